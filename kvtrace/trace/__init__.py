@@ -1,0 +1,50 @@
+"""Floor 1: what was recorded, as plain immutable values. Needs numpy only; knows no files."""
+
+from kvtrace.trace.lane import LaneStep, LogitDiff
+from kvtrace.trace.mask import Mask
+from kvtrace.trace.meta import CacheLayer, Lane, Meta, ModelCard, Sampling, Site, Tensor
+from kvtrace.trace.notes import Damage, Ending, Note
+from kvtrace.trace.source import CACHED, OVERVIEW, WRITES, Source
+from kvtrace.trace.step import (
+    CacheEvent,
+    CacheStep,
+    Cost,
+    Flops,
+    Run,
+    SiteStep,
+    Step,
+    TopLogits,
+)
+from kvtrace.trace.trace import CacheView, Trace
+from kvtrace.trace.weights import Weights
+
+__all__ = [
+    "CACHED",
+    "OVERVIEW",
+    "WRITES",
+    "CacheEvent",
+    "CacheLayer",
+    "CacheStep",
+    "CacheView",
+    "Cost",
+    "Damage",
+    "Ending",
+    "Flops",
+    "Lane",
+    "LaneStep",
+    "LogitDiff",
+    "Mask",
+    "Meta",
+    "ModelCard",
+    "Note",
+    "Run",
+    "Sampling",
+    "Site",
+    "SiteStep",
+    "Source",
+    "Step",
+    "Tensor",
+    "TopLogits",
+    "Trace",
+    "Weights",
+]

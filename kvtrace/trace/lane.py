@@ -1,0 +1,65 @@
+"""How another lane compares with the cached one, for one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class LogitDiff:
+    """Logits of the last row in both lanes, for one sequence.
+
+    Attributes:
+        max_abs: Largest difference over the whole vocabulary.
+        margin: Lead of the best logit in the cached lane.
+        best, lane_best: The token each lane would choose.
+    """
+
+    max_abs: float
+    margin: float
+    best: int
+    lane_best: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStep:
+    """Comparison of one lane with the cached one, rows new in this step.
+
+    All arrays are [sites, 4, heads] with the tensors in the order of `Tensor`; kv tensors use
+    their kv heads; what was not compared is NaN (or -1): absent never means equal.
+
+    Attributes:
+        lane: Name of the lane.
+        step: Number of the step.
+        max_abs: Largest |cached - lane|, float32.
+        rms: Root mean square of the difference, float32.
+        reference_max: Largest |lane|, float32: relative error is max_abs / reference_max.
+        sequence, row, dim: Where max_abs is: sequence, row within the step, feature; int32.
+        beyond: Elements whose difference exceeds the lane's tolerance × reference_max; int64.
+        rows_stored: The lane's own rows of this step are in the trace.
+        logits: Per sequence; empty if not compared.
+        elapsed_ns: Wall time of this lane's forward for this step; None if there was none.
+    """
+
+    lane: str
+    step: int
+    max_abs: NDArray[np.float32]
+    rms: NDArray[np.float32]
+    reference_max: NDArray[np.float32]
+    sequence: NDArray[np.int32]
+    row: NDArray[np.int32]
+    dim: NDArray[np.int32]
+    beyond: NDArray[np.int64]
+    rows_stored: bool = False
+    logits: tuple[LogitDiff, ...] = ()
+    elapsed_ns: int | None = None
+
+    @property
+    def relative(self) -> NDArray[np.float32]:
+        """max_abs / reference_max, [sites, 4, heads]; NaN where not compared, 0/0 is 0."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            quotient = self.max_abs / self.reference_max
+        return np.where(self.max_abs == 0, np.float32(0), quotient).astype(np.float32)

@@ -1,0 +1,52 @@
+"""What is added to a trace around its steps: notes, findings, bookmarks, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something said about a trace, possibly long after it was recorded.
+
+    Attributes:
+        kind: "note", "finding", "bookmark" or "chosen" (the token chosen after `step`, learned
+            too late to be in it: `text` holds the id).
+        text: What it says.
+        step: The step it is about, None for the whole trace.
+        site, head: Narrower, where known.
+        sequence: Row of the batch.
+    """
+
+    kind: str
+    text: str
+    step: int | None = None
+    site: int | None = None
+    head: int | None = None
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the recording ended. A trace without one is incomplete.
+
+    Attributes:
+        reason: "length", "eos", "context full", "stopped", "error", or "done".
+        text: A sentence; for an error, what happened.
+    """
+
+    reason: str
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A part of the file that can't be read.
+
+    Attributes:
+        text: What and where, with step, layer and tensor where known.
+        offset: Byte in the file.
+    """
+
+    text: str
+    offset: int

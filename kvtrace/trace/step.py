@@ -1,0 +1,232 @@
+"""What one step did: tokens in, rows written and read, tokens out, what it cost.
+
+A step is a delta. It names the rows ("cells") every cache layer held by runs over cells, so any
+step can be understood alone, without replaying those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kvtrace.trace.mask import Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive cells in consecutive slots.
+
+    A cell is one K row with its V row, all kv heads: immutable, stored once, numbered per cache
+    layer in the order of writing (within a step: sequence by sequence, then row by row).
+
+    Attributes:
+        cell: First cell.
+        count: Number of cells.
+        slot: Where the first one stands in the array the attention was given.
+        position: Logical position of the first one; negative while it is padding.
+    """
+
+    cell: int
+    count: int
+    slot: int
+    position: int
+
+
+Runs = tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStep:
+    """What happened to a group of cache layers in one step; the same to each of them.
+
+    Attributes:
+        layers: Indices into `Meta.cache_layers`.
+        first_cell: Number of the first cell written by this step.
+        rows: Cells written per sequence: sequence b wrote cells
+            [first_cell + b·rows, first_cell + (b+1)·rows).
+        attended: Per sequence: what the attention was given, in slot order.
+        kept: Per sequence: what the cache holds after the step; evicted is attended minus kept.
+        length_before, length_after: Rows the cache held around the step.
+        rewritten: Written rows per sequence that replaced older ones in place (quantised or
+            re-rotated caches), counted in `rows`.
+    """
+
+    layers: tuple[int, ...]
+    first_cell: int
+    rows: int
+    attended: tuple[Runs, ...]
+    kept: tuple[Runs, ...]
+    length_before: int
+    length_after: int
+    rewritten: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SiteStep:
+    """What a group of sites did in one step.
+
+    Attributes:
+        sites: Indices into `Meta.sites`.
+        mask: What each query row could see.
+        check_error: Per site: max |softmax(q·kᵀ·scale …)·v - output|, calculated from what was
+            recorded; None where it was not checked.
+        check_scale: Per site: max |output|, to judge the error by.
+        nonfinite: Per site: NaN and Inf among q, k, v and output of this step.
+    """
+
+    sites: tuple[int, ...]
+    mask: Mask
+    check_error: tuple[float | None, ...]
+    check_scale: tuple[float, ...]
+    nonfinite: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEvent:
+    """A change of the cache between forwards: crop, reorder, repeat, select, reset.
+
+    Attributes:
+        kind: "crop", "reorder", "repeat", "select" or "reset".
+        layers: Cache layers it touched.
+        lengths_before, lengths_after: Rows per touched layer.
+        order: For reorder and select: the sequence each sequence took over.
+    """
+
+    kind: str
+    layers: tuple[int, ...]
+    lengths_before: tuple[int, ...]
+    lengths_after: tuple[int, ...]
+    order: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """Floating-point operations by part, multiply-add = 2, full new × seq rectangle.
+
+    Attributes:
+        qkv: Projections to queries, keys and values.
+        scores: q·kᵀ.
+        mix: weights·v.
+        output: Projection of the attention output.
+        mlp: Feed-forward layers, experts and routers included.
+        head: Logits as this model really computed them.
+        head_last, head_all: Logits of the last row of each sequence, and of every row: the two
+            conventions.
+        other: Every other matrix product (rotary tables and the like).
+    """
+
+    qkv: int = 0
+    scores: int = 0
+    mix: int = 0
+    output: int = 0
+    mlp: int = 0
+    head: int = 0
+    head_last: int = 0
+    head_all: int = 0
+    other: int = 0
+
+    @property
+    def body(self) -> int:
+        """Everything but the head."""
+        return self.qkv + self.scores + self.mix + self.output + self.mlp + self.other
+
+    @property
+    def total(self) -> int:
+        """As computed."""
+        return self.body + self.head
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the step cost with the cache, and what the same tokens cost without one.
+
+    Attributes:
+        cached: FLOPs of this forward.
+        recomputed: FLOPs of a forward over all tokens so far, no cache.
+        weight_bytes: Parameters read once.
+        cache_read_bytes: Rows attended to that earlier steps wrote; shared ones once.
+        cache_written_bytes: Rows written by this step.
+        cache_bytes: Memory the cache holds after the step: the live tensors' nbytes.
+    """
+
+    cached: Flops = field(default_factory=Flops)
+    recomputed: Flops = field(default_factory=Flops)
+    weight_bytes: int = 0
+    cache_read_bytes: int = 0
+    cache_written_bytes: int = 0
+    cache_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogits:
+    """The highest logits of one sequence after the step, highest first.
+
+    Attributes:
+        ids: Token ids.
+        logits: Their logits.
+        logsumexp: Of all logits, so that probability = exp(logit - logsumexp).
+    """
+
+    ids: tuple[int, ...]
+    logits: tuple[float, ...]
+    logsumexp: float
+
+    @property
+    def margin(self) -> float | None:
+        """How far the best logit leads; None with fewer than two."""
+        return self.logits[0] - self.logits[1] if len(self.logits) > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass.
+
+    Attributes:
+        number: Counted from 0 in order of time.
+        phase: "prefill" (over a prompt or a chunk of it) or "decode".
+        parent: Step whose cache this one continued; None at the start of a sequence.
+        tokens: Ids in, per sequence, [sequences][new].
+        positions: Their positions, same shape; negative: padding.
+        chosen: Token chosen from this step's logits, per sequence; None while unknown.
+        top: Highest logits of the last row, per sequence; empty if none were seen.
+        caches: What happened to the cache layers.
+        sites: What the attention did.
+        events: Changes of the cache between the step before and this one.
+        cost: FLOPs and bytes.
+        elapsed_ns: Wall time of the forward, our own time taken out.
+        recorder_ns: Our own time.
+        texts: Text of token ids first seen here.
+    """
+
+    number: int
+    phase: str
+    parent: int | None
+    tokens: tuple[tuple[int, ...], ...]
+    positions: tuple[tuple[int, ...], ...]
+    chosen: tuple[int | None, ...]
+    top: tuple[TopLogits, ...] = ()
+    caches: tuple[CacheStep, ...] = ()
+    sites: tuple[SiteStep, ...] = ()
+    events: tuple[CacheEvent, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+    elapsed_ns: int = 0
+    recorder_ns: int = 0
+    texts: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def num_sequences(self) -> int:
+        """Rows of the batch."""
+        return len(self.tokens)
+
+    @property
+    def new(self) -> int:
+        """Tokens in, per sequence."""
+        return len(self.tokens[0]) if self.tokens else 0
+
+    def cache_step(self, cache_layer: int) -> CacheStep | None:
+        """What happened to one cache layer; None if the step did not touch it."""
+        return next((group for group in self.caches if cache_layer in group.layers), None)
+
+    def site_step(self, site: int) -> SiteStep | None:
+        """What one site did; None if it did not attend."""
+        return next((group for group in self.sites if site in group.sites), None)

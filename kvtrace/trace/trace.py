@@ -1,0 +1,340 @@
+"""A recorded run: lazy, typed, immutable steps, with every tensor addressed by the words we use.
+
+`layer` in these methods is an index into `meta.sites`: with one attention call per layer, the
+layer itself. Rows are read and checked only when asked for, and come back as float32 (float64
+where that was recorded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.errors import MissingError
+from kvtrace.trace import dtypes
+from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.lane import LaneStep
+from kvtrace.trace.meta import CacheLayer, Meta, Site, Tensor
+from kvtrace.trace.notes import Damage, Ending, Note
+from kvtrace.trace.source import CACHED, Source
+from kvtrace.trace.step import CacheStep, Runs, SiteStep, Step
+from kvtrace.trace.weights import Weights, derive
+
+
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """The K,V rows one sequence's attention was given in one step, in slot order.
+
+    Attributes:
+        keys: [kv_heads, seq, key_dim].
+        values: [kv_heads, seq, value_dim].
+        cells: Cell number of each row, [seq]; the same cell is the same row for ever.
+        slots: Slot of each row, [seq].
+        positions: Logical position of each row, [seq]; negative: padding.
+    """
+
+    keys: Floats
+    values: Floats
+    cells: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+
+class Trace:
+    """One recorded run."""
+
+    __slots__ = ("_source",)
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __repr__(self) -> str:
+        return f"<Trace {self.name}: {self.meta.model.name}, {len(self)} steps>"
+
+    def __len__(self) -> int:
+        return len(self._source.step_numbers())
+
+    def __iter__(self) -> Iterator[Step]:
+        return map(self._source.step, self._source.step_numbers())
+
+    # -- the whole run ---------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """File name without its folder."""
+        return self._source.name
+
+    @property
+    def meta(self) -> Meta:
+        """Model, sites, cache layers, lanes."""
+        return self._source.meta
+
+    @property
+    def notes(self) -> Sequence[Note]:
+        """Notes, findings and bookmarks."""
+        return self._source.notes
+
+    @property
+    def ending(self) -> Ending | None:
+        """How the recording ended; None: incomplete, or still being written."""
+        return self._source.ending
+
+    @property
+    def damage(self) -> Sequence[Damage]:
+        """Parts of the file that can't be read."""
+        return self._source.damage
+
+    @property
+    def source(self) -> Source:
+        """Where the rows come from."""
+        return self._source
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Numbers of the recorded steps, ascending."""
+        return self._source.step_numbers()
+
+    @property
+    def overview(self) -> NDArray[np.void]:
+        """All steps at a glance; see `source.OVERVIEW`."""
+        return self._source.overview()
+
+    def step(self, number: int) -> Step:
+        """The step of that number.
+
+        Raises:
+            MissingError: It is not in this trace.
+        """
+        return self._source.step(number)
+
+    # -- tokens ----------------------------------------------------------------------------
+
+    def token_text(self, token: int) -> str:
+        """Text of a token id, raw (pass it through `text.token` to show it)."""
+        text = self._source.token_text(token)
+        return f"<{token}>" if text is None else text
+
+    def chosen(self, number: int, sequence: int = 0) -> int | None:
+        """The token chosen after a step: recorded in it, noted later, or fed to its successor."""
+        step = self.step(number)
+        if sequence < len(step.chosen) and step.chosen[sequence] is not None:
+            return step.chosen[sequence]
+        for note in self.notes:
+            if (note.kind, note.step, note.sequence) == ("chosen", number, sequence):
+                return int(note.text)
+        after = [later for later in self.numbers if later > number][:1]
+        if not after or self.step(after[0]).parent != number:
+            return None
+        child = self.step(after[0])
+        reordered = any(event.kind != "crop" for event in child.events)
+        fits = child.phase == "decode" and sequence < child.num_sequences and child.new > 0
+        return child.tokens[sequence][0] if fits and not reordered else None
+
+    # -- rows ------------------------------------------------------------------------------
+
+    def site(self, layer: int) -> Site:
+        """The site at a row of the grid.
+
+        Raises:
+            MissingError: There is no such site.
+        """
+        sites = self.meta.sites
+        if not 0 <= layer < len(sites):
+            raise MissingError(
+                f"{self.name}: layer {layer} was asked for, but the trace has {len(sites)} "
+                f"attention sites, 0 to {len(sites) - 1}."
+            )
+        return sites[layer]
+
+    def cache_layer(self, layer: int) -> CacheLayer:
+        """The cache layer that a site reads."""
+        return self.meta.cache_layers[self.site(layer).reads]
+
+    def cache_step(self, number: int, layer: int) -> CacheStep:
+        """What a step did to the rows that a site reads.
+
+        Raises:
+            MissingError: The site did not attend in this step.
+        """
+        found = self.step(number).cache_step(self.site(layer).reads)
+        if found is None:
+            raise MissingError(f"{self.name}: layer {layer} did not attend in step {number}.")
+        return found
+
+    def site_step(self, number: int, layer: int) -> SiteStep:
+        """What a site did in a step.
+
+        Raises:
+            MissingError: The site did not attend in this step.
+        """
+        found = self.step(number).site_step(self.site(layer).index)
+        if found is None:
+            raise MissingError(f"{self.name}: layer {layer} did not attend in step {number}.")
+        return found
+
+    def cache(
+        self,
+        number: int,
+        layer: int,
+        sequence: int = 0,
+        *,
+        head: int | None = None,
+        lane: str = CACHED,
+    ) -> CacheView:
+        """The K,V rows that a site was given in a step.
+
+        Args:
+            number: Step.
+            layer: Site.
+            sequence: Row of the batch.
+            head: Only this kv head; the head axis then has length 1.
+            lane: Another lane's rows for the same cells; NaN where the trace has none.
+
+        Raises:
+            MissingError: The site did not attend in this step.
+            TraceError: The rows are damaged.
+        """
+        runs = self.cache_step(number, layer).attended[sequence]
+        return CacheView(
+            self._cells(layer, Tensor.KEYS, runs, lane, head),
+            self._cells(layer, Tensor.VALUES, runs, lane, head),
+            _expand([(run.cell, run.count) for run in runs]),
+            _expand([(run.slot, run.count) for run in runs]),
+            _expand([(run.position, run.count) for run in runs]),
+        )
+
+    def _cells(self, layer: int, tensor: Tensor, runs: Runs, lane: str, head: int | None) -> Floats:
+        store = self.cache_layer(layer)
+        dim = store.key_dim if tensor is Tensor.KEYS else store.value_dim
+        heads = store.num_kv_heads if head is None else 1
+        dtype = self._lane_dtype(store.dtype, lane)
+        parts: list[Floats] = []
+        for run in runs:
+            raw = self._source.cells(store.index, tensor, run.cell, run.count, lane, head)
+            if raw is None:
+                parts.append(np.full((heads, run.count, dim), np.nan, np.float32))
+            else:
+                parts.append(dtypes.widen(raw, dtype))
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts, axis=1) if parts else np.zeros((heads, 0, dim), np.float32)
+
+    def _lane_dtype(self, dtype: str, lane: str) -> str:
+        found = self.meta.lane(lane)
+        return dtype if found is None else found.dtype
+
+    def rows(
+        self,
+        number: int,
+        layer: int,
+        tensor: Tensor,
+        sequence: int = 0,
+        *,
+        head: int | None = None,
+        lane: str = CACHED,
+    ) -> Floats | None:
+        """Rows that are new in a step: [heads or kv_heads, new, dim].
+
+        None: not recorded in that lane (never for the cached lane of a site that attended).
+        KEYS and VALUES are the cells the step wrote; none for a site that reads shared rows.
+
+        Raises:
+            TraceError: The rows are damaged.
+        """
+        site = self.site(layer)
+        if tensor in (Tensor.KEYS, Tensor.VALUES):
+            written = self.cache_step(number, layer)
+            if written.rows == 0:
+                return None
+            first = written.first_cell + sequence * written.rows
+            raw = self._source.cells(site.reads, tensor, first, written.rows, lane, head)
+            dtype = self.cache_layer(layer).dtype
+            return None if raw is None else dtypes.widen(raw, self._lane_dtype(dtype, lane))
+        raw = self._source.site_rows(number, site.index, tensor, lane, head)
+        if raw is None:
+            return None
+        return dtypes.widen(raw[sequence], self._lane_dtype(site.dtype, lane))
+
+    def queries(self, number: int, layer: int, sequence: int = 0) -> Floats:
+        """Q of the step's new rows, after position encoding: [heads, new, key_dim].
+
+        Raises:
+            MissingError: They were not recorded.
+        """
+        return self._required(number, layer, Tensor.QUERIES, sequence)
+
+    def output(self, number: int, layer: int, sequence: int = 0) -> Floats:
+        """The attention output before the output projection: [heads, new, value_dim].
+
+        Raises:
+            MissingError: It was not recorded.
+        """
+        return self._required(number, layer, Tensor.OUTPUT, sequence)
+
+    def _required(self, number: int, layer: int, tensor: Tensor, sequence: int) -> Floats:
+        found = self.rows(number, layer, tensor, sequence)
+        if found is None:
+            raise MissingError(
+                f"{self.name}: step {number}, layer {layer}: {tensor.name.lower()} not recorded."
+            )
+        return found
+
+    # -- derived ---------------------------------------------------------------------------
+
+    def visible(self, number: int, layer: int, sequence: int = 0) -> NDArray[np.bool_]:
+        """Which rows each query could see: [1 or heads, new, seq]."""
+        mask = self.site_step(number, layer).mask
+        runs = self.cache_step(number, layer).attended[sequence]
+        if not mask.full:
+            seq = sum(run.count for run in runs)
+            return mask.visible(sequence, self.step(number).new, seq)[None]
+        stored = self._source.full_mask(number, self.site(layer).index)
+        if stored is None:
+            raise MissingError(f"{self.name}: step {number}, layer {layer}: mask not recorded.")
+        return np.asarray(stored[sequence if stored.shape[0] > 1 else 0], np.bool_)
+
+    def bias(self, number: int, layer: int, sequence: int = 0) -> Floats | None:
+        """The additive bias on the scores, [1 or heads, 1 or new, seq]; None without one."""
+        if not self.site_step(number, layer).mask.bias:
+            return None
+        stored = self._source.bias(number, self.site(layer).index)
+        if stored is None:
+            return None
+        return np.asarray(stored[sequence if stored.shape[0] > 1 else 0], np.float32)
+
+    def weights(
+        self, number: int, layer: int, head: int | None = None, sequence: int = 0
+    ) -> Weights:
+        """Attention weights, derived: [heads, new, seq]; with `head`, [1, new, seq].
+
+        Raises:
+            MissingError: The site did not attend in this step.
+            TraceError: The rows are damaged.
+        """
+        site = self.site(layer)
+        visible = self.visible(number, layer, sequence)
+        bias = self.bias(number, layer, sequence)
+        kv_head = None if head is None else site.kv_head(head)
+        runs = self.cache_step(number, layer).attended[sequence]
+        keys = self._cells(layer, Tensor.KEYS, runs, CACHED, kv_head)
+        queries = self.rows(number, layer, Tensor.QUERIES, sequence, head=head)
+        if queries is None:
+            raise MissingError(f"{self.name}: step {number}, layer {layer}: queries not recorded.")
+        if head is not None:
+            site = replace(site, sinks=site.sinks[head : head + 1])
+            visible = visible[head : head + 1] if visible.shape[0] > 1 else visible
+            bias = bias[head : head + 1] if bias is not None and bias.shape[0] > 1 else bias
+        return derive(site, queries, keys, visible, bias)
+
+    def compared(self, number: int, lane: str = "recomputed") -> LaneStep | None:
+        """How another lane compares in a step; None: not compared (never: equal)."""
+        return self._source.lane_step(lane, number)
+
+
+def _expand(ranges: list[tuple[int, int]]) -> NDArray[np.int64]:
+    """Concatenate [first, first + count) for each pair."""
+    parts = [np.arange(first, first + count, dtype=np.int64) for first, count in ranges]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
