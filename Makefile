@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine with git, make and python3 >= 3.11:
+#   make demo     open the screen on the built-in model
+#   make test     every check and every test
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: demo test check tools bench clean
+
+demo: $(READY)
+	@$(BIN)/kvtrace
+
+test: check
+
+check: $(READY) tools
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/run.py
+
+# The terminal tests drive a real tmux.
+tools:
+	@command -v tmux >/dev/null || sh .ci/install-tools
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) .ci/make_venv.py $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

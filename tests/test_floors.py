@@ -1,0 +1,39 @@
+"""The floors, looked at from outside: what importing each one really loads."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "transformers", "pydantic", "tokenizers", "huggingface_hub"}
+DRAWING = {"textual", "rich"}
+
+FLOORS = {
+    "kvtrace": HEAVY | DRAWING | {"numpy"},
+    "kvtrace.errors": HEAVY | DRAWING | {"numpy"},
+    "kvtrace.text": HEAVY | DRAWING | {"numpy"},
+    "kvtrace.units": HEAVY | DRAWING | {"numpy"},
+    "kvtrace.trace": HEAVY | DRAWING,
+    "kvtrace.files": HEAVY | DRAWING,
+    "kvtrace.analysis": HEAVY | DRAWING,
+    "kvtrace.live.session": HEAVY | DRAWING,
+    "kvtrace.cli": HEAVY | DRAWING | {"numpy"},
+    "kvtrace_tui": HEAVY,
+    "kvtrace_tui.app": HEAVY,
+    "kvtrace_fixtures": HEAVY | DRAWING,
+    "kvtrace.record": {"textual", "kvtrace_tui"},
+    "kvtrace.models": {"textual", "kvtrace_tui"},
+}
+
+
+def loaded_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", FLOORS)
+def test_importing_a_floor_loads_nothing_from_above_it(module):
+    assert not loaded_by(module) & FLOORS[module]
