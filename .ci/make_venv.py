@@ -36,7 +36,7 @@ def install_pip(python: Path) -> None:
 
 def main() -> None:
     """Make the environment named on the command line."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - runs before anything was checked
         sys.exit(
             f"kvtrace needs Python 3.11 or newer, this is {sys.version.split()[0]}: "
             "name another one with `make PYTHON=python3.12 demo`"

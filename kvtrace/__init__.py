@@ -1,3 +1,29 @@
 """See an attention KV cache: record every step, scrub through it, compare lanes."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvtrace.files import open_trace as open  # noqa: A004 - kvtrace.open reads like open
+    from kvtrace.record import record
+    from kvtrace.trace import Trace
+
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "open": ("kvtrace.files", "open_trace"),
+    "record": ("kvtrace.record", "record"),
+    "Trace": ("kvtrace.trace", "Trace"),
+}
+
+__all__ = ["Trace", "__version__", "open", "record"]
+
+
+def __getattr__(name: str) -> object:
+    """Public names load what they need only when used (PEP 562): `import kvtrace` is free."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'kvtrace' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    return getattr(import_module(module), attribute)

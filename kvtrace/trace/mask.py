@@ -37,11 +37,17 @@ class Mask:
     full: bool = False
     bias: bool = False
 
-    def visible(self, sequence: int, new: int, seq: int) -> NDArray[np.bool_]:
-        """The rules as a table, [new, seq]; not meaningful when `full` is set."""
-        query = np.arange(new)[:, None]
+    def visible(
+        self, sequence: int, new: int, seq: int, *, query_row: int | None = None
+    ) -> NDArray[np.bool_]:
+        """The rules as a table, [new, seq]; not meaningful when `full` is set.
+
+        With `query_row`, only that query: [1, seq].
+        """
+        rows = np.arange(new) if query_row is None else np.array([query_row])
+        query = rows[:, None]
         key = np.arange(seq)[None, :]
-        table = np.ones((new, seq), bool)
+        table = np.ones((len(rows), seq), bool)
         if self.offset is not None:
             table &= key <= query + self.offset
             if self.window is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvtrace.errors import MissingError
 from kvtrace.trace import dtypes
-from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.dtypes import Array, Floats
 from kvtrace.trace.lane import LaneStep
 from kvtrace.trace.meta import CacheLayer, Meta, Site, Tensor
 from kvtrace.trace.notes import Damage, Ending, Note
@@ -284,45 +284,66 @@ class Trace:
 
     # -- derived ---------------------------------------------------------------------------
 
-    def visible(self, number: int, layer: int, sequence: int = 0) -> NDArray[np.bool_]:
-        """Which rows each query could see: [1 or heads, new, seq]."""
+    def visible(
+        self, number: int, layer: int, sequence: int = 0, query: int | None = None
+    ) -> NDArray[np.bool_]:
+        """Which rows each query could see: [1 or heads, new, seq]; with `query`, [.., 1, seq]."""
         mask = self.site_step(number, layer).mask
-        runs = self.cache_step(number, layer).attended[sequence]
+        new = self.step(number).new
+        row = None if query is None else query % max(new, 1)
         if not mask.full:
-            seq = sum(run.count for run in runs)
-            return mask.visible(sequence, self.step(number).new, seq)[None]
+            seq = sum(run.count for run in self.cache_step(number, layer).attended[sequence])
+            return mask.visible(sequence, new, seq, query_row=row)[None]
         stored = self._source.full_mask(number, self.site(layer).index)
         if stored is None:
             raise MissingError(f"{self.name}: step {number}, layer {layer}: mask not recorded.")
-        return np.asarray(stored[sequence if stored.shape[0] > 1 else 0], np.bool_)
+        return np.asarray(_rows_for(stored, sequence, row), np.bool_)
 
-    def bias(self, number: int, layer: int, sequence: int = 0) -> Floats | None:
+    def bias(
+        self, number: int, layer: int, sequence: int = 0, query: int | None = None
+    ) -> Floats | None:
         """The additive bias on the scores, [1 or heads, 1 or new, seq]; None without one."""
         if not self.site_step(number, layer).mask.bias:
             return None
         stored = self._source.bias(number, self.site(layer).index)
         if stored is None:
             return None
-        return np.asarray(stored[sequence if stored.shape[0] > 1 else 0], np.float32)
+        row = None if query is None else query % max(self.step(number).new, 1)
+        return np.asarray(_rows_for(stored, sequence, row), np.float32)
 
     def weights(
-        self, number: int, layer: int, head: int | None = None, sequence: int = 0
+        self,
+        number: int,
+        layer: int,
+        head: int | None = None,
+        sequence: int = 0,
+        query: int | None = None,
     ) -> Weights:
-        """Attention weights, derived: [heads, new, seq]; with `head`, [1, new, seq].
+        """Attention weights, derived: [heads, new, seq].
+
+        Args:
+            number: Step.
+            layer: Site.
+            head: Only this query head: [1, new, seq].
+            sequence: Row of the batch.
+            query: Only this row of the step (-1 is the last): [.., 1, seq].
 
         Raises:
             MissingError: The site did not attend in this step.
             TraceError: The rows are damaged.
         """
         site = self.site(layer)
-        visible = self.visible(number, layer, sequence)
-        bias = self.bias(number, layer, sequence)
         kv_head = None if head is None else site.kv_head(head)
         runs = self.cache_step(number, layer).attended[sequence]
         keys = self._cells(layer, Tensor.KEYS, runs, CACHED, kv_head)
         queries = self.rows(number, layer, Tensor.QUERIES, sequence, head=head)
         if queries is None:
             raise MissingError(f"{self.name}: step {number}, layer {layer}: queries not recorded.")
+        visible = self.visible(number, layer, sequence, query)
+        bias = self.bias(number, layer, sequence, query)
+        if query is not None:
+            row = query % queries.shape[1]
+            queries = queries[:, row : row + 1]
         if head is not None:
             site = replace(site, sinks=site.sinks[head : head + 1])
             visible = visible[head : head + 1] if visible.shape[0] > 1 else visible
@@ -332,6 +353,14 @@ class Trace:
     def compared(self, number: int, lane: str = "recomputed") -> LaneStep | None:
         """How another lane compares in a step; None: not compared (never: equal)."""
         return self._source.lane_step(lane, number)
+
+
+def _rows_for(stored: Array, sequence: int, row: int | None) -> Array:
+    """One sequence of [sequences|1, heads|1, new|1, seq], and one of its query rows if asked."""
+    part = stored[sequence if stored.shape[0] > 1 else 0]
+    if row is None or part.shape[1] == 1:
+        return part
+    return part[:, row : row + 1]
 
 
 def _expand(ranges: list[tuple[int, int]]) -> NDArray[np.int64]:

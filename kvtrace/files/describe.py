@@ -1,0 +1,91 @@
+"""What is in a trace file: frames, bytes, and every string, so that people can share it safely."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvtrace.errors import TraceError
+from kvtrace.files import codec
+from kvtrace.files.catalog import Catalog
+from kvtrace.files.frames import FrameFile
+from kvtrace.files.layout import Kind
+from kvtrace.trace import Ending
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What a file holds.
+
+    Attributes:
+        name: File name.
+        version: Of the format.
+        size: Bytes.
+        frames: Kind of frame to (number, bytes).
+        steps: Number of steps.
+        ending: How it ended; None: incomplete.
+        damage: Sentences: what can't be read.
+        strings: Every string in the file, raw, with how often it occurs, in order of appearance.
+    """
+
+    name: str
+    version: int
+    size: int
+    frames: dict[str, tuple[int, int]]
+    steps: int
+    ending: Ending | None
+    damage: tuple[str, ...]
+    strings: dict[str, int]
+
+
+def describe(path: Path) -> FileReport:
+    """Look at every frame of a file.
+
+    Raises:
+        TraceError: It is no trace, or nothing of it can be read.
+    """
+    file = FrameFile(path)
+    catalog = Catalog(file)
+    frames: dict[str, tuple[int, int]] = {}
+    strings: Counter[str] = Counter()
+    damage = [one.text for one in catalog.damage]
+    for row in catalog.frames:
+        kind = _kind_name(int(row["kind"]))
+        try:
+            frame = file.frame(int(row["offset"]))
+        except TraceError as error:
+            damage.append(str(error))
+            continue
+        if frame is None:
+            continue
+        number, size = frames.get(kind, (0, 0))
+        frames[kind] = (number + 1, size + frame.head.total)
+        strings.update(_strings(codec.parse(frame.json, file.name)))
+    return FileReport(
+        name=file.name,
+        version=file.version or 0,
+        size=file.size(),
+        frames=frames,
+        steps=len(catalog.step_frames),
+        ending=catalog.ending,
+        damage=tuple(dict.fromkeys(damage)),
+        strings=dict(strings),
+    )
+
+
+def _kind_name(kind: int) -> str:
+    return Kind(kind).name if kind in list(Kind) else f"kind {kind}"
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every string value in parsed JSON; keys are our own words, except of mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)

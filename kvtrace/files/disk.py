@@ -1,0 +1,121 @@
+"""Appending bytes to a file so that whole frames are there or nothing is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+from pathlib import Path
+from typing import Protocol
+
+from kvtrace.errors import OutputExistsError, WriteError
+from kvtrace.text import safe
+from kvtrace.units import byte_size
+
+_SYNC_SECONDS = 1.0
+
+
+class Write(Protocol):
+    """`os.pwrite`, or a stand-in that fails on purpose."""
+
+    def __call__(self, fd: int, buffer: bytes, offset: int, /) -> int:
+        """Write some of `buffer`; returns how many bytes."""
+
+
+class Appender:
+    """An append-only file: locked, synced every second, whole writes or none."""
+
+    def __init__(self, path: Path, *, write: Write = os.pwrite, append: bool = False) -> None:
+        """Open it.
+
+        Args:
+            path: The file; it must not exist, or with `append` must.
+            write: How bytes are written.
+            append: Go on with an existing file.
+
+        Raises:
+            OutputExistsError: It exists, can't be created, or somebody else is writing it.
+        """
+        self.path = path
+        self._write = write
+        flags = os.O_RDWR | os.O_CLOEXEC | (0 if append else os.O_CREAT | os.O_EXCL)
+        try:
+            self._fd = os.open(path, flags, 0o644)
+        except FileExistsError:
+            raise OutputExistsError(
+                f"{safe(str(path))}: the file exists; --force replaces it, -o names another."
+            ) from None
+        except OSError as error:
+            raise OutputExistsError(
+                f"{safe(str(path))}: can't be opened for writing: {error.strerror}."
+            ) from None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._fd)
+            raise OutputExistsError(
+                f"{safe(str(path))}: another process is writing this trace; wait until it ends."
+            ) from None
+        self.size = os.fstat(self._fd).st_size
+        self.failed = False
+        self._dirty = threading.Event()
+        self._closing = threading.Event()
+        self._syncer = threading.Thread(target=self._sync_now_and_then, daemon=True)
+        self._syncer.start()
+
+    def append(self, data: bytes) -> int:
+        """Append all of `data`; returns where it starts.
+
+        Raises:
+            WriteError: It did not fit; the file is as it was.
+        """
+        start = self.size
+        self._put(data, start)
+        self.size = start + len(data)
+        self._dirty.set()
+        return start
+
+    def rewrite(self, data: bytes, offset: int) -> None:
+        """Rewrite bytes in place; only the hint slots are."""
+        self._put(data, offset)
+
+    def _put(self, data: bytes, offset: int) -> None:
+        if self.failed:
+            raise WriteError(f"{safe(str(self.path))}: an earlier write failed; nothing is added.")
+        done = 0
+        try:
+            while done < len(data):
+                try:
+                    wrote = self._write(self._fd, data[done:] if done else data, offset + done)
+                except InterruptedError:
+                    continue
+                if wrote <= 0:
+                    raise OSError(errno.EIO, "the system wrote nothing")
+                done += wrote
+        except OSError as error:
+            self.failed = True
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self.size)
+            raise WriteError(
+                f"{safe(str(self.path))}: {error.strerror} after {byte_size(self.size)}; "
+                "recording stopped, everything up to there is kept. Free some space and run again."
+            ) from None
+
+    def _sync_now_and_then(self) -> None:
+        while not self._closing.wait(_SYNC_SECONDS):
+            if self._dirty.is_set():
+                self._dirty.clear()
+                with contextlib.suppress(OSError):
+                    os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Sync and let go of the file; safe to call twice."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._syncer.join()
+        with contextlib.suppress(OSError):
+            os.fsync(self._fd)
+        os.close(self._fd)

@@ -1,0 +1,175 @@
+"""Which rows a frame holds, in which order and how large: all from META and the step.
+
+JSON in a frame never carries offsets. A step of few rows carries its tensors itself, one unit a
+tensor; a longer one is cut into ROWS frames of at most 64 rows, one unit for each sequence and
+head, so that one head of a long prefill can be read alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtrace.trace import Meta, Step, Tensor, dtypes
+from kvtrace.trace.dtypes import Array
+
+ROWS_PER_FRAME = 64
+INLINE_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """The raw rows of a step, in storage dtype (see `trace.dtypes`).
+
+    Attributes:
+        queries: Site to [sequences, heads, new, key_dim].
+        output: Site to [sequences, heads, new, value_dim].
+        keys: Cache layer to [sequences, kv_heads, rows, key_dim].
+        values: Cache layer to [sequences, kv_heads, rows, value_dim].
+        masks: Site to its full mask, uint8 [sequences|1, heads|1, new, seq].
+        biases: Site to its bias, float32 [sequences|1, heads|1, new, seq].
+    """
+
+    queries: Mapping[int, Array]
+    output: Mapping[int, Array]
+    keys: Mapping[int, Array]
+    values: Mapping[int, Array]
+    masks: Mapping[int, Array]
+    biases: Mapping[int, Array]
+
+    def of(self, tensor: Tensor) -> Mapping[int, Array]:
+        """The rows of one tensor."""
+        return (self.queries, self.keys, self.values, self.output)[tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """One tensor in a frame.
+
+    Attributes:
+        tensor: Which.
+        index: Site (QUERIES, OUTPUT) or cache layer (KEYS, VALUES).
+        shape: [sequences, heads, rows, dim] in this frame.
+        itemsize: Bytes of an element.
+        start: First byte in the payload.
+        unit: First unit.
+        split: One unit for each sequence and head, instead of one for all.
+    """
+
+    tensor: Tensor
+    index: int
+    shape: tuple[int, int, int, int]
+    itemsize: int
+    start: int
+    unit: int
+    split: bool
+
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return self.shape[0] * self.shape[1] if self.split else 1
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        sequences, heads, rows, dim = self.shape
+        return sequences * heads * rows * dim * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class RowsOf:
+    """Which tensors of a step were recorded; in its JSON as lists of indices.
+
+    Attributes:
+        queries, output: Sites.
+        keys: Cache layers (values alike).
+        masks, biases: Site and shape of the stored mask or bias.
+    """
+
+    queries: tuple[int, ...] = ()
+    output: tuple[int, ...] = ()
+    keys: tuple[int, ...] = ()
+    masks: tuple[tuple[int, ...], ...] = ()
+    biases: tuple[tuple[int, ...], ...] = ()
+
+
+def rows_of(rows: StepRows) -> RowsOf:
+    """What is in `rows`."""
+    return RowsOf(
+        tuple(sorted(rows.queries)),
+        tuple(sorted(rows.output)),
+        tuple(sorted(rows.keys)),
+        tuple((site, *rows.masks[site].shape) for site in sorted(rows.masks)),
+        tuple((site, *rows.biases[site].shape) for site in sorted(rows.biases)),
+    )
+
+
+def shapes(
+    meta: Meta, step: Step, recorded: RowsOf, dtype: str | None
+) -> list[tuple[Tensor, int, tuple[int, int, int, int], int]]:
+    """(tensor, index, whole shape, itemsize) of a step's rows, in the order they are stored.
+
+    Args:
+        meta: Gives heads and dims.
+        step: Gives sequences and rows.
+        recorded: Which tensors there are.
+        dtype: Of another lane; None for the recorded dtypes.
+
+    Raises:
+        IndexError: The step names a site or a cache layer that META does not have.
+    """
+    found: list[tuple[Tensor, int, tuple[int, int, int, int], int]] = []
+    for tensor, sites in ((Tensor.QUERIES, recorded.queries), (Tensor.OUTPUT, recorded.output)):
+        for index in sites:
+            site = meta.sites[index]
+            shape = (step.num_sequences, site.num_heads, step.new, site.dim(tensor))
+            found.append((tensor, index, shape, dtypes.itemsize(dtype or site.dtype)))
+    rows = {layer: group for group in step.caches for layer in group.layers}
+    for index in recorded.keys:
+        store, group = meta.cache_layers[index], rows[index]
+        size = dtypes.itemsize(dtype or store.dtype)
+        for tensor, dim in ((Tensor.KEYS, store.key_dim), (Tensor.VALUES, store.value_dim)):
+            whole = (len(group.attended), store.num_kv_heads, group.rows, dim)
+            found.append((tensor, index, whole, size))
+    return found
+
+
+def most_rows(step: Step) -> int:
+    """Rows of the longest tensor of a step."""
+    return max([step.new, *(group.rows for group in step.caches)], default=0)
+
+
+def num_frames(step: Step) -> int:
+    """ROWS frames that hold a step's rows; 0: the step carries them itself."""
+    rows = most_rows(step)
+    return 0 if rows <= INLINE_ROWS else -(-rows // ROWS_PER_FRAME)
+
+
+def extents(
+    whole: Sequence[tuple[Tensor, int, tuple[int, int, int, int], int]], part: int | None
+) -> list[Extent]:
+    """The extents of one frame.
+
+    Args:
+        whole: From `shapes`.
+        part: Number of the ROWS frame; None for a step that carries its rows itself.
+    """
+    out: list[Extent] = []
+    start = unit = 0
+    for tensor, index, (sequences, heads, rows, dim), itemsize in whole:
+        if part is not None:
+            rows = max(0, min(ROWS_PER_FRAME, rows - part * ROWS_PER_FRAME))
+        extent = Extent(
+            tensor, index, (sequences, heads, rows, dim), itemsize, start, unit, part is not None
+        )
+        if extent.size:
+            out.append(extent)
+            start, unit = start + extent.size, unit + extent.units
+    return out
+
+
+def contiguous(array: Array) -> Array:
+    """The array in C order, copied only if it must be."""
+    return np.ascontiguousarray(array)

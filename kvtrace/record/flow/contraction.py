@@ -1,0 +1,111 @@
+"""A product of two tensors as labelled axes, however it was spelled.
+
+matmul, @, bmm, mm, baddbmm and einsum all become letters on two operands and a result; a letter
+in both operands and not in the result is contracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+_POOL = "ZYXWVUTSRQPONMLKJIHGFEDCBA"
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """left · right = out, one letter an axis.
+
+    Attributes:
+        left, right, out: The tensors.
+        left_axes, right_axes, out_axes: Their letters.
+        alpha: Factor on the product (baddbmm).
+    """
+
+    left: Tensor
+    right: Tensor
+    out: Tensor
+    left_axes: str
+    right_axes: str
+    out_axes: str
+    alpha: float = 1.0
+
+    @property
+    def contracted(self) -> str:
+        """Letters summed over."""
+        return "".join(
+            letter
+            for letter in self.left_axes
+            if letter in self.right_axes and letter not in self.out_axes
+        )
+
+    def free(self, side: str) -> str:
+        """Letters that only one operand has: `side` is "left" or "right"."""
+        mine, other = self.left_axes, self.right_axes
+        if side == "right":
+            mine, other = other, mine
+        return "".join(letter for letter in mine if letter not in other)
+
+    def sizes(self) -> dict[str, int]:
+        """Size of each letter; a broadcast axis counts with its larger size."""
+        found: dict[str, int] = {}
+        for tensor, axes in ((self.left, self.left_axes), (self.right, self.right_axes)):
+            for letter, size in zip(axes, tensor.shape, strict=True):
+                found[letter] = max(size, found.get(letter, 1))
+        return found
+
+
+def of_matmul(left: Tensor, right: Tensor, out: Tensor, alpha: float = 1.0) -> Contraction | None:
+    """Letters of `left @ right`; None for vectors, whose products are no attention."""
+    if left.dim() < 2 or right.dim() < 2:
+        return None
+    leading = max(left.dim(), right.dim()) - 2
+    batch = _POOL[:leading]
+    left_batch = batch[leading - (left.dim() - 2) :]
+    right_batch = batch[leading - (right.dim() - 2) :]
+    return Contraction(left, right, out, left_batch + "mk", right_batch + "kn", batch + "mn", alpha)
+
+
+def of_einsum(equation: str, operands: Sequence[Tensor], out: Tensor) -> Contraction | None:
+    """Letters of an einsum of two operands; None for other numbers and for diagonals."""
+    if len(operands) != 2:
+        return None
+    spelled = equation.replace(" ", "")
+    inputs, _, result = spelled.partition("->")
+    terms = inputs.split(",")
+    if len(terms) != 2:
+        return None
+    if "->" not in spelled:
+        result = _implicit(terms)
+    terms, result = _without_ellipsis(terms, result, operands)
+    fits = all(len(term) == x.dim() for term, x in zip(terms, operands, strict=True))
+    if not fits or any(len(set(term)) != len(term) for term in terms) or len(result) != out.dim():
+        return None
+    return Contraction(operands[0], operands[1], out, terms[0], terms[1], result)
+
+
+def _implicit(terms: Sequence[str]) -> str:
+    """The result of an einsum without an arrow: letters that occur once, sorted."""
+    letters = "".join(terms).replace(".", "")
+    once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
+    return ("..." if "..." in "".join(terms) else "") + "".join(once)
+
+
+def _without_ellipsis(
+    terms: list[str], result: str, operands: Sequence[Tensor]
+) -> tuple[list[str], str]:
+    """Spell `...` out with letters the equation does not use."""
+    if "..." not in "".join(terms):
+        return terms, result
+    free = [letter for letter in _POOL if letter not in "".join(terms) + result]
+    hidden = [
+        x.dim() - len(term.replace("...", "")) if "..." in term else 0
+        for term, x in zip(terms, operands, strict=True)
+    ]
+    names = "".join(free[: max(hidden)])
+    spelled = [
+        term.replace("...", names[len(names) - n :]) for term, n in zip(terms, hidden, strict=True)
+    ]
+    return spelled, result.replace("...", names)

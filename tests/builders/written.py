@@ -1,0 +1,57 @@
+"""Any trace in memory, written to a file the way the recorder does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from kvtrace.files import StepRows, TraceWriter
+from kvtrace.trace import CACHED, Step, Tensor, Trace
+
+
+def write_trace(path: Path, trace: Trace) -> Path:
+    """Write all of it, and close."""
+    with TraceWriter(path, trace.meta) as writer:
+        for step in trace:
+            writer.append(step, rows_of(trace, step))
+            for lane in trace.meta.lanes:
+                comparison = trace.compared(step.number, lane.name)
+                if comparison is not None:
+                    writer.compare(comparison, rows_of(trace, step, lane.name))
+        for note in trace.notes:
+            writer.note(note)
+        if trace.ending is not None:
+            writer.end(trace.ending)
+    return path
+
+
+def rows_of(trace: Trace, step: Step, lane: str = CACHED) -> StepRows:
+    """The raw rows of a step of a trace in memory."""
+    source = trace.source
+    queries, output, keys, values = {}, {}, {}, {}
+    for group in step.sites:
+        for site in group.sites:
+            queries[site] = source.site_rows(step.number, site, Tensor.QUERIES, lane, None)
+            output[site] = source.site_rows(step.number, site, Tensor.OUTPUT, lane, None)
+    for group in step.caches:
+        for layer in group.layers:
+            for tensor, into in ((Tensor.KEYS, keys), (Tensor.VALUES, values)):
+                into[layer] = np.stack(
+                    [
+                        source.cells(
+                            layer,
+                            tensor,
+                            group.first_cell + sequence * group.rows,
+                            group.rows,
+                            lane,
+                            None,
+                        )
+                        for sequence in range(len(group.attended))
+                    ]
+                )
+    masks = {
+        s: source.full_mask(step.number, s) for g in step.sites if g.mask.full for s in g.sites
+    }
+    biases = {s: source.bias(step.number, s) for g in step.sites if g.mask.bias for s in g.sites}
+    return StepRows(queries, output, keys, values, masks, biases)
