@@ -124,7 +124,7 @@ def shapes(
     for tensor, sites in ((Tensor.QUERIES, recorded.queries), (Tensor.OUTPUT, recorded.output)):
         for index in sites:
             site = meta.sites[index]
-            shape = (step.num_sequences, site.num_heads, step.new, site.dim(tensor))
+            shape = (step.num_sequences, site.num_heads, step.new_at(index), site.dim(tensor))
             found.append((tensor, index, shape, dtypes.itemsize(dtype or site.dtype)))
     rows = {layer: group for group in step.caches for layer in group.layers}
     for index in recorded.keys:
@@ -138,7 +138,8 @@ def shapes(
 
 def most_rows(step: Step) -> int:
     """Rows of the longest tensor of a step."""
-    return max([step.new, *(group.rows for group in step.caches)], default=0)
+    queries = [step.new if group.new is None else group.new for group in step.sites]
+    return max([step.new, *queries, *(group.rows for group in step.caches)])
 
 
 def num_frames(step: Step) -> int:

@@ -84,5 +84,6 @@ def check_step(step: Step, meta: Meta, file_bytes: int, where: str) -> None:
         lengths = {len(sites.check_error), len(sites.check_scale), len(sites.nonfinite)}
         padding = len(sites.mask.padding) in (0, step.num_sequences)
         chunk = sites.mask.chunk is None or sites.mask.chunk > 0
-        if not known or lengths != {len(sites.sites)} or not padding or not chunk:
+        new = sites.new is None or 0 <= sites.new <= file_bytes
+        if not new or not known or lengths != {len(sites.sites)} or not padding or not chunk:
             raise TraceError(f"{where}: step {step.number} has attention that can't be.")

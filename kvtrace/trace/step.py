@@ -72,6 +72,8 @@ class SiteStep:
             recorded; None where it was not checked.
         check_scale: Per site: max |output|, to judge the error by.
         nonfinite: Per site: NaN and Inf among q, k, v and output of this step.
+        new: Query rows per sequence; None: the step's `new`. Encoder and cross-attention sites
+            may have another number.
     """
 
     sites: tuple[int, ...]
@@ -79,6 +81,7 @@ class SiteStep:
     check_error: tuple[float | None, ...]
     check_scale: tuple[float, ...]
     nonfinite: tuple[int, ...]
+    new: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +225,11 @@ class Step:
     def new(self) -> int:
         """Tokens in, per sequence."""
         return len(self.tokens[0]) if self.tokens else 0
+
+    def new_at(self, site: int) -> int:
+        """Query rows per sequence at one site."""
+        group = self.site_step(site)
+        return self.new if group is None or group.new is None else group.new
 
     def cache_step(self, cache_layer: int) -> CacheStep | None:
         """What happened to one cache layer; None if the step did not touch it."""

@@ -7,6 +7,7 @@ where that was recorded).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -46,10 +47,12 @@ class CacheView:
 class Trace:
     """One recorded run."""
 
-    __slots__ = ("_source",)
+    __slots__ = ("_chosen", "_notes_seen", "_source")
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._chosen: dict[tuple[int | None, int], int] = {}
+        self._notes_seen = 0
 
     def __repr__(self) -> str:
         return f"<Trace {self.name}: {self.meta.model.name}, {len(self)} steps>"
@@ -122,16 +125,27 @@ class Trace:
         step = self.step(number)
         if sequence < len(step.chosen) and step.chosen[sequence] is not None:
             return step.chosen[sequence]
-        for note in self.notes:
-            if (note.kind, note.step, note.sequence) == ("chosen", number, sequence):
-                return int(note.text)
-        after = [later for later in self.numbers if later > number][:1]
-        if not after or self.step(after[0]).parent != number:
+        noted = self._noted(number, sequence)
+        if noted is not None:
+            return noted
+        numbers = self.numbers
+        after = bisect_right(numbers, number)
+        if after == len(numbers):
             return None
-        child = self.step(after[0])
+        child = self.step(numbers[after])
         reordered = any(event.kind != "crop" for event in child.events)
-        fits = child.phase == "decode" and sequence < child.num_sequences and child.new > 0
-        return child.tokens[sequence][0] if fits and not reordered else None
+        follows = child.parent == number and child.phase == "decode" and not reordered
+        fits = sequence < child.num_sequences and child.new > 0
+        return child.tokens[sequence][0] if follows and fits else None
+
+    def _noted(self, number: int, sequence: int) -> int | None:
+        """The chosen token according to a later note."""
+        notes = self.notes
+        for note in notes[self._notes_seen :]:
+            if note.kind == "chosen" and note.text.isdecimal() and len(note.text) < 20:
+                self._chosen.setdefault((note.step, note.sequence), int(note.text))
+        self._notes_seen = len(notes)
+        return self._chosen.get((number, sequence))
 
     # -- rows ------------------------------------------------------------------------------
 
@@ -289,7 +303,7 @@ class Trace:
     ) -> NDArray[np.bool_]:
         """Which rows each query could see: [1 or heads, new, seq]; with `query`, [.., 1, seq]."""
         mask = self.site_step(number, layer).mask
-        new = self.step(number).new
+        new = self.step(number).new_at(self.site(layer).index)
         row = None if query is None else query % max(new, 1)
         if not mask.full:
             seq = sum(run.count for run in self.cache_step(number, layer).attended[sequence])
@@ -308,7 +322,8 @@ class Trace:
         stored = self._source.bias(number, self.site(layer).index)
         if stored is None:
             return None
-        row = None if query is None else query % max(self.step(number).new, 1)
+        new = self.step(number).new_at(self.site(layer).index)
+        row = None if query is None else query % max(new, 1)
         return np.asarray(_rows_for(stored, sequence, row), np.float32)
 
     def weights(
@@ -357,10 +372,11 @@ class Trace:
 
 def _rows_for(stored: Array, sequence: int, row: int | None) -> Array:
     """One sequence of [sequences|1, heads|1, new|1, seq], and one of its query rows if asked."""
-    part = stored[sequence if stored.shape[0] > 1 else 0]
+    part: Array = stored[sequence if stored.shape[0] > 1 else 0]
     if row is None or part.shape[1] == 1:
         return part
-    return part[:, row : row + 1]
+    only: Array = part[:, row : row + 1]
+    return only
 
 
 def _expand(ranges: list[tuple[int, int]]) -> NDArray[np.int64]:
