@@ -1,0 +1,1 @@
+"""Screens: panes put together, keys handed out."""
