@@ -1,0 +1,94 @@
+"""What the user called the model: a hub id, a directory, a built-in, or a factory in their code.
+
+Looks at the file system only to ask whether a directory of that name exists.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kvtrace.errors import UsageError
+from kvtrace.text import safe
+from kvtrace_fixtures import BUILT_IN
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
+_FACTORY = re.compile(r"(?P<where>.+):(?P<name>[A-Za-z_]\w*)")
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_EXACT_PATH = ("./", "../", "/", "~")
+
+Kind = Literal["built-in", "directory", "hub", "file", "module"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from.
+
+    Attributes:
+        kind: What sort of place.
+        name: What the trace and the screen call it; no directory above the model's own.
+        place: Path of a directory or file, id of a hub repository, or dotted module.
+        factory: Function to call, for files and modules.
+        note: A sentence when the name could have meant something else, else empty.
+    """
+
+    kind: Kind
+    name: str
+    place: str
+    factory: str = ""
+    note: str = ""
+
+
+def parse_spec(spec: str) -> Source:
+    """Decide what a model name means.
+
+    Raises:
+        UsageError: It can't mean anything; says what it could have been.
+    """
+    if spec.startswith("hf:"):
+        return _hub(spec.removeprefix("hf:"))
+    if spec in BUILT_IN:
+        note = f"built-in {spec}; ./{spec} is the directory" if Path(spec).is_dir() else ""
+        return Source("built-in", spec, str(BUILT_IN[spec].directory), note=note)
+    if found := _FACTORY.fullmatch(spec):
+        return _code(found["where"], found["name"])
+    path = Path(spec).expanduser()
+    if spec.endswith(".py"):
+        raise UsageError(
+            f"{safe(spec)}: a Python file needs the name of the function that makes the model; "
+            f"use {safe(spec)}:make_model"
+        )
+    if path.is_dir():
+        ambiguous = not spec.startswith(_EXACT_PATH) and _HUB_ID.fullmatch(spec)
+        note = f"the directory ./{spec} was used; hf:{spec} is the hub's" if ambiguous else ""
+        return Source("directory", f"./{path.resolve().name}", str(path), note=note)
+    if path.is_file():
+        hint = "`kvtrace open` reads traces" if path.suffix == ".kvt" else "name its directory"
+        raise UsageError(f"{safe(spec)}: a file, where a model directory is expected; {hint}")
+    if spec.startswith(_EXACT_PATH):
+        raise UsageError(f"{safe(spec)}: no such directory; hf:NAME names a model on the hub")
+    return _hub(spec)
+
+
+def _hub(repo: str) -> Source:
+    if not _HUB_ID.fullmatch(repo):
+        raise UsageError(
+            f"{safe(repo)}: neither a directory here nor a hub id (owner/name); "
+            f"built in are {', '.join(BUILT_IN)}"
+        )
+    return Source("hub", repo, repo)
+
+
+def _code(where: str, factory: str) -> Source:
+    if where.endswith(".py"):
+        path = Path(where).expanduser()
+        if not path.is_file():
+            raise UsageError(f"{safe(where)}: no such file")
+        return Source("file", f"{path.name}:{factory}", str(path), factory)
+    if not _DOTTED.fullmatch(where):
+        raise UsageError(
+            f"{safe(where)}:{factory}: expected path/to/file.py:factory or package.module:factory"
+        )
+    return Source("module", f"{where}:{factory}", where, factory)
