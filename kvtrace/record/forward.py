@@ -1,0 +1,144 @@
+"""One watched forward pass of a model, as tensors. What the rest of `record` works from.
+
+Tensors are references: they are what the model has just used, not copies. Whoever keeps one past
+the callback keeps the model's memory; whoever reads one later may read what was overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from kvtrace.record.calls import AttentionCall
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUpdate:
+    """One `update` of one layer of a cache.
+
+    Attributes:
+        cache: Serial number of the cache object, counted from 0 as they are met.
+        layer: The cache's own layer index.
+        part: "self" or "cross" (the second half of an encoder-decoder cache).
+        class_name: Class of the cache layer.
+        new_keys: Keys handed in, [sequences, kv_heads, new, key_dim].
+        new_values: Values handed in, [sequences, kv_heads, new, value_dim].
+        keys: Keys handed back, [sequences, kv_heads, seq, key_dim].
+        values: Values handed back.
+        held_keys, held_values: What the layer holds afterwards; None where it keeps no such tensor.
+        length: Rows the layer says it has seen, after the update.
+        capacity: Slots allocated up front; None where it grows.
+        window: Rows a sliding layer keeps in view; None if all.
+        continuous: What the layer held was untouched since the last update or change seen.
+        known: Cache and layer are of classes whose behaviour is known; else rows are compared.
+        earlier: Keys and values handed back last time, kept only when not `continuous`.
+    """
+
+    cache: int
+    layer: int
+    part: str
+    class_name: str
+    new_keys: Tensor
+    new_values: Tensor
+    keys: Tensor
+    values: Tensor
+    held_keys: Tensor | None
+    held_values: Tensor | None
+    length: int
+    capacity: int | None
+    window: int | None
+    continuous: bool
+    known: bool
+    earlier: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of what the layer holds."""
+        held = (self.held_keys, self.held_values)
+        return sum(part.nbytes for part in held if part is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheChange:
+    """A change of a cache other than an update: crop, reorder, repeat, select, reset.
+
+    Attributes:
+        cache: Serial number of the cache object.
+        part: "self" or "cross".
+        kind: "crop", "reorder", "repeat", "select" or "reset".
+        layers: The cache's layer indices that it may have touched.
+        before, after: Rows held per layer, around the change.
+        order: Sequence that each sequence took over (reorder, select, repeat).
+    """
+
+    cache: int
+    part: str
+    kind: str
+    layers: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    order: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """Recurrent memory of one layer of a hybrid model: constant in length.
+
+    Attributes:
+        cache: Serial number of the cache object.
+        layer: The cache's own layer index.
+        nbytes: Bytes of all its recurrent and convolution tensors.
+    """
+
+    cache: int
+    layer: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One outermost forward of the watched model.
+
+    Attributes:
+        number: Counted from 0.
+        model: What was called: the watched model, or its encoder.
+        part: "model" or "encoder".
+        arguments: What it was called with, by name.
+        tokens: Ids in, [sequences, new]; None when embeddings were given.
+        sequences, new: Size of what came in.
+        calls: Attention calls in order.
+        updates: Cache updates in order.
+        changes: Changes of caches since the forward before.
+        recurrent: Recurrent memory written.
+        logits: [sequences, rows, vocab]; None if the model returned none.
+        elapsed_ns: Wall time, our own taken out.
+        own_ns: Our own time within it.
+    """
+
+    number: int
+    model: nn.Module
+    part: str
+    arguments: Mapping[str, object]
+    tokens: Tensor | None
+    sequences: int
+    new: int
+    calls: tuple[AttentionCall, ...]
+    updates: tuple[CacheUpdate, ...]
+    changes: tuple[CacheChange, ...] = ()
+    recurrent: tuple[Recurrent, ...] = field(default=())
+    logits: Tensor | None = None
+    elapsed_ns: int = 0
+    own_ns: int = 0
+
+    def argument(self, name: str) -> Tensor | None:
+        """A tensor it was called with, by name."""
+        value = self.arguments.get(name)
+        return value if isinstance(value, Tensor) else None
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that the updated cache layers hold afterwards."""
+        last = {(one.cache, one.part, one.layer): one.held_bytes for one in self.updates}
+        return sum(last.values())

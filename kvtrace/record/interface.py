@@ -1,0 +1,72 @@
+"""Level 1: attention that asks transformers' attention interface.
+
+While held, every function that the interface hands out is wrapped; the wrapper calls it first and
+then tells the passes running in this thread. The config stays alone, so do masks and logits.
+Knows no cache; `read` turns what was seen into an `AttentionCall`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Any
+
+from transformers.modeling_utils import AttentionInterface
+
+from kvtrace.record.patch import Method, Patches
+from kvtrace.record.running import passes
+
+_SEEN = "__kvtrace__"
+
+
+def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, telling the running passes of each call."""
+    if hasattr(function, _SEEN):
+        return function
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        running = passes()
+        if running:
+            start = perf_counter_ns()
+            module = args[0] if args else kwargs.get("module")
+            output = result[0] if isinstance(result, tuple) else result
+            for one in running:
+                if id(module) in one.names:
+                    one.calls.append((module, args[1:], kwargs, output))
+            running[-1].own_ns += perf_counter_ns() - start
+        return result
+
+    setattr(wrapper, _SEEN, True)
+    return wrapper
+
+
+def _install(patches: Patches) -> None:
+    wrappers: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        found = wrappers.get(function)
+        if found is None:
+            found = wrappers[function] = _watched(function)
+        return found
+
+    def get_interface(original: Method) -> Method:
+        def get_interface(self: AttentionInterface, *args: Any, **kwargs: Any) -> Any:
+            return wrapped(original(self, *args, **kwargs))
+
+        return get_interface
+
+    def get_item(original: Method) -> Method:
+        def get_item(self: AttentionInterface, key: str) -> Any:
+            return wrapped(original(self, key))
+
+        return get_item
+
+    patches.replace(AttentionInterface, "get_interface", get_interface)
+    patches.replace(AttentionInterface, "__getitem__", get_item)
+
+
+INTERFACE = Patches(_install)
+"""The interface's patches; held by every watcher."""

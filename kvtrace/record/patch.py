@@ -1,0 +1,57 @@
+"""Replacing methods of classes for a while: counted, so that watchers nest, and undone exactly."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Method = Callable[..., Any]
+Make = Callable[[Method], Method]
+
+
+class Patches:
+    """A set of replaced methods, in force while anybody holds it."""
+
+    def __init__(self, install: Callable[[Patches], None]) -> None:
+        """`install` is called by the first holder and calls `replace`."""
+        self._install = install
+        self._lock = threading.RLock()
+        self._holders = 0
+        self._undo: list[tuple[type, str, object]] = []
+        self._replaced: set[tuple[type, str]] = set()
+
+    def hold(self) -> None:
+        """Put the methods in place, if nobody did."""
+        with self._lock:
+            self._holders += 1
+            if self._holders > 1:
+                return
+            try:
+                self._install(self)
+            except BaseException:
+                self.release()
+                raise
+
+    def release(self) -> None:
+        """Put the originals back, if nobody else holds it."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders:
+                return
+            while self._undo:
+                owner, name, own = self._undo.pop()
+                if own is None:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, own)
+            self._replaced.clear()
+
+    def replace(self, owner: type, name: str, make: Make) -> None:
+        """Replace a method of a class by what `make` makes of it; once per class and name."""
+        with self._lock:
+            if (owner, name) in self._replaced or not hasattr(owner, name):
+                return
+            self._replaced.add((owner, name))
+            self._undo.append((owner, name, owner.__dict__.get(name)))
+            setattr(owner, name, make(getattr(owner, name)))
