@@ -1,0 +1,130 @@
+"""What a step did to the rows that each site reads: appended, evicted, rewritten, kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.trace import CacheEvent, CacheStep, Run, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """One cache layer in one step, per sequence.
+
+    Attributes:
+        cache_layer: Index into `Meta.cache_layers`.
+        kind: Of the cache layer.
+        held: Whether its rows occupy cache memory.
+        appended: Rows this step added.
+        rewritten: Older rows that were replaced in place.
+        attended: Rows the attention was given, the new ones among them.
+        read: Rows attended to that earlier steps had written.
+        evicted: Rows attended to and no longer held afterwards, largest over the sequences.
+        length_before, length_after: Rows held around the step.
+    """
+
+    cache_layer: int
+    kind: str
+    held: bool
+    appended: int
+    rewritten: int
+    attended: int
+    read: int
+    evicted: int
+    length_before: int
+    length_after: int
+
+    @property
+    def text(self) -> str:
+        """In words: `+1 row, 13 → 14`."""
+        if not self.held:
+            return f"{self.attended} rows, not kept ({self.kind})"
+        words = []
+        if self.appended:
+            words.append(f"+{_rows(self.appended)}")
+        if self.rewritten:
+            words.append(f"{_rows(self.rewritten)} rewritten")
+        if self.evicted:
+            words.append(f"{_rows(self.evicted)} evicted")
+        words.append(f"{self.length_before} → {self.length_after}")
+        return ", ".join(words)
+
+
+def changes(trace: Trace, number: int) -> tuple[LayerChange, ...]:
+    """What a step did to every cache layer it touched, in the order of the cache layers.
+
+    Raises:
+        MissingError: There is no such step.
+    """
+    found = [
+        change(trace, layer, group) for group in trace.step(number).caches for layer in group.layers
+    ]
+    return tuple(sorted(found, key=lambda one: one.cache_layer))
+
+
+def change(trace: Trace, cache_layer: int, group: CacheStep) -> LayerChange:
+    """What a group's step did to one of its cache layers."""
+    layer = trace.meta.cache_layers[cache_layer]
+    attended = [row_count(runs) for runs in group.attended]
+    own = group.first_cell, group.first_cell + group.rows * len(group.attended)
+    read = [row_count(runs) - _inside(runs, *own) for runs in group.attended]
+    lost = [evicted_cells(group, sequence).size for sequence in range(len(group.attended))]
+    return LayerChange(
+        cache_layer=cache_layer,
+        kind=layer.kind,
+        held=layer.held,
+        appended=group.rows - group.rewritten,
+        rewritten=group.rewritten,
+        attended=max(attended, default=0),
+        read=max(read, default=0) if layer.held else 0,
+        evicted=max(lost, default=0) if layer.held else 0,
+        length_before=group.length_before,
+        length_after=group.length_after,
+    )
+
+
+def row_count(runs: tuple[Run, ...]) -> int:
+    """Rows in some runs."""
+    return sum(run.count for run in runs)
+
+
+def cells_of(runs: tuple[Run, ...]) -> NDArray[np.int64]:
+    """Cell numbers of some runs, in slot order, [seq]."""
+    parts = [np.arange(run.cell, run.cell + run.count, dtype=np.int64) for run in runs]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def evicted_cells(group: CacheStep, sequence: int) -> NDArray[np.int64]:
+    """Cells a sequence attended to in a step and no longer holds after it, ascending."""
+    attended, kept = group.attended[sequence], group.kept
+    if sequence >= len(kept) or attended == kept[sequence]:
+        return np.zeros(0, np.int64)
+    return np.setdiff1d(cells_of(attended), cells_of(kept[sequence]))
+
+
+def event_text(event: CacheEvent) -> str:
+    """A change between steps in words: `crop: 20 → 17 rows`."""
+    if event.kind in ("reorder", "select", "repeat") and event.order:
+        took = ", ".join(f"{new}←{old}" for new, old in enumerate(event.order))
+        return f"{event.kind}: sequences {took}"
+    before, after = _span(event.lengths_before), _span(event.lengths_after)
+    return f"{event.kind}: {before} → {after} rows"
+
+
+def _span(lengths: tuple[int, ...]) -> str:
+    if not lengths:
+        return "0"
+    low, high = min(lengths), max(lengths)
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _inside(runs: tuple[Run, ...], start: int, stop: int) -> int:
+    """Rows of some runs whose cells are in [start, stop)."""
+    return sum(max(min(run.cell + run.count, stop) - max(run.cell, start), 0) for run in runs)
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"

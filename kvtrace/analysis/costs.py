@@ -1,0 +1,188 @@
+"""What a step cost with the cache, and what the same tokens cost without: FLOPs, bytes, time.
+
+FLOPs come from recorded shapes (multiply-add = 2, the full new × seq rectangle). Bytes count the
+weights once, and K,V rows read and written; activations are left out on both sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kvtrace import units
+from kvtrace.trace import Flops, Trace
+
+
+class Logits(StrEnum):
+    """Which rows of logits are counted."""
+
+    COMPUTED = "as computed"
+    LAST = "last row"
+    ALL = "all rows"
+
+
+PARTS = ("qkv", "scores", "mix", "output", "mlp", "other")
+PART_TITLES = {
+    "qkv": "Q, K, V projections",
+    "scores": "scores q·kᵀ",
+    "mix": "weights · v",
+    "output": "output projection",
+    "mlp": "MLP",
+    "other": "other",
+    "head": "logits",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """FLOPs of one part of the model, in both lanes."""
+
+    name: str
+    cached: int
+    recomputed: int
+
+    @property
+    def title(self) -> str:
+        """What it is called on the screen."""
+        return PART_TITLES[self.name]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One lane of a step.
+
+    Attributes:
+        flops: In total.
+        bytes_read, bytes_written: Weights and K,V rows.
+        elapsed_ns: Wall time; None where it was not measured.
+    """
+
+    flops: int
+    bytes_read: int
+    bytes_written: int
+    elapsed_ns: int | None
+
+    @property
+    def moved(self) -> int:
+        """Bytes read and written."""
+        return self.bytes_read + self.bytes_written
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity: FLOPs per byte moved (Williams et al., 2009, "Roofline")."""
+        return self.flops / self.moved if self.moved else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """A step in both lanes.
+
+    Attributes:
+        parts: FLOPs by part, the logits last.
+        cached, recomputed: The two sides.
+        weight_bytes: Parameters, read once by either.
+        cache_bytes: Memory the cache holds after the step.
+        logits: The convention used for the last part.
+    """
+
+    parts: tuple[Part, ...]
+    cached: Side
+    recomputed: Side
+    weight_bytes: int
+    cache_bytes: int
+    logits: Logits
+
+    @property
+    def flops_ratio(self) -> float | None:
+        """How many times more FLOPs without the cache; None if nothing was counted."""
+        return self.recomputed.flops / self.cached.flops if self.cached.flops else None
+
+    @property
+    def time_ratio(self) -> float | None:
+        """How many times longer without the cache; None unless both were measured."""
+        mine, theirs = self.cached.elapsed_ns, self.recomputed.elapsed_ns
+        return theirs / mine if mine and theirs else None
+
+
+def head_flops(flops: Flops, logits: Logits) -> int:
+    """FLOPs of the logits by a convention."""
+    return {
+        Logits.COMPUTED: flops.head,
+        Logits.LAST: flops.head_last,
+        Logits.ALL: flops.head_all,
+    }[logits]
+
+
+def step_cost(
+    trace: Trace, number: int, logits: Logits = Logits.COMPUTED, lane: str = "recomputed"
+) -> StepCost:
+    """What a step cost.
+
+    Raises:
+        MissingError: There is no such step.
+    """
+    step = trace.step(number)
+    cost = step.cost
+    parts = [
+        Part(name, getattr(cost.cached, name), getattr(cost.recomputed, name)) for name in PARTS
+    ]
+    head = Part("head", head_flops(cost.cached, logits), head_flops(cost.recomputed, logits))
+    cached = Side(
+        cost.cached.body + head.cached,
+        cost.weight_bytes + cost.cache_read_bytes,
+        cost.cache_written_bytes,
+        step.elapsed_ns or None,
+    )
+    recomputed = Side(
+        cost.recomputed.body + head.recomputed,
+        cost.weight_bytes,
+        0,
+        lane_elapsed_ns(trace, number, lane),
+    )
+    return StepCost((*parts, head), cached, recomputed, cost.weight_bytes, cost.cache_bytes, logits)
+
+
+def lane_elapsed_ns(trace: Trace, number: int, lane: str = "recomputed") -> int | None:
+    """Wall time of another lane's forward for a step; None where there was none."""
+    compared = trace.compared(number, lane)
+    return None if compared is None else compared.elapsed_ns
+
+
+def why(cost: StepCost) -> str:
+    """Why the time saved is not the FLOPs saved, in one sentence made of this step's numbers."""
+    ratio = cost.flops_ratio
+    if ratio is None:
+        return "FLOPs were not counted for this step."
+    if cost.recomputed.flops <= cost.cached.flops:
+        return "Nothing is saved yet: both compute every row once."
+    fewer = f"{units.ratio(cost.recomputed.flops, cost.cached.flops)} fewer FLOPs"
+    time = cost.time_ratio
+    if time is None:
+        measured = f"{fewer} (time without the cache was not measured)"
+    elif time >= 1:
+        measured = f"{fewer}, {time:.1f}× less time"
+    else:
+        measured = f"{fewer}, yet {1 / time:.1f}× more time"
+    weights = units.byte_size(cost.weight_bytes)
+    read = cost.cached.bytes_read - cost.weight_bytes
+    mine, theirs = _intensity(cost.cached), _intensity(cost.recomputed)
+    return (
+        f"{measured}: both read the same {weights} of weights once, the cached step reads "
+        f"{units.byte_size(read)} of K,V besides and does {mine} FLOP per byte instead of "
+        f"{theirs}, so {_bound(cost)}."
+    )
+
+
+def _intensity(side: Side) -> str:
+    value = side.intensity
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _bound(cost: StepCost) -> str:
+    """What the numbers say holds the cached step back."""
+    time, flops = cost.time_ratio, cost.flops_ratio
+    if time is not None and flops is not None and time > 0.8 * flops:
+        return "here arithmetic, not memory, sets the pace"
+    if cost.cached.intensity < 10:
+        return "it waits for memory and fixed overheads, not for arithmetic"
+    return "fixed overheads weigh more than arithmetic"

@@ -1,0 +1,157 @@
+"""What a step did, and the one sentence in which a learner reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtrace import units
+from kvtrace.analysis.candidates import Candidates, candidates
+from kvtrace.analysis.changes import LayerChange, changes, event_text
+from kvtrace.analysis.costs import StepCost, step_cost
+from kvtrace.analysis.extent import Extent, extent
+from kvtrace.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a step did.
+
+    Attributes:
+        number: Of the step.
+        phase: "prefill" or "decode".
+        tokens: Ids in, for the sequence asked about.
+        positions: Their positions; negative: padding.
+        extent: Rows computed, read, avoided.
+        layers: What happened to each cache layer.
+        events: Changes of the cache before the step, in words.
+        candidates: What could come next, and what was chosen.
+        cost: FLOPs, bytes, time, in both lanes.
+        sentence: All of it in one sentence.
+    """
+
+    number: int
+    phase: str
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+    extent: Extent
+    layers: tuple[LayerChange, ...]
+    events: tuple[str, ...]
+    candidates: Candidates
+    cost: StepCost
+    sentence: str
+
+
+def summary(trace: Trace, number: int, sequence: int = 0, *, lane: str = "recomputed") -> Summary:
+    """Everything about a step that needs no tensor.
+
+    Args:
+        trace: The trace.
+        number: Step.
+        sequence: Row of the batch, for tokens and candidates.
+        lane: The lane whose time is compared.
+
+    Raises:
+        MissingError: There is no such step.
+    """
+    step = trace.step(number)
+    rows = extent(trace, number)
+    cost = step_cost(trace, number, lane=lane)
+    there = sequence < step.num_sequences
+    return Summary(
+        number=number,
+        phase=step.phase,
+        tokens=step.tokens[sequence] if there else (),
+        positions=step.positions[sequence] if there else (),
+        extent=rows,
+        layers=changes(trace, number),
+        events=tuple(event_text(event) for event in step.events),
+        candidates=candidates(trace, number, sequence),
+        cost=cost,
+        sentence=_sentence(number, step.phase, rows, cost),
+    )
+
+
+def sentence(trace: Trace, number: int, *, lane: str = "recomputed") -> str:
+    """What a step did and saved.
+
+    "step 7 computed 1 row of Q, K, V instead of 14 and read 13 rows from the cache: 2.1 MFLOP
+    instead of 28.9, 0.9 ms instead of 1.3".
+
+    Raises:
+        MissingError: There is no such step.
+    """
+    cost = step_cost(trace, number, lane=lane)
+    return _sentence(number, trace.step(number).phase, extent(trace, number), cost)
+
+
+def _sentence(number: int, phase: str, rows: Extent, cost: StepCost) -> str:
+    name = f"step {number}" if phase == "decode" else f"step {number} ({phase})"
+    if not rows.keeps and rows.read_most == 0:
+        return f"{name} {_uncached(rows, cost)}"
+    saved = rows.without_cache > rows.computed
+    did = f"computed {_count(rows.computed)} of Q, K, V{_each(rows)}"
+    if saved:
+        did += f" instead of {rows.without_cache}"
+    return f"{name} {did} and {_read(rows)}: {_prices(cost, saved)}"
+
+
+def _read(rows: Extent) -> str:
+    """What came out of the cache."""
+    if rows.read_most == 0:
+        words = "put K and V into an empty cache"
+    elif rows.read_least == rows.read_most:
+        words = f"read {_count(rows.read_most)} from the cache"
+    else:
+        words = f"read {rows.read_least} to {rows.read_most} rows from the cache, by layer"
+    if rows.cross_read:
+        words += f", and {_count(rows.cross_read)} of the encoder"
+    return words
+
+
+def _uncached(rows: Extent, cost: StepCost) -> str:
+    """A step of a model that keeps nothing: what a cache would have saved.
+
+    Every FLOP of a forward without cache but the logits' is proportional to its query rows.
+    """
+    did = f"computed {_count(rows.computed)} of Q, K, V{_each(rows)}"
+    price = f"{units.flops(cost.cached.flops)}, {_time(cost.cached.elapsed_ns)}"
+    if not 0 < rows.fresh < rows.computed:
+        return f"{did} and kept none of them: {price}"
+    head = cost.parts[-1].cached
+    with_cache = (cost.cached.flops - head) * rows.fresh // rows.computed + head
+    return (
+        f"{did} though only {_count(rows.fresh)} {'was' if rows.fresh == 1 else 'were'} new: "
+        f"{price}; with a cache about {units.flops(with_cache)} would do"
+    )
+
+
+def _prices(cost: StepCost, saved: bool) -> str:
+    """FLOPs and milliseconds in both lanes."""
+    mine, theirs = cost.cached, cost.recomputed
+    if not saved:
+        return f"{units.flops(mine.flops)}, {_time(mine.elapsed_ns)}"
+    flops = instead(units.flops(mine.flops), units.flops(theirs.flops))
+    if mine.elapsed_ns is None:
+        return f"{flops}, time not measured"
+    if theirs.elapsed_ns is None:
+        return f"{flops}, {_time(mine.elapsed_ns)} (without the cache: not measured)"
+    return f"{flops}, {instead(_time(mine.elapsed_ns), _time(theirs.elapsed_ns))}"
+
+
+def instead(mine: str, theirs: str) -> str:
+    """`2.1 MFLOP instead of 28.9`: the unit once where both have the same."""
+    number, _, unit = theirs.partition(" ")
+    same = mine.partition(" ")[2] == unit
+    return f"{mine} instead of {number if same else theirs}"
+
+
+def _time(elapsed_ns: int | None) -> str:
+    return "time not measured" if elapsed_ns is None else units.duration(elapsed_ns)
+
+
+def _count(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows} rows"
+
+
+def _each(rows: Extent) -> str:
+    return f" in each of {rows.sequences} sequences" if rows.sequences > 1 else ""
