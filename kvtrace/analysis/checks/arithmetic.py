@@ -1,0 +1,231 @@
+"""Same q, k, v and visibility, another output: what happened to the scores.
+
+Every hypothesis is tried forwards: change the right scores by one number (a factor, a cap, a
+slope), mix the values, and see whether the output of the cached lane comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.identify import Identity
+from kvtrace.analysis.checks.relations import close, factor, head_order
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scene import Scene
+
+_GOLDEN = (np.sqrt(5) - 1) / 2
+Wide = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """One query whose output is wrong, rows in slot order.
+
+    Attributes:
+        logits: Right logarithm of the weights, [heads, rows].
+        raw: q·k·scale before softcap and bias, [heads, rows].
+        values: [heads, rows, dim].
+        output: What the cached lane made, [heads, dim].
+        right: What it should be, [heads, dim].
+        places: Of the rows.
+        atol: What is rounding.
+    """
+
+    logits: Wide
+    raw: Wide
+    values: Wide
+    output: Wide
+    right: Wide
+    places: NDArray[np.int64]
+    atol: float
+
+    def misfit(self, logits: Wide) -> Wide:
+        """Largest error of the output per head if these were the logits, [heads]."""
+        top = logits - logits.max(axis=-1, keepdims=True)
+        weights = np.exp(top)
+        weights /= weights.sum(axis=-1, keepdims=True)
+        made = np.einsum("hr,hrd->hd", weights, self.values)
+        return np.asarray(np.abs(made - self.output).max(axis=-1), np.float64)
+
+
+def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
+    """Output that differs although everything before it is right."""
+    live = scene.live
+    mine, theirs = scene.cached.output[:, live], scene.reference.output[:, live]
+    atol = scene.atol.output
+    if close(mine, theirs, atol):
+        return None
+    wrong = np.flatnonzero((np.abs(mine - theirs) > atol).any(axis=(0, 2)))
+    query = int(live[wrong[-1]])
+
+    def found(name: str, tensor: str, evidence: str) -> Finding:
+        return Finding(name, scene.step, scene.layer, tensor, evidence, row=query)
+
+    order = head_order(mine, theirs, atol)
+    if order is not None:
+        evidence = f"output heads {list(order)} stand where 0, 1, 2 … should"
+        return found("HEAD-MAP", "output", evidence)
+    far = float(np.abs(mine - theirs).max())
+    one = _query(scene, identity, query)
+    named = None if one is None else _sums(scene, one) or _scores(one) or _mapped(scene, one)
+    if named is not None:
+        return found(*named)
+    return found("UNKNOWN", "output", f"q, k, v and mask are right, output is off by {far:.3g}")
+
+
+def _query(scene: Scene, identity: Identity, query: int) -> _Query | None:
+    """The rows of a query; None unless it sees exactly what it should."""
+    rows = np.flatnonzero(scene.cached.visible[query])
+    places = identity.place[rows]
+    weights = scene.reference.weights[:, query]
+    if not len(rows) or (places < 0).any() or len(set(places.tolist())) != len(rows):
+        return None
+    if set(places.tolist()) != set(np.flatnonzero(scene.reference.visible[query]).tolist()):
+        return None
+    group = scene.site.num_heads // scene.site.num_kv_heads
+    keys = np.repeat(scene.cached.keys[:, rows], group, axis=0).astype(np.float64)
+    values = np.repeat(scene.cached.values[:, rows], group, axis=0).astype(np.float64)
+    raw = np.einsum("hd,hrd->hr", scene.cached.queries[:, query], keys) * scene.site.scale
+    with np.errstate(divide="ignore"):
+        logits = np.maximum(np.log(weights[:, places].astype(np.float64)), -80.0)
+    return _Query(
+        logits,
+        raw,
+        values,
+        scene.cached.output[:, query].astype(np.float64),
+        scene.reference.output[:, query].astype(np.float64),
+        places,
+        2 * scene.atol.output,
+    )
+
+
+def _sums(scene: Scene, one: _Query) -> tuple[str, str, str] | None:
+    """Weights that do not sum to 1, read off the output."""
+    if scene.cached.declared:
+        return None
+    sums = _factors(one) or _solved_sums(one)
+    if sums is None or max(abs(total - 1) for total in sums) <= 0.01:
+        return None
+    spread = f"{min(sums):.3f} to {max(sums):.3f}"
+    return "WEIGHTS-NOT-NORMALISED", "weights", f"weights of the heads sum to {spread}"
+
+
+def _factors(one: _Query) -> list[float] | None:
+    """The right output times a number of its own in every head."""
+    pairs = zip(one.output, one.right, strict=True)
+    factors = [factor(mine, right, one.atol) for mine, right in pairs]
+    found = [number for number in factors if number is not None]
+    return found if len(found) == len(factors) else None
+
+
+def _solved_sums(one: _Query) -> list[float] | None:
+    """Sum of the weights of each head, where the output determines them."""
+    if one.values.shape[1] > one.values.shape[2]:
+        return None
+    sums = []
+    for values, output in zip(one.values, one.output, strict=True):
+        if np.linalg.cond(values) > 1e4:
+            return None
+        solved = np.linalg.lstsq(values.T, output, rcond=None)[0]
+        if np.abs(values.T @ solved - output).max() > one.atol:
+            return None
+        sums.append(float(solved.sum()))
+    return sums
+
+
+def _scores(one: _Query) -> tuple[str, str, str] | None:
+    """One number that turns the right scores into those of the cached lane."""
+    if one.logits.shape[1] < 2:
+        return None
+    grid = np.geomspace(1 / 64, 64, 97)
+    s, misfit = _best(lambda x: float(one.misfit(x * one.logits).max()), grid)
+    if misfit <= one.atol and abs(s - 1) > 1e-3:
+        return "SCALE", "weights", f"log-weights = {s:.4g} × the recomputed ones"
+    return _line(one) or _nonlinear(one)
+
+
+def _line(one: _Query) -> tuple[str, str, str] | None:
+    """A term linear in the position, with a slope of its own in every head."""
+    if one.logits.shape[1] < 3:
+        return None
+    ramp = one.places - one.places.mean()
+    slopes = []
+    for head in range(len(one.logits)):
+
+        def off(slope: float, head: int = head) -> float:
+            return float(one.misfit(one.logits + slope * ramp)[head])
+
+        slope, misfit = _best(off, np.linspace(-2, 2, 161))
+        if misfit > one.atol:
+            return None
+        slopes.append(slope)
+    shown = ", ".join(f"{slope:+.3g}" for slope in slopes[:4])
+    return "SCORE-BIAS", "weights", f"scores differ by {shown} a position (first heads)"
+
+
+def _nonlinear(one: _Query) -> tuple[str, str, str] | None:
+    """A cap or clamp that one lane has and the other has not."""
+    reach = float(np.abs(one.raw).max())
+    if one.misfit(one.raw).max() <= one.atol:
+        return "SCORE-NONLINEAR", "weights", "the cached lane uses q·k·scale without cap or bias"
+    shapes: tuple[tuple[str, Callable[[float], Wide]], ...] = (
+        ("softcap", lambda cap: cap * np.tanh(one.raw / cap)),
+        ("clamp", lambda cap: np.clip(one.raw, -cap, cap)),
+    )
+    for what, bent in shapes:
+
+        def off(cap: float, bent: Callable[[float], Wide] = bent) -> float:
+            return float(one.misfit(bent(cap)).max())
+
+        cap, misfit = _best(off, np.geomspace(reach / 64, reach * 8, 97))
+        if misfit <= one.atol:
+            return "SCORE-NONLINEAR", "weights", f"a {what} of {cap:.4g} explains the scores"
+    return None
+
+
+def _mapped(scene: Scene, one: _Query) -> tuple[str, str, str] | None:
+    """Query heads that read another kv head than they should."""
+    site = scene.site
+    group = site.num_heads // site.num_kv_heads
+    if site.num_kv_heads < 2:
+        return None
+    reads = []
+    for head in range(site.num_heads):
+        fits = [kv for kv in range(site.num_kv_heads) if _reads(scene, one, head, kv * group)]
+        if not fits:
+            return None
+        reads.append(head // group if head // group in fits else fits[0])
+    if reads == [head // group for head in range(site.num_heads)]:
+        return None
+    return "HEAD-MAP", "output", f"query heads read kv heads {reads}"
+
+
+def _reads(scene: Scene, one: _Query, head: int, other: int) -> bool:
+    """Whether a head's output follows from the kv head that `other` belongs to."""
+    group = scene.site.num_heads // scene.site.num_kv_heads
+    rows = np.flatnonzero(scene.cached.visible[-1])[: one.values.shape[1]]
+    keys = scene.cached.keys[other // group][rows].astype(np.float64)
+    query = scene.cached.queries[head, -1].astype(np.float64)
+    scores = keys @ query * scene.site.scale
+    weights = np.exp(scores - scores.max())
+    made = weights / weights.sum() @ one.values[other]
+    return bool(np.abs(made - one.output[head]).max() <= one.atol)
+
+
+def _best(misfit: Callable[[float], float], grid: Wide) -> tuple[float, float]:
+    """(argument, value) of the minimum: the best of the grid, then golden-section search."""
+    errors = [misfit(float(x)) for x in grid]
+    place = int(np.argmin(errors))
+    low, high = float(grid[max(place - 1, 0)]), float(grid[min(place + 1, len(grid) - 1)])
+    for _ in range(48):
+        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        if misfit(left) < misfit(right):
+            high = right
+        else:
+            low = left
+    middle = (low + high) / 2
+    return middle, misfit(middle)

@@ -1,0 +1,244 @@
+"""The kinds of divergence that kvtrace can name, and what usually causes each.
+
+One table: reports, the screen and the documentation read it. What a signature looks like stands
+with the check that finds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of divergence.
+
+    Attributes:
+        name: As printed: POSITION-ROPE.
+        means: What is seen, in a clause.
+        cause: What usually causes it, in a sentence.
+        bug: False for true differences that are not a mistake in the cache code.
+    """
+
+    name: str
+    means: str
+    cause: str
+    bug: bool = True
+
+
+_TABLE = (
+    Kind(
+        "NONFINITE",
+        "NaN or Inf among the numbers",
+        "An overflow (fp16 scores), a row of the mask that hides everything, or broken weights.",
+    ),
+    Kind(
+        "POSITION-ROPE",
+        "queries are rotated to another position",
+        "The position passed to the rotary embedding is not the cached length: an offset left "
+        "out, counted twice, or off by one.",
+    ),
+    Kind(
+        "POSITION-ROPE-K",
+        "only the new keys are rotated to another position",
+        "Queries and keys get their rotary tables from different positions.",
+    ),
+    Kind(
+        "KEYS-NOT-ROTATED",
+        "cached keys carry no rotation",
+        "Keys are cached before the rotary embedding and never rotated when they are read.",
+    ),
+    Kind(
+        "KEYS-ROTATED-AGAIN",
+        "cached keys are rotated once more at every step",
+        "The rotary embedding is applied to the whole cache instead of the new rows only.",
+    ),
+    Kind(
+        "POSITION-EMBEDDING",
+        "the input of the first layer differs and it is no rotation",
+        "Absolute position embeddings restart at 0 in a decode step, or another token was fed.",
+    ),
+    Kind(
+        "HISTORY-LOST",
+        "the query sees only the new rows",
+        "The cache is not passed on, or is replaced instead of appended to.",
+    ),
+    Kind("DUPLICATE-ROWS", "rows stand twice in the cache", "New rows are appended twice."),
+    Kind(
+        "EVICTED-EARLY",
+        "the oldest rows are gone too soon",
+        "The cache is cropped or its window is shorter than the model's.",
+    ),
+    Kind(
+        "WINDOW",
+        "rows older than the window are visible",
+        "The sliding window is applied without the cache, but not with it.",
+    ),
+    Kind(
+        "NEWEST-MISSING",
+        "a query does not see its own key",
+        "Attention reads the cache before the new row is written, or the mask is one too short.",
+    ),
+    Kind(
+        "WRITE-POSITION",
+        "the new row stands in another slot than its position",
+        "The write index is off: it starts at the wrong length, or is not advanced.",
+    ),
+    Kind(
+        "WRONG-SLOT",
+        "a row is missing and another stands in its place",
+        "The index of a ring buffer is off by one, or wraps at the wrong length.",
+    ),
+    Kind(
+        "ROW-OVERWRITTEN",
+        "a cached row was overwritten and its token is lost",
+        "The write index points at a row that is still in use.",
+    ),
+    Kind(
+        "ZERO-ROWS-VISIBLE",
+        "unwritten (all-zero) rows are visible",
+        "The mask covers the whole buffer instead of the rows written so far.",
+    ),
+    Kind(
+        "ZERO-GAP",
+        "all-zero rows stand inside the sequence",
+        "The write index skips slots.",
+    ),
+    Kind("K-NOT-WRITTEN", "keys were never written", "Only the values reach the cache."),
+    Kind("V-NOT-WRITTEN", "values were never written", "Only the keys reach the cache."),
+    Kind(
+        "KEYS-VALUES-SWAPPED",
+        "keys hold the values",
+        "The pair (key, value) is unpacked or stored in the other order.",
+    ),
+    Kind(
+        "MISALIGNED",
+        "keys and values of one slot belong to different tokens",
+        "Keys and values are written or evicted with different indices.",
+    ),
+    Kind(
+        "OLD-ROWS-SCALED",
+        "cached rows are the right ones times a constant",
+        "A scale of a quantised cache is lost or applied twice.",
+    ),
+    Kind(
+        "OLD-ROWS-CHANGED",
+        "cached rows changed since the step before",
+        "Something writes into the cache in place (an in-place operation on a view of it).",
+    ),
+    Kind(
+        "MASK-FUTURE",
+        "a query sees later tokens",
+        "No causal mask is applied when the cache is in use.",
+    ),
+    Kind(
+        "MASK-TOP-LEFT",
+        "row i of a chunk sees only rows 0..i",
+        "The causal mask is aligned top-left: it is not offset by the cached length.",
+    ),
+    Kind(
+        "PAD-VISIBLE",
+        "padding is visible",
+        "The attention mask of the padded batch is not extended, or not used, in decode steps.",
+    ),
+    Kind(
+        "MASK",
+        "a query sees other rows than without the cache",
+        "The mask is built from the wrong lengths.",
+    ),
+    Kind(
+        "HEAD-MAP",
+        "heads are in another order",
+        "Grouped kv heads are expanded by repeat instead of repeat_interleave.",
+    ),
+    Kind(
+        "HEAD-RESHAPE",
+        "the same numbers in another layout",
+        "view is used where transpose is needed between heads and positions.",
+    ),
+    Kind(
+        "KV-HEADS",
+        "the number of kv heads differs between the lanes",
+        "The cache is allocated or repeated with the number of query heads.",
+    ),
+    Kind(
+        "WRONG-LAYER",
+        "rows belong to another layer",
+        "Layers share one cache: a default argument, or the same layer index twice.",
+    ),
+    Kind(
+        "WRONG-BATCH-ROW",
+        "rows belong to another sequence of the batch",
+        "The cache is not reordered with the beams, or indexed by the wrong row.",
+    ),
+    Kind(
+        "STALE-CACHE",
+        "the first step sees rows of an earlier prompt",
+        "The cache is not reset between prompts.",
+    ),
+    Kind(
+        "CACHE-NOT-USED",
+        "decode steps process all tokens again",
+        "The cache is built but every step feeds the whole sequence: right result, no saving.",
+    ),
+    Kind(
+        "DTYPE",
+        "cached rows are rounded to a smaller type",
+        "The cache is kept in a lower precision than the model calculates in.",
+    ),
+    Kind(
+        "SCALE",
+        "scores are the right ones times a constant",
+        "The softmax scale differs between the paths.",
+    ),
+    Kind(
+        "SCORE-NONLINEAR",
+        "the order of the scores is kept, their differences are not",
+        "A softcap, temperature or clamp is used on one path only.",
+    ),
+    Kind(
+        "SCORE-BIAS",
+        "scores differ by a term linear in the position",
+        "ALiBi or relative bias is computed without the cached length.",
+    ),
+    Kind(
+        "WEIGHTS-NOT-NORMALISED",
+        "attention weights do not sum to 1",
+        "Dropout is active, or the softmax runs over another axis.",
+    ),
+    Kind(
+        "LENGTH-DEPENDENT-POSITIONS",
+        "positions are encoded with other frequencies",
+        "Dynamic NTK or longrope: cached keys keep the frequencies of the length they were "
+        "written at. A true property of the method, not of the cache code.",
+        bug=False,
+    ),
+    Kind(
+        "NOT-CAUSAL",
+        "earlier rows depend on later tokens",
+        "The model looks ahead (or normalises over the sequence), so it can't be cached exactly.",
+    ),
+    Kind(
+        "TIE",
+        "two choices are equal within rounding",
+        "A top-k selection or a router is decided by the last bit.",
+        bug=False,
+    ),
+    Kind(
+        "CONTENT",
+        "rows match none of the right ones",
+        "The rows are computed from something else: weights, norms or inputs differ.",
+    ),
+    Kind(
+        "UPSTREAM",
+        "the input of this layer differs and attention does not explain it",
+        "An MLP, norm, residual or a stateful layer before it depends on the cache.",
+    ),
+    Kind(
+        "UNKNOWN",
+        "the lanes differ and no known signature fits",
+        "Look at the tensors: the first difference is where the cursor is put.",
+    ),
+)
+
+KINDS = {kind.name: kind for kind in _TABLE}

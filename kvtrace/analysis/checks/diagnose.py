@@ -1,0 +1,80 @@
+"""From a scene to the first thing that explains it, in causal order.
+
+Structure first (whose rows are these, were they ever written), then the query, then what each
+row holds, who sees what, and last the arithmetic. The first that speaks wins: the rest follows
+from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from kvtrace.analysis.checks.arithmetic import check_arithmetic
+from kvtrace.analysis.checks.contents import (
+    check_contents,
+    check_heads,
+    check_misaligned,
+    check_owner,
+    check_stale,
+    check_swapped,
+    check_zero_rows,
+)
+from kvtrace.analysis.checks.identify import identify
+from kvtrace.analysis.checks.queries import check_queries
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scene import Scene
+from kvtrace.analysis.checks.visibility import check_visibility
+
+
+def check_nonfinite(scene: Scene) -> Finding | None:
+    """NaN or Inf in what the cached lane consumed or made, where the reference has none."""
+    live, seen = scene.live, scene.seen
+    for tensor, mine, theirs in (
+        ("q", scene.cached.queries[:, live], scene.reference.queries[:, live]),
+        ("k", scene.cached.keys[:, seen], scene.reference.keys),
+        ("v", scene.cached.values[:, seen], scene.reference.values),
+        ("output", scene.cached.output[:, live], scene.reference.output[:, live]),
+    ):
+        bad = ~np.isfinite(mine)
+        if bad.any() and np.isfinite(theirs).all():
+            head, row, dim = (int(place) for place in np.argwhere(bad)[0])
+            evidence = f"{int(bad.sum())} numbers of {tensor}, first in head {head}, feature {dim}"
+            return Finding("NONFINITE", scene.step, scene.layer, tensor, evidence, head, row)
+    return None
+
+
+def diagnose(scene: Scene) -> Finding | None:
+    """The first thing wrong in a scene; None when both lanes agree."""
+    if not len(scene.live):
+        return None
+    found = check_nonfinite(scene)
+    if found is not None:
+        return found
+    identity = identify(scene)
+    for check in (check_stale, check_heads):
+        found = check(scene, identity)
+        if found is not None:
+            return found
+    found = check_queries(scene)
+    if found is not None:
+        return found
+    for check in (
+        check_zero_rows,
+        check_swapped,
+        check_owner,
+        check_visibility,
+        check_contents,
+        check_misaligned,
+        check_arithmetic,
+    ):
+        found = check(scene, identity)
+        if found is not None:
+            return found
+    return None
+
+
+def merged(findings: list[Finding]) -> Finding:
+    """One finding for the sequences of a batch that show the same thing; the first one's words."""
+    return replace(findings[0], sequences=tuple(sorted({n for f in findings for n in f.sequences})))

@@ -1,0 +1,100 @@
+"""The query of a new token: the first thing that can differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.relations import (
+    Rotation,
+    close,
+    factor,
+    head_order,
+    rotation,
+    same_numbers,
+    shift,
+    slope,
+)
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scene import Scene
+from kvtrace.trace.dtypes import Floats
+
+
+def check_queries(scene: Scene) -> Finding | None:
+    """Queries of live rows that differ from the reference, and how."""
+    live = scene.live
+    mine, theirs = scene.cached.queries[:, live], scene.reference.queries[:, live]
+    atol = scene.atol.queries
+    if close(mine, theirs, atol):
+        return None
+    wrong = np.flatnonzero((np.abs(mine - theirs) > atol).any(axis=(0, 2)))
+    row = int(live[wrong[0]])
+    mine, theirs = mine[:, wrong], theirs[:, wrong]
+    places = scene.places[live[wrong]]
+
+    def found(name: str, evidence: str) -> Finding:
+        return Finding(name, scene.step, scene.layer, "q", evidence, row=row)
+
+    turn = rotation(mine, theirs, atol)
+    if turn is not None:
+        return _rotated(scene, turn, places, found)
+    return found(*_other(mine, theirs, atol) or _input(scene, int(places[0]), mine - theirs))
+
+
+def _other(mine: Floats, theirs: Floats, atol: float) -> tuple[str, str] | None:
+    """A relation that is no rotation."""
+    s = factor(mine, theirs, atol)
+    if s is not None:
+        return "SCALE", f"q = {s:.4g} × the recomputed q"
+    order = head_order(mine, theirs, atol)
+    if order is not None:
+        return "HEAD-MAP", f"query heads {list(order)} stand where 0, 1, 2 … should"
+    if mine.shape[1] > 1 and same_numbers(mine, theirs, atol):
+        return "HEAD-RESHAPE", "q holds the same numbers in another arrangement"
+    return None
+
+
+def _input(scene: Scene, place: int, difference: Floats) -> tuple[str, str]:
+    """Unrelated: what the layer was given differs already."""
+    far = float(np.abs(difference).max())
+    if scene.layer == 0:
+        evidence = (
+            f"q of place {place} differs by up to {far:.3g} and is no rotation of the right q"
+        )
+        return "POSITION-EMBEDDING", evidence
+    return "UPSTREAM", f"q of place {place} already differs by up to {far:.3g}"
+
+
+def _rotated(
+    scene: Scene, turn: Rotation, places: NDArray[np.int64], found: Callable[[str, str], Finding]
+) -> Finding:
+    """Name a rotation: one shift for all rows, or other frequencies."""
+    furthest = int(scene.reference.keys.shape[1]) + 2
+    n = shift(turn, max(furthest, 64))
+    if n is not None:
+        past = int(scene.places[0]) - scene.padding
+        why = ""
+        if n == -past and past > 1:
+            why = ": counted from 0 again"
+        elif abs(n) == 1:
+            why = ": off by one"
+        elif scene.padding and abs(n) == scene.padding:
+            why = ": padding counted as positions"
+        return found(
+            "POSITION-ROPE",
+            f"q of place {places[0]} = the recomputed q rotated by {n:+d} positions{why}; "
+            "lengths equal",
+        )
+    per_position = slope(turn, places - scene.padding)
+    if per_position is not None or len(places) == 1:
+        first = turn.angles[0]
+        return found(
+            "LENGTH-DEPENDENT-POSITIONS",
+            f"q of place {places[0]} is rotated, but by no whole number of positions: plane 0 by "
+            f"{first[0]:+.3f}, plane {len(first) - 1} by {first[-1]:+.2g} radians",
+        )
+    return found(
+        "POSITION-ROPE", f"q of {len(places)} rows is rotated by angles that differ from row to row"
+    )

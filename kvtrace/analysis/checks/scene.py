@@ -1,0 +1,106 @@
+"""What one attention saw in both lanes, laid side by side: all a check may look at.
+
+`place` is a row's number in the reference: the n-th row of the forward without a cache, left
+padding included. The reference holds every row by its place; the cached side holds what the
+attention was given, in slot order, and the place each row is supposed to hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.trace import Site
+from kvtrace.trace.dtypes import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What one lane's attention consumed and made, for one sequence.
+
+    Attributes:
+        queries: [heads, new, key_dim].
+        keys, values: [kv_heads, seq, dim].
+        output: [heads, new, value_dim].
+        visible: [new, seq]: what each query may look at, in any head.
+        weights: [heads, new, seq]: derived, sinks left out.
+        declared: Whether the module has sinks (rows of weights then sum to less than 1).
+    """
+
+    queries: Floats
+    keys: Floats
+    values: Floats
+    output: Floats
+    visible: NDArray[np.bool_]
+    weights: Floats
+    declared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Absolute differences that are rounding, per tensor."""
+
+    queries: float
+    keys: float
+    values: float
+    output: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One (step, layer, sequence), both lanes.
+
+    Attributes:
+        step, layer, sequence: Where.
+        site: Of the layer.
+        first_step: No earlier step wrote to this cache.
+        cached: Keys and values as attended, [kv_heads, seq, dim].
+        reference: Keys and values by place, [kv_heads, places, dim]; queries and output of the
+            new rows; visible and weights [.., new, places].
+        places: Place of each new row, [new].
+        supposed: Place each attended row is supposed to hold, [seq]; -1: none.
+        slots: Slot of each attended row, [seq].
+        changed: Attended rows whose slot held something else in the step before, [seq].
+        padding: Places below are padding.
+        atol: What is rounding.
+        layer_rows: Reference keys and values of another layer: (keys, values), or None.
+        sequence_rows: Reference keys and values of another sequence: (keys, values), or None.
+        layers, sequences: How many there are.
+    """
+
+    step: int
+    layer: int
+    sequence: int
+    site: Site
+    first_step: bool
+    cached: Side
+    reference: Side
+    places: NDArray[np.int64]
+    supposed: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    changed: NDArray[np.bool_]
+    padding: int
+    atol: Scales
+    layer_rows: Callable[[int], tuple[Floats, Floats] | None]
+    sequence_rows: Callable[[int], tuple[Floats, Floats] | None]
+    layers: int
+    sequences: int
+
+    @property
+    def live(self) -> NDArray[np.int64]:
+        """New rows that are no padding and see something in the reference, as row numbers."""
+        sees = self.reference.visible.any(axis=1)
+        return np.flatnonzero((self.places >= self.padding) & sees)
+
+    @property
+    def seen(self) -> NDArray[np.int64]:
+        """Attended rows that a live query may look at, as indices into the attended rows."""
+        return np.flatnonzero(self.cached.visible[self.live].any(axis=0))
+
+    @property
+    def wanted(self) -> NDArray[np.int64]:
+        """Places that a live query may look at in the reference."""
+        return np.flatnonzero(self.reference.visible[self.live].any(axis=0))

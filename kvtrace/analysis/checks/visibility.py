@@ -1,0 +1,85 @@
+"""Which tokens each query sees, by content, against which it should see."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvtrace.analysis.checks.identify import Identity
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scene import Scene
+
+
+def check_visibility(scene: Scene, identity: Identity) -> Finding | None:
+    """Compare, for the first and last live query, the places seen with the places wanted."""
+    live = scene.live
+    for query in dict.fromkeys((int(live[0]), int(live[-1]))):
+        rows = np.flatnonzero(scene.cached.visible[query])
+        places = identity.place[rows]
+        if (places < 0).any():
+            continue
+        have = set(places.tolist())
+        want = set(np.flatnonzero(scene.reference.visible[query]).tolist())
+        missing, extra = sorted(want - have), sorted(have - want)
+        twice = len(places) - len(have)
+        name_evidence = _named(scene, query, have, (missing, extra, twice), want)
+        if name_evidence is not None:
+            name, tensor, evidence = name_evidence
+            return Finding(name, scene.step, scene.layer, tensor, evidence, row=query)
+    return None
+
+
+def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the order that tells them apart
+    scene: Scene,
+    query: int,
+    have: set[int],
+    difference: tuple[list[int], list[int], int],
+    want: set[int],
+) -> tuple[str, str, str] | None:
+    missing, extra, twice = difference
+    place, new = int(scene.places[query]), len(scene.places)
+    who = f"the query of place {place}"
+    overwritten = scene.slots[scene.changed]
+    if twice > 0 and not missing:
+        return "DUPLICATE-ROWS", "k", f"{who} sees {twice} rows twice"
+    if not missing and not extra:
+        return None
+    if extra and max(extra) > place:
+        return "MASK-FUTURE", "mask", f"{who} sees later places {_list(extra)}"
+    if missing and not extra:
+        if new > 1 and have == set(range(scene.padding, scene.padding + query + 1)):
+            return "MASK-TOP-LEFT", "mask", f"{who} (row {query} of {new}) sees only {_list(have)}"
+        own = {int(p) for p in scene.places[: query + 1]}
+        if have and have <= own:
+            lost = f"{len(missing)} cached rows are missing"
+            return "HISTORY-LOST", "k", f"{who} sees only {_list(have)}, {lost}"
+        if have and have == {min(want)}:
+            return "MASK-TOP-LEFT", "mask", f"{who} sees only place {min(want)}"
+        if missing == [place]:
+            return "NEWEST-MISSING", "mask", f"{who} sees {len(have)} rows, but not its own"
+        oldest = sorted(want)[: len(missing)]
+        if missing == oldest and len(overwritten) != 1:
+            return "EVICTED-EARLY", "k", f"{who} lacks the oldest {len(missing)}: {_list(missing)}"
+        if len(overwritten):
+            evidence = f"slot {overwritten[0]} changed since the step before, {_list(missing)} lost"
+            return "ROW-OVERWRITTEN", "k", evidence
+        if missing == oldest:
+            return "EVICTED-EARLY", "k", f"{who} lacks the oldest {len(missing)}: {_list(missing)}"
+        return "MASK", "mask", f"{who} does not see places {_list(missing)}"
+    if missing:
+        slot = f"; slot {overwritten[0]} changed" if len(overwritten) else ""
+        evidence = f"{who} lacks {_list(missing)} and sees {_list(extra)}{slot}"
+        return "WRONG-SLOT", "k", evidence
+    if min(extra) < scene.padding:
+        return "PAD-VISIBLE", "mask", f"{who} sees padding, places {_list(extra)}"
+    if max(extra) < min(want, default=0):
+        return "WINDOW", "mask", f"{who} sees {len(extra)} older rows: {_list(extra)}"
+    return "MASK", "mask", f"{who} sees places {_list(extra)} that it should not"
+
+
+def _list(places: set[int] | list[int]) -> str:
+    """Places as people read them."""
+    ordered = sorted(places)
+    if len(ordered) > 3 and ordered[-1] - ordered[0] == len(ordered) - 1:
+        return f"{ordered[0]} to {ordered[-1]}"
+    more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
+    return ", ".join(map(str, ordered[:5])) + more
