@@ -1,0 +1,99 @@
+"""Bars, sparklines and columns in eighths of a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+_ACROSS = " ▏▎▍▌▋▊▉█"
+_UP = " ▁▂▃▄▅▆▇█"
+
+
+def bar(part: float, width: int) -> str:
+    """A horizontal bar, `width` cells with its spaces.
+
+    Args:
+        part: 0 … 1; anything above zero shows at least an eighth.
+        width: Cells of a whole bar.
+    """
+    if width <= 0 or not part > 0:
+        return " " * max(width, 0)
+    eighths = min(max(round(part * width * 8), 1), width * 8)
+    whole, rest = divmod(eighths, 8)
+    return ("█" * whole + (_ACROSS[rest] if rest else "")).ljust(width)
+
+
+def stacked(parts: Sequence[tuple[float, Style]], width: int) -> list[tuple[str, Style]]:
+    """One bar made of several parts, as pieces of a line; whole cells, none lost to rounding."""
+    edges, total = [0], 0.0
+    for part, _ in parts:
+        total += max(part, 0.0)
+        edges.append(min(round(total * width), width))
+    return [
+        ("█" * (stop - start), style)
+        for (_, style), start, stop in zip(parts, edges[:-1], edges[1:], strict=True)
+        if stop > start
+    ]
+
+
+def spark(values: Sequence[float], high: float) -> str:
+    """One glyph a value, `▁` … `█`; a space where there is none."""
+    if not high > 0:
+        return _UP[1] * len(values)
+    found = [min(max(round(value / high * 8), 1), 8) if value >= 0 else 0 for value in values]
+    return "".join(_UP[eighths] for eighths in found)
+
+
+def strongest(values: NDArray[np.floating], cells: int) -> NDArray[np.floating]:
+    """The largest value for each of at most `cells` bins of equal size."""
+    count = len(values)
+    if count == 0 or cells <= 0:
+        return np.zeros(0)
+    size = -(-count // cells)
+    return np.asarray(np.maximum.reduceat(values, np.arange(0, count, size)))
+
+
+def layered(
+    back: Sequence[float], front: Sequence[float], height: int, inks: Sequence[tuple[Style, Style]]
+) -> list[Strip]:
+    """Columns of two quantities, the smaller one in front of the larger.
+
+    Args:
+        back: Parts of the height, 0 … 1, one for each cell of the width.
+        front: The same for the smaller quantity.
+        height: Lines.
+        inks: For each column: the styles of back and front.
+    """
+    columns = [
+        (_eighths(b, height), _eighths(f, height), styles)
+        for b, f, styles in zip(back, front, inks, strict=True)
+    ]
+    return [
+        _merged([_cell(*column, 8 * (height - 1 - y)) for column in columns]) for y in range(height)
+    ]
+
+
+def _eighths(part: float, height: int) -> int:
+    return 0 if not part > 0 else min(max(round(part * height * 8), 1), height * 8)
+
+
+def _cell(back: int, front: int, styles: tuple[Style, Style], floor: int) -> Segment:
+    """One cell of a layered column, whose bottom stands at `floor` eighths."""
+    behind, before = styles
+    if front - floor >= 8:
+        return Segment("█", before)
+    if front > floor:
+        # the rest of this cell is filled by the back column: never less than it shows
+        full = back - floor >= 8 or back - front >= 4
+        style = Style(color=before.color, bgcolor=behind.color) if full else before
+        return Segment(_UP[front - floor], style)
+    return Segment(_UP[min(max(back - floor, 0), 8)], behind)
+
+
+def _merged(segments: Sequence[Segment]) -> Strip:
+    return Strip(Segment.simplify(segments), len(segments))

@@ -1,0 +1,152 @@
+"""The layer × head grid: one number for each head of each layer, as a coloured table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+from kvtrace.trace.dtypes import Floats
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.binning import Binning
+from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.drawing.heat import Look, glyphs_of
+from kvtrace_tui.drawing.heatstrip import Painter, painter
+from kvtrace_tui.drawing.pool import pooled
+
+_MARK = "◆"
+_NOT_RUN = "·"
+
+
+@dataclass(frozen=True, slots=True)
+class GridLayout:
+    """Where layers and heads stand.
+
+    Attributes:
+        down: Bins of layers, one line each.
+        across: Bins of heads; a head is `stretch` cells wide.
+        gutter: Cells of the layer labels at the left.
+    """
+
+    down: Binning
+    across: Binning
+    gutter: int
+
+    @classmethod
+    def fit(
+        cls, layers: int, heads: int, size: tuple[int, int], mark: tuple[int, int]
+    ) -> GridLayout:
+        """Layers × heads in (width, height), the line of head labels included."""
+        gutter = len(str(max(layers - 1, 0))) + 1
+        down = Binning.fit(layers, min(max(size[1] - 1, 1), max(layers, 1)), focus=mark[0])
+        room = max(size[0] - gutter, 1)
+        across = Binning.fit(heads, min(room, max(heads, 1) * 3), focus=mark[1])
+        return cls(down, across, gutter)
+
+    def at(self, x: int, y: int) -> tuple[int, int] | None:
+        """The (layer, head) at a cell; the first of its bin."""
+        rows, heads = self.down.indices_of(y - 1), self.across.indices_of(x - self.gutter)
+        return (rows.start, heads.start) if rows and heads else None
+
+
+def layer_grid(
+    values: Floats,
+    layout: GridLayout,
+    look: Look,
+    mark: tuple[int, int],
+    *,
+    labels: Sequence[str] | None = None,
+    run_until: int | None = None,
+) -> list[Strip]:
+    """Head labels, then a line for each bin of layers.
+
+    Args:
+        values: [layers, heads]; NaN: nothing to show.
+        layout: Where they stand.
+        look: How they are painted.
+        mark: The (layer, head) of the cursor.
+        labels: Names of the layers; their numbers by default.
+        run_until: Layers after this one have not run yet.
+    """
+    paint = painter(look.palette, look.depth, signed=look.shade.signed)
+    shown = pooled(values, layout.down, layout.across, look.pooling)
+    levels = look.shade.levels(shown, paint.levels)
+    lines = [_head_labels(layout, mark[1])]
+    for y in range(layout.down.bins):
+        layers = layout.down.indices_of(y)
+        selected = mark[0] in layers
+        name = labels[layers.start] if labels else str(layers.start)
+        gutter = Segment(
+            name[: layout.gutter - 1].rjust(layout.gutter - 1) + " ",
+            ink.STRONG if selected else ink.DIM,
+        )
+        waiting = run_until is not None and layers.start > run_until
+        chosen = layout.across.cells_of(mark[1]) if selected else range(0)
+        cells = _cells(levels[y], layout.across.stretch, chosen, (paint, look), waiting)
+        lines.append(Strip([gutter, *cells]))
+    return lines
+
+
+def _head_labels(layout: GridLayout, head: int) -> Strip:
+    """Numbers of the heads above the grid, as many as fit; the cursor's one always."""
+    width = layout.gutter + layout.across.cells
+    row = [" "] * width
+    chosen = layout.across.cells_of(head)
+    spots = [(chosen.start, head)] if chosen else []
+    spots += [(cell, layout.across.indices_of(cell).start)
+              for cell in range(0, layout.across.cells, layout.across.stretch)]  # fmt: skip
+    style = [ink.DIM] * width
+    for cell, number in spots:
+        text, start = str(number), layout.gutter + cell
+        span = range(max(start - 1, 0), min(start + len(text) + 1, width))
+        if start + len(text) > width or any(row[x] != " " for x in span):
+            continue
+        for offset, letter in enumerate(text):
+            row[start + offset] = letter
+            style[start + offset] = ink.STRONG if number == head else ink.DIM
+    return Strip(Segment.simplify(Segment(t, s) for t, s in zip(row, style, strict=True)), width)
+
+
+def _cells(
+    levels: NDArray[np.uint8],
+    stretch: int,
+    chosen: range,
+    paints: tuple[Painter, Look],
+    waiting: bool,
+) -> list[Segment]:
+    paint, look = paints
+    segments: list[Segment] = []
+    for index, level in enumerate(levels.tolist()):
+        here = index * stretch in chosen
+        segments.append(_cell(level, stretch, here, paint, look, waiting))
+    return segments
+
+
+def _cell(
+    level: int, stretch: int, here: bool, paint: Painter, look: Look, waiting: bool
+) -> Segment:
+    missing = level == paint.levels or waiting
+    if here:
+        text = _MARK.center(stretch) if stretch > 1 else _MARK
+        return Segment(text, _mark_style(level, paint, missing, look.depth))
+    if missing:
+        return Segment(_NOT_RUN.center(stretch), ink.FAINT)
+    if look.depth.half_blocks:
+        return Segment(" " * stretch, paint.style((level << 8) | level))
+    return Segment(glyphs_of(look.shade.signed)[level] * stretch, ink.TEXT)
+
+
+def _mark_style(level: int, paint: Painter, missing: bool, depth: Depth) -> Style:
+    """Black or white, whichever can be read on the cell's colour."""
+    if missing or not depth.half_blocks:
+        return ink.CHOSEN
+    ground = paint.style((level << 8) | level)
+    colour = ground.bgcolor
+    triplet = None if colour is None else colour.get_truecolor()
+    bright = triplet is not None and 2 * triplet.red + 5 * triplet.green + triplet.blue > 8 * 128
+    return Style(color="#000000" if bright else "#ffffff", bgcolor=colour, bold=True)

@@ -1,0 +1,170 @@
+"""The heat map: values, bins for both axes and a shade in; lines out.
+
+With colours a cell holds two values, one above the other. Without, a glyph stands for one value:
+lighter to denser for positive ones, other signs for negative ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+from kvtrace.trace.dtypes import Floats
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.binning import Binning
+from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.drawing.heatstrip import Painter, heat_strip, painter
+from kvtrace_tui.drawing.palettes import Palette
+from kvtrace_tui.drawing.pool import Pooling, pooled
+from kvtrace_tui.drawing.shade import Shade
+
+Levels = NDArray[np.uint8]
+
+_NEGATIVE = "#=~-"
+_POSITIVE = "░▒▓█"
+_SIGNED_GLYPHS = _NEGATIVE + "·" + _POSITIVE
+_UNSIGNED_GLYPHS = " ·:-=░▒▓█"
+_ABSENT, _NOT_FINITE, _CROSSHAIR = " ", "!", "◆"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a map is painted.
+
+    Attributes:
+        palette: Colours.
+        depth: What the terminal can show.
+        shade: How values become levels.
+        pooling: What stands for a bin of several values.
+        absent_nan: NaN means "not recorded", as in a lane that was not kept; else it is trouble.
+    """
+
+    palette: Palette
+    depth: Depth
+    shade: Shade
+    pooling: Pooling = Pooling.STRONGEST
+    absent_nan: bool = False
+
+
+def heat_map(
+    values: Floats,
+    down: Binning,
+    across: Binning,
+    look: Look,
+    mark: tuple[int, int] | None = None,
+) -> list[Strip]:
+    """A map, as wide and high as its bins need.
+
+    Args:
+        values: [down, across], the whole axes.
+        down: Bins from top to bottom, made for `depth.per_line` cells a line.
+        across: Bins from left to right.
+        look: How it is painted.
+        mark: Indices (down, across) under the crosshair.
+    """
+    paint = painter(look.palette, look.depth, signed=look.shade.signed)
+    levels = _levels(pooled(values, down, across, look.pooling), look, paint)
+    levels = np.repeat(np.repeat(levels, down.stretch, axis=0), across.stretch, axis=1)
+    if not look.depth.half_blocks:
+        return _glyph_lines(levels, paint, look, _marked(down, across, mark))
+    _draw_crosshair(levels, paint, down, across, mark)
+    if levels.shape[0] % 2:
+        levels = np.vstack([levels, np.full_like(levels[-1:], paint.absent)])
+    keys = (levels[0::2].astype(np.uint16) << 8) | levels[1::2]
+    return [heat_strip(row, paint) for row in keys]
+
+
+def glyphs_of(signed: bool) -> str:
+    """The glyph of each level where colours can't say it, lowest first."""
+    return _SIGNED_GLYPHS if signed else _UNSIGNED_GLYPHS
+
+
+def legend(look: Look, width: int = 16) -> list[tuple[str, Style]]:
+    """A colour bar with the ends of the range, as pieces of a line."""
+    paint = painter(look.palette, look.depth, signed=look.shade.signed)
+    if look.depth.half_blocks:
+        at = np.linspace(0, paint.levels - 1, width).round().astype(int).tolist()
+        bar = [("▀", paint.style((level << 8) | level)) for level in at]
+        return [*bar, (f" {look.shade.label}", ink.DIM)]
+    glyphs = glyphs_of(look.shade.signed)
+    return [(f"{glyphs} {look.shade.label}", ink.DIM)]
+
+
+def _levels(values: Floats, look: Look, paint: Painter) -> Levels:
+    levels = look.shade.levels(values, paint.levels)
+    bad = levels == paint.levels
+    if not bad.any():
+        return levels
+    kind = np.isnan(values) if look.absent_nan else np.zeros(values.shape, bool)
+    levels[bad] = paint.bad
+    levels[kind] = paint.absent
+    return levels
+
+
+def _marked(
+    down: Binning, across: Binning, mark: tuple[int, int] | None
+) -> tuple[range, range] | None:
+    if mark is None:
+        return None
+    rows, columns = down.cells_of(mark[0]), across.cells_of(mark[1])
+    return (rows, columns) if rows and columns else None
+
+
+def _draw_crosshair(
+    levels: Levels, paint: Painter, down: Binning, across: Binning, mark: tuple[int, int] | None
+) -> None:
+    """A small mark becomes white beside black; a large one gets a white frame with black edges."""
+    found = _marked(down, across, mark)
+    if found is None:
+        return
+    rows, columns = found
+    if len(rows) >= 4 and len(columns) >= 4:
+        box = levels[rows.start : rows.stop, columns.start : columns.stop]
+        box[0], box[-1] = paint.bright, paint.bright
+        box[:, 0], box[:, -1] = paint.bright, paint.bright
+        return
+    levels[rows.start : rows.stop, columns.start : columns.stop] = paint.bright
+    if len(rows) == 1:
+        partner = rows.start ^ 1
+        if partner < levels.shape[0]:
+            levels[partner, columns.start : columns.stop] = paint.dark
+
+
+def _glyph_lines(
+    levels: Levels, paint: Painter, look: Look, mark: tuple[range, range] | None
+) -> list[Strip]:
+    signed = look.shade.signed
+    glyphs = glyphs_of(signed) + _ABSENT + _NOT_FINITE
+    lines = []
+    for y, row in enumerate(levels.tolist()):
+        text = "".join(glyphs[level] for level in row)
+        segments = _coloured_runs(text, row, signed, look.depth)
+        strip = Strip(segments, len(text))
+        if mark is not None and y in mark[0]:
+            left, width = mark[1].start, len(mark[1])
+            star = Segment(_CROSSHAIR * width, ink.fitting(ink.CHOSEN, look.depth))
+            end = strip.cell_length
+            pieces = [strip.crop(0, left), Strip([star], width), strip.crop(left + width, end)]
+            strip = Strip.join(pieces)
+        lines.append(strip)
+    return lines
+
+
+def _coloured_runs(text: str, row: list[int], signed: bool, depth: Depth) -> list[Segment]:
+    """Glyphs in the colour of their sign; in one piece where there are no colours."""
+    if depth is Depth.NONE or not signed:
+        return [Segment(text, ink.fitting(ink.TEXT, depth))] if text else []
+    middle = len(_NEGATIVE)
+    segments: list[Segment] = []
+    start = 0
+    for end in range(1, len(text) + 1):
+        if end == len(text) or (row[end] < middle) != (row[start] < middle):
+            style = ink.NEGATIVE if row[start] < middle else ink.POSITIVE
+            segments.append(Segment(text[start:end], style))
+            start = end
+    return segments

@@ -1,0 +1,98 @@
+"""Lines made of pieces of text, cut and filled to a width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.drawing.heatstrip import joined
+
+Piece = tuple[str, Style]
+
+
+def line(width: int, *pieces: Piece, fill: Style = ink.TEXT, right: Sequence[Piece] = ()) -> Strip:
+    """One line, exactly `width` cells.
+
+    Args:
+        width: Cells; what does not fit is cut, wide characters included.
+        pieces: Text with its style, already safe to show.
+        fill: Style of the rest.
+        right: Pieces at the right end; they give way to the left ones.
+    """
+    segments: list[Segment] = []
+    room = width
+    for text, style in pieces:
+        if room <= 0:
+            break
+        text, used = _cut(text, room)
+        segments.append(Segment(text, style))
+        room -= used
+    tail = sum(cell_len(text) for text, _ in right)
+    if right and tail < room:
+        segments.append(Segment(" " * (room - tail), fill))
+        segments += [Segment(text, style) for text, style in right]
+    elif room > 0:
+        segments.append(Segment(" " * room, fill))
+    return Strip(segments, max(width, 0))
+
+
+def padded(text: str, width: int, *, right: bool = False) -> str:
+    """Text cut or filled with spaces to `width` cells; `…` says that it was cut."""
+    if width <= 0:
+        return ""
+    size = cell_len(text)
+    if size > width:
+        return set_cell_size(text, width - 1) + "…"
+    space = " " * (width - size)
+    return space + text if right else text + space
+
+
+def columns(width: int, *cells: tuple[str, int, Style], fill: Style = ink.TEXT) -> Strip:
+    """A line of a table: (text, width, style); a negative width aligns to the right."""
+    pieces = [(padded(text, abs(size), right=size < 0) + " ", style) for text, size, style in cells]
+    return line(width, *pieces, fill=fill)
+
+
+def page(strips: Iterable[Strip], width: int, height: int, fill: Style = ink.TEXT) -> list[Strip]:
+    """Exactly `height` lines of exactly `width` cells."""
+    blank = Strip([Segment(" " * width, fill)], width) if width > 0 else Strip([], 0)
+    found = [strip if strip.cell_length == width else _fitted(strip, width, fill)
+             for strip in strips][: max(height, 0)]  # fmt: skip
+    return found + [blank] * (height - len(found))
+
+
+def beside(parts: Sequence[tuple[Sequence[Strip], int]], fill: Style = ink.TEXT) -> list[Strip]:
+    """Blocks of lines side by side: (lines, width) each; short blocks are filled."""
+    height = max((len(strips) for strips, _ in parts), default=0)
+    filled = [page(strips, width, height, fill) for strips, width in parts]
+    return [joined(row) for row in zip(*filled, strict=True)]
+
+
+def shown_in(strips: Sequence[Strip], depth: Depth) -> list[Strip]:
+    """The lines as this terminal can show them: without colour where it has none."""
+    if depth is not Depth.NONE:
+        return list(strips)
+    return [
+        Strip(
+            [Segment(text, ink.without_colour(style)) for text, style, _ in strip],
+            strip.cell_length,
+        )
+        for strip in strips
+    ]
+
+
+def _fitted(strip: Strip, width: int, fill: Style) -> Strip:
+    return (
+        strip.crop(0, width) if strip.cell_length > width else strip.extend_cell_length(width, fill)
+    )
+
+
+def _cut(text: str, room: int) -> tuple[str, int]:
+    size = cell_len(text)
+    return (text, size) if size <= room else (set_cell_size(text, room), room)

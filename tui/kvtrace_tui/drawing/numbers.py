@@ -1,0 +1,73 @@
+"""The numbers themselves: a window of a table, aligned, with the cell under the crosshair lit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from textual.strip import Strip
+
+from kvtrace.trace.dtypes import Floats
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.lines import Piece, line, padded
+
+_CELL = 9
+
+
+def number(value: float) -> str:
+    """One value in at most 9 cells, with its sign: `+1.23456`, `-4.2e-07`, `NaN`."""
+    if np.isnan(value):
+        return "NaN"
+    if np.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    size = abs(value)
+    if size and (size < 1e-3 or size >= 1e5):
+        return f"{value:+.1e}"
+    return f"{value:+.{5 if size < 10 else 3 if size < 1000 else 1}f}"
+
+
+def number_table(
+    values: Floats,
+    row_labels: Sequence[str],
+    mark: tuple[int, int],
+    size: tuple[int, int],
+) -> list[Strip]:
+    """A window around the crosshair: a line of feature numbers, then a line for each row.
+
+    Args:
+        values: [rows, features].
+        row_labels: A label for each row, safe to show.
+        mark: (row, feature) under the crosshair.
+        size: (width, height).
+    """
+    width, height = size
+    gutter = min(max((len(label) for label in row_labels), default=0), 18) + 1
+    rows = _around(mark[0], values.shape[0], height - 1)
+    features = _around(mark[1], values.shape[1], max((width - gutter) // (_CELL + 1), 1))
+    head: list[Piece] = [(" " * gutter, ink.DIM)]
+    head += [
+        (padded(str(f), _CELL + 1, right=True), ink.STRONG if f == mark[1] else ink.DIM)
+        for f in features
+    ]
+    lines = [line(width, *head)]
+    for row in rows:
+        here = row == mark[0]
+        pieces: list[Piece] = [
+            (padded(row_labels[row], gutter), ink.STRONG if here else ink.DIM),
+        ]
+        for feature in features:
+            shown = padded(number(float(values[row, feature])), _CELL, right=True)
+            lit = here and feature == mark[1]
+            pieces += [(" ", ink.TEXT), (shown, ink.CHOSEN if lit else ink.TEXT)]
+        lines.append(line(width, *pieces))
+    return lines
+
+
+def _around(index: int, count: int, room: int) -> range:
+    """A window of at most `room` indices that moves by halves and holds `index`."""
+    room = max(room, 1)
+    if count <= room:
+        return range(count)
+    half = max(room // 2, 1)
+    start = min(max(index // half * half - (room - half) // 2, 0), count - room)
+    return range(start, start + room)
