@@ -1,0 +1,221 @@
+"""Where each attended row comes from: token, position, slot, the step that wrote it.
+
+A cell is one K,V row, written once. What a step wrote is in the trace, so a row's token is the
+one that came in with it; rows rewritten later (quantised or re-rotated caches) keep the token of
+their position. Rows of an encoder have no token here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.changes import cells_of, evicted_cells
+from kvtrace.analysis.tensors import attended_runs
+from kvtrace.errors import MissingError
+from kvtrace.trace import Step, Trace
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """All rows one sequence's attention was given, in slot order; every array is [seq].
+
+    Attributes:
+        cells: Cell numbers.
+        slots: Places in the array the attention was given.
+        positions: Logical positions; negative: padding.
+    """
+
+    cells: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where one row comes from.
+
+    Attributes:
+        row: Index among the attended rows.
+        cell, slot, position: Of the row; a negative position is padding.
+        token: Its id; -1: unknown (rows of an encoder).
+        written: Step that wrote this cell; None if it is lost to damage.
+        sequence: Row of the batch that wrote it (another one after a reorder).
+        first: Step that first computed a row at this position; earlier than `written` when the
+            row was changed in place.
+        shared_from: Site that wrote it, when this one takes over another's rows.
+        evicted: Whether the cache lets it go after this step.
+    """
+
+    row: int
+    cell: int
+    slot: int
+    position: int
+    token: int
+    written: int | None
+    sequence: int
+    first: int | None
+    shared_from: int | None
+    evicted: bool
+
+    @property
+    def padding(self) -> bool:
+        """Whether it stands for no token."""
+        return self.position < 0
+
+    @property
+    def changed(self) -> bool:
+        """Whether it was rewritten in place after it was first computed."""
+        return self.first is not None and self.first != self.written
+
+
+def attended_rows(trace: Trace, number: int, layer: int, sequence: int = 0) -> Rows:
+    """Cells, slots and positions without reading a tensor.
+
+    Raises:
+        MissingError: The site did not attend in this step.
+    """
+    runs = attended_runs(trace, number, layer, sequence)
+    return Rows(
+        cells_of(runs),
+        _expand([(run.slot, run.count) for run in runs]),
+        _expand([(run.position, run.count) for run in runs]),
+    )
+
+
+def origin(trace: Trace, number: int, layer: int, row: int, sequence: int = 0) -> Origin:
+    """Where one attended row comes from.
+
+    Raises:
+        MissingError: The site did not attend in this step, or has no such row.
+    """
+    rows = attended_rows(trace, number, layer, sequence)
+    if not 0 <= row < rows.cells.size:
+        raise MissingError(
+            f"{trace.name}: step {number}, layer {layer}: row {row} was asked for, but the "
+            f"attention was given {rows.cells.size} rows."
+        )
+    site = trace.site(layer)
+    cell, position = int(rows.cells[row]), int(rows.positions[row])
+    written, writer = _writer(trace, site.reads, cell)
+    first, token = _first(trace, number, sequence, position)
+    if written is not None and not _rewrote(trace, site.reads, written):
+        first, token = written, _token_of_cell(trace, site.reads, cell)
+    if site.kind != "self":
+        first, token = written, UNKNOWN
+    lost = evicted_cells(trace.cache_step(number, layer), sequence)
+    return Origin(
+        row=row,
+        cell=cell,
+        slot=int(rows.slots[row]),
+        position=position,
+        token=token,
+        written=written,
+        sequence=writer,
+        first=first,
+        shared_from=site.shared_from if site.source == "shared" else None,
+        evicted=cell in lost,
+    )
+
+
+def tokens_of_rows(trace: Trace, number: int, layer: int, sequence: int = 0) -> NDArray[np.int64]:
+    """Token id of every attended row, [seq]; -1 where unknown.
+
+    Raises:
+        MissingError: The site did not attend in this step.
+    """
+    site = trace.site(layer)
+    rows = attended_rows(trace, number, layer, sequence)
+    if site.kind != "self":
+        return np.full(rows.cells.size, UNKNOWN, np.int64)
+    tokens = tokens_of_cells(trace, site.reads, rows.cells)
+    for at in np.flatnonzero(tokens == UNKNOWN).tolist():
+        tokens[at] = _first(trace, number, sequence, int(rows.positions[at]))[1]
+    return tokens
+
+
+def tokens_of_cells(trace: Trace, cache_layer: int, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Token id that came in with each cell; -1 where its step did not write one row a token."""
+    writes = trace.source.writes(cache_layer)
+    overview = trace.overview
+    tokens = np.full(cells.size, UNKNOWN, np.int64)
+    if writes.size == 0 or cells.size == 0:
+        return tokens
+    entry = np.searchsorted(writes["first_cell"], cells, side="right") - 1
+    inside = cells - writes["first_cell"][entry]
+    known = (entry >= 0) & (inside < writes["rows"][entry] * writes["sequences"][entry])
+    steps = writes["step"][entry]
+    at = np.minimum(np.searchsorted(overview["number"], steps), max(len(overview) - 1, 0))
+    simple = known & (overview["new"][at] == 1) & (writes["rows"][entry] == 1) & (inside == 0)
+    simple &= overview["number"][at] == steps
+    tokens[simple] = overview["token"][at][simple]
+    for number in np.unique(steps[known & ~simple]).tolist():
+        mine = np.flatnonzero(known & ~simple & (steps == number))
+        ids = _flat_tokens(trace, cache_layer, number)
+        if ids is not None:
+            tokens[mine] = ids[inside[mine]]
+    return tokens
+
+
+def _flat_tokens(trace: Trace, cache_layer: int, number: int) -> NDArray[np.int64] | None:
+    """Tokens of a step in the order of its cells; None if it did not write one row a token."""
+    step = _step(trace, number)
+    group = None if step is None else step.cache_step(cache_layer)
+    if step is None or group is None or group.rows != step.new or group.rewritten:
+        return None
+    if len(group.attended) != step.num_sequences:
+        return None
+    return np.array(step.tokens, np.int64).reshape(-1)
+
+
+def _token_of_cell(trace: Trace, cache_layer: int, cell: int) -> int:
+    return int(tokens_of_cells(trace, cache_layer, np.array([cell], np.int64))[0])
+
+
+def _writer(trace: Trace, cache_layer: int, cell: int) -> tuple[int | None, int]:
+    """Step and sequence that wrote a cell."""
+    writes = trace.source.writes(cache_layer)
+    entry = int(np.searchsorted(writes["first_cell"], cell, side="right")) - 1
+    if entry < 0:
+        return None, 0
+    row = writes[entry]
+    inside, rows = cell - int(row["first_cell"]), int(row["rows"])
+    if inside >= rows * int(row["sequences"]):
+        return None, 0
+    return int(row["step"]), inside // rows
+
+
+def _rewrote(trace: Trace, cache_layer: int, number: int) -> bool:
+    """Whether a step's cells are not one row a token of its own."""
+    return _flat_tokens(trace, cache_layer, number) is None
+
+
+def _first(trace: Trace, number: int, sequence: int, position: int) -> tuple[int | None, int]:
+    """Step and token of a position in a sequence's own history, following its parents."""
+    step = _step(trace, number)
+    while step is not None:
+        if sequence < step.num_sequences and position in step.positions[sequence]:
+            at = step.positions[sequence].index(position)
+            return step.number, step.tokens[sequence][at]
+        for event in reversed(step.events):
+            if event.order and sequence < len(event.order):
+                sequence = event.order[sequence]
+        step = None if step.parent is None else _step(trace, step.parent)
+    return None, UNKNOWN
+
+
+def _step(trace: Trace, number: int) -> Step | None:
+    try:
+        return trace.step(number)
+    except MissingError:
+        return None
+
+
+def _expand(ranges: list[tuple[int, int]]) -> NDArray[np.int64]:
+    """Concatenate [first, first + count) for each pair."""
+    parts = [np.arange(first, first + count, dtype=np.int64) for first, count in ranges]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)

@@ -1,0 +1,103 @@
+"""Do the recorded rows explain the recorded output? softmax(q·kᵀ·scale + mask)·v against it.
+
+Calculated from the trace alone. A large error means that the attention did something the trace
+does not know of, or that the recording is wrong: never hide it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtrace.errors import MissingError
+from kvtrace.trace import Tensor, Trace
+from kvtrace.trace.weights import mix
+
+TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Relative; room for sums in another order, and for softmax in the model's own dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """One query row of one head, or of all heads of a site.
+
+    Attributes:
+        error: Largest |derived - recorded output|.
+        scale: Largest |recorded output|.
+        tolerance: Relative, by dtype.
+        recorded_error: What the recorder found for the whole site; None: it did not check.
+    """
+
+    error: float
+    scale: float
+    tolerance: float
+    recorded_error: float | None
+
+    @property
+    def relative(self) -> float:
+        """Error over scale; 0/0 is 0."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.scale if self.scale > 0 else float("inf")
+
+    @property
+    def passed(self) -> bool:
+        """Whether the recorded rows explain the output."""
+        return bool(self.relative <= self.tolerance)
+
+
+def self_check(
+    trace: Trace,
+    number: int,
+    layer: int,
+    head: int | None = None,
+    sequence: int = 0,
+    query: int | None = None,
+) -> SelfCheck | None:
+    """Derive the output of a site from its rows.
+
+    Args:
+        trace: The trace.
+        number: Step.
+        layer: Site.
+        head: Only this query head; None: all.
+        sequence: Row of the batch.
+        query: Only this row of the step; None: all.
+
+    Returns:
+        None if queries or output were not recorded.
+
+    Raises:
+        MissingError: The site did not attend in this step.
+        TraceError: The rows are damaged.
+    """
+    site = trace.site(layer)
+    recorded = trace.rows(number, layer, Tensor.OUTPUT, sequence, head=head)
+    if recorded is None:
+        return None
+    try:
+        weights = trace.weights(number, layer, head, sequence, query).weights
+    except MissingError:
+        if trace.rows(number, layer, Tensor.QUERIES, sequence, head=head) is None:
+            return None
+        raise
+    kv_head = None if head is None else site.kv_head(head)
+    values = trace.cache(number, layer, sequence, head=kv_head).values
+    if query is not None:
+        row = query % recorded.shape[1]
+        recorded = recorded[:, row : row + 1]
+    derived = mix(weights, values)
+    with np.errstate(invalid="ignore"):
+        delta = np.abs(derived - recorded)
+    return SelfCheck(
+        error=float(delta.max(initial=0)),
+        scale=float(np.abs(recorded).max(initial=0)),
+        tolerance=TOLERANCES.get(site.dtype, 1e-1),
+        recorded_error=_recorded(trace, number, layer),
+    )
+
+
+def _recorded(trace: Trace, number: int, layer: int) -> float | None:
+    group = trace.site_step(number, layer)
+    return group.check_error[group.sites.index(trace.site(layer).index)]
