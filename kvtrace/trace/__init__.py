@@ -4,6 +4,7 @@ from kvtrace.trace.lane import LaneStep, LogitDiff
 from kvtrace.trace.mask import Mask
 from kvtrace.trace.meta import CacheLayer, Lane, Meta, ModelCard, Sampling, Site, Tensor
 from kvtrace.trace.notes import Damage, Ending, Note
+from kvtrace.trace.reference import Reference
 from kvtrace.trace.source import CACHED, OVERVIEW, WRITES, Source
 from kvtrace.trace.step import (
     CacheEvent,
@@ -15,7 +16,8 @@ from kvtrace.trace.step import (
     Step,
     TopLogits,
 )
-from kvtrace.trace.trace import CacheView, Trace
+from kvtrace.trace.trace import Trace
+from kvtrace.trace.view import CacheView
 from kvtrace.trace.weights import Weights
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Meta",
     "ModelCard",
     "Note",
+    "Reference",
     "Run",
     "Sampling",
     "Site",

@@ -42,6 +42,8 @@ class LaneStep:
         rows_stored: The lane's own rows of this step are in the trace.
         logits: Per sequence; empty if not compared.
         elapsed_ns: Wall time of this lane's forward for this step; None if there was none.
+        passes: Per sequence, where its rows are in the lane's own forward, if that was kept:
+            (number of the pass, sequence in it, place of the step's first row).
     """
 
     lane: str
@@ -56,6 +58,7 @@ class LaneStep:
     rows_stored: bool = False
     logits: tuple[LogitDiff, ...] = ()
     elapsed_ns: int | None = None
+    passes: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def relative(self) -> NDArray[np.float32]:

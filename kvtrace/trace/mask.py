@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.trace.dtypes import Array
+
 
 @dataclass(frozen=True, slots=True)
 class Mask:
@@ -58,3 +60,9 @@ class Mask:
         if self.padding:
             table &= key >= self.padding[sequence]
         return table
+
+
+def only_sequence(stored: Array, sequence: int) -> Array:
+    """One sequence of a stored mask or bias [sequences|1, heads|1, new|1, seq]."""
+    part: Array = stored[sequence if stored.shape[0] > 1 else 0]
+    return part

@@ -114,3 +114,27 @@ class Source(Protocol):
 
     def lane_step(self, lane: str, step: int) -> LaneStep | None:
         """The comparison of a lane for a step; None: not compared."""
+
+    def pass_step(self, lane: str, number: int) -> Step | None:
+        """A lane's own forward over a whole path of tokens; None: not kept.
+
+        Raises:
+            TraceError: It is damaged.
+        """
+
+    def pass_rows(
+        self, lane: str, number: int, tensor: Tensor, index: int, head: int | None
+    ) -> Array | None:
+        """Rows of a pass, [sequences, heads, places, dim]; with `head`, one. None: not kept.
+
+        `index` is a site for QUERIES and OUTPUT, a cache layer for KEYS and VALUES.
+
+        Raises:
+            TraceError: The rows are damaged.
+        """
+
+    def pass_mask(self, lane: str, number: int, site: int) -> Array | None:
+        """The stored mask of a pass: uint8, [sequences|1, heads|1, places, places]."""
+
+    def pass_bias(self, lane: str, number: int, site: int) -> Array | None:
+        """The stored bias of a pass: float32, [sequences|1, heads|1, places|1, places]."""

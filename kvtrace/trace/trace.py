@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,28 +20,11 @@ from kvtrace.trace.dtypes import Array, Floats
 from kvtrace.trace.lane import LaneStep
 from kvtrace.trace.meta import CacheLayer, Meta, Site, Tensor
 from kvtrace.trace.notes import Damage, Ending, Note
+from kvtrace.trace.reference import Reference
 from kvtrace.trace.source import CACHED, Source
 from kvtrace.trace.step import CacheStep, Runs, SiteStep, Step
+from kvtrace.trace.view import CacheView, expanded
 from kvtrace.trace.weights import Weights, derive
-
-
-@dataclass(frozen=True, slots=True)
-class CacheView:
-    """The K,V rows one sequence's attention was given in one step, in slot order.
-
-    Attributes:
-        keys: [kv_heads, seq, key_dim].
-        values: [kv_heads, seq, value_dim].
-        cells: Cell number of each row, [seq]; the same cell is the same row for ever.
-        slots: Slot of each row, [seq].
-        positions: Logical position of each row, [seq]; negative: padding.
-    """
-
-    keys: Floats
-    values: Floats
-    cells: NDArray[np.int64]
-    slots: NDArray[np.int64]
-    positions: NDArray[np.int64]
 
 
 class Trace:
@@ -215,9 +198,9 @@ class Trace:
         return CacheView(
             self._cells(layer, Tensor.KEYS, runs, lane, head),
             self._cells(layer, Tensor.VALUES, runs, lane, head),
-            _expand([(run.cell, run.count) for run in runs]),
-            _expand([(run.slot, run.count) for run in runs]),
-            _expand([(run.position, run.count) for run in runs]),
+            expanded([(run.cell, run.count) for run in runs]),
+            expanded([(run.slot, run.count) for run in runs]),
+            expanded([(run.position, run.count) for run in runs]),
         )
 
     def _cells(self, layer: int, tensor: Tensor, runs: Runs, lane: str, head: int | None) -> Floats:
@@ -369,6 +352,25 @@ class Trace:
         """How another lane compares in a step; None: not compared (never: equal)."""
         return self._source.lane_step(lane, number)
 
+    def reference(
+        self, number: int, sequence: int = 0, lane: str = "recomputed"
+    ) -> Reference | None:
+        """The lane's own forward that covers a step of a sequence; None: it was not kept.
+
+        Raises:
+            TraceError: It is damaged.
+        """
+        compared, found = self.compared(number, lane), self.meta.lane(lane)
+        if compared is None or found is None or sequence >= len(compared.passes):
+            return None
+        place, row, first = compared.passes[sequence]
+        step = self._source.pass_step(lane, place)
+        if step is None:
+            return None
+        sites, caches = self.meta.sites, self.meta.cache_layers
+        new = self.step(number).new
+        return Reference(found, step, row, first, new, sites, caches, self._source)
+
 
 def _rows_for(stored: Array, sequence: int, row: int | None) -> Array:
     """One sequence of [sequences|1, heads|1, new|1, seq], and one of its query rows if asked."""
@@ -377,9 +379,3 @@ def _rows_for(stored: Array, sequence: int, row: int | None) -> Array:
         return part
     only: Array = part[:, row : row + 1]
     return only
-
-
-def _expand(ranges: list[tuple[int, int]]) -> NDArray[np.int64]:
-    """Concatenate [first, first + count) for each pair."""
-    parts = [np.arange(first, first + count, dtype=np.int64) for first, count in ranges]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)

@@ -34,6 +34,11 @@ class MemorySource:
     masks: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     biases: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     lane_steps: dict[tuple[str, int], LaneStep] = field(default_factory=dict)
+    # (lane, number) -> pass; (lane, number, tensor, site or cache layer) -> rows
+    passes: dict[tuple[str, int], Step] = field(default_factory=dict)
+    pass_tensors: dict[tuple[str, int, Tensor, int], np.ndarray] = field(default_factory=dict)
+    pass_masks: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
+    pass_biases: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     ending: Ending | None = field(default_factory=lambda: Ending("length", "all tokens made"))
     damage: list[Damage] = field(default_factory=list)
@@ -97,3 +102,16 @@ class MemorySource:
 
     def lane_step(self, lane, step):
         return self.lane_steps.get((lane, step))
+
+    def pass_step(self, lane, number):
+        return self.passes.get((lane, number))
+
+    def pass_rows(self, lane, number, tensor, index, head):
+        rows = self.pass_tensors.get((lane, number, tensor, index))
+        return rows if rows is None or head is None else rows[:, head : head + 1]
+
+    def pass_mask(self, lane, number, site):
+        return self.pass_masks.get((lane, number, site))
+
+    def pass_bias(self, lane, number, site):
+        return self.pass_biases.get((lane, number, site))

@@ -1,0 +1,98 @@
+"""A lane's own rows: one forward without a cache over a whole path of tokens, a *pass*.
+
+A causal model's rows do not depend on later tokens, so one pass serves every step on its path.
+Rows are addressed by place: the n-th token of the path, left padding included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.trace import dtypes
+from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.mask import only_sequence
+from kvtrace.trace.meta import CacheLayer, Lane, Site, Tensor
+from kvtrace.trace.source import Source
+from kvtrace.trace.step import SiteStep, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A pass as one step of one sequence sees it.
+
+    Attributes:
+        lane: Whose.
+        step: The pass: tokens, positions, masks over places.
+        sequence: Row of the pass.
+        first: Place of the step's first new row.
+        new: Rows new in the step.
+    """
+
+    lane: Lane
+    step: Step
+    sequence: int
+    first: int
+    new: int
+    _sites: Sequence[Site]
+    _caches: Sequence[CacheLayer]
+    _source: Source
+
+    @property
+    def places(self) -> int:
+        """Places up to and including the step's last row."""
+        return self.first + self.new
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Logical position of each place, [places]; negative: padding."""
+        return np.array(self.step.positions[self.sequence][: self.places], np.int64)
+
+    def rows(self, layer: int, tensor: Tensor, head: int | None = None) -> Floats | None:
+        """Rows of all places: [heads or kv_heads, places, dim]; None: not recorded.
+
+        Raises:
+            TraceError: The rows are damaged.
+        """
+        site = self._sites[layer]
+        kv = tensor in (Tensor.KEYS, Tensor.VALUES)
+        index = self._caches[site.reads].index if kv else site.index
+        raw = self._source.pass_rows(self.lane.name, self.step.number, tensor, index, head)
+        if raw is None:
+            return None
+        return dtypes.widen(raw[self.sequence][:, : self.places], self.lane.dtype)
+
+    def site_step(self, layer: int) -> SiteStep | None:
+        """What a site did in the pass; None if it did not attend."""
+        return self.step.site_step(self._sites[layer].index)
+
+    def visible(self, layer: int) -> NDArray[np.bool_] | None:
+        """Which places each new row could see, [1 or heads, new, places]; None: not recorded."""
+        found = self.site_step(layer)
+        if found is None:
+            return None
+        rows = slice(self.first, self.places)
+        if not found.mask.full:
+            table = found.mask.visible(self.sequence, self.step.new, self.step.new)
+            return table[None, rows, : self.places]
+        stored = self._source.pass_mask(self.lane.name, self.step.number, self._sites[layer].index)
+        if stored is None:
+            return None
+        part = only_sequence(stored, self.sequence).astype(np.bool_)
+        return part[:, rows if part.shape[1] > 1 else slice(None), : self.places]
+
+    def bias(self, layer: int) -> Floats | None:
+        """Additive bias of the new rows, [1 or heads, 1 or new, places]; None without one."""
+        found = self.site_step(layer)
+        if found is None or not found.mask.bias:
+            return None
+        stored = self._source.pass_bias(self.lane.name, self.step.number, self._sites[layer].index)
+        if stored is None:
+            return None
+        part = only_sequence(stored, self.sequence).astype(np.float32)
+        return part[:, slice(self.first, self.places) if part.shape[1] > 1 else slice(None)][
+            ..., : self.places
+        ]
