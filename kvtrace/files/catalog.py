@@ -15,7 +15,7 @@ from kvtrace.files import codec
 from kvtrace.files.extents import RowsOf, extents, num_frames, shapes
 from kvtrace.files.frames import Frame, FrameFile
 from kvtrace.files.layout import HEADER_BYTES, MUST_UNDERSTAND, Kind
-from kvtrace.files.tables import FRAMES, GROUP_WRITES, Group, Tables
+from kvtrace.files.tables import FRAMES, GROUP_WRITES, OF_PASS, Group, Tables
 from kvtrace.files.tiles import TilePlace
 from kvtrace.files.validate import check_meta, check_step
 from kvtrace.trace import OVERVIEW, Damage, Ending, Meta, Note, Step
@@ -202,6 +202,12 @@ class Catalog:
             lane = self._lane_number(fields.lane)
             self._commit_rows(added, fields.step, lane)
             row[3], row[11] = fields.step, lane
+        elif head.kind == Kind.PASS:
+            step, _, parts, lane = self.read_pass(frame)
+            if parts and len(self._pending_rows) != parts:
+                raise TraceError(f"{self.file.name}: rows of pass {step.number} are missing.")
+            self._commit_rows(added, step.number, lane | OF_PASS)
+            row[3], row[11] = step.number, lane | OF_PASS
         elif head.kind == Kind.ROWS:
             self._pending_rows.append(tuple(row))
             return
@@ -298,6 +304,12 @@ class Catalog:
         if type(parts) is not int or not 0 <= parts <= frame.head.sequence:
             raise TraceError(f"{where}: parts is not a number of frames.")
         return step, recorded, parts
+
+    def read_pass(self, frame: Frame) -> tuple[Step, RowsOf, int, int]:
+        """A PASS frame: as a step, and the number of its lane."""
+        step, recorded, parts = self.read_step(frame)
+        name = self._json(frame).get("lane")
+        return step, recorded, parts, self._lane_number(name if isinstance(name, str) else "")
 
     def step_frame(self, number: int) -> Frame:
         """The STEP frame of a step.

@@ -43,6 +43,7 @@ class LaneFields:
     stored: bool = False
     logits: tuple[LogitDiff, ...] = ()
     elapsed_ns: int | None = None
+    passes: tuple[tuple[int, int, int], ...] = ()
 
 
 _LIMIT = 1 << 62

@@ -18,6 +18,7 @@ from kvtrace.files.catalog import Catalog
 from kvtrace.files.extents import Extent, RowsOf, extents, shapes
 from kvtrace.files.frames import Frame, FrameFile
 from kvtrace.files.layout import Kind
+from kvtrace.files.tables import OF_PASS
 from kvtrace.trace import (
     CACHED,
     WRITES,
@@ -68,6 +69,7 @@ class FileSource:
         self._catalog = Catalog(self._file)
         self._steps: _Kept[int, tuple[Step, RowsOf, int, Frame]] = _Kept(_STEPS_KEPT)
         self._frames: _Kept[int, Frame] = _Kept(_FRAMES_KEPT)
+        self._passes_read: _Kept[int, tuple[Step, RowsOf, int, Frame]] = _Kept(_STEPS_KEPT)
         self._texts: dict[int, str] = {}
         self._texts_upto = 0
         self._reset_tables()
@@ -79,6 +81,7 @@ class FileSource:
         self._tiles: dict[int, tuple[list[int], list[int]]] = {}
         self._parts: dict[tuple[int, int], list[int]] | None = None
         self._lane_frames: dict[tuple[int, int], int] | None = None
+        self._passes: dict[tuple[int, int], int] | None = None
 
     # -- the whole file --------------------------------------------------------------------
 
@@ -408,16 +411,20 @@ class FileSource:
 
     def full_mask(self, step: int, site: int) -> Array | None:
         """The stored mask, uint8 [sequences|1, heads|1, new, seq]."""
-        return self._beside(step, site, "masks")
+        return self._beside_in(self._entry(step), site, "masks", CACHED)
 
     def bias(self, step: int, site: int) -> Array | None:
         """The stored bias, float32 [sequences|1, heads|1, new, seq]."""
-        return self._beside(step, site, "biases")
+        return self._beside_in(self._entry(step), site, "biases", CACHED)
 
-    def _beside(self, number: int, site: int, which: str) -> Array | None:
-        """A mask or bias: after the rows in the payload of the STEP frame."""
-        step, recorded, parts, frame = self._entry(number)
-        inline = [] if parts else extents(self._shapes(step, recorded, None), None)
+    def _beside_in(
+        self, entry: tuple[Step, RowsOf, int, Frame], site: int, which: str, lane: str
+    ) -> Array | None:
+        """A mask or bias: after the rows in the payload of the frame."""
+        step, recorded, parts, frame = entry
+        number, found = step.number, self.meta.lane(lane)
+        dtype = None if found is None else found.dtype
+        inline = [] if parts else extents(self._shapes(step, recorded, dtype), None)
         start, unit = sum(e.size for e in inline), sum(e.units for e in inline)
         for name, kind in (("masks", "uint8"), ("biases", "float32")):
             for entry in recorded.masks if name == "masks" else recorded.biases:
@@ -448,7 +455,69 @@ class FileSource:
             rows_stored=fields.stored,
             logits=fields.logits,
             elapsed_ns=fields.elapsed_ns,
+            passes=fields.passes,
         )
+
+    # -- passes ----------------------------------------------------------------------------
+
+    def _pass(self, lane: str, number: int) -> tuple[Step, RowsOf, int, Frame] | None:
+        """A lane's own forward: what it was, which rows it has, in how many ROWS frames."""
+        if self._passes is None:
+            frames = self._catalog.frames
+            mine = frames[frames["kind"] == Kind.PASS]
+            self._passes = {
+                (int(one["step"]), int(one["lane"])): int(one["offset"]) for one in mine
+            }
+        offset = self._passes.get((number, self._lane_number(lane) | OF_PASS))
+        if offset is None:
+            return None
+
+        def read() -> tuple[Step, RowsOf, int, Frame]:
+            frame = self._frame(offset)
+            step, recorded, parts, _ = self._catalog.read_pass(frame)
+            return step, recorded, parts, frame
+
+        return self._passes_read.get_or(offset, read)
+
+    def pass_step(self, lane: str, number: int) -> Step | None:
+        """A lane's own forward over a whole path of tokens; None: not kept."""
+        found = self._pass(lane, number)
+        return None if found is None else found[0]
+
+    def pass_rows(  # noqa: PLR0913 - the address of a tensor
+        self, lane: str, number: int, tensor: Tensor, index: int, head: int | None
+    ) -> Array | None:
+        """Rows of a pass, [sequences, heads, places, dim]; with `head`, one."""
+        found = self._pass(lane, number)
+        if found is None:
+            return None
+        step, recorded, parts, frame = found
+        lane_number = self._lane_number(lane)
+        dtype = self.meta.lanes[lane_number - 1].dtype
+        whole = self._shapes(step, recorded, dtype)
+        places: list[tuple[Frame, int | None]] = [(frame, None)]
+        if parts:
+            offsets = self._part_offsets(number, lane_number | OF_PASS)
+            places = [(self._frame(offset), part) for part, offset in enumerate(offsets)]
+        read = [
+            self._read(one, extent, head, dtype, number)
+            for one, part in places
+            for extent in extents(whole, part)
+            if (extent.tensor, extent.index) == (tensor, index)
+        ]
+        if not read:
+            return None
+        return read[0] if len(read) == 1 else np.concatenate(read, axis=2)
+
+    def pass_mask(self, lane: str, number: int, site: int) -> Array | None:
+        """The stored mask of a pass, uint8 [sequences|1, heads|1, places, places]."""
+        found = self._pass(lane, number)
+        return None if found is None else self._beside_in(found, site, "masks", lane)
+
+    def pass_bias(self, lane: str, number: int, site: int) -> Array | None:
+        """The stored bias of a pass, float32 [sequences|1, heads|1, places|1, places]."""
+        found = self._pass(lane, number)
+        return None if found is None else self._beside_in(found, site, "biases", lane)
 
     def _lane_number(self, lane: str) -> int:
         names = [one.name for one in self.meta.lanes]

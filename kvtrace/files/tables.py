@@ -19,10 +19,13 @@ FRAMES = np.dtype(
         ("group", "<i4"),  # of a TILE
         ("kind", "<u2"),
         ("flags", "u1"),
-        ("lane", "u1"),  # 0 cached, 1.. Meta.lanes
+        ("lane", "u1"),  # 0 cached, 1.. Meta.lanes, OF_PASS added for rows of a pass
     ]
 )
 """One row a frame."""
+
+OF_PASS = 0x80
+"""Added to a frame's lane: it belongs to the pass of that number, not to the step."""
 
 GROUP_WRITES = np.dtype(
     [

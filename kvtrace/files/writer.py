@@ -32,7 +32,7 @@ from kvtrace.files.layout import (
     pack_header,
     pack_slot,
 )
-from kvtrace.files.tables import FRAMES, GROUP_WRITES, Tables
+from kvtrace.files.tables import FRAMES, GROUP_WRITES, OF_PASS, Tables
 from kvtrace.files.tiles import Tiler
 from kvtrace.trace import OVERVIEW, Ending, LaneStep, Meta, Note, Step
 from kvtrace.trace.dtypes import Array
@@ -155,6 +155,17 @@ class TraceWriter:
         fields = _lane_fields(comparison, stored=True)
         self._rows_and_commit(Kind.LANE, compared, rows, lane, fields, arrays)
 
+    def keep_pass(self, lane: str, step: Step, rows: StepRows) -> None:
+        """Append a lane's own forward over whole paths of tokens.
+
+        Args:
+            lane: Name of the lane; the rows are in its dtype.
+            step: `number` counts the lane's passes; runs and masks count places.
+            rows: By site and by the cache layer that the site reads.
+        """
+        number = [one.name for one in self.meta.lanes].index(lane) + 1
+        self._rows_and_commit(Kind.PASS, step, rows, number | OF_PASS, step)
+
     def note(self, note: Note) -> None:
         """Append a note."""
         self._frame(Kind.NOTE, codec.encode(note))
@@ -187,7 +198,7 @@ class TraceWriter:
     ) -> None:
         """ROWS frames where the step is long, then the frame that commits them."""
         recorded = rows_of(rows)
-        dtype = self.meta.lanes[lane - 1].dtype if lane else None
+        dtype = self.meta.lanes[(lane & ~OF_PASS) - 1].dtype if lane else None
         whole = shapes(self.meta, step, recorded, dtype)
         parts = num_frames(step)
         for part in range(parts):
@@ -196,7 +207,10 @@ class TraceWriter:
         inline = [] if parts else _units(extents(whole, None), rows, None)
         masks = [contiguous(rows.masks[entry[0]]) for entry in recorded.masks]
         biases = [contiguous(rows.biases[entry[0]]) for entry in recorded.biases]
-        body = codec.encode_fields({"parts": parts, "rows": codec.plain(recorded)}, fields)
+        extra: dict[str, object] = {"parts": parts, "rows": codec.plain(recorded)}
+        if lane & OF_PASS:
+            extra["lane"] = self.meta.lanes[(lane & ~OF_PASS) - 1].name
+        body = codec.encode_fields(extra, fields)
         self._frame(kind, body, [*before, *inline, *masks, *biases], step.number, lane=lane)
 
     def _frame(  # noqa: PLR0913 - a row of the frame table
@@ -272,4 +286,5 @@ def _lane_fields(comparison: LaneStep, *, stored: bool) -> codec.LaneFields:
         stored,
         comparison.logits,
         comparison.elapsed_ns,
+        comparison.passes,
     )
