@@ -5,25 +5,55 @@ Joins the parts; each check lives in the file named after it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from kvtrace.models.directory import load_directory
+from kvtrace.models.directory import Origin, judge, load_directory
+from kvtrace.models.hub import Hub
 from kvtrace.models.loaded import Loaded, Progress
+from kvtrace.models.patience import Patience
 from kvtrace.models.request import LoadRequest
-from kvtrace.models.spec import parse_spec
+from kvtrace.models.scripts import load_script
+from kvtrace.models.spec import Source, parse_spec
+from kvtrace_fixtures import BUILT_IN
 
 
-def load(request: LoadRequest, progress: Progress) -> Loaded:
+def load(request: LoadRequest, progress: Progress, wait: Patience | None = None) -> Loaded:
     """Find, check and load a model with its tokenizer and encoded prompt.
 
     Args:
         request: What the user asked for and allows.
         progress: Called with what is being done, and the share done where it is known.
+        wait: Time limits on what may never answer.
 
     Raises:
         KvtraceError: UsageError, ModelError, HubError, MemoryLimitError or TrustError, each
             with one line that says what to do.
     """
+    wait = wait or Patience()
     source = parse_spec(request.spec)
-    progress(f"loading {source.name}", None)
-    return load_directory(Path(source.place), source, request, progress)
+    if source.kind in ("file", "module"):
+        return load_script(source, request, progress)
+    if source.kind == "hub":
+        hub = Hub(request, source.place, progress, wait)
+        folder, commit, how = hub.directory(lambda place, at: judge(place, at, request))
+        told = f"{source.name} {how}, commit {commit[:12]}"
+        return load_directory(folder, Origin(source.name, commit, told), request, progress, wait)
+    folder = Path(source.place)
+    told = source.note or _told(source)
+    if source.kind == "built-in":
+        request = _with_story(request, source.name)
+    return load_directory(folder, Origin(source.name, chosen=told), request, progress, wait)
+
+
+def _told(source: Source) -> str:
+    return f"{source.kind} {source.name}"
+
+
+def _with_story(request: LoadRequest, name: str) -> LoadRequest:
+    """A built-in's own story, where the user gave none."""
+    own = BUILT_IN[name]
+    if request.prompt is None:
+        steps = own.new_tokens if request.new_tokens is None else request.new_tokens
+        return replace(request, prompt=own.prompt, new_tokens=steps)
+    return request

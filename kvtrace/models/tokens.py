@@ -124,7 +124,7 @@ class ByteTokenizer:
 
 
 def _kind(inner: object) -> str:
-    """ "BPE", "Unigram", "WordPiece" where the fast backend says so, else the class name."""
+    """The fast backend's model ("BPE", "Unigram", "WordPiece"), else the class name."""
     backend = getattr(inner, "backend_tokenizer", None)
     model = getattr(backend, "model", None)
     return type(model if model is not None else inner).__name__

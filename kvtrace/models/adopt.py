@@ -1,0 +1,136 @@
+"""Any tokenizer that a user's factory returns, behind our seam.
+
+Recognised by what it can do: transformers, `tokenizers`, tiktoken and SentencePiece objects,
+character tables (`stoi`), and a pair of functions (encode, decode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, cast
+
+from kvtrace.errors import ModelError
+from kvtrace.models.loaded import Tokenizer
+from kvtrace.models.tokens import HubTokenizer, WrappedTokenizer, guarded
+
+_MEMBERS = ("name", "vocab_size", "bos", "eos", "encode", "decode")
+
+
+class TiktokenEncoding(Protocol):
+    """The part of a tiktoken encoding that is used."""
+
+    name: str
+    n_vocab: int
+    eot_token: int
+
+    def encode(self, text: str, *, disallowed_special: tuple[str, ...]) -> list[int]:
+        """Ids of a text."""
+        ...
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """Bytes of one id."""
+        ...
+
+
+class CallableTokenizer:
+    """Two functions: text to ids, ids to text."""
+
+    bos: int | None = None
+
+    def __init__(
+        self,
+        name: str,
+        encode: Callable[[str], Iterable[int]],
+        decode: Callable[[int], str],
+        vocab_size: int = 0,
+        eos: frozenset[int] = frozenset(),
+    ) -> None:
+        self.name, self.vocab_size, self.eos = name, vocab_size, eos
+        self._encode, self._decode = encode, decode
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, by the user's function."""
+        ids = guarded("your tokenizer, encoding", lambda: list(self._encode(text)))
+        # torch and numpy integers become plain ones; a batch of one is taken apart
+        if len(ids) == 1 and not isinstance(ids[0], int) and getattr(ids[0], "ndim", 0) == 1:
+            ids = list(cast("Iterable[int]", ids[0]))
+        return guarded("your tokenizer, encoding", lambda: [int(each) for each in ids])
+
+    def decode(self, token: int) -> str:
+        """Text of one id, by the user's function."""
+        return guarded("your tokenizer, decoding", lambda: str(self._decode(token)))
+
+
+def adopt_tokenizer(brought: object) -> Tokenizer:
+    """Put a tokenizer behind the seam.
+
+    Raises:
+        ModelError: Nothing known about it helps; says what is possible.
+    """
+    if all(hasattr(brought, name) for name in _MEMBERS):
+        return cast("Tokenizer", brought)
+    if hasattr(brought, "convert_ids_to_tokens"):
+        return WrappedTokenizer(cast("HubTokenizer", brought))
+    kind = type(brought).__name__
+    if isinstance(brought, tuple) and len(brought) == 2 and all(map(callable, brought)):
+        return _of_functions("encode and decode functions", brought[0], brought[1])
+    table = brought if isinstance(brought, Mapping) else getattr(brought, "stoi", None)
+    if isinstance(table, Mapping):
+        return _of_characters(table)
+    if hasattr(brought, "decode_single_token_bytes"):
+        return _of_tiktoken(cast("TiktokenEncoding", brought))
+    encode, decode = getattr(brought, "encode", None), getattr(brought, "decode", None)
+    if callable(encode) and callable(decode):
+        return _of_functions(kind, encode, decode)
+    raise ModelError(
+        f"the factory returned a {kind} as its tokenizer; possible are objects with encode(text) "
+        "and decode(ids), a pair of such functions, or a table of characters {'a': 0, …}"
+    )
+
+
+def _of_tiktoken(encoding: TiktokenEncoding) -> CallableTokenizer:
+    return CallableTokenizer(
+        f"tiktoken {encoding.name}",
+        lambda text: encoding.encode(text, disallowed_special=()),
+        lambda token: _text(encoding.decode_single_token_bytes(token)),
+        encoding.n_vocab,
+        frozenset({encoding.eot_token}),
+    )
+
+
+def _of_functions(
+    name: str, encode: Callable[[str], object], decode: Callable[[Sequence[int]], object]
+) -> CallableTokenizer:
+    """`encode` may return ids or an object that has them; `decode` takes a list."""
+
+    def ids(text: str) -> Iterable[int]:
+        coded = encode(text)
+        return cast("Iterable[int]", getattr(coded, "ids", coded))
+
+    return CallableTokenizer(name, ids, lambda token: str(decode([token])))
+
+
+def _of_characters(table: Mapping[object, object]) -> CallableTokenizer:
+    """One id per character, as in many small models."""
+    letters = {int(cast("int", index)): str(letter) for letter, index in table.items()}
+    ids = {letter: index for index, letter in letters.items()}
+
+    def encode(text: str) -> Iterable[int]:
+        unknown = next((letter for letter in text if letter not in ids), None)
+        if unknown is not None:
+            raise ModelError(
+                f"the prompt's character {unknown!r} is not among the {len(ids)} that the model "
+                "knows; use others"
+            )
+        return [ids[letter] for letter in text]
+
+    return CallableTokenizer(
+        "characters", encode, lambda token: letters.get(token, f"<{token}>"), len(ids)
+    )
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "".join(f"<0x{byte:02X}>" for byte in raw)
