@@ -91,15 +91,16 @@ def query_of(trace: Trace, number: int, layer: int, sequence: int, query: int) -
 
 
 def top_rows(weights: Floats, count: int) -> list[int]:
-    """Indices of the largest weights, largest first; ties by index."""
+    """Indices of the largest weights, largest first; ties by index, NaN last."""
     count = min(count, weights.size)
     if count == 0:
         return []
-    candidates = np.arange(weights.size)
-    if count < weights.size:
-        least = np.partition(weights, weights.size - count)[weights.size - count]
-        candidates = np.flatnonzero((weights >= least) | np.isnan(weights))
-    order = np.lexsort((candidates, -weights[candidates]))
+    ranked = np.where(np.isnan(weights), -np.inf, weights)
+    candidates = np.arange(ranked.size)
+    if count < ranked.size:
+        least = np.partition(ranked, ranked.size - count)[ranked.size - count]
+        candidates = np.flatnonzero(ranked >= least)
+    order = np.lexsort((candidates, -ranked[candidates]))
     return [int(index) for index in candidates[order][:count]]
 
 

@@ -140,7 +140,7 @@ def compare(
 
 def compare_rows(value: Floats, other: Floats, tolerance: float) -> Comparison:
     """Any two arrays of rows, [rows, dim]; a row of `other` that is all NaN is absent."""
-    absent = np.isnan(other).all(axis=1) if other.size else np.zeros(len(other), bool)
+    absent = np.asarray(np.isnan(other).all(axis=1) if other.size else np.zeros(len(other)), bool)
     with np.errstate(invalid="ignore"):
         absolute = np.abs(value - other)
     compared = absolute[~absent]

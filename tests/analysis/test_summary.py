@@ -1,0 +1,156 @@
+"""The sentence a learner reads, and the numbers behind it."""
+
+from dataclasses import replace
+
+from builders import Shape, synthetic_trace
+from kvtrace.analysis.candidates import candidates
+from kvtrace.analysis.changes import changes, event_text
+from kvtrace.analysis.extent import extent
+from kvtrace.analysis.summary import sentence, summary
+from kvtrace.trace import CacheEvent, CacheStep, Cost, Flops, Run, TopLogits, Trace
+
+
+def with_step(trace, number, **fields):
+    source = trace.source
+    source.steps[number] = replace(source.steps[number], **fields)
+    return Trace(source)
+
+
+def test_a_decode_step_says_what_it_computed_read_and_saved():
+    trace = synthetic_trace()
+    cost = Cost(Flops(qkv=2_000_000, head=100_000), Flops(qkv=28_800_000, head=100_000))
+    trace = with_step(trace, 6, cost=cost, elapsed_ns=900_000)
+    assert sentence(trace, 6) == (
+        "step 6 computed 1 row of Q, K, V instead of 11 and read 10 rows from the cache: "
+        "2.10 MFLOP instead of 28.9, 0.90 ms instead of 1.30"
+    )
+
+
+def test_units_are_named_twice_when_they_differ():
+    trace = synthetic_trace()
+    trace = with_step(trace, 6, cost=Cost(Flops(qkv=900), Flops(qkv=9_000_000)))
+    assert "900 FLOP instead of 9.00 MFLOP" in sentence(trace, 6)
+
+
+def test_time_without_the_cache_is_not_invented():
+    trace = synthetic_trace()
+    lane = trace.source.lane_steps["recomputed", 6]
+    trace.source.lane_steps["recomputed", 6] = replace(lane, elapsed_ns=None)
+    assert sentence(trace, 6).endswith("0.90 ms (without the cache: not measured)")
+    assert sentence(with_step(trace, 6, elapsed_ns=0), 6).endswith("time not measured")
+
+
+def test_a_prefill_fills_an_empty_cache_and_saves_nothing():
+    said = sentence(synthetic_trace(), 0)
+    assert said.startswith(
+        "step 0 (prefill) computed 5 rows of Q, K, V and put K and V into an empty cache: "
+    )
+    assert "instead of" not in said
+
+
+def test_a_second_chunk_of_a_prefill_reads_the_first():
+    trace = synthetic_trace()
+    trace = with_step(trace, 1, phase="prefill")
+    assert sentence(trace, 1).startswith("step 1 (prefill) computed 1 row of Q, K, V instead of 6")
+
+
+def test_a_batch_says_how_many_sequences():
+    trace = synthetic_trace()
+    step = trace.step(2)
+    group = step.caches[0]
+    two = CacheStep(group.layers, 6, 1, group.attended * 2, group.kept * 2, 6, 7)
+    trace = with_step(trace, 2, tokens=step.tokens * 2, positions=step.positions * 2, caches=(two,))
+    assert "computed 1 row of Q, K, V in each of 2 sequences instead of 7" in sentence(trace, 2)
+
+
+def test_sliding_layers_beside_full_ones_read_fewer_rows():
+    trace = synthetic_trace()
+    step = trace.step(6)
+    full = step.caches[0]
+    window = (Run(8, 3, 0, 8),)
+    groups = (
+        replace(full, layers=(0, 2)),
+        replace(full, layers=(1,), attended=(window,), kept=((Run(9, 2, 0, 9),),)),
+    )
+    trace = with_step(trace, 6, caches=groups)
+    assert "read 2 to 10 rows from the cache, by layer" in sentence(trace, 6)
+    assert [one.evicted for one in changes(trace, 6)] == [0, 1, 0]
+
+
+def test_padding_counts_among_the_rows_a_model_without_cache_computes():
+    trace = synthetic_trace()
+    step = trace.step(6)
+    group = step.caches[0]
+    padded = (replace(group.attended[0][0], position=-2),)
+    trace = with_step(
+        trace, 6, positions=((8,),), caches=(replace(group, attended=(padded,), kept=(padded,)),)
+    )
+    assert extent(trace, 6).without_cache == 11
+
+
+def test_a_model_without_a_cache_is_told_what_one_would_save():
+    trace = synthetic_trace()
+    meta = trace.source.meta
+    trace.source.meta = replace(
+        meta, cache_layers=tuple(replace(one, kind="uncached") for one in meta.cache_layers)
+    )
+    step = trace.step(2)
+    group = replace(step.caches[0], first_cell=20, rows=7, kept=((),), length_after=0)
+    cost = Cost(Flops(qkv=7_000, head=10), Flops(qkv=7_000, head=10))
+    trace = with_step(
+        trace,
+        2,
+        tokens=((0,) * 7,),
+        positions=(tuple(range(7)),),
+        caches=(group,),
+        cost=cost,
+    )
+    assert sentence(trace, 2) == (
+        "step 2 computed 7 rows of Q, K, V though only 1 row was new: 7.01 kFLOP, 0.90 ms; "
+        "with a cache about 1.01 kFLOP would do"
+    )
+
+
+def test_a_step_without_any_recorded_attention_still_has_a_sentence():
+    trace = with_step(synthetic_trace(), 3, caches=(), sites=())
+    assert sentence(trace, 3).startswith("step 3 computed 1 row of Q, K, V and kept none of them")
+
+
+def test_the_summary_names_tokens_layers_and_events():
+    event = CacheEvent("crop", (0, 1, 2), (9, 9, 9), (6, 6, 6))
+    trace = with_step(synthetic_trace(), 2, events=(event,))
+    found = summary(trace, 2)
+    assert found.tokens == trace.step(2).tokens[0]
+    assert [layer.text for layer in found.layers] == ["+1 row, 6 → 7"] * 3
+    assert found.events == ("crop: 9 → 6 rows",)
+    assert found.sentence == sentence(trace, 2)
+
+
+def test_a_reorder_says_who_took_over_whom():
+    event = CacheEvent("reorder", (0,), (4,), (4,), (1, 1, 0))
+    assert event_text(event) == "reorder: sequences 0←1, 1←1, 2←0"
+
+
+def test_a_window_says_what_it_evicts():
+    trace = synthetic_trace(Shape(window=4))
+    assert changes(trace, 5)[0].text == "+1 row, 1 row evicted, 3 → 3"
+
+
+def test_probabilities_are_the_softmax_of_all_logits():
+    trace = synthetic_trace()
+    top = TopLogits((4, 2, 9), (2.0, 1.0, 0.0), 2.5)
+    found = candidates(with_step(trace, 3, top=(top,), chosen=(2,)), 3)
+    assert [round(one.probability, 4) for one in found.ranked] == [0.6065, 0.2231, 0.0821]
+    assert found.chosen.token == 2
+    assert found.ranked[1].chosen
+    assert found.margin == 1.0
+    assert round(found.rest, 4) == 0.0883
+
+
+def test_a_chosen_token_outside_the_recorded_ones_has_no_probability():
+    trace = synthetic_trace()
+    top = TopLogits((4, 2), (2.0, 1.0), 2.5)
+    found = candidates(with_step(trace, 3, top=(top,), chosen=(7,)), 3)
+    assert found.chosen.token == 7
+    assert found.chosen.probability is None
+    assert candidates(with_step(trace, 3, top=(), chosen=(7,)), 3).ranked == ()
