@@ -1,0 +1,73 @@
+"""`kvtrace info`: what is in a trace file, every string included, before it is shared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtrace.cli.grammar import Verb
+from kvtrace.text import safe
+from kvtrace.units import byte_size
+
+if TYPE_CHECKING:
+    from kvtrace.files import FileReport
+
+
+def run(values: argparse.Namespace) -> int:
+    """Print the report; 4 when something of the trace is missing."""
+    from kvtrace.files import describe
+
+    report = describe(values.file)
+    if values.json:
+        print(json.dumps(asdict(report), indent=2))
+    else:
+        print("\n".join(_lines(report)))
+    return 0 if report.ending is not None and not report.damage else 4
+
+
+def _lines(report: FileReport) -> list[str]:
+    ending = "incomplete: the recording did not end" if report.ending is None else _ended(report)
+    lines = [
+        f"{safe(report.name)}: kvtrace trace, format {report.version}, {byte_size(report.size)}",
+        f"{report.steps} steps, {ending}",
+        "",
+        "frames",
+        *(
+            f"  {safe(kind):<6} {number:>7}   {byte_size(size):>9}"
+            for kind, (number, size) in report.frames.items()
+        ),
+    ]
+    if report.damage:
+        lines += ["", "damage", *(f"  {safe(text, 1000)}" for text in report.damage)]
+    lines += ["", f"strings ({len(report.strings)}), with how often each occurs"]
+    lines += [f"  {number:>7}   {safe(text, 1000)}" for text, number in report.strings.items()]
+    return lines
+
+
+def _ended(report: FileReport) -> str:
+    ending = report.ending
+    if ending is None:
+        return ""
+    return f"ended: {safe(ending.reason)}" + (f", {safe(ending.text)}" if ending.text else "")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help="a trace (.kvt)")
+    parser.add_argument("--json", action="store_true", help="as JSON, strings in full")
+
+
+VERB = Verb(
+    name="info",
+    usage="FILE [--json]",
+    summary="List what is in a trace file: frames, bytes, damage, and every string in it, so that "
+    "you\nsee what you share. Exit code 4: it was read but is incomplete or damaged.",
+    examples=(
+        ("kvtrace info a.kvt", "frames and strings"),
+        ("kvtrace info a.kvt --json", "the same for programs"),
+    ),
+    arguments=_arguments,
+    run=run,
+)

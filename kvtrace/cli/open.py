@@ -1,0 +1,71 @@
+"""`kvtrace open`: a trace in the screen; without a terminal, its summary."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtrace.cli import terminal
+from kvtrace.cli.grammar import Verb
+
+if TYPE_CHECKING:
+    from kvtrace.cli.show.pick import Wish
+    from kvtrace.trace import Trace
+
+
+def run(values: argparse.Namespace) -> int:
+    """Show it; 4 when something of the trace is missing."""
+    from kvtrace.cli.show.pick import Wish, parse
+
+    wish = parse(values.at) if values.at else Wish()
+    return show_trace(values.file, wish, mouse=not values.no_mouse)
+
+
+def show_trace(path: Path, wish: Wish | None = None, *, mouse: bool = True) -> int:
+    """Open a file on whatever there is to show it on."""
+    from kvtrace.cli.show import exit_code
+    from kvtrace.cli.show.pick import Wish, place
+    from kvtrace.files import open_trace
+
+    trace = open_trace(path)
+    asked = place(trace, wish) if wish is not None and wish != Wish() else None
+    if not terminal.can_draw():
+        return _print(trace, wish or Wish())
+    from kvtrace_tui.app import run as run_screen
+
+    code = run_screen(path, at=asked, mouse=mouse)
+    return code or exit_code(trace)
+
+
+def _print(trace: Trace, wish: Wish) -> int:
+    from kvtrace.cli.show import exit_code, place_lines, text
+    from kvtrace.cli.show.pick import place
+
+    lines = text.whole(trace, list(trace.numbers))
+    if (found := place(trace, wish)) is not None:
+        lines += place_lines(trace, found)
+    print("\n".join(lines))
+    return exit_code(trace)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help="a trace (.kvt)")
+    parser.add_argument(
+        "--at", metavar="STEP/LAYER/HEAD/TENSOR", help="where to look first, such as 7/3/0/keys"
+    )
+    parser.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
+
+
+VERB = Verb(
+    name="open",
+    usage="FILE [--at STEP/LAYER/HEAD/TENSOR] [--no-mouse]",
+    summary="Open a trace in the screen; a trace that is still being written is followed. Needs no "
+    "torch.\nExit code 4: it was read but is incomplete.",
+    examples=(
+        ("kvtrace open a.kvt", "from its first step"),
+        ("kvtrace open a.kvt --at 7/3/0", "at step 7, layer 3, head 0"),
+    ),
+    arguments=_arguments,
+    run=run,
+)

@@ -1,0 +1,98 @@
+"""Where a trace goes, and that nothing is overwritten by accident.
+
+With -o, there. A watched run without -o goes to a cache folder of the user's, where the newest
+few are kept; a headless one to the current directory, under a name that is free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import time
+from pathlib import Path
+
+from kvtrace.errors import OutputExistsError
+
+KEPT = 10
+"""Watched runs that stay in the cache folder."""
+
+
+def chosen(path: Path, *, force: bool) -> Path:
+    """The path the user named, once it is plain that a trace can go there.
+
+    Raises:
+        OutputExistsError: It exists, is a directory, or its folder is missing or read-only.
+    """
+    if path.is_dir():
+        raise OutputExistsError(f"{path}: is a directory; name a file in it")
+    if path.exists() and not path.is_file():
+        raise OutputExistsError(f"{path}: is not a regular file, and a trace must be one")
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path}: the file exists; --force replaces it, -o names another")
+    if not path.parent.is_dir():
+        raise OutputExistsError(f"{path}: there is no directory {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputExistsError(f"{path}: can't write in {path.parent.resolve()}")
+    return path
+
+
+def beside(model: str) -> Path:
+    """A free name in the current directory, such as gpt2.kvt or gpt2-2.kvt."""
+    name = _slug(model)
+    path, number = Path(f"{name}.kvt"), 1
+    while path.exists():
+        number += 1
+        path = Path(f"{name}-{number}.kvt")
+    return chosen(path, force=False)
+
+
+def temporary(model: str) -> Path:
+    """A new name in the cache folder; older traces beyond the newest few are removed.
+
+    Raises:
+        OutputExistsError: The folder can't be made.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise OutputExistsError(
+            f"{folder}: {error.strerror}; name a file for the trace with -o"
+        ) from None
+    _forget_old(folder)
+    moment = time.strftime("%Y%m%d-%H%M%S")
+    return chosen(folder / f"{_slug(model)}-{moment}-{os.getpid()}.kvt", force=False)
+
+
+def cache_folder() -> Path:
+    """Of watched runs; XDG Base Directory Specification 0.8."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(root) if Path(root).is_absolute() else Path("~/.cache").expanduser()
+    return base / "kvtrace"
+
+
+def _forget_old(folder: Path) -> None:
+    """Remove all but the newest, never one that is being written."""
+    with contextlib.suppress(OSError):
+        traces = sorted(folder.glob("*.kvt"), key=lambda path: path.stat().st_mtime)
+        for path in traces[: -(KEPT - 1)]:
+            if not _in_use(path):
+                path.unlink(missing_ok=True)
+
+
+def _in_use(path: Path) -> bool:
+    """Whether a writer holds its lock."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _slug(model: str) -> str:
+    """The last part of a model's name, in characters that every file system takes."""
+    last = re.sub(r"\.py(:.*)?$", "", model.rstrip("/")).rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.")[:40] or "trace"

@@ -1,0 +1,50 @@
+"""`kvtrace recover`: copy what can be read of a damaged or cut trace to a new one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from kvtrace.cli import outputs
+from kvtrace.cli.grammar import Verb
+from kvtrace.text import safe
+
+_LOSSES_SHOWN = 20
+
+
+def run(values: argparse.Namespace) -> int:
+    """Write the copy; 4 when something was lost."""
+    source: Path = values.file
+    from kvtrace.files import recover
+
+    target = values.output or source.with_name(f"{source.stem}.recovered.kvt")
+    outputs.chosen(target, force=values.force)
+    done = recover(source, target, force=values.force)
+    print(f"{safe(str(target))}: {done.steps} steps")
+    for text in done.text[:_LOSSES_SHOWN]:
+        print(f"  lost: {safe(text, 1000)}")
+    if len(done.text) > _LOSSES_SHOWN:
+        print(f"  and {len(done.text) - _LOSSES_SHOWN} more")
+    return 4 if done.lossy else 0
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help="a trace (.kvt)")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, help="default: FILE's name with .recovered.kvt"
+    )
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
+
+VERB = Verb(
+    name="recover",
+    usage="FILE [-o OUT] [--force]",
+    summary="Copy every step that can be read to a new trace. Exit code 0: all of it; 4: something "
+    "was\nlost, and is named; 65: nothing could be read. FILE itself is never changed.",
+    examples=(
+        ("kvtrace recover a.kvt", "writes a.recovered.kvt"),
+        ("kvtrace recover a.kvt -o b.kvt", "writes b.kvt"),
+    ),
+    arguments=_arguments,
+    run=run,
+)

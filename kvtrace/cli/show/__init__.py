@@ -1,0 +1,103 @@
+"""`kvtrace show`: print what a trace says, as text or JSON: everything the screen says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtrace.cli.grammar import Verb, natural
+
+if TYPE_CHECKING:
+    from kvtrace.cli.show import pick
+    from kvtrace.trace import Trace
+
+
+def run(values: argparse.Namespace) -> int:
+    """Print it; 4 when something of the trace is missing."""
+    from kvtrace.cli.show import pick
+    from kvtrace.files import open_trace
+
+    wish = pick.Wish(
+        values.step, values.layer, values.head, values.tensor, values.sequence, values.lane
+    )
+    wanted = pick.step_range(values.steps) if values.steps else None
+    trace = open_trace(values.file)
+    numbers = [number for number in trace.numbers if wanted is None or number in wanted]
+    place = pick.place(trace, wish)
+    if values.json:
+        print(json.dumps(_json(trace, numbers, place, numbers_too=values.numbers), indent=1))
+    else:
+        only = any(value is not None for value in (wish.step, wish.layer, wish.head, wish.tensor))
+        whole = not only or values.steps
+        print("\n".join(_text(trace, numbers if whole else None, place, values.numbers)).strip())
+    return exit_code(trace)
+
+
+def exit_code(trace: Trace) -> int:
+    """0 for a whole trace, 4 for one that is incomplete or damaged."""
+    return 0 if trace.ending is not None and not trace.damage else 4
+
+
+def _json(
+    trace: Trace, numbers: Sequence[int], place: pick.Place | None, *, numbers_too: bool
+) -> object:
+    from kvtrace.cli.show import facts
+    from kvtrace.cli.show.at import at
+    from kvtrace.cli.show.at import facts as at_facts
+
+    told = facts.whole(trace, numbers)
+    told["at"] = None if place is None else at_facts(trace, at(trace, place), numbers=numbers_too)
+    return told
+
+
+def _text(
+    trace: Trace, numbers: Sequence[int] | None, place: pick.Place | None, every: bool
+) -> list[str]:
+    from kvtrace.cli.show import text
+
+    lines = [] if numbers is None else text.whole(trace, numbers)
+    return lines if place is None else lines + place_lines(trace, place, every=every)
+
+
+def place_lines(trace: Trace, place: pick.Place, *, every: bool = False) -> list[str]:
+    """One place as text."""
+    from kvtrace.cli.show.at import at
+    from kvtrace.cli.show.place import lines
+
+    return lines(trace, at(trace, place), numbers=every)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    from kvtrace.cli.show.names import TENSORS
+
+    parser.add_argument("file", metavar="FILE", type=Path, help="a trace (.kvt)")
+    parser.add_argument("--json", action="store_true", help="as JSON, nothing rounded")
+    parser.add_argument("--steps", metavar="A:B", help="only these steps (B excluded)")
+    place = parser.add_argument_group("one place")
+    place.add_argument("--step", metavar="N", type=natural, help="default: the last one")
+    place.add_argument("--layer", metavar="L", type=natural, help="default: the first one")
+    place.add_argument("--head", metavar="H", type=natural, help="query head, default 0")
+    place.add_argument("--tensor", choices=TENSORS, help="default: all of them")
+    place.add_argument("--sequence", metavar="B", type=natural, default=0, help="row of a batch")
+    place.add_argument("--lane", metavar="NAME", default="cached", help="cached, recomputed, …")
+    place.add_argument("--numbers", action="store_true", help="every element")
+
+
+VERB = Verb(
+    name="show",
+    usage="FILE [--json] [--steps A:B] [--step N --layer L --head H --tensor T] [--numbers]",
+    summary="Print what a trace says: model, steps, costs, comparison, self-check; and for one "
+    "place\nstatistics, where its head looks, and the numbers. Exit code 4: it was read but is "
+    "incomplete.",
+    examples=(
+        ("kvtrace show a.kvt", "everything"),
+        ("kvtrace show a.kvt --step 7 --layer 3 --head 0", "one head in one step"),
+        ("kvtrace show a.kvt --step 7 --tensor keys --numbers", "every number of K"),
+        ("kvtrace show a.kvt --json | jq .steps[7].sentence", "for programs"),
+    ),
+    arguments=_arguments,
+    run=run,
+)

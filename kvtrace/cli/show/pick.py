@@ -1,0 +1,120 @@
+"""Where to look in a trace: step, layer, head, tensor, as typed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtrace.cli.show.names import TENSORS
+from kvtrace.errors import MissingError, UsageError
+from kvtrace.trace import CACHED, Tensor, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One place of a trace.
+
+    Attributes:
+        step, layer, head, sequence: Of the API.
+        tensors: Names in `TENSORS`.
+        lane: Whose rows.
+    """
+
+    step: int
+    layer: int = 0
+    head: int = 0
+    sequence: int = 0
+    tensors: tuple[str, ...] = TENSORS
+    lane: str = CACHED
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A place as far as it was said; the rest is chosen by the trace."""
+
+    step: int | None = None
+    layer: int | None = None
+    head: int | None = None
+    tensor: str | None = None
+    sequence: int = 0
+    lane: str = CACHED
+
+
+def parse(text: str) -> Wish:
+    """`step/layer/head/tensor`, as much of it as wanted: `7`, `7/3`, `7/3/0/keys`.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    parts = text.split("/")
+    numbers = parts[:3]
+    fits = len(parts) <= 4 and all(part.isascii() and part.isdigit() for part in numbers)
+    if not fits or (len(parts) == 4 and parts[3] not in TENSORS):
+        raise UsageError(
+            f"{text!r} is no place in a trace: write step/layer/head/tensor, such as 7 or "
+            f"7/3/0/keys, with a tensor of {', '.join(TENSORS)}"
+        )
+    step, layer, head = [int(part) for part in numbers] + [None] * (3 - len(numbers))
+    return Wish(step, layer, head, parts[3] if len(parts) == 4 else None)
+
+
+def place(trace: Trace, wish: Wish) -> Place | None:
+    """The place meant: the last step, the first layer and head, unless said otherwise.
+
+    Returns:
+        None when the trace has no step or no site and nothing in particular was asked for.
+
+    Raises:
+        MissingError: The trace has no such place.
+    """
+    numbers, sites = trace.numbers, trace.meta.sites
+    asked = (wish.step, wish.layer, wish.head, wish.tensor) != (None,) * 4
+    if not (numbers and sites):
+        if asked:
+            what = "steps" if not numbers else "attention sites"
+            raise MissingError(f"{trace.name}: the trace has no {what}")
+        return None
+    step = trace.step(numbers[-1] if wish.step is None else wish.step)
+    layer = _attending(trace, step.number) if wish.layer is None else wish.layer
+    site, head = trace.site(layer), wish.head or 0
+    if head >= site.num_heads:
+        raise MissingError(
+            f"{trace.name}: layer {layer} has heads 0 to {site.num_heads - 1}, not {head}"
+        )
+    if wish.sequence >= max(step.num_sequences, 1):
+        raise MissingError(
+            f"{trace.name}: step {step.number} has {step.num_sequences} sequences, "
+            f"not a sequence {wish.sequence}"
+        )
+    if wish.lane != CACHED and trace.meta.lane(wish.lane) is None:
+        lanes = ", ".join([CACHED, *(lane.name for lane in trace.meta.lanes)])
+        raise MissingError(f"{trace.name}: lanes are {lanes}, not {wish.lane}")
+    tensors = TENSORS if wish.tensor is None else (wish.tensor,)
+    return Place(step.number, layer, head, wish.sequence, tensors, wish.lane)
+
+
+def _attending(trace: Trace, number: int) -> int:
+    """The first site that attended in a step; 0 if none did."""
+    attended = [site for group in trace.step(number).sites for site in group.sites]
+    return min(attended, default=0)
+
+
+def step_range(text: str) -> range:
+    """`A:B`, half-open, either end optional; `A` alone is one step.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    first, colon, last = text.partition(":")
+    if not all(part == "" or (part.isascii() and part.isdigit()) for part in (first, last)) or (
+        not colon and not first
+    ):
+        raise UsageError(f"{text!r} is no range of steps: write A:B (B excluded), A:, :B or A")
+    start = int(first or 0)
+    if not colon:
+        return range(start, start + 1)
+    return range(start, int(last) if last else 1 << 62)
+
+
+def tensor_of(name: str) -> Tensor:
+    """The recorded tensor of that name; `weights` is none of them."""
+    return Tensor[name.upper()]

@@ -1,0 +1,253 @@
+"""Everything a trace says, as lines of text: what `kvtrace show` prints.
+
+It also stands in for the screen where there is no terminal. Foreign strings are sanitised here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from kvtrace import units
+from kvtrace.analysis.compare import reason_of
+from kvtrace.analysis.costs import Logits, step_cost, why
+from kvtrace.analysis.history import history, so_far
+from kvtrace.analysis.memory import cache_memory
+from kvtrace.analysis.parting import first_parting, largest_difference, worst
+from kvtrace.analysis.summary import summary
+from kvtrace.cli.show.tables import section, table
+from kvtrace.errors import KvtraceError
+from kvtrace.text import safe, token
+from kvtrace.trace import CacheLayer, Lane, Site, Trace
+
+_TOKENS_SHOWN = 8
+_RIVALS_SHOWN = 5
+
+
+def whole(trace: Trace, numbers: Sequence[int]) -> list[str]:
+    """The run, and the steps of the given numbers."""
+    return [
+        *head(trace),
+        *section("warnings", warnings(trace)),
+        *section("attention", _sites(trace.meta.sites)),
+        *section("cache", _caches(trace.meta.cache_layers)),
+        *section("steps", _steps(trace, numbers)),
+        *section(
+            "lanes", [line for lane in trace.meta.lanes for line in _lane(trace, lane, numbers)]
+        ),
+        *section("notes", [_note(trace, i) for i in range(len(trace.notes))]),
+        *section("cost so far", _so_far(trace, numbers)),
+    ]
+
+
+def head(trace: Trace) -> list[str]:
+    """What was recorded: model, run, prompt, how it ended."""
+    card, sampling = trace.meta.model, trace.meta.sampling
+    model = [card.class_name, card.architecture, card.dtype, card.attention, card.device]
+    size = f"{units.count(card.parameter_count)} parameters, {units.byte_size(card.weight_bytes)}"
+    how = "greedy"
+    if sampling.temperature:
+        how = f"temperature {sampling.temperature:g}, top-k {sampling.top_k or 'all'}"
+        how += f", seed {sampling.seed}"
+    ending = trace.ending
+    ended = "incomplete: the recording did not end, or still goes on"
+    if ending is not None:
+        ended = safe(ending.reason) + (f" ({safe(ending.text)})" if ending.text else "")
+    versions = ", ".join(f"{name} {value}" for name, value in trace.meta.versions.items())
+    rows = [
+        ["trace", f"{safe(trace.name)}, {len(trace)} steps, ended: {ended}"],
+        ["model", f"{safe(card.name)}: {safe(', '.join(filter(None, model)))}; {size}"],
+        ["weights", safe(card.weights or "not pinned")],
+        [
+            "tokens",
+            f"{safe(card.tokenizer or 'no tokenizer')}; context {card.context_length or '–'}",
+        ],
+        ["run", f"{safe(sampling.driver)}, {sampling.max_new_tokens} new tokens asked for, {how}"],
+        ["prompt", safe(trace.meta.prompt, 2000) or "∅"],
+        ["versions", safe(versions, 1000)],
+    ]
+    return table(rows)
+
+
+def warnings(trace: Trace) -> list[str]:
+    """What must not be overlooked."""
+    meta = trace.meta
+    found = [meta.model.banner] if meta.model.banner else []
+    found += [f"not seen: {text}" for text in meta.unseen]
+    found += [f"not recorded: {text}" for text in meta.not_recorded]
+    found += [f"damaged: {damage.text}" for damage in trace.damage]
+    return [safe(text, 1000) for text in found]
+
+
+def _sites(sites: Sequence[Site]) -> list[str]:
+    """Sites of the same shape in consecutive rows are told once."""
+    rows = []
+    for shape, members in groupby(sites, key=_site_shape):
+        group = list(members)
+        rows.append([_span(group[0].index, group[-1].index), safe(group[0].module), *shape])
+    return table([["layer", "module", "heads", "K, V dim", "scale", "source", "more"], *rows])
+
+
+def _site_shape(site: Site) -> tuple[str, ...]:
+    more = [
+        site.kind if site.kind != "self" else "",
+        f"softcap {site.softcap:g}" if site.softcap else "",
+        f"window {site.window}" if site.window else "",
+        "learned sinks" if site.sinks else "",
+        f"seen at level {site.level}" if site.level != 1 else "",
+        site.dtype if site.dtype != "float32" else "",
+    ]
+    heads = f"{site.num_heads}"
+    if site.num_kv_heads != site.num_heads:
+        heads += f" on {site.num_kv_heads} kv heads"
+    source = site.source if site.shared_from is None else f"shared from {site.shared_from}"
+    dims = f"{site.key_dim}, {site.value_dim}"
+    return heads, dims, f"{site.scale:.4g}", safe(source), safe(", ".join(filter(None, more)))
+
+
+def _caches(layers: Sequence[CacheLayer]) -> list[str]:
+    rows = []
+    for shape, members in groupby(layers, key=_cache_shape):
+        group = list(members)
+        rows.append([_span(group[0].index, group[-1].index), *shape])
+    return table([["cache", "kind", "kv heads", "K, V dim", "dtype", "more"], *rows])
+
+
+def _cache_shape(layer: CacheLayer) -> tuple[str, ...]:
+    more = [
+        f"window {layer.window}" if layer.window else "",
+        f"capacity {layer.capacity}" if layer.capacity else "",
+        f"state {units.byte_size(layer.state_bytes)}" if layer.state_bytes else "",
+    ]
+    dims = f"{layer.key_dim}, {layer.value_dim}"
+    kind, dtype = safe(layer.kind), safe(layer.dtype)
+    return kind, str(layer.num_kv_heads), dims, dtype, ", ".join(filter(None, more))
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _steps(trace: Trace, numbers: Iterable[int]) -> list[str]:
+    lines: list[str] = []
+    for number in numbers:
+        try:
+            lines += _step(trace, number)
+        except KvtraceError as error:
+            lines.append(f"step {number}: {safe(str(error), 1000)}")
+    return lines
+
+
+def _step(trace: Trace, number: int) -> list[str]:
+    told = summary(trace, number)
+    lines = [told.sentence]
+    lines += [f"  {safe(event)}" for event in told.events]
+    step = trace.step(number)
+    for sequence in range(step.num_sequences):
+        which = f"sequence {sequence}: " if step.num_sequences > 1 else ""
+        lines.append(
+            f"  {which}{_tokens(trace, step.tokens[sequence])} → {_next(trace, number, sequence)}"
+        )
+    for text, members in groupby(told.layers, key=lambda layer: layer.text):
+        group = [layer.cache_layer for layer in members]
+        lines.append(f"  cache {_span(group[0], group[-1])}: {text}")
+    checks = [f"{lane.name}: {worst(trace, number, lane.name)}" for lane in trace.meta.lanes]
+    broken = sum(sum(group.nonfinite) for group in step.sites)
+    checks += [f"{broken} values are NaN or Inf"] if broken else []
+    checks.append(_worst_check(trace, number))
+    return [*lines, f"  {'; '.join(filter(None, checks))}"]
+
+
+def _tokens(trace: Trace, ids: Sequence[int]) -> str:
+    shown = [token(trace.token_text(one)) for one in ids[-_TOKENS_SHOWN:]]
+    return ("… " if len(ids) > _TOKENS_SHOWN else "") + " ".join(shown)
+
+
+def _next(trace: Trace, number: int, sequence: int) -> str:
+    """The chosen token and its rivals."""
+    found = summary(trace, number, sequence).candidates
+    rivals = [
+        f"{token(one.text)} {one.probability:.1%}"
+        for one in found.ranked
+        if not one.chosen and one.probability is not None
+    ]
+    rivals = rivals[:_RIVALS_SHOWN]
+    if found.chosen is None:
+        return "not known" if not rivals else f"not known (likeliest: {', '.join(rivals)})"
+    share = found.chosen.probability
+    chosen = token(found.chosen.text) + ("" if share is None else f" {share:.1%}")
+    return chosen + (f" (rivals: {', '.join(rivals)})" if rivals else "")
+
+
+def _worst_check(trace: Trace, number: int) -> str:
+    """The largest self-check error of a step, relative to its output."""
+    found = [
+        (error / scale if scale else error, site, error)
+        for group in trace.step(number).sites
+        for site, error, scale in zip(
+            group.sites, group.check_error, group.check_scale, strict=True
+        )
+        if error is not None
+    ]
+    if not found:
+        return "self-check: not done"
+    relative, site, error = max(found)
+    return f"self-check: largest error {error:.1e}, {relative:.1e} of the output, layer {site}"
+
+
+def _lane(trace: Trace, lane: Lane, numbers: Sequence[int]) -> list[str]:
+    first = first_parting(trace, lane.name, numbers)
+    most = largest_difference(trace, lane.name, numbers)
+    return [
+        f"{safe(lane.name)} ({safe(lane.mode)}, {safe(lane.dtype)}, {safe(lane.reference)}): "
+        f"{safe(reason_of(lane))}",
+        f"  parts first: {'nowhere' if first is None else first.text}",
+        f"  largest difference: {'not compared' if most is None else most.text}",
+    ]
+
+
+def _note(trace: Trace, index: int) -> str:
+    note = trace.notes[index]
+    places = [("step", note.step), ("layer", note.site), ("head", note.head)]
+    where = ", ".join(f"{name} {value}" for name, value in places if value is not None)
+    return f"{safe(note.kind)}{f' ({where})' if where else ''}: {safe(note.text, 1000)}"
+
+
+def _so_far(trace: Trace, numbers: Sequence[int]) -> list[str]:
+    """Sums over the run, the last step's parts, and the cache."""
+    if not numbers:
+        return []
+    last = numbers[-1]
+    total = so_far(history(trace), last)
+    times = [_time(total.elapsed_ns), _time(total.lane_ns)]
+    try:
+        cost, memory = step_cost(trace, last), cache_memory(trace, last)
+        conventions = {logits: step_cost(trace, last, logits) for logits in Logits}
+    except KvtraceError as error:
+        return [safe(str(error), 1000)]
+    rows = [["", "cached", "without cache", "ratio"]]
+    rows.append(_pair(f"{total.steps} steps", total.cached_flops, total.recomputed_flops))
+    rows.append(["time", *times])
+    rows.append(_pair(f"step {last}", cost.cached.flops, cost.recomputed.flops))
+    rows += [_pair(f"  {part.title}", part.cached, part.recomputed) for part in cost.parts]
+    rows += [
+        _pair(f"step {last}, logits: {logits}", one.cached.flops, one.recomputed.flops)
+        for logits, one in conventions.items()
+        if logits is not Logits.COMPUTED
+    ]
+    rows.append(["bytes moved", *map(units.byte_size, (cost.cached.moved, cost.recomputed.moved))])
+    rows.append(["time", _time(cost.cached.elapsed_ns), _time(cost.recomputed.elapsed_ns)])
+    grows = f"one more token adds {units.byte_size(memory.token_bytes)}"
+    return [
+        *table(rows, right=(1, 2, 3)),
+        why(cost),
+        f"The cache holds {units.byte_size(cost.cache_bytes)}; {grows}.",
+    ]
+
+
+def _pair(name: str, cached: int, recomputed: int) -> list[str]:
+    return [name, units.flops(cached), units.flops(recomputed), units.ratio(recomputed, cached)]
+
+
+def _time(elapsed_ns: int | None) -> str:
+    return "not measured" if elapsed_ns is None else units.duration(elapsed_ns)

@@ -1,0 +1,105 @@
+"""`kvtrace MODEL PROMPT`: record in a process of its own, and watch while it runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from kvtrace.cli import options, outputs, terminal
+from kvtrace.cli.grammar import Verb
+from kvtrace.live.messages import Request
+from kvtrace.text import safe
+
+
+def run(values: argparse.Namespace) -> int:
+    """Record and show; without a terminal, record and print the summary."""
+    if trace := _trace_meant(values):
+        from kvtrace.cli.open import show_trace
+
+        return show_trace(trace, mouse=not values.no_mouse)
+    model, prompt = options.model_and_prompt(values, default_model="demo")
+    output = (
+        outputs.temporary(model)
+        if values.output is None
+        else outputs.chosen(values.output, force=values.force)
+    )
+    request = options.request(values, model, prompt, output, paused=values.paused)
+    terminal.take_input_back()
+    if not terminal.can_draw():
+        return _print_summary(request, debug=values.debug)
+    code = _watch(request, mouse=not values.no_mouse)
+    if values.output is None and output.exists():
+        print(
+            f"recorded in {_short(output)}, where the {outputs.KEPT} newest runs are kept\n"
+            f"open it again: kvtrace open {_short(output)}"
+        )
+    return code
+
+
+def _trace_meant(values: argparse.Namespace) -> Path | None:
+    """A single word that is a trace file: people open files by naming them."""
+    words: list[str] = values.words
+    if len(words) == 1 and words[0].endswith(".kvt") and Path(words[0]).is_file():
+        return Path(words[0])
+    return None
+
+
+def _watch(request: Request, *, mouse: bool) -> int:
+    from kvtrace_tui.app import run as run_screen
+
+    from kvtrace.cli.follow import error_of
+    from kvtrace.cli.live_run import SessionRun
+    from kvtrace.cli.signals import as_exceptions
+    from kvtrace.live.session import Session
+
+    with as_exceptions(), Session(request) as session:
+        code = run_screen(Path(request.output), live=SessionRun(session), mouse=mouse)
+        session.close()
+        if session.failure is not None and not code:
+            raise error_of(session.failure)
+    return code
+
+
+def _print_summary(request: Request, *, debug: bool) -> int:
+    from kvtrace.cli.follow import follow
+    from kvtrace.cli.show import exit_code, text
+    from kvtrace.files import open_trace
+
+    ending = follow(request, debug=debug)
+    if not ending.path:
+        return 0
+    trace = open_trace(Path(ending.path))
+    print("\n".join(text.whole(trace, list(trace.numbers))))
+    print(f"\nThe trace is {safe(str(_short(Path(ending.path))))}")
+    return exit_code(trace)
+
+
+def _short(path: Path) -> Path:
+    """With `~` for the home directory."""
+    home = Path("~").expanduser()
+    return Path("~") / path.relative_to(home) if path.is_relative_to(home) else path
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    options.add(parser)
+    screen = parser.add_argument_group("the screen")
+    screen.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
+    screen.add_argument("--paused", action="store_true", help="wait for a key after the prefill")
+
+
+VERB = Verb(
+    name="",
+    usage=options.USAGE,
+    summary="Record a model's decode and watch its attention and KV cache, step by step.\n\n"
+    f"{options.MODEL_HELP}\nWithout MODEL: demo. A single FILE.kvt is opened.",
+    examples=(
+        ("kvtrace", "the built-in model looks up a name in its cache"),
+        ('kvtrace gpt2 "hello"', "any causal language model of the hub"),
+        ('kvtrace ./my-model "hello" -n 64 -o a.kvt', "a local one; keep the trace"),
+        ('kvtrace demo-gqa "Anna has" --recompute each', "time both lanes at every step"),
+        ("cat story.txt | kvtrace gpt2 -", "the prompt from a pipe"),
+        ("kvtrace open a.kvt", "a trace again, without torch"),
+    ),
+    arguments=_arguments,
+    run=run,
+)
