@@ -9,87 +9,73 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
 from kvtrace.errors import TraceError
-from kvtrace.trace import LogitDiff
 
 T = TypeVar("T")
 
 
-LANE_ARRAYS = (
-    ("max_abs", "<f4"),
-    ("rms", "<f4"),
-    ("reference_max", "<f4"),
-    ("sequence", "<i4"),
-    ("row", "<i4"),
-    ("dim", "<i4"),
-    ("beyond", "<i8"),
-)
-"""The arrays of a LaneStep in the order they are stored, each one unit."""
-
-
-@dataclass(frozen=True, slots=True)
-class LaneFields:
-    """What the JSON of a LANE frame says; the arrays are its payload."""
-
-    lane: str
-    step: int
-    shape: tuple[int, ...]
-    stored: bool = False
-    logits: tuple[LogitDiff, ...] = ()
-    elapsed_ns: int | None = None
-    passes: tuple[tuple[int, int, int], ...] = ()
-
-
 _LIMIT = 1 << 62
+_PLANS: dict[type[Any], tuple[tuple[str, object, Callable[[Any], Any] | None], ...]] = {}
+_HINTS: dict[type[Any], tuple[tuple[str, Any, Field[Any]], ...]] = {}
+_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
 def encode(value: object) -> bytes:
     """Compact JSON of a dataclass; fields at their default are left out."""
-    return json.dumps(_plain(value), separators=(",", ":")).encode("ascii")
-
-
-def encode_plain(value: Mapping[str, object]) -> bytes:
-    """Compact JSON of plain values."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
-
-
-def plain(value: object) -> Any:
-    """A dataclass as plain values."""
-    return _plain(value)
+    return _JSON.encode(plain(value)).encode("ascii")
 
 
 def encode_fields(extra: Mapping[str, object], value: object) -> bytes:
     """As `encode`, with more keys beside the fields."""
-    return json.dumps({**extra, **_plain(value)}, separators=(",", ":")).encode("ascii")
+    return _JSON.encode({**extra, **plain(value)}).encode("ascii")
 
 
-@cache
-def _defaults(cls: type) -> tuple[tuple[str, object], ...]:
-    out = []
-    for field in fields(cls):
+def encode_texts(texts: Mapping[int, str]) -> bytes:
+    """Compact JSON of texts by token id; nothing for none."""
+    return _JSON.encode(dict(texts)).encode("ascii") if texts else b""
+
+
+def plain(value: object) -> dict[str, Any]:
+    """A dataclass as a dict that JSON can hold; fields at their default are left out."""
+    out: dict[str, Any] = {}
+    for name, default, convert in _plan(type(value)):
+        item = getattr(value, name)
+        if item is not default and item != default:
+            out[name] = item if convert is None else convert(item)
+    return out
+
+
+def _plan(cls: type[Any]) -> tuple[tuple[str, object, Callable[[Any], Any] | None], ...]:
+    """Name, default and conversion of every field."""
+    if cls in _PLANS:
+        return _PLANS[cls]
+    out: list[tuple[str, object, Callable[[Any], Any] | None]] = []
+    for name, hint, field in _hints(cls):
         default: object = field.default
         if field.default_factory is not MISSING:
             default = field.default_factory()
-        out.append((field.name, default))
-    return tuple(out)
+        out.append((name, default, _conversion(hint)))
+    return _PLANS.setdefault(cls, tuple(out))
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {
-            name: _plain(item)
-            for name, default in _defaults(type(value))
-            if (item := getattr(value, name)) is not default and item != default
-        }
-    if isinstance(value, tuple) and value and (is_dataclass(value[0]) or type(value[0]) is tuple):
-        return [_plain(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
+def _conversion(hint: Any) -> Callable[[Any], Any] | None:
+    """How a field becomes plain; None where JSON takes it as it is."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return plain
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        item = _conversion(arguments[0])
+        return None if item is None else lambda items: [item(one) for one in items]
+    if origin in (UnionType, typing.Union):
+        found = next(filter(None, map(_conversion, arguments)), None)
+        return None if found is None else lambda one: None if one is None else found(one)
+    return dict if isinstance(origin, type) and issubclass(origin, Mapping) else None
 
 
 def parse(raw: bytes, where: str) -> dict[str, Any]:
@@ -104,6 +90,18 @@ def parse(raw: bytes, where: str) -> dict[str, Any]:
         raise TraceError(f"{where}: not readable as JSON ({type(error).__name__}).") from None
     if not isinstance(value, dict):
         raise TraceError(f"{where}: an object was expected, found {type(value).__name__}.")
+    return value
+
+
+def count(fields: Mapping[str, object], name: str) -> int:
+    """A number of things in parsed JSON, 0 if it is absent.
+
+    Raises:
+        TraceError: It is no such number.
+    """
+    value = fields.get(name, 0)
+    if type(value) is not int or not 0 <= value < _LIMIT:
+        raise TraceError(f"{name}: a number of things was expected.")
     return value
 
 
@@ -124,10 +122,11 @@ def decode(cls: type[T], value: object, where: str) -> T:
     return cls(**arguments)
 
 
-@cache
-def _hints(cls: type) -> tuple[tuple[str, Any, Field[Any]], ...]:
-    hints = typing.get_type_hints(cls)
-    return tuple((field.name, hints[field.name], field) for field in fields(cls))
+def _hints(cls: type[Any]) -> tuple[tuple[str, Any, Field[Any]], ...]:
+    if cls not in _HINTS:
+        hints = typing.get_type_hints(cls)
+        _HINTS[cls] = tuple((field.name, hints[field.name], field) for field in fields(cls))
+    return _HINTS[cls]
 
 
 def _typed(hint: Any, value: Any, where: str) -> object:

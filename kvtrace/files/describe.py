@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvtrace.errors import TraceError
-from kvtrace.files import codec
 from kvtrace.files.catalog import Catalog
 from kvtrace.files.frames import FrameFile
 from kvtrace.files.layout import Kind
@@ -23,6 +22,7 @@ class FileReport:
         name: File name.
         version: Of the format.
         size: Bytes.
+        whole: Bytes up to the end of the last whole frame; the rest is torn.
         frames: Kind of frame to (number, bytes).
         steps: Number of steps.
         ending: How it ended; None: incomplete.
@@ -33,6 +33,7 @@ class FileReport:
     name: str
     version: int
     size: int
+    whole: int
     frames: dict[str, tuple[int, int]]
     steps: int
     ending: Ending | None
@@ -50,27 +51,25 @@ def describe(path: Path) -> FileReport:
     catalog = Catalog(file)
     frames: dict[str, tuple[int, int]] = {}
     strings: Counter[str] = Counter()
-    damage = [one.text for one in catalog.damage]
-    for row in catalog.frames:
-        kind = _kind_name(int(row["kind"]))
+    for row in catalog.frames.rows:
+        kind, offset = _kind_name(int(row["kind"])), int(row["offset"])
         try:
-            frame = file.frame(int(row["offset"]))
+            frame = file.frame(offset)
+            strings.update(_strings(catalog.json(frame)))
         except TraceError as error:
-            damage.append(str(error))
-            continue
-        if frame is None:
+            catalog.damage.add(str(error), offset)
             continue
         number, size = frames.get(kind, (0, 0))
         frames[kind] = (number + 1, size + frame.head.total)
-        strings.update(_strings(codec.parse(frame.json, file.name)))
     return FileReport(
         name=file.name,
-        version=file.version or 0,
+        version=file.version,
         size=file.size(),
+        whole=catalog.end,
         frames=frames,
-        steps=len(catalog.step_frames),
+        steps=len(catalog.numbers),
         ending=catalog.ending,
-        damage=tuple(dict.fromkeys(damage)),
+        damage=tuple(one.text for one in catalog.damage.all()),
         strings=dict(strings),
     )
 

@@ -15,12 +15,13 @@ from kvtrace.text import safe
 from kvtrace.units import byte_size
 
 _SYNC_SECONDS = 1.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Write(Protocol):
     """`os.pwrite`, or a stand-in that fails on purpose."""
 
-    def __call__(self, fd: int, buffer: bytes, offset: int, /) -> int:
+    def __call__(self, fd: int, buffer: bytes | memoryview, offset: int, /) -> int:
         """Write some of `buffer`; returns how many bytes."""
 
 
@@ -41,25 +42,11 @@ class Appender:
         self.path = path
         self._write = write
         flags = os.O_RDWR | os.O_CLOEXEC | (0 if append else os.O_CREAT | os.O_EXCL)
-        try:
-            self._fd = os.open(path, flags, 0o644)
-        except FileExistsError:
-            raise OutputExistsError(
-                f"{safe(str(path))}: the file exists; --force replaces it, -o names another."
-            ) from None
-        except OSError as error:
-            raise OutputExistsError(
-                f"{safe(str(path))}: can't be opened for writing: {error.strerror}."
-            ) from None
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._fd)
-            raise OutputExistsError(
-                f"{safe(str(path))}: another process is writing this trace; wait until it ends."
-            ) from None
+        self._fd = _opened(path, flags)
+        _lock(self._fd, path)
         self.size = os.fstat(self._fd).st_size
         self.failed = False
+        self._sync_error: OSError | None = None
         self._dirty = threading.Event()
         self._closing = threading.Event()
         self._syncer = threading.Thread(target=self._sync_now_and_then, daemon=True)
@@ -78,37 +65,49 @@ class Appender:
         return start
 
     def rewrite(self, data: bytes, offset: int) -> None:
-        """Rewrite bytes in place; only the hint slots are."""
+        """Rewrite bytes in place; only the hint slots are.
+
+        Raises:
+            WriteError: The system refused.
+        """
         self._put(data, offset)
 
     def _put(self, data: bytes, offset: int) -> None:
         if self.failed:
             raise WriteError(f"{safe(str(self.path))}: an earlier write failed; nothing is added.")
-        done = 0
         try:
-            while done < len(data):
-                try:
-                    wrote = self._write(self._fd, data[done:] if done else data, offset + done)
-                except InterruptedError:
-                    continue
-                if wrote <= 0:
-                    raise OSError(errno.EIO, "the system wrote nothing")
-                done += wrote
+            if self._sync_error is not None:
+                raise self._sync_error
+            self._put_all(memoryview(data), offset)
         except OSError as error:
             self.failed = True
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self.size)
+            todo = "Free some space" if error.errno in _NO_ROOM else "Check the disk"
             raise WriteError(
                 f"{safe(str(self.path))}: {error.strerror} after {byte_size(self.size)}; "
-                "recording stopped, everything up to there is kept. Free some space and run again."
+                f"recording stopped, everything up to there is kept. {todo} and run again."
             ) from None
+
+    def _put_all(self, data: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(data):
+            try:
+                wrote = self._write(self._fd, data[done:], offset + done)
+            except InterruptedError:
+                continue
+            if wrote <= 0:
+                raise OSError(errno.EIO, "the system wrote nothing")
+            done += wrote
 
     def _sync_now_and_then(self) -> None:
         while not self._closing.wait(_SYNC_SECONDS):
             if self._dirty.is_set():
                 self._dirty.clear()
-                with contextlib.suppress(OSError):
+                try:
                     os.fsync(self._fd)
+                except OSError as error:
+                    self._sync_error = error
 
     def close(self) -> None:
         """Sync and let go of the file; safe to call twice."""
@@ -119,3 +118,38 @@ class Appender:
         with contextlib.suppress(OSError):
             os.fsync(self._fd)
         os.close(self._fd)
+
+
+def check_free(path: Path) -> None:
+    """That nobody is writing an existing file which is about to be replaced.
+
+    Raises:
+        OutputExistsError: Somebody is.
+    """
+    fd = _opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    _lock(fd, path)
+    os.close(fd)
+
+
+def _opened(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags, 0o644)
+    except FileExistsError:
+        raise OutputExistsError(
+            f"{safe(str(path))}: the file exists; --force replaces it, -o names another."
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise OutputExistsError(
+            f"{safe(str(path))}: can't be opened for writing: {reason}; -o names another."
+        ) from None
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise OutputExistsError(
+            f"{safe(str(path))}: another process is writing this trace; wait until it ends."
+        ) from None

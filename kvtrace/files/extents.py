@@ -7,16 +7,18 @@ head, so that one head of a long prefill can be read alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-import numpy as np
-
+from kvtrace.errors import TraceError
 from kvtrace.trace import Meta, Step, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 
 ROWS_PER_FRAME = 64
 INLINE_ROWS = 8
+_LAYOUTS_KEPT = 256
+
+Shape = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,13 @@ class StepRows:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """One tensor in a frame.
+    """One tensor in the payload of a frame.
 
     Attributes:
         tensor: Which.
         index: Site (QUERIES, OUTPUT) or cache layer (KEYS, VALUES).
         shape: [sequences, heads, rows, dim] in this frame.
-        itemsize: Bytes of an element.
+        dtype: As in `trace.dtypes`.
         start: First byte in the payload.
         unit: First unit.
         split: One unit for each sequence and head, instead of one for all.
@@ -60,8 +62,8 @@ class Extent:
 
     tensor: Tensor
     index: int
-    shape: tuple[int, int, int, int]
-    itemsize: int
+    shape: Shape
+    dtype: str
     start: int
     unit: int
     split: bool
@@ -75,7 +77,11 @@ class Extent:
     def size(self) -> int:
         """Bytes."""
         sequences, heads, rows, dim = self.shape
-        return sequences * heads * rows * dim * self.itemsize
+        return sequences * heads * rows * dim * dtypes.itemsize(self.dtype)
+
+    def after(self, size: int, units: int) -> Extent:
+        """The same extent behind other units in the payload."""
+        return replace(self, start=self.start + size, unit=self.unit + units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,33 +112,84 @@ def rows_of(rows: StepRows) -> RowsOf:
     )
 
 
-def shapes(
-    meta: Meta, step: Step, recorded: RowsOf, dtype: str | None
-) -> list[tuple[Tensor, int, tuple[int, int, int, int], int]]:
-    """(tensor, index, whole shape, itemsize) of a step's rows, in the order they are stored.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The rows of one frame: extents by (tensor, index), in the order they are stored."""
 
-    Args:
-        meta: Gives heads and dims.
-        step: Gives sequences and rows.
-        recorded: Which tensors there are.
-        dtype: Of another lane; None for the recorded dtypes.
+    extents: Mapping[tuple[Tensor, int], Extent]
+    size: int
+    units: int
 
-    Raises:
-        IndexError: The step names a site or a cache layer that META does not have.
-    """
-    found: list[tuple[Tensor, int, tuple[int, int, int, int], int]] = []
+
+class Layouts:
+    """Layouts of the frames of one trace. Most decode steps share one, so it is made once."""
+
+    __slots__ = ("_made", "_meta")
+
+    def __init__(self, meta: Meta) -> None:
+        self._meta = meta
+        self._made: dict[tuple[object, ...], Layout] = {}
+
+    def of(self, step: Step, recorded: RowsOf, dtype: str | None, part: int | None) -> Layout:
+        """The layout of one frame of a step.
+
+        Args:
+            step: Gives sequences and rows.
+            recorded: Which tensors there are.
+            dtype: Of another lane; None for the recorded dtypes.
+            part: Number of the ROWS frame; None for a step that carries its rows itself.
+
+        Raises:
+            TraceError: The step names a site or a cache layer that META does not have.
+        """
+        caches = tuple([(one.layers, one.rows, len(one.attended)) for one in step.caches])
+        sites = tuple([(one.sites, one.new) for one in step.sites])
+        batch = (step.num_sequences, step.new)
+        stored = (recorded.queries, recorded.output, recorded.keys)
+        key = (dtype, part, batch, stored, caches, sites)
+        found = self._made.get(key)
+        if found is None:
+            if len(self._made) >= _LAYOUTS_KEPT:
+                self._made.clear()
+            found = self._made[key] = self._make(step, recorded, dtype, part)
+        return found
+
+    def _make(self, step: Step, recorded: RowsOf, dtype: str | None, part: int | None) -> Layout:
+        try:
+            whole = _shapes(self._meta, step, recorded)
+        except (IndexError, KeyError):
+            raise TraceError(
+                f"step {step.number} has rows of a layer that META, or the step, does not name."
+            ) from None
+        out: dict[tuple[Tensor, int], Extent] = {}
+        start = unit = 0
+        for tensor, index, (sequences, heads, rows, dim), own in whole:
+            if part is not None:
+                rows = max(0, min(ROWS_PER_FRAME, rows - part * ROWS_PER_FRAME))
+            shape = (sequences, heads, rows, dim)
+            extent = Extent(tensor, index, shape, dtype or own, start, unit, part is not None)
+            if extent.size:
+                out[tensor, index] = extent
+                start, unit = start + extent.size, unit + extent.units
+        return Layout(out, start, unit)
+
+
+def _shapes(meta: Meta, step: Step, recorded: RowsOf) -> list[tuple[Tensor, int, Shape, str]]:
+    """(tensor, index, whole shape, dtype) of a step's rows, in the order they are stored."""
+    found: list[tuple[Tensor, int, Shape, str]] = []
+    if min((*recorded.queries, *recorded.output, *recorded.keys), default=0) < 0:
+        raise IndexError
     for tensor, sites in ((Tensor.QUERIES, recorded.queries), (Tensor.OUTPUT, recorded.output)):
         for index in sites:
             site = meta.sites[index]
             shape = (step.num_sequences, site.num_heads, step.new_at(index), site.dim(tensor))
-            found.append((tensor, index, shape, dtypes.itemsize(dtype or site.dtype)))
-    rows = {layer: group for group in step.caches for layer in group.layers}
+            found.append((tensor, index, shape, site.dtype))
+    groups = {layer: group for group in step.caches for layer in group.layers}
     for index in recorded.keys:
-        store, group = meta.cache_layers[index], rows[index]
-        size = dtypes.itemsize(dtype or store.dtype)
+        store, group = meta.cache_layers[index], groups[index]
         for tensor, dim in ((Tensor.KEYS, store.key_dim), (Tensor.VALUES, store.value_dim)):
             whole = (len(group.attended), store.num_kv_heads, group.rows, dim)
-            found.append((tensor, index, whole, size))
+            found.append((tensor, index, whole, store.dtype))
     return found
 
 
@@ -146,31 +203,3 @@ def num_frames(step: Step) -> int:
     """ROWS frames that hold a step's rows; 0: the step carries them itself."""
     rows = most_rows(step)
     return 0 if rows <= INLINE_ROWS else -(-rows // ROWS_PER_FRAME)
-
-
-def extents(
-    whole: Sequence[tuple[Tensor, int, tuple[int, int, int, int], int]], part: int | None
-) -> list[Extent]:
-    """The extents of one frame.
-
-    Args:
-        whole: From `shapes`.
-        part: Number of the ROWS frame; None for a step that carries its rows itself.
-    """
-    out: list[Extent] = []
-    start = unit = 0
-    for tensor, index, (sequences, heads, rows, dim), itemsize in whole:
-        if part is not None:
-            rows = max(0, min(ROWS_PER_FRAME, rows - part * ROWS_PER_FRAME))
-        extent = Extent(
-            tensor, index, (sequences, heads, rows, dim), itemsize, start, unit, part is not None
-        )
-        if extent.size:
-            out.append(extent)
-            start, unit = start + extent.size, unit + extent.units
-    return out
-
-
-def contiguous(array: Array) -> Array:
-    """The array in C order, copied only if it must be."""
-    return np.ascontiguousarray(array)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from zlib import crc32
 
 from kvtrace.errors import TraceError
 from kvtrace.files import codec
 from kvtrace.files.catalog import Catalog
 from kvtrace.files.disk import Appender
 from kvtrace.files.frames import FrameFile
-from kvtrace.files.layout import HEAD_BYTES, Head, Kind, aligned
+from kvtrace.files.layout import Kind
+from kvtrace.files.writer import packed
 from kvtrace.trace import Note
 
 
@@ -22,17 +22,16 @@ def append_note(path: Path, note: Note) -> None:
         OutputExistsError: Somebody is writing it.
         WriteError: The disk is full, or fails.
     """
-    catalog = Catalog(FrameFile(path))
+    opened = FrameFile(path)
     file = Appender(path, append=True)
     try:
+        catalog = Catalog(opened)
         if catalog.end != file.size:
             raise TraceError(
-                f"{catalog.file.name}: its end is torn at byte {catalog.end}; "
+                f"{opened.name}: its end is torn at byte {catalog.end}; "
                 "run `kvtrace recover` and add the note to what that writes."
             )
-        body = codec.encode(note)
-        head = Head(Kind.NOTE, 0, catalog.next_sequence, len(body), 0, 0, crc32(body))
-        pad = bytes(aligned(HEAD_BYTES + len(body)) - HEAD_BYTES - len(body))
-        file.append(head.pack() + body + pad)
+        _, pieces = packed(Kind.NOTE, 0, catalog.next_sequence, codec.encode(note))
+        file.append(b"".join(pieces))
     finally:
         file.close()

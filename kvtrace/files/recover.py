@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-
-import numpy as np
 
 from kvtrace.errors import TraceError
 from kvtrace.files.extents import StepRows
@@ -57,14 +57,20 @@ def recover(path: Path, output: Path, *, force: bool = False) -> Recovery:
             _copy_lanes(source, writer, step, lost)
         for note in source.notes:
             writer.note(note)
-        gap = source.lost_steps()
-        lost += [f"step {number} is not in the file" for number in gap]
+        lost += [f"step {number} is not in the file" for number in _gaps(numbers)]
         if source.ending is None:
             lost.append("the recording did not end: steps after the last one are not in the file")
             writer.end(Ending("recovered", "recovered from an incomplete trace"))
         else:
             writer.end(source.ending)
     return Recovery(saved, bool(lost), tuple(lost))
+
+
+def _gaps(numbers: Sequence[int]) -> list[int]:
+    """Numbers that are missing between the steps that are there; at most a thousand."""
+    pairs = zip([-1, *numbers], numbers, strict=False)
+    missing = (number for before, after in pairs for number in range(before + 1, after))
+    return list(islice(missing, 1000))
 
 
 def _copy_lanes(source: FileSource, writer: TraceWriter, step: Step, lost: list[str]) -> None:
@@ -80,32 +86,26 @@ def _copy_lanes(source: FileSource, writer: TraceWriter, step: Step, lost: list[
 
 def _rows(source: FileSource, step: Step, lane: str) -> StepRows:
     """All rows of a step as they were stored."""
-    queries: dict[int, Array] = {}
-    output: dict[int, Array] = {}
-    masks: dict[int, Array] = {}
-    biases: dict[int, Array] = {}
-    for group in step.sites:
-        for site in group.sites:
-            for tensor, into in ((Tensor.QUERIES, queries), (Tensor.OUTPUT, output)):
-                found = source.site_rows(step.number, site, tensor, lane, None)
-                if found is not None:
-                    into[site] = found
-            if lane == CACHED and group.mask.full:
-                masks[site] = _required(source.full_mask(step.number, site), "mask", step)
-            if lane == CACHED and group.mask.bias:
-                biases[site] = _required(source.bias(step.number, site), "bias", step)
-    keys: dict[int, Array] = {}
-    values: dict[int, Array] = {}
-    for cache in step.caches:
-        for layer in cache.layers if cache.rows else ():
-            for tensor, into in ((Tensor.KEYS, keys), (Tensor.VALUES, values)):
-                rows = source.written(step.number, layer, tensor, lane)
-                if rows is not None:
-                    into[layer] = np.ascontiguousarray(rows)
-    return StepRows(queries, output, keys, values, masks, biases)
+    sites = [(site, group.mask) for group in step.sites for site in group.sites]
+    layers = [layer for cache in step.caches if cache.rows for layer in cache.layers]
+    number, own = step.number, lane == CACHED
+
+    def of_sites(tensor: Tensor) -> dict[int, Array]:
+        found = {site: source.site_rows(number, site, tensor, lane, None) for site, _ in sites}
+        return _there(found)
+
+    def of_layers(tensor: Tensor) -> dict[int, Array]:
+        return _there({layer: source.written(number, layer, tensor, lane) for layer in layers})
+
+    return StepRows(
+        of_sites(Tensor.QUERIES),
+        of_sites(Tensor.OUTPUT),
+        of_layers(Tensor.KEYS),
+        of_layers(Tensor.VALUES),
+        _there({site: source.full_mask(number, site) for site, mask in sites if own and mask.full}),
+        _there({site: source.bias(number, site) for site, mask in sites if own and mask.bias}),
+    )
 
 
-def _required(found: Array | None, what: str, step: Step) -> Array:
-    if found is None:
-        raise TraceError(f"step {step.number}: the {what} is missing.")
-    return found
+def _there(found: dict[int, Array | None]) -> dict[int, Array]:
+    return {index: rows for index, rows in found.items() if rows is not None}

@@ -1,8 +1,11 @@
-"""The tables of an INDEX frame: where every frame is, and every step at a glance."""
+"""Tables of the frames and steps of a file, as an INDEX frame stores them, and growing ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from kvtrace.trace import Step
 
@@ -13,19 +16,14 @@ FRAMES = np.dtype(
         ("payload", "<u8"),  # bytes
         ("step", "<i8"),  # its number; -1: none
         ("cell", "<i8"),  # first cell of a TILE; -1: none
-        ("json", "<u4"),  # bytes
-        ("units", "<u4"),
-        ("part", "<u4"),  # number of a ROWS frame within its step
-        ("group", "<i4"),  # of a TILE
+        ("part", "<u4"),  # number of a ROWS frame within its step; cells of a TILE
+        ("group", "<i4"),  # of a TILE; -1: none
         ("kind", "<u2"),
-        ("flags", "u1"),
-        ("lane", "u1"),  # 0 cached, 1.. Meta.lanes, OF_PASS added for rows of a pass
+        ("flags", "<u2"),
+        ("lane", "<u4"),  # 0 cached, 1.. Meta.lanes
     ]
 )
 """One row a frame."""
-
-OF_PASS = 0x80
-"""Added to a frame's lane: it belongs to the pass of that number, not to the step."""
 
 GROUP_WRITES = np.dtype(
     [
@@ -38,7 +36,11 @@ GROUP_WRITES = np.dtype(
 )
 """One row for each group of cache layers that a step wrote to."""
 
+LARGEST = 1 << 62
+"""Sums of what was recorded stop here: an int64 holds them whatever a file says."""
+
 Group = tuple[int, ...]
+Rows = Sequence[tuple[int, ...]]
 
 
 def overview_row(step: Step) -> tuple[int, ...]:
@@ -53,34 +55,76 @@ def overview_row(step: Step) -> tuple[int, ...]:
         step.tokens[0][-1] if step.new else -1,
         -1 if chosen is None else chosen,
         step.elapsed_ns,
-        step.cost.cached.total,
-        step.cost.recomputed.total,
+        min(step.cost.cached.total, LARGEST),
+        min(step.cost.recomputed.total, LARGEST),
         step.cost.cache_bytes,
     )
 
 
-class Tables:
-    """Tables that grow with the file: what the next INDEX frame says."""
+class Table:
+    """Rows of one dtype that are only ever added to; adding n rows costs O(n)."""
 
-    __slots__ = ("frames", "groups", "overview", "writes")
+    __slots__ = ("_held", "_rows")
 
-    def __init__(self) -> None:
-        self.frames: list[tuple[int, ...]] = []
-        self.overview: list[tuple[int, ...]] = []
-        self.writes: list[tuple[int, ...]] = []
-        self.groups: list[Group] = []
+    def __init__(self, dtype: np.dtype[np.void]) -> None:
+        self._rows: NDArray[np.void] = np.zeros(0, dtype)
+        self._held = 0
 
-    def group(self, layers: Group) -> int:
-        """Number of a group of cache layers."""
-        if layers not in self.groups:
-            self.groups.append(layers)
-        return self.groups.index(layers)
+    def __len__(self) -> int:
+        return self._held
 
-    def add_step(self, step: Step) -> None:
-        """Enter a step."""
-        self.overview.append(overview_row(step))
-        for one in step.caches:
-            if one.rows:
-                sequences = len(one.attended)
-                number = self.group(one.layers)
-                self.writes.append((step.number, one.first_cell, one.rows, sequences, number))
+    @property
+    def rows(self) -> NDArray[np.void]:
+        """All rows so far; what was handed out does not change when more come."""
+        return self._rows[: self._held]
+
+    def extend(self, rows: NDArray[np.void] | Rows) -> None:
+        """Add rows."""
+        added = rows if isinstance(rows, np.ndarray) else np.array(rows, self._rows.dtype)
+        end = self._held + len(added)
+        if end > len(self._rows):
+            larger = np.zeros(max(end, 2 * len(self._rows)), self._rows.dtype)
+            larger[: self._held] = self.rows
+            self._rows = larger
+        self._rows[self._held : end] = added
+        self._held = end
+
+
+class Groups:
+    """Groups of cache layers by number, in the order they were first met."""
+
+    __slots__ = ("_groups", "_numbers")
+
+    def __init__(self, groups: Sequence[Group] = ()) -> None:
+        self._groups = list(groups)
+        self._numbers = {group: number for number, group in enumerate(groups)}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def number(self, layers: Group) -> int:
+        """Number of a group, a new one if it was not met before."""
+        number = self._numbers.setdefault(layers, len(self._numbers))
+        if number == len(self._groups):
+            self._groups.append(layers)
+        return number
+
+    def layers(self, number: int) -> Group:
+        """The cache layers of a group."""
+        return self._groups[number]
+
+    def having(self, layer: int) -> list[int]:
+        """Numbers of the groups that a cache layer is in."""
+        return [number for number, group in enumerate(self._groups) if layer in group]
+
+    def all(self) -> Sequence[Group]:
+        """Every group, by number."""
+        return self._groups
+
+    def writes(self, step: Step) -> list[tuple[int, ...]]:
+        """What a step wrote, as rows of `GROUP_WRITES`."""
+        return [
+            (step.number, one.first_cell, one.rows, len(one.attended), self.number(one.layers))
+            for one in step.caches
+            if one.rows
+        ]

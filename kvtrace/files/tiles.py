@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from kvtrace.files.extents import INLINE_ROWS, StepRows, most_rows
-from kvtrace.trace import Step
+from kvtrace.errors import TraceError
+from kvtrace.files.extents import INLINE_ROWS, Extent, StepRows, most_rows
+from kvtrace.trace import Meta, Step, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 
 CELLS_PER_TILE = 64
@@ -23,26 +24,78 @@ class TilePlace:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Tile:
-    """A tile ready to be written; its parts are K then V of each layer, unit by unit a head."""
+    """A tile ready to be written; its units are a head each: layer by layer, K then V."""
 
     place: TilePlace
-    parts: list[Array]
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Its cache layers."""
-        return self.place.layers
+    units: list[Array]
 
 
-@dataclass(slots=True)
+class TileLayout:
+    """Where the rows of each layer are in the tiles of one group of cache layers."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, meta: Meta, layers: tuple[int, ...]) -> None:
+        """Lay out the tiles.
+
+        Raises:
+            TraceError: META does not name a layer.
+        """
+        self._places: dict[tuple[int, Tensor], tuple[int, int, int, int, str]] = {}
+        start = unit = 0
+        for layer in layers:
+            if not 0 <= layer < len(meta.cache_layers):
+                raise TraceError(f"copied rows of cache layer {layer}, which META does not name.")
+            store = meta.cache_layers[layer]
+            for tensor, dim in ((Tensor.KEYS, store.key_dim), (Tensor.VALUES, store.value_dim)):
+                heads = store.num_kv_heads
+                self._places[layer, tensor] = (start, unit, heads, dim, store.dtype)
+                start, unit = start + heads * dim * dtypes.itemsize(store.dtype), unit + heads
+
+    def extent(self, layer: int, tensor: Tensor, count: int) -> Extent:
+        """The rows of one layer in a tile of `count` cells, [1, kv_heads, count, dim]."""
+        start, unit, heads, dim, dtype = self._places[layer, tensor]
+        shape = (1, heads, count, dim)
+        return Extent(tensor, layer, shape, dtype, start * count, unit, split=True)
+
+
 class _Pending:
-    """Cells of a group of layers that have no tile yet: [layer][k|v] lists of [heads, n, dim]."""
+    """Cells of a group of layers that have no tile yet, in one array for each layer and tensor."""
 
-    first: int
-    count: int = 0
-    rows: list[list[Array]] = field(default_factory=list)
+    __slots__ = ("arrays", "count", "first")
+
+    def __init__(self, first: int, rows: StepRows, layers: tuple[int, ...]) -> None:
+        self.first, self.count = first, 0
+        self.arrays = [
+            np.empty((array.shape[1], 0, array.shape[3]), array.dtype)
+            for layer in layers
+            for array in (rows.keys[layer], rows.values[layer])
+        ]
+
+    def add(self, rows: StepRows, layers: tuple[int, ...], cells: int) -> None:
+        """Copy a step's cells: [sequences, heads, rows, dim], sequence by sequence."""
+        end = self.count + cells
+        place = 0
+        for layer in layers:
+            for array in (rows.keys[layer], rows.values[layer]):
+                held = self.arrays[place]
+                if end > held.shape[1]:
+                    held = self.arrays[place] = _longer(held, max(end, CELLS_PER_TILE))
+                if len(array) == 1:
+                    held[:, self.count : end] = array[0]
+                else:
+                    heads, dim = held.shape[0], held.shape[2]
+                    held[:, self.count : end] = array.swapaxes(0, 1).reshape(heads, cells, dim)
+                place += 1
+        self.count = end
+
+
+def _longer(array: Array, cells: int) -> Array:
+    longer: Array = np.empty((array.shape[0], cells, array.shape[2]), array.dtype)
+    longer[:, : array.shape[1]] = array
+    return longer
 
 
 class Tiler:
@@ -58,32 +111,20 @@ class Tiler:
         if most_rows(step) > INLINE_ROWS:
             self._pending.clear()
             return
+        keys: Mapping[int, Array] = rows.keys
         for one in step.caches:
-            layers = tuple(layer for layer in one.layers if layer in rows.keys)
+            layers = tuple([layer for layer in one.layers if layer in keys])
             if not one.rows or not layers:
                 continue
             pending = self._pending.get(layers)
             if pending is None or pending.first + pending.count != one.first_cell:
-                pending = self._pending[layers] = _Pending(
-                    one.first_cell, rows=[[] for _ in range(2 * len(layers))]
-                )
-            for place, layer in enumerate(layers):
-                pending.rows[2 * place].append(_cells(rows.keys[layer]))
-                pending.rows[2 * place + 1].append(_cells(rows.values[layer]))
-            pending.count += one.rows * len(one.attended)
+                pending = self._pending[layers] = _Pending(one.first_cell, rows, layers)
+            pending.add(rows, layers, one.rows * len(one.attended))
             if pending.count >= CELLS_PER_TILE:
                 del self._pending[layers]
                 yield _tile(layers, pending)
 
 
-def _cells(rows: Array) -> Array:
-    """[sequences, heads, rows, dim] as cells, [heads, sequences · rows, dim], copied."""
-    sequences, heads, count, dim = rows.shape
-    return rows.transpose(1, 0, 2, 3).reshape(heads, sequences * count, dim).copy()
-
-
 def _tile(layers: tuple[int, ...], pending: _Pending) -> Tile:
-    parts: list[Array] = []
-    for column in pending.rows:
-        parts += list(np.concatenate(column, axis=1))
-    return Tile(TilePlace(layers, pending.first, pending.count), parts)
+    units = [head[: pending.count] for array in pending.arrays for head in array]
+    return Tile(TilePlace(layers, pending.first, pending.count), units)

@@ -6,16 +6,27 @@ size, so that nothing later allocates or indexes by a number that was made up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kvtrace.errors import TraceError
-from kvtrace.trace import Meta, Step, dtypes
+from kvtrace.trace import CacheStep, Meta, SiteStep, Step, dtypes
 from kvtrace.trace.meta import FORMAT_VERSION, CacheLayer, Site
+from kvtrace.trace.step import Runs
 
 MAX_HEADS = 1 << 20
 MAX_DIM = 1 << 24
+MAX_CELL = 1 << 48
+SPARE_ROWS = 1 << 20
+"""A recovered trace may lack rows that its steps attended to: more rows than bytes."""
 
 
-def check_meta(meta: Meta, where: str) -> None:
-    """Indices count from 0, every size is positive, every reference exists.
+def check_meta(meta: Meta, before: Meta | None, where: str) -> None:
+    """Indices count from 0, every size is positive, every reference exists, nothing changed.
+
+    Args:
+        meta: To be checked.
+        before: The META it extends, if there is one.
+        where: To begin the message with.
 
     Raises:
         TraceError: Something does not hold.
@@ -28,16 +39,22 @@ def check_meta(meta: Meta, where: str) -> None:
         if layer.index != index or not _sound_layer(layer):
             raise TraceError(f"{where}: cache layer {index} of META has sizes that can't be.")
     for index, site in enumerate(meta.sites):
-        if site.index != index or not _sound_site(site, len(meta.cache_layers)):
-            raise TraceError(f"{where}: site {index} of META has sizes that can't be.")
-        read = meta.cache_layers[site.reads]
-        if (read.num_kv_heads, read.key_dim) != (site.num_kv_heads, site.key_dim):
+        if site.index != index or not _sound_site(site, meta.cache_layers):
             raise TraceError(f"{where}: site {index} of META does not fit the rows it reads.")
-        if read.value_dim != site.value_dim:
-            raise TraceError(f"{where}: site {index} of META does not fit the rows it reads.")
+    if before is not None and not _extends(meta, before):
+        raise TraceError(f"{where}: a later META changes an earlier one instead of extending it.")
     for lane in meta.lanes:
         if not dtypes.is_float(lane.dtype):
             raise TraceError(f"{where}: lane of META has the unknown dtype {lane.dtype[:20]!r}.")
+
+
+def _extends(meta: Meta, before: Meta) -> bool:
+    pairs = (
+        (meta.sites, before.sites),
+        (meta.cache_layers, before.cache_layers),
+        (meta.lanes, before.lanes),
+    )
+    return all(later[: len(earlier)] == earlier for later, earlier in pairs)
 
 
 def _sound_layer(layer: CacheLayer) -> bool:
@@ -45,12 +62,15 @@ def _sound_layer(layer: CacheLayer) -> bool:
     return dims and 0 < layer.num_kv_heads <= MAX_HEADS and dtypes.known(layer.dtype)
 
 
-def _sound_site(site: Site, layers: int) -> bool:
+def _sound_site(site: Site, layers: Sequence[CacheLayer]) -> bool:
     heads = 0 < site.num_kv_heads <= site.num_heads <= MAX_HEADS
-    dims = 0 < site.key_dim <= MAX_DIM and 0 < site.value_dim <= MAX_DIM
     whole = heads and site.num_heads % site.num_kv_heads == 0
-    sinks = len(site.sinks) in (0, site.num_heads)
-    return whole and dims and sinks and 0 <= site.reads < layers and dtypes.known(site.dtype)
+    if not (whole and dtypes.known(site.dtype) and 0 <= site.reads < len(layers)):
+        return False
+    read = layers[site.reads]
+    rows = (read.num_kv_heads, read.key_dim, read.value_dim)
+    fits = rows == (site.num_kv_heads, site.key_dim, site.value_dim)
+    return fits and len(site.sinks) in (0, site.num_heads)
 
 
 def check_step(step: Step, meta: Meta, file_bytes: int, where: str) -> None:
@@ -59,31 +79,58 @@ def check_step(step: Step, meta: Meta, file_bytes: int, where: str) -> None:
     Raises:
         TraceError: Something does not hold.
     """
+    where = f"{where}: step {step.number}"
     if step.number < 0 or not step.tokens:
-        raise TraceError(f"{where}: a step without number or tokens.")
-    rows = [*step.tokens, *step.positions]
-    if len(step.positions) != len(step.tokens) or any(len(row) != step.new for row in rows):
-        raise TraceError(
-            f"{where}: tokens and positions of step {step.number} are not rectangular."
-        )
+        raise TraceError(f"{where} has no number or no tokens.")
+    if len(step.positions) != len(step.tokens) or any(
+        len(row) != step.new for row in (*step.tokens, *step.positions)
+    ):
+        raise TraceError(f"{where}: tokens and positions are not rectangular.")
     for group in step.caches:
-        known = all(0 <= layer < len(meta.cache_layers) for layer in group.layers)
-        counts = [run.count for runs in (*group.attended, *group.kept) for run in runs]
-        cells = [run.cell for runs in (*group.attended, *group.kept) for run in runs]
-        bounded = (
-            sum(counts) <= file_bytes * max(1, len(group.attended)) and min(counts, default=0) >= 0
-        )
-        written = 0 <= group.rows <= file_bytes and 0 <= group.first_cell < 1 << 48
-        sane = min(cells, default=0) >= 0 and max(cells, default=0) < 1 << 48
-        if not (known and bounded and written and sane and group.attended):
-            raise TraceError(f"{where}: step {step.number} has cache rows that can't be.")
-        if len(group.kept) != len(group.attended) or len(set(group.layers)) != len(group.layers):
-            raise TraceError(f"{where}: step {step.number} has cache rows that can't be.")
+        if not _sound_caches(group, len(meta.cache_layers), file_bytes):
+            raise TraceError(f"{where} has cache rows that can't be.")
     for sites in step.sites:
-        known = all(0 <= site < len(meta.sites) for site in sites.sites)
-        lengths = {len(sites.check_error), len(sites.check_scale), len(sites.nonfinite)}
-        padding = len(sites.mask.padding) in (0, step.num_sequences)
-        chunk = sites.mask.chunk is None or sites.mask.chunk > 0
-        new = sites.new is None or 0 <= sites.new <= file_bytes
-        if not new or not known or lengths != {len(sites.sites)} or not padding or not chunk:
-            raise TraceError(f"{where}: step {step.number} has attention that can't be.")
+        if not _sound_sites(sites, len(meta.sites), step.num_sequences, file_bytes):
+            raise TraceError(f"{where} has attention that can't be.")
+    for top in step.top:
+        if len(top.ids) != len(top.logits):
+            raise TraceError(f"{where} has {len(top.ids)} top ids and {len(top.logits)} logits.")
+
+
+def _sound_caches(group: CacheStep, layers: int, file_bytes: int) -> bool:
+    if not group.attended or len(group.kept) != len(group.attended) or not group.layers:
+        return False
+    if min(group.layers) < 0 or max(group.layers) >= layers:
+        return False
+    if len(set(group.layers)) != len(group.layers):
+        return False
+    written = 0 <= group.rows <= file_bytes and 0 <= group.first_cell < MAX_CELL
+    longest = file_bytes + SPARE_ROWS
+    return written and all(
+        _sound_runs(runs, longest) for runs in (*group.attended, *group.kept) if runs
+    )
+
+
+def _sound_runs(runs: Runs, longest: int) -> bool:
+    total = 0
+    for run in runs:
+        if run.count < 0 or not 0 <= run.cell < MAX_CELL or abs(run.position) >= MAX_CELL:
+            return False
+        if abs(run.slot) >= MAX_CELL:
+            return False
+        total += run.count
+    return total <= longest
+
+
+def _sound_sites(group: SiteStep, sites: int, sequences: int, file_bytes: int) -> bool:
+    known = all(0 <= site < sites for site in group.sites)
+    lengths = {len(group.check_error), len(group.check_scale), len(group.nonfinite)}
+    mask = group.mask
+    padding = len(mask.padding) in (0, sequences)
+    bounded = all(abs(number) < MAX_CELL for number in (mask.offset or 0, mask.origin))
+    ruled = mask.offset is not None or (mask.window is None and mask.chunk is None)
+    chunk = mask.chunk is None or 0 < mask.chunk < MAX_CELL
+    window = mask.window is None or 0 <= mask.window < MAX_CELL
+    new = group.new is None or 0 <= group.new <= file_bytes
+    fits = known and lengths == {len(group.sites)} and new
+    return fits and padding and bounded and ruled and chunk and window

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from zlib import crc32
 
 import numpy as np
 
+from kvtrace.errors import OutputExistsError, TraceError
 from kvtrace.files import codec
-from kvtrace.files.disk import Appender, Write
+from kvtrace.files.catalog import frame_row
+from kvtrace.files.comparison import lane_arrays, lane_fields
+from kvtrace.files.disk import Appender, Write, check_free
 from kvtrace.files.extents import (
     ROWS_PER_FRAME,
-    Extent,
+    Layout,
+    Layouts,
     StepRows,
-    contiguous,
-    extents,
     num_frames,
     rows_of,
-    shapes,
 )
+from kvtrace.files.index import IndexPlace
 from kvtrace.files.layout import (
     HEAD_BYTES,
     MUST_UNDERSTAND,
@@ -32,9 +34,11 @@ from kvtrace.files.layout import (
     pack_header,
     pack_slot,
 )
-from kvtrace.files.tables import FRAMES, GROUP_WRITES, OF_PASS, Tables
+from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, overview_row
 from kvtrace.files.tiles import Tiler
-from kvtrace.trace import OVERVIEW, Ending, LaneStep, Meta, Note, Step
+from kvtrace.files.validate import MAX_CELL, check_meta, check_step
+from kvtrace.text import safe
+from kvtrace.trace import OVERVIEW, Ending, LaneStep, Meta, Note, Step, dtypes
 from kvtrace.trace.dtypes import Array
 from kvtrace.trace.meta import FORMAT_VERSION
 
@@ -58,26 +62,37 @@ class TraceWriter:
             write: How bytes are written.
 
         Raises:
-            OutputExistsError: The file exists, or can't be created.
+            OutputExistsError: The file exists, can't be created, or somebody is writing it.
             WriteError: The disk is full, or fails.
+            TraceError: META is not coherent.
         """
+        check_meta(meta, None, safe(path.name))
         replace = force and path.exists()
+        if replace:
+            check_free(path)
         target = path.with_name(f".{path.name}.{os.getpid()}.new") if replace else path
         self._file = Appender(target, write=write)
-        self.meta = meta
-        self._tables = Tables()
+        self._name = safe(path.name)
+        self._meta = meta
+        self._layouts = Layouts(meta)
+        self._added = _Added()
+        self._groups = Groups()
         self._tiler = Tiler()
-        self._sequence = self._since_index = self._slot = self._newest_index = 0
-        self._steps: dict[int, Step] = {}
+        self._sequence = self._slot = self._newest_index = 0
+        self._last_steps: list[Step] = []
         try:
             self._file.append(pack_header(FORMAT_VERSION))
             self._frame(Kind.META, codec.encode(meta), must=True)
             if replace:
                 target.replace(path)
                 self._file.path = path
-        except BaseException:
+        except BaseException as error:
             self._file.close()
             target.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise OutputExistsError(
+                    f"{safe(str(path))}: can't be replaced: {error.strerror}; -o names another."
+                ) from None
             raise
 
     def __enter__(self) -> TraceWriter:
@@ -97,39 +112,55 @@ class TraceWriter:
         return self._file.path
 
     @property
+    def meta(self) -> Meta:
+        """The newest META."""
+        return self._meta
+
+    @property
     def size(self) -> int:
         """Bytes written so far."""
         return self._file.size
 
     def extend(self, meta: Meta) -> None:
-        """A later META: more sites, cache layers or lanes; none may change."""
-        self.meta = meta
+        """A later META: more sites, cache layers or lanes; none may change.
+
+        Raises:
+            WriteError: The disk is full, or fails.
+            TraceError: META is not coherent, or changes what was written.
+        """
+        check_meta(meta, self._meta, self._name)
         self._frame(Kind.META, codec.encode(meta), must=True)
+        self._meta = meta
+        self._layouts = Layouts(meta)
 
     def append(self, step: Step, rows: StepRows) -> None:
         """Append a step; when this returns, it survives SIGKILL.
 
         Raises:
             WriteError: The disk is full, or fails; the step is not in the file.
+            TraceError: The step is not coherent, or its rows do not fit it; nothing was written.
         """
+        check_step(step, self._meta, MAX_CELL, self._name)
+        if self._last_steps and step.number <= self._last_steps[-1].number:
+            raise TraceError(
+                f"{self._name}: step {step.number} after {self._last_steps[-1].number}; "
+                "numbers of steps must ascend."
+            )
         self._rows_and_commit(Kind.STEP, step, rows, lane=0, fields=step)
-        self._tables.add_step(step)
-        self._steps = {
-            number: old for number, old in self._steps.items() if number > step.number - 2
-        }
-        self._steps[step.number] = step
+        self._last_steps = [*self._last_steps[-1:], step]
+        self._added.overview.append(overview_row(step))
+        self._added.writes += self._groups.writes(step)
+        self._added.texts.update(step.texts)
         for tile in self._tiler.add(step, rows):
-            group = self._tables.group(tile.layers)
             self._frame(
                 Kind.TILE,
                 codec.encode(tile.place),
-                [contiguous(part) for part in tile.parts],
-                step=-1,
+                tile.units,
                 cell=tile.place.first_cell,
-                group=group,
+                part=tile.place.count,
+                group=self._groups.number(tile.place.layers),
             )
-        self._since_index += 1
-        if self._since_index >= INDEX_EVERY:
+        if len(self._added.overview) >= INDEX_EVERY:
             self._index()
 
     def compare(
@@ -138,33 +169,29 @@ class TraceWriter:
         """Append another lane's comparison, and its rows if they are to be kept.
 
         Args:
-            comparison: With `rows_stored` saying whether there are rows.
-            rows: Of that lane, in its dtype.
+            comparison: How the lane compares.
+            rows: Of that lane, in its dtype; None: not kept.
             step: The step compared; needed only for one further back than the last two.
+
+        Raises:
+            WriteError: The disk is full, or fails.
+            TraceError: META does not name the lane, or the rows do not fit the step.
         """
-        lane = [lane.name for lane in self.meta.lanes].index(comparison.lane) + 1
-        arrays = [
-            np.ascontiguousarray(getattr(comparison, name), dtype)
-            for name, dtype in codec.LANE_ARRAYS
-        ]
-        compared = step or self._steps.get(comparison.step)
+        names = [lane.name for lane in self._meta.lanes]
+        if comparison.lane not in names:
+            raise TraceError(
+                f"{self._name}: lane {comparison.lane!r}, but META names {names}. Extend META."
+            )
+        lane = names.index(comparison.lane) + 1
+        arrays = lane_arrays(comparison)
+        recent = (old for old in self._last_steps if old.number == comparison.step)
+        compared = step or next(recent, None)
         if rows is None or compared is None:
-            fields = _lane_fields(comparison, stored=False)
+            fields = lane_fields(comparison, stored=False)
             self._frame(Kind.LANE, codec.encode(fields), arrays, comparison.step, lane=lane)
             return
-        fields = _lane_fields(comparison, stored=True)
+        fields = lane_fields(comparison, stored=True)
         self._rows_and_commit(Kind.LANE, compared, rows, lane, fields, arrays)
-
-    def keep_pass(self, lane: str, step: Step, rows: StepRows) -> None:
-        """Append a lane's own forward over whole paths of tokens.
-
-        Args:
-            lane: Name of the lane; the rows are in its dtype.
-            step: `number` counts the lane's passes; runs and masks count places.
-            rows: By site and by the cache layer that the site reads.
-        """
-        number = [one.name for one in self.meta.lanes].index(lane) + 1
-        self._rows_and_commit(Kind.PASS, step, rows, number | OF_PASS, step)
 
     def note(self, note: Note) -> None:
         """Append a note."""
@@ -177,12 +204,10 @@ class TraceWriter:
     def close(self) -> None:
         """Write the last INDEX and close; safe to call twice, and after a failed write."""
         try:
-            if self._since_index or not self._newest_index:
-                if not self._file.failed:
-                    self._index()
+            if self._added.frames and not self._file.failed:
+                self._index()
         finally:
-            self._since_index = 0
-            self._newest_index = self._newest_index or 1
+            self._added = _Added()
             self._file.close()
 
     # -- frames ----------------------------------------------------------------------------
@@ -198,19 +223,17 @@ class TraceWriter:
     ) -> None:
         """ROWS frames where the step is long, then the frame that commits them."""
         recorded = rows_of(rows)
-        dtype = self.meta.lanes[(lane & ~OF_PASS) - 1].dtype if lane else None
-        whole = shapes(self.meta, step, recorded, dtype)
+        dtype = self._meta.lanes[lane - 1].dtype if lane else None
         parts = num_frames(step)
         for part in range(parts):
-            units = _units(extents(whole, part), rows, part)
+            units = _units(self._layouts.of(step, recorded, dtype, part), step, rows, part)
             self._frame(Kind.ROWS, b"{}", units, step.number, part=part, lane=lane)
-        inline = [] if parts else _units(extents(whole, None), rows, None)
-        masks = [contiguous(rows.masks[entry[0]]) for entry in recorded.masks]
-        biases = [contiguous(rows.biases[entry[0]]) for entry in recorded.biases]
-        extra: dict[str, object] = {"parts": parts, "rows": codec.plain(recorded)}
-        if lane & OF_PASS:
-            extra["lane"] = self.meta.lanes[(lane & ~OF_PASS) - 1].name
-        body = codec.encode_fields(extra, fields)
+        inline: list[Array] = []
+        if not parts:
+            inline = _units(self._layouts.of(step, recorded, dtype, None), step, rows, None)
+        masks = [np.ascontiguousarray(rows.masks[entry[0]], "u1") for entry in recorded.masks]
+        biases = [np.ascontiguousarray(rows.biases[entry[0]], "<f4") for entry in recorded.biases]
+        body = codec.encode_fields({"parts": parts, "rows": codec.plain(recorded)}, fields)
         self._frame(kind, body, [*before, *inline, *masks, *biases], step.number, lane=lane)
 
     def _frame(  # noqa: PLR0913 - a row of the frame table
@@ -227,64 +250,75 @@ class TraceWriter:
         must: bool = False,
     ) -> int:
         """Append one frame in one write; returns where it starts."""
-        raw = [memoryview(unit).cast("B") for unit in units if unit.size]
-        crcs = np.array([crc32(unit) for unit in raw], "<u4").tobytes()
-        payload = sum(unit.nbytes for unit in raw)
-        body_crc = crc32(body, crc32(crcs))
         flags = MUST_UNDERSTAND if must else 0
-        head = Head(kind, flags, self._sequence, len(body), len(raw), payload, body_crc)
-        pad = bytes(head.payload_start - HEAD_BYTES - head.body_bytes)
-        end = bytes(aligned(payload) - payload)
-        offset = self._file.append(b"".join([head.pack(), crcs, body, pad, *raw, end]))
-        row = (offset, self._sequence, payload, step, cell, len(body), len(raw), part, group)
-        self._tables.frames.append((*row, int(kind), flags, lane))
+        head, pieces = packed(kind, flags, self._sequence, body, units)
+        offset = self._file.append(b"".join(pieces))
+        row = frame_row(offset, head, step, cell=cell, part=part, group=group, lane=lane)
+        self._added.frames.append(row)
         self._sequence += 1
         return offset
 
     def _index(self) -> None:
         """Write what was added since the last INDEX, and point a hint slot at it."""
-        tables = self._tables
+        added, self._added = self._added, _Added()
         units = [
-            np.array(tables.frames, FRAMES),
-            np.array(tables.overview, OVERVIEW),
-            np.array(tables.writes, GROUP_WRITES),
+            np.array(added.frames, FRAMES),
+            np.array(added.overview, OVERVIEW),
+            np.array(added.writes, GROUP_WRITES),
+            np.frombuffer(codec.encode_texts(added.texts), "u1"),
         ]
-        sizes = [len(unit) for unit in units]
-        place: Mapping[str, object] = {
-            "previous": self._newest_index,
-            "sizes": sizes,
-            "groups": tables.groups,
-        }
-        tables.frames, tables.overview, tables.writes = [], [], []
-        body = codec.encode_plain(place)
-        raw = [unit.view("u1") for unit in units if unit.size]
-        self._newest_index = self._frame(Kind.INDEX, body, raw)
-        self._file.rewrite(pack_slot(self._newest_index, self._sequence), SLOT_OFFSETS[self._slot])
+        sizes = tuple([len(unit) for unit in units])
+        place = IndexPlace(self._newest_index, sizes, tuple(self._groups.all()))
+        sequence = self._sequence
+        self._newest_index = self._frame(Kind.INDEX, codec.encode(place), units)
+        self._added.frames.clear()
+        self._file.rewrite(pack_slot(self._newest_index, sequence), SLOT_OFFSETS[self._slot])
         self._slot = 1 - self._slot
-        self._since_index = 0
 
 
-def _units(parts: Sequence[Extent], rows: StepRows, part: int | None) -> list[Array]:
-    """The payload units of a frame, in order."""
+class _Added:
+    """What the next INDEX frame will say."""
+
+    __slots__ = ("frames", "overview", "texts", "writes")
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[int, ...]] = []
+        self.overview: list[tuple[int, ...]] = []
+        self.writes: list[tuple[int, ...]] = []
+        self.texts: dict[int, str] = {}
+
+
+def packed(
+    kind: Kind, flags: int, sequence: int, body: bytes, units: Sequence[Array] = ()
+) -> tuple[Head, list[bytes | memoryview]]:
+    """A frame as its head and the pieces that make its bytes."""
+    raw = [unit.reshape(-1).view(np.uint8).data for unit in units if unit.size]
+    crcs = np.array([crc32(unit) for unit in raw], "<u4").tobytes()
+    payload = sum([len(unit) for unit in raw])
+    head = Head(kind, flags, sequence, len(body), len(raw), payload, crc32(body, crc32(crcs)))
+    pad = bytes(head.payload_start - HEAD_BYTES - head.body_bytes)
+    return head, [head.pack(), crcs, body, pad, *raw, bytes(aligned(payload) - payload)]
+
+
+def _units(layout: Layout, step: Step, rows: StepRows, part: int | None) -> list[Array]:
+    """The payload units of a frame, in order.
+
+    Raises:
+        TraceError: Rows do not have the shape or dtype that META and the step say.
+    """
     out: list[Array] = []
-    for extent in parts:
-        array = rows.of(extent.tensor)[extent.index]
+    for (tensor, index), extent in layout.extents.items():
+        array = rows.of(tensor)[index]
+        start = 0 if part is None else part * ROWS_PER_FRAME
+        cut = array[:, :, start : start + extent.shape[2]] if part is not None else array
+        if cut.shape != extent.shape or array.dtype != dtypes.storage(extent.dtype):
+            raise TraceError(
+                f"step {step.number}, {tensor.name.lower()} of layer {index}: {array.dtype} "
+                f"{list(array.shape)}, but META and the step say {extent.dtype} "
+                f"{list(extent.shape)}. Check what was handed to the writer."
+            )
         if part is None:
-            out.append(contiguous(array))
-            continue
-        start = part * ROWS_PER_FRAME
-        cut = contiguous(array[:, :, start : start + extent.shape[2]])
-        out += [head for sequence in cut for head in sequence]
+            out.append(np.ascontiguousarray(array))
+        else:
+            out += [head for sequence in np.ascontiguousarray(cut) for head in sequence]
     return out
-
-
-def _lane_fields(comparison: LaneStep, *, stored: bool) -> codec.LaneFields:
-    return codec.LaneFields(
-        comparison.lane,
-        comparison.step,
-        comparison.max_abs.shape,
-        stored,
-        comparison.logits,
-        comparison.elapsed_ns,
-        comparison.passes,
-    )
