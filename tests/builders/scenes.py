@@ -90,7 +90,7 @@ class Toy:
         end = self.total if end is None else end
         places = np.arange(end - new, end)
         every = np.arange(end)
-        reference = self.side(
+        reference, weights = self.side(
             self.q[:, places], self.k[:, :end], self.v[:, :end], self.mask(places, every)
         )
         k = cached.pop("k", self.k[:, :end])
@@ -101,7 +101,7 @@ class Toy:
         visible = cached.pop("visible", None)
         if visible is None:
             visible = self.mask(places, supposed)
-        mine = self.side(cached.pop("q", self.q[:, places]), k, v, visible, **cached)
+        mine, _ = self.side(cached.pop("q", self.q[:, places]), k, v, visible, **cached)
         atol = 1e-4
         return Scene(
             step=3,
@@ -116,6 +116,7 @@ class Toy:
             slots=slots,
             changed=changed,
             padding=self.padding,
+            weights=lambda row: weights[:, row],
             atol=Scales(atol, atol, atol, atol),
             layer_rows=lambda layer: (self.other[0], self.other[0]) if layer == 0 else None,
             sequence_rows=lambda sequence: (
@@ -139,7 +140,8 @@ def attend(q, k, v, visible, scale, scores=None, weights=None, group_order=None)
     if weights is not None:
         table = weights(table)
     out = np.einsum("hqk,hkd->hqd", table, v[reads])
-    return Side(*(x.astype(np.float32) for x in (q, k, v, out)), visible, table.astype(np.float32))
+    side = Side(*(x.astype(np.float32) for x in (q, k, v, out)), visible)
+    return side, table.astype(np.float32)
 
 
 __all__ = ["Toy", "attend", "replace", "rope"]

@@ -81,7 +81,6 @@ def _query(scene: Scene, identity: Identity, query: int) -> _Query | None:
     """The rows of a query; None unless it sees exactly what it should."""
     rows = np.flatnonzero(scene.cached.visible[query])
     places = identity.place[rows]
-    weights = scene.reference.weights[:, query]
     if not len(rows) or (places < 0).any() or len(set(places.tolist())) != len(rows):
         return None
     if set(places.tolist()) != set(np.flatnonzero(scene.reference.visible[query]).tolist()):
@@ -91,7 +90,7 @@ def _query(scene: Scene, identity: Identity, query: int) -> _Query | None:
     values = np.repeat(scene.cached.values[:, rows], group, axis=0).astype(np.float64)
     raw = np.einsum("hd,hrd->hr", scene.cached.queries[:, query], keys) * scene.site.scale
     with np.errstate(divide="ignore"):
-        logits = np.maximum(np.log(weights[:, places].astype(np.float64)), -80.0)
+        logits = np.maximum(np.log(scene.weights(query)[:, places].astype(np.float64)), -80.0)
     return _Query(
         logits,
         raw,
@@ -105,7 +104,7 @@ def _query(scene: Scene, identity: Identity, query: int) -> _Query | None:
 
 def _sums(scene: Scene, one: _Query) -> tuple[str, str, str] | None:
     """Weights that do not sum to 1, read off the output."""
-    if scene.cached.declared:
+    if scene.site.sinks:
         return None
     sums = _factors(one) or _solved_sums(one)
     if sums is None or max(abs(total - 1) for total in sums) <= 0.01:

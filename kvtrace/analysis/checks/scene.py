@@ -26,8 +26,6 @@ class Side:
         keys, values: [kv_heads, seq, dim].
         output: [heads, new, value_dim].
         visible: [new, seq]: what each query may look at, in any head.
-        weights: [heads, new, seq]: derived, sinks left out.
-        declared: Whether the module has sinks (rows of weights then sum to less than 1).
     """
 
     queries: Floats
@@ -35,8 +33,6 @@ class Side:
     values: Floats
     output: Floats
     visible: NDArray[np.bool_]
-    weights: Floats
-    declared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +55,14 @@ class Scene:
         first_step: No earlier step wrote to this cache.
         cached: Keys and values as attended, [kv_heads, seq, dim].
         reference: Keys and values by place, [kv_heads, places, dim]; queries and output of the
-            new rows; visible and weights [.., new, places].
+            new rows; visible [new, places].
         places: Place of each new row, [new].
         supposed: Place each attended row is supposed to hold, [seq]; -1: none.
         slots: Slot of each attended row, [seq].
         changed: Attended rows whose slot held something else in the step before, [seq].
         padding: Places below are padding.
         atol: What is rounding.
+        weights: Reference weights of one new row over the places, [heads, places].
         layer_rows: Reference keys and values of another layer: (keys, values), or None.
         sequence_rows: Reference keys and values of another sequence: (keys, values), or None.
         layers, sequences: How many there are.
@@ -84,6 +81,7 @@ class Scene:
     changed: NDArray[np.bool_]
     padding: int
     atol: Scales
+    weights: Callable[[int], Floats]
     layer_rows: Callable[[int], tuple[Floats, Floats] | None]
     sequence_rows: Callable[[int], tuple[Floats, Floats] | None]
     layers: int

@@ -1,0 +1,101 @@
+"""How large a difference is still rounding, and why.
+
+Two lanes in the same dtype differ by rounding alone, in amounts that grow with depth. A fixed
+tolerance for the dtype is a floor; where a referee (the same tokens in fp32) was recorded, it
+tells how far the recomputed lane itself is from the truth, and the cached lane may be a few times
+as far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.trace import LaneStep, Reference, Tensor, Trace
+
+# Relative to max|row|; measured on random models of 185 architectures, 4 layers.
+FLOOR = {"float64": 1e-12, "float32": 2e-5, "float16": 3e-3, "bfloat16": 2e-2}
+_TIMES_REFEREE = 4.0
+_LAYERS_MEASURED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Relative differences that are rounding.
+
+    Attributes:
+        threshold: [sites, 4] in the order of `Tensor`.
+        reason: Where they come from, in a sentence.
+    """
+
+    threshold: NDArray[np.float64]
+    reason: str
+
+
+def noise(trace: Trace, lane: str) -> Noise:
+    """Thresholds for a trace.
+
+    Args:
+        trace: Its LANE comparisons are read, no rows.
+        lane: The lane that is compared.
+    """
+    sites = trace.meta.sites
+    dtype = trace.meta.model.dtype
+    found = trace.meta.lane(lane)
+    floor = max(FLOOR.get(dtype, FLOOR["float32"]), found.tolerance if found else 0.0)
+    depth = np.array([max(1.0, (site.layer + 1) / _LAYERS_MEASURED) for site in sites])
+    threshold = np.repeat((floor * depth)[:, None], 4, axis=1)
+    # the output of attention adds the rounding of q, k, v, softmax and mix
+    threshold[:, 3] *= 2
+    reason = f"{dtype} rounding: {floor:.0e} of the largest number, growing with depth"
+    far = _referee_distance(trace, lane)
+    if far is not None:
+        raised = _TIMES_REFEREE * far
+        reason += f"; raised to {_TIMES_REFEREE:.0f}× what recomputing itself is off from fp32"
+        threshold = np.fmax(threshold, raised)
+    return Noise(threshold, reason)
+
+
+def largest(compared: LaneStep, sites: int) -> NDArray[np.float64]:
+    """Largest relative difference of any head, [sites, 4]; NaN where not compared."""
+    relative = np.asarray(compared.relative, np.float64)
+    out = np.full((sites, 4), np.nan)
+    if relative.size:
+        here = np.fmax.reduce(relative, axis=2)
+        out[: len(here)] = here
+    return out
+
+
+def _referee_distance(trace: Trace, lane: str) -> NDArray[np.float64] | None:
+    """Largest relative distance of a lane's pass from the referee's, [sites, 4]; None without.
+
+    The cached lane plays no part in it, so a faulty cache cannot raise its own threshold.
+    """
+    if trace.meta.lane("referee") is None:
+        return None
+    out = np.full((len(trace.meta.sites), 4), np.nan)
+    for number in list(trace.numbers)[-1:]:
+        for sequence in range(trace.step(number).num_sequences):
+            mine = trace.reference(number, sequence, lane)
+            theirs = trace.reference(number, sequence, "referee")
+            if mine is None or theirs is None:
+                continue
+            for site in range(len(out)):
+                out[site] = np.fmax(out[site], _distance(mine, theirs, site))
+    return out if np.isfinite(out).any() else None
+
+
+def _distance(mine: Reference, theirs: Reference, site: int) -> NDArray[np.float64]:
+    """Relative distance of each tensor of one site, [4]."""
+    out = np.full(4, np.nan)
+    for tensor in Tensor:
+        rows, truth = mine.rows(site, tensor), theirs.rows(site, tensor)
+        if rows is None or truth is None or rows.shape != truth.shape or not rows.size:
+            continue
+        live = mine.positions >= 0
+        size = float(np.abs(truth[:, live]).max(initial=0.0))
+        if size > 0:
+            out[tensor] = float(np.abs(rows[:, live] - truth[:, live]).max(initial=0.0)) / size
+    return out

@@ -1,0 +1,144 @@
+"""Sets a scene: reads one step of one layer and sequence from a trace, both lanes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.scene import Scales, Scene, Side
+from kvtrace.errors import MissingError, TraceError
+from kvtrace.trace import CacheView, Reference, Tensor, Trace
+from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.weights import derive
+
+
+def stage(
+    trace: Trace, number: int, layer: int, sequence: int, tolerance: float, lane: str
+) -> Scene | None:
+    """The scene of a step; None where the lane's rows were not kept.
+
+    Args:
+        trace: With passes of `lane`.
+        number: Step.
+        layer: Site.
+        sequence: Row of the batch.
+        tolerance: Relative difference that is rounding.
+        lane: The reference.
+
+    Raises:
+        TraceError: Rows are damaged.
+    """
+    reference = trace.reference(number, sequence, lane)
+    theirs = None if reference is None else _reference_side(reference, layer)
+    if reference is None or theirs is None:
+        return None
+    view = trace.cache(number, layer, sequence)
+    visible = trace.visible(number, layer, sequence).any(axis=0)
+    mine = Side(
+        trace.queries(number, layer, sequence),
+        view.keys,
+        view.values,
+        trace.output(number, layer, sequence),
+        np.broadcast_to(visible, (trace.step(number).new, len(view.cells))),
+    )
+    positions = reference.positions
+    site, step = trace.site(layer), trace.step(number)
+
+    def weights(row: int) -> Floats:
+        return _weights(trace, reference, layer, row)
+
+    def layer_rows(other: int) -> tuple[Floats, Floats] | None:
+        return _kv(reference, other)
+
+    def sequence_rows(other: int) -> tuple[Floats, Floats] | None:
+        there = trace.reference(number, other, lane)
+        return None if there is None else _kv(there, layer)
+
+    return Scene(
+        step=number,
+        layer=layer,
+        sequence=sequence,
+        site=site,
+        first_step=trace.cache_step(number, layer).length_before == 0,
+        cached=mine,
+        reference=theirs,
+        places=np.arange(reference.first, reference.places),
+        supposed=_places(view.positions, positions),
+        slots=view.slots,
+        changed=_changed(trace, number, layer, sequence, view),
+        padding=int((positions < 0).sum()),
+        atol=_scales(theirs, tolerance),
+        weights=weights,
+        layer_rows=layer_rows,
+        sequence_rows=sequence_rows,
+        layers=len(trace.meta.sites),
+        sequences=step.num_sequences,
+    )
+
+
+def _reference_side(reference: Reference, layer: int) -> Side | None:
+    queries, output = reference.rows(layer, Tensor.QUERIES), reference.rows(layer, Tensor.OUTPUT)
+    kv, visible = _kv(reference, layer), reference.visible(layer)
+    if queries is None or output is None or kv is None or visible is None:
+        return None
+    new = slice(reference.first, reference.places)
+    table = np.broadcast_to(visible.any(axis=0), (reference.new, reference.places))
+    return Side(queries[:, new], kv[0], kv[1], output[:, new], table)
+
+
+def _kv(reference: Reference, layer: int) -> tuple[Floats, Floats] | None:
+    keys, values = reference.rows(layer, Tensor.KEYS), reference.rows(layer, Tensor.VALUES)
+    return None if keys is None or values is None else (keys, values)
+
+
+def _weights(trace: Trace, reference: Reference, layer: int, row: int) -> Floats:
+    """Reference weights of one new row, [heads, places]."""
+    queries, keys = reference.rows(layer, Tensor.QUERIES), reference.rows(layer, Tensor.KEYS)
+    visible, bias = reference.visible(layer), reference.bias(layer)
+    if queries is None or keys is None or visible is None:
+        raise MissingError(f"{trace.name}: the rows of the recomputed lane are not complete.")
+    if bias is not None and bias.shape[1] > 1:
+        bias = bias[:, row : row + 1]
+    place = reference.first + row
+    made = derive(
+        trace.site(layer), queries[:, place : place + 1], keys, visible[:, row : row + 1], bias
+    )
+    return made.weights[:, 0]
+
+
+def _places(positions: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Place of each position; -1 where the reference has none."""
+    order = np.argsort(known, kind="stable")
+    at = np.searchsorted(known[order], positions)
+    found = order[np.minimum(at, len(order) - 1)]
+    return np.where(known[found] == positions, found, -1)
+
+
+def _changed(
+    trace: Trace, number: int, layer: int, sequence: int, view: CacheView
+) -> NDArray[np.bool_]:
+    """Rows that replaced another one in their slot since the step before."""
+    out = np.zeros(len(view.cells), bool)
+    step = trace.step(number)
+    if step.parent is None or any(event.kind != "crop" for event in step.events):
+        return out
+    try:
+        before = trace.cache_step(step.parent, layer).attended[sequence]
+    except (TraceError, IndexError):
+        return out
+    held = {run.slot + n: run.cell + n for run in before for n in range(run.count)}
+    there, earlier = set(view.cells.tolist()), set(held.values())
+    for row, (slot, cell) in enumerate(zip(view.slots.tolist(), view.cells.tolist(), strict=True)):
+        old = held.get(slot)
+        out[row] = old is not None and old not in there and cell not in earlier
+    return out
+
+
+def _scales(side: Side, tolerance: float) -> Scales:
+    """Absolute tolerances from the largest number of each reference tensor."""
+
+    def atol(rows: Floats) -> float:
+        finite = np.abs(rows[np.isfinite(rows)])
+        return tolerance * float(finite.max(initial=0.0)) + 1e-12
+
+    return Scales(atol(side.queries), atol(side.keys), atol(side.values), atol(side.output))
