@@ -1,0 +1,114 @@
+import json
+import os
+import stat
+
+import pytest
+
+from kvtrace.cli import outputs
+from kvtrace.errors import OutputExistsError
+from kvtrace.files import TraceWriter, open_trace
+
+
+def test_info_lists_every_string_of_the_file(kvtrace, trace_file):
+    code, out, err = kvtrace("info", trace_file)
+    assert (code, err) == (0, "")
+    for text in ("Anna has the red key.", "model.layers.2.self_attn", "float32 rounding"):
+        assert text in out
+    code, out, _ = kvtrace("info", trace_file, "--json")
+    told = json.loads(out)
+    assert told["steps"] == 7
+    assert told["strings"]["model.layers.1.self_attn"] == 1
+
+
+def test_info_of_a_cut_file_is_exit_4(kvtrace, cut_file):
+    code, out, _ = kvtrace("info", cut_file)
+    assert code == 4
+    assert "incomplete" in out
+
+
+def test_recover_of_a_whole_file_is_exit_0(kvtrace, trace_file, tmp_path):
+    target = tmp_path / "r.kvt"
+    code, out, err = kvtrace("recover", trace_file, "-o", target)
+    assert (code, err) == (0, "")
+    assert out == f"{target}: 7 steps\n"
+    assert len(open_trace(target)) == 7
+
+
+def test_recover_of_a_cut_file_says_what_was_lost(kvtrace, cut_file):
+    code, out, err = kvtrace("recover", cut_file)
+    assert (code, err) == (4, "")
+    assert "lost: the recording did not end" in out
+    assert open_trace(cut_file.with_name("cut.recovered.kvt")).ending is not None
+
+
+def test_recover_overwrites_only_with_force(kvtrace, trace_file, tmp_path):
+    target = tmp_path / "r.kvt"
+    target.write_text("mine")
+    code, _, err = kvtrace("recover", trace_file, "-o", target)
+    assert code == 73
+    assert "--force" in err
+    assert target.read_text() == "mine"
+    assert kvtrace("recover", trace_file, "-o", target, "--force")[0] == 0
+
+
+@pytest.mark.parametrize("verb", [[], ["record"]])
+def test_an_output_that_exists_is_refused_before_anything_is_loaded(kvtrace, tmp_path, verb):
+    target = tmp_path / "a.kvt"
+    target.write_text("mine")
+    code, out, err = kvtrace(*verb, "demo", "hello", "-o", target)
+    assert (code, out) == (73, "")
+    assert err == f"kvtrace: {target}: the file exists; --force replaces it, -o names another\n"
+    assert target.read_text() == "mine"
+
+
+def test_an_output_must_be_a_file_in_a_folder_that_is_there(tmp_path):
+    for path, message in (
+        (tmp_path, "is a directory"),
+        (tmp_path / "no" / "a.kvt", "there is no directory"),
+    ):
+        with pytest.raises(OutputExistsError, match=message):
+            outputs.chosen(path, force=True)
+
+
+def test_a_device_is_never_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputExistsError, match="not a regular file"):
+        outputs.chosen(pipe, force=True)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_headless_run_takes_the_next_free_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for model in ("org/gpt2", "org/gpt2", "./my model/", "x/make.py:factory", "../.."):
+        path = outputs.beside(model)
+        path.touch()
+        names.append(path.name)
+    assert names == ["gpt2.kvt", "gpt2-2.kvt", "my-model.kvt", "make.kvt", "trace.kvt"]
+
+
+def test_watched_runs_stay_in_the_cache_folder_until_newer_ones_come(tmp_path, monkeypatch, trace):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "kvtrace"
+    folder.mkdir()
+    for age in range(outputs.KEPT + 5):
+        path = folder / f"{age}.kvt"
+        path.touch()
+        os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    oldest = folder / f"{outputs.KEPT + 4}.kvt"
+    oldest.unlink()
+    with TraceWriter(oldest, trace.meta):
+        os.utime(oldest, (0, 0))
+        path = outputs.temporary("org/gpt2")
+        left = {one.name for one in folder.iterdir()}
+    assert path.parent == folder
+    assert path.name.startswith("gpt2-")
+    assert left == {f"{age}.kvt" for age in range(outputs.KEPT - 1)} | {oldest.name}
+
+
+def test_a_cache_folder_that_cannot_be_made_says_to_name_a_file(tmp_path, monkeypatch):
+    (tmp_path / "kvtrace").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(OutputExistsError, match="-o"):
+        outputs.temporary("demo")

@@ -1,0 +1,172 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from builders.memory import MemorySource
+from builders.synthetic import synthetic_trace
+from builders.written import write_trace
+from kvtrace.analysis.compare import compare
+from kvtrace.analysis.costs import step_cost
+from kvtrace.analysis.summary import sentence
+from kvtrace.cli.show.plain import plain
+from kvtrace.files import open_trace
+from kvtrace.trace import Flops, Tensor, Trace
+
+
+def shown(kvtrace, path, *options):
+    code, out, err = kvtrace("show", path, "--json", *options)
+    assert err == ""
+    return code, json.loads(out)
+
+
+def test_json_says_the_numbers_of_the_api(kvtrace, trace_file):
+    code, told = shown(kvtrace, trace_file, "--step", 4, "--layer", 1, "--head", 3, "--numbers")
+    trace = open_trace(trace_file)
+    assert code == 0
+    assert told["complete"] is True
+    assert told["num_steps"] == len(told["steps"]) == len(trace)
+    for number, step in enumerate(told["steps"]):
+        assert step["sentence"] == sentence(trace, number)
+        cost = step_cost(trace, number)
+        assert step["cost"]["as computed"]["cached"]["flops"] == cost.cached.flops
+        assert step["cost"]["as computed"]["flops_ratio"] == cost.flops_ratio
+        assert step["recorded"]["elapsed_ns"] == trace.step(number).elapsed_ns
+        compared = trace.compared(number)
+        assert step["compared"]["recomputed"]["max_abs"] == plain(compared.max_abs)
+    tensors = told["at"]["tensors"]
+    assert tensors["keys"]["values"] == trace.cache(4, 1, head=1).keys[0].tolist()
+    assert tensors["values"]["values"] == trace.cache(4, 1, head=1).values[0].tolist()
+    assert tensors["queries"]["values"] == trace.queries(4, 1)[3].tolist()
+    assert tensors["output"]["values"] == trace.output(4, 1)[3].tolist()
+    assert tensors["weights"]["values"] == trace.weights(4, 1, 3).weights[0].tolist()
+    found = compare(trace, 4, 1, Tensor.KEYS, 3)
+    assert tensors["keys"]["lanes"]["recomputed"]["largest"] == found.largest
+    assert tensors["keys"]["statistics"]["maximum"] == trace.cache(4, 1, head=1).keys.max()
+    assert tensors["keys"]["head"] == 1
+
+
+def test_text_says_what_every_step_did(kvtrace, trace_file, trace):
+    code, out, err = kvtrace("show", trace_file)
+    assert (code, err) == (0, "")
+    for step in trace:
+        assert sentence(trace, step.number) in out
+    assert "recomputed: rounding" in out
+    assert "self-check: largest error 1.0e-07" in out
+    assert "weights · v" in out
+    assert "looks at" in out
+
+
+def test_text_prints_every_number_of_a_place_exactly(kvtrace, trace_file, trace):
+    _, out, _ = kvtrace("show", trace_file, "--step", 2, "--tensor", "queries", "--numbers")
+    last = out.split("queries, head 0\n")[1].split()
+    assert last[0] == "0"
+    assert np.array_equal(np.array(last[1:], np.float32), trace.queries(2, 0)[0, 0])
+
+
+def test_one_place_alone_leaves_the_run_out(kvtrace, trace_file):
+    _, out, _ = kvtrace("show", trace_file, "--step", 2, "--layer", 1)
+    assert out.startswith("step 2, layer 1, head 0")
+    assert "prompt" not in out
+
+
+@pytest.mark.parametrize(
+    ("steps", "numbers"),
+    [("2:4", [2, 3]), (":2", [0, 1]), ("5:", [5, 6]), ("3", [3]), ("4:2", []), ("90:", [])],
+)
+def test_steps_can_be_chosen(kvtrace, trace_file, steps, numbers):
+    code, told = shown(kvtrace, trace_file, "--steps", steps)
+    assert code == 0
+    assert [step["number"] for step in told["steps"]] == numbers
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--step", 99), "step 99 is not in this trace"),
+        (("--layer", 9), "layer 9"),
+        (("--head", 4), "heads 0 to 3, not 4"),
+        (("--sequence", 1), "1 sequences, not a sequence 1"),
+        (("--lane", "referee"), "lanes are cached, recomputed, not referee"),
+    ],
+)
+def test_a_place_that_is_not_there_is_exit_4(kvtrace, trace_file, options, message):
+    code, out, err = kvtrace("show", trace_file, *options)
+    assert (code, out) == (4, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_an_incomplete_trace_is_shown_with_exit_4(kvtrace, cut_file):
+    code, out, err = kvtrace("show", cut_file)
+    assert (code, err) == (4, "")
+    assert "incomplete" in out
+    code, told = shown(kvtrace, cut_file)
+    assert code == 4
+    assert told["complete"] is False
+    assert told["ending"] is None
+    assert 0 < told["num_steps"] < 7
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\0" * 5000, b"{}"])
+@pytest.mark.parametrize("verb", ["show", "open", "info", "recover"])
+def test_what_is_no_trace_is_exit_65(kvtrace, tmp_path, verb, content):
+    path = tmp_path / "x.kvt"
+    path.write_bytes(content)
+    code, out, err = kvtrace(verb, path)
+    assert (code, out) == (65, "")
+    assert err.startswith("kvtrace: x.kvt")
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_is_one_line(kvtrace, tmp_path):
+    code, out, err = kvtrace("show", tmp_path / "none.kvt")
+    assert (code, out) == (65, "")
+    assert "No such file" in err
+
+
+def test_without_a_terminal_open_prints_the_summary(kvtrace, trace_file):
+    code, out, _ = kvtrace("open", trace_file, "--at", "3/1/2/keys")
+    assert code == 0
+    assert "step 3 computed 1 row" in out
+    assert "step 3, layer 1, head 2" in out
+
+
+def test_foreign_strings_reach_the_terminal_sanitised(kvtrace, tmp_path):
+    base = synthetic_trace()
+    source: MemorySource = base.source
+    hostile = "\x1b]0;owned\x07\n\u202e[/foo]\ud800"
+    source.texts = dict.fromkeys(range(12), hostile)
+    path = write_trace(tmp_path / "h.kvt", Trace(_with_texts(source, hostile)))
+    for verb in ("show", "info", "open"):
+        code, out, err = kvtrace(verb, path)
+        assert code == 0, err
+        assert "owned" in out
+        assert not any(ord(char) < 32 and char != "\n" for char in out)
+        assert not any(char in out for char in "\u202e\ud800\x7f")
+    _, told = shown(kvtrace, path)
+    assert told["steps"][0]["text"][0][0] == hostile
+    assert told["meta"]["prompt"] == hostile
+
+
+def _with_texts(source, text):
+    from dataclasses import replace
+
+    source.meta = replace(source.meta, prompt=text)
+    first = source.steps[0]
+    source.steps[0] = replace(first, texts=dict.fromkeys(range(12), text))
+    return source
+
+
+def test_numbers_that_are_not_finite_are_named_and_absent_ones_are_null():
+    told = plain({"a": [1.5, math.nan, -math.inf], "b": None, "c": np.float32(0.1)})
+    assert told == {"a": [1.5, "NaN", "-Infinity"], "b": None, "c": 0.10000000149011612}
+    assert json.dumps(told, allow_nan=False)
+
+
+def test_values_become_objects_with_the_names_of_their_fields():
+    assert plain(Flops(qkv=3))["qkv"] == 3
+    assert plain(Tensor.KEYS) == "keys"
+    with pytest.raises(TypeError, match="object"):
+        plain(object())

@@ -1,0 +1,132 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kvtrace.cli.entry import load
+from kvtrace.cli.grammar import VERBS
+
+WRONG = {
+    ("--frobnicate",): "unrecognized arguments: --frobnicate",
+    ("gpt2",): "no prompt for gpt2",
+    ("",): "no model",
+    ("record",): "no model",
+    ("demo", "one", "two"): "'two' is one word too many",
+    ("demo", "one", "--prompt-file", "x"): "'one' is one word too many",
+    ("demo", "x", "-n", "-1"): "'-1' is not a whole number",
+    ("demo", "x", "-n", "9" * 40): "is not a whole number",
+    ("demo", "x", "-n", "٣"): "is not a whole number",
+    ("demo", "x", "--temperature", "nan"): "'nan' is not a number, 0 or more",
+    ("demo", "x", "--temperature", "-1"): "'-1' is not a number, 0 or more",
+    ("demo", "x", "--top-k", "5"): "--top-k samples only together with --temperature",
+    ("demo", "x", "--recompute", "twice"): "invalid choice: 'twice'",
+    ("demo", "x", "--dtype", "int3"): "invalid choice: 'int3'",
+    ("demo", "--prompt-file", "/nowhere/at/all"): "No such file",
+    ("--no-mouse", "open", "a.kvt"): "`open` is a verb and comes first",
+    ("open",): "the following arguments are required: FILE",
+    ("open", "a.kvt", "--at", "x"): "'x' is no place in a trace",
+    ("open", "a.kvt", "--at", "1/2/3/4"): "is no place in a trace",
+    ("show", "a.kvt", "--steps", "x"): "'x' is no range of steps",
+    ("show", "a.kvt", "--tensor", "weight"): "invalid choice: 'weight'",
+    ("info",): "required: FILE",
+    ("recover",): "required: FILE",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=lambda arguments: " ".join(arguments)[:40])
+def test_wrong_usage_is_one_line_and_exit_2(kvtrace, arguments):
+    code, out, err = kvtrace(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("kvtrace: ")
+    assert WRONG[arguments] in err
+    assert err.count("\n") == 1
+
+
+def test_debug_adds_the_traceback(kvtrace):
+    code, _, err = kvtrace("gpt2", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("kvtrace: no prompt for gpt2")
+
+
+def test_foreign_text_in_an_error_is_made_safe(kvtrace):
+    code, _, err = kvtrace("demo", "a", "\x1b[2Jb\nc\u202e")
+    assert code == 2
+    assert "\x1b" not in err
+    assert err.count("\n") == 1
+    assert "⟨202E⟩" in err or "\\u202e" in err
+
+
+def test_a_prompt_that_is_not_utf8_names_the_byte(kvtrace):
+    code, _, err = kvtrace("demo", os.fsdecode("né".encode() + b"\xff!"))
+    assert code == 2
+    assert "byte 3 (0xff)" in err
+    assert "--prompt-file" in err
+
+
+def test_a_prompt_file_that_is_not_utf8_names_the_byte(kvtrace, tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_bytes("né".encode() + b"\xc3(")
+    code, _, err = kvtrace("demo", "--prompt-file", path)
+    assert code == 2
+    assert "byte 3 (0xc3)" in err
+
+
+@pytest.mark.parametrize("name", ["", *VERBS])
+def test_every_verb_explains_itself_with_examples(kvtrace, name):
+    code, out, err = kvtrace(*([name] if name else []), "--help")
+    assert code == 0
+    assert err == ""
+    assert "examples:" in out
+    for command, _ in load(name).examples:
+        assert command in out
+
+
+def test_the_examples_in_help_are_commands_that_parse():
+    for name in ["", *VERBS]:
+        for command, _ in load(name).examples:
+            words = command.partition("|")[0] if command.startswith("kvtrace") else command
+            after = words.rpartition("kvtrace")[2].split()
+            if name:
+                assert after.pop(0) in VERBS
+            elif after and after[0] in VERBS:
+                continue
+            load(name).parser().parse_intermixed_args(after)
+
+
+def test_options_may_stand_anywhere():
+    parse = load("").parser().parse_intermixed_args
+    for arguments in (
+        ["-n", "8", "gpt2", "hello"],
+        ["gpt2", "-n", "8", "hello"],
+        ["gpt2", "hello", "-n", "8"],
+    ):
+        values = parse(arguments)
+        assert (values.words, values.new_tokens) == (["gpt2", "hello"], 8)
+
+
+def test_a_model_called_like_a_verb_comes_after_dashes():
+    values = load("").parser().parse_intermixed_args(["--", "record", "hello"])
+    assert values.words == ["record", "hello"]
+
+
+def test_the_version_is_printed(kvtrace):
+    code, out, _ = kvtrace("--version")
+    assert code == 0
+    assert out.startswith("kvtrace ")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["show", "--help"], ["gpt2"], ["-n", "x"]])
+def test_help_and_usage_errors_load_nothing_heavy(arguments):
+    code = (
+        "import sys; from kvtrace.cli import main\n"
+        f"main({arguments!r})\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(done.stderr.split())
+    assert not loaded & {"numpy", "torch", "transformers", "textual", "rich"}
