@@ -18,7 +18,7 @@ from kvtrace.files.extents import RowsOf, num_frames
 from kvtrace.files.frames import Frame, FrameFile
 from kvtrace.files.index import IndexPart, read_chain
 from kvtrace.files.layout import HEADER_BYTES, MUST_UNDERSTAND, Head, Kind
-from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, Table, overview_row
+from kvtrace.files.tables import FRAMES, GROUP_WRITES, OF_PASS, Groups, Table, overview_row
 from kvtrace.files.tiles import TilePlace
 from kvtrace.files.validate import check_meta, check_step
 from kvtrace.trace import OVERVIEW, Damage, Ending, Meta, Note, Step
@@ -108,7 +108,9 @@ class Catalog:
     def _read_small_frames(self) -> None:
         """META, notes and the ending, and whatever this version does not know."""
         frames = self.frames.rows
-        known = np.isin(frames["kind"], (Kind.STEP, Kind.ROWS, Kind.TILE, Kind.LANE, Kind.INDEX))
+        known = np.isin(
+            frames["kind"], (Kind.STEP, Kind.ROWS, Kind.TILE, Kind.LANE, Kind.PASS, Kind.INDEX)
+        )
         for row in frames[~known]:
             offset = int(row["offset"])
             try:
@@ -189,7 +191,12 @@ class Catalog:
         elif head.kind == Kind.LANE:
             fields = codec.decode(LaneFields, self.json(frame), self.file.name)
             parts = codec.count(self.json(frame), "parts")
-            self._commit(frame, parts, fields.step, self._lane_number(fields.lane))
+            self._commit(frame, parts, fields.step, self._known_lane(fields.lane))
+        elif head.kind == Kind.PASS:
+            step, _, parts = self.read_step(frame, Kind.PASS)
+            name = self.json(frame).get("lane")
+            lane = self._known_lane(name if isinstance(name, str) else "")
+            self._commit(frame, parts, step.number, lane | OF_PASS)
         elif head.kind == Kind.TILE:
             place = codec.decode(TilePlace, self.json(frame), self.file.name)
             self._check_tile(place)
@@ -249,14 +256,16 @@ class Catalog:
         """
         return codec.parse(frame.json, f"{self.file.name}: frame at byte {frame.offset}")
 
-    def read_step(self, frame: Frame) -> tuple[Step, RowsOf, int]:
-        """A STEP frame: the step, which rows it has, and in how many ROWS frames.
+    def read_step(self, frame: Frame, kind: Kind = Kind.STEP) -> tuple[Step, RowsOf, int]:
+        """A STEP or PASS frame: the step, which rows it has, and in how many ROWS frames.
 
         Raises:
             TraceError: It is none, or says what can't be.
         """
-        if frame.head.kind != Kind.STEP:
-            raise TraceError(f"{self.file.name}: the frame at byte {frame.offset} is no step.")
+        if frame.head.kind != kind:
+            raise TraceError(
+                f"{self.file.name}: the frame at byte {frame.offset} is no {kind.name}."
+            )
         fields = self.json(frame)
         where = f"{self.file.name}: step at byte {frame.offset}"
         step = codec.decode(Step, fields, where)
@@ -267,11 +276,16 @@ class Catalog:
             raise TraceError(f"{where}: {parts} frames of rows, {num_frames(step)} expected.")
         return step, recorded, parts
 
-    def _lane_number(self, name: str) -> int:
+    def lane_number(self, name: str) -> int:
+        """Number of a lane in the frame table; 0: META does not name it."""
         names = [lane.name for lane in self.meta.lanes]
-        if name not in names:
-            raise TraceError(f"{self.file.name}: a comparison with a lane that META does not name.")
-        return names.index(name) + 1
+        return names.index(name) + 1 if name in names else 0
+
+    def _known_lane(self, name: str) -> int:
+        number = self.lane_number(name)
+        if not number:
+            raise TraceError(f"{self.file.name}: a frame of a lane that META does not name.")
+        return number
 
 
 def frame_row(

@@ -161,9 +161,10 @@ class CellReader:
         if place < 0 or sequence >= int(write["sequences"]):
             raise TraceError(f"{where} was lost to damage in this file.")
         layer = wanted.store.index
-        found = self._rows.place_of_cell(number, layer, wanted.tensor, wanted.lane, row)
-        if found is not None:
-            what = f"step {number}, cache layer {layer}, {wanted.tensor.name.lower()}"
+        holder = self._rows.holder(number, wanted.lane)
+        found = self._rows.place_of_row(holder, wanted.tensor, layer, row) if holder else None
+        if holder is not None and found is not None:
+            what = holder.name(wanted.tensor, layer)
             frame, extent, first_row = found
             if sequence < extent.shape[0] and row - first_row < extent.shape[2]:
                 return self._copy(

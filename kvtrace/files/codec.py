@@ -19,6 +19,9 @@ from kvtrace.errors import TraceError
 T = TypeVar("T")
 
 
+Fields = Mapping[str, object]
+"""A parsed JSON object."""
+
 _LIMIT = 1 << 62
 _PLANS: dict[type[Any], tuple[tuple[str, object, Callable[[Any], Any] | None], ...]] = {}
 _HINTS: dict[type[Any], tuple[tuple[str, Any, Field[Any]], ...]] = {}

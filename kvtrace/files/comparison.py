@@ -19,7 +19,7 @@ class LaneFields:
         lane, step: As in `LaneStep`.
         shape: Of the arrays, [sites, 4, heads].
         stored: The lane's rows follow.
-        logits, elapsed_ns: As in `LaneStep`.
+        logits, elapsed_ns, passes: As in `LaneStep`.
     """
 
     lane: str
@@ -28,6 +28,7 @@ class LaneFields:
     stored: bool = False
     logits: tuple[LogitDiff, ...] = ()
     elapsed_ns: int | None = None
+    passes: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def cells(self) -> int:
@@ -60,6 +61,7 @@ def lane_fields(comparison: LaneStep, *, stored: bool) -> LaneFields:
         stored,
         comparison.logits,
         comparison.elapsed_ns,
+        comparison.passes,
     )
 
 

@@ -48,11 +48,6 @@ class LaneReader:
         self._offsets: dict[tuple[int, int], int] = {}
         self._seen = 0
 
-    def number(self, lane: str) -> int:
-        """Number of a lane in the frame table; 0: there is no such lane."""
-        names = [one.name for one in self._catalog.meta.lanes]
-        return names.index(lane) + 1 if lane in names else 0
-
     def entry(self, lane: str, step: int) -> LaneEntry | None:
         """The LANE frame of a step; None: not compared.
 
@@ -60,7 +55,7 @@ class LaneReader:
             TraceError: It is damaged.
         """
         self._look_for_more()
-        offset = self._offsets.get((self.number(lane), step))
+        offset = self._offsets.get((self._catalog.lane_number(lane), step))
         if offset is None:
             return None
         what = f"step {step}, {lane} lane"
@@ -100,6 +95,7 @@ class LaneReader:
             rows_stored=entry.fields.stored,
             logits=entry.fields.logits,
             elapsed_ns=entry.fields.elapsed_ns,
+            passes=entry.fields.passes,
             **arrays,
         )
 

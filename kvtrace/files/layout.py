@@ -38,6 +38,7 @@ class Kind(IntEnum):
     INDEX = 6
     NOTE = 7
     END = 8
+    PASS = 9
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from kvtrace.files.source import FileSource
 from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import CACHED, Ending, Step, Tensor
 from kvtrace.trace.dtypes import Array
+
+_MOST_LOST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,79 +34,121 @@ class Recovery:
 
 
 def recover(path: Path, output: Path, *, force: bool = False) -> Recovery:
-    """Copy every readable step, comparison and note.
+    """Copy every readable step, comparison, pass and note.
 
     A step with one damaged tensor is left out whole: half a step would read as a whole one.
 
     Raises:
-        TraceError: Nothing can be read.
+        TraceError: No step can be read; `output` was not touched.
         OutputExistsError: `output` exists.
         WriteError: The disk is full, or fails.
     """
     source = FileSource(path)
-    numbers = source.step_numbers()
-    lost = [damage.text for damage in source.damage]
+    if not any(_whole(source, number) for number in source.step_numbers()):
+        raise TraceError(
+            f"{source.name}: not one whole step can be read; nothing to recover. "
+            "Use another copy, or record again."
+        )
+    lost: list[str] = []
     saved = 0
     with TraceWriter(output, source.meta, force=force) as writer:
-        for number in numbers:
-            try:
-                step = source.step(number)
-                rows = _rows(source, step, CACHED)
-            except TraceError as error:
-                lost.append(str(error))
-                continue
-            writer.append(step, rows)
-            saved += 1
-            _copy_lanes(source, writer, step, lost)
+        for number in source.step_numbers():
+            saved += _kept(partial(_copy_step, source, writer, number, lost), lost)
+        _copy_passes(source, writer, lost)
         for note in source.notes:
             writer.note(note)
-        lost += [f"step {number} is not in the file" for number in _gaps(numbers)]
+        lost += [f"step {number} is not in the file" for number in _gaps(source.step_numbers())]
         if source.ending is None:
             lost.append("the recording did not end: steps after the last one are not in the file")
-            writer.end(Ending("recovered", "recovered from an incomplete trace"))
-        else:
-            writer.end(source.ending)
-    return Recovery(saved, bool(lost), tuple(lost))
+        writer.end(source.ending or Ending("recovered", "recovered from an incomplete trace"))
+    text = tuple(dict.fromkeys([*lost, *(damage.text for damage in source.damage)]))
+    return Recovery(saved, bool(text), text)
+
+
+def _whole(source: FileSource, number: int) -> bool:
+    try:
+        _rows(source, source.step(number), CACHED)
+    except TraceError:
+        return False
+    return True
+
+
+def _kept(copy: Callable[[], None], lost: list[str]) -> bool:
+    """Whether something could be copied; what could not is said."""
+    try:
+        copy()
+    except TraceError as error:
+        lost.append(str(error))
+        return False
+    return True
 
 
 def _gaps(numbers: Sequence[int]) -> list[int]:
-    """Numbers that are missing between the steps that are there; at most a thousand."""
+    """Numbers that are missing between the steps that are there."""
     pairs = zip([-1, *numbers], numbers, strict=False)
     missing = (number for before, after in pairs for number in range(before + 1, after))
-    return list(islice(missing, 1000))
+    return list(islice(missing, _MOST_LOST))
 
 
-def _copy_lanes(source: FileSource, writer: TraceWriter, step: Step, lost: list[str]) -> None:
+def _copy_step(source: FileSource, writer: TraceWriter, number: int, lost: list[str]) -> None:
+    step = source.step(number)
+    writer.append(step, _rows(source, step, CACHED))
     for lane in source.meta.lanes:
-        try:
-            comparison = source.lane_step(lane.name, step.number)
-            if comparison is not None:
-                rows = _rows(source, step, lane.name) if comparison.rows_stored else None
-                writer.compare(comparison, rows)
-        except TraceError as error:
-            lost.append(str(error))
+        _kept(partial(_copy_comparison, source, writer, step, lane.name), lost)
+
+
+def _copy_comparison(source: FileSource, writer: TraceWriter, step: Step, lane: str) -> None:
+    comparison = source.lane_step(lane, step.number)
+    if comparison is not None:
+        writer.compare(
+            comparison, _rows(source, step, lane) if comparison.rows_stored else None, step
+        )
+
+
+def _copy_passes(source: FileSource, writer: TraceWriter, lost: list[str]) -> None:
+    for lane in source.meta.lanes:
+        for number in source.pass_numbers(lane.name):
+            _kept(partial(_copy_pass, source, writer, lane.name, number), lost)
+
+
+def _copy_pass(source: FileSource, writer: TraceWriter, lane: str, number: int) -> None:
+    step = source.pass_step(lane, number)
+    if step is not None:
+        rows = _gathered(
+            step,
+            lambda tensor, index: source.pass_rows(lane, number, tensor, index, None),
+            lambda site: source.pass_mask(lane, number, site),
+            lambda site: source.pass_bias(lane, number, site),
+        )
+        writer.keep_pass(lane, step, rows)
 
 
 def _rows(source: FileSource, step: Step, lane: str) -> StepRows:
     """All rows of a step as they were stored."""
+    number, own = step.number, lane == CACHED
+    return _gathered(
+        step,
+        lambda tensor, index: source.written(number, index, tensor, lane),
+        lambda site: source.full_mask(number, site) if own else None,
+        lambda site: source.bias(number, site) if own else None,
+    )
+
+
+def _gathered(
+    step: Step,
+    tensor: Callable[[Tensor, int], Array | None],
+    mask: Callable[[int], Array | None],
+    bias: Callable[[int], Array | None],
+) -> StepRows:
     sites = [(site, group.mask) for group in step.sites for site in group.sites]
     layers = [layer for cache in step.caches if cache.rows for layer in cache.layers]
-    number, own = step.number, lane == CACHED
-
-    def of_sites(tensor: Tensor) -> dict[int, Array]:
-        found = {site: source.site_rows(number, site, tensor, lane, None) for site, _ in sites}
-        return _there(found)
-
-    def of_layers(tensor: Tensor) -> dict[int, Array]:
-        return _there({layer: source.written(number, layer, tensor, lane) for layer in layers})
-
     return StepRows(
-        of_sites(Tensor.QUERIES),
-        of_sites(Tensor.OUTPUT),
-        of_layers(Tensor.KEYS),
-        of_layers(Tensor.VALUES),
-        _there({site: source.full_mask(number, site) for site, mask in sites if own and mask.full}),
-        _there({site: source.bias(number, site) for site, mask in sites if own and mask.bias}),
+        _there({site: tensor(Tensor.QUERIES, site) for site, _ in sites}),
+        _there({site: tensor(Tensor.OUTPUT, site) for site, _ in sites}),
+        _there({layer: tensor(Tensor.KEYS, layer) for layer in layers}),
+        _there({layer: tensor(Tensor.VALUES, layer) for layer in layers}),
+        _there({site: mask(site) for site, rules in sites if rules.full}),
+        _there({site: bias(site) for site, rules in sites if rules.bias}),
     )
 
 

@@ -20,14 +20,15 @@ from kvtrace.trace.dtypes import Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Holder:
-    """The frame that commits a step's rows in one lane.
+class Holder:
+    """The frame that commits the rows of a step, of a step in another lane, or of a pass.
 
     Attributes:
         step: Whose rows.
-        frame: STEP, or LANE.
+        frame: STEP, LANE or PASS.
         recorded: Which rows there are.
         parts: Number of ROWS frames; 0: in `frame` itself.
+        what: To name it by.
         dtype: Of the lane; None for the recorded dtypes.
         lane: Number of the lane in the frame table.
         size, units: What comes before the rows in the payload of `frame`.
@@ -37,14 +38,28 @@ class _Holder:
     frame: Frame
     recorded: RowsOf
     parts: int
+    what: str
     dtype: str | None = None
     lane: int = 0
     size: int = 0
     units: int = 0
 
+    def name(self, tensor: Tensor, index: int) -> str:
+        """What to call one of its tensors."""
+        layer = "layer" if tensor in (Tensor.QUERIES, Tensor.OUTPUT) else "cache layer"
+        return f"{self.what}, {layer} {index}, {tensor.name.lower()}"
+
+    def has(self, tensor: Tensor, index: int) -> bool:
+        """Whether a tensor was recorded."""
+        named: Mapping[Tensor, tuple[int, ...]] = {
+            Tensor.QUERIES: self.recorded.queries,
+            Tensor.OUTPUT: self.recorded.output,
+        }
+        return index in named.get(tensor, self.recorded.keys)
+
 
 class RowReader:
-    """Tensors of steps."""
+    """Tensors of steps and passes."""
 
     __slots__ = ("_catalog", "_lanes", "_offsets", "_seen", "_steps", "_units")
 
@@ -63,13 +78,17 @@ class RowReader:
         Raises:
             TraceError: It is damaged.
         """
-        holder = self._holder(number, lane)
-        if holder is None or not _names(holder.recorded, tensor, index):
+        holder = self.holder(number, lane)
+        return None if holder is None else self.tensor_in(holder, index, tensor, head)
+
+    def tensor_in(
+        self, holder: Holder, index: int, tensor: Tensor, head: int | None
+    ) -> Array | None:
+        """As `tensor`, of a known holder."""
+        if not holder.has(tensor, index):
             return None
-        what = _what(number, tensor, index, lane)
-        places = [
-            self._place(holder, tensor, index, part, what) for part in range(max(1, holder.parts))
-        ]
+        what = holder.name(tensor, index)
+        places = [self.place(holder, tensor, index, part) for part in range(max(1, holder.parts))]
         found = [
             self._units.read(frame, extent, what, head) for frame, extent in filter(None, places)
         ]
@@ -77,46 +96,39 @@ class RowReader:
             return None
         return found[0] if len(found) == 1 else np.concatenate(found, axis=2)
 
-    def place_of_cell(
-        self, number: int, layer: int, tensor: Tensor, lane: str, row: int
-    ) -> tuple[Frame, Extent, int] | None:
-        """The frame and extent of a row that a step wrote, and its first row there.
-
-        None: not recorded in that lane.
+    def holder(self, number: int, lane: str) -> Holder | None:
+        """The frame that commits the rows of a step in a lane; None: that lane kept none.
 
         Raises:
-            TraceError: The frame is damaged.
+            TraceError: It is damaged.
         """
-        holder = self._holder(number, lane)
-        if holder is None or not _names(holder.recorded, tensor, layer):
-            return None
-        part = row // ROWS_PER_FRAME if holder.parts else 0
-        place = self._place(holder, tensor, layer, part, _what(number, tensor, layer, lane))
-        return None if place is None else (*place, part * ROWS_PER_FRAME)
-
-    def _holder(self, number: int, lane: str) -> _Holder | None:
         own = self._steps.entry(number)
         if lane == CACHED:
-            return _Holder(own.step, own.frame, own.recorded, own.parts)
+            return Holder(own.step, own.frame, own.recorded, own.parts, f"step {number}")
         entry = self._lanes.entry(lane, number)
         found = self._catalog.meta.lane(lane)
         if entry is None or found is None or not entry.fields.stored:
             return None
-        return _Holder(
+        return Holder(
             own.step,
             entry.frame,
             entry.recorded,
             entry.parts,
+            f"step {number} in the {lane} lane",
             found.dtype,
-            self._lanes.number(lane),
+            self._catalog.lane_number(lane),
             entry.size,
             entry.units,
         )
 
-    def _place(
-        self, holder: _Holder, tensor: Tensor, index: int, part: int, what: str
+    def place(
+        self, holder: Holder, tensor: Tensor, index: int, part: int
     ) -> tuple[Frame, Extent] | None:
-        """Where one frame's part of a tensor is; None: this part has no rows of it."""
+        """Where one frame's part of a tensor is; None: that part has no rows of it.
+
+        Raises:
+            TraceError: The frame is damaged, or lost.
+        """
         step, recorded, dtype = holder.step, holder.recorded, holder.dtype
         if not holder.parts:
             extent = self._steps.layout(step, recorded, dtype).extents.get((tensor, index))
@@ -128,9 +140,22 @@ class RowReader:
             return None
         self._look_for_more()
         offset = self._offsets.get((holder.lane, step.number, part))
+        what = holder.name(tensor, index)
         if offset is None:
             raise TraceError(f"{self._steps.name}: {what}: lost to damage in this file.")
         return self._steps.frame(offset, what), extent
+
+    def place_of_row(
+        self, holder: Holder, tensor: Tensor, index: int, row: int
+    ) -> tuple[Frame, Extent, int] | None:
+        """Where a row of a tensor is: frame, extent, and the first row of that extent.
+
+        Raises:
+            TraceError: The frame is damaged, or lost.
+        """
+        part = row // ROWS_PER_FRAME if holder.parts else 0
+        found = self.place(holder, tensor, index, part) if holder.has(tensor, index) else None
+        return None if found is None else (*found, part * ROWS_PER_FRAME)
 
     def _look_for_more(self) -> None:
         frames = self._catalog.frames.rows[self._seen :]
@@ -139,53 +164,47 @@ class RowReader:
         columns = (mine["lane"].tolist(), mine["step"].tolist(), mine["part"].tolist())
         self._offsets.update(zip(zip(*columns, strict=True), mine["offset"].tolist(), strict=True))
 
+    # -- masks -----------------------------------------------------------------------------
+
     def beside(self, number: int, site: int, dtype: str) -> Array | None:
-        """A full mask (uint8) or a bias (float32): behind the rows of the STEP frame.
+        """A full mask (uint8) or a bias (float32) of a step; None: not recorded.
 
         Raises:
             TraceError: It is damaged.
         """
-        entry = self._steps.entry(number)
-        size = units = 0
-        if not entry.parts:
-            inline = self._steps.layout(entry.step, entry.recorded)
-            size, units = inline.size, inline.units
-        stored = [(one, "uint8") for one in entry.recorded.masks]
-        stored += [(one, "float32") for one in entry.recorded.biases]
+        holder = self.holder(number, CACHED)
+        return None if holder is None else self.beside_in(holder, site, dtype)
+
+    def beside_in(self, holder: Holder, site: int, dtype: str) -> Array | None:
+        """As `beside`, of a known holder: masks and biases stand behind its rows."""
+        recorded, size, units = holder.recorded, holder.size, holder.units
+        if not holder.parts:
+            inline = self._steps.layout(holder.step, recorded, holder.dtype)
+            size, units = size + inline.size, units + inline.units
+        what = f"{holder.what}, layer {site}, mask"
+        stored = [(one, "uint8") for one in recorded.masks]
+        stored += [(one, "float32") for one in recorded.biases]
         for shape, kind in stored:
             if len(shape) != 5 or min(shape) < 0:
-                raise TraceError(f"{self._steps.name}: step {number}: a mask that can't be.")
+                raise TraceError(f"{self._steps.name}: {what}: a shape that can't be.")
             whole = (shape[1], shape[2], shape[3], shape[4])
             extent = Extent(Tensor.QUERIES, shape[0], whole, kind, size, units, split=False)
             if (shape[0], kind) == (site, dtype):
-                self._check_mask(entry.step, site, whole)
+                self._check_mask(holder.step, site, whole, what)
                 if not extent.size:
                     return np.zeros(whole, dtypes.storage(kind))
-                what = f"step {number}, layer {site}, mask"
-                return self._units.read(entry.frame, extent, what)
+                return self._units.read(holder.frame, extent, what)
             size, units = size + extent.size, units + bool(extent.size)
         return None
 
-    def _check_mask(self, step: Step, site: int, shape: tuple[int, int, int, int]) -> None:
+    def _check_mask(
+        self, step: Step, site: int, shape: tuple[int, int, int, int], what: str
+    ) -> None:
         """A mask must broadcast to [sequences, heads, new, seq] of its site."""
         heads = self._catalog.meta.sites[site].num_heads
         allowed = ((1, step.num_sequences), (1, heads), (1, step.new_at(site)))
         if any(size not in sizes for size, sizes in zip(shape, allowed, strict=False)):
             raise TraceError(
-                f"{self._steps.name}: step {step.number}, layer {site}: a mask {list(shape)} that "
-                "does not fit the step."
+                f"{self._steps.name}: {what}: {list(shape)} does not fit the step. Use "
+                "`kvtrace recover` to leave that step out."
             )
-
-
-def _names(recorded: RowsOf, tensor: Tensor, index: int) -> bool:
-    named: Mapping[Tensor, tuple[int, ...]] = {
-        Tensor.QUERIES: recorded.queries,
-        Tensor.OUTPUT: recorded.output,
-    }
-    return index in named.get(tensor, recorded.keys)
-
-
-def _what(number: int, tensor: Tensor, index: int, lane: str) -> str:
-    layer = "layer" if tensor in (Tensor.QUERIES, Tensor.OUTPUT) else "cache layer"
-    other = "" if lane == CACHED else f" of the {lane} lane"
-    return f"step {number}, {layer} {index}, {tensor.name.lower()}{other}"

@@ -13,6 +13,7 @@ from kvtrace.files.catalog import Catalog
 from kvtrace.files.cells import CellReader
 from kvtrace.files.frames import FrameFile
 from kvtrace.files.lanes import LaneReader
+from kvtrace.files.passes import PassReader
 from kvtrace.files.rows import RowReader
 from kvtrace.files.steps import StepReader
 from kvtrace.files.units import UnitReader
@@ -35,6 +36,7 @@ class FileSource:
         units = UnitReader(self._catalog.file, self._catalog.damage.add)
         self._lanes = LaneReader(self._catalog, self._steps, units)
         self._rows = RowReader(self._catalog, self._steps, self._lanes, units)
+        self._passes = PassReader(self._catalog, self._steps, self._rows)
         self._cells = CellReader(self._catalog, self._steps, self._rows, units)
 
     # -- the whole file --------------------------------------------------------------------
@@ -157,3 +159,43 @@ class FileSource:
             TraceError: It is damaged.
         """
         return self._lanes.comparison(lane, step)
+
+    # -- passes ----------------------------------------------------------------------------
+
+    def pass_numbers(self, lane: str) -> Sequence[int]:
+        """Numbers of the passes of a lane."""
+        return self._passes.numbers(lane)
+
+    def pass_step(self, lane: str, number: int) -> Step | None:
+        """A lane's own forward over a whole path of tokens; None: not kept.
+
+        Raises:
+            TraceError: It is damaged.
+        """
+        return self._passes.step(lane, number)
+
+    def pass_rows(
+        self, lane: str, number: int, tensor: Tensor, index: int, head: int | None
+    ) -> Array | None:
+        """Rows of a pass, [sequences, heads, places, dim]; with `head`, one.
+
+        Raises:
+            TraceError: The rows are damaged.
+        """
+        return self._passes.rows(lane, number, tensor, index, head)
+
+    def pass_mask(self, lane: str, number: int, site: int) -> Array | None:
+        """The stored mask of a pass, uint8 [sequences|1, heads|1, places, places].
+
+        Raises:
+            TraceError: It is damaged.
+        """
+        return self._passes.beside(lane, number, site, "uint8")
+
+    def pass_bias(self, lane: str, number: int, site: int) -> Array | None:
+        """The stored bias of a pass, float32 [sequences|1, heads|1, places|1, places].
+
+        Raises:
+            TraceError: It is damaged.
+        """
+        return self._passes.beside(lane, number, site, "float32")

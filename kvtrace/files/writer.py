@@ -34,7 +34,7 @@ from kvtrace.files.layout import (
     pack_header,
     pack_slot,
 )
-from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, overview_row
+from kvtrace.files.tables import FRAMES, GROUP_WRITES, OF_PASS, Groups, overview_row
 from kvtrace.files.tiles import Tiler
 from kvtrace.files.validate import MAX_CELL, check_meta, check_step
 from kvtrace.text import safe
@@ -177,12 +177,7 @@ class TraceWriter:
             WriteError: The disk is full, or fails.
             TraceError: META does not name the lane, or the rows do not fit the step.
         """
-        names = [lane.name for lane in self._meta.lanes]
-        if comparison.lane not in names:
-            raise TraceError(
-                f"{self._name}: lane {comparison.lane!r}, but META names {names}. Extend META."
-            )
-        lane = names.index(comparison.lane) + 1
+        lane = self._lane_number(comparison.lane)
         arrays = lane_arrays(comparison)
         recent = (old for old in self._last_steps if old.number == comparison.step)
         compared = step or next(recent, None)
@@ -192,6 +187,27 @@ class TraceWriter:
             return
         fields = lane_fields(comparison, stored=True)
         self._rows_and_commit(Kind.LANE, compared, rows, lane, fields, arrays)
+
+    def keep_pass(self, lane: str, step: Step, rows: StepRows) -> None:
+        """Append a lane's own forward over whole paths of tokens.
+
+        Args:
+            lane: Name of the lane; the rows are in its dtype.
+            step: `number` counts the lane's passes; runs and masks count places.
+            rows: By site and by the cache layer that the site reads.
+
+        Raises:
+            WriteError: The disk is full, or fails.
+            TraceError: META does not name the lane, or the rows do not fit the pass.
+        """
+        check_step(step, self._meta, MAX_CELL, self._name)
+        self._rows_and_commit(Kind.PASS, step, rows, self._lane_number(lane) | OF_PASS, step)
+
+    def _lane_number(self, lane: str) -> int:
+        names = [one.name for one in self._meta.lanes]
+        if lane not in names:
+            raise TraceError(f"{self._name}: lane {lane!r}, but META names {names}. Extend META.")
+        return names.index(lane) + 1
 
     def note(self, note: Note) -> None:
         """Append a note."""
@@ -223,7 +239,8 @@ class TraceWriter:
     ) -> None:
         """ROWS frames where the step is long, then the frame that commits them."""
         recorded = rows_of(rows)
-        dtype = self._meta.lanes[lane - 1].dtype if lane else None
+        of = self._meta.lanes[(lane & ~OF_PASS) - 1] if lane else None
+        dtype = None if of is None else of.dtype
         parts = num_frames(step)
         for part in range(parts):
             units = _units(self._layouts.of(step, recorded, dtype, part), step, rows, part)
@@ -233,7 +250,10 @@ class TraceWriter:
             inline = _units(self._layouts.of(step, recorded, dtype, None), step, rows, None)
         masks = [np.ascontiguousarray(rows.masks[entry[0]], "u1") for entry in recorded.masks]
         biases = [np.ascontiguousarray(rows.biases[entry[0]], "<f4") for entry in recorded.biases]
-        body = codec.encode_fields({"parts": parts, "rows": codec.plain(recorded)}, fields)
+        extra: dict[str, object] = {"parts": parts, "rows": codec.plain(recorded)}
+        if of is not None:
+            extra["lane"] = of.name
+        body = codec.encode_fields(extra, fields)
         self._frame(kind, body, [*before, *inline, *masks, *biases], step.number, lane=lane)
 
     def _frame(  # noqa: PLR0913 - a row of the frame table

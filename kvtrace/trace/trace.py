@@ -369,6 +369,8 @@ class Trace:
             return None
         sites, caches = self.meta.sites, self.meta.cache_layers
         new = self.step(number).new
+        if not (0 <= row < step.num_sequences and 0 <= first <= step.new - new):
+            return None
         return Reference(found, step, row, first, new, sites, caches, self._source)
 
 
