@@ -85,6 +85,12 @@ class Orders:
             token, self._token = self._token, None
             return token
 
+    def hear(self, line: bytes) -> None:
+        """Obey the command in a line; anything else is ignored."""
+        command = decode(line)
+        if isinstance(command, Command):
+            self.obey(command)
+
     def obey(self, command: Command) -> None:
         """Take note of a command."""
         with self._changed:
@@ -114,9 +120,7 @@ class Orders:
     def _listen(self, fd: int) -> None:
         while chunk := _read(fd):
             for line in self._lines.feed(chunk):
-                command = decode(line)
-                if isinstance(command, Command):
-                    self.obey(command)
+                self.hear(line)
         with self._changed:
             self._stop("the program that started the recorder is gone")
         self._end_after_grace()

@@ -1,0 +1,63 @@
+"""What went wrong in code that is not ours, in one line: where, what, and whose it is.
+
+Knows exceptions and tracebacks only; errors of our own speak for themselves.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from kvtrace.errors import KvtraceError, MemoryLimitError, RecordError
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "cannot allocate memory")
+
+
+def error_of(error: BaseException, script: ModuleType | None) -> KvtraceError:
+    """The error to end with.
+
+    Args:
+        error: Anything that was raised while recording.
+        script: The user's own module, whose line is named rather than a library's.
+    """
+    if isinstance(error, KvtraceError):
+        return error
+    if is_out_of_memory(error):
+        return MemoryLimitError(
+            f"out of memory while recording ({first_line(error)}); "
+            "use fewer tokens, a smaller model, or --dtype bfloat16"
+        )
+    where = place(error, script)
+    if isinstance(error, SystemExit):
+        return RecordError(f"{where}: the model's code ended the recorder (exit {error.code})")
+    return RecordError(f"{where}: {type(error).__name__}: {first_line(error)}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's, torch's, or an allocator's way of saying it."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    )
+
+
+def place(error: BaseException, script: ModuleType | None) -> str:
+    """`file.py:line` of the deepest call in the user's script, or of the deepest call there is."""
+    stack = traceback.extract_tb(error.__traceback__)
+    if not stack:
+        return "the recorder"
+    own = getattr(script, "__file__", None)
+    mine = [call for call in stack if own and _same(call.filename, own)]
+    call = (mine or list(stack))[-1]
+    return f"{Path(call.filename).name}:{call.lineno}"
+
+
+def first_line(error: BaseException) -> str:
+    """Of its message; its name when it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _same(one: str, other: str) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
