@@ -1,13 +1,15 @@
-"""Tensors of any layout as [sequences, heads, rows, dim].
+"""Tensors of any layout as [sequences, heads, rows, features].
 
-The letters say which axis belongs together; the batch size and the number of new tokens say
-which of them are sequences and queries. Where sizes coincide so that two readings are possible,
-`Ambiguous` is raised: a guess would be a lie.
+The letters say which axis belongs together; the structure of q·kᵀ says which are shared, which
+only the queries have and which only the keys have. Sizes decide the rest, then evidence: the mask
+changes along queries and never along heads, and a projection's output lies in memory as
+[sequences, tokens, heads, features]. What stays open is `AmbiguousError`: a guess would be a lie.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from math import prod
 
 from torch import Tensor
@@ -15,8 +17,21 @@ from torch import Tensor
 from kvtrace.record.flow.axes import Axes, Letters
 
 
-class Ambiguous(Exception):
+class AmbiguousError(Exception):
     """Two axes could play the same role."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is known from outside about one attention call.
+
+    Attributes:
+        batch: Sequences in this forward; None when unknown.
+        tokens: Numbers of tokens per sequence that went in, innermost module first.
+    """
+
+    batch: int | None = None
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,107 +41,173 @@ class Roles:
     Attributes:
         batch, heads: Letters of sequences and of query heads, kv heads first.
         query, key: Letters of rows and of attended rows.
+        assumed: What was taken by convention, in a few words; empty when all is certain.
     """
 
     batch: str
     heads: str
     query: str
     key: str
+    assumed: str = ""
 
 
-def _letters(axes: Axes, letters: Letters) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """The letters of one attention by the operand that has them.
+
+    Attributes:
+        shared: Queries and keys both have them: sequences and kv heads.
+        free: Only queries have them: rows, and groups of heads that share keys.
+        key: The softmax axis.
+        spread: Neither has them: an added term brought them in (heads of a bias).
+    """
+
+    shared: list[str]
+    free: list[str]
+    key: str
+    spread: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What can be looked at when sizes do not decide.
+
+    Attributes:
+        masked_along: Of several letters, those along which the mask changes.
+        outside: Of several shared letters, those that lie outside of the queries in memory.
+        before: Places of (query among free, batch among shared) in an earlier, certain call of
+            the same code; None without one.
+    """
+
+    masked_along: Callable[[list[str]], list[str]]
+    outside: Callable[[list[str], str], list[str]]
+    before: tuple[int | None, int | None] | None = None
+
+
+def structure(weights: Axes, query: Axes, key: str, key_axes: Axes, letters: Letters) -> Structure:
+    """Sort the letters of attention weights by who has them."""
+    in_query = set(wide(query, letters))
+    in_key = set(wide(key_axes, letters))
+    rest = [x for x in wide(weights, letters) if x not in key]
+    shared = [x for x in rest if x in in_query and x in in_key]
+    free = [x for x in rest if x in in_query and x not in in_key]
+    only_key = [x for x in rest if x in in_key and x not in in_query]
+    if only_key:
+        raise AmbiguousError("keys have an axis that queries lack")
+    spread = [x for x in rest if x not in in_query and x not in in_key]
+    return Structure(shared, free, key, spread)
+
+
+def wide(axes: Axes, letters: Letters) -> list[str]:
     """All letters with more than one entry, in order."""
-    every = "".join(letters.whole(axis) for axis in axes)
+    every = letters.whole("".join(axes))
     return [letter for letter in every if letters.sizes[letter] > 1]
 
 
-def roles(  # noqa: PLR0913 - what one attention is described by
-    weights: Axes, query: Axes, key: str, key_axes: Axes, letters: Letters, batch: int, new: int
-) -> Roles:
-    """Tell batch, heads and query among the axes of attention weights.
-
-    Args:
-        weights: Axes of the weights.
-        query: Axes of the operand that holds the queries.
-        key: Letters of the softmax axis.
-        key_axes: Axes of the operand that holds the keys.
-        letters: Their letters; a merged batch × heads or group × query axis is split here.
-        batch: Sequences in this forward.
-        new: Tokens in, per sequence.
+def roles(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence) -> Roles:
+    """Tell sequences, heads and queries apart.
 
     Raises:
-        Ambiguous: Two axes could be the query axis or the batch axis.
+        AmbiguousError: Two axes could be the query axis or the batch axis.
     """
-    row = _split_off(_query_letter(query, key_axes, letters, new), letters, inner=new)
-    in_key = set(_letters(key_axes, letters))
-    rest = [x for x in _letters(weights, letters) if x != row and x not in letters.whole(key)]
-    sequence = _batch_letter(rest, in_key, letters, batch)
-    if sequence:
-        if letters.sizes[sequence] != batch:
-            parts = letters.new(batch) + letters.new(letters.sizes[sequence] // batch)
-            letters.parts[sequence] = parts
-            at = rest.index(sequence)
-            rest[at : at + 1] = list(parts)
-            sequence = parts[0]
-            in_key = set(_letters(key_axes, letters))
-        rest.remove(sequence)
-    heads = [x for x in rest if x in in_key] + [x for x in rest if x not in in_key]
-    return Roles(sequence, "".join(heads), row, letters.whole(key))
+    query = _query(found, letters, sizes, evidence)
+    batch, assumed = _batch(found, letters, sizes, evidence, query)
+    rest = [letters.whole(x) for x in (*found.shared, *found.free, *found.spread)]
+    heads = "".join(x for x in "".join(rest) if x not in batch + query)
+    return Roles(batch, heads, query, found.key, assumed)
 
 
-def _query_letter(query: Axes, key_axes: Axes, letters: Letters, new: int) -> str:
-    if new == 1:
+def _query(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence) -> str:
+    """The letter of the query rows; empty when there is one row."""
+    free = found.free
+    if not free or (sizes.tokens and sizes.tokens[0] == 1 and max(sizes.tokens) == 1):
         return ""
-    shared = set(_letters(key_axes, letters))
-    free = [x for x in _letters(query, letters) if x not in shared]
-    exact = [x for x in free if letters.sizes[x] == new]
-    several = exact or [x for x in free if letters.sizes[x] % new == 0]
-    if len(several) != 1:
-        raise Ambiguous(f"{len(several)} axes could hold the {new} queries")
-    return several[0]
-
-
-def _split_off(letter: str, letters: Letters, inner: int) -> str:
-    """The query part of a merged groups × queries axis."""
-    if not letter or letters.sizes[letter] == inner:
-        return letter
-    parts = letters.new(letters.sizes[letter] // inner) + letters.new(inner)
-    letters.parts[letter] = parts
-    return parts[1]
-
-
-def _batch_letter(rest: list[str], in_key: set[str], letters: Letters, batch: int) -> str:
-    if batch == 1:
-        return ""
-    shared = [x for x in rest if x in in_key]
-    exact = [x for x in shared if letters.sizes[x] == batch]
-    if exact:
-        # [batch, heads] is the universal order; with equal sizes the outer one is the batch
+    exact = [x for x in free if letters.sizes[x] in sizes.tokens]
+    if len(exact) == 1:
         return exact[0]
+    if len(free) == 1:
+        return _unmerged(free[0], letters, sizes, evidence)
+    varied = evidence.masked_along(exact or free)
+    if len(varied) == 1:
+        return varied[0]
+    if evidence.before is not None and evidence.before[0] is not None:
+        return free[evidence.before[0]]
+    names = " and ".join(str(letters.sizes[x]) for x in exact or free)
+    raise AmbiguousError(f"axes of {names} entries could both hold the queries")
+
+
+def _unmerged(letter: str, letters: Letters, sizes: Sizes, evidence: Evidence) -> str:
+    """The query part of an axis that may hold groups of heads and queries merged."""
+    size = letters.sizes[letter]
+    fits = [n for n in sizes.tokens if n > 1 and size % n == 0]
+    if not fits or size == fits[0]:
+        return letter
+    inside = letters.split(letter, fits[0])
+    if evidence.masked_along(inside) == inside[1:]:
+        return inside[1]
+    del letters.parts[letter]
+    outside = letters.split(letter, size // fits[0])
+    if evidence.masked_along(outside) == outside[:1]:
+        return outside[0]
+    raise AmbiguousError(f"an axis of {size} holds {fits[0]} queries and heads in unknown order")
+
+
+def _batch(
+    found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence, query: str
+) -> tuple[str, str]:
+    """The letter of the sequences, empty for one; and what was assumed."""
+    batch, shared = sizes.batch, found.shared
+    if batch == 1 or not shared:
+        return "", ""
+    if batch is None:
+        # nobody said: of two shared axes the outer one holds the sequences everywhere
+        return (shared[0], "") if len(shared) > 1 else ("", "")
+    exact = [x for x in shared if letters.sizes[x] == batch]
+    if len(exact) > 1:
+        return _outermost(exact, found, sizes, evidence, query)
     merged = [x for x in shared if letters.sizes[x] % batch == 0]
-    if len(merged) != 1:
-        raise Ambiguous(f"{len(merged)} axes could hold the {batch} sequences")
-    return merged[0]
+    if exact or len(merged) != 1:
+        return "".join(exact), ""
+    outer = letters.split(merged[0], letters.sizes[merged[0]] // batch)[0]
+    return outer, f"an axis of {letters.sizes[merged[0]]} is sequences × heads, in this order"
+
+
+def _outermost(
+    exact: list[str], found: Structure, sizes: Sizes, evidence: Evidence, query: str
+) -> tuple[str, str]:
+    """Of several axes of the right size the one that holds the sequences."""
+    outside = evidence.outside(exact, query)
+    if len(outside) == 1:
+        return outside[0], ""
+    if evidence.before is not None and evidence.before[1] is not None:
+        return found.shared[evidence.before[1]], ""
+    return exact[0], f"of two axes of {sizes.batch} the outer one holds the sequences"
 
 
 def arranged(tensor: Tensor, axes: Axes, letters: Letters, groups: tuple[str, ...]) -> Tensor:
-    """A tensor as four axes, each of the letters of one group; a missing letter counts once.
+    """A tensor as one axis a group of letters; a missing letter counts once.
 
     Args:
         tensor: Any layout.
         axes: Letters of each axis.
         letters: Their sizes.
         groups: Letters of sequences, heads, rows, features.
+
+    Raises:
+        AmbiguousError: An axis belongs to none of the groups.
     """
     sizes: dict[str, int] = {}
     for axis, size in zip(axes, tensor.shape, strict=True):
         if size == 1:
             continue
         parts = [letter for letter in letters.whole(axis) if letters.sizes[letter] > 1]
-        # an axis that was sliced (a dropped sink column) is shorter than its one letter
-        sizes |= {parts[0]: size} if len(parts) == 1 else {x: letters.sizes[x] for x in parts}
+        if letters.size("".join(parts)) != size:
+            raise AmbiguousError(f"an axis of {size} entries has no known place")
+        sizes |= {letter: letters.sizes[letter] for letter in parts}
     present = [[letter for letter in group if letter in sizes] for group in groups]
     order = list(sizes)
+    if sorted(order) != sorted(letter for group in present for letter in group):
+        raise AmbiguousError("an axis belongs to no sequence, head, row or feature")
     split = tensor.reshape(list(sizes.values()))
     sorted_axes = split.permute([order.index(letter) for group in present for letter in group])
     return sorted_axes.reshape([prod(sizes[letter] for letter in group) for group in present])

@@ -7,148 +7,281 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvtrace.record.flow.arrange import Roles, arranged, roles
+from kvtrace.record.flow.arrange import (
+    AmbiguousError,
+    Evidence,
+    Roles,
+    Sizes,
+    Structure,
+    arranged,
+    roles,
+    structure,
+    wide,
+)
 from kvtrace.record.flow.axes import Axes, Letters
 from kvtrace.record.flow.contraction import Contraction
-from kvtrace.record.flow.scores import Mark, Product, Scores, scale_and_softcap
+from kvtrace.record.flow.explain import explain, from_weights, seen_in
+from kvtrace.record.flow.marks import Mark, Product
+from kvtrace.record.flow.prove import FlowCall
 
-# Masks in the wild: -inf, finfo.min, -1e9, -10000 (BERT). No real score comes near.
-HIDDEN_BELOW = -9000.0
+Certain = tuple[int | None, int | None]
+"""Places of (query among free, batch among shared) axes in a call that left no doubt."""
+
+RANDOM = ("dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
+HARMLESS = (*RANDOM, "to", "float", "half", "bfloat16", "type", "type_as", "clone", "contiguous")
 
 
 @dataclass(frozen=True, slots=True)
-class FlowCall:
-    """An attention call that was seen by what it did.
+class Read:
+    """A call, and what it taught about the code that made it."""
 
-    Attributes:
-        queries: [sequences, heads, new, key_dim].
-        keys: [sequences, kv_heads, seq, key_dim], as multiplied.
-        values: [sequences, kv_heads, seq, value_dim].
-        output: [sequences, heads, new, value_dim].
-        scale, softcap: Applied to q·kᵀ.
-        visible: Bool, broadcasts to [sequences, heads, new, seq]; None: everything.
-        bias: Additive, float32, same shape; None without one.
-        sinks: Logit of one extra column per head, [heads]; None without one.
-        seen_as: "sdpa", or the function that normalised the scores.
-        place: "file.py:line" in the model's code.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    values: Tensor
-    output: Tensor
-    scale: float
-    softcap: float | None
-    visible: Tensor | None
-    bias: Tensor | None
-    sinks: Tensor | None
-    seen_as: str
-    place: str
+    call: FlowCall
+    certain: Certain | None
 
 
-def read(  # noqa: PLR0913 - everything one attention is made of
-    mark: Mark, mix: Contraction, weights_left: bool, batch: int, new: int
-) -> FlowCall | None:
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """Queries or keys of one product."""
+
+    tensor: Tensor
+    axes: Axes
+
+
+def mixes(mark: Mark, mix: Contraction, weights_left: bool) -> bool:
+    """Whether a product of marked weights with something contracts the key axis."""
+    weight_letters = mix.left_axes if weights_left else mix.right_axes
+    if mark.axes is None or len(mark.axes) != len(weight_letters):
+        return False
+    named = dict(zip(weight_letters, mark.axes, strict=True))
+    contracted = "".join(named.get(x, "") for x in mix.contracted)
+    letters = mark.letters
+    key = letters.whole(mark.key)
+    if letters.size(key) == 1:
+        return len(mix.contracted) == 1 and mix.sizes()[mix.contracted] == 1
+    return letters.whole(contracted) in (key, letters.whole(letters.before(mark.key)))
+
+
+def read(
+    mark: Mark, mix: Contraction, weights_left: bool, sizes: Sizes, before: Certain | None
+) -> Read:
     """Read an attention call off its last product, weights · values.
 
-    None when the product does not contract the key axis (then it is not the mix).
+    Args:
+        mark: Of the weights.
+        mix: The product.
+        weights_left: Which operand holds the weights.
+        sizes: What is known from outside.
+        before: What an earlier call of the same code taught.
 
     Raises:
-        Ambiguous: Sizes coincide so that the axes can't be told apart.
+        AmbiguousError: Sizes coincide so that the axes can't be told apart.
+        UnexplainedError: The logits are not what q·kᵀ makes.
     """
-    scores = mark.scores
+    letters = mark.letters
     weights, values = (mix.left, mix.right) if weights_left else (mix.right, mix.left)
     weight_letters = mix.left_axes if weights_left else mix.right_axes
     value_letters = mix.right_axes if weights_left else mix.left_axes
-    if mark.axes is None or len(mark.axes) != weights.dim():
-        return None
-    letters = scores.letters
-    named = dict(zip(weight_letters, mark.axes, strict=True))
-    contracted = "".join(letters.whole(named[x]) for x in mix.contracted if x in named)
-    if not contracted or contracted != letters.whole(scores.key):
-        return None
-    sides = [_sides(part, scores) for part in scores.products]
-    if any(side is None for side in sides):
-        return None
-    (query, query_axes), (_, key_axes) = sides[0]  # type: ignore[misc]
-    found = roles(mark.axes, query_axes, scores.key, key_axes, letters, batch, new)
-    for letter, size in mix.sizes().items():
-        named.setdefault(letter, letters.new(size))
+    if mark.axes is None:
+        raise AmbiguousError("the axes of its weights were lost in a view")
+    key = letters.whole(letters.before(mark.key))
+    sides = _sides(mark, key)
+    (query, keys), *_ = sides
+    shape = structure(mark.axes, query.axes, key + mark.key, keys.axes, letters)
+    evidence = Evidence(_masked_along(mark), _outside(query, letters), before)
+    found = roles(shape, letters, sizes, evidence)
+    named = _named(mark, mix, weight_letters, value_letters, key)
+    groups = (found.batch, found.heads)
+    mixed_key = letters.whole("".join(named[x] for x in mix.contracted)) or key
+    features = "".join(named[x] for x in value_letters if x not in weight_letters)
     value_axes = tuple(named[x] for x in value_letters)
+    v = arranged(values, _present(values, value_axes), letters, (*groups, mixed_key, features))
     out_axes = tuple(named[x] for x in mix.out_axes)
-    features = "".join(letters.whole(named[x]) for x in value_letters if x not in weight_letters)
-    queries = [_rows(t, a, scores, found, found.query) for (t, a), _ in sides]  # type: ignore[misc]
-    keys = [_rows(t, a, scores, found, found.key) for _, (t, a) in sides]  # type: ignore[misc]
-    del query
-    q, k = _joined(queries), _joined(keys)
-    logits = None
-    if scores.logits is not None:
-        groups = (found.batch, found.heads, found.query, found.key)
-        logits = arranged(scores.logits, scores.logits_axes, letters, groups)
-    v = arranged(values, value_axes, letters, (found.batch, found.heads, found.key, features))
-    out = arranged(mix.out, out_axes, letters, (found.batch, found.heads, found.query, features))
-    return _explained(scores, (q, k, v, out), logits)
+    out = arranged(mix.out, out_axes, letters, (*groups, found.query, letters.whole(features)))
+    q, k = _joined(
+        [_rows(side, letters, found, found.query) for side, _ in sides],
+        [_rows(side, letters, found, key) for _, side in sides],
+        [part.alpha for part in _main(mark, key)],
+    )
+    if v.shape[2] > k.shape[2]:  # a row of zeros for the sink
+        v = v.narrow(2, letters.longer[mark.key][1], k.shape[2])
+    q = q.expand(-1, out.shape[1], -1, -1)
+    final = arranged(weights, mark.axes, letters, (*groups, found.query, mixed_key))
+    call = _explained(mark, found, (q, k, v, out), final)
+    return Read(call, _learned(shape, found))
 
 
-def _sides(part: Product, scores: Scores) -> tuple[tuple[Tensor, Axes], tuple[Tensor, Axes]] | None:
-    """(query operand, key operand): the keys are the side that has the softmax axis."""
-    key = scores.letters.whole(scores.key)
-    left = "".join(map(scores.letters.whole, part.left_axes))
-    right = "".join(map(scores.letters.whole, part.right_axes))
-    if key in right and key not in left:
-        return (part.left, part.left_axes), (part.right, part.right_axes)
-    if key in left and key not in right:
-        return (part.right, part.right_axes), (part.left, part.left_axes)
+def _present(tensor: Tensor, axes: Axes) -> Axes:
+    """Axes of an operand; one that was broadcast has no letter."""
+    return tuple(axis if size != 1 else "" for axis, size in zip(axes, tensor.shape, strict=True))
+
+
+def _named(mark: Mark, mix: Contraction, weights: str, values: str, key: str) -> dict[str, str]:
+    """The mix's own letters as those of the mark; features get new ones."""
+    letters = mark.letters
+    named = dict(zip(weights, mark.axes or (), strict=True))
+    for letter, size in mix.sizes().items():
+        if letter not in named:
+            named[letter] = letters.new(size)
+        elif not named[letter] and size != 1:
+            named[letter] = key if letter in mix.contracted else letters.new(size)
+    del values
+    return named
+
+
+def _main(mark: Mark, key: str) -> list[Product]:
+    """Products that are a query row times a key row; others act as a bias."""
+    letters = mark.letters
+    good = [part for part in mark.products if _as_sides(part, letters, key) is not None]
+    if not good:
+        raise AmbiguousError("none of its products multiplies queries with keys")
+    return good
+
+
+def _sides(mark: Mark, key: str) -> list[tuple[_Side, _Side]]:
+    sides = [_as_sides(part, mark.letters, key) for part in _main(mark, key)]
+    return [side for side in sides if side is not None]
+
+
+def _as_sides(part: Product, letters: Letters, key: str) -> tuple[_Side, _Side] | None:
+    """(queries, keys): the keys are the side that has the softmax axis, and no row axis."""
+    left = _Side(part.left, part.left_axes)
+    right = _Side(part.right, part.right_axes)
+    in_left, in_right = letters.whole("".join(left.axes)), letters.whole("".join(right.axes))
+    if letters.size(key) == 1:
+        return left, right
+    if key in in_right and key not in in_left:
+        return left, right
+    if key in in_left and key not in in_right:
+        return right, left
     return None
 
 
-def _rows(tensor: Tensor, axes: Axes, scores: Scores, found: Roles, rows: str) -> Tensor:
+def _rows(side: _Side, letters: Letters, found: Roles, rows: str) -> Tensor:
     """Queries or keys as [sequences, heads, rows, features]."""
-    letters = scores.letters
     taken = found.batch + found.heads + rows
-    features = "".join(
-        x for axis in axes for x in letters.whole(axis) if x not in taken and letters.sizes[x] > 1
-    )
-    return arranged(tensor, axes, letters, (found.batch, found.heads, rows, features))
+    features = "".join(x for x in wide(side.axes, letters) if x not in taken)
+    return arranged(side.tensor, side.axes, letters, (found.batch, found.heads, rows, features))
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _joined(
+    queries: list[Tensor], keys: list[Tensor], alphas: list[float]
+) -> tuple[Tensor, Tensor]:
     """Several products summed are one product over the features side by side."""
-    if len(parts) == 1:
-        return parts[0]
-    heads = max(part.shape[1] for part in parts)
-    return torch.cat([part.expand(-1, heads, -1, -1) for part in parts], dim=-1)
+    if len(queries) == 1:
+        return queries[0], keys[0]
+    heads, kv_heads = max(q.shape[1] for q in queries), max(k.shape[1] for k in keys)
+    new, seq = max(q.shape[2] for q in queries), max(k.shape[2] for k in keys)
+    scaled = [
+        q.expand(-1, heads, new, -1)
+        if alpha == alphas[0]
+        else q.expand(-1, heads, new, -1) * (alpha / alphas[0])
+        for q, alpha in zip(queries, alphas, strict=True)
+    ]
+    return torch.cat(scaled, -1), torch.cat([k.expand(-1, kv_heads, seq, -1) for k in keys], -1)
+
+
+def _masked_along(mark: Mark):  # type: ignore[no-untyped-def]
+    """Evidence: letters along which the mask changes."""
+
+    def varied(candidates: list[str]) -> list[str]:
+        if mark.logits is None:
+            return []
+        letters = mark.letters
+        every = "".join(wide(mark.logits_axes, letters))
+        found = []
+        for letter in candidates:
+            others = "".join(x for x in every if x != letter)
+            table = seen_in(arranged(mark.logits, mark.logits_axes, letters, (letter, others)))
+            if bool((table != table[:1]).any()):
+                found.append(letter)
+        return found
+
+    return varied
+
+
+def _outside(side: _Side, letters: Letters):  # type: ignore[no-untyped-def]
+    """Evidence: letters whose stride in the queries is larger than that of the rows."""
+
+    def outside(candidates: list[str], query: str) -> list[str]:
+        strides = {
+            letters.whole(axis): stride
+            for axis, stride in zip(side.axes, side.tensor.stride(), strict=True)
+            if axis
+        }
+        if query not in strides:
+            return []
+        return [x for x in candidates if strides.get(x, 0) > strides[query]]
+
+    return outside
+
+
+def _learned(shape: Structure, found: Roles) -> Certain | None:
+    """What a call without doubt teaches about later ones of the same code."""
+    if found.assumed:
+        return None
+    query = shape.free.index(found.query) if found.query in shape.free else None
+    batch = shape.shared.index(found.batch) if found.batch in shape.shared else None
+    return query, batch
 
 
 def _explained(
-    scores: Scores, rows: tuple[Tensor, Tensor, Tensor, Tensor], logits: Tensor | None
+    mark: Mark, found: Roles, rows: tuple[Tensor, Tensor, Tensor, Tensor], final: Tensor
 ) -> FlowCall:
     """Add scale, softcap, mask, bias and sinks: what turns q·kᵀ into the logits."""
     q, k, v, out = rows
-    scale, softcap = scale_and_softcap(scores)
-    visible = bias = sinks = None
-    if logits is not None:
-        seq, extra = k.shape[2], logits.shape[-1] - k.shape[2]
-        if extra == 1:
-            sinks = logits[:, :, :, -1]
-            sinks = sinks[0, :, 0] if bool((sinks == sinks[:1, :, :1]).all()) else None
-            logits = logits[..., :seq]
-        visible, bias = _mask_and_bias(q, k, scale, softcap, logits)
+    sinks, shift = None, None
+    if mark.logits is None:
+        how = from_weights(q, k, final)
+    else:
+        groups = (found.batch, found.heads, found.query, mark.letters.whole(mark.key))
+        logits = arranged(mark.logits, mark.logits_axes, mark.letters, groups)
+        logits, sinks = _without_sink(mark, logits, k.shape[2])
+        how = explain(q, k, logits, mark.scale, mark.softcap, added=mark.added)
+        shift = how.shift
+    visible = how.visible
+    if any(name not in HARMLESS for name in mark.changed):
+        shown = final > 0
+        visible = shown if visible is None else visible & shown
+    if how.head_scale is not None:
+        q = q * how.head_scale[None, :, None, None].to(q.dtype)
+    random = None
+    if any(name in RANDOM for name in mark.changed) and mark.weights is not None:
+        groups = (found.batch, found.heads, found.query, mark.letters.whole(mark.key))
+        random = arranged(mark.weights, mark.logits_axes, mark.letters, groups)
+        random, _ = _without_sink(mark, random, k.shape[2])
     return FlowCall(
-        q, k, v, out, scale, softcap, visible, bias, sinks, scores.normaliser, scores.place
+        q,
+        k,
+        v,
+        out,
+        how.scale,
+        how.softcap,
+        visible,
+        how.bias,
+        None if sinks is None else _same_for_all(sinks, shift),
+        level=3,
+        place=mark.place,
+        weights=random,
+        assumed=found.assumed,
     )
 
 
-def _mask_and_bias(
-    q: Tensor, k: Tensor, scale: float, softcap: float | None, logits: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """What the logits have that scale and softcap do not explain."""
-    visible = logits > HIDDEN_BELOW
-    product = q.float() @ k.float().repeat_interleave(q.shape[1] // k.shape[1], 1).mT * scale
-    if softcap:
-        product = softcap * torch.tanh(product / softcap)
-    rest = torch.where(visible, logits.float() - product, 0.0)
-    # rounding of the product in the model's own dtype is no bias
-    noise = 32 * torch.finfo(logits.dtype).eps * product.abs().amax().clamp(min=1.0)
-    bias = rest if bool(rest.abs().amax() > noise) else None
-    return (None if bool(visible.all()) else visible), bias
+def _without_sink(mark: Mark, logits: Tensor, seq: int) -> tuple[Tensor, Tensor | None]:
+    """Logits of the keys, and of the one extra column if there is one."""
+    extra = logits.shape[-1] - seq
+    if not extra:
+        return logits, None
+    if extra != 1:
+        raise AmbiguousError(f"the softmax has {extra} columns more than there are keys")
+    before = mark.letters.longer[mark.key][1]
+    return logits.narrow(-1, before, seq), logits[..., :1] if before else logits[..., -1:]
+
+
+def _same_for_all(sinks: Tensor, shift: Tensor | None) -> Tensor:
+    """The sink of each head, [heads]."""
+    if shift is not None:
+        sinks = sinks - shift
+    first = sinks[:1, :, :1]
+    if float((sinks - first).abs().amax()) > 1e-4 * (1.0 + float(first.abs().amax())):
+        raise AmbiguousError("the extra column of the softmax is not the same for all queries")
+    return first[0, :, 0, 0]

@@ -1,13 +1,13 @@
 """A product of two tensors as labelled axes, however it was spelled.
 
-matmul, @, bmm, mm, baddbmm and einsum all become letters on two operands and a result; a letter
-in both operands and not in the result is contracted.
+matmul, @, bmm, mm, baddbmm, einsum, tensordot and multiply-then-sum all become letters on two
+operands and a result; a letter in both operands and not in the result is contracted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -41,13 +41,6 @@ class Contraction:
             if letter in self.right_axes and letter not in self.out_axes
         )
 
-    def free(self, side: str) -> str:
-        """Letters that only one operand has: `side` is "left" or "right"."""
-        mine, other = self.left_axes, self.right_axes
-        if side == "right":
-            mine, other = other, mine
-        return "".join(letter for letter in mine if letter not in other)
-
     def sizes(self) -> dict[str, int]:
         """Size of each letter; a broadcast axis counts with its larger size."""
         found: dict[str, int] = {}
@@ -57,15 +50,47 @@ class Contraction:
         return found
 
 
-def of_matmul(left: Tensor, right: Tensor, out: Tensor, alpha: float = 1.0) -> Contraction | None:
-    """Letters of `left @ right`; None for vectors, whose products are no attention."""
-    if left.dim() < 2 or right.dim() < 2:
-        return None
-    leading = max(left.dim(), right.dim()) - 2
+def of_matmul(left: Tensor, right: Tensor, out: Tensor, alpha: float = 1.0) -> Contraction:
+    """Letters of `left @ right`; a vector has the contracted letter alone."""
+    leading = max(left.dim(), right.dim(), 2) - 2
     batch = _POOL[:leading]
-    left_batch = batch[leading - (left.dim() - 2) :]
-    right_batch = batch[leading - (right.dim() - 2) :]
-    return Contraction(left, right, out, left_batch + "mk", right_batch + "kn", batch + "mn", alpha)
+    left_axes = "k" if left.dim() == 1 else batch[leading - (left.dim() - 2) :] + "mk"
+    right_axes = "k" if right.dim() == 1 else batch[leading - (right.dim() - 2) :] + "kn"
+    row = "" if left.dim() == 1 else "m"
+    column = "" if right.dim() == 1 else "n"
+    return Contraction(left, right, out, left_axes, right_axes, batch + row + column, alpha)
+
+
+def of_tensordot(left: Tensor, right: Tensor, out: Tensor, axes: object) -> Contraction | None:
+    """Letters of a tensordot; `axes` as torch takes it: a number or two lists."""
+    if isinstance(axes, int):
+        places = list(range(left.dim() - axes, left.dim())), list(range(axes))
+    elif isinstance(axes, list | tuple) and all(isinstance(side, list | tuple) for side in axes):
+        places = [p % left.dim() for p in axes[0]], [p % right.dim() for p in axes[1]]
+    else:
+        return None
+    left_axes = list(_POOL[: left.dim()])
+    right_axes = list(_POOL[left.dim() : left.dim() + right.dim()])
+    for one, other in zip(*places, strict=True):
+        right_axes[other] = left_axes[one]
+    result = "".join(x for n, x in enumerate(left_axes) if n not in places[0])
+    result += "".join(x for n, x in enumerate(right_axes) if n not in places[1])
+    return Contraction(left, right, out, "".join(left_axes), "".join(right_axes), result)
+
+
+def of_multiply(left: Tensor, right: Tensor, out: Tensor) -> Contraction:
+    """Letters of `left * right`: nothing is contracted yet."""
+    letters = _POOL[: out.dim()]
+    left_axes = letters[out.dim() - left.dim() :]
+    return Contraction(left, right, out, left_axes, letters[out.dim() - right.dim() :], letters)
+
+
+def of_sum(product: Contraction, out: Tensor, axes: Sequence[int], keep: bool) -> Contraction:
+    """An elementwise product after a sum over some of its axes."""
+    gone = {product.out_axes[place] for place in axes}
+    spare = iter(x for x in _POOL if x not in product.out_axes)
+    kept = [next(spare) if x in gone else x for x in product.out_axes if keep or x not in gone]
+    return replace(product, out=out, out_axes="".join(kept))
 
 
 def of_einsum(equation: str, operands: Sequence[Tensor], out: Tensor) -> Contraction | None:

@@ -1,0 +1,5 @@
+"""Capture by data flow."""
+
+from kvtrace.record.flow.watch import FlowWatch
+
+__all__ = ["FlowWatch"]

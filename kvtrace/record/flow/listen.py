@@ -1,0 +1,235 @@
+"""From what the mode sees to attention calls that have proved themselves.
+
+Knows which module runs and how many sequences and tokens went in. Tells of every attention either
+a call, or why it could not be read; never both, never neither.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.flow.arrange import AmbiguousError, Sizes
+from kvtrace.record.flow.call import Certain, mixes, read
+from kvtrace.record.flow.explain import UnexplainedError
+from kvtrace.record.flow.follow import Args, Kwargs
+from kvtrace.record.flow.fused import of_flex, of_sdpa
+from kvtrace.record.flow.kvheads import unrepeated
+from kvtrace.record.flow.loops import COLLECTS, Loop, Waiting, together
+from kvtrace.record.flow.mode import Mix
+from kvtrace.record.flow.modules import Forwards, Frame
+from kvtrace.record.flow.places import place
+from kvtrace.record.flow.prove import FlowCall, refusal
+
+Sink = Callable[[AttentionCall], None]
+
+
+@dataclass(slots=True)
+class Listening:
+    """What has been seen so far.
+
+    Attributes:
+        forwards: Gives the module that runs.
+        sink: Takes finished calls.
+        sizes: Of the step that runs, as far as known.
+        reasons: Module and place of attention that was not read, and why.
+        notes: Sentences about what was assumed or looked at in another way.
+        refused: A fused kernel that hides its rows; set for the frame that called it.
+    """
+
+    forwards: Forwards
+    sink: Sink
+    sizes: Sizes = field(default_factory=Sizes)
+    reasons: dict[tuple[str, str], str] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+    last_parameter: Callable[[], Tensor | None] = lambda: None
+    refused: Frame | None = None
+    loop: Loop = field(default_factory=Loop)
+    _counts: Counter[str] = field(default_factory=Counter)
+    _certain: dict[tuple[str, int, int], Certain] = field(default_factory=dict)
+
+    def begin(self, sizes: Sizes) -> None:
+        """A new step: calls of a module are counted from 0 again."""
+        self.flush()
+        self._counts.clear()
+        self.sizes = sizes
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[list[AttentionCall]]:
+        """Keep the calls seen meanwhile in a list instead of telling of them."""
+        calls: list[AttentionCall] = []
+        self.flush()
+        sink, self.sink = self.sink, calls.append
+        try:
+            yield calls
+        finally:
+            self.flush()
+            self.sink = sink
+
+    # ------------------------------------------------------------------ what the mode tells
+
+    def consumed(self, name: str, args: Args) -> bool:
+        """Outputs of single heads are used: the loop over heads is over, unless it collects."""
+        if not self.loop.uses(args):
+            return False
+        if name in COLLECTS:
+            return True
+        self.flush()
+        return False
+
+    def mixed(self, mix: Mix) -> bool:
+        """Weights met values: read the call."""
+        if not mixes(mix.mark, mix.product, mix.weights_left):
+            return False
+        known = (mix.place, mix.product.left.dim(), mix.product.right.dim())
+        with _aside(mix.product.out), self._telling(mix.place):
+            before = self._certain.get(known)
+            found = read(mix.mark, mix.product, mix.weights_left, self._sizes(), before)
+            if found.certain is not None:
+                self._certain[known] = found.certain
+            self._take(replace(found.call, place=mix.place), mix.product.out)
+        return True
+
+    def fused(self, kind: str, args: Args, kwargs: Kwargs, out: Any) -> None:
+        """A fused call: its arguments say everything, or its module must be run again."""
+        if kind == "unfusable":
+            self.refused = self._frame()
+            return
+        where = place()[0]
+        first = out[0] if isinstance(out, tuple) else out
+        with _aside(first), self._telling(where):
+            if kind == "sdpa":
+                call = of_sdpa(args, kwargs, out, self._sizes(), where)
+            else:
+                call = of_flex(args, kwargs, out, where)
+            self._take(call, first)
+
+    # ------------------------------------------------------------------ proof and emission
+
+    def _take(self, call: FlowCall, output: Tensor) -> None:
+        call = unrepeated(call.detached)
+        why = refusal(call)
+        if why:
+            raise UnexplainedError(why)
+        if call.assumed:
+            self.notes[f"{self._path()}: {call.assumed}"] = None
+        frame = self._frame()
+        for running in self.forwards.stack[-1:]:
+            running.attended += 1
+        one = Waiting(call, self._path(), None if frame is None else type(frame.module))
+        if frame is None or call.queries.shape[1] > 1 or call.weights is not None:
+            self.flush()
+            self._emit(one)
+            return
+        if not self.loop.fits(one):
+            self.flush()
+        self.loop.add(one, output)
+
+    def flush(self) -> None:
+        """Hand on the heads that wait."""
+        waiting = self.loop.take()
+        if waiting:
+            one = together(waiting, self._around(waiting[0].path))
+            with _aside(one.call.output):
+                self._emit(replace(one, call=unrepeated(one.call)))
+
+    def _around(self, path: str) -> str:
+        """The innermost known module above heads.0."""
+        above = path.rpartition(".")[0]
+        running = [frame.path for frame in self.forwards.stack if above.startswith(frame.path)]
+        return running[-1] if running and running[-1] != path else above
+
+    def _emit(self, one: Waiting) -> None:
+        call, path = one.call, one.path
+        number = self._counts[path]
+        self._counts[path] += 1
+        self.sink(
+            AttentionCall(
+                module=path,
+                call=number,
+                layer=layer_of(path, number),
+                kind=kind_of(path),
+                queries=call.queries,
+                keys=call.keys,
+                values=call.values,
+                output=call.output,
+                scale=call.scale,
+                softcap=call.softcap,
+                visible=call.visible,
+                bias=call.bias,
+                sinks=call.sinks,
+                level=call.level,
+                code=call.place,
+            )
+        )
+
+    @contextmanager
+    def _telling(self, where: str) -> Iterator[None]:
+        """Turn what goes wrong while reading into a reason; the model never notices."""
+        try:
+            yield
+        except (AmbiguousError, UnexplainedError) as reason:
+            self._tell(where, str(reason))
+        except Exception as error:  # a tensor of a kind nobody foresaw must not stop the model
+            self._tell(where, f"{type(error).__name__}: {error}".splitlines()[0])
+
+    def _tell(self, where: str, reason: str) -> None:
+        self.reasons.setdefault((self._path(), where), reason)
+
+    # ------------------------------------------------------------------ where and how many
+
+    def _frame(self) -> Frame | None:
+        return self.forwards.stack[-1] if self.forwards.stack else None
+
+    def _path(self) -> str:
+        frame = self._frame()
+        if frame is not None:
+            return frame.path
+        owner = self.forwards.owner_of(self.last_parameter())
+        return place()[1] if owner is None else owner
+
+    def _sizes(self) -> Sizes:
+        """Sequences and tokens of the step, and of the module's own input."""
+        frame = self._frame()
+        inner = (
+            ()
+            if frame is None
+            else tuple(
+                x.shape[1] for x in frame.tensors() if x.dim() == 3 and x.dtype.is_floating_point
+            )[:1]
+        )
+        return Sizes(self.sizes.batch, (*inner, *self.sizes.tokens))
+
+
+def layer_of(path: str, number: int) -> int:
+    """The first number in a module's path; without one, the n-th call is the layer."""
+    found = re.search(r"(?:^|[._])(\d+)(?:[._]|$)", path)
+    return int(found.group(1)) if found else number
+
+
+def kind_of(path: str) -> str:
+    """Cross, encoder or self attention, as the path of the module says."""
+    lower = path.lower()
+    if re.search(r"cross|encoder_attn|enc_dec|encdecattention", lower):
+        return "cross"
+    return "encoder" if re.search(r"(^|\.)encoder\.", lower) else "self"
+
+
+@contextmanager
+def _aside(like: Tensor) -> Iterator[None]:
+    """Calculate beside the model: no graph, no autocast."""
+    device = like.device.type
+    with torch.no_grad():
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                yield
+        else:
+            yield

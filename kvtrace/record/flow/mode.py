@@ -1,0 +1,359 @@
+"""The function mode: every torch function passes here while a watched module runs.
+
+Products start marks or close an attention call, fused calls are read from their arguments,
+everything else is followed. The function itself always runs as it was called, so results are the
+same bits as without.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from kvtrace.record.flow.contraction import (
+    Contraction,
+    of_einsum,
+    of_matmul,
+    of_multiply,
+    of_sum,
+    of_tensordot,
+)
+from kvtrace.record.flow.follow import (
+    Args,
+    Function,
+    Kwargs,
+    argument,
+    followed,
+    multiplied,
+    opaque,
+    sum_axes,
+    unsummed,
+)
+from kvtrace.record.flow.loops import Loop
+from kvtrace.record.flow.marks import Mark, Marks, Stage, start
+from kvtrace.record.flow.names import KEEPS_PARAMETER, MATMUL, MULTIPLY
+from kvtrace.record.flow.places import place
+
+PENDING = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """A product of marked weights with something: the end of an attention call.
+
+    Attributes:
+        mark: Of the weights.
+        product: Weights · values.
+        weights_left: Which operand holds the weights.
+        place: "file.py:line" of the product.
+    """
+
+    mark: Mark
+    product: Contraction
+    weights_left: bool
+    place: str
+
+
+class Listener(Protocol):
+    """Who is told what the mode sees."""
+
+    def mixed(self, mix: Mix) -> bool:
+        """Weights were multiplied with something; whether that contracted the key axis."""
+
+    def fused(self, kind: str, args: Args, kwargs: Kwargs, out: Any) -> None:
+        """A fused attention call: "sdpa", "flex" or "unfusable"."""
+
+    @property
+    def loop(self) -> Loop:
+        """Calls with one head that wait for the next one."""
+
+    def consumed(self, name: str, args: Args) -> bool:
+        """A function is about to take outputs; whether its result still is one of them."""
+
+
+class FlowMode(TorchFunctionMode):
+    """Follows scores to outputs; one instance a thread."""
+
+    def __init__(self, listener: Listener, is_parameter: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.marks = Marks()
+        self.last_parameter: Tensor | None = None
+        self._listener = listener
+        self._is_owned = is_parameter
+        self._tainted: dict[int, weakref.ref[Tensor]] = {}
+        self._pending: list[tuple[tuple[int, ...], Mark]] = []
+        self._handlers: dict[str, Callable[[Function, Args, Kwargs], Any]] = {
+            **dict.fromkeys(MATMUL, self._matmul),
+            **dict.fromkeys(MULTIPLY, self._multiply),
+            "__rmatmul__": self._matmul_reversed,
+            **dict.fromkeys(("baddbmm", "baddbmm_", "addmm"), self._baddbmm),
+            "einsum": self._einsum,
+            "tensordot": self._tensordot,
+            "sum": self._sum,
+            "linear": self._linear,
+            "scaled_dot_product_attention": self._sdpa,
+            "flex_attention": self._flex,
+            "multi_head_attention_forward": self._multi_head,
+            "_native_multi_head_attention": self._unfusable,
+            "_transformer_encoder_layer_fwd": self._unfusable,
+        }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See one torch function."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        loop = self._listener.loop
+        if loop.waiting and self._listener.consumed(name, args):
+            out = self._seen(name, func, args, kwargs)
+            loop.carry(out if isinstance(out, Tensor) else args[0])
+            return out
+        return self._seen(name, func, args, kwargs)
+
+    def _seen(self, name: str, func: Any, args: Args, kwargs: Kwargs) -> Any:
+        handler = self._handlers.get(name)
+        if handler is not None:
+            return handler(func, args, kwargs)
+        if args and name in KEEPS_PARAMETER and self._taints(args, kwargs):
+            out = func(*args, **kwargs)
+            if isinstance(out, Tensor):
+                self._taint(out)
+            return out
+        if self.marks:
+            return followed(self.marks, func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def forget(self) -> None:
+        """Drop all marks: a forward is over."""
+        self.marks.clear()
+        self._pending.clear()
+        self.last_parameter = None
+
+    # ------------------------------------------------------------------ parameters
+
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter, a view of one, or made of parameters alone."""
+        if isinstance(tensor, nn.Parameter) or self._is_tainted(tensor):
+            return True
+        return self._is_owned(tensor)
+
+    def _is_tainted(self, tensor: Tensor) -> bool:
+        held = self._tainted.get(id(tensor))
+        return held is not None and held() is tensor
+
+    def _taints(self, args: Args, kwargs: Kwargs) -> bool:
+        first = args[0]
+        if type(first) in (list, tuple):
+            first = first[0] if first else None
+        if not (isinstance(first, nn.Parameter) or self._is_tainted(first)):
+            return False
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        for value in args:
+            if type(value) in (list, tuple):
+                tensors += [x for x in value if isinstance(x, Tensor)]
+        return all(
+            isinstance(x, nn.Parameter) or self._is_tainted(x) or not x.dtype.is_floating_point
+            for x in tensors
+        )
+
+    def _taint(self, tensor: Tensor) -> None:
+        key, tainted = id(tensor), self._tainted
+
+        def forget(gone: weakref.ref[Tensor]) -> None:
+            if tainted.get(key) is gone:
+                del tainted[key]
+
+        tainted[key] = weakref.ref(tensor, forget)
+
+    # ------------------------------------------------------------------ products
+
+    def _matmul(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        out = func(*args, **kwargs)
+        left = argument(args, kwargs, 0, "input", kwargs.get("self"))
+        right = argument(args, kwargs, 1, "other", kwargs.get("mat2", kwargs.get("vec")))
+        if isinstance(left, Tensor) and isinstance(right, Tensor) and isinstance(out, Tensor):
+            self._product(left, right, lambda: of_matmul(left, right, out))
+        return out
+
+    def _matmul_reversed(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        out = func(*args, **kwargs)
+        right, left = args[0], args[1]
+        if isinstance(left, Tensor) and isinstance(out, Tensor):
+            self._product(left, right, lambda: of_matmul(left, right, out))
+        return out
+
+    def _baddbmm(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        out = func(*args, **kwargs)
+        name = "mat" if func.__name__ == "addmm" else "batch"
+        left = argument(args, kwargs, 1, f"{name}1")
+        right = argument(args, kwargs, 2, f"{name}2")
+        alpha, beta = float(kwargs.get("alpha", 1)), kwargs.get("beta", 1)
+        if isinstance(left, Tensor) and isinstance(right, Tensor):
+            added = bool(beta)
+            self._product(left, right, lambda: of_matmul(left, right, out, alpha), added=added)
+        return out
+
+    def _einsum(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        out = func(*args, **kwargs)
+        operands = args[1:]
+        if len(operands) == 1 and isinstance(operands[0], list | tuple):
+            operands = operands[0]
+        if isinstance(args[0], str) and len(operands) == 2:
+            left, right = operands
+            self._product(left, right, lambda: of_einsum(args[0], operands, out))
+        elif len(args) >= 4 and isinstance(args[0], Tensor):
+            self._sublists(args, out)
+        return out
+
+    def _sublists(self, args: Args, out: Tensor) -> None:
+        """einsum(left, [0, 1], right, [1, 2], [0, 2])."""
+        if len(args) not in (4, 5) or not isinstance(args[2], Tensor):
+            return
+        terms = [
+            "".join(chr(97 + n) if isinstance(n, int) else "..." for n in x)
+            for x in (args[1], args[3], *args[4:])
+        ]
+        equation = ",".join(terms[:2]) + ("->" + terms[2] if len(terms) == 3 else "")
+        left, right = args[0], args[2]
+        self._product(left, right, lambda: of_einsum(equation, (left, right), out))
+
+    def _tensordot(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        out = func(*args, **kwargs)
+        axes = argument(args, kwargs, 2, "dims", 2)
+        left, right = args[0], args[1]
+        self._product(left, right, lambda: of_tensordot(left, right, out, axes))
+        return out
+
+    def _multiply(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        left, right = args[0], argument(args, kwargs, 1, "other")
+        if not isinstance(right, Tensor) or not isinstance(left, Tensor):
+            return self._plain(func, args, kwargs)
+        first, second = self.marks.get(left), self.marks.get(right)
+        weights = first or second
+        if weights is not None and (weights.stage is not Stage.WEIGHTS or (first and second)):
+            return followed(self.marks, func, args, kwargs)
+        out = func(*args, **kwargs)
+        of = left if first else right
+        if weights is not None and out.shape == of.shape:
+            mark = self.marks.get(of)
+            assert mark is not None
+            self.marks.set(out, replace(mark, changed=(*mark.changed, func.__name__)))
+        elif multiplied(left, right, out) and not self._by_parameter(left, right):
+            product = of_multiply(left, right, out)
+            self.marks.set(out, unsummed(weights, product, "" if weights else place()[0]))
+        return out
+
+    def _sum(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        out = func(*args, **kwargs)
+        x = args[0] if args else kwargs.get("input")
+        mark = self.marks.get(x)
+        if mark is None or mark.mixed is None or not isinstance(x, Tensor):
+            return out
+        axes = sum_axes(x, args, kwargs)
+        if axes is None:
+            return out
+        keep = bool(argument(args, kwargs, 2, "keepdim", False))
+        product = of_sum(mark.mixed, out, axes, keep)
+        if mark.stage is Stage.MIXED:
+            left = self.marks.get(product.left) is not None
+            self._listener.mixed(Mix(mark, product, left, place()[0]))
+        elif product.contracted:
+            self._begin(product)
+        return out
+
+    def _linear(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        weight = argument(args, kwargs, 1, "weight")
+        self.last_parameter = weight
+        return func(*args, **kwargs)
+
+    def _plain(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        if self.marks:
+            return followed(self.marks, func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _by_parameter(self, left: Tensor, right: Tensor) -> bool:
+        for side in (left, right):
+            if self.is_parameter(side):
+                self.last_parameter = side
+                return True
+        return False
+
+    def _product(
+        self,
+        left: Any,
+        right: Any,
+        read: Callable[[], Contraction | None],
+        *,
+        added: bool = False,
+    ) -> None:
+        """A product of two tensors: the end of an attention call, the start of one, or neither."""
+        if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
+            return
+        if self._by_parameter(left, right):
+            return
+        product = read()
+        if product is None or not product.out.dtype.is_floating_point or not product.contracted:
+            return
+        first, second = self._weights(left), self._weights(right)
+        if (first is None) != (second is None):
+            mark = first or second
+            assert mark is not None
+            if self._listener.mixed(Mix(mark, product, first is not None, place()[0])):
+                return
+        self._begin(product, added=added)
+
+    def _weights(self, tensor: Tensor) -> Mark | None:
+        """The mark of weights, those from a scripted softmax included."""
+        mark = self.marks.get(tensor)
+        if mark is not None:
+            return mark if mark.stage is Stage.WEIGHTS else None
+        for shape, scores in reversed(self._pending):
+            if shape == tuple(tensor.shape) and tensor.dtype.is_floating_point:
+                found = opaque(scores, tensor)
+                if found is not None:
+                    return found
+        return None
+
+    def _begin(self, product: Contraction, *, added: bool = False) -> None:
+        mark = start(product, place()[0])
+        if added:
+            mark = replace(mark, added=True)
+        self.marks.set(product.out, mark)
+        self._pending = [*self._pending[1 - PENDING :], (tuple(product.out.shape), mark)]
+
+    # ------------------------------------------------------------------ fused calls
+
+    def _sdpa(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        out = func(*args, **kwargs)
+        self._listener.fused("sdpa", args, kwargs, out)
+        return out
+
+    def _flex(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        out = func(*args, **kwargs)
+        self._listener.fused("flex", args, kwargs, out)
+        return out
+
+    def _unfusable(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        out = func(*args, **kwargs)
+        self._listener.fused("unfusable", args, kwargs, out)
+        return out
+
+    def _multi_head(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
+        """F.multi_head_attention_forward, looked into: its body with this mode on."""
+        with self:
+            return _without_override(func)(*args, **kwargs)
+
+
+def _without_override(function: types.FunctionType) -> Callable[..., Any]:
+    """The same code, not handing itself to the mode again."""
+    names = {**function.__globals__, "has_torch_function": lambda *_: False}
+    same = types.FunctionType(
+        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
+    )
+    same.__kwdefaults__ = function.__kwdefaults__
+    return same

@@ -1,0 +1,166 @@
+"""Which module is running: `forward` is patched at class level while watching.
+
+Module hooks never fire when code calls `.forward()` itself, so the classes are patched, and given
+back on exit whatever happens. Modules of `torch.nn` without children are left alone: they attend
+to nothing and are called most often.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Forward = Callable[..., Any]
+Around = Callable[["Frame", Callable[[], Any]], Any]
+"""(frame, run the forward) → its result."""
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """One running `forward`.
+
+    Attributes:
+        module: The module; None where no module runs.
+        path: As the model calls it.
+        outermost: No other module was running.
+        forward: The original, with its arguments, to run it again.
+        attended: Attention calls seen so far, those of modules below included.
+    """
+
+    module: nn.Module | None
+    path: str
+    outermost: bool
+    forward: Callable[[], Any]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    attended: int = 0
+
+    def tensors(self) -> Iterable[Tensor]:
+        """Tensors among the arguments, in order."""
+        given, named = self.arguments
+        return (x for x in (*given, *named.values()) if isinstance(x, Tensor))
+
+
+@dataclass(slots=True)
+class Forwards:
+    """The patch, and the stack of running modules.
+
+    Attributes:
+        around: Called for every forward.
+        stack: Running forwards, outermost first.
+        paths: Path of each known module, by identity.
+    """
+
+    around: Around
+    stack: list[Frame] = field(default_factory=list)
+    paths: dict[int, str] = field(default_factory=dict)
+    parameters: dict[int, str] = field(default_factory=dict)
+    scripted: list[str] = field(default_factory=list)
+    compiled: list[str] = field(default_factory=list)
+    _roots: list[nn.Module] = field(default_factory=list)
+    _classes: dict[type, Forward] = field(default_factory=dict)
+    _instances: dict[int, tuple[nn.Module, Forward]] = field(default_factory=dict)
+
+    def adopt(self, root: nn.Module) -> None:
+        """Learn the modules of a model and patch their classes."""
+        if id(root) in self.paths:
+            return
+        self._roots.append(root)
+        for path, module in root.named_modules():
+            self._adopt(path, module)
+        for path, parameter in root.named_parameters(remove_duplicate=False):
+            self.parameters.setdefault(id(parameter), path)
+
+    def _adopt(self, path: str, module: nn.Module) -> None:
+        self.paths.setdefault(id(module), path)
+        if isinstance(module, torch.jit.ScriptModule):
+            self.scripted.append(path)
+            return
+        if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
+            self.compiled.append(path)
+        if "forward" in module.__dict__:
+            self._patch_instance(module)
+        owner = next((cls for cls in type(module).__mro__ if "forward" in cls.__dict__), nn.Module)
+        leaf = owner.__module__.startswith("torch.nn.") and not any(module.children())
+        if owner is not nn.Module and owner not in self._classes and not leaf:
+            self._patch_class(owner)
+
+    def _patch_class(self, owner: type) -> None:
+        original = owner.__dict__["forward"]
+        if not callable(original):
+            return
+        call = self._call
+
+        @functools.wraps(original)
+        def forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            return call(original, module, args, kwargs)
+
+        self._classes[owner] = original
+        owner.forward = forward  # type: ignore[attr-defined]
+
+    def _patch_instance(self, module: nn.Module) -> None:
+        original = module.__dict__["forward"]
+        call = self._call
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return call(lambda _, *a, **k: original(*a, **k), module, args, kwargs)
+
+        self._instances[id(module)] = (module, original)
+        module.__dict__["forward"] = forward
+
+    def _call(
+        self, original: Forward, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        stack = self.stack
+        if stack and stack[-1].module is module:  # super().forward()
+            return original(module, *args, **kwargs)
+        path = self.paths.get(id(module))
+        if path is None:
+            path = self._learn(module)
+        run = functools.partial(original, module, *args, **kwargs)
+        frame = Frame(module, path, not stack, run, (args, kwargs))
+        stack.append(frame)
+        try:
+            return self.around(frame, run)
+        finally:
+            stack.pop()
+            if stack:
+                stack[-1].attended += frame.attended
+
+    def _learn(self, module: nn.Module) -> str:
+        """The path of a module that was not there before: added later, or of another model."""
+        for root in self._roots:
+            for path, found in root.named_modules():
+                if found is module:
+                    self.paths[id(module)] = str(path)
+                    return str(path)
+        if self.stack:
+            return f"{self.stack[-1].path}.{type(module).__name__}".lstrip(".")
+        self.adopt(module)
+        return ""
+
+    def undo(self) -> None:
+        """Give every class and module its own forward back."""
+        for owner, original in self._classes.items():
+            owner.forward = original  # type: ignore[attr-defined]
+        for module, original in self._instances.values():
+            module.__dict__["forward"] = original
+        self._classes.clear()
+        self._instances.clear()
+        self.stack.clear()
+        self.paths.clear()
+        self.parameters.clear()
+        self._roots.clear()
+
+    def owner_of(self, parameter: Tensor | None) -> str | None:
+        """Path of the module that owns a parameter, as far as it names a place in the model."""
+        path = self.parameters.get(id(parameter)) if parameter is not None else None
+        if path is None:
+            return None
+        parts = path.split(".")
+        return ".".join(parts[: -2 if len(parts) > 2 else -1])

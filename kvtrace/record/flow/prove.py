@@ -1,0 +1,137 @@
+"""Softmax attention written out plainly: what a recorded call must be able to repeat.
+
+softmax(softcap(q·kᵀ·scale) + bias + mask, sinks)·v as in "Attention Is All You Need" (Vaswani et
+al., 2017, eq. 1), with Gemma 2's softcap and gpt-oss' sinks; calculated in float32, or in float64
+where the model does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import isnan
+
+import torch
+from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowCall:
+    """An attention call that was seen by what it did.
+
+    Attributes:
+        queries: [sequences, heads, new, key_dim].
+        keys: [sequences, kv_heads, seq, key_dim], as multiplied.
+        values: [sequences, kv_heads, seq, value_dim].
+        output: [sequences, heads, new, value_dim].
+        scale, softcap: Applied to q·kᵀ.
+        visible: Bool, broadcasts to [sequences, heads, new, seq]; None: everything.
+        bias: Additive, float32, same shape; None without one.
+        sinks: Logit of one extra column per head, [heads]; None without one.
+        level: 2 SDPA and other fused calls, 3 softmax pattern.
+        place: "file.py:line" in the model's code.
+        weights: What the softmax made, where something random came after it.
+        assumed: What was taken by convention, in a few words.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    output: Tensor
+    scale: float
+    softcap: float | None = None
+    visible: Tensor | None = None
+    bias: Tensor | None = None
+    sinks: Tensor | None = None
+    level: int = 3
+    place: str = ""
+    weights: Tensor | None = None
+    assumed: str = ""
+
+    @property
+    def detached(self) -> FlowCall:
+        """The same without a graph behind it."""
+        q, k, v = self.queries.detach(), self.keys.detach(), self.values.detach()
+        return replace(self, queries=q, keys=k, values=v, output=self.output.detach())
+
+
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype to calculate in."""
+    double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if double else torch.float32
+
+
+def rounding(*tensors: Tensor) -> float:
+    """The coarsest step of the dtypes involved, relative to 1."""
+    return max(torch.finfo(tensor.dtype).eps for tensor in tensors)
+
+
+def products(queries: Tensor, keys: Tensor) -> Tensor:
+    """q·kᵀ, query head h with kv head h // (heads // kv_heads); [sequences, heads, new, seq]."""
+    batch, heads, new, dim = queries.shape
+    kv_heads = keys.shape[1]
+    wide = wide_dtype(queries, keys)
+    grouped = queries.to(wide).reshape(batch, kv_heads, heads // kv_heads * new, dim)
+    return (grouped @ keys.to(wide).mT).reshape(batch, heads, new, keys.shape[2])
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Cap scores: softcap · tanh(scores / softcap)."""
+    return scores if not softcap else softcap * torch.tanh(scores / softcap)
+
+
+def weights_of(call: FlowCall) -> tuple[Tensor, Tensor]:
+    """Attention weights, and the logits before the mask, [sequences, heads, new, seq] each.
+
+    A query that sees nothing gets zero weights.
+    """
+    logits = capped(products(call.queries, call.keys) * call.scale, call.softcap)
+    if call.bias is not None:
+        logits = logits + call.bias
+    hidden = logits
+    if call.visible is not None:
+        hidden = logits.masked_fill(~call.visible, float("-inf"))
+    if call.sinks is not None:
+        column = call.sinks.to(logits.dtype)[None, :, None, None]
+        column = column.expand(*logits.shape[:-1], 1)
+        weights = torch.softmax(torch.cat([hidden, column], -1), -1)[..., :-1]
+    else:
+        weights = torch.softmax(hidden, -1)
+    return (weights if call.visible is None else weights.nan_to_num(0.0)), logits
+
+
+def mixed(weights: Tensor, values: Tensor) -> Tensor:
+    """weights·v, [sequences, heads, new, value_dim]."""
+    batch, heads, new, seq = weights.shape
+    kv_heads = values.shape[1]
+    grouped = weights.reshape(batch, kv_heads, heads // kv_heads * new, seq)
+    return (grouped @ values.to(weights.dtype)).reshape(batch, heads, new, -1)
+
+
+def refusal(call: FlowCall) -> str:
+    """Why the call does not repeat what the model calculated; empty when it does.
+
+    Rows that see nothing are left out: fused kernels disagree on them. Tolerance: logits round to
+    eps·|logits|, which moves the weights by as much relatively, and the output by that times |v|.
+    """
+    weights, logits = weights_of(call)
+    if call.weights is not None:
+        found, expected, size = call.weights, weights, 1.0
+    else:
+        found, expected = call.output, mixed(weights, call.values)
+        size = float(call.values.abs().amax()) if call.values.numel() else 0.0
+    if not expected.numel():
+        return "it is empty"
+    visible = call.visible
+    seen = logits if visible is None else torch.where(visible, logits, 0.0)
+    eps = rounding(call.queries, call.keys, call.values, call.output)
+    low = any(x.dtype in HALF for x in (call.queries, call.keys, call.values, call.output))
+    allowed = (2 if low else 16) * eps * (1.0 + float(seen.abs().amax())) * size
+    differs = (found.to(expected.dtype) - expected).abs()
+    if visible is not None:
+        differs = differs.masked_fill(~visible.any(-1, keepdim=True), 0.0)
+    error = float(differs.amax())
+    if error <= allowed or (isnan(error) and not bool(call.output.isfinite().all())):
+        return ""
+    return f"softmax(q·kᵀ·scale)·v differs from its output by {error:.2g}, allowed {allowed:.2g}"

@@ -1,0 +1,223 @@
+"""See attention in any torch code while it runs: `with FlowWatch(model, sink=calls.append):`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kvtrace.record.flow.arrange import Sizes
+from kvtrace.record.flow.listen import Listening, Sink
+from kvtrace.record.flow.mode import FlowMode
+from kvtrace.record.flow.modules import Forwards, Frame
+
+Only = Callable[[str, nn.Module], bool]
+
+_FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+class FlowWatch:
+    """Watches models, and plain functions around them, for attention.
+
+    While active, `forward` of the models' classes is patched and one torch function mode is on;
+    both are gone on exit. Results keep their bits. torch.compile'd code runs eagerly.
+
+    Args:
+        models: Models whose modules are to be named; more may be adopted later.
+        sink: Called with each AttentionCall, in the forward that made it. Keys and values are
+            references: copy what must outlive the forward.
+        only: Watch only inside of modules for which this is true, (path, module) → bool; the
+            rest of the model runs at full speed. None: watch everything, functions too.
+    """
+
+    def __init__(self, *models: nn.Module, sink: Sink, only: Only | None = None) -> None:
+        self._models = list(models)
+        self._only = only
+        self._forwards = Forwards(self._around)
+        self._listening = Listening(self._forwards, sink)
+        self._mode = FlowMode(self._listening, self._owns)
+        self._listening.last_parameter = lambda: self._mode.last_parameter
+        self._storages: set[int] = set()
+        self._chosen: dict[int, bool] = {}
+        self._depth = 0
+        self._stack = contextlib.ExitStack()
+        self._scripted: tuple[str, ...] = ()
+        self._silent: dict[str, str] = {}
+
+    # ------------------------------------------------------------------ on and off
+
+    def __enter__(self) -> FlowWatch:
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._forwards.undo)
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            for model in self._models:
+                self.adopt(model)
+            if self._only is None:
+                stack.enter_context(self._watching())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._listening.flush()
+        finally:
+            self._stack.close()
+            self._mode.forget()
+
+    def adopt(self, model: nn.Module) -> None:
+        """Watch one more model."""
+        self._forwards.adopt(model)
+        for parameter in model.parameters():
+            if parameter.device.type != "meta" and parameter.numel():
+                self._storages.add(parameter.untyped_storage().data_ptr())
+        for path in self._forwards.compiled:
+            name = path or type(model).__name__
+            self._listening.notes[f"{name}: compiled code was run eagerly"] = None
+
+    def begin_step(self, batch: int | None = None, tokens: int | None = None) -> None:
+        """Say that a step begins, where no watched model's own forward does.
+
+        Args:
+            batch: Sequences, if known.
+            tokens: New tokens per sequence, if known.
+        """
+        self._listening.begin(Sizes(batch, () if tokens is None else (tokens,)))
+
+    # ------------------------------------------------------------------ what was not seen
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Sentences: attention that could not be read, and code that nobody can look into."""
+        told = [
+            f"{path or 'the model'} ({where}): {reason}"
+            for (path, where), reason in self._listening.reasons.items()
+        ]
+        scripted = [
+            f"{path or 'the model'}: scripted, can't be seen" for path in self._forwards.scripted
+        ]
+        silent = [f"{path}: {why}" for path, why in self._silent.items()]
+        return (*told, *scripted, *silent)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences: what was assumed, and what was looked at in another way than it ran."""
+        return tuple(self._listening.notes)
+
+    # ------------------------------------------------------------------ around each forward
+
+    def _around(self, frame: Frame, run: Callable[[], Any]) -> Any:
+        if frame.outermost:
+            self._listening.begin(_sizes_of(frame))
+        if not self._is_chosen(frame):
+            return run()
+        with self._watching():
+            out = self._fast(frame, run) if isinstance(frame.module, _FAST_PATHS) else run()
+        self._after(frame, out)
+        return out
+
+    def _after(self, frame: Frame, out: Any) -> None:
+        loop = self._listening.loop
+        if loop.waiting and isinstance(out, Tensor):
+            loop.carry(out)
+        if frame.outermost:
+            self._listening.flush()
+            self._mode.forget()
+        name = type(frame.module).__name__.lower()
+        if frame.attended:
+            self._silent.pop(frame.path, None)
+        elif "attention" in name or "attn" in name:
+            self._silent.setdefault(frame.path, "named attention, but none was seen in it")
+
+    def _is_chosen(self, frame: Frame) -> bool:
+        if self._only is None or self._depth:
+            return True
+        assert frame.module is not None
+        key = id(frame.module)
+        if key not in self._chosen:
+            self._chosen[key] = bool(self._only(frame.path, frame.module))
+        return self._chosen[key]
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """The mode, switched on once."""
+        self._depth += 1
+        try:
+            if self._depth > 1:
+                yield
+            else:
+                with self._mode:
+                    yield
+        finally:
+            self._depth -= 1
+
+    def _owns(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in the memory of a parameter."""
+        try:
+            return tensor.untyped_storage().data_ptr() in self._storages
+        except (RuntimeError, NotImplementedError):  # no storage: a wrapper, or functorch
+            return False
+
+    # ------------------------------------------------------------------ torch's own fast paths
+
+    def _fast(self, frame: Frame, run: Callable[[], Any]) -> Any:
+        """Let torch's fused layers take their fast path, as they would unwatched.
+
+        Their rows are nowhere to be seen; where one ran, the module is run again unfused, and what
+        that shows counts if it makes the same output.
+        """
+        listening = self._listening
+        with _has_torch_function(_overridden):
+            out = run()
+        if listening.refused is not frame:
+            return out
+        listening.refused = None
+        with listening.rehearsal() as calls, torch.no_grad(), _has_torch_function(lambda _: True):
+            again = frame.forward()
+        first, second = (x[0] if isinstance(x, tuple) else x for x in (out, again))
+        if torch.allclose(first, second, rtol=1e-3, atol=1e-4):
+            listening.notes[
+                f"{frame.path}: a fused kernel hides its rows; calculated again without it"
+            ] = None
+            for call in calls:
+                listening.sink(call)
+        else:
+            listening.reasons[(frame.path, "fused kernel")] = "run unfused, it gives another result"
+        return out
+
+
+@contextlib.contextmanager
+def _has_torch_function(answer: Callable[[Any], bool]) -> Iterator[None]:
+    """Another answer to what torch's fused layers ask before they take their fast path."""
+    original = torch.overrides.has_torch_function
+    torch.overrides.has_torch_function = answer  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.overrides.has_torch_function = original
+
+
+def _overridden(tensors: Any) -> bool:
+    """Whether a tensor subclass, not a mode, wants to see the call."""
+    return any(isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter) for x in tensors)
+
+
+def _sizes_of(frame: Frame) -> Sizes:
+    """Sequences and tokens: token ids [sequences, tokens] or [tokens], else embeddings."""
+    tensors = list(frame.tensors())
+    for x in tensors:
+        if x.dtype in (torch.int32, torch.int64) and x.numel() and x.dim() in (1, 2):
+            return Sizes(x.shape[0] if x.dim() == 2 else 1, (x.shape[-1],))
+    for x in tensors:
+        if x.dtype.is_floating_point and x.dim() == 3:
+            return Sizes(x.shape[0], (x.shape[1],))
+    return Sizes()
