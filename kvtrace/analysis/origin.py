@@ -16,6 +16,7 @@ from kvtrace.analysis.changes import cells_of, evicted_cells
 from kvtrace.analysis.tensors import attended_runs
 from kvtrace.errors import MissingError
 from kvtrace.trace import Step, Trace
+from kvtrace.trace.view import expanded
 
 UNKNOWN = -1
 
@@ -82,8 +83,8 @@ def attended_rows(trace: Trace, number: int, layer: int, sequence: int = 0) -> R
     runs = attended_runs(trace, number, layer, sequence)
     return Rows(
         cells_of(runs),
-        _expand([(run.slot, run.count) for run in runs]),
-        _expand([(run.position, run.count) for run in runs]),
+        expanded([(run.slot, run.count) for run in runs]),
+        expanded([(run.position, run.count) for run in runs]),
     )
 
 
@@ -213,9 +214,3 @@ def _step(trace: Trace, number: int) -> Step | None:
         return trace.step(number)
     except MissingError:
         return None
-
-
-def _expand(ranges: list[tuple[int, int]]) -> NDArray[np.int64]:
-    """Concatenate [first, first + count) for each pair."""
-    parts = [np.arange(first, first + count, dtype=np.int64) for first, count in ranges]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)

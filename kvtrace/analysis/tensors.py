@@ -7,10 +7,13 @@ this step, [new, dim].
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kvtrace.errors import MissingError
 from kvtrace.trace import CACHED, Site, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.step import Runs
+from kvtrace.trace.view import expanded
 
 CACHE_TENSORS = (Tensor.KEYS, Tensor.VALUES)
 
@@ -30,26 +33,6 @@ def attended_runs(trace: Trace, number: int, layer: int, sequence: int = 0) -> R
     return attended[sequence] if sequence < len(attended) else ()
 
 
-def cell_rows(
-    trace: Trace, layer: int, tensor: Tensor, kv_head: int, first: int, count: int, lane: str
-) -> Floats:
-    """K or V of consecutive cells of the cache layer a site reads, [count, dim].
-
-    NaN where another lane has none of them.
-
-    Raises:
-        TraceError: The rows are damaged.
-    """
-    store = trace.cache_layer(layer)
-    found = trace.meta.lane(lane)
-    raw = trace.source.cells(store.index, tensor, first, count, lane, kv_head)
-    if raw is None:
-        dim = store.key_dim if tensor is Tensor.KEYS else store.value_dim
-        return np.full((count, dim), np.nan, np.float32)
-    rows: Floats = dtypes.widen(raw, store.dtype if found is None else found.dtype)[0]
-    return rows
-
-
 def head_rows(
     trace: Trace,
     number: int,
@@ -67,14 +50,114 @@ def head_rows(
         MissingError: The site did not attend in this step.
         TraceError: The rows are damaged.
     """
+    if lane != CACHED:
+        return _lane_rows(trace, number, layer, tensor, head, sequence, lane)
+    own = tensor_head(trace.site(layer), tensor, head)
+    if tensor not in CACHE_TENSORS:
+        rows = trace.rows(number, layer, tensor, sequence, head=own)
+        return None if rows is None else rows[0]
+    runs = attended_runs(trace, number, layer, sequence)
+    parts = [cell_rows(trace, layer, tensor, own, run.cell, run.count) for run in runs]
+    if not parts:
+        return np.zeros((0, _width(trace, layer, tensor)), np.float32)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def cell_rows(
+    trace: Trace, layer: int, tensor: Tensor, kv_head: int, first: int, count: int
+) -> Floats:
+    """K or V of consecutive cells of the cache layer a site reads, [count, dim].
+
+    Raises:
+        TraceError: The rows are damaged, or not there.
+    """
+    store = trace.cache_layer(layer)
+    raw = trace.source.cells(store.index, tensor, first, count, CACHED, kv_head)
+    if raw is None:
+        raise MissingError(
+            f"{trace.name}: layer {layer}: {tensor.name.lower()} of cells {first} to "
+            f"{first + count - 1} are not recorded."
+        )
+    rows: Floats = dtypes.widen(raw, store.dtype)[0]
+    return rows
+
+
+def pass_rows(
+    trace: Trace, lane: str, place: tuple[int, int], layer: int, tensor: Tensor, own: int
+) -> Floats | None:
+    """Rows of one head over all places of a lane's own forward, [places, dim].
+
+    Args:
+        trace: The trace.
+        lane: Name of the lane.
+        place: Number of the pass, and the sequence in it.
+        layer: Site.
+        tensor: Which tensor.
+        own: Head of that tensor: a kv head for K and V.
+
+    Raises:
+        TraceError: The rows are damaged.
+    """
+    found = trace.meta.lane(lane)
     site = trace.site(layer)
-    own = tensor_head(site, tensor, head)
+    index = site.reads if tensor in CACHE_TENSORS else site.index
+    raw = trace.source.pass_rows(lane, place[0], tensor, index, own)
+    if raw is None or found is None:
+        return None
+    rows: Floats = dtypes.widen(raw[place[1]], found.dtype)[0]
+    return rows
+
+
+def places_of(positions: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Place of each wanted position among the positions of a pass; -1 where it is not there."""
+    if positions.size == 0:
+        return np.full(wanted.size, -1, np.int64)
+    order = np.argsort(positions, kind="stable")
+    at = np.minimum(np.searchsorted(positions[order], wanted), positions.size - 1)
+    places = order[at]
+    return np.where(positions[places] == wanted, places, -1)
+
+
+def at_places(rows: Floats, places: NDArray[np.int64]) -> Floats:
+    """Rows of a pass at some places, [len(places), dim]; NaN where a place is -1."""
+    taken = rows[np.clip(places, 0, len(rows) - 1)]
+    absent = (places < 0) | (places >= len(rows))
+    if absent.any():
+        taken = np.where(absent[:, None], np.float32(np.nan), taken)
+    return taken
+
+
+def _lane_rows(
+    trace: Trace, number: int, layer: int, tensor: Tensor, head: int, sequence: int, lane: str
+) -> Floats | None:
+    """Rows of another lane that stand for the cached lane's."""
+    reference = trace.reference(number, sequence, lane)
+    own = tensor_head(trace.site(layer), tensor, head)
+    if reference is None:
+        return _filed_rows(trace, number, layer, tensor, own, sequence, lane)
+    rows = reference.rows(layer, tensor, own)
+    if rows is None:
+        return None
+    if tensor not in CACHE_TENSORS:
+        return rows[0, reference.first :]
+    runs = attended_runs(trace, number, layer, sequence)
+    wanted = expanded([(run.position, run.count) for run in runs])
+    found = at_places(rows[0], places_of(reference.positions, wanted))
+    return None if found.size and bool(np.isnan(found).all()) else found
+
+
+def _filed_rows(
+    trace: Trace, number: int, layer: int, tensor: Tensor, own: int, sequence: int, lane: str
+) -> Floats | None:
+    """Rows that a lane filed step by step, under the cached lane's cells."""
     if tensor not in CACHE_TENSORS:
         rows = trace.rows(number, layer, tensor, sequence, head=own, lane=lane)
         return None if rows is None else rows[0]
-    runs = attended_runs(trace, number, layer, sequence)
-    parts = [cell_rows(trace, layer, tensor, own, run.cell, run.count, lane) for run in runs]
-    if not parts:
-        return np.zeros((0, site.dim(tensor)), np.float32)
-    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return None if lane != CACHED and bool(np.isnan(rows).all()) else rows
+    view = trace.cache(number, layer, sequence, head=own, lane=lane)
+    found = (view.keys if tensor is Tensor.KEYS else view.values)[0]
+    return None if found.size and bool(np.isnan(found).all()) else found
+
+
+def _width(trace: Trace, layer: int, tensor: Tensor) -> int:
+    store = trace.cache_layer(layer)
+    return store.key_dim if tensor is Tensor.KEYS else store.value_dim
