@@ -10,7 +10,7 @@ from kvtrace.cli import terminal
 from kvtrace.cli.grammar import Verb
 
 if TYPE_CHECKING:
-    from kvtrace.cli.show.pick import Wish
+    from kvtrace.cli.show.pick import Place, Wish
     from kvtrace.trace import Trace
 
 
@@ -25,26 +25,27 @@ def run(values: argparse.Namespace) -> int:
 def show_trace(path: Path, wish: Wish | None = None, *, mouse: bool = True) -> int:
     """Open a file on whatever there is to show it on."""
     from kvtrace.cli.show import exit_code
-    from kvtrace.cli.show.pick import Wish, place
+    from kvtrace.cli.show.pick import place
     from kvtrace.files import open_trace
 
     trace = open_trace(path)
-    asked = place(trace, wish) if wish is not None and wish != Wish() else None
+    asked = place(trace, wish) if wish is not None and wish.particular else None
     if not terminal.can_draw():
-        return _print(trace, wish or Wish())
+        return _print(trace, asked)
     from kvtrace_tui.app import run as run_screen
 
     code = run_screen(path, at=asked, mouse=mouse)
     return code or exit_code(trace)
 
 
-def _print(trace: Trace, wish: Wish) -> int:
+def _print(trace: Trace, asked: Place | None) -> int:
     from kvtrace.cli.show import exit_code, place_lines, text
-    from kvtrace.cli.show.pick import place
+    from kvtrace.cli.show.pick import default_place
 
     lines = text.whole(trace, list(trace.numbers))
-    if (found := place(trace, wish)) is not None:
-        lines += place_lines(trace, found)
+    place = asked or default_place(trace)
+    if place is not None:
+        lines += place_lines(trace, place, strict=asked is not None)
     print("\n".join(lines))
     return exit_code(trace)
 

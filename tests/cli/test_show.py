@@ -170,3 +170,20 @@ def test_values_become_objects_with_the_names_of_their_fields():
     assert plain(Tensor.KEYS) == "keys"
     with pytest.raises(TypeError, match="object"):
         plain(object())
+
+
+def test_a_damaged_file_is_shown_as_far_as_it_goes_and_never_crashes(kvtrace, trace_file, tmp_path):
+    whole = trace_file.read_bytes()
+    path = tmp_path / "d.kvt"
+    codes = set()
+    for offset in range(3, len(whole), 997):
+        damaged = bytearray(whole)
+        damaged[offset] ^= 0x10
+        path.write_bytes(damaged)
+        for options in ((), ("--json",)):
+            code, out, err = kvtrace("show", path, *options)
+            codes.add(code)
+            assert code in (0, 4, 65), err
+            assert bool(out) == (code != 65)
+            assert err.count("\n") == (code == 65)
+    assert {4} <= codes

@@ -12,6 +12,7 @@ from kvtrace.cli.grammar import Verb, natural
 
 if TYPE_CHECKING:
     from kvtrace.cli.show import pick
+    from kvtrace.cli.show.plain import Plain
     from kvtrace.trace import Trace
 
 
@@ -26,13 +27,18 @@ def run(values: argparse.Namespace) -> int:
     wanted = pick.step_range(values.steps) if values.steps else None
     trace = open_trace(values.file)
     numbers = [number for number in trace.numbers if wanted is None or number in wanted]
-    place = pick.place(trace, wish)
+    asked = wish.particular
+    place = pick.place(trace, wish) if asked else pick.default_place(trace)
     if values.json:
-        print(json.dumps(_json(trace, numbers, place, numbers_too=values.numbers), indent=1))
-    else:
-        only = any(value is not None for value in (wish.step, wish.layer, wish.head, wish.tensor))
-        whole = not only or values.steps
-        print("\n".join(_text(trace, numbers if whole else None, place, values.numbers)).strip())
+        told = _json(trace, numbers, place, every=values.numbers, strict=asked)
+        print(json.dumps(told, indent=1))
+        return exit_code(trace)
+    from kvtrace.cli.show import text
+
+    lines = [] if asked and wanted is None else text.whole(trace, numbers)
+    if place is not None:
+        lines += place_lines(trace, place, every=values.numbers, strict=asked)
+    print("\n".join(lines).strip())
     return exit_code(trace)
 
 
@@ -42,32 +48,35 @@ def exit_code(trace: Trace) -> int:
 
 
 def _json(
-    trace: Trace, numbers: Sequence[int], place: pick.Place | None, *, numbers_too: bool
+    trace: Trace, numbers: Sequence[int], place: pick.Place | None, *, every: bool, strict: bool
 ) -> object:
     from kvtrace.cli.show import facts
     from kvtrace.cli.show.at import at
     from kvtrace.cli.show.at import facts as at_facts
 
-    told = facts.whole(trace, numbers)
-    told["at"] = None if place is None else at_facts(trace, at(trace, place), numbers=numbers_too)
-    return told
+    def here() -> Plain:
+        return None if place is None else at_facts(trace, at(trace, place), numbers=every)
+
+    found = here() if strict else facts.readable(here)
+    return {**facts.whole(trace, numbers), "at": found}
 
 
-def _text(
-    trace: Trace, numbers: Sequence[int] | None, place: pick.Place | None, every: bool
+def place_lines(
+    trace: Trace, place: pick.Place, *, every: bool = False, strict: bool = False
 ) -> list[str]:
-    from kvtrace.cli.show import text
+    """One place as text.
 
-    lines = [] if numbers is None else text.whole(trace, numbers)
-    return lines if place is None else lines + place_lines(trace, place, every=every)
-
-
-def place_lines(trace: Trace, place: pick.Place, *, every: bool = False) -> list[str]:
-    """One place as text."""
+    Raises:
+        KvtraceError: It can't be read, and `strict` says that it was what was asked for.
+    """
     from kvtrace.cli.show.at import at
     from kvtrace.cli.show.place import lines
+    from kvtrace.cli.show.text import readable
 
-    return lines(trace, at(trace, place), numbers=every)
+    def here() -> list[str]:
+        return lines(trace, at(trace, place), numbers=every)
+
+    return here() if strict else readable(here)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

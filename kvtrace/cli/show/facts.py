@@ -5,7 +5,8 @@ Names are those of the API; nothing is rounded. Token texts are raw (JSON escape
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from kvtrace import __version__
 from kvtrace.analysis.costs import Logits, step_cost, why
@@ -23,9 +24,13 @@ SCHEMA = 1
 
 
 def whole(trace: Trace, numbers: Iterable[int]) -> dict[str, Plain]:
-    """The run, and the steps of the given numbers."""
-    past = history(trace)
+    """The run, and the steps of the given numbers; what can't be read says so in its place."""
     shown = list(numbers)
+    steps: list[Plain] = [step_facts(trace, number) for number in shown]
+    lanes = {
+        lane.name: readable(partial(_lane, trace, lane.name, shown)) for lane in trace.meta.lanes
+    }
+    total = readable(lambda: plain(so_far(history(trace), shown[-1]))) if shown else None
     return {
         "schema": SCHEMA,
         "kvtrace": __version__,
@@ -36,10 +41,18 @@ def whole(trace: Trace, numbers: Iterable[int]) -> dict[str, Plain]:
         "notes": plain(trace.notes),
         "meta": plain(trace.meta),
         "num_steps": len(trace),
-        "so_far": plain(so_far(past, shown[-1])) if shown else None,
-        "lanes": {lane.name: _lane(trace, lane.name, shown) for lane in trace.meta.lanes},
-        "steps": [step_facts(trace, number) for number in shown],
+        "so_far": total,
+        "lanes": lanes,
+        "steps": steps,
     }
+
+
+def readable(tell: Callable[[], Plain]) -> Plain:
+    """What is told, or why it can't be read."""
+    try:
+        return tell()
+    except KvtraceError as error:
+        return {"unreadable": str(error)}
 
 
 def _lane(trace: Trace, name: str, numbers: list[int]) -> Plain:
@@ -57,23 +70,25 @@ def _parting(found: Parting | None) -> Plain:
 
 def step_facts(trace: Trace, number: int) -> Plain:
     """One step; what can't be read says so instead of its values."""
-    try:
-        step = trace.step(number)
-        return {
-            "number": number,
-            "sentence": summary(trace, number).sentence,
-            "recorded": _recorded(step),
-            "text": [[trace.token_text(token) for token in row] for row in step.tokens],
-            "chosen": [_chosen(trace, number, row) for row in range(step.num_sequences)],
-            "sequences": [_sequence(trace, number, row) for row in range(step.num_sequences)],
-            "cost": _cost(trace, number),
-            "memory": plain(cache_memory(trace, number)),
-            "compared": {
-                lane.name: _compared(trace, number, lane.name) for lane in trace.meta.lanes
-            },
-        }
-    except KvtraceError as error:
-        return {"number": number, "unreadable": str(error)}
+    told = readable(partial(_step, trace, number))
+    return {"number": number, **told} if isinstance(told, dict) else told
+
+
+def _step(trace: Trace, number: int) -> dict[str, Plain]:
+    step = trace.step(number)
+    return {
+        "sentence": summary(trace, number).sentence,
+        "recorded": _recorded(step),
+        "text": [[trace.token_text(token) for token in row] for row in step.tokens],
+        "chosen": [_chosen(trace, number, row) for row in range(step.num_sequences)],
+        "sequences": [_sequence(trace, number, row) for row in range(step.num_sequences)],
+        "cost": _cost(trace, number),
+        "memory": plain(cache_memory(trace, number)),
+        "compared": {
+            lane.name: readable(partial(_compared, trace, number, lane.name))
+            for lane in trace.meta.lanes
+        },
+    }
 
 
 def _recorded(step: Step) -> Plain:

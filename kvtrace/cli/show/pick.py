@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtrace.cli.show.names import TENSORS
-from kvtrace.errors import MissingError, UsageError
+from kvtrace.errors import KvtraceError, MissingError, UsageError
 from kvtrace.trace import CACHED, Tensor, Trace
 
 
@@ -38,6 +38,11 @@ class Wish:
     sequence: int = 0
     lane: str = CACHED
 
+    @property
+    def particular(self) -> bool:
+        """Whether any of it was said."""
+        return self != Wish()
+
 
 def parse(text: str) -> Wish:
     """`step/layer/head/tensor`, as much of it as wanted: `7`, `7/3`, `7/3/0/keys`.
@@ -57,22 +62,25 @@ def parse(text: str) -> Wish:
     return Wish(step, layer, head, parts[3] if len(parts) == 4 else None)
 
 
-def place(trace: Trace, wish: Wish) -> Place | None:
-    """The place meant: the last step, the first layer and head, unless said otherwise.
+def default_place(trace: Trace) -> Place | None:
+    """The last step, the first layer and head; None when that can't be looked at."""
+    try:
+        return place(trace, Wish())
+    except KvtraceError:
+        return None
 
-    Returns:
-        None when the trace has no step or no site and nothing in particular was asked for.
+
+def place(trace: Trace, wish: Wish) -> Place:
+    """The place meant: the last step, the first layer and head, unless said otherwise.
 
     Raises:
         MissingError: The trace has no such place.
+        TraceError: The step can't be read.
     """
     numbers, sites = trace.numbers, trace.meta.sites
-    asked = (wish.step, wish.layer, wish.head, wish.tensor) != (None,) * 4
     if not (numbers and sites):
-        if asked:
-            what = "steps" if not numbers else "attention sites"
-            raise MissingError(f"{trace.name}: the trace has no {what}")
-        return None
+        what = "steps" if not numbers else "attention sites"
+        raise MissingError(f"{trace.name}: the trace has no {what}")
     step = trace.step(numbers[-1] if wish.step is None else wish.step)
     layer = _attending(trace, step.number) if wish.layer is None else wish.layer
     site, head = trace.site(layer), wish.head or 0

@@ -5,7 +5,8 @@ It also stands in for the screen where there is no terminal. Foreign strings are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
 
 from kvtrace import units
@@ -25,19 +26,30 @@ _RIVALS_SHOWN = 5
 
 
 def whole(trace: Trace, numbers: Sequence[int]) -> list[str]:
-    """The run, and the steps of the given numbers."""
+    """The run, and the steps of the given numbers; what can't be read says so in its place."""
+    steps = _steps(trace, numbers)
+    lanes = readable(
+        lambda: [line for lane in trace.meta.lanes for line in _lane(trace, lane, numbers)]
+    )
+    cost = readable(lambda: _so_far(trace, numbers))
     return [
         *head(trace),
-        *section("warnings", warnings(trace)),
+        *section("warnings", warnings(trace)),  # last to be asked: reading finds damage
         *section("attention", _sites(trace.meta.sites)),
         *section("cache", _caches(trace.meta.cache_layers)),
-        *section("steps", _steps(trace, numbers)),
-        *section(
-            "lanes", [line for lane in trace.meta.lanes for line in _lane(trace, lane, numbers)]
-        ),
+        *section("steps", steps),
+        *section("lanes", lanes),
         *section("notes", [_note(trace, i) for i in range(len(trace.notes))]),
-        *section("cost so far", _so_far(trace, numbers)),
+        *section("cost so far", cost),
     ]
+
+
+def readable(tell: Callable[[], list[str]]) -> list[str]:
+    """What is told, or why it can't be read."""
+    try:
+        return tell()
+    except KvtraceError as error:
+        return [f"can't be read: {safe(str(error), 1000)}"]
 
 
 def head(trace: Trace) -> list[str]:
@@ -131,10 +143,7 @@ def _span(first: int, last: int) -> str:
 def _steps(trace: Trace, numbers: Iterable[int]) -> list[str]:
     lines: list[str] = []
     for number in numbers:
-        try:
-            lines += _step(trace, number)
-        except KvtraceError as error:
-            lines.append(f"step {number}: {safe(str(error), 1000)}")
+        lines += readable(partial(_step, trace, number))
     return lines
 
 
@@ -220,11 +229,8 @@ def _so_far(trace: Trace, numbers: Sequence[int]) -> list[str]:
     last = numbers[-1]
     total = so_far(history(trace), last)
     times = [_time(total.elapsed_ns), _time(total.lane_ns)]
-    try:
-        cost, memory = step_cost(trace, last), cache_memory(trace, last)
-        conventions = {logits: step_cost(trace, last, logits) for logits in Logits}
-    except KvtraceError as error:
-        return [safe(str(error), 1000)]
+    cost, memory = step_cost(trace, last), cache_memory(trace, last)
+    conventions = {logits: step_cost(trace, last, logits) for logits in Logits}
     rows = [["", "cached", "without cache", "ratio"]]
     rows.append(_pair(f"{total.steps} steps", total.cached_flops, total.recomputed_flops))
     rows.append(["time", *times])
