@@ -57,10 +57,15 @@ class Held:
     def untouched(self, layer: Any) -> bool:
         """Whether the layer still holds the same tensors, unchanged."""
         return (
-            layer.keys is self.keys
-            and layer.values is self.values
-            and _version(self.keys) == self.key_version
-            and _version(self.values) == self.value_version
+            getattr(layer, "keys", None) is self.keys
+            and getattr(layer, "values", None) is self.values
+            and self.intact()
+        )
+
+    def intact(self) -> bool:
+        """Whether its tensors still hold what they held, wherever they are now."""
+        return (
+            _version(self.keys) == self.key_version and _version(self.values) == self.value_version
         )
 
 
@@ -117,9 +122,9 @@ class CacheTracker:
         layer = _layer(cache, index)
         if last is None:
             return layer is None or not _filled(layer), None
-        if layer is not None and hasattr(layer, "keys") and last.untouched(layer):
+        if last.untouched(layer):
             return True, None
-        return False, last.out
+        return False, last.out if last.intact() else None
 
     def after(self, cache: Any, index: int, layer: Any, out: tuple[Tensor, Tensor]) -> None:
         """Called after an update."""
@@ -149,7 +154,7 @@ class CacheTracker:
         """(serial, layer, keys, values) of everything held."""
         for key, layers in self._layers.items():
             for index, last in layers.items():
-                if isinstance(last.keys, Tensor) and last.keys.dim() == 4:
+                if isinstance(last.keys, Tensor) and last.keys.dim() == 4 and last.intact():
                     yield self._serials[key], index, last.keys, last.values
 
 
@@ -255,6 +260,7 @@ def _mutator(name: str) -> Make:
                 return original(self, *args, **kwargs)
             layers = range(len(self.layers))
             before = tuple(rows_held(self.layers[index]) for index in layers)
+            seen = [length(self.layers[index]) for index in layers]
             fine = [one.untouched(self) for one in mine]
             _busy[id(self)] = True
             try:
@@ -262,13 +268,17 @@ def _mutator(name: str) -> Make:
             finally:
                 del _busy[id(self)]
             after = tuple(rows_held(self.layers[index]) for index in layers)
+            removed = tuple(
+                max(0, old - length(self.layers[index]))
+                for index, old in zip(layers, seen, strict=True)
+            )
             given = args[0] if args else next(iter(kwargs.values()), None)
             order = _order(KINDS[name], given)
             for one, untouched in zip(mine, fine, strict=True):
                 one.refresh(self, untouched)
                 one.changes.append(
                     CacheChange(
-                        one.serial(self), "self", KINDS[name], tuple(layers), before, after, order
+                        one.serial(self), KINDS[name], tuple(layers), before, after, removed, order
                     )
                 )
             return result
@@ -319,7 +329,8 @@ def _recurrent_bytes(layer: Any) -> int:
 
 def _classes(root: type) -> Iterator[type]:
     yield root
-    for child in root.__subclasses__():
+    children: list[type] = root.__subclasses__()
+    for child in children:
         yield from _classes(child)
 
 

@@ -6,8 +6,8 @@ the callback keeps the model's memory; whoever reads one later may read what was
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -66,19 +66,19 @@ class CacheChange:
 
     Attributes:
         cache: Serial number of the cache object.
-        part: "self" or "cross".
         kind: "crop", "reorder", "repeat", "select" or "reset".
         layers: The cache's layer indices that it may have touched.
         before, after: Rows held per layer, around the change.
-        order: Sequence that each sequence took over (reorder, select, repeat).
+        removed: Rows taken off the end per layer; a window may have hidden some of them.
+        order: Sequence that each sequence took over (reorder, select); times (repeat).
     """
 
     cache: int
-    part: str
     kind: str
     layers: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
+    removed: tuple[int, ...]
     order: tuple[int, ...] = ()
 
 
@@ -98,6 +98,41 @@ class Recurrent:
 
 
 @dataclass(frozen=True, slots=True)
+class Lingering:
+    """A cache layer as an earlier forward left it.
+
+    Attributes:
+        cache: Serial number of the cache object.
+        layer: The cache's own layer index.
+        keys, values: What it holds.
+    """
+
+    cache: int
+    layer: int
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A forward that is about to run.
+
+    Attributes:
+        arguments: What it is called with, by name.
+        tokens: Ids in, [sequences, new]; None when embeddings are given.
+        caches: Serial numbers of the caches it is given, as far as they were met.
+        changes: Changes of caches since the forward before.
+        seen: Number of attention calls seen in it so far, whenever asked.
+    """
+
+    arguments: Mapping[str, object]
+    tokens: Tensor | None
+    caches: frozenset[int]
+    changes: tuple[CacheChange, ...]
+    seen: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
 class Forward:
     """One outermost forward of the watched model.
 
@@ -109,9 +144,11 @@ class Forward:
         tokens: Ids in, [sequences, new]; None when embeddings were given.
         sequences, new: Size of what came in.
         calls: Attention calls in order.
+        updates_before: For each call, how many of `updates` came before it.
         updates: Cache updates in order.
         changes: Changes of caches since the forward before.
         recurrent: Recurrent memory written.
+        lingering: Cache layers that were not updated, where some call read none that was.
         logits: [sequences, rows, vocab]; None if the model returned none.
         elapsed_ns: Wall time, our own taken out.
         own_ns: Our own time within it.
@@ -126,8 +163,10 @@ class Forward:
     new: int
     calls: tuple[AttentionCall, ...]
     updates: tuple[CacheUpdate, ...]
+    updates_before: tuple[int, ...] = ()
     changes: tuple[CacheChange, ...] = ()
-    recurrent: tuple[Recurrent, ...] = field(default=())
+    recurrent: tuple[Recurrent, ...] = ()
+    lingering: tuple[Lingering, ...] = ()
     logits: Tensor | None = None
     elapsed_ns: int = 0
     own_ns: int = 0

@@ -15,7 +15,7 @@ from typing import Any
 from transformers.modeling_utils import AttentionInterface
 
 from kvtrace.record.patch import Method, Patches
-from kvtrace.record.running import passes
+from kvtrace.record.running import RawCall, passes
 
 _SEEN = "__kvtrace__"
 
@@ -25,17 +25,21 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
     if hasattr(function, _SEEN):
         return function
 
+    # eager attention applies the mask it is given and no other; kernels add the causal rule
+    eager = getattr(function, "__name__", "").startswith("eager")
+
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
         running = passes()
         if running:
             start = perf_counter_ns()
-            module = args[0] if args else kwargs.get("module")
+            module: Any = args[0] if args else kwargs.get("module")
             output = result[0] if isinstance(result, tuple) else result
             for one in running:
                 if id(module) in one.names:
-                    one.calls.append((module, args[1:], kwargs, output))
+                    call = RawCall(module, args[1:], kwargs, output, eager, len(one.updates))
+                    one.calls.append(call)
             running[-1].own_ns += perf_counter_ns() - start
         return result
 

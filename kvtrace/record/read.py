@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.calls import AttentionCall
+from kvtrace.record.running import RawCall
 
 _NAMES = ("query", "key", "value", "attention_mask")
 _CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec", re.IGNORECASE)
@@ -108,14 +109,10 @@ def _take_apart(mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return visible, rest if bool(rest.any()) else None
 
 
-def read(
-    known: ModuleFacts,
-    raw: tuple[tuple[object, ...], Mapping[str, Any], Tensor],
-    call: int,
-    masks: MaskReader,
-) -> AttentionCall | None:
+def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> AttentionCall | None:
     """Make the call; None when it was not called with q, k and v of four dimensions."""
-    args, kwargs, output = raw
+    args, output = raw.args, raw.output
+    kwargs: Mapping[str, Any] = raw.kwargs
     given = dict(zip(_NAMES, args, strict=False)) if len(args) < 4 else None
     if given is None:
         query, key, value, mask = args[:4]
@@ -128,7 +125,7 @@ def read(
     visible, bias = masks.read(mask)
     causal = kwargs.get("is_causal")
     causal = known.causal if causal is None else bool(causal)
-    causal = causal and visible is None and new > 1
+    causal = causal and visible is None and new > 1 and not raw.eager
     if causal and seq > new:
         # a static buffer in prefill: the kernel gets the first rows only
         k, v, seq = k[:, :, :new], v[:, :, :new], new
@@ -146,7 +143,7 @@ def read(
     softcap = kwargs.get("softcap")
     window = kwargs.get("sliding_window", known.window)
     if output.dim() == 3:
-        output = output.unflatten(-1, (q.shape[1], -1))
+        output = output.reshape(*output.shape[:2], q.shape[1], -1)
     return AttentionCall(
         module=known.path,
         call=call,

@@ -18,7 +18,26 @@ if TYPE_CHECKING:
     from kvtrace.record.caches import CacheTracker, RawUpdate
     from kvtrace.record.forward import Recurrent
 
-    RawCall = tuple[nn.Module, tuple[object, ...], Mapping[str, object], Tensor]
+
+@dataclass(slots=True)
+class RawCall:
+    """An attention call as the patch saw it.
+
+    Attributes:
+        module: The attention module.
+        args: Positional arguments after the module.
+        kwargs: Keyword arguments.
+        output: What came back, [sequences, new, heads, value_dim].
+        eager: The function masks only by the mask it is given.
+        updates_before: Cache updates seen before it in this forward.
+    """
+
+    module: nn.Module
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    output: Tensor
+    eager: bool
+    updates_before: int
 
 
 @dataclass(slots=True)
@@ -28,7 +47,7 @@ class Pass:
     Attributes:
         names: id of each module of the watched model to its path.
         tracker: Knows the caches this watcher has met.
-        calls: (module, positional arguments, keyword arguments, output) per attention call.
+        calls: Attention calls.
         updates: Cache updates.
         recurrent: Recurrent memory written.
         depth: Nested `update` calls; only the outermost counts.

@@ -10,21 +10,23 @@ import inspect
 from collections.abc import Callable, Mapping
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from kvtrace.record.caches import CACHES, CacheTracker, RawUpdate, finished, follow, patch_class
 from kvtrace.record.calls import AttentionCall
-from kvtrace.record.forward import CacheChange, CacheUpdate, Forward
+from kvtrace.record.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
 from kvtrace.record.interface import INTERFACE
 from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
 from kvtrace.record.running import Pass, passes
 
-__all__ = ["CacheChange", "CacheUpdate", "Forward", "Watch"]
+__all__ = ["Beginning", "CacheChange", "CacheUpdate", "Forward", "Watch"]
 
 Callback = Callable[[Forward], None]
+
+_HALVES = ("self_attention_cache", "cross_attention_cache")
 
 
 class Watch:
@@ -39,19 +41,22 @@ class Watch:
         model: nn.Module,
         on_forward: Callback,
         *,
-        on_begin: Callable[[Mapping[str, object]], None] | None = None,
+        on_begin: Callable[[Beginning], None] | None = None,
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
         """Nothing is touched before `with`.
 
         Args:
             model: Any module; its outermost calls are watched, its encoder's too if it has one.
             on_forward: Given each finished forward.
-            on_begin: Given the arguments of each forward that begins.
+            on_begin: Told of each forward that begins.
+            on_failure: Told when one raised.
         """
         self.model = model
         self.num_forwards = 0
         self._on_forward = on_forward
         self._on_begin = on_begin
+        self._on_failure = on_failure
         self._names = {id(module): path for path, module in model.named_modules()}
         self._facts: dict[int, ModuleFacts] = {}
         self._tracker = CacheTracker()
@@ -92,11 +97,13 @@ class Watch:
             if any(one.names is self._names for one in running):
                 mine.append((running[-1], -1))
                 return
+            arguments = self._arguments(module, args, kwargs)
+            _patch_given(arguments.get("past_key_values"))
+            one = Pass(self._names, self._tracker)
             if self._on_begin is not None:
-                self._on_begin(self._arguments(module, args, kwargs))
-            _patch_given(kwargs.get("past_key_values"))
-            running.append(Pass(self._names, self._tracker))
-            mine.append((running[-1], perf_counter_ns()))
+                self._on_begin(self._beginning(arguments, one))
+            running.append(one)
+            mine.append((one, perf_counter_ns()))
 
         def end(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
             stop = perf_counter_ns()
@@ -112,12 +119,26 @@ class Watch:
                 arguments = self._arguments(module, args, kwargs)
                 elapsed = stop - start - one.own_ns
                 self._finish(part, module, one, arguments, result, elapsed)
+            elif self._on_failure is not None:
+                self._on_failure()
 
         handles = (
             module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True),
             module.register_forward_hook(end, with_kwargs=True, always_call=True),
         )
         self._undo += [handle.remove for handle in handles]
+
+    def _beginning(self, arguments: Mapping[str, object], one: Pass) -> Beginning:
+        given = arguments.get("past_key_values")
+        parts = (given, *(getattr(given, part, None) for part in _HALVES))
+        caches = (self._tracker.serial(one) for one in parts if self._tracker.met(one))
+        return Beginning(
+            arguments,
+            _tokens(arguments),
+            frozenset(caches),
+            tuple(self._tracker.changes),
+            lambda: len(one.calls),
+        )
 
     def _arguments(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -142,19 +163,11 @@ class Watch:
     ) -> None:
         """Make the Forward, and hand it over."""
         start = perf_counter_ns()
-        tokens = arguments.get("input_ids")
-        if not isinstance(tokens, Tensor):
-            tokens = next(
-                (
-                    value
-                    for value in arguments.values()
-                    if isinstance(value, Tensor) and value.dim() == 2 and _whole(value)
-                ),
-                None,
-            )
+        tokens = _tokens(arguments)
         shape = _shape(tokens, arguments)
         changes, self._tracker.changes = tuple(self._tracker.changes), []
         updates = tuple(self._update(raw, arguments) for raw in one.updates)
+        calls, updates_before = self._calls(one, part)
         forward = Forward(
             number=self.num_forwards,
             model=module,
@@ -163,8 +176,10 @@ class Watch:
             tokens=tokens,
             sequences=shape[0],
             new=shape[1],
-            calls=self._calls(one, part),
+            calls=calls,
             updates=updates,
+            updates_before=updates_before,
+            lingering=self._lingering(calls, updates),
             changes=changes,
             recurrent=tuple(one.recurrent),
             logits=_logits(result),
@@ -180,23 +195,39 @@ class Watch:
         part = "cross" if raw.cache is cross else "self"
         return finished(raw, self._tracker.serial(raw.cache), part)
 
-    def _calls(self, one: Pass, part: str) -> tuple[AttentionCall, ...]:
-        """The raw calls, read; calls of one module are numbered."""
+    def _lingering(
+        self, calls: tuple[AttentionCall, ...], updates: tuple[CacheUpdate, ...]
+    ) -> tuple[Lingering, ...]:
+        """What else is in the caches, if a call read something that no update handed back."""
+        handed = {update.keys.data_ptr() for update in updates}
+        if all(call.keys.data_ptr() in handed for call in calls):
+            return ()
+        updated = {(update.cache, update.layer) for update in updates}
+        return tuple(
+            Lingering(serial, layer, keys, values)
+            for serial, layer, keys, values in self._tracker.live()
+            if (serial, layer) not in updated
+        )
+
+    def _calls(self, one: Pass, part: str) -> tuple[tuple[AttentionCall, ...], tuple[int, ...]]:
+        """The raw calls, read, and the updates before each; calls of one module are numbered."""
         counts: dict[int, int] = {}
         masks = MaskReader()
         found = []
-        for module, args, kwargs, output in one.calls:
-            key = id(module)
+        before = []
+        for raw in one.calls:
+            module, key = raw.module, id(raw.module)
             number = counts.get(key, 0)
             counts[key] = number + 1
             known = self._facts.get(key)
             if known is None:
                 known = facts(module, self._names[key], len(self._facts), encoder=part == "encoder")
                 self._facts[key] = known
-            call = read(known, (args, kwargs, output), number, masks)
+            call = read(known, raw, number, masks)
             if call is not None:
                 found.append(call)
-        return tuple(found)
+                before.append(raw.updates_before)
+        return tuple(found), tuple(before)
 
 
 def _entrances(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -204,7 +235,7 @@ def _entrances(model: nn.Module) -> list[tuple[str, nn.Module]]:
     found = [("model", model)]
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
-        encoder = model.get_encoder()
+        encoder: object = cast(Any, model).get_encoder()
         if isinstance(encoder, nn.Module) and encoder is not model:
             found.append(("encoder", encoder))
     return found
@@ -214,12 +245,26 @@ def _patch_given(cache: object) -> None:
     """A cache class that was made after the patches, or is no subclass of `Cache`."""
     if cache is None or isinstance(cache, tuple | list):
         return
-    for part in ("self_attention_cache", "cross_attention_cache"):
+    for part in _HALVES:
         _patch_given(getattr(cache, part, None))
     if not hasattr(cache, "self_attention_cache"):
         for owner in type(cache).__mro__:
             if owner is not object:
                 patch_class(CACHES, owner)
+
+
+def _tokens(arguments: Mapping[str, object]) -> Tensor | None:
+    """The ids among the arguments: by name, else the first whole numbers of two dimensions."""
+    for name in ("input_ids", "decoder_input_ids"):
+        found = arguments.get(name)
+        if isinstance(found, Tensor):
+            return found
+    if any(isinstance(arguments.get(f"{part}inputs_embeds"), Tensor) for part in ("", "decoder_")):
+        return None
+    others = (one for name, one in arguments.items() if "mask" not in name)
+    return next(
+        (one for one in others if isinstance(one, Tensor) and one.dim() == 2 and _whole(one)), None
+    )
 
 
 def _whole(tensor: Tensor) -> bool:

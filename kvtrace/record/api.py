@@ -1,0 +1,199 @@
+"""`kvtrace.record(model, path)`: record whatever runs inside."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from kvtrace.errors import UsageError, WriteError
+from kvtrace.files import TraceWriter
+from kvtrace.record.card import card, versions
+from kvtrace.record.generate import Generation, follow_generate
+from kvtrace.record.recorder import Options, Recorder
+from kvtrace.record.texts import Texts
+from kvtrace.record.watch import Watch
+from kvtrace.text import safe
+from kvtrace.trace import Ending, Meta, ModelCard, Sampling
+
+
+class Recording:
+    """A recording under way: a context manager.
+
+    Attributes:
+        path: The trace file.
+        recorder: Turns forwards into steps.
+    """
+
+    def __init__(self, model: nn.Module, path: Path, meta: Meta, options: Options, force: bool):
+        """Nothing happens before `with`."""
+        self.path = path
+        self._model = model
+        self._meta = meta
+        self._options = options
+        self._force = force
+        self._writer: TraceWriter | None = None
+        self._watch: Watch | None = None
+        self._unfollow: Callable[[], None] | None = None
+        self._ending: Ending | None = None
+        self.recorder: Recorder | None = None
+
+    def __enter__(self) -> Recording:
+        """Create the file, watch the model.
+
+        Raises:
+            OutputExistsError: The file exists, or can't be created.
+        """
+        self._writer = TraceWriter(self.path, self._meta, force=self._force)
+        try:
+            recorder = Recorder(self._model, self._writer, self._meta, self._options)
+            self.recorder = recorder
+            self._watch = Watch(
+                self._model,
+                recorder.forward,
+                on_begin=recorder.begin,
+                on_failure=recorder.failed,
+            )
+            self._watch.__enter__()
+            self._unfollow = follow_generate(self._model, self._generation)
+        except BaseException:
+            self._close(Ending("error", "the recording could not begin"))
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        ending = self._ending or Ending("done")
+        if error is not None:
+            text = safe(f"{type(error).__name__}: {error}", 500)
+            interrupted = isinstance(error, KeyboardInterrupt)
+            ending = Ending("stopped", text) if interrupted else Ending("error", text)
+        self._close(ending)
+
+    @property
+    def steps(self) -> int:
+        """Forwards recorded so far."""
+        return 0 if self.recorder is None else self.recorder.num_steps
+
+    def stop(self, ending: Ending | None = None) -> None:
+        """End the recording now; the model goes on unwatched. Safe to call twice."""
+        self._close(ending or self._ending or Ending("stopped"))
+
+    def end_with(self, ending: Ending) -> None:
+        """Say why it ended, to be written at the exit."""
+        self._ending = ending
+
+    def choose(self, token: int) -> None:
+        """The token chosen after the last forward of one sequence."""
+        if self.recorder is not None:
+            self.recorder.choose((token,))
+
+    def _generation(self, run: Generation) -> None:
+        """`generate` begins, or has ended."""
+        recorder = self.recorder
+        if recorder is None:
+            return
+        recorder.phases.prompt_rows = None if run.over else run.prompt_rows
+        if run.over:
+            recorder.flush(run.last_tokens(recorder.last))
+            if run.ending is not None:
+                self._ending = run.ending
+
+    def _close(self, ending: Ending) -> None:
+        if self._unfollow is not None:
+            self._unfollow()
+            self._unfollow = None
+        if self._watch is not None:
+            self._watch.__exit__(None, None, None)
+            self._watch = None
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        recorder = self.recorder
+        failure = None
+        try:
+            if recorder is not None:
+                recorder.flush()
+                failure = recorder.failure
+            if failure is None:
+                writer.end(ending)
+        except WriteError as error:
+            failure = error
+        finally:
+            try:
+                writer.close()
+            except WriteError as error:
+                failure = failure or error
+        if failure is not None:
+            warnings.warn(f"recording stopped: {failure}", RuntimeWarning, stacklevel=3)
+
+
+def record(  # noqa: PLR0913 - the public face: one keyword for each thing a caller may say
+    model: nn.Module | str | Path,
+    path: str | Path | None = None,
+    *,
+    recompute: str = "once",
+    tokenizer: object = None,
+    prompt: str = "",
+    name: str | None = None,
+    force: bool = False,
+    model_card: ModelCard | None = None,
+    sampling: Sampling | None = None,
+    on_step: Callable[[Any], None] | None = None,
+) -> Recording:
+    """Record what a model's attention consumes, step by step, while the `with` block runs.
+
+    `with kvtrace.record(model, "a.kvt"): model.generate(...)` or any loop of your own.
+
+    Args:
+        model: What is called inside.
+        path: The trace file to write.
+        recompute: "once", "each" or "off": how the same tokens are computed without a cache.
+        tokenizer: Gives texts of ids: has `decode`, or is called with one id.
+        prompt: Text of the prompt, for the reader.
+        name: What to call the model; by default its class.
+        force: Replace an existing file.
+        model_card: All that is said of the model, where the caller knows more than the module.
+        sampling: How tokens are chosen, where the caller knows.
+        on_step: Told of each step that was written.
+
+    Raises:
+        UsageError: An argument is wrong.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"record: found {type(model).__name__} as the model, expected a torch.nn.Module; "
+            "call kvtrace.record(model, path)"
+        )
+    if path is None:
+        raise UsageError("record: no path was given; call kvtrace.record(model, 'name.kvt')")
+    if recompute not in ("once", "each", "off"):
+        raise UsageError(f"record: recompute={recompute!r}; expected 'once', 'each' or 'off'")
+    meta = Meta(
+        model=model_card or card(model, name),
+        sampling=sampling or Sampling(driver="caller"),
+        versions=versions(),
+        prompt=prompt,
+    )
+    options = Options(texts=Texts(_text_of(tokenizer)), on_step=on_step)
+    return Recording(model, Path(path), meta, options, force)
+
+
+def _text_of(tokenizer: object) -> Callable[[int], str] | None:
+    """A function from one id to its text."""
+    if tokenizer is None:
+        return None
+    tokenize: Any = tokenizer
+    if hasattr(tokenizer, "convert_ids_to_tokens"):
+        return lambda token: str(tokenize.decode([token], clean_up_tokenization_spaces=False))
+    if hasattr(tokenizer, "decode"):
+        return lambda token: str(tokenize.decode(token))
+    return lambda token: str(tokenize(token))

@@ -1,0 +1,36 @@
+"""Bytes of the cache: read and written by a step, and held after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvtrace.record.forward import Forward
+from kvtrace.record.runs import count
+from kvtrace.trace import CacheLayer, CacheStep, dtypes
+
+
+def step_bytes(groups: Sequence[CacheStep], layers: Sequence[CacheLayer]) -> tuple[int, int]:
+    """(read, written): rows attended to that earlier steps wrote, and rows written.
+
+    Rows that several layers share count once; rows that are in no cache do not count.
+    """
+    read = written = 0
+    for group in groups:
+        attended = sum(count(runs) for runs in group.attended)
+        fresh = group.rows * len(group.attended)
+        for index in group.layers:
+            layer = layers[index]
+            if not layer.held:
+                continue
+            width = (layer.key_dim + layer.value_dim) * dtypes.itemsize(layer.dtype)
+            row = layer.num_kv_heads * width
+            read += max(0, attended - fresh) * row
+            written += fresh * row
+    return read, written
+
+
+def held_bytes(forward: Forward) -> int:
+    """Memory of everything the caches of a forward hold after it: the live tensors' bytes."""
+    left = sum(one.keys.nbytes + one.values.nbytes for one in forward.lingering)
+    memory = {(one.cache, one.layer): one.nbytes for one in forward.recurrent}
+    return forward.cache_bytes + left + sum(memory.values())

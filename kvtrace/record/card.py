@@ -1,0 +1,66 @@
+"""What a trace says of a model, read off any module: never a path, host or user."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+
+from torch import nn
+
+from kvtrace.record.stores import dtype_name
+from kvtrace.trace import ModelCard
+
+
+def card(model: nn.Module, name: str | None = None) -> ModelCard:
+    """The card of a model.
+
+    Args:
+        model: Any module; a config is used where there is one.
+        name: What to call it; by default its class.
+    """
+    config = getattr(model, "config", None)
+    text = text_config(model)
+    parameters = list({id(one): one for one in model.parameters()}.values())
+    dtypes = Counter(dtype_name(one) for one in parameters if one.is_floating_point())
+    first = parameters[0] if parameters else None
+    return ModelCard(
+        name=name or type(model).__name__,
+        class_name=type(model).__name__,
+        architecture=_word(getattr(config, "model_type", "")),
+        weights=_word(getattr(config, "_commit_hash", "")),
+        dtype=dtypes.most_common(1)[0][0] if dtypes else "float32",
+        attention=_word(getattr(config, "_attn_implementation", "")),
+        device="cpu" if first is None else str(first.device),
+        parameter_count=sum(one.numel() for one in parameters),
+        weight_bytes=sum(one.nbytes for one in parameters),
+        vocab_size=_size(text, "vocab_size"),
+        context_length=_size(text, "max_position_embeddings"),
+    )
+
+
+def text_config(model: nn.Module) -> object:
+    """The config of the part that makes text; None without a config."""
+    config = getattr(model, "config", None)
+    ask = getattr(config, "get_text_config", None)
+    return config if ask is None else ask(decoder=True)
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _size(config: object, name: str) -> int:
+    value = getattr(config, name, 0)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("kvtrace", "torch", "transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,158 @@
+"""A decode loop of our own: prefill, then a token at a time, under somebody's control.
+
+Works with any model that takes ids and a cache and returns logits and a cache. Knows nothing of
+traces; a recording around it sees every forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kvtrace.errors import ModelError
+from kvtrace.trace import Ending
+
+
+class Control(Protocol):
+    """Asked between two steps."""
+
+    def proceed(self) -> bool:
+        """Wait while paused; False: stop now."""
+
+    def take_token(self) -> int | None:
+        """A token to go on with instead of the sampled one, once."""
+
+
+class Free:
+    """Runs through."""
+
+    def proceed(self) -> bool:
+        """Always."""
+        return True
+
+    def take_token(self) -> int | None:
+        """Never one."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: Sample among the k likeliest; 0 is all.
+        seed: Of the sampling; None takes a fresh one.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to end.
+
+    Attributes:
+        new_tokens: Tokens to choose at most.
+        eos: Token ids that end the text.
+        context_length: Positions the model has; 0 when unbounded.
+    """
+
+    new_tokens: int = 32
+    eos: frozenset[int] = frozenset()
+    context_length: int = 0
+
+
+class Sampler:
+    """Chooses tokens from logits, the same for the same seed."""
+
+    def __init__(self, choice: Choice) -> None:
+        self._choice = choice
+        self._generator = torch.Generator()
+        if choice.seed is not None:
+            self._generator.manual_seed(choice.seed)
+        else:
+            self._generator.seed()
+
+    @torch.no_grad()
+    def choose(self, logits: Tensor) -> int:
+        """A token id.
+
+        Args:
+            logits: Of the last row, [vocab].
+        """
+        if self._choice.temperature <= 0:
+            return int(logits.argmax())
+        scaled = logits.detach().float().cpu() / self._choice.temperature
+        if 0 < self._choice.top_k < scaled.shape[-1]:
+            least = torch.topk(scaled, self._choice.top_k).values[-1]
+            scaled = scaled.masked_fill(scaled < least, -torch.inf)
+        weights = torch.softmax(scaled, dim=-1)
+        return int(torch.multinomial(weights, 1, generator=self._generator))
+
+
+def decode(
+    model: nn.Module,
+    prompt: Sequence[int],
+    *,
+    choice: Choice | None = None,
+    limits: Limits | None = None,
+    control: Control | None = None,
+    on_token: Callable[[int], None] | None = None,
+) -> Ending:
+    """Decode one sequence.
+
+    Args:
+        model: In evaluation mode.
+        prompt: Token ids, at least one.
+        choice: How tokens are chosen; greedy by default.
+        limits: When to end.
+        control: Polled before every step.
+        on_token: Given each chosen token, before it is fed.
+
+    Raises:
+        ModelError: The model returned no logits, or none of one sequence.
+    """
+    limits, control = limits or Limits(), control or Free()
+    sampler = Sampler(choice or Choice())
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    tokens, fed, made, cache = list(prompt), 0, 0, None
+    while control.proceed():
+        ids = torch.tensor([tokens[fed:]], device=device)
+        with torch.no_grad():
+            result = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        fed = len(tokens)
+        cache = getattr(result, "past_key_values", None)
+        if cache is None:
+            fed = 0
+        token = control.take_token()
+        token = sampler.choose(_last(result)) if token is None else token
+        if on_token is not None:
+            on_token(token)
+        tokens.append(token)
+        made += 1
+        if token in limits.eos:
+            return Ending("eos", f"the model ended the text with token {token}")
+        if made >= limits.new_tokens:
+            return Ending("length", f"{made} new tokens, as asked for")
+        if limits.context_length and len(tokens) > limits.context_length:
+            text = f"the model's context of {limits.context_length} positions is full"
+            return Ending("context full", text)
+    return Ending("stopped", f"stopped after {made} new tokens")
+
+
+def _last(result: Any) -> Tensor:
+    """Logits of the last row, [vocab]."""
+    logits = getattr(result, "logits", None)
+    if not isinstance(logits, Tensor) or logits.dim() != 3:
+        raise ModelError(
+            f"the model returned {type(result).__name__} without logits [1, rows, vocab]; "
+            "decode with your own loop inside kvtrace.record(model, path)"
+        )
+    return logits[0, -1]

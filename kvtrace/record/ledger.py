@@ -1,0 +1,258 @@
+"""Cells and runs of every cache layer: what a forward wrote, what its attention was given.
+
+From updates and calls to `CacheStep`s. A cache of a known kind that nobody touched is followed by
+arithmetic; everything else row by row, by content. Knows no files; keeps references to tensors
+only where rows must be compared with those of the next forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from kvtrace.record import books
+from kvtrace.record.books import EMPTY, Book, Entry
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.content import Recogniser
+from kvtrace.record.forward import CacheChange, CacheUpdate, Forward
+from kvtrace.record.positions import Positions
+from kvtrace.record.reads import Read, reads
+from kvtrace.record.stores import Stores
+from kvtrace.trace import CacheEvent, CacheStep
+
+MAX_BOOKS = 4096
+"""Cache layers of cache objects that are remembered; older ones start anew if they come back."""
+
+
+@dataclass(slots=True)
+class LedgerStep:
+    """What the ledger says of one forward.
+
+    Attributes:
+        groups: Per group of cache layers.
+        events: Changes since the forward before.
+        reads: Per attention call: where its rows came from.
+        stores: Per attention call: the cache layer it reads.
+        rows: Cache layer to the keys and values written, [sequences, kv_heads, rows, dim].
+        seq: Cache layer to the rows its attention was given; static buffers hold more.
+        caches: Serial numbers of the caches that were updated or read.
+    """
+
+    groups: tuple[CacheStep, ...] = ()
+    events: tuple[CacheEvent, ...] = ()
+    reads: list[Read] = field(default_factory=list)
+    stores: list[int] = field(default_factory=list)
+    rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    seq: dict[int, int] = field(default_factory=dict)
+    caches: set[int] = field(default_factory=set)
+
+
+class Ledger:
+    """Follows every cache layer through the run."""
+
+    def __init__(self) -> None:
+        self.stores = Stores()
+        self._books: dict[tuple[int, int], Book] = {}
+        self._homes: dict[tuple[int, int], int] = {}
+        self._content = Recogniser(self.stores)
+
+    def step(self, forward: Forward, positions: Positions) -> LedgerStep:
+        """Enter a forward.
+
+        Args:
+            forward: With its updates, changes and calls.
+            positions: Of its tokens.
+        """
+        out = LedgerStep(reads=reads(forward))
+        events = [self._change(one) for one in forward.changes]
+        out.events = tuple(event for event in events if event.layers)
+        read = {one.update for one in out.reads if one.source == "cache"}
+        made_from = {one.update for one in out.reads if one.source == "derived"} - read
+        entries: dict[int, Entry] = {}
+        memo: dict[tuple[object, ...], Entry] = {}
+        stores = []
+        for index, (nth, update) in enumerate(_numbered(forward.updates)):
+            store = self.stores.of_update(update, nth, latent=index in made_from)
+            stores.append(store)
+            out.caches.add(update.cache)
+            entries[store] = self._update(store, update, forward, positions, memo, out)
+            self._homes[update.cache, update.layer] = store
+        for call, one in zip(forward.calls, out.reads, strict=True):
+            out.stores.append(self._read(call, one, forward, stores, positions, entries, out))
+        for memory in forward.recurrent:
+            self.stores.of_recurrent(memory)
+        out.groups = _grouped(entries)
+        self._forget()
+        return out
+
+    # -- updates ---------------------------------------------------------------------------
+
+    def _update(
+        self,
+        store: int,
+        update: CacheUpdate,
+        forward: Forward,
+        positions: Positions,
+        memo: dict[tuple[object, ...], Entry],
+        out: LedgerStep,
+    ) -> Entry:
+        key = (update.cache, store)
+        book = self._books.get(key, EMPTY)
+        places = _places(update, forward, positions, book)
+        seq, kept = _sizes(update)
+        if self._simple(update, book, seq, kept):
+            first = self.stores.next_cell[store]
+            order = (id(book), first, seq, kept, id(places) if places is positions else places)
+            entry = memo.get(order)
+            if entry is None:
+                entry = memo[order] = books.append(book, first, places, seq, kept)
+            self.stores.take(store, entry.rows * len(places))
+            out.rows[store] = _new_rows(update)
+            self._content.drop(key)
+        else:
+            entry, rows = self._content.update(key, update, book, places, (seq, kept))
+            out.rows[store] = rows
+        self._content.attended[key] = entry.attended
+        self._books[key] = entry.after
+        out.seq[store] = seq
+        return entry
+
+    def _simple(self, update: CacheUpdate, book: Book, seq: int, kept: int) -> bool:
+        """Whether arithmetic tells what the update did."""
+        sequences, _, new, _ = update.new_keys.shape
+        whole = book.rows + new
+        fits = not book.held or len(book.held) == sequences
+        same_rows = seq == whole or (update.window is not None and seq < whole)
+        return update.known and update.continuous and fits and same_rows and kept <= whole
+
+    # -- reads -----------------------------------------------------------------------------
+
+    def _read(
+        self,
+        call: AttentionCall,
+        read: Read,
+        forward: Forward,
+        stores: Sequence[int],
+        positions: Positions,
+        entries: dict[int, Entry],
+        out: LedgerStep,
+    ) -> int:
+        """The cache layer a call reads; entered if no update did."""
+        if read.source == "cache" and read.update is not None:
+            return stores[read.update]
+        if read.source == "cache" and read.lingering is not None:
+            left = forward.lingering[read.lingering]
+            out.caches.add(left.cache)
+            store = self._homes.get((left.cache, left.layer))
+            if store is not None:
+                book = self._books.get((left.cache, store), EMPTY)
+                entries.setdefault(store, self._content.untouched(store, book))
+                out.seq.setdefault(store, call.keys.shape[2])
+                return store
+        origin = None
+        if read.source == "derived" and read.update is not None:
+            origin = entries[stores[read.update]]
+        store = self.stores.of_call(call, read.source)
+        limit = None if read.update is None else out.seq.get(stores[read.update])
+        entry, rows = self._content.expanded(store, call, origin, positions, limit)
+        entries[store], out.rows[store] = entry, rows
+        out.seq[store] = min(call.keys.shape[2], limit or call.keys.shape[2])
+        return store
+
+    # -- changes ---------------------------------------------------------------------------
+
+    def _change(self, change: CacheChange) -> CacheEvent:
+        """Move the books as the cache was changed; books shared before are shared after."""
+        moved: dict[tuple[int, int, int], Book] = {}
+        touched, before, after = [], [], []
+        for place, layer in enumerate(change.layers):
+            store = self._homes.get((change.cache, layer))
+            if store is None:
+                continue
+            key = (change.cache, store)
+            book = self._books.get(key, EMPTY)
+            same = (id(book), change.removed[place], change.after[place])
+            if same not in moved:
+                moved[same] = books.changed(book, change, layer)
+            self._books[key] = moved[same]
+            self._content.drop(key)
+            touched.append(store)
+            before.append(change.before[place])
+            after.append(change.after[place])
+        order = change.order if change.kind in ("reorder", "select") else ()
+        return CacheEvent(change.kind, tuple(touched), tuple(before), tuple(after), order)
+
+    def _forget(self) -> None:
+        """Drop what belongs to caches not seen for long."""
+        while len(self._books) > MAX_BOOKS:
+            key = next(iter(self._books))
+            del self._books[key]
+            self._content.drop(key)
+            self._content.attended.pop(key, None)
+        while len(self._homes) > MAX_BOOKS:
+            del self._homes[next(iter(self._homes))]
+
+
+def _numbered(updates: Sequence[CacheUpdate]) -> Iterator[tuple[int, CacheUpdate]]:
+    """Each update with the number of earlier ones of the same layer and part."""
+    counts: dict[tuple[str, int], int] = {}
+    for update in updates:
+        key = (update.part, update.layer)
+        yield counts.get(key, 0), update
+        counts[key] = counts.get(key, 0) + 1
+
+
+def _places(
+    update: CacheUpdate, forward: Forward, positions: Positions, book: Book
+) -> Sequence[Sequence[int]]:
+    """Positions of the new rows, [sequences][new]."""
+    sequences, _, new, _ = update.new_keys.shape
+    if update.part == "self" and new == forward.new and sequences == len(positions):
+        return positions
+    start = 0 if update.part == "cross" else book.rows
+    return (tuple(range(start, start + new)),) * sequences
+
+
+def _sizes(update: CacheUpdate) -> tuple[int, int]:
+    """(rows handed to the attention, rows kept): written ones only."""
+    seq = update.keys.shape[2]
+    kept = seq if update.held_keys is None else update.held_keys.shape[2]
+    if update.capacity is not None:
+        seq, kept = min(seq, update.length), min(kept, update.length)
+    if "Quantized" in update.class_name:
+        kept = seq
+    return seq, kept
+
+
+def _new_rows(update: CacheUpdate) -> tuple[Tensor, Tensor]:
+    """The rows an update wrote, as they were handed back."""
+    if update.new_keys.dtype == update.keys.dtype:
+        return update.new_keys, update.new_values
+    new = update.new_keys.shape[2]
+    return update.keys[:, :, -new:], update.values[:, :, -new:]
+
+
+def _grouped(entries: dict[int, Entry]) -> tuple[CacheStep, ...]:
+    """One CacheStep for all cache layers that share an entry."""
+    groups: dict[int, list[int]] = {}
+    by_id = {}
+    for store, entry in entries.items():
+        groups.setdefault(id(entry), []).append(store)
+        by_id[id(entry)] = entry
+    return tuple(_cache_step(tuple(layers), by_id[key]) for key, layers in groups.items())
+
+
+def _cache_step(layers: tuple[int, ...], entry: Entry) -> CacheStep:
+    held = entry.after.held or ((),) * len(entry.attended)
+    return CacheStep(
+        layers,
+        entry.first_cell,
+        entry.rows,
+        entry.attended,
+        held,
+        entry.before,
+        entry.after.rows,
+        entry.rewritten,
+    )

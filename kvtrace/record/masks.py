@@ -1,0 +1,139 @@
+"""Masks said compactly: causal, window, chunk, padding as numbers; in full where none fits.
+
+Every rule is checked against the mask itself, cell by cell; nothing is assumed of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvtrace.record.calls import AttentionCall
+from kvtrace.trace import Mask
+from kvtrace.trace.dtypes import Array
+
+Table = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """A mask as the trace keeps it.
+
+    Attributes:
+        mask: The rules.
+        full: The whole mask where they don't fit, uint8 [sequences|1, heads|1, new, seq].
+        bias: The additive term, float32, same shape; None without one.
+    """
+
+    mask: Mask
+    full: Array | None = None
+    bias: Array | None = None
+
+
+class Compactor:
+    """Makes masks compact, once per mask object; good for one forward."""
+
+    def __init__(self, sequences: int, origin: int, chunk: int | None = None) -> None:
+        """For one forward.
+
+        Args:
+            sequences: Rows of the batch.
+            origin: Position of its first token.
+            chunk: Chunk size that the model's config names, if any.
+        """
+        self._sequences = sequences
+        self._origin = origin
+        self._chunk = chunk
+        self._seen: dict[tuple[object, ...], tuple[Tensor, Compact]] = {}
+        self._biases: dict[tuple[int, int], tuple[Tensor, Array]] = {}
+
+    def compact(self, call: AttentionCall, seq: int) -> Compact:
+        """The mask of a call over the first `seq` rows of its keys."""
+        new = call.queries.shape[2]
+        if call.visible is None:
+            ruled = call.causal or (new == 1 and call.kind == "self")
+            found = Compact(Mask(offset=seq - new) if ruled else Mask())
+        else:
+            key = (id(call.visible), new, seq, call.window)
+            known = self._seen.get(key)
+            if known is None:
+                known = self._seen[key] = (call.visible, self._reduced(call, new, seq))
+            found = known[1]
+        if call.bias is None:
+            return found
+        return replace(found, mask=replace(found.mask, bias=True), bias=self._bias(call.bias, seq))
+
+    def _bias(self, bias: Tensor, seq: int) -> Array:
+        key = (id(bias), seq)
+        known = self._biases.get(key)
+        if known is None:
+            rows = bias[..., :seq].detach().to(torch.float32).cpu().numpy()
+            known = self._biases[key] = (bias, _whole(rows, seq))
+        return known[1]
+
+    def _reduced(self, call: AttentionCall, new: int, seq: int) -> Compact:
+        """Rules that say exactly what the mask says, else the mask."""
+        assert call.visible is not None
+        visible = call.visible[..., :seq].detach().cpu().numpy()
+        table = _whole(visible, seq)
+        if table.shape[2] != new:
+            table = np.broadcast_to(table, (*table.shape[:2], new, seq))
+        if table.shape[1] > 1 and bool((table == table[:, :1]).all()):
+            table = table[:, :1]
+        if table.shape[1] == 1:
+            mask = self._rules(np.broadcast_to(table[:, 0], (self._sequences, new, seq)), call)
+            if mask is not None:
+                return Compact(mask)
+        return Compact(Mask(full=True), np.ascontiguousarray(table, np.uint8))
+
+    def _rules(self, table: Table, call: AttentionCall) -> Mask | None:
+        """The first set of rules that fits [sequences, new, seq]."""
+        _, new, seq = table.shape
+        if table.all():
+            return Mask(offset=seq - new) if new == 1 and call.kind == "self" else Mask()
+        seen: Table = np.asarray(table.any(axis=1), np.bool_)
+        pads = np.where(seen.any(axis=1), seen.argmax(axis=1), seq)
+        padding = tuple(int(pad) for pad in pads) if pads.any() else ()
+        offset = seq - new
+        rules = [Mask(offset=offset, padding=padding), Mask(padding=padding)]
+        for window in dict.fromkeys((call.window, *_windows(table, offset, pads))):
+            if window is not None and window > 0:
+                rules.append(Mask(offset=offset, window=window, padding=padding))
+                rules.append(Mask(offset=offset, window=window))
+        if self._chunk:
+            rules.append(
+                Mask(offset=offset, chunk=self._chunk, origin=self._origin, padding=padding)
+            )
+        return next((rule for rule in rules if _fits(rule, table)), None)
+
+
+def _windows(table: Table, offset: int, pads: NDArray[np.intp]) -> list[int]:
+    """Windows that the last query rows suggest."""
+    found = []
+    for sequence in range(len(table)):
+        row = table[sequence, -1]
+        first = int(row.argmax())
+        if row.any() and first > pads[sequence] - 1:
+            found.append(table.shape[1] - 1 + offset - first + 1)
+    return sorted(set(found))[:3]
+
+
+def _fits(rule: Mask, table: Table) -> bool:
+    sequences, new, seq = table.shape
+    if not rule.padding:
+        return bool((table == rule.visible(0, new, seq)).all())
+    return all(
+        np.array_equal(table[sequence], rule.visible(sequence, new, seq))
+        for sequence in range(sequences)
+    )
+
+
+def _whole(rows: NDArray[np.generic], seq: int) -> NDArray[np.generic]:
+    """Four dimensions, with every column there."""
+    while rows.ndim < 4:
+        rows = rows[None]
+    return np.broadcast_to(rows, (*rows.shape[:3], seq)) if rows.shape[3] != seq else rows

@@ -1,0 +1,268 @@
+"""From forwards to the steps of a trace, one after the other, into a sink.
+
+A step waits until the next forward begins, so that the token chosen after it can be in it; a loop
+that knows it says so at once. Nothing grows with the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from time import perf_counter_ns
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from kvtrace.errors import WriteError
+from kvtrace.files import StepRows
+from kvtrace.record.attended import Attended, Checked
+from kvtrace.record.bytes import held_bytes, step_bytes
+from kvtrace.record.card import text_config
+from kvtrace.record.cost import CostMeter, Measured
+from kvtrace.record.forward import Beginning, Forward
+from kvtrace.record.ledger import Ledger, LedgerStep
+from kvtrace.record.masks import Compactor
+from kvtrace.record.phases import Phases
+from kvtrace.record.positions import Positions, positions
+from kvtrace.record.sites import Sites
+from kvtrace.record.texts import Texts
+from kvtrace.record.top import top_logits
+from kvtrace.trace import Cost, Ending, Meta, Note, Step
+
+
+class Sink(Protocol):
+    """Takes in a trace; a `TraceWriter` is one."""
+
+    def append(self, step: Step, rows: StepRows) -> None:
+        """A step with its rows."""
+
+    def extend(self, meta: Meta) -> None:
+        """A META with more sites or cache layers."""
+
+    def note(self, note: Note) -> None:
+        """A note."""
+
+    def end(self, ending: Ending) -> None:
+        """Why it ended."""
+
+
+Check = Callable[[Forward], Mapping[int, Checked]]
+"""Self-check of a forward: place of a call to (error, scale); may leave calls out."""
+
+
+@dataclass(slots=True)
+class Options:
+    """What a recorder works with, besides a model.
+
+    Attributes:
+        texts: Text of token ids.
+        check: Self-check.
+        on_step: Told of each step that was written, with its forward's logits gone.
+    """
+
+    texts: Texts = field(default_factory=Texts)
+    check: Check | None = None
+    on_step: Callable[[Step], None] | None = None
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A step that waits for its chosen token."""
+
+    step: Step
+    rows: StepRows
+    caches: frozenset[int]
+
+
+class Recorder:
+    """Turns forwards into steps; its methods are `Watch`'s callbacks."""
+
+    def __init__(
+        self, model: nn.Module, sink: Sink, meta: Meta, options: Options | None = None
+    ) -> None:
+        """For one model and one trace.
+
+        Args:
+            model: The watched one.
+            sink: Has META already.
+            meta: What is known before the first forward: no sites, no cache layers.
+            options: Further ones.
+        """
+        self.meta = meta
+        self.num_steps = 0
+        self.failure: WriteError | None = None
+        self.phases = Phases()
+        self._sink = sink
+        self._options = options or Options()
+        self._ledger = Ledger()
+        self._sites = Sites()
+        self._meter = CostMeter(model)
+        self._weight_bytes = meta.model.weight_bytes
+        self._chunk = _chunk(model)
+        self._pending: _Pending | None = None
+        self._latest: dict[int, int] = {}
+        self._sizes = meta_sizes(meta)
+
+    # -- callbacks of Watch ----------------------------------------------------------------
+
+    def begin(self, beginning: Beginning) -> None:
+        """A forward begins: write the step before, with the token that is fed now."""
+        if self.failure is not None:
+            return
+        if self._pending is not None:
+            self.flush(self._fed(beginning, self._pending))
+        self._meter.begin(beginning.seen)
+
+    def forward(self, forward: Forward) -> None:
+        """A forward is over."""
+        self._meter.end(len(forward.calls))
+        if self.failure is not None:
+            return
+        start = perf_counter_ns()
+        step, rows, caches = self._step(forward)
+        spent = forward.own_ns + perf_counter_ns() - start
+        self._pending = _Pending(replace(step, recorder_ns=spent), rows, caches)
+        self.num_steps += 1
+
+    def failed(self) -> None:
+        """A forward raised."""
+        self._meter.drop()
+
+    # -- the loop's side -------------------------------------------------------------------
+
+    def choose(self, tokens: tuple[int | None, ...]) -> None:
+        """The tokens chosen after the last forward, per sequence: the step is written now."""
+        if self._pending is not None:
+            self.flush(tokens)
+
+    def flush(self, chosen: tuple[int | None, ...] | None = None) -> None:
+        """Write the step that waits.
+
+        A disk that is full or fails ends the recording, not the run: see `failure`.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None or self.failure is not None:
+            return
+        step = pending.step
+        if chosen is not None and len(chosen) == step.num_sequences:
+            texts = {**step.texts, **self._options.texts.of([c for c in chosen if c is not None])}
+            step = replace(step, chosen=chosen, texts=texts)
+        try:
+            self._sink.append(step, pending.rows)
+        except WriteError as error:
+            self.failure = error
+            return
+        if self._options.on_step is not None:
+            self._options.on_step(step)
+
+    @property
+    def last(self) -> Step | None:
+        """The step that waits."""
+        return None if self._pending is None else self._pending.step
+
+    # -- a step ----------------------------------------------------------------------------
+
+    def _step(self, forward: Forward) -> tuple[Step, StepRows, frozenset[int]]:
+        where = positions(forward)
+        entry = self._ledger.step(forward, where)
+        origin = where[0][0] if where and where[0] else 0
+        attended = Attended()
+        compactor = Compactor(forward.sequences, origin, self._chunk)
+        attended.collect(forward, entry, self._sites, compactor)
+        top = top_logits(forward.logits, forward.sequences)
+        tokens = _tokens(forward)
+        copied = attended.copying.finish()
+        checked = {} if self._options.check is None else self._options.check(forward)
+        self._extend()
+        number = self.num_steps
+        step = Step(
+            number=number,
+            phase=self.phases.of(forward, where, entry),
+            parent=self._parent(entry),
+            tokens=tokens,
+            positions=where,
+            chosen=(None,) * len(tokens),
+            top=top,
+            caches=entry.groups,
+            sites=attended.site_steps(copied, checked, entry.stores),
+            events=entry.events,
+            cost=self._cost(forward, entry, where),
+            elapsed_ns=forward.elapsed_ns,
+            texts=self._options.texts.of(_ids(tokens, top)),
+        )
+        for cache in entry.caches:
+            self._latest.pop(cache, None)
+            self._latest[cache] = number
+        while len(self._latest) > 1024:
+            del self._latest[next(iter(self._latest))]
+        return step, attended.step_rows(copied), frozenset(entry.caches)
+
+    def _parent(self, entry: LedgerStep) -> int | None:
+        """The step whose cache this one continued."""
+        continued = any(group.length_before for group in entry.groups)
+        found = [self._latest[one] for one in entry.caches if one in self._latest]
+        return max(found) if found and continued else None
+
+    def _cost(self, forward: Forward, entry: LedgerStep, where: Positions) -> Cost:
+        past = max((row[0] for row in where if row), default=0)
+        logits = None if forward.logits is None else tuple(forward.logits.shape)
+        cached, recomputed = self._meter.measure(
+            Measured(forward.calls, forward.sequences, forward.new, max(0, past), logits)
+        )
+        read, written = step_bytes(entry.groups, self._ledger.stores.layers)
+        return Cost(cached, recomputed, self._weight_bytes, read, written, held_bytes(forward))
+
+    def _extend(self) -> None:
+        """More META, if there are sites or cache layers it does not have yet."""
+        sizes = (len(self._sites.sites), len(self._ledger.stores.layers))
+        if sizes == self._sizes:
+            return
+        self._sizes = sizes
+        self.meta = replace(
+            self.meta,
+            sites=tuple(self._sites.sites),
+            cache_layers=tuple(self._ledger.stores.layers),
+        )
+        try:
+            self._sink.extend(self.meta)
+        except WriteError as error:
+            self.failure = error
+
+    def _fed(self, beginning: Beginning, pending: _Pending) -> tuple[int | None, ...] | None:
+        """The tokens fed now, if they are the ones chosen after the step that waits."""
+        tokens = beginning.tokens
+        moved = any(one.kind != "crop" for one in beginning.changes)
+        continues = bool(beginning.caches & pending.caches)
+        if tokens is None or moved or not continues or tokens.dim() != 2:
+            return None
+        if not self.phases.decodes(tokens.shape[1], pending.step):
+            return None
+        return tuple(tokens[:, 0].tolist())
+
+
+def meta_sizes(meta: Meta) -> tuple[int, int]:
+    """(sites, cache layers) it names."""
+    return len(meta.sites), len(meta.cache_layers)
+
+
+def _chunk(model: nn.Module) -> int | None:
+    """Chunk size of chunked attention that the config names."""
+    size = getattr(text_config(model), "attention_chunk_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _tokens(forward: Forward) -> tuple[tuple[int, ...], ...]:
+    """Ids in, [sequences][new]; -1 where only embeddings were given."""
+    found = forward.tokens
+    if isinstance(found, Tensor) and found.numel() == forward.sequences * forward.new:
+        rows = found.reshape(forward.sequences, forward.new).tolist()
+        return tuple(tuple(row) for row in rows)
+    return ((-1,) * forward.new,) * forward.sequences
+
+
+def _ids(tokens: tuple[tuple[int, ...], ...], top: tuple[object, ...]) -> list[int]:
+    """All token ids a step names."""
+    found = [token for row in tokens for token in row]
+    for one in top:
+        found += list(getattr(one, "ids", ()))
+    return found

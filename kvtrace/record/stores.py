@@ -1,0 +1,96 @@
+"""The table of cache layers a trace names: one entry for every set of K,V rows of one shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.forward import CacheUpdate, Recurrent
+from kvtrace.trace import CacheLayer
+
+Key = tuple[object, ...]
+
+
+@dataclass(slots=True)
+class Stores:
+    """Cache layers in the order they were met, and the next cell of each."""
+
+    layers: list[CacheLayer] = field(default_factory=list)
+    next_cell: list[int] = field(default_factory=list)
+    _index: dict[Key, int] = field(default_factory=dict)
+
+    def of_update(self, update: CacheUpdate, nth: int, *, latent: bool) -> int:
+        """The layer that an update belongs to.
+
+        Args:
+            update: It.
+            nth: Earlier updates of this layer of this cache in the same forward.
+            latent: No attention is given these rows as they are.
+        """
+        shape = _shape(update.keys, update.values)
+        key = (update.part, update.layer, nth, *shape)
+        found = self._index.get(key)
+        if found is not None:
+            return found
+        kind = "latent" if latent else "cross" if update.part == "cross" else _kind(update)
+        return self._add(key, update.layer, kind, shape, (update.window, update.capacity))
+
+    def of_call(self, call: AttentionCall, kind: str) -> int:
+        """The layer of rows that a call made for itself."""
+        shape = _shape(call.keys, call.values)
+        key = (call.module, call.call, kind, *shape)
+        found = self._index.get(key)
+        return self._add(key, -1, kind, shape) if found is None else found
+
+    def of_recurrent(self, one: Recurrent) -> int:
+        """The layer of a recurrent memory."""
+        key = ("state", one.layer)
+        found = self._index.get(key)
+        if found is not None:
+            return found
+        return self._add(key, one.layer, "state", (1, 1, 1, "float32"), nbytes=one.nbytes)
+
+    def take(self, store: int, cells: int) -> int:
+        """Number the next cells of a layer; the first one's number."""
+        first = self.next_cell[store]
+        self.next_cell[store] += cells
+        return first
+
+    def _add(
+        self,
+        key: Key,
+        layer: int,
+        kind: str,
+        shape: tuple[int, int, int, str],
+        limits: tuple[int | None, int | None] = (None, None),
+        nbytes: int = 0,
+    ) -> int:
+        index = self._index[key] = len(self.layers)
+        heads, key_dim, value_dim, dtype = shape
+        window, capacity = limits
+        self.layers.append(
+            CacheLayer(
+                index, layer, kind, heads, key_dim, value_dim, dtype, window, capacity, nbytes
+            )
+        )
+        self.next_cell.append(0)
+        return index
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """A dtype as the trace calls it."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _shape(keys: Tensor, values: Tensor) -> tuple[int, int, int, str]:
+    return keys.shape[1], keys.shape[3], values.shape[3], dtype_name(keys)
+
+
+def _kind(update: CacheUpdate) -> str:
+    name = update.class_name
+    for part, kind in (("Quantized", "quantised"), ("Static", "static"), ("Sliding", "sliding")):
+        if part in name:
+            return kind
+    return "static" if update.capacity is not None else "dynamic"
