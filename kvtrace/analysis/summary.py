@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvtrace import units
@@ -9,7 +10,22 @@ from kvtrace.analysis.candidates import Candidates, candidates
 from kvtrace.analysis.changes import LayerChange, changes, event_text
 from kvtrace.analysis.costs import StepCost, step_cost
 from kvtrace.analysis.extent import Extent, extent
-from kvtrace.trace import Trace
+from kvtrace.trace import CACHED, Trace
+
+WITHOUT_CACHE = "recomputed"
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A piece of the sentence.
+
+    Attributes:
+        text: Words.
+        lane: The lane whose number it is, "cached" or "recomputed"; empty: neither.
+    """
+
+    text: str
+    lane: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +83,7 @@ def summary(trace: Trace, number: int, sequence: int = 0, *, lane: str = "recomp
         events=tuple(event_text(event) for event in step.events),
         candidates=candidates(trace, number, sequence),
         cost=cost,
-        sentence=_sentence(number, step.phase, rows, cost),
+        sentence="".join(one.text for one in _phrases(number, step.phase, rows, cost)),
     )
 
 
@@ -80,69 +96,91 @@ def sentence(trace: Trace, number: int, *, lane: str = "recomputed") -> str:
     Raises:
         MissingError: There is no such step.
     """
+    return "".join(phrase.text for phrase in phrases(trace, number, lane=lane))
+
+
+def phrases(trace: Trace, number: int, *, lane: str = "recomputed") -> tuple[Phrase, ...]:
+    """The same sentence in pieces that say which lane their number belongs to.
+
+    Raises:
+        MissingError: There is no such step.
+    """
     cost = step_cost(trace, number, lane=lane)
-    return _sentence(number, trace.step(number).phase, extent(trace, number), cost)
+    return tuple(_phrases(number, trace.step(number).phase, extent(trace, number), cost))
 
 
-def _sentence(number: int, phase: str, rows: Extent, cost: StepCost) -> str:
+def _phrases(number: int, phase: str, rows: Extent, cost: StepCost) -> Iterator[Phrase]:
     name = f"step {number}" if phase == "decode" else f"step {number} ({phase})"
-    if not rows.keeps and rows.read_most == 0:
-        return f"{name} {_uncached(rows, cost)}"
     saved = rows.without_cache > rows.computed
-    did = f"computed {_count(rows.computed)} of Q, K, V{_each(rows)}"
+    yield Phrase(f"{name} computed ")
+    yield Phrase(_count(rows.computed), CACHED)
+    yield Phrase(f" of Q, K, V{_each(rows)}")
+    if not rows.keeps and rows.read_most == 0:
+        yield from _uncached(rows, cost)
+        return
     if saved:
-        did += f" instead of {rows.without_cache}"
-    return f"{name} {did} and {_read(rows)}: {_prices(cost, saved)}"
+        yield from (Phrase(" instead of "), Phrase(str(rows.without_cache), WITHOUT_CACHE))
+    yield Phrase(" and ")
+    yield from _read(rows)
+    yield Phrase(": ")
+    yield from _prices(cost, saved)
 
 
-def _read(rows: Extent) -> str:
+def _read(rows: Extent) -> Iterator[Phrase]:
     """What came out of the cache."""
     if rows.read_most == 0:
-        words = "put K and V into an empty cache"
+        yield Phrase("put K and V into an empty cache")
     elif rows.read_least == rows.read_most:
-        words = f"read {_count(rows.read_most)} from the cache"
+        yield from (Phrase("read "), Phrase(_count(rows.read_most), CACHED))
+        yield Phrase(" from the cache")
     else:
-        words = f"read {rows.read_least} to {rows.read_most} rows from the cache, by layer"
+        span = f"{rows.read_least} to {rows.read_most} rows"
+        yield from (Phrase("read "), Phrase(span, CACHED), Phrase(" from the cache, by layer"))
     if rows.cross_read:
-        words += f", and {_count(rows.cross_read)} of the encoder"
-    return words
+        yield Phrase(f", and {_count(rows.cross_read)} of the encoder")
 
 
-def _uncached(rows: Extent, cost: StepCost) -> str:
+def _uncached(rows: Extent, cost: StepCost) -> Iterator[Phrase]:
     """A step of a model that keeps nothing: what a cache would have saved.
 
     Every FLOP of a forward without cache but the logits' is proportional to its query rows.
     """
-    did = f"computed {_count(rows.computed)} of Q, K, V{_each(rows)}"
     price = f"{units.flops(cost.cached.flops)}, {_time(cost.cached.elapsed_ns)}"
     if not 0 < rows.fresh < rows.computed:
-        return f"{did} and kept none of them: {price}"
+        yield Phrase(f" and kept none of them: {price}")
+        return
     head = cost.parts[-1].cached
     with_cache = (cost.cached.flops - head) * rows.fresh // rows.computed + head
-    return (
-        f"{did} though only {_count(rows.fresh)} {'was' if rows.fresh == 1 else 'were'} new: "
-        f"{price}; with a cache about {units.flops(with_cache)} would do"
-    )
+    yield Phrase(f" though only {_count(rows.fresh)} {'was' if rows.fresh == 1 else 'were'} new: ")
+    yield Phrase(price, WITHOUT_CACHE)
+    yield Phrase("; with a cache about ")
+    yield from (Phrase(units.flops(with_cache), CACHED), Phrase(" would do"))
 
 
-def _prices(cost: StepCost, saved: bool) -> str:
+def _prices(cost: StepCost, saved: bool) -> Iterator[Phrase]:
     """FLOPs and milliseconds in both lanes."""
     mine, theirs = cost.cached, cost.recomputed
     if not saved:
-        return f"{units.flops(mine.flops)}, {_time(mine.elapsed_ns)}"
-    flops = instead(units.flops(mine.flops), units.flops(theirs.flops))
+        yield Phrase(f"{units.flops(mine.flops)}, {_time(mine.elapsed_ns)}")
+        return
+    yield from _instead(units.flops(mine.flops), units.flops(theirs.flops))
+    yield Phrase(", ")
     if mine.elapsed_ns is None:
-        return f"{flops}, time not measured"
-    if theirs.elapsed_ns is None:
-        return f"{flops}, {_time(mine.elapsed_ns)} (without the cache: not measured)"
-    return f"{flops}, {instead(_time(mine.elapsed_ns), _time(theirs.elapsed_ns))}"
+        yield Phrase("time not measured")
+    elif theirs.elapsed_ns is None:
+        yield Phrase(_time(mine.elapsed_ns), CACHED)
+        yield Phrase(" (without the cache: not measured)")
+    else:
+        yield from _instead(_time(mine.elapsed_ns), _time(theirs.elapsed_ns))
 
 
-def instead(mine: str, theirs: str) -> str:
+def _instead(mine: str, theirs: str) -> Iterator[Phrase]:
     """`2.1 MFLOP instead of 28.9`: the unit once where both have the same."""
     number, _, unit = theirs.partition(" ")
     same = mine.partition(" ")[2] == unit
-    return f"{mine} instead of {number if same else theirs}"
+    yield Phrase(mine, CACHED)
+    yield Phrase(" instead of ")
+    yield Phrase(number if same else theirs, WITHOUT_CACHE)
 
 
 def _time(elapsed_ns: int | None) -> str:

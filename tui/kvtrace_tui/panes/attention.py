@@ -1,0 +1,115 @@
+"""Where the head looks: rows by weight with their exact weights, and the crosshair's neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+from textual.strip import Strip
+
+from kvtrace import text
+from kvtrace.analysis.attention import Attention, attention
+from kvtrace.trace import Trace
+from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.bars import bar
+from kvtrace_tui.drawing.lines import Piece, line, padded
+from kvtrace_tui.panes.pane import Pane
+
+_WEIGHT = 8
+_NEIGHBOURS = 9
+
+
+class AttentionPane(Pane):
+    """A list of rows, the strongest first; below it the rows around the crosshair in order."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._rows: dict[int, int] = {}
+
+    def depends(self, cursor: Cursor) -> Hashable:
+        """The query, its head, and the crosshair's row."""
+        return cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query, cursor.row
+
+    def name_line(self, width: int) -> list[Strip]:
+        """Its name."""
+        return [self.title_line(width, "attention")]
+
+    def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
+        """Title, summary, strongest rows, neighbours."""
+        found = attention(
+            trace, cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query
+        )
+        about = f"L{cursor.layer} H{cursor.head}"
+        if found.query_token >= 0:
+            word = text.token(trace.token_text(found.query_token), 12)
+            about = f"{about} of {found.query_position} {word}"
+        lines = [self.title_line(width, "attention", about), *_summary(found, width)]
+        self._rows = {}
+        room = height - len(lines)
+        below = min(_NEIGHBOURS, found.weights.size) if room >= 2 * _NEIGHBOURS else 0
+        above = room - (below + 1 if below else 0)
+        high = float(found.weights.max(initial=0)) or 1.0
+        top = found.top(above)
+        if not below and cursor.row not in top and top and cursor.row < found.weights.size:
+            top[-1] = cursor.row
+        for row in top:
+            self._rows[len(lines)] = row
+            lines.append(_row(trace, found, row, cursor.row, (width, high)))
+        if below:
+            lines += [line(width, fill=ink.TEXT)] * (above - len(top))
+            lines.append(line(width, (" around the crosshair ", ink.TITLE_DIM), fill=ink.TITLE_DIM))
+            start = min(max(cursor.row - below // 2, 0), found.weights.size - below)
+            for row in range(start, start + below):
+                self._rows[len(lines)] = row
+                lines.append(_row(trace, found, row, cursor.row, (width, high)))
+        return lines
+
+    def pointed(self, x: int, y: int) -> Mapping[str, int]:
+        """The row listed in a line."""
+        return {"row": self._rows[y]} if y in self._rows else {}
+
+
+def _row(trace: Trace, found: Attention, row: int, chosen: int, scale: tuple[int, float]) -> Strip:
+    """Position, token, bar, exact weight."""
+    width, high = scale
+    position, token = int(found.positions[row]), int(found.tokens[row])
+    weight = float(found.weights[row])
+    word = "pad" if position < 0 else ""
+    if token >= 0 and not word:
+        word = text.token(trace.token_text(token), 16)
+    here = row == chosen
+    names = min(max((width - _WEIGHT - 8) // 2, 4), 14)
+    bars = max(width - _WEIGHT - names - 9, 0)
+    return line(
+        width,
+        (padded(str(position), 6, right=True), ink.SELECTED if here else ink.DIM),
+        (" ", ink.SELECTED if here else ink.DIM),
+        (padded(word, names), ink.SELECTED if here else ink.TOKEN),
+        (" ", ink.TEXT),
+        (bar(weight / high, bars), ink.CACHED),
+        (padded(weight_text(weight), _WEIGHT, right=True), ink.STRONG if here else ink.TEXT),
+    )
+
+
+def weight_text(weight: float) -> str:
+    """A weight with the digits that tell it from its neighbours: `0.4521`, `3.1e-05`, `0`."""
+    if weight == 0:
+        return "0"
+    return f"{weight:.1e}" if weight < 0.001 else f"{weight:.4f}"
+
+
+def _summary(found: Attention, width: int) -> list[Strip]:
+    """Entropy, sink and lookup, in one or two lines."""
+    words: list[Piece] = [
+        (" entropy ", ink.DIM), (f"{found.entropy:.2f}", ink.TEXT),
+        (f" bits of {found.weights.size} rows", ink.DIM),
+    ]  # fmt: skip
+    lines = [line(width, *words)]
+    more: list[Piece] = []
+    if found.sink_share > 0:
+        more += [(" sink ", ink.DIM), (weight_text(found.sink_share), ink.WARN)]
+    if found.induction > 0 or found.same_token > 0:
+        more += [
+            (" after its earlier self ", ink.DIM), (weight_text(found.induction), ink.TEXT),
+        ]  # fmt: skip
+    return [*lines, line(width, *more)] if more else lines

@@ -1,0 +1,168 @@
+"""What every pane is: given a trace and a cursor it draws lines, and only when they changed."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import ClassVar
+
+from rich.cells import cell_len
+from textual import events
+from textual.geometry import Region
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from kvtrace import text
+from kvtrace.errors import KvtraceError
+from kvtrace.trace import Trace
+from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.depth import Depth, depth_of
+from kvtrace_tui.drawing.lines import Piece, line, page, shown_in
+from kvtrace_tui.drawing.title import title
+
+
+class Moved(Message):
+    """The user pointed somewhere: fields of the cursor with their new values.
+
+    The values may be out of range; whoever holds the cursor keeps them inside the trace.
+    """
+
+    def __init__(self, changes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.changes = changes
+
+
+class Pane(Widget):
+    """Base of all panes.
+
+    `show` is called with every new cursor and costs nothing unless what the pane `depends` on
+    changed; lines are made when they are needed, at the size the pane then has.
+
+    Attributes:
+        depth: What the terminal can show; asked from the app when it is None.
+        focused_title: Whether the pane has the arrow keys.
+    """
+
+    DEFAULT_CSS = "Pane { width: 1fr; height: 1fr; }"
+    grows: ClassVar[bool] = False
+    """Whether it also shows steps that were added since."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's name
+        super().__init__(id=id)
+        self.depth: Depth | None = None
+        self.focused_title = False
+        self._trace: Trace | None = None
+        self._cursor = Cursor()
+        self._key: Hashable = None
+        self._lines: list[Strip] | None = None
+        self._drawn_size = (0, 0)
+
+    # -- what screens call -------------------------------------------------------------------
+
+    def show(self, trace: Trace, cursor: Cursor) -> None:
+        """Show another place; redraws only if something it shows is different there."""
+        key: Hashable = (id(trace), self.depends(cursor))
+        if self.grows:
+            key = (key, len(trace), len(trace.notes), trace.ending is None)
+        self._trace, self._cursor = trace, cursor
+        if key != self._key:
+            self._key = key
+            self.redraw()
+
+    def light(self, on: bool) -> None:
+        """Say in the title whether the pane has the arrow keys."""
+        if on != self.focused_title:
+            self.focused_title = on
+            self.redraw()
+
+    def redraw(self) -> None:
+        """Make the lines anew when they are next needed."""
+        self._lines = None
+        self.refresh()
+
+    # -- what panes define -------------------------------------------------------------------
+
+    def depends(self, cursor: Cursor) -> Hashable:
+        """Whatever of the cursor changes the lines."""
+        raise NotImplementedError
+
+    def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
+        """The lines; `page` cuts and fills them.
+
+        Raises:
+            KvtraceError: Something it shows can't be read; the message is shown instead.
+        """
+        raise NotImplementedError
+
+    def pointed(self, x: int, y: int) -> Mapping[str, int]:
+        """What a click at a cell changes in the cursor; nothing by default."""
+        return {}
+
+    def name_line(self, width: int) -> list[Strip]:
+        """Lines that stand above an error message; the title, where there is one."""
+        return []
+
+    # -- helpers for panes -------------------------------------------------------------------
+
+    def title_line(self, width: int, name: str, about: str = "", right: str = "") -> Strip:
+        """The pane's first line."""
+        return title(width, name, about, focused=self.focused_title or self.has_focus, right=right)
+
+    @property
+    def terminal(self) -> Depth:
+        """What the terminal can show."""
+        if self.depth is None:
+            self.depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
+        return self.depth
+
+    # -- Textual -----------------------------------------------------------------------------
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Lines of a region; they have their colours, so no style is applied."""
+        width, height = self.size
+        if self._lines is None or self._drawn_size != (width, height):
+            self._lines = self._made(width, height)
+            self._drawn_size = (width, height)
+        strips = self._lines[crop.y : crop.y + crop.height]
+        if crop.x == 0 and crop.width == width:
+            return strips
+        return [strip.crop(crop.x, crop.x + crop.width) for strip in strips]
+
+    def _made(self, width: int, height: int) -> list[Strip]:
+        if self._trace is None or width <= 0 or height <= 0:
+            return page([], width, height)
+        try:
+            strips = self.draw(self._trace, self._cursor, width, height)
+        except KvtraceError as error:
+            words: Piece = (text.safe(str(error), 2000), ink.BAD)
+            strips = [*self.name_line(width), *wrapped([words], width)]
+        return shown_in(page(strips, width, height), self.terminal)
+
+    def on_click(self, event: events.Click) -> None:
+        """Point with the mouse."""
+        changes = self.pointed(event.x, event.y)
+        if changes:
+            self.post_message(Moved(changes))
+
+
+def wrapped(pieces: list[Piece], width: int) -> list[Strip]:
+    """Pieces of one long line, broken between words."""
+    rows: list[list[Piece]] = [[]]
+    room = width
+    for words, style in pieces:
+        for word in _words(words):
+            size = cell_len(word)
+            if size > room and rows[-1]:
+                rows.append([])
+                room, word = width, word.lstrip(" ")
+                size = cell_len(word)
+            rows[-1].append((word, style))
+            room -= size
+    return [line(width, *row) for row in rows]
+
+
+def _words(words: str) -> list[str]:
+    """Words, each with the space before it."""
+    parts = words.split(" ")
+    return [parts[0], *(f" {part}" for part in parts[1:])]

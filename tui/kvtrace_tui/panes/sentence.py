@@ -1,0 +1,31 @@
+"""What the step did and saved, in one sentence, each number in the colour of its lane."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from textual.strip import Strip
+
+from kvtrace.analysis.summary import WITHOUT_CACHE, phrases
+from kvtrace.trace import CACHED, Trace
+from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.lines import Piece
+from kvtrace_tui.panes.pane import Pane, wrapped
+
+_INKS = {CACHED: ink.CACHED, WITHOUT_CACHE: ink.RECOMPUTED}
+
+
+class SentencePane(Pane):
+    """The sentence, wrapped to the lines there are."""
+
+    def depends(self, cursor: Cursor) -> Hashable:
+        """The step, and the lane whose time is compared."""
+        return cursor.step, cursor.lane
+
+    def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
+        """What was cached in blue, what recomputing would have been in orange."""
+        said: list[Piece] = [(" ", ink.TEXT)]
+        for phrase in phrases(trace, cursor.step, lane=cursor.lane):
+            said.append((phrase.text, _INKS.get(phrase.lane, ink.TEXT)))
+        return wrapped(said, width)

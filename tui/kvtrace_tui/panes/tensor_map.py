@@ -1,0 +1,229 @@
+"""A map of Q, K, V or the output of one head: rows across, features down, one number exact.
+
+As numbers it shows the same rows as a table around the crosshair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+from textual.strip import Strip
+
+from kvtrace import text
+from kvtrace.analysis.origin import UNKNOWN, attended_rows, tokens_of_cells
+from kvtrace.analysis.tensors import CACHE_TENSORS
+from kvtrace.trace import Tensor, Trace
+from kvtrace.trace.dtypes import Floats
+from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.axis import across_labels
+from kvtrace_tui.drawing.binning import Binning
+from kvtrace_tui.drawing.heat import Look, heat_map, legend
+from kvtrace_tui.drawing.lines import Piece, beside, line
+from kvtrace_tui.drawing.numbers import number, number_table
+from kvtrace_tui.drawing.palettes import PALETTES
+from kvtrace_tui.drawing.pool import pooling_label
+from kvtrace_tui.panes.pane import Pane, wrapped
+from kvtrace_tui.panes.rows import Shelf
+from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown, view_label
+
+_GUTTER = 4
+_LEGEND = 12
+
+
+class MapPane(Pane):
+    """One tensor.
+
+    Attributes:
+        tensor: Which.
+    """
+
+    def __init__(self, tensor: Tensor, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.tensor = tensor
+        self._shelf = shelf
+        self._ranges = Ranges()
+        self._bins = (Binning(0, 0, 1, 1), Binning(0, 0, 1, 1))
+
+    def depends(self, cursor: Cursor) -> Hashable:
+        """Everything but what only other tensors have."""
+        rows = cursor.row if self._cached else cursor.query
+        return (
+            cursor.step, cursor.layer, cursor.head, cursor.sequence, rows, cursor.dim,
+            cursor.inside, cursor.lane, cursor.view, cursor.numbers, cursor.palette,
+            cursor.scale, cursor.zoom,
+        )  # fmt: skip
+
+    @property
+    def _cached(self) -> bool:
+        return self.tensor in CACHE_TENSORS
+
+    def name_line(self, width: int) -> list[Strip]:
+        """The tensor's letter."""
+        return [self.title_line(width, self._heading)]
+
+    @property
+    def _heading(self) -> str:
+        return f"{LETTERS[self.tensor]} cache" if self._cached else LETTERS[self.tensor]
+
+    def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
+        """Title, map, labels, legend and the number under the crosshair."""
+        seen = shown(self._shelf.of(trace), self.tensor, cursor)
+        lines = [self.title_line(width, self._heading, self._about(trace, cursor, seen))]
+        if seen.note or not len(seen.values):
+            note: Piece = (seen.note or "no rows were attended to", ink.WARN)
+            return [*lines, *wrapped([note], width)]
+        reading = self._reading(trace, cursor, seen, width)
+        room = height - 1 - len(reading)
+        if cursor.numbers:
+            return [*lines, *self._numbers(trace, cursor, seen, (width, room)), *reading]
+        return [*lines, *self._map(trace, cursor, seen, (width, room)), *reading]
+
+    def _about(self, trace: Trace, cursor: Cursor, seen: Shown) -> str:
+        site = trace.site(cursor.layer)
+        head = f"H{cursor.head}"
+        if self._cached and site.num_kv_heads != site.num_heads:
+            head = f"H{cursor.head} kv {site.kv_head(cursor.head)}"
+        rows, dim = seen.values.shape
+        shape = f"[{rows}×{dim}]"
+        verdict = "" if seen.comparison is None else f" {seen.comparison.verdict}"
+        return f"L{cursor.layer} {head} {shape} {view_label(cursor)}{verdict}"
+
+    # -- map ---------------------------------------------------------------------------------
+
+    def _map(self, trace: Trace, cursor: Cursor, seen: Shown, size: tuple[int, int]) -> list[Strip]:
+        width, height = size
+        store = self._shelf.of(trace)
+        shade = self._ranges.shade(store, self.tensor, cursor, seen)
+        look = Look(
+            PALETTES[cursor.palette % len(PALETTES)],
+            self.terminal,
+            shade,
+            absent_nan=cursor.view.needs_lane,
+        )
+        rows, dim = seen.values.shape
+        mark = self._mark(cursor, seen.values)
+        lines = max(height - 2, 1)
+        down = Binning.fit(dim, lines * self.terminal.per_line, zoom=cursor.zoom, focus=mark[0])
+        across = Binning.fit(rows, width - _GUTTER, zoom=cursor.zoom, focus=mark[1])
+        self._bins = (down, across)
+        drawn = heat_map(seen.values.T, down, across, look, mark)
+        names = self._positions(trace, cursor)
+        strips = beside([(self._dims(down, mark[0], len(drawn)), _GUTTER), (drawn, across.cells)])
+        return [
+            *strips,
+            line(width, (" " * _GUTTER, ink.DIM), *across_labels(across, names, mark[1])),
+            line(width, *_legend(look, width), (f"  {pooling_label(down, across)}", ink.DIM)),
+        ]
+
+    def _mark(self, cursor: Cursor, values: Floats) -> tuple[int, int]:
+        """The crosshair as (feature, row), inside the tensor."""
+        row = cursor.row if self._cached else cursor.query
+        rows, dim = values.shape
+        return min(cursor.dim, dim - 1), min(row, rows - 1)
+
+    def _dims(self, down: Binning, mark: int, lines: int) -> list[Strip]:
+        """Numbers of the features, every fourth line and the crosshair's."""
+        per_line = self.terminal.per_line
+        chosen = down.cells_of(mark)
+        at = chosen.start // per_line if chosen else -1
+        strips = []
+        for y in range(lines):
+            indices = down.indices_of(y * per_line)
+            word, style = "", ink.FAINT
+            if y == at:
+                word, style = str(mark), ink.ACCENT
+            elif y % 4 == 0 and abs(y - at) > 1 and indices:
+                word = str(indices.start)
+            strips.append(line(_GUTTER, (word.rjust(_GUTTER - 1)[: _GUTTER - 1] + " ", style)))
+        return strips
+
+    def _positions(self, trace: Trace, cursor: Cursor) -> list[int] | None:
+        """The position of each row; None where rows have no positions of their own."""
+        if self._cached:
+            rows = attended_rows(trace, cursor.step, cursor.layer, cursor.sequence)
+            positions: list[int] = rows.positions.tolist()
+            return positions
+        step = trace.step(cursor.step)
+        if step.new_at(trace.site(cursor.layer).index) != step.new:
+            return None
+        return list(step.positions[min(cursor.sequence, step.num_sequences - 1)])
+
+    # -- numbers -----------------------------------------------------------------------------
+
+    def _numbers(
+        self, trace: Trace, cursor: Cursor, seen: Shown, size: tuple[int, int]
+    ) -> list[Strip]:
+        feature, row = self._mark(cursor, seen.values)
+        half = max((size[1] - 1) // 2, 1)
+        start = max((row // half - 2) * half, 0)
+        part = seen.values[start : start + 5 * half]
+        labels = self._labels(trace, cursor, np.arange(start, start + len(part)))
+        return number_table(part, labels, (row - start, feature), size)
+
+    def _labels(
+        self, trace: Trace, cursor: Cursor, rows: np.ndarray[tuple[int], np.dtype[np.int64]]
+    ) -> list[str]:
+        """Position and token of some rows."""
+        if self._cached:
+            attended = attended_rows(trace, cursor.step, cursor.layer, cursor.sequence)
+            site = trace.site(cursor.layer)
+            tokens = np.full(len(rows), UNKNOWN, np.int64)
+            if site.kind == "self":
+                tokens = tokens_of_cells(trace, site.reads, attended.cells[rows])
+            pairs = zip(attended.positions[rows].tolist(), tokens.tolist(), strict=True)
+            return [_label(trace, position, token) for position, token in pairs]
+        positions = self._positions(trace, cursor)
+        if positions is None:
+            return [str(row) for row in rows.tolist()]
+        step = trace.step(cursor.step)
+        ids = step.tokens[min(cursor.sequence, step.num_sequences - 1)]
+        return [_label(trace, positions[row], ids[row]) for row in rows.tolist()]
+
+    # -- the number under the crosshair ------------------------------------------------------
+
+    def _reading(self, trace: Trace, cursor: Cursor, seen: Shown, width: int) -> list[Strip]:
+        """Where the crosshair is and the exact number there; two lines where it is narrow."""
+        feature, row = self._mark(cursor, seen.values)
+        label = self._labels(trace, cursor, np.array([row], np.int64))[0]
+        exact = exactly(float(seen.values[row, feature]), cursor.view.needs_lane)
+        name = "row" if self._cached else "query"
+        place: list[Piece] = [
+            (f" {name} ", ink.DIM), (f"{row}", ink.STRONG),
+            (" dim ", ink.DIM), (f"{feature}", ink.STRONG),
+            (f"  {label} ", ink.TOKEN),
+        ]  # fmt: skip
+        value: Piece = (exact, ink.ACCENT)
+        if width >= 44:
+            return [line(width, *place, right=[value, (" ", ink.TEXT)])]
+        return [line(width, (" ", ink.TEXT), value), line(width, *place)]
+
+    def pointed(self, x: int, y: int) -> Mapping[str, int]:
+        """The row and feature under a cell."""
+        down, across = self._bins
+        rows = across.indices_of(x - _GUTTER) if x >= _GUTTER else range(0)
+        dims = down.indices_of((y - 1) * self.terminal.per_line) if y >= 1 else range(0)
+        if not rows or not dims or self._cursor.numbers:
+            return {}
+        return {"row" if self._cached else "query": rows.start, "dim": dims.start}
+
+
+def exactly(value: float, absent: bool) -> str:
+    """All digits that a float32 has; what was not recorded says so."""
+    if np.isnan(value):
+        return "not compared" if absent else "NaN"
+    if np.isinf(value):
+        return number(value)
+    return f"{value:+.9g}"
+
+
+def _label(trace: Trace, position: int, token: int) -> str:
+    if position < 0:
+        return f"{position} pad"
+    word = "" if token == UNKNOWN else f" {text.token(trace.token_text(token), 12)}"
+    return f"{position}{word}"
+
+
+def _legend(look: Look, width: int) -> list[Piece]:
+    return [(" " * min(_GUTTER, width), ink.DIM), *legend(look, min(_LEGEND, max(width - 14, 2)))]

@@ -1,0 +1,129 @@
+"""What a map shows of one head's rows in the chosen view, and the range of its colours.
+
+The range is taken from all rows of the head that were read, rounded up, and never shrinks: it
+stays put from step to step. Differences are coloured from zero to at least the tolerance, so that
+a map of rounding is dark and what exceeds it stands out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtrace.analysis.compare import Comparison, compare_rows, tolerance_of
+from kvtrace.trace import Tensor, Trace
+from kvtrace.trace.dtypes import Floats
+from kvtrace_tui.cursor import Cursor, View
+from kvtrace_tui.drawing.shade import Shade, nice_ceiling
+from kvtrace_tui.panes.rows import RowStore
+
+LETTERS = {Tensor.QUERIES: "Q", Tensor.KEYS: "K", Tensor.VALUES: "V", Tensor.OUTPUT: "out"}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a map shows.
+
+    Attributes:
+        values: [rows, dim].
+        note: Why it shows nothing; empty when it shows something.
+        comparison: Of the lanes, in the views that need another lane.
+    """
+
+    values: Floats
+    note: str = ""
+    comparison: Comparison | None = None
+
+
+def shown(store: RowStore, tensor: Tensor, cursor: Cursor) -> Shown:
+    """The rows of the cursor's head in its view.
+
+    Raises:
+        MissingError: The site did not attend in this step.
+        TraceError: The rows are damaged.
+    """
+    where = cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence
+    value = store.head(*where)
+    if value is None:
+        empty = np.zeros((0, store.trace.site(cursor.layer).dim(tensor)), np.float32)
+        return Shown(empty, "not recorded")
+    if not cursor.view.needs_lane:
+        return Shown(value)
+    found = compared(store, tensor, cursor, value)
+    if found is None:
+        absent = np.full(value.shape, np.nan, np.float32)
+        return Shown(absent, _why_absent(store.trace, cursor))
+    picked = {
+        View.RECOMPUTED: found.other,
+        View.ABSOLUTE: found.absolute,
+        View.RELATIVE: found.relative,
+    }[cursor.view]
+    return Shown(picked, comparison=found)
+
+
+def compared(store: RowStore, tensor: Tensor, cursor: Cursor, value: Floats) -> Comparison | None:
+    """The cursor's head in both lanes; None: the other lane has no rows of it.
+
+    Raises:
+        TraceError: The rows are damaged.
+    """
+    if store.trace.meta.lane(cursor.lane) is None:
+        return None
+    where = cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence
+    other = store.head(*where, cursor.lane)
+    if other is None or other.shape != value.shape:
+        return None
+    return compare_rows(value, other, tolerance_of(store.trace, cursor.lane))
+
+
+class Ranges:
+    """The colour ranges in use, so that they do not move with every step."""
+
+    def __init__(self) -> None:
+        self._high: dict[Hashable, float] = {}
+
+    def shade(self, store: RowStore, tensor: Tensor, cursor: Cursor, seen: Shown) -> Shade:
+        """How the values become colours."""
+        differs = cursor.view.differs
+        sample = seen.values
+        if not differs:
+            known = store.known(cursor.layer, tensor, cursor.head)
+            sample = sample if known is None else known
+        key = (id(store), cursor.layer, tensor, cursor.head, cursor.view, cursor.scale)
+        size = (*key, len(sample))
+        if size not in self._high or differs or tensor in (Tensor.QUERIES, Tensor.OUTPUT):
+            self._high[size] = Shade.of(sample, signed=not differs, kind=cursor.scale).high
+        high = max(self._high[size], self._high.get(key, 0.0))
+        if differs:
+            high = max(high, _tolerated(seen.comparison, cursor.view))
+        self._high[key] = high
+        return Shade(not differs, high, cursor.scale)
+
+
+def _tolerated(comparison: Comparison | None, view: View) -> float:
+    """The difference that still counts as rounding."""
+    if comparison is None:
+        return 0.0
+    scale = comparison.reference_max if view is View.ABSOLUTE else 1.0
+    return nice_ceiling(comparison.tolerance * scale) if scale > 0 else 0.0
+
+
+def view_label(cursor: Cursor) -> str:
+    """The view in a few letters."""
+    lane = cursor.lane
+    return {
+        View.VALUE: "value",
+        View.RECOMPUTED: lane,
+        View.ABSOLUTE: f"|cached − {lane}|",
+        View.RELATIVE: f"|cached − {lane}| ÷ max|{lane}|",
+    }[cursor.view]
+
+
+def _why_absent(trace: Trace, cursor: Cursor) -> str:
+    if trace.meta.lane(cursor.lane) is None:
+        return f"there is no {cursor.lane} lane in this trace: not compared"
+    if trace.compared(cursor.step, cursor.lane) is None:
+        return f"this step was not compared with the {cursor.lane} lane"
+    return f"the {cursor.lane} lane's rows are not in this trace: only its differences are"
