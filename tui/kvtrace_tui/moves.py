@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import replace
+from typing import Any
 
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import CacheStep, Trace
@@ -149,8 +150,17 @@ def along(cursor: Cursor, trace: Trace, axis: Axis, by: int) -> Cursor:
         return by_steps(cursor, trace, by)
     if axis is Axis.LAYER:
         return by_layers(cursor, trace, by)
-    value = max(getattr(cursor, axis) + by, 0)
-    return clamp(replace(cursor, **{axis.value: value}), trace)
+    return at(cursor, trace, axis, getattr(cursor, axis) + by)
+
+
+def at(cursor: Cursor, trace: Trace, axis: Axis, index: int) -> Cursor:
+    """Go to an index of one axis."""
+    if axis is Axis.STEP:
+        return to_step(cursor, trace, index)
+    if axis is Axis.LAYER:
+        return by_layers(cursor, trace, index - cursor.layer)
+    places: dict[str, Any] = {axis.value: max(index, 0)}
+    return clamp(replace(cursor, **places), trace)
 
 
 def next_view(cursor: Cursor) -> Cursor:

@@ -1,0 +1,177 @@
+"""The app: opens a trace or follows a recording, and leaves the terminal in order."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np  # noqa: F401 - before Textual: its import is faster with a small heap
+from textual.app import App
+from textual.binding import Binding, BindingType
+
+from kvtrace.errors import KvtraceError
+from kvtrace.text import safe
+from kvtrace.trace import Trace
+from kvtrace_tui import moves
+from kvtrace_tui.cursor import Axis, Cursor
+from kvtrace_tui.follow import Follower, Opener
+from kvtrace_tui.live_run import LiveRun
+from kvtrace_tui.screens.assembly import all_panes
+from kvtrace_tui.screens.loading import LoadingScreen
+from kvtrace_tui.screens.main import POLL_S, MainScreen, PaneMaker
+from kvtrace_tui.screens.palette import ActionCommands
+from kvtrace_tui.terminal import on_signals, writable
+
+
+class At(Protocol):
+    """A place to look at first."""
+
+    @property
+    def step(self) -> int:
+        """Number of a step."""
+
+    @property
+    def layer(self) -> int:
+        """Index into `Meta.sites`."""
+
+    @property
+    def head(self) -> int:
+        """Query head."""
+
+    @property
+    def sequence(self) -> int:
+        """Row of the batch."""
+
+
+class KvtraceApp(App[int]):
+    """One trace on the screen."""
+
+    CSS_PATH = "styles.tcss"
+    TITLE = "kvtrace"
+    COMMANDS = {ActionCommands}  # noqa: RUF012 - Textual's own form
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+c", "interrupt", show=False, priority=True),
+        Binding("ctrl+q", "quit", show=False, priority=True),
+    ]
+    AUTO_FOCUS = None
+
+    def __init__(
+        self,
+        follower: Follower,
+        name: str,
+        make_panes: PaneMaker,
+        at: At | None = None,
+    ) -> None:
+        super().__init__(ansi_color=_no_color())
+        self._follower = follower
+        self._what = name
+        self._make_panes = make_panes
+        self._at = at
+        self.failure: BaseException | None = None
+
+    def on_mount(self) -> None:
+        """Show the trace, or that it is on its way."""
+        on_signals(self.exit)
+        if self._follower.trace is not None:
+            self._show(self._follower.trace)
+            return
+        self.push_screen(LoadingScreen(self._follower, self._what))
+        self._waiting = self.set_interval(POLL_S, self._wait)
+
+    def on_ready(self) -> None:
+        """The first picture is out: collect garbage again."""
+        gc.enable()
+
+    def _wait(self) -> None:
+        """Until there is a first step, or there will be none."""
+        try:
+            self._follower.poll()
+        except KvtraceError as error:
+            self.failure = error
+            self.exit(error.exit_code)
+            return
+        if self._follower.trace is not None:
+            self._waiting.stop()
+            self._show(self._follower.trace)
+        elif self._follower.failure is not None or self._follower.ended:
+            self.exit(0)
+
+    def _show(self, trace: Trace) -> None:
+        cursor = None if self._at is None else _cursor(trace, self._at)
+        main = MainScreen(self._follower, self._make_panes, cursor)
+        if isinstance(self.screen, LoadingScreen):
+            self.switch_screen(main)
+        else:
+            self.push_screen(main)
+
+    def action_interrupt(self) -> None:
+        """Ctrl-C: leave, and say so with the exit code."""
+        self.exit(130)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """An error in the app ends it; whoever ran it gets the error."""
+        self.failure = error
+        super()._handle_exception(error)
+
+
+def run(
+    trace: Path | Opener,
+    live: LiveRun | None = None,
+    *,
+    at: At | None = None,
+    mouse: bool = True,
+    make_panes: PaneMaker = all_panes,
+) -> int:
+    """Show a trace until the user leaves.
+
+    Args:
+        trace: A file, or what opens it; with `live` it need not exist yet.
+        live: The recording behind it. Closing it is up to whoever started it, and so is saying
+            why it failed.
+        at: Where to look first.
+        mouse: Whether to take the mouse.
+        make_panes: Makes the panes; all of them by default.
+
+    Returns:
+        0, or 129, 130, 143 when a signal or ctrl-c ended it.
+
+    Raises:
+        KvtraceError: The trace can't be opened.
+    """
+    opener = trace if callable(trace) else _opener(trace)
+    name = "" if callable(trace) else safe(trace.name)
+    follower = Follower(opener, live, None if live is not None else opener())
+    gc.disable()
+    app = KvtraceApp(follower, name, make_panes, at)
+    try:
+        with writable():
+            code = app.run(mouse=mouse)
+    finally:
+        gc.enable()
+    if app.failure is not None:
+        raise app.failure
+    return code if code is not None else (app.return_code or 0)
+
+
+def _opener(path: Path) -> Callable[[], Trace]:
+    def opened() -> Trace:
+        from kvtrace.files import open_trace
+
+        return open_trace(path)
+
+    return opened
+
+
+def _cursor(trace: Trace, at: At) -> Cursor:
+    cursor = moves.start(trace, at.step)
+    for axis in (Axis.SEQUENCE, Axis.LAYER, Axis.HEAD):
+        cursor = moves.at(cursor, trace, axis, getattr(at, axis.value))
+    return cursor
+
+
+def _no_color() -> bool:
+    import os
+
+    return "NO_COLOR" in os.environ

@@ -1,0 +1,127 @@
+"""Where everything stands for a size of the terminal. Pure; knows no widgets.
+
+Compact (under 100 columns or 30 lines) shows one pane at a time under the timeline; wide shows
+all of them; very wide (180 columns) puts Q, K and V side by side. Too small shows a message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+PANES = ("grid", "keys", "values", "queries", "attention", "inspector", "cost")
+"""The panes that keys 1 to 7 show."""
+
+LEAST = (40, 12)
+"""Columns and lines under which nothing useful fits."""
+
+_LEFT, _RIGHT, _NARROW, _GAP = 32, 38, 16, 1
+
+
+class SizeClass(StrEnum):
+    """How much fits."""
+
+    TINY = "tiny"
+    COMPACT = "compact"
+    WIDE = "wide"
+    VERY_WIDE = "very wide"
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A place on the screen, in cells."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+Boxes = dict[str, Box]
+
+
+def size_class(width: int, height: int) -> SizeClass:
+    """The class of a terminal."""
+    if width < LEAST[0] or height < LEAST[1]:
+        return SizeClass.TINY
+    if width < 100 or height < 30:
+        return SizeClass.COMPACT
+    return SizeClass.VERY_WIDE if width >= 180 else SizeClass.WIDE
+
+
+def arrange(
+    width: int, height: int, shown: str, *, maximised: bool = False, layers: int = 12
+) -> Boxes:
+    """The box of every part that is shown.
+
+    Args:
+        width: Columns of the terminal.
+        height: Its lines.
+        shown: The pane that a compact screen shows, or that is maximised.
+        maximised: That pane alone, below the status line.
+        layers: Rows of the layer × head grid.
+    """
+    kind = size_class(width, height)
+    if kind is SizeClass.TINY:
+        return {"small": Box(0, 0, width, height)}
+    boxes = {"status": Box(0, 0, width, 1), "footer": Box(0, height - 1, width, 1)}
+    if maximised:
+        boxes[shown] = Box(0, 1, width, height - 2)
+        return boxes
+    if kind is SizeClass.COMPACT:
+        return boxes | _compact(width, height, shown)
+    boxes["sentence"] = Box(0, 1, width, 1)
+    boxes["timeline"] = Box(0, 2, width, 4)
+    cost = min(max(height // 5, 6), 11)
+    boxes["cost"] = Box(0, height - 1 - cost, width, cost)
+    middle = Box(0, 6, width, height - 7 - cost)
+    boxes |= _sides(middle, layers)
+    centre = Box(_LEFT + _GAP, middle.y, width - _LEFT - _RIGHT - 2 * _GAP, middle.height)
+    return boxes | (_abreast(centre) if kind is SizeClass.VERY_WIDE else _stacked(centre))
+
+
+def _compact(width: int, height: int, shown: str) -> Boxes:
+    lines = 2 if height >= 20 else 1
+    timeline = 4 if height >= 16 else 0
+    boxes = {"sentence": Box(0, 1, width, lines)}
+    top = 1 + lines
+    if timeline:
+        boxes["timeline"] = Box(0, top, width, timeline)
+        top += timeline
+    boxes["tabs"] = Box(0, top, width, 1)
+    boxes[shown] = Box(0, top + 1, width, height - top - 2)
+    return boxes
+
+
+def _sides(middle: Box, layers: int) -> Boxes:
+    grid = min(max(layers + 2, 5), max(middle.height - 13, middle.height // 2))
+    right = middle.x + middle.width - _RIGHT
+    return {
+        "grid": Box(0, middle.y, _LEFT, grid),
+        "inspector": Box(0, middle.y + grid, _LEFT, middle.height - grid),
+        "attention": Box(right, middle.y, _RIGHT, middle.height),
+    }
+
+
+def _stacked(centre: Box) -> Boxes:
+    """Q beside K, and the output beside V: the pairs that share their features."""
+    upper = (centre.height + 1) // 2
+    lower = centre.height - upper
+    wide, x = centre.width - _NARROW - _GAP, centre.x + _NARROW + _GAP
+    return {
+        "queries": Box(centre.x, centre.y, _NARROW, upper),
+        "keys": Box(x, centre.y, wide, upper),
+        "output": Box(centre.x, centre.y + upper, _NARROW, lower),
+        "values": Box(x, centre.y + upper, wide, lower),
+    }
+
+
+def _abreast(centre: Box) -> Boxes:
+    """Q, K, V and the output side by side."""
+    wide = (centre.width - 2 * _NARROW - 3 * _GAP) // 2
+    boxes, x = {}, centre.x
+    for name, width in (("queries", _NARROW), ("keys", wide), ("values", wide)):
+        boxes[name] = Box(x, centre.y, width, centre.height)
+        x += width + _GAP
+    boxes["output"] = Box(x, centre.y, centre.x + centre.width - x, centre.height)
+    return boxes

@@ -1,0 +1,138 @@
+"""A trace that may not exist yet, may grow, and may have a recorder behind it.
+
+Asked every now and then, never waits. Knows nothing of Textual.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from kvtrace.errors import KvtraceError, VersionError
+from kvtrace.text import safe
+from kvtrace.trace import Trace
+from kvtrace_tui.desk import Recording
+from kvtrace_tui.live_run import LiveEvent, LiveKind, LiveRun
+
+Opener = Callable[[], Trace]
+
+LOG_LINES = 5000
+QUIET_S = 10.0
+"""Seconds without growth after which an unfinished file counts as cut off."""
+
+
+class Follower:
+    """Follows one trace.
+
+    Attributes:
+        trace: None until it can be opened.
+        progress: What is being done while there is nothing to show, and the share done of it.
+        log: What the recorder printed, made safe, oldest first.
+        failure: The recorder's last event when it gave up.
+        ended: Why the recorder ended; empty while it has not.
+    """
+
+    def __init__(
+        self,
+        opener: Opener,
+        live: LiveRun | None = None,
+        trace: Trace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._opener = opener
+        self._live = live
+        self._clock = clock
+        self._grown = -QUIET_S
+        self._paused = False
+        self._started = False
+        self.trace = trace
+        self.progress: tuple[str, float | None] = ("starting the recorder", None)
+        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self.failure: LiveEvent | None = None
+        self.ended = ""
+
+    @property
+    def live(self) -> LiveRun | None:
+        """The recorder's end, while it takes commands."""
+        return None if self.ended or self.failure else self._live
+
+    @property
+    def recording(self) -> Recording:
+        """How the trace stands."""
+        if self.failure is not None:
+            return Recording.FAILED
+        if self.live is not None:
+            if not self._started:
+                return Recording.LOADING
+            return Recording.PAUSED if self._paused else Recording.RUNNING
+        if self.trace is not None and self.trace.ending is None:
+            quiet = self._clock() - self._grown >= QUIET_S
+            return Recording.INCOMPLETE if quiet else Recording.GROWING
+        return Recording.RECORDED
+
+    @property
+    def may_change(self) -> bool:
+        """Whether asking again makes sense."""
+        return self.live is not None or self.trace is None or self.trace.ending is None
+
+    def poll(self) -> bool:
+        """Hear the recorder and look at the file; whether anything changed.
+
+        Raises:
+            TraceError: There is no recorder, and what should be a trace is none.
+        """
+        before = self.recording
+        live = self.live
+        events = list(live.poll()) if live is not None else []
+        for event in events:
+            self._hear(event)
+        grown = self._look()
+        return bool(events) or grown or self.recording is not before
+
+    def send(self, name: str, token: int = -1) -> None:
+        """Send a command to the recorder, if there still is one."""
+        live = self.live
+        if live is None:
+            return
+        if name in ("run", "step", "choose"):
+            self._paused = False
+        live.send(name, token)
+
+    def _hear(self, event: LiveEvent) -> None:
+        match event.kind:
+            case LiveKind.PROGRESS:
+                self.progress = (safe(event.text), event.share)
+            case LiveKind.LOG:
+                self.log.extend(safe(line, 1000) for line in event.text.splitlines() or [""])
+            case LiveKind.STEP:
+                self._started, self._paused = True, False
+            case LiveKind.PAUSED:
+                self._started, self._paused = True, True
+            case LiveKind.ENDED:
+                self.ended = safe(event.text) or "ended"
+            case LiveKind.FAILED:
+                self.failure = event
+                self.log.append(safe(event.text, 1000))
+
+    def _look(self) -> bool:
+        """Open the file, or see whether it grew."""
+        if self.trace is None:
+            self.trace = self._opened()
+            return self.trace is not None
+        grown = self.trace.ending is None and self.trace.source.refresh()
+        if grown:
+            self._grown = self._clock()
+        return grown
+
+    def _opened(self) -> Trace | None:
+        """None while a recorder may still be making it."""
+        try:
+            trace = self._opener()
+        except VersionError:
+            raise
+        except (KvtraceError, OSError):
+            if self._live is None:
+                raise
+            return None
+        return trace if trace.numbers or self.live is None else None

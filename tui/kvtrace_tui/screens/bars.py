@@ -1,0 +1,231 @@
+"""One-line parts around the panes: status, sentence, tabs, keys."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.geometry import Region
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from kvtrace.errors import KvtraceError
+from kvtrace.text import safe
+from kvtrace.trace import Site, Trace
+from kvtrace_tui.action import Action
+from kvtrace_tui.actions import footer
+from kvtrace_tui.arrangement import LEAST, PANES
+from kvtrace_tui.desk import TRAITS, Desk, Recording
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.depth import Depth, depth_of
+from kvtrace_tui.drawing.lines import Piece, line, page, shown_in
+
+_SIGNS = {
+    Recording.LOADING: ("◌ loading", ink.BAR_WARN),
+    Recording.RUNNING: ("● live", ink.BAR_GOOD),
+    Recording.PAUSED: ("‖ paused", ink.BAR_WARN),
+    Recording.GROWING: ("● growing", ink.BAR_GOOD),
+    Recording.RECORDED: ("■ recorded", ink.BAR),
+    Recording.INCOMPLETE: ("▲ incomplete", ink.BAR_WARN),
+    Recording.FAILED: ("✗ recorder failed", ink.BAR_BAD),
+}
+_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
+
+
+class Touched(Message):
+    """A part changed the desk."""
+
+
+class Drawn(Widget):
+    """A part that is drawn line by line by a pure function of the desk."""
+
+    def __init__(self, desk: Desk, id: str) -> None:  # noqa: A002 - Textual's own name
+        super().__init__(id=id)
+        self.desk = desk
+        self._lines: list[Strip] = []
+        self._drawn: object = None
+
+    def draw(self, width: int, height: int) -> list[Strip]:
+        """The lines for a size."""
+        raise NotImplementedError
+
+    def update(self) -> None:
+        """Draw again, and tell the terminal only if something is different."""
+        width, height = self.size
+        if not width or not height:
+            return
+        lines = shown_in(page(self.draw(width, height), width, height, self.fill), self.depth)
+        if lines != self._lines:
+            self._lines = lines
+            self.refresh()
+
+    fill = ink.TEXT
+
+    @property
+    def depth(self) -> Depth:
+        """What the terminal can show."""
+        return depth_of(self.app.console.color_system, no_color=self.app.no_color)
+
+    def on_resize(self) -> None:
+        """Draw for the new size."""
+        self.update()
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """What Textual asks for."""
+        width, height = self.size
+        if len(self._lines) != height or (self._lines and self._lines[0].cell_length != width):
+            self._lines = shown_in(
+                page(self.draw(width, height), width, height, self.fill), self.depth
+            )
+        lines = self._lines[crop.y : crop.bottom]
+        if crop.x == 0 and crop.width == width:
+            return lines
+        return [strip.crop(crop.x, crop.right) for strip in lines]
+
+
+class StatusBar(Drawn):
+    """Trace, model, place, and how the trace stands."""
+
+    fill = ink.BAR
+
+    def draw(self, width: int, height: int) -> list[Strip]:
+        """One line; what matters least goes first when there is no room."""
+        sign, style = _SIGNS[self.desk.recording]
+        if self.desk.trace is not None and self.desk.trace.damage:
+            sign, style = f"▲ {len(self.desk.trace.damage)} damaged", ink.BAR_BAD
+        if self.desk.playing:
+            sign = f"▶ playing  {sign}"
+        right = [(f"{sign} ", style)]
+        room = width - len(sign) - 3
+        return [line(width, *_fitting(_status(self.desk), room), fill=ink.BAR, right=right)]
+
+
+def _status(desk: Desk) -> list[tuple[int, Piece]]:
+    """(importance, piece): 0 is never left out."""
+    found: list[tuple[int, Piece]] = [(9, (" kvtrace", ink.BAR_KEY))]
+    trace, cursor = desk.trace, desk.cursor
+    if trace is None:
+        return found
+    found.append((4, (f" {safe(trace.name, 32)}", ink.BAR_STRONG)))
+    found.append((5, (f"  {safe(trace.meta.model.name, 28)}", ink.BAR)))
+    if trace.meta.sites and cursor.layer < len(trace.meta.sites):
+        found.append((6, (f" {_shape(trace, trace.site(cursor.layer))}", ink.BAR_DIM)))
+    if trace.numbers:
+        found.append((0, (f"  step {cursor.step}/{trace.numbers[-1]}", ink.BAR_STRONG)))
+        found.append((7, (f" {_phase(trace, cursor.step)}", ink.BAR_DIM)))
+        found.append((1, (f"  L{cursor.layer} H{cursor.head}", ink.BAR_STRONG)))
+        if _sequences(trace, cursor.step) > 1:
+            found.append((2, (f" B{cursor.sequence}", ink.BAR_STRONG)))
+        view = f"  {cursor.view.value}" + (" · sub-step" if cursor.inside else "")
+        found.append((3, (view, ink.BAR_KEY if cursor.view.needs_lane else ink.BAR_DIM)))
+    return found
+
+
+def _shape(trace: Trace, site: Site) -> str:
+    kv = "" if site.num_kv_heads == site.num_heads else f"({site.num_kv_heads}kv)"
+    dtype = _DTYPES.get(trace.meta.model.dtype, trace.meta.model.dtype)
+    return f"{len(trace.meta.sites)}L×{site.num_heads}H{kv} d{site.key_dim} {safe(dtype, 12)}"
+
+
+def _phase(trace: Trace, number: int) -> str:
+    try:
+        return trace.step(number).phase
+    except KvtraceError:
+        return "damaged"
+
+
+def _sequences(trace: Trace, number: int) -> int:
+    try:
+        return trace.step(number).num_sequences
+    except KvtraceError:
+        return 1
+
+
+def _fitting(pieces: list[tuple[int, Piece]], room: int) -> list[Piece]:
+    """As many pieces as fit, by importance, in their order."""
+    kept = list(pieces)
+    while kept and sum(len(piece[0]) for _, piece in kept) > room:
+        least = max(kept, key=lambda entry: entry[0])
+        if least[0] == 0:
+            break
+        kept.remove(least)
+    return [piece for _, piece in kept]
+
+
+def wrapped(text: str, width: int, lines: int) -> list[str]:
+    """Words over at most some lines; `…` when there are more."""
+    out: list[str] = [""]
+    for word in text.split(" "):
+        longer = f"{out[-1]} {word}".strip()
+        if len(longer) <= width or not out[-1]:
+            out[-1] = longer
+        else:
+            out.append(word)
+    if len(out) > lines > 0:
+        out = [*out[: lines - 1], out[lines - 1][: max(width - 1, 0)] + "…"]
+    return out
+
+
+class TabBar(Drawn):
+    """The panes a compact screen can show."""
+
+    fill = ink.TITLE
+
+    def draw(self, width: int, height: int) -> list[Strip]:
+        """Number and name of each."""
+        pieces: list[Piece] = []
+        short = {"grid": "grid", "attention": "attn", "inspector": "inspect"}
+        for index, name in enumerate(PANES):
+            chosen = name == self.desk.shown
+            words = short.get(name, TRAITS[name].title.split(" ")[0])
+            pieces += [
+                (f" {index + 1} {words} ", ink.CHOSEN if chosen else ink.TITLE),
+                (" ", ink.TITLE),
+            ]
+        return [line(width, *pieces, fill=ink.TITLE)]
+
+    def on_click(self, event: events.Click) -> None:
+        """Show the pane under the mouse."""
+        at = 0
+        for name, piece in zip(PANES, list(self._lines[0])[::2], strict=False):
+            at += len(piece.text) + 1
+            if event.x < at:
+                self.desk.focus_on(name)
+                self.post_message(Touched())
+                return
+
+
+class FooterBar(Drawn):
+    """What the last key led to, or the keys."""
+
+    fill = ink.BAR
+
+    def draw(self, width: int, height: int) -> list[Strip]:
+        """One line."""
+        right: list[Piece] = [(" ? ", ink.BAR_KEY), ("help ", ink.BAR_DIM)]
+        if self.desk.message:
+            said = safe(self.desk.message, 400)
+            return [line(width, (f" {said}", ink.BAR_STRONG), fill=ink.BAR, right=right)]
+        pieces: list[Piece] = []
+        used = 1
+        for action in footer(self.desk):
+            keys, words = action.label or (action.shown_keys, action.title)
+            size = len(keys) + len(words) + 3
+            if used + size > width - 8:
+                break
+            used += size
+            pieces += self._entry(action, keys, words)
+        return [line(width, (" ", ink.BAR), *pieces, fill=ink.BAR, right=right)]
+
+    def _entry(self, action: Action, keys: str, words: str) -> list[Piece]:
+        can = action.why_not(self.desk) is None
+        key_ink, word_ink = (ink.BAR_KEY, ink.BAR) if can else (ink.BAR_DIM, ink.BAR_DIM)
+        return [(keys, key_ink), (f" {words}  ", word_ink)]
+
+
+class SmallBar(Drawn):
+    """Shown instead of everything when the terminal is too small."""
+
+    def draw(self, width: int, height: int) -> list[Strip]:
+        """What is needed and what there is."""
+        text = f"kvtrace needs {LEAST[0]}×{LEAST[1]}, this terminal has {width}×{height}. q quits."
+        return [line(width, (part, ink.TEXT)) for part in wrapped(text, width, height)]

@@ -1,0 +1,79 @@
+"""What is shown until there is a first step: what is being done, and a way out."""
+
+from __future__ import annotations
+
+import time
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.geometry import Region
+from textual.screen import Screen
+from textual.strip import Strip
+from textual.widget import Widget
+
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.bars import bar
+from kvtrace_tui.drawing.depth import depth_of
+from kvtrace_tui.drawing.lines import line, padded, page, shown_in
+from kvtrace_tui.follow import Follower
+
+_SPIN = "◜◠◝◞◡◟"
+_BAR = 40
+
+
+class LoadingView(Widget):
+    """Draws the follower's progress and the end of its log."""
+
+    def __init__(self, follower: Follower, name: str) -> None:
+        super().__init__()
+        self._follower = follower
+        self._what = name
+        self._began = time.monotonic()
+
+    def draw(self, width: int, height: int) -> list[Strip]:
+        """Title, progress, log, and how to leave."""
+        elapsed = time.monotonic() - self._began
+        words, share = self._follower.progress
+        spin = _SPIN[int(elapsed * 8) % len(_SPIN)]
+        size = max(min(_BAR, width - 12), 0)
+        amount = "" if share is None else f"{bar(share, size)} {share:4.0%}"
+        lines = [
+            line(width, (" kvtrace ", ink.BAR_KEY), (self._what, ink.BAR), fill=ink.BAR),
+            line(width),
+            line(width, (f"  {spin} ", ink.ACCENT), (words, ink.STRONG)),
+            line(width, (f"    {amount}", ink.CACHED)),
+            line(width, (f"    {elapsed:.0f} s", ink.DIM)),
+            line(width),
+        ]
+        room = max(height - len(lines) - 1, 0)
+        log = list(self._follower.log)[-room:] if room else []
+        lines += [line(width, (f"  {padded(text, width - 3)}", ink.DIM)) for text in log]
+        lines = page(lines, width, height - 1)
+        return [*lines, line(width, (" q", ink.BAR_KEY), (" Quit", ink.BAR), fill=ink.BAR)]
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """What Textual asks for."""
+        width, height = self.size
+        depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
+        lines = shown_in(page(self.draw(width, height), width, height), depth)
+        return [strip.crop(crop.x, crop.right) for strip in lines[crop.y : crop.bottom]]
+
+
+class LoadingScreen(Screen[None]):
+    """Waits for the first step."""
+
+    BINDINGS = [  # noqa: RUF012 - Textual's own form
+        Binding("q,escape", "app.quit", show=False),
+    ]
+
+    def __init__(self, follower: Follower, name: str) -> None:
+        super().__init__()
+        self._view = LoadingView(follower, name)
+
+    def compose(self) -> ComposeResult:
+        """One view."""
+        yield self._view
+
+    def on_mount(self) -> None:
+        """Move while we wait."""
+        self.set_interval(0.125, self._view.refresh)

@@ -1,0 +1,317 @@
+"""The main screen: panes around one desk, and the keys that change it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from textual import events, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.layout import Layout
+from textual.screen import Screen
+from textual.timer import Timer
+
+from kvtrace.analysis.checks.verdict import check
+from kvtrace.errors import KvtraceError
+from kvtrace.text import safe
+from kvtrace.trace import Trace
+from kvtrace_tui import breakpoints, moves
+from kvtrace_tui.actions import ACTIONS, BY_ID
+from kvtrace_tui.arrangement import Boxes, SizeClass, arrange, size_class
+from kvtrace_tui.cursor import Axis, Cursor
+from kvtrace_tui.desk import TRAITS, Desk, Recording
+from kvtrace_tui.follow import Follower
+from kvtrace_tui.panes.pane import Moved, Pane
+from kvtrace_tui.panes.timeline import TimelinePane
+from kvtrace_tui.screens import pages, picture
+from kvtrace_tui.screens.bars import (
+    Drawn,
+    FooterBar,
+    SmallBar,
+    StatusBar,
+    TabBar,
+    Touched,
+)
+from kvtrace_tui.screens.placed import Placed
+from kvtrace_tui.screens.prompt import PromptScreen
+
+PLAY_S = 0.15
+POLL_S = 0.1
+
+PaneMaker = Callable[[], Sequence[Pane]]
+
+
+class MainScreen(Screen[None], inherit_bindings=False):
+    """Everything about one trace."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(",".join(action.keys), f"act('{action.id}')", action.title, show=False)
+        for action in ACTIONS
+        if action.keys
+    ]
+
+    def __init__(self, follower: Follower, make_panes: PaneMaker, at: Cursor | None = None) -> None:
+        super().__init__()
+        self.desk = Desk(self, recording=follower.recording)
+        self._follower = follower
+        self._panes: dict[str, Pane] = {}
+        self._make_panes = make_panes
+        self._player: Timer | None = None
+        self._boxes: tuple[tuple[object, ...], Boxes] | None = None
+        self._checked = 0
+        self._placed = Placed(self._arranged)
+        if follower.trace is not None:
+            self.desk.trace = follower.trace
+            self.desk.cursor = moves.start(follower.trace) if at is None else at
+            if follower.recording.live:
+                self._go_to_newest(follower.trace)
+
+    # -- putting it together -----------------------------------------------------------------
+
+    def compose(self) -> ComposeResult:
+        """All parts; which of them show is up to the arrangement."""
+        self._panes = {pane.id or "": pane for pane in self._make_panes()}
+        yield StatusBar(self.desk, "status")
+        yield TabBar(self.desk, "tabs")
+        yield from self._panes.values()
+        yield FooterBar(self.desk, "footer")
+        yield SmallBar(self.desk, "small")
+
+    def on_mount(self) -> None:
+        """Follow the trace if it may grow, and look for findings."""
+        if self._follower.may_change:
+            self.set_interval(POLL_S, self._poll)
+        self.sync()
+        self.call_after_refresh(self._look_for_findings)
+
+    @property
+    def layout(self) -> Layout:
+        """Parts stand where the arrangement says."""
+        return self._placed
+
+    def _arranged(self, width: int, height: int) -> Boxes:
+        """Boxes for the present size, focus and trace; made once for each."""
+        desk = self.desk
+        layers = 12 if desk.trace is None else len(desk.trace.meta.sites)
+        shown = desk.focus if desk.maximised else desk.shown
+        key = (width, height, shown, desk.maximised, layers)
+        if self._boxes is None or self._boxes[0] != key:
+            boxes = arrange(width, height, shown, maximised=desk.maximised, layers=layers)
+            self._boxes = key, boxes
+        return self._boxes[1]
+
+    def sync(self) -> None:
+        """Show what the desk says, as far as it changed."""
+        self._focus_what_is_shown()
+        before = self._boxes
+        boxes = self._arranged(*self.size)
+        if before is not self._boxes:
+            for child in self.children:
+                child.display = (child.id or "") in boxes
+            self.refresh(layout=True)
+        if self.desk.trace is not None:
+            self._mark(self.desk.trace)
+            for name, pane in self._panes.items():
+                if name in boxes:
+                    pane.light(name == self.desk.focus)
+                    pane.show(self.desk.trace, self.desk.cursor)
+        for part in self.query(Drawn):
+            if part.id in boxes:
+                part.update()
+        self._set_player()
+
+    def _focus_what_is_shown(self) -> None:
+        """A compact screen has no other pane than the one it shows, and the timeline."""
+        desk = self.desk
+        if desk.focus not in self._panes or desk.focus not in TRAITS:
+            desk.focus = next(iter(self._panes), desk.focus)
+        compact = size_class(*self.size) is SizeClass.COMPACT
+        if compact and not desk.maximised and desk.focus not in (desk.shown, "timeline"):
+            desk.focus_on(desk.shown)
+
+    def _mark(self, trace: Trace) -> None:
+        """Breakpoints and findings on the timeline."""
+        timeline = self._panes.get("timeline")
+        if isinstance(timeline, TimelinePane):
+            stops = breakpoints.stops(trace, self.desk.breakpoints)
+            timeline.mark(stops, [step for step, _ in self.desk.findings])
+
+    # -- keys and the mouse ------------------------------------------------------------------
+
+    def action_act(self, name: str) -> None:
+        """Do something from the table, or say why not."""
+        action, desk = BY_ID[name], self.desk
+        reason = action.why_not(desk)
+        if reason is not None and not (name == "back" and desk.message):
+            desk.say(reason)
+        else:
+            desk.message = ""
+            self._careful(lambda: action.do(desk))
+        self.sync()
+
+    def _careful(self, deed: Callable[[], None]) -> None:
+        """Whatever is wrong with the trace is said, and nothing else happens."""
+        try:
+            deed()
+        except KvtraceError as error:
+            self.desk.say(str(error))
+
+    def on_moved(self, message: Moved) -> None:
+        """Somebody pointed somewhere in a pane."""
+        message.stop()
+        trace = self.desk.trace
+        if trace is None:
+            return
+        cursor = self.desk.cursor
+        known = {field.name for field in fields(Cursor)}
+        axes = {axis.value for axis in Axis}
+        for name, value in message.changes.items():
+            if name in axes:
+                cursor = moves.at(cursor, trace, Axis(name), value)
+            elif name in known:
+                cursor = replace(cursor, **{name: value})  # type: ignore[arg-type]
+        self.desk.go(cursor)
+        self.sync()
+
+    def on_touched(self, message: Touched) -> None:
+        """A part changed the desk."""
+        message.stop()
+        self.sync()
+
+    def on_click(self, event: events.Click) -> None:
+        """A click gives its pane the arrows."""
+        widget, _ = self.get_widget_at(event.screen_x, event.screen_y)
+        if isinstance(widget, Pane) and widget.id in self._panes:
+            self.desk.focus_on(widget.id)
+            self.sync()
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        """The wheel goes on in time."""
+        event.stop()
+        self.action_act("next_step")
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        """The wheel goes back in time."""
+        event.stop()
+        self.action_act("previous_step")
+
+    def on_resize(self) -> None:
+        """Another size may be another arrangement."""
+        self._boxes = None
+        self.sync()
+
+    # -- time goes on ------------------------------------------------------------------------
+
+    def _set_player(self) -> None:
+        if self.desk.playing and self._player is None:
+            self._player = self.set_interval(PLAY_S, self._play)
+        elif not self.desk.playing and self._player is not None:
+            self._player.stop()
+            self._player = None
+
+    def _play(self) -> None:
+        desk = self.desk
+        if desk.trace is None:
+            return
+        cursor = moves.by_steps(desk.cursor, desk.trace, 1)
+        if cursor.step == desk.cursor.step and not self._follower.may_change:
+            desk.playing = False
+        desk.go(cursor)
+        self.sync()
+
+    def _poll(self) -> None:
+        """What the recorder and the file have that is new."""
+        desk = self.desk
+        if not self._follower.poll():
+            return
+        before = desk.recording
+        desk.recording = self._follower.recording
+        desk.trace = trace = self._follower.trace
+        if trace is not None and desk.following:
+            self._go_to_newest(trace)
+        if desk.recording is Recording.FAILED and before is not desk.recording:
+            failure = self._follower.failure
+            desk.say("" if failure is None else failure.text)
+        if before.live and not desk.recording.live:
+            self._look_for_findings()
+        self.sync()
+
+    def _go_to_newest(self, trace: Trace) -> None:
+        desk = self.desk
+        desk.following = True
+        if trace.numbers:
+            desk.cursor = moves.to_step(desk.cursor, trace, trace.numbers[-1])
+
+    def _look_for_findings(self) -> None:
+        if self.desk.trace is not None and not self.desk.recording.live:
+            self._check(self.desk.trace, self.desk.cursor.lane)
+
+    @work(thread=True, exclusive=True)
+    def _check(self, trace: Trace, lane: str) -> None:
+        """Ask the analysis, away from the keys."""
+        try:
+            found = [(f.step, safe(f.sentence, 600)) for f in check(trace, lane).findings]
+        except KvtraceError as error:
+            found = [(trace.numbers[0] if trace.numbers else 0, safe(str(error), 600))]
+        self.app.call_from_thread(self._found, found)
+
+    def _found(self, found: list[tuple[int, str]]) -> None:
+        self.desk.findings = tuple(found)
+        self.sync()
+
+    # -- what the desk asks for --------------------------------------------------------------
+
+    def ask(self, question: str, text: str, then: Callable[[str], None]) -> None:
+        """A line of input at the foot."""
+
+        def answered(answer: str | None) -> None:
+            if answer is not None:
+                self.desk.message = ""
+                self._careful(lambda: then(answer))
+            self.sync()
+
+        self.app.push_screen(PromptScreen(question, text), answered)
+
+    def copy(self, text: str) -> None:
+        """To the clipboard of the terminal."""
+        self.app.copy_to_clipboard(text)
+
+    def open(self, name: str) -> None:
+        """Another screen, or the way out."""
+        if name == "quit":
+            self.app.exit(0)
+        elif name == "palette":
+            self.app.action_command_palette()
+        elif name == "help":
+            self.app.push_screen(pages.PageScreen("keys", pages.help_rows))
+        elif name == "log":
+            rows = partial(self._rows_of, "log")
+            self.app.push_screen(pages.PageScreen("log", rows, reload_every=0.5))
+        else:
+            self.app.push_screen(pages.PageScreen(name, partial(self._rows_of, name)))
+
+    def _rows_of(self, name: str) -> Sequence[pages.Row]:
+        if name == "log":
+            return pages.text_rows(list(self._follower.log), "the recorder printed nothing")
+        lines = [sentence for _, sentence in self.desk.findings]
+        return pages.text_rows(lines, "nothing was found")
+
+    def export(self) -> None:
+        """A picture in the working directory."""
+        name = "kvtrace" if self.desk.trace is None else Path(self.desk.trace.name).stem
+        svg = self.app.export_screenshot(title=safe(name))
+        try:
+            path = picture.save(svg, Path.cwd(), f"{name}-step{self.desk.cursor.step}")
+        except OSError as error:
+            self.desk.say(f"no picture was written: {error.strerror or error}")
+            return
+        self.desk.say(f"wrote {safe(path.name)} in the working directory")
+
+    def send(self, name: str, token: int = -1) -> None:
+        """To the recorder."""
+        self._follower.send(name, token)
+        self.desk.recording = self._follower.recording

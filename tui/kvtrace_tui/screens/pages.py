@@ -1,0 +1,122 @@
+"""Screens over the main one that show many lines: help, log, findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.geometry import Size
+from textual.screen import ModalScreen
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from kvtrace_tui.actions import ACTIONS, GROUPS
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.depth import depth_of
+from kvtrace_tui.drawing.lines import Piece, line, padded, shown_in
+from kvtrace_tui.drawing.title import title
+
+Row = Sequence[Piece]
+
+
+class Lines(ScrollView, can_focus=True):
+    """Lines that scroll."""
+
+    BINDINGS = [  # noqa: RUF012 - Textual's own form
+        Binding("j", "scroll_down", show=False),
+        Binding("k", "scroll_up", show=False),
+    ]
+
+    def __init__(self, rows: Callable[[], Sequence[Row]]) -> None:
+        super().__init__()
+        self._make = rows
+        self._rows: Sequence[Row] = ()
+
+    def on_mount(self) -> None:
+        """Show what there is."""
+        self.reload()
+
+    def reload(self) -> None:
+        """Ask for the lines again; stay at the end if that is where we are."""
+        at_end = self.scroll_offset.y >= self.max_scroll_y
+        rows = self._make()
+        if rows == self._rows:
+            return
+        self._rows = rows
+        self.virtual_size = Size(self.size.width, len(rows))
+        if at_end:
+            self.scroll_end(animate=False)
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the visible part."""
+        at = y + self.scroll_offset.y
+        row = self._rows[at] if at < len(self._rows) else ()
+        strip = line(self.size.width, *row)
+        depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
+        return shown_in([strip], depth)[0]
+
+
+class PageScreen(ModalScreen[None]):
+    """A titled page of lines; esc or q goes back."""
+
+    BINDINGS = [  # noqa: RUF012
+        Binding("escape,q,question_mark", "dismiss", show=False),
+    ]
+
+    def __init__(
+        self, name: str, rows: Callable[[], Sequence[Row]], *, reload_every: float | None = None
+    ) -> None:
+        super().__init__()
+        self._title = name
+        self._lines = Lines(rows)
+        self._every = reload_every
+
+    def compose(self) -> ComposeResult:
+        """The title and the lines."""
+        yield TitleLine(self._title)
+        yield self._lines
+
+    def on_mount(self) -> None:
+        """Keep a page that grows up to date."""
+        self._lines.focus()
+        if self._every is not None:
+            self.set_interval(self._every, self._lines.reload)
+
+
+class TitleLine(ScrollView, can_focus=False):
+    """The first line of a page."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._title = name
+
+    def render_line(self, y: int) -> Strip:
+        """Name, and how to leave."""
+        strip = title(self.size.width, self._title, focused=True, right="↑↓ scroll  esc back")
+        depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
+        return shown_in([strip], depth)[0]
+
+
+def help_rows() -> list[Row]:
+    """All keys, by group."""
+    rows: list[Row] = [[(" Time is global, arrows belong to the focused pane,", ink.DIM)],
+                       [(" upper case is the reverse.", ink.DIM)]]  # fmt: skip
+    for group in GROUPS:
+        rows += [[], [(f" {group}", ink.ACCENT)]]
+        rows += [
+            [
+                (f"  {padded(action.shown_keys or '^p', 10)}", ink.STRONG),
+                (padded(action.title, 16), ink.TOKEN),
+                (action.help, ink.TEXT),
+            ]
+            for action in ACTIONS
+            if action.group == group
+        ]
+    return rows
+
+
+def text_rows(lines: Sequence[str], empty: str) -> list[Row]:
+    """Lines that are already safe; a sentence when there are none."""
+    return [[(f" {text}", ink.TEXT)] for text in lines] or [[(f" {empty}", ink.DIM)]]

@@ -1,0 +1,65 @@
+"""The terminal around the app: what it can write, and leaving it in order whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import io
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
+
+_ASCII = str.maketrans({
+    "▀": "#", "▁": "_", "▂": "_", "▃": "=", "▄": "=", "▅": "#", "▆": "#", "▇": "#", "█": "#",
+    "▏": "|", "▎": "|", "▍": "|", "▌": "|", "▋": "#", "▊": "#", "▉": "#", "░": ".", "▒": "+",
+    "▓": "%", "│": "|", "─": "-", "◆": "*", "●": "*", "■": "#", "▲": "^", "✗": "x", "✓": "v",
+    "‖": "=", "…": "~", "·": ".", "⏎": "$", "⇥": ">", "−": "-", "×": "x", "→": ">", "←": "<",
+    "↑": "^", "↓": "v", "∅": "0", "±": "~", "⟨": "<", "⟩": ">", "▸": ">", "▶": ">", "◀": "<",
+    "Δ": "d", "’": "'", "–": "-", "\u202f": " ",
+})  # fmt: skip
+_HANDLER = "kvtrace-ascii"
+
+
+def _closest(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that the terminal's encoding lacks: one cell for one."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    part = error.object[error.start : error.end].translate(_ASCII)
+    return "".join(c if c.isascii() else "?" for c in part), error.end
+
+
+def speaks_unicode() -> bool:
+    """Whether block characters can be written."""
+    encoding = getattr(sys.__stderr__, "encoding", None) or "ascii"
+    try:
+        "▀█…".encode(encoding)
+    except (UnicodeError, LookupError):
+        return False
+    return True
+
+
+@contextmanager
+def writable() -> Iterator[None]:
+    """Let the streams Textual writes to take any character, in any locale."""
+    codecs.register_error(_HANDLER, _closest)
+    changed: list[tuple[io.TextIOWrapper, str]] = []
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if isinstance(stream, io.TextIOWrapper):
+            changed.append((stream, stream.errors or "strict"))
+            stream.reconfigure(errors=_HANDLER)
+    try:
+        yield
+    finally:
+        for stream, errors in changed:
+            stream.reconfigure(errors=errors)
+
+
+def on_signals(leave: Callable[[int], None]) -> None:
+    """Within the running loop: SIGHUP, SIGINT and SIGTERM leave the app with their exit code."""
+    loop = asyncio.get_running_loop()
+    for number, code in EXIT_CODES.items():
+        with suppress(ValueError, RuntimeError, NotImplementedError):
+            loop.add_signal_handler(number, leave, code)
