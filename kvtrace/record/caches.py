@@ -189,7 +189,9 @@ def finished(raw: RawUpdate, serial: int, part: str) -> CacheUpdate:
     keys, values = raw.held
     filled = isinstance(keys, Tensor) and keys.dim() == 4
     capacity = getattr(layer, "max_cache_len", None)
-    window = getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
+    window = None
+    if getattr(layer, "is_sliding", False):
+        window = getattr(layer, "sliding_window", capacity)
     return CacheUpdate(
         serial,
         raw.index,

@@ -96,12 +96,7 @@ class Recogniser:
         keys, values = update.earlier
         if keys.shape[0] != len(attended):
             return []
-        found = []
-        for numbers, line in zip(digests(keys, values), attended, strict=True):
-            rows = runs.expanded(line)
-            pairs = zip(numbers, rows, strict=False)
-            found.append([Row(number, *row) for number, row in pairs])
-        return found
+        return _rows(digests(keys, values), attended)
 
     def _kept(self, update: CacheUpdate, rows: list[list[Row]], kept: int) -> list[list[Row]]:
         """Which of the rows attended to the layer holds now."""
@@ -139,26 +134,54 @@ class Recogniser:
         """
         seq = min(call.keys.shape[2], limit or call.keys.shape[2])
         keys, values = call.keys[:, :, :seq], call.values[:, :, :seq]
-        sequences = keys.shape[0]
         last = self._expanded.get(store)
         prefix = _common(last, keys, values, call.queries.shape[2])
-        first = self._stores.take(store, (seq - prefix) * sequences)
-        attended = []
-        for sequence in range(sequences):
-            places = _places(origin, sequence, seq, positions)
-            old = () if last is None else runs.first(last.attended[sequence], prefix)
-            start = first + sequence * (seq - prefix)
-            attended.append(runs.appended(old, runs.written(start, places[prefix:], 0)))
-        now = tuple(attended)
-        self._expanded[store] = _Expanded(keys, values, now)
-        before = prefix if origin is None or last is None else runs.count(last.attended[0])
-        after = Book(now if origin is not None else ((),) * sequences)
-        new = 0 if origin is None else origin.rows
-        rewritten = max(0, seq - prefix - new) if origin is not None and last is not None else 0
+        places = [_places(origin, number, seq, positions) for number in range(keys.shape[0])]
+        if last is not None and origin is not None and seq - prefix > origin.rows:
+            attended, fresh = self._moved(store, last, (keys, values), places)
+        else:
+            attended, fresh = self._grown(store, last, prefix, places), list(range(prefix, seq))
+        self._expanded[store] = _Expanded(keys, values, attended)
+        rows = _slots(keys, fresh), _slots(values, fresh)
+        first = self._stores.next_cell[store] - len(fresh) * keys.shape[0]
         if origin is None:
-            before = 0
-        entry = Entry(now, after, first, seq - prefix, before, rewritten)
-        return entry, (keys[:, :, prefix:], values[:, :, prefix:])
+            nothing = Book(((),) * keys.shape[0])
+            return Entry(attended, nothing, first, len(fresh), 0), rows
+        before = 0 if last is None else max(runs.count(one) for one in last.attended)
+        rewritten = 0 if last is None else max(0, len(fresh) - origin.rows)
+        return Entry(attended, Book(attended), first, len(fresh), before, rewritten), rows
+
+    def _grown(
+        self, store: int, last: _Expanded | None, prefix: int, places: list[list[int]]
+    ) -> tuple[Runs, ...]:
+        """The first `prefix` rows as they were, new cells for the rest."""
+        new = len(places[0]) - prefix
+        first = self._stores.take(store, new * len(places))
+        attended = []
+        for sequence, line in enumerate(places):
+            old = () if last is None else runs.first(last.attended[sequence], prefix)
+            fresh = runs.written(first + sequence * new, line[prefix:], 0)
+            attended.append(runs.appended(old, fresh))
+        return tuple(attended)
+
+    def _moved(
+        self, store: int, last: _Expanded, rows: Rows, places: list[list[int]]
+    ) -> tuple[tuple[Runs, ...], list[int]]:
+        """Rows that changed their places, between sequences too; and the slots of new ones."""
+        known = _rows(digests(last.keys, last.values), last.attended)
+        first = self._stores.next_cell[store]
+        found, fresh = books.recognise(digests(*rows), known, (), first, places)
+        self._stores.take(store, len(fresh) * len(places))
+        return tuple(books.as_runs(line) for line in found), fresh
+
+
+def _rows(numbers: list[list[int]], attended: Sequence[Runs]) -> list[list[Row]]:
+    """Rows by content, from their digests and their cells."""
+    found = []
+    for mine, line in zip(numbers, attended, strict=False):
+        pairs = zip(mine, runs.expanded(line), strict=False)
+        found.append([Row(number, *row) for number, row in pairs])
+    return found
 
 
 def _common(last: _Expanded | None, keys: Tensor, values: Tensor, new: int) -> int:

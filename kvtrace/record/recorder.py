@@ -46,6 +46,8 @@ class Sink(Protocol):
         """Why it ended."""
 
 
+Tokens = tuple[tuple[int, ...], ...]
+
 Check = Callable[[Forward], Mapping[int, Checked]]
 """Self-check of a forward: place of a call to (error, scale); may leave calls out."""
 
@@ -101,6 +103,7 @@ class Recorder:
         self._chunk = _chunk(model)
         self._pending: _Pending | None = None
         self._latest: dict[int, int] = {}
+        self._before: Tokens = ()
         self._sizes = meta_sizes(meta)
 
     # -- callbacks of Watch ----------------------------------------------------------------
@@ -178,7 +181,7 @@ class Recorder:
         step = Step(
             number=number,
             phase=self.phases.of(forward, where, entry),
-            parent=self._parent(entry),
+            parent=self._parent(entry, tokens),
             tokens=tokens,
             positions=where,
             chosen=(None,) * len(tokens),
@@ -190,6 +193,7 @@ class Recorder:
             elapsed_ns=forward.elapsed_ns,
             texts=self._options.texts.of(_ids(tokens, top)),
         )
+        self._before = tokens
         for cache in entry.caches:
             self._latest.pop(cache, None)
             self._latest[cache] = number
@@ -197,8 +201,10 @@ class Recorder:
             del self._latest[next(iter(self._latest))]
         return step, attended.step_rows(copied), frozenset(entry.caches)
 
-    def _parent(self, entry: LedgerStep) -> int | None:
-        """The step whose cache this one continued."""
+    def _parent(self, entry: LedgerStep, tokens: Tokens) -> int | None:
+        """The step whose cache this one continued; without a cache, whose tokens."""
+        if not entry.caches:
+            return self.num_steps - 1 if _extends(tokens, self._before) else None
         continued = any(group.length_before for group in entry.groups)
         found = [self._latest[one] for one in entry.caches if one in self._latest]
         return max(found) if found and continued else None
@@ -230,14 +236,26 @@ class Recorder:
 
     def _fed(self, beginning: Beginning, pending: _Pending) -> tuple[int | None, ...] | None:
         """The tokens fed now, if they are the ones chosen after the step that waits."""
-        tokens = beginning.tokens
+        tokens, before = beginning.tokens, pending.step
         moved = any(one.kind != "crop" for one in beginning.changes)
-        continues = bool(beginning.caches & pending.caches)
-        if tokens is None or moved or not continues or tokens.dim() != 2:
+        if tokens is None or moved or tokens.dim() != 2:
             return None
-        if not self.phases.decodes(tokens.shape[1], pending.step):
+        if not pending.caches:
+            rows = tuple(tuple(row) for row in tokens.tolist())
+            return tuple(row[before.new] for row in rows) if _extends(rows, before.tokens) else None
+        if not beginning.caches & pending.caches:
+            return None
+        if not self.phases.decodes(tokens.shape[1], before):
             return None
         return tuple(tokens[:, 0].tolist())
+
+
+def _extends(tokens: Tokens, before: Tokens) -> bool:
+    """Whether every sequence begins with what it was before, and goes on."""
+    return len(tokens) == len(before) > 0 and all(
+        len(now) > len(old) > 0 and now[: len(old)] == old
+        for now, old in zip(tokens, before, strict=True)
+    )
 
 
 def meta_sizes(meta: Meta) -> tuple[int, int]:
@@ -251,7 +269,7 @@ def _chunk(model: nn.Module) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _tokens(forward: Forward) -> tuple[tuple[int, ...], ...]:
+def _tokens(forward: Forward) -> Tokens:
     """Ids in, [sequences][new]; -1 where only embeddings were given."""
     found = forward.tokens
     if isinstance(found, Tensor) and found.numel() == forward.sequences * forward.new:
@@ -260,7 +278,7 @@ def _tokens(forward: Forward) -> tuple[tuple[int, ...], ...]:
     return ((-1,) * forward.new,) * forward.sequences
 
 
-def _ids(tokens: tuple[tuple[int, ...], ...], top: tuple[object, ...]) -> list[int]:
+def _ids(tokens: Tokens, top: tuple[object, ...]) -> list[int]:
     """All token ids a step names."""
     found = [token for row in tokens for token in row]
     for one in top:
