@@ -34,7 +34,7 @@ def show_trace(path: Path, wish: Wish | None = None, *, mouse: bool = True) -> i
         return _print(trace, asked)
     from kvtrace_tui.app import run as run_screen
 
-    code = run_screen(path, at=asked, mouse=mouse)
+    code = run_screen(lambda: trace, at=asked, mouse=mouse)
     return code or exit_code(trace)
 
 

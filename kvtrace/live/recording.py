@@ -1,0 +1,152 @@
+"""What the recording process does once it knows what is wanted: load, record, tell.
+
+Joins models and recorder. The only module here that meets torch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from kvtrace.live.messages import Ended, Paused, Progress, Request, Said, Stepped
+from kvtrace.live.orders import Orders
+from kvtrace.live.voice import Voice
+from kvtrace.trace import Ending, Sampling
+
+if TYPE_CHECKING:
+    from kvtrace.models import Loaded
+    from kvtrace.record import Recording as Watched
+
+PATIENCE = 300.0
+"""Seconds without CPU time while loading; network waits have shorter limits of their own."""
+
+_PROGRESS_EVERY = 0.1
+
+
+class Turn:
+    """Between two steps: implements `kvtrace.record.decode.Control` with what the user orders.
+
+    A pause waits after the forward and before its token is chosen, so that another can be.
+    """
+
+    def __init__(self, recording: Watched, orders: Orders, voice: Voice) -> None:
+        self._recording = recording
+        self._orders = orders
+        self._voice = voice
+
+    def proceed(self) -> bool:
+        """Whether the next step may begin: not after a stop, and not once writing has failed."""
+        recorder = self._recording.recorder
+        failed = recorder is not None and recorder.failure is not None
+        return not (self._orders.stopped or failed)
+
+    def take_token(self) -> int | None:
+        """Wait while paused; the token the user chose, if any."""
+        self._orders.await_turn(self._show_step)
+        return self._orders.take_token()
+
+    def _show_step(self) -> None:
+        """The step that waits for its token goes into the file, to be looked at."""
+        recorder = self._recording.recorder
+        if recorder is not None and recorder.last is not None:
+            number = recorder.last.number
+            recorder.flush()
+            self._voice.say(Paused(number))
+
+
+class Recording:
+    """One request, from the name of a model to the end of its trace."""
+
+    def __init__(self, request: Request, voice: Voice, orders: Orders) -> None:
+        self._request = request
+        self._voice = voice
+        self._orders = orders
+        self._pid = os.getpid()
+        self._said = ("", 0.0)
+        self.script: ModuleType | None = None
+
+    def run(self) -> None:
+        """Load and record.
+
+        Raises:
+            KvtraceError: It can't be loaded, recorded or written.
+            Stopped: A stop came before there was anything to record.
+        """
+        loaded = self._load()
+        self._orders.begin()
+        self._progress("reading the prompt", None)
+        ending = self._decode(loaded)
+        self._voice.say(Ended(ending.reason, ending.text, self._request.output))
+
+    def _decode(self, loaded: Loaded) -> Ending:
+        from kvtrace.record import record
+        from kvtrace.record.decode import Choice, Limits, decode
+
+        asked = self._request
+        recording = record(
+            loaded.model,
+            asked.output,
+            recompute=asked.recompute,
+            tokenizer=loaded.tokenizer,
+            prompt=loaded.prompt.text,
+            force=asked.force,
+            model_card=loaded.card,
+            sampling=Sampling(
+                "kvtrace", loaded.new_tokens, asked.seed, asked.temperature, asked.top_k
+            ),
+            on_step=lambda step: self._voice.say(Stepped(step.number, asked.output)),
+        )
+        turn = Turn(recording, self._orders, self._voice)
+        with recording:
+            ending = decode(
+                loaded.model,
+                loaded.prompt.ids,
+                choice=Choice(asked.temperature, asked.top_k, asked.seed),
+                limits=Limits(loaded.new_tokens, loaded.tokenizer.eos, loaded.context_length),
+                control=turn,
+                on_token=recording.choose,
+            )
+            if ending.reason == "stopped":
+                ending = Ending("stopped", self._orders.stop_reason)
+            recording.end_with(ending)
+        if recording.recorder is not None and recording.recorder.failure is not None:
+            raise recording.recorder.failure
+        return ending
+
+    def _load(self) -> Loaded:
+        self._progress("starting torch", None)
+        from kvtrace.models import LoadRequest, load
+
+        asked = self._request
+        loaded = load(
+            LoadRequest(
+                spec=asked.model,
+                prompt=asked.prompt,
+                new_tokens=asked.new_tokens,
+                dtype=asked.dtype,
+                device=asked.device,
+                attention=asked.attention,
+                revision=asked.revision,
+                allow_missing=asked.allow_missing,
+                allow_pickle=asked.allow_pickle,
+                trust_remote_code=asked.trust_remote_code,
+            ),
+            self._progress,
+        )
+        if os.getpid() != self._pid:
+            os._exit(0)  # a fork that the model's code made: one process records
+        self.script = loaded.script
+        for text in (loaded.chosen, loaded.prompt.note, loaded.card.banner):
+            if text:
+                self._voice.say(Said(text))
+        return loaded
+
+    def _progress(self, text: str, share: float | None) -> None:
+        """Tell what is being done, not more often than anybody can read."""
+        before, told = self._said
+        now = time.monotonic()
+        if text != before or now - told > _PROGRESS_EVERY:
+            self._said = (text, now)
+            self._voice.say(Progress(text, share, PATIENCE))
