@@ -1,0 +1,59 @@
+"""FLOPs of single operators from their shapes; multiply-add = 2.
+
+Pure functions. Matrix products and convolutions use torch's own registry
+(`torch.utils.flop_counter`), which leaves out grouped products; attention is counted over the full
+new × seq rectangle, whatever the mask hides, because that is what dense kernels multiply.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+from kvtrace.record.calls import AttentionCall
+
+
+class _Formula(Protocol):
+    def __call__(self, *args: object, out_val: object, **kwargs: object) -> int: ...
+
+
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "convolution", "_convolution")
+_GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+_GEMV = ("aten::mv", "aten::addmv", "aten::dot", "aten::vdot")
+
+
+def attention_flops(call: AttentionCall) -> tuple[int, int]:
+    """Scores q·kᵀ and mix weights·v of one attention call."""
+    sequences, heads, new, key_dim = call.queries.shape
+    seq, value_dim = call.keys.shape[2], call.values.shape[3]
+    pairs = 2 * sequences * heads * new * seq
+    return pairs * key_dim, pairs * value_dim
+
+
+def product_flops(
+    operator: torch._ops.OpOverload,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    out: object,
+) -> int:
+    """FLOPs of an aten operator; 0 for whatever multiplies no matrices, fused attention included.
+
+    Matrix times vector is counted like the matrix product it is, although torch's counter leaves
+    it out.
+    """
+    packet = operator.overloadpacket
+    name = operator._schema.name
+    if name.removeprefix("aten::") in _PRODUCTS and packet in flop_registry:
+        formula: _Formula = flop_registry[packet]
+        return int(formula(*args, out_val=out, **kwargs))
+    if name in _GROUPED:
+        rows, matrices = args[0], args[1]
+        if isinstance(rows, Tensor) and isinstance(matrices, Tensor):
+            return 2 * rows.numel() * int(matrices.shape[-1])
+    if name in _GEMV:
+        matrix = max((a for a in args if isinstance(a, Tensor)), key=Tensor.numel)
+        return 2 * matrix.numel()
+    return 0

@@ -1,0 +1,186 @@
+"""From watched forwards to a formula for every part of a model but its attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from torch import nn
+
+from kvtrace.record.cost import roles
+from kvtrace.record.cost.growth import Growth, Per, Seen, Sizes, fit
+from kvtrace.record.cost.measured import Measured
+from kvtrace.record.cost.plan import Plan
+from kvtrace.record.cost.products import Key, Product
+from kvtrace.record.cost.weights import WeightReads, weight_reads
+
+WATCHED = 2
+"""Forwards that are watched: the first, and the first that continues one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """A cost that follows the rows its attention module attends to.
+
+    Attributes:
+        role: Part of the model.
+        module: The attention module it sits in; None: it follows all tokens so far.
+        growth: Its size.
+    """
+
+    role: str
+    module: str | None
+    growth: Growth
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """A watched forward without its tensors.
+
+    Attributes:
+        sizes: Of the forward; `seq` counts all tokens so far.
+        attended: Rows by attention module.
+        flops: By product.
+    """
+
+    sizes: Sizes
+    attended: Mapping[str, int]
+    flops: Mapping[Key, int]
+
+
+class Learner:
+    """What was learned so far.
+
+    Attributes:
+        growth: Terms of every product but attention and head.
+        flat: Per what → role → FLOPs for each: the sum of most of them.
+        following: The rest: what follows attended rows.
+        head_row: FLOPs of one row of logits.
+        weights: Parameter bytes that a step reads.
+        head_paths: Where the output embedding's matrix lives.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.head_paths = _head_paths(plan)
+        self._roles: dict[Key, str] = {}
+        self._observed: list[_Observed] = []
+        self.growth: dict[Key, tuple[Growth, ...]] = {}
+        self.flat: dict[Per, dict[str, int | Fraction]] = {}
+        self.following: list[Following] = []
+        self.head_row: int | Fraction = 0
+        self.weights = WeightReads()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing needs to be watched any more."""
+        return len(self._observed) >= WATCHED
+
+    def add(self, measured: Measured, products: Sequence[Product]) -> dict[str, int]:
+        """Learn from a watched forward.
+
+        Returns:
+            What it cost by role, attention left out.
+        """
+        kept = roles.without_attention(products, measured.calls)
+        roles.assign(kept, measured.calls, self._heads(kept, measured), self._roles)
+        flops: dict[Key, int] = {}
+        by_role: dict[str, int] = {}
+        for product in kept:
+            role = self._roles[product.key]
+            flops[product.key] = flops.get(product.key, 0) + product.flops
+            by_role[role] = by_role.get(role, 0) + product.flops
+        rows = measured.logit_rows
+        if by_role.get(roles.HEAD) and rows:
+            self.head_row = _plain(Fraction(by_role[roles.HEAD], rows))
+        if not self.done and (not self._observed or self._tells_more(measured)):
+            attended = {call.module: int(call.keys.shape[2]) for call in measured.calls}
+            sizes = Sizes(measured.sequences, measured.new, measured.tokens)
+            self._observed.append(_Observed(sizes, attended, flops))
+            self._fit()
+        return by_role
+
+    def _tells_more(self, measured: Measured) -> bool:
+        """Whether new and all rows stand in another proportion than in the first forward."""
+        first = self._observed[0].sizes
+        return measured.tokens * first.new != first.seq * measured.new
+
+    def _fit(self) -> None:
+        modules = self._modules()
+        seen: dict[Key, list[Seen]] = {}
+        for key in dict.fromkeys(key for one in self._observed for key in one.flops):
+            module = roles.attention_owner(key[0], modules)
+            if self._roles[key] != roles.HEAD:
+                seen[key] = [_seen(one, key, module) for one in self._observed]
+        self.growth = fit(seen)
+        self.weights = weight_reads(self._plan, self.growth, self.head_paths)
+        self.flat, self.following = {}, []
+        for key, terms in self.growth.items():
+            for growth in terms:
+                self._add(self._roles[key], roles.attention_owner(key[0], modules), growth)
+
+    def _add(self, role: str, module: str | None, growth: Growth) -> None:
+        if growth.per in (Per.SEQ, Per.PAIR):
+            self.following.append(Following(role, module, growth))
+            return
+        of = self.flat.setdefault(growth.per, {})
+        of[role] = _plain(of.get(role, 0) + growth.flops)
+
+    def _modules(self) -> frozenset[str]:
+        return frozenset(module for one in self._observed for module in one.attended)
+
+    def _heads(self, products: Sequence[Product], measured: Measured) -> frozenset[str]:
+        """Where the head's matrix lives: as the model says, or what made the logits' shape."""
+        if self.head_paths or not measured.logits:
+            return self.head_paths
+        vocab, rows = measured.logits[-1], measured.logit_rows
+        for product in reversed(products):
+            if product.rows == rows and product.flops == 2 * rows * product.in_features * vocab:
+                self.head_paths = frozenset((product.key[0],))
+                break
+        return self.head_paths
+
+    # -- what is left out ------------------------------------------------------------------
+
+    def gaps(self) -> tuple[str, ...]:
+        """Sentences: what the FLOPs do not count, or only estimate."""
+        unsure = [
+            key[0] or "the model"
+            for key, terms in self.growth.items()
+            if not all(one.sure for one in terms)
+        ]
+        if not (unsure and self.done):
+            return ()
+        return (f"FLOPs of {_named(unsure)} are extrapolated from single steps.",)
+
+
+def _plain(number: int | Fraction) -> int | Fraction:
+    """An int where it is one: arithmetic on fractions is slow."""
+    return number.numerator if number.denominator == 1 else number
+
+
+def _named(paths: Iterable[str]) -> str:
+    """The first few of them, and how many there are."""
+    every = sorted(set(paths))
+    shown = ", ".join(every[:3])
+    return shown if len(every) <= 3 else f"{shown} and {len(every) - 3} more modules"
+
+
+def _seen(observed: _Observed, key: Key, module: str | None) -> Seen:
+    """One product in one forward, with the rows that its module attended to."""
+    sizes = observed.sizes
+    if module is not None and module in observed.attended:
+        sizes = replace(sizes, seq=observed.attended[module])
+    return Seen(observed.flops.get(key, 0), sizes)
+
+
+def _head_paths(plan: Plan) -> frozenset[str]:
+    """Where the output embedding's matrix lives, as the model tells it; tied ones twice."""
+    ask = getattr(plan.model, "get_output_embeddings", None)
+    module = ask() if callable(ask) else None
+    if not isinstance(module, nn.Module):
+        return frozenset()
+    mine = {id(parameter) for parameter in module.parameters(recurse=False)}
+    shared = {path for path, _, parameter, _ in plan.parameters if id(parameter) in mine}
+    return frozenset({path for path, other, *_ in plan.linears if other is module} | shared)

@@ -1,0 +1,47 @@
+"""The sizes of a forward that is over: all that its cost depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from kvtrace.record.calls import AttentionCall
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One forward.
+
+    Attributes:
+        calls: Its attention calls; those of an encoder that ran just before it, too.
+        sequences, new: Tokens in.
+        past: Tokens of the same sequences that earlier forwards took in.
+        logits: Shape of the logits; None without any.
+    """
+
+    calls: Sequence[AttentionCall]
+    sequences: int
+    new: int
+    past: int
+    logits: tuple[int, ...] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens so far, per sequence."""
+        return self.past + self.new
+
+    @property
+    def logit_rows(self) -> int:
+        """Rows of logits, over all sequences."""
+        return prod(self.logits[:-1]) if self.logits else 0
+
+    @property
+    def starts(self) -> bool:
+        """Whether work that is done once for each sequence was done here."""
+        return self.past == 0 or "encoder" in [call.kind for call in self.calls]
+
+    def attended(self, module: str) -> int:
+        """Rows that a module's last attention call attended to."""
+        found = [call.keys.shape[2] for call in self.calls if call.module == module]
+        return int(found[-1]) if found else self.tokens

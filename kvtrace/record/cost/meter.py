@@ -1,0 +1,187 @@
+"""What each step costs: attention from its recorded shapes, the rest from two watched forwards.
+
+The first forward and the first that continues it are watched; from then on a step costs only
+arithmetic. Element-wise work (norms, activations, softmax, recurrent scans) is no matrix product
+and counts nothing, as in torch's own counter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from operator import mul
+
+from torch import nn
+
+from kvtrace.record.cost import roles
+from kvtrace.record.cost.formulas import attention_flops
+from kvtrace.record.cost.growth import Per, Sizes
+from kvtrace.record.cost.learn import Learner
+from kvtrace.record.cost.measured import Measured
+from kvtrace.record.cost.plan import plan
+from kvtrace.record.cost.products import Product, ProductWatch
+from kvtrace.trace import Flops
+
+
+class CostMeter:
+    """FLOPs of every step of one model.
+
+    `begin` and `end` go around each forward (an encoder's included), `measure` after each step.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Look at the model's modules; nothing is hooked yet."""
+        self._plan = plan(model, whole=not _calls_its_modules(model))
+        self._learner = Learner(self._plan)
+        self._watch: ProductWatch | None = None
+        self._products: list[Product] = []
+        self._calls_watched = 0
+        self._every_row = False
+        self._names: list[str] = []
+        self._groups: dict[tuple[int, int, str], list[int]] = {}
+        self._encoder = (Fraction(0), Fraction(0))
+
+    def begin(self, seen: Callable[[], int]) -> None:
+        """Before a forward: hook what must be watched, if anything still must.
+
+        Args:
+            seen: Number of attention calls so far in this forward.
+        """
+        self.drop()
+        if not self._learner.done:
+            self._watch = ProductWatch(self._plan, seen)
+
+    def end(self, calls: int) -> None:
+        """After a forward: the hooks are gone, what they saw is kept for `measure`.
+
+        Args:
+            calls: Attention calls of this forward.
+        """
+        if self._watch is not None:
+            self._products += [one.after(self._calls_watched) for one in self._watch.products]
+            self._calls_watched += calls
+            self.drop()
+
+    def drop(self) -> None:
+        """After a forward that failed: remove the hooks and forget what they saw."""
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
+    def measure(self, measured: Measured) -> tuple[Flops, Flops]:
+        """FLOPs of the step that ended, and of a forward over all tokens so far, uncached."""
+        products, self._products, self._calls_watched = self._products, [], 0
+        exact = self._learner.add(measured, products) if products else None
+        if measured.new > 1:
+            self._every_row = measured.logit_rows == measured.sequences * measured.new
+        if "encoder" in [call.kind for call in measured.calls]:
+            encoder = [attention_flops(call) for call in measured.calls if call.kind == "encoder"]
+            scores, mix = (sum(part) for part in zip(*encoder, strict=True))
+            each = measured.sequences
+            self._encoder = (Fraction(scores, each), Fraction(mix, each))
+        parts = exact if exact is not None else self._parts(measured, uncached=False)
+        scores, mix, again_scores, again_mix = self._attention(measured)
+        sequences, total = measured.sequences, measured.tokens
+        row = self._learner.head_row
+        head = parts.get(roles.HEAD, int(row * measured.logit_rows))
+        cached = self._flops(parts, (scores, mix, head), sequences, measured.new)
+        head = int(row * sequences * (total if self._every_row else 1))
+        parts = self._parts(measured, uncached=True)
+        return cached, self._flops(parts, (again_scores, again_mix, head), sequences, total)
+
+    def weight_bytes(self, measured: Measured) -> int:
+        """Parameter bytes that the step had to read, each once; see `weights`."""
+        tokens = measured.sequences * measured.new
+        return self._learner.weights.read(tokens, starts=measured.starts)
+
+    def gaps(self) -> tuple[str, ...]:
+        """Sentences: what the FLOPs do not count, or only estimate."""
+        return self._learner.gaps()
+
+    # -- arithmetic ------------------------------------------------------------------------
+
+    def _attention(self, measured: Measured) -> tuple[int, int, int, int]:
+        """Scores and mix of this forward, scores and mix of an uncached one."""
+        total, new, calls = measured.tokens, measured.new, measured.calls
+        scores = mix = again_scores = again_mix = 0
+        for (key_features, value_features, kind), members in self._alike(measured).items():
+            seq = sum([calls[index].keys.size(2) for index in members])
+            pairs, again = new * seq, total * total * len(members)
+            if kind == "cross":
+                again = total * seq
+            elif kind != "self":
+                sizes = [calls[index].queries.size(2) for index in members]
+                seqs = [calls[index].keys.size(2) for index in members]
+                pairs, again = sum(map(mul, sizes, seqs)), 0
+            scores += key_features * pairs
+            mix += value_features * pairs
+            again_scores += key_features * again
+            again_mix += value_features * again
+        each = 2 * measured.sequences
+        once = [int(part * measured.sequences) for part in self._encoder]
+        again_scores, again_mix = each * again_scores + once[0], each * again_mix + once[1]
+        return each * scores, each * mix, again_scores, again_mix
+
+    def _flops(
+        self, parts: dict[str, int], rest: tuple[int, int, int], sequences: int, rows: int
+    ) -> Flops:
+        scores, mix, head = rest
+        row = self._learner.head_row
+        return Flops(
+            qkv=parts.get(roles.QKV, 0),
+            scores=scores,
+            mix=mix,
+            output=parts.get(roles.OUTPUT, 0),
+            mlp=parts.get(roles.MLP, 0),
+            head=head,
+            head_last=int(row * sequences),
+            head_all=int(row * sequences * rows),
+            other=parts.get(roles.OTHER, 0),
+        )
+
+    def _alike(self, measured: Measured) -> dict[tuple[int, int, str], list[int]]:
+        """Query heads × key features, × value features, kind → calls; kept between steps."""
+        names = [call.module for call in measured.calls]
+        if names != self._names:
+            self._names, self._groups = names, {}
+            for index, call in enumerate(measured.calls):
+                heads = call.queries.size(1)
+                kind = (heads * call.queries.size(3), heads * call.values.size(3), call.kind)
+                self._groups.setdefault(kind, []).append(index)
+        return self._groups
+
+    def _parts(self, measured: Measured, *, uncached: bool) -> dict[str, int]:
+        """FLOPs by role from what was learned, attention and head left out."""
+        new = measured.tokens if uncached else measured.new
+        whole = Sizes(measured.sequences, new, measured.tokens)
+        flat = self._learner.flat
+        amount = whole.amount(Per.NEW)
+        each = flat.get(Per.NEW, {})
+        totals = {role: flops * amount for role, flops in each.items()}
+        for per, of in flat.items() if len(flat) > 1 else ():
+            if per is Per.NEW:
+                continue
+            if per is Per.START and not (uncached or measured.starts):
+                continue
+            amount = whole.amount(per)
+            for role, flops in of.items():
+                totals[role] = totals.get(role, 0) + flops * amount
+        for one in self._learner.following:
+            seq = measured.tokens
+            if one.module is not None and not (uncached and _sees_itself(measured, one.module)):
+                seq = measured.attended(one.module)
+            sizes = Sizes(measured.sequences, new, seq)
+            more = one.growth.flops * sizes.amount(one.growth.per)
+            totals[one.role] = totals.get(one.role, 0) + more
+        return {role: int(flops) for role, flops in totals.items()}
+
+
+def _sees_itself(measured: Measured, module: str) -> bool:
+    return any(call.module == module and call.kind == "self" for call in measured.calls)
+
+
+def _calls_its_modules(model: nn.Module) -> bool:
+    """Whether module hooks can be trusted: transformers' models call every module as one."""
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel)

@@ -1,0 +1,143 @@
+"""Which modules of a model multiply matrices, found once before it runs."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import opcode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, nn
+
+
+def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) features of a module that is one matrix product and nothing else, or None.
+
+    Known by its attributes, so that quantised layers count too: `in_features`/`out_features` as
+    in `nn.Linear`, or transformers' Conv1D with `nx`/`nf`.
+    """
+    if module._modules or not module._parameters.keys() <= {"weight", "bias"}:
+        return None
+    for first, second in (("in_features", "out_features"), ("nx", "nf")):
+        sizes = (getattr(module, first, None), getattr(module, second, None))
+        if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+            return sizes[0], sizes[1]
+    return None
+
+
+def multiplies_its_own(module: nn.Module) -> bool:
+    """Whether a module may multiply parameters or buffers that it holds itself."""
+    parameters = [one for one in module._parameters.values() if one is not None]
+    buffers = [one for one in module._buffers.values() if one is not None]
+    floats = any(one.ndim and one.is_floating_point() for one in buffers)
+    if isinstance(module, nn.Embedding) or not (parameters or floats):
+        return False
+    norm = not module._modules and parameters and all(one.ndim <= 1 for one in parameters)
+    return not norm
+
+
+_BINARY = dis.opmap["BINARY_OP"]
+_MATRIX_MULTIPLY = {
+    number for number, (_, sign) in enumerate(getattr(opcode, "_nb_ops", ())) if sign in ("@", "@=")
+}
+_PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "mm", "addmm", "tensordot", "linear", "conv1d"}
+
+
+def hides_products(module: nn.Module, *, own: bool) -> bool:
+    """Whether a module multiplies in a way that hooks on its parts miss.
+
+    Its own code names a product; or it holds matrices (`own`) and others use it by methods other
+    than `forward`; or it is a convolution, whose weights are often applied by somebody's kernel.
+    """
+    if not module._modules:
+        return isinstance(module, nn.modules.conv._ConvNd)
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    if code is None or not _PRODUCTS.isdisjoint(code.co_names) or _multiplies(code.co_code):
+        return code is not None
+    classes = type(module).__mro__[: type(module).__mro__.index(nn.Module)] if own else ()
+    names = {name for cls in classes for name, made in vars(cls).items() if callable(made)}
+    return any(not name.startswith("_") and name != "forward" for name in names)
+
+
+def _multiplies(code: bytes) -> bool:
+    """Whether bytecode uses the operator `@`, or may."""
+    pairs = {bytes((_BINARY, argument)) for argument in _MATRIX_MULTIPLY}
+    return any(code[at : at + 2] in pairs for at in range(0, len(code), 2))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to watch a model's matrix products.
+
+    Attributes:
+        model: The model.
+        whole: Count every operator instead of trusting module hooks: for code that may call
+            `.forward` around them.
+        linears: (path, module, in features, out features) of plain linear layers.
+        own: (path, module) of modules that multiply parameters or buffers of their own.
+        embeddings: Paths of embeddings.
+    """
+
+    model: nn.Module
+    whole: bool
+    linears: tuple[tuple[str, nn.Module, int, int], ...]
+    own: tuple[tuple[str, nn.Module], ...]
+    embeddings: frozenset[str]
+
+    @cached_property
+    def parameters(self) -> tuple[tuple[str, str, nn.Parameter, int], ...]:
+        """(path, name, parameter, address), shared ones once."""
+        found: dict[int, tuple[str, str, nn.Parameter, int]] = {}
+        for full, parameter in self.model.named_parameters():
+            path, _, name = full.rpartition(".")
+            found[id(parameter)] = (path, name, parameter, address(parameter))
+        return tuple(found.values())
+
+    @cached_property
+    def weights(self) -> Mapping[int, tuple[str, str, bool]]:
+        """Address of each parameter → (owner, name, whether the owner is no plain linear)."""
+        found: dict[int, tuple[str, str, bool]] = {}
+        plain = {path for path, *_ in self.linears} | self.embeddings
+        for path, name, parameter, at in self.parameters:
+            found.setdefault(at, (path, name, parameter.ndim > 1 and path not in plain))
+        found.pop(0, None)
+        return found
+
+    @cached_property
+    def matrix_owners(self) -> frozenset[str]:
+        """Paths of modules that hold matrices of their own and are no plain linear layer."""
+        return frozenset(path for path, _, matrices in self.weights.values() if matrices)
+
+
+def plan(model: nn.Module, *, whole: bool) -> Plan:
+    """Sort the modules of a model."""
+    linears: list[tuple[str, nn.Module, int, int]] = []
+    own: list[tuple[str, nn.Module]] = []
+    embeddings: list[str] = []
+    hides: dict[tuple[type[nn.Module], bool], bool] = {}
+    for path, module in model.named_modules():
+        sizes = linear_sizes(module)
+        if sizes is not None:
+            linears.append((path, module, *sizes))
+            continue
+        if isinstance(module, nn.Embedding):
+            embeddings.append(path)
+        mine = multiplies_its_own(module)
+        if mine:
+            own.append((path, module))
+            whole = whole or not path
+        kind = (type(module), mine)
+        if kind not in hides:
+            hides[kind] = hides_products(module, own=mine)
+    whole = whole or any(hides.values())
+    return Plan(model, whole, tuple(linears), tuple(own), frozenset(embeddings))
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor's memory starts; views share it. 0 for tensors without memory."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0

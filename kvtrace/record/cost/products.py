@@ -1,0 +1,173 @@
+"""One forward's matrix products, seen while it runs.
+
+Weight-bearing modules get a light forward hook; a module that multiplies parameters or buffers of
+its own (experts, routers, rotary tables) runs under a counting mode, as does the whole of a model
+that may call `.forward` around its hooks. Neither changes what is computed. All of it is gone when
+the forward ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
+
+from kvtrace.record.cost.formulas import product_flops
+from kvtrace.record.cost.plan import Plan, address
+
+Key = tuple[str, str, int]
+"""Path of the owner, name of its weight, 0; or, for a product of activations: path, "", ordinal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One matrix product.
+
+    Attributes:
+        key: Which; the same in every forward.
+        flops: What it cost.
+        calls_before: Attention calls seen before it in this forward.
+        rows: Rows it processed; 0 for a product of activations.
+        in_features: Features of a row; 0 for a product of activations.
+        expert: Inside a module that holds matrices of its own, such as experts.
+    """
+
+    key: Key
+    flops: int
+    calls_before: int
+    rows: int = 0
+    in_features: int = 0
+    expert: bool = False
+
+    def after(self, calls: int) -> Product:
+        """The same, behind so many more attention calls."""
+        return replace(self, calls_before=self.calls_before + calls) if calls else self
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Hands every operator's FLOPs and tensors to `seen`."""
+
+    def __init__(self, seen: Callable[[int, Sequence[Tensor]], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen = seen
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():
+            # there, composite operators (linear, matmul) arrive whole
+            with self:
+                parts: object = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out: object = func(*args, **kwargs)
+        flops = product_flops(func, args, kwargs, out)
+        if flops:
+            self._seen(flops, [a for a in args if isinstance(a, Tensor)])
+        return out
+
+
+class ProductWatch:
+    """Collects the products of one forward of a model."""
+
+    def __init__(self, plan: Plan, seen: Callable[[], int]) -> None:
+        """Start watching.
+
+        Args:
+            plan: How.
+            seen: Number of attention calls so far in the running forward.
+        """
+        self.products: list[Product] = []
+        self._plan = plan
+        self._seen = seen
+        self._owners: list[str] = [""]
+        self._ordinals: dict[str, int] = {}
+        self._handles: list[RemovableHandle] = []
+        self._mode = _Counting(self._operator)
+        self._whole = plan.whole
+        if plan.whole:
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
+        else:
+            self._hook()
+
+    def stop(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._whole:
+            self._whole = False
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _hook(self) -> None:
+        for path, module, entering, leaving in self._plan.linears:
+            hook = self._linear(path, entering, leaving)
+            self._handles.append(module.register_forward_hook(hook))
+        for path, module in self._plan.own:
+            before, after = self._own(path)
+            self._handles.append(module.register_forward_pre_hook(before))
+            self._handles.append(module.register_forward_hook(after, always_call=True))
+
+    def _linear(
+        self, path: str, entering: int, leaving: int
+    ) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        key = (path, "weight", 0)
+
+        def after(module: nn.Module, args: tuple[object, ...], out: object) -> None:
+            if len(self._owners) == 1:
+                rows = _rows(args, out, entering, leaving)
+                flops = 2 * rows * entering * leaving
+                before = self._seen()
+                self.products.append(Product(key, flops, before, rows, entering))
+
+        return after
+
+    def _own(
+        self, path: str
+    ) -> tuple[Callable[[nn.Module, object], None], Callable[[nn.Module, object, object], None]]:
+        def before(module: nn.Module, args: object) -> None:
+            if len(self._owners) == 1:
+                self._mode.__enter__()  # type: ignore[no-untyped-call]
+            self._owners.append(path)
+
+        def after(module: nn.Module, args: object, out: object) -> None:
+            self._owners.pop()
+            if len(self._owners) == 1:
+                self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+        return before, after
+
+    def _operator(self, flops: int, operands: Sequence[Tensor]) -> None:
+        before = self._seen()
+        for operand in operands:
+            found = self._plan.weights.get(address(operand))
+            if found is not None and operand.ndim > 1:
+                path, name, matrices = found
+                features = int(operand.shape[-2])
+                rows = flops // (2 * features * int(operand.shape[-1]))
+                key = (path, name, 0)
+                product = Product(key, flops, before, rows, features, expert=matrices)
+                self.products.append(product)
+                return
+        owner = self._owners[-1]
+        ordinal = self._ordinals.get(owner, 0)
+        self._ordinals[owner] = ordinal + 1
+        expert = bool(owner) and owner in self._plan.matrix_owners
+        self.products.append(Product((owner, "", ordinal), flops, before, expert=expert))
+
+
+def _rows(args: tuple[object, ...], out: object, entering: int, leaving: int) -> int:
+    """Rows that a linear layer processed; some hand back more than the product."""
+    if isinstance(out, Tensor):
+        return out.numel() // leaving
+    given = next((a for a in args if isinstance(a, Tensor)), None)
+    return 0 if given is None else given.numel() // entering

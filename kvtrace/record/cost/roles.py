@@ -1,0 +1,102 @@
+"""Which part of the model a matrix product belongs to, told by where and when it ran.
+
+Inside an attention module, before its attention call: the projections to q, k and v; after it: the
+output projection. The output embedding is the head. Other weights are feed-forward layers; products
+of activations alone are "other". Names of modules are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.cost.formulas import attention_flops
+from kvtrace.record.cost.products import Key, Product
+
+QKV, OUTPUT, MLP, HEAD, OTHER = "qkv", "output", "mlp", "head", "other"
+
+
+def attention_owner(path: str, modules: frozenset[str]) -> str | None:
+    """The innermost attention module that holds `path`, or None."""
+    while True:
+        if path in modules:
+            return path
+        path, dot, _ = path.rpartition(".")
+        if not dot:
+            return "" if "" in modules else None
+
+
+def assign(
+    products: Sequence[Product],
+    calls: Sequence[AttentionCall],
+    heads: frozenset[str],
+    known: dict[Key, str],
+) -> None:
+    """Add the role of every new key to `known`.
+
+    Args:
+        products: Of one forward, in order.
+        calls: Of the same forward.
+        heads: Paths that hold the output embedding.
+        known: Roles so far; kept: a module that runs twice has its first role.
+    """
+    modules = frozenset(call.module for call in calls)
+    since = 0
+    for product in products:
+        before = product.calls_before
+        if product.key not in known:
+            known[product.key] = _role(product, calls, modules, since, heads)
+        if product.rows:
+            since = before
+
+
+def _role(
+    product: Product,
+    calls: Sequence[AttentionCall],
+    modules: frozenset[str],
+    since: int,
+    heads: frozenset[str],
+) -> str:
+    """The role of one product; `since` is the first attention call after the last weight."""
+    path, weight, _ = product.key
+    if not weight and not product.expert:
+        return OTHER
+    if path in heads:
+        return HEAD
+    before = product.calls_before
+    inside = attention_owner(path, modules)
+    if inside is not None:
+        return OUTPUT if before and calls[before - 1].module == inside else QKV
+    mixed = sum(call.queries.shape[1] * call.values.shape[3] for call in calls[since:before])
+    return OUTPUT if product.rows and mixed == product.in_features else MLP
+
+
+def without_attention(products: Sequence[Product], calls: Sequence[AttentionCall]) -> list[Product]:
+    """Drop q·kᵀ and weights·v where they were seen as products: the calls already count them.
+
+    One attention may take several products (scores as a sum over parts of the key, as in MLA);
+    they are told by their FLOPs and by running next to each other.
+    """
+    wanted: dict[int, int] = {}
+    for call in calls:
+        for flops in attention_flops(call):
+            wanted[flops] = wanted.get(flops, 0) + 1
+    kept: list[Product] = []
+    previous: Product | None = None
+    for product in products:
+        if product.key[1]:
+            kept.append(product)
+            previous = None
+            continue
+        together = product.flops + (previous.flops if previous else 0)
+        if wanted.get(product.flops):
+            wanted[product.flops] -= 1
+            previous = None
+        elif previous is not None and wanted.get(together):
+            wanted[together] -= 1
+            kept.remove(previous)
+            previous = None
+        else:
+            kept.append(product)
+            previous = product
+    return kept
