@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from kvtrace.version import __version__
+
 if TYPE_CHECKING:
     from kvtrace.files import open_trace as open  # noqa: A004 - kvtrace.open reads like open
     from kvtrace.record import record
     from kvtrace.trace import Trace
-
-__version__ = "0.1.0"
 
 _PUBLIC = {
     "open": ("kvtrace.files", "open_trace"),

@@ -76,8 +76,8 @@ def load(name: str) -> Verb:
 
 
 def _about(option: str) -> int:
-    from kvtrace import __version__
     from kvtrace.cli.grammar import overview
+    from kvtrace.version import __version__
 
     print(f"kvtrace {__version__}" if option == "--version" else overview(load("")))
     return 0

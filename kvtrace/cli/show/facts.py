@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from kvtrace import __version__
 from kvtrace.analysis.costs import Logits, step_cost, why
 from kvtrace.analysis.history import history, so_far
 from kvtrace.analysis.memory import cache_memory
@@ -18,6 +17,7 @@ from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.plain import Plain, plain
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Step, Trace
+from kvtrace.version import __version__
 
 SCHEMA = 1
 """Of this JSON; raised when a name changes its meaning."""
