@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 from rich.style import Style
@@ -20,6 +20,7 @@ from kvtrace_tui.panes.chronicle import Chronicle
 from kvtrace_tui.panes.pane import Pane
 
 _GUTTER = 9
+_SIGNS = {"break": ("●", ink.WARN), "finding": ("◆", ink.BAD)}
 
 
 class TimelinePane(Pane):
@@ -29,17 +30,20 @@ class TimelinePane(Pane):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self._breakpoints: frozenset[int] = frozenset()
-        self._findings: frozenset[int] = frozenset()
+        self._signs: Mapping[int, str] = {}
         self._chronicle: Chronicle | None = None
         self._spans: tuple[tuple[int, int, int], ...] = ()
         self._per_cell = 1
 
-    def mark(self, breakpoints: Iterable[int], findings: Iterable[int]) -> None:
-        """Steps that have a breakpoint, and steps that have a finding."""
-        marks = frozenset(breakpoints), frozenset(findings)
-        if marks != (self._breakpoints, self._findings):
-            self._breakpoints, self._findings = marks
+    @property
+    def marks(self) -> Mapping[int, str]:
+        """Steps that have a "break" or a "finding"."""
+        return self._signs
+
+    @marks.setter
+    def marks(self, marks: Mapping[int, str]) -> None:
+        if marks != self._signs:
+            self._signs = dict(marks)
             self.redraw()
 
     def depends(self, cursor: Cursor) -> Hashable:
@@ -109,22 +113,15 @@ class TimelinePane(Pane):
 
     def _marks(self, trace: Trace, at: int, room: int) -> list[Piece]:
         """Every tenth step a tick, ● a breakpoint, ◆ a finding, ▲ here."""
-        numbers, size = trace.numbers, self._per_cell
-        columns = -(-len(numbers) // size)
+        columns = -(-len(trace) // self._per_cell)
         row = ["┊" if column % 10 == 0 else "·" for column in range(columns)]
         inks = [ink.FAINT] * columns
-        where = (
-            {number: index // size for index, number in enumerate(numbers)}
-            if (self._breakpoints or self._findings)
-            else {}
-        )
-        for steps, sign, style in (
-            (self._breakpoints, "●", ink.WARN),
-            (self._findings, "◆", ink.BAD),
-        ):
-            for step in steps:
-                if step in where:
-                    row[where[step]], inks[where[step]] = sign, style
+        numbers = trace.overview["number"]
+        for step, kind in sorted(self._signs.items(), key=lambda mark: mark[1]):
+            index = int(np.searchsorted(numbers, step))
+            if index < len(numbers) and numbers[index] == step:
+                sign, style = _SIGNS.get(kind, _SIGNS["break"])
+                row[index // self._per_cell], inks[index // self._per_cell] = sign, style
         if at < columns:
             inks[at] = ink.ACCENT if row[at] in "┊·" else inks[at]
             row[at] = "▲" if row[at] in "┊·" else row[at]

@@ -1,0 +1,165 @@
+"""What every step cost, cached against recomputed, and why the time saved is less."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.style import Style
+from textual.strip import Strip
+
+from kvtrace import units
+from kvtrace.analysis.costs import StepCost, step_cost, why
+from kvtrace.analysis.history import History, SoFar, history, so_far
+from kvtrace.trace import Trace
+from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.bars import layered, strongest
+from kvtrace_tui.drawing.lines import Piece, beside, columns, line
+from kvtrace_tui.panes.pane import Pane, wrapped
+
+_PARTS = 46
+_NOW = (Style(color="#f0b27a", bgcolor=ink.PAPER), Style(color="#8fd0f5", bgcolor=ink.PAPER))
+_PAST = (Style(color="#8a5a2e", bgcolor=ink.PAPER), Style(color="#3f86b3", bgcolor=ink.PAPER))
+_LATER = (Style(color="#4a3520", bgcolor=ink.PAPER), Style(color="#27506b", bgcolor=ink.PAPER))
+
+
+class CostPane(Pane):
+    """A chart over all steps; beside it, where there is room, this step by part."""
+
+    grows = True
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._history: tuple[Trace, str, History] | None = None
+        self._per_cell = 1
+
+    def depends(self, cursor: Cursor) -> Hashable:
+        """The step, and the lane whose time is compared."""
+        return cursor.step, cursor.lane
+
+    def name_line(self, width: int) -> list[Strip]:
+        """Its name."""
+        return [self.title_line(width, "cost")]
+
+    def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
+        """Title, this step and all so far, chart, and why."""
+        cost = step_cost(trace, cursor.step, lane=cursor.lane)
+        past = self._past(trace, cursor.lane)
+        sums = so_far(past, cursor.step)
+        lines = [self.title_line(width, "cost", "FLOPs per step", right=_bytes(cost))]
+        reason = wrapped([(f" {why(cost)}", ink.DIM)], width)[: max(height - 4, 0)]
+        room = height - 3 - len(reason)
+        if room < 2:
+            reason, room = [], height - 3
+        lines += [line(width, *_now(cost, width)), line(width, *_sums(sums, width))]
+        if room > 0:
+            lines += self._body(cost, past, cursor.step, (width, room))
+        return [*lines, *reason]
+
+    def pointed(self, x: int, y: int) -> Mapping[str, int]:
+        """The step whose column is under a cell."""
+        if self._history is None or y < 3:
+            return {}
+        numbers, row = self._history[2].numbers, x * self._per_cell
+        return {"step": int(numbers[row])} if row < numbers.size else {}
+
+    def _past(self, trace: Trace, lane: str) -> History:
+        kept = self._history
+        before = None
+        if kept is not None and kept[0] is trace and kept[1] == lane:
+            before = kept[2]
+            if before.numbers.size == len(trace) and trace.ending is not None:
+                return before
+        found = history(trace, lane, before)
+        self._history = trace, lane, found
+        return found
+
+    def _body(
+        self, cost: StepCost, past: History, number: int, size: tuple[int, int]
+    ) -> list[Strip]:
+        """The chart, and the parts beside it."""
+        width, height = size
+        parts = width >= 120 and height >= 4
+        room = width - (_PARTS + 2 if parts else 0)
+        chart = self._chart(past, number, (room, height))
+        if not parts:
+            return chart
+        return beside([(chart, room), ([], 2), (_part_lines(cost, height), _PARTS)])
+
+    def _chart(self, past: History, number: int, size: tuple[int, int]) -> list[Strip]:
+        """Recomputed behind, cached in front, to the same scale."""
+        width, height = size
+        count = past.numbers.size
+        self._per_cell = max(-(-count // max(width, 1)), 1)
+        high = float(max(past.recomputed_flops.max(initial=0), past.cached_flops.max(initial=0)))
+        if high <= 0:
+            return [line(width, (" FLOPs were not counted", ink.DIM))]
+        back = _shares(past.recomputed_flops, width, high)
+        front = _shares(past.cached_flops, width, high)
+        at = int(np.searchsorted(past.numbers, number)) // self._per_cell
+        inks = [_PAST if x < at else _NOW if x == at else _LATER for x in range(len(back))]
+        return layered(back, front, height, inks)
+
+
+def _shares(flops: NDArray[np.int64], width: int, high: float) -> list[float]:
+    shares: list[float] = (strongest(flops.astype(np.float64), width) / high).tolist()
+    return shares
+
+
+def _now(cost: StepCost, width: int) -> list[Piece]:
+    """This step in both lanes."""
+    mine, theirs = cost.cached, cost.recomputed
+    pieces: list[Piece] = [
+        (" step    ", ink.DIM),
+        ("cached ", ink.DIM), (units.flops(mine.flops), ink.CACHED),
+        ("  recomputed ", ink.DIM), (units.flops(theirs.flops), ink.RECOMPUTED),
+        (f"  {units.ratio(theirs.flops, mine.flops)}", ink.STRONG),
+    ]  # fmt: skip
+    return [*pieces, *_times(mine.elapsed_ns, theirs.elapsed_ns)]
+
+
+def _sums(sums: SoFar, width: int) -> list[Piece]:
+    """All steps up to this one, in both lanes."""
+    pieces: list[Piece] = [
+        (" so far  ", ink.DIM),
+        ("cached ", ink.DIM), (units.flops(sums.cached_flops), ink.CACHED),
+        ("  recomputed ", ink.DIM), (units.flops(sums.recomputed_flops), ink.RECOMPUTED),
+        (f"  {units.ratio(sums.recomputed_flops, sums.cached_flops)}", ink.STRONG),
+    ]  # fmt: skip
+    return [*pieces, *_times(sums.elapsed_ns, sums.lane_ns)]
+
+
+def _times(mine: int | None, theirs: int | None) -> list[Piece]:
+    if mine is None:
+        return [("   time not measured", ink.DIM)]
+    pieces: list[Piece] = [("   ", ink.DIM), (units.duration(mine), ink.CACHED)]
+    if theirs is None:
+        return [*pieces, (" (recomputed: not measured)", ink.DIM)]
+    pieces += [(" / ", ink.DIM), (units.duration(theirs), ink.RECOMPUTED)]
+    return [*pieces, (f"  {units.ratio(theirs, mine)}", ink.STRONG)]
+
+
+def _bytes(cost: StepCost) -> str:
+    """Memory and traffic."""
+    read = units.byte_size(cost.cached.bytes_read - cost.weight_bytes)
+    return (
+        f"cache {units.byte_size(cost.cache_bytes)} · reads {read} of it "
+        f"and {units.byte_size(cost.weight_bytes)} of weights"
+    )
+
+
+def _part_lines(cost: StepCost, height: int) -> list[Strip]:
+    """FLOPs by part, the largest first, as many as fit."""
+    shown = sorted(cost.parts, key=lambda part: part.recomputed, reverse=True)
+    return [
+        columns(
+            _PARTS,
+            (part.title, 20, ink.DIM),
+            (units.flops(part.cached), -11, ink.CACHED),
+            (units.flops(part.recomputed), -12, ink.RECOMPUTED),
+        )
+        for part in shown[:height]
+        if part.cached or part.recomputed
+    ]

@@ -1,0 +1,202 @@
+"""Layers × heads: one number a head, so that the interesting one can be found.
+
+Measures of the weights need every layer's cache. They are calculated a few milliseconds at a
+time, after the frame, and kept; until a step's are complete, the layers that are missing show
+what the step before showed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from time import perf_counter
+
+import numpy as np
+from textual.strip import Strip
+from textual.timer import Timer
+
+from kvtrace.analysis.compare import tolerance_of
+from kvtrace.analysis.grid import (
+    WEIGHT_MEASURES,
+    Grid,
+    Measure,
+    divergence,
+    norm,
+    weight_measures,
+)
+from kvtrace.errors import KvtraceError
+from kvtrace.trace import Trace
+from kvtrace_tui.cursor import ColourScale, Cursor
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.grid import GridLayout, layer_grid
+from kvtrace_tui.drawing.heat import Look, legend
+from kvtrace_tui.drawing.lines import line
+from kvtrace_tui.drawing.palettes import PALETTES
+from kvtrace_tui.drawing.shade import Shade, nice_ceiling
+from kvtrace_tui.panes.pane import Pane
+
+_KEPT = 256
+_FIRST_S, _SLICE_S, _PAUSE_S = 0.002, 0.008, 0.03
+_ORDER = (
+    Measure.ENTROPY,
+    Measure.STRONGEST,
+    Measure.INDUCTION,
+    Measure.PREVIOUS,
+    Measure.FIRST,
+    Measure.SAME_TOKEN,
+    Measure.SINK,
+    Measure.QUERY_NORM,
+    Measure.OUTPUT_NORM,
+    Measure.DIVERGENCE,
+)
+
+
+class _Work:
+    """All weight measures of one query row, layer by layer: tables [sites, heads]."""
+
+    def __init__(self, trace: Trace, cursor: Cursor) -> None:
+        self.trace = trace
+        self.where = cursor.step, cursor.sequence, cursor.query
+        shape = len(trace.meta.sites), trace.meta.max_heads
+        self.tables = {one: np.full(shape, np.nan, np.float32) for one in WEIGHT_MEASURES}
+        self.done = 0
+
+    @property
+    def complete(self) -> bool:
+        return self.done == len(self.trace.meta.sites)
+
+    def go_on(self, seconds: float) -> None:
+        """Calculate for a while, at least one layer."""
+        number, sequence, query = self.where
+        until = perf_counter() + seconds
+        while not self.complete:
+            layer = self.done
+            self.done += 1
+            try:
+                found = weight_measures(self.trace, number, layer, sequence, query)
+            except KvtraceError:
+                continue  # a damaged layer stays empty; the maps say what is wrong with it
+            for measure, row in found.items():
+                self.tables[measure][layer, : len(row)] = row
+            if perf_counter() > until:
+                return
+
+
+class GridPane(Pane):
+    """The grid, and the one number under the cursor.
+
+    Attributes:
+        measure: What is shown; in the views that compare lanes, their difference.
+    """
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.measure = Measure.ENTROPY
+        self._works: OrderedDict[Hashable, _Work] = OrderedDict()
+        self._before: _Work | None = None
+        self._timer: Timer | None = None
+        self._high: dict[Measure, float] = {}
+        self._layout = GridLayout.fit(0, 0, (1, 1), (0, 0))
+
+    def next_measure(self, by: int = 1) -> Measure:
+        """Show another measure."""
+        self.measure = _ORDER[(_ORDER.index(self.measure) + by) % len(_ORDER)]
+        self.redraw()
+        return self.measure
+
+    def depends(self, cursor: Cursor) -> Hashable:
+        """The query row, the place in the grid, and the colours."""
+        return (
+            cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query, cursor.inside,
+            cursor.view.differs, cursor.lane, cursor.palette, cursor.scale,
+        )  # fmt: skip
+
+    def name_line(self, width: int) -> list[Strip]:
+        """Its name."""
+        return [self.title_line(width, "heads")]
+
+    def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
+        """Title, grid, legend with the number of the cursor's head."""
+        measure = Measure.DIVERGENCE if cursor.view.differs else self.measure
+        table = self._table(trace, cursor, measure)
+        shade = self._shade(trace, cursor, measure, table)
+        look = Look(PALETTES[cursor.palette % len(PALETTES)], self.terminal, shade)
+        mark = cursor.layer, cursor.head
+        layers, heads = table.shape
+        self._layout = GridLayout.fit(layers, heads, (width, height - 2), mark)
+        drawn = layer_grid(
+            table, self._layout, look, mark, run_until=cursor.layer if cursor.inside else None
+        )
+        value = float(table[mark]) if cursor.layer < layers and cursor.head < heads else np.nan
+        said = "–" if np.isnan(value) else f"{value:.3g}"
+        foot = line(
+            width,
+            *legend(look, min(8, width // 4)),
+            right=[(f"L{cursor.layer} H{cursor.head} ", ink.DIM), (said, ink.ACCENT)],
+        )
+        return [self.title_line(width, "heads", measure.value), *drawn, foot]
+
+    def pointed(self, x: int, y: int) -> Mapping[str, int]:
+        """The layer and head under a cell."""
+        found = self._layout.at(x, y - 1)
+        return {} if found is None else {"layer": found[0], "head": found[1]}
+
+    # -- numbers -----------------------------------------------------------------------------
+
+    def _table(self, trace: Trace, cursor: Cursor, measure: Measure) -> Grid:
+        if measure is Measure.DIVERGENCE:
+            return divergence(trace, cursor.step, cursor.lane)
+        if not measure.of_weights:
+            table = np.full((len(trace.meta.sites), trace.meta.max_heads), np.nan, np.float32)
+            for layer in range(len(table)):
+                row = norm(trace, cursor.step, layer, measure, cursor.sequence, cursor.query)
+                table[layer, : len(row)] = row
+            return table
+        work = self._work(trace, cursor)
+        if not work.complete:
+            work.go_on(_FIRST_S)
+        table = work.tables[measure]
+        if work.complete:
+            self._before = work
+            return table
+        self._wake()
+        if self._before is not None and self._before.trace is trace:
+            table = table.copy()
+            table[work.done :] = self._before.tables[measure][work.done :]
+        return table
+
+    def _work(self, trace: Trace, cursor: Cursor) -> _Work:
+        key = id(trace), cursor.step, cursor.sequence, cursor.query
+        found = self._works.get(key)
+        if found is None or found.trace is not trace:
+            found = self._works[key] = _Work(trace, cursor)
+            while len(self._works) > _KEPT:
+                self._works.popitem(last=False)
+        return found
+
+    def _wake(self) -> None:
+        """Go on when the keys are quiet."""
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(_PAUSE_S, self._go_on)
+
+    def _go_on(self) -> None:
+        self._timer = None
+        if self._trace is None:
+            return
+        self._work(self._trace, self._cursor).go_on(_SLICE_S)
+        self.redraw()
+
+    def _shade(self, trace: Trace, cursor: Cursor, measure: Measure, table: Grid) -> Shade:
+        """Shares of weight from 0 to 1; others up to the largest seen, so that it stays put."""
+        if measure.of_weights and measure is not Measure.ENTROPY:
+            return Shade(False, 1.0, cursor.scale)
+        if measure is Measure.DIVERGENCE:
+            tolerance = tolerance_of(trace, cursor.lane)
+            high = max(Shade.of(table, signed=False, kind=ColourScale.LINEAR).high, tolerance)
+            return Shade(False, nice_ceiling(high), ColourScale.LOG)
+        seen = Shade.of(table, signed=False, kind=ColourScale.LINEAR).high
+        if np.isnan(table).all():
+            return Shade(False, self._high.get(measure, 1.0), cursor.scale)
+        self._high[measure] = max(self._high.get(measure, 0.0), seen)
+        return Shade(False, self._high[measure], cursor.scale)

@@ -1,0 +1,230 @@
+"""Everything about the crosshair: its numbers in both lanes, its row's origin, what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+import numpy as np
+from rich.style import Style
+from textual.strip import Strip
+
+from kvtrace import text, units
+from kvtrace.analysis.changes import change
+from kvtrace.analysis.compare import Comparison, Verdict
+from kvtrace.analysis.origin import Origin, origin
+from kvtrace.analysis.selfcheck import SelfCheck, self_check
+from kvtrace.analysis.statistics import Statistics, statistics
+from kvtrace.errors import KvtraceError
+from kvtrace.trace import Tensor, Trace
+from kvtrace.trace.dtypes import Floats
+from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.lines import Piece, line, padded
+from kvtrace_tui.drawing.numbers import number
+from kvtrace_tui.panes.pane import Pane
+from kvtrace_tui.panes.rows import RowStore, Shelf
+from kvtrace_tui.panes.views import LETTERS, compared
+
+_ORDER = (Tensor.KEYS, Tensor.VALUES, Tensor.QUERIES, Tensor.OUTPUT)
+_VERDICT_INKS: dict[Verdict, Style] = {
+    Verdict.EQUAL: ink.GOOD,
+    Verdict.ROUNDING: ink.GOOD,
+    Verdict.SUSPICIOUS: ink.WARN,
+    Verdict.BUG: ink.BAD,
+    Verdict.NOT_FINITE: ink.BAD,
+    Verdict.NOT_COMPARED: ink.DIM,
+}
+_VERDICT_SIGNS = {Verdict.SUSPICIOUS: "?", Verdict.BUG: "✗", Verdict.NOT_FINITE: "✗"}
+_NAME = 7
+
+
+class InspectorPane(Pane):
+    """Names at the left, numbers at the right; what matters most comes first."""
+
+    def __init__(self, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._shelf = shelf
+
+    def depends(self, cursor: Cursor) -> Hashable:
+        """The crosshair in every tensor, and the lane."""
+        return (
+            cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query, cursor.row,
+            cursor.dim, cursor.lane,
+        )  # fmt: skip
+
+    def name_line(self, width: int) -> list[Strip]:
+        """Its name."""
+        return [self.title_line(width, "inspector")]
+
+    def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
+        """Row, numbers, verdict, self-check, statistics, what the step did to the layer."""
+        about = f"row {cursor.row} dim {cursor.dim}"
+        lines = [self.title_line(width, "inspector", about), *_origin_lines(trace, cursor, width)]
+        found = {one: _Read(self._shelf.of(trace), one, cursor) for one in _ORDER}
+        lines += _number_lines(found, width)
+        lines += _verdict_lines(trace, cursor, found, width)
+        lines += _check_lines(trace, cursor, width)
+        for one in _ORDER:
+            if len(lines) < height:
+                lines += _statistics_lines(one, found[one].value, width)
+        if len(lines) < height:
+            lines += _layer_lines(trace, cursor, width)
+        return lines
+
+
+class _Read:
+    """One tensor of the cursor's head in both lanes, and the element under the crosshair."""
+
+    def __init__(self, store: RowStore, tensor: Tensor, cursor: Cursor) -> None:
+        where = cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence
+        self.value: Floats | None = store.head(*where)
+        self.both: Comparison | None = None
+        if self.value is not None:
+            self.both = compared(store, tensor, cursor, self.value)
+        cached = tensor in (Tensor.KEYS, Tensor.VALUES)
+        self.at = (cursor.row if cached else cursor.query), cursor.dim
+
+    def element(self, values: Floats | None) -> float | None:
+        """One element; None where the crosshair is outside."""
+        row, dim = self.at
+        if values is None or row >= values.shape[0] or dim >= values.shape[1]:
+            return None
+        return float(values[row, dim])
+
+
+def _pair(width: int, name: str, *pieces: Piece) -> Strip:
+    return line(width, (" ", ink.DIM), (padded(name, _NAME), ink.DIM), *pieces)
+
+
+def _origin_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
+    try:
+        found = origin(trace, cursor.step, cursor.layer, cursor.row, cursor.sequence)
+    except KvtraceError as error:
+        return [_pair(width, "row", (text.safe(str(error), 200), ink.WARN))]
+    word = "padding" if found.padding else "encoder row"
+    if found.token >= 0 and not found.padding:
+        word = text.token(trace.token_text(found.token), max(width - 16, 8))
+    place = f"position {found.position} · slot {found.slot}"
+    return [
+        _pair(width, "token", (word, ink.TOKEN)),
+        _pair(width, "at", (place, ink.TEXT)),
+        _pair(width, "written", *_written(found, cursor)),
+    ]
+
+
+def _written(found: Origin, cursor: Cursor) -> Iterator[Piece]:
+    """By which step, for whom, and what became of it."""
+    if found.written is None:
+        yield "by a step that is lost", ink.WARN
+    else:
+        now = " (now)" if found.written == cursor.step else ""
+        yield f"step {found.written}{now}", ink.TEXT
+    if found.changed:
+        yield f", first step {found.first}", ink.WARN
+    if found.sequence != cursor.sequence:
+        yield f", sequence {found.sequence}", ink.TEXT
+    if found.shared_from is not None:
+        yield f", by layer {found.shared_from}", ink.TEXT
+    if found.evicted:
+        yield ", then evicted", ink.WARN
+
+
+def _number_lines(found: dict[Tensor, _Read], width: int) -> list[Strip]:
+    """Cached and recomputed side by side, and how far apart."""
+    wide = width >= 40
+    size = 10 if wide else max((width - _NAME - 2) // 2, 6)
+    head = [("cached", ink.CACHED), ("recomputed", ink.RECOMPUTED)]
+    if wide:
+        head.append(("|Δ|", ink.DIM))
+    lines = [_pair(width, "", *[(padded(w, size, right=True) + " ", s) for w, s in head])]
+    for tensor, read in found.items():
+        value = read.element(read.value)
+        if value is None:
+            continue
+        both = read.both
+        other = None if both is None else read.element(both.other)
+        apart = None if both is None else read.element(both.absolute)
+        cells: list[Piece] = [
+            (padded(number(value), size, right=True) + " ", ink.STRONG),
+            (padded(_other(other), size, right=True) + " ", ink.TEXT),
+        ]
+        if wide:
+            cells.append((padded(_other(apart), size, right=True) + " ", ink.DIM))
+        lines.append(_pair(width, LETTERS[tensor], *cells))
+    return lines
+
+
+def _other(value: float | None) -> str:
+    return "–" if value is None or np.isnan(value) else number(value)
+
+
+def _verdict_lines(
+    trace: Trace, cursor: Cursor, found: dict[Tensor, _Read], width: int
+) -> list[Strip]:
+    """What the largest difference of each tensor means; the step's, where rows are not kept."""
+    step = trace.compared(cursor.step, cursor.lane)
+    lines = []
+    for tensor, read in found.items():
+        both = read.both
+        if both is not None and both.verdict is not Verdict.NOT_COMPARED:
+            sign = _VERDICT_SIGNS.get(both.verdict, "✓")
+            said = f"{sign} {both.verdict} {both.largest_relative:.1e}"
+            place = f" row {both.row} dim {both.dim}" if not both.verdict.harmless else ""
+            piece = (said, _VERDICT_INKS[both.verdict])
+            lines.append(_pair(width, f"{LETTERS[tensor]} lanes", piece, (place, ink.TEXT)))
+    if not lines:
+        why = "not compared" if step is None else "rows of the other lane not kept"
+        lines.append(_pair(width, "lanes", (why, ink.DIM)))
+    return lines
+
+
+def _check_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
+    """Whether the recorded rows explain the recorded output."""
+    try:
+        where = cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query
+        found: SelfCheck | None = self_check(trace, *where)
+    except KvtraceError as error:
+        return [_pair(width, "check", (text.safe(str(error), 200), ink.WARN))]
+    if found is None:
+        return [_pair(width, "check", ("output not recorded", ink.DIM))]
+    sign, style = ("✓", ink.GOOD) if found.passed else ("✗", ink.BAD)
+    return [
+        _pair(
+            width, "check", (f"{sign} {found.error:.1e}", style), (" softmax(qkᵀ)v − out", ink.DIM)
+        )
+    ]
+
+
+def _statistics_lines(tensor: Tensor, values: Floats | None, width: int) -> list[Strip]:
+    if values is None:
+        return []
+    found = statistics(values)
+    letter = LETTERS[tensor]
+    spread = f"{found.mean:+.3g} ± {found.std:.3g}"
+    ends = f"{found.minimum:+.3g} … {found.maximum:+.3g}"
+    return [
+        _pair(width, letter, (f"{ends}", ink.TEXT), *_not_finite(found)),
+        _pair(width, "", (f"mean {spread}", ink.DIM)),
+    ]
+
+
+def _not_finite(found: Statistics) -> Iterator[Piece]:
+    if found.nan:
+        yield f"  {found.nan} NaN", ink.BAD
+    if found.infinite:
+        yield f"  {found.infinite} Inf", ink.BAD
+
+
+def _layer_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
+    """What the step did to the rows this layer reads, and the memory of all."""
+    site = trace.site(cursor.layer)
+    group = trace.cache_step(cursor.step, cursor.layer)
+    did = change(trace, site.reads, group).text
+    size = units.byte_size(trace.step(cursor.step).cost.cache_bytes)
+    lines = [
+        _pair(width, "layer", (did, ink.TEXT)),
+        _pair(width, "cache", (f"{size}, all layers", ink.TEXT)),
+    ]
+    if site.source != "cache":
+        lines.append(_pair(width, "source", (site.source, ink.WARN)))
+    return lines
