@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 
 import numpy as np
 from rich.style import Style
@@ -20,7 +20,7 @@ from kvtrace_tui.panes.chronicle import Chronicle
 from kvtrace_tui.panes.pane import Pane
 
 _GUTTER = 9
-_SIGNS = {"break": ("●", ink.WARN), "finding": ("◆", ink.BAD)}
+_BREAK, _FINDING = ("●", ink.WARN), ("◆", ink.BAD)
 
 
 class TimelinePane(Pane):
@@ -30,20 +30,16 @@ class TimelinePane(Pane):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self._signs: Mapping[int, str] = {}
+        self._signs: dict[int, tuple[str, Style]] = {}
         self._chronicle: Chronicle | None = None
         self._spans: tuple[tuple[int, int, int], ...] = ()
         self._per_cell = 1
 
-    @property
-    def marks(self) -> Mapping[int, str]:
-        """Steps that have a "break" or a "finding"."""
-        return self._signs
-
-    @marks.setter
-    def marks(self, marks: Mapping[int, str]) -> None:
-        if marks != self._signs:
-            self._signs = dict(marks)
+    def mark(self, breakpoints: Iterable[int], findings: Iterable[int]) -> None:
+        """Steps that have a breakpoint, and steps that have a finding."""
+        signs = dict.fromkeys(breakpoints, _BREAK) | dict.fromkeys(findings, _FINDING)
+        if signs != self._signs:
+            self._signs = signs
             self.redraw()
 
     def depends(self, cursor: Cursor) -> Hashable:
@@ -117,10 +113,9 @@ class TimelinePane(Pane):
         row = ["┊" if column % 10 == 0 else "·" for column in range(columns)]
         inks = [ink.FAINT] * columns
         numbers = trace.overview["number"]
-        for step, kind in sorted(self._signs.items(), key=lambda mark: mark[1]):
+        for step, (sign, style) in self._signs.items():
             index = int(np.searchsorted(numbers, step))
             if index < len(numbers) and numbers[index] == step:
-                sign, style = _SIGNS.get(kind, _SIGNS["break"])
                 row[index // self._per_cell], inks[index // self._per_cell] = sign, style
         if at < columns:
             inks[at] = ink.ACCENT if row[at] in "┊·" else inks[at]
