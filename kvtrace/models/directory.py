@@ -6,14 +6,12 @@ the first weight is read. Nothing here reaches the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, logging
+from transformers import PreTrainedConfig
 
 from kvtrace.errors import MemoryLimitError, ModelError
 from kvtrace.models import memory
@@ -35,7 +33,7 @@ from kvtrace.models.patience import Patience
 from kvtrace.models.prompts import encode_prompt, steps_that_fit
 from kvtrace.models.read_tokenizer import read_tokenizer
 from kvtrace.models.request import AUTO, LoadRequest
-from kvtrace.models.tokens import guarded
+from kvtrace.models.tokens import ByteTokenizer, guarded
 from kvtrace.models.weights import Weights, find_weights
 from kvtrace.trace import ModelCard
 
@@ -95,17 +93,16 @@ def load_directory(
     """
     check_attention(request.attention)
     device = device_named(request.device)
-    with _quiet():
-        progress(f"reading {origin.name}: configuration and tokenizer", None)
-        plan = _plan(folder, origin, request, wait)
-        sketch = outline(plan.auto, plan.config, request.attention, request.trust_remote_code, wait)
-        check_outline(sketch, plan.weights)
-        dtype = dtype_named(request.dtype)
-        _check_memory(sketch, plan, dtype, device)
-        progress(f"reading {origin.name}: {memory.parameter_count(sketch):,} parameters", None)
-        model, banner = _read(folder, plan, request)
-        model = _placed(model, device)
-        check_caches(model)
+    progress(f"reading {origin.name}: configuration and tokenizer", None)
+    plan = _plan(folder, origin, request, wait)
+    sketch = outline(plan.auto, plan.config, request.attention, request.trust_remote_code, wait)
+    check_outline(sketch, plan.weights)
+    dtype = dtype_named(request.dtype)
+    _check_memory(sketch, plan, dtype, device)
+    progress(f"reading {origin.name}: {memory.parameter_count(sketch):,} parameters", None)
+    model, banner = _read(folder, plan, request)
+    model = _placed(model, device)
+    check_caches(model)
     card = _card(model, plan, origin, banner)
     progress(f"{origin.name} is ready", 1.0)
     return Loaded(
@@ -128,7 +125,7 @@ def _plan(folder: Path, origin: Origin, request: LoadRequest, wait: Patience) ->
     text = text_part(config)
     auto = auto_class(config)
     vocab_size = _natural(text, "vocab_size")
-    tokenizer = read_tokenizer(folder, vocab_size, request.trust_remote_code, wait)
+    tokenizer = read_tokenizer(folder, request.trust_remote_code, wait)
     prompt = encode_prompt(request.prompt, tokenizer, vocab_size)
     context = positions(text)
     steps = steps_that_fit(prompt, request.new_tokens, context)
@@ -201,24 +198,12 @@ def _card(model: nn.Module, plan: _Plan, origin: Origin, banner: str) -> ModelCa
 
 def _chosen(origin: Origin, card: ModelCard, plan: _Plan) -> str:
     what = f"{card.class_name}, {card.dtype}, {card.attention} attention, on {card.device}"
-    parts = (origin.chosen, what, plan.prompt.note, card.banner)
+    bare = isinstance(plan.tokenizer, ByteTokenizer)
+    read = "it brings no tokenizer: the prompt is read as bytes" if bare else ""
+    parts = (origin.chosen, what, read, plan.prompt.note, card.banner)
     return "; ".join(part for part in parts if part)
 
 
 def _natural(config: object, name: str) -> int:
     value = getattr(config, name, 0)
     return value if isinstance(value, int) else 0
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The library reports to us, not to the terminal; its settings come back afterwards."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -77,7 +77,11 @@ _HTML = (
 _PART = "{hub} sent only a part of {what}; try again"
 # The first that fits: class names of exceptions, words of their messages, the sentence.
 _BY_KIND: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
-    ({"SSLError"}, ("certificate",), "the certificate of {hub} is not trusted ({told}); a proxy?"),
+    (
+        {"SSLError"},
+        ("certificate verify",),
+        "the certificate of {hub} is not trusted ({told}); a proxy?",
+    ),
     ({"JSONDecodeError", "FileMetadataError"}, ("validation",), _HTML),
     (
         {"ReadTimeout", "PoolTimeout", "WriteTimeout"},

@@ -12,9 +12,10 @@ from kvtrace.models.directory import Origin, judge, load_directory
 from kvtrace.models.hub import Hub
 from kvtrace.models.loaded import Loaded, Progress
 from kvtrace.models.patience import Patience
+from kvtrace.models.quiet import quiet
 from kvtrace.models.request import LoadRequest
 from kvtrace.models.scripts import load_script
-from kvtrace.models.spec import Source, parse_spec
+from kvtrace.models.spec import parse_spec
 from kvtrace_fixtures import BUILT_IN
 
 
@@ -30,24 +31,24 @@ def load(request: LoadRequest, progress: Progress, wait: Patience | None = None)
         KvtraceError: UsageError, ModelError, HubError, MemoryLimitError or TrustError, each
             with one line that says what to do.
     """
-    wait = wait or Patience()
+    with quiet():
+        return _load(request, progress, wait or Patience())
+
+
+def _load(request: LoadRequest, progress: Progress, wait: Patience) -> Loaded:
     source = parse_spec(request.spec)
     if source.kind in ("file", "module"):
         return load_script(source, request, progress)
     if source.kind == "hub":
         hub = Hub(request, source.place, progress, wait)
         folder, commit, how = hub.directory(lambda place, at: judge(place, at, request))
-        told = f"{source.name} {how}, commit {commit[:12]}"
-        return load_directory(folder, Origin(source.name, commit, told), request, progress, wait)
-    folder = Path(source.place)
-    told = source.note or _told(source)
+        origin = Origin(source.name, commit, f"{source.name} {how}, commit {commit[:12]}")
+    else:
+        folder = Path(source.place)
+        origin = Origin(source.name, chosen=source.note or f"{source.kind} {source.name}")
     if source.kind == "built-in":
         request = _with_story(request, source.name)
-    return load_directory(folder, Origin(source.name, chosen=told), request, progress, wait)
-
-
-def _told(source: Source) -> str:
-    return f"{source.kind} {source.name}"
+    return load_directory(folder, origin, request, progress, wait)
 
 
 def _with_story(request: LoadRequest, name: str) -> LoadRequest:

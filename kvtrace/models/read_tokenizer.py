@@ -25,24 +25,18 @@ _GENERATION = "generation_config.json"
 _MAX_BYTES = 1 << 20
 
 
-def read_tokenizer(folder: Path, vocab_size: int, trusted: bool, wait: Patience) -> Tokenizer:
+def read_tokenizer(folder: Path, trusted: bool, wait: Patience) -> Tokenizer:
     """Read it under a time limit, since tokenizer files hold patterns and rules of their own.
 
     Args:
         folder: The model's directory.
-        vocab_size: Of the model; bytes need 256.
         trusted: Whether the repository's own code may run.
         wait: Reading takes at most `build_s`.
 
     Raises:
-        ModelError: It can't be read, or there is none and bytes do not fit.
+        ModelError: It is there and can't be read.
     """
     if not any((folder / name).is_file() for name in _FILES):
-        if vocab_size and vocab_size < 256:
-            raise ModelError(
-                f"no tokenizer in the model's directory, and its vocabulary of {vocab_size} is too "
-                "small for bytes; save a tokenizer next to it"
-            )
         return ByteTokenizer()
     endless = ModelError(f"tokenizer: reading it took more than {wait.build_s:.0f} s")
     inner = guarded(

@@ -70,7 +70,7 @@ def _imported(source: Source) -> ModuleType:
     if source.kind == "module":
         sys.path.insert(0, str(Path.cwd()))
         try:
-            if _spec_of(source.place) is None:
+            if _theirs(source, lambda: _spec_of(source.place)) is None:
                 raise UsageError(
                     f"{source.name}: there is no module {source.place} here or among the "
                     "installed packages"
