@@ -44,7 +44,8 @@ def _held(cache, cross):
         keys = getattr(layer, "keys", None)
         if isinstance(keys, torch.Tensor) and keys.dim() == 4 and keys.shape[2]:
             rows = min(int(layer.get_seq_length()), keys.shape[2])
-            pair = (keys[:, :, :rows].clone(), layer.values[:, :, :rows].clone())
+            whole = (keys.detach(), layer.values.detach())
+            pair = tuple(one[:, :, :rows].clone() for one in whole)
             found[index, cross] = pair
     return found
 

@@ -1,0 +1,184 @@
+"""The cache rebuilt from a trace is the live cache, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
+from builders.tiny_models import tiny_model
+
+ARCHITECTURES = [
+    "gpt2",
+    "llama",
+    "mistral",
+    "gemma2",
+    "qwen3",
+    "deepseek_v3",
+    "gemma3n_text",
+    "gpt_oss",
+]
+
+IDS = torch.tensor([[7, 3, 21, 9, 30, 14, 7, 3, 21, 9, 5, 40]])
+LEFT_PADDED = torch.ones(2, 12, dtype=torch.long)
+LEFT_PADDED[0, :4] = 0
+
+WAYS = {
+    "greedy": {"inputs": IDS},
+    "sampling": {"inputs": IDS, "do_sample": True, "num_return_sequences": 2},
+    "beams": {"inputs": IDS, "num_beams": 3},
+    "prompt lookup": {"inputs": IDS, "prompt_lookup_num_tokens": 3},
+    "left padding": {"inputs": IDS.repeat(2, 1), "attention_mask": LEFT_PADDED},
+    "chunked prefill": {"inputs": IDS, "prefill_chunk_size": 5},
+    "static cache": {"inputs": IDS, "cache_implementation": "static", "disable_compile": True},
+}
+
+
+def quiet_generation(model):
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request):
+    torch.set_num_threads(1)
+    return quiet_generation(tiny_model(request.param))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_rebuilt_cache_is_the_live_one(model, way, tmp_path):
+    def run():
+        torch.manual_seed(0)
+        return model.generate(**{"do_sample": False, "max_new_tokens": 6, **WAYS[way]})
+
+    expected = run()
+    trace, held, result = record(model, run, tmp_path / "a.kvt")
+    assert torch.equal(result, expected)
+    assert_caches_agree(trace, held)
+    assert_attention_explains_itself(trace)
+    assert not any(group.mask.full for step in trace for group in step.sites)
+    assert not any(group.rewritten for step in trace for group in step.caches)
+
+
+def test_two_turns_on_one_cache_continue_each_other(model, tmp_path):
+    from transformers import DynamicCache
+
+    def run():
+        cache = DynamicCache(config=model.config)
+        first = model.generate(IDS, past_key_values=cache, max_new_tokens=3, do_sample=False)
+        more = torch.cat([first, torch.tensor([[11, 12, 13]])], dim=1)
+        return model.generate(more, past_key_values=cache, max_new_tokens=3, do_sample=False)
+
+    trace, held, _ = record(model, run, tmp_path / "a.kvt")
+    assert_caches_agree(trace, held)
+    assert [step.parent for step in trace] == [None, 0, 1, 2, 3, 4]
+    assert [step.phase for step in trace] == ["prefill", "decode", "decode"] * 2
+    assert trace.step(3).positions[0] == (14, 15, 16, 17)
+
+
+def test_a_rejected_draft_is_cropped_and_its_cells_stay_in_history(tmp_path):
+    model = quiet_generation(tiny_model("llama"))
+
+    def run():
+        cache = None
+        for tokens in ([7, 3, 21], [9, 30, 14]):
+            out = model(torch.tensor([tokens]), past_key_values=cache)
+            cache = out.past_key_values
+        cache.crop(-2)
+        model(torch.tensor([[5]]), past_key_values=cache)
+
+    trace, held, _ = record(model, run, tmp_path / "a.kvt")
+    assert_caches_agree(trace, held)
+    (event,) = trace.step(2).events
+    assert (event.kind, event.lengths_before[0], event.lengths_after[0]) == ("crop", 6, 4)
+    (runs,) = trace.step(2).caches[0].attended
+    assert [(run.cell, run.count, run.position) for run in runs] == [(0, 4, 0), (6, 1, 4)]
+
+
+def test_beams_take_over_each_others_cells(tmp_path):
+    model = quiet_generation(tiny_model("llama"))
+    trace, held, _ = record(
+        model,
+        lambda: model.generate(IDS, num_beams=3, do_sample=False, max_new_tokens=4),
+        tmp_path / "a.kvt",
+    )
+    assert_caches_agree(trace, held)
+    event = trace.step(1).events[0]
+    assert event.kind == "reorder"
+    assert len(event.order) == 3
+    before = trace.step(0).caches[0].kept
+    for sequence, taken in enumerate(event.order):
+        prompt = trace.step(1).caches[0].attended[sequence]
+        assert prompt[0].cell == before[taken][0].cell
+
+
+def test_layers_that_share_keys_and_values_store_them_once(tmp_path):
+    model = quiet_generation(tiny_model("gemma3n_text"))
+    trace, _, _ = record(
+        model, lambda: model.generate(IDS, do_sample=False, max_new_tokens=2), tmp_path / "a.kvt"
+    )
+    sharing = [site for site in trace.meta.sites if site.source == "shared"]
+    assert sharing
+    for site in sharing:
+        assert trace.site(site.shared_from).reads == site.reads
+    assert len(trace.meta.cache_layers) == len(trace.meta.sites) - len(sharing)
+
+
+def test_expanded_latents_are_recorded_as_attended_and_counted_as_latents(tmp_path):
+    model = quiet_generation(tiny_model("deepseek_v3"))
+    trace, held, _ = record(
+        model, lambda: model.generate(IDS, do_sample=False, max_new_tokens=3), tmp_path / "a.kvt"
+    )
+    kinds = [layer.kind for layer in trace.meta.cache_layers]
+    assert kinds.count("latent") == kinds.count("derived") == len(trace.meta.sites)
+    for number, live in enumerate(held):
+        nbytes = sum(keys.nbytes + values.nbytes for keys, values in live.values())
+        assert trace.step(number).cost.cache_bytes == nbytes
+
+
+def test_left_padding_has_negative_positions(tmp_path):
+    model = quiet_generation(tiny_model("llama"))
+    trace, _, _ = record(
+        model,
+        lambda: model.generate(
+            IDS.repeat(2, 1), attention_mask=LEFT_PADDED, do_sample=False, max_new_tokens=2
+        ),
+        tmp_path / "a.kvt",
+    )
+    step = trace.step(0)
+    assert step.positions[0] == (-4, -3, -2, -1, *range(8))
+    assert step.positions[1] == tuple(range(12))
+    assert trace.step(1).positions == ((8,), (12,))
+    assert trace.cache(1, 0, 0).positions.tolist() == [-4, -3, -2, -1, *range(9)]
+    assert step.sites[0].mask.padding == (4, 0)
+
+
+def test_a_window_evicts_the_oldest_rows(tmp_path):
+    model = quiet_generation(tiny_model("mistral"))
+    window = model.config.sliding_window
+    trace, held, _ = record(
+        model, lambda: model.generate(IDS, do_sample=False, max_new_tokens=3), tmp_path / "a.kvt"
+    )
+    assert_caches_agree(trace, held)
+    group = trace.step(1).caches[0]
+    assert sum(run.count for run in group.attended[0]) == window
+    assert sum(run.count for run in group.kept[0]) == window - 1
+    assert trace.site(0).window == window
+
+
+def test_a_static_buffer_stores_only_what_was_written(tmp_path):
+    model = quiet_generation(tiny_model("llama"))
+    trace, _, _ = record(
+        model,
+        lambda: model.generate(
+            IDS, cache_implementation="static", disable_compile=True, max_new_tokens=3
+        ),
+        tmp_path / "a.kvt",
+    )
+    layer = trace.cache_layer(0)
+    assert layer.kind == "static"
+    assert layer.capacity is not None
+    assert layer.capacity >= 14
+    view = trace.cache(1, 0)
+    assert view.slots.tolist() == list(range(13))
