@@ -1,1 +1,36 @@
 """Panes: widgets that show one thing each, given a trace and a cursor. No pane knows another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvtrace_tui.panes.pane import Pane
+
+
+def all_panes() -> Sequence[Pane]:
+    """One of each, with the ids that arrangements know them by."""
+    from kvtrace.trace import Tensor
+    from kvtrace_tui.panes.attention import AttentionPane
+    from kvtrace_tui.panes.cost import CostPane
+    from kvtrace_tui.panes.grid import GridPane
+    from kvtrace_tui.panes.inspector import InspectorPane
+    from kvtrace_tui.panes.rows import Shelf
+    from kvtrace_tui.panes.sentence import SentencePane
+    from kvtrace_tui.panes.tensor_map import MapPane
+    from kvtrace_tui.panes.timeline import TimelinePane
+
+    shelf = Shelf()
+    return (
+        SentencePane(id="sentence"),
+        TimelinePane(id="timeline"),
+        GridPane(id="grid"),
+        MapPane(Tensor.QUERIES, shelf, id="queries"),
+        MapPane(Tensor.KEYS, shelf, id="keys"),
+        MapPane(Tensor.VALUES, shelf, id="values"),
+        MapPane(Tensor.OUTPUT, shelf, id="output"),
+        AttentionPane(id="attention"),
+        InspectorPane(shelf, id="inspector"),
+        CostPane(id="cost"),
+    )
