@@ -61,7 +61,10 @@ def follow(request: Request, *, debug: bool = False) -> Ended:
             raise
         finally:
             line.clear()
-    return ending_of(session)
+    ending = ending_of(session)
+    if ending.reason == "stopped":
+        raise RecordError(f"{ending.text}; {_kept(session)}")
+    return ending
 
 
 def ending_of(session: Session) -> Ended:
