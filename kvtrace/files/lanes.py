@@ -12,10 +12,13 @@ from kvtrace.files.catalog import Catalog
 from kvtrace.files.comparison import ARRAYS, CELL_BYTES, LaneFields
 from kvtrace.files.extents import RowsOf
 from kvtrace.files.frames import Frame
+from kvtrace.files.kept import Kept
 from kvtrace.files.layout import Kind
 from kvtrace.files.steps import StepReader
 from kvtrace.files.units import UnitReader
 from kvtrace.trace import LaneStep
+
+_ENTRIES_KEPT = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,10 +44,11 @@ class LaneEntry:
 class LaneReader:
     """Comparisons by lane and step."""
 
-    __slots__ = ("_catalog", "_offsets", "_seen", "_steps", "_units")
+    __slots__ = ("_catalog", "_entries", "_offsets", "_seen", "_steps", "_units")
 
     def __init__(self, catalog: Catalog, steps: StepReader, units: UnitReader) -> None:
         self._catalog, self._steps, self._units = catalog, steps, units
+        self._entries: Kept[int, LaneEntry] = Kept(_ENTRIES_KEPT)
         self._offsets: dict[tuple[int, int], int] = {}
         self._seen = 0
 
@@ -58,6 +62,9 @@ class LaneReader:
         offset = self._offsets.get((self._catalog.lane_number(lane), step))
         if offset is None:
             return None
+        return self._entries.get_or(offset, lambda: self._read(lane, step, offset))
+
+    def _read(self, lane: str, step: int, offset: int) -> LaneEntry:
         what = f"step {step}, {lane} lane"
         frame = self._steps.frame(offset, what)
         where = f"{self._steps.name}: {what}"

@@ -1,0 +1,206 @@
+"""Flipped bits and cut files: never damage read as good, and everything else stays usable."""
+
+import os
+
+import pytest
+
+from builders import Shape, synthetic_trace
+from builders.raw_frames import split
+from builders.reading import read_all, same, wrong
+from builders.written import rows_of, write_trace
+from kvtrace.errors import TraceError, VersionError
+from kvtrace.files import FileSource, TraceWriter, describe, open_trace
+from kvtrace.files.layout import HEAD_BYTES, HEADER_BYTES, Kind
+from kvtrace.trace import Note, Tensor
+
+SMALL = Shape(layers=1, heads=2, kv_heads=1, dim=2, prompt=9, decode=2)
+
+
+@pytest.fixture(scope="module")
+def small():
+    trace = synthetic_trace(SMALL)
+    trace.source.notes.append(Note("note", "said by the builder"))
+    return trace
+
+
+def killed(path, trace):
+    """A trace whose recorder was killed: no INDEX, no END."""
+    writer = TraceWriter(path, trace.meta)
+    for step in trace:
+        writer.append(step, rows_of(trace, step))
+    size = writer.size
+    writer.close()
+    os.truncate(path, size)
+    with path.open("r+b") as file:
+        file.seek(16)
+        file.write(bytes(48))
+    return path
+
+
+class Flipped:
+    """A file in which one bit at a time is wrong."""
+
+    def __init__(self, path):
+        self.path, self.good = path, path.read_bytes()
+        self.truth = read_all(open_trace(path))
+
+    def unnoticed(self, byte, bit):
+        """Whether a reader takes for good what is not, or misses something and says nothing."""
+        with self.path.open("r+b") as file:
+            file.seek(byte)
+            file.write(bytes([self.good[byte] ^ (1 << bit)]))
+        try:
+            trace = open_trace(self.path)
+            found = read_all(trace)
+            missing = any(not same(found.get(one), item) for one, item in self.truth.items())
+            return wrong(found, self.truth) or (missing and not trace.damage)
+        except TraceError:
+            return False
+        finally:
+            with self.path.open("r+b") as file:
+                file.seek(byte)
+                file.write(self.good[byte : byte + 1])
+
+
+def test_no_flipped_bit_of_any_head_is_read_as_good(tmp_path, small):
+    flipped = Flipped(killed(tmp_path / "a.kvt", small))
+    heads = [range(HEADER_BYTES)]
+    heads += [range(f.offset, f.offset + HEAD_BYTES) for f in split(flipped.path)[1]]
+    places = [(byte, bit) for head in heads for byte in head for bit in range(8)]
+    assert [place for place in places if flipped.unnoticed(*place)] == []
+
+
+@pytest.mark.parametrize(("how", "stride"), [(killed, 1), (write_trace, 5)])
+def test_no_flipped_bit_of_any_byte_is_read_as_good(tmp_path, small, how, stride):
+    flipped = Flipped(how(tmp_path / "a.kvt", small))
+    places = [(byte, (5 * byte + 3) % 8) for byte in range(0, len(flipped.good), stride)]
+    assert [place for place in places if flipped.unnoticed(*place)] == []
+
+
+def test_a_flipped_bit_is_reported_with_step_layer_and_tensor(tmp_path, small):
+    path = write_trace(tmp_path / "a.kvt", small)
+    _, frames = split(path)
+    step = next(f for f in frames if f.kind == Kind.STEP and b'"number":1' in f.json)
+    at = step.offset + step.head().payload_start
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+    trace = open_trace(path)
+    with pytest.raises(TraceError, match="step 1, layer 0, queries: damaged at byte"):
+        trace.queries(1, 0)
+    assert [one.text for one in trace.damage] == ["step 1, layer 0, queries: damaged"]
+    assert trace.output(1, 0).shape == (2, 1, 2)
+    assert trace.queries(2, 0).shape == (2, 1, 2)
+
+
+def test_a_damaged_copy_of_cells_is_read_from_the_steps_instead(tmp_path):
+    truth = synthetic_trace(Shape(layers=2, prompt=4, decode=70))
+    path = write_trace(tmp_path / "a.kvt", truth)
+    raw = bytearray(path.read_bytes())
+    tile = next(frame for frame in split(path)[1] if frame.kind == Kind.TILE)
+    raw[tile.offset + tile.head().payload_start] ^= 16
+    path.write_bytes(raw)
+    trace = open_trace(path)
+    assert (trace.cache(70, 0).keys == truth.cache(70, 0).keys).all()
+    assert "copied cells 0 to 64" in trace.damage[0].text
+
+
+def test_damage_to_one_frame_of_a_long_prompt_leaves_its_other_rows_readable(tmp_path):
+    truth = synthetic_trace(Shape(prompt=150, decode=1))
+    path = killed(tmp_path / "a.kvt", truth)
+    part = [frame for frame in split(path)[1] if frame.kind == Kind.ROWS][1]
+    raw = bytearray(path.read_bytes())
+    raw[part.offset] ^= 1
+    path.write_bytes(raw)
+    trace = open_trace(path)
+    assert list(trace.numbers) == [0, 1]
+    with pytest.raises(TraceError, match="step 0, layer 0, queries: lost"):
+        trace.queries(0, 0)
+    source = trace.source
+    for first, count in ((0, 64), (128, 22)):
+        rows = source.cells(0, Tensor.KEYS, first, count, "cached", None)
+        assert (rows == truth.source.cells(0, Tensor.KEYS, first, count, "cached", None)).all()
+    with pytest.raises(TraceError):
+        source.cells(0, Tensor.KEYS, 64, 1, "cached", None)
+
+
+def test_every_cut_opens_up_to_its_last_whole_step_and_says_where_it_ends(tmp_path, small):
+    path = killed(tmp_path / "a.kvt", small)
+    good, (_, frames) = path.read_bytes(), split(path)
+    truth = read_all(open_trace(path))
+    ends = [frame.offset + len(frame.packed()) for frame in frames]
+    steps = [end for frame, end in zip(frames, ends, strict=True) if frame.kind == Kind.STEP]
+    cut = tmp_path / "cut.kvt"
+    cut.write_bytes(good)
+    for size in range(len(good) - 1, -1, -1):
+        os.truncate(cut, size)
+        if size < ends[0]:
+            with pytest.raises(TraceError):
+                open_trace(cut)
+            continue
+        trace = open_trace(cut)
+        assert len(trace) == sum(end <= size for end in steps)
+        assert trace.ending is None
+        assert trace.damage == []
+        if size % 16 == 0:
+            report = describe(cut)
+            assert report.whole == max(end for end in ends if end <= size)
+            assert report.size == size
+            assert wrong(read_all(trace), truth) == []
+
+
+def test_a_cut_of_a_closed_trace_keeps_every_step_before_it(tmp_path, small):
+    path = write_trace(tmp_path / "a.kvt", small)
+    good, truth = path.read_bytes(), read_all(open_trace(path))
+    cut = tmp_path / "cut.kvt"
+    cut.write_bytes(good)
+    for size in range(len(good) - 1, HEADER_BYTES, -97):
+        os.truncate(cut, size)
+        try:
+            trace = open_trace(cut)
+        except TraceError:
+            assert size < 2000
+            continue
+        assert wrong(read_all(trace), truth) == []
+
+
+def test_a_file_that_shrinks_while_it_is_open_is_an_error_and_not_a_crash(tmp_path, small):
+    path = write_trace(tmp_path / "a.kvt", small)
+    trace = open_trace(path)
+    os.truncate(path, 1000)
+    with pytest.raises(TraceError):
+        trace.queries(1, 0)
+    assert trace.source.refresh() is False
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"", "not a kvtrace file"),
+        (b"\x89KVT\r\n\x1a\n", "not a kvtrace file"),
+        (b"PK\x03\x04" + bytes(200), "not a kvtrace file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n" * 2, "not a"),
+    ],
+)
+def test_what_is_no_trace_is_named_in_one_line(tmp_path, raw, text):
+    path = tmp_path / "a.kvt"
+    path.write_bytes(raw)
+    with pytest.raises(TraceError, match=text) as caught:
+        open_trace(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_directories_pipes_and_absent_files_are_named_in_one_line(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in (".", "absent", "pipe", "with\0nul"):
+        with pytest.raises(TraceError, match="can't be read"):
+            open_trace(tmp_path / name)
+
+
+def test_a_newer_format_is_refused_with_both_numbers_and_the_remedy(tmp_path, small):
+    path = write_trace(tmp_path / "a.kvt", small)
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write(b"\x07\x00")
+    with pytest.raises(VersionError, match=r"format 7; .* up to 1\. Upgrade with `pip"):
+        FileSource(path)

@@ -1,0 +1,320 @@
+"""Files made to hurt, their checksums repaired: data or one TraceError, in bounded memory."""
+
+import json
+import os
+import random
+import resource
+import signal
+import tracemalloc
+from contextlib import contextmanager
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+
+from builders import Shape, synthetic_trace
+from builders.raw_frames import RawFrame, joined, split
+from builders.reading import read_all
+from builders.written import write_trace
+from kvtrace.errors import TraceError, VersionError
+from kvtrace.files import describe, open_trace, recover
+from kvtrace.files.layout import Kind, pack_header, pack_slot
+from kvtrace.trace import Note
+
+NUMBERS = (0, -1, 1, 2, 7, 63, 64, 65, 255, 256, 2**16, 2**31, 2**32, 2**48, 2**62, 2**63, 10**30)
+STRANGE = (
+    None,
+    True,
+    [],
+    {},
+    "",
+    "x",
+    "\ud800",
+    0.5,
+    1e308,
+    float("nan"),
+    [[]],
+    [0],
+    ["a"],
+    {"0": 1},
+)
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    trace = synthetic_trace(Shape(layers=2, heads=2, kv_heads=1, dim=2, prompt=9, decode=2))
+    trace.source.notes.append(Note("chosen", "3", step=2))
+    path = write_trace(tmp_path_factory.mktemp("hostile") / "a.kvt", trace)
+    return split(path)
+
+
+@contextmanager
+def bounded():
+    """No hang and no gigabytes: both would end the test."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = 4096 * int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), before[1]))
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def put(path: Path, raw: bytes) -> None:
+    """Write a file over itself: emptying it first would wait for the disk each time."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        os.pwrite(fd, raw, 0)
+        os.ftruncate(fd, len(raw))
+    finally:
+        os.close(fd)
+
+
+def survive(path, raw: bytes) -> bool:
+    """Read everything of a hostile file; whether it opened."""
+    put(path, raw)
+    try:
+        trace = open_trace(path)
+    except TraceError:
+        return False
+    read_all(trace)
+    for number in trace.numbers:
+        for read in (trace.chosen, trace.step, trace.reference, lambda n: trace.weights(n, 0)):
+            try:
+                read(number)
+            except TraceError:
+                continue
+    return True
+
+
+def places(value, path=()):
+    """Addresses of every value in parsed JSON."""
+    yield path
+    if not isinstance(value, dict | list):
+        return
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from places(item, (*path, key))
+
+
+def changed(value, chance):
+    """The same JSON with one value replaced, removed or doubled."""
+    value = json.loads(json.dumps(value))
+    inside = [one for one in places(value) if one]
+    if not inside:
+        return value
+    path = chance.choice(inside)
+    parent = value
+    for key in path[:-1]:
+        parent = parent[key]
+    what = chance.random()
+    if what < 0.6:
+        parent[path[-1]] = chance.choice(NUMBERS)
+    elif what < 0.8:
+        parent[path[-1]] = chance.choice(STRANGE)
+    elif what < 0.9:
+        del parent[path[-1]]
+    elif isinstance(parent, list):
+        parent.insert(path[-1], parent[path[-1]])
+    else:
+        parent[path[-1]] = [parent[path[-1]]] * 3
+    return value
+
+
+def with_json(frame: RawFrame, value) -> RawFrame:
+    text = json.dumps(value).encode()
+    return RawFrame(frame.kind, frame.flags, frame.sequence, text, frame.units)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_numbers_made_up_in_json_end_in_data_or_one_error(tmp_path, reference, closed):
+    chance = random.Random(11 + closed)
+    header, frames = reference
+    path, opened = tmp_path / "a.kvt", 0
+    keep = frames if closed else [f for f in frames if f.kind != Kind.INDEX]
+    start = header if closed else pack_header(1)
+    with bounded():
+        for _ in range(1200):
+            place = chance.randrange(len(keep))
+            value = json.loads(keep[place].json)
+            for _ in range(chance.choice((1, 1, 1, 2, 4))):
+                value = changed(value, chance)
+            made = [*keep[:place], with_json(keep[place], value), *keep[place + 1 :]]
+            opened += survive(path, _pointed(start, made) if closed else joined(start, made))
+    assert opened > 400
+
+
+def _pointed(header: bytes, frames: list[RawFrame]) -> bytes:
+    """The file, with its hint slot at the INDEX wherever that is now."""
+    index = next(place for place, frame in enumerate(frames) if frame.kind == Kind.INDEX)
+    offset = len(header) + sum(len(frame.packed()) for frame in frames[:index])
+    slot = pack_slot(offset, frames[index].sequence)
+    return header[:16] + slot + bytes(24) + joined(b"", frames)
+
+
+def test_numbers_made_up_in_heads_end_in_data_or_one_error(tmp_path, reference):
+    chance = random.Random(5)
+    header, frames = reference
+    names = ("kind", "flags", "sequence", "json_bytes", "units", "payload_bytes")
+    limits = (16, 16, 64, 32, 32, 64)
+    with bounded():
+        for _ in range(600):
+            place, name = chance.randrange(len(frames)), chance.randrange(len(names))
+            number = chance.choice(NUMBERS) & ((1 << limits[name]) - 1)
+            parts = [frame.packed() for frame in frames]
+            parts[place] = frames[place].packed(**{names[name]: number})
+            survive(tmp_path / "a.kvt", chance.choice((header, pack_header(1))) + b"".join(parts))
+
+
+def test_tables_made_up_in_the_index_end_in_data_or_one_error(tmp_path, reference):
+    chance = random.Random(9)
+    header, frames = reference
+    place = next(n for n, frame in enumerate(frames) if frame.kind == Kind.INDEX)
+    index = frames[place]
+    with bounded():
+        for _ in range(600):
+            units = [bytearray(unit) for unit in index.units]
+            for _ in range(chance.choice((1, 1, 3))):
+                unit = chance.choice(units)
+                at = chance.randrange(0, len(unit) - 7, 1)
+                number = chance.choice(NUMBERS) & (2**64 - 1)
+                unit[at : at + 8] = number.to_bytes(8, "little")
+            made = RawFrame(index.kind, 0, index.sequence, index.json, tuple(map(bytes, units)))
+            survive(tmp_path / "a.kvt", _pointed(header, [*frames[:place], made]))
+
+
+def test_random_damage_of_many_bytes_ends_in_data_or_one_error(tmp_path, reference):
+    chance = random.Random(3)
+    good = joined(*reference)
+    path, opened = tmp_path / "a.kvt", 0
+    with bounded():
+        for _ in range(10_000):
+            raw = bytearray(good)
+            for _ in range(chance.choice((1, 2, 8, 64))):
+                start, size = chance.randrange(len(raw)), chance.choice((1, 1, 2, 8, 200))
+                what = chance.random()
+                if what < 0.5:
+                    raw[start : start + size] = chance.randbytes(size)
+                elif what < 0.7:
+                    del raw[start : start + size]
+                else:
+                    raw[start:start] = raw[chance.randrange(len(raw)) :][:size]
+                raw = raw or bytearray(b"\0")
+            raw[: len(pack_header(1))] = pack_header(1) if chance.random() < 0.5 else good[:64]
+            put(path, raw)
+            try:
+                trace = open_trace(path)
+                opened += 1
+                for number in trace.numbers[:1]:
+                    trace.step(number)
+                    trace.cache(number, 0)
+            except TraceError:
+                continue
+    assert opened > 1000
+
+
+@pytest.mark.parametrize("text", ["[],", "[" * 1000 + "]" * 1000 + ",", '{"a":{}},', '"",', "1e1,"])
+def test_json_that_would_fill_memory_is_refused_before_it_is_parsed(tmp_path, text):
+    bomb = b'{"x":[' + (text * (12_000_000 // len(text))).encode() + b"0]}"
+    meta = RawFrame(Kind.META, 1, 0, bomb, ())
+    path = tmp_path / "a.kvt"
+    path.write_bytes(pack_header(1) + meta.packed())
+    size = path.stat().st_size
+    tracemalloc.start()
+    try:
+        with pytest.raises(TraceError):
+            open_trace(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 * size + (64 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_nesting_without_end_is_an_error(tmp_path):
+    meta = RawFrame(Kind.META, 1, 0, b'{"model":' + b"[" * 500_000 + b"]" * 500_000 + b"}", ())
+    (tmp_path / "a.kvt").write_bytes(pack_header(1) + meta.packed())
+    with pytest.raises(TraceError):
+        open_trace(tmp_path / "a.kvt")
+
+
+def test_heads_that_claim_each_others_bytes_are_read_in_linear_time(tmp_path, reference):
+    _, frames = reference
+    count = 20_000
+    heads = [
+        RawFrame(99, 0, n, b"", ()).packed(json_bytes=64 * (count - n - 1), body_crc=1)
+        for n in range(1, count)
+    ]
+    path = tmp_path / "a.kvt"
+    path.write_bytes(pack_header(1) + frames[0].packed() + b"".join(heads))
+    signal.alarm(SECONDS)
+    try:
+        assert len(open_trace(path)) == 0
+    finally:
+        signal.alarm(0)
+
+
+def test_an_index_that_points_at_itself_or_at_no_index_costs_only_time(tmp_path, reference):
+    header, frames = reference
+    truth = len([frame for frame in frames if frame.kind == Kind.STEP])
+    for offset in (64, frames[2].offset, frames[-1].offset + 64, 2**60):
+        path = tmp_path / "a.kvt"
+        path.write_bytes(header[:16] + pack_slot(offset, 1) + bytes(24) + joined(b"", frames))
+        assert len(open_trace(path)) == truth
+
+
+def test_unknown_frames_are_skipped_unless_they_must_be_understood(tmp_path, reference):
+    header, frames = reference
+    path = tmp_path / "a.kvt"
+    new = RawFrame(77, 0, frames[-1].sequence + 1, b'{"text":"from the future"}', (b"12345",))
+    path.write_bytes(header + joined(b"", [*frames, new]))
+    assert len(open_trace(path)) == 3
+    assert describe(path).frames["kind 77"][0] == 1
+    must = RawFrame(77, 1, new.sequence, new.json, new.units)
+    path.write_bytes(header + joined(b"", [*frames, must]))
+    with pytest.raises(VersionError, match=r"kind 77 .* kinds up to 9\. Upgrade"):
+        open_trace(path)
+
+
+def test_a_later_meta_may_add_sites_and_never_change_one(tmp_path, reference):
+    _, frames = reference
+    meta = json.loads(frames[0].json)
+    meta["sites"][0]["num_heads"] = 1
+    later = RawFrame(Kind.META, 1, frames[-1].sequence + 1, json.dumps(meta).encode(), ())
+    path = tmp_path / "a.kvt"
+    path.write_bytes(pack_header(1) + joined(b"", [*frames, later]))
+    trace = open_trace(path)
+    assert trace.meta.sites[0].num_heads == 2
+    assert "changes an earlier one" in trace.damage[0].text
+
+
+def test_hostile_traces_are_recovered_or_refused(tmp_path, reference):
+    chance = random.Random(21)
+    _, frames = reference
+    keep = [frame for frame in frames if frame.kind != Kind.INDEX]
+    with bounded():
+        for case in range(300):
+            place = chance.randrange(len(keep))
+            value = json.loads(keep[place].json)
+            made = [
+                *keep[:place],
+                with_json(keep[place], changed(value, chance)),
+                *keep[place + 1 :],
+            ]
+            path, output = tmp_path / "a.kvt", tmp_path / f"{case}.kvt"
+            path.write_bytes(joined(pack_header(1), made))
+            try:
+                done = recover(path, output)
+            except TraceError:
+                assert not output.exists()
+                continue
+            trace = open_trace(output)
+            assert len(trace) == done.steps
+            assert trace.damage == []
+            output.unlink()
+
+
+def test_the_checksum_of_a_made_up_head_is_good(reference):
+    _, frames = reference
+    raw = frames[0].packed(payload_bytes=2**40)
+    assert crc32(raw[:60]) == int.from_bytes(raw[60:64], "little")
