@@ -13,6 +13,7 @@ from torch import nn
 from kvtrace.errors import UsageError, WriteError
 from kvtrace.files import TraceWriter
 from kvtrace.record.card import card, versions
+from kvtrace.record.check import SelfCheck
 from kvtrace.record.generate import Generation, follow_generate
 from kvtrace.record.recorder import Options, Recorder
 from kvtrace.record.texts import Texts
@@ -183,7 +184,7 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
         versions=versions(),
         prompt=prompt,
     )
-    options = Options(texts=Texts(_text_of(tokenizer)), on_step=on_step)
+    options = Options(Texts(_text_of(tokenizer)), SelfCheck(), on_step)
     return Recording(model, Path(path), meta, options, force)
 
 

@@ -99,7 +99,6 @@ class Recorder:
         self._ledger = Ledger()
         self._sites = Sites()
         self._meter = CostMeter(model)
-        self._weight_bytes = meta.model.weight_bytes
         self._chunk = _chunk(model)
         self._pending: _Pending | None = None
         self._latest: dict[int, int] = {}
@@ -212,11 +211,12 @@ class Recorder:
     def _cost(self, forward: Forward, entry: LedgerStep, where: Positions) -> Cost:
         past = max((row[0] for row in where if row), default=0)
         logits = None if forward.logits is None else tuple(forward.logits.shape)
-        cached, recomputed = self._meter.measure(
-            Measured(forward.calls, forward.sequences, forward.new, max(0, past), logits)
-        )
+        sizes = Measured(forward.calls, forward.sequences, forward.new, max(0, past), logits)
+        cached, recomputed = self._meter.measure(sizes)
         read, written = step_bytes(entry.groups, self._ledger.stores.layers)
-        return Cost(cached, recomputed, self._weight_bytes, read, written, held_bytes(forward))
+        return Cost(
+            cached, recomputed, self._meter.weight_bytes(sizes), read, written, held_bytes(forward)
+        )
 
     def _extend(self) -> None:
         """More META, if there are sites or cache layers it does not have yet."""

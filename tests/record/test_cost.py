@@ -1,7 +1,14 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 from transformers.initialization import no_init_weights
 
 from builders.tiny_models import tiny_config, tiny_model
@@ -229,3 +236,41 @@ def test_hooks_are_gone_after_a_forward_that_failed():
 def test_what_is_only_estimated_is_named():
     _, _, meter = steps(tiny_model("jamba"), torch.randint(3, 90, (1, 14)), 9)
     assert any("conv1d" in gap for gap in meter.gaps())
+
+
+def test_encoder_and_decoder_are_counted_apart_and_together_make_a_run():
+    config = BartConfig(
+        vocab_size=160,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=64,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(config).eval()
+    ids = torch.randint(4, 90, (2, 7))
+    meter, found, past = CostMeter(model), [], [0]
+
+    def over(forward):
+        meter.end(len(forward.calls))
+        shape = None if forward.logits is None else tuple(forward.logits.shape)
+        start = past[0] if shape else 0
+        sizes = Measured(forward.calls, forward.sequences, forward.new, start, shape)
+        past[0] += forward.new if shape else 0
+        found.append(meter.measure(sizes))
+
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "num_beams": 1}
+    with Watch(model, over, on_begin=lambda _: meter.begin(lambda: len(passes()[-1].calls))):
+        model.generate(ids, **options)
+    flops, _ = counted(lambda: model.generate(ids, **options))
+    assert len(found) == 7
+    assert sum(cached.total for cached, _ in found) == flops
+    encoder, first, second = found[0][0], found[1][0], found[2][0]
+    assert encoder.scores == 2 * 2 * 2 * 4 * 7 * 7 * 8
+    # keys and values of the cross attention are made once
+    assert first.qkv - second.qkv == 2 * 2 * 2 * 7 * 2 * 32 * 32

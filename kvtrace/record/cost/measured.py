@@ -37,6 +37,13 @@ class Measured:
         return prod(self.logits[:-1]) if self.logits else 0
 
     @property
+    def encodes(self) -> bool:
+        """Whether it is an encoder's own pass: no logits, and nothing but encoder attention."""
+        if self.logits is not None or not self.calls:
+            return False
+        return all(call.kind == "encoder" for call in self.calls)
+
+    @property
     def starts(self) -> bool:
         """Whether work that is done once for each sequence was done here."""
         return self.past == 0 or "encoder" in [call.kind for call in self.calls]

@@ -32,14 +32,15 @@ class CostMeter:
     def __init__(self, model: nn.Module) -> None:
         """Look at the model's modules; nothing is hooked yet."""
         self._plan = plan(model, whole=not _calls_its_modules(model))
-        self._learner = Learner(self._plan)
+        self._decoder = Learner(self._plan)
+        self._encoder: Learner | None = None
         self._watch: ProductWatch | None = None
         self._products: list[Product] = []
         self._calls_watched = 0
         self._every_row = False
         self._names: list[str] = []
         self._groups: dict[tuple[int, int, str], list[int]] = {}
-        self._encoder = (Fraction(0), Fraction(0))
+        self._encoding = (Fraction(0), Fraction(0))
 
     def begin(self, seen: Callable[[], int]) -> None:
         """Before a forward: hook what must be watched, if anything still must.
@@ -48,7 +49,7 @@ class CostMeter:
             seen: Number of attention calls so far in this forward.
         """
         self.drop()
-        if not self._learner.done:
+        if not self._decoder.done:
             self._watch = ProductWatch(self._plan, seen)
 
     def end(self, calls: int) -> None:
@@ -71,38 +72,45 @@ class CostMeter:
     def measure(self, measured: Measured) -> tuple[Flops, Flops]:
         """FLOPs of the step that ended, and of a forward over all tokens so far, uncached."""
         products, self._products, self._calls_watched = self._products, [], 0
-        exact = self._learner.add(measured, products) if products else None
-        if measured.new > 1:
+        learner = self._learner(measured)
+        exact = learner.add(measured, products) if products else None
+        if measured.new > 1 and measured.logits:
             self._every_row = measured.logit_rows == measured.sequences * measured.new
-        if "encoder" in [call.kind for call in measured.calls]:
-            encoder = [attention_flops(call) for call in measured.calls if call.kind == "encoder"]
-            scores, mix = (sum(part) for part in zip(*encoder, strict=True))
-            each = measured.sequences
-            self._encoder = (Fraction(scores, each), Fraction(mix, each))
         parts = exact if exact is not None else self._parts(measured, uncached=False)
         scores, mix, again_scores, again_mix = self._attention(measured)
         sequences, total = measured.sequences, measured.tokens
-        row = self._learner.head_row
+        row = learner.head_row
         head = parts.get(roles.HEAD, int(row * measured.logit_rows))
-        cached = self._flops(parts, (scores, mix, head), sequences, measured.new)
+        cached = _flops(parts, (scores, mix, head), (row, sequences, measured.new))
+        if measured.encodes:
+            return cached, cached
         head = int(row * sequences * (total if self._every_row else 1))
         parts = self._parts(measured, uncached=True)
-        return cached, self._flops(parts, (again_scores, again_mix, head), sequences, total)
+        return cached, _flops(parts, (again_scores, again_mix, head), (row, sequences, total))
+
+    def _learner(self, measured: Measured) -> Learner:
+        """An encoder that runs on its own is learned on its own."""
+        if not measured.encodes:
+            return self._decoder
+        if self._encoder is None:
+            self._encoder = Learner(self._plan)
+        return self._encoder
 
     def weight_bytes(self, measured: Measured) -> int:
         """Parameter bytes that the step had to read, each once; see `weights`."""
         tokens = measured.sequences * measured.new
-        return self._learner.weights.read(tokens, starts=measured.starts)
+        return self._learner(measured).weights.read(tokens, starts=measured.starts)
 
     def gaps(self) -> tuple[str, ...]:
         """Sentences: what the FLOPs do not count, or only estimate."""
-        return self._learner.gaps()
+        return self._decoder.gaps()
 
     # -- arithmetic ------------------------------------------------------------------------
 
     def _attention(self, measured: Measured) -> tuple[int, int, int, int]:
         """Scores and mix of this forward, scores and mix of an uncached one."""
         total, new, calls = measured.tokens, measured.new, measured.calls
+        kinds = {kind for _, _, kind in self._alike(measured)}
         scores = mix = again_scores = again_mix = 0
         for (key_features, value_features, kind), members in self._alike(measured).items():
             seq = sum([calls[index].keys.size(2) for index in members])
@@ -117,27 +125,12 @@ class CostMeter:
             mix += value_features * pairs
             again_scores += key_features * again
             again_mix += value_features * again
+        if "encoder" in kinds and not measured.encodes:
+            self._encoding = _encoding(measured)
         each = 2 * measured.sequences
-        once = [int(part * measured.sequences) for part in self._encoder]
+        once = [int(part * measured.sequences) for part in self._encoding]
         again_scores, again_mix = each * again_scores + once[0], each * again_mix + once[1]
         return each * scores, each * mix, again_scores, again_mix
-
-    def _flops(
-        self, parts: dict[str, int], rest: tuple[int, int, int], sequences: int, rows: int
-    ) -> Flops:
-        scores, mix, head = rest
-        row = self._learner.head_row
-        return Flops(
-            qkv=parts.get(roles.QKV, 0),
-            scores=scores,
-            mix=mix,
-            output=parts.get(roles.OUTPUT, 0),
-            mlp=parts.get(roles.MLP, 0),
-            head=head,
-            head_last=int(row * sequences),
-            head_all=int(row * sequences * rows),
-            other=parts.get(roles.OTHER, 0),
-        )
 
     def _alike(self, measured: Measured) -> dict[tuple[int, int, str], list[int]]:
         """Query heads × key features, × value features, kind → calls; kept between steps."""
@@ -154,7 +147,8 @@ class CostMeter:
         """FLOPs by role from what was learned, attention and head left out."""
         new = measured.tokens if uncached else measured.new
         whole = Sizes(measured.sequences, new, measured.tokens)
-        flat = self._learner.flat
+        learner = self._learner(measured)
+        flat = learner.flat
         amount = whole.amount(Per.NEW)
         each = flat.get(Per.NEW, {})
         totals = {role: flops * amount for role, flops in each.items()}
@@ -166,7 +160,7 @@ class CostMeter:
             amount = whole.amount(per)
             for role, flops in of.items():
                 totals[role] = totals.get(role, 0) + flops * amount
-        for one in self._learner.following:
+        for one in learner.following:
             seq = measured.tokens
             if one.module is not None and not (uncached and _sees_itself(measured, one.module)):
                 seq = measured.attended(one.module)
@@ -174,6 +168,31 @@ class CostMeter:
             more = one.growth.flops * sizes.amount(one.growth.per)
             totals[one.role] = totals.get(one.role, 0) + more
         return {role: int(flops) for role, flops in totals.items()}
+
+
+def _flops(
+    parts: dict[str, int], rest: tuple[int, int, int], head: tuple[int | Fraction, int, int]
+) -> Flops:
+    """Together: what was learned; scores, mix, head; FLOPs of a row of logits, sequences, rows."""
+    row, sequences, rows = head
+    return Flops(
+        qkv=parts.get(roles.QKV, 0),
+        scores=rest[0],
+        mix=rest[1],
+        output=parts.get(roles.OUTPUT, 0),
+        mlp=parts.get(roles.MLP, 0),
+        head=rest[2],
+        head_last=int(row * sequences),
+        head_all=int(row * sequences * rows),
+        other=parts.get(roles.OTHER, 0),
+    )
+
+
+def _encoding(measured: Measured) -> tuple[Fraction, Fraction]:
+    """Scores and mix of an encoder that runs inside the model's forward, per sequence."""
+    every = [attention_flops(call) for call in measured.calls if call.kind == "encoder"]
+    scores, mix = (sum(part) for part in zip(*every, strict=True))
+    return Fraction(scores, measured.sequences), Fraction(mix, measured.sequences)
 
 
 def _sees_itself(measured: Measured, module: str) -> bool:
