@@ -86,9 +86,9 @@ def _view() -> Iterable[Action]:
                  reasons.needs_lane, weight=11)
     yield Action("largest", ("D",), "Largest diff", "Jump to the largest difference of the run.",
                  VIEW, deeds.jump_to_difference, reasons.needs_lane, weight=12)
-    yield Action("numbers", ("t",), "Numbers", "Switch between map and numbers.", VIEW,
-                 changed(lambda c: replace(c, numbers=not c.numbers),
-                         lambda c: "numbers" if c.numbers else "map"), weight=16)
+    yield Action("numbers", ("t",), "Numbers",
+                 "Switch between map and numbers; in the grid, show another measure.", VIEW,
+                 deeds.toggle_numbers, weight=16)
     yield Action("palette", ("m",), "Colours", "Next palette.", VIEW,
                  changed(deeds.next_palette, lambda c: f"colours: {PALETTES[c.palette].name}"),
                  weight=18)

@@ -18,7 +18,7 @@ from kvtrace_tui import moves
 from kvtrace_tui.cursor import Axis, Cursor
 from kvtrace_tui.follow import Follower, Opener
 from kvtrace_tui.live_run import LiveRun
-from kvtrace_tui.screens.assembly import all_panes
+from kvtrace_tui.panes import all_panes
 from kvtrace_tui.screens.loading import LoadingScreen
 from kvtrace_tui.screens.main import POLL_S, MainScreen, PaneMaker
 from kvtrace_tui.screens.palette import ActionCommands

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from kvtrace import text
 from kvtrace.analysis.parting import largest_difference
@@ -204,6 +205,15 @@ def changed(change: Callable[[Cursor], Cursor], says: Callable[[Cursor], str]) -
 def next_palette(cursor: Cursor) -> Cursor:
     """The next pair of palettes."""
     return moves.next_palette(cursor, len(PALETTES))
+
+
+def toggle_numbers(desk: Desk) -> None:
+    """Map or numbers; the grid, which has one number a head, shows another measure."""
+    if desk.focus == "grid":
+        desk.say(f"heads: {desk.stage.next_measure()}")
+        return
+    desk.cursor = replace(desk.cursor, numbers=not desk.cursor.numbers)
+    desk.say("numbers" if desk.cursor.numbers else "map")
 
 
 def zoom_by(by: int) -> Deed:

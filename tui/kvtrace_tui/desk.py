@@ -49,6 +49,9 @@ class Stage(Protocol):
     def export(self) -> None:
         """Write a picture of the screen to a file, and say where."""
 
+    def next_measure(self) -> str:
+        """Show another number in the layer × head grid; its name."""
+
     def send(self, name: str, token: int = -1) -> None:
         """Send a command to the recorder."""
 

@@ -109,6 +109,8 @@ def _status(desk: Desk) -> list[tuple[int, Piece]]:
     found.append((5, (f"  {safe(trace.meta.model.name, 28)}", ink.BAR)))
     if trace.meta.sites and cursor.layer < len(trace.meta.sites):
         found.append((6, (f" {_shape(trace, trace.site(cursor.layer))}", ink.BAR_DIM)))
+    if trace.meta.model.banner:
+        found.append((1, (f"  {safe(trace.meta.model.banner, 60)}", ink.BAR_BAD)))
     if trace.numbers:
         found.append((0, (f"  step {cursor.step}/{trace.numbers[-1]}", ink.BAR_STRONG)))
         found.append((7, (f" {_phase(trace, cursor.step)}", ink.BAR_DIM)))

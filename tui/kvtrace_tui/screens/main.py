@@ -25,6 +25,7 @@ from kvtrace_tui.arrangement import Boxes, SizeClass, arrange, size_class
 from kvtrace_tui.cursor import Axis, Cursor
 from kvtrace_tui.desk import TRAITS, Desk, Recording
 from kvtrace_tui.follow import Follower
+from kvtrace_tui.panes.grid import GridPane
 from kvtrace_tui.panes.pane import Moved, Pane
 from kvtrace_tui.panes.timeline import TimelinePane
 from kvtrace_tui.screens import pages, picture
@@ -310,6 +311,11 @@ class MainScreen(Screen[None], inherit_bindings=False):
             self.desk.say(f"no picture was written: {error.strerror or error}")
             return
         self.desk.say(f"wrote {safe(path.name)} in the working directory")
+
+    def next_measure(self) -> str:
+        """Another number in the grid."""
+        grid = self._panes.get("grid")
+        return grid.next_measure().value if isinstance(grid, GridPane) else ""
 
     def send(self, name: str, token: int = -1) -> None:
         """To the recorder."""

@@ -28,9 +28,10 @@ class Lines(ScrollView, can_focus=True):
         Binding("k", "scroll_up", show=False),
     ]
 
-    def __init__(self, rows: Callable[[], Sequence[Row]]) -> None:
+    def __init__(self, rows: Callable[[], Sequence[Row]], *, from_end: bool = False) -> None:
         super().__init__()
         self._make = rows
+        self._from_end = from_end
         self._rows: Sequence[Row] = ()
 
     def on_mount(self) -> None:
@@ -38,8 +39,8 @@ class Lines(ScrollView, can_focus=True):
         self.reload()
 
     def reload(self) -> None:
-        """Ask for the lines again; stay at the end if that is where we are."""
-        at_end = self.scroll_offset.y >= self.max_scroll_y
+        """Ask for the lines again; a log stays at its end if that is where we are."""
+        at_end = self._from_end and self.scroll_offset.y >= self.max_scroll_y
         rows = self._make()
         if rows == self._rows:
             return
@@ -70,7 +71,7 @@ class PageScreen(ModalScreen[None]):
     ) -> None:
         super().__init__()
         self._title = name
-        self._lines = Lines(rows)
+        self._lines = Lines(rows, from_end=reload_every is not None)
         self._every = reload_every
 
     def compose(self) -> ComposeResult:

@@ -1,0 +1,133 @@
+import signal
+
+import pytest
+
+from builders import Shape, synthetic_trace
+from builders.terminal import kvtrace
+from builders.written import write_trace
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    trace = synthetic_trace(Shape(prompt=5, decode=4))
+    return write_trace(tmp_path_factory.mktemp("traces") / "a.kvt", trace)
+
+
+def test_q_leaves_with_0_and_the_terminal_as_it_was(path):
+    with kvtrace("open", path) as terminal:
+        terminal.wait_for("recorded")
+        terminal.keys("q")
+        assert terminal.ended() == 0
+        assert terminal.restored
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+)
+def test_a_signal_leaves_with_its_code_and_the_terminal_as_it_was(path, number, code):
+    with kvtrace("open", path) as terminal:
+        terminal.wait_for("recorded")
+        terminal.process.send_signal(number)
+        assert terminal.ended() == code
+        assert terminal.restored
+
+
+def test_ctrl_c_leaves_with_130(path):
+    with kvtrace("open", path) as terminal:
+        terminal.wait_for("recorded")
+        terminal.keys("\x03")
+        assert terminal.ended() == 130
+        assert terminal.restored
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"NO_COLOR": "1"},
+        {"COLORTERM": ""},
+        {"TERM": "linux", "COLORTERM": ""},
+        {"LC_ALL": "en_US.ISO-8859-1", "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"},
+    ],
+)
+def test_every_class_of_terminal_shows_the_trace_and_takes_keys(path, environ):
+    with kvtrace("open", path, environ=environ) as terminal:
+        terminal.wait_for("recorded")
+        terminal.forget()
+        for key in "nNdddd5123467tm+-z":
+            terminal.keys(key)
+        terminal.keys("n")
+        terminal.settle()
+        terminal.keys("q")
+        assert terminal.ended() == 0
+        assert terminal.restored
+        assert b"Traceback" not in terminal.output
+
+
+def test_no_color_writes_no_colour_at_all(path):
+    with kvtrace("open", path, environ={"NO_COLOR": "1"}) as terminal:
+        terminal.wait_for("recorded")
+        terminal.keys("ndt?")
+        terminal.settle()
+        assert b"38;2;" not in terminal.output
+        assert b"38;5;" not in terminal.output
+        assert b"48;" not in terminal.output
+
+
+def test_256_colours_get_no_truecolor(path):
+    with kvtrace("open", path, environ={"COLORTERM": ""}) as terminal:
+        terminal.wait_for("recorded")
+        terminal.keys("nd")
+        terminal.settle()
+        assert b";5;" in terminal.output
+        assert b"38;2;" not in terminal.output
+
+
+def test_any_size_is_survived_and_too_small_says_so(path):
+    with kvtrace("open", path) as terminal:
+        terminal.wait_for("recorded")
+        for size in [(30, 8), (1, 1), (500, 200), (40, 12), (99, 29), (2, 90), (200, 60)]:
+            terminal.resize(*size)
+            terminal.settle()
+        terminal.forget()
+        terminal.resize(60, 10)
+        terminal.wait_for("kvtrace needs 40×12")
+        terminal.keys("q")
+        assert terminal.ended() == 0
+        assert terminal.restored
+
+
+def test_no_mouse_leaves_the_mouse_to_the_terminal(path):
+    with kvtrace("open", path, "--no-mouse") as terminal:
+        terminal.wait_for("recorded")
+        assert b"\x1b[?1000h" not in terminal.output
+        terminal.keys("q")
+        assert terminal.ended() == 0
+
+
+def test_foreign_text_never_reaches_the_terminal_raw(tmp_path):
+    hostile = synthetic_trace(Shape(prompt=6, decode=4))
+    words = [
+        "\x1b]0;owned\x07", "\x1b[2J", "\x1b]52;c;b3duZWQ=\x07", "[/foo]", "[bold]x", "\x00",
+        "\u202eabc", "\u200b", "e" + "\u0301" * 60, "\x7f\x08", "\x1b[?1049l", "\x9b31m",
+    ]  # fmt: skip
+    hostile.source.texts = dict(enumerate(words))
+    for index, step in hostile.source.steps.items():
+        texts = hostile.source.texts if index == 0 else {}
+        object.__setattr__(step, "texts", texts)
+    path = write_trace(tmp_path / "hostile.kvt", hostile)
+    with kvtrace("open", path, columns=160, lines=45) as terminal:
+        terminal.wait_for("recorded")
+        terminal.keys("nnNdDt/[\ryY1234567?\x1b")
+        terminal.settle()
+        for raw in (
+            b"owned\x07",
+            b"\x1b]52;c;b3du",
+            b"\x9b31m",
+            "\u202e".encode(),
+            "\u200b".encode(),
+        ):
+            assert raw not in terminal.output
+        assert b"[/foo]" in terminal.output
+        terminal.keys("q")
+        assert terminal.ended() == 0
+        assert terminal.restored
