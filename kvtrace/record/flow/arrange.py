@@ -8,7 +8,7 @@ changes along queries and never along heads, and a projection's output lies in m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -19,6 +19,10 @@ from kvtrace.record.flow.axes import Axes, Letters
 
 class AmbiguousError(Exception):
     """Two axes could play the same role."""
+
+
+class NotOverTokensError(Exception):
+    """Every token attends to a set of its own: layers, experts, memory; no KV attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,9 @@ def roles(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence) 
     Raises:
         AmbiguousError: Two axes could be the query axis or the batch axis.
     """
+    own = [x for x in found.shared if letters.sizes[x] in sizes.tokens]
+    if own and not found.free and sizes.tokens[-1] > 1:
+        raise NotOverTokensError("each token attends to a set of its own")
     query = _query(found, letters, sizes, evidence)
     batch, assumed = _batch(found, letters, sizes, evidence, query)
     rest = [letters.whole(x) for x in (*found.shared, *found.free, *found.spread)]
@@ -184,20 +191,44 @@ def _outermost(
     return exact[0], f"of two axes of {sizes.batch} the outer one holds the sequences"
 
 
-def arranged(tensor: Tensor, axes: Axes, letters: Letters, groups: tuple[str, ...]) -> Tensor:
-    """A tensor as one axis a group of letters; a missing letter counts once.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a tensor becomes one axis a group of letters: reshape, permute, reshape.
+
+    Attributes:
+        split, order, merged: Arguments of the three; -1 where the number of keys goes.
+        identity: The tensor has that shape already.
+    """
+
+    split: tuple[int, ...]
+    order: tuple[int, ...]
+    merged: tuple[int, ...]
+    identity: bool
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """The tensor, arranged."""
+        if self.identity:
+            return tensor
+        return tensor.reshape(self.split).permute(self.order).reshape(self.merged)
+
+
+def layout(
+    axes: Axes, shape: Sequence[int], letters: Letters, groups: tuple[str, ...], growing: str = ""
+) -> Layout:
+    """The layout of a tensor as one axis a group of letters; a missing letter counts once.
 
     Args:
-        tensor: Any layout.
         axes: Letters of each axis.
+        shape: Of the tensor.
         letters: Their sizes.
         groups: Letters of sequences, heads, rows, features.
+        growing: A letter whose size changes from step to step; the layout holds for any.
 
     Raises:
         AmbiguousError: An axis belongs to none of the groups.
     """
     sizes: dict[str, int] = {}
-    for axis, size in zip(axes, tensor.shape, strict=True):
+    for axis, size in zip(axes, shape, strict=True):
         if size == 1:
             continue
         parts = [letter for letter in letters.whole(axis) if letters.sizes[letter] > 1]
@@ -205,9 +236,19 @@ def arranged(tensor: Tensor, axes: Axes, letters: Letters, groups: tuple[str, ..
             raise AmbiguousError(f"an axis of {size} entries has no known place")
         sizes |= {letter: letters.sizes[letter] for letter in parts}
     present = [[letter for letter in group if letter in sizes] for group in groups]
-    order = list(sizes)
-    if sorted(order) != sorted(letter for group in present for letter in group):
+    names = list(sizes)
+    if sorted(names) != sorted(letter for group in present for letter in group):
         raise AmbiguousError("an axis belongs to no sequence, head, row or feature")
-    split = tensor.reshape(list(sizes.values()))
-    sorted_axes = split.permute([order.index(letter) for group in present for letter in group])
-    return sorted_axes.reshape([prod(sizes[letter] for letter in group) for group in present])
+    order = tuple(names.index(letter) for group in present for letter in group)
+    counts = tuple(prod(sizes[letter] for letter in group) for group in present)
+    merged = tuple(
+        -1 if growing and growing in g else n for g, n in zip(present, counts, strict=True)
+    )
+    split = tuple(-1 if letter == growing else sizes[letter] for letter in names)
+    identity = order == tuple(range(len(order))) and counts == tuple(shape)
+    return Layout(split, order, merged, identity)
+
+
+def arranged(tensor: Tensor, axes: Axes, letters: Letters, groups: tuple[str, ...]) -> Tensor:
+    """A tensor as one axis a group of letters."""
+    return layout(axes, tensor.shape, letters, groups).apply(tensor)

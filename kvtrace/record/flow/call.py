@@ -2,254 +2,84 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from kvtrace.record.flow.arrange import (
-    AmbiguousError,
-    Evidence,
-    Roles,
-    Sizes,
-    Structure,
-    arranged,
-    roles,
-    structure,
-    wide,
+from kvtrace.record.flow.arrange import AmbiguousError
+from kvtrace.record.flow.explain import (
+    Explained,
+    UnexplainedError,
+    explain,
+    from_weights,
+    same_mask,
+    seen_in,
 )
-from kvtrace.record.flow.axes import Axes, Letters
-from kvtrace.record.flow.contraction import Contraction
-from kvtrace.record.flow.explain import explain, from_weights, seen_in
-from kvtrace.record.flow.marks import Mark, Product
-from kvtrace.record.flow.prove import FlowCall
+from kvtrace.record.flow.kvheads import repeats, widened
+from kvtrace.record.flow.marks import Mark
+from kvtrace.record.flow.names import COPIES, RANDOM
+from kvtrace.record.flow.plan import Mix, Plan
+from kvtrace.record.flow.prove import FlowCall, refusal
 
-Certain = tuple[int | None, int | None]
-"""Places of (query among free, batch among shared) axes in a call that left no doubt."""
+HARMLESS = frozenset((*RANDOM, *COPIES))
+"""Between softmax and values these leave the weights what they are."""
 
-RANDOM = ("dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
-HARMLESS = (*RANDOM, "to", "float", "half", "bfloat16", "type", "type_as", "clone", "contiguous")
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """A call, and what it taught about the code that made it."""
-
-    call: FlowCall
-    certain: Certain | None
+FIRST = 2
+"""Calls of each plan that are proved, before only one in `EVERY` is."""
+EVERY = 16
 
 
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """Queries or keys of one product."""
+def read(mix: Mix, plan: Plan) -> FlowCall:
+    """Read an attention call off its last product, weights · values, and let it prove itself.
 
-    tensor: Tensor
-    axes: Axes
-
-
-def mixes(mark: Mark, mix: Contraction, weights_left: bool) -> bool:
-    """Whether a product of marked weights with something contracts the key axis."""
-    weight_letters = mix.left_axes if weights_left else mix.right_axes
-    if mark.axes is None or len(mark.axes) != len(weight_letters):
-        return False
-    named = dict(zip(weight_letters, mark.axes, strict=True))
-    contracted = "".join(named.get(x, "") for x in mix.contracted)
-    letters = mark.letters
-    key = letters.whole(mark.key)
-    if letters.size(key) == 1:
-        return len(mix.contracted) == 1 and mix.sizes()[mix.contracted] == 1
-    return letters.whole(contracted) in (key, letters.whole(letters.before(mark.key)))
-
-
-def read(
-    mark: Mark, mix: Contraction, weights_left: bool, sizes: Sizes, before: Certain | None
-) -> Read:
-    """Read an attention call off its last product, weights · values.
-
-    Args:
-        mark: Of the weights.
-        mix: The product.
-        weights_left: Which operand holds the weights.
-        sizes: What is known from outside.
-        before: What an earlier call of the same code taught.
+    The first calls of a plan, and one in sixteen after, are calculated again in full. Between
+    those, calls with nothing but scale, softcap and mask are read by the same plan.
 
     Raises:
-        AmbiguousError: Sizes coincide so that the axes can't be told apart.
-        UnexplainedError: The logits are not what q·kᵀ makes.
+        AmbiguousError: A part of it can't be told apart.
+        UnexplainedError: It does not repeat what the model calculated.
     """
-    letters = mark.letters
-    weights, values = (mix.left, mix.right) if weights_left else (mix.right, mix.left)
-    weight_letters = mix.left_axes if weights_left else mix.right_axes
-    value_letters = mix.right_axes if weights_left else mix.left_axes
-    if mark.axes is None:
-        raise AmbiguousError("the axes of its weights were lost in a view")
-    key = letters.whole(letters.before(mark.key))
-    sides = _sides(mark, key)
-    (query, keys), *_ = sides
-    shape = structure(mark.axes, query.axes, key + mark.key, keys.axes, letters)
-    evidence = Evidence(_masked_along(mark), _outside(query, letters), before)
-    found = roles(shape, letters, sizes, evidence)
-    named = _named(mark, mix, weight_letters, value_letters, key)
-    groups = (found.batch, found.heads)
-    mixed_key = letters.whole("".join(named[x] for x in mix.contracted)) or key
-    features = "".join(named[x] for x in value_letters if x not in weight_letters)
-    value_axes = tuple(named[x] for x in value_letters)
-    v = arranged(values, _present(values, value_axes), letters, (*groups, mixed_key, features))
-    out_axes = tuple(named[x] for x in mix.out_axes)
-    out = arranged(mix.out, out_axes, letters, (*groups, found.query, letters.whole(features)))
-    q, k = _joined(
-        [_rows(side, letters, found, found.query) for side, _ in sides],
-        [_rows(side, letters, found, key) for _, side in sides],
-        [part.alpha for part in _main(mark, key)],
-    )
+    mark = mix.mark
+    q, k = _joined(mark, plan)
+    v, out = plan.values.apply(mix.values[0]), plan.output.apply(mix.product.out)
     if v.shape[2] > k.shape[2]:  # a row of zeros for the sink
-        v = v.narrow(2, letters.longer[mark.key][1], k.shape[2])
-    q = q.expand(-1, out.shape[1], -1, -1)
-    final = arranged(weights, mark.axes, letters, (*groups, found.query, mixed_key))
-    call = _explained(mark, found, (q, k, v, out), final)
-    return Read(call, _learned(shape, found))
+        v = v.narrow(2, mark.letters.longer[mark.key][1], k.shape[2])
+    if q.shape[1] != out.shape[1]:
+        q = q.expand(-1, out.shape[1], -1, -1)
+    if plan.plain and plan.proven >= FIRST and plan.proven % EVERY:
+        plan.proven += 1
+        visible = None
+        if plan.logits is not None and mark.logits is not None:
+            visible = _visible(plan.logits.apply(mark.logits))
+        if plan.group > 1:
+            k, v = k[:, :: plan.group], v[:, :: plan.group]
+        return FlowCall(
+            q, k, v, out, mark.scale, mark.softcap, visible, place=mix.place, assumed=plan.assumed
+        )
+    return _proved(mix, plan, (q, k, v, out))
 
 
-def _present(tensor: Tensor, axes: Axes) -> Axes:
-    """Axes of an operand; one that was broadcast has no letter."""
-    return tuple(axis if size != 1 else "" for axis, size in zip(axes, tensor.shape, strict=True))
-
-
-def _named(mark: Mark, mix: Contraction, weights: str, values: str, key: str) -> dict[str, str]:
-    """The mix's own letters as those of the mark; features get new ones."""
-    letters = mark.letters
-    named = dict(zip(weights, mark.axes or (), strict=True))
-    for letter, size in mix.sizes().items():
-        if letter not in named:
-            named[letter] = letters.new(size)
-        elif not named[letter] and size != 1:
-            named[letter] = key if letter in mix.contracted else letters.new(size)
-    del values
-    return named
-
-
-def _main(mark: Mark, key: str) -> list[Product]:
-    """Products that are a query row times a key row; others act as a bias."""
-    letters = mark.letters
-    good = [part for part in mark.products if _as_sides(part, letters, key) is not None]
-    if not good:
-        raise AmbiguousError("none of its products multiplies queries with keys")
-    return good
-
-
-def _sides(mark: Mark, key: str) -> list[tuple[_Side, _Side]]:
-    sides = [_as_sides(part, mark.letters, key) for part in _main(mark, key)]
-    return [side for side in sides if side is not None]
-
-
-def _as_sides(part: Product, letters: Letters, key: str) -> tuple[_Side, _Side] | None:
-    """(queries, keys): the keys are the side that has the softmax axis, and no row axis."""
-    left = _Side(part.left, part.left_axes)
-    right = _Side(part.right, part.right_axes)
-    in_left, in_right = letters.whole("".join(left.axes)), letters.whole("".join(right.axes))
-    if letters.size(key) == 1:
-        return left, right
-    if key in in_right and key not in in_left:
-        return left, right
-    if key in in_left and key not in in_right:
-        return right, left
-    return None
-
-
-def _rows(side: _Side, letters: Letters, found: Roles, rows: str) -> Tensor:
-    """Queries or keys as [sequences, heads, rows, features]."""
-    taken = found.batch + found.heads + rows
-    features = "".join(x for x in wide(side.axes, letters) if x not in taken)
-    return arranged(side.tensor, side.axes, letters, (found.batch, found.heads, rows, features))
-
-
-def _joined(
-    queries: list[Tensor], keys: list[Tensor], alphas: list[float]
-) -> tuple[Tensor, Tensor]:
-    """Several products summed are one product over the features side by side."""
-    if len(queries) == 1:
-        return queries[0], keys[0]
-    heads, kv_heads = max(q.shape[1] for q in queries), max(k.shape[1] for k in keys)
-    new, seq = max(q.shape[2] for q in queries), max(k.shape[2] for k in keys)
-    scaled = [
-        q.expand(-1, heads, new, -1)
-        if alpha == alphas[0]
-        else q.expand(-1, heads, new, -1) * (alpha / alphas[0])
-        for q, alpha in zip(queries, alphas, strict=True)
-    ]
-    return torch.cat(scaled, -1), torch.cat([k.expand(-1, kv_heads, seq, -1) for k in keys], -1)
-
-
-def _masked_along(mark: Mark):  # type: ignore[no-untyped-def]
-    """Evidence: letters along which the mask changes."""
-
-    def varied(candidates: list[str]) -> list[str]:
-        if mark.logits is None:
-            return []
-        letters = mark.letters
-        every = "".join(wide(mark.logits_axes, letters))
-        found = []
-        for letter in candidates:
-            others = "".join(x for x in every if x != letter)
-            table = seen_in(arranged(mark.logits, mark.logits_axes, letters, (letter, others)))
-            if bool((table != table[:1]).any()):
-                found.append(letter)
-        return found
-
-    return varied
-
-
-def _outside(side: _Side, letters: Letters):  # type: ignore[no-untyped-def]
-    """Evidence: letters whose stride in the queries is larger than that of the rows."""
-
-    def outside(candidates: list[str], query: str) -> list[str]:
-        strides = {
-            letters.whole(axis): stride
-            for axis, stride in zip(side.axes, side.tensor.stride(), strict=True)
-            if axis
-        }
-        if query not in strides:
-            return []
-        return [x for x in candidates if strides.get(x, 0) > strides[query]]
-
-    return outside
-
-
-def _learned(shape: Structure, found: Roles) -> Certain | None:
-    """What a call without doubt teaches about later ones of the same code."""
-    if found.assumed:
-        return None
-    query = shape.free.index(found.query) if found.query in shape.free else None
-    batch = shape.shared.index(found.batch) if found.batch in shape.shared else None
-    return query, batch
-
-
-def _explained(
-    mark: Mark, found: Roles, rows: tuple[Tensor, Tensor, Tensor, Tensor], final: Tensor
-) -> FlowCall:
-    """Add scale, softcap, mask, bias and sinks: what turns q·kᵀ into the logits."""
+def _proved(mix: Mix, plan: Plan, rows: tuple[Tensor, Tensor, Tensor, Tensor]) -> FlowCall:
+    """Explain the logits, and calculate the whole again."""
     q, k, v, out = rows
-    sinks, shift = None, None
-    if mark.logits is None:
-        how = from_weights(q, k, final)
-    else:
-        groups = (found.batch, found.heads, found.query, mark.letters.whole(mark.key))
-        logits = arranged(mark.logits, mark.logits_axes, mark.letters, groups)
-        logits, sinks = _without_sink(mark, logits, k.shape[2])
-        how = explain(q, k, logits, mark.scale, mark.softcap, added=mark.added)
-        shift = how.shift
+    mark = mix.mark
+    how, sinks = _how(mix, plan, q, k)
     visible = how.visible
-    if any(name not in HARMLESS for name in mark.changed):
-        shown = final > 0
+    odd = any(name not in HARMLESS for name in mark.changed)
+    if odd:
+        shown = plan.weights.apply(mix.weights[0]) > 0
         visible = shown if visible is None else visible & shown
+    random = None
+    if any(name in RANDOM for name in mark.changed) and mark.weights is not None and plan.logits:
+        random, _ = _without_sink(mark, plan.logits.apply(mark.weights), k.shape[2])
     if how.head_scale is not None:
         q = q * how.head_scale[None, :, None, None].to(q.dtype)
-    random = None
-    if any(name in RANDOM for name in mark.changed) and mark.weights is not None:
-        groups = (found.batch, found.heads, found.query, mark.letters.whole(mark.key))
-        random = arranged(mark.weights, mark.logits_axes, mark.letters, groups)
-        random, _ = _without_sink(mark, random, k.shape[2])
-    return FlowCall(
+    k, v = widened(k, v)
+    group = repeats(k, v)
+    if group > 1:
+        k, v = k[:, ::group], v[:, ::group]
+    call = FlowCall(
         q,
         k,
         v,
@@ -258,12 +88,53 @@ def _explained(
         how.softcap,
         visible,
         how.bias,
-        None if sinks is None else _same_for_all(sinks, shift),
-        level=3,
-        place=mark.place,
+        sinks,
+        place=mix.place,
         weights=random,
-        assumed=found.assumed,
+        assumed=plan.assumed,
     )
+    why = refusal(call)
+    if why:
+        after = f", after {' and '.join(mark.changed)}" if odd else ""
+        raise UnexplainedError(why + after)
+    plan.proven += 1
+    plan.group = group
+    special = (how.bias, how.shift, how.head_scale, sinks, random)
+    plan.plain = all(x is None for x in special) and not odd and mark.logits is not None
+    return call
+
+
+def _how(mix: Mix, plan: Plan, q: Tensor, k: Tensor) -> tuple[Explained, Tensor | None]:
+    """How q·kᵀ became the logits, and the sinks beside them."""
+    mark = mix.mark
+    if mark.logits is None or plan.logits is None:
+        return from_weights(q, k, plan.weights.apply(mix.weights[0])), None
+    logits, column = _without_sink(mark, plan.logits.apply(mark.logits), k.shape[2])
+    how = explain(q, k, logits, mark.scale, mark.softcap, added=mark.added)
+    return how, None if column is None else _same_for_all(column, how.shift)
+
+
+def _joined(mark: Mark, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Queries and keys; several products summed are one over the features side by side."""
+    queries, keys, alphas = [], [], []
+    for at, left, query, key in plan.parts:
+        part = mark.products[at]
+        queries.append(query.apply(part.left if left else part.right))
+        keys.append(key.apply(part.right if left else part.left))
+        alphas.append(part.alpha)
+    if len(queries) == 1:
+        return queries[0], keys[0]
+    heads, kv_heads = max(q.shape[1] for q in queries), max(k.shape[1] for k in keys)
+    scaled = [
+        q.expand(-1, heads, -1, -1) * (alpha / alphas[0])
+        for q, alpha in zip(queries, alphas, strict=True)
+    ]
+    return torch.cat(scaled, -1), torch.cat([k.expand(-1, kv_heads, -1, -1) for k in keys], -1)
+
+
+def _visible(logits: Tensor) -> Tensor | None:
+    visible = seen_in(logits)
+    return None if bool(visible.all()) else same_mask(visible)
 
 
 def _without_sink(mark: Mark, logits: Tensor, seq: int) -> tuple[Tensor, Tensor | None]:
@@ -285,3 +156,10 @@ def _same_for_all(sinks: Tensor, shift: Tensor | None) -> Tensor:
     if float((sinks - first).abs().amax()) > 1e-4 * (1.0 + float(first.abs().amax())):
         raise AmbiguousError("the extra column of the softmax is not the same for all queries")
     return first[0, :, 0, 0]
+
+
+def unrepeated(call: FlowCall) -> FlowCall:
+    """A call whose keys and values were repeated for every query head, without repetition."""
+    keys, values = widened(call.keys, call.values)
+    group = repeats(keys, values)
+    return replace(call, keys=keys[:, ::group], values=values[:, ::group])

@@ -7,7 +7,7 @@ operands and a result; a letter in both operands and not in the result is contra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -78,19 +78,44 @@ def of_tensordot(left: Tensor, right: Tensor, out: Tensor, axes: object) -> Cont
     return Contraction(left, right, out, "".join(left_axes), "".join(right_axes), result)
 
 
-def of_multiply(left: Tensor, right: Tensor, out: Tensor) -> Contraction:
-    """Letters of `left * right`: nothing is contracted yet."""
-    letters = _POOL[: out.dim()]
-    left_axes = letters[out.dim() - left.dim() :]
-    return Contraction(left, right, out, left_axes, letters[out.dim() - right.dim() :], letters)
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A product whose result is still to come: after a sum, or a division.
+
+    Holds no result, so that a mark on a tensor never keeps that tensor alive.
+
+    Attributes:
+        left, right: The operands.
+        left_axes, right_axes, out_axes: Letters, those of what is there so far included.
+    """
+
+    left: Tensor
+    right: Tensor
+    left_axes: str
+    right_axes: str
+    out_axes: str
+
+    def summed(self, out: Tensor, axes: Sequence[int], keep: bool) -> Contraction:
+        """After a sum over some axes."""
+        gone = {self.out_axes[place] for place in axes}
+        spare = iter(x for x in _POOL if x not in self.out_axes)
+        kept = [next(spare) if x in gone else x for x in self.out_axes if keep or x not in gone]
+        return Contraction(
+            self.left, self.right, out, self.left_axes, self.right_axes, "".join(kept)
+        )
+
+    def finished(self, out: Tensor) -> Contraction:
+        """With the result, its axes unchanged."""
+        axes = (self.left_axes, self.right_axes, self.out_axes)
+        return Contraction(self.left, self.right, out, *axes)
 
 
-def of_sum(product: Contraction, out: Tensor, axes: Sequence[int], keep: bool) -> Contraction:
-    """An elementwise product after a sum over some of its axes."""
-    gone = {product.out_axes[place] for place in axes}
-    spare = iter(x for x in _POOL if x not in product.out_axes)
-    kept = [next(spare) if x in gone else x for x in product.out_axes if keep or x not in gone]
-    return replace(product, out=out, out_axes="".join(kept))
+def of_multiply(left: Tensor, right: Tensor, axes: int) -> Unfinished:
+    """Letters of `left * right`, which has that many axes: nothing is contracted yet."""
+    letters = _POOL[:axes]
+    return Unfinished(
+        left, right, letters[axes - left.dim() :], letters[axes - right.dim() :], letters
+    )
 
 
 def of_einsum(equation: str, operands: Sequence[Tensor], out: Tensor) -> Contraction | None:

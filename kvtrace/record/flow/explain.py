@@ -80,7 +80,7 @@ def explain(
     largest = (logits if everything else torch.where(visible, logits, 0.0)).abs().amax()
     reach = queries.norm(dim=-1).amax() * keys.norm(dim=-1).amax() * abs(scale)
     noise = float(64 * rounding(queries, keys, logits) * (reach + largest))
-    mask = None if everything else visible
+    mask = None if everything else same_mask(visible)
     if float(rest.abs().amax()) <= noise:
         return Explained(scale, softcap, mask, None)
     shift = _shift(rest, mask)
@@ -109,6 +109,15 @@ def _head_factor(product: Tensor, logits: Tensor, visible: Tensor) -> Tensor:
     y = logits.to(product.dtype).masked_fill(~visible, 0.0)
     over = (0, 2, 3)
     return (x * y).sum(over, keepdim=True) / (x * x).sum(over, keepdim=True).clamp(min=1e-30)
+
+
+def same_mask(visible: Tensor) -> Tensor:
+    """Without the axes of sequences and heads along which it stays the same."""
+    for axis in range(2):
+        first = visible.narrow(axis, 0, 1)
+        if visible.shape[axis] > 1 and bool((visible == first).all()):
+            visible = first
+    return visible
 
 
 def _compact(bias: Tensor, noise: float) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.flow.axes import Letters
-from kvtrace.record.flow.contraction import Contraction
+from kvtrace.record.flow.contraction import Unfinished
 from kvtrace.record.flow.explain import HIDDEN_BELOW
 from kvtrace.record.flow.marks import Mark, Marks, Stage, summed
 from kvtrace.record.flow.names import (
@@ -25,6 +25,7 @@ from kvtrace.record.flow.names import (
     EXP,
     MULTIPLY,
     NOT_FOLLOWED,
+    RANDOM,
     REVERSED_SUBTRACT,
     SOFTMAX,
     STORE,
@@ -43,7 +44,7 @@ class Function(Protocol):
         """Call it."""
 
 
-UNSUMMED = (Stage.PRODUCT, Stage.MIXED)
+UNSUMMED = (Stage.PRODUCT, Stage.MIXED, Stage.UNDIVIDED)
 
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
@@ -57,13 +58,15 @@ def argument(args: Args, kwargs: Kwargs, place: int, name: str, default: Any = N
 def marked(marks: Marks, args: Args, kwargs: Kwargs) -> list[tuple[Tensor, Mark]]:
     """Marked tensors among the arguments, one level of lists included."""
     found: list[tuple[Tensor, Mark]] = []
+    held = marks.held
     for value in (*args, *kwargs.values()) if kwargs else args:
-        if isinstance(value, Tensor):
-            mark = marks.get(value)
-            if mark is not None:
-                found.append((value, mark))
+        one = held.get(id(value))
+        if one is not None:
+            tensor = one[0]()
+            if tensor is not None and tensor is value and one[1].stage not in UNSUMMED:
+                found.append((tensor, one[1]))
         elif type(value) in (list, tuple):
-            found += [(x, m) for x in value if (m := marks.get(x)) is not None]
+            found += marked(marks, value, {})
     return found
 
 
@@ -96,7 +99,9 @@ def _of_one(
     if mark.stage is Stage.SCORES:
         return _scores(name, moved, x, args, kwargs)
     if mark.stage is Stage.EXPONENTIALS and name in DIVIDE:
-        return replace(moved, stage=Stage.WEIGHTS, weights=out, normaliser="exp and sum")
+        return replace(moved, stage=Stage.WEIGHTS, normaliser="exp and sum")
+    if name in RANDOM and moved.weights is None and out is not x:
+        moved = replace(moved, weights=x)
     return replace(moved, changed=(*moved.changed, name))
 
 
@@ -173,7 +178,7 @@ def _concatenated(
     return replace(mark, axes=(*mark.axes[:place], longer, *mark.axes[place + 1 :]))
 
 
-def normalised(mark: Mark, x: Tensor, out: Tensor, axis: int, name: str) -> Mark | None:
+def normalised(mark: Mark, x: Tensor, axis: int, name: str) -> Mark | None:
     """Weights after a softmax over one axis of scores."""
     if mark.axes is None or mark.stage is not Stage.SCORES:
         return None
@@ -183,7 +188,6 @@ def normalised(mark: Mark, x: Tensor, out: Tensor, axis: int, name: str) -> Mark
         logits=x,
         logits_axes=mark.axes,
         key=mark.axes[axis % x.dim()],
-        weights=out,
         normaliser=name,
     )
 
@@ -206,7 +210,7 @@ def multiplied(left: Tensor, right: Tensor, out: object) -> bool:
     """Whether an elementwise product may be the first half of multiply-and-sum."""
     return (
         isinstance(out, Tensor)
-        and left.shape != right.shape
+        and (left.shape != right.shape or left.dim() > 3)
         and left.dim() >= 3
         and right.dim() >= 2
         and out.dtype.is_floating_point
@@ -239,7 +243,7 @@ def stored(marks: Marks, name: str, args: Args, held: list[tuple[Tensor, Mark]])
 def followed(marks: Marks, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """Call a function with marked arguments, and mark what it returns."""
     name = function.__name__
-    held = [one for one in marked(marks, args, kwargs) if one[1].stage not in UNSUMMED]
+    held = marked(marks, args, kwargs)
     if not held or (name in NOT_FOLLOWED and not _of_larger(name, args)):
         return function(*args, **kwargs)
     x, mark = held[0]
@@ -258,7 +262,7 @@ def followed(marks: Marks, function: Function, args: Args, kwargs: Kwargs) -> An
         new = exponentials(mark, logits)
     elif name in SOFTMAX:
         out = function(*args, **kwargs)
-        new = normalised(mark, x, out, softmax_axis(x, args, kwargs), name)
+        new = normalised(mark, x, softmax_axis(x, args, kwargs), name)
     else:
         out = function(*args, **kwargs)
         if stored(marks, name, args, held):
@@ -302,7 +306,7 @@ def _mark_pieces(marks: Marks, name: str, x: Tensor, mark: Mark, out: Sequence[o
                 marks.set(piece, replace(mark, axes=axes))
 
 
-def unsummed(mark: Mark | None, product: Contraction, place: str) -> Mark:
+def unsummed(mark: Mark | None, product: Unfinished, place: str) -> Mark:
     """The mark of an elementwise product: of two operands, or of weights and values."""
     if mark is None:
         return Mark(Stage.PRODUCT, Letters(), None, place=place, mixed=product)
@@ -321,7 +325,6 @@ def opaque(mark: Mark, weights: Tensor) -> Mark | None:
         stage=Stage.WEIGHTS,
         key=mark.axes[-1],
         logits_axes=mark.axes,
-        weights=weights,
         normaliser="scripted",
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtrace.record.flow.arrange import AmbiguousError, Sizes
+from kvtrace.record.flow.arrange import AmbiguousError, NotOverTokensError, Sizes
 from kvtrace.record.flow.explain import seen_in
 from kvtrace.record.flow.prove import FlowCall, capped, products
 
@@ -33,6 +33,9 @@ def of_sdpa(
     """The call behind `scaled_dot_product_attention`."""
     given = named(_SDPA, args, kwargs)
     q, k, v = given["query"], given["key"], given["value"]
+    tokens = sizes.tokens[-1] if sizes.tokens else 1
+    if tokens > 1 and q.dim() > 3 and q.shape[-3] == tokens and q.shape[-2] != tokens:
+        raise NotOverTokensError("each token attends to a set of its own")
     scale = given.get("scale")
     lead = q.shape[:-2]
     visible, bias = None, None

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
-from kvtrace.record.flow.prove import FlowCall
 
-
-def unrepeated(call: FlowCall) -> FlowCall:
-    """Keys and values without repetition, where heads h and h+1 … hold the very same rows.
-
-    Only `repeat_interleave` order is taken together: kv head = head // group, as everywhere here.
-    """
-    heads = call.keys.shape[1]
-    if heads != call.values.shape[1]:
-        return _widened(call)
-    for group in (n for n in range(heads, 1, -1) if heads % n == 0):
-        if _same(call.keys, group) and _same(call.values, group):
-            keys, values = call.keys[:, ::group], call.values[:, ::group]
-            return replace(call, keys=keys, values=values)
-    return call
-
-
-def _widened(call: FlowCall) -> FlowCall:
+def widened(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values with the same number of kv heads; one side may lack an axis."""
-    heads = max(call.keys.shape[1], call.values.shape[1])
-    both = (rows.repeat_interleave(heads // rows.shape[1], 1) for rows in (call.keys, call.values))
-    keys, values = both
-    return replace(call, keys=keys, values=values)
+    heads = max(keys.shape[1], values.shape[1])
+    if keys.shape[1] == values.shape[1]:
+        return keys, values
+    return _to(keys, heads), _to(values, heads)
+
+
+def _to(rows: Tensor, heads: int) -> Tensor:
+    return rows.repeat_interleave(heads // rows.shape[1], 1)
+
+
+def repeats(keys: Tensor, values: Tensor) -> int:
+    """How many heads in a row hold the very same rows; 1: each has its own.
+
+    Only `repeat_interleave` order counts: kv head = head // group, as everywhere here.
+    """
+    heads = keys.shape[1]
+    for group in (n for n in range(heads, 1, -1) if heads % n == 0):
+        if _same(keys, group) and _same(values, group):
+            return group
+    return 1
 
 
 def _same(rows: Tensor, group: int) -> bool:

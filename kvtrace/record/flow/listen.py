@@ -17,16 +17,15 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.calls import AttentionCall
-from kvtrace.record.flow.arrange import AmbiguousError, Sizes
-from kvtrace.record.flow.call import Certain, mixes, read
+from kvtrace.record.flow.arrange import AmbiguousError, NotOverTokensError, Sizes
+from kvtrace.record.flow.call import read, unrepeated
 from kvtrace.record.flow.explain import UnexplainedError
 from kvtrace.record.flow.follow import Args, Kwargs
 from kvtrace.record.flow.fused import of_flex, of_sdpa
-from kvtrace.record.flow.kvheads import unrepeated
 from kvtrace.record.flow.loops import COLLECTS, Loop, Waiting, together
-from kvtrace.record.flow.mode import Mix
 from kvtrace.record.flow.modules import Forwards, Frame
 from kvtrace.record.flow.places import place
+from kvtrace.record.flow.plan import Certain, Mix, Plan, make, signature
 from kvtrace.record.flow.prove import FlowCall, refusal
 
 Sink = Callable[[AttentionCall], None]
@@ -53,7 +52,9 @@ class Listening:
     last_parameter: Callable[[], Tensor | None] = lambda: None
     refused: Frame | None = None
     loop: Loop = field(default_factory=Loop)
+    _other: set[str] = field(default_factory=set)
     _counts: Counter[str] = field(default_factory=Counter)
+    _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
     _certain: dict[tuple[str, int, int], Certain] = field(default_factory=dict)
 
     def begin(self, sizes: Sizes) -> None:
@@ -87,16 +88,26 @@ class Listening:
 
     def mixed(self, mix: Mix) -> bool:
         """Weights met values: read the call."""
-        if not mixes(mix.mark, mix.product, mix.weights_left):
+        if mix.place in self._other:
+            return True
+        if not mix.contracts_keys:
             return False
-        known = (mix.place, mix.product.left.dim(), mix.product.right.dim())
         with _aside(mix.product.out), self._telling(mix.place):
-            before = self._certain.get(known)
-            found = read(mix.mark, mix.product, mix.weights_left, self._sizes(), before)
-            if found.certain is not None:
-                self._certain[known] = found.certain
-            self._take(replace(found.call, place=mix.place), mix.product.out)
+            self._take(read(mix, self._plan(mix)), mix.product.out)
         return True
+
+    def _plan(self, mix: Mix) -> Plan:
+        """How the tensors lie, as far as possible from an earlier call of the same code."""
+        sizes = self._sizes()
+        key = (self._path(), *signature(mix), sizes)
+        plan = self._plans.get(key)
+        if plan is None:
+            known = (mix.place, mix.product.left.dim(), mix.product.right.dim())
+            plan = make(mix, sizes, self._certain.get(known))
+            if plan.certain is not None:
+                self._certain[known] = plan.certain
+            self._plans[key] = plan
+        return plan
 
     def fused(self, kind: str, args: Args, kwargs: Kwargs, out: Any) -> None:
         """A fused call: its arguments say everything, or its module must be run again."""
@@ -104,27 +115,29 @@ class Listening:
             self.refused = self._frame()
             return
         where = place()[0]
+        if where in self._other:
+            return
         first = out[0] if isinstance(out, tuple) else out
         with _aside(first), self._telling(where):
             if kind == "sdpa":
                 call = of_sdpa(args, kwargs, out, self._sizes(), where)
             else:
                 call = of_flex(args, kwargs, out, where)
+            call = unrepeated(call.detached)
+            why = refusal(call)
+            if why:
+                raise UnexplainedError(why)
             self._take(call, first)
 
     # ------------------------------------------------------------------ proof and emission
 
     def _take(self, call: FlowCall, output: Tensor) -> None:
-        call = unrepeated(call.detached)
-        why = refusal(call)
-        if why:
-            raise UnexplainedError(why)
         if call.assumed:
             self.notes[f"{self._path()}: {call.assumed}"] = None
         frame = self._frame()
-        for running in self.forwards.stack[-1:]:
-            running.attended += 1
-        one = Waiting(call, self._path(), None if frame is None else type(frame.module))
+        if frame is not None:
+            frame.attended += 1
+        one = Waiting(call.detached, self._path(), None if frame is None else type(frame.module))
         if frame is None or call.queries.shape[1] > 1 or call.weights is not None:
             self.flush()
             self._emit(one)
@@ -176,6 +189,8 @@ class Listening:
         """Turn what goes wrong while reading into a reason; the model never notices."""
         try:
             yield
+        except NotOverTokensError:
+            self._other.add(where)
         except (AmbiguousError, UnexplainedError) as reason:
             self._tell(where, str(reason))
         except Exception as error:  # a tensor of a kind nobody foresaw must not stop the model

@@ -13,7 +13,7 @@ from enum import Enum
 from torch import Tensor
 
 from kvtrace.record.flow.axes import Axes, Letters
-from kvtrace.record.flow.contraction import Contraction
+from kvtrace.record.flow.contraction import Contraction, Unfinished
 
 
 class Stage(Enum):
@@ -24,6 +24,7 @@ class Stage(Enum):
     EXPONENTIALS = "exponentials"
     WEIGHTS = "weights"
     MIXED = "products of weights and values, not summed yet"
+    UNDIVIDED = "exponentials · values, not divided by their sum yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,10 @@ class Mark:
         logits: What the softmax was given; None before.
         logits_axes: Its axes.
         key: Letters of the softmax axis; empty before.
-        weights: What the softmax made; None before.
+        weights: What the softmax made, once something random came after it.
         normaliser: Function that made them weights.
         place: "file.py:line" where the scores were computed.
-        mixed: Operands and letters of an unsummed elementwise product.
+        mixed: A product that is not summed, or not divided, yet.
     """
 
     stage: Stage
@@ -71,7 +72,7 @@ class Mark:
     weights: Tensor | None = None
     normaliser: str = ""
     place: str = ""
-    mixed: Contraction | None = None
+    mixed: Unfinished | None = None
 
     def scaled(self, factor: float) -> Mark:
         """After a multiplication by a number."""
@@ -147,22 +148,26 @@ def summed(first: Mark, second: Mark) -> Mark:
 
 
 class Marks:
-    """Marks by the identity of their tensors; they go when the tensor goes."""
+    """Marks by the identity of their tensors; they go when the tensor goes.
+
+    Attributes:
+        held: By the id of the tensor. Read it where speed counts.
+    """
 
     def __init__(self) -> None:
-        self._of: dict[int, tuple[weakref.ref[Tensor], Mark]] = {}
+        self.held: dict[int, tuple[weakref.ref[Tensor], Mark]] = {}
 
     def __len__(self) -> int:
-        return len(self._of)
+        return len(self.held)
 
     def get(self, tensor: object) -> Mark | None:
         """The mark of a tensor, if it has one."""
-        found = self._of.get(id(tensor))
+        found = self.held.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None
 
     def set(self, tensor: Tensor, mark: Mark) -> None:
         """Mark a tensor."""
-        key, of = id(tensor), self._of
+        key, of = id(tensor), self.held
 
         def forget(gone: weakref.ref[Tensor]) -> None:
             held = of.get(key)
@@ -173,4 +178,4 @@ class Marks:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._of.clear()
+        self.held.clear()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from kvtrace.record.flow.contraction import (
     Contraction,
+    Unfinished,
     of_einsum,
     of_matmul,
     of_multiply,
-    of_sum,
     of_tensordot,
 )
 from kvtrace.record.flow.follow import (
@@ -37,27 +37,11 @@ from kvtrace.record.flow.follow import (
 )
 from kvtrace.record.flow.loops import Loop
 from kvtrace.record.flow.marks import Mark, Marks, Stage, start
-from kvtrace.record.flow.names import KEEPS_PARAMETER, MATMUL, MULTIPLY
+from kvtrace.record.flow.names import DIVIDE, KEEPS_PARAMETER, MATMUL, MULTIPLY
 from kvtrace.record.flow.places import place
+from kvtrace.record.flow.plan import Mix
 
 PENDING = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Mix:
-    """A product of marked weights with something: the end of an attention call.
-
-    Attributes:
-        mark: Of the weights.
-        product: Weights · values.
-        weights_left: Which operand holds the weights.
-        place: "file.py:line" of the product.
-    """
-
-    mark: Mark
-    product: Contraction
-    weights_left: bool
-    place: str
 
 
 class Listener(Protocol):
@@ -83,6 +67,7 @@ class FlowMode(TorchFunctionMode):
     def __init__(self, listener: Listener, is_parameter: Callable[[Tensor], bool]) -> None:
         super().__init__()
         self.marks = Marks()
+        self._marked = self.marks.held
         self.last_parameter: Tensor | None = None
         self._listener = listener
         self._is_owned = is_parameter
@@ -91,6 +76,7 @@ class FlowMode(TorchFunctionMode):
         self._handlers: dict[str, Callable[[Function, Args, Kwargs], Any]] = {
             **dict.fromkeys(MATMUL, self._matmul),
             **dict.fromkeys(MULTIPLY, self._multiply),
+            **dict.fromkeys(DIVIDE, self._divide),
             "__rmatmul__": self._matmul_reversed,
             **dict.fromkeys(("baddbmm", "baddbmm_", "addmm"), self._baddbmm),
             "einsum": self._einsum,
@@ -105,26 +91,25 @@ class FlowMode(TorchFunctionMode):
         }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See one torch function."""
-        kwargs = kwargs or {}
+        """See one torch function; called thousands of times a second."""
         name = getattr(func, "__name__", "")
         loop = self._listener.loop
         if loop.waiting and self._listener.consumed(name, args):
-            out = self._seen(name, func, args, kwargs)
+            out = self._seen(name, func, args, kwargs or {})
             loop.carry(out if isinstance(out, Tensor) else args[0])
             return out
-        return self._seen(name, func, args, kwargs)
+        return self._seen(name, func, args, kwargs or {})
 
     def _seen(self, name: str, func: Any, args: Args, kwargs: Kwargs) -> Any:
         handler = self._handlers.get(name)
         if handler is not None:
             return handler(func, args, kwargs)
-        if args and name in KEEPS_PARAMETER and self._taints(args, kwargs):
+        if name in KEEPS_PARAMETER and args and self._taints(args, kwargs):
             out = func(*args, **kwargs)
             if isinstance(out, Tensor):
                 self._taint(out)
             return out
-        if self.marks:
+        if self._marked:
             return followed(self.marks, func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -138,11 +123,11 @@ class FlowMode(TorchFunctionMode):
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter, a view of one, or made of parameters alone."""
-        if isinstance(tensor, nn.Parameter) or self._is_tainted(tensor):
-            return True
-        return self._is_owned(tensor)
+        return type(tensor) is nn.Parameter or self._is_tainted(tensor) or self._is_owned(tensor)
 
-    def _is_tainted(self, tensor: Tensor) -> bool:
+    def _is_tainted(self, tensor: object) -> bool:
+        if not self._tainted:
+            return False
         held = self._tainted.get(id(tensor))
         return held is not None and held() is tensor
 
@@ -150,7 +135,7 @@ class FlowMode(TorchFunctionMode):
         first = args[0]
         if type(first) in (list, tuple):
             first = first[0] if first else None
-        if not (isinstance(first, nn.Parameter) or self._is_tainted(first)):
+        if type(first) is not nn.Parameter and not self._is_tainted(first):
             return False
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         for value in args:
@@ -244,7 +229,7 @@ class FlowMode(TorchFunctionMode):
             assert mark is not None
             self.marks.set(out, replace(mark, changed=(*mark.changed, func.__name__)))
         elif multiplied(left, right, out) and not self._by_parameter(left, right):
-            product = of_multiply(left, right, out)
+            product = of_multiply(left, right, out.dim())
             self.marks.set(out, unsummed(weights, product, "" if weights else place()[0]))
         return out
 
@@ -258,12 +243,26 @@ class FlowMode(TorchFunctionMode):
         if axes is None:
             return out
         keep = bool(argument(args, kwargs, 2, "keepdim", False))
-        product = of_sum(mark.mixed, out, axes, keep)
+        product = mark.mixed.summed(out, axes, keep)
         if mark.stage is Stage.MIXED:
             left = self.marks.get(product.left) is not None
             self._listener.mixed(Mix(mark, product, left, place()[0]))
         elif product.contracted:
             self._begin(product)
+        return out
+
+    def _divide(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        """Division by the sum of the exponentials may come after the values."""
+        x = args[0] if args else None
+        mark = self.marks.get(x)
+        if mark is None or mark.stage is not Stage.UNDIVIDED or mark.mixed is None:
+            return self._plain(func, args, kwargs)
+        out = func(*args, **kwargs)
+        product = mark.mixed.finished(out)
+        weights_left = self.marks.get(product.left) is not None
+        if isinstance(x, Tensor) and isinstance(out, Tensor) and out.shape == x.shape:
+            finished = replace(mark, stage=Stage.WEIGHTS, changed=("divided",))
+            self._listener.mixed(Mix(finished, product, weights_left, place()[0]))
         return out
 
     def _linear(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -303,7 +302,14 @@ class FlowMode(TorchFunctionMode):
         if (first is None) != (second is None):
             mark = first or second
             assert mark is not None
+            if mark.stage is Stage.EXPONENTIALS:
+                axes = (product.left_axes, product.right_axes, product.out_axes)
+                open_ended = Unfinished(left, right, *axes)
+                left_too = replace(mark, stage=Stage.UNDIVIDED, mixed=open_ended)
+                self.marks.set(product.out, left_too)
+                return
             if self._listener.mixed(Mix(mark, product, first is not None, place()[0])):
+                self._pending.clear()
                 return
         self._begin(product, added=added)
 
@@ -311,7 +317,7 @@ class FlowMode(TorchFunctionMode):
         """The mark of weights, those from a scripted softmax included."""
         mark = self.marks.get(tensor)
         if mark is not None:
-            return mark if mark.stage is Stage.WEIGHTS else None
+            return mark if mark.stage in (Stage.WEIGHTS, Stage.EXPONENTIALS) else None
         for shape, scores in reversed(self._pending):
             if shape == tuple(tensor.shape) and tensor.dtype.is_floating_point:
                 found = opaque(scores, tensor)
@@ -330,7 +336,10 @@ class FlowMode(TorchFunctionMode):
 
     def _sdpa(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         out = func(*args, **kwargs)
-        self._listener.fused("sdpa", args, kwargs, out)
+        sides = (argument(args, kwargs, 0, "query"), argument(args, kwargs, 1, "key"))
+        # a learned query over something is pooling, learned keys are a codebook
+        if not any(isinstance(x, Tensor) and self.is_parameter(x) for x in sides):
+            self._listener.fused("sdpa", args, kwargs, out)
         return out
 
     def _flex(self, func: Function, args: Args, kwargs: Kwargs) -> Any:

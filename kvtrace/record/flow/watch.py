@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Hashable, Iterator
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +18,8 @@ from kvtrace.record.flow.mode import FlowMode
 from kvtrace.record.flow.modules import Forwards, Frame
 
 Only = Callable[[str, nn.Module], bool]
+
+_NAMED_ATTENTION = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
 
 _FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
@@ -120,8 +124,12 @@ class FlowWatch:
             self._listening.begin(_sizes_of(frame))
         if not self._is_chosen(frame):
             return run()
-        with self._watching():
-            out = self._fast(frame, run) if isinstance(frame.module, _FAST_PATHS) else run()
+        fused = isinstance(frame.module, _FAST_PATHS)
+        if self._depth:  # the mode is on already
+            out = self._fast(frame, run) if fused else run()
+        else:
+            with self._watching():
+                out = self._fast(frame, run) if fused else run()
         self._after(frame, out)
         return out
 
@@ -132,10 +140,9 @@ class FlowWatch:
         if frame.outermost:
             self._listening.flush()
             self._mode.forget()
-        name = type(frame.module).__name__.lower()
         if frame.attended:
             self._silent.pop(frame.path, None)
-        elif "attention" in name or "attn" in name:
+        elif _looks_like_attention(type(frame.module)):
             self._silent.setdefault(frame.path, "named attention, but none was seen in it")
 
     def _is_chosen(self, frame: Frame) -> bool:
@@ -193,6 +200,11 @@ class FlowWatch:
         else:
             listening.reasons[(frame.path, "fused kernel")] = "run unfused, it gives another result"
         return out
+
+
+@lru_cache(maxsize=4096)
+def _looks_like_attention(kind: Hashable) -> bool:
+    return _NAMED_ATTENTION.search(getattr(kind, "__name__", "")) is not None
 
 
 @contextlib.contextmanager
