@@ -1,0 +1,220 @@
+"""Models from a factory in the user's own code."""
+
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from kvtrace.errors import ModelError, UsageError
+from kvtrace.models import LoadRequest, load
+
+PLAIN = """
+import torch
+from torch import nn
+
+class Small(nn.Module):
+    def __init__(self, vocabulary=300):
+        super().__init__()
+        self.table = nn.Embedding(vocabulary, 8)
+        self.head = nn.Linear(8, vocabulary)
+
+    def forward(self, ids):
+        return self.head(self.table(ids))
+
+def make():
+    return Small()
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Writes a user's file, and forgets what was imported from it."""
+    monkeypatch.chdir(tmp_path)
+    before, path = set(sys.modules), list(sys.path)
+
+    def write(code: str, name: str = "mine.py"):
+        (tmp_path / name).write_text(textwrap.dedent(code))
+
+    yield write
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+    sys.path[:] = path
+
+
+def loaded(spec, **options):
+    options = {"prompt": "ab"} | options
+    return load(LoadRequest(spec, **options), lambda text, share: None)
+
+
+def test_a_factory_that_returns_a_model_reads_the_prompt_as_bytes(mine):
+    mine(PLAIN)
+    found = loaded("mine.py:make")
+    assert found.prompt.ids == (97, 98)
+    assert found.card.name == "mine.py:make"
+    assert found.card.class_name == "Small"
+    assert found.card.vocab_size == 300
+    assert found.card.parameter_count == 300 * 8 + 8 * 300 + 300
+    assert not found.model.training
+    assert "the prompt is read as bytes" in found.chosen
+    assert found.script.Small is type(found.model)
+
+
+def test_a_class_is_a_factory_too(mine):
+    mine(PLAIN)
+    assert type(loaded("mine.py:Small").model).__name__ == "Small"
+
+
+def test_a_module_on_the_path_is_imported(mine, tmp_path):
+    (tmp_path / "pack").mkdir()
+    mine(PLAIN, "pack/inner.py")
+    mine("", "pack/__init__.py")
+    assert loaded("pack.inner:make").card.name == "pack.inner:make"
+
+
+def test_a_file_that_is_called_like_a_loaded_module_does_not_replace_it(mine):
+    import json
+
+    mine(PLAIN, "json.py")
+    assert loaded("json.py:make").card.class_name == "Small"
+    assert sys.modules["json"] is json
+
+
+def test_neighbours_of_the_file_are_importable(mine, tmp_path, monkeypatch):
+    mine(PLAIN, "neighbour_parts.py")
+    mine("from neighbour_parts import Small\ndef make():\n    return Small()\n")
+    monkeypatch.chdir(tmp_path.parent)
+    assert loaded(f"{tmp_path}/mine.py:make").card.name == "mine.py:make"
+
+
+TOKENIZERS = {
+    "a character table": ("{'a': 5, 'b': 6}", (5, 6), ("a", "b")),
+    "two functions": (
+        "(lambda text: [ord(c) for c in text], lambda ids: ''.join(map(chr, ids)))",
+        (97, 98),
+        ("a", "b"),
+    ),
+    "tensors from encode": (
+        "(lambda text: torch.tensor([[1, 2]]), lambda ids: str(ids[0]))",
+        (1, 2),
+        ("1", "2"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_factory_brings_its_tokenizer(mine, kind):
+    code, ids, texts = TOKENIZERS[kind]
+    mine(f"{PLAIN}\ndef both():\n    return Small(), {code}\n")
+    found = loaded("mine.py:both")
+    assert found.prompt.ids == ids
+    assert tuple(map(found.tokenizer.decode, ids)) == texts
+
+
+def test_a_tokenizers_object_and_one_of_transformers_are_recognised(mine):
+    mine(
+        f"""{PLAIN}
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+def fast():
+    made = Tokenizer(models.WordLevel({{'a': 0, 'b': 1, '?': 2}}, unk_token='?'))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return made
+
+def rust():
+    return Small(), fast()
+
+def python():
+    return Small(), PreTrainedTokenizerFast(tokenizer_object=fast(), eos_token='?')
+"""
+    )
+    for factory in ("rust", "python"):
+        found = loaded(f"mine.py:{factory}", prompt="a b a")
+        assert found.prompt.ids == (0, 1, 0)
+        assert found.tokenizer.decode(1) == "b"
+    assert found.tokenizer.eos == {2}
+
+
+def test_encode_and_decode_of_the_file_are_used(mine):
+    mine(
+        f"{PLAIN}\ndef encode(text):\n    return [len(text)]\n"
+        "def decode(ids):\n    return '*' * ids[0]\n"
+    )
+    found = loaded("mine.py:make")
+    assert found.prompt.ids == (2,)
+    assert found.tokenizer.decode(3) == "***"
+
+
+def test_a_character_the_model_does_not_know_is_named(mine):
+    mine(f"{PLAIN}\ndef both():\n    return Small(), {{'a': 0}}\n")
+    with pytest.raises(ModelError, match="character 'b' is not among the 1"):
+        loaded("mine.py:both")
+
+
+def test_the_context_is_found_where_small_models_keep_it(mine):
+    mine(f"{PLAIN}\ndef make():\n    model = Small()\n    model.block_size = 4\n    return model\n")
+    assert loaded("mine.py:make").context_length == 4
+    with pytest.raises(UsageError, match="exceed the model's context of 4; use -n 3"):
+        loaded("mine.py:make", new_tokens=9)
+
+
+FAULTS = {
+    "raise ValueError('no checkpoint')": r"mine\.py:3: ValueError: no checkpoint",
+    "raise SystemExit(4)": r"mine\.py:3: it called exit\(4\) instead of returning a model",
+    "open('gone.pt')": r"mine\.py:3: FileNotFoundError: .*gone\.pt",
+    "return 'text'": r"it returned str; expected a torch\.nn\.Module, or \(model, tokenizer\)",
+    "return None": "it returned NoneType; expected",
+    "return torch.nn.Linear(2, 2), object()": "returned a object as its tokenizer; possible are",
+    "print(\n": r"mine\.py:\d: SyntaxError",
+}
+
+
+@pytest.mark.parametrize("line", FAULTS)
+def test_what_goes_wrong_in_their_code_names_their_line(mine, line):
+    mine(f"import torch\ndef make():\n    {line}\n")
+    with pytest.raises(ModelError, match=FAULTS[line]) as caught:
+        loaded("mine.py:make")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_deep_in_a_library_names_the_users_line(mine):
+    mine(f"{PLAIN}\ndef broken():\n    torch.zeros(2) @ torch.zeros(3)\n")
+    with pytest.raises(ModelError, match=r"mine\.py:18: RuntimeError"):
+        loaded("mine.py:broken")
+
+
+def test_a_missing_factory_lists_what_is_there(mine):
+    mine(PLAIN)
+    with pytest.raises(UsageError, match="no function or class 'build' there; it has Small, make"):
+        loaded("mine.py:build")
+
+
+def test_a_missing_module_is_named():
+    with pytest.raises(UsageError, match=r"there is no module kvtrace_nowhere\.mine"):
+        loaded("kvtrace_nowhere.mine:make")
+
+
+def test_escapes_in_an_error_do_not_reach_the_terminal(mine):
+    mine("def make():\n    raise ValueError('\\x1b[2Jboo')\n")
+    with pytest.raises(ModelError) as caught:
+        loaded("mine.py:make")
+    assert "\x1b" not in str(caught.value)
+
+
+def test_cuda_can_mean_the_cpu(mine):
+    mine(
+        f"""{PLAIN}
+def gpu():
+    model = Small().cuda()
+    model.table.to('cuda:0')
+    model.register_buffer('mask', torch.ones(2, device='cuda'))
+    model.to(torch.device('cuda'))
+    return model
+"""
+    )
+    found = loaded("mine.py:gpu", cpu=True, device="cpu")
+    assert {each.device for each in found.model.parameters()} == {torch.device("cpu")}
+    with pytest.raises(ModelError, match=r"mine\.py:18: "):
+        loaded("mine.py:gpu", device="cpu")
