@@ -312,9 +312,9 @@ def packed(
     kind: Kind, flags: int, sequence: int, body: bytes, units: Sequence[Array] = ()
 ) -> tuple[Head, list[bytes | memoryview]]:
     """A frame as its head and the pieces that make its bytes."""
-    raw = [unit.reshape(-1).view(np.uint8).data for unit in units if unit.size]
+    raw = [unit.data for unit in units if unit.size]
     crcs = np.array([crc32(unit) for unit in raw], "<u4").tobytes()
-    payload = sum([len(unit) for unit in raw])
+    payload = sum([unit.nbytes for unit in raw])
     head = Head(kind, flags, sequence, len(body), len(raw), payload, crc32(body, crc32(crcs)))
     pad = bytes(head.payload_start - HEAD_BYTES - head.body_bytes)
     return head, [head.pack(), crcs, body, pad, *raw, bytes(aligned(payload) - payload)]
@@ -327,8 +327,9 @@ def _units(layout: Layout, step: Step, rows: StepRows, part: int | None) -> list
         TraceError: Rows do not have the shape or dtype that META and the step say.
     """
     out: list[Array] = []
+    arrays = (rows.queries, rows.keys, rows.values, rows.output)
     for (tensor, index), extent in layout.extents.items():
-        array = rows.of(tensor)[index]
+        array = arrays[tensor][index]
         start = 0 if part is None else part * ROWS_PER_FRAME
         cut = array[:, :, start : start + extent.shape[2]] if part is not None else array
         if cut.shape != extent.shape or array.dtype != dtypes.storage(extent.dtype):

@@ -136,14 +136,14 @@ def test_numbers_made_up_in_json_end_in_data_or_one_error(tmp_path, reference, c
     keep = frames if closed else [f for f in frames if f.kind != Kind.INDEX]
     start = header if closed else pack_header(1)
     with bounded():
-        for _ in range(1200):
+        for _ in range(450):
             place = chance.randrange(len(keep))
             value = json.loads(keep[place].json)
             for _ in range(chance.choice((1, 1, 1, 2, 4))):
                 value = changed(value, chance)
             made = [*keep[:place], with_json(keep[place], value), *keep[place + 1 :]]
             opened += survive(path, _pointed(start, made) if closed else joined(start, made))
-    assert opened > 400
+    assert opened > 150
 
 
 def _pointed(header: bytes, frames: list[RawFrame]) -> bytes:
@@ -190,7 +190,7 @@ def test_random_damage_of_many_bytes_ends_in_data_or_one_error(tmp_path, referen
     good = joined(*reference)
     path, opened = tmp_path / "a.kvt", 0
     with bounded():
-        for _ in range(10_000):
+        for _ in range(20_000):
             raw = bytearray(good)
             for _ in range(chance.choice((1, 2, 8, 64))):
                 start, size = chance.randrange(len(raw)), chance.choice((1, 1, 2, 8, 200))
