@@ -140,22 +140,26 @@ def compare(
 
 def compare_rows(value: Floats, other: Floats, tolerance: float) -> Comparison:
     """Any two arrays of rows, [rows, dim]; a row of `other` that is all NaN is absent."""
-    absent = np.asarray(np.isnan(other).all(axis=1) if other.size else np.zeros(len(other)), bool)
     with np.errstate(invalid="ignore"):
         absolute = np.abs(value - other)
-    compared = absolute[~absent]
-    finite = np.abs(other[~absent])
-    finite = finite[np.isfinite(finite)]
-    reference = float(finite.max()) if finite.size else 0.0
-    if compared.size == 0:
-        nothing = float("nan")
-        return Comparison(
-            value, other, absolute, reference, nothing, -1, -1, nothing, 0, 0, tolerance,
-            Verdict.NOT_COMPARED,
-        )  # fmt: skip
-    there = np.broadcast_to(~absent[:, None], absolute.shape)
-    broken: NDArray[np.bool_] = ~np.isfinite(absolute) & there
-    rank = np.where(broken, np.inf, np.where(there, absolute, -1))
+    if absolute.size and np.isfinite(absolute.max()):
+        # the usual case, and the one a screen waits for: everything is there and finite
+        reference = float(max(other.max(), -other.min()))
+        rank, beyond, rows = absolute, 0, len(other)
+        if float(absolute.max()) > tolerance * reference:
+            beyond = int((absolute > tolerance * reference).sum())
+        square = float(np.mean(np.square(absolute)))
+    else:
+        absent = np.asarray(np.isnan(other).all(axis=1), bool)
+        if absent.all():
+            return _not_compared(value, other, absolute, tolerance)
+        there = np.broadcast_to(~absent[:, None], absolute.shape)
+        reference = float(np.abs(other[np.isfinite(other)]).max(initial=0))
+        broken: NDArray[np.bool_] = ~np.isfinite(absolute) & there
+        rank = np.where(broken, np.inf, np.where(there, absolute, -1))
+        beyond = int((broken | (there & (absolute > tolerance * reference))).sum())
+        rows = int((~absent).sum())
+        square = float(np.mean(np.square(absolute[~absent], dtype=np.float64)))
     row, dim = (int(i) for i in np.unravel_index(int(rank.argmax()), rank.shape))
     largest = float(absolute[row, dim])
     return Comparison(
@@ -166,12 +170,20 @@ def compare_rows(value: Floats, other: Floats, tolerance: float) -> Comparison:
         largest=largest,
         row=row,
         dim=dim,
-        rms=float(np.sqrt(np.mean(np.square(compared, dtype=np.float64)))),
-        rows_compared=int((~absent).sum()),
-        beyond=int((broken | (there & (absolute > tolerance * reference))).sum()),
+        rms=float(np.sqrt(square)),
+        rows_compared=rows,
+        beyond=beyond,
         tolerance=tolerance,
         verdict=verdict(quotient(largest, reference), tolerance),
     )
+
+
+def _not_compared(value: Floats, other: Floats, absolute: Floats, tolerance: float) -> Comparison:
+    nothing = float("nan")
+    return Comparison(
+        value, other, absolute, 0.0, nothing, -1, -1, nothing, 0, 0, tolerance,
+        Verdict.NOT_COMPARED,
+    )  # fmt: skip
 
 
 def head_verdicts(

@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.attention import after, earlier_occurrences, query_of
+from kvtrace.analysis.attention import after, earlier_occurrences, query_of, weights_of
 from kvtrace.analysis.compare import head_verdicts
 from kvtrace.analysis.origin import attended_rows, tokens_of_rows
 from kvtrace.errors import MissingError
@@ -79,16 +79,30 @@ def grid(
 
 
 def weight_measures(
-    trace: Trace, number: int, layer: int, sequence: int = 0, query: int = -1
+    trace: Trace,
+    number: int,
+    layer: int,
+    sequence: int = 0,
+    query: int = -1,
+    *,
+    keys: Floats | None = None,
 ) -> dict[Measure, NDArray[np.float32]]:
     """All measures of one site's weights for one query row, each [heads]; NaN if it did not attend.
+
+    Args:
+        trace: The trace.
+        number: Step.
+        layer: Site.
+        sequence: Row of the batch.
+        query: Row of the step; -1 is the last.
+        keys: K rows, [kv_heads, seq, key_dim], from a caller that has them.
 
     Raises:
         TraceError: The rows are damaged.
     """
     heads = trace.site(layer).num_heads
     try:
-        derived = trace.weights(number, layer, None, sequence, query)
+        derived = weights_of(trace, number, layer, None, sequence, query, keys=keys)
         tokens = tokens_of_rows(trace, number, layer, sequence)
         positions = attended_rows(trace, number, layer, sequence).positions
     except MissingError:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtrace.errors import MissingError
+from kvtrace.analysis.attention import weights_of
 from kvtrace.trace import Tensor, Trace
+from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.weights import mix
 
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -54,6 +55,8 @@ def self_check(
     head: int | None = None,
     sequence: int = 0,
     query: int | None = None,
+    *,
+    rows: tuple[Floats, Floats] | None = None,
 ) -> SelfCheck | None:
     """Derive the output of a site from its rows.
 
@@ -64,6 +67,7 @@ def self_check(
         head: Only this query head; None: all.
         sequence: Row of the batch.
         query: Only this row of the step; None: all.
+        rows: K and V, [1 or kv_heads, seq, dim], from a caller that has them.
 
     Returns:
         None if queries or output were not recorded.
@@ -76,14 +80,15 @@ def self_check(
     recorded = trace.rows(number, layer, Tensor.OUTPUT, sequence, head=head)
     if recorded is None:
         return None
-    try:
-        weights = trace.weights(number, layer, head, sequence, query).weights
-    except MissingError:
-        if trace.rows(number, layer, Tensor.QUERIES, sequence, head=head) is None:
-            return None
-        raise
-    kv_head = None if head is None else site.kv_head(head)
-    values = trace.cache(number, layer, sequence, head=kv_head).values
+    if trace.rows(number, layer, Tensor.QUERIES, sequence, head=head) is None:
+        return None
+    if rows is None:
+        view = trace.cache(
+            number, layer, sequence, head=None if head is None else site.kv_head(head)
+        )
+        rows = view.keys, view.values
+    keys, values = rows
+    weights = weights_of(trace, number, layer, head, sequence, query, keys=keys).weights
     if query is not None:
         row = query % recorded.shape[1]
         recorded = recorded[:, row : row + 1]

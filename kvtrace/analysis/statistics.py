@@ -35,10 +35,10 @@ class Statistics:
 
 def statistics(values: Floats) -> Statistics:
     """Of any array, calculated in float64."""
-    finite_mask = np.isfinite(values)
-    if bool(finite_mask.all()):
+    if values.size and np.isfinite(values.min()) and np.isfinite(values.max()):
         nan, infinite, finite = 0, 0, values
     else:
+        finite_mask = np.isfinite(values)
         nan = int(np.isnan(values).sum())
         infinite = values.size - int(finite_mask.sum()) - nan
         finite = values[finite_mask]

@@ -25,12 +25,12 @@ def all_panes() -> Sequence[Pane]:
     return (
         SentencePane(id="sentence"),
         TimelinePane(id="timeline"),
-        GridPane(id="grid"),
+        GridPane(shelf, id="grid"),
         MapPane(Tensor.QUERIES, shelf, id="queries"),
         MapPane(Tensor.KEYS, shelf, id="keys"),
         MapPane(Tensor.VALUES, shelf, id="values"),
         MapPane(Tensor.OUTPUT, shelf, id="output"),
-        AttentionPane(id="attention"),
+        AttentionPane(shelf, id="attention"),
         InspectorPane(shelf, id="inspector"),
         CostPane(id="cost"),
     )

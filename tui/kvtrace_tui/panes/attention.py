@@ -8,12 +8,13 @@ from textual.strip import Strip
 
 from kvtrace import text
 from kvtrace.analysis.attention import Attention, attention
-from kvtrace.trace import Trace
+from kvtrace.trace import Tensor, Trace
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import bar
 from kvtrace_tui.drawing.lines import Piece, line, padded
 from kvtrace_tui.panes.pane import Pane
+from kvtrace_tui.panes.rows import Shelf
 
 _WEIGHT = 8
 _NEIGHBOURS = 9
@@ -22,8 +23,9 @@ _NEIGHBOURS = 9
 class AttentionPane(Pane):
     """A list of rows, the strongest first; below it the rows around the crosshair in order."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
+        self._shelf = shelf
         self._rows: dict[int, int] = {}
 
     def depends(self, cursor: Cursor) -> Hashable:
@@ -36,9 +38,9 @@ class AttentionPane(Pane):
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """Title, summary, strongest rows, neighbours."""
-        found = attention(
-            trace, cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query
-        )
+        where = cursor.step, cursor.layer, cursor.head, cursor.sequence
+        keys = self._shelf.of(trace).head(*where[:2], Tensor.KEYS, *where[2:])
+        found = attention(trace, *where, cursor.query, keys=keys)
         about = f"L{cursor.layer} H{cursor.head}"
         if found.query_token >= 0:
             word = text.token(trace.token_text(found.query_token), 12)

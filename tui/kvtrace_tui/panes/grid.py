@@ -1,8 +1,8 @@
 """Layers × heads: one number a head, so that the interesting one can be found.
 
-Measures of the weights need every layer's cache. They are calculated a few milliseconds at a
-time, after the frame, and kept; until a step's are complete, the layers that are missing show
-what the step before showed.
+Measures of the weights need every layer's cache. Where that takes more than a moment they are
+calculated a few milliseconds at a time, after the frame, and kept; until a step's are complete,
+the layers that are missing show what the step before showed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from kvtrace_tui.drawing.lines import line
 from kvtrace_tui.drawing.palettes import PALETTES
 from kvtrace_tui.drawing.shade import Shade, nice_ceiling
 from kvtrace_tui.panes.pane import Pane
+from kvtrace_tui.panes.rows import RowStore, Shelf
 
 _KEPT = 256
 _FIRST_S, _SLICE_S, _PAUSE_S = 0.002, 0.008, 0.03
@@ -54,8 +55,9 @@ _ORDER = (
 class _Work:
     """All weight measures of one query row, layer by layer: tables [sites, heads]."""
 
-    def __init__(self, trace: Trace, cursor: Cursor) -> None:
-        self.trace = trace
+    def __init__(self, store: RowStore, cursor: Cursor) -> None:
+        self.store, self.trace = store, store.trace
+        trace = store.trace
         self.where = cursor.step, cursor.sequence, cursor.query
         shape = len(trace.meta.sites), trace.meta.max_heads
         self.tables = {one: np.full(shape, np.nan, np.float32) for one in WEIGHT_MEASURES}
@@ -73,7 +75,8 @@ class _Work:
             layer = self.done
             self.done += 1
             try:
-                found = weight_measures(self.trace, number, layer, sequence, query)
+                keys = self.store.layer_keys(number, layer, sequence)
+                found = weight_measures(self.trace, number, layer, sequence, query, keys=keys)
             except KvtraceError:
                 continue  # a damaged layer stays empty; the maps say what is wrong with it
             for measure, row in found.items():
@@ -89,12 +92,14 @@ class GridPane(Pane):
         measure: What is shown; in the views that compare lanes, their difference.
     """
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
+        self._shelf = shelf
         self.measure = Measure.ENTROPY
         self._works: OrderedDict[Hashable, _Work] = OrderedDict()
         self._before: _Work | None = None
         self._timer: Timer | None = None
+        self._expected_s = _FIRST_S
         self._high: dict[Measure, float] = {}
         self._layout = GridLayout.fit(0, 0, (1, 1), (0, 0))
 
@@ -153,8 +158,8 @@ class GridPane(Pane):
                 table[layer, : len(row)] = row
             return table
         work = self._work(trace, cursor)
-        if not work.complete:
-            work.go_on(_FIRST_S)
+        if not work.complete and self._expected_s <= _FIRST_S:
+            work.go_on(self._expected_s)
         table = work.tables[measure]
         if work.complete:
             self._before = work
@@ -169,7 +174,7 @@ class GridPane(Pane):
         key = id(trace), cursor.step, cursor.sequence, cursor.query
         found = self._works.get(key)
         if found is None or found.trace is not trace:
-            found = self._works[key] = _Work(trace, cursor)
+            found = self._works[key] = _Work(self._shelf.of(trace), cursor)
             while len(self._works) > _KEPT:
                 self._works.popitem(last=False)
         return found
@@ -184,7 +189,13 @@ class GridPane(Pane):
         self._timer = None
         if self._trace is None:
             return
-        self._work(self._trace, self._cursor).go_on(_SLICE_S)
+        started = perf_counter()
+        work = self._work(self._trace, self._cursor)
+        before = work.done
+        work.go_on(_SLICE_S)
+        if work.done > before:
+            each = (perf_counter() - started) / (work.done - before)
+            self._expected_s = each * len(self._trace.meta.sites)
         self.redraw()
 
     def _shade(self, trace: Trace, cursor: Cursor, measure: Measure, table: Grid) -> Shade:

@@ -15,7 +15,7 @@ from kvtrace.analysis.origin import Origin, origin
 from kvtrace.analysis.selfcheck import SelfCheck, self_check
 from kvtrace.analysis.statistics import Statistics, statistics
 from kvtrace.errors import KvtraceError
-from kvtrace.trace import Tensor, Trace
+from kvtrace.trace import LaneStep, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
@@ -62,8 +62,9 @@ class InspectorPane(Pane):
         lines = [self.title_line(width, "inspector", about), *_origin_lines(trace, cursor, width)]
         found = {one: _Read(self._shelf.of(trace), one, cursor) for one in _ORDER}
         lines += _number_lines(found, width)
-        lines += _verdict_lines(trace, cursor, found, width)
-        lines += _check_lines(trace, cursor, width)
+        step = self._shelf.of(trace).compared(cursor.step, cursor.lane)
+        lines += _verdict_lines(step, found, width)
+        lines += _check_lines(trace, cursor, found, width)
         for one in _ORDER:
             if len(lines) < height:
                 lines += _statistics_lines(one, found[one].value, width)
@@ -158,11 +159,8 @@ def _other(value: float | None) -> str:
     return "–" if value is None or np.isnan(value) else number(value)
 
 
-def _verdict_lines(
-    trace: Trace, cursor: Cursor, found: dict[Tensor, _Read], width: int
-) -> list[Strip]:
-    """What the largest difference of each tensor means; the step's, where rows are not kept."""
-    step = trace.compared(cursor.step, cursor.lane)
+def _verdict_lines(step: LaneStep | None, found: dict[Tensor, _Read], width: int) -> list[Strip]:
+    """What the largest difference of each tensor means."""
     lines = []
     for tensor, read in found.items():
         both = read.both
@@ -178,11 +176,15 @@ def _verdict_lines(
     return lines
 
 
-def _check_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
+def _check_lines(
+    trace: Trace, cursor: Cursor, read: dict[Tensor, _Read], width: int
+) -> list[Strip]:
     """Whether the recorded rows explain the recorded output."""
+    keys, values = read[Tensor.KEYS].value, read[Tensor.VALUES].value
+    rows = None if keys is None or values is None else (keys[None], values[None])
     try:
         where = cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query
-        found: SelfCheck | None = self_check(trace, *where)
+        found: SelfCheck | None = self_check(trace, *where, rows=rows)
     except KvtraceError as error:
         return [_pair(width, "check", (text.safe(str(error), 200), ink.WARN))]
     if found is None:

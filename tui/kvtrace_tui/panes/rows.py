@@ -23,26 +23,38 @@ from kvtrace.analysis.tensors import (
     places_of,
     tensor_head,
 )
-from kvtrace.errors import TraceError
-from kvtrace.trace import CACHED, Tensor, Trace
+from kvtrace.errors import MissingError, TraceError
+from kvtrace.trace import CACHED, LaneStep, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.step import Runs
 from kvtrace.trace.view import expanded
 
 KEPT_BYTES = 96 << 20
+ALL_KEYS_BYTES = 128 << 20
 LOOK_AHEAD = 4096
 """Cells of a head that are read at once, so that stepping reads nothing."""
+
+_STEPS_KEPT = 64
+Read = Callable[[int, int], Floats]
 
 
 @dataclass(slots=True)
 class _Cells:
-    """Consecutive cells of one head that were read: rows [stop - first, dim]."""
+    """Consecutive cells that were read: rows [..., stop - first, dim]."""
 
     first: int
     rows: Floats
 
     @property
     def stop(self) -> int:
-        return self.first + len(self.rows)
+        return self.first + int(self.rows.shape[-2])
+
+    def of(self, runs: Runs) -> Floats:
+        """The rows of some runs, in slot order; a view where they are consecutive."""
+        if len(runs) == 1:
+            start = runs[0].cell - self.first
+            return self.rows[..., start : start + runs[0].count, :]
+        return self.rows[..., cells_of(runs) - self.first, :]
 
 
 class RowStore:
@@ -52,6 +64,8 @@ class RowStore:
         self.trace = trace
         self._kept: OrderedDict[Hashable, Floats | _Cells] = OrderedDict()
         self._bytes = 0
+        self._layers: dict[int, _Cells] = {}
+        self._compared: OrderedDict[tuple[str, int], LaneStep] = OrderedDict()
 
     def head(
         self,
@@ -71,9 +85,12 @@ class RowStore:
         if lane == CACHED and tensor in CACHE_TENSORS:
             return self._cached_rows(number, layer, tensor, head, sequence)
         if lane != CACHED:
-            found = self._pass_rows(number, layer, tensor, head, sequence, lane)
-            if found is not None:
-                return found
+            compared = self.compared(number, lane)
+            if compared is None:
+                return None
+            if sequence < len(compared.passes):
+                place = compared.passes[sequence]
+                return self._pass_rows(number, layer, tensor, head, sequence, lane, place)
         return head_rows(self.trace, number, layer, tensor, head, sequence, lane)
 
     def known(self, layer: int, tensor: Tensor, head: int) -> Floats | None:
@@ -82,68 +99,124 @@ class RowStore:
         kept = self._kept.get(("cells", site.reads, tensor, tensor_head(site, tensor, head)))
         return kept.rows if isinstance(kept, _Cells) else None
 
+    def layer_keys(self, number: int, layer: int, sequence: int = 0) -> Floats | None:
+        """K of all kv heads that a site was given, [kv_heads, seq, key_dim].
+
+        None: all keys of this trace are too many to keep.
+
+        Raises:
+            MissingError: The site did not attend in this step.
+            TraceError: The rows are damaged.
+        """
+        if self._all_keys_bytes() > ALL_KEYS_BYTES:
+            return None
+        store = self.trace.cache_layer(layer)
+        runs = attended_runs(self.trace, number, layer, sequence)
+        if not runs:
+            return np.zeros((store.num_kv_heads, 0, store.key_dim), np.float32)
+
+        def read(first: int, stop: int) -> Floats:
+            count = stop - first
+            raw = self.trace.source.cells(store.index, Tensor.KEYS, first, count, CACHED, None)
+            if raw is None:
+                raise MissingError(f"{self.trace.name}: layer {layer}: keys are not recorded.")
+            return dtypes.widen(raw, store.dtype)
+
+        grown = self._grown(self._layers.get(store.index), store.index, runs, read)
+        self._layers[store.index] = grown
+        return grown.of(runs)
+
+    def compared(self, number: int, lane: str) -> LaneStep | None:
+        """As `Trace.compared`, read once.
+
+        Raises:
+            TraceError: The comparison is damaged.
+        """
+        key = lane, number
+        if key not in self._compared:
+            found = self.trace.compared(number, lane)
+            if found is None:
+                return None
+            self._compared[key] = found
+            while len(self._compared) > _STEPS_KEPT:
+                self._compared.popitem(last=False)
+        return self._compared[key]
+
     def _cached_rows(
         self, number: int, layer: int, tensor: Tensor, head: int, sequence: int
     ) -> Floats:
+        site = self.trace.site(layer)
         runs = attended_runs(self.trace, number, layer, sequence)
         if not runs:
-            return np.zeros((0, self.trace.site(layer).dim(tensor)), np.float32)
-        low = min(run.cell for run in runs)
-        high = max(run.cell + run.count for run in runs)
-        kept = self._cells(layer, tensor, head, low, high)
-        if len(runs) == 1:
-            return kept.rows[low - kept.first : high - kept.first]
-        return kept.rows[cells_of(runs) - kept.first]
-
-    def _cells(self, layer: int, tensor: Tensor, head: int, low: int, high: int) -> _Cells:
-        """At least the cells [low, high) of a head."""
-        site = self.trace.site(layer)
+            return np.zeros((0, site.dim(tensor)), np.float32)
         own = tensor_head(site, tensor, head)
         key = ("cells", site.reads, tensor, own)
-        kept = self._kept.get(key)
-        if isinstance(kept, _Cells) and kept.first <= low and high <= kept.stop:
-            self._kept.move_to_end(key)
-            return kept
-        writes = self.trace.source.writes(site.reads)
-        last = writes[-1]
-        end = int(last["first_cell"] + last["rows"] * last["sequences"])
 
         def read(first: int, stop: int) -> Floats:
             return cell_rows(self.trace, layer, tensor, own, first, stop - first)
 
+        kept = self._kept.get(key)
+        grown = self._grown(kept if isinstance(kept, _Cells) else None, site.reads, runs, read)
+        if grown is not kept:
+            self._keep(key, grown)
+        else:
+            self._kept.move_to_end(key)
+        return grown.of(runs)
+
+    def _grown(self, kept: _Cells | None, cache_layer: int, runs: Runs, read: Read) -> _Cells:
+        """What was kept, or more, so that the runs are in it."""
+        low = min(run.cell for run in runs)
+        high = max(run.cell + run.count for run in runs)
+        if kept is not None and kept.first <= low and high <= kept.stop:
+            return kept
+        last = self.trace.source.writes(cache_layer)[-1]
+        end = int(last["first_cell"] + last["rows"] * last["sequences"])
         start, first = low, low
         before: list[Floats] = []
-        if isinstance(kept, _Cells) and kept.first <= low <= kept.stop:
+        if kept is not None and kept.first <= low <= kept.stop:
             start, first, before = kept.first, kept.stop, [kept.rows]
         try:
             rows = read(first, min(end, max(high, first + LOOK_AHEAD)))
         except TraceError:
             # a cell further on is damaged: that is no reason to hide these
             rows = read(first, high)
-        new = _Cells(start, np.concatenate([*before, rows]))
-        self._keep(key, new)
-        return new
+        return _Cells(start, np.concatenate([*before, rows], axis=-2) if before else rows)
+
+    def _all_keys_bytes(self) -> int:
+        """float32 keys of all layers at the end of the trace."""
+        total = 0
+        for layer in self.trace.meta.cache_layers:
+            writes = self.trace.source.writes(layer.index)
+            if writes.size:
+                last = writes[-1]
+                cells = int(last["first_cell"] + last["rows"] * last["sequences"])
+                total += 4 * cells * layer.num_kv_heads * layer.key_dim
+        return total
 
     def _pass_rows(
-        self, number: int, layer: int, tensor: Tensor, head: int, sequence: int, lane: str
+        self,
+        number: int,
+        layer: int,
+        tensor: Tensor,
+        head: int,
+        sequence: int,
+        lane: str,
+        passed: tuple[int, int, int],
     ) -> Floats | None:
-        """Rows of a lane that keeps its own forward; None: it does not."""
-        compared = self.trace.compared(number, lane)
-        if compared is None or sequence >= len(compared.passes):
-            return None
-        place, row, first = compared.passes[sequence]
+        """Rows of a lane that keeps its own forwards; None: it has none of this tensor."""
+        place, row, first = passed
         site = self.trace.site(layer)
         own = tensor_head(site, tensor, head)
-        index = site.reads if tensor in CACHE_TENSORS else layer
+        index = site.reads if tensor in CACHE_TENSORS else site.index
         rows = self._once(
             ("pass", lane, place, row, tensor, index, own),
             lambda: pass_rows(self.trace, lane, (place, row), layer, tensor, own),
         )
         if rows is None:
             return None
-        new = self.trace.step(number).new_at(site.index)
+        step = self.trace.step(number)
         if tensor not in CACHE_TENSORS:
-            return rows[first : first + new]
+            return rows[first : first + step.new_at(site.index)]
         positions = self._once(
             ("positions", lane, place, row), lambda: self._positions(lane, place, row)
         )
@@ -151,7 +224,7 @@ class RowStore:
             return None
         runs = attended_runs(self.trace, number, layer, sequence)
         wanted = expanded([(run.position, run.count) for run in runs])
-        until = first + self.trace.step(number).new
+        until = first + step.new
         return at_places(rows, places_of(positions[:until].astype(np.int64), wanted))
 
     def _positions(self, lane: str, place: int, row: int) -> Floats | None:
