@@ -41,16 +41,12 @@ def pooled(
         return np.zeros((down.bins, across.bins), np.float32)
     if down.per_cell == across.per_cell == 1:
         return part
-    rows = np.arange(0, part.shape[0], down.per_cell)
-    columns = np.arange(0, part.shape[1], across.per_cell)
+    sizes = down.per_cell, across.per_cell
     if how is Pooling.MEAN:
-        total = _reduced(np.add, part, rows, columns)
-        counts = np.diff(np.append(rows, part.shape[0]))[:, None] * np.diff(
-            np.append(columns, part.shape[1])
-        )
-        return np.asarray(total / counts)
-    high = _reduced(np.maximum, part, rows, columns)
-    low = _reduced(np.minimum, part, rows, columns)
+        counts = np.outer(_counts(part.shape[0], sizes[0]), _counts(part.shape[1], sizes[1]))
+        return np.asarray(_reduced(np.add, part, sizes) / counts, np.float32)
+    high = _reduced(np.maximum, part, sizes)
+    low = _reduced(np.minimum, part, sizes)
     return np.where(high >= -low, high, low)
 
 
@@ -61,7 +57,30 @@ def pooling_label(down: Binning, across: Binning, how: Pooling = Pooling.STRONGE
     return f"{how} of {across.per_cell}×{down.per_cell}"
 
 
-def _reduced(
-    how: np.ufunc, part: Floats, rows: NDArray[np.int64], columns: NDArray[np.int64]
-) -> Floats:
-    return np.asarray(how.reduceat(how.reduceat(part, rows, axis=0), columns, axis=1))
+def _reduced(how: np.ufunc, part: Floats, sizes: tuple[int, int]) -> Floats:
+    """Both axes reduced by bins; the one that shrinks more first."""
+    for axis in (0, 1) if sizes[0] > sizes[1] else (1, 0):
+        part = _binned(how, part, sizes[axis], axis)
+    return part
+
+
+def _binned(how: np.ufunc, part: Floats, size: int, axis: int) -> Floats:
+    """One axis reduced by bins of a size, the last one of what is left.
+
+    Whole bins are reduced as one block: several times faster than `reduceat`.
+    """
+    if size == 1:
+        return part
+    moved = np.moveaxis(part, axis, 0)
+    whole = len(moved) // size
+    blocks = moved[: whole * size].reshape(whole, size, *moved.shape[1:])
+    found = np.asarray(how.reduce(blocks, axis=1))
+    if whole * size < len(moved):
+        rest = np.asarray(how.reduce(moved[whole * size :], axis=0, keepdims=True))
+        found = np.concatenate([found, rest])
+    return np.moveaxis(found, 0, axis)
+
+
+def _counts(length: int, size: int) -> NDArray[np.int64]:
+    """Values in each bin of an axis."""
+    return np.diff(np.append(np.arange(0, length, size), length))
