@@ -40,12 +40,15 @@ def chosen(path: Path, *, force: bool) -> Path:
 
 def beside(model: str) -> Path:
     """A free name in the current directory, such as gpt2.kvt or gpt2-2.kvt."""
-    name = _slug(model)
-    path, number = Path(f"{name}.kvt"), 1
+    return chosen(_free(Path(), _slug(model)), force=False)
+
+
+def _free(folder: Path, name: str) -> Path:
+    path, number = folder / f"{name}.kvt", 1
     while path.exists():
         number += 1
-        path = Path(f"{name}-{number}.kvt")
-    return chosen(path, force=False)
+        path = folder / f"{name}-{number}.kvt"
+    return path
 
 
 def temporary(model: str) -> Path:
@@ -63,7 +66,7 @@ def temporary(model: str) -> Path:
         ) from None
     _forget_old(folder)
     moment = time.strftime("%Y%m%d-%H%M%S")
-    return chosen(folder / f"{_slug(model)}-{moment}-{os.getpid()}.kvt", force=False)
+    return chosen(_free(folder, f"{_slug(model)}-{moment}"), force=False)
 
 
 def cache_folder() -> Path:

@@ -104,6 +104,7 @@ class Orders:
                     self._steps_left += 1
                 case "choose":
                     self._token = command.token
+                    self._steps_left += not self._running
                 case "stop":
                     self._stop("stopped by the user")
                 case _:

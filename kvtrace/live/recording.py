@@ -7,53 +7,23 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from kvtrace.live.messages import Ended, Paused, Progress, Request, Said, Stepped
+from kvtrace.live.messages import Ended, Progress, Request, Said, Stepped
 from kvtrace.live.orders import Orders
+from kvtrace.live.turn import Turn
 from kvtrace.live.voice import Voice
 from kvtrace.trace import Ending, Sampling
 
 if TYPE_CHECKING:
     from kvtrace.models import Loaded
-    from kvtrace.record import Recording as Watched
 
 PATIENCE = 300.0
 """Seconds without CPU time while loading; network waits have shorter limits of their own."""
 
 _PROGRESS_EVERY = 0.1
-
-
-class Turn:
-    """Between two steps: implements `kvtrace.record.decode.Control` with what the user orders.
-
-    A pause waits after the forward and before its token is chosen, so that another can be.
-    """
-
-    def __init__(self, recording: Watched, orders: Orders, voice: Voice) -> None:
-        self._recording = recording
-        self._orders = orders
-        self._voice = voice
-
-    def proceed(self) -> bool:
-        """Whether the next step may begin: not after a stop, and not once writing has failed."""
-        recorder = self._recording.recorder
-        failed = recorder is not None and recorder.failure is not None
-        return not (self._orders.stopped or failed)
-
-    def take_token(self) -> int | None:
-        """Wait while paused; the token the user chose, if any."""
-        self._orders.await_turn(self._show_step)
-        return self._orders.take_token()
-
-    def _show_step(self) -> None:
-        """The step that waits for its token goes into the file, to be looked at."""
-        recorder = self._recording.recorder
-        if recorder is not None and recorder.last is not None:
-            number = recorder.last.number
-            recorder.flush()
-            self._voice.say(Paused(number))
 
 
 class Recording:
@@ -98,7 +68,7 @@ class Recording:
             ),
             on_step=lambda step: self._voice.say(Stepped(step.number, asked.output)),
         )
-        turn = Turn(recording, self._orders, self._voice)
+        turn = Turn(recording, self._orders, self._voice, loaded.card.vocab_size)
         with recording:
             ending = decode(
                 loaded.model,
@@ -106,13 +76,15 @@ class Recording:
                 choice=Choice(asked.temperature, asked.top_k, asked.seed),
                 limits=Limits(loaded.new_tokens, loaded.tokenizer.eos, loaded.context_length),
                 control=turn,
-                on_token=recording.choose,
+                on_token=turn.chosen,
             )
             if ending.reason == "stopped":
                 ending = Ending("stopped", self._orders.stop_reason)
             recording.end_with(ending)
         if recording.recorder is not None and recording.recorder.failure is not None:
             raise recording.recorder.failure
+        if ending.reason != "stopped":
+            turn.note_last_token(Path(asked.output))
         return ending
 
     def _load(self) -> Loaded:

@@ -83,6 +83,15 @@ def test_a_chosen_token_is_taken_once():
     assert (one.take_token(), one.take_token()) == (17, None)
 
 
+def test_choosing_a_token_in_a_pause_goes_one_step_on_with_it():
+    one = orders(paused=True)
+    one.obey(Command("choose", 17))
+    assert one.await_turn(lambda: pytest.fail("waited"))
+    assert one.take_token() == 17
+    one.obey(Command("stop"))
+    assert not one.await_turn(lambda: None)
+
+
 def test_what_is_no_command_is_ignored():
     one = orders()
     for line in (b"", b"garbage", encode(Said("x")), encode(Command("dance"))):

@@ -1,0 +1,129 @@
+"""The real recorder, driven through a session by commands."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from builders.commands import SLOW_MODEL, is_gone
+from kvtrace.files import open_trace
+from kvtrace.live.messages import Ended, Failed, Paused, Progress, Request, Said, Started, Stepped
+from kvtrace.live.session import Session
+
+FACTS = """
+
+def facts():
+    import os, sys
+    print("niceness", os.nice(0))
+    print("policy", os.environ["OMP_WAIT_POLICY"])
+    print("own session", os.getsid(0) == os.getpid())
+    print("input", repr(sys.stdin.read()))
+    return make()
+
+def forked():
+    import os
+    model = make()
+    os.fork()
+    return model
+"""
+
+
+class Driven:
+    """A session, and everything heard of it."""
+
+    def __init__(self, request: Request) -> None:
+        self.session = Session(request)
+        self.events = []
+
+    def until(self, wanted) -> None:
+        end = time.monotonic() + 120
+        while not any(wanted(event) for event in self.events):
+            assert time.monotonic() < end
+            assert not self.session.finished, self.events
+            self.session.wait(0.1)
+            self.events += self.session.poll()
+
+    def until_paused(self, times: int, number: int) -> None:
+        self.until(lambda _: self.events.count(Paused(number)) >= times)
+
+    def to_the_end(self) -> None:
+        while not self.session.finished:
+            self.session.wait(0.1)
+            self.events += self.session.poll()
+
+
+@pytest.fixture
+def script(tmp_path) -> Path:
+    path = tmp_path / "slow.py"
+    path.write_text(SLOW_MODEL + FACTS)
+    return path
+
+
+def test_a_paused_run_obeys_step_by_step_and_takes_the_users_token(script, tmp_path):
+    path = tmp_path / "a.kvt"
+    request = Request(
+        f"{script}:facts", str(path), "hello", new_tokens=5, recompute="off", paused=True
+    )
+    driven = Driven(request)
+    with driven.session as session:
+        driven.until_paused(1, 0)
+        assert open_trace(path).chosen(0) is None
+        session.send("choose", 65)
+        driven.until_paused(1, 1)
+        assert open_trace(path).chosen(0) == 65
+        assert open_trace(path).step(1).tokens == ((65,),)
+        session.send("choose", 300)
+        driven.until_paused(2, 1)
+        session.send("step")
+        driven.until_paused(1, 2)
+        assert len(open_trace(path)) == 3
+        session.send("run")
+        driven.until(lambda event: event == Stepped(3, str(path)))
+        driven.to_the_end()
+    trace = open_trace(path)
+    assert driven.events[0] == Started(1)
+    assert isinstance(driven.events[1], Progress)
+    assert driven.events[-1] == Ended("length", trace.ending.text, str(path))
+    said = [event.text for event in driven.events if isinstance(event, Said)]
+    assert "token 300 was chosen, but ids go from 0 to 299" in said
+    niceness = min(19, os.nice(0) + 10)
+    for fact in (f"niceness {niceness}", "policy PASSIVE", "own session True", "input ''"):
+        assert fact in said
+    stepped = [event.number for event in driven.events if isinstance(event, Stepped)]
+    assert stepped == list(trace.numbers) == [0, 1, 2, 3, 4]
+    assert all(trace.chosen(number) is not None for number in trace.numbers)
+    assert session.failure is None
+
+
+def test_a_pause_at_the_last_step_still_records_its_token(tmp_path):
+    path = tmp_path / "a.kvt"
+    request = Request("demo", str(path), new_tokens=1, recompute="off", paused=True)
+    driven = Driven(request)
+    with driven.session as session:
+        driven.until_paused(1, 0)
+        session.send("choose", 17)
+        driven.to_the_end()
+    trace = open_trace(path)
+    assert len(trace) == 1
+    assert trace.chosen(0) == 17
+    assert trace.ending.reason == "length"
+
+
+def test_a_stop_in_a_pause_closes_the_trace(tmp_path):
+    path = tmp_path / "a.kvt"
+    driven = Driven(Request("demo", str(path), paused=True, recompute="off"))
+    driven.until_paused(1, 0)
+    driven.session.close()
+    assert open_trace(path).ending.text == "stopped by the user"
+    assert driven.session.ending.reason == "stopped"
+    assert is_gone(driven.session.pid)
+
+
+def test_code_that_forks_is_recorded_once(script, tmp_path):
+    path = tmp_path / "a.kvt"
+    driven = Driven(Request(f"{script}:forked", str(path), "hello", new_tokens=2, recompute="off"))
+    driven.to_the_end()
+    driven.session.close()
+    assert not any(isinstance(event, Failed) for event in driven.events)
+    assert len(open_trace(path)) == 2
