@@ -84,7 +84,7 @@ def widen(raw: Array, name: str) -> Floats:
         name: The dtype that was recorded.
     """
     if name == "bfloat16":
-        return (raw.astype(np.uint32) << 16).view(np.float32)
+        return np.left_shift(raw, 16, dtype=np.uint32).view(np.float32)
     if name == "float8_e4m3fn":
         return _float8_table(4, 3, has_infinity=False)[raw.astype(np.intp)]
     if name == "float8_e5m2":
