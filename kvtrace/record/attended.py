@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-
-import numpy as np
 
 from kvtrace.files import StepRows
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.forward import Forward
 from kvtrace.record.ledger import LedgerStep
 from kvtrace.record.masks import Compact, Compactor
-from kvtrace.record.rows import Copied, Copying, nonfinite
+from kvtrace.record.rows import Copied, Copying, Name
 from kvtrace.record.sites import Sites
-from kvtrace.trace import Mask, SiteStep, dtypes
-from kvtrace.trace.dtypes import Array
+from kvtrace.trace import Mask, SiteStep
 
 Checked = tuple[float, float]
 """(error, scale) of the self-check of one call."""
@@ -52,20 +48,17 @@ class Attended:
             self.calls.append(call)
             self.masks.append(compactor.compact(call, entry.seq[store]))
         for site, call in zip(self.sites, self.calls, strict=True):
-            self.copying.add(("q", site), call.queries)
+            self.copying.add("q", site, call.queries)
         for site, call in zip(self.sites, self.calls, strict=True):
-            self.copying.add(("o", site), call.output)
-        for store, (keys, values) in entry.rows.items():
-            self.copying.add(("k", store), keys)
-            self.copying.add(("v", store), values)
+            self.copying.add("o", site, call.output)
+        for store, rows in entry.rows.items():
+            self.copying.add("k", store, rows[0])
+        for store, rows in entry.rows.items():
+            self.copying.add("v", store, rows[1])
         self.copying.start()
 
     def step_rows(self, copied: Copied) -> StepRows:
         """The rows, by site and cache layer."""
-        by_kind: dict[str, dict[int, Array]] = {"q": {}, "o": {}, "k": {}, "v": {}}
-        for name, rows in copied.rows.items():
-            kind, index = name
-            by_kind[kind][index] = rows
         masks = {
             site: compact.full
             for site, compact in zip(self.sites, self.masks, strict=True)
@@ -76,7 +69,8 @@ class Attended:
             for site, compact in zip(self.sites, self.masks, strict=True)
             if compact.bias is not None
         }
-        return StepRows(by_kind["q"], by_kind["o"], by_kind["k"], by_kind["v"], masks, biases)
+        queries, output, keys, values = (copied.of(kind) for kind in "qokv")
+        return StepRows(queries, output, keys, values, masks, biases)
 
     def site_steps(
         self, copied: Copied, checked: Mapping[int, Checked], stores: Sequence[int]
@@ -88,66 +82,49 @@ class Attended:
             checked: Place of a call to the outcome of its self-check.
             stores: Cache layer of each call.
         """
-        bad = _nonfinite(copied)
-        groups: dict[Mask, list[int]] = {}
-        for place, compact in enumerate(self.masks):
-            groups.setdefault(compact.mask, []).append(place)
+        bad = {} if copied.finite else dict(_nonfinite(copied))
         largest = _largest(copied)
+        groups: dict[int, list[int]] = {}
+        masks: dict[Mask, list[int]] = {}
+        for place, compact in enumerate(self.masks):
+            members = groups.get(id(compact))
+            if members is None:
+                members = groups[id(compact)] = masks.setdefault(compact.mask, [])
+            members.append(place)
         out = []
-        for mask, places in groups.items():
-            errors, scales, counts = [], [], []
-            for place in places:
-                site, store = self.sites[place], stores[place]
-                outcome = checked.get(place)
-                errors.append(None if outcome is None else outcome[0])
-                scales.append(largest.get(site, 0.0))
-                counts.append(
-                    sum(bad.get(key, 0) for key in (("q", site), ("o", site)))
-                    + sum(bad.get(key, 0) for key in (("k", store), ("v", store)))
-                    if bad
-                    else 0
+        for mask, places in masks.items():
+            sites = [self.sites[place] for place in places]
+            outcomes = [checked.get(place) for place in places] if checked else [None] * len(places)
+            counts = (0,) * len(places)
+            if bad:
+                counts = tuple(_count(bad, self.sites[place], stores[place]) for place in places)
+            out.append(
+                SiteStep(
+                    tuple(sites),
+                    mask,
+                    tuple([None if one is None else one[0] for one in outcomes]),
+                    tuple([largest.get(site, 0.0) for site in sites]),
+                    counts,
                 )
-            sites = tuple(self.sites[place] for place in places)
-            out.append(SiteStep(sites, mask, tuple(errors), tuple(scales), tuple(counts)))
+            )
         return tuple(out)
 
 
-def _nonfinite(copied: Copied) -> dict[object, int]:
-    """Name to its number of NaN and Inf; empty when there are none at all."""
-    found: dict[object, int] = {}
-    for dtype, flat in copied.flat.items():
-        if not nonfinite(flat, dtype).any():
-            continue
-        for name in copied.order[dtype]:
-            count = int(nonfinite(copied.rows[name], dtype).sum())
-            if count:
-                found[name] = count
-    return found
+def _count(bad: Mapping[Name, int], site: int, store: int) -> int:
+    """NaN and Inf in the rows of a site and of the cache layer it reads."""
+    names: list[Name] = [("q", site), ("o", site), ("k", store), ("v", store)]
+    return sum(bad.get(name, 0) for name in names)
+
+
+def _nonfinite(copied: Copied) -> Iterator[tuple[Name, int]]:
+    for stack in copied.stacks:
+        yield from stack.nonfinite()
 
 
 def _largest(copied: Copied) -> dict[int, float]:
-    """Site to its largest finite |output|; outputs of one size are looked at together."""
+    """Site to its largest finite |output|."""
     found: dict[int, float] = {}
-    for dtype, flat in copied.flat.items():
-        start = 0
-        for size, names in groupby(copied.order[dtype], lambda name: copied.rows[name].size):
-            batch = list(names)
-            end = start + size * len(batch)
-            outputs = [i for i, name in enumerate(batch) if name[0] == "o"]
-            if outputs and size:
-                block = flat[start:end].reshape(len(batch), size)[outputs[0] : outputs[-1] + 1]
-                top = _max_abs(block, dtype)
-                for name, value in zip(batch[outputs[0] : outputs[-1] + 1], top, strict=True):
-                    found[name[1]] = value
-            start = end
+    for stack in copied.stacks:
+        if stack.kind == "o":
+            found.update(zip(stack.indices, stack.largest(), strict=True))
     return found
-
-
-def _max_abs(rows: Array, dtype: str) -> list[float]:
-    """Largest finite magnitude of each row."""
-    wide = np.abs(dtypes.widen(rows, dtype))
-    top = wide.max(axis=1)
-    if not np.isfinite(top).all():
-        top = np.where(np.isfinite(wide), wide, 0).max(axis=1)
-    values: list[float] = top.tolist()
-    return values

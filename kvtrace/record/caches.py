@@ -30,7 +30,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RawUpdate:
     """An update as the patch saw it."""
 
@@ -44,7 +44,7 @@ class RawUpdate:
     earlier: tuple[Tensor, Tensor] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Held:
     """What a cache layer held when it was last seen."""
 
@@ -71,9 +71,10 @@ class Held:
 
 def _version(tensor: object) -> int:
     """Counts changes in place; inference tensors don't count, and say -1."""
-    if not isinstance(tensor, Tensor) or tensor.is_inference():
+    try:
+        return int(tensor._version)  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):
         return -1
-    return int(tensor._version)
 
 
 def held(layer: Any, out: tuple[Tensor, Tensor] | None) -> Held:
@@ -205,14 +206,20 @@ def finished(raw: RawUpdate, serial: int, part: str) -> CacheUpdate:
         capacity if isinstance(capacity, int) else None,
         window if isinstance(window, int) else None,
         raw.continuous,
-        _is_known(raw.cache) and _is_known(layer),
+        _is_known(type(raw.cache)) and _is_known(type(layer)),
         raw.earlier,
     )
 
 
-def _is_known(thing: object) -> bool:
-    name = type(thing).__name__
-    return type(thing).__module__.startswith("transformers.") and "Quantized" not in name
+def _is_known(kind: type) -> bool:
+    found = _known.get(kind)
+    if found is None:
+        ours = kind.__module__.startswith("transformers.")
+        found = _known[kind] = ours and "Quantized" not in kind.__name__
+    return found
+
+
+_known: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
 
 
 # -- patches -------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def card(model: nn.Module, name: str | None = None) -> ModelCard:
     config = getattr(model, "config", None)
     text = text_config(model)
     parameters = list({id(one): one for one in model.parameters()}.values())
-    dtypes = Counter(dtype_name(one) for one in parameters if one.is_floating_point())
+    dtypes = Counter(dtype_name(one.dtype) for one in parameters if one.is_floating_point())
     first = parameters[0] if parameters else None
     return ModelCard(
         name=name or type(model).__name__,

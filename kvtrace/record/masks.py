@@ -49,6 +49,7 @@ class Compactor:
         self._origin = origin
         self._chunk = chunk
         self._seen: dict[tuple[object, ...], tuple[Tensor, Compact]] = {}
+        self._offsets: dict[int | None, Compact] = {}
         self._biases: dict[tuple[int, int], tuple[Tensor, Array]] = {}
 
     def compact(self, call: AttentionCall, seq: int) -> Compact:
@@ -56,7 +57,7 @@ class Compactor:
         new = call.queries.shape[2]
         if call.visible is None:
             ruled = call.causal or (new == 1 and call.kind == "self")
-            found = Compact(Mask(offset=seq - new) if ruled else Mask())
+            found = self._plain(seq - new if ruled else None)
         else:
             key = (id(call.visible), new, seq, call.window)
             known = self._seen.get(key)
@@ -66,6 +67,13 @@ class Compactor:
         if call.bias is None:
             return found
         return replace(found, mask=replace(found.mask, bias=True), bias=self._bias(call.bias, seq))
+
+    def _plain(self, offset: int | None) -> Compact:
+        """No mask but the causal one, if that."""
+        found = self._offsets.get(offset)
+        if found is None:
+            found = self._offsets[offset] = Compact(Mask(offset=offset))
+        return found
 
     def _bias(self, bias: Tensor, seq: int) -> Array:
         key = (id(bias), seq)

@@ -5,9 +5,11 @@ On an accelerator the copy goes to pinned memory without waiting; `finish` waits
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from math import prod
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -30,76 +32,122 @@ _AS_BITS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """Rows of one kind and shape, copied together.
+
+    Attributes:
+        kind: "q", "o", "k" or "v".
+        indices: Sites, or cache layers.
+        rows: [indices, sequences, heads, rows, dim].
+        dtype: Name of their dtype.
+    """
+
+    kind: str
+    indices: tuple[int, ...]
+    rows: Array
+    dtype: str
+
+    def nonfinite(self) -> Iterator[tuple[Name, int]]:
+        """Each with its number of NaN and Inf."""
+        for index, rows in zip(self.indices, self.rows, strict=True):
+            yield (self.kind, index), int(nonfinite(rows, self.dtype).sum())
+
+    def largest(self) -> list[float]:
+        """Largest finite magnitude of each."""
+        flat = self.rows.reshape(len(self.indices), -1)
+        if not flat.shape[1]:
+            return [0.0] * len(self.indices)
+        wide = np.abs(dtypes.widen(flat, self.dtype))
+        top = wide.max(axis=1)
+        if not np.isfinite(top).all():
+            top = np.where(np.isfinite(wide), wide, 0).max(axis=1)
+        values: list[float] = top.tolist()
+        return values
+
+
+@dataclass(frozen=True, slots=True)
 class Copied:
     """Rows copied together.
 
     Attributes:
-        rows: Name to its rows.
-        flat: dtype name to all of its rows in the order they were given, one after the other.
-        order: dtype name to the names in that order.
+        stacks: All of them.
+        finite: Nowhere NaN or Inf.
     """
 
-    rows: Mapping[Name, Array]
-    flat: Mapping[str, Array]
-    order: Mapping[str, Sequence[Name]]
+    stacks: tuple[Stack, ...]
+    finite: bool
+
+    def of(self, kind: str) -> dict[int, Array]:
+        """Index to rows, of one kind."""
+        return {
+            index: rows
+            for stack in self.stacks
+            if stack.kind == kind
+            for index, rows in zip(stack.indices, stack.rows, strict=True)
+        }
 
 
 @dataclass(slots=True)
 class Copying:
     """Collects tensors, copies them in one go, hands out numpy views."""
 
-    _parts: dict[torch.dtype, list[tuple[Name, Tensor]]] = field(default_factory=dict)
+    _parts: dict[torch.dtype, list[tuple[str, int, Tensor]]] = field(default_factory=dict)
     _flying: list[tuple[torch.dtype, Tensor]] = field(default_factory=list)
 
-    def add(self, name: Name, tensor: Tensor) -> None:
-        """A tensor to be copied."""
+    def add(self, kind: str, index: int, tensor: Tensor) -> None:
+        """A tensor to be copied, [sequences, heads, rows, dim]."""
         found = self._parts.get(tensor.dtype)
         if found is None:
             found = self._parts[tensor.dtype] = []
-        found.append((name, tensor))
+        found.append((kind, index, tensor))
 
     @torch.no_grad()
     def start(self) -> None:
         """Start copying."""
         for dtype, parts in self._parts.items():
-            host = torch.device("cpu")
-            flat = [tensor.detach().reshape(-1) for _, tensor in parts]
-            if len({tensor.device for tensor in flat}) > 1:
-                flat = [tensor.to(host) for tensor in flat]
-            whole = torch.cat(flat)
+            tensors = [tensor for _, _, tensor in parts]
+            if any(tensor.device != tensors[0].device for tensor in tensors):
+                tensors = [tensor.cpu() for tensor in tensors]
+            whole = _flattened(tensors)
             if whole.device.type == "cuda":
                 pinned = torch.empty(whole.shape, dtype=dtype, pin_memory=True)
                 whole = pinned.copy_(whole, non_blocking=True)
-            elif whole.device != host:
-                whole = whole.to(host)
+            elif whole.device.type != "cpu":
+                whole = whole.cpu()
+            elif len(tensors) == 1:
+                whole = whole.clone()
             self._flying.append((dtype, whole))
 
     def finish(self) -> Copied:
         """Wait, and hand out the rows."""
-        if any(whole.is_pinned() for _, whole in self._flying if torch.cuda.is_available()):
+        if torch.cuda.is_available() and any(whole.is_pinned() for _, whole in self._flying):
             torch.cuda.synchronize()
-        rows: dict[Name, Array] = {}
-        flat: dict[str, Array] = {}
+        stacks: list[Stack] = []
+        finite = True
         for dtype, whole in self._flying:
-            array = as_stored(whole)
-            flat[dtype_name(whole)] = array
-            start = 0
-            for name, tensor in self._parts[dtype]:
-                size = prod(tensor.shape)
-                rows[name] = array[start : start + size].reshape(tensor.shape)
-                start += size
-        order = {
-            str(dtype).removeprefix("torch."): [name for name, _ in parts]
-            for dtype, parts in self._parts.items()
-        }
-        return Copied(rows, flat, order)
+            array, name, start = as_stored(whole), dtype_name(dtype), 0
+            finite = finite and not nonfinite(array, name).any()
+            keyed = [((kind, tensor.shape), index) for kind, index, tensor in self._parts[dtype]]
+            for (kind, shape), members in groupby(keyed, itemgetter(0)):
+                indices = tuple([index for _, index in members])
+                end = start + len(indices) * prod(shape)
+                rows = array[start:end].reshape(len(indices), *shape)
+                stacks.append(Stack(kind, indices, rows, name))
+                start = end
+        return Copied(tuple(stacks), finite)
+
+
+def _flattened(tensors: list[Tensor]) -> Tensor:
+    """All of them one after the other; a single call, where a reshape each would cost more."""
+    whole: Tensor = torch._C._nn.flatten_dense_tensors(tensors)
+    return whole
 
 
 def as_stored(tensor: Tensor) -> Array:
     """A tensor in main memory as numpy, in the dtype it is stored in; shares memory."""
     bits = _AS_BITS.get(tensor.dtype)
-    array: Array = (tensor if bits is None else tensor.view(bits)).numpy()
-    name = dtype_name(tensor)
+    array: Array = (tensor if bits is None else tensor.view(bits)).detach().numpy()
+    name = dtype_name(tensor.dtype)
     return array.view(dtypes.storage(name)) if dtypes.known(name) else array
 
 

@@ -53,7 +53,7 @@ class Sites:
                 source="shared" if shared else read.source,
                 shared_from=first if shared else None,
                 level=call.level,
-                dtype=dtype_name(call.queries),
+                dtype=dtype_name(call.queries.dtype),
                 code=call.code,
             )
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from kvtrace.record.calls import AttentionCall
@@ -79,13 +80,19 @@ class Stores:
         return index
 
 
-def dtype_name(tensor: Tensor) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """A dtype as the trace calls it."""
-    return str(tensor.dtype).removeprefix("torch.")
+    found = _NAMES.get(dtype)
+    if found is None:
+        found = _NAMES[dtype] = str(dtype).removeprefix("torch.")
+    return found
+
+
+_NAMES: dict[torch.dtype, str] = {}
 
 
 def _shape(keys: Tensor, values: Tensor) -> tuple[int, int, int, str]:
-    return keys.shape[1], keys.shape[3], values.shape[3], dtype_name(keys)
+    return keys.shape[1], keys.shape[3], values.shape[3], dtype_name(keys.dtype)
 
 
 def _kind(update: CacheUpdate) -> str:
