@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 
-def open_trace(path: Path) -> Trace:
+def open_trace(path: Path | str) -> Trace:
     """Open a trace, complete or not, also while it is being written.
 
     Raises:
         TraceError: It is no trace, or nothing of it can be read.
         VersionError: A newer kvtrace wrote it.
     """
-    return Trace(FileSource(path))
+    return Trace(FileSource(Path(path)))

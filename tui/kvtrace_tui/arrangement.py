@@ -15,7 +15,7 @@ PANES = ("grid", "keys", "values", "queries", "attention", "inspector", "cost")
 LEAST = (40, 12)
 """Columns and lines under which nothing useful fits."""
 
-_LEFT, _RIGHT, _NARROW, _GAP = 32, 38, 16, 1
+_NARROW, _GAP, _LEAST_MAP = 16, 1, 40
 
 
 class SizeClass(StrEnum):
@@ -75,9 +75,19 @@ def arrange(
     cost = min(max(height // 5, 6), 11)
     boxes["cost"] = Box(0, height - 1 - cost, width, cost)
     middle = Box(0, 6, width, height - 7 - cost)
-    boxes |= _sides(middle, layers)
-    centre = Box(_LEFT + _GAP, middle.y, width - _LEFT - _RIGHT - 2 * _GAP, middle.height)
-    return boxes | (_abreast(centre) if kind is SizeClass.VERY_WIDE else _stacked(centre))
+    left, right = _columns(width)
+    boxes |= _sides(middle, layers, left, right)
+    centre = Box(left + _GAP, middle.y, width - left - right - 2 * _GAP, middle.height)
+    if kind is SizeClass.VERY_WIDE:
+        return boxes | _abreast(centre)
+    return boxes | _stacked(centre, shown)
+
+
+def _columns(width: int) -> tuple[int, int]:
+    """Widths of what stands left and right of the maps."""
+    if width < 140:
+        return 28, 30
+    return (32, 38) if width < 200 else (34, 44)
 
 
 def _compact(width: int, height: int, shown: str) -> Boxes:
@@ -93,21 +103,30 @@ def _compact(width: int, height: int, shown: str) -> Boxes:
     return boxes
 
 
-def _sides(middle: Box, layers: int) -> Boxes:
-    grid = min(max(layers + 2, 5), max(middle.height - 13, middle.height // 2))
-    right = middle.x + middle.width - _RIGHT
+def _sides(middle: Box, layers: int, left: int, right: int) -> Boxes:
+    grid = min(max(layers + 3, 6), max(middle.height - 13, middle.height // 2))
+    x = middle.x + middle.width - right
     return {
-        "grid": Box(0, middle.y, _LEFT, grid),
-        "inspector": Box(0, middle.y + grid, _LEFT, middle.height - grid),
-        "attention": Box(right, middle.y, _RIGHT, middle.height),
+        "grid": Box(0, middle.y, left, grid),
+        "inspector": Box(0, middle.y + grid, left, middle.height - grid),
+        "attention": Box(x, middle.y, right, middle.height),
     }
 
 
-def _stacked(centre: Box) -> Boxes:
-    """Q beside K, and the output beside V: the pairs that share their features."""
+def _stacked(centre: Box, shown: str) -> Boxes:
+    """Q beside K, and the output beside V: the pairs that share their features.
+
+    Where there is no room beside, Q or the output takes V's place while it is asked for.
+    """
     upper = (centre.height + 1) // 2
     lower = centre.height - upper
     wide, x = centre.width - _NARROW - _GAP, centre.x + _NARROW + _GAP
+    if wide < _LEAST_MAP:
+        below = shown if shown in ("queries", "output") else "values"
+        return {
+            "keys": Box(centre.x, centre.y, centre.width, upper),
+            below: Box(centre.x, centre.y + upper, centre.width, lower),
+        }
     return {
         "queries": Box(centre.x, centre.y, _NARROW, upper),
         "keys": Box(x, centre.y, wide, upper),

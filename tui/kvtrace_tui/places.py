@@ -20,7 +20,7 @@ _WORDS = {
     "sequence": "sequence", "b": "sequence", "query": "query", "q": "query",
     "row": "row", "r": "row", "dim": "dim", "d": "dim",
 }  # fmt: skip
-_PART = re.compile(r"([a-z]*)\s*([+-]?\d{1,18})", re.IGNORECASE)
+_PART = re.compile(r"([a-z]*)\s*([+-]?\d{1,18})(?!\d)", re.IGNORECASE)
 _EXPECTED = "expected `12`, `+5`, `L3 H5`, `step 12 layer 3 row 7 dim 0`"
 
 

@@ -15,13 +15,12 @@ from textual.layout import Layout
 from textual.screen import Screen
 from textual.timer import Timer
 
-from kvtrace.analysis.checks.verdict import check
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe
 from kvtrace.trace import Trace
-from kvtrace_tui import breakpoints, moves
+from kvtrace_tui import breakpoints, findings, moves
 from kvtrace_tui.actions import ACTIONS, BY_ID
-from kvtrace_tui.arrangement import Boxes, SizeClass, arrange, size_class
+from kvtrace_tui.arrangement import Boxes, arrange
 from kvtrace_tui.cursor import Axis, Cursor
 from kvtrace_tui.desk import TRAITS, Desk, Recording
 from kvtrace_tui.follow import Follower
@@ -63,7 +62,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self._make_panes = make_panes
         self._player: Timer | None = None
         self._boxes: tuple[tuple[object, ...], Boxes] | None = None
-        self._checked = 0
+        self._placed_boxes: Boxes = {}
         self._placed = Placed(self._arranged)
         if follower.trace is not None:
             self.desk.trace = follower.trace
@@ -107,10 +106,10 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def sync(self) -> None:
         """Show what the desk says, as far as it changed."""
-        self._focus_what_is_shown()
-        before = self._boxes
         boxes = self._arranged(*self.size)
-        if before is not self._boxes:
+        self._focus_what_is_shown()
+        if self._placed_boxes is not boxes:
+            self._placed_boxes = boxes
             for child in self.children:
                 child.display = (child.id or "") in boxes
             self.refresh(layout=True)
@@ -126,13 +125,12 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self._set_player()
 
     def _focus_what_is_shown(self) -> None:
-        """A compact screen has no other pane than the one it shows, and the timeline."""
+        """The arrows never belong to a pane that can't be seen."""
         desk = self.desk
-        if desk.focus not in self._panes or desk.focus not in TRAITS:
-            desk.focus = next(iter(self._panes), desk.focus)
-        compact = size_class(*self.size) is SizeClass.COMPACT
-        if compact and not desk.maximised and desk.focus not in (desk.shown, "timeline"):
-            desk.focus_on(desk.shown)
+        boxes = self._arranged(*self.size)
+        if desk.focus not in boxes:
+            visible = [name for name in TRAITS if name in boxes]
+            desk.focus = desk.shown if desk.shown in boxes else next(iter(visible), desk.focus)
 
     def _mark(self, trace: Trace) -> None:
         """Breakpoints and findings on the timeline."""
@@ -147,7 +145,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         """Do something from the table, or say why not."""
         action, desk = BY_ID[name], self.desk
         reason = action.why_not(desk)
-        if reason is not None and not (name == "back" and desk.message):
+        if reason is not None:
             desk.say(reason)
         else:
             desk.message = ""
@@ -254,14 +252,10 @@ class MainScreen(Screen[None], inherit_bindings=False):
     @work(thread=True, exclusive=True)
     def _check(self, trace: Trace, lane: str) -> None:
         """Ask the analysis, away from the keys."""
-        try:
-            found = [(f.step, safe(f.sentence, 600)) for f in check(trace, lane).findings]
-        except KvtraceError as error:
-            found = [(trace.numbers[0] if trace.numbers else 0, safe(str(error), 600))]
-        self.app.call_from_thread(self._found, found)
+        self.app.call_from_thread(self._found, findings.of(trace, lane))
 
-    def _found(self, found: list[tuple[int, str]]) -> None:
-        self.desk.findings = tuple(found)
+    def _found(self, found: breakpoints.Findings) -> None:
+        self.desk.findings = found
         self.sync()
 
     # -- what the desk asks for --------------------------------------------------------------

@@ -1,0 +1,71 @@
+from dataclasses import replace
+
+import pytest
+
+import kvtrace
+from builders import Shape, synthetic_trace
+from builders.written import write_trace
+from kvtrace.analysis.tensors import head_rows
+from kvtrace.errors import UsageError
+from kvtrace.trace import Tensor
+from kvtrace_tui import moves
+from kvtrace_tui.places import expression, find_token, go_to, row_texts
+
+
+@pytest.fixture
+def trace():
+    return synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("4", (4, 0, 0, 5, 0)),
+        ("+2", (3, 0, 0, 5, 0)),
+        ("-1", (0, 0, 0, 4, 0)),
+        ("L2 H3", (1, 2, 3, 5, 0)),
+        ("l2h3", (1, 2, 3, 5, 0)),
+        ("step 4 layer 1 row 2 dim 7", (4, 1, 0, 2, 7)),
+        ("row 0", (1, 0, 0, 0, 0)),
+        ("layer 99", (1, 2, 0, 5, 0)),
+    ],
+)
+def test_places_are_understood(trace, text, place):
+    moved = go_to(text, moves.start(trace), trace)
+    assert (moved.step, moved.layer, moved.head, moved.row, moved.dim) == place
+
+
+@pytest.mark.parametrize("text", ["", "here", "4 or so", "z3", "step", "99999999999999999999"])
+def test_what_is_no_place_is_refused(trace, text):
+    with pytest.raises(UsageError, match="expected"):
+        go_to(text, moves.start(trace), trace)
+
+
+def test_a_step_that_is_not_there_is_refused_with_the_steps_there_are(trace):
+    with pytest.raises(UsageError, match="steps 0 to 6"):
+        go_to("7", moves.start(trace), trace)
+
+
+@pytest.mark.parametrize("tensor", list(Tensor))
+def test_the_expression_gives_the_value_under_the_crosshair(tmp_path, monkeypatch, trace, tensor):
+    write_trace(tmp_path / "a b.kvt", trace)
+    monkeypatch.chdir(tmp_path)
+    opened = kvtrace.open(tmp_path / "a b.kvt")
+    cursor = replace(moves.start(opened), step=2, layer=1, head=3, row=4, dim=5)
+    code = expression(cursor, opened, tensor)
+    rows = head_rows(opened, 2, 1, tensor, 3)
+    cached = tensor in (Tensor.KEYS, Tensor.VALUES)
+    assert eval(code, {"kvtrace": kvtrace}) == rows[4 if cached else 0, 5]
+
+
+def test_a_token_is_found_from_the_crosshair_on_and_round_again(trace):
+    cursor = replace(moves.start(trace), row=0)
+    texts = row_texts(cursor, trace)
+    found = find_token(texts[3], cursor, trace)
+    rows = [row for row, text in enumerate(texts) if texts[3] in text]
+    assert found.row == min(row for row in rows if row > 0)
+    assert find_token("no such token", cursor, trace) is None
+    last = replace(cursor, row=len(texts) - 1)
+    assert find_token(texts[0], last, trace).row == next(
+        row for row, text in enumerate(texts) if texts[0] in text
+    )

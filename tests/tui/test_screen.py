@@ -1,0 +1,359 @@
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from builders import Shape, synthetic_trace
+from builders.written import rows_of
+from kvtrace.files import TraceWriter, open_trace
+from kvtrace.trace import Note
+from kvtrace_tui.app import KvtraceApp
+from kvtrace_tui.desk import Recording
+from kvtrace_tui.follow import Follower
+from kvtrace_tui.live_run import LiveEvent, LiveKind
+from kvtrace_tui.panes import all_panes
+from kvtrace_tui.screens.loading import LoadingScreen
+from kvtrace_tui.screens.main import MainScreen
+
+
+@pytest.fixture(autouse=True)
+def truecolor(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+@pytest.fixture
+def trace():
+    return synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
+
+
+def app_of(trace, live=None, opener=None):
+    follower = Follower(opener or (lambda: trace), live, trace)
+    return KvtraceApp(follower, "a.kvt", all_panes)
+
+
+def shown(app):
+    """The screen as text, line by line."""
+    strips = app.screen._compositor.render_strips()
+    return [strip.text if hasattr(strip, "text") else "".join(s.text for s in strip)
+            for strip in strips] or [""]  # fmt: skip
+
+
+async def press(pilot, *keys):
+    for key in keys:
+        await pilot.press(key)
+    await pilot.pause()
+
+
+async def test_the_screen_says_where_we_are_and_what_the_step_saved(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(160, 45)) as pilot:
+        await pilot.pause()
+        lines = shown(app)
+        assert "memory.kvt" in lines[0]
+        assert "3L×4H(2kv) d8 f32" in lines[0]
+        assert "step 1/6 decode" in lines[0]
+        assert "L0 H0" in lines[0]
+        assert "■ recorded" in lines[0]
+        assert "step 1 computed 1 row of Q, K, V instead of 6" in lines[1]
+        assert "n Next" in lines[-1]
+        await press(pilot, "n", "right_square_bracket", "right_curly_bracket")
+        assert "step 2/6" in shown(app)[0]
+        assert "L1 H1" in shown(app)[0]
+        await press(pilot, "N", "N")
+        assert "step 0/6 prefill" in shown(app)[0]
+
+
+async def test_the_number_under_the_crosshair_is_the_exact_one(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(160, 45)) as pilot:
+        await press(pilot, "left", "down", "down")
+        value = float(trace.cache(1, 0, head=0).keys[0, 4, 2])
+        assert any(f"{value:+.9g}" in line for line in shown(app))
+
+
+async def test_a_compact_screen_shows_the_pane_that_is_asked_for(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.pause()
+        assert any("K cache" in line for line in shown(app))
+        for key, words in (("1", "heads"), ("3", "V cache"), ("5", "attention"), ("7", "cost")):
+            await press(pilot, key)
+            assert any(words in line for line in shown(app)[8:]), key
+            assert not any("K cache" in line for line in shown(app)[8:]), key
+
+
+async def test_a_refused_key_says_why(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, "end", "n")
+        assert "this is the last step" in shown(app)[-1]
+        await press(pilot, "r")
+        assert "no recorder is running" in shown(app)[-1]
+        await press(pilot, "N")
+        assert "n Next" in shown(app)[-1]
+
+
+async def test_maximise_and_back(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(160, 45)) as pilot:
+        await press(pilot, "1", "z")
+        text = "\n".join(shown(app))
+        assert "heads" in text
+        assert "K cache" not in text
+        await press(pilot, "escape")
+        assert "K cache" in "\n".join(shown(app))
+
+
+async def test_diff_mode_shows_the_lanes_differences(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(160, 45)) as pilot:
+        await press(pilot, "d", "d")
+        assert "absolute" in shown(app)[0]
+        assert app.screen.desk.cursor.view.value == "absolute"
+
+
+async def test_go_to_is_typed_and_a_wrong_place_is_explained(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, "g", "4", "enter")
+        assert "step 4/6" in shown(app)[0]
+        await press(pilot, "g", "9", "9", "enter")
+        assert "steps 0 to 6" in shown(app)[-1]
+        await press(pilot, "g", "escape")
+        assert isinstance(app.screen, MainScreen)
+        assert "step 4/6" in shown(app)[0]
+
+
+async def test_help_shows_every_key_and_goes_away(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(120, 110)) as pilot:
+        await press(pilot, "question_mark")
+        text = "\n".join(shown(app))
+        for words in ("Go to the next step", "Jump to the largest difference", "Quit"):
+            assert words in text
+        await press(pilot, "escape")
+        assert isinstance(app.screen, MainScreen)
+
+
+async def test_the_palette_finds_actions_by_name(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, "colon")
+        await press(pilot, *"last")
+        for _ in range(50):
+            await pilot.pause(0.02)
+            if "Last" in "\n".join(shown(app)):
+                break
+        await press(pilot, "down", "enter")
+        await pilot.pause()
+        assert app.screen.desk.cursor.step == 6
+
+
+async def test_breakpoints_and_findings_are_marked_and_reached(trace):
+    trace.source.notes.append(Note("finding", "divergence: planted", step=4, site=1))
+    app = app_of(trace)
+    async with app.run_test(size=(160, 45)) as pilot:
+        for _ in range(100):
+            await pilot.pause(0.02)
+            if app.screen.desk.findings:
+                break
+        assert (4, "divergence: planted") in app.screen.desk.findings
+        await press(pilot, "end", "C")
+        assert "step 4/6" in shown(app)[0]
+        assert "planted" in shown(app)[-1]
+
+
+async def test_copy_reaches_the_clipboard(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, "Y")
+        assert app.clipboard == "kvtrace.open('memory.kvt').cache(1, 0).keys[0, 5, 0]"
+
+
+async def test_export_writes_one_picture_without_network(trace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, "e", "e")
+        assert "memory-step1-2.svg" in shown(app)[-1]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["memory-step1-2.svg", "memory-step1.svg"]
+    svg = (tmp_path / "memory-step1.svg").read_text()
+    assert "@font-face" not in svg
+    assert "url(http" not in svg
+
+
+async def test_a_click_gives_a_pane_the_arrows_and_moves_the_crosshair(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(160, 45)) as pilot:
+        await pilot.pause()
+        await pilot.click("#attention", offset=(4, 4))
+        await pilot.pause()
+        assert app.screen.desk.focus == "attention"
+        await pilot.click("#grid", offset=(6, 3))
+        await pilot.pause()
+        assert app.screen.desk.focus == "grid"
+        assert app.screen.desk.cursor.layer == 1
+
+
+async def test_the_wheel_goes_through_time(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(160, 45)) as pilot:
+        await pilot.pause()
+        app.screen.action_act("next_step")
+        assert app.screen.desk.cursor.step == 2
+
+
+async def test_play_goes_on_to_the_end_and_stops(trace, monkeypatch):
+    monkeypatch.setattr("kvtrace_tui.screens.main.PLAY_S", 0.05)
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, "space")
+        assert "playing" in shown(app)[0]
+        for _ in range(200):
+            await pilot.pause(0.01)
+            if not app.screen.desk.playing:
+                break
+        assert app.screen.desk.cursor.step == 6
+        assert "playing" not in shown(app)[0]
+
+
+async def test_an_empty_trace_opens(tmp_path, trace):
+    with TraceWriter(tmp_path / "a.kvt", trace.meta):
+        pass
+    empty = open_trace(tmp_path / "a.kvt")
+    app = app_of(empty)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, *"nNdDtc123", "left", "up", "space", "end", "y", "Y")
+        assert "nothing is recorded yet" in shown(app)[-1]
+
+
+async def test_a_batch_has_a_sequence_to_choose(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, "right_parenthesis")
+        assert "one sequence only" in shown(app)[-1]
+
+
+async def test_every_size_is_laid_out(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(160, 45)) as pilot:
+        for size in [(1, 1), (39, 12), (40, 12), (80, 24), (100, 30), (181, 31), (500, 120)]:
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            lines = shown(app)
+            assert len(lines) == size[1]
+            assert all(len(line) <= size[0] for line in lines)
+
+
+# -- live ------------------------------------------------------------------------------------
+
+
+class Run:
+    def __init__(self):
+        self.waiting, self.sent = [], []
+
+    def poll(self):
+        events, self.waiting = self.waiting, []
+        return events
+
+    def send(self, name, token=-1):
+        self.sent.append(name)
+
+    def close(self):
+        pass
+
+
+async def until(pilot, condition):
+    for _ in range(500):
+        await pilot.pause(0.02)
+        if condition():
+            return
+    raise AssertionError("it never came true")
+
+
+async def test_a_live_run_opens_at_once_and_is_followed_to_its_end(tmp_path, trace):
+    path, run = tmp_path / "live.kvt", Run()
+    app = app_of(None, run, lambda: open_trace(path))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        assert isinstance(app.screen, LoadingScreen)
+        run.waiting.append(LiveEvent(LiveKind.PROGRESS, "reading weights", share=0.25))
+        run.waiting.append(LiveEvent(LiveKind.LOG, "a line it printed"))
+        await until(pilot, lambda: "reading weights" in "\n".join(shown(app)))
+        assert "25%" in "\n".join(shown(app))
+        assert "a line it printed" in "\n".join(shown(app))
+        with TraceWriter(path, trace.meta) as writer:
+            for number in (0, 1):
+                writer.append(trace.step(number), rows_of(trace, trace.step(number)))
+                run.waiting.append(LiveEvent(LiveKind.STEP, number=number))
+                await until(pilot, lambda n=number: f"step {n}/{n}" in shown(app)[0])
+            assert "● live" in shown(app)[0]
+            await press(pilot, "N")
+            writer.append(trace.step(2), rows_of(trace, trace.step(2)))
+            run.waiting.append(LiveEvent(LiveKind.STEP, number=2))
+            await until(pilot, lambda: "step 0/2" in shown(app)[0])
+            await press(pilot, "x")
+            assert run.sent == ["stop"]
+            writer.end(trace.ending)
+        run.waiting.append(LiveEvent(LiveKind.ENDED, "stopped"))
+        await until(pilot, lambda: "■ recorded" in shown(app)[0])
+
+
+async def test_a_run_that_fails_before_its_first_step_ends_the_app(tmp_path):
+    run = Run()
+    app = app_of(None, run, lambda: open_trace(tmp_path / "none.kvt"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        run.waiting.append(LiveEvent(LiveKind.FAILED, "no such model", code=3))
+        await until(pilot, lambda: app._exit)
+    assert app.return_value == 0
+
+
+async def test_loading_can_be_left(tmp_path):
+    app = app_of(None, Run(), lambda: open_trace(tmp_path / "none.kvt"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "q")
+        assert app._exit
+
+
+async def test_a_failed_recorder_leaves_its_steps_on_the_screen(tmp_path, trace):
+    path, run = tmp_path / "live.kvt", Run()
+    app = app_of(None, run, lambda: open_trace(path))
+    async with app.run_test(size=(120, 40)) as pilot:
+        writer = TraceWriter(path, trace.meta)
+        writer.append(trace.step(0), rows_of(trace, trace.step(0)))
+        run.waiting.append(LiveEvent(LiveKind.STEP, number=0))
+        await until(pilot, lambda: "step 0/0" in shown(app)[0])
+        run.waiting.append(LiveEvent(LiveKind.FAILED, "killed (9), likely memory", code=3))
+        await until(pilot, lambda: "killed (9), likely memory" in shown(app)[-1])
+        assert "✗ recorder failed" in shown(app)[0]
+        assert app.screen.desk.recording is Recording.FAILED
+        writer.close()
+
+
+async def test_an_error_in_a_pane_ends_the_app_with_that_error(trace, monkeypatch):
+    app = app_of(trace)
+
+    def broken(*_):
+        raise RuntimeError("planted")
+
+    async def look():
+        async with app.run_test(size=(120, 40)) as pilot:
+            monkeypatch.setattr(app.screen._panes["keys"], "draw", broken)
+            await press(pilot, "n")
+            await asyncio.sleep(0.1)
+
+    with pytest.raises(RuntimeError, match="planted"):
+        await look()
+    assert str(app.failure) == "planted"
+
+
+async def test_the_banner_of_a_model_is_always_in_sight(trace):
+    meta = trace.source.meta
+    trace.source.meta = replace(meta, model=replace(meta.model, banner="3 weights are random"))
+    app = app_of(trace)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.pause()
+        assert "3 weights are random" in shown(app)[0]
