@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np  # noqa: F401 - before Textual: its import is faster with a small heap
 from textual.app import App
@@ -21,8 +21,10 @@ from kvtrace_tui.live_run import LiveRun
 from kvtrace_tui.panes import all_panes
 from kvtrace_tui.screens.loading import LoadingScreen
 from kvtrace_tui.screens.main import POLL_S, MainScreen, PaneMaker
-from kvtrace_tui.screens.palette import ActionCommands
 from kvtrace_tui.terminal import on_signals, writable
+
+if TYPE_CHECKING:
+    from textual.command import Provider
 
 
 class At(Protocol):
@@ -45,12 +47,19 @@ class At(Protocol):
         """Row of the batch."""
 
 
+def _commands() -> type[Provider]:
+    """Loaded when the palette is opened: the first picture comes sooner without."""
+    from kvtrace_tui.screens.palette import ActionCommands
+
+    return ActionCommands
+
+
 class KvtraceApp(App[int]):
     """One trace on the screen."""
 
     CSS_PATH = "styles.tcss"
     TITLE = "kvtrace"
-    COMMANDS = {ActionCommands}  # noqa: RUF012 - Textual's own form
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_commands}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c", "interrupt", show=False, priority=True),
         Binding("ctrl+q", "quit", show=False, priority=True),

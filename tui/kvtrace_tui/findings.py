@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kvtrace.analysis.checks.verdict import check
 from kvtrace.text import safe
 from kvtrace.trace import Trace
 from kvtrace_tui.breakpoints import Findings
@@ -12,6 +11,9 @@ _LONGEST = 600
 
 def of(trace: Trace, lane: str) -> Findings:
     """Findings noted in the trace and those of comparing its lanes, by step; made safe."""
+    # the checks are loaded when they are first needed, which is after the first picture
+    from kvtrace.analysis.checks.verdict import check
+
     found = {
         (note.step or 0, safe(note.text, _LONGEST))
         for note in trace.notes
