@@ -154,7 +154,7 @@ def tokens_of_cells(trace: Trace, cache_layer: int, cells: NDArray[np.int64]) ->
     simple = known & (overview["new"][at] == 1) & (writes["rows"][entry] == 1) & (inside == 0)
     simple &= overview["number"][at] == steps
     tokens[simple] = overview["token"][at][simple]
-    for number in np.unique(steps[known & ~simple]).tolist():
+    for number in sorted(set(steps[known & ~simple].tolist())):
         mine = np.flatnonzero(known & ~simple & (steps == number))
         ids = _flat_tokens(trace, cache_layer, number)
         if ids is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 def run(values: argparse.Namespace) -> int:
     """Show it; 4 when something of the trace is missing."""
+    # nothing that is loaded now becomes garbage; the screen collects after its first picture
+    gc.disable()
     from kvtrace.cli.show.pick import Wish, parse
 
     wish = parse(values.at) if values.at else Wish()

@@ -81,17 +81,18 @@ class KvtraceApp(App[int]):
         self.failure: BaseException | None = None
 
     def on_mount(self) -> None:
-        """Show the trace, or that it is on its way."""
+        """Begin once Textual has: what is drawn before that is thrown away."""
         on_signals(self.exit)
+        self.call_later(self._begin)
+
+    def _begin(self) -> None:
+        """Show the trace, or that it is on its way."""
         if self._follower.trace is not None:
             self._show(self._follower.trace)
             return
+        gc.enable()
         self.push_screen(LoadingScreen(self._follower, self._what))
         self._waiting = self.set_interval(POLL_S, self._wait)
-
-    def on_ready(self) -> None:
-        """The first picture is out: collect garbage again."""
-        gc.enable()
 
     def _wait(self) -> None:
         """Until there is a first step, or there will be none."""

@@ -131,7 +131,7 @@ class Pane(Widget):
 
     def _made(self, width: int, height: int) -> list[Strip]:
         if self._trace is None or width <= 0 or height <= 0:
-            return page([], width, height)
+            return shown_in(page([], width, height), self.terminal)
         try:
             strips = self.draw(self._trace, self._cursor, width, height)
         except KvtraceError as error:

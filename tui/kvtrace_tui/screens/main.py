@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,7 +27,6 @@ from kvtrace_tui.follow import Follower
 from kvtrace_tui.panes.grid import GridPane
 from kvtrace_tui.panes.pane import Moved, Pane
 from kvtrace_tui.panes.timeline import TimelinePane
-from kvtrace_tui.screens import pages, picture
 from kvtrace_tui.screens.bars import (
     Drawn,
     FooterBar,
@@ -37,10 +36,11 @@ from kvtrace_tui.screens.bars import (
     Touched,
 )
 from kvtrace_tui.screens.placed import Placed
-from kvtrace_tui.screens.prompt import PromptScreen
 
 PLAY_S = 0.15
 POLL_S = 0.1
+_LATER = frozenset({"cost", "inspector", "grid", "attention"})
+"""Panes that read much, and are drawn right after the first picture."""
 
 PaneMaker = Callable[[], Sequence[Pane]]
 
@@ -63,6 +63,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self._player: Timer | None = None
         self._boxes: tuple[tuple[object, ...], Boxes] | None = None
         self._placed_boxes: Boxes = {}
+        self._later = _LATER
         self._placed = Placed(self._arranged)
         if follower.trace is not None:
             self.desk.trace = follower.trace
@@ -86,7 +87,14 @@ class MainScreen(Screen[None], inherit_bindings=False):
         if self._follower.may_change:
             self.set_interval(POLL_S, self._poll)
         self.sync()
-        self.call_after_refresh(self._look_for_findings)
+        self.call_after_refresh(self._after_first_picture)
+
+    def _after_first_picture(self) -> None:
+        """What was left out of it, so that there is something to see sooner."""
+        gc.enable()
+        self._later = frozenset()
+        self.sync()
+        self._look_for_findings()
 
     @property
     def layout(self) -> Layout:
@@ -116,7 +124,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         if self.desk.trace is not None:
             self._mark(self.desk.trace)
             for name, pane in self._panes.items():
-                if name in boxes:
+                if name in boxes and name not in self._later:
                     pane.light(name == self.desk.focus)
                     pane.show(self.desk.trace, self.desk.cursor)
         for part in self.query(Drawn):
@@ -200,7 +208,6 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def on_resize(self) -> None:
         """Another size may be another arrangement."""
-        self._boxes = None
         self.sync()
 
     # -- time goes on ------------------------------------------------------------------------
@@ -262,6 +269,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def ask(self, question: str, text: str, then: Callable[[str], None]) -> None:
         """A line of input at the foot."""
+        from kvtrace_tui.screens.prompt import PromptScreen
 
         def answered(answer: str | None) -> None:
             if answer is not None:
@@ -281,26 +289,20 @@ class MainScreen(Screen[None], inherit_bindings=False):
             self.app.exit(0)
         elif name == "palette":
             self.app.action_command_palette()
-        elif name == "help":
-            self.app.push_screen(pages.PageScreen("keys", pages.help_rows))
-        elif name == "log":
-            rows = partial(self._rows_of, "log")
-            self.app.push_screen(pages.PageScreen("log", rows, reload_every=0.5))
         else:
-            self.app.push_screen(pages.PageScreen(name, partial(self._rows_of, name)))
+            from kvtrace_tui.screens.pages import page_of
 
-    def _rows_of(self, name: str) -> Sequence[pages.Row]:
-        if name == "log":
-            return pages.text_rows(list(self._follower.log), "the recorder printed nothing")
-        lines = [sentence for _, sentence in self.desk.findings]
-        return pages.text_rows(lines, "nothing was found")
+            log, found = self._follower.log, [text for _, text in self.desk.findings]
+            self.app.push_screen(page_of(name, log, found))
 
     def export(self) -> None:
         """A picture in the working directory."""
+        from kvtrace_tui.screens.picture import save
+
         name = "kvtrace" if self.desk.trace is None else Path(self.desk.trace.name).stem
         svg = self.app.export_screenshot(title=safe(name))
         try:
-            path = picture.save(svg, Path.cwd(), f"{name}-step{self.desk.cursor.step}")
+            path = save(svg, Path.cwd(), f"{name}-step{self.desk.cursor.step}")
         except OSError as error:
             self.desk.say(f"no picture was written: {error.strerror or error}")
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from textual.app import ComposeResult
 from textual.binding import Binding
@@ -121,3 +121,19 @@ def help_rows() -> list[Row]:
 def text_rows(lines: Sequence[str], empty: str) -> list[Row]:
     """Lines that are already safe; a sentence when there are none."""
     return [[(f" {text}", ink.TEXT)] for text in lines] or [[(f" {empty}", ink.DIM)]]
+
+
+def page_of(name: str, log: Iterable[str], findings: Sequence[str]) -> PageScreen:
+    """The page of that name: "help", "log" or "findings".
+
+    Args:
+        name: Which.
+        log: What the recorder printed, made safe; it may grow.
+        findings: Sentences, made safe.
+    """
+    if name == "help":
+        return PageScreen("keys", help_rows)
+    if name == "log":
+        empty = "the recorder printed nothing"
+        return PageScreen("log", lambda: text_rows(list(log), empty), reload_every=0.5)
+    return PageScreen(name, lambda: text_rows(findings, "nothing was found"))
