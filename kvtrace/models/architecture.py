@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -48,6 +49,12 @@ _POSITIONS = (
 _NOT_ITS_CHOICE = ("_attn_implementation", "_experts_implementation")
 _DROPPED = ("transformers_weights", "fusion_config", "kernel_config", "distributed_config")
 _MORE_THAN_HELD = 4
+_TABLES = (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 
 
 class AutoClass(Protocol):
@@ -62,6 +69,14 @@ class AutoClass(Protocol):
     ) -> tuple[nn.Module, dict[str, list[object]]]:
         """Build it and read its weights; with `output_loading_info` also what was missing."""
         ...
+
+
+def known(model_type: object) -> bool:
+    """Whether transformers itself has a decoder of that type, so that nobody's code is needed."""
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return False
+    kind = CONFIG_MAPPING[model_type]
+    return any(kind in table for table in _TABLES)
 
 
 def load_config(folder: Path, trusted: bool) -> PreTrainedConfig:
@@ -159,7 +174,7 @@ def outline(
     endless = ModelError(
         f"{CONFIG}: building the model took more than {wait.build_s:.0f} s; are its sizes right?"
     )
-    return guarded(CONFIG, lambda: patiently(build, wait.build_s, lambda: endless))
+    return guarded("building the model", lambda: patiently(build, wait.build_s, lambda: endless))
 
 
 def check_outline(model: nn.Module, weights: Weights) -> None:

@@ -88,19 +88,25 @@ def check_sizes(config: Json, weights: Weights) -> None:
             raise ModelError(_too_many(where, value, f"{weights.elements} numbers"))
 
 
-def check_code(config: Json, folder: Path, trusted: bool, commit: str) -> None:
-    """Refuse a repository that needs its own Python files, unless they are trusted.
-
-    Raises:
-        TrustError: Names the files, and the commit where there is one.
-    """
+def code_files(config: Json) -> list[str]:
+    """Python files of its repository that a configuration names; `owner/repo--file.py` elsewhere."""
     named = config.get("auto_map")
-    if trusted or not isinstance(named, dict):
-        return
-    files = sorted({_code_file(value) for value in named.values()} - {""})
+    if not isinstance(named, dict):
+        return []
+    return sorted({_code_file(value) for value in named.values()} - {""})
+
+
+def needs_trust(files: list[str], where: str, commit: str) -> TrustError:
+    """The refusal to run a repository's own code.
+
+    Args:
+        files: That would run.
+        where: File that names them.
+        commit: Of the repository, where known.
+    """
     at = f" at commit {commit[:12]}" if commit else ""
-    raise TrustError(
-        f"{CONFIG}: this model needs code from its own repository{at}: "
+    return TrustError(
+        f"{where}: this model needs code from its own repository{at}: "
         f"{safe(', '.join(files) or 'auto_map')}; read it, then pass --trust-remote-code"
     )
 

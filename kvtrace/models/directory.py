@@ -19,13 +19,14 @@ from kvtrace.models.architecture import (
     AutoClass,
     auto_class,
     check_outline,
+    known,
     load_config,
     outline,
     positions,
     text_part,
 )
 from kvtrace.models.caching import check_caches
-from kvtrace.models.config import check_code, check_sizes, read_config
+from kvtrace.models.config import CONFIG, check_sizes, code_files, needs_trust, read_config
 from kvtrace.models.loaded import Loaded, Progress, Prompt, Tokenizer
 from kvtrace.models.missing import check_complete
 from kvtrace.models.options import check_attention, device_named, dtype_named
@@ -35,6 +36,7 @@ from kvtrace.models.read_tokenizer import read_tokenizer
 from kvtrace.models.request import AUTO, LoadRequest
 from kvtrace.models.tokens import ByteTokenizer, guarded
 from kvtrace.models.weights import Weights, find_weights
+from kvtrace.text import safe
 from kvtrace.trace import ModelCard
 
 
@@ -64,16 +66,31 @@ class _Plan:
     prompt: Prompt
     new_tokens: int
     context_length: int
+    unused_code: str
 
 
-def judge(folder: Path, commit: str, request: LoadRequest) -> None:
+def judge(folder: Path, commit: str, trusted: bool) -> str:
     """The checks that need only the small files.
+
+    Args:
+        folder: Of the model.
+        commit: Of its repository, where known.
+        trusted: Whether the repository's own code may run.
+
+    Returns:
+        A sentence when the repository brings code that is not used, else empty.
 
     Raises:
         ModelError: The configuration is not one.
         TrustError: It needs the repository's code.
     """
-    check_code(read_config(folder), folder, request.trust_remote_code, commit)
+    raw = read_config(folder)
+    files = code_files(raw)
+    if trusted or not files:
+        return ""
+    if not known(raw.get("model_type")):
+        raise needs_trust(files, CONFIG, commit)
+    return f"its own code ({safe(files[0])}) was not used: transformers has this architecture"
 
 
 def load_directory(
@@ -117,19 +134,18 @@ def load_directory(
 
 
 def _plan(folder: Path, origin: Origin, request: LoadRequest, wait: Patience) -> _Plan:
-    raw = read_config(folder)
-    check_code(raw, folder, request.trust_remote_code, origin.commit)
+    unused = judge(folder, origin.commit, request.trust_remote_code)
     weights = find_weights(folder, request.allow_pickle)
-    check_sizes(raw, weights)
+    check_sizes(read_config(folder), weights)
     config = load_config(folder, request.trust_remote_code)
     text = text_part(config)
     auto = auto_class(config)
     vocab_size = _natural(text, "vocab_size")
-    tokenizer = read_tokenizer(folder, request.trust_remote_code, wait)
+    tokenizer = read_tokenizer(folder, origin.commit, request.trust_remote_code, wait)
     prompt = encode_prompt(request.prompt, tokenizer, vocab_size)
     context = positions(text)
     steps = steps_that_fit(prompt, request.new_tokens, context)
-    return _Plan(auto, config, weights, tokenizer, prompt, steps, context)
+    return _Plan(auto, config, weights, tokenizer, prompt, steps, context, unused)
 
 
 def _check_memory(
@@ -200,7 +216,7 @@ def _chosen(origin: Origin, card: ModelCard, plan: _Plan) -> str:
     what = f"{card.class_name}, {card.dtype}, {card.attention} attention, on {card.device}"
     bare = isinstance(plan.tokenizer, ByteTokenizer)
     read = "it brings no tokenizer: the prompt is read as bytes" if bare else ""
-    parts = (origin.chosen, what, read, plan.prompt.note, card.banner)
+    parts = (origin.chosen, what, plan.unused_code, read, plan.prompt.note, card.banner)
     return "; ".join(part for part in parts if part)
 
 

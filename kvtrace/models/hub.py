@@ -29,7 +29,7 @@ _SMALL_ENDINGS = (".json", ".jinja", ".model", ".tiktoken", "merges.txt", "vocab
 _MOST_RESTARTS = 3
 _INDICES = {INDEX: "safetensors", PICKLE_INDEX: "pickle"}
 
-Judge = Callable[[Path, str], None]
+Judge = Callable[[Path, str], object]
 """Given the directory with the small files and the commit; raises before weights are fetched."""
 
 

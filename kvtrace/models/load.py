@@ -6,8 +6,10 @@ Joins the parts; each check lives in the file named after it.
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
+from kvtrace.errors import UsageError
 from kvtrace.models.directory import Origin, judge, load_directory
 from kvtrace.models.hub import Hub
 from kvtrace.models.loaded import Loaded, Progress
@@ -16,6 +18,7 @@ from kvtrace.models.quiet import quiet
 from kvtrace.models.request import LoadRequest
 from kvtrace.models.scripts import load_script
 from kvtrace.models.spec import parse_spec
+from kvtrace.text import safe
 from kvtrace_fixtures import BUILT_IN
 
 
@@ -37,24 +40,33 @@ def load(request: LoadRequest, progress: Progress, wait: Patience | None = None)
 
 def _load(request: LoadRequest, progress: Progress, wait: Patience) -> Loaded:
     source = parse_spec(request.spec)
+    if request.revision and source.kind != "hub":
+        raise UsageError(
+            f"--revision {safe(request.revision)}: {source.name} is a {source.kind}, which has no "
+            "revisions; hf:NAME names a model on the hub"
+        )
     if source.kind in ("file", "module"):
         return load_script(source, request, progress)
     if source.kind == "hub":
         hub = Hub(request, source.place, progress, wait)
-        folder, commit, how = hub.directory(lambda place, at: judge(place, at, request))
+        folder, commit, how = hub.directory(
+            lambda place, at: judge(place, at, request.trust_remote_code)
+        )
         origin = Origin(source.name, commit, f"{source.name} {how}, commit {commit[:12]}")
     else:
         folder = Path(source.place)
         origin = Origin(source.name, chosen=source.note or f"{source.kind} {source.name}")
     if source.kind == "built-in":
-        request = _with_story(request, source.name)
+        request = _built_in(request, source.name)
     return load_directory(folder, origin, request, progress, wait)
 
 
-def _with_story(request: LoadRequest, name: str) -> LoadRequest:
-    """A built-in's own story, where the user gave none."""
+def _built_in(request: LoadRequest, name: str) -> LoadRequest:
+    """Make its architecture known, and take its own story where the user gave none."""
     own = BUILT_IN[name]
-    if request.prompt is None:
-        steps = own.new_tokens if request.new_tokens is None else request.new_tokens
-        return replace(request, prompt=own.prompt, new_tokens=steps)
-    return request
+    if own.architecture:
+        import_module(own.architecture).register()
+    if request.prompt is not None:
+        return request
+    steps = own.new_tokens if request.new_tokens is None else request.new_tokens
+    return replace(request, prompt=own.prompt, new_tokens=steps)

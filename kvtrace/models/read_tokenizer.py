@@ -8,9 +8,10 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from kvtrace.errors import ModelError
+from kvtrace.models.config import Json, code_files, needs_trust
 from kvtrace.models.loaded import Tokenizer
 from kvtrace.models.patience import Patience, patiently
-from kvtrace.models.tokens import ByteTokenizer, WrappedTokenizer, guarded
+from kvtrace.models.tokens import ByteTokenizer, HubTokenizer, WrappedTokenizer, guarded
 
 _FILES = (
     "tokenizer.json",
@@ -21,45 +22,55 @@ _FILES = (
     "vocab.json",
     "vocab.txt",
 )
-_GENERATION = "generation_config.json"
+_SETTINGS = "tokenizer_config.json"
 _MAX_BYTES = 1 << 20
 
 
-def read_tokenizer(folder: Path, trusted: bool, wait: Patience) -> Tokenizer:
+def read_tokenizer(folder: Path, commit: str, trusted: bool, wait: Patience) -> Tokenizer:
     """Read it under a time limit, since tokenizer files hold patterns and rules of their own.
 
     Args:
         folder: The model's directory.
+        commit: Of its repository, where known.
         trusted: Whether the repository's own code may run.
         wait: Reading takes at most `build_s`.
 
     Raises:
         ModelError: It is there and can't be read.
+        TrustError: It needs the repository's code.
     """
     if not any((folder / name).is_file() for name in _FILES):
         return ByteTokenizer()
     endless = ModelError(f"tokenizer: reading it took more than {wait.build_s:.0f} s")
-    inner = guarded(
-        "tokenizer",
-        lambda: patiently(
-            lambda: AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=trusted, local_files_only=True
-            ),
-            wait.build_s,
-            lambda: endless,
-        ),
-    )
+
+    def read() -> HubTokenizer:
+        return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
+            folder, trust_remote_code=trusted, local_files_only=True
+        )
+
+    try:
+        inner = guarded("tokenizer", lambda: patiently(read, wait.build_s, lambda: endless))
+    except ModelError:
+        files = code_files(_small_json(folder / _SETTINGS))
+        if files and not trusted:
+            raise needs_trust(files, _SETTINGS, commit) from None
+        raise
     return WrappedTokenizer(inner, _ends(folder))
 
 
 def _ends(folder: Path) -> frozenset[int]:
-    """Tokens that end a text by the generation configuration; none when it can't be read."""
-    path = folder / _GENERATION
-    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-        return frozenset()
-    try:
-        ends = json.loads(path.read_bytes())["eos_token_id"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return frozenset()
+    """Tokens that end a text by the generation configuration."""
+    ends = _small_json(folder / "generation_config.json").get("eos_token_id")
     listed = ends if isinstance(ends, list) else [ends]
     return frozenset(each for each in listed if type(each) is int)
+
+
+def _small_json(path: Path) -> Json:
+    """The JSON object in a file; empty when there is none that can be read."""
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}

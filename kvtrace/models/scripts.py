@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from kvtrace.text import safe
 from kvtrace.trace import ModelCard
 
 T = TypeVar("T")
+_NEEDS_GPU = re.compile("NVIDIA|CUDA")
 _OURS = Path(__file__).resolve().parent.parent
 
 
@@ -68,7 +70,8 @@ def load_script(source: Source, request: LoadRequest, progress: Progress) -> Loa
 def _imported(source: Source) -> ModuleType:
     """The user's module, with its own directory first on the path."""
     if source.kind == "module":
-        sys.path.insert(0, str(Path.cwd()))
+        here = str(Path.cwd())
+        sys.path.insert(0, here)
         try:
             if _theirs(source, lambda: _spec_of(source.place)) is None:
                 raise UsageError(
@@ -77,7 +80,7 @@ def _imported(source: Source) -> ModuleType:
                 )
             return _theirs(source, lambda: importlib.import_module(source.place))
         finally:
-            sys.path.pop(0)
+            sys.path.remove(here)
     path = Path(source.place).resolve()
     if str(path.parent) not in sys.path:
         # stays: factories import their neighbours later than at import
@@ -134,6 +137,8 @@ def blamed(error: BaseException, source: Source) -> str:
         return f"{Path(error.filename).name}:{error.lineno}: {said}"
     if isinstance(error, SystemExit):
         said = f"it called exit({error.code!r}) instead of returning a model"
+    if _NEEDS_GPU.search(said):
+        said += "; --cpu maps it to the CPU"
     return f"{Path(own[-1].filename).name}:{own[-1].lineno}: {said}" if own else said
 
 

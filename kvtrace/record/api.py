@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,11 +16,12 @@ from kvtrace.files import TraceWriter
 from kvtrace.record.card import card, versions
 from kvtrace.record.check import SelfCheck
 from kvtrace.record.generate import Generation, follow_generate
+from kvtrace.record.lanes import LaneOptions, Lanes
 from kvtrace.record.recorder import Options, Recorder
 from kvtrace.record.texts import Texts
 from kvtrace.record.watch import Watch
 from kvtrace.text import safe
-from kvtrace.trace import Ending, Meta, ModelCard, Sampling
+from kvtrace.trace import Ending, Meta, ModelCard, Sampling, Step
 
 
 class Recording:
@@ -30,9 +32,21 @@ class Recording:
         recorder: Turns forwards into steps.
     """
 
-    def __init__(self, model: nn.Module, path: Path, meta: Meta, options: Options, force: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        path: Path,
+        meta: Meta,
+        options: Options,
+        *,
+        lanes: LaneOptions,
+        force: bool,
+    ) -> None:
         """Nothing happens before `with`."""
         self.path = path
+        self._lanes = Lanes(model, path, lanes, self._unwatched)
+        self._on_step = options.on_step
+        options.on_step, options.on_forward = self._written, self._lanes.forward
         self._model = model
         self._meta = meta
         self._options = options
@@ -97,6 +111,29 @@ class Recording:
         if self.recorder is not None:
             self.recorder.choose((token,))
 
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        """Lanes run the model too; what they do is no step of the recording."""
+        recorder = self.recorder
+        before = recorder.paused if recorder is not None else False
+        if recorder is not None:
+            recorder.paused = True
+        try:
+            yield
+        finally:
+            if recorder is not None:
+                recorder.paused = before
+
+    def _written(self, step: Step) -> None:
+        """A step is in the file."""
+        if self.recorder is not None and self._writer is not None:
+            try:
+                self.recorder.meta = self._lanes.written(step, self.recorder.meta, self._writer)
+            except WriteError as error:
+                self.recorder.failure = error
+        if self._on_step is not None:
+            self._on_step(step)
+
     def _generation(self, run: Generation) -> None:
         """`generate` begins, or has ended."""
         recorder = self.recorder
@@ -115,15 +152,17 @@ class Recording:
         if self._watch is not None:
             self._watch.__exit__(None, None, None)
             self._watch = None
-        writer, self._writer = self._writer, None
+        writer, recorder = self._writer, self.recorder
         if writer is None:
             return
-        recorder = self.recorder
         failure = None
         try:
             if recorder is not None:
                 recorder.flush()
                 failure = recorder.failure
+                if failure is None and ending.reason != "error":
+                    self._lanes.finish(recorder.meta, writer)
+            self._writer = None
             if failure is None:
                 writer.end(ending)
         except WriteError as error:
@@ -146,6 +185,8 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
     prompt: str = "",
     name: str | None = None,
     force: bool = False,
+    referee: bool = False,
+    keep_rows: bool = False,
     model_card: ModelCard | None = None,
     sampling: Sampling | None = None,
     on_step: Callable[[Any], None] | None = None,
@@ -162,6 +203,8 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
         prompt: Text of the prompt, for the reader.
         name: What to call the model; by default its class.
         force: Replace an existing file.
+        referee: Compute the same tokens in a higher precision too.
+        keep_rows: Keep the other lanes' rows however large; else up to 256 MiB a pass.
         model_card: All that is said of the model, where the caller knows more than the module.
         sampling: How tokens are chosen, where the caller knows.
         on_step: Told of each step that was written.
@@ -185,7 +228,8 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
         prompt=prompt,
     )
     options = Options(Texts(_text_of(tokenizer)), SelfCheck(), on_step)
-    return Recording(model, Path(path), meta, options, force)
+    lanes = LaneOptions(recompute, referee, keep_rows)
+    return Recording(model, Path(path), meta, options, lanes=lanes, force=force)
 
 
 def _text_of(tokenizer: object) -> Callable[[int], str] | None:

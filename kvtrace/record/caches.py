@@ -2,24 +2,23 @@
 
 `Cache.update` is given exactly the new rows and hands back exactly what is visible. The mutators
 are called between forwards. Both are replaced class-wide while held, also in subclasses that have
-their own. Whether somebody changed the rows behind the cache's back is seen by identity and
-version of the tensors it holds.
+their own.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
-from kvtrace.record.forward import CacheChange, CacheUpdate, Recurrent
+from kvtrace.record.forward import CacheChange, Recurrent
 from kvtrace.record.patch import Make, Method, Patches
 from kvtrace.record.running import passes
+from kvtrace.record.tracker import CacheTracker, layer_of, length, rows_held
 
 KINDS = {
     "crop": "crop",
@@ -30,201 +29,6 @@ KINDS = {
 }
 
 
-@dataclass(slots=True)
-class RawUpdate:
-    """An update as the patch saw it."""
-
-    cache: Any
-    index: int
-    layer: Any
-    new: tuple[Tensor, Tensor]
-    out: tuple[Tensor, Tensor]
-    held: tuple[Any, Any]
-    continuous: bool
-    earlier: tuple[Tensor, Tensor] | None
-
-
-@dataclass(slots=True)
-class Held:
-    """What a cache layer held when it was last seen."""
-
-    keys: Any
-    values: Any
-    key_version: int
-    value_version: int
-    out: tuple[Tensor, Tensor] | None
-
-    def untouched(self, layer: Any) -> bool:
-        """Whether the layer still holds the same tensors, unchanged."""
-        return (
-            getattr(layer, "keys", None) is self.keys
-            and getattr(layer, "values", None) is self.values
-            and self.intact()
-        )
-
-    def intact(self) -> bool:
-        """Whether its tensors still hold what they held, wherever they are now."""
-        return (
-            _version(self.keys) == self.key_version and _version(self.values) == self.value_version
-        )
-
-
-def _version(tensor: object) -> int:
-    """Counts changes in place; inference tensors don't count, and say -1."""
-    try:
-        return int(tensor._version)  # type: ignore[attr-defined]
-    except (AttributeError, RuntimeError):
-        return -1
-
-
-def held(layer: Any, out: tuple[Tensor, Tensor] | None) -> Held:
-    """What it holds now."""
-    keys, values = layer.keys, layer.values
-    return Held(keys, values, _version(keys), _version(values), out)
-
-
-class CacheTracker:
-    """The cache objects one watcher has met, and what their layers held last."""
-
-    __slots__ = ("__weakref__", "_layers", "_serials", "changes", "num_caches")
-
-    def __init__(self) -> None:
-        self.num_caches = 0
-        self.changes: list[CacheChange] = []
-        self._serials: dict[int, int] = {}
-        self._layers: dict[int, dict[int, Held]] = {}
-
-    def serial(self, cache: Any) -> int:
-        """Number of a cache object; it is forgotten when the object dies."""
-        key = id(cache)
-        found = self._serials.get(key)
-        if found is None:
-            found = self._serials[key] = self.num_caches
-            self.num_caches += 1
-            self._layers[key] = {}
-            mine = weakref.ref(self)
-
-            def forget(_: object) -> None:
-                tracker = mine()
-                if tracker is not None:
-                    tracker._serials.pop(key, None)
-                    tracker._layers.pop(key, None)
-
-            weakref.finalize(cache, forget, None).atexit = False
-        return found
-
-    def met(self, cache: object) -> bool:
-        """Whether it was ever updated in a watched forward."""
-        return id(cache) in self._serials
-
-    def before(self, cache: Any, index: int) -> tuple[bool, tuple[Tensor, Tensor] | None]:
-        """Called before an update: (untouched, what was handed back last time if not)."""
-        last = self._layers.get(id(cache), {}).get(index)
-        layer = _layer(cache, index)
-        if last is None:
-            return layer is None or not _filled(layer), None
-        if last.untouched(layer):
-            return True, None
-        return False, last.out if last.intact() else None
-
-    def after(self, cache: Any, index: int, layer: Any, out: tuple[Tensor, Tensor]) -> None:
-        """Called after an update."""
-        self.serial(cache)
-        if hasattr(layer, "keys"):
-            self._layers[id(cache)][index] = held(layer, out)
-
-    def refresh(self, cache: Any, untouched: dict[int, bool]) -> None:
-        """Called after a change that is understood: take note of what the layers hold now."""
-        layers = self._layers.get(id(cache), {})
-        for index, fine in untouched.items():
-            layer = _layer(cache, index)
-            if fine and layer is not None:
-                layers[index] = held(layer, None)
-            else:
-                layers.pop(index, None)
-
-    def untouched(self, cache: Any) -> dict[int, bool]:
-        """Per layer met: whether it still holds what it held."""
-        layers = self._layers.get(id(cache), {})
-        return {
-            index: (layer := _layer(cache, index)) is not None and last.untouched(layer)
-            for index, last in layers.items()
-        }
-
-    def live(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        """(serial, layer, keys, values) of everything held."""
-        for key, layers in self._layers.items():
-            for index, last in layers.items():
-                if isinstance(last.keys, Tensor) and last.keys.dim() == 4 and last.intact():
-                    yield self._serials[key], index, last.keys, last.values
-
-
-def _layer(cache: Any, index: int) -> Any:
-    layers = getattr(cache, "layers", ())
-    return layers[index] if index < len(layers) else None
-
-
-def _filled(layer: Any) -> bool:
-    keys = getattr(layer, "keys", None)
-    return isinstance(keys, Tensor) and keys.numel() > 0 and length(layer) > 0
-
-
-def length(layer: Any) -> int:
-    """Rows a layer has seen."""
-    ask = getattr(layer, "get_seq_length", None)
-    return int(ask()) if ask is not None else 0
-
-
-def rows_held(layer: Any) -> int:
-    """Rows a layer holds: what it has seen, at most what its tensor has room for."""
-    keys = getattr(layer, "keys", None)
-    seen = length(layer)
-    if isinstance(keys, Tensor) and keys.dim() == 4:
-        return min(seen, keys.shape[2])
-    return seen
-
-
-def finished(raw: RawUpdate, serial: int, part: str) -> CacheUpdate:
-    """The update as the rest of `record` knows it."""
-    layer = raw.layer
-    keys, values = raw.held
-    filled = isinstance(keys, Tensor) and keys.dim() == 4
-    capacity = getattr(layer, "max_cache_len", None)
-    window = None
-    if getattr(layer, "is_sliding", False):
-        window = getattr(layer, "sliding_window", capacity)
-    return CacheUpdate(
-        serial,
-        raw.index,
-        part,
-        type(layer).__name__,
-        *raw.new,
-        *raw.out,
-        keys if filled else None,
-        values if filled else None,
-        length(layer) if layer is not None else raw.out[0].shape[2],
-        capacity if isinstance(capacity, int) else None,
-        window if isinstance(window, int) else None,
-        raw.continuous,
-        _is_known(type(raw.cache)) and _is_known(type(layer)),
-        raw.earlier,
-    )
-
-
-def _is_known(kind: type) -> bool:
-    found = _known.get(kind)
-    if found is None:
-        ours = kind.__module__.startswith("transformers.")
-        found = _known[kind] = ours and "Quantized" not in kind.__name__
-    return found
-
-
-_known: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
-
-
-# -- patches -------------------------------------------------------------------------------
-
-
 def _update(original: Method) -> Method:
     def update(self: Any, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         running = passes()
@@ -232,21 +36,18 @@ def _update(original: Method) -> Method:
             return original(self, key_states, value_states, *args, **kwargs)
         start = perf_counter_ns()
         index = args[0] if args else kwargs.get("layer_idx", 0)
-        seen = [(one, *one.tracker.before(self, index)) for one in running]
-        running[-1].depth += 1
-        middle = perf_counter_ns()
+        inner = running[-1]
+        for one in running:
+            if id(self) not in one.verdicts:
+                one.verdicts[id(self)] = one.tracker.judge(self)
+        inner.depth = 1
+        inner.own_ns += perf_counter_ns() - start
         try:
             out = original(self, key_states, value_states, *args, **kwargs)
         finally:
-            running[-1].depth -= 1
-        after = perf_counter_ns()
-        layer = _layer(self, index)
-        kept = getattr(layer, "keys", None), getattr(layer, "values", None)
-        given = key_states, value_states
-        for one, fine, earlier in seen:
-            one.updates.append(RawUpdate(self, index, layer, given, out, kept, fine, earlier))
-            one.tracker.after(self, index, layer, out)
-        running[-1].own_ns += perf_counter_ns() - after + middle - start
+            inner.depth = 0
+        for one in running:
+            one.updates.append((self, index, key_states, value_states, out))
         return out
 
     return update
@@ -318,7 +119,7 @@ def _recurrent(original: Method) -> Method:
         if running:
             start = perf_counter_ns()
             index = args[1] if len(args) > 1 else kwargs.get("layer_idx", 0)
-            nbytes = _recurrent_bytes(_layer(self, index))
+            nbytes = _recurrent_bytes(layer_of(self, index))
             for one in running:
                 one.recurrent.append(Recurrent(one.tracker.serial(self), index, nbytes))
             running[-1].own_ns += perf_counter_ns() - start

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from kvtrace.record.calls import AttentionCall
 
 
-@dataclass(frozen=True, slots=True)
-class CacheUpdate:
-    """One `update` of one layer of a cache.
+class CacheUpdate(NamedTuple):
+    """One `update` of one layer of a cache. A tuple, because a step has many.
 
     Attributes:
         cache: Serial number of the cache object, counted from 0 as they are met.

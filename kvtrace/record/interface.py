@@ -15,7 +15,7 @@ from typing import Any
 from transformers.modeling_utils import AttentionInterface
 
 from kvtrace.record.patch import Method, Patches
-from kvtrace.record.running import RawCall, passes
+from kvtrace.record.running import passes
 
 _SEEN = "__kvtrace__"
 
@@ -34,12 +34,8 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
         running = passes()
         if running:
             start = perf_counter_ns()
-            module: Any = args[0] if args else kwargs.get("module")
-            output = result[0] if isinstance(result, tuple) else result
             for one in running:
-                if id(module) in one.names:
-                    call = RawCall(module, args[1:], kwargs, output, eager, len(one.updates))
-                    one.calls.append(call)
+                one.calls.append((args, kwargs, result, eager, len(one.updates)))
             running[-1].own_ns += perf_counter_ns() - start
         return result
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -111,29 +111,31 @@ def _take_apart(mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> AttentionCall | None:
     """Make the call; None when it was not called with q, k and v of four dimensions."""
-    args, output = raw.args, raw.output
-    kwargs: Mapping[str, Any] = raw.kwargs
-    given = dict(zip(_NAMES, args, strict=False)) if len(args) < 4 else None
-    if given is None:
-        query, key, value, mask = args[:4]
-    else:
-        query, key, value, mask = (given.get(name, kwargs.get(name)) for name in _NAMES)
-    if not _all_four(query, key, value):
+    given, kwargs, result, eager, _ = raw
+    args: Sequence[Any] = given
+    if len(args) < 5:
+        named = dict(zip(_NAMES, args[1:], strict=False))
+        args = [None, *(named.get(name, kwargs.get(name)) for name in _NAMES)]
+    q, k, v, mask = args[1:5]
+    if not (_is_four(q) and _is_four(k) and _is_four(v)):
         return None
-    q, k, v = _one_batch(query, key, value)
-    new, seq = q.shape[2], k.shape[2]
-    visible, bias = masks.read(mask)
-    causal = kwargs.get("is_causal")
-    causal = known.causal if causal is None else bool(causal)
-    causal = causal and visible is None and new > 1 and not raw.eager
-    if causal and seq > new:
-        # a static buffer in prefill: the kernel gets the first rows only
-        k, v, seq = k[:, :, :new], v[:, :, :new], new
+    q_shape, k_shape = q.shape, k.shape
+    if q_shape[0] != k_shape[0]:
+        q, k, v = _one_batch(q, k, v)
+    new, seq = q_shape[2], k_shape[2]
+    visible, bias = (None, None) if mask is None else masks.read(mask)
+    causal = False
+    if new > 1 and visible is None and not eager:
+        told = kwargs.get("is_causal")
+        causal = known.causal if told is None else bool(told)
+        if causal and seq > new:
+            # a static buffer in prefill: the kernel gets the first rows only
+            k, v, seq = k[:, :, :new], v[:, :, :new], new
     if visible is not None and visible.shape[-1] > seq:
         visible = visible[..., :seq]
         bias = None if bias is None else bias[..., :seq]
     position_bias = kwargs.get("position_bias")
-    if isinstance(position_bias, Tensor):
+    if position_bias is not None:
         part = position_bias[..., :seq]
         bias = part if bias is None else bias + part
     sinks = kwargs.get("s_aux")
@@ -142,31 +144,33 @@ def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> Atte
     scale = kwargs.get("scaling")
     softcap = kwargs.get("softcap")
     window = kwargs.get("sliding_window", known.window)
+    output = result[0] if type(result) is tuple else result
     if output.dim() == 3:
-        output = output.reshape(*output.shape[:2], q.shape[1], -1)
+        output = output.reshape(*output.shape[:2], q_shape[1], -1)
+    # by position: seventeen keywords cost more than all the rest
     return AttentionCall(
-        module=known.path,
-        call=call,
-        layer=known.layer,
-        kind=known.kind,
-        queries=q,
-        keys=k,
-        values=v,
-        output=output.transpose(1, 2),
-        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
-        softcap=None if softcap is None else float(softcap),
-        causal=causal,
-        visible=visible,
-        bias=bias,
-        sinks=sinks.detach().reshape(-1) if isinstance(sinks, Tensor) else None,
-        window=window if isinstance(window, int) else None,
-        level=1,
-        code=known.code,
+        known.path,
+        call,
+        known.layer,
+        known.kind,
+        q,
+        k,
+        v,
+        output.transpose(1, 2),
+        q_shape[3] ** -0.5 if scale is None else float(scale),
+        None if softcap is None else float(softcap),
+        causal,
+        visible,
+        bias,
+        None if sinks is None else sinks.detach().reshape(-1),
+        window if type(window) is int else None,
+        1,
+        known.code,
     )
 
 
-def _all_four(*parts: object) -> bool:
-    return all(isinstance(part, Tensor) and part.dim() == 4 for part in parts)
+def _is_four(part: object) -> bool:
+    return isinstance(part, Tensor) and part.dim() == 4
 
 
 def _one_batch(query: Any, key: Any, value: Any) -> tuple[Tensor, Tensor, Tensor]:

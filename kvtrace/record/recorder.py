@@ -60,11 +60,13 @@ class Options:
         texts: Text of token ids.
         check: Self-check.
         on_step: Told of each step that was written, with its forward's logits gone.
+        on_forward: Told of each forward that became a step, by the step's number.
     """
 
     texts: Texts = field(default_factory=Texts)
     check: Check | None = None
     on_step: Callable[[Step], None] | None = None
+    on_forward: Callable[[int, Forward], None] | None = None
 
 
 @dataclass(slots=True)
@@ -93,6 +95,7 @@ class Recorder:
         self.meta = meta
         self.num_steps = 0
         self.failure: WriteError | None = None
+        self.paused = False
         self.phases = Phases()
         self._sink = sink
         self._options = options or Options()
@@ -109,7 +112,7 @@ class Recorder:
 
     def begin(self, beginning: Beginning) -> None:
         """A forward begins: write the step before, with the token that is fed now."""
-        if self.failure is not None:
+        if self.failure is not None or self.paused:
             return
         if self._pending is not None:
             self.flush(self._fed(beginning, self._pending))
@@ -117,18 +120,23 @@ class Recorder:
 
     def forward(self, forward: Forward) -> None:
         """A forward is over."""
+        if self.paused:
+            return
         self._meter.end(len(forward.calls))
         if self.failure is not None:
             return
         start = perf_counter_ns()
         step, rows, caches = self._step(forward)
+        if self._options.on_forward is not None:
+            self._options.on_forward(step.number, forward)
         spent = forward.own_ns + perf_counter_ns() - start
         self._pending = _Pending(replace(step, recorder_ns=spent), rows, caches)
         self.num_steps += 1
 
     def failed(self) -> None:
         """A forward raised."""
-        self._meter.drop()
+        if not self.paused:
+            self._meter.drop()
 
     # -- the loop's side -------------------------------------------------------------------
 

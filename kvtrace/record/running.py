@@ -8,36 +8,28 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
-
-    from kvtrace.record.caches import CacheTracker, RawUpdate
     from kvtrace.record.forward import Recurrent
+    from kvtrace.record.tracker import CacheTracker
 
 
-@dataclass(slots=True)
-class RawCall:
-    """An attention call as the patch saw it.
+RawCall = tuple[tuple[Any, ...], dict[str, Any], Any, bool, int]
+"""(arguments, keyword arguments, result, eager, cache updates before it) of an attention call.
 
-    Attributes:
-        module: The attention module.
-        args: Positional arguments after the module.
-        kwargs: Keyword arguments.
-        output: What came back, [sequences, new, heads, value_dim].
-        eager: The function masks only by the mask it is given.
-        updates_before: Cache updates seen before it in this forward.
-    """
+Plain tuples: they are made in the middle of a forward, where every instruction is a cold one.
+"""
 
-    module: nn.Module
-    args: tuple[object, ...]
-    kwargs: Mapping[str, object]
-    output: Tensor
-    eager: bool
-    updates_before: int
+RawUpdate = tuple[Any, int, Tensor, Tensor, tuple[Tensor, Tensor]]
+"""(cache, layer, keys handed in, values handed in, what was handed back) of a cache update."""
+
+Verdict = tuple[bool, "tuple[Tensor, Tensor] | None"]
+"""(untouched since last seen, what was handed back last time if not) of a cache layer."""
 
 
 @dataclass(slots=True)
@@ -51,6 +43,9 @@ class Pass:
         updates: Cache updates.
         recurrent: Recurrent memory written.
         depth: Nested `update` calls; only the outermost counts.
+        verdicts: id of each cache updated to the verdicts on its layers, as it was found.
+        nested: Forwards of the same watcher within this one.
+        started: When it began, by the performance counter in ns.
         own_ns: Time spent in patches.
     """
 
@@ -59,7 +54,10 @@ class Pass:
     calls: list[RawCall] = field(default_factory=list)
     updates: list[RawUpdate] = field(default_factory=list)
     recurrent: list[Recurrent] = field(default_factory=list)
+    verdicts: dict[int, dict[int, Verdict]] = field(default_factory=dict)
     depth: int = 0
+    nested: int = 0
+    started: int = 0
     own_ns: int = 0
 
 

@@ -7,7 +7,8 @@ undone on exit, whatever happened inside. Knows nothing of traces.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, cast
@@ -15,12 +16,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.caches import CACHES, CacheTracker, RawUpdate, finished, follow, patch_class
+from kvtrace.record.caches import CACHES, follow, patch_class
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
 from kvtrace.record.interface import INTERFACE
 from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
 from kvtrace.record.running import Pass, passes
+from kvtrace.record.tracker import CacheTracker, finished
 
 __all__ = ["Beginning", "CacheChange", "CacheUpdate", "Forward", "Watch"]
 
@@ -88,36 +90,48 @@ class Watch:
         while self._undo:
             self._undo.pop()()
 
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Forwards of the model inside are not this watcher's: it takes them for inner ones."""
+        running = passes()
+        inner = Pass(self._names, self._tracker)
+        running.append(inner)
+        try:
+            yield
+        finally:
+            running.remove(inner)
+
     def _hook(self, part: str, module: nn.Module) -> None:
         """Watch one entrance of the model."""
-        mine: list[tuple[Pass, int]] = []
 
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             running = passes()
-            if any(one.names is self._names for one in running):
-                mine.append((running[-1], -1))
-                return
+            for one in running:
+                if one.names is self._names:
+                    one.nested += 1
+                    return
             arguments = self._arguments(module, args, kwargs)
             _patch_given(arguments.get("past_key_values"))
             one = Pass(self._names, self._tracker)
             if self._on_begin is not None:
                 self._on_begin(self._beginning(arguments, one))
             running.append(one)
-            mine.append((one, perf_counter_ns()))
+            one.started = perf_counter_ns()
 
         def end(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
             stop = perf_counter_ns()
-            if not mine:
-                return
-            one, start = mine.pop()
-            if start < 0:
-                return
             running = passes()
-            if one in running:
-                del running[running.index(one) :]
+            place = next((i for i, one in enumerate(running) if one.names is self._names), None)
+            if place is None:
+                return
+            one = running[place]
+            if one.nested:
+                one.nested -= 1
+                return
+            del running[place:]
             if result is not None:
                 arguments = self._arguments(module, args, kwargs)
-                elapsed = stop - start - one.own_ns
+                elapsed = stop - one.started - one.own_ns
                 self._finish(part, module, one, arguments, result, elapsed)
             elif self._on_failure is not None:
                 self._on_failure()
@@ -166,7 +180,7 @@ class Watch:
         tokens = _tokens(arguments)
         shape = _shape(tokens, arguments)
         changes, self._tracker.changes = tuple(self._tracker.changes), []
-        updates = tuple(self._update(raw, arguments) for raw in one.updates)
+        updates = self._updates(one, arguments)
         calls, updates_before = self._calls(one, part)
         forward = Forward(
             number=self.num_forwards,
@@ -189,11 +203,20 @@ class Watch:
         self.num_forwards += 1
         self._on_forward(forward)
 
-    def _update(self, raw: RawUpdate, arguments: Mapping[str, object]) -> CacheUpdate:
-        given = arguments.get("past_key_values")
-        cross = getattr(given, "cross_attention_cache", None)
-        part = "cross" if raw.cache is cross else "self"
-        return finished(raw, self._tracker.serial(raw.cache), part)
+    def _updates(self, one: Pass, arguments: Mapping[str, object]) -> tuple[CacheUpdate, ...]:
+        """The updates of a pass that is over; what the caches hold now is noted."""
+        cross = getattr(arguments.get("past_key_values"), "cross_attention_cache", None)
+        handed: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+        out = []
+        for raw in one.updates:
+            cache, index = raw[0], raw[1]
+            verdict = one.verdicts[id(cache)].get(index, (True, None))
+            part = "cross" if cache is cross else "self"
+            out.append(finished(raw, self._tracker.serial(cache), part, verdict))
+            handed.setdefault(id(cache), {})[index] = raw[4]
+        for cache in {id(raw[0]): raw[0] for raw in one.updates}.values():
+            self._tracker.note(cache, handed[id(cache)], one.verdicts[id(cache)])
+        return tuple(out)
 
     def _lingering(
         self, calls: tuple[AttentionCall, ...], updates: tuple[CacheUpdate, ...]
@@ -216,7 +239,10 @@ class Watch:
         found = []
         before = []
         for raw in one.calls:
-            module, key = raw.module, id(raw.module)
+            module: Any = raw[0][0] if raw[0] else raw[1].get("module")
+            key = id(module)
+            if key not in self._names:
+                continue
             number = counts.get(key, 0)
             counts[key] = number + 1
             known = self._facts.get(key)
@@ -226,7 +252,7 @@ class Watch:
             call = read(known, raw, number, masks)
             if call is not None:
                 found.append(call)
-                before.append(raw.updates_before)
+                before.append(raw[4])
         return tuple(found), tuple(before)
 
 

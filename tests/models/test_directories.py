@@ -265,6 +265,31 @@ def test_the_repositorys_own_code_runs_only_when_trusted(child, copy):
     assert trusted.card["class_name"] == "OddLM"
 
 
+def test_code_of_a_repository_is_not_needed_where_transformers_has_the_architecture(child, copy):
+    (copy / "modeling_odd.py").write_text("raise SystemExit('it ran')\n")
+    edit(copy, auto_map={"AutoModelForCausalLM": "modeling_odd.OddLM"})
+    loaded = child.load(str(copy), prompt="Anna")
+    assert loaded.error == ""
+    assert loaded.card["class_name"] == "GPT2LMHeadModel"
+    assert "its own code (modeling_odd.py) was not used" in loaded.chosen
+
+
+def test_a_tokenizer_that_needs_code_is_refused(child, copy):
+    (copy / "tokenizer.json").unlink()
+    odd = {"AutoTokenizer": ["tokenization_odd.Odd", None]}
+    edit(copy, "tokenizer_config.json", tokenizer_class="Odd", auto_map=odd)
+    (copy / "tokenization_odd.py").write_text("raise SystemExit('it ran')\n")
+    loaded = child.load(str(copy), prompt="Anna")
+    assert (loaded.error, loaded.exit_code) == ("TrustError", 77)
+    assert "tokenization_odd.py" in loaded.message
+
+
+def test_a_directory_has_no_revisions(child, copy):
+    loaded = child.load(str(copy), prompt="Anna", revision="v1")
+    assert loaded.exit_code == 2
+    assert "./copy is a directory, which has no revisions" in loaded.message
+
+
 def test_a_hostile_tokenizer_gets_one_line(child, copy):
     path = copy / "tokenizer.json"
     whole = json.loads(path.read_text())

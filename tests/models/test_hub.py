@@ -111,6 +111,7 @@ def test_a_repository_that_needs_its_own_code_is_refused_before_its_weights(hub,
     folder = shutil.copytree(DEMO, tmp_path / "coded")
     text = (folder / "config.json").read_text()
     mapped = '{"auto_map": {"AutoModelForCausalLM": "modeling_odd.OddLM"},'
+    text = text.replace('"model_type": "gpt2"', '"model_type": "odd"')
     (folder / "config.json").write_text(text.replace("{", mapped, 1))
     (folder / "modeling_odd.py").write_text("raise SystemExit('it ran')\n")
     found = hub.repositories["owner/coded"] = Repository(folder)

@@ -216,5 +216,5 @@ def gpu():
     )
     found = loaded("mine.py:gpu", cpu=True, device="cpu")
     assert {each.device for each in found.model.parameters()} == {torch.device("cpu")}
-    with pytest.raises(ModelError, match=r"mine\.py:18: "):
+    with pytest.raises(ModelError, match=r"mine\.py:18: .*--cpu maps it to the CPU"):
         loaded("mine.py:gpu", device="cpu")

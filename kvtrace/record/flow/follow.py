@@ -95,7 +95,7 @@ def _of_one(
     axes = None if mark.axes is None else elementwise(mark.axes, mark.letters, x, out)
     if axes is None and out.dim() < x.dim():
         return None
-    moved = replace(mark, axes=axes)
+    moved = mark if axes == mark.axes else replace(mark, axes=axes)
     if mark.stage is Stage.SCORES:
         return _scores(name, moved, x, args, kwargs)
     if mark.stage is Stage.EXPONENTIALS and name in DIVIDE:

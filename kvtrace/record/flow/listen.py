@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -224,12 +225,14 @@ class Listening:
         return Sizes(self.sizes.batch, (*inner, *self.sizes.tokens))
 
 
+@lru_cache(maxsize=4096)
 def layer_of(path: str, number: int) -> int:
     """The first number in a module's path; without one, the n-th call is the layer."""
     found = re.search(r"(?:^|[._])(\d+)(?:[._]|$)", path)
     return int(found.group(1)) if found else number
 
 
+@lru_cache(maxsize=4096)
 def kind_of(path: str) -> str:
     """Cross, encoder or self attention, as the path of the module says."""
     lower = path.lower()

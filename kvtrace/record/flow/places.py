@@ -15,19 +15,17 @@ _HELPERS = ("einops", "opt_einsum", "contextlib.py", "functools.py")
 
 
 @lru_cache(maxsize=4096)
-def _is_user_code(code: CodeType) -> bool:
-    path = code.co_filename
-    if path.startswith(_LIBRARIES):
-        return False
-    return not any(part in _HELPERS for part in Path(path).parts)
+def _user_file(code: CodeType) -> str | None:
+    """Name of the file of user code; None for a library's."""
+    path = Path(code.co_filename)
+    if code.co_filename.startswith(_LIBRARIES) or any(part in _HELPERS for part in path.parts):
+        return None
+    return path.name
 
 
 def place() -> tuple[str, str]:
     """("file.py:line", name of the function) of the innermost frame outside of libraries."""
     frame = sys._getframe(1)
-    while frame is not None and not _is_user_code(frame.f_code):
-        if frame.f_back is None:
-            break
+    while (name := _user_file(frame.f_code)) is None and frame.f_back is not None:
         frame = frame.f_back
-    name = Path(frame.f_code.co_filename).name
     return f"{name}:{frame.f_lineno}", frame.f_code.co_qualname

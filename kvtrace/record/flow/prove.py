@@ -52,6 +52,8 @@ class FlowCall:
     @property
     def detached(self) -> FlowCall:
         """The same without a graph behind it."""
+        if not (self.output.requires_grad or self.keys.requires_grad or self.values.requires_grad):
+            return self
         q, k, v = self.queries.detach(), self.keys.detach(), self.values.detach()
         return replace(self, queries=q, keys=k, values=v, output=self.output.detach())
 

@@ -142,7 +142,7 @@ class FlowWatch:
             self._mode.forget()
         if frame.attended:
             self._silent.pop(frame.path, None)
-        elif _looks_like_attention(type(frame.module)):
+        elif frame.module is not None and _looks_like_attention(type(frame.module)):
             self._silent.setdefault(frame.path, "named attention, but none was seen in it")
 
     def _is_chosen(self, frame: Frame) -> bool:

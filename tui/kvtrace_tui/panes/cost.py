@@ -16,10 +16,14 @@ from kvtrace.trace import Trace
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import layered, strongest
+from kvtrace_tui.drawing.binning import Binning
 from kvtrace_tui.drawing.lines import Piece, beside, columns, line
 from kvtrace_tui.panes.pane import Pane, wrapped
 
 _PARTS = 46
+_WIDEST = 6
+"""Cells of a step's column, at most."""
+
 _NOW = (Style(color="#f0b27a", bgcolor=ink.PAPER), Style(color="#8fd0f5", bgcolor=ink.PAPER))
 _PAST = (Style(color="#8a5a2e", bgcolor=ink.PAPER), Style(color="#3f86b3", bgcolor=ink.PAPER))
 _LATER = (Style(color="#4a3520", bgcolor=ink.PAPER), Style(color="#27506b", bgcolor=ink.PAPER))
@@ -33,7 +37,7 @@ class CostPane(Pane):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._history: tuple[Trace, str, History] | None = None
-        self._per_cell = 1
+        self._columns = Binning(0, 0, 1, 1)
 
     def depends(self, cursor: Cursor) -> Hashable:
         """The step, and the lane whose time is compared."""
@@ -62,8 +66,8 @@ class CostPane(Pane):
         """The step whose column is under a cell."""
         if self._history is None or y < 3:
             return {}
-        numbers, row = self._history[2].numbers, x * self._per_cell
-        return {"step": int(numbers[row])} if row < numbers.size else {}
+        rows = self._columns.indices_of(x)
+        return {"step": int(self._history[2].numbers[rows.start])} if rows else {}
 
     def _past(self, trace: Trace, lane: str) -> History:
         kept = self._history
@@ -92,19 +96,22 @@ class CostPane(Pane):
         """Recomputed behind, cached in front, to the same scale."""
         width, height = size
         count = past.numbers.size
-        self._per_cell = max(-(-count // max(width, 1)), 1)
+        self._columns = bins = Binning.fit(count, min(width, count * _WIDEST))
         high = float(max(past.recomputed_flops.max(initial=0), past.cached_flops.max(initial=0)))
         if high <= 0:
             return [line(width, (" FLOPs were not counted", ink.DIM))]
-        back = _shares(past.recomputed_flops, width, high)
-        front = _shares(past.cached_flops, width, high)
-        at = int(np.searchsorted(past.numbers, number)) // self._per_cell
-        inks = [_PAST if x < at else _NOW if x == at else _LATER for x in range(len(back))]
+        back, front = (
+            _shares(past.recomputed_flops, bins, high),
+            _shares(past.cached_flops, bins, high),
+        )
+        at = bins.cells_of(int(np.searchsorted(past.numbers, number)))
+        inks = [_PAST] * at.start + [_NOW] * len(at) + [_LATER] * (bins.cells - at.stop)
         return layered(back, front, height, inks)
 
 
-def _shares(flops: NDArray[np.int64], width: int, high: float) -> list[float]:
-    shares: list[float] = (strongest(flops.astype(np.float64), width) / high).tolist()
+def _shares(flops: NDArray[np.int64], bins: Binning, high: float) -> list[float]:
+    largest = strongest(flops.astype(np.float64), bins.bins) / high
+    shares: list[float] = np.repeat(largest, bins.stretch).tolist()
     return shares
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import lru_cache
 from typing import ClassVar
 
 from rich.cells import cell_len
+from rich.segment import Segment
 from textual import events
 from textual.geometry import Region
 from textual.message import Message
@@ -144,6 +146,12 @@ class Pane(Widget):
         changes = self.pointed(event.x, event.y)
         if changes:
             self.post_message(Moved(changes))
+
+
+@lru_cache(256)
+def blank(width: int) -> Strip:
+    """An empty line."""
+    return Strip([Segment(" " * width, ink.TEXT)] if width else [], width)
 
 
 def wrapped(pieces: list[Piece], width: int) -> list[Strip]:

@@ -6,8 +6,10 @@ As numbers it shows the same rows as a table around the crosshair.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import lru_cache
 
 import numpy as np
+from rich.style import Style
 from textual.strip import Strip
 
 from kvtrace import text
@@ -20,16 +22,18 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.axis import across_labels
 from kvtrace_tui.drawing.binning import Binning
 from kvtrace_tui.drawing.heat import Look, heat_map, legend
-from kvtrace_tui.drawing.lines import Piece, beside, line
+from kvtrace_tui.drawing.heatstrip import joined
+from kvtrace_tui.drawing.lines import Piece, line
 from kvtrace_tui.drawing.numbers import number, number_table
 from kvtrace_tui.drawing.palettes import PALETTES
 from kvtrace_tui.drawing.pool import pooling_label
-from kvtrace_tui.panes.pane import Pane, wrapped
+from kvtrace_tui.panes.pane import Pane, blank, wrapped
 from kvtrace_tui.panes.rows import Shelf
 from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown, view_label
 
 _GUTTER = 4
 _LEGEND = 12
+_WIDE = 56
 
 
 class MapPane(Pane):
@@ -68,17 +72,24 @@ class MapPane(Pane):
         return f"{LETTERS[self.tensor]} cache" if self._cached else LETTERS[self.tensor]
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
-        """Title, map, labels, legend and the number under the crosshair."""
+        """Title, map or numbers, then the colours and the number under the crosshair."""
         seen = shown(self._shelf.of(trace), self.tensor, cursor)
         lines = [self.title_line(width, self._heading, self._about(trace, cursor, seen))]
         if seen.note or not len(seen.values):
             note: Piece = (seen.note or "no rows were attended to", ink.WARN)
             return [*lines, *wrapped([note], width)]
         reading = self._reading(trace, cursor, seen, width)
-        room = height - 1 - len(reading)
+        narrow = width < _WIDE
         if cursor.numbers:
-            return [*lines, *self._numbers(trace, cursor, seen, (width, room)), *reading]
-        return [*lines, *self._map(trace, cursor, seen, (width, room)), *reading]
+            room = height - 1 - (len(reading) if narrow else 1)
+            table = self._numbers(trace, cursor, seen, (width, room))
+            foot = [line(width, *one) for one in reading]
+            return [*lines, *table, *(foot if narrow else [line(width, *reading[0], *reading[1])])]
+        room = height - 2 - (len(reading) + 1 if narrow else 1)
+        drawn, colours = self._map(trace, cursor, seen, (width, max(room, 1)))
+        if narrow:
+            return [*lines, *drawn, line(width, *colours), *(line(width, *one) for one in reading)]
+        return [*lines, *drawn, line(width, *reading[0], *reading[1], right=colours)]
 
     def _about(self, trace: Trace, cursor: Cursor, seen: Shown) -> str:
         site = trace.site(cursor.layer)
@@ -92,52 +103,37 @@ class MapPane(Pane):
 
     # -- map ---------------------------------------------------------------------------------
 
-    def _map(self, trace: Trace, cursor: Cursor, seen: Shown, size: tuple[int, int]) -> list[Strip]:
+    def _map(
+        self, trace: Trace, cursor: Cursor, seen: Shown, size: tuple[int, int]
+    ) -> tuple[list[Strip], list[Piece]]:
+        """The map with its labels, and what its colours mean."""
         width, height = size
         store = self._shelf.of(trace)
-        shade = self._ranges.shade(store, self.tensor, cursor, seen)
         look = Look(
             PALETTES[cursor.palette % len(PALETTES)],
             self.terminal,
-            shade,
+            self._ranges.shade(store, self.tensor, cursor, seen),
             absent_nan=cursor.view.needs_lane,
         )
         rows, dim = seen.values.shape
         mark = self._mark(cursor, seen.values)
-        lines = max(height - 2, 1)
-        down = Binning.fit(dim, lines * self.terminal.per_line, zoom=cursor.zoom, focus=mark[0])
+        per_line = self.terminal.per_line
+        down = Binning.fit(dim, height * per_line, zoom=cursor.zoom, focus=mark[0])
         across = Binning.fit(rows, width - _GUTTER, zoom=cursor.zoom, focus=mark[1])
         self._bins = (down, across)
         drawn = heat_map(seen.values.T, down, across, look, mark)
+        labels = _dim_labels(down, mark[0], len(drawn), per_line)
+        rest = blank(max(width - _GUTTER - across.cells, 0))
+        lines = [joined([label, strip, rest]) for label, strip in zip(labels, drawn, strict=True)]
         names = self._positions(trace, cursor)
-        strips = beside([(self._dims(down, mark[0], len(drawn)), _GUTTER), (drawn, across.cells)])
-        return [
-            *strips,
-            line(width, (" " * _GUTTER, ink.DIM), *across_labels(across, names, mark[1])),
-            line(width, *_legend(look, width), (f"  {pooling_label(down, across)}", ink.DIM)),
-        ]
+        labelled = line(width, (" " * _GUTTER, ink.DIM), *across_labels(across, names, mark[1]))
+        return [*lines, labelled], _colours(look, pooling_label(down, across), width)
 
     def _mark(self, cursor: Cursor, values: Floats) -> tuple[int, int]:
         """The crosshair as (feature, row), inside the tensor."""
         row = cursor.row if self._cached else cursor.query
         rows, dim = values.shape
         return min(cursor.dim, dim - 1), min(row, rows - 1)
-
-    def _dims(self, down: Binning, mark: int, lines: int) -> list[Strip]:
-        """Numbers of the features, every fourth line and the crosshair's."""
-        per_line = self.terminal.per_line
-        chosen = down.cells_of(mark)
-        at = chosen.start // per_line if chosen else -1
-        strips = []
-        for y in range(lines):
-            indices = down.indices_of(y * per_line)
-            word, style = "", ink.FAINT
-            if y == at:
-                word, style = str(mark), ink.ACCENT
-            elif y % 4 == 0 and abs(y - at) > 1 and indices:
-                word = str(indices.start)
-            strips.append(line(_GUTTER, (word.rjust(_GUTTER - 1)[: _GUTTER - 1] + " ", style)))
-        return strips
 
     def _positions(self, trace: Trace, cursor: Cursor) -> list[int] | None:
         """The position of each row; None where rows have no positions of their own."""
@@ -183,21 +179,19 @@ class MapPane(Pane):
 
     # -- the number under the crosshair ------------------------------------------------------
 
-    def _reading(self, trace: Trace, cursor: Cursor, seen: Shown, width: int) -> list[Strip]:
-        """Where the crosshair is and the exact number there; two lines where it is narrow."""
+    def _reading(
+        self, trace: Trace, cursor: Cursor, seen: Shown, width: int
+    ) -> tuple[list[Piece], list[Piece]]:
+        """The exact number under the crosshair, and where that is."""
         feature, row = self._mark(cursor, seen.values)
         label = self._labels(trace, cursor, np.array([row], np.int64))[0]
         exact = exactly(float(seen.values[row, feature]), cursor.view.needs_lane)
         name = "row" if self._cached else "query"
-        place: list[Piece] = [
+        return [(f" {exact}", ink.ACCENT)], [
             (f" {name} ", ink.DIM), (f"{row}", ink.STRONG),
             (" dim ", ink.DIM), (f"{feature}", ink.STRONG),
-            (f"  {label} ", ink.TOKEN),
+            (f" · {label} ", ink.TOKEN),
         ]  # fmt: skip
-        value: Piece = (exact, ink.ACCENT)
-        if width >= 44:
-            return [line(width, *place, right=[value, (" ", ink.TEXT)])]
-        return [line(width, (" ", ink.TEXT), value), line(width, *place)]
 
     def pointed(self, x: int, y: int) -> Mapping[str, int]:
         """The row and feature under a cell."""
@@ -225,5 +219,31 @@ def _label(trace: Trace, position: int, token: int) -> str:
     return f"{position}{word}"
 
 
-def _legend(look: Look, width: int) -> list[Piece]:
-    return [(" " * min(_GUTTER, width), ink.DIM), *legend(look, min(_LEGEND, max(width - 14, 2)))]
+def _colours(look: Look, pooling: str, width: int) -> list[Piece]:
+    """The colour bar, its range and what a cell stands for; the bar gives way to the words."""
+    if width < _WIDE:
+        words = f" {look.shade.label} {pooling.replace(' of ', ' ')}"
+        return [(words, ink.DIM)]
+    said = f"  {pooling} " if pooling else " "
+    return [*legend(look, _LEGEND if width >= _LEGEND * 6 else _LEGEND // 2), (said, ink.DIM)]
+
+
+def _dim_labels(down: Binning, mark: int, lines: int, per_line: int) -> list[Strip]:
+    """Numbers of the features, every fourth line and the crosshair's."""
+    chosen = down.cells_of(mark)
+    at = chosen.start // per_line if chosen else -1
+    strips = []
+    for y in range(lines):
+        word, style = "", ink.FAINT
+        indices = down.indices_of(y * per_line)
+        if y == at:
+            word, style = str(mark), ink.ACCENT
+        elif y % 4 == 0 and abs(y - at) > 1 and indices:
+            word = str(indices.start)
+        strips.append(_gutter(word, style))
+    return strips
+
+
+@lru_cache(1024)
+def _gutter(word: str, style: Style) -> Strip:
+    return line(_GUTTER, (word.rjust(_GUTTER - 1)[-_GUTTER + 1 :] + " ", style))

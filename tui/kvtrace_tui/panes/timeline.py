@@ -14,12 +14,16 @@ from kvtrace.trace import Trace
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import spark, strongest
+from kvtrace_tui.drawing.binning import Binning
 from kvtrace_tui.drawing.lines import Piece, line, padded
 from kvtrace_tui.drawing.tokens import token_strip
 from kvtrace_tui.panes.chronicle import Chronicle
 from kvtrace_tui.panes.pane import Pane
 
 _GUTTER = 9
+_WIDEST = 3
+"""Cells of a step's column, at most."""
+
 _BREAK, _FINDING = ("●", ink.WARN), ("◆", ink.BAD)
 
 
@@ -33,7 +37,7 @@ class TimelinePane(Pane):
         self._signs: dict[int, tuple[str, Style]] = {}
         self._chronicle: Chronicle | None = None
         self._spans: tuple[tuple[int, int, int], ...] = ()
-        self._per_cell = 1
+        self._columns = Binning(0, 0, 1, 1)
 
     def mark(self, breakpoints: Iterable[int], findings: Iterable[int]) -> None:
         """Steps that have a breakpoint, and steps that have a finding."""
@@ -52,18 +56,17 @@ class TimelinePane(Pane):
         room = max(width - _GUTTER, 1)
         strip = token_strip(told.texts, told.current(cursor.step), room)
         self._spans = strip.spans
-        overview = trace.overview
-        count = len(overview)
-        self._per_cell = max(-(-count // room), 1)
-        at = int(np.searchsorted(overview["number"], cursor.step)) // self._per_cell
+        self._columns = Binning.fit(len(trace), min(room, len(trace) * _WIDEST))
+        row = int(np.searchsorted(trace.overview["number"], cursor.step))
+        at = self._columns.cells_of(row)
         named = ink.TITLE_FOCUSED if self.focused_title else ink.DIM
         return [
             line(width, (" tokens ", named), (" ", ink.DIM), *strip.pieces),
-            line(width, (" ms/step ", ink.DIM), *self._times(trace, at, room)),
+            line(width, (" ms/step ", ink.DIM), *self._times(trace, at)),
             line(
                 width,
                 (padded(f" step {cursor.step}", _GUTTER), ink.STRONG),
-                *self._marks(trace, at, room),
+                *self._marks(trace, at),
             ),
             line(
                 width,
@@ -80,8 +83,8 @@ class TimelinePane(Pane):
             found = next((i for a, b, i in self._spans if a <= x - _GUTTER < b), None)
             return {} if found is None else {"step": self._chronicle.steps[found]}
         numbers = self._trace.numbers
-        row = (x - _GUTTER) * self._per_cell
-        return {"step": numbers[row]} if y < 3 and row < len(numbers) else {}
+        rows = self._columns.indices_of(x - _GUTTER)
+        return {"step": numbers[rows.start]} if y < 3 and rows else {}
 
     def _told(self, trace: Trace, sequence: int) -> Chronicle:
         told = self._chronicle
@@ -90,7 +93,7 @@ class TimelinePane(Pane):
         told.update()
         return told
 
-    def _times(self, trace: Trace, at: int, room: int) -> list[Piece]:
+    def _times(self, trace: Trace, at: range) -> list[Piece]:
         """A sparkline up to the slowest decode step: a prefill does not flatten it."""
         overview = trace.overview
         elapsed = np.where(overview["elapsed_ns"] > 0, overview["elapsed_ns"], -1).astype(
@@ -100,26 +103,30 @@ class TimelinePane(Pane):
             return [("not measured", ink.DIM)]
         decode = elapsed[overview["phase"] == 1]
         high = float(decode.max()) if decode.size and decode.max() > 0 else float(elapsed.max())
-        columns = spark(strongest(elapsed, room).tolist(), high)
+        bins = self._columns
+        found = np.repeat(strongest(elapsed, bins.bins), bins.stretch)
+        columns = spark(found.tolist(), high)
         return [
-            (columns[:at], ink.CACHED),
-            (columns[at : at + 1], ink.ACCENT),
-            (columns[at + 1 :], ink.FUTURE),
+            (columns[: at.start], ink.CACHED),
+            (columns[at.start : at.stop], ink.ACCENT),
+            (columns[at.stop :], ink.FUTURE),
         ]
 
-    def _marks(self, trace: Trace, at: int, room: int) -> list[Piece]:
+    def _marks(self, trace: Trace, at: range) -> list[Piece]:
         """Every tenth step a tick, ● a breakpoint, ◆ a finding, ▲ here."""
-        columns = -(-len(trace) // self._per_cell)
-        row = ["┊" if column % 10 == 0 else "·" for column in range(columns)]
-        inks = [ink.FAINT] * columns
+        bins = self._columns
+        row = [" "] * bins.cells
+        inks = [ink.FAINT] * bins.cells
+        for cell in range(0, bins.cells, bins.stretch):
+            row[cell] = "┊" if cell // bins.stretch % 10 == 0 else "·"
+        if at:
+            row[at.start], inks[at.start] = "▲", ink.ACCENT
         numbers = trace.overview["number"]
         for step, (sign, style) in self._signs.items():
             index = int(np.searchsorted(numbers, step))
             if index < len(numbers) and numbers[index] == step:
-                row[index // self._per_cell], inks[index // self._per_cell] = sign, style
-        if at < columns:
-            inks[at] = ink.ACCENT if row[at] in "┊·" else inks[at]
-            row[at] = "▲" if row[at] in "┊·" else row[at]
+                cell = bins.cells_of(index).start
+                row[cell], inks[cell] = sign, style
         return _merged(row, inks)
 
 

@@ -1,0 +1,162 @@
+"""A recomputed batch of paths against the trace, site by site, some steps at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.forward import Forward
+from kvtrace.record.lanes import cached
+from kvtrace.record.lanes.again import Batch
+from kvtrace.record.lanes.differ import apart, beyond
+from kvtrace.record.lanes.paths import Node, Path
+from kvtrace.record.lanes.tally import Tally
+from kvtrace.trace import Lane, Note, Site, Step, Tensor, Trace
+from kvtrace.trace.dtypes import Floats
+
+STEPS_AT_ONCE = 128
+"""Steps whose comparisons are in memory together."""
+
+
+@dataclass(slots=True)
+class Comparer:
+    """Compares one lane with the cached one.
+
+    Attributes:
+        trace: What was recorded.
+        lane: The other lane.
+        findings: What could not be compared, each said once.
+    """
+
+    trace: Trace
+    lane: Lane
+    findings: dict[str, Note] = field(default_factory=dict)
+
+    def compare(self, forward: Forward, batch: Batch, tally: Tally) -> None:
+        """Enter the steps of a tally, as far as they lie on the paths of this batch."""
+        calls = {(call.module, call.call): call for call in forward.calls}
+        steps = {number: self.trace.step(number) for number in tally.steps}
+        for site in self.trace.meta.sites:
+            there = [step for step in steps.values() if step.site_step(site.index) is not None]
+            if site.kind == "encoder" or not there:
+                continue
+            call = calls.get((site.module, site.call))
+            if call is None:
+                self._find(site, "did not attend without a cache, but did with it")
+                continue
+            _OneSite(self, site, call, batch, {step.number: step for step in there}).compare(tally)
+
+    def _find(self, site: Site, text: str) -> None:
+        whole = f"{site.module}: {text}; {self.lane.name} lane not compared there"
+        self.findings.setdefault(whole, Note("finding", whole, site=site.index))
+
+
+@dataclass(slots=True)
+class _OneSite:
+    """One site in one batch."""
+
+    comparer: Comparer
+    site: Site
+    call: AttentionCall
+    batch: Batch
+    steps: dict[int, Step]
+    read: dict[tuple[int, int], Floats] = field(default_factory=dict)
+
+    def compare(self, tally: Tally) -> None:
+        """All tensors, all paths."""
+        for tensor in Tensor:
+            kv = tensor in (Tensor.KEYS, Tensor.VALUES)
+            if kv and self.site.source == "shared":
+                continue
+            lane = self._lane(tensor, kv=kv)
+            if lane is None:
+                continue
+            for place, path in enumerate(self.batch.paths):
+                nodes = [node for node in path.nodes if node.step in self.steps]
+                rows = self._rows(tensor, path, nodes, kv=kv) if nodes else None
+                if rows is not None:
+                    padding = 0 if kv and self.site.kind == "cross" else path.padding
+                    self._enter(tally, tensor, rows, lane[place], padding)
+
+    def _rows(
+        self, tensor: Tensor, path: Path, nodes: Sequence[Node], *, kv: bool
+    ) -> cached.Rows | None:
+        trace, site = self.comparer.trace, self.site
+        if kv:
+            return cached.kv_rows(trace, site, tensor, nodes, self.steps, path.padding)
+        return cached.site_rows(trace, site, tensor, nodes, self.read)
+
+    def _lane(self, tensor: Tensor, *, kv: bool) -> Floats | None:
+        """The lane's tensor, [sequences, heads, rows, dim]; None, and a finding, if it misfits."""
+        source = lane_tensor(self.call, tensor)
+        site, heads = self.site, self.site.heads(tensor)
+        if kv and source.shape[1] != heads and source.shape[1] % heads == 0:
+            source = source[:, :: source.shape[1] // heads]
+        cross = kv and site.kind == "cross"
+        rows = source.shape[2] if cross else self.batch.rows
+        wanted = (len(self.batch.paths), heads, rows, site.dim(tensor))
+        if tuple(source.shape) != wanted:
+            self.comparer._find(
+                site,
+                f"{tensor.name.lower()} are {list(source.shape)} without a cache, "
+                f"expected {list(wanted)} from the cached run",
+            )
+            return None
+        return as_floats(source)
+
+    def _enter(
+        self, tally: Tally, tensor: Tensor, rows: cached.Rows, lane: Floats, padding: int
+    ) -> None:
+        where = rows.where
+        # what a padding token computes is nobody's promise
+        known = (where >= padding) & (where < lane.shape[1])
+        if not known.all():
+            rows = _only(rows, known)
+            where = rows.where
+            if not len(where):
+                return
+        first, last = int(where[0]), int(where[-1])
+        plain = last - first + 1 == len(where) and bool((np.diff(where) == 1).all())
+        theirs = lane[:, first : last + 1] if plain else lane[:, where]
+        mine = rows.rows.astype(lane.dtype, copy=False)
+        found = apart(mine, theirs, rows.starts)
+        steps = np.array([tally.place[node.step] for node in rows.nodes])
+        sequences = np.array([node.sequence for node in rows.nodes])
+        limit = self.comparer.lane.tolerance
+        if tally.add(steps, self.site.index, int(tensor), sequences, found, limit):
+            counts = beyond(mine, theirs, rows.starts, limit * found.reference)
+            tally.count_beyond(steps, self.site.index, int(tensor), counts)
+
+
+def _only(rows: cached.Rows, known: NDArray[np.bool_]) -> cached.Rows:
+    """Rows whose place in the path is known; stretches left without any are dropped."""
+    counts = np.add.reduceat(known.astype(np.int64), rows.starts)
+    kept = np.flatnonzero(counts)
+    starts = np.concatenate([[0], np.cumsum(counts[kept])[:-1]]).astype(np.int64)
+    nodes = [rows.nodes[int(one)] for one in kept]
+    return cached.Rows(rows.rows[:, known], rows.where[known], starts[: len(kept)], nodes)
+
+
+def lane_tensor(call: AttentionCall, tensor: Tensor) -> torch.Tensor:
+    """One of the four tensors of a call."""
+    return (call.queries, call.keys, call.values, call.output)[tensor]
+
+
+def as_floats(tensor: torch.Tensor) -> Floats:
+    """In main memory, float32 or float64."""
+    wide = tensor.detach().to("cpu")
+    if wide.dtype != torch.float64:
+        wide = wide.float()
+    found: Floats = wide.numpy()
+    return found
+
+
+def in_turn(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Steps in portions."""
+    for start in range(0, len(numbers), STEPS_AT_ONCE):
+        yield numbers[start : start + STEPS_AT_ONCE]

@@ -1,0 +1,119 @@
+"""The recomputed lane step by step: after each one, a forward without a cache over its tokens.
+
+Costs a whole forward for every step, and is what a model without a cache would pay: the time is
+kept. Rows of earlier tokens must come out as in the pass before; if they do not, later tokens
+changed them: the model is not causal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from kvtrace.files import FileSource
+from kvtrace.record.forward import Forward
+from kvtrace.record.lanes.again import Batch, CannotRecomputeError, recompute
+from kvtrace.record.lanes.compare import Comparer
+from kvtrace.record.lanes.logits import KeptLogits
+from kvtrace.record.lanes.once import LaneSink, compare_logits
+from kvtrace.record.lanes.paths import Node, Path, Paths
+from kvtrace.record.lanes.tally import Tally
+from kvtrace.trace import Lane, Note, Step, Trace
+
+
+@dataclass(slots=True)
+class EachPass:
+    """Compares step after step.
+
+    Attributes:
+        model: The watched model.
+        source: The trace file, growing.
+        logits: The cached lane's.
+        lane: Named in META already.
+        extra: Arguments of the run besides tokens and cache.
+    """
+
+    model: nn.Module
+    source: FileSource
+    logits: KeptLogits
+    lane: Lane
+    extra: Mapping[str, object] = field(default_factory=dict)
+    _paths: Paths = field(default_factory=Paths)
+    _before: tuple[list[list[int]], Tensor] | None = None
+    _said: set[str] = field(default_factory=set)
+
+    def step(self, step: Step, sink: LaneSink) -> None:
+        """Compare a step that was just written."""
+        self.source.refresh()
+        trace = Trace(self.source)
+        kinds = {trace.meta.sites[site].kind for group in step.sites for site in group.sites}
+        if not kinds or kinds == {"encoder"}:
+            return
+        self._paths.add(step)
+        self._paths.forget(step.number - 64)
+        batch, nodes = self._batch(step)
+        if not nodes:
+            return
+        comparer = Comparer(trace, self.lane)
+        try:
+            forward = recompute(self.model, batch)
+        except CannotRecomputeError as error:
+            self._say(Note("note", f"could not compute the {self.lane.name} lane: {error}"), sink)
+            return
+        tally = Tally(trace.meta, [step.number])
+        comparer.compare(forward, batch, tally)
+        compare_logits(self.logits, forward, batch, {step.number: nodes}, tally)
+        self.logits.drop(step.number)
+        tally.elapsed_ns[0] = forward.elapsed_ns
+        sink.compare(tally.finish(self.lane.name, 0), None)
+        self._causal(step, forward, batch, sink)
+        for note in comparer.findings.values():
+            self._say(replace(note, step=step.number), sink)
+
+    def _batch(self, step: Step) -> tuple[Batch, list[tuple[int, Node]]]:
+        """The paths up to this step, cut where it ends."""
+        chosen: list[Path] = []
+        nodes: list[tuple[int, Node]] = []
+        for path in self._paths.paths:
+            for node in path.nodes:
+                if node.step == step.number:
+                    nodes.append((len(chosen), node))
+                    chosen.append(Path(path.tokens[: node.end], path.padding, [node]))
+            path.nodes.clear()
+        keep = sorted({node.end - 1 for _, node in nodes})
+        return Batch(chosen, keep, self.extra), nodes
+
+    def _causal(self, step: Step, forward: Forward, batch: Batch, sink: LaneSink) -> None:
+        """Compare the last site's keys with those of the pass before."""
+        calls = [call for call in forward.calls if call.kind == "self"]
+        if not calls:
+            return
+        keys = calls[-1].keys.detach().float()
+        tokens = [path.tokens for path in batch.paths]
+        before, self._before = self._before, (tokens, keys)
+        if before is None or len(before[0]) != len(tokens):
+            return
+        shared = min(before[1].shape[2], keys.shape[2])
+        if any(old[:shared] != new[:shared] for old, new in zip(before[0], tokens, strict=True)):
+            return
+        start = max(path.padding for path in batch.paths)
+        old, new = before[1][:, :, start:shared], keys[:, :, start:shared]
+        if old.shape != new.shape or not old.numel():
+            return
+        moved = float((old - new).abs().max() / new.abs().max().clamp(min=torch.finfo().tiny))
+        if moved > self.lane.tolerance:
+            text = (
+                f"not causal: keys of earlier tokens in {calls[-1].module} moved by {moved:.1e} of "
+                "their largest value when a token was added; no cache can equal such a model"
+            )
+            self._say(Note("finding", text, step=step.number), sink)
+
+    def _say(self, note: Note, sink: LaneSink) -> None:
+        """Once for each kind of trouble."""
+        kind = note.text.split(":")[0]
+        if kind not in self._said:
+            self._said.add(kind)
+            sink.note(note)

@@ -1,0 +1,59 @@
+"""Logits of the cached lane's last rows, kept until the other lane has them too."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kvtrace.trace import LogitDiff
+
+MAX_BYTES = 512 << 20
+"""Logits kept; those of later steps are not compared."""
+
+
+class KeptLogits:
+    """Last-row logits by step, [sequences, vocab]."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Tensor] = {}
+        self._bytes = 0
+
+    def keep(self, step: int, logits: Tensor | None) -> None:
+        """Copy the last row of each sequence: callers change logits in place.
+
+        Args:
+            step: Number of the step.
+            logits: [sequences, rows, vocab].
+        """
+        if logits is None or self._bytes >= MAX_BYTES:
+            return
+        last = logits[:, -1].detach().to("cpu", copy=True)
+        self._kept[step] = last
+        self._bytes += last.nbytes
+
+    def has(self, step: int) -> bool:
+        """Whether those of a step are kept."""
+        return step in self._kept
+
+    def compare(self, step: int, sequence: int, lane: Tensor) -> LogitDiff | None:
+        """Compare one sequence's last row.
+
+        Args:
+            step: Number of the step.
+            sequence: Row of its batch.
+            lane: The other lane's, [vocab].
+        """
+        kept = self._kept.get(step)
+        if kept is None or sequence >= len(kept) or kept.shape[-1] != lane.shape[-1]:
+            return None
+        cached = kept[sequence].to(lane.dtype)
+        best = torch.topk(cached, min(2, cached.numel()))
+        margin = float(best.values[0] - best.values[-1])
+        difference = (cached - lane).abs()
+        return LogitDiff(float(difference.max()), margin, int(best.indices[0]), int(lane.argmax()))
+
+    def drop(self, step: int) -> None:
+        """Forget a step."""
+        gone = self._kept.pop(step, None)
+        if gone is not None:
+            self._bytes -= gone.nbytes

@@ -1,0 +1,266 @@
+"""The recomputed lane and the referee in one pass over each final token sequence.
+
+A causal model's rows do not depend on later tokens, so one forward without a cache gives every
+step's recomputed q, k, v and output. Rows of the cached lane are read back from the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from torch import nn
+
+from kvtrace.files import StepRows
+from kvtrace.record.forward import Forward
+from kvtrace.record.lanes.again import Batch, CannotRecomputeError, recompute
+from kvtrace.record.lanes.compare import Comparer, in_turn
+from kvtrace.record.lanes.keep import pass_bytes, whole_pass
+from kvtrace.record.lanes.logits import KeptLogits
+from kvtrace.record.lanes.paths import Node, Path, Paths
+from kvtrace.record.lanes.tally import Tally
+from kvtrace.trace import Lane, LaneStep, Meta, Note, Step, Trace
+
+TOKENS_AT_ONCE = 1 << 14
+"""Tokens in one batch of paths, where there are more paths than the run had sequences."""
+
+KEPT_BYTES = 1 << 28
+"""A pass up to this size is kept whole; a larger one only where lanes part, or on request."""
+
+LOGITS_AT_ONCE = 1 << 28
+"""Logits that one forward makes at most; rows beyond that are not asked for."""
+
+
+class LaneSink(Protocol):
+    """Takes in comparisons; a `TraceWriter` is one."""
+
+    def compare(
+        self, comparison: LaneStep, rows: StepRows | None, step: Step | None = None
+    ) -> None:
+        """A comparison, and the lane's rows if they are to be kept."""
+
+    def keep_pass(self, lane: str, step: Step, rows: StepRows) -> None:
+        """A lane's own forward, whole."""
+
+    def extend(self, meta: Meta) -> None:
+        """A META that names the lane."""
+
+    def note(self, note: Note) -> None:
+        """A note."""
+
+
+@dataclass(slots=True)
+class OncePass:
+    """One lane over a whole run.
+
+    Attributes:
+        model: The watched model.
+        trace: What was recorded of it, all steps written.
+        logits: The cached lane's.
+        extra: Arguments of the run besides tokens and cache.
+        keep_rows: Keep every pass, however large.
+        on_progress: Told how many of how many paths are done.
+    """
+
+    model: nn.Module
+    trace: Trace
+    logits: KeptLogits
+    extra: Mapping[str, object] = field(default_factory=dict)
+    keep_rows: bool = False
+    on_progress: Callable[[int, int], None] | None = None
+    _passes: int = 0
+
+    def run(self, lane: Lane, sink: LaneSink, *, dtype: str | None = None) -> bool:
+        """Compute the lane and write its comparisons.
+
+        Args:
+            lane: Named in META already.
+            sink: Where comparisons go.
+            dtype: The model's parameters are taken in this dtype; None: as they are.
+
+        Returns:
+            Whether anything was compared.
+        """
+        comparer = Comparer(self.trace, lane)
+        self._passes = 0
+        paths = self._paths()
+        batches = list(self._batches(paths))
+        left = _nodes_left(paths.paths)
+        held: dict[int, tuple[Tally, int]] = {}
+        compared = False
+        for done, batch in enumerate(batches):
+            try:
+                forward = recompute(self.model, batch, dtype=dtype)
+            except CannotRecomputeError as error:
+                text = f"could not compute the {lane.name} lane: {error}"
+                comparer.findings.setdefault(text, Note("note", text))
+                continue
+            compared = True
+            self._compare(comparer, forward, batch, left, held, sink)
+            if self.on_progress is not None:
+                self.on_progress(done + 1, len(batches))
+        if paths.unknown:
+            text = f"{lane.name} lane: {len(paths.unknown)} steps went on from tokens not recorded"
+            comparer.findings.setdefault(text, Note("note", text, step=paths.unknown[0]))
+        for note in comparer.findings.values():
+            sink.note(note)
+        return compared
+
+    def _compare(
+        self,
+        comparer: Comparer,
+        forward: Forward,
+        batch: Batch,
+        left: dict[int, int],
+        held: dict[int, tuple[Tally, int]],
+        sink: LaneSink,
+    ) -> None:
+        """One batch; steps whose sequences are all done are written."""
+        numbers = sorted({node.step for path in batch.paths for node in path.nodes})
+        size = pass_bytes(self.trace.meta, batch.rows, len(batch.paths))
+        keeping = self.keep_rows or size <= KEPT_BYTES
+        kept = self._keep(comparer.lane, forward, batch, sink) if keeping else None
+        for portion in in_turn(numbers):
+            tally = self._tally(portion, held)
+            comparer.compare(forward, batch, tally)
+            here = _here(batch.paths, set(portion))
+            compare_logits(self.logits, forward, batch, here, tally)
+            for number in portion:
+                left[number] -= len(here[number])
+                place = tally.place[number]
+                if left[number]:
+                    held[number] = (tally, place)
+                    continue
+                held.pop(number, None)
+                if kept is None and not keeping and tally.any_beyond(place):
+                    keeping, kept = True, self._keep(comparer.lane, forward, batch, sink)
+                step = tally.finish(comparer.lane.name, place)
+                sink.compare(replace(step, passes=_pointers(kept, here[number])), None)
+
+    def _keep(self, lane: Lane, forward: Forward, batch: Batch, sink: LaneSink) -> int | None:
+        """Keep a forward whole; returns its number."""
+        found = whole_pass(self.trace.meta, lane, forward, batch, self._passes)
+        if found is None:
+            return None
+        sink.keep_pass(lane.name, *found)
+        self._passes += 1
+        return self._passes - 1
+
+    def keep_only(self, lane: Lane, sink: LaneSink) -> None:
+        """Keep passes for a lane that was compared step by step, and point its steps at them."""
+        self._passes = 0
+        for batch in self._batches(self._paths()):
+            size = pass_bytes(self.trace.meta, batch.rows, len(batch.paths))
+            if not self.keep_rows and size > KEPT_BYTES:
+                continue
+            try:
+                forward = recompute(self.model, batch)
+            except CannotRecomputeError:
+                continue
+            kept = self._keep(lane, forward, batch, sink)
+            steps = {node.step for path in batch.paths for node in path.nodes}
+            for number, nodes in _here(batch.paths, steps).items():
+                compared = self.trace.compared(number, lane.name)
+                if compared is not None:
+                    sink.compare(replace(compared, passes=_pointers(kept, nodes)), None)
+
+    def _tally(self, portion: Sequence[int], held: dict[int, tuple[Tally, int]]) -> Tally:
+        """A tally for these steps; what was begun in an earlier batch is carried over."""
+        tally = Tally(self.trace.meta, portion)
+        for number in portion:
+            if number in held:
+                tally.take_over(number, *held[number])
+        return tally
+
+    def _paths(self) -> Paths:
+        paths = Paths()
+        encoders = {one.index for one in self.trace.meta.sites if one.kind == "encoder"}
+        for step in self.trace:
+            sites = {site for group in step.sites for site in group.sites}
+            if not sites or not sites <= encoders:
+                paths.add(step)
+        return paths
+
+    def _batches(self, paths: Paths) -> list[Batch]:
+        """Paths in the batches of the run; many branches in larger ones."""
+        ready = [path for path in paths.paths if path.nodes]
+        if not ready:
+            return []
+        widest = max(len(path.tokens) for path in ready)
+        sequences = max(int(count) for count in self.trace.overview["sequences"])
+        size = max(sequences, min(8, TOKENS_AT_ONCE // widest))
+        vocab = max(1, self.trace.meta.model.vocab_size)
+        out = []
+        for start in range(0, len(ready), size):
+            chosen = ready[start : start + size]
+            ends = {n.end - 1 for p in chosen for n in p.nodes if self.logits.has(n.step)}
+            keep = sorted(ends)[: max(1, LOGITS_AT_ONCE // (vocab * len(chosen)))]
+            out.append(Batch(chosen, keep or [0], self.extra))
+        return out
+
+
+def compare_logits(
+    kept: KeptLogits,
+    forward: Forward,
+    batch: Batch,
+    here: Mapping[int, Sequence[tuple[int, Node]]],
+    tally: Tally,
+) -> None:
+    """Enter the logits of each step's last row.
+
+    Args:
+        kept: The cached lane's.
+        forward: The lane's.
+        batch: What it ran over.
+        here: Step to (place in the batch, node).
+        tally: Holds these steps.
+    """
+    if forward.logits is None:
+        return
+    rows: Sequence[int] = range(batch.rows) if batch.keep is None else batch.keep
+    if forward.logits.shape[1] != len(rows):
+        rows = range(batch.rows - forward.logits.shape[1], batch.rows)
+    place_of = {row: place for place, row in enumerate(rows)}
+    for number, nodes in here.items():
+        for place, node in nodes:
+            row = place_of.get(node.end - 1)
+            if row is None:
+                continue
+            lane = forward.logits[place, row].detach().cpu()
+            found = kept.compare(number, node.sequence, lane)
+            if found is not None:
+                tally.logits[tally.place[number]][node.sequence] = found
+
+
+def _nodes_left(paths: Sequence[Path]) -> dict[int, int]:
+    """Sequences of each step that are to be compared."""
+    left: dict[int, int] = {}
+    for path in paths:
+        for node in path.nodes:
+            left[node.step] = left.get(node.step, 0) + 1
+    return left
+
+
+def _here(paths: Sequence[Path], steps: set[int]) -> dict[int, list[tuple[int, Node]]]:
+    """Step → (place in the batch, node)."""
+    found: dict[int, list[tuple[int, Node]]] = {number: [] for number in steps}
+    for place, path in enumerate(paths):
+        for node in path.nodes:
+            if node.step in steps:
+                found[node.step].append((place, node))
+    return found
+
+
+def _pointers(
+    kept: int | None, nodes: Sequence[tuple[int, Node]]
+) -> tuple[tuple[int, int, int], ...]:
+    """(pass, place in it, first row) of each sequence; empty where the pass was not kept."""
+    if kept is None or [node.sequence for _, node in nodes] != list(range(len(nodes))):
+        return ()
+    return tuple((kept, place, node.start) for place, node in nodes)
+
+
+def with_lanes(meta: Meta, lanes: Sequence[Lane]) -> Meta:
+    """META that names these lanes too."""
+    return replace(meta, lanes=(*meta.lanes, *lanes))

@@ -1,0 +1,146 @@
+"""The token paths of a run: what each step's sequences had been fed, branches included.
+
+A decode without branches is one path per sequence. Beams that were dropped, drafts that were
+rejected and second turns part from a path; each ends in a path of its own, so that every step can
+be recomputed along the tokens it really saw. Works on steps alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvtrace.trace import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The tokens that one step fed to one sequence, as a stretch of a path.
+
+    Attributes:
+        step: Number of the step.
+        sequence: Row of its batch.
+        start, end: Rows of the path, half-open.
+    """
+
+    step: int
+    sequence: int
+    start: int
+    end: int
+
+
+@dataclass(eq=False, slots=True)
+class Path:
+    """A token sequence as it was at its longest.
+
+    Attributes:
+        tokens: All of them, padding included.
+        padding: Hidden tokens at the left.
+        nodes: Stretches that are compared along this path, in order of time.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    padding: int = 0
+    nodes: list[Node] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Paths:
+    """Grows with the steps.
+
+    Attributes:
+        paths: All of them, in the order they began.
+        unknown: Steps whose earlier tokens are not known, or that were fed embeddings.
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    unknown: list[int] = field(default_factory=list)
+    _ends: dict[int, list[tuple[Path, int] | None]] = field(default_factory=dict)
+
+    def add(self, step: Step) -> None:
+        """Follow a step."""
+        parents = self._ends.get(-1 if step.parent is None else step.parent, [])
+        past = max((group.length_before for group in step.caches), default=0)
+        order = _order(step)
+        ends: list[tuple[Path, int] | None] = []
+        for sequence, tokens in enumerate(step.tokens):
+            ends.append(None)
+            if not tokens or min(tokens) < 0:
+                continue
+            source = order[sequence] if order else sequence // _repeats(step, parents)
+            before = parents[source] if source < len(parents) else None
+            path, start = self._place(step, before, past, tokens)
+            if path is None:
+                continue
+            if past == 0:
+                path.padding = sum(1 for place in step.positions[sequence] if place < 0)
+            path.nodes.append(Node(step.number, sequence, start, start + len(tokens)))
+            ends[-1] = (path, start + len(tokens))
+        if None in ends:
+            self.unknown.append(step.number)
+        self._ends[step.number] = ends
+
+    def _place(
+        self, step: Step, before: tuple[Path, int] | None, past: int, tokens: Sequence[int]
+    ) -> tuple[Path | None, int]:
+        """The path that holds these tokens now, and where they begin."""
+        if past == 0 or step.parent is None:
+            if past:
+                return None, 0
+            if before is not None and _begins(tokens, before[0].tokens):
+                before[0].tokens.extend(tokens[len(before[0].tokens) :])
+                return before[0], 0
+            return self._new(list(tokens)), 0
+        if before is None:
+            return None, 0
+        path, end = before
+        start = end - _removed(step)
+        if start < 0:
+            return None, 0
+        if len(path.tokens) != start:
+            path = self._new(path.tokens[:start], path.padding)
+        path.tokens.extend(tokens)
+        return path, start
+
+    def _new(self, tokens: list[int], padding: int = 0) -> Path:
+        path = Path(tokens, padding)
+        self.paths.append(path)
+        return path
+
+    def forget(self, before: int) -> None:
+        """Drop what is known of the ends of earlier steps, which then are no parents any more."""
+        for number in [one for one in self._ends if one < before]:
+            del self._ends[number]
+
+
+def _begins(tokens: Sequence[int], known: Sequence[int]) -> bool:
+    return len(tokens) >= len(known) and list(tokens[: len(known)]) == list(known)
+
+
+def _order(step: Step) -> Sequence[int]:
+    """Which of the parent's sequences each one continues; empty: nobody reordered them."""
+    order: list[int] = []
+    for event in step.events:
+        if event.order:
+            order = [order[one] if one < len(order) else one for one in event.order]
+    return order if len(order) == step.num_sequences else []
+
+
+def _repeats(step: Step, parents: Sequence[object]) -> int:
+    """How often each of the parent's sequences was repeated, one after the other."""
+    return max(1, step.num_sequences // len(parents)) if parents else 1
+
+
+def _removed(step: Step) -> int:
+    """Rows that were cropped off before the step."""
+    crops = (event for event in step.events if event.kind == "crop")
+    return sum(
+        max(
+            (
+                before - after
+                for before, after in zip(one.lengths_before, one.lengths_after, strict=True)
+            ),
+            default=0,
+        )
+        for one in crops
+    )
