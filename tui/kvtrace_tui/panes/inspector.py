@@ -35,7 +35,7 @@ _VERDICT_INKS: dict[Verdict, Style] = {
     Verdict.NOT_COMPARED: ink.DIM,
 }
 _VERDICT_SIGNS = {Verdict.SUSPICIOUS: "?", Verdict.BUG: "✗", Verdict.NOT_FINITE: "✗"}
-_NAME = 7
+_NAME = 8
 
 
 class InspectorPane(Pane):
@@ -169,7 +169,7 @@ def _verdict_lines(step: LaneStep | None, found: dict[Tensor, _Read], width: int
             said = f"{sign} {both.verdict} {both.largest_relative:.1e}"
             place = f" row {both.row} dim {both.dim}" if not both.verdict.harmless else ""
             piece = (said, _VERDICT_INKS[both.verdict])
-            lines.append(_pair(width, f"{LETTERS[tensor]} lanes", piece, (place, ink.TEXT)))
+            lines.append(_pair(width, f"Δ {LETTERS[tensor]}", piece, (place, ink.TEXT)))
     if not lines:
         why = "not compared" if step is None else "rows of the other lane not kept"
         lines.append(_pair(width, "lanes", (why, ink.DIM)))

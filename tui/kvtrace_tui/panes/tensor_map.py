@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping
 from functools import lru_cache
 
 import numpy as np
+from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
@@ -89,7 +90,9 @@ class MapPane(Pane):
         drawn, colours = self._map(trace, cursor, seen, (width, max(room, 1)))
         if narrow:
             return [*lines, *drawn, line(width, *colours), *(line(width, *one) for one in reading)]
-        return [*lines, *drawn, line(width, *reading[0], *reading[1], right=colours)]
+        side = min(sum(cell_len(words) for words, _ in colours), width)
+        foot = [line(width - side, *reading[0], *reading[1]), line(side, *colours)]
+        return [*lines, *drawn, Strip.join(foot)]
 
     def _about(self, trace: Trace, cursor: Cursor, seen: Shown) -> str:
         site = trace.site(cursor.layer)
@@ -187,10 +190,11 @@ class MapPane(Pane):
         label = self._labels(trace, cursor, np.array([row], np.int64))[0]
         exact = exactly(float(seen.values[row, feature]), cursor.view.needs_lane)
         name = "row" if self._cached else "query"
+        index, _, word = label.partition(" ")
+        elsewhere = "" if index == str(row) else f" at {index}"
         return [(f" {exact}", ink.ACCENT)], [
-            (f" {name} ", ink.DIM), (f"{row}", ink.STRONG),
-            (" dim ", ink.DIM), (f"{feature}", ink.STRONG),
-            (f" · {label} ", ink.TOKEN),
+            (f" {name} ", ink.DIM), (f"{row}", ink.STRONG), (f"{elsewhere} ", ink.DIM),
+            (word, ink.TOKEN), (" dim ", ink.DIM), (f"{feature} ", ink.STRONG),
         ]  # fmt: skip
 
     def pointed(self, x: int, y: int) -> Mapping[str, int]:
@@ -224,7 +228,7 @@ def _colours(look: Look, pooling: str, width: int) -> list[Piece]:
     if width < _WIDE:
         words = f" {look.shade.label} {pooling.replace(' of ', ' ')}"
         return [(words, ink.DIM)]
-    said = f"  {pooling} " if pooling else " "
+    said = f" {pooling.replace(' of ', ' ')} " if pooling else " "
     return [*legend(look, _LEGEND if width >= _LEGEND * 6 else _LEGEND // 2), (said, ink.DIM)]
 
 
