@@ -51,7 +51,7 @@ def test_the_recorded_rows_are_the_ones_attention_used(model, tmp_path):
 
 
 def test_top_logits_are_the_highest_with_their_sum(model, tmp_path):
-    logits = model(IDS).logits[0, -1]
+    logits = model(IDS).logits[0, -1].detach()
     trace, _, _ = record(model, lambda: model(IDS), tmp_path / "a.kvt")
     (top,) = trace.step(0).top
     best = logits.sort(descending=True)
