@@ -145,7 +145,7 @@ def query_of(trace: Trace, number: int, layer: int, sequence: int, query: int) -
 
 def top_rows(weights: Floats, count: int) -> list[int]:
     """Indices of the largest weights, largest first; ties by index, NaN last."""
-    count = min(count, weights.size)
+    count = min(max(count, 0), weights.size)
     if count == 0:
         return []
     ranked = np.where(np.isnan(weights), -np.inf, weights)

@@ -1,0 +1,199 @@
+"""Maps and numbers of Q, K, V and the output."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from textual.geometry import Region
+
+from builders import Shape, synthetic_trace
+from kvtrace.trace import Tensor
+from kvtrace_tui.cursor import ColourScale, Cursor, View
+from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.panes.rows import RowStore, Shelf
+from kvtrace_tui.panes.tensor_map import MapPane, exactly
+from kvtrace_tui.panes.views import Ranges, shown
+
+AT = Cursor(step=4, layer=1, head=3, row=6, dim=5)
+
+
+async def drawn(one_pane, trace, cursor, tensor=Tensor.KEYS, size=(90, 20)):
+    app = one_pane(MapPane(tensor, Shelf()))
+    async with app.run_test(size=size):
+        app.pane.show(trace, cursor)
+        lines = app.lines()
+        assert len(lines) == size[1]
+        return [line for line in lines if line.strip()]
+
+
+async def test_the_crosshair_reads_the_exact_number(one_pane):
+    trace = synthetic_trace()
+    value = trace.cache(4, 1).keys[1, 6, 5]
+    lines = await drawn(one_pane, trace, AT)
+    assert f"{value:+.9g}" in lines[-1]
+    assert "row 6" in lines[-1]
+    assert "dim 5" in lines[-1]
+    assert np.float32(float(f"{value:.9g}")) == value
+
+
+async def test_the_title_says_whose_rows_these_are(one_pane):
+    lines = await drawn(one_pane, synthetic_trace(), AT)
+    assert "K cache" in lines[0]
+    assert "L1 H3 kv 1 [9×8] value" in lines[0]
+
+
+async def test_range_and_pooling_are_printed_however_narrow_the_pane(one_pane):
+    trace = synthetic_trace(Shape(prompt=200, dim=64))
+    for width in (90, 56, 30):
+        lines = await drawn(one_pane, trace, replace(AT, row=199), size=(width, 20))
+        foot = " ".join(lines[-3:])
+        assert "±" in foot, width
+        assert "strongest" in foot, width
+
+
+async def test_positions_stand_below_the_map_not_indices(one_pane):
+    trace = synthetic_trace(Shape(window=4))
+    lines = await drawn(one_pane, trace, replace(AT, step=5, row=1))
+    assert "▲7" in " ".join(lines)
+    assert "row 1 at 7" in lines[-1]
+
+
+async def test_differences_between_lanes_are_named_and_judged(one_pane):
+    trace = synthetic_trace()
+    lines = await drawn(one_pane, trace, replace(AT, view=View.ABSOLUTE))
+    assert "|cached − recomputed| rounding" in lines[0]
+
+
+async def test_a_view_of_a_lane_that_is_not_there_says_so_and_draws_no_map(one_pane):
+    trace = synthetic_trace()
+    lines = await drawn(one_pane, trace, replace(AT, view=View.ABSOLUTE, lane="referee"))
+    assert "there is no referee lane in this trace: not compared" in lines[1]
+    assert len(lines) == 2
+    trace.source.lane_steps.clear()
+    lines = await drawn(one_pane, trace, replace(AT, view=View.RELATIVE))
+    assert "this step was not compared" in lines[1]
+
+
+async def test_numbers_show_token_and_position_of_each_row(one_pane):
+    trace = synthetic_trace()
+    tokens = [t for step in trace for t in step.tokens[0]]
+    lines = await drawn(one_pane, trace, replace(AT, numbers=True))
+    row = next(line for line in lines if line.startswith("6 "))
+    assert f"{trace.cache(4, 1).keys[1, 6, 5]:+.5f}" in row
+    assert len(tokens) > 6
+
+
+async def test_numbers_of_many_rows_are_those_around_the_crosshair(one_pane):
+    trace = synthetic_trace(Shape(prompt=500))
+    lines = await drawn(one_pane, trace, replace(AT, numbers=True, row=321))
+    assert any(line.startswith("321 ") for line in lines)
+    assert f"{trace.cache(4, 1).keys[1, 321, 5]:+.9g}" in lines[-1]
+
+
+async def test_hostile_tokens_reach_the_terminal_harmless(one_pane):
+    trace = synthetic_trace()
+    for number, step in trace.source.steps.items():
+        trace.source.steps[number] = replace(step, tokens=((8,) * step.new,))  # ESC [2J
+    for numbers in (True, False):
+        lines = await drawn(one_pane, trace, replace(AT, numbers=numbers))
+        assert "\x1b" not in "".join(lines)
+        assert "␛[2J" in "".join(lines)
+
+
+async def test_queries_are_those_of_the_step(one_pane):
+    trace = synthetic_trace()
+    lines = await drawn(one_pane, trace, replace(AT, step=0, query=2), Tensor.QUERIES)
+    assert "[5×8]" in lines[0]
+    assert f"{trace.queries(0, 1)[3, 2, 5]:+.9g}" in lines[-1]
+
+
+async def test_a_click_points_at_row_and_feature(one_pane):
+    trace = synthetic_trace()
+    app = one_pane(MapPane(Tensor.KEYS, Shelf()))
+    async with app.run_test(size=(90, 20)) as pilot:
+        app.pane.show(trace, AT)
+        app.lines()
+        await pilot.click(offset=(4, 1))
+        await pilot.pause()
+        assert app.moves == [{"row": 0, "dim": 0}]
+        await pilot.click(offset=(0, 0))
+        await pilot.pause()
+        assert len(app.moves) == 1
+
+
+async def test_a_damaged_row_is_told_instead_of_shown(one_pane):
+    trace = synthetic_trace()
+    del trace.source.cell_tensors["cached", 1, Tensor.KEYS]
+    lines = await drawn(one_pane, trace, AT)
+    assert "K cache" in lines[0]
+    assert "not recorded" in " ".join(lines[1:3])
+
+
+async def test_a_layer_that_did_not_attend_is_told(one_pane):
+    trace = synthetic_trace()
+    step = trace.step(4)
+    trace.source.steps[4] = replace(step, caches=(), sites=())
+    lines = await drawn(one_pane, trace, AT)
+    assert "did not attend in step 4" in " ".join(lines)
+
+
+async def test_nothing_is_drawn_again_for_a_cursor_that_shows_the_same(one_pane):
+    trace = synthetic_trace()
+    app = one_pane(MapPane(Tensor.KEYS, Shelf()))
+    async with app.run_test(size=(90, 20)):
+        app.pane.show(trace, AT)
+        app.lines()
+        before = app.pane._lines
+        app.pane.show(trace, replace(AT, query=0))
+        app.lines()
+        assert app.pane._lines is before
+        app.pane.show(trace, replace(AT, dim=2))
+        app.lines()
+        assert app.pane._lines is not before
+
+
+@pytest.mark.parametrize("depth", list(Depth))
+async def test_every_terminal_gets_lines_of_the_right_size_with_a_style(one_pane, depth):
+    trace = synthetic_trace()
+    app = one_pane(MapPane(Tensor.VALUES, Shelf()))
+    async with app.run_test(size=(64, 15)):
+        app.pane.depth = depth
+        app.pane.show(trace, AT)
+        strips = app.pane.render_lines(Region(0, 0, 64, 15))
+        assert [strip.cell_length for strip in strips] == [64] * 15
+        assert all(segment.style is not None for strip in strips for segment in strip)
+        if depth is Depth.NONE:
+            assert all(segment.style.color is None for strip in strips for segment in strip)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (12, 4), (300, 3)])
+async def test_any_size_is_filled(one_pane, size):
+    for numbers in (False, True):
+        await drawn(one_pane, synthetic_trace(), replace(AT, numbers=numbers), size=size)
+
+
+def test_a_nan_is_said_and_what_was_not_compared_is_not_called_nan():
+    assert exactly(float("nan"), absent=False) == "NaN"
+    assert exactly(float("nan"), absent=True) == "not compared"
+    assert exactly(float("-inf"), absent=False) == "-Inf"
+
+
+def test_the_range_stays_put_from_step_to_step():
+    trace = synthetic_trace(Shape(prompt=5, decode=12))
+    store, ranges = RowStore(trace), Ranges()
+    highs = set()
+    for number in trace.numbers:
+        cursor = Cursor(step=number, layer=1, head=2)
+        seen = shown(store, Tensor.KEYS, cursor)
+        highs.add(ranges.shade(store, Tensor.KEYS, cursor, seen).high)
+    assert len(highs) == 1
+
+
+def test_rounding_is_dark_because_the_range_reaches_the_tolerance():
+    trace = synthetic_trace()
+    store = RowStore(trace)
+    cursor = replace(AT, view=View.RELATIVE, scale=ColourScale.LINEAR)
+    seen = shown(store, Tensor.KEYS, cursor)
+    shade = Ranges().shade(store, Tensor.KEYS, cursor, seen)
+    assert shade.high >= 2e-5
+    assert shade.levels(seen.values, 32).max() == 0

@@ -1,0 +1,332 @@
+"""Timeline, grid, attention, inspector, cost and sentence, as text."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from textual.geometry import Region
+
+from builders import Shape, synthetic_trace
+from kvtrace.analysis.attention import attention
+from kvtrace.analysis.grid import Measure, grid
+from kvtrace.trace import Tensor, TopLogits
+from kvtrace_tui.cursor import Cursor, View
+from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.panes import all_panes
+from kvtrace_tui.panes.attention import AttentionPane, weight_text
+from kvtrace_tui.panes.cost import CostPane
+from kvtrace_tui.panes.grid import GridPane
+from kvtrace_tui.panes.inspector import InspectorPane
+from kvtrace_tui.panes.rows import Shelf
+from kvtrace_tui.panes.sentence import SentencePane
+from kvtrace_tui.panes.timeline import TimelinePane
+
+AT = Cursor(step=4, layer=1, head=3, row=6, dim=5)
+
+
+async def drawn(one_pane, pane, trace, cursor=AT, size=(60, 24)):
+    app = one_pane(pane)
+    async with app.run_test(size=size) as pilot:
+        pane.show(trace, cursor)
+        await pilot.pause()
+        return app.lines()
+
+
+def row_of(lines, name):
+    return next(line for line in lines if line.strip().startswith(name))
+
+
+# -- sentence ------------------------------------------------------------------------------------
+
+
+async def test_the_sentence_is_wrapped_between_words(one_pane):
+    lines = await drawn(one_pane, SentencePane(), synthetic_trace(), size=(60, 3))
+    said = " ".join(line.strip() for line in lines)
+    assert "step 4 computed 1 row of Q, K, V instead of 9 and read 8 rows from the cache" in said
+
+
+async def test_a_banner_stands_before_the_sentence(one_pane):
+    trace = synthetic_trace()
+    meta = trace.source.meta
+    trace.source.meta = replace(meta, model=replace(meta.model, banner="weights were missing"))
+    lines = await drawn(one_pane, SentencePane(), trace, size=(200, 1))
+    assert lines[0].strip().startswith("weights were missing · step 4")
+
+
+# -- timeline ------------------------------------------------------------------------------------
+
+
+async def test_the_timeline_names_tokens_step_and_what_could_have_come_next(one_pane):
+    trace = synthetic_trace()
+    top = TopLogits((2, 3, 8), (2.0, 1.0, 0.0), 2.5)
+    trace.source.steps[4] = replace(trace.step(4), top=(top,), chosen=(3,))
+    lines = await drawn(one_pane, TimelinePane(), trace, size=(120, 4))
+    assert "step 4" in lines[2]
+    assert "chose ·red 22.3%" in lines[3]
+    assert "·the 60.7%" in lines[3]
+    assert "␛[2J 8.2%" in lines[3]
+    assert "margin 1.00" in lines[3]
+
+
+async def test_breakpoints_and_findings_are_marked_where_they_are(one_pane):
+    pane = TimelinePane()
+    pane.mark([1], [5])
+    lines = await drawn(one_pane, pane, synthetic_trace(), replace(AT, step=3), size=(80, 4))
+    marks = lines[2][9:]
+    assert [marks.index(sign) // 3 for sign in "●▲◆"] == [1, 3, 5]
+
+
+async def test_time_that_was_not_measured_is_not_drawn(one_pane):
+    trace = synthetic_trace()
+    for number, step in trace.source.steps.items():
+        trace.source.steps[number] = replace(step, elapsed_ns=0)
+    lines = await drawn(one_pane, TimelinePane(), trace, size=(80, 4))
+    assert "not measured" in lines[1]
+
+
+async def test_a_click_on_a_token_goes_to_its_step(one_pane):
+    trace = synthetic_trace()
+    for number, step in trace.source.steps.items():
+        trace.source.steps[number] = replace(step, tokens=((0,) * step.new,))  # "Anna"
+    app = one_pane(TimelinePane())
+    async with app.run_test(size=(100, 4)) as pilot:
+        app.pane.show(trace, AT)
+        app.lines()
+        await pilot.click(offset=(9 + 5 * 6, 0))
+        await pilot.click(offset=(9 + 3 * 2, 2))
+        await pilot.click(offset=(2, 0))
+        await pilot.pause()
+        assert app.moves == [{"step": 2}, {"step": 2}]
+
+
+async def test_thousands_of_steps_share_columns_and_keep_their_marks(one_pane):
+    trace = synthetic_trace(Shape(layers=1, heads=1, kv_heads=1, dim=2, prompt=1, decode=400))
+    pane = TimelinePane()
+    pane.mark([399], [])
+    lines = await drawn(one_pane, pane, trace, replace(AT, step=0, layer=0, head=0), size=(80, 4))
+    assert lines[2].rstrip().endswith("●")
+    assert lines[2][9] == "▲"
+
+
+# -- grid ----------------------------------------------------------------------------------------
+
+
+async def test_the_grid_reads_the_number_of_the_cursors_head(one_pane):
+    trace = synthetic_trace()
+    expected = grid(trace, 4, Measure.ENTROPY)[1, 3]
+    app = one_pane(GridPane(Shelf()))
+    async with app.run_test(size=(32, 8)) as pilot:
+        app.pane.show(trace, AT)
+        await pilot.pause(0.2)
+        lines = app.lines()
+    assert "entropy" in lines[0]
+    assert lines[-3:][0].strip() or lines[-2].strip()
+    assert any(line.rstrip().endswith(f"L1 H3 {expected:.3g}") for line in lines)
+
+
+async def test_every_measure_can_be_shown(one_pane):
+    trace = synthetic_trace()
+    app = one_pane(GridPane(Shelf()))
+    async with app.run_test(size=(50, 8)) as pilot:
+        app.pane.show(trace, AT)
+        seen = set()
+        for _ in Measure:
+            seen.add(app.pane.next_measure())
+            await pilot.pause(0.05)
+            assert app.pane.measure.value in app.lines()[0]
+    assert seen == set(Measure)
+
+
+async def test_comparing_lanes_shows_where_they_differ(one_pane):
+    lines = await drawn(
+        one_pane, GridPane(Shelf()), synthetic_trace(), replace(AT, view=View.ABSOLUTE)
+    )
+    assert "difference of the lanes" in lines[0]
+
+
+async def test_a_click_in_the_grid_chooses_layer_and_head(one_pane):
+    trace = synthetic_trace()
+    app = one_pane(GridPane(Shelf()))
+    async with app.run_test(size=(32, 8)) as pilot:
+        app.pane.show(trace, AT)
+        await pilot.pause()
+        app.lines()
+        await pilot.click(offset=(2, 2))
+        await pilot.pause()
+    assert app.moves == [{"layer": 0, "head": 0}]
+
+
+async def test_a_grid_that_takes_long_is_completed_after_the_frame(one_pane):
+    trace = synthetic_trace()
+    pane = GridPane(Shelf())
+    pane._expected_s = 1e9
+    app = one_pane(pane)
+    async with app.run_test(size=(32, 8)) as pilot:
+        pane.show(trace, AT)
+        app.lines()
+        work = next(iter(pane._works.values()))
+        assert not work.complete
+        while not work.complete:
+            await pilot.pause(0.01)
+        await pilot.pause()
+        expected = grid(trace, 4, Measure.ENTROPY)
+        assert np.allclose(work.tables[Measure.ENTROPY], expected, atol=1e-5)
+
+
+# -- attention -----------------------------------------------------------------------------------
+
+
+async def test_the_strongest_row_comes_first_with_its_exact_weight(one_pane):
+    trace = synthetic_trace()
+    found = attention(trace, 4, 1, 3)
+    lines = await drawn(one_pane, AttentionPane(Shelf()), trace)
+    first = found.top(1)[0]
+    listed = [line for line in lines if weight_text(float(found.weights[first])) in line]
+    assert listed[0].split()[0] == str(found.positions[first])
+    assert f"entropy {found.entropy:.2f} bits of 9 rows" in " ".join(lines)
+
+
+async def test_rows_around_the_crosshair_are_in_order(one_pane):
+    lines = await drawn(one_pane, AttentionPane(Shelf()), synthetic_trace(Shape(prompt=60)))
+    start = next(i for i, line in enumerate(lines) if "around the crosshair" in line)
+    positions = [int(line.split()[0]) for line in lines[start + 1 :] if line.strip()]
+    assert positions == list(range(2, 11))
+
+
+async def test_the_crosshairs_row_is_listed_even_when_it_is_weak_and_room_is_short(one_pane):
+    trace = synthetic_trace(Shape(prompt=60))
+    weakest = int(attention(trace, 4, 1, 3).weights.argmin())
+    lines = await drawn(
+        one_pane, AttentionPane(Shelf()), trace, replace(AT, row=weakest), size=(60, 10)
+    )
+    assert lines[-1].split()[0] == str(weakest)
+
+
+async def test_a_click_on_a_listed_row_moves_the_crosshair(one_pane):
+    trace = synthetic_trace()
+    app = one_pane(AttentionPane(Shelf()))
+    async with app.run_test(size=(60, 24)) as pilot:
+        app.pane.show(trace, AT)
+        lines = app.lines()
+        strongest = attention(trace, 4, 1, 3).top(1)[0]
+        y = next(i for i, line in enumerate(lines) if line.split()[:1] == [str(strongest)])
+        await pilot.click(offset=(3, y))
+        await pilot.pause()
+    assert app.moves == [{"row": strongest}]
+
+
+def test_small_weights_keep_digits_that_tell_them_apart():
+    assert weight_text(0.45214) == "0.4521"
+    assert weight_text(0.000031) == "3.1e-05"
+    assert weight_text(0.0) == "0"
+    assert weight_text(float("nan")) == "nan"
+
+
+# -- inspector -----------------------------------------------------------------------------------
+
+
+async def test_the_inspector_reads_both_lanes_at_the_crosshair(one_pane):
+    trace = synthetic_trace()
+    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
+    value = trace.cache(4, 1).keys[1, 6, 5]
+    other = trace.cache(4, 1, lane="recomputed").keys[1, 6, 5]
+    assert f"{value:+.5f}" in row_of(lines, "K ")
+    assert f"{other:+.5f}" in row_of(lines, "K ")
+    assert "step 2" in row_of(lines, "written")
+    assert "✓ rounding" in row_of(lines, "Δ K")
+    assert "✓" in row_of(lines, "check")
+    assert "+1 row, 8 → 9" in row_of(lines, "layer")
+
+
+async def test_a_bug_is_named_with_its_place(one_pane):
+    trace = synthetic_trace()
+    trace.source.cell_tensors["recomputed", 1, Tensor.VALUES][1, 4, 2] += 1
+    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
+    assert "✗ bug-sized" in row_of(lines, "Δ V")
+    assert "row 4 dim 2" in row_of(lines, "Δ V")
+
+
+async def test_nan_is_counted_and_never_hidden(one_pane):
+    trace = synthetic_trace()
+    trace.source.cell_tensors["cached", 1, Tensor.KEYS][1, 4, 2] = np.nan
+    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
+    assert "✗ NaN or Inf" in row_of(lines, "Δ K")
+    assert any("1 NaN" in line for line in lines)
+
+
+async def test_an_output_that_the_rows_do_not_explain_is_marked(one_pane):
+    trace = synthetic_trace()
+    trace.source.site_tensors["cached", 4, 1, Tensor.OUTPUT] *= 2
+    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
+    assert "✗" in row_of(lines, "check")
+
+
+async def test_without_another_lane_nothing_is_called_equal(one_pane):
+    trace = synthetic_trace()
+    trace.source.lane_steps.clear()
+    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
+    assert "not compared" in row_of(lines, "lanes")
+    assert "equal" not in "".join(lines)
+
+
+# -- cost ----------------------------------------------------------------------------------------
+
+
+async def test_cost_shows_this_step_and_all_so_far_in_both_lanes(one_pane):
+    lines = await drawn(one_pane, CostPane(), synthetic_trace(), size=(150, 12))
+    assert "cached 17.3 kFLOP  recomputed 151 kFLOP  8.76×" in row_of(lines, "step")
+    assert "0.90 ms / 1.30 ms  1.44×" in row_of(lines, "step")
+    assert "cached" in row_of(lines, "so far")
+    assert any("fewer FLOPs, 1.4× less time" in line for line in lines)
+    assert any("MLP" in line and "8.19 kFLOP" in line for line in lines)
+
+
+async def test_flops_that_were_not_counted_are_not_drawn_as_zero(one_pane):
+    trace = synthetic_trace()
+    for number, step in trace.source.steps.items():
+        trace.source.steps[number] = replace(step, cost=type(step.cost)())
+    lines = await drawn(one_pane, CostPane(), trace, size=(150, 12))
+    assert any("FLOPs were not counted" in line for line in lines)
+
+
+async def test_a_click_on_a_column_goes_to_its_step(one_pane):
+    trace = synthetic_trace()
+    app = one_pane(CostPane())
+    async with app.run_test(size=(100, 12)) as pilot:
+        app.pane.show(trace, AT)
+        app.lines()
+        await pilot.click(offset=(6 * 2 + 1, 4))
+        await pilot.pause()
+    assert app.moves == [{"step": 2}]
+
+
+# -- all of them ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [Depth.TRUE, Depth.XTERM, Depth.ANSI, Depth.NONE])
+@pytest.mark.parametrize("size", [(1, 1), (20, 5), (38, 24), (200, 60)])
+async def test_every_pane_fills_any_size_in_any_terminal(one_pane, depth, size):
+    trace = synthetic_trace()
+    for pane in all_panes():
+        app = one_pane(pane)
+        async with app.run_test(size=size):
+            pane.depth = depth
+            pane.light(True)
+            for cursor in (AT, replace(AT, step=0, view=View.RELATIVE, inside=True, numbers=True)):
+                pane.show(trace, cursor)
+                strips = pane.render_lines(Region(0, 0, *size))
+                assert [strip.cell_length for strip in strips] == [size[0]] * size[1]
+                assert all(segment.style is not None for strip in strips for segment in strip)
+                assert "\x1b" not in "".join(strip.text for strip in strips)
+
+
+async def test_panes_that_follow_a_growing_trace_show_new_steps(one_pane):
+    trace = synthetic_trace()
+    last = trace.source.steps.pop(6)
+    app = one_pane(TimelinePane())
+    async with app.run_test(size=(100, 4)):
+        app.pane.show(trace, replace(AT, step=5))
+        before = app.lines()[2]
+        trace.source.steps[6] = last
+        app.pane.show(trace, replace(AT, step=5))
+        assert app.lines()[2] != before
