@@ -99,16 +99,6 @@ def test_what_is_no_command_is_ignored():
     assert one.await_turn(lambda: pytest.fail("waited")) is True
 
 
-def test_a_parent_that_goes_is_a_stop():
-    one = orders()
-    read, write = os.pipe()
-    one.listen(read)
-    os.close(write)
-    one.obey(Command("pause"))
-    assert one.await_turn(lambda: None) is False
-    assert one.stop_reason == "the program that started the recorder is gone"
-
-
 def in_a_process(script: str) -> subprocess.CompletedProcess[str]:
     prelude = (
         "import os, signal, sys, time\n"
@@ -182,3 +172,13 @@ def test_a_voice_nobody_hears_is_no_error():
     os.close(read)
     Voice(write).say(Said("hello"))
     os.close(write)
+
+
+def test_a_parent_that_goes_is_a_stop():
+    # in a process of its own: after a grace, it ends the process
+    done = in_a_process(
+        "one.begin(); read, write = os.pipe(); one.listen(read); os.close(write)\n"
+        "one.obey(Command('pause'))\n"
+        "print(one.await_turn(lambda: None), one.stop_reason)"
+    )
+    assert done.stdout.strip() == "False the program that started the recorder is gone"
