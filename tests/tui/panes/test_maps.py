@@ -51,6 +51,13 @@ async def test_range_and_pooling_are_printed_however_narrow_the_pane(one_pane):
         assert "strongest" in foot, width
 
 
+async def test_the_narrowest_pane_still_says_range_scale_and_pooling(one_pane):
+    trace = synthetic_trace(Shape(dim=64))
+    cursor = replace(AT, view=View.ABSOLUTE, scale=ColourScale.LOG)
+    lines = await drawn(one_pane, trace, cursor, Tensor.QUERIES, size=(16, 12))
+    assert any("≤" in line and "log" in line and "1×" in line for line in lines)
+
+
 async def test_positions_stand_below_the_map_not_indices(one_pane):
     trace = synthetic_trace(Shape(window=4))
     lines = await drawn(one_pane, trace, replace(AT, step=5, row=1))
