@@ -159,6 +159,7 @@ def run(
         with writable():
             code = app.run(mouse=mouse)
     finally:
+        gc.unfreeze()
         gc.enable()
     if app.failure is not None:
         raise app.failure

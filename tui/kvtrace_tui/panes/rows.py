@@ -91,6 +91,11 @@ class RowStore:
             if sequence < len(compared.passes):
                 place = compared.passes[sequence]
                 return self._pass_rows(number, layer, tensor, head, sequence, lane, place)
+            own = tensor_head(self.trace.site(layer), tensor, head)
+            return self._once(
+                ("filed", lane, number, sequence, layer, tensor, own),
+                lambda: head_rows(self.trace, number, layer, tensor, head, sequence, lane),
+            )
         return head_rows(self.trace, number, layer, tensor, head, sequence, lane)
 
     def known(self, layer: int, tensor: Tensor, head: int) -> Floats | None:

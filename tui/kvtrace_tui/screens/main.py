@@ -91,6 +91,8 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def _after_first_picture(self) -> None:
         """What was left out of it, so that there is something to see sooner."""
+        # what is loaded stays: a collection looks only at what came since
+        gc.freeze()
         gc.enable()
         self._later = frozenset()
         self.sync()
