@@ -89,7 +89,7 @@ def check_sizes(config: Json, weights: Weights) -> None:
 
 
 def code_files(config: Json) -> list[str]:
-    """Python files of its repository that a configuration names; `owner/repo--file.py` elsewhere."""
+    """Python files that a configuration names; `owner/repo--file.py` is in another repository."""
     named = config.get("auto_map")
     if not isinstance(named, dict):
         return []

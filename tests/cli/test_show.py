@@ -187,3 +187,10 @@ def test_a_damaged_file_is_shown_as_far_as_it_goes_and_never_crashes(kvtrace, tr
             assert bool(out) == (code != 65)
             assert err.count("\n") == (code == 65)
     assert {4} <= codes
+
+
+def test_a_place_takes_q_k_and_v_for_short():
+    from kvtrace.cli.show.pick import parse
+
+    assert parse("7/3/2/k") == parse("7/3/2/keys")
+    assert parse("7/3/2/q").tensor == "queries"

@@ -8,6 +8,8 @@ from kvtrace.cli.show.names import TENSORS
 from kvtrace.errors import KvtraceError, MissingError, UsageError
 from kvtrace.trace import CACHED, Tensor, Trace
 
+_SHORT = {"q": "queries", "k": "keys", "v": "values"}
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -51,15 +53,15 @@ def parse(text: str) -> Wish:
         UsageError: It is something else.
     """
     parts = text.split("/")
-    numbers = parts[:3]
+    numbers, named = parts[:3], [_SHORT.get(part, part) for part in parts[3:]]
     fits = len(parts) <= 4 and all(part.isascii() and part.isdigit() for part in numbers)
-    if not fits or (len(parts) == 4 and parts[3] not in TENSORS):
+    if not fits or any(name not in TENSORS for name in named):
         raise UsageError(
             f"{text!r} is no place in a trace: write step/layer/head/tensor, such as 7 or "
             f"7/3/0/keys, with a tensor of {', '.join(TENSORS)}"
         )
     step, layer, head = [int(part) for part in numbers] + [None] * (3 - len(numbers))
-    return Wish(step, layer, head, parts[3] if len(parts) == 4 else None)
+    return Wish(step, layer, head, named[0] if named else None)
 
 
 def default_place(trace: Trace) -> Place | None:
