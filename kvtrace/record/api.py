@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +21,7 @@ from kvtrace.record.recorder import Options, Recorder
 from kvtrace.record.texts import Texts
 from kvtrace.record.watch import Watch
 from kvtrace.text import safe
-from kvtrace.trace import Ending, Meta, ModelCard, Sampling, Step
+from kvtrace.trace import Ending, Meta, ModelCard, Note, Sampling, Step
 
 
 class Recording:
@@ -114,12 +114,13 @@ class Recording:
     @contextmanager
     def _unwatched(self) -> Iterator[None]:
         """Lanes run the model too; what they do is no step of the recording."""
-        recorder = self.recorder
+        watch, recorder = self._watch, self.recorder
         before = recorder.paused if recorder is not None else False
         if recorder is not None:
             recorder.paused = True
         try:
-            yield
+            with nullcontext() if watch is None else watch.unwatched():
+                yield
         finally:
             if recorder is not None:
                 recorder.paused = before
@@ -149,31 +150,51 @@ class Recording:
         if self._unfollow is not None:
             self._unfollow()
             self._unfollow = None
-        if self._watch is not None:
-            self._watch.__exit__(None, None, None)
-            self._watch = None
-        writer, recorder = self._writer, self.recorder
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.__exit__(None, None, None)
+        writer = self._writer
         if writer is None:
             return
         failure = None
         try:
-            if recorder is not None:
-                recorder.flush()
-                failure = recorder.failure
-                if failure is None and ending.reason != "error":
-                    self._lanes.finish(recorder.meta, writer)
-            self._writer = None
-            if failure is None:
-                writer.end(ending)
+            failure = self._last_words(writer, watch, ending)
         except WriteError as error:
             failure = error
         finally:
+            self._writer = None
             try:
                 writer.close()
             except WriteError as error:
                 failure = failure or error
         if failure is not None:
             warnings.warn(f"recording stopped: {failure}", RuntimeWarning, stacklevel=3)
+
+    def _last_words(
+        self, writer: TraceWriter, watch: Watch | None, ending: Ending
+    ) -> WriteError | None:
+        """The step that waits, what was not seen, the other lanes, and why it ended."""
+        recorder = self.recorder
+        if recorder is not None:
+            recorder.flush()
+            if watch is not None:
+                recorder.tell(watch.unseen, watch.notes)
+            if recorder.failure is not None:
+                return recorder.failure
+            if ending.reason != "error":
+                self._compare(recorder, writer)
+        writer.end(ending)
+        return None
+
+    def _compare(self, recorder: Recorder, writer: TraceWriter) -> None:
+        """The other lanes; a model that can't be run without its cache is not the run's failure."""
+        try:
+            self._lanes.finish(recorder.meta, writer)
+        except WriteError:
+            raise
+        except Exception as error:
+            cause = safe(f"{type(error).__name__}: {error}", 300)
+            writer.note(Note("note", f"the tokens were not recomputed: {cause}"))
 
 
 def record(  # noqa: PLR0913 - the public face: one keyword for each thing a caller may say

@@ -49,10 +49,6 @@ class Recogniser:
         if self._held:
             self._held.pop(key, None)
 
-    def untouched(self, store: int, book: Book) -> Entry:
-        """A step that read rows and wrote none."""
-        return Entry(book.held, book, self._stores.next_cell[store], 0, book.rows)
-
     def update(
         self,
         key: Key,
@@ -87,6 +83,12 @@ class Recogniser:
         rewritten = max(0, len(fresh) - update.new_keys.shape[2])
         entry = Entry(attended, after, first, len(fresh), book.rows, rewritten)
         return entry, (_slots(keys, fresh), _slots(values, fresh))
+
+    def edited(self, update: CacheUpdate, attended: tuple[Runs, ...], kept: int) -> Book:
+        """What a layer holds after somebody changed it, once its attention had been given it."""
+        rows = _rows(digests(update.keys, update.values), attended)
+        held = self._kept(update, rows, kept)
+        return Book(tuple(books.as_runs(line) for line in held))
 
     def _earlier(self, key: Key, update: CacheUpdate) -> list[list[Row]]:
         """What was handed back last time, recognisable."""

@@ -32,6 +32,8 @@ class CacheUpdate(NamedTuple):
         capacity: Slots allocated up front; None where it grows.
         window: Rows a sliding layer keeps in view; None if all.
         continuous: What the layer held was untouched since the last update or change seen.
+        settled: What the layer holds now is what it kept of these rows; else somebody edited it
+            before the forward was over.
         known: Cache and layer are of classes whose behaviour is known; else rows are compared.
         earlier: Keys and values handed back last time, kept only when not `continuous`.
     """
@@ -50,6 +52,7 @@ class CacheUpdate(NamedTuple):
     capacity: int | None
     window: int | None
     continuous: bool
+    settled: bool
     known: bool
     earlier: tuple[Tensor, Tensor] | None = None
 

@@ -8,7 +8,7 @@ only where rows must be compared with those of the next forward.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -49,6 +49,27 @@ class LedgerStep:
     caches: set[int] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Work:
+    """One forward being entered.
+
+    Attributes:
+        forward: It.
+        positions: Of its tokens.
+        out: What will be said of it.
+        stores: Cache layer of each update.
+        entries: Cache layer to what happened to it.
+        memo: What was worked out already, for layers that share it.
+    """
+
+    forward: Forward
+    positions: Positions
+    out: LedgerStep
+    stores: list[int] = field(default_factory=list)
+    entries: dict[int, Entry] = field(default_factory=dict)
+    memo: dict[tuple[object, ...], Entry] = field(default_factory=dict)
+
+
 class Ledger:
     """Follows every cache layer through the run."""
 
@@ -68,98 +89,96 @@ class Ledger:
         out = LedgerStep(reads=reads(forward))
         events = [self._change(one) for one in forward.changes]
         out.events = tuple(event for event in events if event.layers)
+        work = _Work(forward, positions, out)
         read = {one.update for one in out.reads if one.source == "cache"}
         made_from = {one.update for one in out.reads if one.source == "derived"} - read
-        entries: dict[int, Entry] = {}
-        memo: dict[tuple[object, ...], Entry] = {}
-        stores = []
         for index, (nth, update) in enumerate(_numbered(forward.updates)):
             store = self.stores.of_update(update, nth, latent=index in made_from)
-            stores.append(store)
+            work.stores.append(store)
             out.caches.add(update.cache)
-            entries[store] = self._update(store, update, forward, positions, memo, out)
+            work.entries[store] = self._update(store, update, work)
             self._homes[update.cache, update.layer] = store
         for call, one in zip(forward.calls, out.reads, strict=True):
-            out.stores.append(self._read(call, one, forward, stores, positions, entries, out))
+            out.stores.append(self._read(call, one, work))
         for memory in forward.recurrent:
             self.stores.of_recurrent(memory)
-        out.groups = _grouped(entries)
+        out.groups = _grouped(work.entries)
         self._forget()
         return out
 
     # -- updates ---------------------------------------------------------------------------
 
-    def _update(
-        self,
-        store: int,
-        update: CacheUpdate,
-        forward: Forward,
-        positions: Positions,
-        memo: dict[tuple[object, ...], Entry],
-        out: LedgerStep,
-    ) -> Entry:
+    def _update(self, store: int, update: CacheUpdate, work: _Work) -> Entry:
         key = (update.cache, store)
         book = self._books.get(key, EMPTY)
-        places = _places(update, forward, positions, book)
+        places = _places(update, work.forward, work.positions, book)
         seq, kept = _sizes(update)
-        if self._simple(update, book, seq, kept):
-            first = self.stores.next_cell[store]
-            order = (id(book), first, seq, kept, id(places) if places is positions else places)
-            entry = memo.get(order)
-            if entry is None:
-                entry = memo[order] = books.append(book, first, places, seq, kept)
-            self.stores.take(store, entry.rows * len(places))
-            out.rows[store] = _new_rows(update)
+        if _simple(update, book, seq, kept):
+            entry = self._appended(store, book, places, (seq, kept), work)
+            if not update.settled:
+                entry = replace(entry, after=self._content.edited(update, entry.attended, kept))
+            work.out.rows[store] = _new_rows(update)
             self._content.drop(key)
         else:
             entry, rows = self._content.update(key, update, book, places, (seq, kept))
-            out.rows[store] = rows
+            work.out.rows[store] = rows
         self._content.attended[key] = entry.attended
         self._books[key] = entry.after
-        out.seq[store] = seq
+        work.out.seq[store] = seq
         return entry
 
-    def _simple(self, update: CacheUpdate, book: Book, seq: int, kept: int) -> bool:
-        """Whether arithmetic tells what the update did."""
-        sequences, _, new, _ = update.new_keys.shape
-        whole = book.rows + new
-        fits = not book.held or len(book.held) == sequences
-        same_rows = seq == whole or (update.window is not None and seq < whole)
-        return update.known and update.continuous and fits and same_rows and kept <= whole
+    def _appended(
+        self,
+        store: int,
+        book: Book,
+        places: Sequence[Sequence[int]],
+        sizes: tuple[int, int],
+        work: _Work,
+    ) -> Entry:
+        """An update by arithmetic; worked out once for all layers with the same history."""
+        first = self.stores.next_cell[store]
+        same = id(places) if places is work.positions else places
+        order = (id(book), first, sizes, same)
+        entry = work.memo.get(order)
+        if entry is None:
+            entry = work.memo[order] = books.append(book, first, places, *sizes)
+        self.stores.take(store, entry.rows * len(places))
+        return entry
 
     # -- reads -----------------------------------------------------------------------------
 
-    def _read(
-        self,
-        call: AttentionCall,
-        read: Read,
-        forward: Forward,
-        stores: Sequence[int],
-        positions: Positions,
-        entries: dict[int, Entry],
-        out: LedgerStep,
-    ) -> int:
+    def _read(self, call: AttentionCall, read: Read, work: _Work) -> int:
         """The cache layer a call reads; entered if no update did."""
+        out = work.out
         if read.source == "cache" and read.update is not None:
-            return stores[read.update]
+            return work.stores[read.update]
         if read.source == "cache" and read.lingering is not None:
-            left = forward.lingering[read.lingering]
+            left = work.forward.lingering[read.lingering]
             out.caches.add(left.cache)
             store = self._homes.get((left.cache, left.layer))
             if store is not None:
                 book = self._books.get((left.cache, store), EMPTY)
-                entries.setdefault(store, self._content.untouched(store, book))
+                if store not in work.entries:
+                    work.entries[store] = self._untouched(store, book, work)
                 out.seq.setdefault(store, call.keys.shape[2])
                 return store
         origin = None
         if read.source == "derived" and read.update is not None:
-            origin = entries[stores[read.update]]
+            origin = work.entries[work.stores[read.update]]
         store = self.stores.of_call(call, read.source)
-        limit = None if read.update is None else out.seq.get(stores[read.update])
-        entry, rows = self._content.expanded(store, call, origin, positions, limit)
-        entries[store], out.rows[store] = entry, rows
+        limit = None if read.update is None else out.seq.get(work.stores[read.update])
+        entry, rows = self._content.expanded(store, call, origin, work.positions, limit)
+        work.entries[store], out.rows[store] = entry, rows
         out.seq[store] = min(call.keys.shape[2], limit or call.keys.shape[2])
         return store
+
+    def _untouched(self, store: int, book: Book, work: _Work) -> Entry:
+        """A step that read rows and wrote none."""
+        first = self.stores.next_cell[store]
+        entry = work.memo.get((id(book), first))
+        if entry is None:
+            entry = work.memo[id(book), first] = Entry(book.held, book, first, 0, book.rows)
+        return entry
 
     # -- changes ---------------------------------------------------------------------------
 
@@ -202,6 +221,15 @@ def _numbered(updates: Sequence[CacheUpdate]) -> Iterator[tuple[int, CacheUpdate
         key = (update.part, update.layer)
         yield counts.get(key, 0), update
         counts[key] = counts.get(key, 0) + 1
+
+
+def _simple(update: CacheUpdate, book: Book, seq: int, kept: int) -> bool:
+    """Whether arithmetic tells what the update did."""
+    sequences, _, new, _ = update.new_keys.shape
+    whole = book.rows + new
+    fits = not book.held or len(book.held) == sequences
+    same_rows = seq == whole or (update.window is not None and seq < whole)
+    return update.known and update.continuous and fits and same_rows and kept <= whole
 
 
 def _places(

@@ -12,7 +12,10 @@ Positions = tuple[tuple[int, ...], ...]
 def positions(forward: Forward) -> Positions:
     """[sequences][new]: position ids where given, else counted; left padding counts up to -1."""
     new, sequences = forward.new, forward.sequences
-    mask = forward.argument("attention_mask")
+    given_encoder = any(
+        name in forward.arguments for name in ("encoder_outputs", "decoder_input_ids")
+    )
+    mask = forward.argument("decoder_attention_mask" if given_encoder else "attention_mask")
     start, pads = _past(forward), [0] * sequences
     if mask is not None and mask.dim() == 2 and mask.shape[1] >= new:
         start = mask.shape[1] - new

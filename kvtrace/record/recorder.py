@@ -165,6 +165,17 @@ class Recorder:
         if self._options.on_step is not None:
             self._options.on_step(step)
 
+    def tell(self, unseen: tuple[str, ...], notes: tuple[str, ...]) -> None:
+        """What was not seen, and what qualifies what was: META says it.
+
+        Args:
+            unseen: Modules that look like attention and were not seen to attend.
+            notes: Sentences on the recording itself.
+        """
+        said = tuple(dict.fromkeys((*self.meta.not_recorded, *notes, *self._meter.gaps())))
+        if (unseen, said) != (self.meta.unseen, self.meta.not_recorded):
+            self._write_meta(replace(self.meta, unseen=unseen, not_recorded=said))
+
     @property
     def last(self) -> Step | None:
         """The step that waits."""
@@ -232,13 +243,20 @@ class Recorder:
         if sizes == self._sizes:
             return
         self._sizes = sizes
-        self.meta = replace(
-            self.meta,
-            sites=tuple(self._sites.sites),
-            cache_layers=tuple(self._ledger.stores.layers),
+        self._write_meta(
+            replace(
+                self.meta,
+                sites=tuple(self._sites.sites),
+                cache_layers=tuple(self._ledger.stores.layers),
+            )
         )
+
+    def _write_meta(self, meta: Meta) -> None:
+        self.meta = meta
+        if self.failure is not None:
+            return
         try:
-            self._sink.extend(self.meta)
+            self._sink.extend(meta)
         except WriteError as error:
             self.failure = error
 

@@ -15,6 +15,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kvtrace.record.calls import AttentionCall
+    from kvtrace.record.flow import FlowWatch
     from kvtrace.record.forward import Recurrent
     from kvtrace.record.tracker import CacheTracker
 
@@ -39,7 +41,8 @@ class Pass:
     Attributes:
         names: id of each module of the watched model to its path.
         tracker: Knows the caches this watcher has met.
-        calls: Attention calls.
+        flow: What watches the data flow for this watcher, if anything does.
+        calls: Attention calls, raw or already read.
         updates: Cache updates.
         recurrent: Recurrent memory written.
         depth: Nested `update` calls; only the outermost counts.
@@ -51,7 +54,8 @@ class Pass:
 
     names: Mapping[int, str]
     tracker: CacheTracker
-    calls: list[RawCall] = field(default_factory=list)
+    flow: FlowWatch | None = None
+    calls: list[RawCall | AttentionCall] = field(default_factory=list)
     updates: list[RawUpdate] = field(default_factory=list)
     recurrent: list[Recurrent] = field(default_factory=list)
     verdicts: dict[int, dict[int, Verdict]] = field(default_factory=dict)

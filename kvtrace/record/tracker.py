@@ -225,9 +225,15 @@ def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheU
         capacity if isinstance(capacity, int) else None,
         window if isinstance(window, int) else None,
         verdict[0],
+        keys is None or keys is out[0] or capacity is not None or _part_of(keys, out[0]),
         _is_known(type(cache)) and _is_known(kind),
         verdict[1],
     )
+
+
+def _part_of(keys: Tensor, out: Tensor) -> bool:
+    """Whether what a layer keeps is a view of what it handed back: the end of it, or all."""
+    return keys.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
 
 
 def _is_known(kind: type) -> bool:

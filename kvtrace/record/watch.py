@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, cast
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 
 from kvtrace.record.caches import CACHES, follow, patch_class
 from kvtrace.record.calls import AttentionCall
+from kvtrace.record.flow import FlowWatch
 from kvtrace.record.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
 from kvtrace.record.interface import INTERFACE
+from kvtrace.record.levels import lower_levels, unseen
 from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
 from kvtrace.record.running import Pass, passes
 from kvtrace.record.tracker import CacheTracker, finished
@@ -56,12 +59,15 @@ class Watch:
         """
         self.model = model
         self.num_forwards = 0
+        self.paused = False
         self._on_forward = on_forward
         self._on_begin = on_begin
         self._on_failure = on_failure
         self._names = {id(module): path for path, module in model.named_modules()}
         self._facts: dict[int, ModuleFacts] = {}
         self._tracker = CacheTracker()
+        self._flow: FlowWatch | None = None
+        self._seen: set[str] = set()
         self._signatures: dict[int, inspect.Signature] = {}
         self._undo: list[Callable[[], None]] = []
 
@@ -71,6 +77,10 @@ class Watch:
                 patches.hold()
                 self._undo.append(patches.release)
             self._undo.append(follow(self._tracker))
+            flow = self._flow = lower_levels(self.model)
+            if flow is not None:
+                flow.__enter__()
+                self._undo.append(partial(flow.__exit__, None, None, None))
             for part, module in _entrances(self.model):
                 self._hook(part, module)
         except BaseException:
@@ -86,49 +96,44 @@ class Watch:
     ) -> None:
         self._stop()
 
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Sentences: modules that look like attention and were not seen to attend so far."""
+        return tuple(unseen(self.model, self._seen, self._flow))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences: how the watching itself changed what is said, time above all."""
+        if self._flow is None:
+            return ()
+        slower = "the data flow was followed: milliseconds include the time this took"
+        return (slower, *self._flow.notes)
+
     def _stop(self) -> None:
         while self._undo:
             self._undo.pop()()
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
-        """Forwards of the model inside are not this watcher's: it takes them for inner ones."""
-        running = passes()
-        inner = Pass(self._names, self._tracker)
-        running.append(inner)
+        """Forwards of the model that begin inside are nobody's business."""
+        before, self.paused = self.paused, True
         try:
             yield
         finally:
-            running.remove(inner)
+            self.paused = before
 
     def _hook(self, part: str, module: nn.Module) -> None:
         """Watch one entrance of the model."""
 
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            running = passes()
-            for one in running:
-                if one.names is self._names:
-                    one.nested += 1
-                    return
-            arguments = self._arguments(module, args, kwargs)
-            _patch_given(arguments.get("past_key_values"))
-            one = Pass(self._names, self._tracker)
-            if self._on_begin is not None:
-                self._on_begin(self._beginning(arguments, one))
-            running.append(one)
-            one.started = perf_counter_ns()
+            if not self.paused:
+                self._begin(self._arguments(module, args, kwargs))
 
         def end(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
             stop = perf_counter_ns()
-            running = passes()
-            place = next((i for i, one in enumerate(running) if one.names is self._names), None)
-            if place is None:
+            one = None if self.paused else self._over()
+            if one is None:
                 return
-            one = running[place]
-            if one.nested:
-                one.nested -= 1
-                return
-            del running[place:]
             if result is not None:
                 arguments = self._arguments(module, args, kwargs)
                 elapsed = stop - one.started - one.own_ns
@@ -141,6 +146,33 @@ class Watch:
             module.register_forward_hook(end, with_kwargs=True, always_call=True),
         )
         self._undo += [handle.remove for handle in handles]
+
+    def _begin(self, arguments: Mapping[str, object]) -> None:
+        """A forward begins: the outermost one becomes a pass."""
+        running = passes()
+        for one in running:
+            if one.names is self._names:
+                one.nested += 1
+                return
+        _patch_given(arguments.get("past_key_values"))
+        one = Pass(self._names, self._tracker, self._flow)
+        if self._on_begin is not None:
+            self._on_begin(self._beginning(arguments, one))
+        running.append(one)
+        one.started = perf_counter_ns()
+
+    def _over(self) -> Pass | None:
+        """The pass that has ended now; None if it was an inner forward."""
+        running = passes()
+        place = next((i for i, one in enumerate(running) if one.names is self._names), None)
+        if place is None:
+            return None
+        one = running[place]
+        if one.nested:
+            one.nested -= 1
+            return None
+        del running[place:]
+        return one
 
     def _beginning(self, arguments: Mapping[str, object], one: Pass) -> Beginning:
         given = arguments.get("past_key_values")
@@ -238,7 +270,11 @@ class Watch:
         masks = MaskReader()
         found = []
         before = []
+        followed = []
         for raw in one.calls:
+            if isinstance(raw, AttentionCall):
+                followed.append(raw)
+                continue
             module: Any = raw[0][0] if raw[0] else raw[1].get("module")
             key = id(module)
             if key not in self._names:
@@ -253,6 +289,12 @@ class Watch:
             if call is not None:
                 found.append(call)
                 before.append(raw[4])
+        if followed:
+            asked = {call.module for call in found}
+            more = [call for call in followed if call.module not in asked]
+            found += more
+            before += [len(one.updates)] * len(more)
+        self._seen.update([call.module for call in found])
         return tuple(found), tuple(before)
 
 

@@ -182,3 +182,160 @@ def test_a_static_buffer_stores_only_what_was_written(tmp_path):
     assert layer.capacity >= 14
     view = trace.cache(1, 0)
     assert view.slots.tolist() == list(range(13))
+
+
+def tiny_encoder_decoders():
+    from transformers import (
+        BartConfig,
+        BartForConditionalGeneration,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    torch.manual_seed(0)
+    t5 = T5Config(
+        vocab_size=99,
+        d_model=32,
+        d_kv=8,
+        d_ff=37,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+    )
+    bart = BartConfig(
+        vocab_size=99,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=37,
+        decoder_ffn_dim=37,
+        max_position_embeddings=64,
+        forced_eos_token_id=None,
+    )
+    return {
+        "t5": T5ForConditionalGeneration(t5).eval(),
+        "bart": BartForConditionalGeneration(bart).eval(),
+    }
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_cross_attention_writes_once_and_reads_ever_after(name, beams, tmp_path):
+    model = quiet_generation(tiny_encoder_decoders()[name])
+
+    def run():
+        return model.generate(IDS, num_beams=beams, do_sample=False, max_new_tokens=4)
+
+    expected = run()
+    trace, held, result = record(model, run, tmp_path / "a.kvt")
+    assert torch.equal(result, expected)
+    assert_caches_agree(trace, held)
+    assert_attention_explains_itself(trace)
+    assert [step.phase for step in trace] == ["prefill", "prefill", "decode", "decode", "decode"]
+    assert {site.kind for site in trace.meta.sites} == {"encoder", "self", "cross"}
+    cross = next(site for site in trace.meta.sites if site.kind == "cross")
+    written = [trace.cache_step(number, cross.index).rows for number in (1, 2, 3)]
+    assert written == [12, 0, 0]
+    assert trace.cache(3, cross.index).positions.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("name", ["falcon", "bloom", "gptj"])
+def test_models_that_do_not_ask_the_interface_are_followed_by_their_data(name, tmp_path):
+    model = quiet_generation(tiny_model(name))
+
+    def run():
+        return model.generate(IDS, do_sample=False, max_new_tokens=4)
+
+    expected = run()
+    trace, held, result = record(model, run, tmp_path / "a.kvt")
+    assert torch.equal(result, expected)
+    assert_caches_agree(trace, held)
+    assert_attention_explains_itself(trace)
+    assert all(site.level > 1 for site in trace.meta.sites)
+    assert all(site.source == "cache" for site in trace.meta.sites)
+    assert trace.meta.unseen == ()
+    assert any("milliseconds" in sentence for sentence in trace.meta.not_recorded)
+
+
+class Halving:
+    """Edits a layer after its attention was given the rows, as cache compression does."""
+
+    def __init__(self, keep):
+        self.keep = keep
+
+    def __call__(self, module, args, kwargs, output):
+        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        if layer.keys.shape[2] > len(self.keep):
+            layer.keys = layer.keys[:, :, self.keep]
+            layer.values = layer.values[:, :, self.keep]
+
+
+def test_rows_that_somebody_drops_in_the_middle_keep_their_cells(tmp_path):
+    model = quiet_generation(tiny_model("llama"))
+    handles = [
+        layer.self_attn.register_forward_hook(Halving([0, 1, 5, 6, 11]), with_kwargs=True)
+        for layer in model.model.layers
+    ]
+
+    def run():
+        cache = model(IDS).past_key_values
+        for handle in handles:
+            handle.remove()
+        model(torch.tensor([[5]]), past_key_values=cache, position_ids=torch.tensor([[12]]))
+
+    trace, held, _ = record(model, run, tmp_path / "a.kvt")
+    assert_caches_agree(trace, held)
+    assert trace.cache(1, 0).cells.tolist() == [0, 1, 5, 6, 11, 12]
+    assert trace.cache(1, 0).positions.tolist() == [0, 1, 5, 6, 11, 12]
+    assert not any(group.rewritten for step in trace for group in step.caches)
+
+
+def test_rows_that_somebody_rewrites_become_new_cells(tmp_path):
+    model = quiet_generation(tiny_model("llama"))
+
+    def run():
+        cache = model(IDS).past_key_values
+        keys = cache.layers[1].keys.clone()
+        keys[:, :, 3] += 1
+        cache.layers[1].keys = keys
+        model(torch.tensor([[5]]), past_key_values=cache)
+
+    trace, held, _ = record(model, run, tmp_path / "a.kvt")
+    assert_caches_agree(trace, held)
+    assert trace.cache(1, 0).cells.tolist() == list(range(13))
+    assert trace.cache(1, 1).cells.tolist() == [0, 1, 2, 12, *range(4, 12), 13]
+    assert trace.cache_step(1, 1).rewritten == 1
+
+
+def test_a_users_own_cache_class_is_followed_by_content(tmp_path):
+    from transformers import DynamicCache
+
+    class Forgetful(DynamicCache):
+        """Keeps the first row and the last three."""
+
+        def update(self, keys, values, layer_idx, *args, **kwargs):
+            out = super().update(keys, values, layer_idx, *args, **kwargs)
+            layer = self.layers[layer_idx]
+            if layer.keys.shape[2] > 4:
+                layer.keys = torch.cat([layer.keys[:, :, :1], layer.keys[:, :, -3:]], dim=2)
+                layer.values = torch.cat([layer.values[:, :, :1], layer.values[:, :, -3:]], dim=2)
+            return out
+
+    model = quiet_generation(tiny_model("llama"))
+
+    def run():
+        cache = Forgetful(config=model.config)
+        model(IDS, past_key_values=cache)
+        for number in (12, 13):
+            model(
+                torch.tensor([[5]]),
+                past_key_values=cache,
+                position_ids=torch.tensor([[number]]),
+            )
+
+    trace, held, _ = record(model, run, tmp_path / "a.kvt")
+    assert_caches_agree(trace, held)
+    assert trace.cache(1, 0).positions.tolist() == [0, 9, 10, 11, 12]
+    assert trace.cache(2, 0).positions.tolist() == [0, 10, 11, 12, 13]

@@ -1,0 +1,101 @@
+"""Which modules level 1 will see, which need the data flow, and which nobody saw.
+
+A module that asks transformers' attention interface is seen for nothing; the data flow costs time,
+so it is followed only in modules that look like attention and do not ask, or everywhere in a
+model where nothing asks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Set
+from types import CodeType, FunctionType
+
+from torch import nn
+
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.flow import FlowWatch
+from kvtrace.record.running import passes
+
+_ASKS = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
+_LOOKS = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
+
+
+_asks: dict[type, bool] = {}
+
+
+def asks(kind: type) -> bool:
+    """Whether the code of a module class mentions the attention interface."""
+    found = _asks.get(kind)
+    if found is None:
+        found = _asks[kind] = _has_asking_method(kind)
+    return found
+
+
+def _has_asking_method(kind: type) -> bool:
+    for owner in kind.__mro__:
+        if owner is nn.Module or owner.__module__ == "transformers.modeling_utils":
+            break
+        for method in vars(owner).values():
+            function = inspect.unwrap(method) if callable(method) else None
+            if isinstance(function, FunctionType) and _mentions(function.__code__):
+                return True
+    return False
+
+
+def _mentions(code: CodeType) -> bool:
+    inner = (one for one in code.co_consts if isinstance(one, CodeType))
+    return not _ASKS.isdisjoint(code.co_names) or any(_mentions(one) for one in inner)
+
+
+def looks_like_attention(kind: type[nn.Module]) -> bool:
+    """Whether a class calls itself attention."""
+    return _LOOKS.search(kind.__name__) is not None
+
+
+def lower_levels(model: nn.Module) -> FlowWatch | None:
+    """What watches the data flow where it must be; None: level 1 will see everything."""
+    asking = {path for path, module in model.named_modules() if asks(type(module))}
+
+    def deliver(call: AttentionCall) -> None:
+        for one in passes():
+            if one.flow is flow:
+                one.calls.append(call)
+
+    if not asking:
+        flow = FlowWatch(model, sink=deliver)
+        return flow
+    silent = {
+        path
+        for path, module in model.named_modules()
+        if looks_like_attention(type(module)) and not _related(path, asking)
+    }
+    if not silent:
+        return None
+    flow = FlowWatch(model, sink=deliver, only=lambda path, _: path in silent)
+    return flow
+
+
+def _related(path: str, others: Set[str]) -> bool:
+    """Whether a module is one of the others, inside of one, or around one."""
+    return any(
+        path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
+        for other in others
+    )
+
+
+def unseen(model: nn.Module, seen: Set[str], flow: FlowWatch | None) -> Iterator[str]:
+    """Sentences: modules that call themselves attention and were not seen to attend.
+
+    Args:
+        model: The watched model.
+        seen: Paths of the modules that were.
+        flow: What watched the data flow, if anything did; it knows its own reasons.
+    """
+    told = () if flow is None else flow.unseen
+    yield from told
+    named = {sentence.split(" ")[0].rstrip(":") for sentence in told}
+    for path, module in model.named_modules():
+        if looks_like_attention(type(module)) and path not in named and not _related(path, seen):
+            yield f"{path} ({type(module).__name__}): looks like attention, and none was seen in it"
