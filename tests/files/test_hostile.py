@@ -19,7 +19,7 @@ from builders.written import write_trace
 from kvtrace.errors import TraceError, VersionError
 from kvtrace.files import describe, open_trace, recover
 from kvtrace.files.layout import Kind, pack_header, pack_slot
-from kvtrace.trace import Note
+from kvtrace.trace import Note, Tensor
 
 NUMBERS = (0, -1, 1, 2, 7, 63, 64, 65, 255, 256, 2**16, 2**31, 2**32, 2**48, 2**62, 2**63, 10**30)
 STRANGE = (
@@ -227,6 +227,32 @@ def test_json_that_would_fill_memory_is_refused_before_it_is_parsed(tmp_path, te
         with pytest.raises(TraceError):
             open_trace(path)
         assert tracemalloc.get_traced_memory()[1] < 4 * size + (64 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_sizes_far_beyond_the_file_are_refused_before_memory_is_taken(tmp_path, reference):
+    _, frames = reference
+    keep = [frame for frame in frames if frame.kind in (Kind.META, Kind.STEP)]
+    meta = json.loads(keep[0].json)
+    for layer in meta["cache_layers"]:
+        layer.update(num_kv_heads=1 << 18, key_dim=1 << 20, value_dim=1 << 20)
+    for site in meta["sites"]:
+        site.update(num_heads=1 << 18, num_kv_heads=1 << 18, key_dim=1 << 20, value_dim=1 << 20)
+    path = tmp_path / "a.kvt"
+    put(path, joined(pack_header(1), [with_json(keep[0], meta), *keep[2:]]))
+    trace = open_trace(path)
+    first = int(trace.source.writes(0)["first_cell"][0])
+    tracemalloc.start()
+    try:
+        for read in (
+            lambda: trace.source.cells(0, Tensor.KEYS, first, 1, "cached", None),
+            lambda: trace.source.cells(0, Tensor.KEYS, first, 1, "recomputed", None),
+            lambda: trace.queries(1, 0),
+        ):
+            with pytest.raises(TraceError):
+                read()
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
 

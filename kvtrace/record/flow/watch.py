@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Hashable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -142,7 +141,7 @@ class FlowWatch:
             self._mode.forget()
         if frame.attended:
             self._silent.pop(frame.path, None)
-        elif frame.module is not None and _looks_like_attention(type(frame.module)):
+        elif frame.module is not None and _NAMED_ATTENTION.search(type(frame.module).__name__):
             self._silent.setdefault(frame.path, "named attention, but none was seen in it")
 
     def _is_chosen(self, frame: Frame) -> bool:
@@ -200,11 +199,6 @@ class FlowWatch:
         else:
             listening.reasons[(frame.path, "fused kernel")] = "run unfused, it gives another result"
         return out
-
-
-@lru_cache(maxsize=4096)
-def _looks_like_attention(kind: Hashable) -> bool:
-    return _NAMED_ATTENTION.search(getattr(kind, "__name__", "")) is not None
 
 
 @contextlib.contextmanager
