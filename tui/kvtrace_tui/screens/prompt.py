@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.screen import ModalScreen
@@ -23,7 +22,6 @@ class PromptScreen(ModalScreen[str | None]):
         super().__init__()
         self._question = question
         self._text = text
-        self._early: list[events.Key] | None = []
 
     def compose(self) -> ComposeResult:
         """The question, and what is typed."""
@@ -33,18 +31,6 @@ class PromptScreen(ModalScreen[str | None]):
     def on_mount(self) -> None:
         """Type at once."""
         self.query_one(Input).focus()
-        early, self._early = self._early or [], None
-        for event in early:
-            self.typed_ahead(event)
-
-    def typed_ahead(self, event: events.Key) -> None:
-        """A key that was meant for this line and came before it was there."""
-        if self._early is not None:
-            self._early.append(event)
-        elif event.key == "escape":
-            self.action_leave()
-        else:
-            self.query_one(Input).post_message(events.Key(event.key, event.character))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Take the answer."""
