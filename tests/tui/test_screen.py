@@ -2,6 +2,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from textual import events
 
 from builders import Shape, synthetic_trace
 from builders.written import rows_of
@@ -124,6 +125,15 @@ async def test_go_to_is_typed_and_a_wrong_place_is_explained(trace):
         await press(pilot, "g", "escape")
         assert isinstance(app.screen, MainScreen)
         assert "step 4/6" in shown(app)[0]
+
+
+async def test_what_is_typed_ahead_of_a_prompt_is_not_lost(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        for key in ("g", "4", "enter"):
+            app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await until(pilot, lambda: "step 4/6" in shown(app)[0])
 
 
 async def test_help_shows_every_key_and_goes_away(trace):
@@ -341,7 +351,7 @@ async def test_an_error_in_a_pane_ends_the_app_with_that_error(trace, monkeypatc
 
     async def look():
         async with app.run_test(size=(120, 40)) as pilot:
-            monkeypatch.setattr(app.screen._panes["keys"], "draw", broken)
+            monkeypatch.setattr(app.screen.pane("keys"), "draw", broken)
             await press(pilot, "n")
             await asyncio.sleep(0.1)
 

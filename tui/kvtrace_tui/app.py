@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np  # noqa: F401 - before Textual: its import is faster with a small heap
+from textual import events
 from textual.app import App
 from textual.binding import Binding, BindingType
 
@@ -115,6 +116,13 @@ class KvtraceApp(App[int]):
             self.switch_screen(main)
         else:
             self.push_screen(main)
+
+    def on_key(self, event: events.Key) -> None:
+        """Keys typed faster than a question appears belong to the question."""
+        take = getattr(self.screen, "typed_ahead", None)
+        if take is not None and take(event):
+            event.stop()
+            event.prevent_default()
 
     def action_interrupt(self) -> None:
         """Ctrl-C: leave, and say so with the exit code."""

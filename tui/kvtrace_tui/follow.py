@@ -90,6 +90,14 @@ class Follower:
         grown = self._look()
         return bool(events) or grown or self.recording is not before
 
+    def another(self) -> Trace:
+        """The trace once more, for another thread: readers are not shared between threads.
+
+        Raises:
+            TraceError: It can't be opened any more.
+        """
+        return self._opener()
+
     def send(self, name: str, token: int = -1) -> None:
         """Send a command to the recorder, if there still is one."""
         live = self.live

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
-from pathlib import Path
+from threading import Thread
 from typing import ClassVar
 
-from textual import events, work
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.layout import Layout
@@ -16,7 +17,6 @@ from textual.screen import Screen
 from textual.timer import Timer
 
 from kvtrace.errors import KvtraceError
-from kvtrace.text import safe
 from kvtrace.trace import Trace
 from kvtrace_tui import breakpoints, findings, moves
 from kvtrace_tui.actions import ACTIONS, BY_ID
@@ -24,7 +24,6 @@ from kvtrace_tui.arrangement import Boxes, arrange
 from kvtrace_tui.cursor import Axis, Cursor
 from kvtrace_tui.desk import TRAITS, Desk, Recording
 from kvtrace_tui.follow import Follower
-from kvtrace_tui.panes.grid import GridPane
 from kvtrace_tui.panes.pane import Moved, Pane
 from kvtrace_tui.panes.timeline import TimelinePane
 from kvtrace_tui.screens.bars import (
@@ -36,6 +35,7 @@ from kvtrace_tui.screens.bars import (
     Touched,
 )
 from kvtrace_tui.screens.placed import Placed
+from kvtrace_tui.screens.stage import ScreenStage
 
 PLAY_S = 0.15
 POLL_S = 0.1
@@ -56,7 +56,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def __init__(self, follower: Follower, make_panes: PaneMaker, at: Cursor | None = None) -> None:
         super().__init__()
-        self.desk = Desk(self, recording=follower.recording)
+        self.desk = Desk(ScreenStage(self, follower), recording=follower.recording)
         self._follower = follower
         self._panes: dict[str, Pane] = {}
         self._make_panes = make_panes
@@ -114,6 +114,10 @@ class MainScreen(Screen[None], inherit_bindings=False):
             self._boxes = key, boxes
         return self._boxes[1]
 
+    def pane(self, name: str) -> Pane | None:
+        """The pane of that name."""
+        return self._panes.get(name)
+
     def sync(self) -> None:
         """Show what the desk says, as far as it changed."""
         boxes = self._arranged(*self.size)
@@ -159,10 +163,10 @@ class MainScreen(Screen[None], inherit_bindings=False):
             desk.say(reason)
         else:
             desk.message = ""
-            self._careful(lambda: action.do(desk))
+            self.careful(lambda: action.do(desk))
         self.sync()
 
-    def _careful(self, deed: Callable[[], None]) -> None:
+    def careful(self, deed: Callable[[], None]) -> None:
         """Whatever is wrong with the trace is said, and nothing else happens."""
         try:
             deed()
@@ -234,8 +238,11 @@ class MainScreen(Screen[None], inherit_bindings=False):
     def _poll(self) -> None:
         """What the recorder and the file have that is new."""
         desk = self.desk
-        if not self._follower.poll():
-            return
+        try:
+            if not self._follower.poll():
+                return
+        except KvtraceError as error:
+            desk.say(str(error))
         before = desk.recording
         desk.recording = self._follower.recording
         desk.trace = trace = self._follower.trace
@@ -256,66 +263,15 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def _look_for_findings(self) -> None:
         if self.desk.trace is not None and not self.desk.recording.live:
-            self._check(self.desk.trace, self.desk.cursor.lane)
+            lane = self.desk.cursor.lane
+            Thread(target=self._check, args=(lane,), daemon=True, name="findings").start()
 
-    @work(thread=True, exclusive=True)
-    def _check(self, trace: Trace, lane: str) -> None:
-        """Ask the analysis, away from the keys."""
-        self.app.call_from_thread(self._found, findings.of(trace, lane))
+    def _check(self, lane: str) -> None:
+        """Ask the analysis, in a thread and on a reader of its own; ends with the app."""
+        with suppress(KvtraceError, RuntimeError):
+            found = findings.of(self._follower.another(), lane)
+            self.app.call_from_thread(self._found, found)
 
     def _found(self, found: breakpoints.Findings) -> None:
         self.desk.findings = found
         self.sync()
-
-    # -- what the desk asks for --------------------------------------------------------------
-
-    def ask(self, question: str, text: str, then: Callable[[str], None]) -> None:
-        """A line of input at the foot."""
-        from kvtrace_tui.screens.prompt import PromptScreen
-
-        def answered(answer: str | None) -> None:
-            if answer is not None:
-                self.desk.message = ""
-                self._careful(lambda: then(answer))
-            self.sync()
-
-        self.app.push_screen(PromptScreen(question, text), answered)
-
-    def copy(self, text: str) -> None:
-        """To the clipboard of the terminal."""
-        self.app.copy_to_clipboard(text)
-
-    def open(self, name: str) -> None:
-        """Another screen, or the way out."""
-        if name == "quit":
-            self.app.exit(0)
-        elif name == "palette":
-            self.app.action_command_palette()
-        else:
-            from kvtrace_tui.screens.pages import page_of
-
-            log, found = self._follower.log, [text for _, text in self.desk.findings]
-            self.app.push_screen(page_of(name, log, found))
-
-    def export(self) -> None:
-        """A picture in the working directory."""
-        from kvtrace_tui.screens.picture import save
-
-        name = "kvtrace" if self.desk.trace is None else Path(self.desk.trace.name).stem
-        svg = self.app.export_screenshot(title=safe(name))
-        try:
-            path = save(svg, Path.cwd(), f"{name}-step{self.desk.cursor.step}")
-        except OSError as error:
-            self.desk.say(f"no picture was written: {error.strerror or error}")
-            return
-        self.desk.say(f"wrote {safe(path.name)} in the working directory")
-
-    def next_measure(self) -> str:
-        """Another number in the grid."""
-        grid = self._panes.get("grid")
-        return grid.next_measure().value if isinstance(grid, GridPane) else ""
-
-    def send(self, name: str, token: int = -1) -> None:
-        """To the recorder."""
-        self._follower.send(name, token)
-        self.desk.recording = self._follower.recording

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.screen import ModalScreen
@@ -22,6 +23,8 @@ class PromptScreen(ModalScreen[str | None]):
         super().__init__()
         self._question = question
         self._text = text
+        self._seen: events.Key | None = None
+        self._early: list[events.Key] | None = []
 
     def compose(self) -> ComposeResult:
         """The question, and what is typed."""
@@ -31,6 +34,27 @@ class PromptScreen(ModalScreen[str | None]):
     def on_mount(self) -> None:
         """Type at once."""
         self.query_one(Input).focus()
+        early, self._early = self._early or [], None
+        for event in early:
+            self.typed_ahead(event)
+
+    def on_key(self, event: events.Key) -> None:
+        """Remember what came to us, to tell it from what was typed ahead."""
+        self._seen = event
+
+    def typed_ahead(self, event: events.Key) -> bool:
+        """Take a key that was pressed before this line was there; whether it was one."""
+        if event is self._seen:
+            return False
+        if self._early is not None:
+            self._early.append(event)
+            return True
+        line = self.query_one(Input)
+        if event.key in ("enter", "escape"):
+            self.dismiss(line.value if event.key == "enter" else None)
+        elif event.is_printable and event.character is not None:
+            line.insert_text_at_cursor(event.character)
+        return True
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Take the answer."""

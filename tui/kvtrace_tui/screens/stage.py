@@ -1,0 +1,80 @@
+"""What actions ask a screen to do: questions, the clipboard, other screens, pictures, commands.
+
+Pages, prompts and pictures load when they are first needed: the first picture comes sooner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtrace.text import safe
+from kvtrace_tui.follow import Follower
+from kvtrace_tui.panes.grid import GridPane
+
+if TYPE_CHECKING:
+    from kvtrace_tui.screens.main import MainScreen
+
+
+class ScreenStage:
+    """Implements `desk.Stage` for the main screen."""
+
+    def __init__(self, screen: MainScreen, follower: Follower) -> None:
+        self._screen = screen
+        self._follower = follower
+
+    def ask(self, question: str, text: str, then: Callable[[str], None]) -> None:
+        """A line of input at the foot."""
+        from kvtrace_tui.screens.prompt import PromptScreen
+
+        screen = self._screen
+
+        def answered(answer: str | None) -> None:
+            if answer is not None:
+                screen.desk.message = ""
+                screen.careful(lambda: then(answer))
+            screen.sync()
+
+        screen.app.push_screen(PromptScreen(question, text), answered)
+
+    def copy(self, text: str) -> None:
+        """To the clipboard of the terminal."""
+        self._screen.app.copy_to_clipboard(text)
+
+    def open(self, name: str) -> None:
+        """Another screen, or the way out."""
+        app = self._screen.app
+        if name == "quit":
+            app.exit(0)
+        elif name == "palette":
+            app.action_command_palette()
+        else:
+            from kvtrace_tui.screens.pages import page_of
+
+            found = [sentence for _, sentence in self._screen.desk.findings]
+            app.push_screen(page_of(name, self._follower.log, found))
+
+    def export(self) -> None:
+        """A picture in the working directory."""
+        from kvtrace_tui.screens.picture import save
+
+        desk = self._screen.desk
+        name = "kvtrace" if desk.trace is None else Path(desk.trace.name).stem
+        svg = self._screen.app.export_screenshot(title=safe(name))
+        try:
+            path = save(svg, Path.cwd(), f"{name}-step{desk.cursor.step}")
+        except OSError as error:
+            desk.say(f"no picture was written: {error.strerror or error}")
+            return
+        desk.say(f"wrote {safe(path.name)} in the working directory")
+
+    def next_measure(self) -> str:
+        """Another number in the grid."""
+        grid = self._screen.pane("grid")
+        return grid.next_measure().value if isinstance(grid, GridPane) else ""
+
+    def send(self, name: str, token: int = -1) -> None:
+        """To the recorder."""
+        self._follower.send(name, token)
+        self._screen.desk.recording = self._follower.recording
