@@ -24,38 +24,55 @@ class Attended:
 
     Attributes:
         sites: Site of each call, in order.
-        calls: The calls themselves.
         masks: Of each call.
     """
 
     sites: list[int] = field(default_factory=list)
-    calls: list[AttentionCall] = field(default_factory=list)
     masks: list[Compact] = field(default_factory=list)
     copying: Copying = field(default_factory=Copying)
 
     def collect(
-        self, forward: Forward, entry: LedgerStep, sites: Sites, compactor: Compactor
+        self,
+        forward: Forward,
+        entry: LedgerStep,
+        sites: Sites,
+        compactor: Compactor,
+        before: list[int] | None,
     ) -> None:
-        """Name the sites, read the masks, start the copy of all rows."""
+        """Name the sites, read the masks, start the copy of all rows.
+
+        Args:
+            forward: It.
+            entry: What it did to the caches.
+            sites: The table of sites.
+            compactor: For the masks of this forward.
+            before: Sites of the step before.
+        """
+        if entry.routine and before is not None:
+            self.sites = before
+        else:
+            self._name(forward.calls, entry, sites)
+        self.masks = [
+            compactor.compact(call, entry.seq[store])
+            for call, store in zip(forward.calls, entry.stores, strict=True)
+        ]
+        self.copying.add("q", self.sites, [call.queries for call in forward.calls])
+        self.copying.add("o", self.sites, [call.output for call in forward.calls])
+        stores, rows = list(entry.rows), list(entry.rows.values())
+        self.copying.add("k", stores, [keys for keys, _ in rows])
+        self.copying.add("v", stores, [values for _, values in rows])
+        self.copying.start()
+
+    def _name(self, calls: Sequence[AttentionCall], entry: LedgerStep, sites: Sites) -> None:
+        """The site of each call."""
         readers: dict[int, int] = {}
-        for call, read, store in zip(forward.calls, entry.reads, entry.stores, strict=True):
+        for call, read, store in zip(calls, entry.reads, entry.stores, strict=True):
             first = readers.get(store)
             if first is not None and sites.sites[first].module == call.module:
                 first = None
             site = sites.of(call, read, store, first)
             readers.setdefault(store, site)
             self.sites.append(site)
-            self.calls.append(call)
-            self.masks.append(compactor.compact(call, entry.seq[store]))
-        for site, call in zip(self.sites, self.calls, strict=True):
-            self.copying.add("q", site, call.queries)
-        for site, call in zip(self.sites, self.calls, strict=True):
-            self.copying.add("o", site, call.output)
-        for store, rows in entry.rows.items():
-            self.copying.add("k", store, rows[0])
-        for store, rows in entry.rows.items():
-            self.copying.add("v", store, rows[1])
-        self.copying.start()
 
     def step_rows(self, copied: Copied) -> StepRows:
         """The rows, by site and cache layer."""

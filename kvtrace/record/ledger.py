@@ -19,6 +19,7 @@ from kvtrace.record.content import Recogniser
 from kvtrace.record.forward import CacheChange, CacheUpdate, Forward
 from kvtrace.record.positions import Positions
 from kvtrace.record.reads import Read, reads
+from kvtrace.record.routine import Routine, routine
 from kvtrace.record.stores import Stores
 from kvtrace.trace import CacheEvent, CacheStep
 
@@ -38,6 +39,7 @@ class LedgerStep:
         rows: Cache layer to the keys and values written, [sequences, kv_heads, rows, dim].
         seq: Cache layer to the rows its attention was given; static buffers hold more.
         caches: Serial numbers of the caches that were updated or read.
+        routine: As the step before in all but the number of rows.
     """
 
     groups: tuple[CacheStep, ...] = ()
@@ -47,6 +49,7 @@ class LedgerStep:
     rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     seq: dict[int, int] = field(default_factory=dict)
     caches: set[int] = field(default_factory=set)
+    routine: bool = False
 
 
 @dataclass(slots=True)
@@ -78,6 +81,7 @@ class Ledger:
         self._books: dict[tuple[int, int], Book] = {}
         self._homes: dict[tuple[int, int], int] = {}
         self._content = Recogniser(self.stores)
+        self._routine: Routine | None = None
 
     def step(self, forward: Forward, positions: Positions) -> LedgerStep:
         """Enter a forward.
@@ -86,6 +90,9 @@ class Ledger:
             forward: With its updates, changes and calls.
             positions: Of its tokens.
         """
+        again = self._again(forward, positions)
+        if again is not None:
+            return again
         out = LedgerStep(reads=reads(forward))
         events = [self._change(one) for one in forward.changes]
         out.events = tuple(event for event in events if event.layers)
@@ -104,6 +111,33 @@ class Ledger:
             self.stores.of_recurrent(memory)
         out.groups = _grouped(work.entries)
         self._forget()
+        self._routine = routine(forward, out, work.stores)
+        return out
+
+    def _again(self, forward: Forward, positions: Positions) -> LedgerStep | None:
+        """The step before once more, a few rows on: worked out once for all cache layers."""
+        last = self._routine
+        if last is None or not last.fits(forward, positions):
+            return None
+        cache, next_cell = forward.updates[0].cache, self.stores.next_cell
+        keys = [(cache, store) for store in last.stores]
+        book, first = self._books.get(keys[0]), next_cell[last.stores[0]]
+        seq = forward.updates[0].keys.shape[2]
+        if book is None or book.rows + forward.new != seq:
+            return None
+        if any(self._books.get(key) is not book or next_cell[key[1]] != first for key in keys):
+            return None
+        entry = books.append(book, first, positions, seq, seq)
+        after = first + entry.rows * len(positions)
+        rows = {}
+        for key, update in zip(keys, forward.updates, strict=True):
+            self._books[key] = entry.after
+            self._content.attended[key] = entry.attended
+            next_cell[key[1]] = after
+            rows[key[1]] = (update.new_keys, update.new_values)
+        group = _cache_step(last.stores, entry)
+        out = LedgerStep((group,), (), last.reads, last.read_stores, rows, {}, {cache}, True)
+        out.seq = dict.fromkeys(last.stores, seq)
         return out
 
     # -- updates ---------------------------------------------------------------------------

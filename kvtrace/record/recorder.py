@@ -106,6 +106,7 @@ class Recorder:
         self._pending: _Pending | None = None
         self._latest: dict[int, int] = {}
         self._before: Tokens = ()
+        self._named: list[int] | None = None
         self._sizes = meta_sizes(meta)
 
     # -- callbacks of Watch ----------------------------------------------------------------
@@ -189,7 +190,7 @@ class Recorder:
         origin = where[0][0] if where and where[0] else 0
         attended = Attended()
         compactor = Compactor(forward.sequences, origin, self._chunk)
-        attended.collect(forward, entry, self._sites, compactor)
+        attended.collect(forward, entry, self._sites, compactor, self._named)
         top = top_logits(forward.logits, forward.sequences)
         tokens = _tokens(forward)
         copied = attended.copying.finish()
@@ -211,7 +212,7 @@ class Recorder:
             elapsed_ns=forward.elapsed_ns,
             texts=self._options.texts.of(_ids(tokens, top)),
         )
-        self._before = tokens
+        self._before, self._named = tokens, attended.sites
         for cache in entry.caches:
             self._latest.pop(cache, None)
             self._latest[cache] = number

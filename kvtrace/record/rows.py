@@ -5,16 +5,14 @@ On an accelerator the copy goes to pinned memory without waiting; `finish` waits
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from math import prod
-from operator import itemgetter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Size, Tensor
 
 from kvtrace.record.stores import dtype_name
 from kvtrace.trace import dtypes
@@ -79,62 +77,70 @@ class Copied:
 
     def of(self, kind: str) -> dict[int, Array]:
         """Index to rows, of one kind."""
-        return {
-            index: rows
-            for stack in self.stacks
-            if stack.kind == kind
-            for index, rows in zip(stack.indices, stack.rows, strict=True)
-        }
+        found: dict[int, Array] = {}
+        for stack in self.stacks:
+            if stack.kind == kind:
+                found.update(zip(stack.indices, stack.rows, strict=True))
+        return found
 
 
 @dataclass(slots=True)
 class Copying:
     """Collects tensors, copies them in one go, hands out numpy views."""
 
-    _parts: dict[torch.dtype, list[tuple[str, int, Tensor]]] = field(default_factory=dict)
+    _names: dict[torch.dtype, list[tuple[str, Sequence[int], Size]]] = field(default_factory=dict)
+    _tensors: dict[torch.dtype, list[Tensor]] = field(default_factory=dict)
     _flying: list[tuple[torch.dtype, Tensor]] = field(default_factory=list)
 
-    def add(self, kind: str, index: int, tensor: Tensor) -> None:
-        """A tensor to be copied, [sequences, heads, rows, dim]."""
-        found = self._parts.get(tensor.dtype)
-        if found is None:
-            found = self._parts[tensor.dtype] = []
-        found.append((kind, index, tensor))
+    def add(self, kind: str, indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        """Tensors of one kind to be copied, [sequences, heads, rows, dim] each."""
+        start, count = 0, len(tensors)
+        while start < count:
+            shape, dtype = tensors[start].shape, tensors[start].dtype
+            end = start + 1
+            while end < count and tensors[end].shape == shape and tensors[end].dtype == dtype:
+                end += 1
+            self._names.setdefault(dtype, []).append((kind, indices[start:end], shape))
+            self._tensors.setdefault(dtype, []).extend(tensors[start:end])
+            start = end
 
     @torch.no_grad()
     def start(self) -> None:
         """Start copying."""
-        for dtype, parts in self._parts.items():
-            tensors = [tensor for _, _, tensor in parts]
-            if any(tensor.device != tensors[0].device for tensor in tensors):
-                tensors = [tensor.cpu() for tensor in tensors]
+        for dtype, tensors in self._tensors.items():
+            if any(tensor.device.type != "cpu" for tensor in (tensors[0], tensors[-1])):
+                self._flying.append((dtype, _fetched(tensors)))
+                continue
             whole = _flattened(tensors)
-            if whole.device.type == "cuda":
-                pinned = torch.empty(whole.shape, dtype=dtype, pin_memory=True)
-                whole = pinned.copy_(whole, non_blocking=True)
-            elif whole.device.type != "cpu":
-                whole = whole.cpu()
-            elif len(tensors) == 1:
-                whole = whole.clone()
-            self._flying.append((dtype, whole))
+            self._flying.append((dtype, whole.clone() if len(tensors) == 1 else whole))
+        self._tensors = {}
 
     def finish(self) -> Copied:
         """Wait, and hand out the rows."""
-        if torch.cuda.is_available() and any(whole.is_pinned() for _, whole in self._flying):
+        if any(whole.is_pinned() for _, whole in self._flying if torch.cuda.is_available()):
             torch.cuda.synchronize()
         stacks: list[Stack] = []
         finite = True
         for dtype, whole in self._flying:
             array, name, start = as_stored(whole), dtype_name(dtype), 0
             finite = finite and not nonfinite(array, name).any()
-            keyed = [((kind, tensor.shape), index) for kind, index, tensor in self._parts[dtype]]
-            for (kind, shape), members in groupby(keyed, itemgetter(0)):
-                indices = tuple([index for _, index in members])
+            for kind, indices, shape in self._names[dtype]:
                 end = start + len(indices) * prod(shape)
                 rows = array[start:end].reshape(len(indices), *shape)
-                stacks.append(Stack(kind, indices, rows, name))
+                stacks.append(Stack(kind, tuple(indices), rows, name))
                 start = end
         return Copied(tuple(stacks), finite)
+
+
+def _fetched(tensors: list[Tensor]) -> Tensor:
+    """All of them one after the other in main memory, or on their way there."""
+    if any(tensor.device != tensors[0].device for tensor in tensors):
+        return _flattened([tensor.cpu() for tensor in tensors])
+    whole = _flattened(tensors)
+    if whole.device.type != "cuda":
+        return whole.cpu()
+    pinned = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
+    return pinned.copy_(whole, non_blocking=True)
 
 
 def _flattened(tensors: list[Tensor]) -> Tensor:
