@@ -78,7 +78,7 @@ class Lanes:
 
     def forward(self, step: int, forward: Forward) -> None:
         """A forward became a step: keep what the trace does not hold of it."""
-        if forward.part == "encoder":
+        if forward.part == "encoder" or self.options.mode == "off":
             return
         if not self._arguments_seen:
             self._arguments_seen = True

@@ -1,0 +1,68 @@
+"""What recording costs: CPU time against the plain run, alternating, trace on disk included."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import process_time
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import kvtrace
+from benchmarks.table import Row
+
+NAME = "Recording against plain generate"
+
+PROMPT, NEW = 16, 64
+
+
+def run() -> list[Row]:
+    """Two sizes without other lanes, then what comparing adds."""
+    torch.set_num_threads(1)
+    small = _model(n_embd=64, n_head=4, n_layer=12, vocab_size=1000)
+    large = _model()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.kvt"
+        return [
+            _row("recording GPT-2 124M", large, path, 1.02, 7, recompute="off"),
+            _row("recording 12 layers × 64 wide", small, path, 1.08, 25, recompute="off"),
+            _row("recording and the recomputed lane, 124M", large, path, None, 5),
+            _row("recording, both lanes, 124M", large, path, 2.5, 5, referee=True),
+        ]
+
+
+def _model(**sizes: int) -> GPT2LMHeadModel:
+    """Random weights; never ends a text early."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)).eval()
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def _row(what: str, model: Any, path: Path, goal: float | None, runs: int, **options: Any) -> Row:
+    ids = torch.randint(3, 900, (1, PROMPT), generator=torch.Generator().manual_seed(1))
+
+    def plain() -> None:
+        model.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+
+    def recorded() -> None:
+        with kvtrace.record(model, path, force=True, **options):
+            plain()
+
+    plain()
+    recorded()
+    pairs = [(_seconds(plain), _seconds(recorded)) for _ in range(runs)]
+    ratios = [with_ / without for without, with_ in pairs]
+    base = median(without for without, _ in pairs) * 1e3
+    note = f"{min(ratios):.3f} to {max(ratios):.3f} in {runs} runs; plain {base:.0f} ms of CPU"
+    return Row(f"{what}, {PROMPT}+{NEW} tokens", median(ratios), "×", goal, note)
+
+
+def _seconds(run_once: Callable[[], None]) -> float:
+    start = process_time()
+    run_once()
+    return process_time() - start

@@ -1,0 +1,121 @@
+"""Other lanes of real, tiny models against what was recorded of them."""
+
+import numpy as np
+import pytest
+import torch
+
+import kvtrace
+from builders.tiny_models import tiny_model
+from kvtrace.files import open_trace
+from kvtrace.trace import Tensor
+
+
+def recorded(model, path, ids, *, options=None, **generate):
+    generate = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, **generate}
+    with kvtrace.record(model, path, **(options or {})):
+        model.generate(ids, pad_token_id=0, **generate)
+    return open_trace(path)
+
+
+def ids(sequences=1, tokens=9, seed=0):
+    return torch.randint(3, 90, (sequences, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def within(trace, lane="recomputed"):
+    """Every comparison is there, and is rounding."""
+    limit = trace.meta.lane(lane).tolerance
+    compared = 0
+    for number in trace.numbers:
+        found = trace.compared(number, lane)
+        assert found is not None
+        assert not (found.beyond > 0).any()
+        there = ~np.isnan(found.max_abs)
+        assert (found.relative[there] <= limit).all()
+        compared += int(there.sum())
+        assert len(found.logits) == trace.step(number).num_sequences
+    assert compared
+    return compared
+
+
+@pytest.mark.parametrize(
+    "model_type", ["gpt2", "llama", "mistral", "gemma2", "deepseek_v3", "gemma3n_text", "mixtral"]
+)
+def test_a_healthy_model_differs_by_rounding(tmp_path, model_type):
+    within(recorded(tiny_model(model_type), tmp_path / "a.kvt", ids()))
+
+
+def test_every_tensor_and_head_of_every_step_is_compared(tmp_path):
+    trace = recorded(tiny_model("llama"), tmp_path / "a.kvt", ids())
+    sites = trace.meta.sites
+    heads = sum(site.heads(tensor) for site in sites for tensor in Tensor)
+    assert within(trace) == heads * len(trace)
+
+
+def test_left_padding_is_not_compared_but_all_else_is(tmp_path):
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    model = tiny_model("llama")
+    within(recorded(model, tmp_path / "a.kvt", ids(2), attention_mask=mask))
+
+
+def test_beams_are_compared_along_their_own_tokens(tmp_path):
+    within(recorded(tiny_model("gpt2"), tmp_path / "a.kvt", ids(), num_beams=3))
+
+
+def test_a_cache_that_spoils_old_keys_is_beyond_tolerance_from_then_on(tmp_path, monkeypatch):
+    from transformers.cache_utils import DynamicLayer
+
+    plain = DynamicLayer.update
+
+    def spoiled(self, keys, values, *rest, **named):
+        out = plain(self, keys, values, *rest, **named)
+        return (out[0] * 1.5, out[1]) if keys.shape[2] == 1 else out
+
+    monkeypatch.setattr(DynamicLayer, "update", spoiled)
+    trace = recorded(tiny_model("llama"), tmp_path / "a.kvt", ids())
+    assert not (trace.compared(0).beyond > 0).any()
+    found = trace.compared(1)
+    assert found.beyond[0, Tensor.OUTPUT].sum() > 0
+    assert found.beyond[0, Tensor.QUERIES].sum() == 0
+
+
+def test_the_referee_is_one_precision_up_and_leaves_the_model_as_it_was(tmp_path):
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    before = {name: (id(one), one.clone()) for name, one in model.named_parameters()}
+    trace = recorded(model, tmp_path / "a.kvt", ids(), options={"referee": True})
+    assert trace.meta.lane("referee").dtype == "float32"
+    within(trace, "referee")
+    for name, one in model.named_parameters():
+        assert id(one) == before[name][0]
+        assert torch.equal(one, before[name][1])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_float32_model_is_judged_in_float64(tmp_path):
+    trace = recorded(tiny_model("gpt2"), tmp_path / "a.kvt", ids(), options={"referee": True})
+    assert trace.meta.lane("referee").dtype == "float64"
+    within(trace, "referee")
+
+
+def test_each_step_has_a_pass_and_its_time(tmp_path):
+    options = {"recompute": "each"}
+    trace = recorded(tiny_model("llama"), tmp_path / "a.kvt", ids(), options=options)
+    within(trace)
+    assert all(trace.compared(number).elapsed_ns > 0 for number in trace.numbers)
+    assert len(trace) == 5
+
+
+def test_a_model_that_looks_ahead_is_found(tmp_path):
+    model = tiny_model("llama", attn_implementation="eager")
+    norm = model.model.layers[0].input_layernorm
+    norm.register_forward_hook(lambda _, args, out: out + 0.5 * out.mean(dim=1, keepdim=True))
+    options = {"recompute": "each"}
+    trace = recorded(model, tmp_path / "a.kvt", ids(), options=options)
+    assert any(note.kind == "finding" and "not causal" in note.text for note in trace.notes)
+
+
+def test_recording_without_lanes_compares_nothing(tmp_path):
+    options = {"recompute": "off"}
+    trace = recorded(tiny_model("llama"), tmp_path / "a.kvt", ids(), options=options)
+    assert trace.meta.lanes == ()
+    assert trace.compared(0) is None
