@@ -1,4 +1,4 @@
-from kvtrace.record.cost.traffic import cache_traffic, row_bytes
+from kvtrace.record.bytes import step_bytes
 from kvtrace.trace import CacheLayer, CacheStep, Run
 
 
@@ -6,18 +6,17 @@ def layer(index, kind="dynamic", **fields):
     return CacheLayer(index, index, kind, 2, 8, 4, "float16", **fields)
 
 
-def test_a_row_is_keys_and_values_of_all_kv_heads():
-    assert row_bytes(layer(0)) == 2 * (8 + 4) * 2
+# a row of `layer`: 2 kv heads × (8 + 4) features × 2 bytes = 48
 
 
 def test_rows_of_earlier_steps_are_read_and_new_ones_written():
     group = CacheStep((0, 1), 10, 1, ((Run(0, 5, 0, 0), Run(10, 1, 5, 5)),), (), 5, 6)
-    assert cache_traffic([layer(0), layer(1)], [group]) == (2 * 5 * 48, 2 * 48)
+    assert step_bytes([group], [layer(0), layer(1)]) == (2 * 5 * 48, 2 * 48)
 
 
 def test_a_run_that_this_step_prolonged_counts_only_its_older_rows():
     group = CacheStep((0,), 10, 2, ((Run(4, 8, 0, 0),),), (), 6, 8)
-    assert cache_traffic([layer(0)], [group]) == (6 * 48, 2 * 48)
+    assert step_bytes([group], [layer(0)]) == (6 * 48, 2 * 48)
 
 
 def test_rows_made_anew_are_no_cache_memory():
@@ -26,10 +25,4 @@ def test_rows_made_anew_are_no_cache_memory():
         CacheStep((0,), 3, 1, ((Run(0, 4, 0, 0),),), (), 3, 4),
         CacheStep((1,), 12, 4, ((Run(12, 4, 0, 0),),), (), 0, 0),
     ]
-    assert cache_traffic(layers, groups) == (3 * 48, 48)
-
-
-def test_a_recurrent_state_is_read_and_written_whole():
-    layers = [CacheLayer(0, 0, "state", 1, 1, 1, state_bytes=640)]
-    assert cache_traffic(layers, [], states=True) == (640, 640)
-    assert cache_traffic(layers, []) == (0, 0)
+    assert step_bytes(groups, layers) == (3 * 48, 48)
