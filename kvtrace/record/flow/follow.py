@@ -44,6 +44,9 @@ class Function(Protocol):
         """Call it."""
 
 
+SCRIPTED = "scripted"
+"""What made weights that came out of code nobody can look into."""
+
 UNSUMMED = (Stage.PRODUCT, Stage.MIXED, Stage.UNDIVIDED)
 
 Args = Sequence[Any]
@@ -325,7 +328,7 @@ def opaque(mark: Mark, weights: Tensor) -> Mark | None:
         stage=Stage.WEIGHTS,
         key=mark.axes[-1],
         logits_axes=mark.axes,
-        normaliser="scripted",
+        normaliser=SCRIPTED,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.flow.arrange import AmbiguousError, NotOverTokensError, Sizes
-from kvtrace.record.flow.explain import seen_in
+from kvtrace.record.flow.explain import same_mask, seen_in
 from kvtrace.record.flow.prove import FlowCall, capped, products
 
 _SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -44,7 +44,9 @@ def of_sdpa(
         visible = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
         visible = visible[None, None]
     if mask is not None:
-        mask = as_four(mask.expand(*lead, *mask.shape[-2:]) if mask.dim() > 2 else mask, sizes)
+        if q.dim() != 4 and mask.dim() > 2:
+            mask = mask.expand(*lead, *mask.shape[-2:])
+        mask = as_four(mask[None] if q.dim() == 4 and mask.dim() == 3 else mask, sizes)
         seen, bias = split_mask(mask)
         visible = seen if visible is None else visible if seen is None else visible & seen
     if given.get("dropout_p"):
@@ -55,7 +57,7 @@ def of_sdpa(
         as_four(v, sizes),
         as_four(out, sizes),
         1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale),
-        visible=None if visible is None or bool(visible.all()) else visible,
+        visible=None if visible is None or bool(visible.all()) else same_mask(visible),
         bias=bias,
         level=2,
         place=place,
@@ -106,7 +108,7 @@ def of_flex(args: Sequence[Any], kwargs: Mapping[str, Any], out: object, place: 
         bias = (changed - capped(logits, None)).masked_fill(~visible, 0.0)
         hidden = ~seen_in(changed)
         visible, bias = visible & ~hidden, bias.masked_fill(hidden, 0.0)
-    shown = None if bool(visible.all()) else visible
+    shown = None if bool(visible.all()) else same_mask(visible)
     return FlowCall(q, k, v, output, scale, None, shown, bias, level=2, place=place)
 
 
