@@ -46,7 +46,9 @@ class Recording:
         self.path = path
         self._lanes = Lanes(model, path, lanes, self._unwatched)
         self._on_step = options.on_step
-        options.on_step, options.on_forward = self._written, self._lanes.forward
+        options.on_step = self._written
+        if lanes.mode != "off":
+            options.on_forward = self._lanes.forward
         self._model = model
         self._meta = meta
         self._options = options

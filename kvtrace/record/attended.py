@@ -25,10 +25,12 @@ class Attended:
     Attributes:
         sites: Site of each call, in order.
         masks: Of each call.
+        new: Query rows of each call, per sequence.
     """
 
     sites: list[int] = field(default_factory=list)
     masks: list[Compact] = field(default_factory=list)
+    new: list[int] = field(default_factory=list)
     copying: Copying = field(default_factory=Copying)
 
     def collect(
@@ -56,6 +58,7 @@ class Attended:
             compactor.compact(call, entry.seq[store])
             for call, store in zip(forward.calls, entry.stores, strict=True)
         ]
+        self.new = [call.queries.shape[2] for call in forward.calls]
         self.copying.add("q", self.sites, [call.queries for call in forward.calls])
         self.copying.add("o", self.sites, [call.output for call in forward.calls])
         stores, rows = list(entry.rows), list(entry.rows.values())
@@ -90,7 +93,7 @@ class Attended:
         return StepRows(queries, output, keys, values, masks, biases)
 
     def site_steps(
-        self, copied: Copied, checked: Mapping[int, Checked], stores: Sequence[int]
+        self, copied: Copied, checked: Mapping[int, Checked], stores: Sequence[int], step_new: int
     ) -> tuple[SiteStep, ...]:
         """Sites with the same mask together.
 
@@ -98,18 +101,20 @@ class Attended:
             copied: Their rows.
             checked: Place of a call to the outcome of its self-check.
             stores: Cache layer of each call.
+            step_new: Tokens of the step, per sequence.
         """
         bad = {} if copied.finite else dict(_nonfinite(copied))
         largest = _largest(copied)
-        groups: dict[int, list[int]] = {}
-        masks: dict[Mask, list[int]] = {}
-        for place, compact in enumerate(self.masks):
-            members = groups.get(id(compact))
+        groups: dict[tuple[int, int], list[int]] = {}
+        masks: dict[tuple[Mask, int], list[int]] = {}
+        for place, (compact, new) in enumerate(zip(self.masks, self.new, strict=True)):
+            members = groups.get((id(compact), new))
             if members is None:
-                members = groups[id(compact)] = masks.setdefault(compact.mask, [])
+                members = masks.setdefault((compact.mask, new), [])
+                groups[id(compact), new] = members
             members.append(place)
         out = []
-        for mask, places in masks.items():
+        for (mask, new), places in masks.items():
             sites = [self.sites[place] for place in places]
             outcomes = [checked.get(place) for place in places] if checked else [None] * len(places)
             counts = (0,) * len(places)
@@ -122,6 +127,7 @@ class Attended:
                     tuple([None if one is None else one[0] for one in outcomes]),
                     tuple([largest.get(site, 0.0) for site in sites]),
                     counts,
+                    None if new == step_new else new,
                 )
             )
         return tuple(out)

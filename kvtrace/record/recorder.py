@@ -26,7 +26,7 @@ from kvtrace.record.phases import Phases
 from kvtrace.record.positions import Positions, positions
 from kvtrace.record.sites import Sites
 from kvtrace.record.texts import Texts
-from kvtrace.record.top import top_logits
+from kvtrace.record.top import TopReader
 from kvtrace.trace import Cost, Ending, Meta, Note, Step
 
 
@@ -101,6 +101,7 @@ class Recorder:
         self._options = options or Options()
         self._ledger = Ledger()
         self._sites = Sites()
+        self._top = TopReader()
         self._meter = CostMeter(model)
         self._chunk = _chunk(model)
         self._pending: _Pending | None = None
@@ -191,7 +192,7 @@ class Recorder:
         attended = Attended()
         compactor = Compactor(forward.sequences, origin, self._chunk)
         attended.collect(forward, entry, self._sites, compactor, self._named)
-        top = top_logits(forward.logits, forward.sequences)
+        top = self._top.read(forward.logits, forward.sequences)
         tokens = _tokens(forward)
         copied = attended.copying.finish()
         checked = {} if self._options.check is None else self._options.check(forward)
@@ -206,7 +207,7 @@ class Recorder:
             chosen=(None,) * len(tokens),
             top=top,
             caches=entry.groups,
-            sites=attended.site_steps(copied, checked, entry.stores),
+            sites=attended.site_steps(copied, checked, entry.stores, forward.new),
             events=entry.events,
             cost=self._cost(forward, entry, where),
             elapsed_ns=forward.elapsed_ns,

@@ -10,17 +10,18 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import compress
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from kvtrace.record.caches import CACHES, follow, patch_class
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
+from kvtrace.record.inputs import fitted, logits_of, shape_of, tokens_of
 from kvtrace.record.interface import INTERFACE
 from kvtrace.record.levels import lower_levels, unseen
 from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
@@ -68,6 +69,7 @@ class Watch:
         self._tracker = CacheTracker()
         self._flow: FlowWatch | None = None
         self._seen: set[str] = set()
+        self._odd: set[str] = set()
         self._signatures: dict[int, inspect.Signature] = {}
         self._undo: list[Callable[[], None]] = []
 
@@ -99,7 +101,8 @@ class Watch:
     @property
     def unseen(self) -> tuple[str, ...]:
         """Sentences: modules that look like attention and were not seen to attend so far."""
-        return tuple(unseen(self.model, self._seen, self._flow))
+        odd = (f"{path}: attends over another batch than the model's" for path in sorted(self._odd))
+        return (*unseen(self.model, self._seen, self._flow), *odd)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -180,7 +183,7 @@ class Watch:
         caches = (self._tracker.serial(one) for one in parts if self._tracker.met(one))
         return Beginning(
             arguments,
-            _tokens(arguments),
+            tokens_of(arguments),
             frozenset(caches),
             tuple(self._tracker.changes),
             lambda: len(one.calls),
@@ -209,11 +212,16 @@ class Watch:
     ) -> None:
         """Make the Forward, and hand it over."""
         start = perf_counter_ns()
-        tokens = _tokens(arguments)
-        shape = _shape(tokens, arguments)
         changes, self._tracker.changes = tuple(self._tracker.changes), []
         updates = self._updates(one, arguments)
         calls, updates_before = self._calls(one, part)
+        tokens = tokens_of(arguments)
+        tokens, shape = fitted(tokens, shape_of(tokens, arguments), calls)
+        fits = [call.queries.shape[0] == shape[0] for call in calls]
+        if not all(fits):
+            self._odd.update(call.module for call, fit in zip(calls, fits, strict=True) if not fit)
+            calls = tuple(compress(calls, fits))
+            updates_before = tuple(compress(updates_before, fits))
         forward = Forward(
             number=self.num_forwards,
             model=module,
@@ -228,7 +236,7 @@ class Watch:
             lingering=self._lingering(calls, updates),
             changes=changes,
             recurrent=tuple(one.recurrent),
-            logits=_logits(result),
+            logits=logits_of(result),
             elapsed_ns=elapsed_ns,
             own_ns=one.own_ns + perf_counter_ns() - start,
         )
@@ -319,43 +327,3 @@ def _patch_given(cache: object) -> None:
         for owner in type(cache).__mro__:
             if owner is not object:
                 patch_class(CACHES, owner)
-
-
-def _tokens(arguments: Mapping[str, object]) -> Tensor | None:
-    """The ids among the arguments: by name, else the first whole numbers of two dimensions."""
-    for name in ("input_ids", "decoder_input_ids"):
-        found = arguments.get(name)
-        if isinstance(found, Tensor):
-            return found
-    if any(isinstance(arguments.get(f"{part}inputs_embeds"), Tensor) for part in ("", "decoder_")):
-        return None
-    others = (one for name, one in arguments.items() if "mask" not in name)
-    return next(
-        (one for one in others if isinstance(one, Tensor) and one.dim() == 2 and _whole(one)), None
-    )
-
-
-def _whole(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() and tensor.dtype != torch.bool
-
-
-def _shape(tokens: Tensor | None, arguments: Mapping[str, object]) -> tuple[int, int]:
-    """(sequences, new) of what came in."""
-    if tokens is not None:
-        return (1, tokens.shape[0]) if tokens.dim() == 1 else (tokens.shape[0], tokens.shape[1])
-    for value in arguments.values():
-        if isinstance(value, Tensor) and value.dim() == 3:
-            return value.shape[0], value.shape[1]
-    return 1, 0
-
-
-def _logits(result: Any) -> Tensor | None:
-    """The logits among what a model returned."""
-    if isinstance(result, Tensor):
-        return result
-    found = getattr(result, "logits", None)
-    if found is None and isinstance(result, tuple):
-        found = next(
-            (part for part in result if isinstance(part, Tensor) and part.dim() == 3), None
-        )
-    return found if isinstance(found, Tensor) and found.dim() == 3 else None
