@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -53,7 +53,7 @@ class Listening:
     last_parameter: Callable[[], Tensor | None] = lambda: None
     refused: Frame | None = None
     loop: Loop = field(default_factory=Loop)
-    _other: set[str] = field(default_factory=set)
+    _other: dict[str, int] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
     _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
     _certain: dict[tuple[str, int, int], Certain] = field(default_factory=dict)
@@ -89,21 +89,32 @@ class Listening:
 
     def mixed(self, mix: Mix) -> bool:
         """Weights met values: read the call."""
-        if mix.place in self._other:
-            return True
         if not mix.contracts_keys:
             return False
-        if mix.mark.normaliser == SCRIPTED:
-            return self._bridged(mix)
-        with _aside(mix.product.out), self._telling(mix.place):
-            self._take(read(mix, self._plan(mix)), mix.product.out)
-        return True
-
-    def _bridged(self, mix: Mix) -> bool:
-        """Weights that look like those of an earlier product: only a proof makes them so."""
-        with _aside(mix.product.out), suppress(Exception):
-            self._take(read(mix, self._plan(mix)), mix.product.out)
+        if self._is_other(mix.place, mix.weights[0].shape[:-1]):
             return True
+        # weights that only look like those of an earlier product: nothing but a proof makes them so
+        scripted = mix.mark.normaliser == SCRIPTED
+        call = None
+        telling = suppress(Exception) if scripted else self._telling(mix.place)
+        with _aside(mix.product.out), telling:
+            call = read(mix, self._plan(mix))
+        if call is not None:
+            self._take(call, mix.product.out)
+        return call is not None or not scripted
+
+    def _is_other(self, where: str, shape: Sequence[int]) -> bool:
+        """Whether code is known to attend to something else than tokens.
+
+        It was taken for that because one of its axes was as long as the prompt. If that axis keeps
+        its length when there are fewer tokens, it holds heads, and the code is given back its name.
+        """
+        size = self._other.get(where)
+        tokens = self._sizes().tokens
+        if size is None or (tokens and tokens[-1] == size) or size not in shape:
+            return size is not None
+        del self._other[where]
+        self._tell(where, f"a prompt of {size} tokens is as long as another axis; take another one")
         return False
 
     def _plan(self, mix: Mix) -> Plan:
@@ -125,18 +136,21 @@ class Listening:
             self.refused = self._frame()
             return
         where = place()[0]
-        if where in self._other:
-            return
         first = out[0] if isinstance(out, tuple) else out
+        if self._is_other(where, first.shape[:-1]):
+            return
+        call = None
         with _aside(first), self._telling(where):
             if kind == "sdpa":
-                call = of_sdpa(args, kwargs, out, self._sizes(), where)
+                whole = of_sdpa(args, kwargs, out, self._sizes(), where)
             else:
-                call = of_flex(args, kwargs, out, where)
-            call = unrepeated(call.detached)
-            why = refusal(call)
+                whole = of_flex(args, kwargs, out, where)
+            whole = unrepeated(whole.detached)
+            why = refusal(whole)
             if why:
                 raise UnexplainedError(why)
+            call = whole
+        if call is not None:
             self._take(call, first)
 
     # ------------------------------------------------------------------ proof and emission
@@ -200,7 +214,7 @@ class Listening:
         try:
             yield
         except NotOverTokensError:
-            self._other.add(where)
+            self._other[where] = self._sizes().tokens[-1]
         except (AmbiguousError, UnexplainedError) as reason:
             self._tell(where, str(reason))
         except Exception as error:  # a tensor of a kind nobody foresaw must not stop the model

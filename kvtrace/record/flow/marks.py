@@ -100,17 +100,19 @@ def start(product: Contraction, place: str) -> Mark:
     """Scores made by a product of two tensors that are not parameters."""
     letters = Letters()
     names = {letter: letters.new(size) for letter, size in product.sizes().items()}
-    left = _operand(product.left, product.left_axes, names)
-    right = _operand(product.right, product.right_axes, names)
+    sizes = product.sizes()
+    left = _operand(product.left, product.left_axes, names, sizes)
+    right = _operand(product.right, product.right_axes, names, sizes)
     axes = tuple(names[letter] for letter in product.out_axes)
     part = Product(product.left, product.right, left, right, product.alpha)
     return Mark(Stage.SCORES, letters, axes, (part,), place=place)
 
 
-def _operand(tensor: Tensor, axes: str, names: dict[str, str]) -> Axes:
+def _operand(tensor: Tensor, axes: str, names: dict[str, str], sizes: dict[str, int]) -> Axes:
     """Letters of an operand; a broadcast axis has none."""
     return tuple(
-        names[letter] if size != 1 else "" for letter, size in zip(axes, tensor.shape, strict=True)
+        "" if size == 1 and sizes[letter] != 1 else names[letter]
+        for letter, size in zip(axes, tensor.shape, strict=True)
     )
 
 

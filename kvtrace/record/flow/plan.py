@@ -250,12 +250,16 @@ def _sides(mark: Mark, key: str) -> list[tuple[int, bool]]:
 
 
 def _queries_left(part: Product, letters: Letters, key: str) -> bool | None:
-    """The keys are the side that has the softmax axis; None when both have it, or neither."""
-    if letters.size(key) == 1:
-        return True
-    in_left = key in letters.whole("".join(part.left_axes))
-    in_right = key in letters.whole("".join(part.right_axes))
-    return None if in_left == in_right else in_right
+    """The keys are the side that has the softmax axis; None when both have it, or neither.
+
+    A single key whose axis was lost in a view leaves nothing to tell them by; then, as everywhere,
+    queries come first.
+    """
+    in_left = bool(key) and key in letters.whole("".join(part.left_axes))
+    in_right = bool(key) and key in letters.whole("".join(part.right_axes))
+    if in_left != in_right:
+        return in_right
+    return True if letters.size(key) == 1 else None
 
 
 def _learned(shape: Structure, found: Roles) -> Certain | None:

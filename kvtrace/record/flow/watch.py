@@ -138,6 +138,7 @@ class FlowWatch:
             loop.carry(out)
         if frame.outermost:
             self._listening.flush()
+            self._listening.sizes = Sizes()
             self._mode.forget()
         if frame.attended:
             self._silent.pop(frame.path, None)
