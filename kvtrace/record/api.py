@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from kvtrace.errors import UsageError, WriteError
+from kvtrace.errors import KvtraceError, UsageError, WriteError
 from kvtrace.files import TraceWriter
 from kvtrace.record.card import card, versions
 from kvtrace.record.check import SelfCheck
@@ -158,7 +158,7 @@ class Recording:
         writer = self._writer
         if writer is None:
             return
-        failure = None
+        failure: KvtraceError | None = None
         try:
             failure = self._last_words(writer, watch, ending)
         except WriteError as error:
@@ -174,7 +174,7 @@ class Recording:
 
     def _last_words(
         self, writer: TraceWriter, watch: Watch | None, ending: Ending
-    ) -> WriteError | None:
+    ) -> KvtraceError | None:
         """The step that waits, what was not seen, the other lanes, and why it ended."""
         recorder = self.recorder
         if recorder is not None:

@@ -36,6 +36,7 @@ class CacheUpdate(NamedTuple):
             before the forward was over.
         known: Cache and layer are of classes whose behaviour is known; else rows are compared.
         earlier: Keys and values handed back last time, kept only when not `continuous`.
+        packed_bytes: Memory of rows that the layer holds in a packed form of its own.
     """
 
     cache: int
@@ -55,12 +56,13 @@ class CacheUpdate(NamedTuple):
     settled: bool
     known: bool
     earlier: tuple[Tensor, Tensor] | None = None
+    packed_bytes: int = 0
 
     @property
     def held_bytes(self) -> int:
         """Memory of what the layer holds."""
         held = (self.held_keys, self.held_values)
-        return sum(part.nbytes for part in held if part is not None)
+        return self.packed_bytes + sum(part.nbytes for part in held if part is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,8 @@ class Ledger:
             self._homes[update.cache, update.layer] = store
         for call, one in zip(forward.calls, out.reads, strict=True):
             out.stores.append(self._read(call, one, work))
-        for memory in forward.recurrent:
+        # a layer may write several parts of its memory; the last time all are there
+        for memory in {(one.cache, one.layer): one for one in forward.recurrent}.values():
             self.stores.of_recurrent(memory)
         out.groups = _grouped(work.entries)
         self._forget()
@@ -196,11 +197,14 @@ class Ledger:
                     work.entries[store] = self._untouched(store, book, work)
                 out.seq.setdefault(store, call.keys.shape[2])
                 return store
-        origin = None
+        origin = limit = None
         if read.source == "derived" and read.update is not None:
             origin = work.entries[work.stores[read.update]]
+            # a buffer is expanded whole; only rows that are written count
+            whole = work.forward.updates[read.update].keys.shape[2]
+            if call.keys.shape[2] == whole:
+                limit = out.seq[work.stores[read.update]]
         store = self.stores.of_call(call, read.source)
-        limit = None if read.update is None else out.seq.get(work.stores[read.update])
         entry, rows = self._content.expanded(store, call, origin, work.positions, limit)
         work.entries[store], out.rows[store] = entry, rows
         out.seq[store] = min(call.keys.shape[2], limit or call.keys.shape[2])

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from types import CodeType, FunctionType
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.flow import FlowWatch
@@ -85,17 +86,46 @@ def _related(path: str, others: Set[str]) -> bool:
     )
 
 
-def unseen(model: nn.Module, seen: Set[str], flow: FlowWatch | None) -> Iterator[str]:
-    """Sentences: modules that call themselves attention and were not seen to attend.
+def note_runs(model: nn.Module, ran: set[str]) -> Callable[[], None]:
+    """Note which modules that call themselves attention run at all; returns how to stop.
+
+    Each is looked at once: its hook goes when it has run.
+    """
+    hooks: dict[str, RemovableHandle] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            ran.add(path)
+            hooks.pop(path).remove()
+
+        return hook
+
+    for path, module in model.named_modules():
+        if looks_like_attention(type(module)):
+            hooks[path] = module.register_forward_pre_hook(note(path))
+
+    def stop() -> None:
+        for handle in hooks.values():
+            handle.remove()
+        hooks.clear()
+
+    return stop
+
+
+def unseen(
+    model: nn.Module, seen: Set[str], ran: Set[str], flow: FlowWatch | None
+) -> Iterator[str]:
+    """Sentences: modules that call themselves attention, ran, and were not seen to attend.
 
     Args:
         model: The watched model.
         seen: Paths of the modules that were.
+        ran: Paths of those that ran.
         flow: What watched the data flow, if anything did; it knows its own reasons.
     """
     told = () if flow is None else flow.unseen
     yield from told
     named = {sentence.split(" ")[0].rstrip(":") for sentence in told}
     for path, module in model.named_modules():
-        if looks_like_attention(type(module)) and path not in named and not _related(path, seen):
+        if path in ran and path not in named and not _related(path, seen):
             yield f"{path} ({type(module).__name__}): looks like attention, and none was seen in it"

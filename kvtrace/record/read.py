@@ -162,7 +162,7 @@ def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> Atte
         causal,
         visible,
         bias,
-        None if sinks is None else sinks.detach().reshape(-1),
+        None if sinks is None or sinks.numel() != q_shape[1] else sinks.detach().reshape(-1),
         window if type(window) is int else None,
         1,
         known.code,

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from kvtrace.errors import WriteError
+from kvtrace.errors import KvtraceError, RecordError, WriteError
 from kvtrace.files import StepRows
 from kvtrace.record.attended import Attended, Checked
 from kvtrace.record.bytes import held_bytes, step_bytes
@@ -27,6 +27,7 @@ from kvtrace.record.positions import Positions, positions
 from kvtrace.record.sites import Sites
 from kvtrace.record.texts import Texts
 from kvtrace.record.top import TopReader
+from kvtrace.text import safe
 from kvtrace.trace import Cost, Ending, Meta, Note, Step
 
 
@@ -94,7 +95,7 @@ class Recorder:
         """
         self.meta = meta
         self.num_steps = 0
-        self.failure: WriteError | None = None
+        self.failure: KvtraceError | None = None
         self.paused = False
         self.phases = Phases()
         self._sink = sink
@@ -128,7 +129,19 @@ class Recorder:
         if self.failure is not None:
             return
         start = perf_counter_ns()
-        step, rows, caches = self._step(forward)
+        try:
+            step, rows, caches = self._step(forward)
+        except KvtraceError as error:
+            self.failure = error
+            return
+        except Exception as error:
+            # the run is not ours to break: the recording ends, the model goes on
+            self.failure = RecordError(
+                f"step {self.num_steps}: {type(error).__name__}: {safe(str(error), 200)}; "
+                "what was recorded so far is kept. Please report this."
+            )
+            self.failure.__cause__ = error
+            return
         if self._options.on_forward is not None:
             self._options.on_forward(step.number, forward)
         spent = forward.own_ns + perf_counter_ns() - start
@@ -174,7 +187,9 @@ class Recorder:
             unseen: Modules that look like attention and were not seen to attend.
             notes: Sentences on the recording itself.
         """
-        said = tuple(dict.fromkeys((*self.meta.not_recorded, *notes, *self._meter.gaps())))
+        none = () if self.meta.sites else ("no attention was seen: there is nothing to show",)
+        said = (*self.meta.not_recorded, *none, *notes, *self._meter.gaps())
+        said = tuple(dict.fromkeys(said))
         if (unseen, said) != (self.meta.unseen, self.meta.not_recorded):
             self._write_meta(replace(self.meta, unseen=unseen, not_recorded=said))
 

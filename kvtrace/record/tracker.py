@@ -228,7 +228,23 @@ def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheU
         keys is None or keys is out[0] or capacity is not None or _part_of(keys, out[0]),
         _is_known(type(cache)) and _is_known(kind),
         verdict[1],
+        0 if kind is DynamicLayer else _packed_bytes(layer),
     )
+
+
+def _packed_bytes(layer: Any) -> int:
+    """Bytes of quantised rows, their scales included."""
+    packed = [getattr(layer, name, None) for name in ("_quantized_keys", "_quantized_values")]
+    total = 0
+    while packed:
+        one = packed.pop()
+        if isinstance(one, Tensor):
+            total += one.nbytes
+        elif isinstance(one, tuple | list):
+            packed += one
+        elif isinstance(one, dict):
+            packed += one.values()
+    return total
 
 
 def _part_of(keys: Tensor, out: Tensor) -> bool:

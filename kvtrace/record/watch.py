@@ -23,7 +23,7 @@ from kvtrace.record.flow import FlowWatch
 from kvtrace.record.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
 from kvtrace.record.inputs import fitted, logits_of, shape_of, tokens_of
 from kvtrace.record.interface import INTERFACE
-from kvtrace.record.levels import lower_levels, unseen
+from kvtrace.record.levels import lower_levels, note_runs, unseen
 from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
 from kvtrace.record.running import Pass, passes
 from kvtrace.record.tracker import CacheTracker, finished
@@ -70,6 +70,7 @@ class Watch:
         self._flow: FlowWatch | None = None
         self._seen: set[str] = set()
         self._odd: set[str] = set()
+        self._ran: set[str] = set()
         self._signatures: dict[int, inspect.Signature] = {}
         self._undo: list[Callable[[], None]] = []
 
@@ -85,6 +86,7 @@ class Watch:
                 self._undo.append(partial(flow.__exit__, None, None, None))
             for part, module in _entrances(self.model):
                 self._hook(part, module)
+            self._undo.append(note_runs(self.model, self._ran))
         except BaseException:
             self._stop()
             raise
@@ -102,7 +104,7 @@ class Watch:
     def unseen(self) -> tuple[str, ...]:
         """Sentences: modules that look like attention and were not seen to attend so far."""
         odd = (f"{path}: attends over another batch than the model's" for path in sorted(self._odd))
-        return (*unseen(self.model, self._seen, self._flow), *odd)
+        return (*unseen(self.model, self._seen, self._ran, self._flow), *odd)
 
     @property
     def notes(self) -> tuple[str, ...]:

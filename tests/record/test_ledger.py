@@ -339,3 +339,53 @@ def test_a_users_own_cache_class_is_followed_by_content(tmp_path):
     assert_caches_agree(trace, held)
     assert trace.cache(1, 0).positions.tolist() == [0, 9, 10, 11, 12]
     assert trace.cache(2, 0).positions.tolist() == [0, 10, 11, 12, 13]
+
+
+def test_rows_that_a_quantised_cache_rounds_are_new_cells(tmp_path):
+    from transformers.cache_utils import QuantizedCache
+
+    model = quiet_generation(tiny_model("llama"))
+    cache = QuantizedCache("fp8", model.config)
+
+    def run():
+        return model.generate(IDS, past_key_values=cache, do_sample=False, max_new_tokens=4)
+
+    trace, _, _ = record(model, run, tmp_path / "a.kvt")
+    assert_attention_explains_itself(trace)
+    groups = [step.caches[0] for step in trace]
+    # the prompt is attended to before it is rounded; a rounded row stays what it is
+    assert [group.rewritten for group in groups] == [0, 12, 0, 0]
+    assert trace.cache(3, 0).cells.tolist() == list(range(12, 27))
+    assert trace.cache_layer(0).kind == "quantised"
+    packed = [
+        one.nbytes
+        for layer in cache.layers
+        for pair in (layer._quantized_keys, layer._quantized_values)
+        for one in pair
+    ]
+    assert trace.step(3).cost.cache_bytes == sum(packed)
+
+
+def test_recurrent_layers_are_told_with_their_constant_size(tmp_path):
+    model = quiet_generation(tiny_model("qwen3_next"))
+    trace, held, _ = record(
+        model, lambda: model.generate(IDS, do_sample=False, max_new_tokens=4), tmp_path / "a.kvt"
+    )
+    assert_caches_agree(trace, held)
+    recurrent = [layer for layer in trace.meta.cache_layers if layer.kind == "state"]
+    types = model.config.layer_types
+    assert len(recurrent) == types.count("linear_attention")
+    state_bytes = sum(layer.state_bytes for layer in recurrent)
+    assert state_bytes > 0
+    for number, live in enumerate(held):
+        nbytes = sum(keys.nbytes + values.nbytes for keys, values in live.values())
+        assert trace.step(number).cost.cache_bytes == nbytes + state_bytes
+
+
+def test_rows_made_beside_the_cached_ones_are_recorded_too(tmp_path):
+    model = quiet_generation(tiny_model("deepseek_v4"))
+    trace, _, _ = record(
+        model, lambda: model.generate(IDS, do_sample=False, max_new_tokens=3), tmp_path / "a.kvt"
+    )
+    # one layer attends to compressed rows beside the cached ones
+    assert_attention_explains_itself(trace)

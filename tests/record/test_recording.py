@@ -260,3 +260,60 @@ def test_a_control_stops_the_loop_and_chooses_tokens(model):
     assert ending.reason == "stopped"
     assert len(chosen) == 2
     assert chosen[1] == 11
+
+
+def test_a_recorder_that_fails_ends_the_recording_and_not_the_run(model, tmp_path, monkeypatch):
+    from kvtrace.record import ledger
+
+    def broken(*_):
+        raise ZeroDivisionError("no such luck")
+
+    expected = generate(model)()
+    monkeypatch.setattr(ledger.Ledger, "step", broken)
+    with (
+        pytest.warns(RuntimeWarning, match="step 0: ZeroDivisionError: no such luck"),
+        kvtrace.record(model, tmp_path / "a.kvt", recompute="off"),
+    ):
+        result = generate(model)()
+    assert torch.equal(result, expected)
+
+
+def test_memory_does_not_grow_with_the_number_of_steps(model, tmp_path):
+    import gc
+
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+
+    counts = []
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute="off") as recording:
+        ids, cache = IDS, None
+        for number in range(40):
+            out = model(ids, past_key_values=cache)
+            cache, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            if number in (10, 39):
+                counts.append(tensors())
+    assert recording.steps == 40
+    assert counts[0] == counts[1]
+
+
+def test_a_model_without_attention_says_so(tmp_path):
+    model = tiny_model("mamba")
+    trace, _, _ = record(model, lambda: model(IDS), tmp_path / "a.kvt")
+    assert any("no attention" in sentence for sentence in trace.meta.not_recorded)
+
+
+def test_modules_that_ran_unseen_are_named(tmp_path):
+    from torch import nn
+
+    class OddAttention(nn.Module):
+        def forward(self, x):
+            return x.cumsum(1)
+
+    model = tiny_model("llama")
+    model.model.layers[0].odd = OddAttention()
+    inner = model.model.layers[0].mlp.forward
+    model.model.layers[0].mlp.forward = lambda x: model.model.layers[0].odd(inner(x))
+    trace, _, _ = record(model, lambda: model(IDS), tmp_path / "a.kvt")
+    (sentence,) = trace.meta.unseen
+    assert "model.layers.0.odd" in sentence
