@@ -107,25 +107,27 @@ class Compactor:
         pads = np.where(seen.any(axis=1), seen.argmax(axis=1), seq)
         padding = tuple(int(pad) for pad in pads) if pads.any() else ()
         offset = seq - new
-        rules = [Mask(offset=offset, padding=padding), Mask(padding=padding)]
-        for window in dict.fromkeys((call.window, *_windows(table, offset, pads))):
-            if window is not None and window > 0:
-                rules.append(Mask(offset=offset, window=window, padding=padding))
-                rules.append(Mask(offset=offset, window=window))
-        if self._chunk:
-            rules.append(
-                Mask(offset=offset, chunk=self._chunk, origin=self._origin, padding=padding)
-            )
+        windows = [size for size in (call.window, *_windows(table, offset, pads)) if size]
+        rules = []
+        # a window or a chunk can hide the left as well as padding does: padding is the last guess
+        for hidden in dict.fromkeys(((), padding)):
+            rules += [Mask(offset=offset, padding=hidden), Mask(padding=hidden)]
+            for window in dict.fromkeys(windows):
+                rules.append(Mask(offset=offset, window=window, padding=hidden))
+            if self._chunk:
+                rules.append(
+                    Mask(offset=offset, chunk=self._chunk, origin=self._origin, padding=hidden)
+                )
         return next((rule for rule in rules if _fits(rule, table)), None)
 
 
 def _windows(table: Table, offset: int, pads: NDArray[np.intp]) -> list[int]:
-    """Windows that the last query rows suggest."""
+    """Windows that the last query rows suggest: they see less at the left than earlier rows do."""
     found = []
     for sequence in range(len(table)):
         row = table[sequence, -1]
         first = int(row.argmax())
-        if row.any() and first > pads[sequence] - 1:
+        if row.any() and first > pads[sequence]:
             found.append(table.shape[1] - 1 + offset - first + 1)
     return sorted(set(found))[:3]
 
