@@ -71,7 +71,8 @@ class Forwards:
             return
         self._roots.append(root)
         for path, module in root.named_modules():
-            self._adopt(path, module)
+            # torch.compile puts a module around the one the user wrote
+            self._adopt(path.replace("_orig_mod.", "").removesuffix("_orig_mod"), module)
         for path, parameter in root.named_parameters(remove_duplicate=False):
             self.parameters.setdefault(id(parameter), path)
 

@@ -1,0 +1,229 @@
+"""What looks like attention and is none: nothing is reported, and nothing is complained about."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from builders.attentions import Attention, matmul, token_ids
+from kvtrace.record.flow import FlowWatch
+
+
+class Around(nn.Module):
+    """An embedding, one mixer, a head."""
+
+    def __init__(self, mixer):
+        torch.manual_seed(0)
+        super().__init__()
+        self.embed = nn.Embedding(50, 32)
+        self.mixer = mixer()
+        self.head = nn.Linear(32, 50)
+
+    def forward(self, ids):
+        return self.head(self.mixer(self.embed(ids)))
+
+
+class Router(nn.Module):
+    """Softmax over experts, a weighted sum of what they say."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.randn(32, 4))
+        self.experts = nn.Parameter(torch.randn(4, 32, 32))
+
+    def forward(self, x):
+        share = (x @ self.gate).softmax(-1)
+        each = torch.einsum("btd,edf->btef", x, self.experts)
+        return torch.einsum("bte,btef->btf", share, each)
+
+
+class CosineRouter(Router):
+    """The same with normalised expert vectors, as swin-v2 MoE has it."""
+
+    def forward(self, x):
+        keys = F.normalize(self.gate.t().float(), dim=-1)
+        share = (F.normalize(x, dim=-1) @ keys.t() * 10).softmax(-1)
+        return torch.einsum("bte,btef->btf", share, torch.einsum("btd,edf->btef", x, self.experts))
+
+
+class LinearAttention(nn.Module):
+    """softmax(q) (softmax(k)ᵀ v): no scores anywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
+        return (q.softmax(-1) @ (k.softmax(-2).mT @ v)).transpose(1, 2).flatten(2)
+
+
+class Retention(nn.Module):
+    """q·kᵀ times a decay, never normalised."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
+        n = torch.arange(x.shape[1])
+        decay = (0.9 ** (n[:, None] - n[None, :]).clamp(min=0)).tril()
+        return ((q @ k.mT * decay) @ v).transpose(1, 2).flatten(2)
+
+
+class LayerPooling(nn.Module):
+    """Every token weighs earlier layers' outputs by a learned query, through SDPA."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(32))
+
+    def forward(self, x):
+        stacked = torch.stack([x, x.tanh(), x.sin()], dim=2)
+        query = self.query.float().view(-1, 32).expand(*stacked.shape[:2], -1, -1)
+        return F.scaled_dot_product_attention(query, stacked, stacked).squeeze(2)
+
+
+class TokenPooling(nn.Module):
+    """Every token weighs its own history of layers by a query of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.q = nn.Linear(32, 32)
+
+    def forward(self, x):
+        stacked = torch.stack([x, x.tanh(), x.sin()], dim=2)
+        scores = torch.einsum("btd,btld->btl", self.q(x), stacked) / math.sqrt(32)
+        return torch.einsum("btl,btld->btd", scores.softmax(-1), stacked)
+
+
+class Vocabulary(nn.Module):
+    """Soft embeddings: a softmax over the vocabulary times the table."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 32)
+
+    def forward(self, x):
+        weight = self.table.weight.to(torch.float32)
+        return torch.softmax(x @ weight.t() / 0.7, dim=-1) @ weight
+
+
+class Recurrence(nn.Module):
+    """A gated recurrence with a softmax on its features."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRU(32, 32, batch_first=True)
+
+    def forward(self, x):
+        return self.cell(x)[0] * x.softmax(-1)
+
+
+NEGATIVES = (
+    Router,
+    CosineRouter,
+    LinearAttention,
+    Retention,
+    LayerPooling,
+    TokenPooling,
+    Vocabulary,
+    Recurrence,
+)
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("mixer", NEGATIVES, ids=lambda one: one.__name__)
+def test_no_attention_is_reported(mixer, tokens):
+    model = Around(mixer)
+    calls = []
+    with FlowWatch(model, sink=calls.append) as watch, torch.no_grad():
+        model(token_ids(2, 7))
+        model(token_ids(2, tokens))
+    assert calls == []
+    told = [one for one in watch.unseen if "named attention" not in one]
+    assert told == []
+
+
+class Sigmoid(nn.Module):
+    """Attention without a softmax: not what a trace can say."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
+        return (torch.sigmoid(q @ k.mT) @ v).transpose(1, 2).flatten(2)
+
+
+class SigmoidAttention(Sigmoid):
+    """The same under a name that promises attention."""
+
+
+def test_a_module_named_attention_that_was_not_seen_is_named():
+    model = Around(SigmoidAttention)
+    with FlowWatch(model, sink=(calls := []).append) as watch:
+        model(token_ids(1, 5))
+    assert calls == []
+    assert watch.unseen == ("mixer: named attention, but none was seen in it",)
+
+
+class Difference(Sigmoid):
+    """Two softmaxes subtracted before the values."""
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
+        first, second = (q @ k.mT).softmax(-1), (q[..., :4] @ k[..., :4].mT).softmax(-1)
+        return ((first - 0.5 * second) @ v).transpose(1, 2).flatten(2)
+
+
+class Tempered(Sigmoid):
+    """Weights raised to a power after the softmax and not normalised again."""
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
+        return ((q @ k.mT).softmax(-1) * 1.5 @ v).transpose(1, 2).flatten(2)
+
+
+def test_weights_changed_after_the_softmax_are_told_of_and_not_reported():
+    model = Around(Tempered)
+    with FlowWatch(model, sink=(calls := []).append) as watch:
+        model(token_ids(1, 5))
+    assert calls == []
+    (sentence,) = watch.unseen
+    assert sentence.startswith("mixer (test_silence.py:")
+    assert "softmax(q·kᵀ·scale)·v differs from its output" in sentence
+    assert sentence.endswith("after mul")
+
+
+def test_a_difference_of_two_softmaxes_is_never_passed_off_as_one():
+    model = Around(Difference)
+    with FlowWatch(model, sink=(calls := []).append):
+        model(token_ids(1, 5))
+    assert calls == []
+
+
+class PoolsThenAttends(nn.Module):
+    """Single-query attention whose number of heads equals the length of the prompt before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = Attention(matmul)
+
+    def forward(self, x):
+        last, _ = self.attention(x[:, -1:], self.attention(x)[1])
+        return last
+
+
+def test_an_axis_as_long_as_the_prompt_that_keeps_its_length_holds_heads():
+    model = Around(PoolsThenAttends)
+    with FlowWatch(model, sink=(calls := []).append) as watch, torch.no_grad():
+        model(token_ids(1, 4))
+        calls.clear()
+        model(token_ids(1, 6))
+    assert [call.queries.shape[1] for call in calls] == [4, 4]
+    assert any("a prompt of 4 tokens is as long as another axis" in one for one in watch.unseen)
