@@ -45,12 +45,11 @@ def _trace_meant(values: argparse.Namespace) -> Path | None:
 
 
 def _watch(request: Request, *, mouse: bool) -> int:
-    from kvtrace_tui.app import run as run_screen
-
     from kvtrace.cli.follow import error_of
     from kvtrace.cli.live_run import SessionRun
     from kvtrace.cli.signals import as_exceptions
     from kvtrace.live.session import Session
+    from kvtrace_tui.app import run as run_screen
 
     with as_exceptions(), Session(request) as session:
         code = run_screen(Path(request.output), live=SessionRun(session), mouse=mouse)
