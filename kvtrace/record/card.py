@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
@@ -55,7 +57,8 @@ def _size(config: object, name: str) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Versions of what the numbers depend on."""
     found = {"python": platform.python_version()}
     for name in ("kvtrace", "torch", "transformers", "numpy"):

@@ -14,6 +14,10 @@ _GROUP = 64
 """Logits looked at together: the best are among the groups whose best is among the best."""
 
 
+_SAFE = 60.0
+"""Σ exp of a whole vocabulary of such logits neither overflows nor vanishes in float32."""
+
+
 class TopReader:
     """Reads the highest logits; keeps one row of scratch memory, which is dear to allocate."""
 
@@ -40,12 +44,14 @@ class TopReader:
         return TopLogits(tuple(ids), tuple(values), self._logsumexp(row, values[0]))
 
     def _logsumexp(self, row: Tensor, highest: float) -> float:
-        """Log Σ exp(logit), with the highest one taken out of the sum."""
+        """Log Σ exp(logit); the highest one is taken out of the sum where it must be."""
         if not math.isfinite(highest):
             return float(torch.logsumexp(row, 0))
         scratch = self._scratch
         if scratch.shape != row.shape or scratch.device != row.device:
             scratch = self._scratch = torch.empty_like(row)
+        if abs(highest) < _SAFE:
+            return math.log(float(torch.exp(row, out=scratch).sum()))
         torch.sub(row, highest, out=scratch)
         return highest + math.log(float(scratch.exp_().sum()))
 

@@ -317,3 +317,29 @@ def test_modules_that_ran_unseen_are_named(tmp_path):
     trace, _, _ = record(model, lambda: model(IDS), tmp_path / "a.kvt")
     (sentence,) = trace.meta.unseen
     assert "model.layers.0.odd" in sentence
+
+
+@pytest.mark.parametrize("shift", [0.0, -70.0, 500.0])
+@pytest.mark.parametrize("vocab", [7, 5000, 50257])
+def test_top_logits_of_any_vocabulary_at_any_height(vocab, shift):
+    from kvtrace.record.top import TopReader
+
+    logits = torch.randn(2, 3, vocab, generator=torch.Generator().manual_seed(vocab)) * 5 + shift
+    reader = TopReader()
+    for _ in range(2):
+        found = reader.read(logits, 2)
+        for top, row in zip(found, logits[:, -1], strict=True):
+            best = row.sort(descending=True)
+            assert list(top.logits) == best.values[:20].tolist()
+            assert [float(row[i]) for i in top.ids] == list(top.logits)
+            expected = float(row.double().logsumexp(0))
+            assert top.logsumexp == pytest.approx(expected, abs=1e-4)
+    assert reader.read(logits, 3) == ()
+
+
+def test_top_logits_with_nan_do_not_stop_the_recording():
+    from kvtrace.record.top import TopReader
+
+    logits = torch.full((1, 1, 9), float("nan"))
+    (top,) = TopReader().read(logits, 1)
+    assert len(top.ids) == 9
