@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
+from builders.raw_frames import split
 from builders.reading import read_all, same, wrong
 from builders.written import rows_of, write_trace
 from kvtrace.errors import MissingError, TraceError
@@ -208,6 +209,36 @@ def test_a_torn_tail_is_waited_for_byte_by_byte(tmp_path):
             seen = len(trace)
     assert trace.ending == truth.ending
     assert wrong(read_all(trace), read_all(truth)) == []
+
+
+def test_a_bad_tail_is_said_and_forgotten_when_it_becomes_whole(tmp_path):
+    truth = synthetic_trace(Shape(layers=1, heads=2, kv_heads=1, dim=2, prompt=9, decode=2))
+    good = write_trace(tmp_path / "a.kvt", truth).read_bytes()
+    good = good[:16] + bytes(48) + good[64:]
+    path, whole = tmp_path / "b.kvt", split(tmp_path / "a.kvt")[1][-3].offset
+    path.write_bytes(good[:whole] + bytes(len(good) - whole))
+    trace = open_trace(path)
+    assert [one.offset for one in trace.damage] == [whole]
+    with path.open("r+b") as file:
+        file.write(good)
+        file.write(bytes(64))
+    trace.source.refresh()
+    assert trace.ending == truth.ending
+    assert [one.offset for one in trace.damage] == [len(good)]
+    assert wrong(read_all(trace), read_all(truth)) == []
+
+
+def test_rows_that_a_lane_did_not_keep_are_nan_beside_those_it_kept(tmp_path):
+    truth = synthetic_trace(Shape(prompt=3, decode=3))
+    with TraceWriter(tmp_path / "a.kvt", truth.meta) as writer:
+        for step in truth:
+            writer.append(step, rows_of(truth, step))
+            kept = rows_of(truth, step, "recomputed") if step.number == 1 else None
+            writer.compare(truth.compared(step.number), kept)
+    trace = open_trace(tmp_path / "a.kvt")
+    keys = trace.cache(3, 0, lane="recomputed").keys
+    assert np.isnan(keys).all(axis=(0, 2)).tolist() == [True, True, True, False, True, True]
+    assert (keys[:, 3] == truth.cache(3, 0, lane="recomputed").keys[:, 3]).all()
 
 
 def test_a_look_for_more_costs_what_was_added(tmp_path, monkeypatch):
