@@ -1,5 +1,18 @@
-"""Capture by data flow."""
+"""Capture by data flow: attention in any torch code, and the rows it keeps.
 
+What others call:
+
+- `FlowWatch(*models, sink=…, only=…)`: a context manager that gives `AttentionCall`s (level 2: SDPA
+  and other fused calls; level 3: products and a softmax) to `sink` while the forward runs; `unseen`
+  and `notes` say what it could not read and what it assumed. `adopt` adds a model, `begin_step`
+  says where a step begins when no watched model's own forward does.
+- `RowFollower().step(keys, values, visible)`: which cached rows are new, unchanged, changed, moved
+  or gone since the step before, as a `RowStep` of cells. One for each site, `forget` for each text.
+
+Knows no cache class, no trace, no transformers.
+"""
+
+from kvtrace.record.flow.rows import RowFollower, RowStep
 from kvtrace.record.flow.watch import FlowWatch
 
-__all__ = ["FlowWatch"]
+__all__ = ["FlowWatch", "RowFollower", "RowStep"]
