@@ -218,7 +218,20 @@ class Listening:
         except (AmbiguousError, UnexplainedError) as reason:
             self._tell(where, str(reason))
         except Exception as error:  # a tensor of a kind nobody foresaw must not stop the model
-            self._tell(where, f"{type(error).__name__}: {error}".splitlines()[0])
+            self._tell(where, _line(error))
+
+    def failed(self, error: Exception) -> None:
+        """A fault of ours: say where, and go on without what was being followed."""
+        self.loop.take()
+        self._tell(place()[0], f"following it failed: {_line(error)}")
+
+    @contextmanager
+    def harmless(self) -> Iterator[None]:
+        """Whatever goes wrong inside becomes a sentence."""
+        try:
+            yield
+        except Exception as error:
+            self.failed(error)
 
     def _tell(self, where: str, reason: str) -> None:
         self.reasons.setdefault((self._path(), where), reason)
@@ -274,3 +287,8 @@ def _aside(like: Tensor) -> Iterator[None]:
                 yield
         else:
             yield
+
+
+def _line(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

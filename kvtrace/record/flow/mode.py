@@ -40,6 +40,7 @@ from kvtrace.record.flow.marks import Mark, Marks, Stage, start
 from kvtrace.record.flow.names import DIVIDE, KEEPS_PARAMETER, MATMUL, MULTIPLY
 from kvtrace.record.flow.places import place
 from kvtrace.record.flow.plan import Mix
+from kvtrace.record.flow.ran import Ran
 
 PENDING = 16
 
@@ -56,6 +57,9 @@ class Listener(Protocol):
     @property
     def loop(self) -> Loop:
         """Calls with one head that wait for the next one."""
+
+    def failed(self, error: Exception) -> None:
+        """Following a function went wrong; the function itself is unharmed."""
 
     def consumed(self, name: str, args: Args) -> bool:
         """A function is about to take outputs; whether its result still is one of them."""
@@ -85,20 +89,32 @@ class FlowMode(TorchFunctionMode):
             "linear": self._linear,
             "scaled_dot_product_attention": self._sdpa,
             "flex_attention": self._flex,
-            "multi_head_attention_forward": self._multi_head,
             "_native_multi_head_attention": self._unfusable,
             "_transformer_encoder_layer_fwd": self._unfusable,
         }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See one torch function; called thousands of times a second."""
-        name = getattr(func, "__name__", "")
+        name, named = getattr(func, "__name__", ""), kwargs or {}
+        if name == "multi_head_attention_forward":  # its body comes here again, call by call
+            return self._multi_head(func, args, named)
+        run = Ran(func, name)
+        try:
+            return self._followed(name, run, args, named)
+        except Exception as error:
+            if run.error is not None:
+                raise
+            self.forget()
+            self._listener.failed(error)
+            return run.result if run.done else func(*args, **named)
+
+    def _followed(self, name: str, run: Ran, args: Args, kwargs: Kwargs) -> Any:
         loop = self._listener.loop
         if loop.waiting and self._listener.consumed(name, args):
-            out = self._seen(name, func, args, kwargs or {})
+            out = self._seen(name, run, args, kwargs)
             loop.carry(out if isinstance(out, Tensor) else args[0])
             return out
-        return self._seen(name, func, args, kwargs or {})
+        return self._seen(name, run, args, kwargs)
 
     def _seen(self, name: str, func: Any, args: Args, kwargs: Kwargs) -> Any:
         handler = self._handlers.get(name)

@@ -72,7 +72,8 @@ class FlowWatch:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._listening.flush()
+            with self._listening.harmless():
+                self._listening.flush()
         finally:
             self._stack.close()
             self._mode.forget()
@@ -120,7 +121,8 @@ class FlowWatch:
 
     def _around(self, frame: Frame, run: Callable[[], Any]) -> Any:
         if frame.outermost:
-            self._listening.begin(_sizes_of(frame))
+            with self._listening.harmless():
+                self._listening.begin(_sizes_of(frame))
         if not self._is_chosen(frame):
             return run()
         fused = isinstance(frame.module, _FAST_PATHS)
@@ -129,7 +131,8 @@ class FlowWatch:
         else:
             with self._watching():
                 out = self._fast(frame, run) if fused else run()
-        self._after(frame, out)
+        with self._listening.harmless():
+            self._after(frame, out)
         return out
 
     def _after(self, frame: Frame, out: Any) -> None:
@@ -188,6 +191,13 @@ class FlowWatch:
         if listening.refused is not frame:
             return out
         listening.refused = None
+        with listening.harmless():
+            self._unfused(frame, out)
+        return out
+
+    def _unfused(self, frame: Frame, out: Any) -> None:
+        """Run a module again without its fused kernel, and take what that shows."""
+        listening = self._listening
         with listening.rehearsal() as calls, torch.no_grad(), _has_torch_function(lambda _: True):
             again = frame.forward()
         first, second = (x[0] if isinstance(x, tuple) else x for x in (out, again))
@@ -199,7 +209,6 @@ class FlowWatch:
                 listening.sink(call)
         else:
             listening.reasons[(frame.path, "fused kernel")] = "run unfused, it gives another result"
-        return out
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from builders.attentions import (
     with_sdpa,
 )
 from kvtrace.record.flow import FlowWatch
+from kvtrace.record.flow.marks import Marks
 
 
 def test_forward_called_directly_is_seen():
@@ -57,13 +58,46 @@ def test_a_forward_of_a_single_instance_is_seen_and_given_back():
     assert model.layers[0].forward is wrapped
 
 
-def test_an_error_of_the_sink_reaches_the_caller():
+def test_an_error_of_the_sink_never_reaches_the_model():
     def refuse(_):
         raise RuntimeError("disk full")
 
     model = Model(matmul)
-    with pytest.raises(RuntimeError, match="disk full"), FlowWatch(model, sink=refuse):
-        model(token_ids(1, 4))
+    ids = token_ids(1, 4)
+    with FlowWatch(model, sink=refuse) as watch:
+        seen = model(ids)[0]
+    assert torch.equal(seen, model(ids)[0])
+    assert any("disk full" in sentence for sentence in watch.unseen)
+
+
+@pytest.mark.parametrize("nth", range(0, 40, 3))
+@pytest.mark.parametrize("method", ["get", "set"])
+def test_a_fault_of_ours_at_any_function_leaves_the_model_as_it_was(monkeypatch, method, nth):
+    model = Model(matmul)
+    ids = token_ids(1, 4)
+    expected = model(ids)[0]
+    original, count = getattr(Marks, method), iter(range(10_000))
+
+    def faulty(*args, **kwargs):
+        if next(count) == nth:
+            raise KeyError("nobody foresaw this")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(Marks, method, faulty)
+    with FlowWatch(model, sink=lambda _: None) as watch:
+        seen = model(ids)[0]
+    assert torch.equal(seen, expected)
+    if next(count) > nth:
+        assert any("nobody foresaw this" in sentence for sentence in watch.unseen)
+
+
+def test_an_error_of_the_model_itself_reaches_the_caller():
+    class Wrong(nn.Module):
+        def forward(self, x):
+            return x @ x
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), FlowWatch(Wrong(), sink=print):
+        Wrong()(torch.ones(2, 3))
 
 
 def test_only_chosen_modules_are_watched():
