@@ -47,6 +47,8 @@ class Contraction:
         for tensor, axes in ((self.left, self.left_axes), (self.right, self.right_axes)):
             for letter, size in zip(axes, tensor.shape, strict=True):
                 found[letter] = max(size, found.get(letter, 1))
+        for letter, size in zip(self.out_axes, self.out.shape, strict=True):
+            found.setdefault(letter, size)  # an axis that a sum has kept, of size 1
         return found
 
 

@@ -48,6 +48,13 @@ class CosineRouter(Router):
         return torch.einsum("bte,btef->btf", share, torch.einsum("btd,edf->btef", x, self.experts))
 
 
+class SquaredNorm(nn.Module):
+    """A product with itself, summed with the axis kept."""
+
+    def forward(self, x):
+        return x / torch.sqrt((x * x).sum(dim=-1, keepdim=True) + 1e-6)
+
+
 class LinearAttention(nn.Module):
     """softmax(q) (softmax(k)ᵀ v): no scores anywhere."""
 
@@ -127,6 +134,7 @@ NEGATIVES = (
     Router,
     CosineRouter,
     LinearAttention,
+    SquaredNorm,
     Retention,
     LayerPooling,
     TokenPooling,
