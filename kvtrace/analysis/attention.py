@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.origin import UNKNOWN, attended_rows, tokens_of_rows
-from kvtrace.trace import Tensor, Trace, Weights
+from kvtrace.trace import Trace
 from kvtrace.trace.dtypes import Floats
-from kvtrace.trace.weights import derive
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def attention(
         TraceError: The rows are damaged.
     """
     given = None if keys is None else keys[None]
-    derived = weights_of(trace, number, layer, head, sequence, query, keys=given)
+    derived = trace.weights(number, layer, head, sequence, query, keys=given)
     weights = derived.weights[0, 0]
     tokens = tokens_of_rows(trace, number, layer, sequence)
     rows = attended_rows(trace, number, layer, sequence)
@@ -88,49 +87,6 @@ def attention(
         induction=float(weights[after(rows.positions, earlier)].sum()),
         same_token=float(weights[earlier].sum()),
     )
-
-
-def weights_of(
-    trace: Trace,
-    number: int,
-    layer: int,
-    head: int | None,
-    sequence: int = 0,
-    query: int | None = -1,
-    *,
-    keys: Floats | None = None,
-) -> Weights:
-    """As `Trace.weights`, without reading K rows that the caller has.
-
-    Args:
-        trace: The trace.
-        number: Step.
-        layer: Site.
-        head: Only this query head; None: all.
-        sequence: Row of the batch.
-        query: Only this row of the step; None: all.
-        keys: [1 or kv_heads, seq, key_dim]; None: read from the trace.
-
-    Raises:
-        MissingError: The site did not attend in this step, or its queries were not recorded.
-        TraceError: The rows are damaged.
-    """
-    queries = None
-    if keys is not None:
-        queries = trace.rows(number, layer, Tensor.QUERIES, sequence, head=head)
-    if keys is None or queries is None:
-        return trace.weights(number, layer, head, sequence, query)
-    site = trace.site(layer)
-    visible = trace.visible(number, layer, sequence, query)
-    bias = trace.bias(number, layer, sequence, query)
-    if query is not None:
-        row = query % queries.shape[1]
-        queries = queries[:, row : row + 1]
-    if head is not None:
-        site = replace(site, sinks=site.sinks[head : head + 1])
-        visible = visible[head : head + 1] if visible.shape[0] > 1 else visible
-        bias = bias[head : head + 1] if bias is not None and bias.shape[0] > 1 else bias
-    return derive(site, queries, keys, visible, bias)
 
 
 def query_of(trace: Trace, number: int, layer: int, sequence: int, query: int) -> tuple[int, int]:

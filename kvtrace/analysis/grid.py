@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.attention import after, earlier_occurrences, query_of, weights_of
+from kvtrace.analysis.attention import after, earlier_occurrences, query_of
 from kvtrace.analysis.compare import head_verdicts
 from kvtrace.analysis.origin import attended_rows, tokens_of_rows
 from kvtrace.errors import MissingError
@@ -102,7 +102,7 @@ def weight_measures(
     """
     heads = trace.site(layer).num_heads
     try:
-        derived = weights_of(trace, number, layer, None, sequence, query, keys=keys)
+        derived = trace.weights(number, layer, None, sequence, query, keys=keys)
         tokens = tokens_of_rows(trace, number, layer, sequence)
         positions = attended_rows(trace, number, layer, sequence).positions
     except MissingError:

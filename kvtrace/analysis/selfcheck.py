@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtrace.analysis.attention import weights_of
 from kvtrace.trace import Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.weights import mix
@@ -88,7 +87,7 @@ def self_check(
         )
         rows = view.keys, view.values
     keys, values = rows
-    weights = weights_of(trace, number, layer, head, sequence, query, keys=keys).weights
+    weights = trace.weights(number, layer, head, sequence, query, keys=keys).weights
     if query is not None:
         row = query % recorded.shape[1]
         recorded = recorded[:, row : row + 1]

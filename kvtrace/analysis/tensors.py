@@ -7,9 +7,7 @@ this step, [new, dim].
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kvtrace.errors import MissingError
 from kvtrace.trace import CACHED, Site, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.step import Runs
@@ -72,12 +70,7 @@ def cell_rows(
         TraceError: The rows are damaged, or not there.
     """
     store = trace.cache_layer(layer)
-    raw = trace.source.cells(store.index, tensor, first, count, CACHED, kv_head)
-    if raw is None:
-        raise MissingError(
-            f"{trace.name}: layer {layer}: {tensor.name.lower()} of cells {first} to "
-            f"{first + count - 1} are not recorded."
-        )
+    raw = trace.source.cells(store.index, tensor, first, count, kv_head)
     rows: Floats = dtypes.widen(raw, store.dtype)[0]
     return rows
 
@@ -108,54 +101,21 @@ def pass_rows(
     return rows
 
 
-def places_of(positions: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Place of each wanted position among the positions of a pass; -1 where it is not there."""
-    if positions.size == 0:
-        return np.full(wanted.size, -1, np.int64)
-    order = np.argsort(positions, kind="stable")
-    at = np.minimum(np.searchsorted(positions[order], wanted), positions.size - 1)
-    places = order[at]
-    return np.where(positions[places] == wanted, places, -1)
-
-
-def at_places(rows: Floats, places: NDArray[np.int64]) -> Floats:
-    """Rows of a pass at some places, [len(places), dim]; NaN where a place is -1."""
-    taken = rows[np.clip(places, 0, len(rows) - 1)]
-    absent = (places < 0) | (places >= len(rows))
-    if absent.any():
-        taken = np.where(absent[:, None], np.float32(np.nan), taken)
-    return taken
-
-
 def _lane_rows(
     trace: Trace, number: int, layer: int, tensor: Tensor, head: int, sequence: int, lane: str
 ) -> Floats | None:
     """Rows of another lane that stand for the cached lane's."""
     reference = trace.reference(number, sequence, lane)
-    own = tensor_head(trace.site(layer), tensor, head)
     if reference is None:
-        return _filed_rows(trace, number, layer, tensor, own, sequence, lane)
-    rows = reference.rows(layer, tensor, own)
-    if rows is None:
         return None
+    own = tensor_head(trace.site(layer), tensor, head)
     if tensor not in CACHE_TENSORS:
-        return rows[0, reference.first :]
+        rows = reference.rows(layer, tensor, own)
+        return None if rows is None else rows[0, reference.first :]
     runs = attended_runs(trace, number, layer, sequence)
     wanted = expanded([(run.position, run.count) for run in runs])
-    found = at_places(rows[0], places_of(reference.positions, wanted))
-    return None if found.size and bool(np.isnan(found).all()) else found
-
-
-def _filed_rows(
-    trace: Trace, number: int, layer: int, tensor: Tensor, own: int, sequence: int, lane: str
-) -> Floats | None:
-    """Rows that a lane filed step by step, under the cached lane's cells."""
-    if tensor not in CACHE_TENSORS:
-        rows = trace.rows(number, layer, tensor, sequence, head=own, lane=lane)
-        return None if rows is None else rows[0]
-    view = trace.cache(number, layer, sequence, head=own, lane=lane)
-    found = (view.keys if tensor is Tensor.KEYS else view.values)[0]
-    return None if found.size and bool(np.isnan(found).all()) else found
+    found = reference.rows_at(layer, tensor, wanted, own)
+    return None if found is None or (found.size and bool(np.isnan(found).all())) else found[0]
 
 
 def _width(trace: Trace, layer: int, tensor: Tensor) -> int:

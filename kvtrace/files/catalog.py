@@ -18,7 +18,7 @@ from kvtrace.files.extents import RowsOf, num_frames
 from kvtrace.files.frames import Frame, FrameFile
 from kvtrace.files.index import IndexPart, read_chain
 from kvtrace.files.layout import HEADER_BYTES, MUST_UNDERSTAND, Head, Kind
-from kvtrace.files.tables import FRAMES, GROUP_WRITES, OF_PASS, Groups, Table, overview_row
+from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, Table, overview_row
 from kvtrace.files.tiles import TilePlace
 from kvtrace.files.validate import check_meta, check_step
 from kvtrace.trace import OVERVIEW, Damage, Ending, Meta, Note, Step
@@ -190,13 +190,12 @@ class Catalog:
             self._enter_step(frame)
         elif head.kind == Kind.LANE:
             fields = codec.decode(LaneFields, self.json(frame), self.file.name)
-            parts = codec.count(self.json(frame), "parts")
-            self._commit(frame, parts, fields.step, self._known_lane(fields.lane))
+            self._commit(frame, 0, fields.step, self._known_lane(fields.lane))
         elif head.kind == Kind.PASS:
             step, _, parts = self.read_step(frame, Kind.PASS)
             name = self.json(frame).get("lane")
             lane = self._known_lane(name if isinstance(name, str) else "")
-            self._commit(frame, parts, step.number, lane | OF_PASS)
+            self._commit(frame, parts, step.number, lane)
         elif head.kind == Kind.TILE:
             place = codec.decode(TilePlace, self.json(frame), self.file.name)
             self._check_tile(place)
@@ -219,7 +218,7 @@ class Catalog:
         self.texts.update(step.texts)
 
     def _commit(self, frame: Frame, parts: int, number: int, lane: int) -> None:
-        """A STEP or LANE frame, and the ROWS frames right before it, which it commits."""
+        """A frame of a step or lane, and the ROWS frames right before it, which it commits."""
         first = frame.head.sequence - parts
         rows = [
             frame_row(offset, head, number, part=head.sequence - first, lane=lane)

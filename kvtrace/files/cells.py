@@ -22,7 +22,7 @@ from kvtrace.files.steps import StepReader
 from kvtrace.files.tables import Table
 from kvtrace.files.tiles import TileLayout
 from kvtrace.files.units import UnitReader
-from kvtrace.trace import CACHED, WRITES, CacheLayer, Tensor, dtypes
+from kvtrace.trace import WRITES, CacheLayer, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 
 
@@ -53,7 +53,6 @@ class _Wanted:
     Attributes:
         store: The cache layer.
         tensor: KEYS or VALUES.
-        lane: Of whom.
         head: Only this kv head, or None.
         first: First cell.
         out: [kv_heads or 1, count, dim].
@@ -61,7 +60,6 @@ class _Wanted:
 
     store: CacheLayer
     tensor: Tensor
-    lane: str
     head: int | None
     first: int
     out: Array
@@ -104,29 +102,23 @@ class CellReader:
             known.tile_starts += columns[0]
         return known
 
-    def cells(
-        self, layer: int, tensor: Tensor, first: int, count: int, lane: str, head: int | None
-    ) -> Array | None:
+    def cells(self, layer: int, tensor: Tensor, first: int, count: int, head: int | None) -> Array:
         """Consecutive cells, [kv_heads, count, dim]; with `head`, one. See `Source.cells`.
 
         Raises:
             TraceError: They are damaged, or not in this trace.
         """
         store = self._catalog.meta.cache_layers[layer]
-        dim = store.key_dim if tensor is Tensor.KEYS else store.value_dim
+        dim = store.dim(tensor)
         heads = store.num_kv_heads if head is None else 1
         known = self._look_for_more(layer)
         self._check_range(known, store, dim, first, count)
-        other = self._catalog.meta.lane(lane)
-        dtype = store.dtype if other is None else other.dtype
-        out: Array = np.empty((heads, count, dim), dtypes.storage(dtype))
-        wanted = _Wanted(store, tensor, lane, head, first, out)
-        done, anything = 0, lane == CACHED
+        out: Array = np.empty((heads, count, dim), dtypes.storage(store.dtype))
+        wanted = _Wanted(store, tensor, head, first, out)
+        done = 0
         while done < count:
-            size, found = self._fill(known, wanted, done)
-            done += size
-            anything |= found
-        return out if anything or not count else None
+            done += self._from_tile(known, wanted, done) or self._from_step(known, wanted, done)
+        return out
 
     def _check_range(
         self, known: _Known, store: CacheLayer, dim: int, first: int, count: int
@@ -143,40 +135,23 @@ class CellReader:
                 f"were asked for, the trace has {end}."
             )
 
-    def _fill(self, known: _Known, wanted: _Wanted, done: int) -> tuple[int, bool]:
-        """Read on from cell `done` as far as one frame reaches; how far, and whether it was there.
-
-        What is not there becomes NaN (other lanes only).
-        """
-        cell = wanted.first + done
-        if wanted.lane == CACHED:
-            size = self._from_tile(known, wanted, done)
-            if size:
-                return size, True
+    def _from_step(self, known: _Known, wanted: _Wanted, done: int) -> int:
+        """Cells read from the step that wrote cell `done`, as far as one frame reaches."""
+        cell, layer = wanted.first + done, wanted.store.index
         place = bisect_right(known.starts, cell) - 1
         write = known.writes.rows[max(place, 0)]
-        number, rows = int(write["step"]), int(write["rows"])
-        sequence, row = divmod(cell - int(write["first_cell"]), rows)
-        where = f"{self._steps.name}: cache layer {wanted.store.index}: cell {cell}"
+        sequence, row = divmod(cell - int(write["first_cell"]), int(write["rows"]))
+        where = f"{self._steps.name}: cache layer {layer}: cell {cell}"
         if place < 0 or sequence >= int(write["sequences"]):
             raise TraceError(f"{where} was lost to damage in this file.")
-        layer = wanted.store.index
-        holder = self._rows.holder(number, wanted.lane)
-        found = self._rows.place_of_row(holder, wanted.tensor, layer, row) if holder else None
-        if holder is not None and found is not None:
-            what = holder.name(wanted.tensor, layer)
+        holder = self._rows.holder(int(write["step"]))
+        found = self._rows.place_of_row(holder, wanted.tensor, layer, row)
+        if found is not None:
             frame, extent, first_row = found
             if sequence < extent.shape[0] and row - first_row < extent.shape[2]:
-                return self._copy(
-                    frame, extent, (sequence, row - first_row), wanted, done, what
-                ), True
-        if wanted.lane == CACHED:
-            raise TraceError(f"{where} is not recorded.")
-        size = min(rows - row, wanted.out.shape[1] - done)
-        part = wanted.out[:, done : done + size]
-        name = self._catalog.meta.lane(wanted.lane)
-        part[:] = dtypes.missing(name.dtype if name else wanted.store.dtype, part.shape)
-        return size, False
+                what = holder.name(wanted.tensor, layer)
+                return self._copy(frame, extent, (sequence, row - first_row), wanted, done, what)
+        raise TraceError(f"{where} is not recorded.")
 
     def _from_tile(self, known: _Known, wanted: _Wanted, done: int) -> int:
         """Cells read from the tile that copies cell `done`; 0: none does, or it is damaged."""

@@ -141,7 +141,9 @@ def _typed(hint: Any, value: Any, where: str) -> object:
     if origin in (UnionType, typing.Union):
         return _optional(hint, value, where)
     if origin is tuple and isinstance(value, list):
-        item = typing.get_args(hint)[0]
+        item, *rest = typing.get_args(hint)
+        if rest[-1:] != [Ellipsis] and len(value) != 1 + len(rest):
+            raise TraceError(f"{where}: {len(value)} numbers, expected {1 + len(rest)}.")
         return tuple([_typed(item, part, where) for part in value])
     if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
         key, item = typing.get_args(hint)

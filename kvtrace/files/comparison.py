@@ -13,19 +13,17 @@ from kvtrace.trace.dtypes import Array
 
 @dataclass(frozen=True, slots=True)
 class LaneFields:
-    """The JSON of a LANE frame; the arrays are the start of its payload.
+    """The JSON of a LANE frame; the arrays are its payload.
 
     Attributes:
         lane, step: As in `LaneStep`.
         shape: Of the arrays, [sites, 4, heads].
-        stored: The lane's rows follow.
         logits, elapsed_ns, passes: As in `LaneStep`.
     """
 
     lane: str
     step: int
     shape: tuple[int, ...]
-    stored: bool = False
     logits: tuple[LogitDiff, ...] = ()
     elapsed_ns: int | None = None
     passes: tuple[tuple[int, int, int], ...] = ()
@@ -52,13 +50,12 @@ ARRAYS: Mapping[str, np.dtype[np.generic]] = {
 CELL_BYTES = sum(dtype.itemsize for dtype in ARRAYS.values())
 
 
-def lane_fields(comparison: LaneStep, *, stored: bool) -> LaneFields:
+def lane_fields(comparison: LaneStep) -> LaneFields:
     """The JSON of a comparison."""
     return LaneFields(
         comparison.lane,
         comparison.step,
         comparison.max_abs.shape,
-        stored,
         comparison.logits,
         comparison.elapsed_ns,
         comparison.passes,

@@ -8,7 +8,7 @@ head, so that one head of a long prefill can be read alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kvtrace.errors import TraceError
 from kvtrace.trace import Meta, Step, Tensor, dtypes
@@ -78,10 +78,6 @@ class Extent:
         """Bytes."""
         sequences, heads, rows, dim = self.shape
         return sequences * heads * rows * dim * dtypes.itemsize(self.dtype)
-
-    def after(self, size: int, units: int) -> Extent:
-        """The same extent behind other units in the payload."""
-        return replace(self, start=self.start + size, unit=self.unit + units)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from kvtrace.files.kept import Kept
 from kvtrace.files.layout import Kind
 from kvtrace.files.rows import Holder, RowReader
 from kvtrace.files.steps import StepReader
-from kvtrace.files.tables import OF_PASS
 from kvtrace.trace import Step, Tensor
 from kvtrace.trace.dtypes import Array
 
@@ -29,7 +28,7 @@ class PassReader:
     def numbers(self, lane: str) -> list[int]:
         """Numbers of the passes of a lane, ascending."""
         self._look_for_more()
-        mine = self._catalog.lane_number(lane) | OF_PASS
+        mine = self._catalog.lane_number(lane)
         return sorted(number for found, number in self._offsets if found == mine)
 
     def holder(self, lane: str, number: int) -> Holder | None:
@@ -39,7 +38,7 @@ class PassReader:
             TraceError: It is damaged.
         """
         self._look_for_more()
-        place = (self._catalog.lane_number(lane) | OF_PASS, number)
+        place = (self._catalog.lane_number(lane), number)
         if place not in self._offsets:
             return None
         return self._kept.get_or((lane, number), lambda: self._read(lane, number, place))

@@ -12,7 +12,7 @@ from kvtrace.errors import TraceError
 from kvtrace.files.extents import StepRows
 from kvtrace.files.source import FileSource
 from kvtrace.files.writer import TraceWriter
-from kvtrace.trace import CACHED, Ending, Step, Tensor
+from kvtrace.trace import Ending, Step, Tensor
 from kvtrace.trace.dtypes import Array
 
 _MOST_LOST = 1000
@@ -67,7 +67,7 @@ def recover(path: Path, output: Path, *, force: bool = False) -> Recovery:
 
 def _whole(source: FileSource, number: int) -> bool:
     try:
-        _rows(source, source.step(number), CACHED)
+        _rows(source, source.step(number))
     except TraceError:
         return False
     return True
@@ -92,7 +92,7 @@ def _gaps(numbers: Sequence[int]) -> list[int]:
 
 def _copy_step(source: FileSource, writer: TraceWriter, number: int, lost: list[str]) -> None:
     step = source.step(number)
-    writer.append(step, _rows(source, step, CACHED))
+    writer.append(step, _rows(source, step))
     for lane in source.meta.lanes:
         _kept(partial(_copy_comparison, source, writer, step, lane.name), lost)
 
@@ -100,9 +100,7 @@ def _copy_step(source: FileSource, writer: TraceWriter, number: int, lost: list[
 def _copy_comparison(source: FileSource, writer: TraceWriter, step: Step, lane: str) -> None:
     comparison = source.lane_step(lane, step.number)
     if comparison is not None:
-        writer.compare(
-            comparison, _rows(source, step, lane) if comparison.rows_stored else None, step
-        )
+        writer.compare(comparison)
 
 
 def _copy_passes(source: FileSource, writer: TraceWriter, lost: list[str]) -> None:
@@ -123,14 +121,14 @@ def _copy_pass(source: FileSource, writer: TraceWriter, lane: str, number: int) 
         writer.keep_pass(lane, step, rows)
 
 
-def _rows(source: FileSource, step: Step, lane: str) -> StepRows:
+def _rows(source: FileSource, step: Step) -> StepRows:
     """All rows of a step as they were stored."""
-    number, own = step.number, lane == CACHED
+    number = step.number
     return _gathered(
         step,
-        lambda tensor, index: source.written(number, index, tensor, lane),
-        lambda site: source.full_mask(number, site) if own else None,
-        lambda site: source.bias(number, site) if own else None,
+        lambda tensor, index: source.written(number, index, tensor),
+        lambda site: source.full_mask(number, site),
+        lambda site: source.bias(number, site),
     )
 
 

@@ -1,4 +1,4 @@
-"""The rows of a step: queries, output, what it wrote, masks; of any lane, checked when read."""
+"""The rows of a step or pass: queries, output, K and V, masks; checked when read."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ from kvtrace.errors import TraceError
 from kvtrace.files.catalog import Catalog
 from kvtrace.files.extents import ROWS_PER_FRAME, Extent, RowsOf
 from kvtrace.files.frames import Frame
-from kvtrace.files.lanes import LaneReader
 from kvtrace.files.layout import Kind
 from kvtrace.files.steps import StepReader
 from kvtrace.files.units import UnitReader
-from kvtrace.trace import CACHED, Step, Tensor, dtypes
+from kvtrace.trace import Step, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Holder:
-    """The frame that commits the rows of a step, of a step in another lane, or of a pass.
+    """The frame that commits the rows of a step, or of another lane's pass.
 
     Attributes:
         step: Whose rows.
-        frame: STEP, LANE or PASS.
+        frame: STEP or PASS.
         recorded: Which rows there are.
         parts: Number of ROWS frames; 0: in `frame` itself.
         what: To name it by.
         dtype: Of the lane; None for the recorded dtypes.
         lane: Number of the lane in the frame table.
-        size, units: What comes before the rows in the payload of `frame`.
     """
 
     step: Step
@@ -41,8 +39,6 @@ class Holder:
     what: str
     dtype: str | None = None
     lane: int = 0
-    size: int = 0
-    units: int = 0
 
     def name(self, tensor: Tensor, index: int) -> str:
         """What to call one of its tensors."""
@@ -61,25 +57,20 @@ class Holder:
 class RowReader:
     """Tensors of steps and passes."""
 
-    __slots__ = ("_catalog", "_lanes", "_offsets", "_seen", "_steps", "_units")
+    __slots__ = ("_catalog", "_offsets", "_seen", "_steps", "_units")
 
-    def __init__(
-        self, catalog: Catalog, steps: StepReader, lanes: LaneReader, units: UnitReader
-    ) -> None:
-        self._catalog, self._steps, self._lanes, self._units = catalog, steps, lanes, units
+    def __init__(self, catalog: Catalog, steps: StepReader, units: UnitReader) -> None:
+        self._catalog, self._steps, self._units = catalog, steps, units
         self._offsets: dict[tuple[int, int, int], int] = {}
         self._seen = 0
 
-    def tensor(
-        self, number: int, index: int, tensor: Tensor, lane: str, head: int | None
-    ) -> Array | None:
-        """A tensor of a step, [sequences, heads, rows, dim]; None: not recorded in that lane.
+    def tensor(self, number: int, index: int, tensor: Tensor, head: int | None) -> Array | None:
+        """A tensor of a step, [sequences, heads, rows, dim]; None: not recorded.
 
         Raises:
             TraceError: It is damaged.
         """
-        holder = self.holder(number, lane)
-        return None if holder is None else self.tensor_in(holder, index, tensor, head)
+        return self.tensor_in(self.holder(number), index, tensor, head)
 
     def tensor_in(
         self, holder: Holder, index: int, tensor: Tensor, head: int | None
@@ -96,30 +87,14 @@ class RowReader:
             return None
         return found[0] if len(found) == 1 else np.concatenate(found, axis=2)
 
-    def holder(self, number: int, lane: str) -> Holder | None:
-        """The frame that commits the rows of a step in a lane; None: that lane kept none.
+    def holder(self, number: int) -> Holder:
+        """The frame that commits the rows of a step.
 
         Raises:
             TraceError: It is damaged.
         """
         own = self._steps.entry(number)
-        if lane == CACHED:
-            return Holder(own.step, own.frame, own.recorded, own.parts, f"step {number}")
-        entry = self._lanes.entry(lane, number)
-        found = self._catalog.meta.lane(lane)
-        if entry is None or found is None or not entry.fields.stored:
-            return None
-        return Holder(
-            own.step,
-            entry.frame,
-            entry.recorded,
-            entry.parts,
-            f"step {number} in the {lane} lane",
-            found.dtype,
-            self._catalog.lane_number(lane),
-            entry.size,
-            entry.units,
-        )
+        return Holder(own.step, own.frame, own.recorded, own.parts, f"step {number}")
 
     def place(
         self, holder: Holder, tensor: Tensor, index: int, part: int
@@ -132,9 +107,7 @@ class RowReader:
         step, recorded, dtype = holder.step, holder.recorded, holder.dtype
         if not holder.parts:
             extent = self._steps.layout(step, recorded, dtype).extents.get((tensor, index))
-            if extent is None:
-                return None
-            return holder.frame, extent.after(holder.size, holder.units) if holder.size else extent
+            return None if extent is None else (holder.frame, extent)
         extent = self._steps.layout(step, recorded, dtype, part).extents.get((tensor, index))
         if extent is None:
             return None
@@ -172,15 +145,14 @@ class RowReader:
         Raises:
             TraceError: It is damaged.
         """
-        holder = self.holder(number, CACHED)
-        return None if holder is None else self.beside_in(holder, site, dtype)
+        return self.beside_in(self.holder(number), site, dtype)
 
     def beside_in(self, holder: Holder, site: int, dtype: str) -> Array | None:
         """As `beside`, of a known holder: masks and biases stand behind its rows."""
-        recorded, size, units = holder.recorded, holder.size, holder.units
+        recorded, size, units = holder.recorded, 0, 0
         if not holder.parts:
             inline = self._steps.layout(holder.step, recorded, holder.dtype)
-            size, units = size + inline.size, units + inline.units
+            size, units = inline.size, inline.units
         what = f"{holder.what}, layer {site}, mask"
         stored = [(one, "uint8") for one in recorded.masks]
         stored += [(one, "float32") for one in recorded.biases]

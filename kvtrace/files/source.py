@@ -35,7 +35,7 @@ class FileSource:
         self._steps = StepReader(self._catalog)
         units = UnitReader(self._catalog.file, self._catalog.damage.add)
         self._lanes = LaneReader(self._catalog, self._steps, units)
-        self._rows = RowReader(self._catalog, self._steps, self._lanes, units)
+        self._rows = RowReader(self._catalog, self._steps, units)
         self._passes = PassReader(self._catalog, self._steps, self._rows)
         self._cells = CellReader(self._catalog, self._steps, self._rows, units)
 
@@ -108,33 +108,29 @@ class FileSource:
         """Which step wrote which cells of a cache layer."""
         return self._cells.writes(layer)
 
-    def site_rows(
-        self, step: int, site: int, tensor: Tensor, lane: str, head: int | None
-    ) -> Array | None:
+    def site_rows(self, step: int, site: int, tensor: Tensor, head: int | None) -> Array | None:
         """QUERIES or OUTPUT of a step, [sequences, heads, new, dim]; with `head`, one head.
 
         Raises:
             TraceError: The rows are damaged.
         """
-        return self._rows.tensor(step, site, tensor, lane, head)
+        return self._rows.tensor(step, site, tensor, head)
 
-    def written(self, step: int, layer: int, tensor: Tensor, lane: str) -> Array | None:
+    def written(self, step: int, layer: int, tensor: Tensor) -> Array | None:
         """KEYS or VALUES that a step wrote, [sequences, kv_heads, rows, dim].
 
         Raises:
             TraceError: The rows are damaged.
         """
-        return self._rows.tensor(step, layer, tensor, lane, None)
+        return self._rows.tensor(step, layer, tensor, None)
 
-    def cells(
-        self, layer: int, tensor: Tensor, first: int, count: int, lane: str, head: int | None
-    ) -> Array | None:
+    def cells(self, layer: int, tensor: Tensor, first: int, count: int, head: int | None) -> Array:
         """KEYS or VALUES of consecutive cells, [kv_heads, count, dim]; with `head`, one.
 
         Raises:
             TraceError: The rows are damaged, or not in this trace.
         """
-        return self._cells.cells(layer, tensor, first, count, lane, head)
+        return self._cells.cells(layer, tensor, first, count, head)
 
     def full_mask(self, step: int, site: int) -> Array | None:
         """The stored mask, uint8 [sequences|1, heads|1, new, seq].

@@ -20,13 +20,10 @@ FRAMES = np.dtype(
         ("group", "<i4"),  # of a TILE; -1: none
         ("kind", "<u2"),
         ("flags", "<u2"),
-        ("lane", "<u4"),  # 0 cached, 1.. Meta.lanes; OF_PASS added for rows of a pass
+        ("lane", "<u4"),  # 0 cached, 1.. Meta.lanes
     ]
 )
 """One row a frame."""
-
-OF_PASS = 1 << 16
-"""Added to a frame's lane: it belongs to the pass of that number, not to the step."""
 
 GROUP_WRITES = np.dtype(
     [

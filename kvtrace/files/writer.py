@@ -34,7 +34,7 @@ from kvtrace.files.layout import (
     pack_header,
     pack_slot,
 )
-from kvtrace.files.tables import FRAMES, GROUP_WRITES, OF_PASS, Groups, overview_row
+from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, overview_row
 from kvtrace.files.tiles import Tiler
 from kvtrace.files.validate import MAX_CELL, check_meta, check_step
 from kvtrace.text import safe
@@ -163,30 +163,16 @@ class TraceWriter:
         if len(self._added.overview) >= INDEX_EVERY:
             self._index()
 
-    def compare(
-        self, comparison: LaneStep, rows: StepRows | None, step: Step | None = None
-    ) -> None:
-        """Append another lane's comparison, and its rows if they are to be kept.
-
-        Args:
-            comparison: How the lane compares.
-            rows: Of that lane, in its dtype; None: not kept.
-            step: The step compared; needed only for one further back than the last two.
+    def compare(self, comparison: LaneStep) -> None:
+        """Append how another lane compares in a step; a later one replaces it.
 
         Raises:
             WriteError: The disk is full, or fails.
-            TraceError: META does not name the lane, or the rows do not fit the step.
+            TraceError: META does not name the lane.
         """
         lane = self._lane_number(comparison.lane)
-        arrays = lane_arrays(comparison)
-        recent = (old for old in self._last_steps if old.number == comparison.step)
-        compared = step or next(recent, None)
-        if rows is None or compared is None:
-            fields = lane_fields(comparison, stored=False)
-            self._frame(Kind.LANE, codec.encode(fields), arrays, comparison.step, lane=lane)
-            return
-        fields = lane_fields(comparison, stored=True)
-        self._rows_and_commit(Kind.LANE, compared, rows, lane, fields, arrays)
+        body = codec.encode(lane_fields(comparison))
+        self._frame(Kind.LANE, body, lane_arrays(comparison), comparison.step, lane=lane)
 
     def keep_pass(self, lane: str, step: Step, rows: StepRows) -> None:
         """Append a lane's own forward over whole paths of tokens.
@@ -201,7 +187,7 @@ class TraceWriter:
             TraceError: META does not name the lane, or the rows do not fit the pass.
         """
         check_step(step, self._meta, MAX_CELL, self._name)
-        self._rows_and_commit(Kind.PASS, step, rows, self._lane_number(lane) | OF_PASS, step)
+        self._rows_and_commit(Kind.PASS, step, rows, self._lane_number(lane), step)
 
     def _lane_number(self, lane: str) -> int:
         names = [one.name for one in self._meta.lanes]
@@ -235,11 +221,10 @@ class TraceWriter:
         rows: StepRows,
         lane: int,
         fields: object,
-        before: Sequence[Array] = (),
     ) -> None:
         """ROWS frames where the step is long, then the frame that commits them."""
         recorded = rows_of(rows)
-        of = self._meta.lanes[(lane & ~OF_PASS) - 1] if lane else None
+        of = self._meta.lanes[lane - 1] if lane else None
         dtype = None if of is None else of.dtype
         parts = num_frames(step)
         for part in range(parts):
@@ -254,7 +239,7 @@ class TraceWriter:
         if of is not None:
             extra["lane"] = of.name
         body = codec.encode_fields(extra, fields)
-        self._frame(kind, body, [*before, *inline, *masks, *biases], step.number, lane=lane)
+        self._frame(kind, body, [*inline, *masks, *biases], step.number, lane=lane)
 
     def _frame(  # noqa: PLR0913 - a row of the frame table
         self,

@@ -39,7 +39,6 @@ class LaneStep:
         reference_max: Largest |lane|, float32: relative error is max_abs / reference_max.
         sequence, row, dim: Where max_abs is: sequence, row within the step, feature; int32.
         beyond: Elements whose difference exceeds the lane's tolerance × reference_max; int64.
-        rows_stored: The lane's own rows of this step are in the trace.
         logits: Per sequence; empty if not compared.
         elapsed_ns: Wall time of this lane's forward for this step; None if there was none.
         passes: Per sequence, where its rows are in the lane's own forward, if that was kept:
@@ -55,7 +54,6 @@ class LaneStep:
     row: NDArray[np.int32]
     dim: NDArray[np.int32]
     beyond: NDArray[np.int64]
-    rows_stored: bool = False
     logits: tuple[LogitDiff, ...] = ()
     elapsed_ns: int | None = None
     passes: tuple[tuple[int, int, int], ...] = ()

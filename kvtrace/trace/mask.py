@@ -62,7 +62,9 @@ class Mask:
         return table
 
 
-def only_sequence(stored: Array, sequence: int) -> Array:
-    """One sequence of a stored mask or bias [sequences|1, heads|1, new|1, seq]."""
+def only_sequence(stored: Array, sequence: int, row: int | None = None) -> Array:
+    """One sequence of a mask or bias [sequences|1, heads|1, new|1, seq], or one row of it."""
     part: Array = stored[sequence if stored.shape[0] > 1 else 0]
+    if row is not None and part.shape[1] > 1:
+        part = part[:, row : row + 1]
     return part

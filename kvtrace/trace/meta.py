@@ -82,6 +82,10 @@ class CacheLayer:
     capacity: int | None = None
     state_bytes: int = 0
 
+    def dim(self, tensor: Tensor) -> int:
+        """Features of a row of K or V."""
+        return self.key_dim if tensor is Tensor.KEYS else self.value_dim
+
     @property
     def held(self) -> bool:
         """Whether its rows occupy cache memory."""

@@ -20,6 +20,22 @@ from kvtrace.trace.source import Source
 from kvtrace.trace.step import SiteStep, Step
 
 
+def places_of(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Place of each wanted position among the positions of a pass; -1 where it is not there."""
+    if not known.size:
+        return np.full(wanted.shape, -1, np.int64)
+    order = np.argsort(known, kind="stable")
+    places = order[np.minimum(np.searchsorted(known[order], wanted), known.size - 1)]
+    return np.where(known[places] == wanted, places, -1)
+
+
+def at_places(rows: Floats, places: NDArray[np.int64]) -> Floats:
+    """Rows of a pass, [..., len(places), dim]; NaN where a place is -1."""
+    taken = rows[..., np.maximum(places, 0), :]
+    absent = places < 0
+    return np.where(absent[:, None], np.float32(np.nan), taken) if absent.any() else taken
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """A pass as one step of one sequence sees it.
@@ -64,6 +80,25 @@ class Reference:
         if raw is None:
             return None
         return dtypes.widen(raw[self.sequence][:, : self.places], self.lane.dtype)
+
+    def places_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The place of each logical position, same shape; -1 where the pass has none."""
+        return places_of(self.positions, positions)
+
+    def rows_at(
+        self, layer: int, tensor: Tensor, positions: NDArray[np.int64], head: int | None = None
+    ) -> Floats | None:
+        """Rows at logical positions: [heads or kv_heads, len(positions), dim].
+
+        NaN where the pass has no such position; None: nothing of the tensor was recorded.
+
+        Raises:
+            TraceError: The rows are damaged.
+        """
+        rows = self.rows(layer, tensor, head)
+        if rows is None:
+            return None
+        return at_places(rows, self.places_of(positions))
 
     def site_step(self, layer: int) -> SiteStep | None:
         """What a site did in the pass; None if it did not attend."""

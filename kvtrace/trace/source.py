@@ -83,27 +83,22 @@ class Source(Protocol):
     def token_text(self, token: int) -> str | None:
         """Text of a token id, raw; None if the trace does not know it."""
 
-    def site_rows(
-        self, step: int, site: int, tensor: Tensor, lane: str, head: int | None
-    ) -> Array | None:
+    def site_rows(self, step: int, site: int, tensor: Tensor, head: int | None) -> Array | None:
         """QUERIES or OUTPUT of a step as stored, [sequences, heads, new, dim].
 
-        With `head`, only that one: [sequences, 1, new, dim]. None: not recorded in this lane.
+        With `head`, only that one: [sequences, 1, new, dim]. None: not recorded.
 
         Raises:
             TraceError: The rows are damaged.
         """
 
-    def cells(
-        self, layer: int, tensor: Tensor, first: int, count: int, lane: str, head: int | None
-    ) -> Array | None:
+    def cells(self, layer: int, tensor: Tensor, first: int, count: int, head: int | None) -> Array:
         """KEYS or VALUES of consecutive cells of a cache layer, [kv_heads, count, dim].
 
-        With `head`, only that kv head: [1, count, dim]. None: nothing of it was recorded in this
-        lane; rows that were not are NaN (other lanes only: the cached one has every cell).
+        With `head`, only that kv head: [1, count, dim].
 
         Raises:
-            TraceError: The rows are damaged.
+            TraceError: The rows are damaged, or not there.
         """
 
     def full_mask(self, step: int, site: int) -> Array | None:

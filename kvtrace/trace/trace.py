@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from kvtrace.errors import MissingError
 from kvtrace.trace import dtypes
-from kvtrace.trace.dtypes import Array, Floats
+from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.lane import LaneStep
+from kvtrace.trace.mask import only_sequence
 from kvtrace.trace.meta import CacheLayer, Meta, Site, Tensor
 from kvtrace.trace.notes import Damage, Ending, Note
 from kvtrace.trace.reference import Reference
 from kvtrace.trace.source import CACHED, Source
-from kvtrace.trace.step import CacheStep, Runs, SiteStep, Step
+from kvtrace.trace.step import CacheStep, Run, Runs, SiteStep, Step
 from kvtrace.trace.view import CacheView, expanded
 from kvtrace.trace.weights import Weights, derive
 
@@ -188,40 +189,58 @@ class Trace:
             layer: Site.
             sequence: Row of the batch.
             head: Only this kv head; the head axis then has length 1.
-            lane: Another lane's rows for the same cells; NaN where the trace has none.
+            lane: Another lane's rows for the same positions; NaN where the trace has none.
 
         Raises:
             MissingError: The site did not attend in this step.
             TraceError: The rows are damaged.
         """
         runs = self.cache_step(number, layer).attended[sequence]
+        positions = expanded([(run.position, run.count) for run in runs])
+        if lane == CACHED:
+            keys = self._cells(layer, Tensor.KEYS, runs, head)
+            values = self._cells(layer, Tensor.VALUES, runs, head)
+        else:
+            found = self.reference(number, sequence, lane)
+            keys = self._elsewhere(found, layer, Tensor.KEYS, positions, head)
+            values = self._elsewhere(found, layer, Tensor.VALUES, positions, head)
         return CacheView(
-            self._cells(layer, Tensor.KEYS, runs, lane, head),
-            self._cells(layer, Tensor.VALUES, runs, lane, head),
+            keys,
+            values,
             expanded([(run.cell, run.count) for run in runs]),
             expanded([(run.slot, run.count) for run in runs]),
-            expanded([(run.position, run.count) for run in runs]),
+            positions,
         )
 
-    def _cells(self, layer: int, tensor: Tensor, runs: Runs, lane: str, head: int | None) -> Floats:
+    def _cells(self, layer: int, tensor: Tensor, runs: Runs, head: int | None) -> Floats:
         store = self.cache_layer(layer)
-        dim = store.key_dim if tensor is Tensor.KEYS else store.value_dim
-        heads = store.num_kv_heads if head is None else 1
-        dtype = self._lane_dtype(store.dtype, lane)
-        parts: list[Floats] = []
-        for run in runs:
-            raw = self._source.cells(store.index, tensor, run.cell, run.count, lane, head)
-            if raw is None:
-                parts.append(np.full((heads, run.count, dim), np.nan, np.float32))
-            else:
-                parts.append(dtypes.widen(raw, dtype))
+        parts = [
+            dtypes.widen(
+                self._source.cells(store.index, tensor, run.cell, run.count, head), store.dtype
+            )
+            for run in runs
+        ]
         if len(parts) == 1:
             return parts[0]
-        return np.concatenate(parts, axis=1) if parts else np.zeros((heads, 0, dim), np.float32)
+        heads = store.num_kv_heads if head is None else 1
+        empty = np.zeros((heads, 0, store.dim(tensor)), np.float32)
+        return np.concatenate(parts, axis=1) if parts else empty
 
-    def _lane_dtype(self, dtype: str, lane: str) -> str:
-        found = self.meta.lane(lane)
-        return dtype if found is None else found.dtype
+    def _elsewhere(
+        self,
+        reference: Reference | None,
+        layer: int,
+        tensor: Tensor,
+        positions: NDArray[np.int64],
+        head: int | None,
+    ) -> Floats:
+        """Another lane's K or V for these positions; NaN where there are none."""
+        found = None if reference is None else reference.rows_at(layer, tensor, positions, head)
+        if found is not None:
+            return found
+        store = self.cache_layer(layer)
+        heads = store.num_kv_heads if head is None else 1
+        return np.full((heads, len(positions), store.dim(tensor)), np.nan, np.float32)
 
     def rows(
         self,
@@ -237,23 +256,24 @@ class Trace:
 
         None: not recorded in that lane (never for the cached lane of a site that attended).
         KEYS and VALUES are the cells the step wrote; none for a site that reads shared rows.
+        In another lane they are the rows of the step's tokens.
 
         Raises:
             TraceError: The rows are damaged.
         """
+        if lane != CACHED:
+            found = self.reference(number, sequence, lane)
+            rows = None if found is None else found.rows(layer, tensor, head)
+            return None if rows is None or found is None else rows[:, found.first :]
         site = self.site(layer)
         if tensor in (Tensor.KEYS, Tensor.VALUES):
             written = self.cache_step(number, layer)
             if written.rows == 0:
                 return None
             first = written.first_cell + sequence * written.rows
-            raw = self._source.cells(site.reads, tensor, first, written.rows, lane, head)
-            dtype = self.cache_layer(layer).dtype
-            return None if raw is None else dtypes.widen(raw, self._lane_dtype(dtype, lane))
-        raw = self._source.site_rows(number, site.index, tensor, lane, head)
-        if raw is None:
-            return None
-        return dtypes.widen(raw[sequence], self._lane_dtype(site.dtype, lane))
+            return self._cells(layer, tensor, (Run(first, written.rows, 0, 0),), head)
+        raw = self._source.site_rows(number, site.index, tensor, head)
+        return None if raw is None else dtypes.widen(raw[sequence], site.dtype)
 
     def queries(self, number: int, layer: int, sequence: int = 0) -> Floats:
         """Q of the step's new rows, after position encoding: [heads, new, key_dim].
@@ -294,7 +314,7 @@ class Trace:
         stored = self._source.full_mask(number, self.site(layer).index)
         if stored is None:
             raise MissingError(f"{self.name}: step {number}, layer {layer}: mask not recorded.")
-        return np.asarray(_rows_for(stored, sequence, row), np.bool_)
+        return np.asarray(only_sequence(stored, sequence, row), np.bool_)
 
     def bias(
         self, number: int, layer: int, sequence: int = 0, query: int | None = None
@@ -307,7 +327,7 @@ class Trace:
             return None
         new = self.step(number).new_at(self.site(layer).index)
         row = None if query is None else query % max(new, 1)
-        return np.asarray(_rows_for(stored, sequence, row), np.float32)
+        return np.asarray(only_sequence(stored, sequence, row), np.float32)
 
     def weights(
         self,
@@ -316,6 +336,8 @@ class Trace:
         head: int | None = None,
         sequence: int = 0,
         query: int | None = None,
+        *,
+        keys: Floats | None = None,
     ) -> Weights:
         """Attention weights, derived: [heads, new, seq].
 
@@ -325,15 +347,17 @@ class Trace:
             head: Only this query head: [1, new, seq].
             sequence: Row of the batch.
             query: Only this row of the step (-1 is the last): [.., 1, seq].
+            keys: K rows that the caller has already, [kv_heads or 1, seq, key_dim].
 
         Raises:
             MissingError: The site did not attend in this step.
             TraceError: The rows are damaged.
         """
         site = self.site(layer)
-        kv_head = None if head is None else site.kv_head(head)
-        runs = self.cache_step(number, layer).attended[sequence]
-        keys = self._cells(layer, Tensor.KEYS, runs, CACHED, kv_head)
+        if keys is None:
+            kv_head = None if head is None else site.kv_head(head)
+            runs = self.cache_step(number, layer).attended[sequence]
+            keys = self._cells(layer, Tensor.KEYS, runs, kv_head)
         queries = self.rows(number, layer, Tensor.QUERIES, sequence, head=head)
         if queries is None:
             raise MissingError(f"{self.name}: step {number}, layer {layer}: queries not recorded.")
@@ -372,12 +396,3 @@ class Trace:
         if not (0 <= row < step.num_sequences and 0 <= first <= step.new - new):
             return None
         return Reference(found, step, row, first, new, sites, caches, self._source)
-
-
-def _rows_for(stored: Array, sequence: int, row: int | None) -> Array:
-    """One sequence of [sequences|1, heads|1, new|1, seq], and one of its query rows if asked."""
-    part: Array = stored[sequence if stored.shape[0] > 1 else 0]
-    if row is None or part.shape[1] == 1:
-        return part
-    only: Array = part[:, row : row + 1]
-    return only

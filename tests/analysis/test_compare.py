@@ -129,7 +129,7 @@ def test_the_recorded_rows_explain_the_recorded_output():
 
 def test_an_output_that_the_rows_do_not_explain_fails():
     trace = synthetic_trace()
-    output = trace.source.site_tensors["cached", 4, 2, Tensor.OUTPUT]
+    output = trace.source.site_tensors[4, 2, Tensor.OUTPUT]
     output[0, 1] *= 1.01
     assert not self_check(trace, 4, 2).passed
     assert self_check(trace, 4, 2, head=0).passed
@@ -138,13 +138,13 @@ def test_an_output_that_the_rows_do_not_explain_fails():
 
 def test_nothing_is_checked_without_an_output():
     trace = synthetic_trace()
-    del trace.source.site_tensors["cached", 4, 2, Tensor.OUTPUT]
+    del trace.source.site_tensors[4, 2, Tensor.OUTPUT]
     assert self_check(trace, 4, 2) is None
 
 
 def test_an_output_of_nan_never_passes():
     trace = synthetic_trace()
-    trace.source.site_tensors["cached", 4, 2, Tensor.OUTPUT][:] = np.nan
+    trace.source.site_tensors[4, 2, Tensor.OUTPUT][:] = np.nan
     assert not self_check(trace, 4, 2).passed
 
 
@@ -165,5 +165,5 @@ def test_statistics_of_halves_do_not_overflow():
 def test_a_lane_without_its_rows_still_has_its_verdict():
     trace = planted()
     compared = trace.source.lane_steps["recomputed", 2]
-    trace.source.lane_steps["recomputed", 2] = replace(compared, rows_stored=False)
+    trace.source.lane_steps["recomputed", 2] = replace(compared, passes=())
     assert first_parting(trace).step == 2

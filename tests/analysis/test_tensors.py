@@ -3,31 +3,28 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.compare import Verdict, compare
-from kvtrace.analysis.tensors import at_places, head_rows, places_of
-from kvtrace.errors import MissingError
+from kvtrace.analysis.tensors import head_rows
 from kvtrace.trace import Tensor
+from kvtrace.trace.reference import at_places, places_of
 
 
 def with_pass(shift=0, padding=0):
     """A trace whose recomputed lane is one pass; its positions start `padding` before 0."""
     trace = synthetic_trace(Shape(layers=2, prompt=4, decode=3))
     source, total = trace.source, 7
-    for key in [key for key in source.cell_tensors if key[0] == "recomputed"]:
-        rows = source.cell_tensors.pop(key)
+    for key in [key for key in source.pass_tensors if key[2] in (Tensor.KEYS, Tensor.VALUES)]:
+        rows = source.pass_tensors[key][0]
         pad = np.full((rows.shape[0], padding, rows.shape[2]), 9, np.float32)
         rows = np.concatenate([pad, rows], axis=1)[None]
-        source.pass_tensors["recomputed", 0, key[2], key[1]] = rows + np.float32(shift)
+        source.pass_tensors[key] = rows + np.float32(shift)
     rng = np.random.default_rng(1)
     for site in range(2):
         for tensor in (Tensor.QUERIES, Tensor.OUTPUT):
             rows = rng.standard_normal((1, 4, total + padding, 8)).astype(np.float32)
             source.pass_tensors["recomputed", 0, tensor, site] = rows
-    for key in [key for key in source.site_tensors if key[0] == "recomputed"]:
-        del source.site_tensors[key]
     positions = tuple(range(-padding, total))
     source.passes["recomputed", 0] = replace(
         trace.step(0), tokens=((0,) * len(positions),), positions=(positions,)
@@ -35,9 +32,7 @@ def with_pass(shift=0, padding=0):
     for number in trace.numbers:
         first = padding + (0 if number == 0 else 3 + number)
         key = "recomputed", number
-        source.lane_steps[key] = replace(
-            source.lane_steps[key], rows_stored=False, passes=((0, 0, first),)
-        )
+        source.lane_steps[key] = replace(source.lane_steps[key], passes=((0, 0, first),))
     return trace
 
 
@@ -73,21 +68,8 @@ def test_a_row_that_the_pass_has_not_is_nan():
     assert rows[[0, 2]].tolist() == [[4, 5], [6, 7]]
 
 
-def test_rows_that_a_lane_filed_step_by_step_are_found_too():
-    trace = synthetic_trace()
-    filed = trace.cache(4, 1, lane="recomputed").keys[1]
-    assert np.array_equal(head_rows(trace, 4, 1, Tensor.KEYS, 3, lane="recomputed"), filed)
-
-
 def test_a_lane_without_rows_gives_none():
     trace = with_pass()
     trace.source.pass_tensors.clear()
     for tensor in Tensor:
         assert head_rows(trace, 2, 1, tensor, 0, lane="recomputed") is None
-
-
-def test_cached_rows_that_are_gone_are_an_error_not_zeros():
-    trace = synthetic_trace()
-    del trace.source.cell_tensors["cached", 1, Tensor.KEYS]
-    with pytest.raises(MissingError, match="layer 1: keys of cells 0 to 8 are not recorded"):
-        head_rows(trace, 4, 1, Tensor.KEYS, 0)

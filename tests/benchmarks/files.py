@@ -113,7 +113,7 @@ def _prefix(trace: Trace, last: int, layer: int) -> list[np.ndarray]:
 
 
 def _head(trace: Trace, last: int, layer: int) -> np.ndarray:
-    found = trace.source.cells(layer, Tensor.KEYS, 0, last + 1, "cached", 5)
+    found = trace.source.cells(layer, Tensor.KEYS, 0, last + 1, 5)
     if found is None:
         raise RuntimeError("the benchmark's own trace has no keys")
     return found

@@ -8,7 +8,6 @@ import numpy as np
 
 from kvtrace.errors import MissingError
 from kvtrace.trace import (
-    CACHED,
     OVERVIEW,
     WRITES,
     Damage,
@@ -27,10 +26,10 @@ class MemorySource:
     name: str = "memory.kvt"
     steps: dict[int, Step] = field(default_factory=dict)
     texts: dict[int, str] = field(default_factory=dict)
-    # (lane, step, site, tensor) -> [sequences, heads, new, dim]
-    site_tensors: dict[tuple[str, int, int, Tensor], np.ndarray] = field(default_factory=dict)
-    # (lane, cache layer, tensor) -> [kv_heads, cells, dim]
-    cell_tensors: dict[tuple[str, int, Tensor], np.ndarray] = field(default_factory=dict)
+    # (step, site, tensor) -> [sequences, heads, new, dim]
+    site_tensors: dict[tuple[int, int, Tensor], np.ndarray] = field(default_factory=dict)
+    # (cache layer, tensor) -> [kv_heads, cells, dim]
+    cell_tensors: dict[tuple[int, Tensor], np.ndarray] = field(default_factory=dict)
     masks: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     biases: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     lane_steps: dict[tuple[str, int], LaneStep] = field(default_factory=dict)
@@ -82,15 +81,15 @@ class MemorySource:
     def token_text(self, token):
         return self.texts.get(token)
 
-    def site_rows(self, step, site, tensor, lane, head):
-        rows = self.site_tensors.get((lane, step, site, tensor))
+    def site_rows(self, step, site, tensor, head):
+        rows = self.site_tensors.get((step, site, tensor))
         return rows if rows is None or head is None else rows[:, head : head + 1]
 
-    def cells(self, layer, tensor, first, count, lane, head):
-        rows = self.cell_tensors.get((lane, layer, tensor))
+    def cells(self, layer, tensor, first, count, head):
+        rows = self.cell_tensors.get((layer, tensor))
         if rows is None:
-            return None
-        assert lane != CACHED or first + count <= rows.shape[1]
+            raise MissingError(f"{self.name}: {tensor.name.lower()} are not recorded.")
+        assert first + count <= rows.shape[1]
         part = rows[:, first : first + count]
         return part if head is None else part[head : head + 1]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvtrace.errors import TraceError
-from kvtrace.trace import CACHED, CacheLayer, Tensor, Trace
+from kvtrace.trace import CacheLayer, Tensor, Trace
 
 LOST = "lost"
 
@@ -24,45 +24,50 @@ def read_all(trace: Trace) -> dict[object, object]:
     items |= {("note", place): note for place, note in enumerate(trace.notes)}
     items |= {("overview", int(row["number"])): row.tobytes() for row in trace.overview}
     items |= {("text", token): source.token_text(token) for token in range(12)}
-    lanes = (CACHED, *(lane.name for lane in meta.lanes))
     for number in trace.numbers:
         items["step", number] = attempt(source.step, number)
-        for lane in lanes:
-            items |= _rows_of_step(trace, number, lane)
+        items |= _rows_of_step(trace, number)
+        for lane in meta.lanes:
+            items |= _lane_at(trace, number, lane.name)
     for store in meta.cache_layers:
-        for lane in lanes:
-            for tensor in (Tensor.KEYS, Tensor.VALUES):
-                items |= _cells(trace, store, tensor, lane)
+        for tensor in (Tensor.KEYS, Tensor.VALUES):
+            items |= _cells(trace, store, tensor)
     return items
 
 
-def _rows_of_step(trace: Trace, number: int, lane: str) -> dict[object, object]:
+def _rows_of_step(trace: Trace, number: int) -> dict[object, object]:
     source, items = trace.source, {}
     for site in trace.meta.sites:
         for tensor in (Tensor.QUERIES, Tensor.OUTPUT):
             for head in (None, site.num_heads - 1):
-                address = (number, site.index, tensor, lane, head)
+                address = (number, site.index, tensor, head)
                 items["rows", *address] = attempt(source.site_rows, *address)
-        if lane == CACHED:
-            items["mask", number, site.index] = attempt(source.full_mask, number, site.index)
-            items["bias", number, site.index] = attempt(source.bias, number, site.index)
-    if lane != CACHED:
-        items["compared", lane, number] = attempt(source.lane_step, lane, number)
-        items["pass", lane, number] = attempt(source.pass_step, lane, number)
-        for site in trace.meta.sites:
-            for tensor in Tensor:
-                address = (lane, number, tensor, site.index, None)
-                items["pass rows", *address] = attempt(source.pass_rows, *address)
+        items["mask", number, site.index] = attempt(source.full_mask, number, site.index)
+        items["bias", number, site.index] = attempt(source.bias, number, site.index)
     return items
 
 
-def _cells(trace: Trace, store: CacheLayer, tensor: Tensor, lane: str) -> dict[object, object]:
+def _lane_at(trace: Trace, number: int, lane: str) -> dict[object, object]:
+    """A comparison, and the pass of that number."""
+    source = trace.source
+    items: dict[object, object] = {
+        ("compared", lane, number): attempt(source.lane_step, lane, number),
+        ("pass", lane, number): attempt(source.pass_step, lane, number),
+    }
+    for site in trace.meta.sites:
+        for tensor in Tensor:
+            address = (lane, number, tensor, site.index, None)
+            items["pass rows", *address] = attempt(source.pass_rows, *address)
+    return items
+
+
+def _cells(trace: Trace, store: CacheLayer, tensor: Tensor) -> dict[object, object]:
     """The cells of every step alone, and the longest prefix, whole and of one head."""
     source, writes = trace.source, trace.source.writes(store.index)
     spans = [(int(one["first_cell"]), int(one["rows"] * one["sequences"])) for one in writes]
-    addresses = [(store.index, tensor, *span, lane, None) for span in spans]
+    addresses = [(store.index, tensor, *span, None) for span in spans]
     if spans:
-        whole = (store.index, tensor, 0, sum(spans[-1]), lane)
+        whole = (store.index, tensor, 0, sum(spans[-1]))
         addresses += [(*whole, None), (*whole, store.num_kv_heads - 1)]
     return {("cells", *address): attempt(source.cells, *address) for address in addresses}
 
@@ -97,7 +102,4 @@ def _true_or_lost(address: object, item: object, truth: dict[object, object]) ->
     if address not in truth:
         # a shorter prefix than any in the truth: its steps are compared one by one
         return address[0] == "cells" and address[3] == 0
-    known = truth[address]
-    if address[0] == "cells" and address[5] != CACHED and known is not None:
-        item = np.where(np.isnan(item), known, item)
-    return same(item, known)
+    return same(item, truth[address])

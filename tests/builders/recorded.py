@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import kvtrace
-from kvtrace.trace import CACHED, Tensor
+from kvtrace.trace import Tensor
 from kvtrace.trace.weights import mix
 
 
@@ -97,9 +97,7 @@ def _store(trace, layer, cross, keys, values):
 
 
 def _cells(trace, store, tensor, runs):
-    parts = [
-        trace.source.cells(store.index, tensor, run.cell, run.count, CACHED, None) for run in runs
-    ]
+    parts = [trace.source.cells(store.index, tensor, run.cell, run.count, None) for run in runs]
     return np.concatenate(parts, axis=1)
 
 

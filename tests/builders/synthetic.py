@@ -8,7 +8,6 @@ import numpy as np
 
 from builders.memory import MemorySource
 from kvtrace.trace import (
-    CACHED,
     CacheLayer,
     CacheStep,
     Cost,
@@ -45,6 +44,9 @@ class Shape:
 WORDS = ["Anna", " has", " the", " red", " key", ".", " Who", "?", "\x1b[2J", "[/foo]", "\n", ""]
 
 
+LANE = "recomputed"
+
+
 def synthetic_trace(shape: Shape = Shape(), *, seed: int = 0, noise: float = 1e-7) -> Trace:
     """The whole run as a trace; `noise` is the relative difference of the recomputed lane."""
     source = MemorySource(_meta(shape))
@@ -52,15 +54,44 @@ def synthetic_trace(shape: Shape = Shape(), *, seed: int = 0, noise: float = 1e-
     rng = np.random.default_rng(seed)
     total = shape.prompt + shape.decode
     tokens = rng.integers(0, len(WORDS), total + 1)
+    _add_pass(source, shape, tokens[:total])
     for layer in range(shape.layers):
         for tensor in (Tensor.KEYS, Tensor.VALUES):
             rows = rng.standard_normal((shape.kv_heads, total, shape.dim)).astype(np.float32)
-            source.cell_tensors[CACHED, layer, tensor] = rows
+            source.cell_tensors[layer, tensor] = rows
             shift = noise * rng.standard_normal(rows.shape)
-            source.cell_tensors["recomputed", layer, tensor] = (rows + shift).astype(np.float32)
+            source.pass_tensors[LANE, 0, tensor, layer] = (rows + shift).astype(np.float32)[None]
+        for tensor in (Tensor.QUERIES, Tensor.OUTPUT):
+            empty = np.zeros((1, shape.heads, total, shape.dim), np.float32)
+            source.pass_tensors[LANE, 0, tensor, layer] = empty
     for number in range(shape.decode + 1):
         _add_step(source, shape, number, tokens, rng, noise)
     return Trace(source)
+
+
+def _add_pass(source, shape, tokens):
+    """The recomputed lane's own forward over all places."""
+    total, layers = len(tokens), tuple(range(shape.layers))
+    run = ((Run(0, total, 0, 0),),)
+    none = (None,) * shape.layers
+    source.passes[LANE, 0] = Step(
+        number=0,
+        phase="prefill",
+        parent=None,
+        tokens=(tuple(int(token) for token in tokens),),
+        positions=(tuple(range(total)),),
+        chosen=(None,),
+        caches=(CacheStep(layers, 0, total, run, run, 0, total),),
+        sites=(
+            SiteStep(
+                layers,
+                Mask(offset=0, window=shape.window),
+                none,
+                (0.0,) * shape.layers,
+                (0,) * shape.layers,
+            ),
+        ),
+    )
 
 
 def _meta(shape: Shape) -> Meta:
@@ -149,20 +180,20 @@ def _add_step(source, shape, number, tokens, rng, noise):
         elapsed_ns=900_000 if number else 1_400_000,
         recorder_ns=20_000,
     )
-    source.lane_steps["recomputed", number] = _compare(source, shape, number, (end - new, end))
+    source.lane_steps[LANE, number] = _compare(source, shape, number, (end - new, end))
 
 
 def _attend(source, shape, number, layer, span, mask, rng, noise):
     start, end, new = span
     site = source.meta.sites[layer]
     q = rng.standard_normal((shape.heads, new, shape.dim)).astype(np.float32)
-    keys = source.cell_tensors[CACHED, layer, Tensor.KEYS][:, start:end]
-    values = source.cell_tensors[CACHED, layer, Tensor.VALUES][:, start:end]
+    keys = source.cell_tensors[layer, Tensor.KEYS][:, start:end]
+    values = source.cell_tensors[layer, Tensor.VALUES][:, start:end]
     out = mix(derive(site, q, keys, mask.visible(0, new, end - start)[None]).weights, values)
     for tensor, rows in ((Tensor.QUERIES, q), (Tensor.OUTPUT, out)):
-        source.site_tensors[CACHED, number, layer, tensor] = rows[None]
+        source.site_tensors[number, layer, tensor] = rows[None]
         moved = (rows * (1 + noise * rng.standard_normal(rows.shape))).astype(np.float32)
-        source.site_tensors["recomputed", number, layer, tensor] = moved[None]
+        source.pass_tensors[LANE, 0, tensor, layer][0, :, end - new : end] = moved
 
 
 def _cost(shape, new, end):
@@ -182,8 +213,8 @@ def _compare(source, shape, number, span):
     dim, beyond = row.copy(), np.full(grid, -1, np.int64)
     for layer in range(shape.layers):
         for tensor in Tensor:
-            mine = _new_rows(source, CACHED, number, layer, tensor, span)
-            theirs = _new_rows(source, "recomputed", number, layer, tensor, span)
+            mine = _new_rows(source, number, layer, tensor, span)
+            theirs = source.pass_tensors[LANE, 0, tensor, layer][0][:, span[0] : span[1]]
             delta = np.abs(mine - theirs)
             for head in range(mine.shape[0]):
                 where = np.unravel_index(delta[head].argmax(), delta[head].shape)
@@ -203,13 +234,13 @@ def _compare(source, shape, number, span):
         row,
         dim,
         beyond,
-        rows_stored=True,
         logits=(LogitDiff(1e-6, 1.0, 3, 3),),
         elapsed_ns=1_300_000,
+        passes=((0, 0, span[0]),),
     )
 
 
-def _new_rows(source, lane, number, layer, tensor, span):
+def _new_rows(source, number, layer, tensor, span):
     if tensor in (Tensor.QUERIES, Tensor.OUTPUT):
-        return source.site_tensors[lane, number, layer, tensor][0]
-    return source.cell_tensors[lane, layer, tensor][:, span[0] : span[1]]
+        return source.site_tensors[number, layer, tensor][0]
+    return source.cell_tensors[layer, tensor][:, span[0] : span[1]]

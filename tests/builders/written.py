@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kvtrace.files import StepRows, TraceWriter
-from kvtrace.trace import CACHED, Step, Tensor, Trace
+from kvtrace.trace import Step, Tensor, Trace
 
 
 def write_trace(path: Path, trace: Trace) -> Path:
@@ -18,7 +18,9 @@ def write_trace(path: Path, trace: Trace) -> Path:
             for lane in trace.meta.lanes:
                 comparison = trace.compared(step.number, lane.name)
                 if comparison is not None:
-                    writer.compare(comparison, rows_of(trace, step, lane.name))
+                    writer.compare(comparison)
+        for lane, number in getattr(trace.source, "passes", {}):
+            writer.keep_pass(lane, *pass_of(trace, lane, number))
         for note in trace.notes:
             writer.note(note)
         if trace.ending is not None:
@@ -26,14 +28,14 @@ def write_trace(path: Path, trace: Trace) -> Path:
     return path
 
 
-def rows_of(trace: Trace, step: Step, lane: str = CACHED) -> StepRows:
+def rows_of(trace: Trace, step: Step) -> StepRows:
     """The raw rows of a step of a trace in memory."""
     source = trace.source
     queries, output, keys, values = {}, {}, {}, {}
     for group in step.sites:
         for site in group.sites:
-            queries[site] = source.site_rows(step.number, site, Tensor.QUERIES, lane, None)
-            output[site] = source.site_rows(step.number, site, Tensor.OUTPUT, lane, None)
+            queries[site] = source.site_rows(step.number, site, Tensor.QUERIES, None)
+            output[site] = source.site_rows(step.number, site, Tensor.OUTPUT, None)
     for group in step.caches:
         for layer in group.layers:
             for tensor, into in ((Tensor.KEYS, keys), (Tensor.VALUES, values)):
@@ -44,7 +46,6 @@ def rows_of(trace: Trace, step: Step, lane: str = CACHED) -> StepRows:
                             tensor,
                             group.first_cell + sequence * group.rows,
                             group.rows,
-                            lane,
                             None,
                         )
                         for sequence in range(len(group.attended))
@@ -55,3 +56,23 @@ def rows_of(trace: Trace, step: Step, lane: str = CACHED) -> StepRows:
     }
     biases = {s: source.bias(step.number, s) for g in step.sites if g.mask.bias for s in g.sites}
     return StepRows(queries, output, keys, values, masks, biases)
+
+
+def pass_of(trace: Trace, lane: str, number: int) -> tuple[Step, StepRows]:
+    """A pass of a trace in memory."""
+    source = trace.source
+    step = source.pass_step(lane, number)
+    sites = [site for group in step.sites for site in group.sites]
+    layers = [layer for group in step.caches for layer in group.layers]
+
+    def rows(tensor, indices):
+        return {index: source.pass_rows(lane, number, tensor, index, None) for index in indices}
+
+    return step, StepRows(
+        rows(Tensor.QUERIES, sites),
+        rows(Tensor.OUTPUT, sites),
+        rows(Tensor.KEYS, layers),
+        rows(Tensor.VALUES, layers),
+        {s: source.pass_mask(lane, number, s) for g in step.sites if g.mask.full for s in g.sites},
+        {s: source.pass_bias(lane, number, s) for g in step.sites if g.mask.bias for s in g.sites},
+    )

@@ -118,10 +118,10 @@ def test_damage_to_one_frame_of_a_long_prompt_leaves_its_other_rows_readable(tmp
         trace.queries(0, 0)
     source = trace.source
     for first, count in ((0, 64), (128, 22)):
-        rows = source.cells(0, Tensor.KEYS, first, count, "cached", None)
-        assert (rows == truth.source.cells(0, Tensor.KEYS, first, count, "cached", None)).all()
+        rows = source.cells(0, Tensor.KEYS, first, count, None)
+        assert (rows == truth.source.cells(0, Tensor.KEYS, first, count, None)).all()
     with pytest.raises(TraceError):
-        source.cells(0, Tensor.KEYS, 64, 1, "cached", None)
+        source.cells(0, Tensor.KEYS, 64, 1, None)
 
 
 def test_every_cut_opens_up_to_its_last_whole_step_and_says_where_it_ends(tmp_path, small):

@@ -246,8 +246,7 @@ def test_sizes_far_beyond_the_file_are_refused_before_memory_is_taken(tmp_path, 
     tracemalloc.start()
     try:
         for read in (
-            lambda: trace.source.cells(0, Tensor.KEYS, first, 1, "cached", None),
-            lambda: trace.source.cells(0, Tensor.KEYS, first, 1, "recomputed", None),
+            lambda: trace.source.cells(0, Tensor.KEYS, first, 1, None),
             lambda: trace.queries(1, 0),
         ):
             with pytest.raises(TraceError):

@@ -60,8 +60,8 @@ def test_a_step_finds_its_rows_in_the_pass_by_place(tmp_path, decode, closed):
     writer.keep_pass("recomputed", step, rows)
     for one in trace:
         first = one.positions[0][0]
-        compared = replace(trace.compared(one.number), rows_stored=False, passes=((0, 0, first),))
-        writer.compare(compared, None)
+        compared = replace(trace.compared(one.number), passes=((0, 0, first),))
+        writer.compare(compared)
     if closed:
         writer.close()
     read = open_trace(tmp_path / "a.kvt")
@@ -87,5 +87,5 @@ def test_a_lane_without_a_pass_has_no_reference(tmp_path):
     with TraceWriter(tmp_path / "a.kvt", trace.meta) as writer:
         for one in trace:
             writer.append(one, rows_of(trace, one))
-            writer.compare(replace(trace.compared(one.number), rows_stored=False), None)
+            writer.compare(replace(trace.compared(one.number), passes=()))
     assert open_trace(tmp_path / "a.kvt").reference(1) is None

@@ -10,7 +10,7 @@ import pytest
 from builders import Shape, synthetic_trace
 from builders.raw_frames import split
 from builders.reading import read_all, same, wrong
-from builders.written import rows_of, write_trace
+from builders.written import pass_of, rows_of, write_trace
 from kvtrace.errors import MissingError, TraceError
 from kvtrace.files import StepRows, TraceWriter, open_trace
 from kvtrace.files.frames import FrameFile
@@ -125,14 +125,14 @@ def test_batches_masks_biases_and_other_row_counts_keep_their_bits(tmp_path, sit
         number = step.number
         assert source.step(number) == step
         for tensor, held in ((Tensor.QUERIES, rows.queries), (Tensor.OUTPUT, rows.output)):
-            assert same(source.site_rows(number, 0, tensor, "cached", None), held[0])
-            assert same(source.site_rows(number, 0, tensor, "cached", 2), held[0][:, 2:3])
+            assert same(source.site_rows(number, 0, tensor, None), held[0])
+            assert same(source.site_rows(number, 0, tensor, 2), held[0][:, 2:3])
         assert same(source.full_mask(number, 0), rows.masks[0])
         assert same(source.bias(number, 0), rows.biases[0])
         for tensor, held in ((Tensor.KEYS, rows.keys), (Tensor.VALUES, rows.values)):
             cells = held[1].swapaxes(0, 1).reshape(2, 4, -1)
-            assert same(source.cells(1, tensor, 4 * number, 4, "cached", None), cells)
-            assert same(source.cells(1, tensor, 4 * number + 1, 2, "cached", 1), cells[1:, 1:3])
+            assert same(source.cells(1, tensor, 4 * number, 4, None), cells)
+            assert same(source.cells(1, tensor, 4 * number + 1, 2, 1), cells[1:, 1:3])
     assert source.token_text(-3) == ""
     assert source.token_text(1) == "a\ud800"
     assert source.token_text(99) is None
@@ -150,7 +150,7 @@ def test_sites_may_come_later(tmp_path):
         assert reader.meta == first
         assert reader.source.refresh()
         assert reader.meta == BATCH_META
-        assert same(reader.source.site_rows(1, 0, Tensor.OUTPUT, "cached", None), rows.output[0])
+        assert same(reader.source.site_rows(1, 0, Tensor.OUTPUT, None), rows.output[0])
 
 
 def test_what_is_absent_says_what_there_is(tmp_path):
@@ -228,17 +228,18 @@ def test_a_bad_tail_is_said_and_forgotten_when_it_becomes_whole(tmp_path):
     assert wrong(read_all(trace), read_all(truth)) == []
 
 
-def test_rows_that_a_lane_did_not_keep_are_nan_beside_those_it_kept(tmp_path):
+def test_positions_that_a_pass_does_not_reach_are_nan_beside_those_it_does(tmp_path):
     truth = synthetic_trace(Shape(prompt=3, decode=3))
+    step, rows = pass_of(truth, "recomputed", 0)
+    moved = replace(step, positions=(tuple(range(2, 8)),))
     with TraceWriter(tmp_path / "a.kvt", truth.meta) as writer:
-        for step in truth:
-            writer.append(step, rows_of(truth, step))
-            kept = rows_of(truth, step, "recomputed") if step.number == 1 else None
-            writer.compare(truth.compared(step.number), kept)
-    trace = open_trace(tmp_path / "a.kvt")
-    keys = trace.cache(3, 0, lane="recomputed").keys
-    assert np.isnan(keys).all(axis=(0, 2)).tolist() == [True, True, True, False, True, True]
-    assert (keys[:, 3] == truth.cache(3, 0, lane="recomputed").keys[:, 3]).all()
+        for one in truth:
+            writer.append(one, rows_of(truth, one))
+            writer.compare(truth.compared(one.number))
+        writer.keep_pass("recomputed", moved, rows)
+    keys = open_trace(tmp_path / "a.kvt").cache(3, 0, lane="recomputed").keys
+    assert np.isnan(keys).all(axis=(0, 2)).tolist() == [True, True, False, False, False, False]
+    assert (keys[:, 2] == rows.keys[0][0][:, 0]).all()
 
 
 def test_a_look_for_more_costs_what_was_added(tmp_path, monkeypatch):
@@ -256,7 +257,7 @@ def test_a_look_for_more_costs_what_was_added(tmp_path, monkeypatch):
             assert trace.source.refresh()
             assert not trace.source.refresh()
             trace.step(step.number)
-            trace.source.cells(0, Tensor.KEYS, step.number, 1, "cached", None)
+            trace.source.cells(0, Tensor.KEYS, step.number, 1, None)
             costs.append(len(reads))
         assert max(costs) <= 12
         writer.end(Ending("length"))
@@ -285,5 +286,5 @@ def test_a_prefix_over_tiles_is_read_in_few_pieces(tmp_path, monkeypatch):
     assert (view.keys == truth.cache(511, 1).keys).all()
     assert len(reads) == 2 * 512 // 64
     reads.clear()
-    trace.source.cells(1, Tensor.KEYS, 0, 512, "cached", 3)
+    trace.source.cells(1, Tensor.KEYS, 0, 512, 3)
     assert [sum(map(len, parts)) for _, _, parts in reads] == [64 * 2 * 4] * 8

@@ -39,7 +39,7 @@ def test_the_chosen_token_is_the_next_steps_input():
 
 def test_rows_absent_from_a_lane_are_nan_and_never_zero():
     trace = synthetic_trace()
-    trace.source.cell_tensors.pop(("recomputed", 0, Tensor.KEYS))
+    trace.source.pass_tensors.pop(("recomputed", 0, Tensor.KEYS, 0))
     assert np.isnan(trace.cache(1, 0, lane="recomputed").keys).all()
     assert not np.isnan(trace.cache(1, 0, lane=CACHED).keys).any()
 

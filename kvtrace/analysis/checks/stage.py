@@ -63,7 +63,7 @@ def stage(
         cached=mine,
         reference=theirs,
         places=np.arange(reference.first, reference.places),
-        supposed=_places(view.positions, positions),
+        supposed=reference.places_of(view.positions),
         slots=view.slots,
         changed=_changed(trace, number, layer, sequence, view),
         padding=int((positions < 0).sum()),
@@ -104,14 +104,6 @@ def _weights(trace: Trace, reference: Reference, layer: int, row: int) -> Floats
         trace.site(layer), queries[:, place : place + 1], keys, visible[:, row : row + 1], bias
     )
     return made.weights[:, 0]
-
-
-def _places(positions: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Place of each position; -1 where the reference has none."""
-    order = np.argsort(known, kind="stable")
-    at = np.searchsorted(known[order], positions)
-    found = order[np.minimum(at, len(order) - 1)]
-    return np.where(known[found] == positions, found, -1)
 
 
 def _changed(

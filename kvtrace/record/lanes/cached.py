@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.record.lanes.paths import Node
-from kvtrace.trace import CACHED, CacheStep, Site, Step, Tensor, Trace, dtypes
+from kvtrace.trace import CacheStep, Site, Step, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 
 
@@ -50,7 +50,7 @@ def site_rows(
     for node in nodes:
         key = (node.step, int(tensor))
         if key not in read:
-            raw = trace.source.site_rows(node.step, site.index, tensor, CACHED, None)
+            raw = trace.source.site_rows(node.step, site.index, tensor, None)
             if raw is None:
                 continue
             read[key] = dtypes.widen(raw, site.dtype)
@@ -120,10 +120,9 @@ def _cells(
         while end < len(spans) and spans[end][0] == first + count:
             count += spans[end][1]
             end += 1
-        rows = trace.source.cells(store, tensor, first, count, CACHED, None)
+        rows = trace.source.cells(store, tensor, first, count, None)
         for start, length in spans[at:end]:
-            if rows is not None:
-                parts.append(rows[:, start - first : start - first + length])
+            parts.append(rows[:, start - first : start - first + length])
         at = end
     return parts
 

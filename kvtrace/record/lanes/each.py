@@ -68,7 +68,7 @@ class EachPass:
         compare_logits(self.logits, forward, batch, {step.number: nodes}, tally)
         self.logits.drop(step.number)
         tally.elapsed_ns[0] = forward.elapsed_ns
-        sink.compare(tally.finish(self.lane.name, 0), None)
+        sink.compare(tally.finish(self.lane.name, 0))
         self._causal(step, forward, batch, sink)
         for note in comparer.findings.values():
             self._say(replace(note, step=step.number), sink)

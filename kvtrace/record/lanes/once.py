@@ -35,10 +35,8 @@ LOGITS_AT_ONCE = 1 << 28
 class LaneSink(Protocol):
     """Takes in comparisons; a `TraceWriter` is one."""
 
-    def compare(
-        self, comparison: LaneStep, rows: StepRows | None, step: Step | None = None
-    ) -> None:
-        """A comparison, and the lane's rows if they are to be kept."""
+    def compare(self, comparison: LaneStep) -> None:
+        """A comparison; a later one of the same step replaces it."""
 
     def keep_pass(self, lane: str, step: Step, rows: StepRows) -> None:
         """A lane's own forward, whole."""
@@ -136,7 +134,7 @@ class OncePass:
                 if kept is None and not keeping and tally.any_beyond(place):
                     keeping, kept = True, self._keep(comparer.lane, forward, batch, sink)
                 step = tally.finish(comparer.lane.name, place)
-                sink.compare(replace(step, passes=_pointers(kept, here[number])), None)
+                sink.compare(replace(step, passes=_pointers(kept, here[number])))
 
     def _keep(self, lane: Lane, forward: Forward, batch: Batch, sink: LaneSink) -> int | None:
         """Keep a forward whole; returns its number."""
@@ -163,7 +161,7 @@ class OncePass:
             for number, nodes in _here(batch.paths, steps).items():
                 compared = self.trace.compared(number, lane.name)
                 if compared is not None:
-                    sink.compare(replace(compared, passes=_pointers(kept, nodes)), None)
+                    sink.compare(replace(compared, passes=_pointers(kept, nodes)))
 
     def _tally(self, portion: Sequence[int], held: dict[int, tuple[Tally, int]]) -> Tally:
         """A tally for these steps; what was begun in an earlier batch is carried over."""

@@ -240,7 +240,7 @@ async def test_the_inspector_reads_both_lanes_at_the_crosshair(one_pane):
 
 async def test_a_bug_is_named_with_its_place(one_pane):
     trace = synthetic_trace()
-    trace.source.cell_tensors["recomputed", 1, Tensor.VALUES][1, 4, 2] += 1
+    trace.source.pass_tensors["recomputed", 0, Tensor.VALUES, 1][0, 1, 4, 2] += 1
     lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
     assert "✗ bug-sized" in row_of(lines, "Δ V")
     assert "row 4 dim 2" in row_of(lines, "Δ V")
@@ -248,7 +248,7 @@ async def test_a_bug_is_named_with_its_place(one_pane):
 
 async def test_nan_is_counted_and_never_hidden(one_pane):
     trace = synthetic_trace()
-    trace.source.cell_tensors["cached", 1, Tensor.KEYS][1, 4, 2] = np.nan
+    trace.source.cell_tensors[1, Tensor.KEYS][1, 4, 2] = np.nan
     lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
     assert "✗ NaN or Inf" in row_of(lines, "Δ K")
     assert any("1 NaN" in line for line in lines)
@@ -256,7 +256,7 @@ async def test_nan_is_counted_and_never_hidden(one_pane):
 
 async def test_an_output_that_the_rows_do_not_explain_is_marked(one_pane):
     trace = synthetic_trace()
-    trace.source.site_tensors["cached", 4, 1, Tensor.OUTPUT] *= 2
+    trace.source.site_tensors[4, 1, Tensor.OUTPUT] *= 2
     lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
     assert "✗" in row_of(lines, "check")
 

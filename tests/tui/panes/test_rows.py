@@ -21,9 +21,9 @@ class Counting:
         source = trace.source
         real = source.cells
 
-        def cells(layer, tensor, first, count, lane, head):
-            self.reads.append((layer, tensor, first, count, lane, head))
-            return real(layer, tensor, first, count, lane, head)
+        def cells(layer, tensor, first, count, head):
+            self.reads.append((layer, tensor, first, count, head))
+            return real(layer, tensor, first, count, head)
 
         source.cells = cells
 
@@ -58,7 +58,7 @@ def test_a_growing_trace_reads_only_what_was_added():
     trace.source.steps.update(later)
     rows = store.head(6, 0, Tensor.KEYS, 0)
     assert np.array_equal(rows, trace.cache(6, 0).keys[0])
-    spans = [(first, count) for _, _, first, count, _, head in counting.reads if head == 0]
+    spans = [(first, count) for _, _, first, count, head in counting.reads if head == 0]
     assert spans[:2] == [(0, 8), (8, 3)]
 
 
@@ -66,10 +66,10 @@ def test_damage_further_on_does_not_hide_what_can_be_read():
     trace = synthetic_trace(Shape(decode=6))
     source, real = trace.source, trace.source.cells
 
-    def cells(layer, tensor, first, count, lane, head):
+    def cells(layer, tensor, first, count, head):
         if first + count > 9:
             raise TraceError("memory.kvt: cell 9 is damaged.")
-        return real(layer, tensor, first, count, lane, head)
+        return real(layer, tensor, first, count, head)
 
     source.cells = cells
     store = RowStore(trace)
@@ -84,7 +84,7 @@ def test_runs_in_pieces_are_put_together_in_slot_order():
     runs = ((Run(7, 2, 0, 7), Run(0, 3, 2, 0)),)
     trace.source.steps[4] = replace(step, caches=(replace(step.caches[0], attended=runs),))
     rows = RowStore(trace).head(4, 0, Tensor.KEYS, 0)
-    every = trace.source.cell_tensors["cached", 0, Tensor.KEYS][0]
+    every = trace.source.cell_tensors[0, Tensor.KEYS][0]
     assert np.array_equal(rows, every[[7, 8, 0, 1, 2]])
 
 

@@ -15,17 +15,16 @@ import numpy as np
 from kvtrace.analysis.changes import cells_of
 from kvtrace.analysis.tensors import (
     CACHE_TENSORS,
-    at_places,
     attended_runs,
     cell_rows,
     head_rows,
     pass_rows,
-    places_of,
     tensor_head,
 )
-from kvtrace.errors import MissingError, TraceError
+from kvtrace.errors import TraceError
 from kvtrace.trace import CACHED, LaneStep, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.reference import at_places, places_of
 from kvtrace.trace.step import Runs
 from kvtrace.trace.view import expanded
 
@@ -86,16 +85,10 @@ class RowStore:
             return self._cached_rows(number, layer, tensor, head, sequence)
         if lane != CACHED:
             compared = self.compared(number, lane)
-            if compared is None:
+            if compared is None or sequence >= len(compared.passes):
                 return None
-            if sequence < len(compared.passes):
-                place = compared.passes[sequence]
-                return self._pass_rows(number, layer, tensor, head, sequence, lane, place)
-            own = tensor_head(self.trace.site(layer), tensor, head)
-            return self._once(
-                ("filed", lane, number, sequence, layer, tensor, own),
-                lambda: head_rows(self.trace, number, layer, tensor, head, sequence, lane),
-            )
+            place = compared.passes[sequence]
+            return self._pass_rows(number, layer, tensor, head, sequence, lane, place)
         return head_rows(self.trace, number, layer, tensor, head, sequence, lane)
 
     def known(self, layer: int, tensor: Tensor, head: int) -> Floats | None:
@@ -122,9 +115,7 @@ class RowStore:
 
         def read(first: int, stop: int) -> Floats:
             count = stop - first
-            raw = self.trace.source.cells(store.index, Tensor.KEYS, first, count, CACHED, None)
-            if raw is None:
-                raise MissingError(f"{self.trace.name}: layer {layer}: keys are not recorded.")
+            raw = self.trace.source.cells(store.index, Tensor.KEYS, first, count, None)
             return dtypes.widen(raw, store.dtype)
 
         grown = self._grown(self._layers.get(store.index), store.index, runs, read)
