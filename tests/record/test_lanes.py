@@ -6,6 +6,7 @@ import torch
 
 import kvtrace
 from builders.tiny_models import tiny_model
+from kvtrace.analysis.checks import check
 from kvtrace.files import open_trace
 from kvtrace.trace import Tensor
 
@@ -111,7 +112,8 @@ def test_a_model_that_looks_ahead_is_found(tmp_path):
     norm.register_forward_hook(lambda _, args, out: out + 0.5 * out.mean(dim=1, keepdim=True))
     options = {"recompute": "each"}
     trace = recorded(model, tmp_path / "a.kvt", ids(), options=options)
-    assert any(note.kind == "finding" and "not causal" in note.text for note in trace.notes)
+    assert any(note.kind == "finding" and "NOT-CAUSAL" in note.text for note in trace.notes)
+    assert "NOT-CAUSAL" in {one.name for one in check(trace).findings}
 
 
 def test_recording_without_lanes_compares_nothing(tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.classes import KINDS
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.noise import Noise, largest, noise
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report
@@ -71,10 +72,13 @@ def findings(trace: Trace, lane: str, limits: Noise) -> Iterator[Finding]:
 
 
 def _said_by_the_recorder(trace: Trace) -> Iterator[Finding]:
-    """Findings written while the lanes were compared, such as shapes that differ."""
+    """Findings written while the lanes were compared, such as shapes that differ.
+
+    People note findings of their own, in their own words: those name no kind of divergence.
+    """
     for note in trace.notes:
-        if note.kind == "finding":
-            name, _, evidence = note.text.partition(": ")
+        name, _, evidence = note.text.partition(": ")
+        if note.kind == "finding" and name in KINDS:
             yield Finding(name, note.step or 0, note.site or 0, "k", evidence, head=note.head)
 
 

@@ -47,12 +47,13 @@ class Comparer:
                 continue
             call = calls.get((site.module, site.call))
             if call is None:
-                self._find(site, "did not attend without a cache, but did with it")
+                self.find("UNKNOWN", site, "did not attend without a cache, but did with it")
                 continue
             _OneSite(self, site, call, batch, {step.number: step for step in there}).compare(tally)
 
-    def _find(self, site: Site, text: str) -> None:
-        whole = f"{site.module}: {text}; {self.lane.name} lane not compared there"
+    def find(self, name: str, site: Site, text: str) -> None:
+        """Something that can't be compared, under the name of a kind of divergence."""
+        whole = f"{name}: {site.module} {text}; {self.lane.name} lane not compared there"
         self.findings.setdefault(whole, Note("finding", whole, site=site.index))
 
 
@@ -101,7 +102,8 @@ class _OneSite:
         rows = source.shape[2] if cross else self.batch.rows
         wanted = (len(self.batch.paths), heads, rows, site.dim(tensor))
         if tuple(source.shape) != wanted:
-            self.comparer._find(
+            self.comparer.find(
+                "KV-HEADS" if kv and source.shape[1] != heads else "UNKNOWN",
                 site,
                 f"{tensor.name.lower()} are {list(source.shape)} without a cache, "
                 f"expected {list(wanted)} from the cached run",

@@ -106,7 +106,7 @@ class EachPass:
         moved = float((old - new).abs().max() / new.abs().max().clamp(min=torch.finfo().tiny))
         if moved > self.lane.tolerance:
             text = (
-                f"not causal: keys of earlier tokens in {calls[-1].module} moved by {moved:.1e} of "
+                f"NOT-CAUSAL: keys of earlier tokens in {calls[-1].module} moved by {moved:.1e} of "
                 "their largest value when a token was added; no cache can equal such a model"
             )
             self._say(Note("finding", text, step=step.number), sink)

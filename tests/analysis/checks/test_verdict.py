@@ -1,0 +1,100 @@
+"""The whole question on whole traces: healthy ones are equal, a planted fault is found first."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from builders import Shape, synthetic_trace
+from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED, check
+from kvtrace.trace import Note, Tensor
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("prompt", [1, 5, 30])
+def test_a_healthy_trace_is_equal_within_rounding(window, prompt):
+    found = check(synthetic_trace(Shape(window=window, prompt=prompt)))
+    assert (found.verdict, found.findings, found.exit_code) == (EQUAL, (), 0)
+    assert found.steps == 7
+    assert dict(found.largest)["k"] < 1e-6
+
+
+def test_without_another_lane_nothing_is_checked():
+    trace = synthetic_trace()
+    trace.source.meta = replace(trace.source.meta, lanes=())
+    found = check(trace)
+    assert (found.verdict, found.exit_code) == (UNCHECKED, 3)
+    trace = synthetic_trace()
+    trace.source.lane_steps.clear()
+    assert check(trace).verdict == UNCHECKED
+
+
+def differing(trace, number, layer, tensor):
+    """Say in the comparison that a tensor differs there."""
+    compared = trace.source.lane_steps["recomputed", number]
+    compared.max_abs[layer, tensor] = compared.reference_max[layer, tensor]
+
+
+def test_the_first_divergence_is_named_at_its_step_and_layer():
+    trace = synthetic_trace()
+    queries = trace.source.site_tensors[3, 1, Tensor.QUERIES]
+    queries *= 4
+    for number in (3, 4):
+        differing(trace, number, 1, Tensor.QUERIES)
+    differing(trace, 3, 2, Tensor.OUTPUT)
+    found = check(trace)
+    first = found.findings[0]
+    assert (found.verdict, found.exit_code) == (DIVERGED, 1)
+    assert (first.name, first.step, first.layer, first.tensor) == ("SCALE", 3, 1, "q")
+    assert "q = 4 × the recomputed q" in first.sentence
+    assert first.at == "3/1/0/q"
+    assert len(found.findings) == 1
+
+
+def test_a_difference_without_a_signature_is_unknown_not_guessed():
+    trace = synthetic_trace()
+    differing(trace, 2, 0, Tensor.OUTPUT)
+    first = check(trace).findings[0]
+    assert (first.name, first.step, first.layer) == ("UNKNOWN", 2, 0)
+
+
+def test_rows_that_were_not_kept_leave_the_difference_itself():
+    trace = synthetic_trace()
+    trace.source.passes.clear()
+    differing(trace, 2, 0, Tensor.KEYS)
+    assert check(trace).findings[0].name == "UNKNOWN"
+
+
+def test_what_people_noted_is_no_divergence():
+    trace = synthetic_trace()
+    trace.source.notes.append(Note("finding", "a head looks up", step=1))
+    assert check(trace).verdict == EQUAL
+    trace.source.notes.append(Note("finding", "KV-HEADS: 8 heads instead of 2", step=0, site=1))
+    found = check(trace)
+    assert [(one.name, one.layer, one.evidence) for one in found.findings] == [
+        ("KV-HEADS", 1, "8 heads instead of 2")
+    ]
+    assert found.verdict == DIVERGED
+
+
+def test_thresholds_say_where_they_come_from():
+    assert "float32 rounding: 2e-05" in check(synthetic_trace()).reason
+
+
+def test_flips_of_the_best_token_are_listed_with_their_margin():
+    trace = synthetic_trace()
+    key = "recomputed", 4
+    compared = trace.source.lane_steps[key]
+    flipped = replace(compared.logits[0], best=3, lane_best=7, margin=0.25)
+    trace.source.lane_steps[key] = replace(compared, logits=(flipped,))
+    assert check(trace).flips == ((4, 0.25),)
+
+
+def test_infinities_that_only_the_cache_has_are_named():
+    trace = synthetic_trace()
+    trace.source.site_tensors[3, 1, Tensor.OUTPUT][0, 2, 0, 5] = np.inf
+    step = trace.step(3)
+    group = replace(step.sites[0], nonfinite=(0, 1, 0))
+    trace.source.steps[3] = replace(step, sites=(group,))
+    first = check(trace).findings[0]
+    assert (first.name, first.step, first.layer, first.head) == ("NONFINITE", 3, 1, 2)
