@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvtrace.cli import options, outputs, terminal
 from kvtrace.cli.grammar import Verb
 from kvtrace.live.messages import Request
 from kvtrace.text import safe
+
+if TYPE_CHECKING:
+    from kvtrace.cli.show.pick import Place
 
 
 def run(values: argparse.Namespace) -> int:
@@ -27,7 +31,7 @@ def run(values: argparse.Namespace) -> int:
     terminal.take_input_back()
     if not terminal.can_draw():
         return _print_summary(request, debug=values.debug)
-    code = _watch(request, mouse=not values.no_mouse)
+    code = _watch(request, at=_finder(model, prompt), mouse=not values.no_mouse)
     if values.output is None and output.exists():
         print(
             f"recorded in {_short(output)}, where the {outputs.KEPT} newest runs are kept\n"
@@ -44,7 +48,18 @@ def _trace_meant(values: argparse.Namespace) -> Path | None:
     return None
 
 
-def _watch(request: Request, *, mouse: bool) -> int:
+def _finder(model: str, prompt: str | None) -> Place | None:
+    """Where a built-in model looks its story up; None: from the newest step, as any other."""
+    from kvtrace.cli.show.pick import Place
+    from kvtrace_fixtures import BUILT_IN
+
+    if prompt is not None or model not in BUILT_IN:
+        return None
+    layer, head = BUILT_IN[model].finder
+    return Place(0, layer, head)
+
+
+def _watch(request: Request, *, at: Place | None, mouse: bool) -> int:
     from kvtrace.cli.follow import error_of
     from kvtrace.cli.live_run import SessionRun
     from kvtrace.cli.signals import as_exceptions
@@ -52,7 +67,7 @@ def _watch(request: Request, *, mouse: bool) -> int:
     from kvtrace_tui.app import run as run_screen
 
     with as_exceptions(), Session(request) as session:
-        code = run_screen(Path(request.output), live=SessionRun(session), mouse=mouse)
+        code = run_screen(Path(request.output), live=SessionRun(session), at=at, mouse=mouse)
         session.close()
         if session.failure is not None and not code:
             raise error_of(session.failure)

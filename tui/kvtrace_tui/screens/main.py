@@ -68,7 +68,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         if follower.trace is not None:
             self.desk.trace = follower.trace
             self.desk.cursor = moves.start(follower.trace) if at is None else at
-            if follower.recording.live:
+            if follower.recording.live and at is None:
                 self._go_to_newest(follower.trace)
 
     # -- putting it together -----------------------------------------------------------------
