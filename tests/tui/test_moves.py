@@ -132,3 +132,10 @@ def test_changes_names_the_fields_that_differ():
     cursor = Cursor()
     assert cursor.changes(replace(cursor, step=3, view=View.ABSOLUTE)) == {"step", "view"}
     assert cursor.changes(cursor) == frozenset()
+
+
+def test_a_prefill_is_first_looked_at_from_its_last_query():
+    trace = synthetic_trace(Shape(prompt=5))
+    cursor = moves.start(trace, 0)
+    assert (cursor.step, cursor.query, cursor.row) == (0, 4, 4)
+    assert moves.start(trace, 99).step == 6

@@ -18,7 +18,7 @@ MAX_ZOOM = 12
 
 
 def start(trace: Trace, step: int | None = None) -> Cursor:
-    """The first cursor: the first decode step if there is one, its newest row.
+    """The first cursor: the first decode step if there is one, its newest row and last query.
 
     Args:
         trace: The trace; may be empty.
@@ -29,7 +29,9 @@ def start(trace: Trace, step: int | None = None) -> Cursor:
         return Cursor()
     first = numbers[min(1, len(numbers) - 1)]
     lane = trace.meta.lanes[0].name if trace.meta.lanes else "recomputed"
-    cursor = clamp(Cursor(step=first if step is None else step, lane=lane), trace)
+    number = first if step is None else nearest(trace, step)
+    last_query = max(_step_shape(trace, number)[1] - 1, 0)
+    cursor = clamp(Cursor(step=number, query=last_query, lane=lane), trace)
     return replace(cursor, row=max(row_count(cursor, trace) - 1, 0))
 
 
