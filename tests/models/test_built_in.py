@@ -62,8 +62,22 @@ def test_the_story_goes_on_with_the_name_that_was_looked_up(name, card):
     assert f"Continuation: “{told}”" in card
     # the same story with another name there: nothing but the earlier text tells which
     other = BUILT_IN[name].prompt.replace("the map Tom drew", "the map Hugo sold")
-    assert continuation(name, other).startswith(" Hugo ")
+    assert continuation(name, other).startswith(" Hugo sold.")
 
 
 def test_weights_are_small_enough_to_ship(name):
     assert (BUILT_IN[name].directory / "model.safetensors").stat().st_size < 6_000_000
+
+
+def test_the_head_that_is_shown_first_finds_the_name_in_the_demo_story(name):
+    import torch
+
+    from kvtrace_fixtures.measure import load
+
+    model, encoder = load(name)
+    ids = encoder.tokenizer(BUILT_IN[name].prompt)["input_ids"]
+    layer, head = BUILT_IN[name].finder
+    with torch.no_grad():
+        weights = model(torch.tensor([ids]), output_attentions=True).attentions[layer][0, head, -1]
+    assert encoder.tokenizer.decode(ids[int(weights.argmax())]) == " Tom"
+    assert float(weights.max()) > 0.9
