@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check tools bench clean
+.PHONY: demo test check kills tools bench clean
 
 demo: $(READY)
 	@$(BIN)/kvtrace
@@ -19,6 +19,10 @@ check: $(READY) tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+# More SIGKILLs of a writer than the tests take time for.
+kills: $(READY)
+	KVTRACE_KILLS=300 $(BIN)/python -m pytest tests/files/test_writing.py
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/run.py

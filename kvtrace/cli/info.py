@@ -29,7 +29,7 @@ def run(values: argparse.Namespace) -> int:
 
 
 def _lines(report: FileReport) -> list[str]:
-    ending = "incomplete: the recording did not end" if report.ending is None else _ended(report)
+    ending = _unfinished(report) if report.ending is None else _ended(report)
     lines = [
         f"{safe(report.name)}: kvtrace trace, format {report.version}, {byte_size(report.size)}",
         f"{report.steps} steps, {ending}",
@@ -45,6 +45,13 @@ def _lines(report: FileReport) -> list[str]:
     lines += ["", f"strings ({len(report.strings)}), with how often each occurs"]
     lines += [f"  {number:>7}   {safe(text, 1000)}" for text, number in report.strings.items()]
     return lines
+
+
+def _unfinished(report: FileReport) -> str:
+    """A recording that was cut off, and where."""
+    torn = report.size - report.whole
+    where = f", and its last {byte_size(torn)} are torn" if torn else ""
+    return f"incomplete: the recording did not end; whole up to byte {report.whole:,}{where}"
 
 
 def _ended(report: FileReport) -> str:

@@ -7,6 +7,7 @@ import pytest
 from kvtrace.cli import outputs
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import TraceWriter, open_trace
+from kvtrace.units import byte_size
 
 
 def test_info_lists_every_string_of_the_file(kvtrace, trace_file):
@@ -24,6 +25,14 @@ def test_info_of_a_cut_file_is_exit_4(kvtrace, cut_file):
     code, out, _ = kvtrace("info", cut_file)
     assert code == 4
     assert "incomplete" in out
+
+
+def test_info_of_a_cut_file_says_up_to_which_byte_it_is_whole(kvtrace, cut_file):
+    whole = json.loads(kvtrace("info", cut_file, "--json")[1])["whole"]
+    assert 0 < whole < cut_file.stat().st_size
+    torn = cut_file.stat().st_size - whole
+    out = kvtrace("info", cut_file)[1]
+    assert f"whole up to byte {whole:,}, and its last {byte_size(torn)} are torn" in out
 
 
 def test_recover_of_a_whole_file_is_exit_0(kvtrace, trace_file, tmp_path):
