@@ -13,6 +13,8 @@ from kvtrace.errors import KvtraceError, MemoryLimitError, RecordError
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "cannot allocate memory")
 
+_NEEDED = ("torch", "transformers", "tokenizers", "safetensors")
+
 
 def error_of(error: BaseException, script: ModuleType | None) -> KvtraceError:
     """The error to end with.
@@ -27,6 +29,11 @@ def error_of(error: BaseException, script: ModuleType | None) -> KvtraceError:
         return MemoryLimitError(
             f"out of memory while recording ({first_line(error)}); "
             "use fewer tokens, a smaller model, or --dtype bfloat16"
+        )
+    if isinstance(error, ModuleNotFoundError) and error.name in _NEEDED:
+        return RecordError(
+            f"recording needs {error.name}, which this Python does not have; `pip install "
+            f"{error.name}` (traces open without it)"
         )
     where = place(error, script)
     if isinstance(error, SystemExit):

@@ -60,3 +60,9 @@ def test_a_script_that_exits_is_told_so(tmp_path):
 def test_a_message_of_many_lines_becomes_its_first(tmp_path):
     error, module = raised(tmp_path / "my.py", "raise ValueError('one\\ntwo')\n")
     assert str(error_of(error, module)) == "my.py:1: ValueError: one"
+
+
+def test_a_missing_torch_is_said_with_what_works_without_it():
+    error = ModuleNotFoundError("No module named 'torch'", name="torch")
+    assert "recording needs torch" in str(error_of(error, None))
+    assert "traces open without it" in str(error_of(error, None))
