@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvtrace.analysis.checks.classes import KINDS, Kind
@@ -16,11 +17,16 @@ class Finding:
     Attributes:
         name: Of its `Kind`.
         step, layer: Where it is first seen; layer is an index into `Meta.sites`.
-        tensor: "q", "k", "v", "mask", "weights" or "output".
+        tensor: "q", "k", "v", "mask", "weights", "output" or "logits".
         evidence: What was seen, in numbers.
         head: Query or kv head, where it is one.
         row: Attended row (or new row, for q and output), where it is one.
         sequences: Rows of the batch that show it; empty: all.
+        slot: Place in the stored array, where it is about one.
+        apart: Largest relative difference of any tensor there; None where not known.
+        limit: What would be rounding there, relative.
+        since: What is special about where it begins, a clause; empty when nothing is known.
+        code: "module, file.py:line" of the attention there, as far as known.
     """
 
     name: str
@@ -31,6 +37,11 @@ class Finding:
     head: int | None = None
     row: int | None = None
     sequences: tuple[int, ...] = ()
+    slot: int | None = None
+    apart: float | None = None
+    limit: float | None = None
+    since: str = ""
+    code: str = ""
 
     @property
     def kind(self) -> Kind:
@@ -40,18 +51,38 @@ class Finding:
     @property
     def at(self) -> str:
         """Where to look: step/layer/head/tensor, as `kvtrace open --at` takes it."""
-        tensor = self.tensor if self.tensor in ("q", "k", "v") else "k"
+        tensor = self.tensor if self.tensor in ("q", "k", "v", "output", "weights") else "k"
         return f"{self.step}/{self.layer}/{self.head or 0}/{tensor}"
+
+    @property
+    def whom(self) -> str:
+        """Which rows of the batch, as words that follow a place; empty: all of them."""
+        if not self.sequences:
+            return ""
+        rows = ", ".join(map(str, self.sequences))
+        return f", only batch row{'s' if len(self.sequences) > 1 else ''} {rows}"
 
     @property
     def sentence(self) -> str:
         """One line for people."""
-        whom = ""
-        if self.sequences:
-            rows = ", ".join(map(str, self.sequences))
-            whom = f", only batch row{'s' if len(self.sequences) > 1 else ''} {rows}"
-        place = f"step {self.step}, layer {self.layer}{whom}"
+        place = f"step {self.step}, layer {self.layer}{self.whom}"
         return f"{self.name} at {place}: {self.kind.means}; {self.evidence}."
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A step whose lanes prefer different tokens.
+
+    Attributes:
+        step, sequence: Where.
+        margin: How far the cached lane's token leads the next one, in logits.
+        apart: How far the logits of the lanes are apart.
+    """
+
+    step: int
+    sequence: int
+    margin: float
+    apart: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +94,20 @@ class Report:
         findings: In causal order.
         reason: Why this verdict: thresholds with their reason, or why it could not be checked.
         largest: Largest relative difference seen, per tensor name.
-        flips: Steps whose lanes prefer different tokens, with the margin.
+        flips: Steps whose lanes prefer different tokens.
         steps: Steps compared.
+        caveats: What the verdict does not cover, a sentence each.
+        passes: The runs this one is about, when it is about several; each with its own report.
     """
 
     verdict: str
     findings: tuple[Finding, ...] = ()
     reason: str = ""
     largest: tuple[tuple[str, float], ...] = ()
-    flips: tuple[tuple[int, float], ...] = ()
+    flips: tuple[Flip, ...] = ()
     steps: int = 0
+    caveats: tuple[str, ...] = ()
+    passes: tuple[Pass, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -83,3 +118,58 @@ class Report:
     def exit_code(self) -> int:
         """0 equal, 1 diverged, 3 could not check."""
         return {EQUAL: 0, DIVERGED: 1}.get(self.verdict, 3)
+
+    def __str__(self) -> str:
+        """As `kvtrace check` prints it."""
+        from kvtrace.analysis.checks.advice import lines
+
+        return "\n".join(lines(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One run that was checked.
+
+    Attributes:
+        name: What it did, in a phrase: "prefill of 12, 16 decode steps".
+        report: Of this run alone.
+        trace: Path of its trace as the caller can open it; empty when it was not kept.
+        essential: Whether the whole is unchecked when this one is.
+    """
+
+    name: str
+    report: Report
+    trace: str = ""
+    essential: bool = True
+
+
+def together(passes: Sequence[Pass]) -> Report:
+    """One report over several runs: diverged if any is, unchecked if an essential one is."""
+    reports = [one.report for one in passes]
+    needed = [one.report for one in passes if one.essential]
+    verdict, reason = EQUAL, next((one.reason for one in reports if one.ok), "")
+    first = next((one for one in reports if one.verdict == DIVERGED), None)
+    unchecked = next((one for one in needed if one.verdict == UNCHECKED), None)
+    if first is not None:
+        verdict, reason = DIVERGED, first.reason
+    elif unchecked is not None or not needed:
+        verdict = UNCHECKED
+        reason = "nothing was run" if unchecked is None else unchecked.reason
+    return Report(
+        verdict,
+        tuple(found for one in reports for found in one.findings),
+        reason,
+        _largest(reports),
+        tuple(flip for one in reports for flip in one.flips),
+        sum(one.steps for one in reports),
+        tuple(dict.fromkeys(text for one in reports for text in one.caveats)),
+        tuple(passes),
+    )
+
+
+def _largest(reports: Sequence[Report]) -> tuple[tuple[str, float], ...]:
+    out: dict[str, float] = {}
+    for one in reports:
+        for name, value in one.largest:
+            out[name] = max(value, out.get(name, 0.0))
+    return tuple(out.items())

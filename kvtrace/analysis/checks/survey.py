@@ -1,0 +1,124 @@
+"""What the comparisons of a run say in sum: largest differences, flips, and what was left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.noise import largest
+from kvtrace.analysis.checks.report import Flip
+from kvtrace.analysis.selfcheck import TOLERANCES
+from kvtrace.trace import Step, Tensor, Trace
+
+NAMES = {Tensor.QUERIES: "q", Tensor.KEYS: "k", Tensor.VALUES: "v", Tensor.OUTPUT: "output"}
+_FLIPS_KEPT = 1000
+
+
+@dataclass(slots=True)
+class Survey:
+    """Grows with the steps; memory does not.
+
+    Attributes:
+        trace: Whose steps.
+        lane: Compared with the cached one.
+        compared: Steps that were.
+        missing: Numbers of steps that attend and were not.
+        flips: Steps whose lanes prefer different tokens.
+        reused: Whether an attention was given rows that an earlier step computed.
+    """
+
+    trace: Trace
+    lane: str
+    compared: int = 0
+    missing: list[int] = field(default_factory=list)
+    flips: list[Flip] = field(default_factory=list)
+    reused: bool = False
+    _top: NDArray[np.float64] | None = None
+    _unexplained: dict[int, float] = field(default_factory=dict)
+
+    def add(self, step: Step) -> None:
+        """Take a step in."""
+        self._self_checks(step)
+        self.reused = self.reused or _reads_older_rows(step)
+        found = self.trace.compared(step.number, self.lane)
+        sites = self.trace.meta.sites
+        if found is None or found.relative.size == 0:
+            if any(sites[site].kind == "self" for group in step.sites for site in group.sites):
+                self.missing.append(step.number)
+            return
+        self.compared += 1
+        here = largest(found, len(sites))
+        self._top = here if self._top is None else np.fmax(self._top, here)
+        for row, one in enumerate(found.logits):
+            if one.best != one.lane_best and len(self.flips) < _FLIPS_KEPT:
+                self.flips.append(Flip(step.number, row, one.margin, one.max_abs))
+
+    def _self_checks(self, step: Step) -> None:
+        """Sites whose recorded rows do not explain their recorded output."""
+        for group in step.sites:
+            for site, error, scale in zip(
+                group.sites, group.check_error, group.check_scale, strict=True
+            ):
+                limit = TOLERANCES.get(self.trace.meta.sites[site].dtype, 0.1)
+                if error is not None and scale > 0 and error > limit * scale:
+                    self._unexplained.setdefault(site, error / scale)
+
+    @property
+    def largest(self) -> tuple[tuple[str, float], ...]:
+        """Largest relative difference, per tensor name."""
+        if self._top is None:
+            return ()
+        return tuple((NAMES[t], float(np.nanmax(self._top[:, t], initial=0.0))) for t in Tensor)
+
+    @property
+    def uncompared_sites(self) -> list[int]:
+        """Self-attention sites of which no tensor was ever compared."""
+        if self._top is None:
+            return []
+        sites = [site for site in self.trace.meta.sites if site.kind == "self"]
+        return [s.index for s in sites if bool(np.isnan(self._top[s.index]).all())]
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a verdict does not cover."""
+        return tuple(filter(None, (self._unseen(), self._left_out(), self._doubts())))
+
+    def _unseen(self) -> str:
+        names = self.trace.meta.unseen
+        if not names:
+            return ""
+        return f"{len(names)} modules look like attention and were not seen: {_some(names)}"
+
+    def _left_out(self) -> str:
+        sites = [self.trace.meta.sites[index] for index in self.uncompared_sites]
+        if not sites:
+            return ""
+        return f"not compared: {_some([site.module for site in sites])}"
+
+    def _doubts(self) -> str:
+        if not self._unexplained:
+            return ""
+        modules = [self.trace.meta.sites[site].module for site in sorted(self._unexplained)]
+        far = max(self._unexplained.values())
+        return (
+            f"what was recorded of {_some(modules)} does not explain its output (off by "
+            f"{far:.1g}): it does something that kvtrace did not see"
+        )
+
+
+def _reads_older_rows(step: Step) -> bool:
+    """Whether an attention was given rows that this step did not compute."""
+    return any(
+        run.cell < group.first_cell
+        for group in step.caches
+        for runs in group.attended
+        for run in runs
+    )
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    """The first few of many."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

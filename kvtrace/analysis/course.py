@@ -1,0 +1,70 @@
+"""What a run did, in a phrase: "prefill of 12, 16 decode steps", "chunked prefill 5+5+6".
+
+Told by the steps alone, so it is true of any trace, whoever drove the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from kvtrace.trace import Step, Trace
+
+_SHOWN = 6
+
+
+def course(trace: Trace) -> str:
+    """The phrase; several prompts in one run are counted."""
+    numbers = trace.numbers
+    if not numbers:
+        return "nothing"
+    steps = [trace.step(number) for number in numbers[:_MANY]]
+    starts = [step for step in steps if step.parent is None]
+    first = steps[: _end_of_first(steps)]
+    prefill = [step.new for step in first if step.phase == "prefill"]
+    decoded = sum(step.phase != "prefill" for step in first)
+    decoded += max(0, len(numbers) - len(steps)) if len(starts) < 2 else 0
+    words = _words(prefill, decoded)
+    batch = _batch(first)
+    text = f"{batch}: {words}" if batch else words
+    return text if len(starts) < 2 else f"{text}, and {len(starts) - 1} more"
+
+
+_MANY = 4096
+"""Steps that are looked at; what follows is counted as decode steps."""
+
+
+def _end_of_first(steps: Sequence[Step]) -> int:
+    """Where a second start is, if there is one."""
+    later = (at for at, step in enumerate(steps) if at and step.parent is None)
+    return next(later, len(steps))
+
+
+def _words(prefill: Sequence[int], decoded: int) -> str:
+    steps = f"{decoded} decode step{'' if decoded == 1 else 's'}" if decoded else ""
+    start = f"prefill of {prefill[0]}" if prefill else ""
+    if len(prefill) > 1:
+        start = f"chunked prefill {'+'.join(map(str, _shortened(prefill)))}"
+    return ", ".join(filter(None, (start, steps))) or "nothing"
+
+
+def _shortened(sizes: Sequence[int]) -> list[object]:
+    """Sizes of chunks; equal ones in a row are counted when there are many."""
+    if len(sizes) <= _SHOWN:
+        return list(sizes)
+    out: list[object] = []
+    for size, same in groupby(sizes):
+        number = len(list(same))
+        out += [f"{number}×{size}"] if number > 2 else [size] * number
+    return out if len(out) <= _SHOWN else [*out[: _SHOWN - 1], "…"]
+
+
+def _batch(steps: Sequence[Step]) -> str:
+    """How many sequences, and which kind: "left-padded batch of 2"; empty for one."""
+    rows = max((step.num_sequences for step in steps), default=1)
+    if rows < 2:
+        return ""
+    if any(event.kind == "reorder" for step in steps for event in step.events):
+        return f"{rows} beams or samples"
+    padded = any(place < 0 for step in steps for row in step.positions for place in row)
+    return f"left-padded batch of {rows}" if padded else f"batch of {rows}"

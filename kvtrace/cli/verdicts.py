@@ -1,0 +1,144 @@
+"""Telling a verdict: as text while it is found, as JSON, as JUnit XML, or in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+from kvtrace.analysis.checks.advice import closing, finding_lines, headline, lines, runs
+from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Finding, Pass, Report
+from kvtrace.cli.show.plain import Plain, plain
+from kvtrace.text import safe
+
+_WIDEST = 100
+
+
+class Teller:
+    """Prints findings as soon as they are known, and at the end what is left to say.
+
+    Attributes:
+        how: "text", "verbose", "quiet" or "json".
+    """
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self._told: set[str] = set()
+
+    def found(self, finding: Finding, run: Pass) -> None:
+        """A finding of a run that is still being checked; `run` says its name and trace."""
+        early = self.how in ("text", "verbose") and finding.kind.bug
+        if not early or finding.name in self._told:
+            return
+        first = not self._told
+        self._told.add(finding.name)
+        if first:
+            so_far = Pass(run.name, Report(DIVERGED, (finding,)), run.trace)
+            print(headline(Report(DIVERGED, (finding,), passes=(so_far,))))
+        print("", *finding_lines(finding, run, titled=not first, width=_width()), sep="\n")
+        sys.stdout.flush()
+
+    def end(self, report: Report) -> None:
+        """Everything is known."""
+        if self.how == "json":
+            print(json.dumps(facts(report), indent=1))
+        elif self.how == "quiet":
+            print(headline(report))
+        elif self._told:
+            self._rest(report)
+        else:
+            print("\n".join(lines(report, verbose=self.how == "verbose", width=_width())))
+
+    def _rest(self, report: Report) -> None:
+        """What could not be said before everything was known."""
+        verbose = self.how == "verbose"
+        for one in report.passes:
+            for finding in one.report.findings:
+                if finding.name not in self._told:
+                    self._told.add(finding.name)
+                    print("", *finding_lines(finding, one, width=_width()), sep="\n")
+        if len(report.passes) > 1 or verbose:
+            print("", *runs(report, verbose=verbose), sep="\n")
+        if told := closing(report, width=_width()):
+            print("", *told, sep="\n")
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
+
+
+def facts(report: Report) -> dict[str, Plain]:
+    """A report as JSON says it."""
+    out: dict[str, Plain] = {
+        "verdict": report.verdict,
+        "exit_code": report.exit_code,
+        "reason": report.reason,
+        "steps": report.steps,
+        "findings": [_finding(one) for one in report.findings],
+        "largest": plain(dict(report.largest)),
+        "flips": plain(report.flips),
+        "caveats": plain(report.caveats),
+    }
+    if report.passes:
+        out["runs"] = [_run(one) for one in report.passes]
+    return out
+
+
+def _run(one: Pass) -> Plain:
+    about: dict[str, Plain] = {
+        "name": one.name,
+        "trace": one.trace or None,
+        "essential": one.essential,
+    }
+    return about | facts(one.report)
+
+
+def _finding(found: Finding) -> Plain:
+    kind = found.kind
+    more: Mapping[str, Plain] = {
+        "means": kind.means,
+        "cause": kind.cause,
+        "bug": kind.bug,
+        "at": found.at,
+    }
+    fields = plain(found)
+    return {**fields, **more} if isinstance(fields, dict) else fields
+
+
+def write_junit(report: Report, path: Path, suite: str) -> None:
+    """The report as JUnit XML: one test case a run.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    cases = [_case(one, suite) for one in report.passes or (Pass(suite, report),)]
+    failures = sum("<failure" in case for case in cases)
+    errors = sum("<error" in case for case in cases)
+    skipped = sum("<skipped" in case for case in cases)
+    head = (
+        f'<testsuite name={_attribute(suite)} tests="{len(cases)}" failures="{failures}" '
+        f'errors="{errors}" skipped="{skipped}">'
+    )
+    text = "\n".join(['<?xml version="1.0" encoding="utf-8"?>', head, *cases, "</testsuite>", ""])
+    path.write_text(text, encoding="utf-8")
+
+
+def _case(one: Pass, suite: str) -> str:
+    report = one.report
+    head = f"<testcase classname={_attribute(suite)} name={_attribute(one.name or suite)}"
+    if report.ok:
+        return f"{head}/>"
+    message = headline(Report(report.verdict, report.findings, report.reason, passes=(one,)))
+    kind = "failure"
+    if report.verdict == UNCHECKED:
+        kind = "error" if one.essential else "skipped"
+    told = escape("\n".join(lines(Report(report.verdict, report.findings, report.reason))))
+    body = f"<{kind} message={_attribute(message)}>{told}</{kind}>"
+    return f"{head}>{body}</testcase>"
+
+
+def _attribute(text: str) -> str:
+    return quoteattr(safe(text, 1000))
