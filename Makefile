@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with git, make and python3 >= 3.11:
 #   make demo     open the screen on the built-in model
 #   make test     every check and every test
+#   make nightly  all that, and every architecture of transformers
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -23,6 +24,13 @@ check: $(READY) tools
 # More SIGKILLs of a writer than the tests take time for.
 kills: $(READY)
 	KVTRACE_KILLS=300 $(BIN)/python -m pytest tests/files/test_writing.py
+
+# Every causal-LM type of transformers, recorded and verified; goes on where it was interrupted.
+coverage-table: $(READY)
+	cd tests && ../$(BIN)/python -m sweep.run --output ../docs/coverage.md
+
+nightly: check
+	cd tests && ../$(BIN)/python -m sweep.run --fresh --output ../docs/coverage.md --at-least 178
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/run.py
