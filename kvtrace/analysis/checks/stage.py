@@ -59,7 +59,7 @@ def stage(
         layer=layer,
         sequence=sequence,
         site=site,
-        first_step=trace.cache_step(number, layer).length_before == 0,
+        first_step=step.parent is None and trace.cache_step(number, layer).length_before == 0,
         cached=mine,
         reference=theirs,
         places=np.arange(reference.first, reference.places),
@@ -109,21 +109,33 @@ def _weights(trace: Trace, reference: Reference, layer: int, row: int) -> Floats
 def _changed(
     trace: Trace, number: int, layer: int, sequence: int, view: CacheView
 ) -> NDArray[np.bool_]:
-    """Rows that replaced another one in their slot since the step before."""
+    """Rows that replaced another one in their slot since the step before.
+
+    A cell is the same row for ever; another cell may still hold the same numbers, where rows
+    were recorded anew. Rows that only moved to another slot are not changed.
+    """
     out = np.zeros(len(view.cells), bool)
     step = trace.step(number)
     if step.parent is None or any(event.kind != "crop" for event in step.events):
         return out
     try:
-        before = trace.cache_step(step.parent, layer).attended[sequence]
+        before = trace.cache(step.parent, layer, sequence)
     except (TraceError, IndexError):
         return out
-    held = {run.slot + n: run.cell + n for run in before for n in range(run.count)}
-    there, earlier = set(view.cells.tolist()), set(held.values())
+    held = {slot: row for row, slot in enumerate(before.slots.tolist())}
+    there, earlier = set(view.cells.tolist()), set(before.cells.tolist())
     for row, (slot, cell) in enumerate(zip(view.slots.tolist(), view.cells.tolist(), strict=True)):
         old = held.get(slot)
-        out[row] = old is not None and old not in there and cell not in earlier
+        if old is None or cell in earlier or int(before.cells[old]) in there:
+            continue
+        out[row] = not _same(view, row, before, old)
     return out
+
+
+def _same(view: CacheView, row: int, before: CacheView, old: int) -> bool:
+    """Whether two rows hold the same numbers."""
+    pairs = ((view.keys, before.keys), (view.values, before.values))
+    return all(np.array_equal(now[:, row], then[:, old], equal_nan=True) for now, then in pairs)
 
 
 def _scales(side: Side, tolerance: float) -> Scales:

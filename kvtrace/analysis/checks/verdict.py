@@ -12,7 +12,7 @@ from kvtrace.analysis.checks.begin import begins
 from kvtrace.analysis.checks.classes import KINDS
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.noise import Noise, largest, noise
-from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Pass, Report
+from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Trial, Report
 from kvtrace.analysis.checks.stage import stage
 from kvtrace.analysis.checks.survey import NAMES, Survey
 from kvtrace.analysis.course import course
@@ -53,7 +53,7 @@ def check(trace: Trace, lane: str = "recomputed", on_finding: Told | None = None
     return _report(trace, survey, found, reason, trouble)
 
 
-def checked(trace: Trace, path: str = "", on_finding: Told | None = None) -> Pass:
+def checked(trace: Trace, path: str = "", on_finding: Told | None = None) -> Trial:
     """A trace as one of several runs that were checked.
 
     Args:
@@ -61,7 +61,7 @@ def checked(trace: Trace, path: str = "", on_finding: Told | None = None) -> Pas
         path: As the caller can open it.
         on_finding: Told of each finding as soon as it is found.
     """
-    return Pass(course(trace), check(trace, on_finding=on_finding), path)
+    return Trial(course(trace), check(trace, on_finding=on_finding), path)
 
 
 def _hopeless(trace: Trace, lane: str) -> str:
@@ -145,15 +145,18 @@ def findings(trace: Trace, lane: str, limits: Noise) -> Iterator[Finding]:
     searched = 0
     for number in trace.numbers:
         step = trace.step(number)
-        place = _first_site(trace, step, lane, limits)
-        if place is None:
+        places = _sites_beyond(trace, step, lane, limits)
+        if not places:
             lost = _lost_numbers(step)
             if lost is None:
                 continue
             yield _placed(trace, lost, None, None)
             break
         rest = [n for n in range(step.num_sequences) if n not in explained]
-        for one in _at(trace, step, place, rest, lane, limits):
+        # the first site that has something to say: a row may differ that nobody looks at
+        each = ((place, _at(trace, step, place, rest, lane, limits)) for place in places)
+        place, here = next(((place, said) for place, said in each if said), (0, []))
+        for one in here:
             since = "" if explained else begins(trace, number, place)
             yield replace(one, since=since)
             explained |= set(one.sequences or range(step.num_sequences))
@@ -175,39 +178,44 @@ def _said_by_the_recorder(trace: Trace) -> Iterator[Finding]:
             yield _placed(trace, found, None, None)
 
 
-def _first_site(trace: Trace, step: Step, lane: str, limits: Noise) -> int | None:
-    """The first site of a step that differs by more than rounding."""
+def _sites_beyond(trace: Trace, step: Step, lane: str, limits: Noise) -> list[int]:
+    """The sites of a step that differ by more than rounding, in order."""
     compared = trace.compared(step.number, lane)
     if compared is None:
-        return None
+        return []
     top = largest(compared, len(limits.threshold))
     over: NDArray[np.bool_] = np.any(top > limits.threshold, axis=1)
     for group in step.sites:
         for site, bad in zip(group.sites, group.nonfinite, strict=True):
             over[site] = bool(over[site]) or bool(bad)
-    return int(np.flatnonzero(over)[0]) if over.any() else None
+    return [int(site) for site in np.flatnonzero(over)]
 
 
 def _at(
     trace: Trace, step: Step, layer: int, sequences: list[int], lane: str, limits: Noise
-) -> Iterator[Finding]:
+) -> list[Finding]:
     """What is wrong at one site, sequences that show the same together."""
     tolerance = float(limits.threshold[layer].max())
     groups: dict[str, list[Finding]] = {}
+    staged = True
     for sequence in sequences:
         scene = stage(trace, step.number, layer, sequence, tolerance, lane)
+        staged = staged and scene is not None
         one = None if scene is None else diagnose(scene)
         if one is not None:
             groups.setdefault(one.name, []).append(replace(one, sequences=(sequence,)))
     if not groups:
-        unknown = _unexplained(trace, step, layer, lane, limits) or _broken(trace, step, layer)
-        if unknown is not None:
-            yield _placed(trace, unknown, limits, lane)
+        unknown = _unexplained(trace, step, layer, lane, limits, staged) or _broken(
+            trace, step, layer
+        )
+        return [] if unknown is None else [_placed(trace, unknown, limits, lane)]
+    out = []
     for same in groups.values():
         rows = tuple(sorted(n for one in same for n in one.sequences))
         everyone = len(rows) == step.num_sequences
         found = replace(same[0], sequences=() if everyone else rows)
-        yield _placed(trace, found, limits, lane, same[0].sequences[0])
+        out.append(_placed(trace, found, limits, lane, same[0].sequences[0]))
+    return out
 
 
 def _placed(
@@ -241,13 +249,21 @@ def _slot(trace: Trace, found: Finding, sequence: int) -> int | None:
     return None
 
 
-def _unexplained(trace: Trace, step: Step, layer: int, lane: str, limits: Noise) -> Finding | None:
-    """The difference itself, where no signature speaks."""
+def _unexplained(
+    trace: Trace, step: Step, layer: int, lane: str, limits: Noise, staged: bool
+) -> Finding | None:
+    """The difference itself, where no signature speaks.
+
+    Once the rows were looked at, keys and values that differ are rows that no query sees.
+    """
     compared = trace.compared(step.number, lane)
     if compared is None:
         return None
     relative: NDArray[np.float64] = np.asarray(compared.relative[layer], np.float64)
-    over = np.argwhere(relative > limits.threshold[layer][:, None])
+    beyond = relative > limits.threshold[layer][:, None]
+    if staged:
+        beyond[[Tensor.KEYS, Tensor.VALUES]] = False
+    over = np.argwhere(beyond)
     if not len(over):
         return None
     tensor, head = (int(n) for n in over[0])
