@@ -10,6 +10,7 @@ from kvtrace_tui import moves
 from kvtrace_tui.actions import ACTIONS, BY_ID, footer, markdown
 from kvtrace_tui.cursor import View
 from kvtrace_tui.desk import TRAITS, Desk, Recording
+from kvtrace_tui.found import Found
 
 
 class Stage:
@@ -170,11 +171,14 @@ def test_the_largest_difference_is_found_and_shown(desk):
 
 
 def test_c_goes_to_breakpoints_and_findings(desk):
-    desk.findings = ((5, "diverged"),)
+    desk.found = (Found(5, "DTYPE", "by 2e-3", 1, None, "k", row=3, means="rounded", grave=True),)
     press(desk, "next_step", "break", "first_step", "next_stop")
     assert desk.cursor.step == 2
     press(desk, "next_stop")
-    assert (desk.cursor.step, desk.message) == (5, "step 5: diverged")
+    assert (desk.cursor.step, desk.cursor.layer, desk.cursor.row) == (5, 1, 3)
+    assert desk.cursor.view is View.ABSOLUTE
+    assert desk.focus == "keys"
+    assert desk.message.startswith("✗ DTYPE at step 5, layer 1, k")
     press(desk, "next_stop")
     assert desk.message.startswith("no breakpoint or finding after step 5")
     press(desk, "previous_stop")

@@ -6,12 +6,14 @@ from kvtrace_tui.breakpoints import (
     DEFAULT,
     BreakKind,
     Breakpoint,
+    Stop,
     next_stop,
     parse,
     stops,
     toggled,
     written,
 )
+from kvtrace_tui.found import Found
 
 
 def test_conditions_are_read_as_they_are_written():
@@ -36,10 +38,19 @@ def test_a_breakpoint_is_set_and_cleared():
 
 def test_stops_are_recorded_steps_each_with_its_reason():
     trace = synthetic_trace(Shape(decode=6))
-    found = [(2, "diverged at step 2"), (99, "nowhere")]
+    found = [Found(2, "finding", "diverged"), Found(99, "finding", "nowhere"), Found(None, "x", "")]
     points = parse("step 4, step 77, finding")
-    assert stops(trace, points, found) == {2: "diverged at step 2", 4: "step 4"}
-    assert stops(trace, parse("finding sink"), found) == {}
+    assert stops(trace, points, found) == [
+        Stop(2, "finding: diverged", found[0]),
+        Stop(4, "step 4"),
+    ]
+    assert stops(trace, parse("finding sink"), found) == []
+
+
+def test_a_plain_note_is_no_stop_and_a_bookmark_is():
+    trace = synthetic_trace(Shape(decode=6))
+    notes = [Found(1, "note", "hm", stops=False), Found(3, "bookmark", "here")]
+    assert [stop.step for stop in stops(trace, DEFAULT, notes)] == [3]
 
 
 def test_a_token_stops_where_it_goes_in_and_where_it_is_chosen():
@@ -48,12 +59,25 @@ def test_a_token_stops_where_it_goes_in_and_where_it_is_chosen():
     token = int(table["chosen"][2])
     text = trace.source.texts[token] = "unmistakable"
     expected = [int(row["number"]) for row in table if token in (row["token"], row["chosen"])]
-    assert list(stops(trace, {Breakpoint(BreakKind.TOKEN, text)})) == expected
+    found = stops(trace, {Breakpoint(BreakKind.TOKEN, text)})
+    assert [stop.step for stop in found] == expected
     assert 2 in expected
 
 
 def test_the_next_stop_is_the_closest_in_that_direction():
-    assert next_stop([1, 4, 9], 4, 1) == 9
-    assert next_stop([1, 4, 9], 4, -1) == 1
-    assert next_stop([1, 4, 9], 9, 1) is None
+    at = [Stop(step, "") for step in (1, 4, 9)]
+    assert next_stop(at, 4, 1) is at[2]
+    assert next_stop(at, 4, -1) is at[0]
+    assert next_stop(at, 9, 1) is None
     assert next_stop([], 0, -1) is None
+
+
+def test_all_that_was_found_at_one_step_is_walked_one_by_one():
+    found = [Found(4, "A", "", layer=layer) for layer in (0, 2)]
+    at = [Stop(1, ""), *(Stop(4, "", one) for one in found), Stop(9, "")]
+    assert next_stop(at, 4, 1) is at[1]  # it was not shown yet
+    assert next_stop(at, 4, 1, at[1]) is at[2]
+    assert next_stop(at, 4, 1, at[2]) is at[3]
+    assert next_stop(at, 4, -1, at[2]) is at[1]
+    assert next_stop(at, 4, -1, at[1]) is at[0]
+    assert next_stop(at, 9, 1, at[2]) is None  # one has gone on by hand meanwhile

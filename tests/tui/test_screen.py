@@ -167,12 +167,14 @@ async def test_breakpoints_and_findings_are_marked_and_reached(trace):
     async with app.run_test(size=(160, 45)) as pilot:
         for _ in range(100):
             await pilot.pause(0.02)
-            if app.screen.desk.findings:
+            if app.screen.desk.answer.verdict != "checking":
                 break
-        assert (4, "divergence: planted") in app.screen.desk.findings
+        assert [one.said for one in app.screen.desk.found] == ["divergence: planted"]
+        assert "✓ lanes equal" in shown(app)[0]
         await press(pilot, "end", "C")
         assert "step 4/6" in shown(app)[0]
-        assert "planted" in shown(app)[-1]
+        assert "L1" in shown(app)[0]
+        assert "planted" in shown(app)[1]
 
 
 async def test_copy_reaches_the_clipboard(trace):
@@ -217,15 +219,14 @@ async def test_the_wheel_goes_through_time(trace):
 
 
 async def test_play_goes_on_to_the_end_and_stops(trace, monkeypatch):
-    monkeypatch.setattr("kvtrace_tui.screens.main.PLAY_S", 0.05)
+    monkeypatch.setattr("kvtrace_tui.screens.main.PLAY_S", 3600)
     app = app_of(trace)
     async with app.run_test(size=(120, 40)) as pilot:
         await press(pilot, "space")
         assert "playing" in shown(app)[0]
-        for _ in range(200):
-            await pilot.pause(0.01)
-            if not app.screen.desk.playing:
-                break
+        for _ in range(6):
+            app.screen._play()
+        await pilot.pause()
         assert app.screen.desk.cursor.step == 6
         assert "playing" not in shown(app)[0]
 
@@ -367,3 +368,23 @@ async def test_the_banner_of_a_model_is_always_in_sight(trace):
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.pause()
         assert "3 weights are random" in shown(app)[0]
+
+
+async def test_the_list_of_findings_goes_to_the_one_that_is_chosen(trace):
+    for step in (2, 5):
+        trace.source.notes.append(Note("finding", f"planted {step}", step=step, site=1))
+    app = app_of(trace)
+    async with app.run_test(size=(160, 45)) as pilot:
+        await press(pilot, "f")
+        for _ in range(100):
+            await pilot.pause(0.02)
+            if "equal within rounding" in "\n".join(shown(app)):
+                break
+        lines = "\n".join(shown(app))
+        assert "✓ equal within rounding · 2 found" in lines
+        assert "planted 2" in lines
+        await press(pilot, "down", "enter")
+        assert app.screen.desk.cursor.step == 5
+        assert "planted 5" in shown(app)[1]
+        await press(pilot, "f", "escape")
+        assert app.screen.desk.cursor.step == 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from kvtrace_tui import deeds, moves, reasons
+from kvtrace_tui import deeds, jumps, moves, reasons
 from kvtrace_tui.action import SHOWN, Action
 from kvtrace_tui.arrangement import PANES
 from kvtrace_tui.cursor import Axis
@@ -28,9 +28,9 @@ def _time() -> Iterable[Action]:
     yield Action("previous_step", ("N",), "Back", "Go to the previous step.",
                  TIME, deeds.step_by(-1), reasons.at_first, weight=2)
     yield Action("next_stop", ("c",), "Continue", "Go to the next breakpoint or finding.",
-                 TIME, deeds.stop_by(1), weight=9)
+                 TIME, jumps.stop_by(1), weight=9)
     yield Action("previous_stop", ("C",), "Rewind", "Go to the previous breakpoint or finding.",
-                 TIME, deeds.stop_by(-1))
+                 TIME, jumps.stop_by(-1))
     yield Action("walk", ("s",), "Sub-step", "Go on by one layer inside the step.",
                  TIME, deeds.walk_by(1), weight=8)
     yield Action("walk_back", ("S",), "Sub-step back", "Go back by one layer inside the step.",
@@ -85,7 +85,7 @@ def _view() -> Iterable[Action]:
                  changed(moves.next_view, lambda c: f"showing {c.view.value}"),
                  reasons.needs_lane, weight=11)
     yield Action("largest", ("D",), "Largest diff", "Jump to the largest difference of the run.",
-                 VIEW, deeds.jump_to_difference, reasons.needs_lane, weight=12)
+                 VIEW, jumps.jump_to_difference, reasons.needs_lane, weight=12)
     yield Action("numbers", ("t",), "Numbers",
                  "Switch between map and numbers; in the grid, show another measure.", VIEW,
                  deeds.toggle_numbers, weight=16)
@@ -114,7 +114,7 @@ def _run() -> Iterable[Action]:
     yield Action("choose", (), "Choose a token",
                  "Go on with another token than the model's choice.", RUN,
                  deeds.choose_token, reasons.needs_pause)
-    yield Action("log", (), "Log", "What the recording process printed.", RUN,
+    yield Action("log", ("o",), "Log", "What the recording process printed.", RUN,
                  _open("log"), reasons.ok)
 
 
@@ -125,8 +125,9 @@ def _screen() -> Iterable[Action]:
                  SCREEN, deeds.copy_expression)
     yield Action("export", ("e",), "Export", "Write a picture of the screen (SVG) to a file.",
                  SCREEN, lambda desk: desk.stage.export(), reasons.ok)
-    yield Action("findings", (), "Findings", "Everything that was found in this trace.", SCREEN,
-                 _open("findings"))
+    yield Action("findings", ("f",), "Findings",
+                 "Whether the lanes are equal, and everything that was found.", SCREEN,
+                 _open("findings"), weight=12)
     yield Action("next_pane", ("tab",), "Next pane", "Give the arrows to the next pane.", SCREEN,
                  deeds.cycle_focus(1), reasons.ok)
     yield Action("previous_pane", ("shift+tab",), "Previous pane",

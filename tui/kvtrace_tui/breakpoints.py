@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from kvtrace.errors import UsageError
 from kvtrace.trace import Trace
+from kvtrace_tui.found import Found
 
 
 class BreakKind(StrEnum):
@@ -63,19 +64,36 @@ def toggled(breakpoints: Breakpoints, step: int) -> Breakpoints:
     return breakpoints ^ {Breakpoint(BreakKind.STEP, str(step))}
 
 
-Findings = Sequence[tuple[int, str]]
-"""(step, sentence) of everything that was found."""
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A place where `c` stops.
+
+    Attributes:
+        step: Number of a recorded step.
+        reason: The condition, or what was found.
+        found: What was found there; None: a condition.
+    """
+
+    step: int
+    reason: str
+    found: Found | None = None
 
 
-def stops(trace: Trace, breakpoints: Breakpoints, findings: Findings = ()) -> dict[int, str]:
-    """Steps to stop at, ascending, each with the reason."""
-    found: dict[int, str] = {}
+def stops(trace: Trace, breakpoints: Breakpoints, found: Sequence[Found] = ()) -> list[Stop]:
+    """All stops, by step; at one step the conditions as one, then each thing found, in order."""
     recorded = set(trace.numbers)
+    conditions: dict[int, Stop] = {}
+    places: dict[Found, Stop] = {}
     for one in sorted(breakpoints, key=_order):
-        for step, reason in _steps(trace, one, findings):
-            if step in recorded:
-                found.setdefault(step, reason)
-    return dict(sorted(found.items()))
+        for stop in _stops(trace, one, found):
+            if stop.step not in recorded:
+                continue
+            if stop.found is None:
+                conditions.setdefault(stop.step, stop)
+            else:
+                places.setdefault(stop.found, stop)
+    ordered = [*conditions.values(), *places.values()]
+    return sorted(ordered, key=lambda stop: (stop.step, stop.found.order if stop.found else ()))
 
 
 def token_steps(trace: Trace, text: str) -> list[int]:
@@ -97,18 +115,44 @@ def token_steps(trace: Trace, text: str) -> list[int]:
     return [number for number, token, chosen in rows if has(token) or has(chosen)]
 
 
-def next_stop(steps: Sequence[int], now: int, direction: int) -> int | None:
-    """The closest of the steps after (1) or before (-1) `now`; None if there is none."""
-    ahead = [step for step in steps if (step - now) * direction > 0]
-    return min(ahead, key=lambda step: abs(step - now), default=None)
+def next_stop(
+    stops: Sequence[Stop], now: int, direction: int, on: Stop | None = None
+) -> Stop | None:
+    """The closest stop after (1) or before (-1) a step; None if there is none.
+
+    What was found at the step itself comes next too, until it was shown.
+
+    Args:
+        stops: In order.
+        now: The step one is at.
+        direction: 1 or -1.
+        on: The stop one is on, if any.
+    """
+    if on is not None and on.step == now and on in stops:
+        at = stops.index(on) + direction
+        return stops[at] if 0 <= at < len(stops) else None
+    ahead = [
+        stop
+        for stop in stops
+        if (stop.step - now) * direction > 0
+        or (stop.step == now and direction > 0 and stop.found is not None)
+    ]
+    if not ahead:
+        return None
+    return ahead[0] if direction > 0 else ahead[-1]
 
 
-def _steps(trace: Trace, one: Breakpoint, findings: Findings) -> list[tuple[int, str]]:
+def _stops(trace: Trace, one: Breakpoint, found: Sequence[Found]) -> list[Stop]:
     if one.kind is BreakKind.STEP:
-        return [(int(one.text), str(one))]
+        return [Stop(int(one.text), str(one))]
     if one.kind is BreakKind.TOKEN:
-        return [(step, str(one)) for step in token_steps(trace, one.text)]
-    return [found for found in findings if one.text.lower() in found[1].lower()]
+        return [Stop(step, str(one)) for step in token_steps(trace, one.text)]
+    words = one.text.lower()
+    return [
+        Stop(each.step, each.sentence, each)
+        for each in found
+        if each.step is not None and each.stops and words in each.sentence.lower()
+    ]
 
 
 def _order(one: Breakpoint) -> tuple[int, int, str]:

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kvtrace import text
-from kvtrace.analysis.parting import largest_difference
 from kvtrace.analysis.tensors import head_rows
 from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor, Trace
-from kvtrace_tui import breakpoints, differences, moves, places, reasons
+from kvtrace_tui import breakpoints, moves, places, reasons
 from kvtrace_tui.arrangement import PANES
 from kvtrace_tui.cursor import Axis, Cursor
 from kvtrace_tui.desk import TRAITS, Desk, Recording
@@ -63,26 +62,6 @@ def walk_by(by: int) -> Deed:
 
     def deed(desk: Desk) -> None:
         desk.go(moves.walk(desk.cursor, _trace(desk), by))
-
-    return deed
-
-
-def stop_by(direction: int) -> Deed:
-    """Go to the next or the previous breakpoint or finding."""
-
-    def deed(desk: Desk) -> None:
-        trace = _trace(desk)
-        stops = breakpoints.stops(trace, desk.breakpoints, desk.findings)
-        step = breakpoints.next_stop(list(stops), desk.cursor.step, direction)
-        if step is None:
-            where = "after" if direction > 0 else "before"
-            desk.say(
-                f"no breakpoint or finding {where} step {desk.cursor.step}: "
-                "b sets one here, B edits conditions"
-            )
-            return
-        desk.go(moves.to_step(desk.cursor, trace, step))
-        desk.say(f"step {step}: {text.safe(stops[step])}")
 
     return deed
 
@@ -219,19 +198,6 @@ def toggle_numbers(desk: Desk) -> None:
 def zoom_by(by: int) -> Deed:
     """Enlarge or shrink maps."""
     return changed(lambda cursor: moves.zoomed(cursor, by), lambda cursor: f"zoom {cursor.zoom}")
-
-
-def jump_to_difference(desk: Desk) -> None:
-    """Go where the lanes differ most."""
-    trace = _trace(desk)
-    place = largest_difference(trace, desk.cursor.lane)
-    if place is None:
-        desk.say(f"nothing was compared with the {desk.cursor.lane} lane")
-        return
-    desk.go(differences.show(desk.cursor, trace, place))
-    pane = {Tensor.QUERIES: "queries", Tensor.KEYS: "keys", Tensor.VALUES: "values"}
-    desk.focus_on(pane.get(place.tensor, "output"))
-    desk.say(f"largest difference: {place.text}")
 
 
 def maximise(desk: Desk) -> None:

@@ -13,8 +13,9 @@ from typing import Protocol
 
 from kvtrace.trace import Tensor, Trace
 from kvtrace_tui.arrangement import PANES
-from kvtrace_tui.breakpoints import DEFAULT, Breakpoints, Findings
+from kvtrace_tui.breakpoints import DEFAULT, Breakpoints, Stop
 from kvtrace_tui.cursor import Axis, Cursor
+from kvtrace_tui.found import Answer, Found
 
 
 class Recording(StrEnum):
@@ -108,7 +109,9 @@ class Desk:
         recording: How the trace stands.
         message: What the last key led to, shown until the next one.
         searched: What was searched for last.
-        findings: What was found in the trace, as (step, sentence).
+        stop: The breakpoint or finding that was gone to last.
+        found: What was found in the trace, in order.
+        answer: Whether the lanes are equal, as far as that is known.
     """
 
     stage: Stage
@@ -123,7 +126,9 @@ class Desk:
     recording: Recording = Recording.RECORDED
     message: str = ""
     searched: str = ""
-    findings: Findings = ()
+    stop: Stop | None = None
+    found: tuple[Found, ...] = ()
+    answer: Answer = field(default_factory=Answer)
 
     @property
     def traits(self) -> PaneTraits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,7 @@ def layer_grid(
     *,
     labels: Sequence[str] | None = None,
     run_until: int | None = None,
+    flagged: Collection[tuple[int, bool]] = (),
 ) -> list[Strip]:
     """Head labels, then a line for each bin of layers.
 
@@ -72,6 +73,7 @@ def layer_grid(
         mark: The (layer, head) of the cursor.
         labels: Names of the layers; their numbers by default.
         run_until: Layers after this one have not run yet.
+        flagged: Layers with something to say, and whether they say it now; ✗ beside the layer.
     """
     paint = painter(look.palette, look.depth, signed=look.shade.signed)
     shown = pooled(values, layout.down, layout.across, look.pooling)
@@ -81,15 +83,22 @@ def layer_grid(
         layers = layout.down.indices_of(y)
         selected = mark[0] in layers
         name = labels[layers.start] if labels else str(layers.start)
-        gutter = Segment(
-            name[: layout.gutter - 1].rjust(layout.gutter - 1) + " ",
-            ink.STRONG if selected else ink.DIM,
-        )
+        name = name[: layout.gutter - 1].rjust(layout.gutter - 1)
+        gutter = [Segment(name, ink.STRONG if selected else ink.DIM), _flag(layers, flagged)]
         waiting = run_until is not None and layers.start > run_until
         chosen = layout.across.cells_of(mark[1]) if selected else range(0)
         cells = _cells(levels[y], layout.across.stretch, chosen, (paint, look), waiting)
-        lines.append(Strip([gutter, *cells]))
+        lines.append(Strip([*gutter, *cells]))
     return lines
+
+
+def _flag(layers: range, flagged: Collection[tuple[int, bool]]) -> Segment:
+    """Beside a layer that something was found in: bright where it is this step's."""
+    if any((layer, True) in flagged for layer in layers):
+        return Segment("✗", ink.BAD)
+    if any((layer, False) in flagged for layer in layers):
+        return Segment("✗", ink.FAINT)
+    return Segment(" ", ink.DIM)
 
 
 def _head_labels(layout: GridLayout, head: int) -> Strip:

@@ -92,6 +92,8 @@ class GridPane(Pane):
         measure: What is shown; in the views that compare lanes, their difference.
     """
 
+    speaks = True
+
     def __init__(self, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._shelf = shelf
@@ -130,7 +132,16 @@ class GridPane(Pane):
         layers, heads = table.shape
         self._layout = GridLayout.fit(layers, heads, (width, height - 2), mark)
         drawn = layer_grid(
-            table, self._layout, look, mark, run_until=cursor.layer if cursor.inside else None
+            table,
+            self._layout,
+            look,
+            mark,
+            run_until=cursor.layer if cursor.inside else None,
+            flagged=frozenset(
+                (one.layer, one.step == cursor.step)
+                for one in self.found
+                if one.layer is not None and one.stops
+            ),
         )
         value = float(table[mark]) if cursor.layer < layers and cursor.head < heads else np.nan
         said = "–" if np.isnan(value) else f"{value:.3g}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 from rich.style import Style
@@ -21,7 +21,8 @@ from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece, line, padded
 from kvtrace_tui.drawing.numbers import number
-from kvtrace_tui.panes.pane import Pane
+from kvtrace_tui.found import Found
+from kvtrace_tui.panes.pane import Pane, wrapped
 from kvtrace_tui.panes.rows import RowStore, Shelf
 from kvtrace_tui.panes.views import LETTERS, compared
 
@@ -41,6 +42,8 @@ _NAME = 8
 class InspectorPane(Pane):
     """Names at the left, numbers at the right; what matters most comes first."""
 
+    speaks = True
+
     def __init__(self, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._shelf = shelf
@@ -59,7 +62,9 @@ class InspectorPane(Pane):
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """Row, numbers, verdict, self-check, statistics, what the step did to the layer."""
         about = f"row {cursor.row} dim {cursor.dim}"
-        lines = [self.title_line(width, "inspector", about), *_origin_lines(trace, cursor, width)]
+        lines = [self.title_line(width, "inspector", about)]
+        lines += _found_lines(self.found, cursor, width)
+        lines += _origin_lines(trace, cursor, width)
         found = {one: _Read(self._shelf.of(trace), one, cursor) for one in _ORDER}
         lines += _number_lines(found, width)
         step = self._shelf.of(trace).compared(cursor.step, cursor.lane)
@@ -91,6 +96,20 @@ class _Read:
         if values is None or row >= values.shape[0] or dim >= values.shape[1]:
             return None
         return float(values[row, dim])
+
+
+def _found_lines(found: Sequence[Found], cursor: Cursor, width: int) -> list[Strip]:
+    """What was found here, what it means, and its usual cause."""
+    lines: list[Strip] = []
+    for one in found:
+        if one.here(cursor.step, cursor.layer):
+            style = ink.BAD if one.grave else ink.WARN
+            lines += wrapped(
+                [(f" {one.sign} {one.name}", style), (f" {one.said}", ink.TEXT)], width
+            )
+            if one.cause:
+                lines += wrapped([(f" {one.cause}", ink.DIM)], width)
+    return lines
 
 
 def _pair(width: int, name: str, *pieces: Piece) -> Strip:

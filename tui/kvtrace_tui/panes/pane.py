@@ -22,6 +22,7 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth, depth_of
 from kvtrace_tui.drawing.lines import Piece, line, page, shown_in
 from kvtrace_tui.drawing.title import title
+from kvtrace_tui.found import Found
 
 
 class Moved(Message):
@@ -44,16 +45,20 @@ class Pane(Widget):
     Attributes:
         depth: What the terminal can show; asked from the app when it is None.
         focused_title: Whether the pane has the arrow keys.
+        found: What was found in the trace.
     """
 
     DEFAULT_CSS = "Pane { width: 1fr; height: 1fr; }"
     grows: ClassVar[bool] = False
     """Whether it also shows steps that were added since."""
+    speaks: ClassVar[bool] = False
+    """Whether it shows what was found."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's name
         super().__init__(id=id)
         self.depth: Depth | None = None
         self.focused_title = False
+        self.found: tuple[Found, ...] = ()
         self._trace: Trace | None = None
         self._cursor = Cursor()
         self._key: Hashable = None
@@ -77,6 +82,13 @@ class Pane(Widget):
         if on != self.focused_title:
             self.focused_title = on
             self.redraw()
+
+    def tell(self, found: tuple[Found, ...]) -> None:
+        """Say what was found in the trace."""
+        if found is not self.found:
+            self.found = found
+            if self.speaks:
+                self.redraw()
 
     def redraw(self) -> None:
         """Make the lines anew when they are next needed."""
@@ -154,16 +166,17 @@ def blank(width: int) -> Strip:
     return Strip([Segment(" " * width, ink.TEXT)] if width else [], width)
 
 
-def wrapped(pieces: list[Piece], width: int) -> list[Strip]:
-    """Pieces of one long line, broken between words."""
+def wrapped(pieces: list[Piece], width: int, indent: int = 1) -> list[Strip]:
+    """Pieces of one long line, broken between words; later lines are indented."""
     rows: list[list[Piece]] = [[]]
     room = width
+    margin: Piece = (" " * indent, ink.TEXT)
     for words, style in pieces:
         for word in _words(words):
             size = cell_len(word)
             if size > room and rows[-1]:
-                rows.append([])
-                room, word = width, word.lstrip(" ")
+                rows.append([margin])
+                room, word = width - indent, word.lstrip(" ")
                 size = cell_len(word)
             rows[-1].append((word, style))
             room -= size

@@ -21,18 +21,25 @@ class SentencePane(Pane):
     """The sentence, wrapped to the lines there are; a banner of the trace stands before it."""
 
     grows = True
+    speaks = True
 
     def depends(self, cursor: Cursor) -> Hashable:
-        """The step, and the lane whose time is compared."""
-        return cursor.step, cursor.lane
+        """The step, the layer a finding may be about, and the lane whose time is compared."""
+        return cursor.step, cursor.layer if self.found else -1, cursor.lane
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
-        """What was cached in blue, what recomputing would have been in orange."""
+        """What was found here; else what was cached in blue, and without a cache in orange."""
         said: list[Piece] = [(" ", ink.TEXT)]
         if trace.meta.model.banner:
             said.append((f"{text.safe(trace.meta.model.banner)} · ", ink.WARN))
         if not trace.numbers:
             return [line(width, *said, ("nothing was recorded", ink.TEXT))]
+        here = next((one for one in self.found if one.here(cursor.step, cursor.layer)), None)
+        if here is not None and here.stops:
+            return wrapped(
+                [*said, (f"{here.sign} {here.sentence}", ink.BAD if here.grave else ink.WARN)],
+                width,
+            )
         for phrase in phrases(trace, cursor.step, lane=cursor.lane):
             said.append((phrase.text, _INKS.get(phrase.lane, ink.TEXT)))
         return wrapped(said, width)

@@ -94,9 +94,21 @@ class StatusBar(Drawn):
             sign, style = f"▲ {len(self.desk.trace.damage)} damaged", ink.BAR_BAD
         if self.desk.playing:
             sign = f"▶ playing  {sign}"
-        right = [(f"{sign} ", style)]
-        room = width - len(sign) - 3
+        answer = _answer(self.desk)
+        right = [*answer, (f"{sign} ", style)]
+        room = width - len(sign) - 3 - sum(len(words) for words, _ in answer)
         return [line(width, *_fitting(_status(self.desk), room), fill=ink.BAR, right=right)]
+
+
+def _answer(desk: Desk) -> list[Piece]:
+    """Whether the lanes are equal, in a few words."""
+    answer = desk.answer
+    if answer.equal:
+        return [("✓ lanes equal  ", ink.BAR_GOOD)]
+    if answer.diverged:
+        count = sum(one.grave for one in desk.found)
+        return [(f"✗ {count} finding{'s' if count != 1 else ''} (f)  ", ink.BAR_BAD)]
+    return [(f"{answer.verdict}  ", ink.BAR_DIM)] if answer.verdict else []
 
 
 def _status(desk: Desk) -> list[tuple[int, Piece]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from threading import Thread
 from typing import ClassVar
@@ -24,6 +25,7 @@ from kvtrace_tui.arrangement import Boxes, arrange
 from kvtrace_tui.cursor import Axis, Cursor
 from kvtrace_tui.desk import TRAITS, Desk, Recording
 from kvtrace_tui.follow import Follower
+from kvtrace_tui.found import Answer, Found
 from kvtrace_tui.panes.pane import Moved, Pane
 from kvtrace_tui.panes.timeline import TimelinePane
 from kvtrace_tui.screens.bars import (
@@ -39,6 +41,7 @@ from kvtrace_tui.screens.stage import ScreenStage
 
 PLAY_S = 0.15
 POLL_S = 0.1
+_TURN_S = 0.0005
 _LATER = frozenset({"cost", "inspector", "grid", "attention"})
 """Panes that read much, and are drawn right after the first picture."""
 
@@ -132,6 +135,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
             for name, pane in self._panes.items():
                 if name in boxes and name not in self._later:
                     pane.light(name == self.desk.focus)
+                    pane.tell(self.desk.found)
                     pane.show(self.desk.trace, self.desk.cursor)
         for part in self.query(Drawn):
             if part.id in boxes:
@@ -151,7 +155,8 @@ class MainScreen(Screen[None], inherit_bindings=False):
         timeline = self._panes.get("timeline")
         if isinstance(timeline, TimelinePane):
             stops = breakpoints.stops(trace, self.desk.breakpoints)
-            timeline.mark(stops, [step for step, _ in self.desk.findings])
+            found = [one.step for one in self.desk.found if one.step is not None and one.stops]
+            timeline.mark([stop.step for stop in stops], found)
 
     # -- keys and the mouse ------------------------------------------------------------------
 
@@ -261,17 +266,44 @@ class MainScreen(Screen[None], inherit_bindings=False):
         if trace.numbers:
             desk.cursor = moves.to_step(desk.cursor, trace, trace.numbers[-1])
 
+    # -- what there is to find ---------------------------------------------------------------
+
     def _look_for_findings(self) -> None:
-        if self.desk.trace is not None and not self.desk.recording.live:
-            lane = self.desk.cursor.lane
-            Thread(target=self._check, args=(lane,), daemon=True, name="findings").start()
+        """Notes at once; what a check of the whole trace says, as it is found."""
+        desk = self.desk
+        if desk.trace is None:
+            return
+        desk.found = findings.noted(desk.trace)
+        if desk.recording.live or desk.trace.meta.lane(desk.cursor.lane) is None:
+            return
+        desk.answer = Answer("checking")
+        lane = desk.cursor.lane
+        Thread(target=self._check, args=(lane,), daemon=True, name="findings").start()
 
     def _check(self, lane: str) -> None:
         """Ask the analysis, in a thread and on a reader of its own; ends with the app."""
-        with suppress(KvtraceError, RuntimeError):
-            found = findings.of(self._follower.another(), lane)
-            self.app.call_from_thread(self._found, found)
+        with suppress(KvtraceError, RuntimeError), _yielding():
+            call = self.app.call_from_thread
+            answer = findings.search(
+                self._follower.another(), lane, lambda one: call(self._met, one)
+            )
+            call(self._answered, answer)
 
-    def _found(self, found: breakpoints.Findings) -> None:
-        self.desk.findings = found
+    def _met(self, one: Found) -> None:
+        self.desk.found = findings.merged(self.desk.found, one)
         self.sync()
+
+    def _answered(self, answer: Answer) -> None:
+        self.desk.answer = answer
+        self.sync()
+
+
+@contextmanager
+def _yielding() -> Iterator[None]:
+    """Threads take turns more often: a key never waits for a calculation."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

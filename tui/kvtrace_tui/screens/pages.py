@@ -1,4 +1,4 @@
-"""Screens over the main one that show many lines: help, log, findings."""
+"""Screens over the main one that show many lines: help and the log."""
 
 from __future__ import annotations
 
@@ -89,13 +89,14 @@ class PageScreen(ModalScreen[None]):
 class TitleLine(ScrollView, can_focus=False):
     """The first line of a page."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, keys: str = "↑↓ scroll  esc back") -> None:
         super().__init__()
         self._title = name
+        self._keys = keys
 
     def render_line(self, y: int) -> Strip:
         """Name, and how to leave."""
-        strip = title(self.size.width, self._title, focused=True, right="↑↓ scroll  esc back")
+        strip = title(self.size.width, self._title, focused=True, right=self._keys)
         depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
         return shown_in([strip], depth)[0]
 
@@ -123,17 +124,14 @@ def text_rows(lines: Sequence[str], empty: str) -> list[Row]:
     return [[(f" {text}", ink.TEXT)] for text in lines] or [[(f" {empty}", ink.DIM)]]
 
 
-def page_of(name: str, log: Iterable[str], findings: Sequence[str]) -> PageScreen:
-    """The page of that name: "help", "log" or "findings".
+def page_of(name: str, log: Iterable[str]) -> PageScreen:
+    """The page of that name: "help" or "log".
 
     Args:
         name: Which.
         log: What the recorder printed, made safe; it may grow.
-        findings: Sentences, made safe.
     """
     if name == "help":
         return PageScreen("keys", help_rows)
-    if name == "log":
-        empty = "the recorder printed nothing"
-        return PageScreen("log", lambda: text_rows(list(log), empty), reload_every=0.5)
-    return PageScreen(name, lambda: text_rows(findings, "nothing was found"))
+    empty = "the recorder printed nothing"
+    return PageScreen("log", lambda: text_rows(list(log), empty), reload_every=0.5)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrace.text import safe
+from kvtrace_tui import jumps
 from kvtrace_tui.follow import Follower
+from kvtrace_tui.found import Found
 from kvtrace_tui.panes.grid import GridPane
 
 if TYPE_CHECKING:
@@ -49,11 +51,24 @@ class ScreenStage:
             app.exit(0)
         elif name == "palette":
             app.action_command_palette()
+        elif name == "findings":
+            self._open_findings()
         else:
             from kvtrace_tui.screens.pages import page_of
 
-            found = [sentence for _, sentence in self._screen.desk.findings]
-            app.push_screen(page_of(name, self._follower.log, found))
+            app.push_screen(page_of(name, self._follower.log))
+
+    def _open_findings(self) -> None:
+        from kvtrace_tui.screens.findings import FindingsScreen
+
+        screen, desk = self._screen, self._screen.desk
+
+        def chosen(found: Found | None) -> None:
+            if found is not None:
+                screen.careful(lambda: jumps.to_found(desk, found))
+            screen.sync()
+
+        screen.app.push_screen(FindingsScreen(lambda: (desk.answer, desk.found)), chosen)
 
     def export(self) -> None:
         """A picture in the working directory."""

@@ -1,0 +1,111 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from builders import Shape, synthetic_trace
+from kvtrace.trace import Note, Tensor
+from kvtrace_tui import findings, moves
+from kvtrace_tui.cursor import View
+from kvtrace_tui.differences import show_found
+from kvtrace_tui.found import Answer, Found
+from kvtrace_tui.screens.findings import answer_rows, found_rows
+
+LANE = "recomputed"
+
+
+@pytest.fixture
+def trace():
+    return synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
+
+
+def plant(trace, step, layer, kv_head):
+    """Keys of a head that the other lane has otherwise, in the row that the step wrote."""
+    row = step + 4
+    trace.source.pass_tensors[LANE, 0, Tensor.KEYS, layer][0, kv_head, row] += 3.0
+    compared = trace.source.lane_steps[LANE, step]
+    compared.max_abs[layer, 1, kv_head] = 3.0
+    compared.row[layer, 1, kv_head] = 0
+    return row
+
+
+def words(rows):
+    return ["".join(text for text, _ in row) for row in rows]
+
+
+def test_what_is_wrong_is_told_at_once_and_the_answer_comes_last(trace):
+    plant(trace, 3, 1, 1)
+    told = []
+    answer = findings.search(trace, LANE, told.append)
+    assert answer.diverged
+    assert [(one.step, one.layer, one.grave) for one in told] == [(3, 1, True)]
+    assert told[0].means
+    assert told[0].cause
+
+
+def test_equal_lanes_say_so_with_the_reason(trace):
+    told = []
+    answer = findings.search(trace, LANE, told.append)
+    assert (answer.equal, told) == (True, [])
+    assert "Counted as rounding" in answer.lines[0]
+
+
+def test_without_another_lane_nothing_is_claimed(trace):
+    trace.source.meta = replace(trace.meta, lanes=())
+    assert findings.search(trace, LANE, print) == Answer()
+    assert "only the cached lane" in words(answer_rows(Answer(), (), 80))[1]
+
+
+def test_notes_are_listed_and_made_safe(trace):
+    trace.source.notes += [
+        Note("bookmark", "\x1b[2Jlook", step=2),
+        Note("chosen", "7", step=1),
+        Note("note", "about all"),
+    ]
+    found = findings.noted(trace)
+    assert [(one.step, one.said, one.stops) for one in found] == [
+        (None, "about all", False),
+        (2, "␛[2Jlook", True),
+    ]
+
+
+def test_a_note_that_says_what_a_check_says_is_listed_once():
+    note = Found(3, "finding", "KV-HEADS: 2 instead of 4", layer=1)
+    check = Found(3, "KV-HEADS", "2 instead of 4", layer=1, means="other heads")
+    assert findings.merged((note,), check) == (check,)
+
+
+def test_the_cursor_goes_to_the_row_the_head_and_the_feature_that_differ(trace):
+    row = plant(trace, 3, 1, 1)
+    keys = trace.source.pass_tensors[LANE, 0, Tensor.KEYS, 1]
+    keys[0, 1, row, 5] += 40
+    cursor = show_found(moves.start(trace), trace, Found(3, "X", "", layer=1, tensor="k"))
+    assert (cursor.step, cursor.layer, cursor.head, cursor.row, cursor.dim) == (3, 1, 2, row, 5)
+    assert cursor.view is View.ABSOLUTE
+
+
+def test_a_slot_is_found_among_the_rows(trace):
+    found = Found(3, "X", "", layer=1, tensor="v", slot=6)
+    assert show_found(moves.start(trace), trace, found).row == 6
+
+
+def test_a_finding_about_the_mask_changes_no_view(trace):
+    found = Found(4, "MASK", "", layer=2, tensor="mask", row=2)
+    cursor = show_found(moves.start(trace), trace, found)
+    assert (cursor.step, cursor.layer, cursor.row, cursor.view) == (4, 2, 2, View.VALUE)
+
+
+def test_a_finding_that_names_places_beyond_the_trace_stays_inside_it(trace):
+    wild = Found(99, "X", "", layer=77, head=88, tensor="k", row=10**9, sequence=5)
+    cursor = show_found(moves.start(trace), trace, wild)
+    assert cursor == moves.clamp(cursor, trace)
+    assert np.isfinite(cursor.row)
+
+
+def test_a_finding_is_listed_with_its_meaning_and_cause():
+    one = Found(3, "DTYPE", "off by 2e-3", 1, None, "k", means="rows are rounded",
+                cause="a smaller type", code="model.py:7", grave=True)  # fmt: skip
+    text = "\n".join(words(found_rows(one, 80, False)))
+    assert "✗ DTYPE  step 3, layer 1, k" in text
+    for part in ("off by 2e-3", "rows are rounded", "usual cause  a smaller type", "model.py:7"):
+        assert part in text
