@@ -43,6 +43,8 @@ def check_meta(meta: Meta, before: Meta | None, where: str) -> None:
             raise TraceError(f"{where}: site {index} of META does not fit the rows it reads.")
     if before is not None and not _extends(meta, before):
         raise TraceError(f"{where}: a later META changes an earlier one instead of extending it.")
+    if meta.rank is not None and not 0 <= meta.rank.number < meta.rank.size <= MAX_HEADS:
+        raise TraceError(f"{where}: META says that it is a rank that can't be.")
     for lane in meta.lanes:
         if not dtypes.is_float(lane.dtype):
             raise TraceError(f"{where}: lane of META has the unknown dtype {lane.dtype[:20]!r}.")
@@ -59,12 +61,19 @@ def _extends(meta: Meta, before: Meta) -> bool:
 
 def _sound_layer(layer: CacheLayer) -> bool:
     dims = 0 < layer.key_dim <= MAX_DIM and 0 < layer.value_dim <= MAX_DIM
-    return dims and 0 < layer.num_kv_heads <= MAX_HEADS and dtypes.known(layer.dtype)
+    heads = 0 < layer.num_kv_heads <= MAX_HEADS and dtypes.known(layer.dtype)
+    return dims and heads and _part(layer.num_kv_heads, layer.first_kv_head, layer.all_kv_heads)
+
+
+def _part(heads: int, first: int, every: int) -> bool:
+    """Whether heads that begin at `first` are among `every`; 0, 0: nothing is said."""
+    return (first, every) == (0, 0) or 0 <= first <= first + heads <= every <= MAX_HEADS
 
 
 def _sound_site(site: Site, layers: Sequence[CacheLayer]) -> bool:
     heads = 0 < site.num_kv_heads <= site.num_heads <= MAX_HEADS
     whole = heads and site.num_heads % site.num_kv_heads == 0
+    whole = whole and _part(site.num_heads, site.first_head, site.all_heads)
     if not (whole and dtypes.known(site.dtype) and 0 <= site.reads < len(layers)):
         return False
     read = layers[site.reads]

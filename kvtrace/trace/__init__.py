@@ -2,7 +2,7 @@
 
 from kvtrace.trace.lane import LaneStep, LogitDiff
 from kvtrace.trace.mask import Mask
-from kvtrace.trace.meta import CacheLayer, Lane, Meta, ModelCard, Sampling, Site, Tensor
+from kvtrace.trace.meta import CacheLayer, Lane, Meta, ModelCard, Rank, Sampling, Site, Tensor
 from kvtrace.trace.notes import Damage, Ending, Note
 from kvtrace.trace.reference import Reference
 from kvtrace.trace.source import CACHED, OVERVIEW, WRITES, Source
@@ -39,6 +39,7 @@ __all__ = [
     "Meta",
     "ModelCard",
     "Note",
+    "Rank",
     "Reference",
     "Run",
     "Sampling",

@@ -69,6 +69,8 @@ class CacheLayer:
         window: Rows a sliding layer keeps in view, None if all.
         capacity: Slots allocated up front (static), None if it grows.
         state_bytes: Bytes of a recurrent state, constant in length.
+        first_kv_head, all_kv_heads: Where its kv heads begin among those of the whole model, and
+            how many those are, where several processes share them; 0, 0: all are here.
     """
 
     index: int
@@ -81,6 +83,8 @@ class CacheLayer:
     window: int | None = None
     capacity: int | None = None
     state_bytes: int = 0
+    first_kv_head: int = 0
+    all_kv_heads: int = 0
 
     def dim(self, tensor: Tensor) -> int:
         """Features of a row of K or V."""
@@ -115,6 +119,8 @@ class Site:
         level: What saw it: 1 attention interface, 2 SDPA, 3 softmax pattern, 4 explicit.
         dtype: Of queries and output.
         code: "file.py:line" of the attention in the model's own code, where known.
+        first_head, all_heads: Where its heads begin among those of the whole model, and how many
+            those are, where several processes share them; 0, 0: all are here.
     """
 
     index: int
@@ -136,6 +142,8 @@ class Site:
     level: int = 1
     dtype: str = "float32"
     code: str = ""
+    first_head: int = 0
+    all_heads: int = 0
 
     def kv_head(self, head: int) -> int:
         """The kv head that query head `head` reads."""
@@ -193,6 +201,29 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Rank:
+    """One of several processes that share the heads of a model (tensor parallel).
+
+    Attributes:
+        number: Its place among them, from 0; heads are dealt out in this order.
+        size: How many share the heads.
+        replica: Which copy of the model, where there are several; else 0.
+    """
+
+    number: int
+    size: int
+    replica: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """What every viewer of its trace alone must see."""
+        return (
+            f"rank {self.number} of {self.size}: only its share of the heads is here; "
+            "`kvtrace merge` joins the ranks"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Meta:
     """The head of a trace. Later META frames may add sites and cache layers, never change one.
 
@@ -207,6 +238,7 @@ class Meta:
         not_recorded: Sentences: what this trace leaves out.
         unseen: Modules that look like attention and were not seen, with the reason.
         version: Of the format.
+        rank: Which process of a tensor-parallel model wrote it; None: the model ran in one.
     """
 
     model: ModelCard
@@ -219,6 +251,7 @@ class Meta:
     not_recorded: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     version: int = FORMAT_VERSION
+    rank: Rank | None = None
 
     @property
     def max_heads(self) -> int:

@@ -14,6 +14,7 @@ from kvtrace.record.cost.measured import Measured
 from kvtrace.record.cost.plan import Plan
 from kvtrace.record.cost.products import Key, Product
 from kvtrace.record.cost.weights import WeightReads, weight_reads
+from kvtrace.record.local import here
 
 WATCHED = 2
 """Forwards that are watched: the first, and the first that continues one."""
@@ -181,6 +182,6 @@ def _head_paths(plan: Plan) -> frozenset[str]:
     module = ask() if callable(ask) else None
     if not isinstance(module, nn.Module):
         return frozenset()
-    mine = {id(parameter) for parameter in module.parameters(recurse=False)}
+    mine = {id(here(parameter)) for parameter in module.parameters(recurse=False)}
     shared = {path for path, _, parameter, _ in plan.parameters if id(parameter) in mine}
     return frozenset({path for path, other, *_ in plan.linears if other is module} | shared)

@@ -11,19 +11,26 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from kvtrace.record.local import here
+
 
 def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) features of a module that is one matrix product and nothing else, or None.
 
     Known by its attributes, so that quantised layers count too: `in_features`/`out_features` as
-    in `nn.Linear`, or transformers' Conv1D with `nx`/`nf`.
+    in `nn.Linear`, or transformers' Conv1D with `nx`/`nf`. Of a matrix that several processes
+    share, the part that is here counts.
     """
     if module._modules or not module._parameters.keys() <= {"weight", "bias"}:
         return None
     for first, second in (("in_features", "out_features"), ("nx", "nf")):
         sizes = (getattr(module, first, None), getattr(module, second, None))
         if isinstance(sizes[0], int) and isinstance(sizes[1], int):
-            return sizes[0], sizes[1]
+            weight = module._parameters.get("weight")
+            if weight is None or here(weight) is weight:
+                return sizes[0], sizes[1]
+            rows, columns = here(weight).shape
+            return (columns, rows) if first == "in_features" else (rows, columns)
     return None
 
 
@@ -87,12 +94,13 @@ class Plan:
     embeddings: frozenset[str]
 
     @cached_property
-    def parameters(self) -> tuple[tuple[str, str, nn.Parameter, int], ...]:
-        """(path, name, parameter, address), shared ones once."""
-        found: dict[int, tuple[str, str, nn.Parameter, int]] = {}
+    def parameters(self) -> tuple[tuple[str, str, Tensor, int], ...]:
+        """(path, name, parameter, address), shared ones once; of each the part that is here."""
+        found: dict[int, tuple[str, str, Tensor, int]] = {}
         for full, parameter in self.model.named_parameters():
             path, _, name = full.rpartition(".")
-            found[id(parameter)] = (path, name, parameter, address(parameter))
+            part = here(parameter)
+            found[id(part)] = (path, name, part, address(part))
         return tuple(found.values())
 
     @cached_property

@@ -166,8 +166,11 @@ class ProductWatch:
 
 
 def _rows(args: tuple[object, ...], out: object, entering: int, leaving: int) -> int:
-    """Rows that a linear layer processed; some hand back more than the product."""
-    if isinstance(out, Tensor):
-        return out.numel() // leaving
+    """Rows that a linear layer processed; some hand back more than the product.
+
+    Where several processes share the matrix, the product may have been gathered since.
+    """
     given = next((a for a in args if isinstance(a, Tensor)), None)
+    if isinstance(out, Tensor) and (given is None or out.shape[-1:] == (leaving,)):
+        return out.numel() // leaving
     return 0 if given is None else given.numel() // entering
