@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from kvtrace.files import open_trace as open  # noqa: A004 - kvtrace.open reads like open
     from kvtrace.record import record
     from kvtrace.trace import Trace
+    from kvtrace.verify.api import assert_cache_consistent, check
 
 _PUBLIC = {
+    "assert_cache_consistent": ("kvtrace.verify.api", "assert_cache_consistent"),
+    "check": ("kvtrace.verify.api", "check"),
     "open": ("kvtrace.files", "open_trace"),
     "record": ("kvtrace.record", "record"),
     "Trace": ("kvtrace.trace", "Trace"),
 }
 
-__all__ = ["Trace", "__version__", "open", "record"]
+__all__ = ["Trace", "__version__", "assert_cache_consistent", "check", "open", "record"]
 
 
 def __getattr__(name: str) -> object:

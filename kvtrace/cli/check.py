@@ -40,14 +40,14 @@ def _traces(words: list[str]) -> list[Path]:
 
 def _of_traces(paths: list[Path], teller: Teller) -> Report:
     """Traces as they are."""
-    from kvtrace.analysis.checks.report import Pass, Report, together
+    from kvtrace.analysis.checks.report import Report, Trial, together
     from kvtrace.analysis.checks.verdict import checked
     from kvtrace.analysis.course import course
     from kvtrace.files import open_trace
 
-    def look(path: Path) -> Pass:
+    def look(path: Path) -> Trial:
         trace = open_trace(path)
-        known = Pass(course(trace), Report(""), str(path))
+        known = Trial(course(trace), Report(""), str(path))
         return checked(trace, str(path), lambda one: teller.found(one, known))
 
     return together([look(path) for path in paths])

@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from kvtrace.analysis.checks.advice import closing, finding_lines, headline, lines, runs
-from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Finding, Pass, Report
+from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Finding, Report, Trial
 from kvtrace.cli.show.plain import Plain, plain
 from kvtrace.text import safe
 
@@ -28,7 +28,7 @@ class Teller:
         self.how = how
         self._told: set[str] = set()
 
-    def found(self, finding: Finding, run: Pass) -> None:
+    def found(self, finding: Finding, run: Trial) -> None:
         """A finding of a run that is still being checked; `run` says its name and trace."""
         early = self.how in ("text", "verbose") and finding.kind.bug
         if not early or finding.name in self._told:
@@ -36,8 +36,8 @@ class Teller:
         first = not self._told
         self._told.add(finding.name)
         if first:
-            so_far = Pass(run.name, Report(DIVERGED, (finding,)), run.trace)
-            print(headline(Report(DIVERGED, (finding,), passes=(so_far,))))
+            so_far = Trial(run.name, Report(DIVERGED, (finding,)), run.trace)
+            print(headline(Report(DIVERGED, (finding,), trials=(so_far,))))
         print("", *finding_lines(finding, run, titled=not first, width=_width()), sep="\n")
         sys.stdout.flush()
 
@@ -55,12 +55,12 @@ class Teller:
     def _rest(self, report: Report) -> None:
         """What could not be said before everything was known."""
         verbose = self.how == "verbose"
-        for one in report.passes:
+        for one in report.trials:
             for finding in one.report.findings:
                 if finding.name not in self._told:
                     self._told.add(finding.name)
                     print("", *finding_lines(finding, one, width=_width()), sep="\n")
-        if len(report.passes) > 1 or verbose:
+        if len(report.trials) > 1 or verbose:
             print("", *runs(report, verbose=verbose), sep="\n")
         if told := closing(report, width=_width()):
             print("", *told, sep="\n")
@@ -82,12 +82,12 @@ def facts(report: Report) -> dict[str, Plain]:
         "flips": plain(report.flips),
         "caveats": plain(report.caveats),
     }
-    if report.passes:
-        out["runs"] = [_run(one) for one in report.passes]
+    if report.trials:
+        out["runs"] = [_run(one) for one in report.trials]
     return out
 
 
-def _run(one: Pass) -> Plain:
+def _run(one: Trial) -> Plain:
     about: dict[str, Plain] = {
         "name": one.name,
         "trace": one.trace or None,
@@ -114,7 +114,7 @@ def write_junit(report: Report, path: Path, suite: str) -> None:
     Raises:
         OSError: It can't be written.
     """
-    cases = [_case(one, suite) for one in report.passes or (Pass(suite, report),)]
+    cases = [_case(one, suite) for one in report.trials or (Trial(suite, report),)]
     failures = sum("<failure" in case for case in cases)
     errors = sum("<error" in case for case in cases)
     skipped = sum("<skipped" in case for case in cases)
@@ -126,12 +126,12 @@ def write_junit(report: Report, path: Path, suite: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _case(one: Pass, suite: str) -> str:
+def _case(one: Trial, suite: str) -> str:
     report = one.report
     head = f"<testcase classname={_attribute(suite)} name={_attribute(one.name or suite)}"
     if report.ok:
         return f"{head}/>"
-    message = headline(Report(report.verdict, report.findings, report.reason, passes=(one,)))
+    message = headline(Report(report.verdict, report.findings, report.reason, trials=(one,)))
     kind = "failure"
     if report.verdict == UNCHECKED:
         kind = "error" if one.essential else "skipped"

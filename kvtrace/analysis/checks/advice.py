@@ -10,7 +10,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Pass, Report
+from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report, Trial
 from kvtrace.text import safe
 
 WIDTH = 96
@@ -36,7 +36,7 @@ def lines(report: Report, *, verbose: bool = False, width: int = WIDTH) -> list[
     """
     out = [headline(report)]
     out += _diagnosis(report, verbose, width)
-    if len(report.passes) > 1 or (verbose and report.passes):
+    if len(report.trials) > 1 or (verbose and report.trials):
         out += ["", *runs(report, verbose=verbose)]
     out += ["", *closing(report, width=width)] if closing(report, width=width) else []
     return out
@@ -44,11 +44,11 @@ def lines(report: Report, *, verbose: bool = False, width: int = WIDTH) -> list[
 
 def headline(report: Report) -> str:
     """The answer, in one line."""
-    name = f": {safe(report.passes[0].name)}" if len(report.passes) == 1 else ""
+    name = f": {safe(report.trials[0].name)}" if len(report.trials) == 1 else ""
     if report.verdict == UNCHECKED:
         return f"could not check: {safe(report.reason, 1000)}"
     if report.verdict == EQUAL:
-        what = f"{len(report.passes)} runs, " if len(report.passes) > 1 else ""
+        what = f"{len(report.trials)} runs, " if len(report.trials) > 1 else ""
         count = f"{what}{report.steps} step{'s' if report.steps != 1 else ''} compared"
         return f"equal within rounding{name} ({count})"
     first = next((one for one in report.findings if one.kind.bug), report.findings[0])
@@ -71,7 +71,7 @@ def _diagnosis(report: Report, verbose: bool, width: int) -> Iterator[str]:
     """The findings, each once: a later run that shows the same only says so in its row."""
     told: set[str] = set()
     shown = 0
-    for one in report.passes or (Pass("", report),):
+    for one in report.trials or (Trial("", report),):
         for found in one.report.findings:
             if (found.name in told or shown >= _FINDINGS_SHOWN) and not verbose:
                 continue
@@ -84,7 +84,7 @@ def _diagnosis(report: Report, verbose: bool, width: int) -> Iterator[str]:
 
 
 def finding_lines(
-    found: Finding, one: Pass, *, titled: bool = True, width: int = WIDTH
+    found: Finding, one: Trial, *, titled: bool = True, width: int = WIDTH
 ) -> Iterator[str]:
     """One finding as a paragraph.
 
@@ -129,10 +129,10 @@ def _code(found: Finding) -> str:
 
 def runs(report: Report, *, verbose: bool = False) -> list[str]:
     """One line a run: what it was, and what was found."""
-    names = [safe(one.name) for one in report.passes]
+    names = [safe(one.name) for one in report.trials]
     wide = max(map(len, names), default=0)
     out = []
-    for name, one in zip(names, report.passes, strict=True):
+    for name, one in zip(names, report.trials, strict=True):
         out.append(f"  {name.ljust(wide)}  {_outcome(one)}")
         if verbose and one.report.largest:
             out.append(f"  {' ' * wide}  largest differences: {_largest(one.report)}")
@@ -141,7 +141,7 @@ def runs(report: Report, *, verbose: bool = False) -> list[str]:
     return out
 
 
-def _outcome(one: Pass) -> str:
+def _outcome(one: Trial) -> str:
     report = one.report
     if report.verdict == EQUAL:
         named = ", ".join(dict.fromkeys(found.name for found in report.findings))

@@ -97,7 +97,7 @@ class Report:
         flips: Steps whose lanes prefer different tokens.
         steps: Steps compared.
         caveats: What the verdict does not cover, a sentence each.
-        passes: The runs this one is about, when it is about several; each with its own report.
+        trials: The runs this one is about, when it is about several; each with its own report.
     """
 
     verdict: str
@@ -107,7 +107,7 @@ class Report:
     flips: tuple[Flip, ...] = ()
     steps: int = 0
     caveats: tuple[str, ...] = ()
-    passes: tuple[Pass, ...] = ()
+    trials: tuple[Trial, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -127,7 +127,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class Trial:
     """One run that was checked.
 
     Attributes:
@@ -143,10 +143,10 @@ class Pass:
     essential: bool = True
 
 
-def together(passes: Sequence[Pass]) -> Report:
+def together(trials: Sequence[Trial]) -> Report:
     """One report over several runs: diverged if any is, unchecked if an essential one is."""
-    reports = [one.report for one in passes]
-    needed = [one.report for one in passes if one.essential]
+    reports = [one.report for one in trials]
+    needed = [one.report for one in trials if one.essential]
     verdict, reason = EQUAL, next((one.reason for one in reports if one.ok), "")
     first = next((one for one in reports if one.verdict == DIVERGED), None)
     unchecked = next((one for one in needed if one.verdict == UNCHECKED), None)
@@ -163,7 +163,7 @@ def together(passes: Sequence[Pass]) -> Report:
         tuple(flip for one in reports for flip in one.flips),
         sum(one.steps for one in reports),
         tuple(dict.fromkeys(text for one in reports for text in one.caveats)),
-        tuple(passes),
+        tuple(trials),
     )
 
 

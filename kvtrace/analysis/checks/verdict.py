@@ -12,7 +12,7 @@ from kvtrace.analysis.checks.begin import begins
 from kvtrace.analysis.checks.classes import KINDS
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.noise import Noise, largest, noise
-from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Trial, Report
+from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report, Trial
 from kvtrace.analysis.checks.stage import stage
 from kvtrace.analysis.checks.survey import NAMES, Survey
 from kvtrace.analysis.course import course
@@ -24,7 +24,12 @@ _STEPS_SEARCHED = 64
 Told = Callable[[Finding], None]
 
 
-def check(trace: Trace, lane: str = "recomputed", on_finding: Told | None = None) -> Report:
+def check(
+    trace: Trace,
+    lane: str = "recomputed",
+    on_finding: Told | None = None,
+    at_least: Noise | None = None,
+) -> Report:
     """Compare the cached lane with another one.
 
     Reads the trace step by step; nothing of it is kept.
@@ -33,6 +38,7 @@ def check(trace: Trace, lane: str = "recomputed", on_finding: Told | None = None
         trace: With comparisons of `lane`; with its passes too, for a diagnosis.
         lane: The reference.
         on_finding: Told of each finding as soon as it is found.
+        at_least: What counted as rounding in another run of the model, with a referee.
     """
     why = _hopeless(trace, lane)
     if why:
@@ -40,7 +46,7 @@ def check(trace: Trace, lane: str = "recomputed", on_finding: Told | None = None
     survey, found, trouble = Survey(trace, lane), [], ""
     reason = ""
     try:
-        limits = noise(trace, lane)
+        limits = _raised(noise(trace, lane), at_least)
         reason = limits.reason
         for one in findings(trace, lane, limits):
             found.append(one)
@@ -53,15 +59,29 @@ def check(trace: Trace, lane: str = "recomputed", on_finding: Told | None = None
     return _report(trace, survey, found, reason, trouble)
 
 
-def checked(trace: Trace, path: str = "", on_finding: Told | None = None) -> Trial:
+def checked(
+    trace: Trace,
+    path: str = "",
+    on_finding: Told | None = None,
+    at_least: Noise | None = None,
+) -> Trial:
     """A trace as one of several runs that were checked.
 
     Args:
         trace: The run.
         path: As the caller can open it.
         on_finding: Told of each finding as soon as it is found.
+        at_least: What counted as rounding in another run of the model.
     """
-    return Trial(course(trace), check(trace, on_finding=on_finding), path)
+    report = check(trace, on_finding=on_finding, at_least=at_least)
+    return Trial(course(trace), report, path)
+
+
+def _raised(limits: Noise, at_least: Noise | None) -> Noise:
+    """The larger thresholds of the two, where both are about the same sites."""
+    if at_least is None or at_least.threshold.shape != limits.threshold.shape:
+        return limits
+    return replace(limits, threshold=np.fmax(limits.threshold, at_least.threshold))
 
 
 def _hopeless(trace: Trace, lane: str) -> str:

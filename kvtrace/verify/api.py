@@ -1,0 +1,187 @@
+"""`kvtrace.check` and `kvtrace.assert_cache_consistent`: is my cache right?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import nn
+
+from kvtrace.analysis.checks.noise import noise
+from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Report, Trial, together
+from kvtrace.analysis.checks.verdict import checked
+from kvtrace.errors import RecordError, UsageError
+from kvtrace.files import open_trace
+from kvtrace.models.architecture import positions
+from kvtrace.record import record
+from kvtrace.record.decode import Limits, decode
+from kvtrace.trace import Trace
+from kvtrace.verify.plans import WAYS, Decode, Plan, plans
+from kvtrace.verify.prompts import Prompts, token_ids
+from kvtrace.verify.trials import tokens_of, tried
+
+
+def check(
+    model: nn.Module,
+    prompts: Prompts | None = None,
+    *,
+    tokenizer: object = None,
+    new_tokens: int = 16,
+    ways: Sequence[str] = WAYS,
+    run: Callable[[], object] | None = None,
+    keep: str | Path | None = None,
+) -> Report:
+    """Hold what the cache gave against a forward without it, and name the difference.
+
+    Decodes every prompt, then tries the ways in which caches break: another prompt, the prompt
+    in chunks, a left-padded batch, beams, as far as the model offers them.
+
+    Args:
+        model: Any causal language model that caches; it is left as it is.
+        prompts: Text, token ids, or a tensor of ids; one or several.
+        tokenizer: For prompts of text.
+        new_tokens: Tokens to decode for each prompt.
+        ways: What else to try, of "again", "chunks", "padded" and "beams".
+        run: Drives the model itself, in place of prompts: a function without arguments.
+        keep: Folder in which the traces stay; by default they go.
+
+    Returns:
+        A report; `print` it. `report.ok` is true if the lanes are equal within rounding.
+
+    Raises:
+        UsageError: An argument is wrong.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"check: found {type(model).__name__}, expected a torch.nn.Module")
+    if (run is None) == (prompts is None):
+        raise UsageError("check: give prompts, or run=a function that drives the model")
+    unknown = [way for way in ways if way not in WAYS]
+    if unknown:
+        raise UsageError(f"check: unknown way {unknown[0]!r}; there are {', '.join(WAYS)}")
+    if keep is not None:
+        Path(keep).mkdir(parents=True, exist_ok=True)
+        return _Check(model, Path(keep), tokenizer).report(prompts, run, new_tokens, ways)
+    with TemporaryDirectory(prefix="kvtrace-") as folder:
+        found = _Check(model, Path(folder), tokenizer).report(prompts, run, new_tokens, ways)
+    return _without_traces(found)
+
+
+def assert_cache_consistent(
+    model: nn.Module,
+    prompts: Prompts | None = None,
+    *,
+    tokenizer: object = None,
+    new_tokens: int = 16,
+    ways: Sequence[str] = WAYS,
+    run: Callable[[], object] | None = None,
+    keep: str | Path | None = None,
+) -> None:
+    """`check`, for tests; the arguments are the same.
+
+    Raises:
+        AssertionError: The lanes diverge; the message is the report.
+        RecordError: It could not be checked, which is no pass.
+        UsageError: An argument is wrong.
+    """
+    __tracebackhide__ = True
+    report = check(
+        model,
+        prompts,
+        tokenizer=tokenizer,
+        new_tokens=new_tokens,
+        ways=ways,
+        run=run,
+        keep=keep,
+    )
+    if report.verdict == DIVERGED:
+        raise AssertionError(str(report))
+    if report.verdict == UNCHECKED:
+        raise RecordError(str(report))
+
+
+@dataclass(slots=True)
+class _Check:
+    """One call of `check`.
+
+    Attributes:
+        model: To drive.
+        folder: For the traces.
+        tokenizer: The caller's, may be None.
+    """
+
+    model: nn.Module
+    folder: Path
+    tokenizer: object
+
+    def report(
+        self,
+        prompts: Prompts | None,
+        run: Callable[[], object] | None,
+        new_tokens: int,
+        ways: Sequence[str],
+    ) -> Report:
+        if run is not None:
+            return together([self._main(run, "run")])
+        given = token_ids([] if prompts is None else prompts, self.tokenizer)
+        step = self._decoder()
+        trials = [
+            self._main(partial(step, ids, new_tokens), f"decode{at or ''}")
+            for at, ids in enumerate(given)
+        ]
+        if trials[0].report.verdict != UNCHECKED:
+            first = open_trace(self.folder / "decode.kvt")
+            others = given if len(given) > 1 else ()
+            planned = plans(self.model, tokens_of(first), step, others=others, ways=ways)
+            trials += self._others(first, planned)
+        return together(trials)
+
+    def _decoder(self) -> Decode:
+        """Decodes a prompt, up to the model's context."""
+        context = positions(getattr(self.model, "config", None))
+
+        def step(ids: Sequence[int], new_tokens: int) -> object:
+            return decode(self.model, ids, limits=Limits(new_tokens, context_length=context))
+
+        return step
+
+    def _main(self, drive: Callable[[], object], name: str) -> Trial:
+        path = self.folder / f"{name}.kvt"
+        recording = record(
+            self.model,
+            path,
+            tokenizer=self.tokenizer,
+            referee=True,
+            keep_rows=True,
+            force=True,
+        )
+        try:
+            with recording:
+                drive()
+        except RecordError as error:
+            return Trial(name, Report(UNCHECKED, reason=str(error)))
+        return checked(open_trace(path), str(path))
+
+    def _others(self, first: Trace, planned: Sequence[Plan]) -> list[Trial]:
+        """What the other ways say, judged by what the first run told of rounding."""
+        limits = noise(first, "recomputed")
+        found = tried(
+            self.model, planned, lambda way: self.folder / f"{way}.kvt", tokenizer=self.tokenizer
+        )
+        return [
+            Trial(one.title, Report(UNCHECKED, reason=one.trouble), essential=False)
+            if one.path is None
+            else replace(
+                checked(open_trace(one.path), str(one.path), at_least=limits), essential=False
+            )
+            for one in found
+        ]
+
+
+def _without_traces(report: Report) -> Report:
+    """The traces are gone: nothing points at them any more."""
+    trials = [replace(one, trace="") for one in report.trials]
+    gone = () if report.ok else ("the traces are gone; keep='some folder' keeps them",)
+    return replace(report, trials=tuple(trials), caveats=(*report.caveats, *gone))

@@ -1,0 +1,112 @@
+"""Runs plans, each inside a recording of its own, and tells what became of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from kvtrace.errors import KvtraceError, WriteError
+from kvtrace.record import record
+from kvtrace.text import safe
+from kvtrace.trace import ModelCard, Trace
+from kvtrace.verify.plans import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One plan that was tried.
+
+    Attributes:
+        way, title: Of the plan.
+        path: Its trace; None: nothing was recorded.
+        trouble: Why not, or what went wrong on the way.
+    """
+
+    way: str
+    title: str
+    path: Path | None
+    trouble: str = ""
+
+
+def tried(
+    model: nn.Module,
+    plans: Sequence[Plan],
+    place: Callable[[str], Path],
+    *,
+    tokenizer: object = None,
+    card: ModelCard | None = None,
+    going: Callable[[], bool] = lambda: True,
+) -> Iterator[Recorded]:
+    """Try plans one by one.
+
+    The recomputed lane is part of each; the referee is not: the first run has told how exact
+    the model is.
+
+    Args:
+        model: To drive.
+        plans: In order.
+        place: A way to the path of its trace.
+        tokenizer: Gives texts of ids.
+        card: All that is said of the model.
+        going: Asked before each whether to go on.
+
+    Raises:
+        WriteError: A trace can't be written.
+    """
+    for plan in plans:
+        if not going():
+            return
+        if plan.drive is None:
+            yield Recorded(plan.way, plan.title, None, plan.why_not)
+            continue
+        path = place(plan.way)
+        yield _tried(model, plan, plan.drive, path, tokenizer, card)
+
+
+def _tried(
+    model: nn.Module,
+    plan: Plan,
+    drive: Callable[[], object],
+    path: Path,
+    tokenizer: object,
+    card: ModelCard | None,
+) -> Recorded:
+    recording = record(
+        model, path, tokenizer=tokenizer, model_card=card, keep_rows=True, force=True
+    )
+    trouble = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with recording:
+                drive()
+        except KvtraceError:
+            raise
+        except Exception as error:
+            # not our code: a model need not be able to do this
+            trouble = safe(f"{type(error).__name__}: {error}".partition("\n")[0], 300)
+    failure = None if recording.recorder is None else recording.recorder.failure
+    if isinstance(failure, WriteError):
+        raise failure
+    if trouble or not recording.steps:
+        path.unlink(missing_ok=True)
+        return Recorded(plan.way, plan.title, None, trouble or "its forward was not seen")
+    return Recorded(plan.way, plan.title, path)
+
+
+def tokens_of(trace: Trace) -> list[int]:
+    """What the first sequence of a run was fed, prompt included."""
+    out: list[int] = []
+    for step in trace:
+        if step.parent is None and out:
+            break
+        row = list(step.tokens[0]) if step.tokens else []
+        if len(row) > 1 and row[: len(out)] == out:
+            out = row
+        else:
+            out += row
+    return [token for token in out if token >= 0]
