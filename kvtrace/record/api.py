@@ -15,6 +15,7 @@ from kvtrace.errors import KvtraceError, UsageError, WriteError
 from kvtrace.files import TraceWriter
 from kvtrace.record.card import card, versions
 from kvtrace.record.check import SelfCheck
+from kvtrace.record.forward import Beginning
 from kvtrace.record.generate import Generation, follow_generate
 from kvtrace.record.lanes import LaneOptions, Lanes
 from kvtrace.record.recorder import Options, Recorder
@@ -72,7 +73,7 @@ class Recording:
             self._watch = Watch(
                 self._model,
                 recorder.forward,
-                on_begin=recorder.begin,
+                on_begin=self._begin,
                 on_failure=recorder.failed,
             )
             self._watch.__enter__()
@@ -112,6 +113,13 @@ class Recording:
         """The token chosen after the last forward of one sequence."""
         if self.recorder is not None:
             self.recorder.choose((token,))
+
+    def _begin(self, beginning: Beginning) -> None:
+        """A forward is about to run."""
+        recorder = self.recorder
+        if recorder is not None and recorder.failure is None and not recorder.paused:
+            self._lanes.begin(beginning)
+            recorder.begin(beginning)
 
     @contextmanager
     def _unwatched(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,19 +11,40 @@ from torch import Tensor
 
 from kvtrace.record.calls import AttentionCall
 
+_BESIDE = re.compile(r"mask|pos|offset|start|len|index|segment|type|label|target", re.IGNORECASE)
+_IDS = re.compile(r"^(input_?)?(ids|idx|tokens?|x|inputs?)$", re.IGNORECASE)
 
-def tokens_of(arguments: Mapping[str, object]) -> Tensor | None:
-    """The ids among the arguments: by name, else the first whole numbers of two dimensions."""
+
+def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
+    """The argument that holds token ids, and the ids, [sequences, new].
+
+    By name, else the first whole numbers of two dimensions, else of one, else a list of them.
+    """
     for name in ("input_ids", "decoder_input_ids"):
         found = arguments.get(name)
         if isinstance(found, Tensor):
-            return found
+            return name, found
     if any(isinstance(arguments.get(f"{part}inputs_embeds"), Tensor) for part in ("", "decoder_")):
         return None
-    others = (one for name, one in arguments.items() if "mask" not in name)
-    return next(
-        (one for one in others if isinstance(one, Tensor) and one.dim() == 2 and _whole(one)), None
-    )
+    others = [pair for pair in arguments.items() if not _BESIDE.search(pair[0])]
+    for dim in (2, 1):
+        for name, one in others:
+            if isinstance(one, Tensor) and one.dim() == dim and _whole(one):
+                return name, one if dim == 2 else one[None]
+    for name, one in others:
+        if isinstance(one, list) and one and all(type(token) is int for token in one):
+            return name, torch.tensor([one])
+        if _IDS.match(name) and (type(one) is int or (isinstance(one, Tensor) and one.dim() == 0)):
+            whole = torch.as_tensor(one)
+            if _whole(whole):
+                return name, whole.reshape(1, 1)
+    return None
+
+
+def tokens_of(arguments: Mapping[str, object]) -> Tensor | None:
+    """The ids among the arguments, [sequences, new]; None when embeddings are given."""
+    found = tokens_in(arguments)
+    return None if found is None else found[1]
 
 
 def _whole(tensor: Tensor) -> bool:
@@ -39,16 +61,31 @@ def shape_of(tokens: Tensor | None, arguments: Mapping[str, object]) -> tuple[in
     return 1, 0
 
 
-def logits_of(result: Any) -> Tensor | None:
-    """The logits among what a model returned."""
-    if isinstance(result, Tensor):
-        return result
+def logits_of(result: Any, shape: tuple[int, int]) -> Tensor | None:
+    """The logits among what a model returned, [sequences, rows, vocab].
+
+    Args:
+        result: A tensor, an object or mapping with `logits`, or a tuple or list with them.
+        shape: (sequences, new) that went in.
+    """
     found = getattr(result, "logits", None)
-    if found is None and isinstance(result, tuple):
-        found = next(
-            (part for part in result if isinstance(part, Tensor) and part.dim() == 3), None
-        )
-    return found if isinstance(found, Tensor) and found.dim() == 3 else None
+    if found is None and isinstance(result, Mapping):
+        found = result.get("logits")
+    if isinstance(result, Tensor):
+        found = result
+    if found is None and isinstance(result, tuple | list):
+        tensors = [part for part in result if isinstance(part, Tensor) and part.numel() > 1]
+        # a loss stands before or after; past keys and values have more dimensions
+        found = next((one for one in tensors if one.dim() == 3), None)
+        found = next((one for one in tensors if one.dim() == 2), None) if found is None else found
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        return None
+    sequences, new = shape
+    if found.dim() == 2 and found.shape[0] == sequences and (sequences > 1 or new == 1):
+        return found[:, None]
+    if found.dim() in (1, 2) and sequences == 1:
+        return found.reshape(1, -1, found.shape[-1])
+    return found if found.dim() == 3 else None
 
 
 def fitted(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import compress
 from time import perf_counter_ns
@@ -123,7 +123,8 @@ class Watch:
         """Forwards of the model that begin inside are nobody's business."""
         before, self.paused = self.paused, True
         try:
-            yield
+            with nullcontext() if self._flow is None else self._flow.paused():
+                yield
         finally:
             self.paused = before
 
@@ -238,7 +239,7 @@ class Watch:
             lingering=self._lingering(calls, updates),
             changes=changes,
             recurrent=tuple(one.recurrent),
-            logits=logits_of(result),
+            logits=logits_of(result, shape),
             elapsed_ns=elapsed_ns,
             own_ns=one.own_ns + perf_counter_ns() - start,
         )

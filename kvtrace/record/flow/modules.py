@@ -19,6 +19,9 @@ Forward = Callable[..., Any]
 Around = Callable[["Frame", Callable[[], Any]], Any]
 """(frame, run the forward) → its result."""
 
+ORIGINAL = "__kvtrace_original__"
+"""Attribute of a function of ours that stands in for one of a module: what it stands for."""
+
 
 @dataclass(slots=True, eq=False)
 class Frame:
@@ -52,11 +55,13 @@ class Forwards:
     Attributes:
         around: Called for every forward.
         stack: Running forwards, outermost first.
+        paused: Forwards run as if there were no patch.
         paths: Path of each known module, by identity.
     """
 
     around: Around
     stack: list[Frame] = field(default_factory=list)
+    paused: bool = False
     paths: dict[int, str] = field(default_factory=dict)
     parameters: dict[int, str] = field(default_factory=dict)
     scripted: list[str] = field(default_factory=list)
@@ -111,6 +116,7 @@ class Forwards:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return call(lambda _, *a, **k: original(*a, **k), module, args, kwargs)
 
+        forward.__dict__[ORIGINAL] = original
         self._instances[id(module)] = (module, original)
         module.__dict__["forward"] = forward
 
@@ -118,7 +124,7 @@ class Forwards:
         self, original: Forward, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         stack = self.stack
-        if stack and stack[-1].module is module:  # super().forward()
+        if self.paused or (stack and stack[-1].module is module):  # super().forward()
             return original(module, *args, **kwargs)
         path = self.paths.get(id(module))
         if path is None:

@@ -88,6 +88,15 @@ class FlowWatch:
             name = path or type(model).__name__
             self._listening.notes[f"{name}: compiled code was run eagerly"] = None
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Modules that run inside, in this thread, are nobody's business."""
+        before, self._forwards.paused = self._forwards.paused, True
+        try:
+            yield
+        finally:
+            self._forwards.paused = before
+
     def begin_step(self, batch: int | None = None, tokens: int | None = None) -> None:
         """Say that a step begins, where no watched model's own forward does.
 

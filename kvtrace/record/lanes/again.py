@@ -1,22 +1,27 @@
 """A forward without a cache over whole token paths: the other lane's tensors.
 
-Called with the tokens alone (and a mask where there is padding), never with what the cached run
-passed along its cache, so that it shares none of that code. The model is as it was afterwards.
+A model whose cache is an argument is called with the tokens alone (and a mask where there is
+padding), never with what the cached run passed along its cache, so that it shares none of that
+code. Any other is copied before its first call, and a fresh copy is called: with the tokens alone
+where that works, else with what the first call was given. The model is as it was afterwards.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kvtrace.record.forward import Forward
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.forward import Beginning, Forward
+from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.paths import Path
+from kvtrace.record.lanes.snapshot import Snapshot, keeps_nothing, take
 from kvtrace.record.watch import Watch
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -47,8 +52,173 @@ class CannotRecomputeError(Exception):
     """The model does not run over tokens alone; the message says why."""
 
 
+Way = Callable[[FirstCall, Tensor], dict[str, object]]
+
+_WAYS: dict[str, Way] = {"bare": FirstCall.bare, "replayed": FirstCall.replayed}
+_TRIED = {"bare": "with the tokens alone", "replayed": "with its first arguments extended"}
+
+_FAULTS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    ArithmeticError,
+    NotImplementedError,
+)
+"""What a model may raise that is called in a way nobody wrote it for."""
+
+
+@dataclass(slots=True)
+class Again:
+    """How the tokens of one recording are computed again.
+
+    Attributes:
+        model: The watched one.
+        snapshot: As it was before its first call; None: it keeps nothing, so it is called itself.
+        reference: "bare" or "replayed", once one of them worked; "": none did so far.
+        notes: What qualifies the lane, in sentences.
+    """
+
+    model: nn.Module
+    snapshot: Snapshot | None = None
+    reference: str = ""
+    notes: dict[str, None] = field(default_factory=dict)
+    _begun: bool = False
+    _none: str = ""
+    _sites: frozenset[tuple[str, int]] = frozenset()
+    _causal: bool = False
+    _ready: tuple[object, Forward] | None = None
+
+    def begin(self, beginning: Beginning) -> None:
+        """A forward of the model is about to run: before the first, take the snapshot."""
+        if self._begun:
+            return
+        self._begun = True
+        if keeps_nothing(self.model):
+            return
+        taken = take(self.model, beginning.arguments)
+        if isinstance(taken, str):
+            self._none = taken
+            return
+        self.snapshot = taken
+        for odd in taken.odd:
+            self.notes[f"recomputed lane: shares {odd} with the model"] = None
+
+    def first(self, forward: Forward) -> None:
+        """The first forward is over: what it attended with is what others must."""
+        calls = [call for call in forward.calls if call.kind == "self"]
+        self._sites = frozenset((call.module, call.call) for call in calls)
+        self._causal = forward.new > 1 and all(_is_causal(call) for call in calls)
+
+    @property
+    def most(self) -> int | None:
+        """Paths that go into one call at most; None: any number."""
+        if self.snapshot is None:
+            return None
+        call = self.snapshot.call
+        ids = call.arguments[call.ids]
+        return ids.shape[0] if isinstance(ids, Tensor) and ids.dim() == 2 else 1
+
+    def settle(self, batch: Batch) -> None:
+        """Find out which way works.
+
+        Raises:
+            CannotRecomputeError: None does.
+        """
+        if not self.reference:
+            self._ready = (_key(batch), self.run(batch))
+
+    def run(self, batch: Batch, *, dtype: str | None = None) -> Forward:
+        """The tensors of a forward over a batch of paths, no cache.
+
+        Args:
+            batch: What to run it over.
+            dtype: Parameters and buffers are taken in this dtype; None: as they are.
+
+        Raises:
+            CannotRecomputeError: It failed, or made nothing to compare.
+        """
+        ready, self._ready = self._ready, None
+        if ready is not None and dtype is None and ready[0] == _key(batch):
+            return ready[1]
+        if self._none:
+            raise CannotRecomputeError(self._none)
+        if self.snapshot is None:
+            found = recompute(self.model, batch, dtype=dtype)
+            self.reference = "bare"
+            return found
+        reasons = []
+        for name in [self.reference] if self.reference else _WAYS:
+            try:
+                found = self._called(self.snapshot, name, batch, dtype)
+            except (CannotRecomputeError, CannotExtendError) as error:
+                reasons.append(f"{_TRIED[name]}: {error}")
+                continue
+            self._settled(name)
+            return found
+        raise CannotRecomputeError("; ".join(reasons))
+
+    def _called(self, snapshot: Snapshot, name: str, batch: Batch, dtype: str | None) -> Forward:
+        """One way, on a fresh copy."""
+        kind = None if dtype is None else DTYPES[dtype]
+        model, call = snapshot.fresh(kind)
+        ids = call.arguments[call.ids]
+        device = ids.device if isinstance(ids, Tensor) else torch.device("cpu")
+        like = ids.dtype if isinstance(ids, Tensor) else torch.long
+        tokens = _filled(batch, device).to(like)
+        arguments = _WAYS[name](call, tokens)
+        if any(path.padding for path in batch.paths):
+            if "attention_mask" not in call.parameters:
+                raise CannotRecomputeError("it has padding at the left and takes no attention_mask")
+            arguments |= _padded(batch, device, call.parameters)
+        places, named = positional(call.parameters, arguments)
+        with snapshot.as_then(kind):
+            forward = _forward(model, lambda: model(*places, **named))
+        forward = replace(forward, calls=tuple(trimmed(one, batch.rows) for one in forward.calls))
+        why = self._misfit(forward, batch)
+        if why:
+            raise CannotRecomputeError(why)
+        return forward
+
+    def _misfit(self, forward: Forward, batch: Batch) -> str:
+        """Why a forward is no other lane of these tokens; empty: it is one."""
+        wanted = (len(batch.paths), batch.rows)
+        calls = {(call.module, call.call): call for call in forward.calls}
+        for site in sorted(self._sites):
+            call = calls.get(site)
+            if call is None:
+                return f"{site[0]} did not attend"
+            found = (call.queries.shape[0], call.queries.shape[2])
+            if found != wanted:
+                return f"{site[0]} had {found[1]} new rows for {wanted[1]} tokens"
+        if self._causal and batch.rows > 1:
+            loose = next(
+                (calls[one] for one in sorted(self._sites) if not _is_causal(calls[one])), None
+            )
+            if loose is not None:
+                return f"{loose.module} saw later tokens: its mask is an argument"
+        return ""
+
+    def _settled(self, name: str) -> None:
+        if self.reference:
+            return
+        self.reference = name
+        if name == "replayed":
+            self.notes[
+                "recomputed lane: the model was called with what its first call was given, "
+                "extended to all tokens; it shares the code of the cache, so that what is wrong in "
+                "both stays unseen"
+            ] = None
+
+
+def _key(batch: Batch) -> object:
+    return [(path.tokens, path.padding) for path in batch.paths], batch.keep
+
+
 def recompute(model: nn.Module, batch: Batch, *, dtype: str | None = None) -> Forward:
-    """The tensors of a forward over a batch of paths, no cache.
+    """The tensors of a forward over a batch of paths, by a model that takes its cache along.
 
     Args:
         model: The watched model.
@@ -58,21 +228,61 @@ def recompute(model: nn.Module, batch: Batch, *, dtype: str | None = None) -> Fo
     Raises:
         CannotRecomputeError: It failed, or returned nothing to compare.
     """
-    found: list[Forward] = []
     arguments = _arguments(model, batch)
+    if dtype is None:
+        return _forward(model, lambda: model(**arguments))
+    cast = _cast(model, DTYPES[dtype])
+    return _forward(model, lambda: functional_call(model, cast, (), arguments))
+
+
+def _forward(model: nn.Module, run: Callable[[], object]) -> Forward:
+    """What is seen of a model while something runs."""
+    found: list[Forward] = []
     with _quietly(), Watch(model, found.append):
         try:
-            if dtype is None:
-                model(**arguments)
-            else:
-                functional_call(model, _cast(model, DTYPES[dtype]), (), arguments)
-        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+            run()
+        except _FAULTS as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise CannotRecomputeError(reason) from error
     forwards = [one for one in found if one.part == "model"]
     if not forwards:
         raise CannotRecomputeError("its forward was not seen")
     return forwards[-1]
+
+
+def trimmed(call: AttentionCall, rows: int) -> AttentionCall:
+    """A call without the slots of a larger buffer that no query saw.
+
+    Args:
+        call: Its keys may have more rows than there are tokens.
+        rows: Tokens.
+    """
+    seq = call.keys.shape[2]
+    if seq <= rows or call.visible is None or call.kind != "self":
+        return call
+    seen = call.visible.expand(*call.visible.shape[:-1], seq).reshape(-1, seq).any(dim=0)
+    live = seen.nonzero().flatten()
+    if len(live) != rows:
+        return call
+    return replace(
+        call,
+        keys=call.keys[:, :, live],
+        values=call.values[:, :, live],
+        visible=call.visible.expand(*call.visible.shape[:-1], seq)[..., live],
+        bias=None if call.bias is None else call.bias.expand(*call.bias.shape[:-1], seq)[..., live],
+    )
+
+
+def _is_causal(call: AttentionCall) -> bool:
+    """Whether no query sees a key that is newer than itself, as far as the mask says."""
+    new, seq = call.queries.shape[2], call.keys.shape[2]
+    if call.causal or new < 2:
+        return True
+    if call.visible is None:
+        return False
+    table = call.visible.expand(*call.visible.shape[:-2], new, seq).reshape(-1, new, seq)
+    first = bool(table[:, 0].sum(dim=-1).le(max(1, seq - new + 1)).all())
+    return first and not bool(table[:, 0].eq(table[:, -1]).all())
 
 
 @contextmanager
@@ -86,8 +296,6 @@ def _arguments(model: nn.Module, batch: Batch) -> dict[str, object]:
     """What the model is called with; only names that its forward takes."""
     names = inspect.signature(model.forward).parameters
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
-    width = batch.rows
-    filled = [path.tokens + [0] * (width - len(path.tokens)) for path in batch.paths]
     decoder = "decoder_input_ids" in names
     arguments: dict[str, object] = dict(batch.extra)
     first = (
@@ -97,19 +305,34 @@ def _arguments(model: nn.Module, batch: Batch) -> dict[str, object]:
         if "input_ids" in names
         else next(iter(names))
     )
-    arguments[first] = torch.tensor(filled, device=device)
-    padding = torch.tensor([path.padding for path in batch.paths], device=device)
-    if padding.any():
-        visible = torch.arange(width, device=device)[None] >= padding[:, None]
-        arguments["decoder_attention_mask" if decoder else "attention_mask"] = visible.long()
-        if "position_ids" in names:
-            places = torch.arange(width, device=device)[None] - padding[:, None]
-            arguments["position_ids"] = places.clamp(min=0)
+    arguments[first] = _filled(batch, device)
+    if any(path.padding for path in batch.paths):
+        padded = _padded(batch, device, names)
+        if decoder:
+            padded["decoder_attention_mask"] = padded.pop("attention_mask")
+        arguments |= padded
     if "use_cache" in names:
         arguments["use_cache"] = False
     if batch.keep is not None and "logits_to_keep" in names:
         arguments["logits_to_keep"] = torch.tensor(list(batch.keep), device=device)
     return arguments
+
+
+def _filled(batch: Batch, device: torch.device) -> Tensor:
+    """Token ids, [paths, rows]; shorter paths go on with zeros."""
+    width = batch.rows
+    filled = [path.tokens + [0] * (width - len(path.tokens)) for path in batch.paths]
+    return torch.tensor(filled, device=device)
+
+
+def _padded(batch: Batch, device: torch.device, names: Container[str]) -> dict[str, object]:
+    """The mask of padding at the left, and positions where they are asked for."""
+    padding = torch.tensor([path.padding for path in batch.paths], device=device)
+    places = torch.arange(batch.rows, device=device)[None] - padding[:, None]
+    found: dict[str, object] = {"attention_mask": (places >= 0).long()}
+    if "position_ids" in names:
+        found["position_ids"] = places.clamp(min=0)
+    return found
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

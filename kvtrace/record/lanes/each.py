@@ -8,14 +8,15 @@ changed them: the model is not causal.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kvtrace.files import FileSource
 from kvtrace.record.forward import Forward
-from kvtrace.record.lanes.again import Batch, CannotRecomputeError, recompute
+from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.compare import Comparer
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, compare_logits
@@ -29,14 +30,14 @@ class EachPass:
     """Compares step after step.
 
     Attributes:
-        model: The watched model.
+        again: Computes the tokens again.
         source: The trace file, growing.
         logits: The cached lane's.
         lane: Named in META already.
         extra: Arguments of the run besides tokens and cache.
     """
 
-    model: nn.Module
+    again: Again
     source: FileSource
     logits: KeptLogits
     lane: Lane
@@ -44,6 +45,15 @@ class EachPass:
     _paths: Paths = field(default_factory=Paths)
     _before: tuple[list[list[int]], Tensor] | None = None
     _said: set[str] = field(default_factory=set)
+
+    def settle(self, step: Step) -> None:
+        """Find out, on the first step, how the tokens can be computed again."""
+        paths = Paths()
+        paths.add(step)
+        chosen = [Path(path.tokens, path.padding, []) for path in paths.paths]
+        if chosen:
+            with suppress(CannotRecomputeError):
+                self.again.settle(Batch(chosen, None, self.extra))
 
     def step(self, step: Step, sink: LaneSink) -> None:
         """Compare a step that was just written."""
@@ -59,7 +69,7 @@ class EachPass:
             return
         comparer = Comparer(trace, self.lane)
         try:
-            forward = recompute(self.model, batch)
+            forward = self.again.run(batch)
         except CannotRecomputeError as error:
             self._say(Note("note", f"could not compute the {self.lane.name} lane: {error}"), sink)
             return

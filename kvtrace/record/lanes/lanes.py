@@ -8,7 +8,7 @@ differ by rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from kvtrace.errors import TraceError
 from kvtrace.files import FileSource
-from kvtrace.record.forward import Forward
+from kvtrace.record.forward import Beginning, Forward
+from kvtrace.record.lanes.again import Again, CannotRecomputeError
 from kvtrace.record.lanes.each import EachPass
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, OncePass, with_lanes
 from kvtrace.record.lanes.tolerance import higher, tolerance
+from kvtrace.record.lanes.weights import Weights
 from kvtrace.trace import Lane, Meta, Note, Step, Trace
 
 RECOMPUTED, REFEREE = "recomputed", "referee"
@@ -75,6 +77,23 @@ class Lanes:
     _extra: Mapping[str, object] = field(default_factory=dict)
     _each: EachPass | None = None
     _arguments_seen: bool = False
+    _again: Again | None = None
+    _weights: Weights | None = None
+    _since: int = 0
+    _passes: dict[str, int] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
+
+    @property
+    def again(self) -> Again:
+        """How tokens are computed again."""
+        if self._again is None:
+            self._again = Again(self.model)
+        return self._again
+
+    def begin(self, beginning: Beginning) -> None:
+        """A forward is about to run: before the first, the model is as it will be asked again."""
+        if self.options.mode != "off":
+            self.again.begin(beginning)
 
     def forward(self, step: int, forward: Forward) -> None:
         """A forward became a step: keep what the trace does not hold of it."""
@@ -83,6 +102,14 @@ class Lanes:
         if not self._arguments_seen:
             self._arguments_seen = True
             self._extra = _extra(forward)
+            self.again.first(forward)
+            self._weights = Weights(self.model)
+        elif self._weights is not None and self._weights.changed() and step > self._since:
+            self._said.add(
+                f"steps {self._since} to {step - 1} were not compared: the weights changed after "
+                "them"
+            )
+            self._since = step
         self._logits.keep(step, forward.logits)
 
     def written(self, step: Step, meta: Meta, sink: LaneSink) -> Meta:
@@ -94,11 +121,16 @@ class Lanes:
         if self.options.mode != "each":
             return meta
         if self._each is None:
+            source = FileSource(self.path)
+            unnamed = self._lane(meta, RECOMPUTED, "each", meta.model.dtype)
+            each = EachPass(self.again, source, self._logits, unnamed, self._extra)
+            with self.unwatched():
+                each.settle(step)
             lane = self._lane(meta, RECOMPUTED, "each", meta.model.dtype)
+            each.lane = lane
             meta = with_lanes(meta, [lane])
             sink.extend(meta)
-            source = FileSource(self.path)
-            self._each = EachPass(self.model, source, self._logits, lane, self._extra)
+            self._each = each
         with self.unwatched():
             self._each.step(step, sink)
         return meta
@@ -106,40 +138,88 @@ class Lanes:
     def finish(
         self, meta: Meta, sink: LaneSink, on_progress: Callable[[int, int], None] | None = None
     ) -> Meta:
-        """The run is over: compute what is still missing.
+        """The run is over, or the weights are about to change: compute what is still missing.
 
         Returns:
             META, with the lanes that were added.
         """
-        wanted: list[tuple[Lane, str | None]] = []
-        if self.options.mode == "once":
-            wanted.append((self._lane(meta, RECOMPUTED, "once", meta.model.dtype), None))
-        if self.options.referee and self.options.mode != "off":
-            dtype = higher(meta.model.dtype)
-            wanted.append((self._lane(meta, REFEREE, "once", dtype), dtype))
         again = None if self._each is None else self._each.lane
-        if not (wanted or again) or not meta.sites:
+        wanted = self._wanted(meta) if meta.sites else []
+        if not meta.sites or not (wanted or again):
             return meta
-        if wanted:
-            meta = with_lanes(meta, [lane for lane, _ in wanted])
-            sink.extend(meta)
         try:
             trace = Trace(FileSource(self.path))
-            one = OncePass(
-                self.model, trace, self._logits, self._extra, self.options.keep_rows, on_progress
-            )
-            with self.unwatched():
-                if again is not None:
-                    one.keep_only(again, sink)
-                for lane, upcast in wanted:
-                    one.run(lane, sink, dtype=upcast)
+            if self._since < len(trace):
+                meta = self._run(trace, meta, sink, on_progress, wanted)
+                self._since = len(trace)
         except TraceError as error:
             sink.note(Note("note", f"lanes were not compared: {error}"))
+        for text in sorted(self._said.union(self.again.notes)):
+            sink.note(Note("note", text))
+        self._said.clear()
+        self.again.notes.clear()
         return meta
 
+    def _run(
+        self,
+        trace: Trace,
+        meta: Meta,
+        sink: LaneSink,
+        on_progress: Callable[[int, int], None] | None,
+        wanted: Sequence[tuple[str, str, str | None]],
+    ) -> Meta:
+        """Every lane that is wanted over the steps that have none yet."""
+        one = OncePass(
+            self.again,
+            trace,
+            self._logits,
+            self._extra,
+            self.options.keep_rows,
+            on_progress,
+            self._since,
+            self._passes,
+        )
+        with self.unwatched():
+            if self._each is not None:
+                one.keep_only(self._each.lane, sink)
+            batches = one.batches() if wanted else []
+            if not batches:
+                return meta
+            try:
+                self.again.settle(batches[0])
+            except CannotRecomputeError as error:
+                self._said.add(f"could not compute the recomputed lane: {error}")
+                return meta
+            for name, dtype, upcast in wanted:
+                lane = meta.lane(name)
+                if lane is None:
+                    lane = self._lane(meta, name, "once", dtype)
+                    meta = with_lanes(meta, [lane])
+                    sink.extend(meta)
+                one.run(lane, sink, dtype=upcast)
+        return meta
+
+    def _wanted(self, meta: Meta) -> list[tuple[str, str, str | None]]:
+        """(name, dtype, dtype of the pass) of each lane that is computed at the end."""
+        wanted: list[tuple[str, str, str | None]] = []
+        if self.options.mode == "once":
+            wanted.append((RECOMPUTED, meta.model.dtype, None))
+        if self.options.referee and self.options.mode != "off":
+            dtype = higher(meta.model.dtype)
+            wanted.append((REFEREE, dtype, dtype))
+        return wanted
+
     def _lane(self, meta: Meta, name: str, mode: str, dtype: str) -> Lane:
-        limit, reason = tolerance(meta.model.dtype, max(1, len(meta.sites)))
-        return Lane(name, mode, dtype, limit, reason, "bare")
+        limit, reason = tolerance(_lowest(meta), max(1, len(meta.sites)))
+        return Lane(name, mode, dtype, limit, reason, self.again.reference or "bare")
+
+
+def _lowest(meta: Meta) -> str:
+    """The dtype with the fewest digits: autocast attends in a lower one than the weights'."""
+    found = [meta.model.dtype, *(site.dtype for site in meta.sites)]
+    order = ["bfloat16", "float16", "float32", "float64"]
+    known = [one for one in found if one in order]
+    return min(known, key=order.index) if known else meta.model.dtype
 
 
 def _extra(forward: Forward) -> Mapping[str, object]:

@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from torch import nn
-
 from kvtrace.files import StepRows
 from kvtrace.record.forward import Forward
-from kvtrace.record.lanes.again import Batch, CannotRecomputeError, recompute
+from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.compare import Comparer, in_turn
 from kvtrace.record.lanes.keep import pass_bytes, whole_pass
 from kvtrace.record.lanes.logits import KeptLogits
@@ -53,21 +51,24 @@ class OncePass:
     """One lane over a whole run.
 
     Attributes:
-        model: The watched model.
+        again: Computes the tokens again.
         trace: What was recorded of it, all steps written.
         logits: The cached lane's.
         extra: Arguments of the run besides tokens and cache.
         keep_rows: Keep every pass, however large.
         on_progress: Told how many of how many paths are done.
+        since: The first step that is compared; earlier ones were before, or can't be any more.
+        passes: Passes kept so far, by lane.
     """
 
-    model: nn.Module
+    again: Again
     trace: Trace
     logits: KeptLogits
     extra: Mapping[str, object] = field(default_factory=dict)
     keep_rows: bool = False
     on_progress: Callable[[int, int], None] | None = None
-    _passes: int = 0
+    since: int = 0
+    passes: dict[str, int] = field(default_factory=dict)
 
     def run(self, lane: Lane, sink: LaneSink, *, dtype: str | None = None) -> bool:
         """Compute the lane and write its comparisons.
@@ -81,15 +82,14 @@ class OncePass:
             Whether anything was compared.
         """
         comparer = Comparer(self.trace, lane)
-        self._passes = 0
         paths = self._paths()
-        batches = list(self._batches(paths))
+        batches = self._batches(paths)
         left = _nodes_left(paths.paths)
         held: dict[int, tuple[Tally, int]] = {}
         compared = False
         for done, batch in enumerate(batches):
             try:
-                forward = recompute(self.model, batch, dtype=dtype)
+                forward = self.again.run(batch, dtype=dtype)
             except CannotRecomputeError as error:
                 text = f"could not compute the {lane.name} lane: {error}"
                 comparer.findings.setdefault(text, Note("note", text))
@@ -138,22 +138,22 @@ class OncePass:
 
     def _keep(self, lane: Lane, forward: Forward, batch: Batch, sink: LaneSink) -> int | None:
         """Keep a forward whole; returns its number."""
-        found = whole_pass(self.trace.meta, lane, forward, batch, self._passes)
+        number = self.passes.get(lane.name, 0)
+        found = whole_pass(self.trace.meta, lane, forward, batch, number)
         if found is None:
             return None
         sink.keep_pass(lane.name, *found)
-        self._passes += 1
-        return self._passes - 1
+        self.passes[lane.name] = number + 1
+        return number
 
     def keep_only(self, lane: Lane, sink: LaneSink) -> None:
         """Keep passes for a lane that was compared step by step, and point its steps at them."""
-        self._passes = 0
-        for batch in self._batches(self._paths()):
+        for batch in self.batches():
             size = pass_bytes(self.trace.meta, batch.rows, len(batch.paths))
             if not self.keep_rows and size > KEPT_BYTES:
                 continue
             try:
-                forward = recompute(self.model, batch)
+                forward = self.again.run(batch)
             except CannotRecomputeError:
                 continue
             kept = self._keep(lane, forward, batch, sink)
@@ -178,7 +178,13 @@ class OncePass:
             sites = {site for group in step.sites for site in group.sites}
             if not sites or not sites <= encoders:
                 paths.add(step)
+        for path in paths.paths:
+            path.nodes = [node for node in path.nodes if node.step >= self.since]
         return paths
+
+    def batches(self) -> list[Batch]:
+        """What is to be computed."""
+        return self._batches(self._paths())
 
     def _batches(self, paths: Paths) -> list[Batch]:
         """Paths in the batches of the run; many branches in larger ones."""
@@ -187,7 +193,7 @@ class OncePass:
             return []
         widest = max(len(path.tokens) for path in ready)
         sequences = max(int(count) for count in self.trace.overview["sequences"])
-        size = max(sequences, min(8, TOKENS_AT_ONCE // widest))
+        size = min(max(sequences, min(8, TOKENS_AT_ONCE // widest)), self.again.most or len(ready))
         vocab = max(1, self.trace.meta.model.vocab_size)
         out = []
         for start in range(0, len(ready), size):

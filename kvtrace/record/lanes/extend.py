@@ -1,0 +1,194 @@
+"""The arguments of a model's first call, made to fit a whole token stream.
+
+Two ways. *Bare*: the tokens, and of the other arguments only what has nothing to do with a cache,
+with positions or with a mask. *Replayed*: all of them, extended by rule: positions go on counting,
+a causal mask grows, caches are as they were before the call. What no rule covers is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CACHE = re.compile(r"past|cache|kv|present|mems|memory|state", re.IGNORECASE)
+_POSITION = re.compile(r"pos|offset|start|cur_len|seq_?len|cache_len|step", re.IGNORECASE)
+_MASK = re.compile(r"mask|bias", re.IGNORECASE)
+_FLAG = re.compile(r"^(use|return|output|with)_?(kv_?)?(cach|past|present)", re.IGNORECASE)
+_TRAINING = re.compile(r"^(targets?|labels?|y)$")
+
+
+class CannotExtendError(Exception):
+    """No rule covers an argument; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstCall:
+    """What a model was called with first.
+
+    Attributes:
+        ids: Name of the argument that held the token ids.
+        new: Tokens in it, per sequence.
+        flat: The ids had no batch dimension.
+        arguments: All of them, by name.
+        parameters: What `forward` takes, by name.
+    """
+
+    ids: str
+    new: int
+    flat: bool
+    arguments: Mapping[str, object]
+    parameters: Mapping[str, inspect.Parameter]
+
+    def optional(self, name: str) -> bool:
+        """Whether an argument may be left out."""
+        known = self.parameters.get(name)
+        return known is None or known.default is not inspect.Parameter.empty
+
+    def bare(self, tokens: Tensor) -> dict[str, object]:
+        """Arguments of a call with the tokens alone.
+
+        Args:
+            tokens: [sequences, rows].
+
+        Raises:
+            CannotExtendError: Something else is needed.
+        """
+        out: dict[str, object] = {self.ids: self._shaped(tokens)}
+        for name, value in self.arguments.items():
+            if name == self.ids or _TRAINING.match(name):
+                continue
+            cached = _CACHE.search(name) or _POSITION.search(name) or _MASK.search(name)
+            if _FLAG.match(name):
+                out[name] = False
+            elif cached or self._per_token(value):
+                if not self.optional(name):
+                    if value is not None:
+                        raise CannotExtendError(f"`{name}` can't be left out")
+                    out[name] = None
+            else:
+                out[name] = value
+        for name in self.parameters:
+            if _FLAG.match(name):
+                out[name] = False
+        return out
+
+    def replayed(self, tokens: Tensor) -> dict[str, object]:
+        """The first call's arguments, for more tokens.
+
+        Args:
+            tokens: [sequences, rows].
+
+        Raises:
+            CannotExtendError: No rule covers one of them.
+        """
+        rows = tokens.shape[1]
+        out: dict[str, object] = {self.ids: self._shaped(tokens)}
+        for name, value in self.arguments.items():
+            if name != self.ids and not _TRAINING.match(name):
+                out[name] = self._extended(name, value, rows)
+        return out
+
+    def _shaped(self, tokens: Tensor) -> Tensor:
+        return tokens[0] if self.flat else tokens
+
+    def _per_token(self, value: object) -> bool:
+        return isinstance(value, Tensor) and self.new > 1 and self.new in value.shape
+
+    def _extended(self, name: str, value: object, rows: int) -> object:
+        if isinstance(value, bool) or value is None:
+            return value
+        if isinstance(value, int):
+            return rows if value == self.new and _POSITION.search(name) and value > 1 else value
+        if not isinstance(value, Tensor) or (_CACHE.search(name) and not _POSITION.search(name)):
+            return value
+        if value.dim() == 0:
+            return value
+        if not value.is_floating_point() and value.dtype != torch.bool:
+            return self._whole(name, value, rows)
+        return self._table(name, value, rows)
+
+    def _whole(self, name: str, value: Tensor, rows: int) -> Tensor:
+        """Whole numbers: positions that go on counting, or a mask of ones."""
+        last = value.shape[-1]
+        if last != self.new and not (last == 1 and self.new == 1):
+            return value
+        if _MASK.search(name) and bool((value != 0).all()) and value.dim() <= 2:
+            return value[..., :1].expand(*value.shape[:-1], rows).clone()
+        steps = value[..., 1:] - value[..., :-1]
+        if bool((steps == 1).all()):
+            return value[..., :1] + torch.arange(rows, dtype=value.dtype, device=value.device)
+        if steps.numel() and bool((steps == 0).all()):
+            return value[..., :1].expand(*value.shape[:-1], rows).clone()
+        raise CannotExtendError(f"`{name}` neither counts nor stays the same")
+
+    def _table(self, name: str, value: Tensor, rows: int) -> Tensor:
+        """A mask over queries and keys, or rows of a longer table."""
+        if value.dim() >= 2 and value.shape[-2] == self.new and self._is_causal(value):
+            keys = rows if value.shape[-1] == self.new else value.shape[-1]
+            if keys < rows:
+                raise CannotExtendError(f"`{name}` has {keys} columns for {rows} tokens")
+            seen = torch.arange(keys, device=value.device) <= torch.arange(
+                rows, device=value.device
+            ).unsqueeze(1)
+            shown, hidden = value[..., 0, 0], self._hidden(value)
+            mask = torch.where(seen, shown.reshape(-1)[0], hidden)
+            return mask.expand(*value.shape[:-2], rows, keys).clone()
+        axes = [axis for axis, size in enumerate(value.shape) if size == self.new]
+        if not axes:
+            return value
+        whole = value._base
+        axis = axes[0]
+        if whole is None or whole.dim() != value.dim() or not _PER_ROW(value, whole, axis):
+            raise CannotExtendError(f"`{name}` {list(value.shape)} belongs to its tokens")
+        first = (value.storage_offset() - whole.storage_offset()) // max(1, whole.stride(axis))
+        if first + rows > whole.shape[axis]:
+            raise CannotExtendError(f"`{name}` is cut from a table too short for {rows} tokens")
+        return whole.narrow(axis, first, rows)
+
+    def _is_causal(self, mask: Tensor) -> bool:
+        """Whether every query sees the keys up to its own and no other."""
+        if self.new < 2 or mask.shape[-1] < self.new:
+            return False
+        table = mask.reshape(-1, *mask.shape[-2:])
+        shown = table[:, :1, :1]
+        seen = torch.arange(mask.shape[-1], device=mask.device) <= torch.arange(
+            self.new, device=mask.device
+        ).unsqueeze(1)
+        equal = table == shown
+        return bool((equal == seen).all())
+
+    def _hidden(self, mask: Tensor) -> Tensor:
+        return mask[..., 0, 1].reshape(-1)[0]
+
+
+def _PER_ROW(value: Tensor, whole: Tensor, axis: int) -> bool:  # noqa: N802
+    return value.stride() == whole.stride() and all(
+        one == other
+        for place, (one, other) in enumerate(zip(value.shape, whole.shape, strict=True))
+        if place != axis
+    )
+
+
+def positional(
+    parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments as a call takes them: those without a usable name by place.
+
+    Args:
+        parameters: What is called takes.
+        arguments: By name.
+    """
+    places: list[Any] = []
+    named = dict(arguments)
+    for name, one in parameters.items():
+        by_place = one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL)
+        if not by_place or name not in named:
+            break
+        places.append(named.pop(name))
+    return places, named

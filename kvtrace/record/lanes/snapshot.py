@@ -1,0 +1,138 @@
+"""A model as it was before its first watched call, and what that call was given.
+
+A model that keeps its cache inside can't be asked again: the question would change it. Copies can:
+they share the weights, and everything else is their own. Each recomputation gets a fresh one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kvtrace.record.inputs import tokens_in
+from kvtrace.record.lanes.extend import FirstCall
+from kvtrace.record.lanes.private import Copier
+
+_CONSTANT = re.compile(
+    r"mask|bias|tril|causal|freq|rope|rotary|cos|sin|alibi|slopes|pos|table|pe$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy that nobody runs.
+
+    Attributes:
+        model: It.
+        call: Its first call.
+        autocast: (device type, dtype) that was on; None: none was.
+        odd: What could not be copied and is shared with the user's model.
+        zeros: Addresses of its memory that holds zeros only.
+        shared: Large tensors that look constant, and how often each had been changed.
+    """
+
+    model: nn.Module
+    call: FirstCall
+    autocast: tuple[str, torch.dtype] | None
+    odd: tuple[str, ...]
+    zeros: frozenset[int]
+    shared: tuple[tuple[Tensor, int], ...]
+
+    def fresh(self, dtype: torch.dtype | None = None) -> tuple[nn.Module, FirstCall]:
+        """A copy to be run once, and the arguments that belong to it.
+
+        Args:
+            dtype: Floating tensors are taken in this one, weights too.
+        """
+        copier = Copier(
+            self.model.parameters(), dtype=dtype, zeros=self.zeros, constant=self._is_shared
+        )
+        model, arguments = copier.of((self.model, dict(self.call.arguments)))
+        call = self.call
+        return model, FirstCall(call.ids, call.new, call.flat, arguments, call.parameters)
+
+    def _is_shared(self, tensor: Tensor) -> bool:
+        return any(tensor is one for one, _ in self.shared)
+
+    @property
+    def changed(self) -> bool:
+        """Whether something that looked constant has changed since."""
+        return any(version(one) != before for one, before in self.shared)
+
+    @contextmanager
+    def as_then(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Autocast as it was at the first call; off where a dtype is asked for."""
+        if self.autocast is None:
+            yield
+            return
+        device, own = self.autocast
+        with torch.autocast(device, dtype=own, enabled=dtype is None):
+            yield
+
+
+def take(model: nn.Module, arguments: Mapping[str, object]) -> Snapshot | str:
+    """The snapshot, or why there is none.
+
+    Args:
+        model: About to be called for the first time.
+        arguments: With which, by name.
+    """
+    found = tokens_in(arguments)
+    if found is None:
+        return "its first call was given no token ids"
+    name, tokens = found
+    given = arguments[name]
+    flat = isinstance(given, Tensor) and given.dim() == 1
+    names = {id(one): name for name, one in model.named_buffers()}
+
+    def constant(tensor: Tensor) -> bool:
+        whole = tensor.dtype == torch.bool or tensor.is_complex()
+        return whole or _CONSTANT.search(names.get(id(tensor), "").rpartition(".")[2]) is not None
+
+    copier = Copier(model.parameters(), constant=constant)
+    try:
+        copied, kept = copier.of((model, dict(arguments)))
+    except Exception as error:  # whatever a class of the user's does when it is copied
+        return f"it can't be copied, {type(error).__name__}: {error}".splitlines()[0]
+    call = FirstCall(name, tokens.shape[1], flat, kept, parameters_of(model))
+    return Snapshot(
+        copied,
+        call,
+        _autocast(tokens.device.type),
+        tuple(dict.fromkeys(copier.odd)),
+        frozenset(copier.zeros),
+        tuple((one, version(one)) for one in copier.shared),
+    )
+
+
+def keeps_nothing(model: nn.Module) -> bool:
+    """Whether a model is known to keep nothing between calls: its cache is an argument."""
+    return type(model).__module__.startswith("transformers.")
+
+
+def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """What its forward takes, by name; nothing where that can't be read."""
+    try:
+        return inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; -1 where that is not counted."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return -1
+
+
+def _autocast(device: str) -> tuple[str, torch.dtype] | None:
+    if not torch.is_autocast_enabled(device):
+        return None
+    return device, torch.get_autocast_dtype(device)
