@@ -65,6 +65,6 @@ def _batch(steps: Sequence[Step]) -> str:
     if rows < 2:
         return ""
     if any(event.kind == "reorder" for step in steps for event in step.events):
-        return f"{rows} beams or samples"
+        return f"{rows} beams"
     padded = any(place < 0 for step in steps for row in step.positions for place in row)
     return f"left-padded batch of {rows}" if padded else f"batch of {rows}"

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrace.cli import options
+from kvtrace.cli import options, outputs
 from kvtrace.cli.grammar import Verb
-from kvtrace.errors import UsageError
+from kvtrace.errors import RecordError, UsageError
+from kvtrace.live.messages import Request, Tried
+from kvtrace.verify.ways import WAYS, beside, named
 
 if TYPE_CHECKING:
-    from kvtrace.analysis.checks import Report
+    from kvtrace.analysis.checks.noise import Noise
+    from kvtrace.analysis.checks.report import Report, Trial
     from kvtrace.cli.verdicts import Teller
+
+_NEW_TOKENS = 16
 
 
 def run(values: argparse.Namespace) -> int:
@@ -22,11 +29,14 @@ def run(values: argparse.Namespace) -> int:
     how = next((name for name in ("json", "quiet", "verbose") if getattr(values, name)), "text")
     teller = Teller(how)
     traces = _traces(values.words)
-    report = _of_traces(traces, teller)
+    report = _of_traces(traces, teller) if traces else _of_model(values, teller)
     teller.end(report)
     if values.junit is not None:
         write_junit(report, values.junit, f"kvtrace check {' '.join(values.words)}")
     return report.exit_code
+
+
+# -- traces --------------------------------------------------------------------------------
 
 
 def _traces(words: list[str]) -> list[Path]:
@@ -40,21 +50,124 @@ def _traces(words: list[str]) -> list[Path]:
 
 def _of_traces(paths: list[Path], teller: Teller) -> Report:
     """Traces as they are."""
-    from kvtrace.analysis.checks.report import Report, Trial, together
-    from kvtrace.analysis.checks.verdict import checked
+    from kvtrace.analysis.checks.report import together
+
+    return together([_look(path, teller) for path in paths])
+
+
+def _look(path: Path, teller: Teller, at_least: Noise | None = None, way: str = "decode") -> Trial:
+    """One trace; its findings are told at once."""
+    from kvtrace.analysis.checks.report import Report, Trial
+    from kvtrace.analysis.checks.verdict import check
     from kvtrace.analysis.course import course
     from kvtrace.files import open_trace
 
-    def look(path: Path) -> Trial:
-        trace = open_trace(path)
-        known = Trial(course(trace), Report(""), str(path))
-        return checked(trace, str(path), lambda one: teller.found(one, known))
+    trace = open_trace(path)
+    known = Trial(named(way, course(trace)), Report(""), str(path), essential=way == "decode")
+    report = check(trace, on_finding=lambda one: teller.found(one, known), at_least=at_least)
+    return replace(known, report=report)
 
-    return together([look(path) for path in paths])
+
+# -- a model -------------------------------------------------------------------------------
+
+
+def _of_model(values: argparse.Namespace, teller: Teller) -> Report:
+    """Record the model in every way, and judge each as soon as it is recorded."""
+    model, prompt = options.model_and_prompt(values)
+    if values.recompute == "off":
+        raise UsageError("--recompute off leaves nothing to hold the cache against")
+    ways = _ways(values.ways)
+    output = outputs.temporary(model) if values.output is None else values.output
+    for path in (output, *(beside(output, way) for way in ways)):
+        outputs.chosen(path, force=values.force)
+    request = replace(
+        options.request(values, model, prompt, output),
+        new_tokens=_NEW_TOKENS if values.new_tokens is None else values.new_tokens,
+        referee=True,
+        keep_rows=True,
+        ways=",".join(ways),
+    )
+    judge = _Judge(teller)
+    report = judge.report(request, debug=values.debug)
+    return _tidied(report) if values.output is None else report
+
+
+class _Judge:
+    """Looks at each trace as soon as it is there."""
+
+    def __init__(self, teller: Teller) -> None:
+        self._teller = teller
+        self._trials: list[Trial] = []
+        self._limits: Noise | None = None
+
+    def report(self, request: Request, *, debug: bool) -> Report:
+        """All of them together.
+
+        Raises:
+            KvtraceError: What the recorder gave up with, unless it just could not record.
+        """
+        from kvtrace.analysis.checks.report import UNCHECKED, Report, Trial, together
+        from kvtrace.cli.follow import follow
+
+        try:
+            follow(request, debug=debug, on_tried=self._tried)
+        except RecordError as error:
+            failed = Report(UNCHECKED, reason=str(error))
+            name = "the ways after it" if self._trials else ""
+            self._trials.append(Trial(name, failed, essential=not self._trials))
+        return together(self._trials)
+
+    def _tried(self, event: Tried) -> None:
+        """A way was tried."""
+        from kvtrace.analysis.checks.noise import noise
+        from kvtrace.analysis.checks.report import UNCHECKED, Report, Trial
+        from kvtrace.files import open_trace
+
+        first = event.way == "decode"
+        if not event.path:
+            failed = Report(UNCHECKED, reason=event.trouble)
+            self._trials.append(Trial(event.title, failed, essential=first))
+            return
+        path = Path(event.path)
+        self._trials.append(_look(path, self._teller, self._limits, event.way))
+        if first and self._trials[0].report.verdict != UNCHECKED:
+            self._limits = noise(open_trace(path), "recomputed")
+
+
+def _ways(text: str) -> Sequence[str]:
+    """The further ways that were asked for.
+
+    Raises:
+        UsageError: One is unknown.
+    """
+    if text == "none":
+        return ()
+    asked = [way.strip() for way in text.split(",")] if text else list(WAYS)
+    unknown = next((way for way in asked if way not in WAYS), None)
+    if unknown is not None:
+        raise UsageError(f"--ways: {unknown!r} is unknown; there are {', '.join(WAYS)}, or none")
+    return [way for way in WAYS if way in asked]
+
+
+def _tidied(report: Report) -> Report:
+    """Without the traces that nobody needs to look at."""
+    trials = []
+    for one in report.trials:
+        keep = not one.report.ok
+        if not keep and one.trace:
+            Path(one.trace).unlink(missing_ok=True)
+        trials.append(one if keep else replace(one, trace=""))
+    return replace(report, trials=tuple(trials))
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     options.add(parser)
+    parser.add_argument(
+        "--ways",
+        metavar="A,B",
+        default="",
+        help=f"what to try after decoding the prompt: {', '.join(WAYS)} (default all), or none",
+    )
     told = parser.add_argument_group("the verdict")
     one = told.add_mutually_exclusive_group()
     one.add_argument("--json", action="store_true", help="as JSON, nothing rounded")
@@ -65,10 +178,19 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 VERB = Verb(
     name="check",
-    usage="[MODEL [PROMPT] | TRACE...] [options]",
-    summary="Compare cached with recomputed attention: equal within rounding (exit code 0), "
-    "diverged (1)\nwith the place and the likely bug, or could not check (3).",
-    examples=(("kvtrace check a.kvt", "a recorded run, without torch"),),
+    usage="MODEL [PROMPT] | TRACE...  [-n N] [--ways A,B] [options]",
+    summary="Rounding or bug? Compare what the cache gave with a forward without it, and name the "
+    "difference.\n\nA model is driven in the ways in which caches break: a decode, another prompt "
+    "after it, the prompt\nin chunks, a left-padded batch, beams. A trace is judged as it is, "
+    f"without torch.\n\n{options.MODEL_HELP}\n\n"
+    "Exit code 0: equal within rounding. 1: diverged. 3: could not check. Traces of what diverged\n"
+    "are kept; with -o all of them.",
+    examples=(
+        ('kvtrace check gpt2 "hello"', "16 tokens, then the other ways"),
+        ("kvtrace check demo -n 64 --ways none -o a.kvt", "one long decode; keep its trace"),
+        ('kvtrace check my.py:make "hi" --junit a.xml', "your own model, for a CI"),
+        ("kvtrace check a.kvt b.kvt --json", "recorded runs, for programs"),
+    ),
     arguments=_arguments,
     run=run,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from kvtrace.cli.signals import Interrupted, as_exceptions
@@ -17,7 +18,7 @@ from kvtrace.errors import (
     UsageError,
     WriteError,
 )
-from kvtrace.live.messages import Ended, Event, Failed, Progress, Request, Said, Stepped
+from kvtrace.live.messages import Ended, Event, Failed, Progress, Request, Said, Stepped, Tried
 from kvtrace.live.session import Session
 from kvtrace.text import safe
 
@@ -36,12 +37,15 @@ _BY_CODE: dict[int, type[KvtraceError]] = {
 }
 
 
-def follow(request: Request, *, debug: bool = False) -> Ended:
+def follow(
+    request: Request, *, debug: bool = False, on_tried: Callable[[Tried], None] | None = None
+) -> Ended:
     """Record, and return when the trace is closed.
 
     Args:
         request: What to record.
         debug: Also print what the libraries print.
+        on_tried: Told of each way of driving that was tried, no line of progress in its way.
 
     Raises:
         KvtraceError: What the recorder gave up with, its exit code included.
@@ -54,6 +58,9 @@ def follow(request: Request, *, debug: bool = False) -> Ended:
                 session.wait(_TICK)
                 for event in session.poll():
                     line.show(event)
+                    if on_tried is not None and isinstance(event, Tried):
+                        line.clear()
+                        on_tried(event)
         except Interrupted as signal:
             session.close()
             line.clear()

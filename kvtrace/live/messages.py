@@ -30,6 +30,9 @@ class Request:
         seed, temperature, top_k: How tokens are chosen; temperature 0 is greedy.
         dtype, device, attention: "auto", or what to use instead.
         recompute: "once", "each" or "off".
+        referee: Recompute one precision up too.
+        keep_rows: Keep the other lanes' rows, however large.
+        ways: Further ways of driving the model, of `verify.plans.WAYS`, with commas between.
         allow_missing, allow_pickle, trust_remote_code: What the user vouches for.
         revision: Of a hub repository; empty: the default branch.
         paused: Wait for a command after the prefill.
@@ -48,6 +51,9 @@ class Request:
     device: str = "auto"
     attention: str = "auto"
     recompute: str = "once"
+    referee: bool = False
+    keep_rows: bool = False
+    ways: str = ""
     allow_missing: bool = False
     allow_pickle: bool = False
     trust_remote_code: bool = False
@@ -125,6 +131,23 @@ class Paused:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """A way of driving the model was tried, and its trace is closed.
+
+    Attributes:
+        way: "decode" for the run itself, else of `verify.plans.WAYS`.
+        title: What it was to do, in a few words.
+        path: Its trace; empty: there is none.
+        trouble: Why there is none.
+    """
+
+    way: str
+    title: str
+    path: str
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The trace is closed.
 
@@ -154,12 +177,12 @@ class Failed:
     details: str = ""
 
 
-Message = Request | Command | Started | Progress | Said | Stepped | Paused | Ended | Failed
-Event = Started | Progress | Said | Stepped | Paused | Ended | Failed
+Message = Request | Command | Started | Progress | Said | Stepped | Paused | Tried | Ended | Failed
+Event = Started | Progress | Said | Stepped | Paused | Tried | Ended | Failed
 
 _KINDS: dict[str, type[Message]] = {
     kind.__name__.lower(): kind
-    for kind in (Request, Command, Started, Progress, Said, Stepped, Paused, Ended, Failed)
+    for kind in (Request, Command, Started, Progress, Said, Stepped, Paused, Tried, Ended, Failed)
 }
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvtrace.live.messages import Ended, Progress, Request, Said, Stepped
 from kvtrace.live.orders import Orders
+from kvtrace.live.others import try_others
 from kvtrace.live.turn import Turn
 from kvtrace.live.voice import Voice
 from kvtrace.trace import Ending, Sampling
@@ -48,6 +49,8 @@ class Recording:
         self._orders.begin()
         self._progress("reading the prompt", None)
         ending = self._decode(loaded)
+        if ending.reason != "stopped":
+            try_others(loaded, self._request, self._voice, self._orders)
         self._voice.say(Ended(ending.reason, ending.text, self._request.output))
 
     def _decode(self, loaded: Loaded) -> Ending:
@@ -59,6 +62,8 @@ class Recording:
             loaded.model,
             asked.output,
             recompute=asked.recompute,
+            referee=asked.referee,
+            keep_rows=asked.keep_rows,
             tokenizer=loaded.tokenizer,
             prompt=loaded.prompt.text,
             force=asked.force,

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from kvtrace.analysis.checks.noise import noise
+from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Report, Trial, together
 from kvtrace.analysis.checks.verdict import checked
 from kvtrace.errors import RecordError, UsageError
@@ -19,9 +19,10 @@ from kvtrace.models.architecture import positions
 from kvtrace.record import record
 from kvtrace.record.decode import Limits, decode
 from kvtrace.trace import Trace
-from kvtrace.verify.plans import WAYS, Decode, Plan, plans
+from kvtrace.verify.plans import Decode, Plan, plans
 from kvtrace.verify.prompts import Prompts, token_ids
-from kvtrace.verify.trials import tokens_of, tried
+from kvtrace.verify.trials import Recorded, tokens_of, tried
+from kvtrace.verify.ways import WAYS, named
 
 
 def check(
@@ -170,14 +171,14 @@ class _Check:
         found = tried(
             self.model, planned, lambda way: self.folder / f"{way}.kvt", tokenizer=self.tokenizer
         )
-        return [
-            Trial(one.title, Report(UNCHECKED, reason=one.trouble), essential=False)
-            if one.path is None
-            else replace(
-                checked(open_trace(one.path), str(one.path), at_least=limits), essential=False
-            )
-            for one in found
-        ]
+        return [_judged(one, limits) for one in found]
+
+
+def _judged(one: Recorded, limits: Noise) -> Trial:
+    if one.path is None:
+        return Trial(one.title, Report(UNCHECKED, reason=one.trouble), essential=False)
+    trial = checked(open_trace(one.path), str(one.path), at_least=limits)
+    return replace(trial, name=named(one.way, trial.name), essential=False)
 
 
 def _without_traces(report: Report) -> Report:

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.models.quiet import quiet
-
-WAYS = ("again", "chunks", "padded", "beams")
-"""Another prompt after the first; the prompt in chunks; a left-padded batch; beam search."""
+from kvtrace.verify.ways import WAYS
 
 _AGAIN_LENGTH, _AGAIN_STEPS = 12, 3
 _CHUNKS, _SINGLE = 3, 2
@@ -90,9 +88,10 @@ def _chunks(model: nn.Module, tokens: Sequence[int]) -> Plan:
 
 
 def _sizes(total: int) -> list[int]:
-    """Chunks that are not all the same: an index that is off by a chunk must show."""
+    """Chunks of different sizes: an index that is off by a chunk must show."""
     small = total // _CHUNKS
-    return [small] * (_CHUNKS - 1) + [total - small * (_CHUNKS - 1)]
+    more = min(1, total - 2 * small - 1)
+    return [small, small + more, total - 2 * small - more]
 
 
 def _feed(model: Any, tokens: Sequence[int], sizes: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from kvtrace.errors import KvtraceError, WriteError
+from kvtrace.errors import WriteError
 from kvtrace.record import record
 from kvtrace.text import safe
 from kvtrace.trace import ModelCard, Trace
@@ -39,7 +39,7 @@ def tried(
     *,
     tokenizer: object = None,
     card: ModelCard | None = None,
-    going: Callable[[], bool] = lambda: True,
+    begin: Callable[[Plan], bool] = lambda plan: True,
 ) -> Iterator[Recorded]:
     """Try plans one by one.
 
@@ -52,13 +52,13 @@ def tried(
         place: A way to the path of its trace.
         tokenizer: Gives texts of ids.
         card: All that is said of the model.
-        going: Asked before each whether to go on.
+        begin: Told of each before it is tried; False: no more of them.
 
     Raises:
         WriteError: A trace can't be written.
     """
     for plan in plans:
-        if not going():
+        if not begin(plan):
             return
         if plan.drive is None:
             yield Recorded(plan.way, plan.title, None, plan.why_not)
@@ -84,7 +84,7 @@ def _tried(
         try:
             with recording:
                 drive()
-        except KvtraceError:
+        except WriteError:
             raise
         except Exception as error:
             # not our code: a model need not be able to do this

@@ -1,0 +1,51 @@
+"""After a run that is to be checked: the other ways in which caches break, each told as it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvtrace.files import open_trace
+from kvtrace.live.messages import Progress, Request, Tried
+from kvtrace.live.orders import Orders
+from kvtrace.live.voice import Voice
+from kvtrace.verify.ways import beside
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvtrace.models import Loaded
+    from kvtrace.verify.plans import Plan
+
+
+def try_others(loaded: Loaded, request: Request, voice: Voice, orders: Orders) -> None:
+    """Drive the model in every way that was asked for, into traces beside the run's own.
+
+    Raises:
+        WriteError: A trace can't be written.
+    """
+    if not request.ways:
+        return
+    from kvtrace.record.decode import Limits, decode
+    from kvtrace.verify.plans import plans
+    from kvtrace.verify.trials import tokens_of, tried
+
+    voice.say(Tried("decode", "", request.output))
+
+    def step(ids: Sequence[int], new_tokens: int) -> object:
+        limits = Limits(new_tokens, context_length=loaded.context_length)
+        return decode(loaded.model, ids, limits=limits)
+
+    def begin(plan: Plan) -> bool:
+        voice.say(Progress(f"trying another way: {plan.title}"))
+        return not orders.stopped
+
+    tokens = tokens_of(open_trace(request.output))
+    for one in tried(
+        loaded.model,
+        plans(loaded.model, tokens, step, ways=request.ways.split(",")),
+        lambda way: beside(request.output, way),
+        tokenizer=loaded.tokenizer,
+        card=loaded.card,
+        begin=begin,
+    ):
+        voice.say(Tried(one.way, one.title, str(one.path or ""), one.trouble))

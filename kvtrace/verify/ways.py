@@ -1,0 +1,19 @@
+"""The names of the ways in which a model is driven, and where their traces go. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+WAYS = ("again", "chunks", "padded", "beams")
+"""Another prompt after the first; the prompt in chunks; a left-padded batch; beam search."""
+
+
+def beside(output: str | Path, way: str) -> Path:
+    """The trace of a way, beside that of the run: a.kvt, a-chunks.kvt."""
+    path = Path(output)
+    return path.with_name(f"{path.stem}-{way}{path.suffix or '.kvt'}")
+
+
+def named(way: str, course: str) -> str:
+    """What a run in that way is called; most say it by what they did."""
+    return f"another prompt: {course}" if way == "again" else course
