@@ -15,14 +15,18 @@ from kvtrace.errors import KvtraceError, UsageError, WriteError
 from kvtrace.files import TraceWriter
 from kvtrace.record.card import card, versions
 from kvtrace.record.check import SelfCheck
+from kvtrace.record.companions import Companions
 from kvtrace.record.forward import Beginning
 from kvtrace.record.generate import Generation, follow_generate
 from kvtrace.record.lanes import LaneOptions, Lanes
+from kvtrace.record.ranks import Share, of_rank, own_path, rank_of
 from kvtrace.record.recorder import Options, Recorder
 from kvtrace.record.texts import Texts
 from kvtrace.record.watch import Watch
 from kvtrace.text import safe
 from kvtrace.trace import Ending, Meta, ModelCard, Note, Sampling, Step
+
+_ALONE = "not every rank that shares this model records, and it only runs on all of them together"
 
 
 class Recording:
@@ -58,6 +62,7 @@ class Recording:
         self._watch: Watch | None = None
         self._unfollow: Callable[[], None] | None = None
         self._ending: Ending | None = None
+        self._others: Companions | None = None
         self.recorder: Recorder | None = None
 
     def __enter__(self) -> Recording:
@@ -68,6 +73,8 @@ class Recording:
         """
         self._writer = TraceWriter(self.path, self._meta, force=self._force)
         try:
+            if self._meta.rank is not None and self._lanes.options.mode != "off":
+                self._others = Companions(self.path, self._meta.rank)
             recorder = Recorder(self._model, self._writer, self._meta, self._options)
             self.recorder = recorder
             self._watch = Watch(
@@ -137,7 +144,8 @@ class Recording:
 
     def _written(self, step: Step) -> None:
         """A step is in the file."""
-        if self.recorder is not None and self._writer is not None:
+        each = self._lanes.options.mode == "each" and self._agree(ready=True)
+        if each and self.recorder is not None and self._writer is not None:
             try:
                 self.recorder.meta = self._lanes.written(step, self.recorder.meta, self._writer)
             except WriteError as error:
@@ -190,11 +198,18 @@ class Recording:
             if watch is not None:
                 recorder.tell(watch.unseen, watch.notes)
             if recorder.failure is not None:
+                self._agree(ready=False)
                 return recorder.failure
-            if ending.reason != "error":
+            if self._agree(ready=ending.reason != "error"):
                 self._compare(recorder, writer)
+            elif self._others is not None:
+                writer.note(Note("note", f"the tokens were not recomputed: {_ALONE}"))
         writer.end(ending)
         return None
+
+    def _agree(self, *, ready: bool) -> bool:
+        """Whether other lanes can be computed: where ranks share the model, all of them must."""
+        return ready if self._others is None else self._others.agree(ready=ready)
 
     def _compare(self, recorder: Recorder, writer: TraceWriter) -> None:
         """The other lanes; a model that can't be run without its cache is not the run's failure."""
@@ -228,7 +243,8 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
 
     Args:
         model: What is called inside.
-        path: The trace file to write.
+        path: The trace file to write; where several processes share the model's heads, each
+            writes its own: `run.kvt` becomes `run.rank0.kvt` (see `Recording.path`).
         recompute: "once", "each" or "off": how the same tokens are computed without a cache.
         tokenizer: Gives texts of ids: has `decode`, or is called with one id.
         prompt: Text of the prompt, for the reader.
@@ -258,9 +274,14 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
         versions=versions(),
         prompt=prompt,
     )
+    rank = rank_of(model)
+    if rank is not None:
+        meta = of_rank(meta, rank)
     options = Options(Texts(_text_of(tokenizer)), SelfCheck(), on_step)
+    options.placed = None if rank is None else Share(model, rank).placed
     lanes = LaneOptions(recompute, referee, keep_rows)
-    return Recording(model, Path(path), meta, options, lanes=lanes, force=force)
+    own = own_path(Path(path), rank)
+    return Recording(model, own, meta, options, lanes=lanes, force=force)
 
 
 def _text_of(tokenizer: object) -> Callable[[int], str] | None:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
 
+from kvtrace.record.local import here
 from kvtrace.record.stores import dtype_name
 from kvtrace.trace import ModelCard
 
@@ -35,7 +36,7 @@ def card(model: nn.Module, name: str | None = None) -> ModelCard:
         attention=_word(getattr(config, "_attn_implementation", "")),
         device="cpu" if first is None else str(first.device),
         parameter_count=sum(one.numel() for one in parameters),
-        weight_bytes=sum(one.nbytes for one in parameters),
+        weight_bytes=sum(here(one).nbytes for one in parameters),
         vocab_size=_size(text, "vocab_size"),
         context_length=_size(text, "max_position_embeddings"),
     )

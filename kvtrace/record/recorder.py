@@ -6,7 +6,7 @@ that knows it says so at once. Nothing grows with the number of steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 from typing import Protocol
@@ -17,6 +17,7 @@ from kvtrace.errors import KvtraceError, RecordError, WriteError
 from kvtrace.files import StepRows
 from kvtrace.record.attended import Attended, Checked
 from kvtrace.record.bytes import held_bytes, step_bytes
+from kvtrace.record.calls import AttentionCall
 from kvtrace.record.card import text_config
 from kvtrace.record.cost import CostMeter, Measured
 from kvtrace.record.forward import Beginning, Forward
@@ -28,7 +29,7 @@ from kvtrace.record.sites import Sites
 from kvtrace.record.texts import Texts
 from kvtrace.record.top import TopReader
 from kvtrace.text import safe
-from kvtrace.trace import Cost, Ending, Meta, Note, Step
+from kvtrace.trace import CacheLayer, Cost, Ending, Meta, Note, Site, Step
 
 
 class Sink(Protocol):
@@ -52,6 +53,8 @@ Tokens = tuple[tuple[int, ...], ...]
 Check = Callable[[Forward], Mapping[int, Checked]]
 """Self-check of a forward: place of a call to (error, scale); may leave calls out."""
 
+Tables = tuple[tuple[Site, ...], tuple[CacheLayer, ...]]
+
 
 @dataclass(slots=True)
 class Options:
@@ -62,12 +65,14 @@ class Options:
         check: Self-check.
         on_step: Told of each step that was written, with its forward's logits gone.
         on_forward: Told of each forward that became a step, by the step's number.
+        placed: Says of sites and cache layers which heads of the whole model they are.
     """
 
     texts: Texts = field(default_factory=Texts)
     check: Check | None = None
     on_step: Callable[[Step], None] | None = None
     on_forward: Callable[[int, Forward], None] | None = None
+    placed: Callable[[Sequence[Site], Sequence[CacheLayer]], Tables] | None = None
 
 
 @dataclass(slots=True)
@@ -119,6 +124,8 @@ class Recorder:
             return
         if self._pending is not None:
             self.flush(self._fed(beginning, self._pending))
+        self._ledger.derived.begin(beginning.tokens, beginning.arguments, self.num_steps)
+        beginning.keep(self._keep)
         self._meter.begin(beginning.seen)
 
     def forward(self, forward: Forward) -> None:
@@ -135,18 +142,30 @@ class Recorder:
             self.failure = error
             return
         except Exception as error:
-            # the run is not ours to break: the recording ends, the model goes on
-            self.failure = RecordError(
-                f"step {self.num_steps}: {type(error).__name__}: {safe(str(error), 200)}; "
-                "what was recorded so far is kept. Please report this."
-            )
-            self.failure.__cause__ = error
+            self._fail(error)
             return
         if self._options.on_forward is not None:
             self._options.on_forward(step.number, forward)
         spent = forward.own_ns + perf_counter_ns() - start
         self._pending = _Pending(replace(step, recorder_ns=spent), rows, caches)
         self.num_steps += 1
+
+    def _keep(self, call: AttentionCall) -> AttentionCall:
+        """Look at a call before the model goes on; what fails in it is no matter of the model's."""
+        if self.failure is None and not self.paused:
+            try:
+                return self._ledger.derived.see(call)
+            except Exception as error:
+                self._fail(error)
+        return call
+
+    def _fail(self, error: Exception) -> None:
+        """The run is not ours to break: the recording ends, the model goes on."""
+        self.failure = RecordError(
+            f"step {self.num_steps}: {type(error).__name__}: {safe(str(error), 200)}; "
+            "what was recorded so far is kept. Please report this."
+        )
+        self.failure.__cause__ = error
 
     def failed(self) -> None:
         """A forward raised."""
@@ -201,7 +220,7 @@ class Recorder:
     # -- a step ----------------------------------------------------------------------------
 
     def _step(self, forward: Forward) -> tuple[Step, StepRows, frozenset[int]]:
-        where = positions(forward)
+        where = positions(forward, self._ledger.at(forward))
         entry = self._ledger.step(forward, where)
         origin = where[0][0] if where and where[0] else 0
         attended = Attended()
@@ -210,7 +229,9 @@ class Recorder:
         top = self._top.read(forward.logits, forward.sequences)
         tokens = _tokens(forward)
         copied = attended.copying.finish()
-        checked = {} if self._options.check is None else self._options.check(forward)
+        checked = {} if self._options.check is None else dict(self._options.check(forward))
+        for place in entry.overwritten:
+            checked.pop(place, None)
         self._extend()
         number = self.num_steps
         step = Step(
@@ -260,13 +281,10 @@ class Recorder:
         if sizes == self._sizes:
             return
         self._sizes = sizes
-        self._write_meta(
-            replace(
-                self.meta,
-                sites=tuple(self._sites.sites),
-                cache_layers=tuple(self._ledger.stores.layers),
-            )
-        )
+        tables = tuple(self._sites.sites), tuple(self._ledger.stores.layers)
+        if self._options.placed is not None:
+            tables = self._options.placed(*tables)
+        self._write_meta(replace(self.meta, sites=tables[0], cache_layers=tables[1]))
 
     def _write_meta(self, meta: Meta) -> None:
         self.meta = meta
