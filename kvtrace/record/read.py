@@ -20,7 +20,6 @@ from kvtrace.record.calls import AttentionCall
 from kvtrace.record.running import RawCall
 
 _NAMES = ("query", "key", "value", "attention_mask")
-_CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec", re.IGNORECASE)
 # Masks in the wild: -inf, finfo.min, -1e9, -10000. No bias comes near.
 HIDDEN_BELOW = -9000.0
 
@@ -38,25 +37,25 @@ class ModuleFacts:
     code: str
 
 
-def facts(module: nn.Module, path: str, order: int, *, encoder: bool = False) -> ModuleFacts:
+def facts(module: nn.Module, path: str, order: int, kind: str = "self") -> ModuleFacts:
     """Read them off the module and its config.
 
     Args:
         module: It.
         path: Where it is in the model.
         order: Its layer if neither it nor its path says.
-        encoder: Whether it ran in an encoder.
+        kind: "self", "cross" or "encoder", as its place says; it may know better.
     """
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
         layer = int(number[1]) if number else order
-    cross = bool(getattr(module, "is_cross_attention", False)) or bool(_CROSS.search(path))
+    cross = bool(getattr(module, "is_cross_attention", False))
     sinks = getattr(module, "sinks", None)
     return ModuleFacts(
         path,
         layer,
-        "cross" if cross else "encoder" if encoder else "self",
+        "cross" if cross else kind,
         bool(getattr(module, "is_causal", True)),
         _window(module, layer),
         sinks if isinstance(sinks, Tensor) else None,
@@ -138,9 +137,7 @@ def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> Atte
     if position_bias is not None:
         part = position_bias[..., :seq]
         bias = part if bias is None else bias + part
-    sinks = kwargs.get("s_aux")
-    if sinks is None:
-        sinks = kwargs.get("sinks", known.sinks)
+    sinks, bias = _sinks(known, kwargs, bias)
     scale = kwargs.get("scaling")
     softcap = kwargs.get("softcap")
     window = kwargs.get("sliding_window", known.window)
@@ -162,11 +159,30 @@ def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> Atte
         causal,
         visible,
         bias,
-        None if sinks is None or sinks.numel() != q_shape[1] else sinks.detach().reshape(-1),
+        None if sinks is None or sinks.numel() != q_shape[1] else sinks,
         window if type(window) is int else None,
         1,
         known.code,
     )
+
+
+def _sinks(
+    known: ModuleFacts, kwargs: dict[str, Any], bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Sinks, a logit per head, and the bias.
+
+    A sink of each query, [sequences, heads, new, 1], is a sink of 0 with scores that much lower.
+    """
+    sinks = kwargs.get("s_aux")
+    if sinks is None:
+        sinks = kwargs.get("sinks", known.sinks)
+    if sinks is None:
+        return None, bias
+    sinks = sinks.detach()
+    if sinks.dim() < 4:
+        return sinks.reshape(-1), bias
+    zeros = torch.zeros(sinks.shape[1], dtype=sinks.dtype, device=sinks.device)
+    return zeros, -sinks if bias is None else bias - sinks
 
 
 def _is_four(part: object) -> bool:

@@ -24,6 +24,7 @@ from kvtrace.record.forward import Beginning, CacheChange, CacheUpdate, Forward,
 from kvtrace.record.inputs import fitted, logits_of, shape_of, tokens_of
 from kvtrace.record.interface import INTERFACE
 from kvtrace.record.levels import lower_levels, note_runs, unseen
+from kvtrace.record.kinds import is_two_sided, kind_of
 from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
 from kvtrace.record.running import Pass, passes
 from kvtrace.record.tracker import CacheTracker, finished
@@ -66,6 +67,7 @@ class Watch:
         self._on_failure = on_failure
         self._names = {id(module): path for path, module in model.named_modules()}
         self._facts: dict[int, ModuleFacts] = {}
+        self._two_sided = is_two_sided(self._names.values())
         self._tracker = CacheTracker()
         self._flow: FlowWatch | None = None
         self._seen: set[str] = set()
@@ -294,7 +296,10 @@ class Watch:
             counts[key] = number + 1
             known = self._facts.get(key)
             if known is None:
-                known = facts(module, self._names[key], len(self._facts), encoder=part == "encoder")
+                path = self._names[key]
+                kind = kind_of(path, two_sided=self._two_sided)
+                kind = "encoder" if part == "encoder" and kind != "cross" else kind
+                known = facts(module, path, len(self._facts), kind)
                 self._facts[key] = known
             call = read(known, raw, number, masks)
             if call is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -23,8 +24,8 @@ class Row:
     Attributes:
         type: Name in `MODEL_FOR_CAUSAL_LM_MAPPING`.
         built: Whether a tiny model of it could be built.
-        attentions: Attentions in a forward, counted without kvtrace.
-        seen: Those of them that the trace has, in every step.
+        attentions: Attentions in all steps, counted without kvtrace.
+        seen: Those of them that the trace has.
         levels: What saw them: 1 interface, 2 SDPA, 3 data flow.
         caches: Kinds of the cache layers.
         steps: Forwards recorded.
@@ -87,8 +88,10 @@ def examine(model_type, folder):
 def _examine(row, model, path):
     run = _way(model)
     tokens, logits = run(model)
-    expected = attending(model, lambda count: model(_prompt(model, count), **_plain(model)))
-    row.attentions = sum(expected.values())
+    expected = attending(
+        model, lambda count: model(_prompt(model, count), **_plain(model)), lambda: run(model)
+    )
+    row.attentions = int(sum(expected.values()))
     trace, held, found = record(model, lambda: run(model), path, recompute="once", force=True)
     row.steps = len(trace)
     row.identical = torch.equal(found[0], tokens) and _same(found[1], logits)
@@ -104,27 +107,22 @@ def _examine(row, model, path):
 
 
 def _seen(trace, expected):
-    """How many of the expected attentions are in every step that has any."""
-    steps = []
-    for step in trace:
-        sites = [trace.site(site).module for group in step.sites for site in group.sites]
-        steps.append(Counter(sites))
-    if not steps:
-        return 0
-    least = {path: min(_near(step, path) for step in steps) for path in expected}
-    extra = sum(max(0, sum(step.values()) - sum(expected.values())) for step in steps)
-    found = sum(min(count, least[path]) for path, count in expected.items())
-    return found + extra
+    """How many of the expected attentions are in the trace; more than there are, if they are."""
+    sites = [trace.site(site).module for step in trace for one in step.sites for site in one.sites]
+    found = Counter(sites)
+    missing = sum(max(0, count - _near(found, path)) for path, count in expected.items())
+    surplus = max(0, len(sites) - int(sum(expected.values())))
+    return int(sum(expected.values()) - missing + surplus)
 
 
-def _near(step, path):
-    """Sites of a module, or of one around or inside it."""
-    own = step.get(path, 0)
+def _near(found, path):
+    """Calls of a module, or of those around and inside it."""
+    own = found.get(path, 0)
     if own:
         return own
     return sum(
         count
-        for other, count in step.items()
+        for other, count in found.items()
         if path.startswith(f"{other}.") or other.startswith(f"{path}.")
     )
 
@@ -205,15 +203,13 @@ def _loop(model):
 def _uncached(model):
     whole, logits = _prompt(model), []
     for _ in range(NEW):
-        out = model(whole)
+        out = model(whole, **_plain(model))
         logits.append(out.logits[:, -1])
         whole = torch.cat([whole, logits[-1].argmax(-1, keepdim=True)], dim=1)
     return whole, logits
 
 
 def _plain(model):
-    import inspect
-
     return (
         {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     )
@@ -221,7 +217,9 @@ def _plain(model):
 
 def _prompt(model, count=PROMPT):
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(3, 90, (1, count), generator=generator)
+    # music has a token of every codebook at each position
+    rows = getattr(model.config, "num_codebooks", None) or 1
+    return torch.randint(3, 90, (rows, count), generator=generator)
 
 
 def _said(error):

@@ -1,13 +1,14 @@
 """An independent count of the attentions in a model: softmaxes over the text, by who runs them.
 
 Knows nothing of kvtrace. A softmax counts when what it sums to 1 grows with the text (routers and
-mixers don't); a fused attention counts as one.
+mixers don't), a fused attention when its keys do.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
+from fractions import Fraction
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,28 +17,38 @@ SOFTMAX = ("aten._softmax.", "aten._safe_softmax.")
 FUSED = "scaled_dot_product"
 
 
-def attending(model, run, lengths=(11, 13)):
-    """Module path to attentions in one forward.
+def attending(model, forward, run, lengths=(11, 13)):
+    """Module path to attentions in a run.
 
     Args:
         model: Any module.
-        run: Given a number of tokens, runs one forward over so many.
+        forward: Given a number of tokens, runs one forward over so many.
+        run: Runs what is to be counted.
         lengths: Two numbers of tokens.
     """
-    short, long = (_counted(model, lambda n=n: run(n)) for n in lengths)
-    found = Counter()
-    for path in short.keys() | long.keys():
-        a, b = short.get(path, []), long.get(path, [])
-        if len(a) == len(b):
-            found[path] = sum(x is None or x != y for x, y in zip(a, b, strict=True))
-        else:
-            # as many softmaxes as there are parts of the text
-            found[path] = len(a)
-    return Counter({path: count for path, count in found.items() if count})
+    short, long = (_counted(model, lambda n=n: forward(n)) for n in lengths)
+    whole = _counted(model, run)
+    return Counter(
+        {
+            path: len(widths) * share
+            for path, widths in whole.items()
+            if (share := _share(short.get(path, ()), long.get(path, ())))
+        }
+    )
+
+
+def _share(short, long):
+    """How many of a module's softmaxes are over the text."""
+    if len(short) != len(long):
+        # as many as there are parts of the text
+        return 1
+    if not short:
+        return 0
+    return Fraction(sum(x != y for x, y in zip(short, long, strict=True)), len(short))
 
 
 def _counted(model, run):
-    """Module path to the widths of its softmaxes; None for a fused attention."""
+    """Module path to the widths of its softmaxes, fused attentions included."""
     widths = {}
     with _whereabouts(model) as stack, _Softmaxes(stack, widths), torch.no_grad():
         run()
@@ -53,7 +64,7 @@ class _Softmaxes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = str(func)
         if FUSED in name:
-            self._add(None)
+            self._add(args[1].shape[-2])
         elif name.startswith(SOFTMAX) and result.dim() >= 3:
             self._add(result.shape[args[1]])
         return result
@@ -67,10 +78,14 @@ class _Softmaxes(TorchDispatchMode):
 def _whereabouts(model):
     """The modules running now, innermost last."""
     stack, handles = [], []
+
+    def leave(*_):
+        stack.pop()
+
     for path, module in model.named_modules():
         handles += [
             module.register_forward_pre_hook(lambda *_, p=path: stack.append(p)),
-            module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True),
+            module.register_forward_hook(leave, always_call=True),
         ]
     try:
         yield stack

@@ -28,7 +28,7 @@ def table(rows):
         f"of {built} that could be built, of {len(rows)} causal-LM types of transformers.",
         "",
         f"Each model reads {PROMPT} tokens and makes {NEW}. *Completely* means: every attention "
-        "(counted by a dispatch mode that knows nothing of kvtrace) is in every step of the "
+        "of every step (counted by a dispatch mode that knows nothing of kvtrace) is in the "
         "trace; tokens and logits are those of the model alone, bit for bit; softmax(…)·v "
         f"calculated from the trace is the output in the trace (error up to {TOLERANCE:g} of "
         "the largest output); every cache layer rebuilt from the trace is, after every step, bit "

@@ -28,6 +28,7 @@ from kvtrace.record.flow.modules import Forwards, Frame
 from kvtrace.record.flow.places import place
 from kvtrace.record.flow.plan import Certain, Mix, Plan, make, signature
 from kvtrace.record.flow.prove import FlowCall, refusal
+from kvtrace.record.kinds import kind_of
 
 Sink = Callable[[AttentionCall], None]
 
@@ -193,7 +194,7 @@ class Listening:
                 module=path,
                 call=number,
                 layer=layer_of(path, number),
-                kind=kind_of(path),
+                kind=kind_of(path, two_sided=self.forwards.two_sided),
                 queries=call.queries,
                 keys=call.keys,
                 values=call.values,
@@ -266,15 +267,6 @@ def layer_of(path: str, number: int) -> int:
     """The first number in a module's path; without one, the n-th call is the layer."""
     found = re.search(r"(?:^|[._])(\d+)(?:[._]|$)", path)
     return int(found.group(1)) if found else number
-
-
-@lru_cache(maxsize=4096)
-def kind_of(path: str) -> str:
-    """Cross, encoder or self attention, as the path of the module says."""
-    lower = path.lower()
-    if re.search(r"cross|encoder_attn|enc_dec|encdecattention", lower):
-        return "cross"
-    return "encoder" if re.search(r"(^|\.)encoder\.", lower) else "self"
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.kinds import is_two_sided
+
 Forward = Callable[..., Any]
 Around = Callable[["Frame", Callable[[], Any]], Any]
 """(frame, run the forward) → its result."""
@@ -57,12 +59,14 @@ class Forwards:
         stack: Running forwards, outermost first.
         paused: Forwards run as if there were no patch.
         paths: Path of each known module, by identity.
+        two_sided: A model has an encoder and a decoder.
     """
 
     around: Around
     stack: list[Frame] = field(default_factory=list)
     paused: bool = False
     paths: dict[int, str] = field(default_factory=dict)
+    two_sided: bool = False
     parameters: dict[int, str] = field(default_factory=dict)
     scripted: list[str] = field(default_factory=list)
     compiled: list[str] = field(default_factory=list)
@@ -78,6 +82,7 @@ class Forwards:
         for path, module in root.named_modules():
             # torch.compile puts a module around the one the user wrote
             self._adopt(path.replace("_orig_mod.", "").removesuffix("_orig_mod"), module)
+        self.two_sided = self.two_sided or is_two_sided(self.paths.values())
         for path, parameter in root.named_parameters(remove_duplicate=False):
             self.parameters.setdefault(id(parameter), path)
 

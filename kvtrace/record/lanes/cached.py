@@ -56,8 +56,23 @@ def site_rows(
             read[key] = dtypes.widen(raw, site.dtype)
         parts.append(read[key][node.sequence])
         there.append(node)
-    where = [np.arange(node.start, node.end) for node in there]
+    where = [
+        _where(trace.step(node.step), site.index, node, part.shape[1])
+        for node, part in zip(there, parts, strict=True)
+    ]
     return _joined(parts, where, there)
+
+
+def _where(step: Step, site: int, node: Node, rows: int) -> NDArray[np.int64]:
+    """Row of the path of each query row; -1: nobody knows.
+
+    A site may attend for the last tokens only, where nothing after it needs the others.
+    """
+    if rows == node.end - node.start:
+        return np.arange(node.start, node.end)
+    group = step.site_step(site)
+    last = group is not None and group.mask.offset is not None and rows < node.end - node.start
+    return np.arange(node.end - rows, node.end) if last else np.full(rows, -1, np.int64)
 
 
 def kv_rows(
