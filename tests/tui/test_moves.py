@@ -122,6 +122,25 @@ def test_views_palettes_and_scales_come_round():
     ]
 
 
+def test_the_lanes_compared_come_round_in_pairs():
+    trace = synthetic_trace()
+    lane = trace.meta.lanes[0]
+    cursor = moves.start(trace)
+    assert moves.next_pair(cursor, trace).view is View.ABSOLUTE
+    trace.source.meta = replace(trace.meta, lanes=(lane, replace(lane, name="referee")))
+    seen = []
+    for _ in range(4):
+        cursor = moves.next_pair(cursor, trace)
+        seen.append((cursor.base, cursor.lane))
+    assert seen == [
+        ("cached", "referee"),
+        ("recomputed", "referee"),
+        ("cached", "recomputed"),
+        ("cached", "referee"),
+    ]
+    assert replace(cursor, view=View.ABSOLUTE).shows == "|cached − referee|"
+
+
 def test_zoom_never_goes_below_fit():
     assert moves.zoomed(Cursor(zoom=0), -1).zoom == 0
     assert moves.zoomed(Cursor(zoom=3), -1).zoom == 2

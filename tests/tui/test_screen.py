@@ -111,7 +111,7 @@ async def test_diff_mode_shows_the_lanes_differences(trace):
     app = app_of(trace)
     async with app.run_test(size=(160, 45)) as pilot:
         await press(pilot, "d", "d")
-        assert "absolute" in shown(app)[0]
+        assert "|cached − recomputed|" in shown(app)[0]
         assert app.screen.desk.cursor.view.value == "absolute"
 
 

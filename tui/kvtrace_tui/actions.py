@@ -82,10 +82,13 @@ def _place() -> Iterable[Action]:
 def _view() -> Iterable[Action]:
     yield Action("diff", ("d",), "Diff",
                  "Cached value → recomputed → absolute → relative difference.", VIEW,
-                 changed(moves.next_view, lambda c: f"showing {c.view.value}"),
+                 changed(moves.next_view, lambda c: f"showing {c.shows}"),
                  reasons.needs_lane, weight=11)
     yield Action("largest", ("D",), "Largest diff", "Jump to the largest difference of the run.",
                  VIEW, jumps.jump_to_difference, reasons.needs_lane, weight=12)
+    yield Action("lanes", ("v",), "Lanes",
+                 "Choose the lanes that are compared: cached, recomputed, referee.", VIEW,
+                 deeds.other_lanes, reasons.needs_lanes)
     yield Action("numbers", ("t",), "Numbers",
                  "Switch between map and numbers; in the grid, show another measure.", VIEW,
                  deeds.toggle_numbers, weight=16)

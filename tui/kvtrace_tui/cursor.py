@@ -62,6 +62,7 @@ class Cursor:
         row: Crosshair: index among the rows the site was given, in slot order.
         dim: Crosshair: feature of the head.
         inside: Walking layer by layer: the layers after `layer` have not run yet.
+        base: Lane whose values are shown, and held against `lane`.
         lane: Lane that the other views compare with.
         view: Value, recomputed, or a difference.
         numbers: Numbers instead of a map.
@@ -78,12 +79,23 @@ class Cursor:
     row: int = 0
     dim: int = 0
     inside: bool = False
+    base: str = "cached"
     lane: str = "recomputed"
     view: View = View.VALUE
     numbers: bool = False
     palette: int = 0
     scale: ColourScale = ColourScale.LINEAR
     zoom: int = 0
+
+    @property
+    def shows(self) -> str:
+        """What the maps show, in words: "value", a lane, or a difference."""
+        if self.view is View.VALUE:
+            return "value" if self.base == "cached" else self.base
+        if self.view is View.RECOMPUTED:
+            return self.lane
+        gap = f"|{self.base} − {self.lane}|"
+        return gap if self.view is View.ABSOLUTE else f"{gap} ÷ max|{self.lane}|"
 
     def changes(self, other: Cursor) -> frozenset[str]:
         """Names of the fields that are different in `other`."""

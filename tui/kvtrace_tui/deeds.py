@@ -181,6 +181,12 @@ def changed(change: Callable[[Cursor], Cursor], says: Callable[[Cursor], str]) -
     return deed
 
 
+def other_lanes(desk: Desk) -> None:
+    """Compare another pair of lanes."""
+    desk.cursor = moves.next_pair(desk.cursor, _trace(desk))
+    desk.say(f"comparing {desk.cursor.base} − {desk.cursor.lane}")
+
+
 def next_palette(cursor: Cursor) -> Cursor:
     """The next pair of palettes."""
     return moves.next_palette(cursor, len(PALETTES))

@@ -11,7 +11,7 @@ from kvtrace.analysis.origin import attended_rows
 from kvtrace.analysis.parting import Place
 from kvtrace.analysis.tensors import CACHE_TENSORS
 from kvtrace.errors import KvtraceError
-from kvtrace.trace import Tensor, Trace
+from kvtrace.trace import CACHED, Tensor, Trace
 from kvtrace_tui import moves
 from kvtrace_tui.cursor import Cursor, View
 from kvtrace_tui.found import Found
@@ -42,7 +42,7 @@ def show_found(cursor: Cursor, trace: Trace, found: Found) -> Cursor:
     """
     if found.step is None:
         return cursor
-    moved = moves.to_step(cursor, trace, found.step)
+    moved = replace(moves.to_step(cursor, trace, found.step), base=CACHED)
     if found.layer is None:
         return moved
     tensor = TENSORS.get(found.tensor)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kvtrace import text
 from kvtrace.analysis.parting import largest_difference
 from kvtrace.errors import UsageError
-from kvtrace.trace import Tensor
+from kvtrace.trace import CACHED, Tensor
 from kvtrace_tui import breakpoints, differences, moves
 from kvtrace_tui.deeds import Deed
 from kvtrace_tui.desk import Desk
@@ -64,6 +66,6 @@ def jump_to_difference(desk: Desk) -> None:
     if place is None:
         desk.say(f"nothing was compared with the {desk.cursor.lane} lane")
         return
-    desk.go(differences.show(desk.cursor, desk.trace, place))
+    desk.go(replace(differences.show(desk.cursor, desk.trace, place), base=CACHED))
     desk.focus_on(_TENSOR_PANES.get(place.tensor, "output"))
     desk.say(f"largest difference: {place.text}")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvtrace.errors import KvtraceError
-from kvtrace.trace import CacheStep, Trace
+from kvtrace.trace import CACHED, CacheStep, Trace
 from kvtrace_tui.cursor import Axis, ColourScale, Cursor, View
 
 MAX_ZOOM = 12
@@ -169,6 +169,26 @@ def next_view(cursor: Cursor) -> Cursor:
     """Value → recomputed → absolute → relative → value."""
     order = list(View)
     return replace(cursor, view=order[(order.index(cursor.view) + 1) % len(order)])
+
+
+def pairs(trace: Trace) -> list[tuple[str, str]]:
+    """Lanes that can be held against each other: what is shown, and against what."""
+    others = [lane.name for lane in trace.meta.lanes]
+    return [
+        *((CACHED, other) for other in others),
+        *((one, other) for at, one in enumerate(others) for other in others[at + 1 :]),
+    ]
+
+
+def next_pair(cursor: Cursor, trace: Trace) -> Cursor:
+    """The next pair of lanes, with their difference in view."""
+    known = pairs(trace)
+    if not known:
+        return cursor
+    now = (cursor.base, cursor.lane)
+    at = (known.index(now) + 1) % len(known) if now in known else 0
+    view = cursor.view if cursor.view.differs else View.ABSOLUTE
+    return replace(cursor, base=known[at][0], lane=known[at][1], view=view)
 
 
 def next_palette(cursor: Cursor, count: int) -> Cursor:

@@ -51,6 +51,17 @@ def needs_lane(desk: Desk) -> str | None:
     return "only the cached lane was recorded: record with --recompute once to compare"
 
 
+def needs_lanes(desk: Desk) -> str | None:
+    """There are no three lanes to choose two of."""
+    missing = needs_lane(desk)
+    if missing or desk.trace is None or len(desk.trace.meta.lanes) > 1:
+        return missing
+    return (
+        f"only the {desk.trace.meta.lanes[0].name} lane was recorded beside the cached one: "
+        "record with referee=True, or kvtrace check, for a third"
+    )
+
+
 def needs_batch(desk: Desk) -> str | None:
     """There is one sequence only."""
     if (missing := needs_trace(desk)) is not None or desk.trace is None:

@@ -36,12 +36,12 @@ class CostPane(Pane):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self._history: tuple[Trace, str, History] | None = None
+        self._history: tuple[Trace, History] | None = None
         self._columns = Binning(0, 0, 1, 1)
 
     def depends(self, cursor: Cursor) -> Hashable:
-        """The step, and the lane whose time is compared."""
-        return cursor.step, cursor.lane
+        """The step."""
+        return cursor.step
 
     def name_line(self, width: int) -> list[Strip]:
         """Its name."""
@@ -49,8 +49,8 @@ class CostPane(Pane):
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """Title, this step and all so far, chart, and why."""
-        cost = step_cost(trace, cursor.step, lane=cursor.lane)
-        past = self._past(trace, cursor.lane)
+        cost = step_cost(trace, cursor.step)
+        past = self._past(trace)
         sums = so_far(past, cursor.step)
         lines = [self.title_line(width, "cost", "FLOPs per step", right=_bytes(cost))]
         reason = wrapped([(f" {why(cost)}", ink.DIM)], width)[: max(height - 4, 0)]
@@ -67,17 +67,17 @@ class CostPane(Pane):
         if self._history is None or y < 3:
             return {}
         rows = self._columns.indices_of(x)
-        return {"step": int(self._history[2].numbers[rows.start])} if rows else {}
+        return {"step": int(self._history[1].numbers[rows.start])} if rows else {}
 
-    def _past(self, trace: Trace, lane: str) -> History:
+    def _past(self, trace: Trace) -> History:
         kept = self._history
         before = None
-        if kept is not None and kept[0] is trace and kept[1] == lane:
-            before = kept[2]
+        if kept is not None and kept[0] is trace:
+            before = kept[1]
             if before.numbers.size == len(trace) and trace.ending is not None:
                 return before
-        found = history(trace, lane, before)
-        self._history = trace, lane, found
+        found = history(trace, before=before)
+        self._history = trace, found
         return found
 
     def _body(

@@ -15,6 +15,7 @@ import numpy as np
 from textual.strip import Strip
 from textual.timer import Timer
 
+from kvtrace.analysis.between import between
 from kvtrace.analysis.compare import tolerance_of
 from kvtrace.analysis.grid import (
     WEIGHT_MEASURES,
@@ -25,7 +26,8 @@ from kvtrace.analysis.grid import (
     weight_measures,
 )
 from kvtrace.errors import KvtraceError
-from kvtrace.trace import Trace
+from kvtrace.trace import CACHED, Trace
+from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.cursor import ColourScale, Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.grid import GridLayout, layer_grid
@@ -53,15 +55,24 @@ _ORDER = (
 
 
 class _Work:
-    """All weight measures of one query row, layer by layer: tables [sites, heads]."""
+    """Measures that need rows of every layer, layer by layer: tables [sites, heads]."""
+
+    measures: tuple[Measure, ...] = tuple(WEIGHT_MEASURES)
 
     def __init__(self, store: RowStore, cursor: Cursor) -> None:
         self.store, self.trace = store, store.trace
         trace = store.trace
-        self.where = cursor.step, cursor.sequence, cursor.query
+        self.cursor = cursor
         shape = len(trace.meta.sites), trace.meta.max_heads
-        self.tables = {one: np.full(shape, np.nan, np.float32) for one in WEIGHT_MEASURES}
+        self.tables = {one: np.full(shape, np.nan, np.float32) for one in self.measures}
         self.done = 0
+
+    def of_layer(self, layer: int) -> Mapping[Measure, Floats]:
+        """All weight measures of one query row."""
+        at = self.cursor
+        keys = self.store.layer_keys(at.step, layer, at.sequence)
+        where = at.step, layer, at.sequence, at.query
+        return weight_measures(self.trace, *where, keys=keys)
 
     @property
     def complete(self) -> bool:
@@ -69,20 +80,30 @@ class _Work:
 
     def go_on(self, seconds: float) -> None:
         """Calculate for a while, at least one layer."""
-        number, sequence, query = self.where
         until = perf_counter() + seconds
         while not self.complete:
             layer = self.done
             self.done += 1
             try:
-                keys = self.store.layer_keys(number, layer, sequence)
-                found = weight_measures(self.trace, number, layer, sequence, query, keys=keys)
+                found = self.of_layer(layer)
             except KvtraceError:
                 continue  # a damaged layer stays empty; the maps say what is wrong with it
             for measure, row in found.items():
                 self.tables[measure][layer, : len(row)] = row
             if perf_counter() > until:
                 return
+
+
+class _Between(_Work):
+    """How far two lanes are apart that are both not the cached one."""
+
+    measures = (Measure.DIVERGENCE,)
+
+    def of_layer(self, layer: int) -> Mapping[Measure, Floats]:
+        """The lanes' own rows, compared."""
+        at = self.cursor
+        lanes = at.base, at.lane
+        return {Measure.DIVERGENCE: between(self.trace, at.step, layer, at.sequence, lanes)}
 
 
 class GridPane(Pane):
@@ -111,11 +132,14 @@ class GridPane(Pane):
         self.redraw()
         return self.measure
 
+    def _shown(self, cursor: Cursor) -> Measure:
+        return Measure.DIVERGENCE if cursor.view.differs else self.measure
+
     def depends(self, cursor: Cursor) -> Hashable:
         """The query row, the place in the grid, and the colours."""
         return (
             cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query, cursor.inside,
-            cursor.view.differs, cursor.lane, cursor.palette, cursor.scale,
+            cursor.view.differs, cursor.base, cursor.lane, cursor.palette, cursor.scale,
         )  # fmt: skip
 
     def name_line(self, width: int) -> list[Strip]:
@@ -124,7 +148,7 @@ class GridPane(Pane):
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """Title, grid, legend with the number of the cursor's head."""
-        measure = Measure.DIVERGENCE if cursor.view.differs else self.measure
+        measure = self._shown(cursor)
         table = self._table(trace, cursor, measure)
         shade = self._shade(trace, cursor, measure, table)
         look = Look(PALETTES[cursor.palette % len(PALETTES)], self.terminal, shade)
@@ -160,15 +184,15 @@ class GridPane(Pane):
     # -- numbers -----------------------------------------------------------------------------
 
     def _table(self, trace: Trace, cursor: Cursor, measure: Measure) -> Grid:
-        if measure is Measure.DIVERGENCE:
+        if measure is Measure.DIVERGENCE and cursor.base == CACHED:
             return divergence(trace, cursor.step, cursor.lane)
-        if not measure.of_weights:
+        if not measure.of_weights and measure is not Measure.DIVERGENCE:
             table = np.full((len(trace.meta.sites), trace.meta.max_heads), np.nan, np.float32)
             for layer in range(len(table)):
                 row = norm(trace, cursor.step, layer, measure, cursor.sequence, cursor.query)
                 table[layer, : len(row)] = row
             return table
-        work = self._work(trace, cursor)
+        work = self._work(trace, cursor, measure)
         if not work.complete and self._expected_s <= _FIRST_S:
             work.go_on(self._expected_s)
         table = work.tables[measure]
@@ -176,16 +200,23 @@ class GridPane(Pane):
             self._before = work
             return table
         self._wake()
-        if self._before is not None and self._before.trace is trace:
+        before = self._before
+        if before is not None and before.trace is trace and measure in before.tables:
             table = table.copy()
-            table[work.done :] = self._before.tables[measure][work.done :]
+            table[work.done :] = before.tables[measure][work.done :]
         return table
 
-    def _work(self, trace: Trace, cursor: Cursor) -> _Work:
-        key = id(trace), cursor.step, cursor.sequence, cursor.query
+    def _work(self, trace: Trace, cursor: Cursor, measure: Measure) -> _Work:
+        key: Hashable = (id(trace), cursor.step, cursor.sequence, cursor.query)
+        make = _Work
+        if measure is Measure.DIVERGENCE:
+            key, make = (
+                (id(trace), cursor.step, cursor.sequence, cursor.base, cursor.lane),
+                _Between,
+            )
         found = self._works.get(key)
         if found is None or found.trace is not trace:
-            found = self._works[key] = _Work(self._shelf.of(trace), cursor)
+            found = self._works[key] = make(self._shelf.of(trace), cursor)
             while len(self._works) > _KEPT:
                 self._works.popitem(last=False)
         return found
@@ -201,7 +232,7 @@ class GridPane(Pane):
         if self._trace is None:
             return
         started = perf_counter()
-        work = self._work(self._trace, self._cursor)
+        work = self._work(self._trace, self._cursor, self._shown(self._cursor))
         before = work.done
         work.go_on(_SLICE_S)
         if work.done > before:

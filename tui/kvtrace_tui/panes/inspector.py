@@ -10,12 +10,12 @@ from textual.strip import Strip
 
 from kvtrace import text, units
 from kvtrace.analysis.changes import change
-from kvtrace.analysis.compare import Comparison, Verdict
+from kvtrace.analysis.compare import Comparison, Verdict, quotient, verdict
 from kvtrace.analysis.origin import Origin, origin
 from kvtrace.analysis.selfcheck import SelfCheck, self_check
 from kvtrace.analysis.statistics import Statistics, statistics
 from kvtrace.errors import KvtraceError
-from kvtrace.trace import LaneStep, Tensor, Trace
+from kvtrace.trace import CACHED, LaneStep, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
@@ -24,7 +24,7 @@ from kvtrace_tui.drawing.numbers import number
 from kvtrace_tui.found import Found
 from kvtrace_tui.panes.pane import Pane, wrapped
 from kvtrace_tui.panes.rows import RowStore, Shelf
-from kvtrace_tui.panes.views import LETTERS, compared
+from kvtrace_tui.panes.views import LANE_INKS, LETTERS, base_rows, compared
 
 _ORDER = (Tensor.KEYS, Tensor.VALUES, Tensor.QUERIES, Tensor.OUTPUT)
 _VERDICT_INKS: dict[Verdict, Style] = {
@@ -52,7 +52,7 @@ class InspectorPane(Pane):
         """The crosshair in every tensor, and the lane."""
         return (
             cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query, cursor.row,
-            cursor.dim, cursor.lane,
+            cursor.dim, cursor.base, cursor.lane,
         )  # fmt: skip
 
     def name_line(self, width: int) -> list[Strip]:
@@ -66,9 +66,9 @@ class InspectorPane(Pane):
         lines += _found_lines(self.found, cursor, width)
         lines += _origin_lines(trace, cursor, width)
         found = {one: _Read(self._shelf.of(trace), one, cursor) for one in _ORDER}
-        lines += _number_lines(found, width)
+        lines += _number_lines(found, cursor, width)
         step = self._shelf.of(trace).compared(cursor.step, cursor.lane)
-        lines += _verdict_lines(step, found, width)
+        lines += _difference_lines(step, found, width)
         lines += _check_lines(trace, cursor, found, width)
         for one in _ORDER:
             if len(lines) < height:
@@ -82,13 +82,26 @@ class _Read:
     """One tensor of the cursor's head in both lanes, and the element under the crosshair."""
 
     def __init__(self, store: RowStore, tensor: Tensor, cursor: Cursor) -> None:
-        where = cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence
-        self.value: Floats | None = store.head(*where)
+        self.value = base_rows(store, tensor, cursor)
         self.both: Comparison | None = None
         if self.value is not None:
             self.both = compared(store, tensor, cursor, self.value)
         cached = tensor in (Tensor.KEYS, Tensor.VALUES)
         self.at = (cursor.row if cached else cursor.query), cursor.dim
+
+    def apart(self) -> tuple[float, float]:
+        """Largest difference in the element, and in its row.
+
+        NaN where not compared; infinite where a number is not finite.
+        """
+        nothing = float("nan")
+        row, dim = self.at
+        if self.both is None or row >= len(self.both.absolute):
+            return nothing, nothing
+        if np.isnan(self.both.other[row]).all():
+            return nothing, nothing
+        apart = np.nan_to_num(self.both.absolute[row], nan=np.inf, posinf=np.inf)
+        return float(apart[dim]) if dim < apart.size else nothing, float(apart.max(initial=0))
 
     def element(self, values: Floats | None) -> float | None:
         """One element; None where the crosshair is outside."""
@@ -149,11 +162,11 @@ def _written(found: Origin, cursor: Cursor) -> Iterator[Piece]:
         yield ", then evicted", ink.WARN
 
 
-def _number_lines(found: dict[Tensor, _Read], width: int) -> list[Strip]:
-    """Cached and recomputed side by side, and how far apart."""
+def _number_lines(found: dict[Tensor, _Read], cursor: Cursor, width: int) -> list[Strip]:
+    """The numbers under the crosshair in both lanes, side by side."""
     wide = width >= 40
     size = 10 if wide else max((width - _NAME - 2) // 2, 6)
-    head = [("cached", ink.CACHED), ("recomputed", ink.RECOMPUTED)]
+    head = [(lane, LANE_INKS.get(lane, ink.TEXT)) for lane in (cursor.base, cursor.lane)]
     if wide:
         head.append(("|Δ|", ink.DIM))
     lines = [_pair(width, "", *[(padded(w, size, right=True) + " ", s) for w, s in head])]
@@ -178,21 +191,56 @@ def _other(value: float | None) -> str:
     return "–" if value is None or np.isnan(value) else number(value)
 
 
-def _verdict_lines(step: LaneStep | None, found: dict[Tensor, _Read], width: int) -> list[Strip]:
-    """What the largest difference of each tensor means."""
-    lines = []
-    for tensor, read in found.items():
-        both = read.both
-        if both is not None and both.verdict is not Verdict.NOT_COMPARED:
-            sign = _VERDICT_SIGNS.get(both.verdict, "✓")
-            said = f"{sign} {both.verdict} {both.largest_relative:.1e}"
-            place = f" row {both.row} dim {both.dim}" if not both.verdict.harmless else ""
-            piece = (said, _VERDICT_INKS[both.verdict])
-            lines.append(_pair(width, f"Δ {LETTERS[tensor]}", piece, (place, ink.TEXT)))
-    if not lines:
+def _difference_lines(step: LaneStep | None, found: dict[Tensor, _Read], width: int) -> list[Strip]:
+    """How far the lanes are apart, relative: in the cell, in its row, in the whole head."""
+    compared = {
+        tensor: read.both
+        for tensor, read in found.items()
+        if read.both is not None and read.both.verdict is not Verdict.NOT_COMPARED
+    }
+    if not compared:
         why = "not compared" if step is None else "rows of the other lane not kept"
-        lines.append(_pair(width, "lanes", (why, ink.DIM)))
-    return lines
+        return [_pair(width, "lanes", (why, ink.DIM))]
+    digits = 1 if width >= 36 else 0
+    heads = [padded(word, 6 + 2 * digits, right=True) for word in ("cell", "row", "head")]
+    lines = [_pair(width, "Δ rel.", ("  ", ink.DIM), ("".join(heads), ink.DIM))]
+    for tensor, both in compared.items():
+        cell, row = found[tensor].apart()
+        sign = _VERDICT_SIGNS.get(both.verdict, "✓")
+        pieces: list[Piece] = [(f"{sign} ", _VERDICT_INKS[both.verdict])]
+        head = np.inf if np.isnan(both.largest) else both.largest
+        for apart in (cell, row, float(head)):
+            meant, share = _meant(apart, both)
+            said = padded(_share(share, digits), 6 + 2 * digits, right=True)
+            pieces.append((said, _VERDICT_INKS[meant]))
+        lines.append(_pair(width, LETTERS[tensor], *pieces))
+    return [*lines, *_verdict_lines(compared, width)]
+
+
+def _share(share: float, digits: int) -> str:
+    if np.isnan(share):
+        return "–"
+    return "NaN" if np.isinf(share) else f"{share:.{digits}e}" if share else "0"
+
+
+def _meant(apart: float, both: Comparison) -> tuple[Verdict, float]:
+    """What a difference of this head means, and its share of the head's largest number."""
+    if np.isnan(apart):
+        return Verdict.NOT_COMPARED, apart
+    share = quotient(apart, both.reference_max)
+    return verdict(share, both.tolerance), share
+
+
+def _verdict_lines(compared: dict[Tensor, Comparison], width: int) -> list[Strip]:
+    """The worst of them in a word; where it is, unless it is rounding."""
+    order = list(_VERDICT_INKS)
+    tensor, worst = max(compared.items(), key=lambda one: order.index(one[1].verdict))
+    sign = _VERDICT_SIGNS.get(worst.verdict, "✓")
+    pieces: list[Piece] = [(f"{sign} {worst.verdict}", _VERDICT_INKS[worst.verdict])]
+    if not worst.verdict.harmless:
+        place = f" {LETTERS[tensor]} row {worst.row} dim {worst.dim}"
+        pieces.append((place, ink.TEXT))
+    return [_pair(width, "lanes", *pieces)]
 
 
 def _check_lines(
@@ -200,7 +248,9 @@ def _check_lines(
 ) -> list[Strip]:
     """Whether the recorded rows explain the recorded output."""
     keys, values = read[Tensor.KEYS].value, read[Tensor.VALUES].value
-    rows = None if keys is None or values is None else (keys[None], values[None])
+    rows = None
+    if cursor.base == CACHED and keys is not None and values is not None:
+        rows = keys[None], values[None]
     try:
         where = cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query
         found: SelfCheck | None = self_check(trace, *where, rows=rows)

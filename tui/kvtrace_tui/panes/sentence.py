@@ -24,8 +24,8 @@ class SentencePane(Pane):
     speaks = True
 
     def depends(self, cursor: Cursor) -> Hashable:
-        """The step, the layer a finding may be about, and the lane whose time is compared."""
-        return cursor.step, cursor.layer if self.found else -1, cursor.lane
+        """The step, and the layer that a finding may be about."""
+        return cursor.step, cursor.layer if self.found else -1
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """What was found here; else what was cached in blue, and without a cache in orange."""
@@ -40,6 +40,6 @@ class SentencePane(Pane):
                 [*said, (f"{here.sign} {here.sentence}", ink.BAD if here.grave else ink.WARN)],
                 width,
             )
-        for phrase in phrases(trace, cursor.step, lane=cursor.lane):
+        for phrase in phrases(trace, cursor.step):
             said.append((phrase.text, _INKS.get(phrase.lane, ink.TEXT)))
         return wrapped(said, width)

@@ -30,7 +30,7 @@ from kvtrace_tui.drawing.palettes import PALETTES
 from kvtrace_tui.drawing.pool import pooling_label
 from kvtrace_tui.panes.pane import Pane, blank, wrapped
 from kvtrace_tui.panes.rows import Shelf
-from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown, view_label
+from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown
 
 _GUTTER = 4
 _LEGEND = 12
@@ -56,7 +56,7 @@ class MapPane(Pane):
         rows = cursor.row if self._cached else cursor.query
         return (
             cursor.step, cursor.layer, cursor.head, cursor.sequence, rows, cursor.dim,
-            cursor.inside, cursor.lane, cursor.view, cursor.numbers, cursor.palette,
+            cursor.inside, cursor.base, cursor.lane, cursor.view, cursor.numbers, cursor.palette,
             cursor.scale, cursor.zoom,
         )  # fmt: skip
 
@@ -102,7 +102,7 @@ class MapPane(Pane):
         rows, dim = seen.values.shape
         shape = f"[{rows}×{dim}]"
         verdict = "" if seen.comparison is None else f" {seen.comparison.verdict}"
-        return f"L{cursor.layer} {head} {shape} {view_label(cursor)}{verdict}"
+        return f"L{cursor.layer} {head} {shape} {cursor.shows}{verdict}"
 
     # -- map ---------------------------------------------------------------------------------
 

@@ -13,13 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtrace.analysis.compare import Comparison, compare_rows, tolerance_of
-from kvtrace.trace import Tensor, Trace
+from kvtrace.trace import CACHED, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.cursor import Cursor, View
+from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.shade import Shade, nice_ceiling
 from kvtrace_tui.panes.rows import RowStore
 
 LETTERS = {Tensor.QUERIES: "Q", Tensor.KEYS: "K", Tensor.VALUES: "V", Tensor.OUTPUT: "out"}
+
+LANE_INKS = {"cached": ink.CACHED, "recomputed": ink.RECOMPUTED, "referee": ink.NEGATIVE}
+"""Each lane has its colour everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,11 @@ def shown(store: RowStore, tensor: Tensor, cursor: Cursor) -> Shown:
         MissingError: The site did not attend in this step.
         TraceError: The rows are damaged.
     """
-    where = cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence
-    value = store.head(*where)
+    value = base_rows(store, tensor, cursor)
     if value is None:
         empty = np.zeros((0, store.trace.site(cursor.layer).dim(tensor)), np.float32)
-        return Shown(empty, "not recorded")
+        lane = "" if cursor.base == CACHED else f" in the {cursor.base} lane"
+        return Shown(empty, f"not recorded{lane}")
     if not cursor.view.needs_lane:
         return Shown(value)
     found = compared(store, tensor, cursor, value)
@@ -61,6 +65,17 @@ def shown(store: RowStore, tensor: Tensor, cursor: Cursor) -> Shown:
         View.RELATIVE: found.relative,
     }[cursor.view]
     return Shown(picked, comparison=found)
+
+
+def base_rows(store: RowStore, tensor: Tensor, cursor: Cursor) -> Floats | None:
+    """The cursor's head in the lane whose values are shown; None: it has none.
+
+    Raises:
+        MissingError: The site did not attend in this step.
+        TraceError: The rows are damaged.
+    """
+    where = cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence
+    return store.head(*where, cursor.base)
 
 
 def compared(store: RowStore, tensor: Tensor, cursor: Cursor, value: Floats) -> Comparison | None:
@@ -89,9 +104,11 @@ class Ranges:
         differs = cursor.view.differs
         sample = seen.values
         if not differs:
-            known = store.known(cursor.layer, tensor, cursor.head)
+            known = (
+                store.known(cursor.layer, tensor, cursor.head) if cursor.base == CACHED else None
+            )
             sample = sample if known is None else known
-        key = (id(store), cursor.layer, tensor, cursor.head, cursor.view, cursor.scale)
+        key = (id(store), cursor.layer, tensor, cursor.head, cursor.shows, cursor.scale)
         size = (*key, len(sample))
         if size not in self._high or differs or tensor in (Tensor.QUERIES, Tensor.OUTPUT):
             self._high[size] = Shade.of(sample, signed=not differs, kind=cursor.scale).high
@@ -108,17 +125,6 @@ def _tolerated(comparison: Comparison | None, view: View) -> float:
         return 0.0
     scale = comparison.reference_max if view is View.ABSOLUTE else 1.0
     return nice_ceiling(comparison.tolerance * scale) if scale > 0 else 0.0
-
-
-def view_label(cursor: Cursor) -> str:
-    """The view in a few letters."""
-    lane = cursor.lane
-    return {
-        View.VALUE: "value",
-        View.RECOMPUTED: lane,
-        View.ABSOLUTE: f"|cached − {lane}|",
-        View.RELATIVE: f"|cached − {lane}| ÷ max|{lane}|",
-    }[cursor.view]
 
 
 def _why_absent(trace: Trace, cursor: Cursor) -> str:

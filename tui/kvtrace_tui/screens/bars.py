@@ -129,7 +129,7 @@ def _status(desk: Desk) -> list[tuple[int, Piece]]:
         found.append((1, (f"  L{cursor.layer} H{cursor.head}", ink.BAR_STRONG)))
         if _sequences(trace, cursor.step) > 1:
             found.append((2, (f" B{cursor.sequence}", ink.BAR_STRONG)))
-        view = f"  {cursor.view.value}" + (" · sub-step" if cursor.inside else "")
+        view = f"  {cursor.shows}" + (" · sub-step" if cursor.inside else "")
         found.append((3, (view, ink.BAR_KEY if cursor.view.needs_lane else ink.BAR_DIM)))
     return found
 
