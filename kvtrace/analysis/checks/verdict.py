@@ -13,6 +13,7 @@ from kvtrace.analysis.checks.classes import KINDS
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.noise import Noise, largest, noise
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report, Trial
+from kvtrace.analysis.checks.scene import Scene, Side
 from kvtrace.analysis.checks.stage import stage
 from kvtrace.analysis.checks.survey import NAMES, Survey
 from kvtrace.analysis.course import course
@@ -221,13 +222,13 @@ def _at(
     for sequence in sequences:
         scene = stage(trace, step.number, layer, sequence, tolerance, lane)
         staged = staged and scene is not None
-        one = None if scene is None else diagnose(scene)
+        one = diagnose(scene) if scene is not None and _finite(scene.reference, scene) else None
         if one is not None:
             groups.setdefault(one.name, []).append(replace(one, sequences=(sequence,)))
     if not groups:
-        unknown = _unexplained(trace, step, layer, lane, limits, staged) or _broken(
-            trace, step, layer
-        )
+        unknown = _broken(trace, step, layer, sequences)
+        if unknown is None:
+            unknown = _unexplained(trace, step, layer, lane, limits, sequences if staged else None)
         return [] if unknown is None else [_placed(trace, unknown, limits, lane)]
     out = []
     for same in groups.values():
@@ -269,20 +270,36 @@ def _slot(trace: Trace, found: Finding, sequence: int) -> int | None:
     return None
 
 
+def _finite(side: Side, scene: Scene) -> bool:
+    """Whether the numbers of real tokens are; padding may be anything."""
+    live, wanted = scene.live, scene.wanted
+    rows = (side.queries[:, live], side.output[:, live])
+    return all(bool(np.isfinite(one).all()) for one in rows) and bool(
+        np.isfinite(side.keys[:, wanted]).all() and np.isfinite(side.values[:, wanted]).all()
+    )
+
+
 def _unexplained(
-    trace: Trace, step: Step, layer: int, lane: str, limits: Noise, staged: bool
+    trace: Trace,
+    step: Step,
+    layer: int,
+    lane: str,
+    limits: Noise,
+    staged: list[int] | None,
 ) -> Finding | None:
     """The difference itself, where no signature speaks.
 
-    Once the rows were looked at, keys and values that differ are rows that no query sees.
+    Once the rows of the `staged` sequences were looked at, keys and values that differ are rows
+    that no query sees, and the other sequences have been explained.
     """
     compared = trace.compared(step.number, lane)
     if compared is None:
         return None
     relative: NDArray[np.float64] = np.asarray(compared.relative[layer], np.float64)
     beyond = relative > limits.threshold[layer][:, None]
-    if staged:
+    if staged is not None:
         beyond[[Tensor.KEYS, Tensor.VALUES]] = False
+        beyond &= np.isin(compared.sequence[layer], staged)
     over = np.argwhere(beyond)
     if not len(over):
         return None
@@ -292,9 +309,12 @@ def _unexplained(
     return Finding("UNKNOWN", step.number, layer, letter, evidence, head=head)
 
 
-def _broken(trace: Trace, step: Step, layer: int) -> Finding | None:
+def _broken(trace: Trace, step: Step, layer: int, sequences: list[int]) -> Finding | None:
     """NaN or Inf in rows of real tokens, where the other lane has them too."""
-    for sequence in range(step.num_sequences):
+    group = step.site_step(trace.site(layer).index)
+    if group is None or not group.nonfinite[group.sites.index(trace.site(layer).index)]:
+        return None
+    for sequence in sequences:
         live = np.array(step.positions[sequence]) >= 0
         for tensor in Tensor:
             rows = trace.rows(step.number, layer, tensor, sequence)
