@@ -260,9 +260,11 @@ def _pointers(
     kept: int | None, nodes: Sequence[tuple[int, Node]]
 ) -> tuple[tuple[int, int, int], ...]:
     """(pass, place in it, first row) of each sequence; empty where the pass was not kept."""
-    if kept is None or [node.sequence for _, node in nodes] != list(range(len(nodes))):
+    # beams change places: paths are in the order they began, sequences in that of the batch
+    ordered = sorted(nodes, key=lambda pair: pair[1].sequence)
+    if kept is None or [node.sequence for _, node in ordered] != list(range(len(ordered))):
         return ()
-    return tuple((kept, place, node.start) for place, node in nodes)
+    return tuple((kept, place, node.start) for place, node in ordered)
 
 
 def with_lanes(meta: Meta, lanes: Sequence[Lane]) -> Meta:
