@@ -196,9 +196,15 @@ def _turned(
     by = "by angles that vary" if n is None else f"by {n:+d} positions"
     if old:
         return "KEYS-ROTATED-AGAIN", f"{len(rows)} old rows are rotated {by} more"
-    if n is not None and n == -int(places[0]) and len(rows) == 1 and n < -1:
+    if n is not None and n == -int(places[0]) and not _others_turned(scene, rows) and n < -1:
         return "KEYS-NOT-ROTATED", f"k of place {places[0]} is rotated {by}"
     return "POSITION-ROPE-K", f"k of {len(rows)} rows is rotated {by}, q is right"
+
+
+def _others_turned(scene: Scene, rows: Indices) -> bool:
+    """Whether rows beside these are seen, beyond the first, whose rotation is none."""
+    others = np.setdiff1d(scene.seen, rows)
+    return bool((scene.supposed[others] > scene.padding).any())
 
 
 def _in_proportion(rows: int, rate: float, old: bool) -> tuple[str, str]:

@@ -46,6 +46,10 @@ def identify(scene: Scene) -> Identity:
     # where one of both is ambiguous, the other decides
     by_value = _prefer(by_value, by_key, values, scene.reference.values, scene.atol.values)
     by_key = _prefer(by_key, by_value, keys, scene.reference.keys, scene.atol.keys)
+    # what a padding token holds is nobody's promise: it is where it is supposed to be
+    padding = (scene.supposed >= 0) & (scene.supposed < scene.padding)
+    by_key = np.where(padding & (by_key < 0), scene.supposed, by_key)
+    by_value = np.where(padding & (by_value < 0), scene.supposed, by_value)
     return Identity(by_key, by_value, _zero(keys), _zero(values))
 
 
