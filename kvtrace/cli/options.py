@@ -20,8 +20,8 @@ MODEL is one of
   demo, demo-gqa     small trained models that come with kvtrace, and with a prompt
   gpt2, org/name     a repository of the Hugging Face hub (hf:NAME is exact)
   ./folder           a local directory with config.json and safetensors
-  file.py:factory    your own code: a function that returns a model, or (model, tokenizer);
-                     it runs with your rights
+  file.py:factory    your own code: a function, class or variable that gives a model, or
+                     (model, tokenizer); it runs with your rights. package.module:factory too
 PROMPT is text in quotes, or - for standard input."""
 
 
@@ -77,6 +77,15 @@ def _model_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--trust-remote-code", action="store_true", help="run Python files of the repository"
+    )
+    group.add_argument(
+        "--cpu", action="store_true", help="your own code: .cuda() and 'cuda' mean the CPU"
+    )
+    group.add_argument(
+        "--definitions",
+        action="store_true",
+        help="your own code: run its imports, classes, functions and plain values, and nothing "
+        "else, as for a file that trains when it is imported",
     )
 
 
@@ -148,6 +157,8 @@ def request(
         allow_missing=values.allow_missing,
         allow_pickle=values.allow_pickle,
         trust_remote_code=values.trust_remote_code,
+        cpu=values.cpu,
+        definitions=values.definitions,
         revision=values.revision,
         paused=paused,
     )

@@ -34,6 +34,7 @@ class Request:
         keep_rows: Keep the other lanes' rows, however large.
         ways: Further ways of driving the model, of `verify.plans.WAYS`, with commas between.
         allow_missing, allow_pickle, trust_remote_code: What the user vouches for.
+        cpu, definitions: Of a user's file: its GPU is the CPU; only its definitions are run.
         revision: Of a hub repository; empty: the default branch.
         paused: Wait for a command after the prefill.
         protocol: Of the sender.
@@ -57,6 +58,8 @@ class Request:
     allow_missing: bool = False
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    cpu: bool = False
+    definitions: bool = False
     revision: str = ""
     paused: bool = False
     protocol: int = PROTOCOL

@@ -20,6 +20,7 @@ from kvtrace.trace import Ending, Sampling
 
 if TYPE_CHECKING:
     from kvtrace.models import Loaded
+    from kvtrace.record.driving import Driven
 
 PATIENCE = 300.0
 """Seconds without CPU time while loading; network waits have shorter limits of their own."""
@@ -54,22 +55,45 @@ class Recording:
         self._voice.say(Ended(ending.reason, ending.text, self._request.output))
 
     def _decode(self, loaded: Loaded) -> Ending:
+        with loaded.around():
+            return self._driven(loaded, self._drive(loaded))
+
+    def _drive(self, loaded: Loaded) -> Driven | None:
+        """How somebody's own model is called; None: as those of transformers."""
+        if loaded.script is None:
+            return None
+        from kvtrace.record.driving import Wish, choose_drive
+
+        self._progress("finding out how the model is called", None)
+        wish = Wish(
+            loaded.prompt.ids,
+            loaded.new_tokens,
+            loaded.context_length,
+            loaded.script,
+            loaded.functions,
+            loaded.remake,
+        )
+        found = choose_drive(loaded.model, wish)
+        for text in found.said:
+            self._voice.say(Said(text))
+        return found
+
+    def _driven(self, loaded: Loaded, driven: Driven | None) -> Ending:
         from kvtrace.record import record
         from kvtrace.record.decode import Choice, Limits, decode
 
         asked = self._request
+        driver = "kvtrace" if driven is None else f"kvtrace, by {driven.call}"
         recording = record(
             loaded.model,
             asked.output,
             recompute=asked.recompute,
-            referee=asked.referee,
-            keep_rows=asked.keep_rows,
             tokenizer=loaded.tokenizer,
             prompt=loaded.prompt.text,
             force=asked.force,
             model_card=loaded.card,
             sampling=Sampling(
-                "kvtrace", loaded.new_tokens, asked.seed, asked.temperature, asked.top_k
+                driver, loaded.new_tokens, asked.seed, asked.temperature, asked.top_k
             ),
             on_step=lambda step: self._voice.say(Stepped(step.number, asked.output)),
         )
@@ -78,6 +102,7 @@ class Recording:
             ending = decode(
                 loaded.model,
                 loaded.prompt.ids,
+                drive=None if driven is None else driven.drive,
                 choice=Choice(asked.temperature, asked.top_k, asked.seed),
                 limits=Limits(loaded.new_tokens, loaded.tokenizer.eos, loaded.context_length),
                 control=turn,
@@ -109,6 +134,8 @@ class Recording:
                 allow_missing=asked.allow_missing,
                 allow_pickle=asked.allow_pickle,
                 trust_remote_code=asked.trust_remote_code,
+                cpu=asked.cpu,
+                definitions=asked.definitions,
             ),
             self._progress,
         )

@@ -5,8 +5,9 @@ A value only; it knows nothing of where the model came from beyond the sentences
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Protocol
 
@@ -77,8 +78,10 @@ class Loaded:
         context_length: Positions the model was made for; 0 when unbounded or unknown.
         prompt: Encoded; prompt and new tokens together fit the context.
         new_tokens: Decode steps to make.
-        script: The user's module when the model came from a factory; its optional functions
-            (`make_cache`, `step`, `encode`, `decode`) say how to drive it. None otherwise.
+        script: The user's module when the model came from a factory. None otherwise.
+        functions: Their own `make_cache` and `step`, where they wrote them.
+        remake: Makes the model once more, by their factory.
+        around: To be entered while the model runs: what `cuda` means, with `--cpu`.
     """
 
     model: nn.Module
@@ -89,3 +92,6 @@ class Loaded:
     prompt: Prompt
     new_tokens: int
     script: ModuleType | None = None
+    functions: Mapping[str, Callable[..., object]] = field(default_factory=dict)
+    remake: Callable[[], nn.Module] | None = None
+    around: Callable[[], AbstractContextManager[object]] = nullcontext

@@ -31,6 +31,7 @@ class LoadRequest:
         allow_pickle: Unpickle weights, which runs code that they bring.
         trust_remote_code: Run the repository's own Python files.
         cpu: In a user's script, `.cuda()` and `device="cuda"` mean the CPU.
+        definitions: Of a user's script, run only imports, definitions and plain values.
     """
 
     spec: str
@@ -44,6 +45,7 @@ class LoadRequest:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     cpu: bool = False
+    definitions: bool = False
 
     def __post_init__(self) -> None:
         if not self.spec.strip() or "\0" in self.spec:

@@ -1,7 +1,7 @@
 """A decode loop of our own: prefill, then a token at a time, under somebody's control.
 
-Works with any model that takes ids and a cache and returns logits and a cache. Knows nothing of
-traces; a recording around it sees every forward.
+A drive calls the model: as transformers' models want it by default, else in the way that was found
+for somebody's own. Knows nothing of traces; a recording around it sees every forward.
 """
 
 from __future__ import annotations
@@ -25,6 +25,40 @@ class Control(Protocol):
 
     def take_token(self) -> int | None:
         """A token to go on with instead of the sampled one, once."""
+
+
+class Drive(Protocol):
+    """Calls a model over a growing list of tokens."""
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Feed what was not fed yet; logits of the last token, [vocab].
+
+        Args:
+            tokens: All of them so far, the prompt included.
+        """
+
+
+class Standard:
+    """Calls a model as those of transformers are called."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._device = next((one.device for one in model.parameters()), torch.device("cpu"))
+        self._cache: object = None
+        self._fed = 0
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Feed the new tokens with the cache; all of them where none came back.
+
+        Raises:
+            ModelError: The model returned no logits, or none of one sequence.
+        """
+        ids = torch.tensor([list(tokens[self._fed :])], device=self._device)
+        with torch.no_grad():
+            result = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True)
+        self._cache = getattr(result, "past_key_values", None)
+        self._fed = 0 if self._cache is None else len(tokens)
+        return _last(result)
 
 
 class Free:
@@ -94,6 +128,8 @@ class Sampler:
             least = torch.topk(scaled, self._choice.top_k).values[-1]
             scaled = scaled.masked_fill(scaled < least, -torch.inf)
         weights = torch.softmax(scaled, dim=-1)
+        if not bool(torch.isfinite(weights).all()):
+            return int(logits.argmax())  # NaN: there is nothing to draw from
         return int(torch.multinomial(weights, 1, generator=self._generator))
 
 
@@ -101,6 +137,7 @@ def decode(
     model: nn.Module,
     prompt: Sequence[int],
     *,
+    drive: Drive | None = None,
     choice: Choice | None = None,
     limits: Limits | None = None,
     control: Control | None = None,
@@ -111,6 +148,7 @@ def decode(
     Args:
         model: In evaluation mode.
         prompt: Token ids, at least one.
+        drive: Calls the model; by default as transformers' models are called.
         choice: How tokens are chosen; greedy by default.
         limits: When to end.
         control: Polled before every step.
@@ -121,18 +159,12 @@ def decode(
     """
     limits, control = limits or Limits(), control or Free()
     sampler = Sampler(choice or Choice())
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
-    tokens, fed, made, cache = list(prompt), 0, 0, None
+    drive = drive or Standard(model)
+    tokens, made = list(prompt), 0
     while control.proceed():
-        ids = torch.tensor([tokens[fed:]], device=device)
-        with torch.no_grad():
-            result = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        fed = len(tokens)
-        cache = getattr(result, "past_key_values", None)
-        if cache is None:
-            fed = 0
+        logits = drive.step(tokens)
         token = control.take_token()
-        token = sampler.choose(_last(result)) if token is None else token
+        token = sampler.choose(logits) if token is None else token
         if on_token is not None:
             on_token(token)
         tokens.append(token)

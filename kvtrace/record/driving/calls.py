@@ -1,0 +1,197 @@
+"""Calls a model step after step in one given way, and takes the logits and the cache from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from kvtrace.errors import ModelError
+from kvtrace.record.driving.outputs import (
+    Logits,
+    Path,
+    all_rows,
+    find_caches,
+    find_logits,
+    last_row,
+    part_of,
+    spelled,
+)
+from kvtrace.record.driving.way import Way
+
+
+class NoCacheError(ModelError):
+    """The way has a cache, and none was kept; the message says how that showed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is known of a model's output.
+
+    Attributes:
+        vocab_sizes: What the vocabulary may be, the likeliest first.
+        width: Of its hidden rows; 0 when unknown.
+    """
+
+    vocab_sizes: tuple[int, ...] = ()
+    width: int = 0
+
+
+@dataclass(slots=True)
+class Calls:
+    """One run over one growing list of tokens.
+
+    Attributes:
+        model: Called as a module, so that whoever watches it sees the call.
+        way: How.
+        capacity: Tokens a cache must hold.
+        shape: Of its output.
+        source: What an encoder is given at every call, where the way has one.
+    """
+
+    model: nn.Module
+    way: Way
+    capacity: int
+    shape: Shape = field(default_factory=Shape)
+    source: Sequence[int] = ()
+    _fed: int = 0
+    _begun: bool = False
+    _caches: list[object] = field(default_factory=list)
+    _began_empty: bool = False
+    _back: tuple[Path, ...] | None = None
+    _logits: dict[bool, Logits] = field(default_factory=dict)
+    _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Feed what was not fed yet; logits of the last token, [vocab].
+
+        Args:
+            tokens: All of them so far.
+
+        Raises:
+            NoLogitsError, NoCacheError: What came back is not what the way needs.
+        """
+        result, where = self._call(tokens)
+        return last_row(result, where)
+
+    def rows(self, tokens: Sequence[int]) -> Tensor:
+        """As `step`; the logits of every row there is, [rows, vocab]."""
+        result, where = self._call(tokens)
+        return all_rows(result, where)
+
+    @property
+    def comes_back(self) -> str:
+        """Where the cache is found after a call, for people; empty before the first."""
+        if self.way.cache is None or self._back is None:
+            return ""
+        return " and ".join(map(spelled, self._back)) if self._back else "filled in place"
+
+    def _call(self, tokens: Sequence[int]) -> tuple[object, Logits]:
+        if not self._begun:
+            self._begin()
+        before = self._fed if self.way.caches else 0
+        given = list(tokens[before:] if self.way.feeds == "new" else tokens)
+        new = len(tokens) - before
+        first, named = self._arguments(given, before, new)
+        with torch.no_grad():
+            result = self.model(*first, **named)
+        where = self._where(result, len(given), new)
+        if self.way.cache is not None:
+            self._keep(result, where)
+        self._fed = len(tokens)
+        return result, where
+
+    def _begin(self) -> None:
+        self._begun = True
+        self._device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            for one in self.way.first:
+                one.make(self.model, self.capacity)
+            if (cache := self.way.cache) is not None:
+                self._caches = [cache.begin.make(self.model, self.capacity) for _ in cache.names]
+                self._began_empty = all(map(is_empty, self._caches))
+
+    def _arguments(
+        self, given: Sequence[int], before: int, new: int
+    ) -> tuple[list[object], dict[str, object]]:
+        """By place what must be or comes first, by name the rest."""
+        values: dict[str, object] = {}
+        parameters = self.way.signature.parameters
+        ids = self.way.signature.ids
+        if ids is not None:
+            values[ids.name] = self.way.ids(given, self._device)
+        for parameter in self.way.signature.of("source"):
+            values[parameter.name] = self.way.ids(self.source, self._device)
+        if self.way.cache is not None:
+            values.update(zip(self.way.cache.names, self._caches, strict=True))
+        for one in self.way.given:
+            values[one.name] = one.form(before, new, self._device)
+        first: list[object] = []
+        for place, parameter in enumerate(parameters):
+            leads = parameter.role in ("ids", "source") and len(first) == place
+            if not (parameter.positional or leads) or parameter.name not in values:
+                break
+            first.append(values.pop(parameter.name))
+        return first, values
+
+    def _where(self, result: object, given: int, new: int) -> Logits:
+        """Where the logits are: looked for once in a prefill and once in a decode step."""
+        kind = given == 1
+        known = self._logits.get(kind)
+        if known is not None and kind and isinstance(part_of(result, known.path), Tensor):
+            return known
+        where = find_logits(result, given, self.shape.vocab_sizes, self.shape.width)
+        if self.way.feeds == "all" and self._fed and where.rows == given > new:
+            raise NoCacheError("fed all tokens, it computed all of them again")
+        self._logits[kind] = where
+        return where
+
+    def _keep(self, result: object, where: Logits) -> None:
+        """The cache for the next call."""
+        cache = self.way.cache
+        assert cache is not None
+        if self._back is None:
+            self._back = self._places(result, where, cache.pick)
+        if self._back:
+            kept = [part_of(result, path) for path in self._back]
+            if any(one is None for one in kept):
+                raise NoCacheError(f"no cache came back at {spelled(self._back[0])}")
+            self._caches = kept
+        elif all(is_empty(one) for one in self._caches):
+            raise NoCacheError(
+                "no cache came back" if self._caches[0] is None else "the cache stayed empty"
+            )
+
+    def _places(self, result: object, where: Logits, pick: int) -> tuple[Path, ...]:
+        """Where the caches come back; nowhere where they are filled in place."""
+        count = len(self._caches)
+        found = find_caches(result, where)
+        same = any(part_of(result, path) is one for path in found for one in self._caches)
+        if count > 1:
+            ordered = found if _named(found) else found[::-1]
+            options = [tuple(ordered[:count])] if len(ordered) >= count else []
+        else:
+            options = [] if same else [(path,) for path in found]
+        filled = not all(map(is_empty, self._caches))
+        in_place = same or not options or (self._began_empty and filled)
+        options = [(), *options] if in_place else [*options, ()]
+        if pick >= len(options):
+            raise NoCacheError("no other cache came back")
+        return options[pick]
+
+
+def _named(paths: list[Path]) -> bool:
+    return bool(paths) and isinstance(paths[0][0], str)
+
+
+def is_empty(cache: object) -> bool:
+    """Whether a cache holds nothing: None, or containers of nothing but None."""
+    if cache is None:
+        return True
+    if isinstance(cache, dict):
+        return all(is_empty(one) for one in cache.values())
+    if isinstance(cache, list | tuple):
+        return all(is_empty(one) for one in cache)
+    return False

@@ -1,0 +1,70 @@
+"""What a model keeps besides its parameters, as values that can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+_TORCHS_OWN = frozenset(vars(nn.Module()))
+_DEPTH = 4
+_MANY = 1000
+
+
+def contents(model: nn.Module, script: ModuleType | None = None) -> dict[str, object]:
+    """Buffers and attributes of all modules, default arguments and globals, as small values."""
+    found: dict[str, object] = {}
+    for path, module in model.named_modules():
+        found.update((f"{path}.{name}", _value(one)) for name, one in module._buffers.items())
+        for name, value in list(vars(module).items()):
+            if name not in _TORCHS_OWN:
+                found.update(_leaves(value, f"{path}.{name}", _DEPTH))
+    spaces: list[Mapping[str, object]] = [] if script is None else [vars(script)]
+    spaces += [vars(owner) for owner in dict.fromkeys(map(type, model.modules())) if _theirs(owner)]
+    for number, space in enumerate(spaces):
+        for name, value in list(space.items()):
+            if not name.startswith("__"):
+                for place, part in enumerate(_shared(value)):
+                    found.update(_leaves(part, f"{number}.{name}.{place}", _DEPTH))
+    return found
+
+
+def _theirs(owner: type) -> bool:
+    return not owner.__module__.startswith(("torch.", "transformers."))
+
+
+def _shared(value: object) -> list[object]:
+    """What calls may share: a global or class attribute, and a function's default arguments."""
+    if isinstance(value, dict | list | set | Tensor):
+        return [value]
+    return list(getattr(value, "__defaults__", None) or ())
+
+
+def _leaves(value: object, place: str, depth: int) -> Iterator[tuple[str, object]]:
+    if isinstance(value, nn.Module | nn.Parameter) or not depth:
+        return
+    if value is None or isinstance(value, Tensor | int | float | str | bool):
+        yield place, _value(value)
+    elif isinstance(value, dict | list | tuple | set):
+        yield place, len(value)
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for _, (number, one) in zip(range(_MANY), enumerate(items), strict=False):
+            yield from _leaves(one[1], f"{place}.{number}", depth - 1)
+    else:
+        for name, one in list(getattr(value, "__dict__", {}).items())[:_MANY]:
+            yield from _leaves(one, f"{place}.{name}", depth - 1)
+
+
+def _value(value: object) -> object:
+    """A tensor by its shape and sums, which a written row changes."""
+    if not isinstance(value, Tensor) or value.device.type == "meta":
+        return value if not isinstance(value, Tensor) else tuple(value.shape)
+    with torch.no_grad():
+        if not value.numel():
+            return tuple(value.shape)
+        plain = value.detach()
+        plain = torch.view_as_real(plain) if plain.is_complex() else plain
+        numbers = torch.nan_to_num(plain.double(), 0.0, 1.0, -1.0)
+        return tuple(value.shape), float(numbers.sum()), float(numbers.abs().sum())

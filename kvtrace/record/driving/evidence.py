@@ -1,0 +1,195 @@
+"""What a way does, tried on private copies with a few tokens.
+
+Two questions decide: do the logits after cached steps equal those of one pass over the same
+tokens, and does a step see anything of the tokens before? A way that answers no may still be the
+one its author meant: then that is a bug to be shown, and it is said.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kvtrace.record.driving.calls import Calls, Shape
+from kvtrace.record.driving.contents import contents
+from kvtrace.record.driving.private import nothing_left
+from kvtrace.record.driving.way import Way
+
+Verdict = Literal["agrees", "differs", "forgets", "fails"]
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of a way.
+
+    Attributes:
+        way: The one.
+        verdict: "agrees" with a pass over all tokens; "differs"; "forgets", its steps see nothing
+            of the tokens before; "fails".
+        difference: Largest difference of logits, over the largest logit.
+        why: Of a failure.
+        keeps: Something in the model or its cache changed in a decode step.
+        back: Where the cache comes back.
+    """
+
+    way: Way
+    verdict: Verdict
+    difference: float = 0.0
+    why: str = ""
+    keeps: bool = False
+    back: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """A place to try ways.
+
+    Attributes:
+        fresh: Makes a private copy of the model.
+        model: The original, never called.
+        tokens: Ids to try with.
+        prefill: How many of them are the prompt.
+        shape: Of the model's output.
+        script: The user's file, whose containers are restored after each trial.
+    """
+
+    fresh: Callable[[], nn.Module]
+    model: nn.Module
+    tokens: Sequence[int]
+    prefill: int
+    shape: Shape
+    script: ModuleType | None = None
+
+    def run(self, way: Way) -> Tried:
+        """Try a cached way: the prompt, then single tokens, against passes over all tokens."""
+        try:
+            with nothing_left(self.model, self.script), _calm():
+                calls = self._calls(way)
+                steps = self._steps(calls)
+                keeps = self._keeps(way)
+            whole = self._whole(way)
+        except Exception as error:
+            return Tried(way, "fails", why=reason_of(error))
+        difference = max(map(_difference, steps[1:], whole[1:]), default=0.0)
+        if difference <= self.tolerance:
+            return Tried(way, "agrees", difference, keeps=keeps, back=calls.comes_back)
+        forgets = self._forgets(way, steps)
+        verdict: Verdict = "forgets" if forgets else "differs"
+        return Tried(way, verdict, difference, keeps=keeps, back=calls.comes_back)
+
+    def plain(self, way: Way) -> Tried:
+        """Try a way without a cache: once over all tokens."""
+        try:
+            with nothing_left(self.model, self.script), _calm():
+                found = self._calls(way).step(self.tokens)
+        except Exception as error:
+            return Tried(way, "fails", why=reason_of(error))
+        if not bool(torch.isfinite(found).any()):
+            return Tried(way, "fails", why="no logit is finite")
+        return Tried(way, "agrees")
+
+    def sees_the_first_token(self, way: Way) -> bool:
+        """Whether the last row's logits depend on the first token."""
+        other = [self.tokens[1], *self.tokens[1:]]
+        try:
+            with nothing_left(self.model, self.script), _calm():
+                one, two = (self._calls(way).step(each) for each in (self.tokens, other))
+        except Exception:
+            return False
+        return not torch.equal(one, two)
+
+    def is_causal(self, way: Way) -> bool | None:
+        """Whether rows stay when tokens are added; None when only the last row is returned."""
+        short = self.tokens[: self.prefill]
+        try:
+            with nothing_left(self.model, self.script), _calm():
+                first = self._calls(way).rows(short)
+                second = self._calls(way).rows(self.tokens)
+        except Exception:
+            return None
+        if first.shape[0] != len(short) or second.shape[0] != len(self.tokens):
+            return None
+        return _difference(first, second[: len(short)]) <= self.tolerance
+
+    @property
+    def tolerance(self) -> float:
+        """Up to which a difference may be rounding."""
+        kinds = {one.dtype for one in self.model.parameters() if one.is_floating_point()}
+        return max((_TOLERANCE.get(kind, 3e-2) for kind in kinds), default=1e-3)
+
+    # -- the runs ----------------------------------------------------------------------------
+
+    def _calls(self, way: Way) -> Calls:
+        return Calls(self.fresh(), way, len(self.tokens) + 1, self.shape, self.tokens[:3])
+
+    def _steps(self, calls: Calls) -> list[Tensor]:
+        """Logits after the prompt and after each single token."""
+        ends = range(self.prefill, len(self.tokens) + 1)
+        return [calls.step(self.tokens[:end]).clone() for end in ends]
+
+    def _whole(self, way: Way) -> list[Tensor]:
+        """Logits of passes over all tokens, each on a model that saw nothing before."""
+        found = []
+        for end in range(self.prefill, len(self.tokens) + 1):
+            with nothing_left(self.model, self.script), _calm():
+                found.append(self._calls(way).step(self.tokens[:end]).clone())
+        return found
+
+    def _forgets(self, way: Way, steps: list[Tensor]) -> bool:
+        """Whether another prompt leaves the decode steps as they are."""
+        other = [self.tokens[1]] * (self.prefill - 1) + [self.tokens[self.prefill - 1]]
+        tokens = [*other, *self.tokens[self.prefill :]]
+        ends = range(self.prefill, len(tokens) + 1)
+        with nothing_left(self.model, self.script), _calm():
+            calls = self._calls(way)
+            again = [calls.step(tokens[:end]).clone() for end in ends]
+        # the second step sees the first through any cache, so the first one counts
+        return torch.equal(steps[1], again[1])
+
+    def _keeps(self, way: Way) -> bool:
+        """Whether a decode step leaves anything new inside of the model."""
+        if not way.inside:
+            return True
+        with nothing_left(self.model, self.script):
+            calls = self._calls(way)
+            calls.step(self.tokens[: self.prefill])
+            before = contents(calls.model, self.script)
+            calls.step(self.tokens[: self.prefill + 1])
+            return contents(calls.model, self.script) != before
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Warnings of somebody's model are theirs, and come again in the run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """Largest difference over the largest number, of what is finite in both."""
+    if one.shape != other.shape:
+        return float("inf")
+    one, other = one.float(), other.float()
+    finite = torch.isfinite(one)
+    if not torch.equal(finite, torch.isfinite(other)) or not bool(finite.any()):
+        return float("inf")
+    one, other = one[finite], other[finite]
+    return float((one - other).abs().max()) / max(float(other.abs().max()), 1e-30)
+
+
+def reason_of(error: BaseException) -> str:
+    """One line of an exception."""
+    lines = str(error).strip().splitlines()
+    own = type(error).__module__.startswith("kvtrace")
+    text = lines[0] if lines else ""
+    return text if own else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -1,0 +1,226 @@
+"""Finds out how a model is called: by its signature, and by trying."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from torch import nn
+
+from kvtrace.errors import ModelError
+from kvtrace.record.driving.calls import Shape
+from kvtrace.record.driving.candidates import cached_ways, plain_ways
+from kvtrace.record.driving.evidence import Trials, Tried
+from kvtrace.record.driving.private import private_copy
+from kvtrace.record.driving.roles import Signature, signature_of
+from kvtrace.record.driving.sizes import Sizes
+from kvtrace.record.driving.way import Begin, Way
+from kvtrace.text import safe
+
+PREFILL, STEPS = 5, 2
+"""Tokens of a trial. Five at once, so that a size of one is told from a size of many."""
+
+TRIES = 400
+SECONDS = 20.0
+"""After this many ways, or this long, the best one so far is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How a model is called, and how that is known.
+
+    Attributes:
+        way: The one.
+        said: Sentences for people: the call, the cache, and what trying it showed.
+        agrees: Cached steps gave the logits of a pass over all tokens.
+    """
+
+    way: Way
+    said: tuple[str, ...]
+    agrees: bool
+
+
+@dataclass(slots=True)
+class Search:
+    """One search.
+
+    Attributes:
+        model: Never called itself; only copies of it are.
+        prompt: Ids to try with; more are made up where there are too few.
+        script: The user's file.
+        context: Tokens the model can take; 0 when unknown.
+        fresh: Makes another model where this one can't be copied.
+        beginning: How a cache begins, where the user said so.
+    """
+
+    model: nn.Module
+    prompt: Sequence[int]
+    script: ModuleType | None = None
+    context: int = 0
+    fresh: Callable[[], nn.Module] | None = None
+    beginning: Begin | None = None
+    _why: dict[str, str] = field(default_factory=dict)
+    _tried: int = 0
+
+    def run(self) -> Found:
+        """The way to call it.
+
+        Raises:
+            ModelError: None works; says what was tried and what to add.
+        """
+        signature = signature_of(self.model)
+        trials = self._trials()
+        plain = self._plain(signature, trials)
+        best, others = self._cached(signature, trials, plain)
+        if best is None and others:
+            best = others[0]
+        if best is not None:
+            return _cached(best, plain)
+        if plain is None:
+            raise ModelError(self._complaint(signature))
+        return _uncached(plain, trials)
+
+    # -- without a cache -----------------------------------------------------------------------
+
+    def _plain(self, signature: Signature, trials: Trials) -> Way | None:
+        """The first way without a cache that works, and in which rows see what they should."""
+        fallback: Way | None = None
+        for way in self._limited(plain_ways(signature)):
+            tried = trials.plain(way)
+            if tried.verdict == "fails":
+                self._why.setdefault(tried.why, str(way))
+                continue
+            fallback = fallback or way
+            if way.layout == "batch" and not way.signature.of("mask"):
+                if trials.sees_the_first_token(way):
+                    return way
+            elif trials.sees_the_first_token(way) and trials.is_causal(way) is not False:
+                return way
+        return fallback
+
+    # -- with one --------------------------------------------------------------------------------
+
+    def _cached(
+        self, signature: Signature, trials: Trials, plain: Way | None
+    ) -> tuple[Tried | None, list[Tried]]:
+        """The first way whose cached steps agree, and the others that run, the best first."""
+        differing: list[Tried] = []
+        forgetting: list[Tried] = []
+        for way in self._limited(self._ways(signature, plain)):
+            tried = trials.run(way)
+            if tried.verdict == "fails":
+                self._why.setdefault(tried.why, str(way))
+            elif tried.keeps and tried.verdict == "agrees":
+                return tried, differing
+            elif tried.keeps and way.feeds == "new":
+                (differing if tried.verdict == "differs" else forgetting).append(tried)
+        return None, differing + forgetting
+
+    def _ways(self, signature: Signature, plain: Way | None) -> Iterator[Way]:
+        """Cached ways; only those with the user's own beginning where there is one."""
+        ways = cached_ways(signature, self.model, self.script, plain, self.beginning)
+        if self.beginning is None:
+            yield from ways
+        else:
+            yield from (way for way in ways if way.cache is not None)
+
+    def _limited(self, ways: Iterable[Way]) -> Iterator[Way]:
+        until = time.monotonic() + SECONDS
+        for number, way in enumerate(ways):
+            if number >= TRIES or (number and time.monotonic() > until):
+                return
+            yield way
+
+    # -- around it -----------------------------------------------------------------------------
+
+    def shape(self) -> Shape:
+        """What the model's output may look like."""
+        sizes = Sizes(self.model, 0)
+        vocabulary, width = sizes.of("vocabulary") or 0, sizes.of("width") or 0
+        linear = [one.out_features for one in self.model.modules() if isinstance(one, nn.Linear)]
+        heads = sorted(set(linear) - {vocabulary, width}, reverse=True)
+        return Shape((vocabulary, *heads) if vocabulary else (), width)
+
+    def _trials(self) -> Trials:
+        vocabulary = Sizes(self.model, 0).of("vocabulary") or 0
+        tokens = _tokens(self.prompt, vocabulary, self.context)
+        prefill = max(1, len(tokens) - STEPS)
+        return Trials(self._copier(), self.model, tokens, prefill, self.shape(), self.script)
+
+    def _copier(self) -> Callable[[], nn.Module]:
+        """Private copies; where that fails, new models from the factory."""
+        try:
+            private_copy(self.model)
+        except Exception as error:
+            if self.fresh is None:
+                cause = safe(f"{type(error).__name__}: {error}", 200)
+                raise ModelError(
+                    f"{type(self.model).__name__} can't be copied to try how it is called "
+                    f"({cause}); add step(model, ids, cache, pos) to your file"
+                ) from error
+            return self.fresh
+        return lambda: private_copy(self.model)
+
+    def _complaint(self, signature: Signature) -> str:
+        reasons = [f"{way}: {why}" for why, way in list(self._why.items())[:3]]
+        tried = "; ".join(safe(one, 240) for one in reasons) or "no parameter takes token ids"
+        return (
+            f"no way to call {safe(str(signature), 160)} was found ({tried}). Add to your file: "
+            "def step(model, ids, cache, pos), which returns logits or (logits, cache)"
+        )
+
+
+def _cached(best: Tried, plain: Way | None) -> Found:
+    way = best.way
+    parts = [f"called as {way}"]
+    parts.append("the prompt at once, then a token at a time")
+    if way.feeds == "all":
+        parts[-1] = "with all tokens at every step, as it expects"
+    if way.beginnings:
+        parts.append(way.beginnings)
+    if way.cache is not None and best.back:
+        parts.append(
+            "it is filled in place" if "place" in best.back else f"it is {best.back} after"
+        )
+    if way.inside:
+        parts.append("the model keeps its cache itself")
+    said = ["; ".join(parts)]
+    if best.verdict == "agrees":
+        return Found(way, tuple(said), True)
+    how = (
+        "its cached steps see nothing of the tokens before"
+        if best.verdict == "forgets"
+        else f"its cached steps differ from a pass over all tokens by {best.difference:.1g} of the "
+        "largest logit"
+    )
+    said.append(f"{how}: either it wants to be called otherwise, or its cache has a bug")
+    return Found(way, tuple(said), False)
+
+
+def _uncached(plain: Way, trials: Trials) -> Found:
+    said = [
+        f"called as {plain}; it keeps no cache: every step computes all tokens again, which a "
+        "cache would save"
+    ]
+    causal = trials.is_causal(plain)
+    if causal is False:
+        said.append(
+            "its rows change when tokens are added: it is not causal, no cache can serve it"
+        )
+    return Found(plain, tuple(said), causal is not False)
+
+
+def _tokens(prompt: Sequence[int], vocabulary: int, context: int) -> list[int]:
+    """Different ids, the prompt's first."""
+    count = PREFILL + STEPS
+    if context:
+        count = min(count, context)
+    found = list(dict.fromkeys(prompt))
+    limit = vocabulary or max(found, default=0) + 1
+    found += [one for one in range(min(limit, 10 * count)) if one not in found]
+    found = found[:count]
+    while len(found) < count:  # a vocabulary smaller than the trial
+        found.append(found[len(found) % max(1, limit)])
+    return found

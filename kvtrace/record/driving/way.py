@@ -1,0 +1,180 @@
+"""One way to call a model: what is passed for each parameter, and where the cache is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kvtrace.record.driving.roles import Signature
+
+Layout = Literal["batch", "flat", "time first"]
+"""Of the ids: [1, new], [new], [new, 1]."""
+
+_LAYOUTS = {"batch": "[1, new]", "flat": "[new]", "time first": "[new, 1]"}
+
+Form = Callable[[int, int, torch.device], object]
+"""(tokens before, new tokens, device) to what a parameter is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What one parameter is given at every call.
+
+    Attributes:
+        name: Of the parameter.
+        said: The value, for people.
+        form: Makes it.
+    """
+
+    name: str
+    said: str
+    form: Form
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """How something begins: a cache that is passed, or one inside of the model.
+
+    Attributes:
+        said: For people: `None`, `model.make_cache(batch=1, max_len=44)`.
+        make: (model, tokens it must hold) to the cache; what it returns may mean nothing.
+    """
+
+    said: str
+    make: Callable[[nn.Module, int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A cache that is passed in.
+
+    Attributes:
+        names: Parameters that take it, several where keys and values have one each.
+        begin: How it begins, each of them alike.
+        pick: Which of the places in the result where it may come back, counted by likelihood.
+    """
+
+    names: tuple[str, ...]
+    begin: Begin
+    pick: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a model is called, step after step.
+
+    Attributes:
+        signature: Of its forward.
+        layout: Of the ids.
+        cache: Where it is passed; None where it is inside, or nowhere.
+        inside: The model keeps one itself.
+        first: Done to the model before the first call, in order.
+        given: What further parameters are given.
+        feeds: With a cache: the new tokens only, or always all of them.
+    """
+
+    signature: Signature
+    layout: Layout = "batch"
+    cache: Passed | None = None
+    inside: bool = False
+    first: tuple[Begin, ...] = ()
+    given: tuple[Given, ...] = field(default=())
+    feeds: Literal["new", "all"] = "new"
+
+    @property
+    def caches(self) -> bool:
+        """Whether anything is kept from step to step."""
+        return self.cache is not None or self.inside
+
+    def ids(self, tokens: Sequence[int], device: torch.device) -> Tensor:
+        """Token ids as the model takes them."""
+        made = torch.tensor(list(tokens), dtype=torch.long, device=device)
+        if self.layout == "flat":
+            return made
+        return made[None] if self.layout == "batch" else made[:, None]
+
+    def __str__(self) -> str:
+        """The call, as one would write it."""
+        ids = self.signature.ids
+        shown = [f"{'ids' if ids is None else ids.name} {_LAYOUTS[self.layout]}"]
+        if self.cache is not None:
+            shown += [f"{name}=cache" for name in self.cache.names]
+        shown += [f"{one.name}={one.said}" for one in self.given]
+        return f"model({', '.join(shown)})"
+
+    @property
+    def beginnings(self) -> str:
+        """How caches begin, for people; empty where there is nothing to say."""
+        parts = [one.said for one in self.first]
+        if self.cache is not None:
+            parts.append(f"the cache begins as {self.cache.begin.said}")
+        return ", ".join(parts)
+
+
+# -- what positions and masks can look like ------------------------------------------------
+
+
+def start_number(before: int, new: int, device: torch.device) -> object:
+    """How many tokens came before."""
+    return before
+
+
+def total_number(before: int, new: int, device: torch.device) -> object:
+    """How many tokens there are with the new ones."""
+    return before + new
+
+
+def places(before: int, new: int, device: torch.device) -> object:
+    """The positions of the new tokens, [new]."""
+    return torch.arange(before, before + new, device=device)
+
+
+def places_batched(before: int, new: int, device: torch.device) -> object:
+    """The positions of the new tokens, [1, new]."""
+    return torch.arange(before, before + new, device=device)[None]
+
+
+def start_scalar(before: int, new: int, device: torch.device) -> object:
+    """How many tokens came before, as a tensor without dimensions."""
+    return torch.tensor(before, device=device)
+
+
+def start_tensor(before: int, new: int, device: torch.device) -> object:
+    """How many tokens came before, [1]."""
+    return torch.tensor([before], device=device)
+
+
+def is_first(before: int, new: int, device: torch.device) -> object:
+    """Whether this is the prefill."""
+    return before == 0
+
+
+def causal(before: int, new: int, device: torch.device) -> Tensor:
+    """True where a new token may look, [new, before + new]."""
+    rows = torch.arange(before, before + new, device=device)
+    return torch.arange(before + new, device=device)[None, :] <= rows[:, None]
+
+
+def causal_batched(before: int, new: int, device: torch.device) -> object:
+    """True where a new token may look, [1, 1, new, before + new]."""
+    return causal(before, new, device)[None, None]
+
+
+def added(before: int, new: int, device: torch.device) -> object:
+    """Zero where a new token may look, -inf elsewhere, [new, before + new]."""
+    zeros = torch.zeros(new, before + new, device=device)
+    return zeros.masked_fill(~causal(before, new, device), -torch.inf)
+
+
+def blocked(before: int, new: int, device: torch.device) -> object:
+    """True where a new token may not look, [new, before + new]."""
+    return ~causal(before, new, device)
+
+
+def all_ones(before: int, new: int, device: torch.device) -> object:
+    """A one for every token so far, [1, before + new]."""
+    return torch.ones(1, before + new, dtype=torch.long, device=device)
