@@ -21,6 +21,7 @@ VERBS = {
     "show": "print what a trace says, as text or JSON",
     "info": "list what is in a trace file, every string included",
     "recover": "copy what can be read of a damaged or cut trace",
+    "merge": "join the traces of tensor-parallel ranks to one with all heads",
 }
 """Name of each verb to what it does; the module of the same name holds it."""
 

@@ -26,8 +26,15 @@ __all__ = [
 def open_trace(path: Path | str) -> Trace:
     """Open a trace, complete or not, also while it is being written.
 
+    A folder is opened as the ranks of one run (see `kvtrace.files.ranks`): all heads of the model.
+
     Raises:
         TraceError: It is no trace, or nothing of it can be read.
         VersionError: A newer kvtrace wrote it.
     """
-    return Trace(FileSource(Path(path)))
+    path = Path(path)
+    if path.is_dir():
+        from kvtrace.files.ranks import open_ranks, rank_files
+
+        return Trace(open_ranks(rank_files(path)))
+    return Trace(FileSource(path))

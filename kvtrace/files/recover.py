@@ -7,15 +7,26 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 from kvtrace.errors import TraceError
 from kvtrace.files.extents import StepRows
 from kvtrace.files.source import FileSource
 from kvtrace.files.writer import TraceWriter
-from kvtrace.trace import Ending, Step, Tensor
+from kvtrace.trace import Ending, Source, Step, Tensor
 from kvtrace.trace.dtypes import Array
 
 _MOST_LOST = 1000
+
+
+class Stored(Source, Protocol):
+    """A source that hands out everything a file holds."""
+
+    def written(self, step: int, layer: int, tensor: Tensor) -> Array | None:
+        """What a step wrote of a site or cache layer, [sequences, heads, rows, dim]."""
+
+    def pass_numbers(self, lane: str) -> Sequence[int]:
+        """Numbers of the passes of a lane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +60,30 @@ def recover(path: Path, output: Path, *, force: bool = False) -> Recovery:
             f"{source.name}: not one whole step can be read; nothing to recover. "
             "Use another copy, or record again."
         )
-    lost: list[str] = []
-    saved = 0
     with TraceWriter(output, source.meta, force=force) as writer:
-        for number in source.step_numbers():
-            saved += _kept(partial(_copy_step, source, writer, number, lost), lost)
-        _copy_passes(source, writer, lost)
-        for note in source.notes:
-            writer.note(note)
+        saved, lost = copy(source, writer)
         lost += [f"step {number} is not in the file" for number in _gaps(source.step_numbers())]
         if source.ending is None:
             lost.append("the recording did not end: steps after the last one are not in the file")
         writer.end(source.ending or Ending("recovered", "recovered from an incomplete trace"))
     text = tuple(dict.fromkeys([*lost, *(damage.text for damage in source.damage)]))
     return Recovery(saved, bool(text), text)
+
+
+def copy(source: Stored, writer: TraceWriter) -> tuple[int, list[str]]:
+    """Copy steps, comparisons, passes and notes, a step at a time.
+
+    Returns:
+        Steps copied, and what was lost, in sentences.
+    """
+    lost: list[str] = []
+    saved = 0
+    for number in source.step_numbers():
+        saved += _kept(partial(_copy_step, source, writer, number, lost), lost)
+    _copy_passes(source, writer, lost)
+    for note in source.notes:
+        writer.note(note)
+    return saved, lost
 
 
 def _whole(source: FileSource, number: int) -> bool:
@@ -90,26 +111,26 @@ def _gaps(numbers: Sequence[int]) -> list[int]:
     return list(islice(missing, _MOST_LOST))
 
 
-def _copy_step(source: FileSource, writer: TraceWriter, number: int, lost: list[str]) -> None:
+def _copy_step(source: Stored, writer: TraceWriter, number: int, lost: list[str]) -> None:
     step = source.step(number)
     writer.append(step, _rows(source, step))
     for lane in source.meta.lanes:
         _kept(partial(_copy_comparison, source, writer, step, lane.name), lost)
 
 
-def _copy_comparison(source: FileSource, writer: TraceWriter, step: Step, lane: str) -> None:
+def _copy_comparison(source: Stored, writer: TraceWriter, step: Step, lane: str) -> None:
     comparison = source.lane_step(lane, step.number)
     if comparison is not None:
         writer.compare(comparison)
 
 
-def _copy_passes(source: FileSource, writer: TraceWriter, lost: list[str]) -> None:
+def _copy_passes(source: Stored, writer: TraceWriter, lost: list[str]) -> None:
     for lane in source.meta.lanes:
         for number in source.pass_numbers(lane.name):
             _kept(partial(_copy_pass, source, writer, lane.name, number), lost)
 
 
-def _copy_pass(source: FileSource, writer: TraceWriter, lane: str, number: int) -> None:
+def _copy_pass(source: Stored, writer: TraceWriter, lane: str, number: int) -> None:
     step = source.pass_step(lane, number)
     if step is not None:
         rows = _gathered(
@@ -121,7 +142,7 @@ def _copy_pass(source: FileSource, writer: TraceWriter, lane: str, number: int) 
         writer.keep_pass(lane, step, rows)
 
 
-def _rows(source: FileSource, step: Step) -> StepRows:
+def _rows(source: Stored, step: Step) -> StepRows:
     """All rows of a step as they were stored."""
     number = step.number
     return _gathered(

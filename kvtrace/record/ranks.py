@@ -121,10 +121,11 @@ class Share:
 
     def _layer(self, layer: CacheLayer, reader: Site | None) -> tuple[int, int]:
         """Latents and recurrent states serve every head: each process has all of them."""
-        if reader is None:
+        if layer.kind in ("latent", "state"):
             return 0, layer.num_kv_heads
         known = _config_number(self.model, (*_KV_HEADS, *_HEADS))
-        return self._part(layer.num_kv_heads, known, reader.module, kv=True)
+        module = "" if reader is None else reader.module
+        return self._part(layer.num_kv_heads, known, module, kv=True)
 
     def _part(self, heads: int, known: int, module: str, *, kv: bool) -> tuple[int, int]:
         """(first, all) of some heads that are here."""

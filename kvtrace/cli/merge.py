@@ -1,0 +1,62 @@
+"""`kvtrace merge`: join the traces of the ranks of one run to the trace of one model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from kvtrace.cli import outputs
+from kvtrace.cli.grammar import Verb
+from kvtrace.errors import UsageError
+from kvtrace.text import safe
+
+_LOSSES_SHOWN = 20
+
+
+def run(values: argparse.Namespace) -> int:
+    """Write the whole; 4 when a rank or a step is missing."""
+    from kvtrace.files.ranks import merge, rank_files
+
+    given: list[Path] = values.files
+    folders = [path for path in given if path.is_dir()]
+    if folders and len(given) > 1:
+        raise UsageError(
+            f"{safe(str(folders[0]))} is a folder; name one folder, or the files of the ranks"
+        )
+    paths = rank_files(folders[0]) if folders else given
+    outputs.chosen(values.output, force=values.force)
+    done = merge(paths, values.output, force=values.force)
+    files = "1 rank" if len(paths) == 1 else f"{len(paths)} ranks"
+    print(f"{safe(str(values.output))}: {done.steps} steps of {files}")
+    for text in done.text[:_LOSSES_SHOWN]:
+        print(f"  {safe(text, 1000)}")
+    if len(done.text) > _LOSSES_SHOWN:
+        print(f"  and {len(done.text) - _LOSSES_SHOWN} more")
+    return 4 if done.lossy else 0
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help="the trace of each rank (NAME.rank0.kvt …), or the folder that holds them",
+    )
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the whole")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
+
+VERB = Verb(
+    name="merge",
+    usage="FILE… -o OUT [--force]",
+    summary="Join what the ranks of a tensor-parallel run recorded, each its own heads, to the "
+    "trace of one\nmodel with all heads. Exit code 4: a rank or a step is missing, and is named.\n"
+    "`kvtrace open FOLDER` shows the same without writing it.",
+    examples=(
+        ("kvtrace merge run.rank*.kvt -o run.kvt", "joins all ranks of a run"),
+        ("kvtrace merge traces/ -o run.kvt", "the same, of the one run in a folder"),
+    ),
+    arguments=_arguments,
+    run=run,
+)
