@@ -16,7 +16,7 @@ def kind_of(path: str, *, two_sided: bool) -> str:
 
     Args:
         path: Of the module.
-        two_sided: The model has a decoder; in one without, what is called encoder decodes.
+        two_sided: The model has a decoder; in one without, what is called encoder may decode.
     """
     if _CROSS.search(path):
         return "cross"
@@ -25,5 +25,5 @@ def kind_of(path: str, *, two_sided: bool) -> str:
 
 
 def is_two_sided(paths: Iterable[str]) -> bool:
-    """Whether a model with these modules has an encoder and a decoder."""
-    return any("decoder" in path.split(".") for path in paths)
+    """Whether a model with these modules has a decoder; BERT calls a mere projection that."""
+    return any("decoder" in path.split(".")[:-1] for path in paths)
