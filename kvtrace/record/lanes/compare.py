@@ -45,7 +45,7 @@ class Comparer:
             there = [step for step in steps.values() if step.site_step(site.index) is not None]
             if site.kind == "encoder" or not there:
                 continue
-            call = calls.get((site.module, site.call))
+            call = calls.get((site.module, site.call)) or _inside(site, forward.calls)
             if call is None:
                 self.find("UNKNOWN", site, "did not attend without a cache, but did with it")
                 continue
@@ -133,6 +133,12 @@ class _OneSite:
         if tally.add(steps, self.site.index, int(tensor), sequences, found, limit):
             counts = beyond(mine, theirs, rows.starts, limit * found.reference)
             tally.count_beyond(steps, self.site.index, int(tensor), counts)
+
+
+def _inside(site: Site, calls: Sequence[AttentionCall]) -> AttentionCall | None:
+    """The site's call by a module inside of it: one that was put there during the run."""
+    found = [call for call in calls if call.module.startswith(f"{site.module}.")]
+    return found[site.call] if site.call < len(found) else None
 
 
 def _only(rows: cached.Rows, known: NDArray[np.bool_]) -> cached.Rows:

@@ -189,6 +189,8 @@ class Lanes:
                 self.again.settle(batches[0])
             except CannotRecomputeError as error:
                 self._said.add(f"could not compute the recomputed lane: {error}")
+                if wanted:
+                    self._said.add("not recomputed: which tokens went in was not recorded")
                 return meta
             for name, dtype, upcast in wanted:
                 lane = meta.lane(name)
