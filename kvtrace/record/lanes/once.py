@@ -69,6 +69,7 @@ class OncePass:
     on_progress: Callable[[int, int], None] | None = None
     since: int = 0
     passes: dict[str, int] = field(default_factory=dict)
+    _rows: dict[int, dict[int, tuple[int, int, int]]] = field(default_factory=dict)
 
     def run(self, lane: Lane, sink: LaneSink, *, dtype: str | None = None) -> bool:
         """Compute the lane and write its comparisons.
@@ -82,6 +83,7 @@ class OncePass:
             Whether anything was compared.
         """
         comparer = Comparer(self.trace, lane)
+        self._rows.clear()
         paths = self._paths()
         batches = self._batches(paths)
         left = _nodes_left(paths.paths)
@@ -127,14 +129,15 @@ class OncePass:
             for number in portion:
                 left[number] -= len(here[number])
                 place = tally.place[number]
+                if kept is None and not keeping and tally.any_beyond(place):
+                    keeping, kept = True, self._keep(comparer.lane, forward, batch, sink)
+                passes = self._pointers(number, kept, here[number])
                 if left[number]:
                     held[number] = (tally, place)
                     continue
                 held.pop(number, None)
-                if kept is None and not keeping and tally.any_beyond(place):
-                    keeping, kept = True, self._keep(comparer.lane, forward, batch, sink)
                 step = tally.finish(comparer.lane.name, place)
-                sink.compare(replace(step, passes=_pointers(kept, here[number])))
+                sink.compare(replace(step, passes=passes))
 
     def _keep(self, lane: Lane, forward: Forward, batch: Batch, sink: LaneSink) -> int | None:
         """Keep a forward whole; returns its number."""
@@ -148,6 +151,7 @@ class OncePass:
 
     def keep_only(self, lane: Lane, sink: LaneSink) -> None:
         """Keep passes for a lane that was compared step by step, and point its steps at them."""
+        self._rows.clear()
         for batch in self.batches():
             size = pass_bytes(self.trace.meta, batch.rows, len(batch.paths))
             if not self.keep_rows and size > KEPT_BYTES:
@@ -160,8 +164,22 @@ class OncePass:
             steps = {node.step for path in batch.paths for node in path.nodes}
             for number, nodes in _here(batch.paths, steps).items():
                 compared = self.trace.compared(number, lane.name)
-                if compared is not None:
-                    sink.compare(replace(compared, passes=_pointers(kept, nodes)))
+                passes = self._pointers(number, kept, nodes)
+                if compared is not None and passes:
+                    sink.compare(replace(compared, passes=passes))
+
+    def _pointers(
+        self, number: int, kept: int | None, nodes: Sequence[tuple[int, Node]]
+    ) -> tuple[tuple[int, int, int], ...]:
+        """(pass, place in it, first row) of each sequence of a step; empty until all are known.
+
+        Beams change places, so a step's sequences may be on paths of different batches.
+        """
+        known = self._rows.setdefault(number, {})
+        if kept is not None:
+            known.update((node.sequence, (kept, place, node.start)) for place, node in nodes)
+        whole = len(known) == self.trace.step(number).num_sequences
+        return tuple(known[sequence] for sequence in sorted(known)) if whole else ()
 
     def _tally(self, portion: Sequence[int], held: dict[int, tuple[Tally, int]]) -> Tally:
         """A tally for these steps; what was begun in an earlier batch is carried over."""
@@ -254,17 +272,6 @@ def _here(paths: Sequence[Path], steps: set[int]) -> dict[int, list[tuple[int, N
             if node.step in steps:
                 found[node.step].append((place, node))
     return found
-
-
-def _pointers(
-    kept: int | None, nodes: Sequence[tuple[int, Node]]
-) -> tuple[tuple[int, int, int], ...]:
-    """(pass, place in it, first row) of each sequence; empty where the pass was not kept."""
-    # beams change places: paths are in the order they began, sequences in that of the batch
-    ordered = sorted(nodes, key=lambda pair: pair[1].sequence)
-    if kept is None or [node.sequence for _, node in ordered] != list(range(len(ordered))):
-        return ()
-    return tuple((kept, place, node.start) for place, node in ordered)
 
 
 def with_lanes(meta: Meta, lanes: Sequence[Lane]) -> Meta:
