@@ -39,10 +39,12 @@ def try_others(loaded: Loaded, request: Request, voice: Voice, orders: Orders) -
         voice.say(Progress(f"trying another way: {plan.title}"))
         return not orders.stopped
 
-    tokens = tokens_of(open_trace(request.output))
+    trace = open_trace(request.output)
+    if not trace.meta.sites:
+        return  # nothing that could be wrong, in any way of driving
     for one in tried(
         loaded.model,
-        plans(loaded.model, tokens, step, ways=request.ways.split(",")),
+        plans(loaded.model, tokens_of(trace), step, ways=request.ways.split(",")),
         lambda way: beside(request.output, way),
         tokenizer=loaded.tokenizer,
         card=loaded.card,

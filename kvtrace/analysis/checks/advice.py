@@ -44,15 +44,21 @@ def lines(report: Report, *, verbose: bool = False, width: int = WIDTH) -> list[
 
 def headline(report: Report) -> str:
     """The answer, in one line."""
-    name = f": {safe(report.trials[0].name)}" if len(report.trials) == 1 else ""
     if report.verdict == UNCHECKED:
         return f"could not check: {safe(report.reason, 1000)}"
     if report.verdict == EQUAL:
-        what = f"{len(report.trials)} runs, " if len(report.trials) > 1 else ""
-        count = f"{what}{report.steps} step{'s' if report.steps != 1 else ''} compared"
-        return f"equal within rounding{name} ({count})"
+        what = f"{len(report.trials)} runs, "
+        if len(report.trials) < 2:
+            what = "".join(f"{safe(one.name)}; " for one in report.trials)
+        steps = "step" if report.steps == 1 else "steps"
+        return f"equal within rounding ({what}{report.steps} {steps} compared)"
     first = next((one for one in report.findings if one.kind.bug), report.findings[0])
-    return f"diverged: {first.name} {place(first)}{name}"
+    return f"diverged: {title(first)}"
+
+
+def title(found: Finding) -> str:
+    """What and where, in words: "queries are … (POSITION-ROPE) at step 1, layer 0"."""
+    return f"{found.kind.means} ({found.name}) {place(found)}"
 
 
 def place(finding: Finding) -> str:
@@ -95,20 +101,21 @@ def finding_lines(
         width: Columns.
     """
     if titled:
-        run = f", in {safe(one.name)}" if one.name else ""
-        yield f"  {found.name} {place(found)}{run}"
-    said = _sentence(f"{found.kind.means}: {found.evidence}")
+        yield f"  {title(found)}"
+    if one.name:
+        yield from _wrapped("in", safe(one.name), width)
+    said = _sentence(found.evidence)
     if found.since:
         said += " " + _sentence(found.since)
-    yield from _wrapped("what it is", said, width)
-    label = "usual cause" if found.kind.bug else "why"
+    yield from _wrapped("seen", said, width)
+    label = "what to do" if found.name == "UNKNOWN" else "usual cause" if found.kind.bug else "why"
     yield from _wrapped(label, found.kind.cause, width)
     if found.code:
         yield from _wrapped("look at", _code(found), width)
-    if found.apart is not None and found.limit:
-        times = found.apart / found.limit
-        how = f"{times:,.0f} times" if times >= 10 else f"{times:.1f} times"
-        said = f"{found.apart:.2g} of the largest number, {how} what rounding explains."
+    if found.apart is not None and found.limit and found.apart > found.limit:
+        said = (
+            f"Off by {found.apart:.2g} of the largest number; rounding explains {found.limit:.1g}."
+        )
         yield from _wrapped("how far", said, width)
     if one.trace:
         yield from _wrapped(
@@ -120,7 +127,7 @@ def _code(found: Finding) -> str:
     """What to read, and what to suspect: it is seen in the attention, but made elsewhere."""
     written = found.tensor in ("k", "v")
     suspect = " and what writes its cache" if written else ""
-    if found.tensor == "q":
+    if found.name.startswith("POSITION"):
         suspect = " and the position it is given"
     elif found.tensor == "mask":
         suspect = " and what builds its mask"
@@ -133,7 +140,7 @@ def runs(report: Report, *, verbose: bool = False) -> list[str]:
     wide = max(map(len, names), default=0)
     out = []
     for name, one in zip(names, report.trials, strict=True):
-        out.append(f"  {name.ljust(wide)}  {_outcome(one)}")
+        out.append(f"  {name.ljust(wide)}  {_outcome(one, verbose)}")
         if verbose and one.report.largest:
             out.append(f"  {' ' * wide}  largest differences: {_largest(one.report)}")
         if verbose and one.trace:
@@ -141,14 +148,14 @@ def runs(report: Report, *, verbose: bool = False) -> list[str]:
     return out
 
 
-def _outcome(one: Trial) -> str:
+def _outcome(one: Trial, verbose: bool) -> str:
     report = one.report
     if report.verdict == EQUAL:
         named = ", ".join(dict.fromkeys(found.name for found in report.findings))
         return f"equal{', ' + named if named else ''}"
     if report.verdict == UNCHECKED:
         label = "could not check" if one.essential else "not possible here"
-        return f"{label}: {safe(report.reason, 400)}"
+        return f"{label}: {safe(report.reason, 400 if one.essential or verbose else 100)}"
     first = next((found for found in report.findings if found.kind.bug), report.findings[0])
     return f"diverged: {first.name} at step {first.step}, layer {first.layer}{first.whom}"
 
@@ -169,7 +176,7 @@ def _flips(report: Report) -> str:
     """Whether text would have shown it."""
     flips = report.flips
     if report.verdict == DIVERGED:
-        if not flips and report.steps:
+        if not flips and report.logits == report.steps:
             return (
                 "The likeliest token is the same in every step: comparing text does not show this."
             )

@@ -96,6 +96,7 @@ class Report:
         largest: Largest relative difference seen, per tensor name.
         flips: Steps whose lanes prefer different tokens.
         steps: Steps compared.
+        logits: Of these, steps whose logits were compared too.
         caveats: What the verdict does not cover, a sentence each.
         trials: The runs this one is about, when it is about several; each with its own report.
     """
@@ -106,6 +107,7 @@ class Report:
     largest: tuple[tuple[str, float], ...] = ()
     flips: tuple[Flip, ...] = ()
     steps: int = 0
+    logits: int = 0
     caveats: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
 
@@ -162,6 +164,7 @@ def together(trials: Sequence[Trial]) -> Report:
         _largest(reports),
         tuple(flip for one in reports for flip in one.flips),
         sum(one.steps for one in reports),
+        sum(one.logits for one in reports),
         tuple(dict.fromkeys(text for one in reports for text in one.caveats)),
         tuple(trials),
     )

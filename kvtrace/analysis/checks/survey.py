@@ -26,6 +26,7 @@ class Survey:
         compared: Steps that were.
         missing: Numbers of steps that attend and were not.
         flips: Steps whose lanes prefer different tokens.
+        logits: Steps whose logits were compared.
         reused: Whether an attention was given rows that an earlier step computed.
     """
 
@@ -34,6 +35,7 @@ class Survey:
     compared: int = 0
     missing: list[int] = field(default_factory=list)
     flips: list[Flip] = field(default_factory=list)
+    logits: int = 0
     reused: bool = False
     _top: NDArray[np.float64] | None = None
     _unexplained: dict[int, float] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class Survey:
         self.compared += 1
         here = largest(found, len(sites))
         self._top = here if self._top is None else np.fmax(self._top, here)
+        self.logits += bool(found.logits)
         for row, one in enumerate(found.logits):
             if one.best != one.lane_best and len(self.flips) < _FLIPS_KEPT:
                 self.flips.append(Flip(step.number, row, one.margin, one.max_abs))

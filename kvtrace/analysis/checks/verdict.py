@@ -133,6 +133,7 @@ def _report(
         survey.largest,
         tuple(survey.flips),
         survey.compared,
+        survey.logits,
         caveats,
     )
 
@@ -249,7 +250,7 @@ def _placed(
     site = sites[found.layer]
     found = replace(found, code=", ".join(filter(None, (site.module, site.code))))
     compared = None if lane is None else trace.compared(found.step, lane)
-    if compared is not None and limits is not None:
+    if compared is not None and limits is not None and found.name != "NONFINITE":
         here = largest(compared, len(sites))[found.layer]
         if np.isfinite(here).any():
             worst = int(np.nanargmax(here / limits.threshold[found.layer]))
