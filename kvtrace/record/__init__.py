@@ -8,14 +8,17 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from kvtrace.record.api import Recording, record
+from kvtrace.record.ambient import AmbientRecording
+from kvtrace.record.api import record
+from kvtrace.record.recording import Recording
 
-__all__ = ["Recording", "record"]
+__all__ = ["AmbientRecording", "Recording", "record"]
 
 
 class _Verb(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> Recording:
-        return record(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Recording | AmbientRecording:
+        found: Recording | AmbientRecording = record(*args, **kwargs)
+        return found
 
 
 sys.modules[__name__].__class__ = _Verb

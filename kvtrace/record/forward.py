@@ -118,6 +118,9 @@ class Lingering:
     values: Tensor
 
 
+Keep = Callable[[AttentionCall], AttentionCall]
+
+
 @dataclass(frozen=True, slots=True)
 class Beginning:
     """A forward that is about to run.
@@ -128,6 +131,8 @@ class Beginning:
         caches: Serial numbers of the caches it is given, as far as they were met.
         changes: Changes of caches since the forward before.
         seen: Number of attention calls seen in it so far, whenever asked.
+        keep: Takes what calls that read from no known cache are given to while the forward runs;
+            what that returns is kept in the call's place.
     """
 
     arguments: Mapping[str, object]
@@ -135,6 +140,7 @@ class Beginning:
     caches: frozenset[int]
     changes: tuple[CacheChange, ...]
     seen: Callable[[], int]
+    keep: Callable[[Keep], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +161,7 @@ class Forward:
         recurrent: Recurrent memory written.
         lingering: Cache layers that were not updated, where some call read none that was.
         logits: [sequences, rows, vocab]; None if the model returned none.
+        result: All it returned.
         elapsed_ns: Wall time, our own taken out.
         own_ns: Our own time within it.
     """
@@ -173,6 +180,7 @@ class Forward:
     recurrent: tuple[Recurrent, ...] = ()
     lingering: tuple[Lingering, ...] = ()
     logits: Tensor | None = None
+    result: object = None
     elapsed_ns: int = 0
     own_ns: int = 0
 

@@ -58,12 +58,16 @@ class Generation:
         return Ending("length", f"generate made {new} new tokens")
 
 
+_arrivals: list[Callable[[nn.Module], None]] = []
+
 _followers: list[tuple[nn.Module, Callable[[Generation], None]]] = []
 
 
 def _install(patches: Patches) -> None:
     def make(original: Method) -> Method:
         def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+            for arrive in list(_arrivals):
+                arrive(self)
             mine = [tell for model, tell in _followers if model is self]
             if not mine:
                 return original(self, *args, **kwargs)
@@ -96,6 +100,18 @@ def follow_generate(model: nn.Module, tell: Callable[[Generation], None]) -> Cal
 
     def stop() -> None:
         _followers.remove(entry)
+        GENERATE.release()
+
+    return stop
+
+
+def meet_generate(arrive: Callable[[nn.Module], None]) -> Callable[[], None]:
+    """Be told of any model whose `generate` begins, before; returns how to stop."""
+    GENERATE.hold()
+    _arrivals.append(arrive)
+
+    def stop() -> None:
+        _arrivals.remove(arrive)
         GENERATE.release()
 
     return stop

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kvtrace.record.calls import AttentionCall
 
@@ -24,21 +25,38 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
         found = arguments.get(name)
         if isinstance(found, Tensor):
             return name, found
-    if any(isinstance(arguments.get(f"{part}inputs_embeds"), Tensor) for part in ("", "decoder_")):
+    if not {"inputs_embeds", "decoder_inputs_embeds"}.isdisjoint(_given(arguments)):
         return None
-    others = [pair for pair in arguments.items() if not _BESIDE.search(pair[0])]
-    for dim in (2, 1):
-        for name, one in others:
-            if isinstance(one, Tensor) and one.dim() == dim and _whole(one):
-                return name, one if dim == 2 else one[None]
-    for name, one in others:
-        if isinstance(one, list) and one and all(type(token) is int for token in one):
-            return name, torch.tensor([one])
-        if _IDS.match(name) and (type(one) is int or (isinstance(one, Tensor) and one.dim() == 0)):
-            whole = torch.as_tensor(one)
-            if _whole(whole):
-                return name, whole.reshape(1, 1)
+    others = {name: one for name, one in arguments.items() if not _BESIDE.search(name)}
+    whole = {n: one for n, one in others.items() if isinstance(one, Tensor) and _whole(one)}
+    tables = {name: one for name, one in whole.items() if one.dim() == 2}
+    rows = {name: one[None] for name, one in whole.items() if one.dim() == 1}
+    listed = {name: ids for name, one in others.items() if (ids := _listed(name, one)) is not None}
+    return next(iter({**tables, **rows, **listed}.items()), None)
+
+
+def _given(arguments: Mapping[str, object]) -> set[str]:
+    return {name for name, one in arguments.items() if isinstance(one, Tensor)}
+
+
+def _listed(name: str, one: object) -> Tensor | None:
+    """Ids in a Python list, or a single one under a name that ids have."""
+    if isinstance(one, list) and one and all(type(token) is int for token in one):
+        return torch.tensor([one])
+    if _IDS.match(name) and (type(one) is int or (isinstance(one, Tensor) and one.dim() == 0)):
+        whole = torch.as_tensor(one)
+        return whole.reshape(1, 1) if _whole(whole) else None
     return None
+
+
+def named(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Mapping[str, object]:
+    """All arguments of a call by name."""
+    if not args:
+        return kwargs
+    names = [name for name in inspect.signature(module.forward).parameters if name not in kwargs]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def tokens_of(arguments: Mapping[str, object]) -> Tensor | None:

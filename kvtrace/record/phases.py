@@ -28,6 +28,8 @@ class Phases:
         if forward.part == "encoder" or (past == 0 and start == 0 and forward.new > 0):
             whole = self.prompt_rows is not None and past == 0 and not forward.updates
             longer = whole and forward.new > (self.prompt_rows or 0)
+            # a model without a cache computes all tokens again, and extends them all the same
+            longer = longer or (self.prompt_rows is None and entry.grown == 1)
             return "decode" if longer and forward.part == "model" else "prefill"
         if self.prompt_rows is not None:
             return "decode" if start >= self.prompt_rows else "prefill"

@@ -13,18 +13,19 @@ from functools import partial
 from itertools import compress
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from kvtrace.record.caches import CACHES, follow, patch_class
 from kvtrace.record.calls import AttentionCall
+from kvtrace.record.entrances import around_forward, entrances
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
 from kvtrace.record.inputs import fitted, logits_of, shape_of, tokens_of
 from kvtrace.record.interface import INTERFACE
-from kvtrace.record.levels import lower_levels, note_runs, unseen
 from kvtrace.record.kinds import is_two_sided, kind_of
+from kvtrace.record.levels import lower_levels, note_runs, unseen
 from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
 from kvtrace.record.running import Pass, passes
 from kvtrace.record.tracker import CacheTracker, finished
@@ -66,8 +67,8 @@ class Watch:
         self._on_begin = on_begin
         self._on_failure = on_failure
         self._names = {id(module): path for path, module in model.named_modules()}
-        self._facts: dict[int, ModuleFacts] = {}
         self._two_sided = is_two_sided(self._names.values())
+        self._facts: dict[int, ModuleFacts] = {}
         self._tracker = CacheTracker()
         self._flow: FlowWatch | None = None
         self._seen: set[str] = set()
@@ -86,7 +87,7 @@ class Watch:
             if flow is not None:
                 flow.__enter__()
                 self._undo.append(partial(flow.__exit__, None, None, None))
-            for part, module in _entrances(self.model):
+            for part, module in entrances(self.model):
                 self._hook(part, module)
             self._undo.append(note_runs(self.model, self._ran))
         except BaseException:
@@ -149,11 +150,23 @@ class Watch:
             elif self._on_failure is not None:
                 self._on_failure()
 
+        def direct(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self.paused or any(one.names is self._names for one in passes()):
+                return run(*args, **kwargs)
+            begin(module, args, kwargs)
+            result = None
+            try:
+                result = run(*args, **kwargs)
+                return result
+            finally:
+                end(module, args, kwargs, result)
+
         handles = (
             module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True),
             module.register_forward_hook(end, with_kwargs=True, always_call=True),
         )
         self._undo += [handle.remove for handle in handles]
+        self._undo.append(around_forward(module, direct))
 
     def _begin(self, arguments: Mapping[str, object]) -> None:
         """A forward begins: the outermost one becomes a pass."""
@@ -192,6 +205,7 @@ class Watch:
             frozenset(caches),
             tuple(self._tracker.changes),
             lambda: len(one.calls),
+            lambda keep: setattr(one, "keep", keep),
         )
 
     def _arguments(
@@ -242,6 +256,7 @@ class Watch:
             changes=changes,
             recurrent=tuple(one.recurrent),
             logits=logits_of(result, shape),
+            result=result,
             elapsed_ns=elapsed_ns,
             own_ns=one.own_ns + perf_counter_ns() - start,
         )
@@ -312,17 +327,6 @@ class Watch:
             before += [len(one.updates)] * len(more)
         self._seen.update([call.module for call in found])
         return tuple(found), tuple(before)
-
-
-def _entrances(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The model, and the encoder that generate calls on its own."""
-    found = [("model", model)]
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
-        encoder: object = cast(Any, model).get_encoder()
-        if isinstance(encoder, nn.Module) and encoder is not model:
-            found.append(("encoder", encoder))
-    return found
 
 
 def _patch_given(cache: object) -> None:

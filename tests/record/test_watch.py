@@ -90,8 +90,8 @@ def test_ids_given_by_position_are_found(model):
     with Watch(model, seen.append):
         model.forward(IDS)
         model(IDS, torch.ones_like(IDS))
-    assert [forward.new for forward in seen] == [5]
-    assert "attention_mask" in seen[0].arguments
+    assert [forward.new for forward in seen] == [5, 5]
+    assert "attention_mask" in seen[1].arguments
 
 
 def test_only_the_outermost_forward_counts(model):

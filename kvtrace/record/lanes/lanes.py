@@ -95,6 +95,11 @@ class Lanes:
         if self.options.mode != "off":
             self.again.begin(beginning)
 
+    def forget(self) -> None:
+        """The forward that was about to run is no step: what was kept before it is let go."""
+        if not self._arguments_seen:
+            self._again = None
+
     def forward(self, step: int, forward: Forward) -> None:
         """A forward became a step: keep what the trace does not hold of it."""
         if forward.part == "encoder" or self.options.mode == "off":
@@ -184,13 +189,13 @@ class Lanes:
                 one.keep_only(self._each.lane, sink)
             batches = one.batches() if wanted else []
             if not batches:
+                if wanted:
+                    self._said.add("not recomputed: which tokens went in was not recorded")
                 return meta
             try:
                 self.again.settle(batches[0])
             except CannotRecomputeError as error:
                 self._said.add(f"could not compute the recomputed lane: {error}")
-                if wanted:
-                    self._said.add("not recomputed: which tokens went in was not recorded")
                 return meta
             for name, dtype, upcast in wanted:
                 lane = meta.lane(name)

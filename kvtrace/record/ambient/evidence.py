@@ -1,0 +1,58 @@
+"""What tells training from generation: a loss that is computed, a gradient that is asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+_LOSSES = ("cross_entropy", "nll_loss")
+
+
+class Evidence:
+    """`with Evidence(on_loss, on_backward):` is told of both, before they run.
+
+    Attributes:
+        losses: Losses computed so far.
+        backwards: Gradients asked for so far.
+    """
+
+    def __init__(self, on_loss: Callable[[], None], on_backward: Callable[[], None]) -> None:
+        """Nothing is replaced before `with`."""
+        self.losses = 0
+        self.backwards = 0
+        self._tell = {"loss": on_loss, "backward": on_backward}
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Evidence:
+        for name in _LOSSES:
+            self._replace(F, name, self._loss)
+        self._replace(torch.autograd, "backward", self._backward)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _loss(self) -> None:
+        self.losses += 1
+        self._tell["loss"]()
+
+    def _backward(self) -> None:
+        self.backwards += 1
+        self._tell["backward"]()
+
+    def _replace(self, owner: Any, name: str, tell: Callable[[], None]) -> None:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def told(*args: Any, **kwargs: Any) -> Any:
+            if not torch.compiler.is_compiling():
+                tell()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, told)
+        self._undo.append(lambda: setattr(owner, name, original))

@@ -1,0 +1,144 @@
+"""Every outermost call of a module in the process, whoever makes it and however.
+
+`nn.Module.__call__` is replaced while watching, and `forward` of every class that is not torch's
+own, those included that are defined meanwhile: some call `.forward()` themselves. All of it is
+given back at the end.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+Run = Callable[[], Any]
+Around = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Run], Any]
+"""(module, arguments, keyword arguments, the call) → its result."""
+
+_THROUGH = {
+    "OptimizedModule",
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+}
+"""Modules that only stand around another one."""
+
+_OWN = ("torch.", "kvtrace.")
+
+
+class _Here(threading.local):
+    inside = False
+
+
+class Outermost:
+    """`with Outermost(around):` puts something around each outermost call."""
+
+    def __init__(self, around: Around) -> None:
+        """Nothing is replaced before `with`."""
+        self._around = around
+        self._here = _Here()
+        self._undo: list[Callable[[], None]] = []
+        self._known: set[type] = set()
+
+    def __enter__(self) -> Outermost:
+        self._replace_call()
+        for kind in list(_subclasses(nn.Module)):
+            self._replace_forward(kind)
+        self._replace_birth()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self._known.clear()
+
+    def _enter(
+        self, original: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        here = self._here
+        if here.inside or type(module).__name__ in _THROUGH or torch.compiler.is_compiling():
+            return original(module, *args, **kwargs)
+        here.inside = True
+        try:
+            run = functools.partial(original, module, *args, **kwargs)
+            return self._around(module, args, kwargs, run)
+        finally:
+            here.inside = False
+
+    def _replace_call(self) -> None:
+        module_class: Any = nn.Module
+        original = module_class.__call__
+        enter, here = self._enter, self._here
+
+        @functools.wraps(original)
+        def call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            if here.inside:
+                return original(module, *args, **kwargs)
+            return enter(original, module, args, kwargs)
+
+        module_class.__call__ = call
+
+        def stop() -> None:
+            module_class.__call__ = original
+
+        self._undo.append(stop)
+
+    def _replace_forward(self, kind: Any) -> None:
+        """Of one class, if it is somebody's own."""
+        original = kind.__dict__.get("forward")
+        theirs = not f"{kind.__module__}.".startswith(_OWN)
+        if kind in self._known or not theirs or not isinstance(original, _FUNCTION):
+            return
+        self._known.add(kind)
+        enter, here = self._enter, self._here
+
+        @functools.wraps(original)
+        def forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            if here.inside:
+                return original(module, *args, **kwargs)
+            return enter(original, module, args, kwargs)
+
+        kind.forward = forward
+
+        def stop() -> None:
+            if kind.__dict__.get("forward") is forward:
+                kind.forward = original
+
+        self._undo.append(stop)
+
+    def _replace_birth(self) -> None:
+        """Classes that are defined from now on."""
+        module: Any = nn.Module
+        replace = self._replace_forward
+
+        def born(kind: Any, /, **named: Any) -> None:
+            super(module, kind).__init_subclass__(**named)
+            replace(kind)
+
+        module.__init_subclass__ = classmethod(born)
+
+        def stop() -> None:
+            del module.__init_subclass__
+
+        self._undo.append(stop)
+
+
+_FUNCTION = FunctionType
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    """All classes below one, each once."""
+    seen: set[type] = set()
+    waiting: list[type] = [kind]
+    while waiting:
+        below: list[type] = type.__subclasses__(waiting.pop())
+        for one in below:
+            if one not in seen:
+                seen.add(one)
+                waiting.append(one)
+                yield one

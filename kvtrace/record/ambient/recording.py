@@ -1,0 +1,330 @@
+"""`with kvtrace.record("run.kvt"):` records whichever models run inside, however they are called.
+
+Each outermost call of a module that is given token ids is a step of that model; the first model
+with attention is written to the named file, others to files beside it. Training is told by the
+losses and gradients that follow a call, and left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from kvtrace.errors import OutputExistsError
+from kvtrace.files import TraceWriter
+from kvtrace.record.ambient.evidence import Evidence
+from kvtrace.record.ambient.late import LateWriter
+from kvtrace.record.ambient.outermost import Outermost, Run
+from kvtrace.record.forward import Forward
+from kvtrace.record.generate import meet_generate
+from kvtrace.record.inputs import named, tokens_in
+from kvtrace.record.recording import Recording
+from kvtrace.trace import Meta
+
+MODELS = 4
+"""Models that are recorded, each in its own file."""
+
+PROVEN = 3
+"""Training calls of one shape after which the next ones are not watched any more."""
+
+Create = Callable[[Recording, Meta], TraceWriter]
+Make = Callable[[nn.Module, Create], tuple[Recording, LateWriter]]
+"""(a model, what makes its file) → a recording of it, and what takes in its trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One trace that was written.
+
+    Attributes:
+        path: Where it is.
+        model: Class of the model.
+        steps: Forwards in it.
+        texts: Prompts they began with.
+        sites: Places that attended.
+        lanes: Names of the lanes it was compared with.
+        unseen: What was not seen, in sentences.
+    """
+
+    path: Path
+    model: str
+    steps: int
+    texts: int
+    sites: int
+    lanes: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of it.
+
+    Attributes:
+        traces: Those that were written.
+        said: Sentences: what was not recorded, and why.
+        silent: Classes of models that were called with tokens and did not attend → calls.
+        others: Classes of modules that were called without tokens → calls.
+    """
+
+    traces: tuple[Told, ...] = ()
+    said: tuple[str, ...] = ()
+    silent: Mapping[str, int] = field(default_factory=dict)
+    others: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Model:
+    """A model that is called with tokens.
+
+    Attributes:
+        module: It.
+        recording: Of it; None: it was met too late, or was given up.
+        training: Calls that turned out to be training, or the measuring of a loss.
+        calls: Outermost calls.
+        losses: Losses computed before the call under way.
+        proven: Kind of call → times in a row it was training.
+        compared: Steps whose other lanes were computed.
+    """
+
+    module: nn.Module
+    recording: Recording | None = None
+    late: LateWriter | None = None
+    training: int = 0
+    calls: int = 0
+    losses: int = 0
+    kind: tuple[object, ...] = ()
+    proven: Counter[tuple[object, ...]] = field(default_factory=Counter)
+    compared: int = 0
+
+
+class AmbientRecording:
+    """A recording of whatever runs: a context manager.
+
+    Attributes:
+        path: Where the first trace goes.
+        report: What came of it, once it is over.
+    """
+
+    def __init__(self, path: Path, make: Make, *, force: bool) -> None:
+        """Nothing happens before `with`.
+
+        Args:
+            path: Of the first trace.
+            make: Makes the recording of one model.
+            force: Replace files that exist.
+        """
+        self.path = path
+        self.report = Report()
+        self._make = make
+        self._force = force
+        self._models: dict[int, _Model] = {}
+        self._others: Counter[str] = Counter()
+        self._faults: list[str] = []
+        self._last: _Model | None = None
+        self._written: list[_Model] = []
+        self._evidence = Evidence(self._loss, self._backward)
+        self._stack = contextlib.ExitStack()
+
+    # ------------------------------------------------------------------ on and off
+
+    def __enter__(self) -> AmbientRecording:
+        """Watch the process.
+
+        Raises:
+            OutputExistsError: The file exists.
+        """
+        if self.path.exists() and not self._force:
+            raise OutputExistsError(
+                f"{self.path}: the file exists; force=True replaces it, or name another"
+            )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(self._evidence)
+            stack.callback(meet_generate(self._arrive))
+            stack.enter_context(Outermost(self._around))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        told = []
+        try:
+            for one in reversed(list(self._models.values())):
+                found = self._end(one, kind, error, trace)
+                if found is not None:
+                    told.append(found)
+        finally:
+            self._stack.close()
+        paths = [one.recording.path for one in self._written if one.recording is not None]
+        told.sort(key=lambda one: paths.index(one.path))
+        silent = {
+            type(one.module).__name__: one.calls
+            for one in self._models.values()
+            if one.late is not None and one.late.writer is None and one.calls > one.training
+        }
+        self.report = Report(tuple(told), self._said(), silent, self._others)
+
+    def _end(
+        self,
+        one: _Model,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Told | None:
+        recording, late = one.recording, one.late
+        if recording is None or late is None:
+            return None
+        recording.said += self._said()
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            kind = error = None
+        recording.__exit__(kind, error, trace)
+        if late.writer is None or recording.recorder is None:
+            return None
+        meta = recording.recorder.meta
+        return Told(
+            recording.path,
+            type(one.module).__name__,
+            recording.steps,
+            recording.num_texts,
+            len(meta.sites),
+            tuple(lane.name for lane in meta.lanes),
+            meta.unseen,
+        )
+
+    # ------------------------------------------------------------------ around each call
+
+    def _around(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run
+    ) -> Any:
+        one = self._models.get(id(module))
+        if one is None:
+            with self._harmless():
+                one = self._meet(module, args, kwargs)
+        if one is None or one.recording is None:
+            return run()
+        one.calls += 1
+        one.losses = self._evidence.losses
+        one.kind = _kind(module, args, kwargs)
+        self._last = one
+        if one.proven[one.kind] >= PROVEN:
+            one.training += 1
+            with one.recording.unwatched():
+                return run()
+        return run()
+
+    def _meet(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Model | None:
+        """A module that nobody has called before: watched, if it is given tokens."""
+        arguments = named(module, args, kwargs)
+        embeds = any("embeds" in name and value is not None for name, value in kwargs.items())
+        if not embeds and tokens_in(arguments) is None:
+            self._others[type(module).__name__] += 1
+            return None
+        if not any(module.children()):  # an embedding on its own
+            return None
+        return self._adopt(module)
+
+    def _arrive(self, model: nn.Module) -> None:
+        """`generate` of a model begins."""
+        if id(model) not in self._models:
+            with self._harmless():
+                self._adopt(model)
+
+    def _adopt(self, module: nn.Module) -> _Model:
+        """Watch a model from now on."""
+        one = self._models[id(module)] = _Model(module)
+        watched = [other for other in self._models.values() if other.recording is not None]
+        if len(watched) >= MODELS:
+            return one
+        recording, late = self._make(module, self._create)
+        one.recording, one.late = recording, late
+        recording.gate = lambda forward: self._gate(one, forward)
+        recording.__enter__()
+        return one
+
+    def _create(self, recording: Recording, meta: Meta) -> TraceWriter:
+        """The file of a model that was seen to attend."""
+        path, number = self.path, 1
+        while path in [one.recording.path for one in self._written if one.recording]:
+            number += 1
+            path = self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}")
+        mine = next(one for one in self._models.values() if one.recording is recording)
+        recording.move(path)
+        self._written.append(mine)
+        return TraceWriter(path, meta, force=self._force)
+
+    # ------------------------------------------------------------------ training or not
+
+    def _gate(self, one: _Model, forward: Forward) -> str:
+        """Whether a forward is a step, as far as can be said when it ends."""
+        if self._evidence.losses > one.losses:
+            self._trained(one)
+            return "no"
+        if forward.new > 1 and (
+            torch.is_grad_enabled() or forward.sequences > 1 or one.training > 0
+        ):
+            return "wait"
+        return "step"
+
+    def _trained(self, one: _Model) -> None:
+        one.training += 1
+        one.proven[one.kind] += 1
+
+    def _loss(self) -> None:
+        """A loss is about to be computed: of what the last call made."""
+        one = self._last
+        if one is not None and one.recording is not None and one.recording.waits:
+            one.recording.settle(keep=False)
+            self._trained(one)
+
+    def _backward(self) -> None:
+        """A gradient is about to be computed; the weights are still what they were."""
+        self._loss()
+        for one in self._models.values():
+            recording = one.recording
+            if recording is not None and recording.steps > one.compared:
+                one.compared = recording.steps
+                recording.compare_so_far()
+
+    # ------------------------------------------------------------------ what is said
+
+    def _said(self) -> tuple[str, ...]:
+        """Sentences: what was left out."""
+        out = []
+        for one in self._models.values():
+            name = type(one.module).__name__
+            if one.training:
+                calls = "1 call" if one.training == 1 else f"{one.training} calls"
+                out.append(f"{name}: {calls} trained or measured a loss and were not recorded")
+            if one.recording is None:
+                out.append(f"{name}: only the first {MODELS} models are recorded")
+        return (*out, *self._faults)
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """A fault of ours is said, and the run goes on."""
+        try:
+            yield
+        except OutputExistsError:
+            raise
+        except Exception as error:
+            self._faults.append(f"watching failed: {type(error).__name__}: {error}".splitlines()[0])
+
+
+def _kind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...]:
+    """What calls of a training loop have in common."""
+    shapes = tuple(tuple(x.shape) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+    return (module.training, torch.is_grad_enabled(), *shapes)

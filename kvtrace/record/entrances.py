@@ -1,0 +1,66 @@
+"""The ways into a model: calling it, and calling its `forward` without the call around it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from kvtrace.record.flow.modules import ORIGINAL
+
+Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""(the original forward, arguments, keyword arguments) → its result."""
+
+
+def entrances(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The model, and the encoder that generate calls on its own."""
+    found = [("model", model)]
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
+        encoder: object = cast(Any, model).get_encoder()
+        if isinstance(encoder, nn.Module) and encoder is not model:
+            found.append(("encoder", encoder))
+    return found
+
+
+def around_forward(module: nn.Module, around: Around) -> Callable[[], None]:
+    """Put something around one module's `forward`, whoever calls it; returns how to stop."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return lambda: None
+    own = module.__dict__.get("forward")
+    if own is not None:
+        return _on_instance(module, own, around)
+    owner: Any = next((one for one in type(module).__mro__ if "forward" in one.__dict__), None)
+    if owner is None or owner is nn.Module or not callable(owner.__dict__["forward"]):
+        return lambda: None
+    original = owner.__dict__["forward"]
+
+    @functools.wraps(original)
+    def forward(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+        if self is not module or torch.compiler.is_compiling():
+            return original(self, *args, **kwargs)
+        return around(functools.partial(original, self), args, kwargs)
+
+    owner.forward = forward
+
+    def stop() -> None:
+        owner.forward = original
+
+    return stop
+
+
+def _on_instance(module: nn.Module, own: Any, around: Around) -> Callable[[], None]:
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return around(own, args, kwargs)
+
+    forward.__dict__[ORIGINAL] = own
+    module.__dict__["forward"] = forward
+
+    def stop() -> None:
+        module.__dict__["forward"] = own
+
+    return stop

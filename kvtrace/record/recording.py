@@ -1,0 +1,293 @@
+"""A recording under way: what a watched model does becomes a trace in a file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from torch import nn
+
+from kvtrace.errors import KvtraceError, WriteError
+from kvtrace.files import TraceWriter
+from kvtrace.record.companions import Companions
+from kvtrace.record.forward import Beginning, Forward
+from kvtrace.record.generate import Generation, follow_generate
+from kvtrace.record.lanes import LaneOptions, Lanes
+from kvtrace.record.lanes.once import LaneSink
+from kvtrace.record.recorder import Options, Recorder, Sink
+from kvtrace.record.watch import Watch
+from kvtrace.text import safe
+from kvtrace.trace import Ending, Meta, Note, Step
+
+_ALONE = "not every rank that shares this model records, and it only runs on all of them together"
+
+
+class Writer(Sink, LaneSink, Protocol):
+    """Takes in a trace and the comparisons; a `TraceWriter` is one."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
+Gate = Callable[[Forward], str]
+"""Whether a forward is a "step", is "no" step, or must "wait" for what happens after it."""
+
+
+class Recording:
+    """A recording under way: a context manager.
+
+    Attributes:
+        path: The trace file.
+        recorder: Turns forwards into steps.
+        num_texts: Steps that continued no other: prompts.
+        said: Sentences that the trace is to say of the recording, besides its own.
+        gate: Asked of each forward whether it is to be a step; None: all are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        path: Path,
+        meta: Meta,
+        options: Options,
+        *,
+        lanes: LaneOptions,
+        force: bool,
+        writer: Writer | None = None,
+    ) -> None:
+        """Nothing happens before `with`; without a writer, it makes the file itself."""
+        self.path = path
+        self.num_texts = 0
+        self.said: list[str] = []
+        self.gate: Gate | None = None
+        self._held: Forward | None = None
+        self._lanes = Lanes(model, path, lanes, self.unwatched)
+        self._on_step = options.on_step
+        options.on_step = self._written
+        if lanes.mode != "off":
+            options.on_forward = self._lanes.forward
+        self._model = model
+        self._meta = meta
+        self._options = options
+        self._force = force
+        self._given = writer
+        self._writer: Writer | None = None
+        self._watch: Watch | None = None
+        self._unfollow: Callable[[], None] | None = None
+        self._ending: Ending | None = None
+        self._others: Companions | None = None
+        self.recorder: Recorder | None = None
+
+    def __enter__(self) -> Recording:
+        """Create the file, watch the model.
+
+        Raises:
+            OutputExistsError: The file exists, or can't be created.
+        """
+        self._writer = self._open()
+        try:
+            if self._meta.rank is not None and self._lanes.options.mode != "off":
+                self._others = Companions(self.path, self._meta.rank)
+            recorder = Recorder(self._model, self._writer, self._meta, self._options)
+            self.recorder = recorder
+            self._watch = Watch(
+                self._model,
+                self._forward,
+                on_begin=self._begin,
+                on_failure=recorder.failed,
+            )
+            self._watch.__enter__()
+            self._unfollow = follow_generate(self._model, self._generation)
+        except BaseException:
+            self._close(Ending("error", "the recording could not begin"))
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        ending = self._ending or Ending("done")
+        if error is not None:
+            text = safe(f"{type(error).__name__}: {error}", 500)
+            interrupted = isinstance(error, KeyboardInterrupt)
+            ending = Ending("stopped", text) if interrupted else Ending("error", text)
+        self._close(ending)
+
+    @property
+    def steps(self) -> int:
+        """Forwards recorded so far."""
+        return 0 if self.recorder is None else self.recorder.num_steps
+
+    def stop(self, ending: Ending | None = None) -> None:
+        """End the recording now; the model goes on unwatched. Safe to call twice."""
+        self._close(ending or self._ending or Ending("stopped"))
+
+    def end_with(self, ending: Ending) -> None:
+        """Say why it ended, to be written at the exit."""
+        self._ending = ending
+
+    def choose(self, token: int) -> None:
+        """The token chosen after the last forward of one sequence."""
+        if self.recorder is not None:
+            self.recorder.choose((token,))
+
+    def _open(self) -> Writer:
+        """What takes in the trace."""
+        if self._given is not None:
+            return self._given
+        return TraceWriter(self.path, self._meta, force=self._force)
+
+    def move(self, path: Path) -> None:
+        """The file is made now, there."""
+        self.path = self._lanes.path = path
+
+    def _begin(self, beginning: Beginning) -> None:
+        """A forward is about to run."""
+        recorder = self.recorder
+        if recorder is not None and recorder.failure is None and not recorder.paused:
+            self.settle(keep=True)
+            self._lanes.begin(beginning)
+            recorder.begin(beginning)
+
+    def _forward(self, forward: Forward) -> None:
+        """A forward is over."""
+        recorder = self.recorder
+        if recorder is None or recorder.paused:
+            return
+        verdict = "step" if self.gate is None else self.gate(forward)
+        if verdict == "step":
+            recorder.forward(forward)
+            return
+        recorder.failed()
+        if verdict == "wait":
+            # whoever samples may change the logits in place before it is known what this was
+            logits = None if forward.logits is None else forward.logits.detach().clone()
+            self._held = replace(forward, logits=logits)
+        else:
+            self._lanes.forget()
+
+    def settle(self, *, keep: bool) -> None:
+        """The forward that waits is a step after all, or is none."""
+        held, self._held = self._held, None
+        if held is None or self.recorder is None:
+            return
+        if keep:
+            self.recorder.forward(held)
+        else:
+            self._lanes.forget()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a forward waits for its verdict."""
+        return self._held is not None
+
+    def compare_so_far(self) -> None:
+        """The weights are about to change: compute the other lanes of what there is now."""
+        recorder, writer = self.recorder, self._writer
+        if recorder is None or writer is None or recorder.failure is not None:
+            return
+        recorder.flush()
+        self._compare(recorder, writer)
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Lanes run the model too; what they do is no step of the recording."""
+        watch, recorder = self._watch, self.recorder
+        before = recorder.paused if recorder is not None else False
+        if recorder is not None:
+            recorder.paused = True
+        try:
+            with nullcontext() if watch is None else watch.unwatched():
+                yield
+        finally:
+            if recorder is not None:
+                recorder.paused = before
+
+    def _written(self, step: Step) -> None:
+        """A step is in the file."""
+        self.num_texts += step.parent is None
+        each = self._lanes.options.mode == "each" and self._agree(ready=True)
+        if each and self.recorder is not None and self._writer is not None:
+            try:
+                self.recorder.meta = self._lanes.written(step, self.recorder.meta, self._writer)
+            except WriteError as error:
+                self.recorder.failure = error
+        if self._on_step is not None:
+            self._on_step(step)
+
+    def _generation(self, run: Generation) -> None:
+        """`generate` begins, or has ended."""
+        recorder = self.recorder
+        if recorder is None:
+            return
+        recorder.phases.prompt_rows = None if run.over else run.prompt_rows
+        if run.over:
+            recorder.flush(run.last_tokens(recorder.last))
+            if run.ending is not None:
+                self._ending = run.ending
+
+    def _close(self, ending: Ending) -> None:
+        if self._unfollow is not None:
+            self._unfollow()
+            self._unfollow = None
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.__exit__(None, None, None)
+        writer = self._writer
+        if writer is None:
+            return
+        failure: KvtraceError | None = None
+        try:
+            failure = self._last_words(writer, watch, ending)
+        except WriteError as error:
+            failure = error
+        finally:
+            self._writer = None
+            try:
+                writer.close()
+            except WriteError as error:
+                failure = failure or error
+        if failure is not None:
+            warnings.warn(f"recording stopped: {failure}", RuntimeWarning, stacklevel=3)
+
+    def _last_words(
+        self, writer: Writer, watch: Watch | None, ending: Ending
+    ) -> KvtraceError | None:
+        """The step that waits, what was not seen, the other lanes, and why it ended."""
+        recorder = self.recorder
+        if recorder is not None:
+            self.settle(keep=True)
+            recorder.flush()
+            if watch is not None:
+                recorder.tell(watch.unseen, (*watch.notes, *self.said))
+            if recorder.failure is not None:
+                self._agree(ready=False)
+                return recorder.failure
+            if self._agree(ready=ending.reason != "error"):
+                self._compare(recorder, writer)
+            elif self._others is not None:
+                writer.note(Note("note", f"the tokens were not recomputed: {_ALONE}"))
+        writer.end(ending)
+        return None
+
+    def _agree(self, *, ready: bool) -> bool:
+        """Whether other lanes can be computed: where ranks share the model, all of them must."""
+        return ready if self._others is None else self._others.agree(ready=ready)
+
+    def _compare(self, recorder: Recorder, writer: Writer) -> None:
+        """The other lanes; a model that can't be run without its cache is not the run's failure."""
+        try:
+            recorder.meta = self._lanes.finish(recorder.meta, writer)
+        except WriteError:
+            raise
+        except Exception as error:
+            cause = safe(f"{type(error).__name__}: {error}", 300)
+            writer.note(Note("note", f"the tokens were not recomputed: {cause}"))
