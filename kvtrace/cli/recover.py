@@ -17,7 +17,7 @@ def run(values: argparse.Namespace) -> int:
     source: Path = values.file
     from kvtrace.files import recover
 
-    target = values.output or source.with_name(f"{source.stem}.recovered.kvt")
+    target = values.output or source.parent / f"{source.stem}.recovered.kvt"
     outputs.chosen(target, force=values.force)
     done = recover(source, target, force=values.force)
     print(f"{safe(str(target))}: {done.steps} steps")

@@ -60,7 +60,7 @@ class FrameFile:
             TraceError: It can't be opened, or is no trace.
             VersionError: It was written by a newer format.
         """
-        self.name = safe(path.name)
+        self.name = safe(path.name or str(path))
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError) as error:
