@@ -69,6 +69,7 @@ class Recording:
             loaded.prompt.ids,
             loaded.new_tokens,
             loaded.context_length,
+            loaded.card.vocab_size,
             loaded.script,
             loaded.functions,
             loaded.remake,

@@ -6,6 +6,7 @@ character tables (`stoi`), and a pair of functions (encode, decode).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, cast
 
@@ -13,6 +14,8 @@ from kvtrace.errors import ModelError
 from kvtrace.models.loaded import Tokenizer
 from kvtrace.models.tokens import HubTokenizer, WrappedTokenizer, guarded
 
+_WORDS = re.compile(r"\w+|[^\w\s]")
+_UNKNOWN = ("<unk>", "[UNK]", "<UNK>", "UNK", "unk", "<|unk|>")
 _MEMBERS = ("name", "vocab_size", "bos", "eos", "encode", "decode")
 
 
@@ -76,7 +79,7 @@ def adopt_tokenizer(brought: object) -> Tokenizer:
         return _of_functions("encode and decode functions", brought[0], brought[1])
     table = brought if isinstance(brought, Mapping) else getattr(brought, "stoi", None)
     if isinstance(table, Mapping):
-        return _of_characters(table)
+        return _of_table(table)
     if hasattr(brought, "decode_single_token_bytes"):
         return _of_tiktoken(cast("TiktokenEncoding", brought))
     encode, decode = getattr(brought, "encode", None), getattr(brought, "decode", None)
@@ -110,23 +113,31 @@ def _of_functions(
     return CallableTokenizer(name, ids, lambda token: str(decode([token])))
 
 
-def _of_characters(table: Mapping[object, object]) -> CallableTokenizer:
-    """One id per character, as in many small models."""
-    letters = {int(cast("int", index)): str(letter) for letter, index in table.items()}
-    ids = {letter: index for index, letter in letters.items()}
+def _of_table(table: Mapping[object, object]) -> CallableTokenizer:
+    """One id per character, as in many small models; per word where the entries are words."""
+    ids = {str(entry): int(cast("int", index)) for entry, index in table.items()}
+    entries = {index: entry for entry, index in ids.items()}
+    words = sum(len(entry) > 1 for entry in ids) > len(ids) / 2
+    kind = "word" if words else "character"
+    other = next((ids[one] for one in _UNKNOWN if one in ids), None)
 
     def encode(text: str) -> Iterable[int]:
-        unknown = next((letter for letter in text if letter not in ids), None)
-        if unknown is not None:
+        parts = _WORDS.findall(text) if words else list(text)
+        if words and any(part not in ids for part in parts):
+            parts = [part if part in ids else part.lower() for part in parts]
+        unknown = next((part for part in parts if part not in ids), None)
+        if unknown is not None and other is None:
             raise ModelError(
-                f"the prompt's character {unknown!r} is not among the {len(ids)} that the model "
+                f"the prompt's {kind} {unknown!r} is not among the {len(ids)} that the model "
                 "knows; use others"
             )
-        return [ids[letter] for letter in text]
+        return [ids.get(part, cast("int", other)) for part in parts]
 
-    return CallableTokenizer(
-        "characters", encode, lambda token: letters.get(token, f"<{token}>"), len(ids)
-    )
+    def decode(token: int) -> str:
+        entry = entries.get(token, f"<{token}>")
+        return f" {entry}" if words and entry[:1].isalnum() else entry
+
+    return CallableTokenizer(f"{kind}s", encode, decode, len(ids))
 
 
 def _text(raw: bytes) -> str:

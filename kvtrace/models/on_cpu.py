@@ -6,12 +6,24 @@ Active only inside the context; knows nothing of the scripts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 _HOME = torch.device("cpu")
+_NOTHING = (
+    "synchronize",
+    "empty_cache",
+    "set_device",
+    "reset_peak_memory_stats",
+    "init",
+    "manual_seed",
+    "manual_seed_all",
+)
+_ZERO = ("current_device", "max_memory_allocated", "memory_allocated", "memory_reserved")
 
 
 class _Homeward(TorchFunctionMode):
@@ -25,8 +37,10 @@ class _Homeward(TorchFunctionMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         named = {name: _home(value) for name, value in (kwargs or {}).items()}
-        if func is torch.Tensor.cuda:
+        if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
+        if func is torch.Tensor.to and len(args) > 1 and type(args[1]) is int:
+            args = (args[0], _HOME, *args[2:])  # the number of a GPU
         return func(*(_home(value) for value in args), **named)
 
 
@@ -39,7 +53,61 @@ def _home(value: object) -> object:
 
 
 @contextmanager
-def cuda_means_cpu() -> Iterator[None]:
-    """Inside, tensors and modules asked onto a GPU stay on the CPU."""
-    with _Homeward():
+def cuda_means_cpu(*, pretend: bool = False) -> Iterator[None]:
+    """Inside, tensors and modules asked onto a GPU stay on the CPU.
+
+    Args:
+        pretend: Say that there is a GPU, to code that ends where there is none.
+    """
+    with ExitStack() as stack:
+        for module, name, value in _replacements(pretend):
+            stack.enter_context(patch.object(module, name, value))
+        stack.enter_context(_Homeward())
         yield
+
+
+def _replacements(pretend: bool) -> Iterator[tuple[Any, str, object]]:
+    """Functions that name a device and are no torch functions."""
+    yield torch, "load", _loads_here(torch.load)
+    yield torch.jit, "load", _loads_here(torch.jit.load)
+    yield torch, "set_default_device", _without_cuda(torch.set_default_device)
+    yield torch, "set_default_tensor_type", _default_type
+    yield torch, "Generator", _without_cuda(torch.Generator)
+    for name in _NOTHING:
+        yield torch.cuda, name, lambda *_, **__: None
+    for name in _ZERO:
+        yield torch.cuda, name, lambda *_, **__: 0
+    yield torch.cuda, "get_device_name", lambda *_: "the CPU"
+    yield torch.cuda, "is_bf16_supported", lambda *_, **__: True
+    if pretend:
+        yield torch.cuda, "is_available", lambda: True
+        yield torch.cuda, "device_count", lambda: 1
+
+
+def _loads_here(load: Callable[..., object]) -> Callable[..., object]:
+    """Tensors that were saved on a GPU come to the CPU, whatever is asked for."""
+
+    def loaded(*args: object, **kwargs: object) -> object:
+        asked = kwargs.get("map_location", args[1] if len(args) > 1 else None)
+        if asked is None or _home(asked) is _HOME:
+            kwargs["map_location"] = _HOME
+            args = args[:1]
+        return load(*args, **kwargs)
+
+    return loaded
+
+
+def _without_cuda(function: Callable[..., object]) -> Callable[..., object]:
+    def called(*args: object, **kwargs: object) -> object:
+        named = {name: _home(value) for name, value in kwargs.items()}
+        return function(*(_home(value) for value in args), **named)
+
+    return called
+
+
+def _default_type(kind: object) -> None:
+    """`torch.cuda.HalfTensor` and its like: their number type, on the CPU."""
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    names = {"Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64}
+    word = name.rpartition(".")[2].removesuffix("Tensor")
+    torch.set_default_dtype(names.get(word, torch.float32))

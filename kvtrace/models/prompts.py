@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from kvtrace.errors import UsageError
 from kvtrace.models.loaded import Prompt, Tokenizer
+from kvtrace.models.tokens import ByteTokenizer
 
+_BYTES = 256
 DEFAULT_NEW_TOKENS = 32
 
 
@@ -51,6 +53,12 @@ def encode_prompt(text: str | None, tokenizer: Tokenizer, vocab_size: int) -> Pr
         note = f"the prompt is empty: starting from the start token {tokenizer.bos}"
     for place, token in enumerate(ids):
         if not 0 <= token < (vocab_size or token + 1):
+            if vocab_size < _BYTES and isinstance(tokenizer, ByteTokenizer):
+                raise UsageError(
+                    f"prompt, token {place}: the model knows {vocab_size} tokens, too few for the "
+                    "bytes that stand in where there is no tokenizer; return (model, stoi) from "
+                    "the factory, or add encode(text) and decode(ids) to the file"
+                )
             raise UsageError(
                 f"prompt, token {place}: id {token} ({tokenizer.name}) is outside the model's "
                 f"vocabulary of {vocab_size}; use the tokenizer that the model was trained with"

@@ -30,7 +30,7 @@ class Source:
         kind: What sort of place.
         name: What the trace and the screen call it; no directory above the model's own.
         place: Path of a directory or file, id of a hub repository, or dotted module.
-        factory: Function to call, for files and modules.
+        factory: Function, class or variable, for files and modules; empty: the obvious one.
         note: A sentence when the name could have meant something else, else empty.
     """
 
@@ -56,10 +56,7 @@ def parse_spec(spec: str) -> Source:
         return _code(found["where"], found["name"])
     path = Path(spec).expanduser()
     if spec.endswith(".py"):
-        raise UsageError(
-            f"{safe(spec)}: a Python file needs the name of the function that makes the model; "
-            f"use {safe(spec)}:make_model"
-        )
+        return _code(spec, "")
     if path.is_dir():
         ambiguous = not spec.startswith(_EXACT_PATH) and _HUB_ID.fullmatch(spec)
         note = f"the directory ./{spec} was used; hf:{spec} is the hub's" if ambiguous else ""
@@ -86,7 +83,8 @@ def _code(where: str, factory: str) -> Source:
         path = Path(where).expanduser()
         if not path.is_file():
             raise UsageError(f"{safe(where)}: no such file")
-        return Source("file", f"{path.name}:{factory}", str(path), factory)
+        name = f"{path.name}:{factory}" if factory else path.name
+        return Source("file", name, str(path), factory)
     if not _DOTTED.fullmatch(where):
         raise UsageError(
             f"{safe(where)}:{factory}: expected path/to/file.py:factory or package.module:factory"

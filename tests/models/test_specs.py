@@ -57,8 +57,8 @@ def test_a_factory_in_a_file_and_in_a_module(here):
     ("spec", "told"),
     [
         ("./gpt2", "no such directory; hf:NAME"),
-        ("mine.py", "use mine.py:make_model"),
         ("gone.py:make", "no such file"),
+        ("gone.py", "gone.py: no such file"),
         ("a b c", "neither a directory here nor a hub id"),
         ("hf:a/b/c", "neither a directory here nor a hub id"),
         ("a-b:make", "expected path/to/file.py:factory"),

@@ -50,12 +50,12 @@ class Adapted:
             self._fed = 0
             make = self.functions.get("make_cache")
             if make is not None:
-                self._cache = _call(make, self.model, batch=1, max_len=self.capacity)
+                self._cache = call(make, self.model, batch=1, max_len=self.capacity)
         device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
         new = len(tokens) - self._fed
         ids = torch.tensor([list(tokens[self._fed :])], device=device)
         with torch.no_grad():
-            result = _call(
+            result = call(
                 self.functions["step"], self.model, ids=ids, cache=self._cache, pos=self._fed
             )
         where = self._where(result, new)
@@ -74,7 +74,7 @@ class Adapted:
             ) from error
 
 
-def _call(function: Callable[..., object], model: nn.Module, **values: object) -> object:
+def call(function: Callable[..., object], model: nn.Module, **values: object) -> object:
     """By place, as documented; a method of an adapter need not take the model again."""
     declared = [one for one in parameters_of(function) if one.kind is not one.VAR_KEYWORD]
     takes_model = not declared or len(declared) > len(values) or declared[0].name == "model"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 
 from torch import nn
 
@@ -16,7 +15,8 @@ from kvtrace.record.driving.evidence import Trials, Tried
 from kvtrace.record.driving.private import private_copy
 from kvtrace.record.driving.roles import Signature, signature_of
 from kvtrace.record.driving.sizes import Sizes
-from kvtrace.record.driving.way import Begin, Way
+from kvtrace.record.driving.way import Way
+from kvtrace.record.driving.wish import Wish
 from kvtrace.text import safe
 
 PREFILL, STEPS = 5, 2
@@ -48,19 +48,11 @@ class Search:
 
     Attributes:
         model: Never called itself; only copies of it are.
-        prompt: Ids to try with; more are made up where there are too few.
-        script: The user's file.
-        context: Tokens the model can take; 0 when unknown.
-        fresh: Makes another model where this one can't be copied.
-        beginning: How a cache begins, where the user said so.
+        wish: What is known of it.
     """
 
     model: nn.Module
-    prompt: Sequence[int]
-    script: ModuleType | None = None
-    context: int = 0
-    fresh: Callable[[], nn.Module] | None = None
-    beginning: Begin | None = None
+    wish: Wish = field(default_factory=lambda: Wish(()))
     _why: dict[str, str] = field(default_factory=dict)
     _tried: int = 0
 
@@ -120,8 +112,8 @@ class Search:
 
     def _ways(self, signature: Signature, plain: Way | None) -> Iterator[Way]:
         """Cached ways; only those with the user's own beginning where there is one."""
-        ways = cached_ways(signature, self.model, self.script, plain, self.beginning)
-        if self.beginning is None:
+        ways = cached_ways(signature, self.model, self.wish.script, plain, self.wish.beginning)
+        if self.wish.beginning is None:
             yield from ways
         else:
             yield from (way for way in ways if way.cache is not None)
@@ -138,29 +130,31 @@ class Search:
     def shape(self) -> Shape:
         """What the model's output may look like."""
         sizes = Sizes(self.model, 0)
-        vocabulary, width = sizes.of("vocabulary") or 0, sizes.of("width") or 0
+        vocabulary = self.wish.vocabulary or sizes.of("vocabulary") or 0
+        width = sizes.of("width") or 0
         linear = [one.out_features for one in self.model.modules() if isinstance(one, nn.Linear)]
         heads = sorted(set(linear) - {vocabulary, width}, reverse=True)
         return Shape((vocabulary, *heads) if vocabulary else (), width)
 
     def _trials(self) -> Trials:
-        vocabulary = Sizes(self.model, 0).of("vocabulary") or 0
-        tokens = _tokens(self.prompt, vocabulary, self.context)
+        shape = self.shape()
+        vocabulary = shape.vocab_sizes[0] if shape.vocab_sizes else 0
+        tokens = _tokens(self.wish.prompt, vocabulary, self.wish.context)
         prefill = max(1, len(tokens) - STEPS)
-        return Trials(self._copier(), self.model, tokens, prefill, self.shape(), self.script)
+        return Trials(self._copier(), self.model, tokens, prefill, shape, self.wish.script)
 
     def _copier(self) -> Callable[[], nn.Module]:
         """Private copies; where that fails, new models from the factory."""
         try:
             private_copy(self.model)
         except Exception as error:
-            if self.fresh is None:
+            if self.wish.remake is None:
                 cause = safe(f"{type(error).__name__}: {error}", 200)
                 raise ModelError(
                     f"{type(self.model).__name__} can't be copied to try how it is called "
                     f"({cause}); add step(model, ids, cache, pos) to your file"
                 ) from error
-            return self.fresh
+            return self.wish.remake
         return lambda: private_copy(self.model)
 
     def _complaint(self, signature: Signature) -> str:

@@ -1,0 +1,89 @@
+"""What went wrong in the user's own code, in one line with their file and line, and a remedy."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from kvtrace.errors import KvtraceError, ModelError
+from kvtrace.models.spec import Source
+from kvtrace.text import safe
+
+T = TypeVar("T")
+_GPU = re.compile(r"NVIDIA|CUDA|cuda|\bGPU\b|\bgpu\b")
+_CHECKPOINT = re.compile(r"\.(pth?|ckpt|bin|safetensors|npz?|pkl|tar|gguf)\b|checkpoint")
+_OURS = Path(__file__).resolve().parent.parent
+
+
+def theirs(source: Source, call: Callable[[], T], *, hint: str = "") -> T:
+    """Run the user's code; what it raises becomes one line with their file and line.
+
+    Args:
+        source: Where it is from.
+        call: The code.
+        hint: What else may help, said where no better remedy is known.
+
+    Raises:
+        ModelError: It raised.
+    """
+    try:
+        return call()
+    except (KeyboardInterrupt, KvtraceError):
+        raise
+    except BaseException as error:
+        raise ModelError(f"{source.name}: {blamed(error, source, hint)}") from error
+
+
+def blamed(error: BaseException, source: Source, hint: str = "") -> str:
+    """`model.py:12: ValueError: …`: the innermost line of the user's own code."""
+    said = safe(f"{type(error).__name__}: {error}".rstrip(": "), 300)
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}:{error.lineno}: {said}"
+    own = _own_frames(error, source)
+    if isinstance(error, SystemExit):
+        said = f"it called exit({error.code!r}) instead of returning a model"
+    at_import = bool(own) and own[-1].name == "<module>"
+    if remedy := _remedy(error, wants_gpu(error, source), at_import) or hint:
+        said += f"; {remedy}"
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}: {said}" if own else said
+
+
+def wants_gpu(error: BaseException, source: Source) -> bool:
+    """Whether it failed for want of a GPU: its message, or the line that raised, says so."""
+    if isinstance(error, ModelError) and error.__cause__ is not None:
+        error = error.__cause__
+    own = _own_frames(error, source)
+    asked = isinstance(error, AssertionError) and own and _GPU.search(own[-1].line or "")
+    return bool(asked or _GPU.search(str(error)))
+
+
+def _own_frames(error: BaseException, source: Source) -> list[traceback.FrameSummary]:
+    root = Path(source.place).resolve().parent if source.kind == "file" else Path.cwd()
+    linecache.checkcache()
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if _belongs(Path(frame.filename), root)]
+
+
+def _belongs(path: Path, root: Path) -> bool:
+    """Whether a file is the user's, rather than ours or an installed package's."""
+    return root in path.parents and _OURS not in path.parents and "site-packages" not in path.parts
+
+
+def _remedy(error: BaseException, gpu: bool, at_import: bool) -> str:
+    """What to do about it, where that is known."""
+    if gpu:
+        return "--cpu maps it to the CPU"
+    if isinstance(error, FileNotFoundError):
+        what = "a checkpoint" if _CHECKPOINT.search(str(error)) else "a file"
+        where = "start kvtrace in the directory from which the script finds it"
+        return f"it needs {what} that is not there: {where}, or let the factory do without"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        name = safe(error.name.partition(".")[0])
+        return f"install {name} next to kvtrace, or start kvtrace where it can be imported"
+    if at_import:
+        return "the file does this when imported: --definitions runs its definitions only"
+    return ""

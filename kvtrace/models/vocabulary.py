@@ -1,0 +1,41 @@
+"""How many tokens and positions somebody's model knows, read off its tables."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+_POSITIONS = re.compile(
+    r"(.*_)?(w?pe|pos|position|positions?|positional)(_?(emb|embed|embedding|embeddings|enc|encoding"
+    r"|table|ids?))*(_table|_emb\w*)?"
+)
+_CONTEXT = ("block_size", "context_length", "max_seq_len", "max_seq_length", "n_ctx", "ctx_len")
+
+
+def vocabulary_of(model: nn.Module) -> int:
+    """Rows of the largest embedding that is none of positions; 0 when there is none."""
+    config = getattr(model, "config", None)
+    told = getattr(config, "vocab_size", None)
+    if isinstance(told, int):
+        return told
+    tables = {
+        name.rpartition(".")[2]: each
+        for name, each in model.named_modules()
+        if isinstance(each, nn.Embedding)
+    }
+    tokens = {name: one for name, one in tables.items() if not _POSITIONS.fullmatch(name.lower())}
+    return max((table.num_embeddings for table in (tokens or tables).values()), default=0)
+
+
+def positions_of(model: nn.Module) -> int:
+    """Rows of a learned table of positions, or what a config dict says; 0 when unknown."""
+    for name, each in model.named_modules():
+        is_table = isinstance(each, nn.Embedding)
+        if is_table and _POSITIONS.fullmatch(name.rpartition(".")[2].lower()):
+            return int(each.num_embeddings)
+    for held in vars(model).values():
+        for key in _CONTEXT if isinstance(held, dict) else ():
+            if isinstance(held.get(key), int):
+                return int(held[key])
+    return 0
