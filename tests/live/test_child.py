@@ -125,5 +125,5 @@ def test_code_that_forks_is_recorded_once(script, tmp_path):
     driven = Driven(Request(f"{script}:forked", str(path), "hello", new_tokens=2, recompute="off"))
     driven.to_the_end()
     driven.session.close()
-    assert not any(isinstance(event, Failed) for event in driven.events)
+    assert not [event for event in driven.events if isinstance(event, Failed)]
     assert len(open_trace(path)) == 2

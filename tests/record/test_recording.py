@@ -136,10 +136,12 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(model, tmp_path, monkeyp
         return os.pwrite(fd, raw, offset)
 
     from kvtrace.files import TraceWriter
-    from kvtrace.record import api
+    from kvtrace.record import recording
 
     monkeypatch.setattr(
-        api, "TraceWriter", lambda path, meta, **more: TraceWriter(path, meta, write=full, **more)
+        recording,
+        "TraceWriter",
+        lambda path, meta, **more: TraceWriter(path, meta, write=full, **more),
     )
     expected = generate(model)()
     with (
