@@ -17,6 +17,7 @@ from kvtrace.errors import UsageError
 VERBS = {
     "record": "record a run to a file, without a screen",
     "check": "rounding or bug: cached against recomputed, and which bug it is",
+    "diff": "two traces of one model: where they part, and by how much",
     "open": "open a trace in the screen",
     "show": "print what a trace says, as text or JSON",
     "info": "list what is in a trace file, every string included",

@@ -104,7 +104,7 @@ def finding_lines(
         yield f"  {title(found)}"
     if one.name:
         yield from _wrapped("in", safe(one.name), width)
-    said = _sentence(found.evidence)
+    said = f"{safe(found.evidence, 1000).rstrip('.')}."
     if found.since:
         said += " " + _sentence(found.since)
     yield from _wrapped("seen", said, width)

@@ -92,7 +92,7 @@ def _hopeless(trace: Trace, lane: str) -> str:
         return f"{trace.name} has no steps"
     if not meta.sites:
         text = f"no attention was seen in {meta.model.class_name or 'the model'}"
-        return f"{text}: {meta.unseen[0]}" if meta.unseen else text
+        return f"{text}: {meta.unseen[0]}" if meta.unseen else f"{text}, so no KV cache either"
     compared = meta.lane(lane) is not None and any(
         trace.compared(number, lane) is not None for number in trace.numbers
     )

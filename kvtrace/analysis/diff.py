@@ -1,0 +1,276 @@
+"""Two runs of one model: where they part first, and how the difference grows through the layers.
+
+The first run is taken as right: "old", the one before the change. Rows are aligned by tokens and
+compared in causal order: position, layer, tensor. Reads one stretch of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.noise import noise
+from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding
+from kvtrace.analysis.diff_align import Path, Stretch, common, paths, stretches
+from kvtrace.analysis.diff_stage import diagnosed
+from kvtrace.errors import MissingError
+from kvtrace.trace import Site, Tensor, Trace
+from kvtrace.trace.dtypes import Floats
+
+LANE = "recomputed"
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """The first rows that differ by more than rounding.
+
+    Attributes:
+        old_step, new_step: Steps that computed them.
+        position: Of the token, in the sequence.
+        sequence: Row of the batch.
+        layer, head: Where; a kv head for K and V.
+        tensor: Which.
+        apart, limit: Largest relative difference, and what would be rounding.
+        count: Rows that were compared at once, from `position` on.
+    """
+
+    old_step: int
+    new_step: int
+    position: int
+    sequence: int
+    layer: int
+    head: int
+    tensor: Tensor
+    apart: float
+    limit: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokensPart:
+    """Where the runs were fed different tokens.
+
+    Attributes:
+        sequence, position: Of the token.
+        old, new: Its id in each run; None: the run ended before.
+        margin: How far the old run's choice led its next one, in logits; None where unknown.
+    """
+
+    sequence: int
+    position: int
+    old: int | None
+    new: int | None
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What two runs have in common.
+
+    Attributes:
+        verdict: `EQUAL`, `DIVERGED` or `UNCHECKED`.
+        reason: What counts as rounding, or why they can't be compared.
+        settings: What differs between the runs themselves: (name, old, new).
+        tokens: Tokens that both were fed, over all sequences.
+        parts: Where the tokens part; empty when they never do.
+        first: First place that differs by more than rounding.
+        finding: What kind of difference it looks like, taking the old run as right.
+        growth: Largest relative difference, [sites, 4]; NaN where nothing was compared.
+        limits: What counts as rounding, [sites, 4].
+    """
+
+    verdict: str
+    reason: str
+    settings: tuple[tuple[str, str, str], ...] = ()
+    tokens: int = 0
+    parts: tuple[TokensPart, ...] = ()
+    first: Parting | None = None
+    finding: Finding | None = None
+    growth: NDArray[np.float64] | None = None
+    limits: NDArray[np.float64] | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 equal, 1 diverged, 3 could not check."""
+        return {EQUAL: 0, DIVERGED: 1}.get(self.verdict, 3)
+
+
+def diff(old: Trace, new: Trace) -> Diff:
+    """Compare the cached lanes of two traces.
+
+    Raises:
+        TraceError: Rows are damaged.
+    """
+    settings = tuple(_settings(old, new))
+    why = _other_model(old, new)
+    if why:
+        return Diff(UNCHECKED, why, settings)
+    mine, theirs = paths(old), paths(new)
+    pairs = list(zip(mine, theirs, strict=False))
+    shared = [common(*pair) for pair in pairs]
+    parts = tuple(_parts(old, new, pairs, shared))
+    total = sum(map(len, shared))
+    if not total:
+        return Diff(UNCHECKED, _nothing_shared(old, new, parts), settings, parts=parts)
+    limits, reason = _limits(old, new)
+    growth = np.full(limits.shape, np.nan)
+    first: Parting | None = None
+    for pair, positions in zip(pairs, shared, strict=True):
+        for stretch in stretches(*pair, positions):
+            found = _compare(old, new, stretch, limits, growth)
+            if found is not None and (first is None or found.position < first.position):
+                first = found
+    if np.isnan(growth).all():
+        return Diff(UNCHECKED, "no rows of these tokens were recorded in both", settings, total)
+    verdict = EQUAL if first is None else DIVERGED
+    finding = None if first is None else diagnosed(old, new, first, pairs[first.sequence])
+    return Diff(verdict, reason, settings, total, parts, first, finding, growth, limits)
+
+
+def _compare(
+    old: Trace,
+    new: Trace,
+    stretch: Stretch,
+    limits: NDArray[np.float64],
+    growth: NDArray[np.float64],
+) -> Parting | None:
+    """One stretch in every layer; `growth` is raised, the first place beyond a limit returned."""
+    first: Parting | None = None
+    for site in old.meta.sites:
+        for tensor in Tensor:
+            apart = _apart(old, new, stretch, site, tensor)
+            if apart is None:
+                continue
+            at = (site.index, int(tensor))
+            worst = float(apart.max())
+            growth[at] = worst if np.isnan(growth[at]) else max(growth[at], worst)
+            if first is None and worst > limits[at]:
+                first = Parting(
+                    stretch.old.step,
+                    stretch.new.step,
+                    stretch.position,
+                    stretch.old.sequence,
+                    site.index,
+                    int(apart.argmax()),
+                    tensor,
+                    worst,
+                    float(limits[at]),
+                    stretch.count,
+                )
+    return first
+
+
+def _apart(
+    old: Trace, new: Trace, stretch: Stretch, site: Site, tensor: Tensor
+) -> NDArray[np.float64] | None:
+    """Largest relative difference of each head; None where one of the runs lacks the rows."""
+    right = _rows(old, stretch.old.step, site.index, tensor, stretch.old.sequence)
+    mine = _rows(new, stretch.new.step, site.index, tensor, stretch.new.sequence)
+    if right is None or mine is None:
+        return None
+    right = right[:, stretch.old.row : stretch.old.row + stretch.count]
+    mine = mine[:, stretch.new.row : stretch.new.row + stretch.count]
+    with np.errstate(invalid="ignore", over="ignore"):
+        far = np.abs(mine.astype(np.float64) - right).max(axis=(1, 2))
+        largest = np.abs(right.astype(np.float64)).max(axis=(1, 2))
+        relative = np.where(far == 0, 0.0, far / np.where(largest > 0, largest, np.nan))
+    same = (np.isnan(mine) == np.isnan(right)).all(axis=(1, 2)) & np.isnan(right).any(axis=(1, 2))
+    # not finite in both is no difference between the runs; in one of them it is the largest
+    return np.where(same, 0.0, np.where(np.isfinite(relative), relative, np.inf))
+
+
+def _rows(trace: Trace, step: int, layer: int, tensor: Tensor, sequence: int) -> Floats | None:
+    """New rows of a step; None where there is not one for each token."""
+    try:
+        rows = trace.rows(step, layer, tensor, sequence)
+    except MissingError:
+        return None
+    return rows if rows is not None and rows.shape[1] == trace.step(step).new else None
+
+
+def _limits(old: Trace, new: Trace) -> tuple[NDArray[np.float64], str]:
+    """What is rounding: the less exact run decides."""
+    mine, theirs = noise(old, LANE), noise(new, LANE)
+    larger = theirs if theirs.threshold.max() > mine.threshold.max() else mine
+    return np.fmax(mine.threshold, theirs.threshold), larger.reason
+
+
+def _other_model(old: Trace, new: Trace) -> str:
+    """Why the runs can't be of one model; empty when they can."""
+    for trace in (old, new):
+        if not (len(trace) and trace.meta.sites):
+            what = "steps" if not len(trace) else "attention"
+            return f"{trace.name} has no {what} to compare"
+    mine, theirs = old.meta.sites, new.meta.sites
+    cards = old.meta.model, new.meta.model
+    names = f"{cards[0].name} ({cards[0].class_name}) and {cards[1].name} ({cards[1].class_name})"
+    if len(mine) != len(theirs):
+        return f"not the same model: {names} attend in {len(mine)} and {len(theirs)} places"
+    for one, other in zip(mine, theirs, strict=True):
+        if _shape(one) != _shape(other):
+            return f"not the same model: layer {one.index} of {names} has {_said(one, other)}"
+    counts = {card.parameter_count for card in cards if card.parameter_count}
+    if len(counts) > 1:
+        return f"not the same model: {names} have {' and '.join(map(str, sorted(counts)))} numbers"
+    return ""
+
+
+def _shape(site: Site) -> tuple[int, int, int, int]:
+    return site.num_heads, site.num_kv_heads, site.key_dim, site.value_dim
+
+
+def _said(one: Site, other: Site) -> str:
+    def words(site: Site) -> str:
+        return f"{site.num_heads} heads over {site.num_kv_heads} of {site.key_dim}"
+
+    return f"{words(one)}, and {words(other)}"
+
+
+def _settings(old: Trace, new: Trace) -> Iterator[tuple[str, str, str]]:
+    """How the runs differ before anything was computed."""
+    for name in ("name", "class_name", "weights", "dtype", "attention", "device", "tokenizer"):
+        mine, theirs = getattr(old.meta.model, name), getattr(new.meta.model, name)
+        if mine != theirs:
+            yield name.replace("_name", ""), mine or "–", theirs or "–"
+    for name in sorted(set(old.meta.versions) | set(new.meta.versions)):
+        mine, theirs = (trace.meta.versions.get(name, "–") for trace in (old, new))
+        if mine != theirs:
+            yield name, mine, theirs
+    kinds = [", ".join(dict.fromkeys(one.kind for one in t.meta.cache_layers)) for t in (old, new)]
+    if kinds[0] != kinds[1]:
+        yield "cache", kinds[0], kinds[1]
+    types = [", ".join(dict.fromkeys(one.dtype for one in t.meta.cache_layers)) for t in (old, new)]
+    if types[0] != types[1]:
+        yield "cache dtype", types[0], types[1]
+
+
+def _parts(
+    old: Trace, new: Trace, pairs: list[tuple[Path, Path]], shared: list[list[int]]
+) -> Iterator[TokensPart]:
+    for sequence, ((mine, theirs), positions) in enumerate(zip(pairs, shared, strict=True)):
+        rest = sorted((set(mine) | set(theirs)) - set(positions))
+        if not rest:
+            continue
+        at = rest[0]
+        here = mine[at].token if at in mine else None
+        there = theirs[at].token if at in theirs else None
+        margin = None
+        if positions and here is not None:
+            last = mine[positions[-1]]
+            top = old.step(last.step).top
+            margin = top[last.sequence].margin if last.sequence < len(top) else None
+        yield TokensPart(sequence, at, here, there, margin)
+
+
+def _nothing_shared(old: Trace, new: Trace, parts: tuple[TokensPart, ...]) -> str:
+    if not parts:
+        return "the runs have no tokens in common"
+    one = parts[0]
+    words = [
+        "nothing" if token is None else repr(trace.token_text(token))
+        for trace, token in ((old, one.old), (new, one.new))
+    ]
+    return f"the prompts differ from the first token on: {words[0]} and {words[1]}"

@@ -1,0 +1,106 @@
+"""Which rows of two runs belong to the same token: by what was fed, whatever steps fed it.
+
+Prefill may be whole in one run and in chunks in the other; left padding does not count; beams
+that change places and rows that were cropped are followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kvtrace.trace import Step, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """Where a token was fed.
+
+    Attributes:
+        token: Its id.
+        step: Number of the step.
+        sequence, row: Row of the batch, and row among the step's new ones.
+    """
+
+    token: int
+    step: int
+    sequence: int
+    row: int
+
+
+Path = dict[int, Fed]
+"""Logical position to the token that stands there at the end of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Consecutive rows of one step in each run that hold the same tokens.
+
+    Attributes:
+        position: Of the first row.
+        old, new: Where its token was fed in each run.
+        count: Rows.
+    """
+
+    position: int
+    old: Fed
+    new: Fed
+    count: int
+
+
+def paths(trace: Trace) -> list[Path]:
+    """The final path of each sequence."""
+    out: list[Path] = []
+    for step in trace:
+        before = [dict(path) for path in out] if step.parent is not None else []
+        out = [_source(step, before, sequence) for sequence in range(step.num_sequences)]
+        for sequence, (tokens, positions) in enumerate(
+            zip(step.tokens, step.positions, strict=True)
+        ):
+            path = out[sequence]
+            live = [place for place in positions if place >= 0]
+            if live and live[0] in path:
+                path = out[sequence] = {at: fed for at, fed in path.items() if at < live[0]}
+            for row, (token, place) in enumerate(zip(tokens, positions, strict=True)):
+                if place >= 0:
+                    path[place] = Fed(token, step.number, sequence, row)
+    return out
+
+
+def _source(step: Step, before: Sequence[Path], sequence: int) -> Path:
+    """The path a sequence goes on from."""
+    if not before:
+        return {}
+    at = sequence
+    for event in reversed(step.events):
+        if event.order and at < len(event.order):
+            at = event.order[at]
+    if len(before) < step.num_sequences and step.num_sequences % len(before) == 0:
+        at = sequence // (step.num_sequences // len(before))
+    return dict(before[at]) if at < len(before) else {}
+
+
+def common(old: Path, new: Path) -> list[int]:
+    """Positions up to the first where the runs were fed different tokens, ascending."""
+    out: list[int] = []
+    for place in sorted(set(old) | set(new)):
+        if place not in old or place not in new or old[place].token != new[place].token:
+            break
+        out.append(place)
+    return out
+
+
+def stretches(old: Path, new: Path, positions: Sequence[int]) -> Iterator[Stretch]:
+    """Positions as stretches of rows, in order."""
+    start = 0
+    for at in range(1, len(positions) + 1):
+        if at < len(positions) and _follows(old, positions, at) and _follows(new, positions, at):
+            continue
+        first = positions[start]
+        yield Stretch(first, old[first], new[first], at - start)
+        start = at
+
+
+def _follows(path: Path, positions: Sequence[int], at: int) -> bool:
+    here, before = path[positions[at]], path[positions[at - 1]]
+    return here.step == before.step and here.row == before.row + 1

@@ -1,0 +1,62 @@
+"""`kvtrace diff`: two traces of one model: where they part first, and by how much."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtrace.cli.grammar import Verb
+
+if TYPE_CHECKING:
+    from kvtrace.analysis.diff import Diff
+
+
+def run(values: argparse.Namespace) -> int:
+    """Compare; the exit code says the verdict."""
+    from kvtrace.analysis.diff import diff
+    from kvtrace.files import open_trace
+
+    old, new = open_trace(values.old), open_trace(values.new)
+    found = diff(old, new)
+    if values.json:
+        print(json.dumps(_facts(found), indent=1))
+        return found.exit_code
+    from kvtrace.cli import diff_text
+
+    names = str(values.old), str(values.new)
+    told = diff_text.lines(found, (old, new), names)
+    print("\n".join(told[:1] if values.quiet else told))
+    return found.exit_code
+
+
+def _facts(found: Diff) -> object:
+    from kvtrace.cli.show.plain import plain
+
+    facts = plain(found)
+    return {"exit_code": found.exit_code, **facts} if isinstance(facts, dict) else facts
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("old", metavar="OLD", type=Path, help="the run that is taken as right")
+    parser.add_argument("new", metavar="NEW", type=Path, help="the run that may differ")
+    told = parser.add_mutually_exclusive_group()
+    told.add_argument("--json", action="store_true", help="as JSON, nothing rounded")
+    told.add_argument("-q", "--quiet", action="store_true", help="one line")
+
+
+VERB = Verb(
+    name="diff",
+    usage="OLD NEW [--json | -q]",
+    summary="Compare two traces of one model: another dtype, library version, attention "
+    "implementation or\ncache, or before and after your change. Aligned by tokens, however they "
+    "were fed. Says where they\npart first and how the difference grows through the layers. Needs "
+    "no torch.\n\nExit code 0: equal within rounding. 1: diverged. 3: could not check.",
+    examples=(
+        ("kvtrace diff before.kvt after.kvt", "did my change change anything?"),
+        ("kvtrace diff eager.kvt sdpa.kvt --json", "for programs"),
+    ),
+    arguments=_arguments,
+    run=run,
+)
