@@ -112,7 +112,7 @@ class Watch:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences: how the watching itself changed what is said, time above all."""
-        if self._flow is None:
+        if self._flow is None or not self._flow.followed:
             return ()
         slower = "the data flow was followed: milliseconds include the time this took"
         return (slower, *self._flow.notes)

@@ -26,10 +26,30 @@ def tiny_model(model_type: str, *, seed: int = 0, **options):
     if hasattr(config, "is_decoder"):
         config.is_decoder = True
     torch.manual_seed(seed)
+    if model_type == "gemma3n":
+        return _without_sight(transformers.Gemma3nForConditionalGeneration, config, options)
     if model_type.startswith("musicgen"):
         cls = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
         return cls._from_config(config.decoder, **options).eval()
     return transformers.AutoModelForCausalLM.from_config(config, **options).eval()
+
+
+def _without_sight(cls, config, options):
+    """A model whose vision tower, of another library, is left out: text never enters it."""
+    import torch
+    from transformers.models.gemma3n import modeling_gemma3n as module
+
+    build = module.AutoModel.from_config
+
+    def from_config(part, **more):
+        blind = part is config.vision_config
+        return torch.nn.Identity() if blind else build(part, **more)
+
+    module.AutoModel.from_config = from_config
+    try:
+        return cls._from_config(config, **options).eval()
+    finally:
+        module.AutoModel.from_config = build
 
 
 def tiny_config(model_type: str):

@@ -277,3 +277,12 @@ OVERRIDES = {
 }
 for _whole in ("dots3_note", "gemma3n", "gemma4", "qwen4_exp"):
     OVERRIDES[_whole] = {"text_config": OVERRIDES[f"{_whole}_text"]}
+OVERRIDES["dots3_note"] |= {
+    "vision_config": {
+        "pyramid_num_routed": [-1, -1, 4, 4],
+        "hidden_size": 64,
+        "adapter_in_dim": 64,
+        "adapter_out_dim": 64,
+    },
+    "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
+}

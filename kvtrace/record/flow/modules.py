@@ -20,6 +20,8 @@ from kvtrace.record.kinds import is_two_sided
 Forward = Callable[..., Any]
 Around = Callable[["Frame", Callable[[], Any]], Any]
 """(frame, run the forward) → its result."""
+Only = Callable[[str, nn.Module], bool]
+"""(path, module) → whether what is inside of it counts."""
 
 ORIGINAL = "__kvtrace_original__"
 """Attribute of a function of ours that stands in for one of a module: what it stands for."""
@@ -74,25 +76,36 @@ class Forwards:
     _classes: dict[type, Forward] = field(default_factory=dict)
     _instances: dict[int, tuple[nn.Module, Forward]] = field(default_factory=dict)
 
-    def adopt(self, root: nn.Module) -> None:
-        """Learn the modules of a model and patch their classes."""
+    def adopt(self, root: nn.Module, only: Only | None = None) -> None:
+        """Learn the modules of a model and patch their classes.
+
+        Args:
+            root: The model.
+            only: Patch what is inside of modules for which this is true, and the model; None: all.
+        """
         if id(root) in self.paths:
             return
         self._roots.append(root)
+        chosen = ""
         for path, module in root.named_modules():
             # torch.compile puts a module around the one the user wrote
-            self._adopt(path.replace("_orig_mod.", "").removesuffix("_orig_mod"), module)
+            name = path.replace("_orig_mod.", "").removesuffix("_orig_mod")
+            if only is not None and not _within(name, chosen) and only(name, module):
+                chosen = name
+            self._adopt(name, module, only is None or module is root or _within(name, chosen))
         self.two_sided = self.two_sided or is_two_sided(self.paths.values())
         for path, parameter in root.named_parameters(remove_duplicate=False):
             self.parameters.setdefault(id(parameter), path)
 
-    def _adopt(self, path: str, module: nn.Module) -> None:
+    def _adopt(self, path: str, module: nn.Module, patched: bool = True) -> None:
         self.paths.setdefault(id(module), path)
         if isinstance(module, torch.jit.ScriptModule):
             self.scripted.append(path)
             return
         if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
             self.compiled.append(path)
+        if not patched:
+            return
         if "forward" in module.__dict__:
             self._patch_instance(module)
         owner = next((cls for cls in type(module).__mro__ if "forward" in cls.__dict__), nn.Module)
@@ -176,3 +189,8 @@ class Forwards:
             return None
         parts = path.split(".")
         return ".".join(parts[: -2 if len(parts) > 2 else -1])
+
+
+def _within(path: str, around: str) -> bool:
+    """Whether a module is another one, or inside of it."""
+    return bool(around) and (path == around or path.startswith(f"{around}."))

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from kvtrace.record.flow.arrange import Sizes
 from kvtrace.record.flow.listen import Listening, Sink
 from kvtrace.record.flow.mode import FlowMode
-from kvtrace.record.flow.modules import Forwards, Frame
-
-Only = Callable[[str, nn.Module], bool]
+from kvtrace.record.flow.modules import Forwards, Frame, Only
 
 _NAMED_ATTENTION = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
 
@@ -35,6 +33,9 @@ class FlowWatch:
             references: copy what must outlive the forward.
         only: Watch only inside of modules for which this is true, (path, module) → bool; the
             rest of the model runs at full speed. None: watch everything, functions too.
+
+    Attributes:
+        followed: Anything was watched so far.
     """
 
     def __init__(self, *models: nn.Module, sink: Sink, only: Only | None = None) -> None:
@@ -47,6 +48,7 @@ class FlowWatch:
         self._storages: set[int] = set()
         self._chosen: dict[int, bool] = {}
         self._depth = 0
+        self.followed = False
         self._stack = contextlib.ExitStack()
         self._scripted: tuple[str, ...] = ()
         self._silent: dict[str, str] = {}
@@ -80,7 +82,7 @@ class FlowWatch:
 
     def adopt(self, model: nn.Module) -> None:
         """Watch one more model."""
-        self._forwards.adopt(model)
+        self._forwards.adopt(model, self._only)
         for parameter in model.parameters():
             if parameter.device.type != "meta" and parameter.numel():
                 self._storages.add(parameter.untyped_storage().data_ptr())
@@ -170,6 +172,7 @@ class FlowWatch:
     def _watching(self) -> Iterator[None]:
         """The mode, switched on once."""
         self._depth += 1
+        self.followed = True
         try:
             if self._depth > 1:
                 yield
