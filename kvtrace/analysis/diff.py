@@ -56,6 +56,7 @@ class TokensPart:
     Attributes:
         sequence, position: Of the token.
         old, new: Its id in each run; None: the run ended before.
+        chosen: By the runs; else the prompts part.
         margin: How far the old run's choice led its next one, in logits; None where unknown.
     """
 
@@ -63,6 +64,7 @@ class TokensPart:
     position: int
     old: int | None
     new: int | None
+    chosen: bool
     margin: float | None
 
 
@@ -125,6 +127,12 @@ def diff(old: Trace, new: Trace) -> Diff:
                 first = found
     if np.isnan(growth).all():
         return Diff(UNCHECKED, "no rows of these tokens were recorded in both", settings, total)
+    prompts = next((one for one in parts if not one.chosen), None)
+    if first is None and prompts is not None:
+        why = (
+            f"the prompts part at position {prompts.position}; the {total} tokens before are equal"
+        )
+        return Diff(UNCHECKED, f"{why} within rounding", settings, total, parts)
     verdict = EQUAL if first is None else DIVERGED
     finding = None if first is None else diagnosed(old, new, first, pairs[first.sequence])
     return Diff(verdict, reason, settings, total, parts, first, finding, growth, limits)
@@ -239,6 +247,9 @@ def _settings(old: Trace, new: Trace) -> Iterator[tuple[str, str, str]]:
         mine, theirs = (trace.meta.versions.get(name, "–") for trace in (old, new))
         if mine != theirs:
             yield name, mine, theirs
+    counts = [max((step.num_sequences for step in trace), default=0) for trace in (old, new)]
+    if counts[0] != counts[1]:
+        yield "sequences", str(counts[0]), str(counts[1])
     kinds = [", ".join(dict.fromkeys(one.kind for one in t.meta.cache_layers)) for t in (old, new)]
     if kinds[0] != kinds[1]:
         yield "cache", kinds[0], kinds[1]
@@ -257,12 +268,15 @@ def _parts(
         at = rest[0]
         here = mine[at].token if at in mine else None
         there = theirs[at].token if at in theirs else None
+        chosen = bool(positions) and all(
+            at not in path or path[at].step != path[positions[-1]].step for path in (mine, theirs)
+        )
         margin = None
-        if positions and here is not None:
+        if chosen and here is not None:
             last = mine[positions[-1]]
             top = old.step(last.step).top
             margin = top[last.sequence].margin if last.sequence < len(top) else None
-        yield TokensPart(sequence, at, here, there, margin)
+        yield TokensPart(sequence, at, here, there, chosen, margin)
 
 
 def _nothing_shared(old: Trace, new: Trace, parts: tuple[TokensPart, ...]) -> str:

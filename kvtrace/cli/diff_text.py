@@ -75,7 +75,8 @@ def _where(
     )
     if found.finding is not None:
         kind = found.finding.kind
-        yield from _paragraph(f"{kind.name}: {kind.means}; {safe(found.finding.evidence, 1000)}.")
+        evidence = found.finding.evidence.replace("the recomputed", "the old run's")
+        yield from _paragraph(f"{kind.name}: {kind.means}; {safe(evidence, 1000)}.")
         yield from _paragraph(f"Usual cause: {kind.cause}")
     site = traces[1].site(one.layer)
     code = ", ".join(filter(None, (site.module, site.code)))
@@ -105,7 +106,7 @@ def _part(part: TokensPart, found: Diff, traces: tuple[Trace, Trace]) -> Iterato
         token(trace.token_text(one))
         for trace, one in zip(traces, (part.old, part.new), strict=True)
     ]
-    margin = ""
+    margin = "" if part.chosen else ", in the prompt"
     if part.margin is not None:
         margin = f"; the old run's choice led by {part.margin:.2g} in logits"
     yield (
@@ -126,7 +127,8 @@ def _growth(found: Diff) -> list[str]:
     rows = [["layer", *_NAMES.values(), "rounding"]]
     for layer in layers:
         numbers = ["–" if np.isnan(one) else f"{one:.1e}" for one in growth[layer]]
-        rows.append([str(layer), *numbers, f"{limits[layer].min():.0e}"])
+        low, high = limits[layer].min(), limits[layer].max()
+        rows.append([str(layer), *numbers, f"{low:.0e} to {high:.0e}"])
     return [f"  {line}" for line in table(rows)]
 
 
