@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -26,7 +26,6 @@ def card(model: nn.Module, name: str | None = None) -> ModelCard:
     text = text_config(model)
     parameters = list({id(one): one for one in model.parameters()}.values())
     dtypes = Counter(dtype_name(one.dtype) for one in parameters if one.is_floating_point())
-    first = parameters[0] if parameters else None
     return ModelCard(
         name=name or type(model).__name__,
         class_name=type(model).__name__,
@@ -34,12 +33,23 @@ def card(model: nn.Module, name: str | None = None) -> ModelCard:
         weights=_word(getattr(config, "_commit_hash", "")),
         dtype=dtypes.most_common(1)[0][0] if dtypes else "float32",
         attention=_word(getattr(config, "_attn_implementation", "")),
-        device="cpu" if first is None else str(first.device),
+        device=_devices(model, parameters),
         parameter_count=sum(one.numel() for one in parameters),
         weight_bytes=sum(here(one).nbytes for one in parameters),
         vocab_size=_size(text, "vocab_size"),
         context_length=_size(text, "max_position_embeddings"),
     )
+
+
+def _devices(model: nn.Module, parameters: Sequence[nn.Parameter]) -> str:
+    """Where its parameters are; offloaded ones are where accelerate keeps them."""
+    own = [one.device for one in parameters]
+    names = [str(one) for one in own]
+    told = getattr(model, "hf_device_map", None)
+    if isinstance(told, Mapping) and told:
+        kind = next((one.type for one in own if one.type not in ("cpu", "meta")), "cuda")
+        names = [f"{kind}:{one}" if isinstance(one, int) else str(one) for one in told.values()]
+    return ", ".join(dict.fromkeys(names)) or "cpu"
 
 
 def text_config(model: nn.Module) -> object:

@@ -102,4 +102,5 @@ def _replicas(one: Rank, other: Rank) -> str:
 def _common_name(paths: Sequence[Path], numbers: Sequence[int]) -> str:
     named = _RANKED.fullmatch(paths[0].name)
     stem = named[1] if named is not None else paths[0].stem
-    return safe(f"{stem} (ranks {said(numbers)})")
+    noun = "rank" if len(numbers) == 1 else "ranks"
+    return safe(f"{stem} ({noun} {said(numbers)})")

@@ -107,16 +107,30 @@ class Plan:
     def weights(self) -> Mapping[int, tuple[str, str, bool]]:
         """Address of each parameter → (owner, name, whether the owner is no plain linear)."""
         found: dict[int, tuple[str, str, bool]] = {}
-        plain = {path for path, *_ in self.linears} | self.embeddings
         for path, name, parameter, at in self.parameters:
-            found.setdefault(at, (path, name, parameter.ndim > 1 and path not in plain))
+            found.setdefault(at, (path, name, parameter.ndim > 1 and path not in self.plain))
         found.pop(0, None)
         return found
 
     @cached_property
+    def absent(self) -> tuple[tuple[str, nn.Module], ...]:
+        """(path, module) whose parameters are in memory only while it runs: offloaded ones."""
+        return tuple(
+            (path, module)
+            for path, module in self.model.named_modules()
+            if any(one is not None and one.is_meta for one in module._parameters.values())
+        )
+
+    @cached_property
     def matrix_owners(self) -> frozenset[str]:
         """Paths of modules that hold matrices of their own and are no plain linear layer."""
-        return frozenset(path for path, _, matrices in self.weights.values() if matrices)
+        matrices = (path for path, _, one, _ in self.parameters if one.ndim > 1)
+        return frozenset(matrices) - self.plain
+
+    @cached_property
+    def plain(self) -> frozenset[str]:
+        """Paths of plain linear layers and embeddings."""
+        return frozenset(path for path, *_ in self.linears) | self.embeddings
 
 
 def plan(model: nn.Module, *, whole: bool) -> Plan:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,9 @@ class ProductWatch:
         self._owners: list[str] = [""]
         self._ordinals: dict[str, int] = {}
         self._handles: list[RemovableHandle] = []
+        self._inside: list[tuple[str, nn.Module]] = []
         self._mode = _Counting(self._operator)
+        self._enter_absent()
         self._whole = plan.whole
         if plan.whole:
             self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -116,6 +119,31 @@ class ProductWatch:
             before, after = self._own(path)
             self._handles.append(module.register_forward_pre_hook(before))
             self._handles.append(module.register_forward_hook(after, always_call=True))
+
+    def _enter_absent(self) -> None:
+        """Know which offloaded module runs: only then do its parameters have an address."""
+
+        def enter(path: str, module: nn.Module, args: object) -> None:
+            self._inside.append((path, module))
+
+        def leave(module: nn.Module, args: object, out: object) -> None:
+            self._inside.pop()
+
+        for path, module in self._plan.absent:
+            self._handles.append(module.register_forward_pre_hook(partial(enter, path)))
+            self._handles.append(module.register_forward_hook(leave, always_call=True))
+
+    def _owner(self, operand: Tensor) -> tuple[str, str, bool] | None:
+        """(owner, name, whether the owner is no plain linear) of a parameter in a product."""
+        at = address(operand)
+        found = self._plan.weights.get(at)
+        if found is not None or not at:
+            return found
+        for path, module in reversed(self._inside):
+            for name, parameter in module._parameters.items():
+                if parameter is not None and address(parameter) == at:
+                    return path, name, parameter.ndim > 1 and path not in self._plan.plain
+        return None
 
     def _linear(
         self, path: str, entering: int, leaving: int
@@ -149,7 +177,7 @@ class ProductWatch:
     def _operator(self, flops: int, operands: Sequence[Tensor]) -> None:
         before = self._seen()
         for operand in operands:
-            found = self._plan.weights.get(address(operand))
+            found = self._owner(operand)
             if found is not None and operand.ndim > 1:
                 path, name, matrices = found
                 features = int(operand.shape[-2])
