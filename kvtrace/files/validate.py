@@ -7,6 +7,7 @@ size, so that nothing later allocates or indexes by a number that was made up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kvtrace.errors import TraceError
 from kvtrace.trace import CacheStep, Meta, SiteStep, Step, dtypes
@@ -51,12 +52,23 @@ def check_meta(meta: Meta, before: Meta | None, where: str) -> None:
 
 
 def _extends(meta: Meta, before: Meta) -> bool:
-    pairs = (
-        (meta.sites, before.sites),
-        (meta.cache_layers, before.cache_layers),
-        (meta.lanes, before.lanes),
+    sites = [_fixed_site(site) for site in meta.sites[: len(before.sites)]]
+    layers = [_fixed_layer(layer) for layer in meta.cache_layers[: len(before.cache_layers)]]
+    return (
+        sites == [_fixed_site(site) for site in before.sites]
+        and layers == [_fixed_layer(layer) for layer in before.cache_layers]
+        and meta.lanes[: len(before.lanes)] == before.lanes
     )
-    return all(later[: len(earlier)] == earlier for later, earlier in pairs)
+
+
+def _fixed_site(site: Site) -> Site:
+    """What no later META may say otherwise."""
+    return replace(site, source="", window=None)
+
+
+def _fixed_layer(layer: CacheLayer) -> CacheLayer:
+    """What no later META may say otherwise: a layer that grows may turn out to be a buffer."""
+    return replace(layer, kind="", window=None, capacity=None, where="", remark="")
 
 
 def _sound_layer(layer: CacheLayer) -> bool:

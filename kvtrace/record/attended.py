@@ -55,7 +55,7 @@ class Attended:
         else:
             self._name(forward.calls, entry, sites)
         self.masks = [
-            compactor.compact(call, entry.seq[store])
+            compactor.compact(call, entry.seq[store], entry.slots.get(store))
             for call, store in zip(forward.calls, entry.stores, strict=True)
         ]
         self.new = [call.queries.shape[2] for call in forward.calls]

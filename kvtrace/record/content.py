@@ -1,34 +1,23 @@
 """Following rows by content, where arithmetic can't tell.
 
-Unknown caches, edited ones, and rows that are made anew for each call.
+Caches of unknown kinds, and edited ones: what was handed in and what was handed back are known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from kvtrace.record import books, runs
 from kvtrace.record.books import Book, Entry, Row
-from kvtrace.record.calls import AttentionCall
 from kvtrace.record.forward import CacheUpdate
-from kvtrace.record.match import digests, same
+from kvtrace.record.match import digests
 from kvtrace.record.runs import Runs
 from kvtrace.record.stores import Stores
 
 Key = tuple[int, int]
 Rows = tuple[Tensor, Tensor]
-
-
-@dataclass(slots=True)
-class _Expanded:
-    """Rows made anew for each call, as they were last."""
-
-    keys: Tensor
-    values: Tensor
-    attended: tuple[Runs, ...]
 
 
 class Recogniser:
@@ -42,7 +31,6 @@ class Recogniser:
         self.attended: dict[Key, tuple[Runs, ...]] = {}
         self._stores = stores
         self._held: dict[Key, list[list[Row]]] = {}
-        self._expanded: dict[int, _Expanded] = {}
 
     def drop(self, key: Key) -> None:
         """Forget the content of a cache layer: arithmetic follows it now, or it was changed."""
@@ -117,65 +105,6 @@ class Recogniser:
             out.append([by_digest[number] for number in mine if number in by_digest])
         return out
 
-    def expanded(
-        self,
-        store: int,
-        call: AttentionCall,
-        origin: Entry | None,
-        positions: Sequence[Sequence[int]],
-        limit: int | None,
-    ) -> tuple[Entry, Rows]:
-        """Rows that a call made for itself: those unchanged since last time keep their cells.
-
-        Args:
-            store: Its cache layer.
-            call: It.
-            origin: The step of the cache layer they were made from, if they were.
-            positions: Of the forward's tokens.
-            limit: Rows that are written, where a buffer has more.
-        """
-        seq = min(call.keys.shape[2], limit or call.keys.shape[2])
-        keys, values = call.keys[:, :, :seq], call.values[:, :, :seq]
-        last = self._expanded.get(store)
-        prefix = _common(last, keys, values, call.queries.shape[2])
-        places = [_places(origin, number, seq, positions) for number in range(keys.shape[0])]
-        if last is not None and origin is not None and seq - prefix > origin.rows:
-            attended, fresh = self._moved(store, last, (keys, values), places)
-        else:
-            attended, fresh = self._grown(store, last, prefix, places), list(range(prefix, seq))
-        self._expanded[store] = _Expanded(keys, values, attended)
-        rows = _slots(keys, fresh), _slots(values, fresh)
-        first = self._stores.next_cell[store] - len(fresh) * keys.shape[0]
-        if origin is None:
-            nothing = Book(((),) * keys.shape[0])
-            return Entry(attended, nothing, first, len(fresh), 0), rows
-        before = 0 if last is None else max(runs.count(one) for one in last.attended)
-        rewritten = 0 if last is None else max(0, len(fresh) - origin.rows)
-        return Entry(attended, Book(attended), first, len(fresh), before, rewritten), rows
-
-    def _grown(
-        self, store: int, last: _Expanded | None, prefix: int, places: list[list[int]]
-    ) -> tuple[Runs, ...]:
-        """The first `prefix` rows as they were, new cells for the rest."""
-        new = len(places[0]) - prefix
-        first = self._stores.take(store, new * len(places))
-        attended = []
-        for sequence, line in enumerate(places):
-            old = () if last is None else runs.first(last.attended[sequence], prefix)
-            fresh = runs.written(first + sequence * new, line[prefix:], 0)
-            attended.append(runs.appended(old, fresh))
-        return tuple(attended)
-
-    def _moved(
-        self, store: int, last: _Expanded, rows: Rows, places: list[list[int]]
-    ) -> tuple[tuple[Runs, ...], list[int]]:
-        """Rows that changed their places, between sequences too; and the slots of new ones."""
-        known = _rows(digests(last.keys, last.values), last.attended)
-        first = self._stores.next_cell[store]
-        found, fresh = books.recognise(digests(*rows), known, (), first, places)
-        self._stores.take(store, len(fresh) * len(places))
-        return tuple(books.as_runs(line) for line in found), fresh
-
 
 def _rows(numbers: list[list[int]], attended: Sequence[Runs]) -> list[list[Row]]:
     """Rows by content, from their digests and their cells."""
@@ -184,36 +113,6 @@ def _rows(numbers: list[list[int]], attended: Sequence[Runs]) -> list[list[Row]]
         pairs = zip(mine, runs.expanded(line), strict=False)
         found.append([Row(number, *row) for number, row in pairs])
     return found
-
-
-def _common(last: _Expanded | None, keys: Tensor, values: Tensor, new: int) -> int:
-    """Rows at the start that are bit for bit what they were."""
-    if last is None or last.keys.shape[0] != keys.shape[0]:
-        return 0
-    longest = min(last.keys.shape[2], keys.shape[2])
-    for rows in dict.fromkeys((longest, min(longest, keys.shape[2] - new))):
-        if rows > 0 and _same_start(last, keys, values, rows):
-            return rows
-    return 0
-
-
-def _same_start(last: _Expanded, keys: Tensor, values: Tensor, rows: int) -> bool:
-    return same(keys[:, :, :rows], last.keys[:, :, :rows]) and same(
-        values[:, :, :rows], last.values[:, :, :rows]
-    )
-
-
-def _places(
-    origin: Entry | None, sequence: int, seq: int, positions: Sequence[Sequence[int]]
-) -> list[int]:
-    """Positions of all rows of a sequence."""
-    if origin is not None and sequence < len(origin.attended):
-        rows = [position for _, position in runs.expanded(origin.attended[sequence])]
-        if len(rows) == seq:
-            return rows
-    if sequence < len(positions) and len(positions[sequence]) == seq:
-        return list(positions[sequence])
-    return list(range(seq))
 
 
 def _stretched(places: Sequence[int], seq: int) -> list[int]:

@@ -16,7 +16,10 @@ from kvtrace.record import books
 from kvtrace.record.books import EMPTY, Book, Entry
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.content import Recogniser
+from kvtrace.record.derived import Derived
+from kvtrace.record.flow.slots import Numbers
 from kvtrace.record.forward import CacheChange, CacheUpdate, Forward
+from kvtrace.record.own import Own
 from kvtrace.record.positions import Positions
 from kvtrace.record.reads import Read, reads
 from kvtrace.record.routine import Routine, routine
@@ -39,6 +42,10 @@ class LedgerStep:
         rows: Cache layer to the keys and values written, [sequences, kv_heads, rows, dim].
         seq: Cache layer to the rows its attention was given; static buffers hold more.
         caches: Serial numbers of the caches that were updated or read.
+        slots: Cache layer to the slots of a buffer that hold rows, where not all do.
+        parent: Step whose rows this one goes on with, as the rows tell it.
+        grown: Tokens more than those of the step before, which were computed again.
+        own_bytes: Memory of caches of the model's own.
         routine: As the step before in all but the number of rows.
     """
 
@@ -49,6 +56,10 @@ class LedgerStep:
     rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     seq: dict[int, int] = field(default_factory=dict)
     caches: set[int] = field(default_factory=set)
+    slots: dict[int, Numbers] = field(default_factory=dict)
+    parent: int | None = None
+    grown: int = 0
+    own_bytes: int = 0
     routine: bool = False
 
 
@@ -81,6 +92,7 @@ class Ledger:
         self._books: dict[tuple[int, int], Book] = {}
         self._homes: dict[tuple[int, int], int] = {}
         self._content = Recogniser(self.stores)
+        self._own = Own(self.stores)
         self._routine: Routine | None = None
 
     def step(self, forward: Forward, positions: Positions) -> LedgerStep:
@@ -98,6 +110,7 @@ class Ledger:
         out.events = tuple(event for event in events if event.layers)
         work = _Work(forward, positions, out)
         read = {one.update for one in out.reads if one.source == "cache"}
+        self._own.begin()
         made_from = {one.update for one in out.reads if one.source == "derived"} - read
         for index, (nth, update) in enumerate(_numbered(forward.updates)):
             store = self.stores.of_update(update, nth, latent=index in made_from)
@@ -105,8 +118,9 @@ class Ledger:
             out.caches.add(update.cache)
             work.entries[store] = self._update(store, update, work)
             self._homes[update.cache, update.layer] = store
-        for call, one in zip(forward.calls, out.reads, strict=True):
-            out.stores.append(self._read(call, one, work))
+        for place, call in enumerate(forward.calls):
+            out.stores.append(self._read(place, call, work))
+        self._own_caches(out)
         # a layer may write several parts of its memory; the last time all are there
         for memory in {(one.cache, one.layer): one for one in forward.recurrent}.values():
             self.stores.of_recurrent(memory)
@@ -137,9 +151,23 @@ class Ledger:
             next_cell[key[1]] = after
             rows[key[1]] = (update.new_keys, update.new_values)
         group = _cache_step(last.stores, entry)
-        out = LedgerStep((group,), (), last.reads, last.read_stores, rows, {}, {cache}, True)
+        out = LedgerStep((group,), (), last.reads, last.read_stores, rows, {}, {cache})
+        out.routine = True
         out.seq = dict.fromkeys(last.stores, seq)
         return out
+
+    @property
+    def derived(self) -> Derived:
+        """Is told of calls while they run, and of forwards that begin."""
+        return self._own.derived
+
+    def at(self, forward: Forward) -> tuple[int, ...] | None:
+        """Position of a forward's first token per sequence, as its rows tell it; None: unknown."""
+        return self._own.at(forward)
+
+    def intact(self, call: AttentionCall) -> bool:
+        """Whether what a call was given is there still, as it was when the call was made."""
+        return self._own.intact(call)
 
     # -- updates ---------------------------------------------------------------------------
 
@@ -182,9 +210,10 @@ class Ledger:
 
     # -- reads -----------------------------------------------------------------------------
 
-    def _read(self, call: AttentionCall, read: Read, work: _Work) -> int:
+    def _read(self, place: int, call: AttentionCall, work: _Work) -> int:
         """The cache layer a call reads; entered if no update did."""
         out = work.out
+        read = out.reads[place]
         if read.source == "cache" and read.update is not None:
             return work.stores[read.update]
         if read.source == "cache" and read.lingering is not None:
@@ -204,11 +233,22 @@ class Ledger:
             whole = work.forward.updates[read.update].keys.shape[2]
             if call.keys.shape[2] == whole:
                 limit = out.seq[work.stores[read.update]]
-        store = self.stores.of_call(call, read.source)
-        entry, rows = self._content.expanded(store, call, origin, work.positions, limit)
-        work.entries[store], out.rows[store] = entry, rows
-        out.seq[store] = min(call.keys.shape[2], limit or call.keys.shape[2])
-        return store
+        made = self._own.made(call, work.forward, origin, limit)
+        if made.cached:
+            out.reads[place] = Read("cache")
+        if made.slots is not None:
+            out.slots[made.store] = made.slots
+        work.entries[made.store], out.rows[made.store] = made.entry, made.rows
+        out.seq[made.store] = made.seen.step.cells.shape[1]
+        return made.store
+
+    def _own_caches(self, out: LedgerStep) -> None:
+        """What caches of the model's own say of the whole step."""
+        own = self._own
+        out.events += own.events
+        out.parent, out.own_bytes = own.parent, own.nbytes
+        out.grown = own.derived.grown if own.parent is not None else 0
+        own.derived.over()
 
     def _untouched(self, store: int, book: Book, work: _Work) -> Entry:
         """A step that read rows and wrote none."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Set
+from time import perf_counter_ns
 from types import CodeType, FunctionType
 
 from torch import nn
@@ -17,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.flow import FlowWatch
-from kvtrace.record.running import passes
+from kvtrace.record.running import Pass, passes
 
 _ASKS = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
 _LOOKS = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
@@ -62,7 +63,7 @@ def lower_levels(model: nn.Module) -> FlowWatch | None:
     def deliver(call: AttentionCall) -> None:
         for one in passes():
             if one.flow is flow:
-                one.calls.append(call)
+                one.calls.append(_kept(one, call))
 
     if not asking:
         # outside of its forward nothing of the model attends, and sampling stays as fast as it is
@@ -77,6 +78,16 @@ def lower_levels(model: nn.Module) -> FlowWatch | None:
         return None
     flow = FlowWatch(model, sink=deliver, only=lambda path, _: path in silent)
     return flow
+
+
+def _kept(one: Pass, call: AttentionCall) -> AttentionCall:
+    """The call, as it stays when the model writes over what it has just read."""
+    if one.keep is None or one.updates:
+        return call
+    start = perf_counter_ns()
+    call = one.keep(call)
+    one.own_ns += perf_counter_ns() - start
+    return call
 
 
 def _related(path: str, others: Set[str]) -> bool:

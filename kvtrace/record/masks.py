@@ -17,6 +17,7 @@ from kvtrace.trace import Mask
 from kvtrace.trace.dtypes import Array
 
 Table = NDArray[np.bool_]
+Slots = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,13 @@ class Compactor:
         self._chunk = chunk
         self._seen: dict[tuple[object, ...], tuple[Tensor, Compact]] = {}
         self._offsets: dict[int | None, Compact] = {}
+        self._cut: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
         self._biases: dict[tuple[int, int], tuple[Tensor, Array]] = {}
 
-    def compact(self, call: AttentionCall, seq: int) -> Compact:
-        """The mask of a call over the first `seq` rows of its keys."""
+    def compact(self, call: AttentionCall, seq: int, slots: Slots | None = None) -> Compact:
+        """The mask of a call over the first `seq` rows of its keys, or over those of some slots."""
+        if slots is not None:
+            call, seq = self._picked(call, slots), len(slots)
         new = call.queries.shape[2]
         if call.visible is None:
             ruled = call.causal or (new == 1 and call.kind == "self")
@@ -67,6 +71,20 @@ class Compactor:
         if call.bias is None:
             return found
         return replace(found, mask=replace(found.mask, bias=True), bias=self._bias(call.bias, seq))
+
+    def _picked(self, call: AttentionCall, slots: Slots) -> AttentionCall:
+        """A call as if it had been given only the rows of some slots."""
+        visible, bias = self._columns(call.visible, slots), self._columns(call.bias, slots)
+        return replace(call, visible=visible, bias=bias)
+
+    def _columns(self, table: Tensor | None, slots: Slots) -> Tensor | None:
+        if table is None or table.shape[-1] == 1:
+            return table
+        key = (id(table), slots.tobytes())
+        known = self._cut.get(key)
+        if known is None:
+            known = self._cut[key] = (table, table[..., slots.tolist()])
+        return known[1]
 
     def _plain(self, offset: int | None) -> Compact:
         """No mask but the causal one, if that."""

@@ -1,16 +1,26 @@
 """Recognising K,V rows by content: which of the rows now seen were seen before.
 
 For caches whose behaviour isn't known, and for rows that somebody moved or changed. A row's digest
-takes in every bit of its K and V, all kv heads, in 64 bits.
+takes in every bit of it, all kv heads, in 64 bits: a weighted sum of its bits modulo 2^64 with odd
+random weights, in which two rows that differ agree with a probability of at most 2^-32
+(multilinear hashing, Carter and Wegman 1979). It is the sum of the digests of its parts, each of
+which takes in every `PARTS`-th feature.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+PARTS = 8
+"""Features are looked at in so many turns where a row is long."""
+
+Digests = NDArray[np.int64]
+
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_factors: dict[tuple[int, torch.device], Tensor] = {}
+_factors: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
 
 
 def digests(keys: Tensor, values: Tensor) -> list[list[int]]:
@@ -20,25 +30,41 @@ def digests(keys: Tensor, values: Tensor) -> list[list[int]]:
         keys: [sequences, kv_heads, seq, key_dim].
         values: [sequences, kv_heads, seq, value_dim].
     """
-    total = _digest(keys) * 3 + _digest(values)
+    total = _sums(keys, None) * 3 + _sums(values, None)
     found: list[list[int]] = total.tolist()
     return found
 
 
-def _digest(rows: Tensor) -> Tensor:
-    """A weighted sum of the bits modulo 2^64, [sequences, seq]; odd weights lose no single bit."""
-    sequences, _, seq, _ = rows.shape
-    flat = rows.detach().transpose(1, 2).reshape(sequences, seq, -1)
+def digest(rows: Tensor, part: int | None = None) -> Digests:
+    """One number per sequence and row, [sequences, seq]; of all its features, or of a part.
+
+    Args:
+        rows: [sequences, kv_heads, seq, dim].
+        part: 0 to `PARTS` - 1; None: the whole row.
+    """
+    found: Digests = _sums(rows, part).cpu().numpy()
+    return found
+
+
+def _sums(rows: Tensor, part: int | None) -> Tensor:
+    cut = rows.detach() if part is None else rows.detach()[..., part::PARTS]
+    sequences, heads, seq, dim = cut.shape
+    flat = cut.transpose(1, 2).reshape(sequences * seq, heads * dim)
     bits = flat.view(_BITS[flat.element_size()]).to(torch.int64)
-    return (bits * _weights(bits.shape[-1], bits.device)).sum(dim=-1)
+    factors = _weights(heads, rows.shape[3], part, bits.device)
+    # no accelerator multiplies matrices of whole numbers
+    total = bits @ factors if bits.device.type == "cpu" else (bits * factors).sum(-1)
+    return total.reshape(sequences, seq)
 
 
-def _weights(size: int, device: torch.device) -> Tensor:
-    found = _factors.get((size, device))
+def _weights(heads: int, dim: int, part: int | None, device: torch.device) -> Tensor:
+    key = (heads, dim, part, device)
+    found = _factors.get(key)
     if found is None:
         generator = torch.Generator().manual_seed(0x5EED)
-        drawn = torch.randint(-(2**62), 2**62, (size,), generator=generator) * 2 + 1
-        found = _factors[size, device] = drawn.to(device)
+        drawn = torch.randint(-(2**62), 2**62, (heads * dim,), generator=generator) * 2 + 1
+        cut = drawn.view(heads, dim)[:, slice(None) if part is None else slice(part, None, PARTS)]
+        found = _factors[key] = cut.reshape(-1).to(device)
     return found
 
 

@@ -9,8 +9,13 @@ from kvtrace.record.forward import Forward
 Positions = tuple[tuple[int, ...], ...]
 
 
-def positions(forward: Forward) -> Positions:
-    """[sequences][new]: position ids where given, else counted; left padding counts up to -1."""
+def positions(forward: Forward, at: tuple[int, ...] | None = None) -> Positions:
+    """[sequences][new]: position ids where given, else counted; left padding counts up to -1.
+
+    Args:
+        forward: It.
+        at: Position of its first token per sequence, where its rows tell it.
+    """
     new, sequences = forward.new, forward.sequences
     given_encoder = any(
         name in forward.arguments for name in ("encoder_outputs", "decoder_input_ids")
@@ -21,6 +26,8 @@ def positions(forward: Forward) -> Positions:
         start = mask.shape[1] - new
         pads = _left_padding(mask, sequences)
     given = _given(forward)
+    if at is not None and given is None and len(at) == sequences:
+        return tuple(tuple(range(first, first + new)) for first in at)
     out = []
     for sequence, pad in enumerate(pads):
         counted = range(start - pad, start - pad + new)

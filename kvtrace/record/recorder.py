@@ -114,7 +114,7 @@ class Recorder:
         self._latest: dict[int, int] = {}
         self._before: Tokens = ()
         self._named: list[int] | None = None
-        self._sizes = meta_sizes(meta)
+        self._tables = meta.sites, meta.cache_layers
 
     # -- callbacks of Watch ----------------------------------------------------------------
 
@@ -211,6 +211,18 @@ class Recorder:
         said = tuple(dict.fromkeys(said))
         if (unseen, said) != (self.meta.unseen, self.meta.not_recorded):
             self._write_meta(replace(self.meta, unseen=unseen, not_recorded=said))
+        self._remark()
+
+    def _remark(self) -> None:
+        """What must be known of some cache layers, as notes on their sites."""
+        of: dict[str, list[Site]] = {}
+        for site in self.meta.sites:
+            remark = self.meta.cache_layers[site.reads].remark
+            if remark:
+                of.setdefault(remark, []).append(site)
+        for remark, sites in of.items():
+            more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+            self._sink.note(Note("note", f"{sites[0].module}{more}: {remark}", site=sites[0].index))
 
     @property
     def last(self) -> Step | None:
@@ -230,8 +242,8 @@ class Recorder:
         tokens = _tokens(forward)
         copied = attended.copying.finish()
         checked = {} if self._options.check is None else dict(self._options.check(forward))
-        for place in entry.overwritten:
-            checked.pop(place, None)
+        for place in [one for one in checked if not self._ledger.intact(forward.calls[one])]:
+            del checked[place]
         self._extend()
         number = self.num_steps
         step = Step(
@@ -260,6 +272,8 @@ class Recorder:
     def _parent(self, entry: LedgerStep, tokens: Tokens) -> int | None:
         """The step whose cache this one continued; without a cache, whose tokens."""
         if not entry.caches:
+            if entry.parent is not None:
+                return entry.parent
             return self.num_steps - 1 if _extends(tokens, self._before) else None
         continued = any(group.length_before for group in entry.groups)
         found = [self._latest[one] for one in entry.caches if one in self._latest]
@@ -272,16 +286,20 @@ class Recorder:
         cached, recomputed = self._meter.measure(sizes)
         read, written = step_bytes(entry.groups, self._ledger.stores.layers)
         return Cost(
-            cached, recomputed, self._meter.weight_bytes(sizes), read, written, held_bytes(forward)
+            cached,
+            recomputed,
+            self._meter.weight_bytes(sizes),
+            read,
+            written,
+            held_bytes(forward) + entry.own_bytes,
         )
 
     def _extend(self) -> None:
-        """More META, if there are sites or cache layers it does not have yet."""
-        sizes = (len(self._sites.sites), len(self._ledger.stores.layers))
-        if sizes == self._sizes:
-            return
-        self._sizes = sizes
+        """More META, if there is more to say of sites or cache layers than it does yet."""
         tables = tuple(self._sites.sites), tuple(self._ledger.stores.layers)
+        if tables == self._tables:
+            return
+        self._tables = tables
         if self._options.placed is not None:
             tables = self._options.placed(*tables)
         self._write_meta(replace(self.meta, sites=tables[0], cache_layers=tables[1]))
@@ -317,11 +335,6 @@ def _extends(tokens: Tokens, before: Tokens) -> bool:
         len(now) > len(old) > 0 and now[: len(old)] == old
         for now, old in zip(tokens, before, strict=True)
     )
-
-
-def meta_sizes(meta: Meta) -> tuple[int, int]:
-    """(sites, cache layers) it names."""
-    return len(meta.sites), len(meta.cache_layers)
 
 
 def _chunk(model: nn.Module) -> int | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from kvtrace.record.calls import AttentionCall
     from kvtrace.record.flow import FlowWatch
@@ -50,6 +50,8 @@ class Pass:
         nested: Forwards of the same watcher within this one.
         started: When it began, by the performance counter in ns.
         own_ns: Time spent in patches.
+        keep: Given each call of the data flow that read from no known cache, while the forward
+            runs; what it returns is kept in the call's place.
     """
 
     names: Mapping[int, str]
@@ -63,6 +65,7 @@ class Pass:
     nested: int = 0
     started: int = 0
     own_ns: int = 0
+    keep: Callable[[AttentionCall], AttentionCall] | None = None
 
 
 class _Threads(threading.local):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kvtrace.trace import Run
 
 Runs = tuple[Run, ...]
@@ -96,6 +99,21 @@ def last(runs: Runs, rows: int) -> Runs:
 def expanded(runs: Runs) -> list[tuple[int, int]]:
     """(cell, position) of every row, in slot order."""
     return [(run.cell + i, run.position + i) for run in runs for i in range(run.count)]
+
+
+def stretches(
+    cells: NDArray[np.int64], slots: NDArray[np.int64], positions: NDArray[np.int64]
+) -> Runs:
+    """As `joined`, of arrays, one entry a row."""
+    if not len(cells):
+        return ()
+    steps = (np.diff(cells) != 1) | (np.diff(slots) != 1) | (np.diff(positions) != 1)
+    starts = [0, *(np.flatnonzero(steps) + 1).tolist()]
+    ends = [*starts[1:], len(cells)]
+    return tuple(
+        Run(int(cells[start]), end - start, int(slots[start]), int(positions[start]))
+        for start, end in zip(starts, ends, strict=True)
+    )
 
 
 def picked(rows: Iterable[tuple[int, int]]) -> Runs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.reads import Read
@@ -30,6 +30,7 @@ class Sites:
         key = (call.module, call.call, store, shared, call.queries.shape[1], call.keys.shape[1])
         found = self._index.get(key)
         if found is not None:
+            self._say(found, read)
             return found
         index = self._index[key] = len(self.sites)
         sinks = () if call.sinks is None else tuple(float(x) for x in call.sinks.tolist())
@@ -58,3 +59,9 @@ class Sites:
             )
         )
         return index
+
+    def _say(self, index: int, read: Read) -> None:
+        """Whether a model of one's own keeps rows is known when it first reads them."""
+        site = self.sites[index]
+        if site.source != read.source and {site.source, read.source} == {"cache", "uncached"}:
+            self.sites[index] = replace(site, source=read.source)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,12 +39,18 @@ class Stores:
         kind = "latent" if latent else "cross" if update.part == "cross" else _kind(update)
         return self._add(key, update.layer, kind, shape, (update.window, update.capacity))
 
-    def of_call(self, call: AttentionCall, kind: str) -> int:
-        """The layer of rows that a call made for itself."""
+    def of_call(self, call: AttentionCall) -> int:
+        """The layer of rows that no known cache handed to a call."""
         shape = _shape(call.keys, call.values)
-        key = (call.module, call.call, kind, *shape)
+        key = ("call", call.module, call.call, *shape)
         found = self._index.get(key)
-        return self._add(key, -1, kind, shape) if found is None else found
+        return self._add(key, -1, "uncached", shape) if found is None else found
+
+    def say(self, store: int, **more: Any) -> None:
+        """Say more of a layer than was known when it was met: its kind, limits, where it is."""
+        now = self.layers[store]
+        if any(getattr(now, name) != value for name, value in more.items()):
+            self.layers[store] = replace(now, **more)
 
     def of_recurrent(self, one: Recurrent) -> int:
         """The layer of a recurrent memory."""

@@ -71,6 +71,9 @@ class CacheLayer:
         state_bytes: Bytes of a recurrent state, constant in length.
         first_kv_head, all_kv_heads: Where its kv heads begin among those of the whole model, and
             how many those are, where several processes share them; 0, 0: all are here.
+        where: What of the model's own holds the rows, as its code calls it, with the shape; empty
+            where that is not known.
+        remark: What else must be known to read its rows right; a sentence, or empty.
     """
 
     index: int
@@ -85,6 +88,8 @@ class CacheLayer:
     state_bytes: int = 0
     first_kv_head: int = 0
     all_kv_heads: int = 0
+    where: str = ""
+    remark: str = ""
 
     def dim(self, tensor: Tensor) -> int:
         """Features of a row of K or V."""
@@ -225,7 +230,11 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """The head of a trace. Later META frames may add sites and cache layers, never change one.
+    """The head of a trace.
+
+    Later META frames may add sites and cache layers. Of a cache layer they may say more than was
+    known at first (kind, limits, where, remark), and of a site whether its rows are cached (source,
+    window); never another shape.
 
     Attributes:
         model: What was watched.

@@ -36,15 +36,18 @@ def build(style):
     return importlib.import_module(f"kvtrace_fixtures.custom.{style}").build()
 
 
-def ids(tokens, seed=5):
-    return torch.randint(0, 256, (1, tokens), generator=torch.Generator().manual_seed(seed))
+def ids(tokens, seed=5, batch=1):
+    return torch.randint(0, 256, (batch, tokens), generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
-def through_the_cache(style, model, tokens, prompt):
-    """Logits of each step: the prompt, then one token at a time."""
-    ends = [prompt, *range(prompt + 1, tokens.shape[1] + 1)]
-    cache, start, found = _empty(style, model), 0, []
+def through_the_cache(style, model, tokens, prompt, *, ends=(), witness=None):
+    """Logits of each step: the prompt, then one token at a time.
+
+    `ends` cuts the tokens into other steps; `witness(cache, tokens so far)` looks on after each.
+    """
+    ends = [*ends, *range(max([prompt, *ends]) + (1 if ends else 0), tokens.shape[1] + 1)]
+    cache, start, found = _empty(style, model, len(tokens)), 0, []
     for end in ends:
         new = tokens[:, start:end]
         if style in PAST:
@@ -66,17 +69,19 @@ def through_the_cache(style, model, tokens, prompt):
             logits = _first(model(tokens[:, :end]))[:, start:]
         found.append(logits)
         start = end
+        if witness is not None:
+            witness(cache, end)
     return found
 
 
-def _empty(style, model):
+def _empty(style, model, batch=1):
     if style == "softcap":
         return {}
     if style in ("unrotated_keys", "plain_functions"):
         return model.new_cache()
     if style == "hooked_dict":
         return model.install_kv_cache_hooks()[0]
-    return model.make_cache(1, 40) if style == "sinks_prealloc" else None
+    return model.make_cache(batch, 40) if style == "sinks_prealloc" else None
 
 
 @torch.no_grad()

@@ -6,13 +6,13 @@ What others call:
   and other fused calls; level 3: products and a softmax) to `sink` while the forward runs; `unseen`
   and `notes` say what it could not read and what it assumed. `adopt` adds a model, `begin_step`
   says where a step begins when no watched model's own forward does.
-- `RowFollower().step(keys, values, visible)`: which cached rows are new, unchanged, changed, moved
-  or gone since the step before, as a `RowStep` of cells. One for each site, `forget` for each text.
+- `RowFollower().step(Given(…))`: which rows that a site was given are new, unchanged, changed, moved
+  or gone since the steps before, as a `RowStep` of cells. One follower for each site.
 
 Knows no cache class, no trace, no transformers.
 """
 
-from kvtrace.record.flow.rows import RowFollower, RowStep
+from kvtrace.record.flow.rows import Given, RowFollower, RowStep
 from kvtrace.record.flow.watch import FlowWatch
 
-__all__ = ["FlowWatch", "RowFollower", "RowStep"]
+__all__ = ["FlowWatch", "Given", "RowFollower", "RowStep"]

@@ -1,18 +1,19 @@
 """What became of cached rows, from the keys and values of successive steps alone."""
 
+import numpy as np
 import pytest
 import torch
 
-from builders.custom_drives import build, ids, through_the_cache
-from kvtrace.record.flow import FlowWatch, RowFollower
-from kvtrace.record.flow.rows import UNWRITTEN, hashes
+from kvtrace.record.flow.rows import Given, RowFollower
+from kvtrace.record.flow.slots import UNWRITTEN
+from kvtrace.record.match import PARTS, digest
 
 GENERATOR = torch.Generator().manual_seed(0)
 
 
-def rows(count, sequences=1):
-    """Random keys and values, [sequences, 2, count, 4]."""
-    shape = (sequences, 2, count, 4)
+def rows(count, sequences=1, dim=4):
+    """Random keys and values, [sequences, 2, count, dim]."""
+    shape = (sequences, 2, count, dim)
     return torch.randn(shape, generator=GENERATOR), torch.randn(shape, generator=GENERATOR)
 
 
@@ -24,93 +25,185 @@ def picked(pair, slots):
     return tuple(x[:, :, slots] for x in pair)
 
 
+class Site:
+    """One site: a step is given rows, how many tokens came in, and what they see."""
+
+    def __init__(self):
+        self.follower, self.number = RowFollower(), 0
+
+    def step(self, pair, new=1, visible=None, **more):
+        given = Given(*pair, new, visible, number=self.number, **more)
+        self.number += 1
+        return self.follower.step(given)
+
+
+def sees(*slots, of, new=1):
+    """A mask of [1, 1, new, of]: every query sees these slots."""
+    visible = torch.zeros(1, 1, new, of, dtype=torch.bool)
+    visible[..., list(slots)] = True
+    return visible
+
+
 def test_rows_that_are_appended_get_new_cells_and_the_others_keep_theirs():
-    follower, prompt = RowFollower(), rows(3)
-    first = follower.step(*prompt)
-    second = follower.step(*joined(prompt, rows(1)))
-    assert (first.cells, first.first_cell, first.rows) == (((0, 1, 2),), 0, 3)
-    assert (second.cells, second.first_cell, second.written) == (((0, 1, 2, 3),), 3, ((3,),))
-    assert (second.changed, second.moved, second.gone) == (((),), ((),), ((),))
+    site, prompt = Site(), rows(3)
+    first = site.step(prompt, 3)
+    second = site.step(joined(prompt, rows(1)))
+    assert (first.cells.tolist(), first.first_cell, first.rows) == ([[0, 1, 2]], 0, 3)
+    assert (first.parent, first.computed, second.parent, second.computed) == (None, True, 0, False)
+    assert (second.cells.tolist(), second.first_cell) == ([[0, 1, 2, 3]], 3)
+    assert (second.written.tolist(), second.positions.tolist()) == ([[3]], [[0, 1, 2, 3]])
+    assert (second.before, second.gone, second.again) == (3, 0, 0)
 
 
 def test_sequences_write_their_cells_one_after_the_other():
-    follower, prompt = RowFollower(), rows(2, sequences=2)
-    assert follower.step(*prompt).cells == ((0, 1), (2, 3))
-    assert follower.step(*joined(prompt, rows(1, sequences=2))).cells == ((0, 1, 4), (2, 3, 5))
+    site, prompt = Site(), rows(2, sequences=2)
+    assert site.step(prompt, 2).cells.tolist() == [[0, 1], [2, 3]]
+    step = site.step(joined(prompt, rows(1, sequences=2)))
+    assert step.cells.tolist() == [[0, 1, 4], [2, 3, 5]]
 
 
 def test_evicted_rows_are_gone_and_the_rest_moves():
-    follower, prompt = RowFollower(), rows(4)
-    follower.step(*prompt)
-    step = follower.step(*joined(picked(prompt, [2, 3]), rows(1)))
-    assert step.cells == ((2, 3, 4),)
-    assert step.moved == (((2, 0), (3, 1)),)
-    assert step.gone == ((0, 1),)
-    assert step.rows == 1
+    site, prompt = Site(), rows(4)
+    site.step(prompt, 4)
+    step = site.step(joined(picked(prompt, [2, 3]), rows(1)))
+    assert step.cells.tolist() == [[2, 3, 4]]
+    assert step.origin.tolist() == [[2, 3, -1]]
+    assert step.positions.tolist() == [[2, 3, 4]]
+    assert (step.gone, step.cropped, step.rows) == (2, 0, 1)
+
+
+def test_a_window_of_equal_rows_moves_as_a_whole():
+    site = Site()
+    a, b, c, d = (rows(1) for _ in range(4))
+    full = joined(joined(joined(a, b), a), c)
+    site.step(full, 4)
+    step = site.step(joined(joined(joined(b, a), c), d))
+    assert step.positions.tolist() == [[1, 2, 3, 4]]
+    assert step.cells.tolist() == [[1, 2, 3, 4]]
+
+
+def test_rows_taken_off_the_end_are_cropped_and_positions_go_back():
+    site, prompt = Site(), rows(5)
+    site.step(prompt, 5)
+    step = site.step(joined(picked(prompt, [0, 1, 2]), rows(1)))
+    assert step.cells.tolist() == [[0, 1, 2, 5]]
+    assert (step.cropped, step.gone, step.at.tolist()) == (2, 2, [3])
+    assert step.positions.tolist() == [[0, 1, 2, 3]]
+
+
+def test_a_row_that_was_written_over_is_no_crop():
+    site, buffer = Site(), rows(8)
+    site.step(buffer, 3, sees(0, 1, 2, of=8, new=3))
+    keys, values = (x.clone() for x in buffer)
+    keys[:, :, 2:3], values[:, :, 2:3] = rows(1)
+    step = site.step((keys, values), 1, sees(0, 1, 2, of=8))
+    assert (step.cropped, step.at.tolist()) == (0, [3])
+    assert step.positions[:, step.slots].tolist() == [[0, 1, 3]]
 
 
 def test_a_ring_overwrites_one_slot():
-    follower, (keys, values) = RowFollower(), rows(4)
-    follower.step(keys, values)
+    site, (keys, values) = Site(), rows(4)
+    site.step((keys, values), 4)
     new = rows(1)
     keys, values = keys.clone(), values.clone()
-    keys[:, :, 1:2], values[:, :, 1:2] = new
-    step = follower.step(keys, values)
-    assert step.cells == ((0, 4, 2, 3),)
-    assert (step.changed, step.gone) == (((1,),), ((1,),))
-    assert (step.keys_only, step.rotated) == (False, False)
+    keys[:, :, 0:1], values[:, :, 0:1] = new
+    step = site.step((keys, values))
+    assert step.cells.tolist() == [[4, 1, 2, 3]]
+    assert (step.positions.tolist(), step.gone, step.again) == ([[4, 1, 2, 3]], 1, 0)
+
+
+def test_a_chunk_that_goes_around_the_ring_keeps_its_order():
+    site, buffer = Site(), rows(6)
+    site.step(buffer, 5, sees(*range(5), of=6, new=5))
+    keys, values = (x.clone() for x in buffer)
+    more = rows(3)
+    for n, slot in enumerate((5, 0, 1)):
+        keys[:, :, slot], values[:, :, slot] = more[0][:, :, n], more[1][:, :, n]
+    step = site.step((keys, values), 3)
+    assert step.positions.tolist() == [[6, 7, 2, 3, 4, 5]]
 
 
 def test_slots_nobody_sees_are_unwritten():
-    follower, (keys, values) = RowFollower(), rows(6)
+    site, buffer = Site(), rows(6)
     visible = torch.zeros(1, 1, 2, 6, dtype=torch.bool)
     visible[..., 0, :1], visible[..., 1, :2] = True, True
-    step = follower.step(keys, values, visible)
-    assert step.cells == ((0, 1, UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN),)
-    assert step.written == ((0, 1),)
+    step = site.step(buffer, 2, visible)
+    assert step.cells.tolist() == [[0, 1, *[UNWRITTEN] * 4]]
+    assert (step.written.tolist(), step.slots.tolist(), step.whole) == ([[0, 1]], [0, 1], False)
 
 
 def test_a_row_that_was_seen_once_stays_though_a_window_hides_it():
-    follower, (keys, values) = RowFollower(), rows(3)
-    follower.step(keys, values, torch.tensor([True, True, False]).view(1, 1, 1, 3))
-    step = follower.step(keys, values, torch.tensor([False, True, True]).view(1, 1, 1, 3))
-    assert step.cells == ((0, 1, 2),)
-    assert step.written == ((2,),)
+    site, buffer = Site(), rows(3)
+    site.step(picked(buffer, [0, 1]), 2)
+    step = site.step(buffer, 1, sees(1, 2, of=3))
+    assert step.cells.tolist() == [[0, 1, 2]]
+    assert step.written.tolist() == [[2]]
 
 
-def test_padding_hides_a_slot_in_one_sequence_only():
-    follower, (keys, values) = RowFollower(), rows(2, sequences=2)
-    visible = torch.tensor([[True, True], [False, True]]).view(2, 1, 1, 2)
-    assert follower.step(keys, values, visible).cells == ((0, 1), (2, 3))
+def test_a_new_row_that_its_own_query_does_not_see_is_there_all_the_same():
+    site, buffer = Site(), rows(8)
+    site.step(buffer, 3, sees(0, 1, 2, of=8, new=3))
+    keys, values = (x.clone() for x in buffer)
+    keys[:, :, 3:4], values[:, :, 3:4] = rows(1)
+    step = site.step((keys, values), 1, sees(0, 1, 2, of=8))
+    assert (step.written.tolist(), step.positions[0, 3]) == ([[3]], 3)
+
+
+def test_a_text_whose_history_is_hidden_from_it_is_still_the_same_text():
+    site, buffer = Site(), rows(8)
+    site.step(buffer, 3, sees(0, 1, 2, of=8, new=3))
+    keys, values = (x.clone() for x in buffer)
+    keys[:, :, 3:4], values[:, :, 3:4] = rows(1)
+    step = site.step((keys, values), 1, sees(3, of=8))
+    assert (step.parent, step.computed, step.cells[0, :4].tolist()) == (0, False, [0, 1, 2, 3])
+
+
+def test_a_zero_row_that_is_seen_stands_for_no_token():
+    site, prompt = Site(), rows(3)
+    site.step(prompt, 3)
+    gap = tuple(torch.zeros(1, 2, 1, 4) for _ in range(2))
+    step = site.step(joined(joined(prompt, rows(1)), gap))
+    assert step.rows == 2
+    assert step.positions.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_left_padding_is_hidden_and_has_negative_positions():
+    site, pair = Site(), rows(4, sequences=2)
+    visible = torch.ones(4, 4, dtype=torch.bool).tril()[None, None].repeat(2, 1, 1, 1)
+    visible[1, :, :, :2] = False
+    step = site.step(pair, 4, visible)
+    assert step.cells.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert step.positions.tolist() == [[0, 1, 2, 3], [-2, -1, 0, 1]]
+    step = site.step(joined(pair, rows(1, sequences=2)))
+    assert step.at.tolist() == [4, 2]
 
 
 def test_repeated_tokens_with_equal_rows_keep_their_slots():
-    follower = RowFollower()
+    site = Site()
     one = rows(1)
     prompt = joined(joined(one, one), one)
-    follower.step(*prompt)
-    step = follower.step(*joined(prompt, one))
-    assert step.cells == ((0, 1, 2, 3),)
-    assert step.moved == ((),)
+    site.step(prompt, 3)
+    step = site.step(joined(prompt, one))
+    assert step.cells.tolist() == [[0, 1, 2, 3]]
+    assert step.positions.tolist() == [[0, 1, 2, 3]]
 
 
 def test_beams_that_change_places_take_each_others_rows():
-    follower, (keys, values) = RowFollower(), rows(3, sequences=2)
-    follower.step(keys, values)
-    step = follower.step(keys[[1, 1]], values[[1, 1]])
-    assert step.taken == (1, 1)
-    assert step.cells == ((3, 4, 5), (3, 4, 5))
-    assert step.rows == 0
+    site, (keys, values) = Site(), rows(3, sequences=2)
+    site.step((keys, values), 3)
+    step = site.step(joined((keys[[1, 1]], values[[1, 1]]), rows(1, sequences=2)))
+    assert step.taken.tolist() == [1, 1]
+    assert step.cells.tolist() == [[3, 4, 5, 6], [3, 4, 5, 7]]
 
 
 def test_every_sequence_writes_as_many_rows_as_the_one_that_writes_most():
-    follower, (keys, values) = RowFollower(), rows(3, sequences=2)
-    follower.step(keys, values)
+    site, (keys, values) = Site(), rows(3, sequences=2)
+    site.step((keys, values), 3)
     keys = keys.clone()
     keys[1, :, 0] += 1
-    step = follower.step(keys, values)
-    assert step.written == ((2,), (0,))
-    assert step.cells == ((0, 1, 6), (7, 4, 5))
+    step = site.step((keys, values))
+    assert step.written.tolist() == [[2], [0]]
+    assert step.cells.tolist() == [[0, 1, 6], [7, 4, 5]]
 
 
 def turned(keys, angle):
@@ -122,82 +215,97 @@ def turned(keys, angle):
 
 def test_keys_rotated_in_place_are_told_from_keys_that_changed():
     keys, values = rows(4)
-    follower = RowFollower()
-    follower.step(keys, values)
-    step = follower.step(turned(keys, 0.3), values)
-    assert (step.keys_only, step.rotated, step.changed) == (True, True, ((0, 1, 2, 3),))
-    step = follower.step(keys * 2, values)
-    assert (step.keys_only, step.rotated) == (True, False)
-    step = follower.step(keys * 2, values + 1)
-    assert (step.keys_only, step.rotated) == (False, False)
+    site = Site()
+    site.step((keys, values), 4)
+    step = site.step((turned(keys, 0.3), values))
+    assert (step.again, step.rotated, step.positions.tolist()) == (4, True, [[0, 1, 2, 3]])
+    step = site.step((keys * 2, values))
+    assert (step.again, step.rotated) == (4, False)
 
 
-def test_a_new_text_knows_nothing_of_the_one_before():
-    follower, prompt = RowFollower(), rows(2)
-    follower.step(*prompt)
-    follower.forget()
-    step = follower.step(*prompt)
-    assert (step.cells, step.first_cell) == (((2, 3),), 2)
+def test_a_window_that_is_rotated_as_it_moves_keeps_its_tokens():
+    keys, values = rows(4)
+    site = Site()
+    site.step((keys, values), 4)
+    more, same = rows(1)
+    step = site.step(
+        (torch.cat([turned(keys[:, :, 1:], 0.3), more], 2), torch.cat([values[:, :, 1:], same], 2))
+    )
+    assert (step.again, step.rotated, step.gone) == (3, True, 1)
+    assert step.positions.tolist() == [[1, 2, 3, 4]]
+
+
+def test_a_step_that_sees_no_more_than_its_tokens_begins_a_text():
+    site, prompt = Site(), rows(2)
+    site.step(prompt, 2)
+    step = site.step(prompt, 2)
+    assert (step.parent, step.cells.tolist(), step.first_cell) == (None, [[2, 3]], 2)
+
+
+def test_tokens_computed_again_with_more_keep_equal_rows():
+    site, prompt = Site(), rows(2)
+    site.step(prompt, 2)
+    step = site.step(joined(prompt, rows(1)), 3, grown=True)
+    assert (step.parent, step.computed, step.cells.tolist()) == (0, True, [[0, 1, 2]])
+
+
+def test_a_text_can_be_gone_on_with_after_another():
+    site, one, other = Site(), rows(3), rows(2)
+    site.step(one, 3)
+    site.step(other, 2)
+    step = site.step(joined(one, rows(1)))
+    assert (step.parent, step.cells.tolist()) == (0, [[0, 1, 2, 5]])
+    step = site.step(joined(other, rows(1)))
+    assert (step.parent, step.cells.tolist()) == (1, [[3, 4, 6]])
+
+
+def test_hidden_rows_of_an_earlier_text_in_the_same_buffer_do_not_count():
+    site, buffer = Site(), rows(8)
+    site.step(buffer, 6, sees(*range(6), of=8, new=6))
+    keys, values = (x.clone() for x in buffer)
+    keys[:, :, :2], values[:, :, :2] = rows(2)
+    step = site.step((keys, values), 2, sees(0, 1, of=8, new=2))
+    assert (step.parent, step.slots.tolist(), step.at.tolist()) == (None, [0, 1], [0])
+    keys, values = keys.clone(), values.clone()
+    keys[:, :, 2:3], values[:, :, 2:3] = rows(1)
+    step = site.step((keys, values), 1, sees(0, 1, 2, of=8))
+    assert (step.parent, step.slots.tolist(), step.at.tolist()) == (1, [0, 1, 2], [2])
+
+
+def test_rows_that_were_there_before_anything_was_recorded_come_first():
+    step = Site().step(rows(5), 1)
+    assert (step.parent, step.computed, step.at.tolist()) == (None, False, [4])
+    assert step.positions.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_long_rows_are_looked_at_in_turns_and_changes_are_found_at_once():
+    site, prompt = Site(), rows(600, dim=32)
+    site.step(prompt, 600)
+    pair = prompt
+    for n in range(1, 2 * PARTS):
+        pair = joined(pair, rows(1, dim=32))
+        step = site.step(pair)
+        assert (step.rows, step.parent) == (1, n - 1)
+    keys = pair[0].clone()
+    keys[:, :, 17] *= -1
+    step = site.step((keys, pair[1]))
+    assert step.written.tolist() == [[17]]
+    keys = keys.clone()
+    keys[:, 1, 30, 5] += 1
+    found = [site.step((keys, pair[1])).written.tolist() for _ in range(PARTS)]
+    assert [[30]] in found
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_one_changed_bit_changes_the_hash(dtype):
+def test_one_changed_bit_changes_the_digest(dtype):
     keys = rows(3)[0].to(dtype)
     changed = keys.clone()
     changed[0, 1, 2, 3] = torch.nextafter(changed[0, 1, 2, 3].float(), torch.tensor(9e9)).to(dtype)
     if torch.equal(changed, keys):  # too small a step for a half
         changed[0, 1, 2, 3] *= 1.01
-    same = hashes(keys) == hashes(changed)
-    assert same.tolist() == [[True, True, False]]
+    assert (digest(keys) == digest(changed)).tolist() == [[True, True, False]]
 
 
-def followed(style, prompt=6, total=14):
-    """The row steps of the first layer of a custom model, taken while it runs."""
-    model, follower, steps, sites = build(style), RowFollower(), [], []
-
-    def sink(call):
-        sites.append((call.module, call.call))
-        if sites[-1] == sites[0]:
-            steps.append(follower.step(call.keys, call.values, call.visible))
-
-    with FlowWatch(model, sink=sink):
-        through_the_cache(style, model, ids(total), prompt)
-    return steps
-
-
-@pytest.mark.parametrize(
-    "style",
-    [
-        "tuple_cat",
-        "buffers_start_pos",
-        "index_copy",
-        "gqa_interleave",
-        "alibi",
-        "latent_mla",
-        "hooked_dict",
-        "sinks_prealloc",
-        "unrotated_keys",
-        "plain_functions",
-    ],
-)
-def test_the_cache_of_a_custom_model_grows_by_one_row_a_step(style):
-    steps = followed(style)
-    assert [step.rows for step in steps] == [6] + [1] * 8
-    live = [[c for c in step.cells[0] if c != UNWRITTEN] for step in steps]
-    assert live == [list(range(n)) for n in range(6, 15)]
-    assert not any(step.gone[0] for step in steps[1:])
-
-
-def test_the_ring_of_a_custom_model_overwrites_from_the_eighth_token_on():
-    steps = followed("ring_window")
-    assert steps[0].rows == 6
-    assert [step.changed[0] for step in steps[3:]] == [(n % 8,) for n in range(8, 14)]
-    assert steps[-1].cells == ((8, 9, 10, 11, 12, 13, 6, 7),)
-
-
-def test_a_full_window_of_unrotated_keys_moves_and_turns_every_row():
-    steps = followed("unrotated_keys", prompt=22, total=27)
-    assert [step.rows for step in steps[:3]] == [22, 1, 1]
-    for step in steps[3:]:
-        assert (step.keys_only, step.rotated) == (True, True)
-        assert step.rows == 24
+def test_a_digest_is_the_sum_of_its_parts():
+    keys = rows(3, sequences=2, dim=19)[0]
+    np.testing.assert_array_equal(digest(keys), sum(digest(keys, part) for part in range(PARTS)))

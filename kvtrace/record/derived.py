@@ -1,0 +1,191 @@
+"""Rows that no known cache handed over: what a model's own code keeps, told by what it attends to.
+
+Each call is looked at while its forward runs, before the model may write over what it has just
+read: new rows are copied, of the others only digests are kept. Knows no cache class.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.flow.rows import Given, RowFollower, RowStep
+from kvtrace.record.match import Digests, digest
+from kvtrace.record.stores import Stores
+
+_POSITION = re.compile(r"(^|_)(pos|position|positions|start|offset|past_len|past_length)(_|s?$)")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """One call, as far as it must be known after the model has gone on.
+
+    Attributes:
+        store: Its cache layer.
+        step: What became of its rows.
+        keys, values: Rows it wrote, [sequences, kv_heads, rows, dim].
+        versions: Changes in place of its keys and values when it was seen; -1: not counted.
+        digests: Of its keys and values, [sequences, seq].
+    """
+
+    store: int
+    step: RowStep
+    keys: Tensor
+    values: Tensor
+    versions: tuple[int, int]
+    digests: tuple[Digests, Digests]
+
+    def intact(self, call: AttentionCall) -> bool:
+        """Whether what the call was given is still what it was when it was seen."""
+        now = _version(call.keys), _version(call.values)
+        if now == self.versions and -1 not in now:
+            return True
+        seq, slots = self.step.cells.shape[1], self.step.slots
+        pairs = zip((call.keys, call.values), self.digests, strict=True)
+        return all(
+            bool((digest(rows[:, :, :seq])[:, slots] == before[:, slots]).all())
+            for rows, before in pairs
+        )
+
+
+class Derived:
+    """Follows the rows of every site that reads from no known cache."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+        self._followers: dict[int, RowFollower] = {}
+        self._seen: dict[tuple[str, int], Seen] = {}
+        self._arguments: Mapping[str, object] = {}
+        self._tokens: Tensor | None = None
+        self._before: Tensor | None = None
+        self._number = 0
+        self._told: tuple[bool, int | None, tuple[int, ...] | None] | None = None
+
+    def begin(self, tokens: Tensor | None, arguments: Mapping[str, object], number: int) -> None:
+        """A forward begins.
+
+        Args:
+            tokens: Ids in, [sequences, new].
+            arguments: What the model is called with.
+            number: Of the step it will be.
+        """
+        self._seen.clear()
+        self._tokens, self._arguments, self._number = tokens, arguments, number
+        self._told = None
+
+    def see(self, call: AttentionCall) -> AttentionCall:
+        """Look at a call while the model runs; the call with nothing left that may be changed."""
+        self._seen[call.module, call.call] = self._follow(call, None)
+        return replace(call, queries=call.queries.clone(), output=call.output.clone())
+
+    def of(self, call: AttentionCall, limit: int | None = None) -> Seen:
+        """What is known of a call; it is looked at now if it was not before.
+
+        Args:
+            call: It.
+            limit: Rows that are written, where a buffer has more.
+        """
+        key = (call.module, call.call)
+        found = self._seen.get(key)
+        if found is None:
+            found = self._seen[key] = self._follow(call, limit)
+        return found
+
+    @property
+    def grown(self) -> int:
+        """Tokens that this forward has more than the one before, which it repeats; else 0."""
+        if not self._known[0] or self._tokens is None or self._before is None:
+            return 0
+        return self._tokens.shape[-1] - self._before.shape[-1]
+
+    def over(self) -> None:
+        """A forward is over; its tokens are kept only where rows were followed."""
+        if self._seen:
+            self._known  # noqa: B018 - compared with the tokens before, while those are known
+            tokens = self._tokens
+            self._before = None if tokens is None else tokens.detach().clone()
+        self._seen.clear()
+
+    # -- one call --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _follow(self, call: AttentionCall, limit: int | None) -> Seen:
+        store = self._stores.of_call(call)
+        keys, values, visible = call.keys, call.values, call.visible
+        if limit is not None and limit < keys.shape[2]:
+            keys, values = keys[:, :, :limit], values[:, :, :limit]
+            visible = None if visible is None else visible[..., :limit]
+        grown, start, pads = self._known
+        follower = self._followers.setdefault(store, RowFollower())
+        step = follower.step(
+            Given(keys, values, call.queries.shape[2], visible, grown, start, pads, self._number)
+        )
+        versions = _version(call.keys), _version(call.values)
+        rows = _written(keys, step), _written(values, step)
+        return Seen(store, step, *rows, versions, follower.digests)
+
+    @property
+    def _known(self) -> tuple[bool, int | None, tuple[int, ...] | None]:
+        """(goes on with the tokens before, position of the first token, padding) of the forward."""
+        if self._told is None:
+            new = 0 if self._tokens is None else self._tokens.shape[-1]
+            start = _start(self._arguments, self._tokens, new)
+            self._told = (_extends(self._tokens, self._before), start, _padding(self._arguments))
+        return self._told
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts changes in place; inference tensors don't count, and say -1."""
+    try:
+        return int(tensor._version)
+    except (AttributeError, RuntimeError):
+        return -1
+
+
+def _written(rows: Tensor, step: RowStep) -> Tensor:
+    """A copy of the rows that a step wrote."""
+    rows, written = rows.detach(), step.written
+    if not written.size:
+        return rows[:, :, :0]
+    first, count = int(written[0, 0]), written.shape[1]
+    if (written == range(first, first + count)).all():
+        return rows[:, :, first : first + count].clone()
+    return torch.stack([rows[b][:, slots.tolist()] for b, slots in enumerate(written)])
+
+
+def _extends(tokens: Tensor | None, before: Tensor | None) -> bool:
+    """Whether every sequence begins with what it was before, and goes on."""
+    if tokens is None or before is None or tokens.dim() != 2 or before.dim() != 2:
+        return False
+    count = before.shape[1]
+    longer = tokens.shape[0] == before.shape[0] and tokens.shape[1] > count > 0
+    return longer and torch.equal(tokens[:, :count].to(before.device), before)
+
+
+def _start(arguments: Mapping[str, object], tokens: Tensor | None, new: int) -> int | None:
+    """Position of the first token as an argument says it; None where none does."""
+    for name, value in arguments.items():
+        if value is tokens or not _POSITION.search(name):
+            continue
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+        if isinstance(value, Tensor) and not value.is_floating_point() and value.numel():
+            fits = value.dim() == 0 or value.shape[-1] in (1, new)
+            first = int(value.flatten()[0]) if fits else -1
+            if first >= 0:
+                return first
+    return None
+
+
+def _padding(arguments: Mapping[str, object]) -> tuple[int, ...] | None:
+    """Hidden tokens at the left, per sequence, as an attention mask says it."""
+    mask = arguments.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return None
+    shown = mask != 0
+    return tuple(int(n) for n in torch.where(shown.any(1), shown.int().argmax(1), 0).tolist())
