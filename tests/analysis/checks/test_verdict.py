@@ -99,3 +99,108 @@ def test_infinities_that_only_the_cache_has_are_named():
     trace.source.steps[3] = replace(step, sites=(group,))
     first = check(trace).findings[0]
     assert (first.name, first.step, first.layer, first.head) == ("NONFINITE", 3, 1, 2)
+
+
+def broken_in_both(trace):
+    """NaN in the same place of both lanes."""
+    trace.source.site_tensors[3, 1, Tensor.QUERIES][0, 2, 0, 5] = np.nan
+    place = trace.compared(3).passes[0][2]
+    trace.source.pass_tensors["recomputed", 0, Tensor.QUERIES, 1][0, 2, place, 5] = np.nan
+    step = trace.step(3)
+    group = replace(step.sites[0], nonfinite=(0, 1, 0))
+    trace.source.steps[3] = replace(step, sites=(group,))
+    return trace
+
+
+def test_infinities_in_both_lanes_are_no_pass():
+    found = check(broken_in_both(synthetic_trace()))
+    first = found.findings[0]
+    assert (found.verdict, first.name, first.step, first.layer) == (DIVERGED, "NONFINITE", 3, 1)
+    assert "the model itself" in first.evidence
+    assert first.apart is None
+
+
+def test_logits_that_are_not_finite_are_no_pass():
+    trace = synthetic_trace()
+    step = trace.step(2)
+    top = replace(step.top[0], logits=(float("nan"), 1.0))
+    trace.source.steps[2] = replace(step, top=(top,))
+    found = check(trace)
+    assert [(one.name, one.step, one.tensor) for one in found.findings] == [
+        ("NONFINITE", 2, "logits")
+    ]
+    assert found.verdict == DIVERGED
+
+
+def test_an_equal_beginning_of_a_cut_trace_is_no_pass():
+    trace = synthetic_trace()
+    trace.source.ending = None
+    found = check(trace)
+    assert (found.verdict, found.exit_code) == (UNCHECKED, 3)
+    assert "7 of 7 steps were compared and are equal" in found.reason
+    differing(trace, 2, 0, Tensor.OUTPUT)
+    assert check(trace).verdict == DIVERGED
+
+
+def test_a_step_that_was_not_compared_is_no_pass():
+    trace = synthetic_trace()
+    del trace.source.lane_steps["recomputed", 4]
+    found = check(trace)
+    assert found.verdict == UNCHECKED
+    assert "6 of 7 steps" in found.reason
+    assert "step 4" in found.reason
+
+
+def test_a_single_step_has_read_nothing_from_a_cache():
+    found = check(synthetic_trace(Shape(decode=0)))
+    assert found.verdict == UNCHECKED
+    assert "one step" in found.reason
+
+
+def test_findings_are_told_when_they_are_found():
+    trace = synthetic_trace()
+    differing(trace, 2, 0, Tensor.OUTPUT)
+    read, told = [], []
+    original = trace.source.lane_step
+    trace.source.lane_step = lambda lane, step: read.append(step) or original(lane, step)
+    check(trace, on_finding=lambda one: told.append((one.step, max(read))))
+    assert told == [(2, 2)]
+
+
+def test_a_finding_says_how_far_what_is_rounding_and_where_in_the_code():
+    trace = synthetic_trace()
+    differing(trace, 2, 1, Tensor.OUTPUT)
+    site = replace(trace.meta.sites[1], code="model.py:7")
+    sites = (trace.meta.sites[0], site, trace.meta.sites[2])
+    trace.source.meta = replace(trace.meta, sites=sites)
+    first = check(trace).findings[0]
+    assert first.apart == pytest.approx(1.0)
+    assert first.limit == pytest.approx(4e-5)
+    assert first.code == "model.layers.1.self_attn, model.py:7"
+
+
+def test_a_divergence_past_the_window_says_so():
+    trace = synthetic_trace(Shape(window=8, prompt=5, decode=6))
+    differing(trace, 4, 0, Tensor.OUTPUT)
+    since = check(trace).findings[0].since
+    assert since == (
+        "it begins when the sequence has 9 tokens, more than the window of 8 for the first time; "
+        "the 3 decode steps before are right"
+    )
+
+
+def test_a_divergence_in_the_first_decode_step_is_no_matter_of_length():
+    trace = synthetic_trace()
+    differing(trace, 1, 0, Tensor.OUTPUT)
+    assert check(trace).findings[0].since == ""
+
+
+def test_what_the_recorder_could_not_explain_is_a_caveat():
+    trace = synthetic_trace()
+    step = trace.step(3)
+    group = step.sites[0]
+    wrong = replace(group, check_error=(0.0, 0.5, 0.0), check_scale=(1.0, 1.0, 1.0))
+    trace.source.steps[3] = replace(step, sites=(wrong,))
+    found = check(trace)
+    assert found.verdict == EQUAL
+    assert "model.layers.1.self_attn does not explain its output" in found.caveats[0]
