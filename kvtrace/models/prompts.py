@@ -55,9 +55,9 @@ def encode_prompt(text: str | None, tokenizer: Tokenizer, vocab_size: int) -> Pr
         if not 0 <= token < (vocab_size or token + 1):
             if vocab_size < _BYTES and isinstance(tokenizer, ByteTokenizer):
                 raise UsageError(
-                    f"prompt, token {place}: the model knows {vocab_size} tokens, too few for the "
-                    "bytes that stand in where there is no tokenizer; return (model, stoi) from "
-                    "the factory, or add encode(text) and decode(ids) to the file"
+                    f"prompt, token {place}: id {token} is outside the model's vocabulary of "
+                    f"{vocab_size}, and it brings no tokenizer, so bytes were tried; return "
+                    "(model, stoi) from the factory, or add encode(text) and decode(ids) to the file"
                 )
             raise UsageError(
                 f"prompt, token {place}: id {token} ({tokenizer.name}) is outside the model's "

@@ -46,7 +46,7 @@ def methods(module: nn.Module) -> Iterator[tuple[str, Callable[..., object]]]:
 
 def makers(model: nn.Module, script: ModuleType | None) -> list[Begin]:
     """Methods of the model, and functions of the file, that make or set up caches."""
-    named = [(name, f"model.{name}") for name, _ in methods(model) if _is_maker(name)]
+    named = [(name, _said(name, one)) for name, one in methods(model) if _is_maker(name)]
     made = [_by_method(name, said) for name, said in named]
     if script is not None:
         for name, value in vars(script).items():
@@ -59,11 +59,15 @@ def _is_maker(name: str) -> bool:
     return _MAKES.fullmatch(name.lower()) is not None and not _RESETS.fullmatch(name.lower())
 
 
+def _said(name: str, method: Callable[..., object]) -> str:
+    return f"model.{name}({'…' if parameters_of(method) else ''})"
+
+
 def _by_method(name: str, said: str) -> Begin:
     def make(model: nn.Module, capacity: int) -> object:
         return filled_call(getattr(model, name), Sizes(model, capacity))
 
-    return Begin(f"{said}(…)", make)
+    return Begin(said, make)
 
 
 def _by_function(name: str, function: Callable[..., object]) -> Begin:
@@ -125,9 +129,9 @@ def inner_makers(model: nn.Module) -> list[Begin]:
 
 def resets(model: nn.Module) -> list[Begin]:
     """What empties the caches inside: the model's own method, else those of its layers."""
-    own = [name for name, method in methods(model) if _is_reset(name, method)]
+    own = [(name, one) for name, one in methods(model) if _is_reset(name, one)]
     if own:
-        return [_by_method(own[0], f"model.{own[0]}")]
+        return [_by_method(own[0][0], _said(*own[0]))]
     inner = dict.fromkeys(
         name
         for module in model.modules()
@@ -218,7 +222,7 @@ def of_class(kind: type, annotation: str) -> list[Begin]:
         return make
 
     name = kind.__name__
-    one = [Begin(f"{name}(…)", single(True)), Begin(f"{name}(…)", single(False))]
+    one = [Begin(f"{name}(…)", single(flag), of_class=True) for flag in (True, False)]
     many = [Begin(f"a {name}(…) for every layer", each(flag)) for flag in (True, False)]
     listed = re.search(r"[Ll]ist|[Tt]uple|Sequence|Iterable", annotation) is not None
     return [*many, *one] if listed else [*one, *many]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,11 @@ from kvtrace.record.driving.outputs import (
     spelled,
 )
 from kvtrace.record.driving.way import Way
+
+_OFFSET = re.compile(
+    r"_?(\w*offset|(cur|curr|current|start|seq|cache)?_?pos(ition)?|(seen|past|cur|current)_\w+"
+    r"|(seq_?)?len(gth)?|size|step|n_past|t)"
+)
 
 
 class NoCacheError(ModelError):
@@ -95,11 +101,14 @@ class Calls:
         given = list(tokens[before:] if self.way.feeds == "new" else tokens)
         new = len(tokens) - before
         first, named = self._arguments(given, before, new)
+        offsets = [_offsets(one) for one in self._caches]
         with torch.no_grad():
             result = self.model(*first, **named)
         where = self._where(result, len(given), new)
         if self.way.cache is not None:
             self._keep(result, where)
+            if self.way.cache.moved:
+                self._move(offsets, new)
         self._fed = len(tokens)
         return result, where
 
@@ -164,6 +173,15 @@ class Calls:
                 "no cache came back" if self._caches[0] is None else "the cache stayed empty"
             )
 
+    def _move(self, offsets: list[dict[str, int]], new: int) -> None:
+        """Offsets of the caches that the model leaves alone are the caller's to move on."""
+        for cache, before in zip(self._caches, offsets, strict=True):
+            still = [name for name, value in before.items() if getattr(cache, name) == value]
+            if not still:
+                raise NoCacheError("the cache has no offset that is left to the caller")
+            for name in still:
+                setattr(cache, name, before[name] + new)
+
     def _places(self, result: object, where: Logits, pick: int) -> tuple[Path, ...]:
         """Where the caches come back; nowhere where they are filled in place."""
         count = len(self._caches)
@@ -180,6 +198,16 @@ class Calls:
         if pick >= len(options):
             raise NoCacheError("no other cache came back")
         return options[pick]
+
+
+def _offsets(cache: object) -> dict[str, int]:
+    """Numbers of a cache object that say how many tokens it has seen, by their names."""
+    held = getattr(cache, "__dict__", {})
+    return {
+        name: value
+        for name, value in held.items()
+        if type(value) is int and _OFFSET.fullmatch(name.lower())
+    }
 
 
 def _named(paths: list[Path]) -> bool:

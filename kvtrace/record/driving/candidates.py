@@ -90,6 +90,9 @@ def _passed(
                 for pick in range(_PICKS):
                     cache = Passed(names, begin, pick)
                     yield Way(signature, layout, cache, first=tuple(reset), given=given)
+                if begin.of_class:
+                    cache = Passed(names, begin, moved=True)
+                    yield Way(signature, layout, cache, first=tuple(reset), given=given)
         for begin in begins:
             for given in _options(signature, cached=True):
                 cache = Passed(names, begin)

@@ -69,10 +69,10 @@ class Search:
         if best is None and others:
             best = others[0]
         if best is not None:
-            return _cached(best, plain)
+            return _cached(best)
         if plain is None:
             raise ModelError(self._complaint(signature))
-        return _uncached(plain, trials)
+        return _uncached(plain, trials, self.wish)
 
     # -- without a cache -----------------------------------------------------------------------
 
@@ -166,21 +166,9 @@ class Search:
         )
 
 
-def _cached(best: Tried, plain: Way | None) -> Found:
+def _cached(best: Tried) -> Found:
     way = best.way
-    parts = [f"called as {way}"]
-    parts.append("the prompt at once, then a token at a time")
-    if way.feeds == "all":
-        parts[-1] = "with all tokens at every step, as it expects"
-    if way.beginnings:
-        parts.append(way.beginnings)
-    if way.cache is not None and best.back:
-        parts.append(
-            "it is filled in place" if "place" in best.back else f"it is {best.back} after"
-        )
-    if way.inside:
-        parts.append("the model keeps its cache itself")
-    said = ["; ".join(parts)]
+    said = [f"called as {way}: {_feeding(way)}{_cache_of(way, best.back)}"]
     if best.verdict == "agrees":
         return Found(way, tuple(said), True)
     how = (
@@ -189,14 +177,34 @@ def _cached(best: Tried, plain: Way | None) -> Found:
         else f"its cached steps differ from a pass over all tokens by {best.difference:.1g} of the "
         "largest logit"
     )
-    said.append(f"{how}: either it wants to be called otherwise, or its cache has a bug")
+    said.append(f"{how}: its cache has a bug, or it wants to be called otherwise")
     return Found(way, tuple(said), False)
 
 
-def _uncached(plain: Way, trials: Trials) -> Found:
+def _feeding(way: Way) -> str:
+    if way.feeds == "all":
+        return "all tokens at every step, of which it takes the new ones"
+    return "the prompt at once, then single tokens"
+
+
+def _cache_of(way: Way, back: str) -> str:
+    """Where the cache is, for people."""
+    first = " and ".join(one.said for one in way.first)
+    before = f"; first {first}" if first else ""
+    if way.cache is None:
+        return f"{before}; the model keeps its cache inside"
+    begin = f"{before}; the cache begins as {way.cache.begin.said}"
+    place = f" and is {back}" if "place" in back else f" and comes back as {back}"
+    moved = ", its offset is moved on after each call" if way.cache.moved else ""
+    return f"{begin}{place if back else ''}{moved}"
+
+
+def _uncached(plain: Way, trials: Trials, wish: Wish) -> Found:
+    prompt, steps = max(1, len(wish.prompt)), max(1, wish.new_tokens)
+    all_rows = sum(prompt + step for step in range(steps))
     said = [
-        f"called as {plain}; it keeps no cache: every step computes all tokens again, which a "
-        "cache would save"
+        f"called as {plain}: no cache was found, so every step computes all tokens again; in "
+        f"{steps} steps that is {all_rows} rows, where a cache would leave {prompt + steps - 1}"
     ]
     causal = trials.is_causal(plain)
     if causal is False:

@@ -42,10 +42,12 @@ class Begin:
     Attributes:
         said: For people: `None`, `model.make_cache(batch=1, max_len=44)`.
         make: (model, tokens it must hold) to the cache; what it returns may mean nothing.
+        of_class: It is an object of somebody's class.
     """
 
     said: str
     make: Callable[[nn.Module, int], object]
+    of_class: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,13 @@ class Passed:
         names: Parameters that take it, several where keys and values have one each.
         begin: How it begins, each of them alike.
         pick: Which of the places in the result where it may come back, counted by likelihood.
+        moved: The caller moves its offset on, after every call.
     """
 
     names: tuple[str, ...]
     begin: Begin
     pick: int = 0
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +104,15 @@ class Way:
     def __str__(self) -> str:
         """The call, as one would write it."""
         ids = self.signature.ids
-        shown = [f"{'ids' if ids is None else ids.name} {_LAYOUTS[self.layout]}"]
+        shape = _LAYOUTS[self.layout]
+        if not self.caches or self.feeds == "all":
+            shape = shape.replace("new", "all")
+        shown = [f"{one.name}=prompt" for one in self.signature.of("source")]
+        shown.append(f"{'ids' if ids is None else ids.name} {shape}")
         if self.cache is not None:
             shown += [f"{name}=cache" for name in self.cache.names]
         shown += [f"{one.name}={one.said}" for one in self.given]
         return f"model({', '.join(shown)})"
-
-    @property
-    def beginnings(self) -> str:
-        """How caches begin, for people; empty where there is nothing to say."""
-        parts = [one.said for one in self.first]
-        if self.cache is not None:
-            parts.append(f"the cache begins as {self.cache.begin.said}")
-        return ", ".join(parts)
 
 
 # -- what positions and masks can look like ------------------------------------------------
