@@ -1,6 +1,7 @@
 """From tensors of a running forward to numpy rows: one copy per dtype, not one per tensor.
 
-On an accelerator the copy goes to pinned memory without waiting; `finish` waits once.
+On an accelerator the copy is on its way while other things are done (see `copies`); `finish`
+waits for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Size, Tensor
 
+from kvtrace.record.copies import Flight, fetch
 from kvtrace.record.stores import dtype_name
 from kvtrace.trace import dtypes
 from kvtrace.trace.dtypes import Array
@@ -90,7 +92,7 @@ class Copying:
 
     _names: dict[torch.dtype, list[tuple[str, Sequence[int], Size]]] = field(default_factory=dict)
     _tensors: dict[torch.dtype, list[Tensor]] = field(default_factory=dict)
-    _flying: list[tuple[torch.dtype, Tensor]] = field(default_factory=list)
+    _flying: list[tuple[torch.dtype, Flight]] = field(default_factory=list)
 
     def add(self, kind: str, indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
         """Tensors of one kind to be copied, [sequences, heads, rows, dim] each."""
@@ -107,22 +109,15 @@ class Copying:
     @torch.no_grad()
     def start(self) -> None:
         """Start copying."""
-        for dtype, tensors in self._tensors.items():
-            if any(tensor.device.type != "cpu" for tensor in (tensors[0], tensors[-1])):
-                self._flying.append((dtype, _fetched(tensors)))
-                continue
-            whole = _flattened(tensors)
-            self._flying.append((dtype, whole.clone() if len(tensors) == 1 else whole))
+        self._flying += [(dtype, fetch(tensors)) for dtype, tensors in self._tensors.items()]
         self._tensors = {}
 
     def finish(self) -> Copied:
         """Wait, and hand out the rows."""
-        if any(whole.is_pinned() for _, whole in self._flying if torch.cuda.is_available()):
-            torch.cuda.synchronize()
         stacks: list[Stack] = []
         finite = True
-        for dtype, whole in self._flying:
-            array, name, start = as_stored(whole), dtype_name(dtype), 0
+        for dtype, flight in self._flying:
+            array, name, start = as_stored(flight.land()), dtype_name(dtype), 0
             finite = finite and not nonfinite(array, name).any()
             for kind, indices, shape in self._names[dtype]:
                 end = start + len(indices) * prod(shape)
@@ -130,23 +125,6 @@ class Copying:
                 stacks.append(Stack(kind, tuple(indices), rows, name))
                 start = end
         return Copied(tuple(stacks), finite)
-
-
-def _fetched(tensors: list[Tensor]) -> Tensor:
-    """All of them one after the other in main memory, or on their way there."""
-    if any(tensor.device != tensors[0].device for tensor in tensors):
-        return _flattened([tensor.cpu() for tensor in tensors])
-    whole = _flattened(tensors)
-    if whole.device.type != "cuda":
-        return whole.cpu()
-    pinned = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
-    return pinned.copy_(whole, non_blocking=True)
-
-
-def _flattened(tensors: list[Tensor]) -> Tensor:
-    """All of them one after the other; a single call, where a reshape each would cost more."""
-    whole: Tensor = torch._C._nn.flatten_dense_tensors(tensors)
-    return whole
 
 
 def as_stored(tensor: Tensor) -> Array:

@@ -25,6 +25,9 @@ def main(names: list[str]) -> int:
     sections = []
     for name in names or [stem for stem in found if stem not in HELPERS]:
         module = importlib.import_module(f"benchmarks.{name}")
+        if not getattr(module, "possible", lambda: True)():
+            print(f"{module.NAME}: not on this machine", file=sys.stderr, flush=True)
+            continue
         print(f"{module.NAME} …", file=sys.stderr, flush=True)
         sections.append(table.markdown(module.NAME, module.run()))
         print(sections[-1], flush=True)
