@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.calls import AttentionCall
-from kvtrace.record.flow.rows import Given, RowFollower, RowStep
+from kvtrace.record.flow.rows import RowFollower, RowStep
+from kvtrace.record.flow.texts import Given
 from kvtrace.record.match import Digests, digest
 from kvtrace.record.stores import Stores
 

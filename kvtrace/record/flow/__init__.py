@@ -6,13 +6,14 @@ What others call:
   and other fused calls; level 3: products and a softmax) to `sink` while the forward runs; `unseen`
   and `notes` say what it could not read and what it assumed. `adopt` adds a model, `begin_step`
   says where a step begins when no watched model's own forward does.
-- `RowFollower().step(Given(…))`: which rows that a site was given are new, unchanged, changed, moved
-  or gone since the steps before, as a `RowStep` of cells. One follower for each site.
+- `RowFollower().step(Given(…))`: which rows that a site was given are new, unchanged, changed,
+  moved or gone since the steps before, as a `RowStep` of cells. One follower for each site.
 
 Knows no cache class, no trace, no transformers.
 """
 
-from kvtrace.record.flow.rows import Given, RowFollower, RowStep
+from kvtrace.record.flow.rows import RowFollower, RowStep
+from kvtrace.record.flow.texts import Given
 from kvtrace.record.flow.watch import FlowWatch
 
 __all__ = ["FlowWatch", "Given", "RowFollower", "RowStep"]

@@ -1,0 +1,153 @@
+"""Which of the rows that a site is given now were given to it before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN, Flags, Numbers, equal_slots, paired
+from kvtrace.record.flow.texts import Given, Match, Text
+from kvtrace.record.match import Digests, digest
+
+Glance = tuple[Digests, Digests]
+"""Digests of keys and values, [sequences, seq] each."""
+
+
+def find(texts: Sequence[Text], now: Glance, part: int | None, given: Given, seen: Flags) -> Match:
+    """The remembered text that these rows go on with, and where its rows are now.
+
+    The newest one that explains all rows but the step's own, else the one that explains most.
+
+    Args:
+        texts: Remembered, the newest last.
+        now: Digests of the rows, of a part of them where one is given.
+        part: It.
+        given: What the site was given.
+        seen: Slots that some query sees, [seq].
+    """
+    sequences, seq = now[0].shape
+    best, most = None, 0
+    for text in reversed(texts):
+        score = _likeness(now, text.looked_at(part), text, seen)
+        if score > most:
+            best, most = text, score
+        if most >= sequences * max(1, int(seen.sum()) - given.new):
+            break
+    if best is None and texts and _all_there(now, texts[-1], part):
+        best = texts[-1]
+    if best is None:
+        return unknown(sequences, seq)
+    return _matched(now, best.looked_at(part), best, given.new)
+
+
+def unknown(sequences: int, seq: int) -> Match:
+    """Rows of a new text: none of them is known."""
+    return Match(
+        None,
+        np.full((sequences, seq), NOWHERE),
+        np.arange(sequences),
+        np.zeros(seq, bool),
+    )
+
+
+def _likeness(now: Glance, then: Glance, text: Text, seen: Flags) -> int:
+    """How many of the rows seen now are rows of the text."""
+    live = text.live
+    if now[0].shape[0] == live.shape[0]:
+        equal = equal_slots(now, then)
+        both = equal.shape[1]
+        stayed = int((equal & live[:, :both] & seen[:both]).sum())
+        if stayed >= 0.5 * min(live.sum(), seen.sum() * len(live)):
+            return stayed
+    keys, values = now[0][:, seen], now[1][:, seen]
+    known = np.isin(keys * 3 + values, (then[0] * 3 + then[1])[live])
+    alike = np.isin(values, then[1][live])
+    return int(known.sum()) or int(alike.sum())
+
+
+def _all_there(now: Glance, text: Text, part: int | None) -> bool:
+    """Whether every row of a text stands where it stood, though nobody sees them."""
+    live = text.live
+    if now[0].shape[0] != live.shape[0] or now[0].shape[1] < live.shape[1]:
+        return False
+    return bool((equal_slots(now, text.looked_at(part)) | ~live).all())
+
+
+def _matched(now: Glance, then: Glance, text: Text, new: int) -> Match:
+    """Where the rows of a text are now."""
+    sequences, seq = now[0].shape
+    live = text.live
+    origin, taken = np.full((sequences, seq), NOWHERE), np.zeros(sequences, np.int64)
+    for b in range(sequences):
+        mine = now[0][b], now[1][b]
+        counts = [
+            int((equal_slots(mine, (then[0][s], then[1][s])) & live[s, :seq]).sum())
+            for s in range(len(live))
+        ]
+        source = b if b < len(counts) and counts[b] == max(counts) else counts.index(max(counts))
+        taken[b] = source
+        stayed = equal_slots(mine, (then[0][source], then[1][source]))
+        origin[b, : len(stayed)][stayed] = np.flatnonzero(stayed)
+        free = live[source].copy()
+        free[: len(stayed)] &= ~stayed
+        moved = paired(
+            mine[0] * 3 + mine[1],
+            then[0][source] * 3 + then[1][source],
+            origin[b] == NOWHERE,
+            free,
+            new,
+        )
+        origin[b] = np.where(moved == NOWHERE, origin[b], moved)
+    both = min(seq, live.shape[1])
+    changed = np.zeros(seq, bool)
+    changed[:both] = (origin[:, :both] != np.arange(both)).any(0)
+    return Match(text, origin, taken, changed)
+
+
+def is_new(match: Match, given: Given, seen: Flags, *, computed: bool) -> bool:
+    """Whether a new text begins, though some of its rows are where an old one's were.
+
+    A step that sees no more rows than it has tokens has read nothing. It goes on with a text if it
+    repeats its tokens, or if the old rows are all in place and only hidden from it.
+    """
+    text = match.text
+    assert text is not None
+    cells = cells_before(match)
+    known = (cells != UNWRITTEN).any(0)
+    if not computed:
+        return not bool((known & seen).any()) and not _same_values(match, given, seen)
+    if given.grown:
+        return False
+    reach = min(len(seen), text.cells.shape[1])
+    old = np.any(text.live[:, :reach], axis=0)
+    in_place = bool((known[:reach] | ~old).all()) and len(seen) > given.new
+    fresh = int((seen & ~known).sum())
+    return not (in_place and fresh == given.new)
+
+
+def _same_values(match: Match, given: Given, seen: Flags) -> bool:
+    """Whether values are known though their keys are not: rotated anew, all of them."""
+    text = match.text
+    assert text is not None
+    now = digest(given.values)
+    return bool(np.isin(text.values[text.live], now[:, seen]).any())
+
+
+def live_slots(match: Match, given: Given, seen: Flags) -> Flags:
+    """Slots that hold rows: all, unless there are more than can have been written."""
+    seq = len(seen)
+    known = 0 if match.text is None else match.text.count
+    if seq <= known + given.new or bool(seen.all()) or not bool(seen.any()):
+        return np.ones(seq, bool)
+    cells = cells_before(match)
+    found: Flags = seen | (cells != UNWRITTEN).any(0) | match.changed
+    return found
+
+
+def cells_before(match: Match) -> Numbers:
+    """The cell of each row that is known."""
+    if match.text is None:
+        return np.full(match.origin.shape, UNWRITTEN)
+    cells = match.text.cells[match.taken[:, None], match.origin]
+    return np.where(match.origin == NOWHERE, UNWRITTEN, cells)
