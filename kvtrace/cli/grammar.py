@@ -16,6 +16,7 @@ from kvtrace.errors import UsageError
 
 VERBS = {
     "record": "record a run to a file, without a screen",
+    "run": "run a script of your own, untouched, and record what attends in it",
     "check": "rounding or bug: cached against recomputed, and which bug it is",
     "diff": "two traces of one model: where they part, and by how much",
     "open": "open a trace in the screen",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -56,6 +57,15 @@ class Outermost:
         while self._undo:
             self._undo.pop()()
         self._known.clear()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Calls made inside, in this thread, are ours."""
+        before, self._here.inside = self._here.inside, True
+        try:
+            yield
+        finally:
+            self._here.inside = before
 
     def _enter(
         self, original: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: Any

@@ -27,7 +27,7 @@ from kvtrace.record.forward import Forward
 from kvtrace.record.generate import meet_generate
 from kvtrace.record.inputs import named, tokens_in
 from kvtrace.record.recording import Recording
-from kvtrace.trace import Meta
+from kvtrace.trace import Ending, Meta
 
 MODELS = 4
 """Models that are recorded, each in its own file."""
@@ -131,6 +131,7 @@ class AmbientRecording:
         self._last: _Model | None = None
         self._written: list[_Model] = []
         self._evidence = Evidence(self._loss, self._backward)
+        self._outermost = Outermost(self._around)
         self._stack = contextlib.ExitStack()
 
     # ------------------------------------------------------------------ on and off
@@ -149,7 +150,7 @@ class AmbientRecording:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self._evidence)
             stack.callback(meet_generate(self._arrive))
-            stack.enter_context(Outermost(self._around))
+            stack.enter_context(self._outermost)
             self._stack = stack.pop_all()
         return self
 
@@ -187,9 +188,13 @@ class AmbientRecording:
         if recording is None or late is None:
             return None
         recording.said += self._said()
-        if isinstance(error, SystemExit) and error.code in (None, 0):
+        if isinstance(error, SystemExit):
+            recording.end_with(
+                Ending("done", f"the program ended with exit code {error.code or 0}")
+            )
             kind = error = None
-        recording.__exit__(kind, error, trace)
+        with self._outermost.off():
+            recording.__exit__(kind, error, trace)
         if late.writer is None or recording.recorder is None:
             return None
         meta = recording.recorder.meta
@@ -214,6 +219,7 @@ class AmbientRecording:
                 one = self._meet(module, args, kwargs)
         if one is None or one.recording is None:
             return run()
+        one.recording.settle(keep=True)
         one.calls += 1
         one.losses = self._evidence.losses
         one.kind = _kind(module, args, kwargs)
@@ -258,7 +264,8 @@ class AmbientRecording:
     def _create(self, recording: Recording, meta: Meta) -> TraceWriter:
         """The file of a model that was seen to attend."""
         path, number = self.path, 1
-        while path in [one.recording.path for one in self._written if one.recording]:
+        taken = {one.recording.path for one in self._written if one.recording is not None}
+        while path in taken or (number > 1 and path.exists() and not self._force):
             number += 1
             path = self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}")
         mine = next(one for one in self._models.values() if one.recording is recording)
@@ -297,7 +304,8 @@ class AmbientRecording:
             recording = one.recording
             if recording is not None and recording.steps > one.compared:
                 one.compared = recording.steps
-                recording.compare_so_far()
+                with self._harmless(), self._outermost.off():
+                    recording.compare_so_far()
 
     # ------------------------------------------------------------------ what is said
 

@@ -8,6 +8,7 @@ to nothing and are called most often.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,7 @@ class Forwards:
     scripted: list[str] = field(default_factory=list)
     compiled: list[str] = field(default_factory=list)
     _roots: list[nn.Module] = field(default_factory=list)
+    _foreign: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
     _classes: dict[type, Forward] = field(default_factory=dict)
     _instances: dict[int, tuple[nn.Module, Forward]] = field(default_factory=dict)
 
@@ -146,7 +148,12 @@ class Forwards:
             return original(module, *args, **kwargs)
         path = self.paths.get(id(module))
         if path is None:
+            if module in self._foreign:
+                return original(module, *args, **kwargs)
             path = self._learn(module)
+        if path is None:
+            self._foreign.add(module)
+            return original(module, *args, **kwargs)
         run = functools.partial(original, module, *args, **kwargs)
         frame = Frame(module, path, not stack, run, (args, kwargs))
         stack.append(frame)
@@ -157,8 +164,8 @@ class Forwards:
             if stack:
                 stack[-1].attended += frame.attended
 
-    def _learn(self, module: nn.Module) -> str:
-        """The path of a module that was not there before: added later, or of another model."""
+    def _learn(self, module: nn.Module) -> str | None:
+        """The path of a module that was not there before; None: it is of another model."""
         for root in self._roots:
             for path, found in root.named_modules():
                 if found is module:
@@ -166,6 +173,8 @@ class Forwards:
                     return str(path)
         if self.stack:
             return f"{self.stack[-1].path}.{type(module).__name__}".lstrip(".")
+        if self._roots:
+            return None
         self.adopt(module)
         return ""
 

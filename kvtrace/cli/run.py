@@ -1,0 +1,161 @@
+"""`kvtrace run`: somebody's own script, untouched, with whatever attends in it recorded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvtrace.cli import outputs
+from kvtrace.cli.grammar import Parser, Verb
+from kvtrace.cli.options import RECOMPUTE
+from kvtrace.errors import UsageError
+
+
+def run(values: argparse.Namespace) -> int:
+    """Run it; its exit code."""
+    words: list[str] = values.words
+    if not words:
+        raise UsageError("no script: kvtrace run script.py, or kvtrace run -m package.module")
+    if not values.module:
+        _check(words[0])
+    output = (
+        outputs.beside(words[0])
+        if values.output is None
+        else outputs.chosen(values.output, force=values.force)
+    )
+    wishes = {
+        "output": str(output.resolve()),
+        "recompute": values.recompute,
+        "cpu": values.cpu,
+        "force": values.force,
+        "module": values.module,
+    }
+    command = [
+        sys.executable,
+        *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+        "-P",
+        "-m",
+        "kvtrace.live.script",
+        json.dumps(wishes),
+        *words,
+    ]
+    sys.stdout.flush()
+    if not values.open:
+        os.execv(command[0], command)
+    code = _wait(command)
+    if not output.exists():
+        return code
+    from kvtrace.cli.open import show_trace
+
+    return show_trace(output) or code
+
+
+def _check(script: str) -> None:
+    """That there is such a file.
+
+    Raises:
+        UsageError: There is none.
+    """
+    path = Path(script)
+    if path.is_dir():
+        raise UsageError(f"{script}: is a directory; name the script in it, or -m a module")
+    if not path.is_file():
+        module = script.replace("/", ".").removesuffix(".py")
+        raise UsageError(
+            f"{script}: there is no such script; for a module: kvtrace run -m {module}"
+        )
+
+
+def _wait(command: Sequence[str]) -> int:
+    """Run a process to its end; ctrl-c is its business."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = subprocess.run(command, check=False, preexec_fn=_interruptible).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
+
+
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Parser(Parser):
+    """Options of ours stand before the script; all after it is the script's."""
+
+    def parse_intermixed_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: None = None
+    ) -> argparse.Namespace:
+        """Divide the words at the script, and parse those before it."""
+        own, words = _divided(list(args or ()))
+        values = self.parse_args(own)
+        values.words = words
+        return values
+
+
+def _divided(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(our options, the script or module with its arguments)."""
+    place = 0
+    while place < len(arguments):
+        word = arguments[place]
+        if word == "--":
+            return arguments[:place], arguments[place + 1 :]
+        if word in ("-m", "--module"):
+            return arguments[: place + 1], arguments[place + 1 :]
+        if not word.startswith("-"):
+            return arguments[:place], arguments[place:]
+        place += 2 if word in ("-o", "--output", "--recompute") else 1
+    return arguments, []
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--module", action="store_true", help="run a module, not a file")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="the trace; default: SCRIPT.kvt here"
+    )
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    parser.add_argument(
+        "--recompute",
+        choices=RECOMPUTE,
+        default="once",
+        help="compare with the same tokens computed without a cache: once at the end (default), "
+        "after each step, or not at all",
+    )
+    parser.add_argument("--open", action="store_true", help="open the trace when it is over")
+    parser.add_argument("--cpu", action="store_true", help="let `cuda` mean the CPU in the script")
+
+
+@dataclass(frozen=True, slots=True)
+class _Run(Verb):
+    """A verb whose last words belong to somebody else."""
+
+    def parser(self) -> Parser:
+        """A parser that leaves them alone."""
+        made = Verb.parser(self)
+        made.__class__ = _Parser
+        return made
+
+
+VERB = _Run(
+    name="run",
+    usage="[-o FILE] [--force] [--recompute HOW] [--open] [--cpu] (SCRIPT | -m MODULE) [ARGS …]",
+    summary="Run a Python script untouched, and record what attends in it: every outermost call "
+    "of a\nmodel with tokens is a step, training is left out. Options of kvtrace come before the "
+    "script;\nwhat comes after is the script's. Its input, output and exit code are its own; "
+    "what was recorded\nis said on stderr.",
+    examples=(
+        ("kvtrace run sample.py --start hello", "trace in sample.kvt"),
+        ("kvtrace run -o a.kvt --open chat.py", "and look at it"),
+        ("kvtrace run -m my.package.generate -n 20", "a module"),
+        ("kvtrace run --cpu train.py", "a script that says .cuda(), without a GPU"),
+    ),
+    arguments=_arguments,
+    run=run,
+)

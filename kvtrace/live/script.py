@@ -1,0 +1,233 @@
+"""Somebody's own script, run untouched and recorded: `python -m kvtrace.live.script WISHES …`.
+
+Runs in a process of its own, as `__main__`, with its arguments, its path and its streams. What it
+raises is shown as Python would, without our frames; its exit code is ours. Knows no screen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvtrace.errors import KvtraceError
+from kvtrace.text import safe
+from kvtrace.units import byte_size
+
+_HOME = str(Path(__file__).resolve().parent.parent)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a script as the command line wishes; its exit code.
+
+    Args:
+        arguments: Wishes as JSON, then the script or module and what it is given.
+    """
+    wishes: Mapping[str, Any] = json.loads(arguments[0])
+    words = list(arguments[1:])
+    from kvtrace.record import record
+
+    own = _module if wishes["module"] else _script
+    try:
+        recording = record(
+            wishes["output"],
+            recompute=wishes["recompute"],
+            force=wishes["force"],
+            tokenizer=_Found(),
+        )
+        with _on_cpu(wanted=wishes["cpu"]), _kept_main():
+            prepared = own(words)
+            code = _run(recording, prepared)
+    except KvtraceError as error:
+        _say(str(error))
+        return error.exit_code
+    for line in told(recording.report):
+        _say(line)
+    return code
+
+
+def _run(recording: Any, prepared: Callable[[], object]) -> int:
+    """Their code inside of the recording; its exit code."""
+    try:
+        with recording:
+            prepared()
+            _join()
+    except SystemExit as error:
+        return _exit_code(error)
+    except KeyboardInterrupt as error:
+        _show(error)
+        return 130
+    except BaseException as error:
+        if isinstance(error, KvtraceError):
+            raise
+        _show(error)
+        return 1
+    return 0
+
+
+def _script(words: list[str]) -> Callable[[], object]:
+    """A file as Python itself would run it."""
+    path = Path(words[0])
+    sys.argv = words
+    sys.path.insert(0, str(path.resolve().parent))
+    main_module = types.ModuleType("__main__")
+    main_module.__file__ = words[0]
+    main_module.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = main_module
+
+    def run() -> None:
+        code = compile(path.read_bytes(), words[0], "exec", dont_inherit=True)
+        exec(code, main_module.__dict__)
+
+    return run
+
+
+def _module(words: list[str]) -> Callable[[], object]:
+    """A module as `python -m` would run it."""
+    sys.argv = words
+    sys.path.insert(0, str(Path.cwd()))
+    return lambda: runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+@contextlib.contextmanager
+def _kept_main() -> Iterator[None]:
+    """Afterwards `__main__` is this module again."""
+    before = sys.modules["__main__"]
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before
+
+
+def _on_cpu(*, wanted: bool) -> contextlib.AbstractContextManager[None]:
+    if not wanted:
+        return contextlib.nullcontext()
+    from kvtrace.models.on_cpu import cuda_means_cpu
+
+    return cuda_means_cpu(pretend=True)
+
+
+def _join() -> None:
+    """Their threads may still be generating: the interpreter would wait for them, too."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+
+
+class _Found:
+    """The tokenizer that the script has lying about, looked for when the first text is wanted."""
+
+    def __init__(self) -> None:
+        self._decode: Callable[[int], str] | None = None
+        self._looked = False
+
+    def __call__(self, token: int) -> str:
+        if not self._looked:
+            self._looked = True
+            from kvtrace.models.found_tokenizer import find_tokenizer
+
+            found = find_tokenizer(sys.modules["__main__"], types.SimpleNamespace())
+            self._decode = None if found is None else found[0].decode
+        return "" if self._decode is None else self._decode(token)
+
+
+# -- what is shown --------------------------------------------------------------------------------
+
+
+def _show(error: BaseException) -> None:
+    """An exception as Python shows it, without the frames of kvtrace."""
+    _trim(error, set())
+    sys.excepthook(type(error), error, error.__traceback__)
+
+
+def _trim(error: BaseException | None, seen: set[int]) -> None:
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        if not _is_ours(trace.tb_frame.f_code.co_filename):
+            frames.append(trace)
+        trace = trace.tb_next
+    kept = None
+    for one in reversed(frames):
+        kept = types.TracebackType(kept, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    error.__traceback__ = kept
+    _trim(error.__cause__, seen)
+    _trim(error.__context__, seen)
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith((_HOME + os.sep, "<frozen runpy>")) or file == runpy.__file__
+
+
+def _exit_code(error: SystemExit) -> int:
+    """What the interpreter would make of it."""
+    code = error.code
+    if code is None or isinstance(code, int):
+        return code or 0
+    with contextlib.suppress(OSError):
+        print(code, file=sys.stderr)
+    return 1
+
+
+def told(report: Any) -> list[str]:
+    """What came of the recording: a line for each trace, and what was not seen."""
+    lines = [_line(one) for one in report.traces]
+    if not lines:
+        lines.append(f"nothing was recorded: {_instead(report)}")
+    elif report.said:
+        lines.append("not recorded: " + "; ".join(report.said))
+    return lines
+
+
+def _line(one: Any) -> str:
+    steps = _count(one.steps, "step")
+    texts = _count(one.texts, "prompt")
+    compared = f", compared with {' and '.join(one.lanes)}" if one.lanes else ", not compared"
+    unseen = f"; not seen: {len(one.unseen)} ({one.unseen[0]})" if one.unseen else ""
+    size = byte_size(one.path.stat().st_size)
+    path = os.path.relpath(one.path)
+    places = f"{_count(one.sites, 'place')} of attention"
+    return (
+        f"{one.model}: {steps} from {texts}, {places}{compared}{unseen}. "
+        f"{size} in {path}; see it with: kvtrace open {path}"
+    )
+
+
+def _instead(report: Any) -> str:
+    """What was seen instead of attention."""
+    if report.silent:
+        calls = ", ".join(
+            f"{name} ({_count(count, 'call')} with tokens)" for name, count in report.silent.items()
+        )
+        return f"no attention was seen in {calls}: recurrent, or not in a form kvtrace can follow"
+    if report.said:
+        return "; ".join(report.said)
+    if report.others:
+        calls = ", ".join(
+            f"{name} ({_count(count, 'call')})" for name, count in list(report.others.items())[:4]
+        )
+        return f"modules were called, but none with token ids: {calls}"
+    return "no torch module was called"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"kvtrace: {safe(line, 2000)}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
