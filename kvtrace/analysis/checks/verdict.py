@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kvtrace.analysis.checks.begin import begins
-from kvtrace.analysis.checks.classes import KINDS
-from kvtrace.analysis.checks.diagnose import diagnose
-from kvtrace.analysis.checks.noise import Noise, largest, noise
+from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report, Trial
-from kvtrace.analysis.checks.scene import Scene, Side
-from kvtrace.analysis.checks.stage import stage
-from kvtrace.analysis.checks.survey import NAMES, Survey
+from kvtrace.analysis.checks.survey import Survey
+from kvtrace.analysis.checks.walk import findings
 from kvtrace.analysis.course import course
 from kvtrace.errors import TraceError
-from kvtrace.trace import Step, Tensor, Trace
-
-_STEPS_SEARCHED = 64
+from kvtrace.trace import Trace
 
 Told = Callable[[Finding], None]
 
@@ -148,8 +141,11 @@ def _gap(trace: Trace, survey: Survey) -> str:
         return f"{equal}, but {trace.name} is incomplete"
     if not survey.reused:
         return _no_cache(trace)
-    if len(survey.uncompared_sites) == sum(site.kind == "self" for site in trace.meta.sites):
-        return "no attention of the model could be compared with the other lane"
+    left = [trace.site(index).module for index in survey.uncompared_sites]
+    if left and survey.logits < survey.compared:
+        # equal logits would have answered for what was not compared
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        return f"{equal}, but {left[0]}{more} could not be compared, nor all logits"
     return ""
 
 
@@ -158,202 +154,3 @@ def _no_cache(trace: Trace) -> str:
     if len(trace) == 1:
         return f"{trace.name} has one step, which reads nothing from a cache; decode some tokens"
     return f"{trace.meta.model.class_name} has no KV cache: its steps compute every row anew"
-
-
-def findings(trace: Trace, lane: str, limits: Noise) -> Iterator[Finding]:
-    """Findings as they are met, in causal order: step, then layer, then tensor."""
-    yield from _said_by_the_recorder(trace)
-    explained: set[int] = set()
-    searched = 0
-    for number in trace.numbers:
-        step = trace.step(number)
-        places = _sites_beyond(trace, step, lane, limits)
-        if not places:
-            lost = _lost_numbers(step)
-            if lost is None:
-                continue
-            yield _placed(trace, lost, None, None)
-            break
-        rest = [n for n in range(step.num_sequences) if n not in explained]
-        # the first site that has something to say: a row may differ that nobody looks at
-        each = ((place, _at(trace, step, place, rest, lane, limits)) for place in places)
-        place, here = next(((place, said) for place, said in each if said), (0, []))
-        for one in here:
-            since = "" if explained else begins(trace, number, place)
-            yield replace(one, since=since)
-            explained |= set(one.sequences or range(step.num_sequences))
-        searched += 1
-        if explained >= set(range(step.num_sequences)) or searched >= _STEPS_SEARCHED:
-            break
-    yield from _not_used(trace)
-
-
-def _said_by_the_recorder(trace: Trace) -> Iterator[Finding]:
-    """Findings written while the lanes were compared, such as shapes that differ.
-
-    People note findings of their own, in their own words: those name no kind of divergence.
-    """
-    for note in trace.notes:
-        name, _, evidence = note.text.partition(": ")
-        if note.kind == "finding" and name in KINDS:
-            found = Finding(name, note.step or 0, note.site or 0, "k", evidence, head=note.head)
-            yield _placed(trace, found, None, None)
-
-
-def _sites_beyond(trace: Trace, step: Step, lane: str, limits: Noise) -> list[int]:
-    """The sites of a step that differ by more than rounding, in order."""
-    compared = trace.compared(step.number, lane)
-    if compared is None:
-        return []
-    top = largest(compared, len(limits.threshold))
-    over: NDArray[np.bool_] = np.any(top > limits.threshold, axis=1)
-    for group in step.sites:
-        for site, bad in zip(group.sites, group.nonfinite, strict=True):
-            over[site] = bool(over[site]) or bool(bad)
-    return [int(site) for site in np.flatnonzero(over)]
-
-
-def _at(
-    trace: Trace, step: Step, layer: int, sequences: list[int], lane: str, limits: Noise
-) -> list[Finding]:
-    """What is wrong at one site, sequences that show the same together."""
-    tolerance = float(limits.threshold[layer].max())
-    groups: dict[str, list[Finding]] = {}
-    staged = True
-    for sequence in sequences:
-        scene = stage(trace, step.number, layer, sequence, tolerance, lane)
-        staged = staged and scene is not None
-        one = diagnose(scene) if scene is not None and _finite(scene.reference, scene) else None
-        if one is not None:
-            groups.setdefault(one.name, []).append(replace(one, sequences=(sequence,)))
-    if not groups:
-        unknown = _broken(trace, step, layer, sequences)
-        if unknown is None:
-            unknown = _unexplained(trace, step, layer, lane, limits, sequences if staged else None)
-        return [] if unknown is None else [_placed(trace, unknown, limits, lane)]
-    out = []
-    for same in groups.values():
-        rows = tuple(sorted(n for one in same for n in one.sequences))
-        everyone = len(rows) == step.num_sequences
-        found = replace(same[0], sequences=() if everyone else rows)
-        out.append(_placed(trace, found, limits, lane, same[0].sequences[0]))
-    return out
-
-
-def _placed(
-    trace: Trace, found: Finding, limits: Noise | None, lane: str | None, sequence: int = 0
-) -> Finding:
-    """A finding with what the trace knows of its place: how far apart, slot, source line."""
-    sites = trace.meta.sites
-    if not 0 <= found.layer < len(sites):
-        return found
-    site = sites[found.layer]
-    found = replace(found, code=", ".join(filter(None, (site.module, site.code))))
-    compared = None if lane is None else trace.compared(found.step, lane)
-    if compared is not None and limits is not None and found.name != "NONFINITE":
-        here = largest(compared, len(sites))[found.layer]
-        if np.isfinite(here).any():
-            worst = int(np.nanargmax(here / limits.threshold[found.layer]))
-            limit = float(limits.threshold[found.layer, worst])
-            found = replace(found, apart=float(here[worst]), limit=limit)
-    if found.slot is None and found.row is not None and found.tensor in ("k", "v"):
-        found = replace(found, slot=_slot(trace, found, sequence))
-    return found
-
-
-def _slot(trace: Trace, found: Finding, sequence: int) -> int | None:
-    """Slot of an attended row."""
-    row = found.row or 0
-    for run in trace.cache_step(found.step, found.layer).attended[sequence]:
-        if row < run.count:
-            return run.slot + row
-        row -= run.count
-    return None
-
-
-def _finite(side: Side, scene: Scene) -> bool:
-    """Whether the numbers of real tokens are; padding may be anything."""
-    live, wanted = scene.live, scene.wanted
-    rows = (side.queries[:, live], side.output[:, live])
-    return all(bool(np.isfinite(one).all()) for one in rows) and bool(
-        np.isfinite(side.keys[:, wanted]).all() and np.isfinite(side.values[:, wanted]).all()
-    )
-
-
-def _unexplained(
-    trace: Trace,
-    step: Step,
-    layer: int,
-    lane: str,
-    limits: Noise,
-    staged: list[int] | None,
-) -> Finding | None:
-    """The difference itself, where no signature speaks.
-
-    Once the rows of the `staged` sequences were looked at, keys and values that differ are rows
-    that no query sees, and the other sequences have been explained.
-    """
-    compared = trace.compared(step.number, lane)
-    if compared is None:
-        return None
-    relative: NDArray[np.float64] = np.asarray(compared.relative[layer], np.float64)
-    beyond = relative > limits.threshold[layer][:, None]
-    if staged is not None:
-        beyond[[Tensor.KEYS, Tensor.VALUES]] = False
-        beyond &= np.isin(compared.sequence[layer], staged)
-    over = np.argwhere(beyond)
-    if not len(over):
-        return None
-    tensor, head = (int(n) for n in over[0])
-    letter = NAMES[Tensor(tensor)]
-    evidence = f"{letter} is off by {relative[tensor, head]:.2g} of its largest"
-    return Finding("UNKNOWN", step.number, layer, letter, evidence, head=head)
-
-
-def _broken(trace: Trace, step: Step, layer: int, sequences: list[int]) -> Finding | None:
-    """NaN or Inf in rows of real tokens, where the other lane has them too."""
-    group = step.site_step(trace.site(layer).index)
-    if group is None or not group.nonfinite[group.sites.index(trace.site(layer).index)]:
-        return None
-    for sequence in sequences:
-        live = np.array(step.positions[sequence]) >= 0
-        for tensor in Tensor:
-            rows = trace.rows(step.number, layer, tensor, sequence)
-            if rows is None or rows.shape[1] != len(live):
-                continue
-            bad = ~np.isfinite(rows[:, live])
-            if bad.any():
-                head, row, dim = (int(n) for n in np.argwhere(bad)[0])
-                evidence = (
-                    f"{int(bad.sum())} numbers of {NAMES[tensor]} without and with the cache, "
-                    f"first in head {head}, feature {dim}: the model itself makes them"
-                )
-                at = (step.number, layer, NAMES[tensor])
-                return Finding("NONFINITE", *at, evidence, head, row)
-    return None
-
-
-def _lost_numbers(step: Step) -> Finding | None:
-    """Logits that are NaN or Inf although every attention is finite."""
-    for sequence, top in enumerate(step.top):
-        if not np.isfinite([*top.logits[:1], top.logsumexp]).all():
-            evidence = f"the logits of sequence {sequence} are not finite, all attention is"
-            last = max((site for group in step.sites for site in group.sites), default=0)
-            return Finding("NONFINITE", step.number, last, "logits", evidence)
-    return None
-
-
-def _not_used(trace: Trace) -> Iterator[Finding]:
-    """Steps that process every token again although there is a cache."""
-    if not any(layer.held for layer in trace.meta.cache_layers):
-        return
-    again = 0
-    before: tuple[int, ...] = ()
-    for number in trace.numbers:
-        tokens = trace.step(number).tokens[0]
-        again += bool(before) and len(tokens) > len(before) > 1 and tokens[: len(before)] == before
-        before = tokens
-    if again > 1 and again == len(trace) - 1:
-        evidence = f"{again} steps fed all tokens again, the last one {len(before)}"
-        found = Finding("CACHE-NOT-USED", int(trace.numbers[1]), 0, "k", evidence)
-        yield _placed(trace, found, None, None)

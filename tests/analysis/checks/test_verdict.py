@@ -204,3 +204,50 @@ def test_what_the_recorder_could_not_explain_is_a_caveat():
     found = check(trace)
     assert found.verdict == EQUAL
     assert "model.layers.1.self_attn does not explain its output" in found.caveats[0]
+
+
+def with_logits(trace, number, top, apart):
+    """The highest logit of a step, and how far the lanes' logits are apart."""
+    step = trace.step(number)
+    trace.source.steps[number] = replace(step, top=(replace(step.top[0], logits=(top, top - 1)),))
+    compared = trace.compared(number)
+    pair = (replace(compared.logits[0], max_abs=apart),)
+    trace.source.lane_steps["recomputed", number] = replace(compared, logits=pair)
+
+
+def test_logits_that_differ_behind_equal_attention_are_upstream():
+    trace = synthetic_trace()
+    with_logits(trace, 3, 10.0, 0.5)
+    found = check(trace)
+    first = found.findings[0]
+    assert (found.verdict, first.name, first.step, first.tensor) == (
+        DIVERGED, "UPSTREAM", 3, "logits",
+    )  # fmt: skip
+    trace.source.meta = replace(trace.meta, model=replace(trace.meta.model, dtype="bfloat16"))
+    assert check(trace).verdict == EQUAL
+
+
+def test_what_the_recorder_could_not_compare_is_no_divergence():
+    trace = synthetic_trace()
+    for text in (
+        "UNKNOWN: a.b did not attend without a cache; recomputed lane not compared there",
+        "KV-HEADS: a.b has 2 heads; referee lane not compared there",
+    ):
+        trace.source.notes.append(Note("finding", text, site=1))
+    referee = replace(trace.meta.lanes[0], name="referee")
+    trace.source.meta = replace(trace.meta, lanes=(trace.meta.lanes[0], referee))
+    assert check(trace).findings == ()
+
+
+def test_a_site_that_was_never_compared_needs_equal_logits_to_pass():
+    trace = synthetic_trace()
+    for number in trace.numbers:
+        trace.compared(number).max_abs[1] = np.nan
+    found = check(trace)
+    assert found.verdict == EQUAL
+    assert "not compared: model.layers.1.self_attn" in found.caveats
+    compared = trace.compared(2)
+    trace.source.lane_steps["recomputed", 2] = replace(compared, logits=())
+    found = check(trace)
+    assert found.verdict == UNCHECKED
+    assert "model.layers.1.self_attn could not be compared" in found.reason

@@ -1,0 +1,255 @@
+"""Walks a trace in causal order and names what it meets: step, then layer, then tensor.
+
+Reads one step at a time and stops where everything later is a consequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.begin import begins
+from kvtrace.analysis.checks.classes import KINDS
+from kvtrace.analysis.checks.diagnose import diagnose
+from kvtrace.analysis.checks.noise import Noise, largest
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scene import Scene, Side
+from kvtrace.analysis.checks.stage import stage
+from kvtrace.analysis.checks.survey import NAMES
+from kvtrace.trace import Step, Tensor, Trace
+
+_STEPS_SEARCHED = 64
+_LOGITS_TIMES = 50.0
+"""Logits gather the rounding of a whole row of hidden numbers, on top of all layers'."""
+
+
+def findings(trace: Trace, lane: str, limits: Noise) -> Iterator[Finding]:
+    """Findings as they are met, in causal order: step, then layer, then tensor."""
+    yield from _said_by_the_recorder(trace, lane)
+    explained: set[int] = set()
+    searched = 0
+    for number in trace.numbers:
+        step = trace.step(number)
+        places = _sites_beyond(trace, step, lane, limits)
+        if not places:
+            lost = _lost_numbers(step)
+            if lost is None:
+                continue
+            yield _placed(trace, lost, None, None)
+            break
+        rest = [n for n in range(step.num_sequences) if n not in explained]
+        # the first site that has something to say: a row may differ that nobody looks at
+        each = ((place, _at(trace, step, place, rest, lane, limits)) for place in places)
+        place, here = next(((place, said) for place, said in each if said), (0, []))
+        for one in here:
+            since = "" if explained else begins(trace, number, place)
+            yield replace(one, since=since)
+            explained |= set(one.sequences or range(step.num_sequences))
+        searched += 1
+        if explained >= set(range(step.num_sequences)) or searched >= _STEPS_SEARCHED:
+            break
+    if not explained:
+        yield from _after_attention(trace, lane, limits)
+    yield from _not_used(trace)
+
+
+def _after_attention(trace: Trace, lane: str, limits: Noise) -> Iterator[Finding]:
+    """Logits that differ although every attention is equal: what follows the last one.
+
+    Only in wide types: in narrow ones the router of a last layer may flip by rounding.
+    """
+    if trace.meta.model.dtype not in ("float32", "float64"):
+        return
+    limit = _LOGITS_TIMES * float(limits.threshold.max())
+    for step in trace:
+        compared = trace.compared(step.number, lane)
+        pairs = () if compared is None else zip(compared.logits, step.top, strict=False)
+        for sequence, (one, top) in enumerate(pairs):
+            size = max(map(abs, top.logits[:1]), default=0.0)
+            if size > 0 and one.max_abs > limit * size:
+                last = max((site for group in step.sites for site in group.sites), default=0)
+                evidence = (
+                    f"the logits of sequence {sequence} differ by {one.max_abs:.3g}, the highest "
+                    f"is {size:.3g}; all attention that was compared is equal"
+                )
+                found = Finding("UPSTREAM", step.number, last, "logits", evidence)
+                yield replace(found, apart=one.max_abs / size, limit=limit)
+                return
+
+
+def _said_by_the_recorder(trace: Trace, lane: str) -> Iterator[Finding]:
+    """Findings written while the lanes were compared, such as shapes that differ.
+
+    People note findings of their own, in their own words: those name no kind of divergence. What
+    is unknown there, or is about another lane, was only not compared: no divergence either.
+    """
+    others = [f"{one.name} lane" for one in trace.meta.lanes if one.name != lane]
+    for note in trace.notes:
+        name, _, evidence = note.text.partition(": ")
+        if note.kind != "finding" or name not in KINDS or name == "UNKNOWN":
+            continue
+        if not any(other in evidence for other in others):
+            found = Finding(name, note.step or 0, note.site or 0, "k", evidence, head=note.head)
+            yield _placed(trace, found, None, None)
+
+
+def _sites_beyond(trace: Trace, step: Step, lane: str, limits: Noise) -> list[int]:
+    """The sites of a step that differ by more than rounding, in order."""
+    compared = trace.compared(step.number, lane)
+    if compared is None:
+        return []
+    top = largest(compared, len(limits.threshold))
+    over: NDArray[np.bool_] = np.any(top > limits.threshold, axis=1)
+    for group in step.sites:
+        for site, bad in zip(group.sites, group.nonfinite, strict=True):
+            over[site] = bool(over[site]) or bool(bad)
+    return [int(site) for site in np.flatnonzero(over)]
+
+
+def _at(
+    trace: Trace, step: Step, layer: int, sequences: list[int], lane: str, limits: Noise
+) -> list[Finding]:
+    """What is wrong at one site, sequences that show the same together."""
+    tolerance = float(limits.threshold[layer].max())
+    groups: dict[str, list[Finding]] = {}
+    staged = True
+    for sequence in sequences:
+        scene = stage(trace, step.number, layer, sequence, tolerance, lane)
+        staged = staged and scene is not None
+        one = diagnose(scene) if scene is not None and _finite(scene.reference, scene) else None
+        if one is not None:
+            groups.setdefault(one.name, []).append(replace(one, sequences=(sequence,)))
+    if not groups:
+        unknown = _broken(trace, step, layer, sequences)
+        if unknown is None:
+            unknown = _unexplained(trace, step, layer, lane, limits, sequences if staged else None)
+        return [] if unknown is None else [_placed(trace, unknown, limits, lane)]
+    out = []
+    for same in groups.values():
+        rows = tuple(sorted(n for one in same for n in one.sequences))
+        everyone = len(rows) == step.num_sequences
+        found = replace(same[0], sequences=() if everyone else rows)
+        out.append(_placed(trace, found, limits, lane, same[0].sequences[0]))
+    return out
+
+
+def _placed(
+    trace: Trace, found: Finding, limits: Noise | None, lane: str | None, sequence: int = 0
+) -> Finding:
+    """A finding with what the trace knows of its place: how far apart, slot, source line."""
+    sites = trace.meta.sites
+    if not 0 <= found.layer < len(sites):
+        return found
+    site = sites[found.layer]
+    found = replace(found, code=", ".join(filter(None, (site.module, site.code))))
+    compared = None if lane is None else trace.compared(found.step, lane)
+    if compared is not None and limits is not None and found.name != "NONFINITE":
+        here = largest(compared, len(sites))[found.layer]
+        if np.isfinite(here).any():
+            worst = int(np.nanargmax(here / limits.threshold[found.layer]))
+            limit = float(limits.threshold[found.layer, worst])
+            found = replace(found, apart=float(here[worst]), limit=limit)
+    if found.slot is None and found.row is not None and found.tensor in ("k", "v"):
+        found = replace(found, slot=_slot(trace, found, sequence))
+    return found
+
+
+def _slot(trace: Trace, found: Finding, sequence: int) -> int | None:
+    """Slot of an attended row."""
+    row = found.row or 0
+    for run in trace.cache_step(found.step, found.layer).attended[sequence]:
+        if row < run.count:
+            return run.slot + row
+        row -= run.count
+    return None
+
+
+def _finite(side: Side, scene: Scene) -> bool:
+    """Whether the numbers of real tokens are; padding may be anything."""
+    live, wanted = scene.live, scene.wanted
+    rows = (side.queries[:, live], side.output[:, live])
+    return all(bool(np.isfinite(one).all()) for one in rows) and bool(
+        np.isfinite(side.keys[:, wanted]).all() and np.isfinite(side.values[:, wanted]).all()
+    )
+
+
+def _unexplained(
+    trace: Trace,
+    step: Step,
+    layer: int,
+    lane: str,
+    limits: Noise,
+    staged: list[int] | None,
+) -> Finding | None:
+    """The difference itself, where no signature speaks.
+
+    Once the rows of the `staged` sequences were looked at, keys and values that differ are rows
+    that no query sees, and the other sequences have been explained.
+    """
+    compared = trace.compared(step.number, lane)
+    if compared is None:
+        return None
+    relative: NDArray[np.float64] = np.asarray(compared.relative[layer], np.float64)
+    beyond = relative > limits.threshold[layer][:, None]
+    if staged is not None:
+        beyond[[Tensor.KEYS, Tensor.VALUES]] = False
+        beyond &= np.isin(compared.sequence[layer], staged)
+    over = np.argwhere(beyond)
+    if not len(over):
+        return None
+    tensor, head = (int(n) for n in over[0])
+    letter = NAMES[Tensor(tensor)]
+    evidence = f"{letter} is off by {relative[tensor, head]:.2g} of its largest"
+    return Finding("UNKNOWN", step.number, layer, letter, evidence, head=head)
+
+
+def _broken(trace: Trace, step: Step, layer: int, sequences: list[int]) -> Finding | None:
+    """NaN or Inf in rows of real tokens, where the other lane has them too."""
+    group = step.site_step(trace.site(layer).index)
+    if group is None or not group.nonfinite[group.sites.index(trace.site(layer).index)]:
+        return None
+    for sequence in sequences:
+        live = np.array(step.positions[sequence]) >= 0
+        for tensor in Tensor:
+            rows = trace.rows(step.number, layer, tensor, sequence)
+            if rows is None or rows.shape[1] != len(live):
+                continue
+            bad = ~np.isfinite(rows[:, live])
+            if bad.any():
+                head, row, dim = (int(n) for n in np.argwhere(bad)[0])
+                evidence = (
+                    f"{int(bad.sum())} numbers of {NAMES[tensor]} without and with the cache, "
+                    f"first in head {head}, feature {dim}: the model itself makes them"
+                )
+                at = (step.number, layer, NAMES[tensor])
+                return Finding("NONFINITE", *at, evidence, head, row)
+    return None
+
+
+def _lost_numbers(step: Step) -> Finding | None:
+    """Logits that are NaN or Inf although every attention is finite."""
+    for sequence, top in enumerate(step.top):
+        if not np.isfinite([*top.logits[:1], top.logsumexp]).all():
+            evidence = f"the logits of sequence {sequence} are not finite, all attention is"
+            last = max((site for group in step.sites for site in group.sites), default=0)
+            return Finding("NONFINITE", step.number, last, "logits", evidence)
+    return None
+
+
+def _not_used(trace: Trace) -> Iterator[Finding]:
+    """Steps that process every token again although there is a cache."""
+    if not any(layer.held for layer in trace.meta.cache_layers):
+        return
+    again = 0
+    before: tuple[int, ...] = ()
+    for number in trace.numbers:
+        tokens = trace.step(number).tokens[0]
+        again += bool(before) and len(tokens) > len(before) > 1 and tokens[: len(before)] == before
+        before = tokens
+    if again > 1 and again == len(trace) - 1:
+        evidence = f"{again} steps fed all tokens again, the last one {len(before)}"
+        found = Finding("CACHE-NOT-USED", int(trace.numbers[1]), 0, "k", evidence)
+        yield _placed(trace, found, None, None)
