@@ -79,7 +79,7 @@ def test_a_trace_is_opened_stepped_through_compared_and_left(
         tmux.shows("step 2/5")
         tmux.shows("L1 H1")
         tmux.keys("d", "d")
-        tmux.shows("absolute")
+        tmux.shows("|cached − recomputed|")
         colours = tmux.colours()
         assert [code for code in present if code not in colours] == []
         assert [code for code in absent if code in colours] == []

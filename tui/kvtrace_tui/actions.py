@@ -131,6 +131,9 @@ def _screen() -> Iterable[Action]:
     yield Action("findings", ("f",), "Findings",
                  "Whether the lanes are equal, and everything that was found.", SCREEN,
                  _open("findings"), weight=12)
+    yield Action("branches", ("w",), "Branches",
+                 "Which way the sequences went: where they part, what was given up.", SCREEN,
+                 _open("branches"))
     yield Action("next_pane", ("tab",), "Next pane", "Give the arrows to the next pane.", SCREEN,
                  deeds.cycle_focus(1), reasons.ok)
     yield Action("previous_pane", ("shift+tab",), "Previous pane",

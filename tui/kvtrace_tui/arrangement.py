@@ -50,7 +50,13 @@ def size_class(width: int, height: int) -> SizeClass:
 
 
 def arrange(
-    width: int, height: int, shown: str, *, maximised: bool = False, layers: int = 12
+    width: int,
+    height: int,
+    shown: str,
+    *,
+    maximised: bool = False,
+    layers: int = 12,
+    sequences: int = 0,
 ) -> Boxes:
     """The box of every part that is shown.
 
@@ -60,6 +66,7 @@ def arrange(
         shown: The pane that a compact screen shows, or that is maximised.
         maximised: That pane alone, below the status line.
         layers: Rows of the layer × head grid.
+        sequences: Lines that the timeline would need to show how sequences part.
     """
     kind = size_class(width, height)
     if kind is SizeClass.TINY:
@@ -71,10 +78,11 @@ def arrange(
     if kind is SizeClass.COMPACT:
         return boxes | _compact(width, height, shown)
     boxes["sentence"] = Box(0, 1, width, 1)
-    boxes["timeline"] = Box(0, 2, width, 4)
+    timeline = 4 + min(sequences, max((height - 30) // 5, 0))
+    boxes["timeline"] = Box(0, 2, width, timeline)
     cost = min(max(height // 5, 6), 11)
     boxes["cost"] = Box(0, height - 1 - cost, width, cost)
-    middle = Box(0, 6, width, height - 7 - cost)
+    middle = Box(0, 2 + timeline, width, height - 3 - timeline - cost)
     left, right = _columns(width)
     boxes |= _sides(middle, layers, left, right)
     centre = Box(left + _GAP, middle.y, width - left - right - 2 * _GAP, middle.height)
@@ -137,9 +145,10 @@ def _stacked(centre: Box, shown: str) -> Boxes:
 
 def _abreast(centre: Box) -> Boxes:
     """Q, K, V and the output side by side."""
-    wide = (centre.width - 2 * _NARROW - 3 * _GAP) // 2
+    narrow = _NARROW if centre.width < 140 else _NARROW + 6
+    wide = (centre.width - 2 * narrow - 3 * _GAP) // 2
     boxes, x = {}, centre.x
-    for name, width in (("queries", _NARROW), ("keys", wide), ("values", wide)):
+    for name, width in (("queries", narrow), ("keys", wide), ("values", wide)):
         boxes[name] = Box(x, centre.y, width, centre.height)
         x += width + _GAP
     boxes["output"] = Box(x, centre.y, centre.x + centre.width - x, centre.height)

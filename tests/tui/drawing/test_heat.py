@@ -5,8 +5,8 @@ from textual.strip import Strip
 
 from kvtrace_tui.cursor import ColourScale
 from kvtrace_tui.drawing import heatstrip
-from kvtrace_tui.drawing.binning import Binning
 from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.heat import Look, heat_map, legend
 from kvtrace_tui.drawing.heatstrip import HeatStrip, Painter, heat_strip, joined, plain_strip
 from kvtrace_tui.drawing.palettes import PALETTES, Palette
@@ -37,14 +37,14 @@ def cells(strip):
 
 def test_a_cell_holds_two_values_one_above_the_other():
     values = np.array([[0.0, 1.0], [1.0, 1.0]], np.float32)
-    axis = Binning.fit(2, 2)
+    axis = Filling.fit(2, 2)
     (strip,) = heat_map(values, axis, axis, look())
     black, white = (0, 0, 0), (255, 255, 255)
     assert cells(strip) == [("▀", black, white), ("▀", white, white)]
 
 
 def test_an_odd_last_row_stands_above_nothing():
-    strips = heat_map(np.ones((3, 1), np.float32), Binning.fit(3, 3), Binning.fit(1, 1), look())
+    strips = heat_map(np.ones((3, 1), np.float32), Filling.fit(3, 3), Filling.fit(1, 1), look())
     assert len(strips) == 2
     ((_, upper, lower),) = cells(strips[1])
     assert upper == (255, 255, 255)
@@ -53,13 +53,13 @@ def test_an_odd_last_row_stands_above_nothing():
 
 def test_runs_of_equal_cells_are_written_once():
     values = np.zeros((2, 50), np.float32)
-    (strip,) = heat_map(values, Binning.fit(2, 2), Binning.fit(50, 50), look())
+    (strip,) = heat_map(values, Filling.fit(2, 2), Filling.fit(50, 50), look())
     assert strip.render(console()) == "\x1b[38;2;0;0;0;48;2;0;0;0m" + "▀" * 50 + "\x1b[0m"
 
 
 def test_what_is_not_finite_stands_out_and_what_is_absent_recedes():
     values = np.array([[np.nan, np.inf]], np.float32)
-    down, across = Binning.fit(1, 1), Binning.fit(2, 2)
+    down, across = Filling.fit(1, 1), Filling.fit(2, 2)
     ((_, nan, _), (_, inf, _)) = cells(heat_map(values, down, across, look())[0])
     assert nan == inf == (0xFF, 0x3F, 0xD0)
     absent = look(absent_nan=True)
@@ -69,13 +69,13 @@ def test_what_is_not_finite_stands_out_and_what_is_absent_recedes():
 
 def test_a_small_crosshair_is_white_beside_black():
     values = np.full((4, 3), 0.5, np.float32)
-    strips = heat_map(values, Binning.fit(4, 4), Binning.fit(3, 3), look(), mark=(3, 1))
+    strips = heat_map(values, Filling.fit(4, 4), Filling.fit(3, 3), look(), mark=(3, 1))
     assert cells(strips[1])[1] == ("▀", (0, 0, 0), (255, 255, 255))
 
 
 def test_a_large_crosshair_is_a_frame_that_leaves_the_value_in_sight():
     values = np.zeros((1, 1), np.float32)
-    axis = Binning.fit(1, 6)
+    axis = Filling.fit(1, 6)
     strips = heat_map(values, axis, axis, look(), mark=(0, 0))
     picture = [cells(strip) for strip in strips]
     assert all(cell[1] == (255, 255, 255) for cell in picture[0])
@@ -84,14 +84,14 @@ def test_a_large_crosshair_is_a_frame_that_leaves_the_value_in_sight():
 
 def test_a_crosshair_out_of_view_changes_nothing():
     values = np.arange(64, dtype=np.float32).reshape(2, 32) / 64
-    down, across = Binning.fit(2, 2), Binning.fit(32, 8, zoom=2, focus=0)
+    down, across = Filling.fit(2, 2), Filling.fit(32, 8, zoom=2, focus=0)
     plain = heat_map(values, down, across, look())
     assert heat_map(values, down, across, look(), mark=(0, 31)) == plain
 
 
 def test_256_colours_use_palette_indices_and_at_most_16_levels():
     values = np.linspace(0, 1, 200, dtype=np.float32)[None].repeat(2, 0)
-    (strip,) = heat_map(values, Binning.fit(2, 2), Binning.fit(200, 200), look(Depth.XTERM))
+    (strip,) = heat_map(values, Filling.fit(2, 2), Filling.fit(200, 200), look(Depth.XTERM))
     text = strip.render(console(Depth.XTERM))
     assert ";2;" not in text
     assert "38;5;16;48;5;16m" in text
@@ -100,7 +100,7 @@ def test_256_colours_use_palette_indices_and_at_most_16_levels():
 
 def test_without_colours_one_glyph_stands_for_one_value_and_says_the_sign():
     values = np.array([[-1.0, 0.0, 1.0]], np.float32)
-    down, across = Binning.fit(1, 1), Binning.fit(3, 3)
+    down, across = Filling.fit(1, 1), Filling.fit(3, 3)
     (strip,) = heat_map(values, down, across, look(Depth.NONE, signed=True))
     assert strip.text == "#·█"
     assert all(style is not None and style.color is None for _, style, _ in strip)
@@ -108,13 +108,13 @@ def test_without_colours_one_glyph_stands_for_one_value_and_says_the_sign():
 
 def test_the_crosshair_shows_without_colours_too():
     values = np.zeros((2, 5), np.float32)
-    strips = heat_map(values, Binning.fit(2, 2), Binning.fit(5, 5), look(Depth.NONE), mark=(1, 3))
+    strips = heat_map(values, Filling.fit(2, 2), Filling.fit(5, 5), look(Depth.NONE), mark=(1, 3))
     assert [strip.text for strip in strips] == ["     ", "   ◆ "]
 
 
 def test_sixteen_colours_draw_the_glyphs_of_each_sign_in_one_colour():
     values = np.array([[-1.0, -1.0, 1.0]], np.float32)
-    (strip,) = heat_map(values, Binning.fit(1, 1), Binning.fit(3, 3), look(Depth.ANSI, signed=True))
+    (strip,) = heat_map(values, Filling.fit(1, 1), Filling.fit(3, 3), look(Depth.ANSI, signed=True))
     assert [text for text, _, _ in strip] == ["##", "█"]
 
 

@@ -6,8 +6,8 @@ from textual.strip import Strip
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.axis import across_labels
 from kvtrace_tui.drawing.bars import bar, layered, spark, stacked, strongest
-from kvtrace_tui.drawing.binning import Binning
 from kvtrace_tui.drawing.depth import Depth, depth_of
+from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.grid import GridLayout, layer_grid
 from kvtrace_tui.drawing.heat import Look
 from kvtrace_tui.drawing.lines import beside, line, padded, page, shown_in
@@ -149,9 +149,9 @@ def test_the_number_table_lights_the_cell_under_the_crosshair():
 
 
 def test_axis_labels_name_the_crosshair_and_never_overlap():
-    pieces = across_labels(Binning.fit(978, 90), mark=500)
+    pieces = across_labels(Filling.fit(978, 90), mark=500)
     text = text_of(pieces)
-    assert len(text) == 89
+    assert len(text) == 90
     assert "▲500" in text
     words = text.split()
     assert words[0] == "0"
@@ -160,7 +160,15 @@ def test_axis_labels_name_the_crosshair_and_never_overlap():
 
 def test_axis_labels_can_name_positions():
     names = [10 + i for i in range(8)]
-    assert "▲13" in text_of(across_labels(Binning.fit(8, 80), names, mark=3))
+    assert "▲13" in text_of(across_labels(Filling.fit(8, 80), names, mark=3))
+
+
+def test_padding_has_no_number_and_is_said_once():
+    names = [-3, -2, -1, 0, 1]
+    text = text_of(across_labels(Filling.fit(5, 50), names, mark=4))
+    assert text.startswith("pad╌╌╌╌")
+    assert text.split("╌")[-1].split() == ["0", "▲1"]
+    assert "-" not in text
 
 
 def grid(layers=3, heads=4, size=(40, 10), mark=(1, 2), depth=Depth.TRUE, **more):

@@ -120,7 +120,7 @@ async def test_a_click_points_at_row_and_feature(one_pane):
     async with app.run_test(size=(90, 20)) as pilot:
         app.pane.show(trace, AT)
         app.lines()
-        await pilot.click(offset=(4, 1))
+        await pilot.click(offset=(5, 1))
         await pilot.pause()
         assert app.moves == [{"row": 0, "dim": 0}]
         await pilot.click(offset=(0, 0))

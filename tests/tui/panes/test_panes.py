@@ -73,7 +73,7 @@ async def test_breakpoints_and_findings_are_marked_where_they_are(one_pane):
     pane.mark([1], [5])
     lines = await drawn(one_pane, pane, synthetic_trace(), replace(AT, step=3), size=(80, 4))
     marks = lines[2][9:]
-    assert [marks.index(sign) // 3 for sign in "●▲◆"] == [1, 3, 5]
+    assert [marks.index(sign) // 6 for sign in "●▲◆"] == [1, 3, 5]
 
 
 async def test_time_that_was_not_measured_is_not_drawn(one_pane):
@@ -93,7 +93,7 @@ async def test_a_click_on_a_token_goes_to_its_step(one_pane):
         app.pane.show(trace, AT)
         app.lines()
         await pilot.click(offset=(9 + 5 * 6, 0))
-        await pilot.click(offset=(9 + 3 * 2, 2))
+        await pilot.click(offset=(9 + 6 * 2, 2))
         await pilot.click(offset=(2, 0))
         await pilot.pause()
         assert app.moves == [{"step": 2}, {"step": 2}]
@@ -328,7 +328,7 @@ async def test_a_click_on_a_column_goes_to_its_step(one_pane):
     async with app.run_test(size=(100, 12)) as pilot:
         app.pane.show(trace, AT)
         app.lines()
-        await pilot.click(offset=(6 * 2 + 1, 4))
+        await pilot.click(offset=(12 * 2 + 1, 4))
         await pilot.pause()
     assert app.moves == [{"step": 2}]
 

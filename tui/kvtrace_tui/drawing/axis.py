@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.binning import Binning
+from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.lines import Piece
 
 _APART = 8
+PADDING = "pad"
 
 
 def across_labels(
-    axis: Binning, names: Sequence[int] | None = None, mark: int | None = None
+    axis: Filling, names: Sequence[int] | None = None, mark: int | None = None
 ) -> list[Piece]:
     """A line below a map: a number every few cells, and the crosshair's own.
 
     Args:
-        axis: The bins above.
-        names: A number for each index (its position, say); the index itself by default.
+        axis: The cells above.
+        names: A number for each index (its position, say); the index itself by default. A
+            negative number is padding: it has no number.
         mark: Index under the crosshair.
     """
     row = [" "] * axis.cells
@@ -29,13 +31,16 @@ def across_labels(
         start = min(chosen.start + len(chosen) // 2, max(axis.cells - len(text), 0))
         lit = range(start, start + len(text))
         _write(row, start, text)
-    step = max(-(-_APART // axis.stretch), 1)
-    for bin_ in range(0, axis.bins, step):
-        cell = bin_ * axis.stretch
-        text = str(_name(axis.indices_of(cell).start, names))
+    step = _step(axis)
+    for index in range(-(-axis.first // step) * step, axis.stop, step):
+        cell = axis.cells_of(index).start
+        if index == mark or (names is not None and names[index] < 0):
+            continue
+        text = _name(index, names)
         span = range(max(cell - 1, 0), min(cell + len(text) + 1, axis.cells))
         if cell + len(text) <= axis.cells and all(row[x] == " " for x in span):
             _write(row, cell, text)
+    _draw_padding(row, axis, names)
     line = "".join(row)
     if not lit:
         return [(line, ink.FAINT)]
@@ -46,8 +51,36 @@ def across_labels(
     ]
 
 
-def _name(index: int, names: Sequence[int] | None) -> int:
-    return index if names is None else int(names[index])
+def _step(axis: Filling) -> int:
+    """Every how manieth index has a number: a power of two that leaves room for it."""
+    step = 1
+    while step * axis.scale < _APART * axis.per:
+        step *= 2
+    return step
+
+
+def _draw_padding(row: list[str], axis: Filling, names: Sequence[int] | None) -> None:
+    """A dotted line under what is padding, and its name where it begins."""
+    if names is None:
+        return
+    begun = False
+    for cell in range(axis.cells):
+        indices = axis.indices_of(cell)
+        padding = bool(indices) and all(names[index] < 0 for index in indices)
+        if padding and row[cell] == " ":
+            row[cell] = "╌"
+        if (
+            padding
+            and not begun
+            and all(row[x] in " ╌" for x in range(cell, min(cell + 4, axis.cells)))
+        ):
+            _write(row, cell, PADDING)
+        begun = padding
+
+
+def _name(index: int, names: Sequence[int] | None) -> str:
+    name = index if names is None else int(names[index])
+    return PADDING if name < 0 else str(name)
 
 
 def _write(row: list[str], start: int, text: str) -> None:

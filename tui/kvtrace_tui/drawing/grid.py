@@ -13,13 +13,14 @@ from textual.strip import Strip
 
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.binning import Binning
 from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.heat import Look, glyphs_of
 from kvtrace_tui.drawing.heatstrip import Painter, painter
 from kvtrace_tui.drawing.pool import pooled
 
 _MARK = "◆"
+_HEAD = 6
 _NOT_RUN = "·"
 
 
@@ -29,12 +30,12 @@ class GridLayout:
 
     Attributes:
         down: Bins of layers, one line each.
-        across: Bins of heads; a head is `stretch` cells wide.
+        across: Bins of heads; a head is up to `_HEAD` cells wide.
         gutter: Cells of the layer labels at the left.
     """
 
-    down: Binning
-    across: Binning
+    down: Filling
+    across: Filling
     gutter: int
 
     @classmethod
@@ -43,9 +44,9 @@ class GridLayout:
     ) -> GridLayout:
         """Layers × heads in (width, height), the line of head labels included."""
         gutter = len(str(max(layers - 1, 0))) + 1
-        down = Binning.fit(layers, min(max(size[1] - 1, 1), max(layers, 1)), focus=mark[0])
+        down = Filling.fit(layers, min(max(size[1] - 1, 1), max(layers, 1)), focus=mark[0])
         room = max(size[0] - gutter, 1)
-        across = Binning.fit(heads, min(room, max(heads, 1) * 3), focus=mark[1])
+        across = Filling.fit(heads, min(room, max(heads, 1) * _HEAD), focus=mark[1])
         return cls(down, across, gutter)
 
     def at(self, x: int, y: int) -> tuple[int, int] | None:
@@ -76,7 +77,7 @@ def layer_grid(
         flagged: Layers with something to say, and whether they say it now; ✗ beside the layer.
     """
     paint = painter(look.palette, look.depth, signed=look.shade.signed)
-    shown = pooled(values, layout.down, layout.across, look.pooling)
+    shown = pooled(values, layout.down, layout.across)
     levels = look.shade.levels(shown, paint.levels)
     lines = [_head_labels(layout, mark[1])]
     for y in range(layout.down.bins):
@@ -87,7 +88,7 @@ def layer_grid(
         gutter = [Segment(name, ink.STRONG if selected else ink.DIM), _flag(layers, flagged)]
         waiting = run_until is not None and layers.start > run_until
         chosen = layout.across.cells_of(mark[1]) if selected else range(0)
-        cells = _cells(levels[y], layout.across.stretch, chosen, (paint, look), waiting)
+        cells = _cells(levels[y], layout.across, chosen, (paint, look), waiting)
         lines.append(Strip([*gutter, *cells]))
     return lines
 
@@ -108,7 +109,7 @@ def _head_labels(layout: GridLayout, head: int) -> Strip:
     chosen = layout.across.cells_of(head)
     spots = [(chosen.start, head)] if chosen else []
     spots += [(cell, layout.across.indices_of(cell).start)
-              for cell in range(0, layout.across.cells, layout.across.stretch)]  # fmt: skip
+              for cell in _starts(layout.across)]  # fmt: skip
     style = [ink.DIM] * width
     for cell, number in spots:
         text, start = str(number), layout.gutter + cell
@@ -123,17 +124,24 @@ def _head_labels(layout: GridLayout, head: int) -> Strip:
 
 def _cells(
     levels: NDArray[np.uint8],
-    stretch: int,
+    across: Filling,
     chosen: range,
     paints: tuple[Painter, Look],
     waiting: bool,
 ) -> list[Segment]:
     paint, look = paints
     segments: list[Segment] = []
-    for index, level in enumerate(levels.tolist()):
-        here = index * stretch in chosen
-        segments.append(_cell(level, stretch, here, paint, look, waiting))
+    spans = zip(levels.tolist(), _starts(across), across.widths().tolist(), strict=True)
+    for level, start, width in spans:
+        segments.append(_cell(level, width, start in chosen, paint, look, waiting))
     return segments
+
+
+def _starts(across: Filling) -> list[int]:
+    """First cell of every bin."""
+    widths = across.widths()
+    starts: list[int] = (np.cumsum(widths) - widths).tolist()
+    return starts
 
 
 def _cell(

@@ -16,11 +16,11 @@ from textual.strip import Strip
 
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.binning import Binning
 from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.heatstrip import Painter, heat_strip, painter
 from kvtrace_tui.drawing.palettes import Palette
-from kvtrace_tui.drawing.pool import Pooling, pooled
+from kvtrace_tui.drawing.pool import pooled
 from kvtrace_tui.drawing.shade import Shade
 
 Levels = NDArray[np.uint8]
@@ -40,21 +40,19 @@ class Look:
         palette: Colours.
         depth: What the terminal can show.
         shade: How values become levels.
-        pooling: What stands for a bin of several values.
         absent_nan: NaN means "not recorded", as in a lane that was not kept; else it is trouble.
     """
 
     palette: Palette
     depth: Depth
     shade: Shade
-    pooling: Pooling = Pooling.STRONGEST
     absent_nan: bool = False
 
 
 def heat_map(
     values: Floats,
-    down: Binning,
-    across: Binning,
+    down: Filling,
+    across: Filling,
     look: Look,
     mark: tuple[int, int] | None = None,
 ) -> list[Strip]:
@@ -68,8 +66,8 @@ def heat_map(
         mark: Indices (down, across) under the crosshair.
     """
     paint = painter(look.palette, look.depth, signed=look.shade.signed)
-    levels = _levels(pooled(values, down, across, look.pooling), look, paint)
-    levels = np.repeat(np.repeat(levels, down.stretch, axis=0), across.stretch, axis=1)
+    levels = _levels(pooled(values, down, across), look, paint)
+    levels = np.repeat(np.repeat(levels, down.widths(), axis=0), across.widths(), axis=1)
     if not look.depth.half_blocks:
         return _glyph_lines(levels, paint, look, _marked(down, across, mark))
     _draw_crosshair(levels, paint, down, across, mark)
@@ -107,7 +105,7 @@ def _levels(values: Floats, look: Look, paint: Painter) -> Levels:
 
 
 def _marked(
-    down: Binning, across: Binning, mark: tuple[int, int] | None
+    down: Filling, across: Filling, mark: tuple[int, int] | None
 ) -> tuple[range, range] | None:
     if mark is None:
         return None
@@ -116,7 +114,7 @@ def _marked(
 
 
 def _draw_crosshair(
-    levels: Levels, paint: Painter, down: Binning, across: Binning, mark: tuple[int, int] | None
+    levels: Levels, paint: Painter, down: Filling, across: Filling, mark: tuple[int, int] | None
 ) -> None:
     """A small mark becomes white beside black; a large one gets a white frame with black edges."""
     found = _marked(down, across, mark)

@@ -51,6 +51,7 @@ TITLE_DIM = _ink("#7b899b", RAISED)
 CHOSEN = _ink("#10151c", "#f2b84b", bold=True)
 SELECTED = _ink("#f1f5fa", "#2f435c", bold=True)
 FUTURE = _ink("#566374")
+REJECTED = Style(color="#b0646c", bgcolor=PAPER, strike=True)
 
 _PAPERS = frozenset(Color.parse(name).get_truecolor() for name in (PAPER, RAISED, SUNK))
 
@@ -64,6 +65,7 @@ def without_colour(style: Style | None) -> Style:
     return Style(
         bold=bool(style.bold),
         underline=style.underline,
+        strike=style.strike,
         reverse=True if lit else style.reverse,
         meta=style.meta or None,
     )

@@ -1,31 +1,19 @@
 """Many values shown as one, and said so.
 
-"strongest" keeps the value of largest magnitude with its sign: nothing large is missed, but pooled
-columns look stronger than single ones. "mean" does the opposite. What is printed beside a map is
-which of them was used, and over how many values.
+The value of largest magnitude stands for its bin, with its sign: nothing large is missed, but
+pooled columns look stronger than single ones. Over how many values is printed beside a map.
 """
 
 from __future__ import annotations
-
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.trace.dtypes import Floats
-from kvtrace_tui.drawing.binning import Binning
+from kvtrace_tui.drawing.filling import Filling
 
 
-class Pooling(StrEnum):
-    """How the values of a bin become one."""
-
-    STRONGEST = "strongest"
-    MEAN = "mean"
-
-
-def pooled(
-    values: Floats, down: Binning, across: Binning, how: Pooling = Pooling.STRONGEST
-) -> Floats:
+def pooled(values: Floats, down: Filling, across: Filling) -> Floats:
     """One value for each bin, [down.bins, across.bins].
 
     A bin with a NaN is NaN: trouble is never averaged away.
@@ -34,53 +22,35 @@ def pooled(
         values: [down, across], the whole axes.
         down: Bins of the first axis.
         across: Bins of the second axis.
-        how: Which value stands for a bin.
     """
     part = values[down.first : down.stop, across.first : across.stop]
     if part.size == 0:
         return np.zeros((down.bins, across.bins), np.float32)
-    if down.per_cell == across.per_cell == 1:
-        return part
-    sizes = down.per_cell, across.per_cell
-    if how is Pooling.MEAN:
-        counts = np.outer(_counts(part.shape[0], sizes[0]), _counts(part.shape[1], sizes[1]))
-        return np.asarray(_reduced(np.add, part, sizes) / counts, np.float32)
-    high = _reduced(np.maximum, part, sizes)
-    low = _reduced(np.minimum, part, sizes)
-    return np.where(high >= -low, high, low)
-
-
-def pooling_label(down: Binning, across: Binning, how: Pooling = Pooling.STRONGEST) -> str:
-    """What the map's cells stand for; empty when each shows one value."""
-    if down.per_cell == across.per_cell == 1:
-        return ""
-    return f"{how} of {across.per_cell}×{down.per_cell}"
-
-
-def _reduced(how: np.ufunc, part: Floats, sizes: tuple[int, int]) -> Floats:
-    """Both axes reduced by bins; the one that shrinks more first."""
-    for axis in (0, 1) if sizes[0] > sizes[1] else (1, 0):
-        part = _binned(how, part, sizes[axis], axis)
+    axes = [(0, down), (1, across)]
+    if down.per * across.scale < across.per * down.scale:
+        axes.reverse()  # the one that shrinks more first
+    for axis, bins in axes:
+        if bins.pools:
+            part = _strongest(part, bins.edges(), axis)
     return part
 
 
-def _binned(how: np.ufunc, part: Floats, size: int, axis: int) -> Floats:
-    """One axis reduced by bins of a size, the last one of what is left.
+def pooling_label(down: Filling, across: Filling) -> str:
+    """What the map's cells stand for; empty when each shows one value."""
+    if not (down.pools or across.pools):
+        return ""
+    return f"strongest of {across.sizes}×{down.sizes}"
 
-    Whole bins are reduced as one block: several times faster than `reduceat`.
+
+def _strongest(part: Floats, edges: NDArray[np.int64], axis: int) -> Floats:
+    """One axis reduced by bins between edges, whose sizes differ by one at most.
+
+    Index by index instead of `reduceat`, which is several times slower; the smaller bins count
+    their last index twice, which changes no maximum.
     """
-    if size == 1:
-        return part
     moved = np.moveaxis(part, axis, 0)
-    whole = len(moved) // size
-    blocks = moved[: whole * size].reshape(whole, size, *moved.shape[1:])
-    found = np.asarray(how.reduce(blocks, axis=1))
-    if whole * size < len(moved):
-        rest = np.asarray(how.reduce(moved[whole * size :], axis=0, keepdims=True))
-        found = np.concatenate([found, rest])
-    return np.moveaxis(found, 0, axis)
-
-
-def _counts(length: int, size: int) -> NDArray[np.int64]:
-    """Values in each bin of an axis."""
-    return np.diff(np.append(np.arange(0, length, size), length))
+    high = low = moved[edges[:-1]]
+    for offset in range(1, int(np.diff(edges).max())):
+        beside = moved[np.minimum(edges[:-1] + offset, edges[1:] - 1)]
+        high, low = np.maximum(high, beside), np.minimum(low, beside)
+    return np.moveaxis(np.where(high >= -low, high, low), 0, axis)

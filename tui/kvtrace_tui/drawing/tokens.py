@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -34,7 +34,7 @@ class TokenStrip:
 
 
 def token_strip(
-    texts: Sequence[str], current: int, width: int, inks: Sequence[Style] | None = None
+    texts: Sequence[str], current: int, width: int, rejected: Collection[int] = ()
 ) -> TokenStrip:
     """As many tokens around the current one as fit, most of them before it.
 
@@ -42,7 +42,7 @@ def token_strip(
         texts: Raw token texts; they are made safe here.
         current: Index of the token that stands out; -1: none.
         width: Cells.
-        inks: A style for each token; by default those after the current one recede.
+        rejected: Indices of tokens that were given up; those after the current one recede.
     """
     shown = _window(texts, current, width)
     pieces: list[Piece] = []
@@ -50,7 +50,7 @@ def token_strip(
     x = 0
     for index in shown:
         word = text.token(texts[index], _LONGEST)
-        style = ink.CHOSEN if index == current else _style(index, current, inks)
+        style = ink.CHOSEN if index == current else _style(index, current, rejected)
         pieces += [(word, style), ("│", ink.FAINT)]
         size = cell_len(word)
         spans.append((x, x + size, index))
@@ -58,9 +58,9 @@ def token_strip(
     return TokenStrip(tuple(pieces), tuple(spans))
 
 
-def _style(index: int, current: int, inks: Sequence[Style] | None) -> Style:
-    if inks is not None:
-        return inks[index]
+def _style(index: int, current: int, rejected: Collection[int]) -> Style:
+    if index in rejected:
+        return ink.REJECTED
     return ink.FUTURE if index > current >= 0 else ink.TOKEN
 
 

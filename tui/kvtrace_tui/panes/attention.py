@@ -76,7 +76,7 @@ def _row(trace: Trace, found: Attention, row: int, chosen: int, scale: tuple[int
     width, high = scale
     position, token = int(found.positions[row]), int(found.tokens[row])
     weight = float(found.weights[row])
-    word = "pad" if position < 0 else ""
+    word = "padding" if position < 0 else ""
     if token >= 0 and not word:
         word = text.token(trace.token_text(token), 16)
     here = row == chosen
@@ -84,7 +84,10 @@ def _row(trace: Trace, found: Attention, row: int, chosen: int, scale: tuple[int
     bars = max(width - _WEIGHT - names - 9, 0)
     return line(
         width,
-        (padded(str(position), 6, right=True), ink.SELECTED if here else ink.DIM),
+        (
+            padded("" if position < 0 else str(position), 6, right=True),
+            ink.SELECTED if here else ink.DIM,
+        ),
         (" ", ink.SELECTED if here else ink.DIM),
         (padded(word, names), ink.SELECTED if here else ink.TOKEN),
         (" ", ink.TEXT),

@@ -21,7 +21,7 @@ from kvtrace_tui.drawing.lines import Piece, beside, columns, line
 from kvtrace_tui.panes.pane import Pane, wrapped
 
 _PARTS = 46
-_WIDEST = 6
+_WIDEST = 12
 """Cells of a step's column, at most."""
 
 _NOW = (Style(color="#f0b27a", bgcolor=ink.PAPER), Style(color="#8fd0f5", bgcolor=ink.PAPER))
@@ -37,7 +37,7 @@ class CostPane(Pane):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._history: tuple[Trace, History] | None = None
-        self._columns = Binning(0, 0, 1, 1)
+        self._columns = Binning(0, 1, 1)
 
     def depends(self, cursor: Cursor) -> Hashable:
         """The step."""

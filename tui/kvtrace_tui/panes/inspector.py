@@ -125,8 +125,8 @@ def _found_lines(found: Sequence[Found], cursor: Cursor, width: int) -> list[Str
     return lines
 
 
-def _pair(width: int, name: str, *pieces: Piece) -> Strip:
-    return line(width, (" ", ink.DIM), (padded(name, _NAME), ink.DIM), *pieces)
+def _pair(width: int, name: str, *pieces: Piece, names: int = _NAME) -> Strip:
+    return line(width, (" ", ink.DIM), (padded(name, names), ink.DIM), *pieces)
 
 
 def _origin_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
@@ -203,7 +203,8 @@ def _difference_lines(step: LaneStep | None, found: dict[Tensor, _Read], width: 
         return [_pair(width, "lanes", (why, ink.DIM))]
     digits = 1 if width >= 36 else 0
     heads = [padded(word, 6 + 2 * digits, right=True) for word in ("cell", "row", "head")]
-    lines = [_pair(width, "Δ rel.", ("  ", ink.DIM), ("".join(heads), ink.DIM))]
+    names = min(_NAME, width - 22)
+    lines = [_pair(width, "Δ rel.", ("  ", ink.DIM), ("".join(heads), ink.DIM), names=names)]
     for tensor, both in compared.items():
         cell, row = found[tensor].apart()
         sign = _VERDICT_SIGNS.get(both.verdict, "✓")
@@ -213,7 +214,7 @@ def _difference_lines(step: LaneStep | None, found: dict[Tensor, _Read], width: 
             meant, share = _meant(apart, both)
             said = padded(_share(share, digits), 6 + 2 * digits, right=True)
             pieces.append((said, _VERDICT_INKS[meant]))
-        lines.append(_pair(width, LETTERS[tensor], *pieces))
+        lines.append(_pair(width, LETTERS[tensor], *pieces, names=names))
     return [*lines, *_verdict_lines(compared, width)]
 
 

@@ -15,13 +15,13 @@ from textual.strip import Strip
 
 from kvtrace import text
 from kvtrace.analysis.origin import UNKNOWN, attended_rows, tokens_of_cells
-from kvtrace.analysis.tensors import CACHE_TENSORS
+from kvtrace.analysis.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.trace import Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.axis import across_labels
-from kvtrace_tui.drawing.binning import Binning
+from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.heat import Look, heat_map, legend
 from kvtrace_tui.drawing.heatstrip import joined
 from kvtrace_tui.drawing.lines import Piece, line
@@ -32,7 +32,7 @@ from kvtrace_tui.panes.pane import Pane, blank, wrapped
 from kvtrace_tui.panes.rows import Shelf
 from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown
 
-_GUTTER = 4
+_GUTTER = 5
 _LEGEND = 12
 _WIDE = 56
 
@@ -49,7 +49,7 @@ class MapPane(Pane):
         self.tensor = tensor
         self._shelf = shelf
         self._ranges = Ranges()
-        self._bins = (Binning(0, 0, 1, 1), Binning(0, 0, 1, 1))
+        self._bins = (Filling(0, 0, 1, 1), Filling(0, 0, 1, 1))
 
     def depends(self, cursor: Cursor) -> Hashable:
         """Everything but what only other tensors have."""
@@ -87,6 +87,7 @@ class MapPane(Pane):
             foot = [line(width, *one) for one in reading]
             return [*lines, *table, *(foot if narrow else [line(width, *reading[0], *reading[1])])]
         room = height - 2 - (len(reading) + 1 if narrow else 1)
+        room -= self._slotted(trace, cursor)
         drawn, colours = self._map(trace, cursor, seen, (width, max(room, 1)))
         if narrow:
             return [*lines, *drawn, line(width, *colours), *(line(width, *one) for one in reading)]
@@ -121,16 +122,35 @@ class MapPane(Pane):
         rows, dim = seen.values.shape
         mark = self._mark(cursor, seen.values)
         per_line = self.terminal.per_line
-        down = Binning.fit(dim, height * per_line, zoom=cursor.zoom, focus=mark[0])
-        across = Binning.fit(rows, width - _GUTTER, zoom=cursor.zoom, focus=mark[1])
+        room = width - _GUTTER
+        down = Filling.fit(dim, height * per_line, zoom=cursor.zoom, focus=mark[0])
+        across = Filling.fit(rows, room, grows=self._cached, zoom=cursor.zoom, focus=mark[1])
         self._bins = (down, across)
         drawn = heat_map(seen.values.T, down, across, look, mark)
         labels = _dim_labels(down, mark[0], len(drawn), per_line)
         rest = blank(max(width - _GUTTER - across.cells, 0))
         lines = [joined([label, strip, rest]) for label, strip in zip(labels, drawn, strict=True)]
+        axes = self._axes(trace, cursor, across, mark[1], width)
+        return [*lines, *axes], _colours(look, pooling_label(down, across), width)
+
+    def _axes(
+        self, trace: Trace, cursor: Cursor, across: Filling, mark: int, width: int
+    ) -> list[Strip]:
+        """The position of the rows; below it their slot, in maps where the two part."""
         names = self._positions(trace, cursor)
-        labelled = line(width, (" " * _GUTTER, ink.DIM), *across_labels(across, names, mark[1]))
-        return [*lines, labelled], _colours(look, pooling_label(down, across), width)
+        lead = ("pos" if names is not None else "row").ljust(_GUTTER)
+        lines = [line(width, (lead, ink.FAINT), *across_labels(across, names, mark))]
+        if self._slotted(trace, cursor):
+            slots = attended_rows(trace, cursor.step, cursor.layer, cursor.sequence).slots.tolist()
+            lines.append(line(width, ("slot", ink.FAINT), *across_labels(across, slots, mark)))
+        return lines
+
+    def _slotted(self, trace: Trace, cursor: Cursor) -> bool:
+        """Whether a row's slot says something that its position does not."""
+        if not self._cached:
+            return False
+        runs = attended_runs(trace, cursor.step, cursor.layer, cursor.sequence)
+        return any(run.slot != run.position for run in runs)
 
     def _mark(self, cursor: Cursor, values: Floats) -> tuple[int, int]:
         """The crosshair as (feature, row), inside the tensor."""
@@ -191,7 +211,10 @@ class MapPane(Pane):
         exact = exactly(float(seen.values[row, feature]), cursor.view.needs_lane)
         name = "row" if self._cached else "query"
         index, _, word = label.partition(" ")
-        elsewhere = "" if index == str(row) else f" at {index}"
+        elsewhere = "" if index in ("", str(row)) else f" at {index}"
+        if self._slotted(trace, cursor):
+            rows = attended_rows(trace, cursor.step, cursor.layer, cursor.sequence)
+            elsewhere += f" slot {int(rows.slots[row])}"
         return [(f" {exact}", ink.ACCENT)], [
             (f" {name} ", ink.DIM), (f"{row}", ink.STRONG), (f"{elsewhere} ", ink.DIM),
             (word, ink.TOKEN), (" dim ", ink.DIM), (f"{feature} ", ink.STRONG),
@@ -218,7 +241,7 @@ def exactly(value: float, absent: bool) -> str:
 
 def _label(trace: Trace, position: int, token: int) -> str:
     if position < 0:
-        return f"{position} pad"
+        return " padding"
     word = "" if token == UNKNOWN else f" {text.token(trace.token_text(token), 12)}"
     return f"{position}{word}"
 
@@ -236,7 +259,7 @@ def _colours(look: Look, pooling: str, width: int) -> list[Piece]:
     return [*legend(look, _LEGEND if width >= _LEGEND * 6 else _LEGEND // 2), (said, ink.DIM)]
 
 
-def _dim_labels(down: Binning, mark: int, lines: int, per_line: int) -> list[Strip]:
+def _dim_labels(down: Filling, mark: int, lines: int, per_line: int) -> list[Strip]:
     """Numbers of the features, every fourth line and the crosshair's."""
     chosen = down.cells_of(mark)
     at = chosen.start // per_line if chosen else -1

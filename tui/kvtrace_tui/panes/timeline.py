@@ -9,6 +9,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 from kvtrace import text
+from kvtrace.analysis.branches import Branches
 from kvtrace.analysis.candidates import Candidate, Candidates, candidates
 from kvtrace.trace import Trace
 from kvtrace_tui.cursor import Cursor
@@ -17,18 +18,18 @@ from kvtrace_tui.drawing.bars import spark, strongest
 from kvtrace_tui.drawing.binning import Binning
 from kvtrace_tui.drawing.lines import Piece, line, padded
 from kvtrace_tui.drawing.tokens import token_strip
-from kvtrace_tui.panes.chronicle import Chronicle
+from kvtrace_tui.panes.chronicle import Chronicle, Told
 from kvtrace_tui.panes.pane import Pane
 
 _GUTTER = 9
-_WIDEST = 3
+_WIDEST = 6
 """Cells of a step's column, at most."""
 
 _BREAK, _FINDING = ("●", ink.WARN), ("◆", ink.BAD)
 
 
 class TimelinePane(Pane):
-    """Four lines, or as many of them as fit."""
+    """Four lines, and one for each sequence where there is room."""
 
     grows = True
 
@@ -36,8 +37,10 @@ class TimelinePane(Pane):
         super().__init__(id=id)
         self._signs: dict[int, tuple[str, Style]] = {}
         self._chronicle: Chronicle | None = None
+        self._told = Told([], [], -1)
+        self._rows: dict[int, int] = {}
         self._spans: tuple[tuple[int, int, int], ...] = ()
-        self._columns = Binning(0, 0, 1, 1)
+        self._columns = Binning(0, 1, 1)
 
     def mark(self, breakpoints: Iterable[int], findings: Iterable[int]) -> None:
         """Steps that have a breakpoint, and steps that have a finding."""
@@ -51,10 +54,11 @@ class TimelinePane(Pane):
         return cursor.step, cursor.sequence
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
-        """Tokens, milliseconds, marks, candidates."""
-        told = self._told(trace, cursor.sequence)
+        """Tokens, milliseconds, marks, branches, candidates."""
+        chronicle = self._read(trace)
+        told = self._told = chronicle.told(cursor.step, cursor.sequence)
         room = max(width - _GUTTER, 1)
-        strip = token_strip(told.texts, told.current(cursor.step), room)
+        strip = token_strip(told.texts, told.current, room, told.rejected)
         self._spans = strip.spans
         self._columns = Binning.fit(len(trace), min(room, len(trace) * _WIDEST))
         row = int(np.searchsorted(trace.overview["number"], cursor.step))
@@ -68,6 +72,7 @@ class TimelinePane(Pane):
                 (padded(f" step {cursor.step}", _GUTTER), ink.STRONG),
                 *self._marks(trace, at),
             ),
+            *self._branch_lines(trace, cursor, width, height - 4),
             line(
                 width,
                 (" next    ", ink.DIM),
@@ -81,17 +86,37 @@ class TimelinePane(Pane):
             return {}
         if y == 0:
             found = next((i for a, b, i in self._spans if a <= x - _GUTTER < b), None)
-            return {} if found is None else {"step": self._chronicle.steps[found]}
+            return {} if found is None else {"step": self._told.steps[found]}
         numbers = self._trace.numbers
         rows = self._columns.indices_of(x - _GUTTER)
-        return {"step": numbers[rows.start]} if y < 3 and rows else {}
+        if not rows or (y >= 3 and y not in self._rows):
+            return {}
+        chosen = {"sequence": self._rows[y]} if y in self._rows else {}
+        return {"step": numbers[rows.start]} | chosen
 
-    def _told(self, trace: Trace, sequence: int) -> Chronicle:
-        told = self._chronicle
-        if told is None or told.trace is not trace or told.sequence != sequence:
-            told = self._chronicle = Chronicle(trace, sequence)
-        told.update()
-        return told
+    def _read(self, trace: Trace) -> Chronicle:
+        chronicle = self._chronicle
+        if chronicle is None or chronicle.trace is not trace:
+            chronicle = self._chronicle = Chronicle(trace)
+        chronicle.update()
+        return chronicle
+
+    def _branch_lines(self, trace: Trace, cursor: Cursor, width: int, count: int) -> list[Strip]:
+        """A line for each sequence: the way the cursor is on, and whose rows were taken over."""
+        tree = None if self._chronicle is None else self._chronicle.tree
+        self._rows = {}
+        if tree is None or count <= 0:
+            return []
+        sequences = int(trace.overview["sequences"].max(initial=1))
+        first = min(max(cursor.sequence - count // 2, 0), max(sequences - count, 0))
+        lit = set(tree.line(cursor.step, cursor.sequence))
+        lines: list[Strip] = []
+        for row in range(first, min(first + count, sequences)):
+            self._rows[3 + len(lines)] = row
+            here = row == cursor.sequence
+            name = (padded(f" B{row}", _GUTTER), ink.STRONG if here else ink.DIM)
+            lines.append(line(width, name, *_way(tree, trace, row, lit, self._columns)))
+        return lines
 
     def _times(self, trace: Trace, at: range) -> list[Piece]:
         """A sparkline up to the slowest decode step: a prefill does not flatten it."""
@@ -128,6 +153,26 @@ class TimelinePane(Pane):
                 cell = bins.cells_of(index).start
                 row[cell], inks[cell] = sign, style
         return _merged(row, inks)
+
+
+def _way(tree: Branches, trace: Trace, sequence: int, lit: set[int], bins: Binning) -> list[Piece]:
+    """One sequence over the steps: ━ the way the cursor is on; a digit: took over that one."""
+    numbers = trace.numbers
+    row = [" "] * bins.cells
+    inks = [ink.FAINT] * bins.cells
+    for cell in range(0, bins.cells, bins.stretch):
+        number = numbers[bins.indices_of(cell)[-1]]
+        node = tree.places.get((number, sequence))
+        if node is None:
+            continue
+        twin = any(tree.places.get((number, other)) == node for other in range(sequence))
+        sign, style = ("━", ink.CACHED) if node in lit else ("┄" if twin else "─", ink.DIM)
+        for at in range(cell, min(cell + bins.stretch, bins.cells)):
+            row[at], inks[at] = sign, style
+        origin = tree.origins.get((number, sequence), sequence)
+        if origin != sequence and origin >= 0:
+            row[cell], inks[cell] = str(origin)[-1], ink.WARN
+    return _merged(row, inks)
 
 
 def _merged(row: list[str], inks: list[Style]) -> list[Piece]:

@@ -111,9 +111,17 @@ class MainScreen(Screen[None], inherit_bindings=False):
         desk = self.desk
         layers = 12 if desk.trace is None else len(desk.trace.meta.sites)
         shown = desk.focus if desk.maximised else desk.shown
-        key = (width, height, shown, desk.maximised, layers)
+        sequences = _sequences(desk.trace)
+        key = (width, height, shown, desk.maximised, layers, sequences)
         if self._boxes is None or self._boxes[0] != key:
-            boxes = arrange(width, height, shown, maximised=desk.maximised, layers=layers)
+            boxes = arrange(
+                width,
+                height,
+                shown,
+                maximised=desk.maximised,
+                layers=layers,
+                sequences=sequences,
+            )
             self._boxes = key, boxes
         return self._boxes[1]
 
@@ -296,6 +304,12 @@ class MainScreen(Screen[None], inherit_bindings=False):
     def _answered(self, answer: Answer) -> None:
         self.desk.answer = answer
         self.sync()
+
+
+def _sequences(trace: Trace | None) -> int:
+    """Most sequences of any step, where there are several; else 0."""
+    most = 0 if trace is None else int(trace.overview["sequences"].max(initial=0))
+    return most if most > 1 else 0
 
 
 @contextmanager

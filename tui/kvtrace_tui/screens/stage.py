@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrace.text import safe
-from kvtrace_tui import jumps
+from kvtrace_tui import jumps, moves
+from kvtrace_tui.cursor import Axis
 from kvtrace_tui.follow import Follower
-from kvtrace_tui.found import Found
 from kvtrace_tui.panes.grid import GridPane
 
 if TYPE_CHECKING:
+    from kvtrace_tui.screens.choices import Make, Rows
     from kvtrace_tui.screens.main import MainScreen
 
 
@@ -53,22 +54,65 @@ class ScreenStage:
             app.action_command_palette()
         elif name == "findings":
             self._open_findings()
+        elif name == "branches":
+            self._open_branches()
         else:
             from kvtrace_tui.screens.pages import page_of
 
             app.push_screen(page_of(name, self._follower.log))
 
     def _open_findings(self) -> None:
-        from kvtrace_tui.screens.findings import FindingsScreen
+        """The list of findings; the chosen one is gone to."""
+        from kvtrace_tui.screens.findings import finding_rows
 
-        screen, desk = self._screen, self._screen.desk
+        desk = self._screen.desk
+        shown = desk.found
 
-        def chosen(found: Found | None) -> None:
-            if found is not None:
-                screen.careful(lambda: jumps.to_found(desk, found))
+        def make(width: int, chosen: int) -> Rows:
+            nonlocal shown
+            shown = desk.found
+            return finding_rows(desk.answer, shown, width, chosen)
+
+        at = (
+            0 if desk.stop is None or desk.stop.found not in shown else shown.index(desk.stop.found)
+        )
+        self._choose("findings", make, at, lambda index: jumps.to_found(desk, shown[index]))
+
+    def _open_branches(self) -> None:
+        """The tree of branches; the end of the chosen line is gone to."""
+        from kvtrace.analysis.branches import branches, twigs
+        from kvtrace_tui.screens.branches import branch_rows
+
+        desk, trace = self._screen.desk, self._screen.desk.trace
+        if trace is None:
+            return
+        tree = branches(trace)
+        lines = twigs(tree)
+        at = tree.places.get((desk.cursor.step, desk.cursor.sequence), -1)
+
+        def make(width: int, chosen: int) -> Rows:
+            return branch_rows(trace, tree, lines, at, width, chosen)
+
+        def go(index: int) -> None:
+            node = tree.nodes[lines[index].nodes[-1]]
+            moved = moves.to_step(desk.cursor, trace, node.step)
+            desk.go(moves.at(moved, trace, Axis.SEQUENCE, node.sequence))
+
+        mine = next((i for i, one in enumerate(lines) if at in one.nodes), 0)
+        self._choose("branches", make, mine, go)
+
+    def _choose(self, name: str, make: Make, at: int, go: Callable[[int], None]) -> None:
+        """A page to choose from."""
+        from kvtrace_tui.screens.choices import ChoiceScreen
+
+        screen = self._screen
+
+        def chosen(index: int | None) -> None:
+            if index is not None:
+                screen.careful(lambda: go(index))
             screen.sync()
 
-        screen.app.push_screen(FindingsScreen(lambda: (desk.answer, desk.found)), chosen)
+        screen.app.push_screen(ChoiceScreen(name, make, at), chosen)
 
     def export(self) -> None:
         """A picture in the working directory."""

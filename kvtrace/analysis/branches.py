@@ -1,0 +1,190 @@
+"""How the sequences of a run hang together: where they part, what was rejected, what died out.
+
+Beams take over each other's rows, sampled sequences share their prompt, speculation goes on from
+fewer tokens than it was given: all of it is one tree of token runs. Sequences that hold the same
+tokens are one branch until they part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kvtrace.errors import KvtraceError
+from kvtrace.trace import Step, Trace
+
+Place = tuple[int, int]
+"""(step, sequence)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The tokens that one step took in for one branch.
+
+    Attributes:
+        step, sequence: The first that holds it.
+        parent: Index of the node it goes on from; -1: it begins a text.
+        tokens: Ids, without padding.
+        kept: How many of them were gone on with; the rest was rejected.
+        height: Steps that follow on the longest way on.
+    """
+
+    step: int
+    sequence: int
+    parent: int
+    tokens: tuple[int, ...]
+    kept: int
+    height: int = 0
+
+    @property
+    def rejected(self) -> int:
+        """Tokens that were computed and given up."""
+        return len(self.tokens) - self.kept
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """The tree.
+
+    Attributes:
+        nodes: A parent comes before its children.
+        places: The node of every (step, sequence).
+        origins: Of every (step, sequence): the sequence of the step before that it took over.
+    """
+
+    nodes: tuple[Node, ...]
+    places: Mapping[Place, int]
+    origins: Mapping[Place, int]
+
+    def children(self) -> list[list[int]]:
+        """Nodes that go on from each node, the one with the longest way on last."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for index, node in enumerate(self.nodes):
+            if node.parent >= 0:
+                found[node.parent].append(index)
+        for nodes in found:
+            nodes.sort(key=lambda index: (self.nodes[index].height, -index))
+        return found
+
+    def line(self, step: int, sequence: int) -> list[int]:
+        """Nodes from the beginning of a text to this place, and on along the longest way."""
+        at = self.places.get((step, sequence), -1)
+        if at < 0:
+            return []
+        path = [at]
+        while self.nodes[path[0]].parent >= 0:
+            path.insert(0, self.nodes[path[0]].parent)
+        following = self.children()
+        while following[path[-1]]:
+            path.append(following[path[-1]][-1])
+        return path
+
+
+def single(trace: Trace) -> bool:
+    """Whether the run is one text that only ever grew, told without reading its steps."""
+    table = trace.overview
+    if len(table) == 0:
+        return True
+    linear = (table["parent"][1:] == table["number"][:-1]).all() and table["parent"][0] < 0
+    alone = (table["sequences"] <= 1).all()
+    return bool(linear and alone and (table["new"][1:] <= 1).all())
+
+
+def branches(trace: Trace) -> Branches:
+    """The tree of a whole run; steps that can't be read are left out."""
+    nodes: list[Node] = []
+    places: dict[Place, int] = {}
+    origins: dict[Place, int] = {}
+    known: dict[tuple[int, int, tuple[int, ...]], int] = {}
+    for number in trace.numbers:
+        try:
+            step = trace.step(number)
+        except KvtraceError:
+            continue
+        for sequence, origin in enumerate(_origins(trace, step)):
+            origins[number, sequence] = origin
+            parent = -1 if step.parent is None else places.get((step.parent, origin), -1)
+            pairs = list(zip(step.tokens[sequence], step.positions[sequence], strict=True))
+            tokens = tuple(token for token, position in pairs if position >= 0)
+            begun = number if parent < 0 else -1
+            index = known.setdefault((parent, begun, tokens), len(nodes))
+            if index == len(nodes):
+                nodes.append(Node(number, sequence, parent, tokens, 0))
+            places[number, sequence] = index
+            if parent >= 0:
+                before = trace.step(nodes[parent].step).positions[nodes[parent].sequence]
+                first = min((position for _, position in pairs if position >= 0), default=0)
+                _keep(nodes, parent, sum(0 <= position < first for position in before))
+    return Branches(_with_heights(nodes), places, origins)
+
+
+def _origins(trace: Trace, step: Step) -> Sequence[int]:
+    """For each sequence of a step: which one of its parent's it goes on from."""
+    count = step.num_sequences
+    rows = list(range(count))
+    for event in reversed(step.events):
+        if event.order:
+            rows = [event.order[row] if row < len(event.order) else -1 for row in rows]
+    if step.parent is None:
+        return rows
+    try:
+        before = trace.step(step.parent).num_sequences
+    except KvtraceError:
+        return rows
+    if before < count and not any(event.order for event in step.events):
+        times = count // before if before else 1
+        return [row // max(times, 1) for row in rows]
+    return rows
+
+
+def _keep(nodes: list[Node], index: int, count: int) -> None:
+    node = nodes[index]
+    if count > node.kept:
+        nodes[index] = replace(node, kept=min(count, len(node.tokens)))
+
+
+def _with_heights(nodes: list[Node]) -> tuple[Node, ...]:
+    heights = [0] * len(nodes)
+    followed = [False] * len(nodes)
+    for index in range(len(nodes) - 1, -1, -1):
+        parent = nodes[index].parent
+        if parent >= 0:
+            followed[parent] = True
+            heights[parent] = max(heights[parent], heights[index] + 1)
+    return tuple(
+        replace(node, height=height, kept=node.kept if goes_on else len(node.tokens))
+        for node, height, goes_on in zip(nodes, heights, followed, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Twig:
+    """A run of nodes without a parting, as one line of the drawn tree.
+
+    Attributes:
+        lead: What stands before it: "│ ├╴".
+        nodes: Indices, in order.
+    """
+
+    lead: str
+    nodes: tuple[int, ...]
+
+
+def twigs(found: Branches) -> list[Twig]:
+    """The tree line by line: what parts is indented, the longest way goes on at the margin."""
+    following = found.children()
+    lines: list[Twig] = []
+    roots = [index for index, node in enumerate(found.nodes) if node.parent < 0]
+    pending = [(root, "", "") for root in reversed(roots)]
+    while pending:
+        at, margin, lead = pending.pop()
+        run = [at]
+        while len(following[run[-1]]) == 1:
+            run.append(following[run[-1]][0])
+        lines.append(Twig(margin + lead, tuple(run)))
+        parted = following[run[-1]]
+        inner = margin + ("│ " if lead else "")
+        if parted:
+            pending.append((parted[-1], inner, ""))
+            pending += [(child, inner, "├╴") for child in reversed(parted[:-1])]
+    return lines

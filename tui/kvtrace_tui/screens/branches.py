@@ -1,0 +1,85 @@
+"""The tree of a run: every branch a line, what they share written once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+from kvtrace import text
+from kvtrace.analysis.branches import Branches, Twig
+from kvtrace.trace import Trace
+from kvtrace_tui.drawing import ink
+from kvtrace_tui.drawing.lines import Piece
+from kvtrace_tui.screens.choices import Rows
+
+_LONGEST = 18
+_PROMPT = 8
+"""Tokens of a prompt that are shown: its last ones."""
+
+
+def branch_rows(
+    trace: Trace, tree: Branches, lines: Sequence[Twig], at: int, width: int, chosen: int
+) -> Rows:
+    """All lines of the tree; each is a choice.
+
+    Args:
+        trace: For the texts of tokens.
+        tree: The branches.
+        lines: The tree line by line.
+        at: Node that the cursor is on; -1: none.
+        width: Cells.
+        chosen: Number of the chosen line.
+    """
+    last = max((node.step for node in tree.nodes), default=0)
+    rows: list[tuple[Sequence[Piece], int]] = [
+        ([], -1),
+        ([(" what the branches share is written once; the longest way on stays at the margin; ",
+           ink.DIM), ("crossed out", ink.REJECTED), (" was computed and given up", ink.DIM)], -1),
+        ([], -1),
+    ]  # fmt: skip
+    for index, twig in enumerate(lines):
+        end = tree.nodes[twig.nodes[-1]]
+        ends = "" if end.height else " ■" if end.step >= last else " ✕"
+        right = f"{ends} {_range(tree, twig)}"
+        lit = index == chosen
+        lead = f" {'▸' if lit else ' '} {twig.lead}"
+        room = width - cell_len(lead) - cell_len(right) - 1
+        pieces = _cut(_words(trace, tree, twig, at), room)
+        style = ink.SELECTED if lit else ink.DIM
+        rows.append(([(lead, ink.ACCENT if lit else ink.DIM), *pieces, (right, style)], index))
+    return rows
+
+
+def _range(tree: Branches, twig: Twig) -> str:
+    """Which sequence and steps a line is about."""
+    first, last = tree.nodes[twig.nodes[0]], tree.nodes[twig.nodes[-1]]
+    steps = f"step {first.step}" if first is last else f"steps {first.step}–{last.step}"
+    return f"B{last.sequence} {steps}"
+
+
+def _words(trace: Trace, tree: Branches, twig: Twig, at: int) -> list[Piece]:
+    """The tokens of a line, those of the cursor's step lit."""
+    pieces: list[Piece] = []
+    for index in twig.nodes:
+        node = tree.nodes[index]
+        shown = node.tokens
+        if node.parent < 0 and len(shown) > _PROMPT:
+            pieces.append((f"{len(shown) - _PROMPT} tokens … ", ink.DIM))
+            shown = shown[-_PROMPT:]
+        for number, token in enumerate(shown):
+            rejected = number >= len(shown) - node.rejected
+            style = ink.REJECTED if rejected else ink.CHOSEN if index == at else ink.TOKEN
+            pieces += [(text.token(trace.token_text(token), _LONGEST), style), ("│", ink.FAINT)]
+    return pieces
+
+
+def _cut(pieces: list[Piece], room: int) -> list[Piece]:
+    """The beginning, as far as it fits; how much is left out."""
+    used = 0
+    for index, (words, _) in enumerate(pieces):
+        used += cell_len(words)
+        if used > room - 8 and index + 1 < len(pieces):
+            left = sum(words == "│" for words, _ in pieces[index:])
+            return [*pieces[:index], (f"… +{left}", ink.DIM)]
+    return pieces

@@ -1,0 +1,126 @@
+"""A page of paragraphs, one of them chosen: the list of findings, the tree of branches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.geometry import Size
+from textual.screen import ModalScreen
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from kvtrace_tui.drawing.depth import depth_of
+from kvtrace_tui.drawing.lines import Piece, line, shown_in
+from kvtrace_tui.screens.pages import TitleLine
+
+Rows = Sequence[tuple[Sequence[Piece], int]]
+"""Lines, each with the number of the choice it belongs to; -1: none."""
+
+Make = Callable[[int, int], Rows]
+"""Makes the lines for a width and the number of the chosen one."""
+
+_EVERY_S = 0.3
+
+
+class ChoiceList(ScrollView, can_focus=True):
+    """Lines that scroll, in which one choice stands out."""
+
+    def __init__(self, make: Make, chosen: int = 0) -> None:
+        super().__init__()
+        self._make = make
+        self._rows: Rows = ()
+        self.chosen = chosen
+
+    @property
+    def count(self) -> int:
+        """How many there are to choose from."""
+        return max((owner for _, owner in self._rows), default=-1) + 1
+
+    def on_mount(self) -> None:
+        """Show what there is, and what comes meanwhile."""
+        self.set_interval(_EVERY_S, self.reload)
+        self.call_after_refresh(lambda: self.choose(self.chosen))
+
+    def on_resize(self) -> None:
+        """Wrap anew."""
+        self.reload()
+
+    def reload(self) -> None:
+        """Ask again; redraw if something is new."""
+        rows = self._make(self.size.width, self.chosen)
+        if rows != self._rows:
+            self._rows = rows
+            self.virtual_size = Size(self.size.width, len(rows))
+            self.refresh()
+
+    def choose(self, index: int) -> None:
+        """Choose one and keep it in sight."""
+        self.chosen = min(max(index, 0), max(self.count - 1, 0))
+        self.reload()
+        mine = [y for y, (_, owner) in enumerate(self._rows) if owner == self.chosen]
+        if not mine:
+            return
+        top, shown = int(self.scroll_offset.y), self.size.height
+        if self.chosen == 0:
+            self.scroll_to(y=0, animate=False)
+        elif mine[0] < top or mine[-1] >= top + shown:
+            above = mine[0] < top or len(mine) > shown
+            self.scroll_to(y=mine[0] if above else mine[-1] + 1 - shown, animate=False)
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the visible part."""
+        at = y + int(self.scroll_offset.y)
+        row = self._rows[at][0] if at < len(self._rows) else ()
+        depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
+        return shown_in([line(self.size.width, *row)], depth)[0]
+
+    def on_click(self, event: events.Click) -> None:
+        """A click chooses; on the chosen one it goes there."""
+        at = event.y + int(self.scroll_offset.y)
+        index = self._rows[at][1] if at < len(self._rows) else -1
+        if index >= 0 and index == self.chosen and isinstance(self.screen, ChoiceScreen):
+            self.screen.action_go()
+        elif index >= 0:
+            self.choose(index)
+
+
+class ChoiceScreen(ModalScreen[int | None]):
+    """The page; enter goes to the chosen one, esc goes back."""
+
+    BINDINGS = [  # noqa: RUF012 - Textual's own form
+        Binding("escape,q", "leave", show=False),
+        Binding("enter", "go", show=False, priority=True),
+        Binding("down,j,c,n", "move(1)", show=False, priority=True),
+        Binding("up,k,C,N", "move(-1)", show=False, priority=True),
+        Binding("pagedown", "move(10)", show=False, priority=True),
+        Binding("pageup", "move(-10)", show=False, priority=True),
+    ]
+
+    def __init__(self, name: str, make: Make, chosen: int = 0) -> None:
+        super().__init__()
+        self._title = name
+        self._list = ChoiceList(make, chosen)
+
+    def compose(self) -> ComposeResult:
+        """The title and the list."""
+        yield TitleLine(self._title, "↑↓ choose  enter go there  esc back")
+        yield self._list
+
+    def on_mount(self) -> None:
+        """The list has the keys."""
+        self._list.focus()
+
+    def action_move(self, by: int) -> None:
+        """Some choices on or back."""
+        self._list.choose(self._list.chosen + by)
+
+    def action_go(self) -> None:
+        """Leave, and go to the chosen one."""
+        self.dismiss(self._list.chosen if self._list.count else None)
+
+    def action_leave(self) -> None:
+        """Leave."""
+        self.dismiss(None)
