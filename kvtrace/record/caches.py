@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from functools import wraps
 from time import perf_counter_ns
 from typing import Any
 
@@ -30,6 +31,7 @@ KINDS = {
 
 
 def _update(original: Method) -> Method:
+    @wraps(original)
     def update(self: Any, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         running = passes()
         if not running or running[-1].depth:
