@@ -132,6 +132,9 @@ def check_stale(scene: Scene, identity: Identity) -> Finding | None:
     hidden = len(own) and not np.isin(own, seen).any() and len(foreign)
     if not len(foreign) or identity.key_is_zero[foreign].any() or not (more or hidden):
         return None
+    of_others = check_owner(scene, identity)
+    if of_others is not None:
+        return of_others
     evidence = f"{len(foreign)} rows that are no token of this prompt, {_slots(scene, foreign)}"
     return _found(scene, "STALE-CACHE", "k", evidence, foreign)
 

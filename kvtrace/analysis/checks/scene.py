@@ -66,6 +66,7 @@ class Scene:
         layer_rows: Reference keys and values of another layer: (keys, values), or None.
         sequence_rows: Reference keys and values of another sequence: (keys, values), or None.
         layers, sequences: How many there are.
+        lost: Places whose rows stood in the changed slots before; None: not known.
     """
 
     step: int
@@ -86,6 +87,7 @@ class Scene:
     sequence_rows: Callable[[int], tuple[Floats, Floats] | None]
     layers: int
     sequences: int
+    lost: frozenset[int] | None = None
 
     @property
     def live(self) -> NDArray[np.int64]:

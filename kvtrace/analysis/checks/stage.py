@@ -42,6 +42,7 @@ def stage(
         np.broadcast_to(visible, (trace.step(number).new, len(view.cells))),
     )
     positions = reference.positions
+    changed, lost = _changed(trace, number, layer, sequence, view)
     site, step = trace.site(layer), trace.step(number)
 
     def weights(row: int) -> Floats:
@@ -59,13 +60,13 @@ def stage(
         layer=layer,
         sequence=sequence,
         site=site,
-        first_step=step.parent is None and trace.cache_step(number, layer).length_before == 0,
+        first_step=reference.first == 0,
         cached=mine,
         reference=theirs,
         places=np.arange(reference.first, reference.places),
         supposed=reference.places_of(view.positions),
         slots=view.slots,
-        changed=_changed(trace, number, layer, sequence, view),
+        changed=changed,
         padding=int((positions < 0).sum()),
         atol=_scales(theirs, tolerance),
         weights=weights,
@@ -73,6 +74,7 @@ def stage(
         sequence_rows=sequence_rows,
         layers=len(trace.meta.sites),
         sequences=step.num_sequences,
+        lost=frozenset(reference.places_of(np.array(sorted(lost), np.int64)).tolist()),
     )
 
 
@@ -108,20 +110,20 @@ def _weights(trace: Trace, reference: Reference, layer: int, row: int) -> Floats
 
 def _changed(
     trace: Trace, number: int, layer: int, sequence: int, view: CacheView
-) -> NDArray[np.bool_]:
-    """Rows that replaced another one in their slot since the step before.
+) -> tuple[NDArray[np.bool_], set[int]]:
+    """Rows that replaced another one in their slot since the step before; positions of those.
 
     A cell is the same row for ever; another cell may still hold the same numbers, where rows
     were recorded anew. Rows that only moved to another slot are not changed.
     """
-    out = np.zeros(len(view.cells), bool)
+    out, lost = np.zeros(len(view.cells), bool), set[int]()
     step = trace.step(number)
     if step.parent is None or any(event.kind != "crop" for event in step.events):
-        return out
+        return out, lost
     try:
         before = trace.cache(step.parent, layer, sequence)
     except (TraceError, IndexError):
-        return out
+        return out, lost
     held = {slot: row for row, slot in enumerate(before.slots.tolist())}
     there, earlier = set(view.cells.tolist()), set(before.cells.tolist())
     for row, (slot, cell) in enumerate(zip(view.slots.tolist(), view.cells.tolist(), strict=True)):
@@ -129,7 +131,9 @@ def _changed(
         if old is None or cell in earlier or int(before.cells[old]) in there:
             continue
         out[row] = not _same(view, row, before, old)
-    return out
+        if out[row]:
+            lost.add(int(before.positions[old]))
+    return out, lost
 
 
 def _same(view: CacheView, row: int, before: CacheView, old: int) -> bool:

@@ -39,6 +39,8 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
     place, new = int(scene.places[query]), len(scene.places)
     who = f"the query of place {place}"
     overwritten = scene.slots[scene.changed]
+    if scene.lost is not None and not scene.lost & set(missing):
+        overwritten = overwritten[:0]  # what was replaced is not what is missing
     if twice > 0 and not missing:
         return "DUPLICATE-ROWS", "k", f"{who} sees {twice} rows twice"
     if not missing and not extra:
