@@ -15,6 +15,7 @@ from kvtrace.analysis.costs import Logits, step_cost, why
 from kvtrace.analysis.history import history, so_far
 from kvtrace.analysis.memory import cache_memory
 from kvtrace.analysis.parting import first_parting, largest_difference, worst
+from kvtrace.analysis.savings import savings
 from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError
@@ -248,7 +249,18 @@ def _so_far(trace: Trace, numbers: Sequence[int]) -> list[str]:
         *table(rows, right=(1, 2, 3)),
         why(cost),
         f"The cache holds {units.byte_size(cost.cache_bytes)}; {grows}.",
+        *_saved(trace, last),
     ]
+
+
+def _saved(trace: Trace, number: int) -> list[str]:
+    """What the cache would hold without what makes it smaller."""
+    cases = [
+        f"{units.byte_size(one.otherwise_bytes)} "
+        f"({units.ratio(one.otherwise_bytes, one.held_bytes)}) {one.what}"
+        for one in savings(trace, number)
+    ]
+    return [f"It would hold {', '.join(cases)}."] if cases else []
 
 
 def _pair(name: str, cached: int, recomputed: int) -> list[str]:

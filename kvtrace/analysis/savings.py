@@ -1,0 +1,41 @@
+"""What the shape of a cache saves: the same rows with less sharing, in bytes and times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtrace.analysis.memory import CacheMemory, cache_memory
+from kvtrace.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """One thing that makes the cache smaller.
+
+    Attributes:
+        what: The cache without it, as a condition: "if every head had its own K and V".
+        held_bytes: What the cache holds.
+        otherwise_bytes: What it would hold.
+    """
+
+    what: str
+    held_bytes: int
+    otherwise_bytes: int
+
+
+def savings(trace: Trace, number: int) -> tuple[Saving, ...]:
+    """What the cache would hold after a step if it were not for this or that; nothing idle.
+
+    Each stands alone: two of them together save more than either.
+
+    Raises:
+        MissingError: There is no such step.
+    """
+    memory: CacheMemory = cache_memory(trace, number)
+    held = memory.held_bytes
+    cases = (
+        ("if every layer had its own K and V", memory.unshared),
+        ("if every head had its own K and V", memory.mha + memory.state_bytes),
+        ("if every layer kept every row", memory.unwindowed),
+    )
+    return tuple(Saving(what, held, other) for what, other in cases if held and other > held)

@@ -1,0 +1,40 @@
+"""What sharing, grouped heads and windows save, by hand."""
+
+from dataclasses import replace
+
+from builders import Shape, synthetic_trace
+from kvtrace.analysis.savings import savings
+
+ROWS, ROW = 11, 2 * (8 + 8) * 4
+
+
+def test_layers_that_share_rows_save_what_they_would_hold_themselves():
+    trace = synthetic_trace(Shape(layers=2, heads=2, kv_heads=2))
+    second = replace(trace.meta.sites[1], reads=0, source="shared", shared_from=0)
+    trace.source.meta = replace(
+        trace.meta,
+        sites=(trace.meta.sites[0], second),
+        cache_layers=trace.meta.cache_layers[:1],
+    )
+    for number, step in trace.source.steps.items():
+        group = replace(step.caches[0], layers=(0,))
+        trace.source.steps[number] = replace(step, caches=(group,))
+    (found,) = savings(trace, 6)
+    assert found.what == "if every layer had its own K and V"
+    assert (found.held_bytes, found.otherwise_bytes) == (ROWS * ROW, 2 * ROWS * ROW)
+
+
+def test_grouped_heads_save_the_kv_heads_they_do_without():
+    (found,) = savings(synthetic_trace(Shape(layers=3, heads=6, kv_heads=2)), 6)
+    assert found.what == "if every head had its own K and V"
+    assert (found.held_bytes, found.otherwise_bytes) == (3 * ROWS * ROW, 9 * ROWS * ROW)
+
+
+def test_a_window_saves_the_rows_that_left_it():
+    (found,) = savings(synthetic_trace(Shape(layers=1, heads=2, kv_heads=2, window=4)), 6)
+    assert found.what == "if every layer kept every row"
+    assert (found.held_bytes, found.otherwise_bytes) == (3 * ROW, ROWS * ROW)
+
+
+def test_a_cache_that_saves_nothing_says_nothing():
+    assert savings(synthetic_trace(Shape(heads=2, kv_heads=2)), 6) == ()
