@@ -85,10 +85,13 @@ class Recording:
 
         asked = self._request
         driver = "kvtrace" if driven is None else f"kvtrace, by {driven.call}"
+        model = loaded.model if driven is None else driven.model
         recording = record(
-            loaded.model,
+            model,
             asked.output,
             recompute=asked.recompute,
+            referee=asked.referee,
+            keep_rows=asked.keep_rows,
             tokenizer=loaded.tokenizer,
             prompt=loaded.prompt.text,
             force=asked.force,
@@ -101,7 +104,7 @@ class Recording:
         turn = Turn(recording, self._orders, self._voice, loaded.card.vocab_size)
         with recording:
             ending = decode(
-                loaded.model,
+                model,
                 loaded.prompt.ids,
                 drive=None if driven is None else driven.drive,
                 choice=Choice(asked.temperature, asked.top_k, asked.seed),

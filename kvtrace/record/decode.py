@@ -30,8 +30,8 @@ class Control(Protocol):
 class Drive(Protocol):
     """Calls a model over a growing list of tokens."""
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Feed what was not fed yet; logits of the last token, [vocab].
+    def step(self, tokens: Sequence[int]) -> Tensor | int:
+        """Feed what was not fed yet; logits of the last token, [vocab], or the token itself.
 
         Args:
             tokens: All of them so far, the prompt included.
@@ -162,9 +162,10 @@ def decode(
     drive = drive or Standard(model)
     tokens, made = list(prompt), 0
     while control.proceed():
-        logits = drive.step(tokens)
+        result = drive.step(tokens)
         token = control.take_token()
-        token = sampler.choose(logits) if token is None else token
+        if token is None:
+            token = result if isinstance(result, int) else sampler.choose(result)
         if on_token is not None:
             on_token(token)
         tokens.append(token)

@@ -112,7 +112,8 @@ def fitted(
     """Tokens and (sequences, new) as the attention saw them.
 
     A model may take several ids for one position, as the codebooks of music models, side by side
-    in the batch or in a dimension more; the first of each stands for all.
+    in the batch or in a dimension more; the first of each stands for all. It may be given all
+    tokens and take the last ones, those that its cache does not have.
     """
     decoding = [call for call in calls if call.kind != "encoder"] or list(calls)
     if not decoding or any(_size(call) == shape for call in decoding):
@@ -121,6 +122,8 @@ def fitted(
     if tokens is None:
         return None, (sequences, new)
     rows = tokens.reshape(-1, tokens.shape[-1])
+    if rows.shape[0] == sequences and decoding[0].keys.shape[2] == rows.shape[1] > new:
+        return rows[:, -new:], (sequences, new)
     if rows.shape[1] != new or rows.shape[0] % sequences:
         return None, (sequences, new)
     return rows[:: rows.shape[0] // sequences], (sequences, new)

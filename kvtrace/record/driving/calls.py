@@ -20,8 +20,10 @@ from kvtrace.record.driving.outputs import (
     part_of,
     spelled,
 )
+from kvtrace.record.driving.patterns import Pattern, pattern
 from kvtrace.record.driving.way import Way
 
+_COMPARED = 3
 _OFFSET = re.compile(
     r"_?(\w*offset|(cur|curr|current|start|seq|cache)?_?pos(ition)?|(seen|past|cur|current)_\w+"
     r"|(seq_?)?len(gth)?|size|step|n_past|t)"
@@ -55,6 +57,7 @@ class Calls:
         capacity: Tokens a cache must hold.
         shape: Of its output.
         source: What an encoder is given at every call, where the way has one.
+        seen: What the first calls were given, as far as calls can be compared.
     """
 
     model: nn.Module
@@ -62,6 +65,7 @@ class Calls:
     capacity: int
     shape: Shape = field(default_factory=Shape)
     source: Sequence[int] = ()
+    seen: list[Pattern] = field(default_factory=list)
     _fed: int = 0
     _begun: bool = False
     _caches: list[object] = field(default_factory=list)
@@ -137,6 +141,8 @@ class Calls:
             values.update(zip(self.way.cache.names, self._caches, strict=True))
         for one in self.way.given:
             values[one.name] = one.form(before, new, self._device)
+        if len(self.seen) < _COMPARED:
+            self.seen.append(pattern(self.way.signature, values))
         first: list[object] = []
         for place, parameter in enumerate(parameters):
             leads = parameter.role in ("ids", "source") and len(first) == place

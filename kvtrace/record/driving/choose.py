@@ -5,14 +5,17 @@ The user's own functions come first, then transformers' way, then the way that i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
+from kvtrace.errors import ModelError
 from kvtrace.record.decode import Drive, Standard
 from kvtrace.record.driving.adapter import Adapted
 from kvtrace.record.driving.calls import Calls
-from kvtrace.record.driving.search import Search
+from kvtrace.record.driving.entrance import entrances, through
+from kvtrace.record.driving.generating import Generating, by_generating
+from kvtrace.record.driving.search import Found, Search
 from kvtrace.record.driving.wish import Wish
 
 
@@ -24,11 +27,13 @@ class Driven:
         drive: For the decode loop.
         call: One short line: the call.
         said: Sentences for people.
+        model: What it calls, to be watched: the model, or a part of it.
     """
 
     drive: Drive
     call: str
     said: tuple[str, ...]
+    model: nn.Module
 
 
 def choose_drive(model: nn.Module, wish: Wish) -> Driven:
@@ -42,11 +47,77 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
         made = " with the cache of your make_cache" if "make_cache" in wish.functions else ""
         call = f"your step(model, ids, cache, pos){made}"
         adapted = Adapted(model, wish.functions, wish.capacity, search.shape())
-        return Driven(adapted, call, (f"driven by {call}",))
+        return Driven(adapted, call, (f"driven by {call}",), model)
     if type(model).__module__.startswith("transformers."):
         call = "model(input_ids, past_key_values=cache, use_cache=True)"
-        return Driven(Standard(model), call, ())
+        return Driven(Standard(model), call, (), model)
+    return _by_trying(model, wish)
+
+
+def _by_trying(model: nn.Module, wish: Wish) -> Driven:
+    """By its forward; by another method, where only that has a cache; else a module within it.
+
+    Raises:
+        ModelError: Nothing of these can be called.
+    """
+    try:
+        search, found = _searched(model, wish)
+    except ModelError:
+        driven = _by_entrance(model, wish) or _by_inner(model, wish) or _by_generating(model, wish)
+        if driven is None:
+            raise
+        return driven
+    if not found.way.caches and (driven := _by_entrance(model, wish)):
+        return driven
+    return _driven(search, found)
+
+
+def _searched(model: nn.Module, wish: Wish) -> tuple[Search, Found]:
     search = Search(model, wish)
-    found = search.run()
-    calls = Calls(model, found.way, wish.capacity, search.shape(), wish.prompt)
-    return Driven(calls, str(found.way), found.said)
+    return search, search.run()
+
+
+def _driven(search: Search, found: Found, name: str = "model") -> Driven:
+    wish = search.wish
+    calls = Calls(search.model, found.way, wish.capacity, search.shape(), wish.prompt)
+    call, said = (one.replace("model(", f"{name}(", 1) for one in (str(found.way), found.said[0]))
+    return Driven(calls, call, (said, *found.said[1:]), search.model)
+
+
+def _by_entrance(model: nn.Module, wish: Wish) -> Driven | None:
+    """By a method besides forward whose cached steps agree."""
+    for name in entrances(model):
+        try:
+            search, found = _searched(through(model, name), wish)
+        except ModelError:
+            continue
+        if found.way.caches and found.agrees:
+            return _driven(search, found, f"model.{name}")
+    return None
+
+
+def _by_generating(model: nn.Module, wish: Wish) -> Driven | None:
+    """By its own generating method, asked for one token after the other."""
+    found = by_generating(model, wish)
+    if found is None:
+        return None
+    watched, name = found
+    call = f"model.{name}(ids [1, all], 1)"
+    said = (
+        f"called as {call}, as nothing else in it takes ids: it chooses the tokens itself and "
+        "begins anew at every step, so that no cache can be watched"
+    )
+    return Driven(Generating(watched), call, (said,), watched)
+
+
+def _by_inner(model: nn.Module, wish: Wish) -> Driven | None:
+    """By a module within it that takes ids and returns logits."""
+    for path, module in model.named_modules():
+        if not path or path.count(".") > 1 or not any(module.children()):
+            continue
+        try:
+            search, found = _searched(module, replace(wish, remake=None))
+        except ModelError:
+            continue
+        return _driven(search, found, f"model.{path}")
+    return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kvtrace.record.driving.calls import Calls, Shape
 from kvtrace.record.driving.contents import contents
+from kvtrace.record.driving.patterns import Pattern
 from kvtrace.record.driving.private import nothing_left
 from kvtrace.record.driving.way import Way
 
@@ -39,6 +40,8 @@ class Tried:
         why: Of a failure.
         keeps: Something in the model or its cache changed in a decode step.
         back: Where the cache comes back.
+        seen: What its first calls were given.
+        as_theirs: The user's own generation calls it so.
     """
 
     way: Way
@@ -47,6 +50,8 @@ class Tried:
     why: str = ""
     keeps: bool = False
     back: str = ""
+    seen: tuple[Pattern, ...] = ()
+    as_theirs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +84,12 @@ class Trials:
             whole = self._whole(way)
         except Exception as error:
             return Tried(way, "fails", why=reason_of(error))
+        told = Tried(way, "agrees", 0.0, "", keeps, calls.comes_back, tuple(calls.seen))
         difference = max(map(_difference, steps[1:], whole[1:]), default=0.0)
         if difference <= self.tolerance:
-            return Tried(way, "agrees", difference, keeps=keeps, back=calls.comes_back)
+            return replace(told, difference=difference)
         forgets = self._forgets(way, steps)
-        verdict: Verdict = "forgets" if forgets else "differs"
-        return Tried(way, verdict, difference, keeps=keeps, back=calls.comes_back)
+        return replace(told, verdict="forgets" if forgets else "differs", difference=difference)
 
     def plain(self, way: Way) -> Tried:
         """Try a way without a cache: once over all tokens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -12,6 +12,8 @@ from kvtrace.errors import ModelError
 from kvtrace.record.driving.calls import Shape
 from kvtrace.record.driving.candidates import cached_ways, plain_ways
 from kvtrace.record.driving.evidence import Trials, Tried
+from kvtrace.record.driving.observe import matches, observed
+from kvtrace.record.driving.patterns import Pattern
 from kvtrace.record.driving.private import private_copy
 from kvtrace.record.driving.roles import Signature, signature_of
 from kvtrace.record.driving.sizes import Sizes
@@ -23,8 +25,11 @@ PREFILL, STEPS = 5, 2
 """Tokens of a trial. Five at once, so that a size of one is told from a size of many."""
 
 TRIES = 400
-SECONDS = 20.0
+SECONDS = 10.0
 """After this many ways, or this long, the best one so far is taken."""
+
+_ENOUGH = 20
+"""Ways that agree, where none of them is how the user's own code calls the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,8 @@ class Search:
         signature = signature_of(self.model)
         trials = self._trials()
         plain = self._plain(signature, trials)
-        best, others = self._cached(signature, trials, plain)
-        if best is None and others:
-            best = others[0]
+        theirs = observed(trials, signature)
+        best = self._cached(signature, trials, plain, theirs)
         if best is not None:
             return _cached(best)
         if plain is None:
@@ -95,20 +99,33 @@ class Search:
     # -- with one --------------------------------------------------------------------------------
 
     def _cached(
-        self, signature: Signature, trials: Trials, plain: Way | None
-    ) -> tuple[Tried | None, list[Tried]]:
-        """The first way whose cached steps agree, and the others that run, the best first."""
+        self,
+        signature: Signature,
+        trials: Trials,
+        plain: Way | None,
+        theirs: Sequence[Pattern],
+    ) -> Tried | None:
+        """The best way with a cache; None when none runs.
+
+        Theirs, where their own generation shows one; else the first whose cached steps agree with
+        a pass over all tokens; else the first that sees the tokens before; else the first.
+        """
+        agreeing: list[Tried] = []
         differing: list[Tried] = []
         forgetting: list[Tried] = []
         for way in self._limited(self._ways(signature, plain)):
             tried = trials.run(way)
             if tried.verdict == "fails":
                 self._why.setdefault(tried.why, str(way))
+            elif tried.keeps and theirs and matches(theirs, tried.seen):
+                return replace(tried, as_theirs=True)
             elif tried.keeps and tried.verdict == "agrees":
-                return tried, differing
+                agreeing.append(tried)
+                if not theirs or len(agreeing) > _ENOUGH:
+                    break
             elif tried.keeps and way.feeds == "new":
                 (differing if tried.verdict == "differs" else forgetting).append(tried)
-        return None, differing + forgetting
+        return next(iter([*agreeing, *differing, *forgetting]), None)
 
     def _ways(self, signature: Signature, plain: Way | None) -> Iterator[Way]:
         """Cached ways; only those with the user's own beginning where there is one."""
@@ -168,7 +185,8 @@ class Search:
 
 def _cached(best: Tried) -> Found:
     way = best.way
-    said = [f"called as {way}: {_feeding(way)}{_cache_of(way, best.back)}"]
+    theirs = ", as its own code does" if best.as_theirs else ""
+    said = [f"called as {way}{theirs}: {_feeding(way)}{_cache_of(way, best.back)}"]
     if best.verdict == "agrees":
         return Found(way, tuple(said), True)
     how = (

@@ -15,12 +15,15 @@ STYLES = {
     "dict_out": "model(token_ids [1, new], cache=cache, return_cache=True)",
     "encoder_decoder": "model(src=prompt, tgt [1, all])",
     "flat_ids": "model(tokens [new], past=cache)",
+    "generates_only": "model.generate(ids [1, all], 1)",
     "hub_like": "model(input_ids [1, new], past_key_values=cache, use_cache=True)",
     "inference_params": "model(input_ids [1, new], inference_params=cache)",
     "keys_and_values": "model(tokens [1, new], k_cache=cache, v_cache=cache)",
     "last_row_only": "model(idx [1, all])",
     "list_of_caches": "model(tokens [1, new], caches=cache, pos=start)",
+    "loss_wrapper": "model.net(x [1, new], cache=cache)",
     "mask_required": "model(x [1, all], mask=causal [new, all])",
+    "other_method": "model.decode_step(token [1, new], kv_cache=cache)",
     "past_length": "model(x [1, new], past=cache, past_length=start)",
     "positions_and_list": "model(input_ids [1, new], kv_caches=cache, "
     "position_ids=positions [1, new])",
@@ -41,5 +44,5 @@ STYLES = {
 UNCACHED = {
     name
     for name, call in STYLES.items()
-    if "all" in call.replace("call", "") and "cache" not in call
+    if "all" in call.replace("call", "") and "cache" not in call and "generate" not in call
 }

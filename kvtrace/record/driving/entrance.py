@@ -1,0 +1,55 @@
+"""Another method of a model as its forward, so that whoever watches the model sees the calls.
+
+The entrance is the same model: it shares all that the model has, and only what happens when it is
+called differs.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Iterator
+
+from torch import nn
+
+from kvtrace.record.driving.begins import methods
+from kvtrace.record.driving.roles import parameters_of, signature_of
+
+_ENTRANCES = re.compile(
+    r"(forward|decode|step|infer|inference|predict|run|call|incremental|cached|next)_?"
+    r"(\w*_)?(with_)?(kv_?)?(cache|cached|step|one|token|next|incremental|inference|logits|kv)?"
+    r"|(\w+_)?(step|forward|decode|infer)"
+)
+
+
+def entrances(model: nn.Module) -> Iterator[str]:
+    """Methods besides forward that may take single tokens with a cache."""
+    for name, _ in methods(model):
+        if name == "forward" or name.startswith("_") or not _ENTRANCES.fullmatch(name.lower()):
+            continue
+        signature = signature_of(through(model, name))
+        flags = any(one.turns_cache_on for one in signature.of("flag"))
+        if signature.ids and (signature.of("cache") or signature.of("position") or flags):
+            yield name
+
+
+def through(model: nn.Module, method: str) -> nn.Module:
+    """The model, called by another method of its own."""
+    own = getattr(model, method)
+    kind = type(model)
+
+    def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
+        return own(*args, **kwargs)
+
+    def deepcopy(self: nn.Module, memo: dict[int, object]) -> nn.Module:
+        made = through(copy.deepcopy(model, memo), method)
+        memo[id(self)] = made
+        return made
+
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    forward.__signature__ = inspect.Signature([itself, *parameters_of(own)])  # type: ignore[attr-defined]
+    body = {"forward": forward, "__deepcopy__": deepcopy, "__module__": kind.__module__}
+    made: nn.Module = nn.Module.__new__(type(kind.__name__, (kind,), body))
+    made.__dict__ = model.__dict__
+    return made

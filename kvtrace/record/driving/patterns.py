@@ -1,0 +1,41 @@
+"""What a call was given, as far as two calls can be compared by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from kvtrace.record.driving.roles import Signature
+
+Pattern = dict[str, object]
+"""Parameter to what it was given; what equals a default is left out."""
+
+
+def pattern(signature: Signature, values: Mapping[str, object]) -> Pattern:
+    """What a call gives, without what equals a default."""
+    found: Pattern = {}
+    for parameter in signature.parameters:
+        if parameter.name not in values:
+            continue
+        value = values[parameter.name]
+        if parameter.required or not _same(value, parameter.default):
+            found[parameter.name] = _kind(value)
+    return found
+
+
+def _kind(value: object) -> object:
+    """What can be compared of a value: small ones as they are, a tensor's shape, a type."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Tensor):
+        kind = "floats" if value.is_floating_point() else "whole"
+        return kind, tuple(value.shape)
+    if isinstance(value, dict | list | tuple):
+        return type(value).__name__
+    return type(value).__name__
+
+
+def _same(value: object, default: object) -> bool:
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return plain and type(value) is type(default) and value == default
