@@ -388,31 +388,3 @@ async def test_the_list_of_findings_goes_to_the_one_that_is_chosen(trace):
         assert "planted 5" in shown(app)[1]
         await press(pilot, "f", "escape")
         assert app.screen.desk.cursor.step == 5
-
-
-async def test_sequences_that_part_are_drawn_and_chosen(trace):
-    source = trace.source
-    for number, step in list(source.steps.items()):
-        tokens = step.tokens * 2 if number < 3 else (step.tokens[0], (1,))
-        caches = tuple(
-            replace(one, attended=one.attended * 2, kept=one.kept * 2) for one in step.caches
-        )
-        source.steps[number] = replace(
-            step, tokens=tokens, positions=step.positions * 2, chosen=(None, None), caches=caches
-        )
-    app = app_of(trace)
-    async with app.run_test(size=(160, 45)) as pilot:
-        await press(pilot, "n")
-        lines = shown(app)
-        assert lines[5].startswith(" B0")
-        assert "━" in lines[5]
-        assert "─" in lines[6]
-        await press(pilot, "right_parenthesis")
-        assert app.screen.desk.cursor.sequence == 1
-        await press(pilot, "w")
-        await pilot.pause(0.1)
-        text = "\n".join(shown(app))
-        assert "branches" in text
-        assert "├╴·has" in text
-        await press(pilot, "down", "down", "enter")
-        assert (app.screen.desk.cursor.step, app.screen.desk.cursor.sequence) == (6, 0)

@@ -76,6 +76,48 @@ async def test_breakpoints_and_findings_are_marked_where_they_are(one_pane):
     assert [marks.index(sign) // 6 for sign in "●▲◆"] == [1, 3, 5]
 
 
+def parted(trace):
+    """Two sequences that are the same until step 3; from there the second has other tokens."""
+    for number, step in list(trace.source.steps.items()):
+        tokens = step.tokens * 2 if number < 3 else ((3,), (1,))
+        trace.source.steps[number] = replace(
+            step, tokens=tokens, positions=step.positions * 2, chosen=(None, None)
+        )
+    return trace
+
+
+async def test_sequences_have_a_line_each_that_shows_where_they_part(one_pane):
+    trace, at = parted(synthetic_trace()), replace(AT, sequence=1)
+    lines = await drawn(one_pane, TimelinePane(), trace, at, size=(120, 6))
+    assert lines[3][:9].strip() == "B0"
+    assert lines[3][9:].rstrip() == "━" * 18 + "─" * 24
+    assert lines[4][9:].rstrip() == "━" * 42
+    assert "chose" in lines[5] or "not chosen" in lines[5]
+
+
+async def test_a_click_on_the_line_of_a_sequence_chooses_it(one_pane):
+    app = one_pane(TimelinePane())
+    async with app.run_test(size=(120, 6)) as pilot:
+        app.pane.show(parted(synthetic_trace()), AT)
+        app.lines()
+        await pilot.click(offset=(9 + 6 * 5, 4))
+        await pilot.pause()
+    assert app.moves == [{"step": 5, "sequence": 1}]
+
+
+async def test_tokens_that_were_given_up_are_crossed_out(one_pane):
+    trace = synthetic_trace()
+    step = trace.step(1)
+    trace.source.steps[1] = replace(step, tokens=((1, 2, 3),), positions=((5, 6, 7),))
+    pane = TimelinePane()
+    app = one_pane(pane)
+    async with app.run_test(size=(120, 4)):
+        pane.show(trace, replace(AT, step=2))
+        strip = pane.render_lines(Region(0, 0, 120, 1))[0]
+    crossed = [segment.text for segment in strip if segment.style and segment.style.strike]
+    assert crossed == ["·the", "·red"]
+
+
 async def test_time_that_was_not_measured_is_not_drawn(one_pane):
     trace = synthetic_trace()
     for number, step in trace.source.steps.items():
