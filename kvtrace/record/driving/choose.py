@@ -15,6 +15,7 @@ from kvtrace.record.driving.adapter import Adapted
 from kvtrace.record.driving.calls import Calls
 from kvtrace.record.driving.entrance import entrances, through
 from kvtrace.record.driving.generating import Generating, by_generating
+from kvtrace.record.driving.roles import parameters_of
 from kvtrace.record.driving.search import Found, Search
 from kvtrace.record.driving.wish import Wish
 
@@ -48,10 +49,22 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
         call = f"your step(model, ids, cache, pos){made}"
         adapted = Adapted(model, wish.functions, wish.capacity, search.shape())
         return Driven(adapted, call, (f"driven by {call}",), model)
-    if type(model).__module__.startswith("transformers."):
+    if _called_as_transformers(model):
         call = "model(input_ids, past_key_values=cache, use_cache=True)"
         return Driven(Standard(model), call, (), model)
     return _by_trying(model, wish)
+
+
+def _called_as_transformers(model: nn.Module) -> bool:
+    """Also a class of one's own on top of one of theirs: its mistakes must not be driven around."""
+    if type(model).__module__.startswith("transformers."):
+        return True
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel) and any(
+        one.name == "past_key_values" or one.kind is one.VAR_KEYWORD
+        for one in parameters_of(model.forward)
+    )
 
 
 def _by_trying(model: nn.Module, wish: Wish) -> Driven:
