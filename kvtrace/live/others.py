@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kvtrace.models import Loaded
+    from kvtrace.record.driving import Driven
     from kvtrace.verify.plans import Plan
 
 
@@ -25,29 +26,49 @@ def try_others(loaded: Loaded, request: Request, voice: Voice, orders: Orders) -
     """
     if not request.ways:
         return
-    from kvtrace.record.decode import Limits, decode
     from kvtrace.verify.plans import plans
     from kvtrace.verify.trials import tokens_of, tried
 
     voice.say(Tried("decode", "", request.output))
-
-    def step(ids: Sequence[int], new_tokens: int) -> object:
-        limits = Limits(new_tokens, context_length=loaded.context_length)
-        return decode(loaded.model, ids, limits=limits)
+    trace = open_trace(request.output)
+    if not trace.meta.sites:
+        return  # nothing that could be wrong, in any way of driving
 
     def begin(plan: Plan) -> bool:
         voice.say(Progress(f"trying another way: {plan.title}"))
         return not orders.stopped
 
-    trace = open_trace(request.output)
-    if not trace.meta.sites:
-        return  # nothing that could be wrong, in any way of driving
-    for one in tried(
+    with loaded.around():
+        ways = request.ways.split(",")
+        planned = plans(
+            loaded.model, tokens_of(trace), lambda *prompt: _start(loaded, *prompt), ways=ways
+        )
+        for one in tried(
+            planned,
+            lambda way: beside(request.output, way),
+            tokenizer=loaded.tokenizer,
+            card=loaded.card,
+            begin=begin,
+        ):
+            voice.say(Tried(one.way, one.title, str(one.path or ""), one.trouble))
+
+
+def _start(loaded: Loaded, ids: Sequence[int], new_tokens: int) -> Driven:
+    """How the model is called; begins anew each time."""
+    from kvtrace.record.decode import Standard
+    from kvtrace.record.driving import Driven, Wish, choose_drive
+
+    if loaded.script is None:
+        return Driven(Standard(loaded.model), "", (), loaded.model)
+    return choose_drive(
         loaded.model,
-        plans(loaded.model, tokens_of(trace), step, ways=request.ways.split(",")),
-        lambda way: beside(request.output, way),
-        tokenizer=loaded.tokenizer,
-        card=loaded.card,
-        begin=begin,
-    ):
-        voice.say(Tried(one.way, one.title, str(one.path or ""), one.trouble))
+        Wish(
+            ids,
+            new_tokens,
+            loaded.context_length,
+            loaded.card.vocab_size,
+            loaded.script,
+            loaded.functions,
+            loaded.remake,
+        ),
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,16 +13,20 @@ from torch import nn
 from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Report, Trial, together
 from kvtrace.analysis.checks.verdict import checked
-from kvtrace.errors import RecordError, UsageError
+from kvtrace.errors import KvtraceError, RecordError, UsageError
 from kvtrace.files import open_trace
 from kvtrace.models.architecture import positions
 from kvtrace.record import record
 from kvtrace.record.decode import Limits, decode
+from kvtrace.record.driving import Driven, Wish, choose_drive
+from kvtrace.text import safe
 from kvtrace.trace import Trace
-from kvtrace.verify.plans import Decode, Plan, plans
+from kvtrace.verify.plans import Plan, plans
 from kvtrace.verify.prompts import Prompts, token_ids
 from kvtrace.verify.trials import Recorded, tokens_of, tried
 from kvtrace.verify.ways import WAYS, named
+
+_OURS = Path(__file__).resolve().parent.parent
 
 
 def check(
@@ -125,52 +129,59 @@ class _Check:
         ways: Sequence[str],
     ) -> Report:
         if run is not None:
-            return together([self._main(run, "run")])
+            return together([self._main(run, "run", self.model)])
         given = token_ids([] if prompts is None else prompts, self.tokenizer)
-        step = self._decoder()
         trials = [
-            self._main(partial(step, ids, new_tokens), f"decode{at or ''}")
-            for at, ids in enumerate(given)
+            self._decoded(ids, new_tokens, f"decode{at or ''}") for at, ids in enumerate(given)
         ]
         if trials[0].report.verdict != UNCHECKED:
             first = open_trace(self.folder / "decode.kvt")
             others = given if len(given) > 1 else ()
-            planned = plans(self.model, tokens_of(first), step, others=others, ways=ways)
+            planned = plans(self.model, tokens_of(first), self._start, others=others, ways=ways)
             trials += self._others(first, planned)
         return together(trials)
 
-    def _decoder(self) -> Decode:
-        """Decodes a prompt, up to the model's context."""
-        context = positions(getattr(self.model, "config", None))
+    def _start(self, ids: Sequence[int], new_tokens: int) -> Driven:
+        """How the model is called; begins anew each time."""
+        context, vocabulary = self._sizes()
+        return choose_drive(self.model, Wish(ids, new_tokens, context, vocabulary))
 
-        def step(ids: Sequence[int], new_tokens: int) -> object:
-            return decode(self.model, ids, limits=Limits(new_tokens, context_length=context))
+    def _sizes(self) -> tuple[int, int]:
+        """Positions and tokens that the model knows; 0 when unknown."""
+        config = getattr(self.model, "config", None)
+        vocabulary = getattr(config, "vocab_size", 0)
+        return positions(config), vocabulary if isinstance(vocabulary, int) else 0
 
-        return step
-
-    def _main(self, drive: Callable[[], object], name: str) -> Trial:
-        path = self.folder / f"{name}.kvt"
-        recording = record(
-            self.model,
-            path,
-            tokenizer=self.tokenizer,
-            referee=True,
-            keep_rows=True,
-            force=True,
-        )
+    def _decoded(self, ids: Sequence[int], new_tokens: int, name: str) -> Trial:
+        """One prompt, decoded up to the model's context."""
         try:
-            with recording:
-                drive()
+            driven = self._start(ids, new_tokens)
         except RecordError as error:
             return Trial(name, Report(UNCHECKED, reason=str(error)))
+        limits = Limits(new_tokens, context_length=self._sizes()[0])
+        return self._main(
+            lambda: decode(driven.model, ids, drive=driven.drive, limits=limits), name, driven.model
+        )
+
+    def _main(self, drive: Callable[[], object], name: str, model: nn.Module) -> Trial:
+        """A run with a referee, recorded and judged."""
+        path = self.folder / f"{name}.kvt"
+        try:
+            with record(
+                model, path, tokenizer=self.tokenizer, referee=True, keep_rows=True, force=True
+            ):
+                drive()
+        except Exception as error:
+            if isinstance(error, UsageError):
+                raise
+            # the model's own, or one of ours that is no verdict either
+            return Trial(name, Report(UNCHECKED, reason=_blamed(error)))
         return checked(open_trace(path), str(path))
 
     def _others(self, first: Trace, planned: Sequence[Plan]) -> list[Trial]:
         """What the other ways say, judged by what the first run told of rounding."""
         limits = noise(first, "recomputed")
-        found = tried(
-            self.model, planned, lambda way: self.folder / f"{way}.kvt", tokenizer=self.tokenizer
-        )
+        found = tried(planned, lambda way: self.folder / f"{way}.kvt", tokenizer=self.tokenizer)
         return [_judged(one, limits) for one in found]
 
 
@@ -179,6 +190,17 @@ def _judged(one: Recorded, limits: Noise) -> Trial:
         return Trial(one.title, Report(UNCHECKED, reason=one.trouble), essential=False)
     trial = checked(open_trace(one.path), str(one.path), at_least=limits)
     return replace(trial, name=named(one.way, trial.name), essential=False)
+
+
+def _blamed(error: Exception) -> str:
+    """What went wrong, and where in code that is not ours."""
+    if isinstance(error, KvtraceError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if _OURS not in Path(frame.filename).parents]
+    own = [frame for frame in theirs if "site-packages" not in frame.filename] or theirs
+    where = f"{Path(own[-1].filename).name}:{own[-1].lineno}: " if own else ""
+    return safe(f"{where}{type(error).__name__}: {error}", 500)
 
 
 def _without_traces(report: Report) -> Report:

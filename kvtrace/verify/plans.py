@@ -6,19 +6,23 @@ said, not tried.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kvtrace.errors import RecordError
 from kvtrace.models.quiet import quiet
+from kvtrace.record.decode import Limits, decode
+from kvtrace.record.driving import Driven
 from kvtrace.verify.ways import WAYS
 
 _AGAIN_LENGTH, _AGAIN_STEPS = 12, 3
 _CHUNKS, _SINGLE = 3, 2
+_TITLES = {"again": "another prompt", "chunks": "chunked prefill"}
 _BATCH_STEPS, _BEAMS, _BEAM_STEPS = 3, 3, 4
 
 
@@ -29,24 +33,27 @@ class Plan:
     Attributes:
         way: Of `WAYS`.
         title: What it does, in a few words, for when there is no trace to say it.
-        drive: Runs the model, inside a recording; None: not possible.
+        model: What is to be recorded: the model, or the part of it that is called.
+        drive: Runs it, inside a recording; None: not possible.
         why_not: Why it is not possible.
     """
 
     way: str
     title: str
+    model: nn.Module
     drive: Callable[[], object] | None
     why_not: str = ""
 
 
-Decode = Callable[[Sequence[int], int], object]
-"""Decodes a prompt (token ids) for a number of tokens, the way the model wants it."""
+Start = Callable[[Sequence[int], int], Driven]
+"""How the model is called for a prompt (token ids) and a number of further tokens; each call
+begins anew."""
 
 
 def plans(
     model: nn.Module,
     tokens: Sequence[int],
-    decode: Decode,
+    start: Start,
     *,
     others: Sequence[Sequence[int]] = (),
     ways: Sequence[str] = WAYS,
@@ -56,35 +63,54 @@ def plans(
     Args:
         model: Was decoded once before.
         tokens: Of that run: prompt and what followed.
-        decode: Decodes one prompt.
+        start: How it is called.
         others: Prompts of the caller's, for the batch.
         ways: Some of `WAYS`.
     """
     makers: dict[str, Callable[[], Plan]] = {
-        "again": lambda: _again(model, tokens, decode),
-        "chunks": lambda: _chunks(model, tokens),
+        "again": lambda: _again(tokens, start),
+        "chunks": lambda: _chunks(model, tokens, start),
         "padded": lambda: _padded(model, others or _batch(tokens)),
         "beams": lambda: _beams(model, tokens),
     }
-    return [makers[way]() for way in WAYS if way in ways]
+    return [_made(way, model, makers[way]) for way in WAYS if way in ways]
 
 
-def _again(model: nn.Module, tokens: Sequence[int], decode: Decode) -> Plan:
+def _made(way: str, model: nn.Module, make: Callable[[], Plan]) -> Plan:
+    """A plan; without a drive where no way to call the model is found."""
+    try:
+        return make()
+    except RecordError as error:
+        return Plan(way, _TITLES.get(way, way), model, None, str(error))
+
+
+def _again(tokens: Sequence[int], start: Start) -> Plan:
     """Another prompt: rows of the first must not be seen any more."""
     first = list(tokens[:_AGAIN_LENGTH])
     other = first[::-1] if first != first[::-1] else [max(0, token - 1) for token in first]
-    return Plan("again", "another prompt", lambda: decode(other, _AGAIN_STEPS))
+    driven = start(other, _AGAIN_STEPS)
+    limits = Limits(_AGAIN_STEPS)
+    return Plan(
+        "again",
+        _TITLES["again"],
+        driven.model,
+        lambda: decode(driven.model, other, drive=driven.drive, limits=limits),
+    )
 
 
-def _chunks(model: nn.Module, tokens: Sequence[int]) -> Plan:
+def _chunks(model: nn.Module, tokens: Sequence[int], start: Start) -> Plan:
     """The same tokens again, the prompt in uneven chunks, the last ones singly."""
-    title = "chunked prefill"
-    if not _takes(model, "past_key_values"):
-        return Plan("chunks", title, None, "its forward takes no past_key_values")
+    title = _TITLES["chunks"]
     if len(tokens) < _CHUNKS + _SINGLE:
-        return Plan("chunks", title, None, f"{len(tokens)} tokens are too few")
+        return Plan("chunks", title, model, None, f"{len(tokens)} tokens are too few")
     sizes = _sizes(len(tokens) - _SINGLE) + [1] * _SINGLE
-    return Plan("chunks", title, lambda: _feed(model, tokens, sizes))
+    driven = start(tokens, 0)
+
+    def drive() -> None:
+        for end in accumulate(sizes):
+            driven.drive.step(tokens[:end])
+
+    return Plan("chunks", title, driven.model, drive)
 
 
 def _sizes(total: int) -> list[int]:
@@ -92,18 +118,6 @@ def _sizes(total: int) -> list[int]:
     small = total // _CHUNKS
     more = min(1, total - 2 * small - 1)
     return [small, small + more, total - 2 * small - more]
-
-
-def _feed(model: Any, tokens: Sequence[int], sizes: Sequence[int]) -> None:
-    cache, start = None, 0
-    for size in sizes:
-        ids = torch.tensor([list(tokens[start : start + size])], device=_device(model))
-        with torch.no_grad():
-            result = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache = getattr(result, "past_key_values", None)
-        if cache is None:
-            raise ValueError("its forward returned no past_key_values")
-        start += size
 
 
 def _batch(tokens: Sequence[int]) -> list[Sequence[int]]:
@@ -117,7 +131,7 @@ def _padded(model: Any, prompts: Sequence[Sequence[int]]) -> Plan:
     """Prompts of different lengths in one batch, filled up at the left."""
     title = f"left-padded batch of {len(prompts)}"
     if not _generates(model):
-        return Plan("padded", title, None, "it has no generate")
+        return Plan("padded", title, model, None, "it has no generate")
 
     def drive() -> None:
         filler = _filler(model)
@@ -128,20 +142,20 @@ def _padded(model: Any, prompts: Sequence[Sequence[int]]) -> Plan:
         given = torch.tensor(rows, device=device), torch.tensor(mask, device=device)
         _generate(model, *given, _BATCH_STEPS)
 
-    return Plan("padded", title, drive)
+    return Plan("padded", title, model, drive)
 
 
 def _beams(model: Any, tokens: Sequence[int]) -> Plan:
     """Beam search: rows of the cache change places."""
     title = f"{_BEAMS} beams"
     if not _generates(model):
-        return Plan("beams", title, None, "it has no generate")
+        return Plan("beams", title, model, None, "it has no generate")
 
     def drive() -> None:
         ids = torch.tensor([list(tokens[: 2 * _AGAIN_LENGTH])], device=_device(model))
         _generate(model, ids, torch.ones_like(ids), _BEAM_STEPS, num_beams=_BEAMS)
 
-    return Plan("beams", title, drive)
+    return Plan("beams", title, model, drive)
 
 
 def _generate(model: Any, ids: Tensor, mask: Tensor, steps: int, **more: object) -> None:
@@ -170,13 +184,6 @@ def _filler(model: Any) -> int:
     """The id of the padding, or any: nobody sees it."""
     found = getattr(getattr(model, "config", None), "pad_token_id", None)
     return found if isinstance(found, int) and found >= 0 else 0
-
-
-def _takes(model: nn.Module, name: str) -> bool:
-    try:
-        return name in inspect.signature(model.forward).parameters
-    except (TypeError, ValueError):
-        return False
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from kvtrace.errors import WriteError
 from kvtrace.record import record
 from kvtrace.text import safe
@@ -33,7 +31,6 @@ class Recorded:
 
 
 def tried(
-    model: nn.Module,
     plans: Sequence[Plan],
     place: Callable[[str], Path],
     *,
@@ -47,7 +44,6 @@ def tried(
     the model is.
 
     Args:
-        model: To drive.
         plans: In order.
         place: A way to the path of its trace.
         tokenizer: Gives texts of ids.
@@ -64,11 +60,10 @@ def tried(
             yield Recorded(plan.way, plan.title, None, plan.why_not)
             continue
         path = place(plan.way)
-        yield _tried(model, plan, plan.drive, path, tokenizer, card)
+        yield _tried(plan, plan.drive, path, tokenizer, card)
 
 
 def _tried(
-    model: nn.Module,
     plan: Plan,
     drive: Callable[[], object],
     path: Path,
@@ -76,7 +71,7 @@ def _tried(
     card: ModelCard | None,
 ) -> Recorded:
     recording = record(
-        model, path, tokenizer=tokenizer, model_card=card, keep_rows=True, force=True
+        plan.model, path, tokenizer=tokenizer, model_card=card, keep_rows=True, force=True
     )
     trouble = ""
     with warnings.catch_warnings():
