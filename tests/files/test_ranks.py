@@ -255,3 +255,47 @@ def test_heads_that_begin_behind_the_last_are_refused(tmp_path, whole):
     one.source.meta = replace(one.meta, sites=sites)
     with pytest.raises(TraceError, match="site 0 of META"):
         write_trace(tmp_path / "a.kvt", one)
+
+
+def test_nan_of_a_kv_head_that_both_ranks_hold_counts_once(tmp_path):
+    ranks = deal(synthetic_trace(replace(SHAPE, kv_heads=1)), 2)
+    for one in ranks:
+        one.source.cell_tensors[0, Tensor.KEYS][0, 71, 3] = np.nan
+        step = one.step(2)
+        group = replace(step.sites[0], nonfinite=(1, 0))
+        one.source.steps[2] = replace(step, sites=(group,))
+    for i, one in enumerate(ranks):
+        write_trace(tmp_path / f"run.rank{i}.kvt", one)
+    assert open_trace(tmp_path).step(2).sites[0].nonfinite == (1, 0)
+
+
+def test_nan_in_heads_of_different_ranks_adds_up(tmp_path, whole):
+    ranks = deal(whole, 2)
+    for one in ranks:
+        one.source.site_tensors[2, 1, Tensor.QUERIES][0, 0, 0, 3] = np.inf
+        step = one.step(2)
+        group = replace(step.sites[0], nonfinite=(0, 1))
+        one.source.steps[2] = replace(step, sites=(group,))
+    for i, one in enumerate(ranks):
+        write_trace(tmp_path / f"run.rank{i}.kvt", one)
+    assert open_trace(tmp_path).step(2).sites[0].nonfinite == (0, 2)
+
+
+def test_a_bias_of_each_head_is_that_of_its_rank(tmp_path, whole):
+    ranks = deal(whole, 2)
+    for number, one in enumerate(ranks):
+        for step in list(one):
+            mask = replace(step.sites[0].mask, bias=True)
+            one.source.steps[step.number] = replace(
+                step, sites=(replace(step.sites[0], mask=mask),)
+            )
+            for site in (0, 1):
+                seq = 70 + step.number
+                bias = np.full((1, 4, step.new, seq), number, np.float32)
+                bias[0, 3] = 7
+                one.source.biases[step.number, site] = bias
+        one.source.passes.clear()
+        write_trace(tmp_path / f"run.rank{number}.kvt", one)
+    found = open_trace(tmp_path).source.bias(3, 1)
+    assert found.shape == (1, 8, 1, 73)
+    assert found[0, :, 0, 0].tolist() == [0, 0, 0, 7, 1, 1, 1, 7]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from kvtrace.errors import TraceError
 from kvtrace.files.comparison import ARRAYS
 from kvtrace.files.ranks.plan import Plan
-from kvtrace.trace import Cost, Flops, LaneStep, SiteStep, Step, Tensor
+from kvtrace.trace import Cost, Flops, LaneStep, SiteStep, Step, Tensor, dtypes
+from kvtrace.trace.dtypes import Array
 
 _TOLD_ALIKE = ("tokens", "positions", "phase", "parent", "caches", "events")
 
@@ -75,6 +76,42 @@ def _outcome(name: str, step: Step, site: int, group: SiteStep) -> tuple[float |
         )
     place = own.sites.index(site)
     return own.check_error[place], own.check_scale[place], own.nonfinite[place]
+
+
+def counted_once(
+    step: Step, plan: Plan, written: Callable[[int, int, Tensor], Array | None]
+) -> Step:
+    """A joined step in which NaN and Inf of a head that several ranks hold count once.
+
+    Args:
+        step: It.
+        plan: Which heads those are.
+        written: (rank, site or cache layer, tensor) to what the rank wrote in the step.
+    """
+    groups = []
+    for group in step.sites:
+        bad = list(group.nonfinite)
+        for place, site in enumerate(group.sites):
+            if bad[place]:
+                bad[place] -= _counted_again(plan, site, written)
+        groups.append(replace(group, nonfinite=tuple(bad)))
+    return replace(step, sites=tuple(groups))
+
+
+def _counted_again(
+    plan: Plan, site: int, written: Callable[[int, int, Tensor], Array | None]
+) -> int:
+    found = 0
+    meta = plan.meta.sites[site]
+    for tensor in Tensor:
+        kv = tensor in (Tensor.KEYS, Tensor.VALUES)
+        index = meta.reads if kv else site
+        dtype = plan.meta.cache_layers[index].dtype if kv else meta.dtype
+        for _, (rank, own) in (plan.layers[index] if kv else plan.sites[index]).twins:
+            rows = written(rank, index, tensor)
+            if rows is not None:
+                found += int((~np.isfinite(dtypes.widen(rows[:, own], dtype))).sum())
+    return found
 
 
 def _cost(costs: Sequence[Cost]) -> Cost:

@@ -12,7 +12,7 @@ from kvtrace.files.damage import DamageList
 from kvtrace.files.kept import Kept
 from kvtrace.files.ranks.agree import agreement
 from kvtrace.files.ranks.heads import Heads
-from kvtrace.files.ranks.join import join_comparisons, join_steps
+from kvtrace.files.ranks.join import counted_once, join_comparisons, join_steps
 from kvtrace.files.ranks.plan import Plan, plan
 from kvtrace.files.source import FileSource
 from kvtrace.trace import Damage, Ending, LaneStep, Meta, Note, Step, Tensor
@@ -132,7 +132,12 @@ class JoinedSource:
         return self._steps.get_or(number, lambda: self._joined(number))
 
     def _joined(self, number: int) -> Step:
-        return join_steps(self._names, [rank.step(number) for rank in self._ranks])
+        step = join_steps(self._names, [rank.step(number) for rank in self._ranks])
+        return counted_once(
+            step,
+            self._plan,
+            lambda rank, index, tensor: self._ranks[rank].written(number, index, tensor),
+        )
 
     def token_text(self, token: int) -> str | None:
         """Text of a token id, raw; None if no rank knows it."""
