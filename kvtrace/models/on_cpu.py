@@ -72,6 +72,7 @@ def _replacements(pretend: bool) -> Iterator[tuple[Any, str, object]]:
     yield torch.jit, "load", _loads_here(torch.jit.load)
     yield torch, "set_default_device", _without_cuda(torch.set_default_device)
     yield torch, "set_default_tensor_type", _default_type
+    yield torch.nn.Module, "to", _numbers_home(torch.nn.Module.to)
     yield torch, "Generator", _without_cuda(torch.Generator)
     for name in _NOTHING:
         yield torch.cuda, name, lambda *_, **__: None
@@ -101,6 +102,16 @@ def _without_cuda(function: Callable[..., object]) -> Callable[..., object]:
     def called(*args: object, **kwargs: object) -> object:
         named = {name: _home(value) for name, value in kwargs.items()}
         return function(*(_home(value) for value in args), **named)
+
+    return called
+
+
+def _numbers_home(function: Callable[..., object]) -> Callable[..., object]:
+    """A method that takes the number of a GPU."""
+
+    def called(module: object, *args: object, **kwargs: object) -> object:
+        first = tuple(_HOME if type(value) is int else value for value in args)
+        return function(module, *first, **kwargs)
 
     return called
 

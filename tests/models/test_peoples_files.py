@@ -1,0 +1,321 @@
+"""People's files as they are: what makes the model, what reads the prompt, what goes wrong."""
+
+import re
+import textwrap
+
+import pytest
+
+from builders.driven import forgotten
+from kvtrace.errors import KvtraceError, ModelError, UsageError
+from kvtrace.models import LoadRequest, load
+
+SMALL = """
+import torch
+from torch import nn
+
+class Small(nn.Module):
+    def __init__(self, vocabulary=300):
+        super().__init__()
+        self.table = nn.Embedding(vocabulary, 8)
+        self.head = nn.Linear(8, vocabulary)
+
+    def forward(self, ids):
+        return self.head(self.table(ids))
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Writes a user's file after a small model, and loads it."""
+    monkeypatch.chdir(tmp_path)
+    with forgotten():
+
+        def loaded(code, factory="", *, bare=False, **options):
+            text = textwrap.dedent(code)
+            (tmp_path / "mine.py").write_text(text if bare else SMALL + text)
+            spec = f"mine.py:{factory}" if factory else "mine.py"
+            request = LoadRequest(spec, **({"prompt": "ab"} | options))
+            return load(request, lambda text, share: None)
+
+        yield loaded
+
+
+# -- what makes the model ----------------------------------------------------------------------
+
+OBVIOUS = {
+    "a function": ("def build_model():\n    return Small()", "build_model was taken"),
+    "a variable": ("model = Small()", "model was taken"),
+    "the only class with a table of tokens": ("", "Small was taken"),
+}
+
+
+@pytest.mark.parametrize("kind", OBVIOUS)
+def test_what_obviously_makes_the_model_is_taken_and_said(mine, kind):
+    code, said = OBVIOUS[kind]
+    found = mine(code)
+    assert found.card.class_name == "Small"
+    assert said in found.chosen
+
+
+def test_several_that_could_are_listed_as_they_are_typed(mine):
+    with pytest.raises(UsageError, match=r"name one: mine\.py:make_gpt, mine\.py:build_model$"):
+        mine("def make_gpt(): ...\ndef helper(): ...\ndef build_model(): ...\n")
+
+
+def test_nothing_that_could_says_what_to_add(mine):
+    with pytest.raises(UsageError, match=r"found no function that makes a model \(it has helper\)"):
+        mine("def helper():\n    return 1\n", bare=True)
+
+
+def test_a_variable_can_be_named(mine):
+    assert mine("net = Small(290)", "net").card.vocab_size == 290
+
+
+CONFIGS = {
+    "a dataclass": "import dataclasses\n@dataclasses.dataclass\nclass Config:\n    v: int = 70\n",
+    "a variable": "from types import SimpleNamespace\ncfg = SimpleNamespace(v=70)\n",
+    "a dictionary": "class D(dict):\n    v = 70\nGPT_CONFIG = D(v=70)\n",
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_config_of_the_file_fills_the_parameter_that_wants_one(mine, kind):
+    code = CONFIGS[kind] + "class Own(Small):\n    def __init__(self, config):\n"
+    found = mine(code + "        super().__init__(config.v)\nstoi = {'a': 0, 'b': 1}\n", "Own")
+    assert found.card.vocab_size == 70
+    assert "config of Own is" in found.chosen
+
+
+def test_a_global_of_the_same_name_fills_a_parameter(mine):
+    found = mine("vocab_size = 280\ndef make(vocab_size):\n    return Small(vocab_size)\n", "make")
+    assert found.card.vocab_size == 280
+
+
+def test_a_parameter_that_nothing_fills_is_named_with_the_remedy(mine):
+    with pytest.raises(ModelError, match=r"make needs depth, .* add def build\(\): return make"):
+        mine("def make(depth):\n    return Small()\n", "make")
+
+
+RETURNS = {
+    "a model and a config": "return Small(), {'layers': 2}",
+    "a config and a model": "from types import SimpleNamespace as Config; return Config(), Small()",
+    "model, tokenizer, config": "return Small(), {'a': 5, 'b': 6}, Config",
+    "a dictionary": "return {'model': Small(), 'step': 3}",
+    "an adapter": "return Adapter()",
+}
+ADAPTER = """
+class Config: ...
+class Adapter:
+    def __init__(self): self.model = Small()
+    def encode(self, text): return [5, 6]
+    def decode(self, ids): return 'x'
+    def step(self, ids, cache, pos): return self.model(ids)
+"""
+
+
+@pytest.mark.parametrize("kind", RETURNS)
+def test_a_model_is_found_in_what_comes_with_it(mine, kind):
+    found = mine(f"{ADAPTER}\ndef make():\n    {RETURNS[kind]}\n", "make")
+    assert found.card.class_name == "Small"
+    brings = kind in ("model, tokenizer, config", "an adapter")
+    assert found.prompt.ids == ((5, 6) if brings else (97, 98))
+    assert ("step" in found.functions) == (kind == "an adapter")
+
+
+def test_relative_imports_of_a_file_in_a_package_work(mine, tmp_path):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "parts.py").write_text(SMALL)
+    (tmp_path / "pack" / "whole.py").write_text("from .parts import Small\nmake = Small\n")
+    found = load(LoadRequest("pack/whole.py:make", prompt="a"), lambda text, share: None)
+    assert found.card.class_name == "Small"
+
+
+# -- what reads the prompt ---------------------------------------------------------------------
+
+READERS = {
+    "stoi": ("stoi = {'b': 7, 'a': 4}\nitos = {4: 'a', 7: 'b'}", (4, 7), "the file's stoi"),
+    "char_to_idx": ("char_to_idx = {'b': 7, 'a': 4}", (4, 7), "the file's char_to_idx"),
+    "functions": (
+        "encode = lambda text: [9, 9]\ndecode = lambda ids: 'z'",
+        (9, 9),
+        "the file's encode and decode",
+    ),
+    "an object": (
+        "class T:\n    def encode(self, t): return [3]\n    def decode(self, i): return 'q'\n"
+        "tokenizer = T()",
+        (3,),
+        "the file's tokenizer",
+    ),
+    "words": ("word2idx = {'hello': 1, 'ab': 2, '<unk>': 0}", (2,), "the file's word2idx"),
+    "nothing": ("", (97, 98), "the prompt is read as bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_the_prompt_is_read_by_what_the_file_has(mine, kind):
+    code, ids, said = READERS[kind]
+    found = mine(f"{code}\n", "Small")
+    assert found.prompt.ids == ids
+    assert said in found.chosen
+
+
+def test_a_table_on_the_model_reads_the_prompt(mine):
+    code = "def make():\n    model = Small()\n    model.stoi = {'a': 1, 'b': 2}\n    return model\n"
+    assert mine(code, "make").prompt.ids == (1, 2)
+
+
+def test_bytes_for_a_vocabulary_of_characters_are_refused_with_the_remedy(mine):
+    with pytest.raises(UsageError, match=r"id 97 .* vocabulary of 65.* return \(model, stoi\)"):
+        mine("def make():\n    return Small(65)\n", "make")
+
+
+def test_positions_are_no_vocabulary_and_bound_the_context(mine):
+    code = (
+        "def make():\n    m = Small(40)\n    m.wpe = nn.Embedding(64, 8)\n    return m, {'a': 0}\n"
+    )
+    found = mine(code, "make", prompt="a")
+    assert (found.card.vocab_size, found.context_length) == (40, 64)
+
+
+# -- what goes wrong ---------------------------------------------------------------------------
+
+MISTAKES = {
+    "a checkpoint": (
+        "def make():\n    return torch.load('weights/final.pt')\n",
+        r"mine\.py:\d+: FileNotFoundError.*it needs a checkpoint that is not there",
+    ),
+    "a package": ("import nowhere_to_be_found\n", r"install nowhere_to_be_found next to kvtrace"),
+    "a state dict": (
+        "def make():\n    return Small().state_dict()\n",
+        "it returned a state dict; .*load it into a model first",
+    ),
+    "the class itself": ("def make():\n    return Small\n", r"return Small\(…\), an object of it"),
+    "no return": ("def make():\n    Small()\n", "is a return missing"),
+    "meta": (
+        "def make():\n    with torch.device('meta'):\n        return Small()\n",
+        "on the meta device, so they have no values",
+    ),
+    "a gpu": ("def make():\n    return Small().cuda()\n", "--cpu maps it to the CPU"),
+    "an assertion on it": (
+        "def make():\n    assert torch.cuda.is_available()\n    return Small()\n",
+        "--cpu maps it to the CPU",
+    ),
+    "its import": ("1 / 0\ndef make(): ...\n", r"mine\.py:\d+: ZeroDivision.*--definitions runs"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_gets_one_line_that_helps(mine, kind):
+    code, told = MISTAKES[kind]
+    with pytest.raises(KvtraceError) as caught:
+        mine(code, "make")
+    assert re.search(told, str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_dropout_in_training_mode_is_switched_off_and_said(mine):
+    code = "def make():\n    m = Small()\n    m.drop = nn.Dropout(0.1)\n    return m.train()\n"
+    assert "it was in training mode, with dropout" in mine(code, "make").chosen
+    assert "training mode" not in mine("", "Small").chosen
+
+
+# -- without a GPU -----------------------------------------------------------------------------
+
+
+def test_with_cpu_everything_that_names_cuda_stays_here(mine):
+    found = mine(
+        """
+        device = 'cuda'
+        torch.save(Small().state_dict(), 'w.pt')
+        def make():
+            torch.set_default_device(device)
+            model = Small().to(0)
+            torch.cuda.synchronize()
+            model.load_state_dict(torch.load('w.pt', map_location=device))
+            with torch.autocast('cpu'):
+                model(torch.zeros(1, 2, dtype=torch.long, device=device).pin_memory())
+            torch.Generator(device=device)
+            torch.set_default_device(None)
+            return model.to(device, non_blocking=True)
+        """,
+        "make",
+        cpu=True,
+        device="cpu",
+    )
+    assert found.card.device == "cpu"
+    assert "with --cpu, cuda means the CPU" in found.chosen
+
+
+def test_with_cpu_code_that_insists_on_a_gpu_is_told_that_there_is_one(mine):
+    code = "def make():\n    assert torch.cuda.is_available(), 'needs a GPU'\n    return Small()\n"
+    found = mine(code, "make", cpu=True, device="cpu")
+    assert "its code insists on a GPU" in found.chosen
+
+
+def test_afterwards_torch_is_as_it_was(mine):
+    import torch
+
+    before = (torch.load, torch.cuda.is_available, torch.Generator, torch.set_default_device)
+    mine("", "Small", cpu=True, device="cpu")
+    assert before == (
+        torch.load,
+        torch.cuda.is_available,
+        torch.Generator,
+        torch.set_default_device,
+    )
+
+
+# -- only its definitions ----------------------------------------------------------------------
+
+TRAINS = """
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import nowhere_at_all
+
+text = "hello world"
+chars = sorted(list(set(text)))
+vocab_size = len(chars)
+stoi = {c: i for i, c in enumerate(chars)}
+encode = lambda s: [stoi[c] for c in s]
+decode = lambda ids: "".join(chars[i] for i in ids)
+device = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+@dataclass
+class TrainConfig:
+    steps: int = 10
+
+cfg = TrainConfig()
+model = Small(vocab_size)
+optimizer = torch.optim.AdamW(model.parameters())
+for step in range(cfg.steps):
+    raise RuntimeError("it trains")
+missing = open('/nowhere/at/all.txt').read()
+print("done")
+if __name__ == "__main__":
+    raise RuntimeError("it is no program")
+
+def build():
+    return Small(vocab_size)
+
+def uses_what_is_left_out():
+    return Small(len(list(model.parameters())))
+"""
+
+
+def test_definitions_leave_out_what_a_file_does(mine):
+    with pytest.raises(ModelError, match="it trains; the file does this when imported"):
+        mine(TRAINS, "build", prompt="hello")
+    found = mine(TRAINS, "build", prompt="hello", definitions=True)
+    assert found.card.vocab_size == 8  # of hello world
+    assert found.prompt.ids == (3, 2, 4, 4, 5)
+    assert "only its definitions were run" in found.chosen
+
+
+def test_a_name_that_was_left_out_is_said_with_its_line(mine):
+    line = (SMALL + TRAINS).splitlines().index("model = Small(vocab_size)") + 1
+    with pytest.raises(UsageError, match=f"model is made in line {line}, which --definitions"):
+        mine(TRAINS, "model", definitions=True)
+    with pytest.raises(ModelError, match=f"line {line}, which makes model, is left out"):
+        mine(TRAINS, "uses_what_is_left_out", definitions=True, prompt="hello")
