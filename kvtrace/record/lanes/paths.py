@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kvtrace.trace import Step
+from kvtrace.trace import CacheStep, Run, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,10 @@ class Path:
     nodes: list[Node] = field(default_factory=list)
 
 
+Kept = dict[int, tuple[tuple[Run, ...], ...]]
+"""Cache layer to the rows it held after a step, per sequence."""
+
+
 @dataclass(slots=True)
 class Paths:
     """Grows with the steps.
@@ -56,12 +60,14 @@ class Paths:
     paths: list[Path] = field(default_factory=list)
     unknown: list[int] = field(default_factory=list)
     _ends: dict[int, list[tuple[Path, int] | None]] = field(default_factory=dict)
+    _kept: dict[int, Kept] = field(default_factory=dict)
 
     def add(self, step: Step) -> None:
         """Follow a step."""
         parents = self._ends.get(-1 if step.parent is None else step.parent, [])
         past = max((group.length_before for group in step.caches), default=0)
         order = _order(step)
+        removed = _removed(step, {} if step.parent is None else self._kept.get(step.parent, {}))
         ends: list[tuple[Path, int] | None] = []
         for sequence, tokens in enumerate(step.tokens):
             ends.append(None)
@@ -69,7 +75,8 @@ class Paths:
                 continue
             source = order[sequence] if order else sequence // _repeats(step, parents)
             before = parents[source] if source < len(parents) else None
-            path, start = self._place(step, before, past, tokens)
+            start = 0 if before is None else before[1] - removed
+            path, start = self._place(step, before, past, (tokens, start))
             if path is None:
                 continue
             if past == 0:
@@ -79,11 +86,17 @@ class Paths:
         if None in ends:
             self.unknown.append(step.number)
         self._ends[step.number] = ends
+        self._kept[step.number] = {group.layers[0]: group.kept for group in step.caches}
 
     def _place(
-        self, step: Step, before: tuple[Path, int] | None, past: int, tokens: Sequence[int]
+        self,
+        step: Step,
+        before: tuple[Path, int] | None,
+        past: int,
+        fed: tuple[Sequence[int], int],
     ) -> tuple[Path | None, int]:
-        """The path that holds these tokens now, and where they begin."""
+        """The path that holds the tokens that were fed now, and where they begin."""
+        tokens, start = fed
         if past == 0 or step.parent is None:
             if past:
                 return None, 0
@@ -93,10 +106,9 @@ class Paths:
             return self._new(list(tokens)), 0
         if before is None:
             return None, 0
-        path, end = before
-        start = end - _removed(step)
         if start < 0:
             return None, 0
+        path, _ = before
         if len(path.tokens) != start:
             path = self._new(path.tokens[:start], path.padding)
         path.tokens.extend(tokens)
@@ -111,6 +123,7 @@ class Paths:
         """Drop what is known of the ends of earlier steps, which then are no parents any more."""
         for number in [one for one in self._ends if one < before]:
             del self._ends[number]
+            self._kept.pop(number, None)
 
 
 def _begins(tokens: Sequence[int], known: Sequence[int]) -> bool:
@@ -131,16 +144,37 @@ def _repeats(step: Step, parents: Sequence[object]) -> int:
     return max(1, step.num_sequences // len(parents)) if parents else 1
 
 
-def _removed(step: Step) -> int:
-    """Rows that were cropped off before the step."""
-    crops = (event for event in step.events if event.kind == "crop")
-    return sum(
-        max(
-            (
-                before - after
-                for before, after in zip(one.lengths_before, one.lengths_after, strict=True)
-            ),
-            default=0,
-        )
-        for one in crops
-    )
+def _removed(step: Step, kept: Kept) -> int:
+    """Rows that were cropped off before the step.
+
+    A window that is cropped also drops rows at its start: only those at the end count.
+    """
+    crops = [event for event in step.events if event.kind == "crop"]
+    if not crops:
+        return 0
+    found = [
+        count
+        for group in step.caches
+        if group.layers[0] in kept and not group.rewritten
+        if (count := _off_the_end(kept[group.layers[0]], group)) is not None
+    ]
+    if found:
+        return min(found)
+    lengths = (zip(one.lengths_before, one.lengths_after, strict=True) for one in crops)
+    return sum(max((before - after for before, after in one), default=0) for one in lengths)
+
+
+def _off_the_end(kept: tuple[tuple[Run, ...], ...], group: CacheStep) -> int | None:
+    """Rows of the first sequence that stood after the last one that is still there."""
+    if not kept or not group.attended:
+        return None
+    old = [run for run in group.attended[0] if run.cell < group.first_cell]
+    if not old:
+        return None
+    last = min(old[-1].cell + old[-1].count, group.first_cell) - 1
+    after = 0
+    for run in reversed(kept[0]):
+        if run.cell <= last < run.cell + run.count:
+            return after + run.cell + run.count - 1 - last
+        after += run.count
+    return None
