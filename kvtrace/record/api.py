@@ -90,7 +90,7 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
 
         def make(found: nn.Module, create: Create) -> tuple[Recording, LateWriter]:
             late = LateWriter(lambda meta: create(recording, meta))
-            meta, options = says.meta(found), says.options()
+            meta, options = says.of(found)
             recording = Recording(
                 found, Path(), meta, options, lanes=lanes, force=force, writer=late
             )
@@ -104,12 +104,8 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
         )
     if path is None:
         raise UsageError("record: no path was given; call kvtrace.record(model, 'name.kvt')")
-    meta, options = says.meta(model), says.options()
-    rank = rank_of(model)
-    if rank is not None:
-        meta = of_rank(meta, rank)
-        options.placed = Share(model, rank).placed
-    own = own_path(Path(path), rank)
+    meta, options = says.of(model)
+    own = own_path(Path(path), meta.rank)
     return Recording(model, own, meta, options, lanes=lanes, force=force)
 
 
@@ -124,18 +120,20 @@ class _Says:
     tokenizer: object
     on_step: Callable[[Any], None] | None
 
-    def meta(self, model: nn.Module) -> Meta:
-        """The head of a trace of a model."""
-        return Meta(
+    def of(self, model: nn.Module) -> tuple[Meta, Options]:
+        """The head of a trace of a model, and what its recorder works with."""
+        meta = Meta(
             model=self.card or card(model, self.name),
             sampling=self.sampling or Sampling(driver="caller"),
             versions=versions(),
             prompt=self.prompt,
         )
-
-    def options(self) -> Options:
-        """For its recorder."""
-        return Options(Texts(_text_of(self.tokenizer)), SelfCheck(), self.on_step)
+        options = Options(Texts(_text_of(self.tokenizer)), SelfCheck(), self.on_step)
+        rank = rank_of(model)
+        if rank is None:
+            return meta, options
+        options.placed = Share(model, rank).placed
+        return of_rank(meta, rank), options
 
 
 def _text_of(tokenizer: object) -> Callable[[int], str] | None:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from kvtrace.trace import Rank
 
-PATIENCE_S = 60.0
+PATIENCE_S = 20.0
 """How long the others may take to come to the same place."""
 
 _NAMED: dict[str, int] = {}
