@@ -1,0 +1,307 @@
+"""What a drive does where the way is the user's, where it is in doubt, and where there is none."""
+
+import textwrap
+
+import pytest
+import torch
+
+from builders.driven import forgotten, greedy, run_file, wish_of
+from builders.people import HERE
+from kvtrace.errors import ModelError
+from kvtrace.models import LoadRequest, load
+from kvtrace.record.driving import choose_drive
+from kvtrace.record.driving.private import private_copy
+from kvtrace.record.driving.roles import signature_of
+
+CORE = f"""
+import sys
+sys.path.append({str(HERE)!r})
+import torch
+from parts import LAYERS, Core, length
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Runs a user's file that stands on the common weights."""
+
+    def run(code, factory="build", **options):
+        (tmp_path / "mine.py").write_text(CORE + textwrap.dedent(code))
+        return run_file(f"{tmp_path / 'mine.py'}:{factory}", **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with forgotten():
+        loaded = load(
+            LoadRequest(f"{HERE}/parts.py:Core", prompt="hello"), lambda text, share: None
+        )
+        return greedy(loaded.model.full, b"hello", 6)
+
+
+# -- the user's own functions ------------------------------------------------------------------
+
+STRANGE = """
+class Strange(Core):
+    def begin(self, room): return {"rows": None, "room": room}
+    def feed(self, ids, memo):
+        logits, memo["rows"] = self.grown(ids, memo["rows"], length(memo["rows"]))
+        return logits
+def build(): return Strange()
+"""
+STEP = """
+def make_cache(model, batch, max_len): return model.begin(max_len)
+def step(model, ids, cache, pos):
+    assert cache["room"] == 11 and pos == length(cache["rows"])
+    return model.feed(ids, cache)
+"""
+
+
+def test_the_strangest_model_is_driven_by_two_functions(mine, expected):
+    run = mine(STRANGE + STEP)
+    assert run.tokens == expected
+    assert run.driven.call == "your step(model, ids, cache, pos) with the cache of your make_cache"
+
+
+def test_step_may_return_the_cache(mine, expected):
+    run = mine(
+        """
+        build = Core
+        def step(model, ids, cache, pos):
+            return model.grown(ids, cache, pos)
+        """
+    )
+    assert run.tokens == expected
+
+
+def test_an_adapter_object_brings_its_methods(mine, expected):
+    run = mine(
+        """
+        class Adapter:
+            def __init__(self): self.model = Core()
+            def step(self, ids, cache, pos): return self.model.grown(ids, cache, pos)
+        def build(): return Adapter()
+        """
+    )
+    assert run.tokens == expected
+
+
+def test_make_cache_alone_begins_the_cache_that_is_passed(mine, expected):
+    run = mine(
+        """
+        class Odd(Core):
+            def forward(self, ids, cache):
+                logits, cache["layers"] = self.grown(ids, cache["layers"], cache["count"])
+                cache["count"] += ids.shape[1]
+                return logits
+        def make_cache(model, batch, max_len): return {"layers": None, "count": 0}
+        def build(): return Odd()
+        """
+    )
+    assert run.tokens == expected
+    assert "the cache begins as your make_cache" in run.driven.said[0]
+
+
+def test_a_step_without_logits_is_told_what_to_return(mine):
+    with pytest.raises(ModelError, match=r"step\(model.*\): it returned .* or \(logits, cache\)"):
+        mine("build = Core\ndef step(model, ids, cache, pos): return 'text'\n")
+
+
+# -- in doubt ----------------------------------------------------------------------------------
+
+BUGS = {
+    "positions start at zero in every step": ("self.grown(ids, past, 0)", "differ from a pass"),
+    "the past is dropped": ("self.grown(ids, None, length(past))", "see nothing of the tokens"),
+    "the newest row of the past is lost": (
+        "self.grown(ids, past and [(k[:, :, :-1], v[:, :, :-1]) for k, v in past], length(past))",
+        "differ from a pass",
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_cache_with_a_bug_is_used_all_the_same_and_the_difference_is_said(mine, bug):
+    grown, told = BUGS[bug]
+    run = mine(
+        f"""
+        class Buggy(Core):
+            def forward(self, ids, past=None):
+                return {grown}
+        def build(): return Buggy()
+        """
+    )
+    assert run.driven.call == "model(ids [1, new], past=cache)"
+    assert told in run.driven.said[1]
+    assert "its cache has a bug, or it wants to be called otherwise" in run.driven.said[1]
+
+
+OWN_LOOP = """
+class Own(Core):
+    def forward(self, ids, past=None, start=None):
+        # a start that is given is counted from the end of the past: twice
+        begin = length(past) if start is None else start + length(past)
+        return self.grown(ids, past, min(begin, 60))
+    def generate(self, ids, max_new_tokens):
+        past = None
+        for n in range(max_new_tokens):
+            logits, past = self(ids if past is None else ids[:, -1:], past, START)
+            ids = torch.cat((ids, logits[:, -1:].argmax(-1)), 1)
+        return ids
+def build(): return Own()
+"""
+
+
+def test_their_own_generation_says_how_even_where_it_is_wrong(mine):
+    wrong = mine(OWN_LOOP.replace("START", "0 if past is None else length(past)"))
+    assert wrong.driven.call == "model(ids [1, new], past=cache, start=start)"
+    assert "as its own code does" in wrong.driven.said[0]
+    assert "differ from a pass" in wrong.driven.said[1]
+    right = mine(OWN_LOOP.replace("START", "None"))
+    assert right.driven.call == "model(ids [1, new], past=cache)"
+    assert len(right.driven.said) == 1
+
+
+def test_a_generation_outside_of_the_model_counts_too(mine):
+    run = mine(
+        OWN_LOOP.replace("    def generate(self,", "def generate(self,").replace(
+            "START", "0 if past is None else length(past)"
+        )
+    )
+    assert run.driven.call == "model(ids [1, new], past=cache, start=start)"
+
+
+def test_a_model_that_is_not_causal_is_said_to_be_none(mine):
+    run = mine(
+        """
+        class Both(Core):
+            def forward(self, ids):
+                x = self.embed(ids, torch.arange(ids.shape[1]))
+                everything = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool)
+                for n in range(LAYERS):
+                    x = self.mix(n, x, *self.project(n, x), everything)
+                return self.head(x)
+        def build(): return Both()
+        """
+    )
+    assert "it is not causal" in run.driven.said[1]
+
+
+# -- nothing works -----------------------------------------------------------------------------
+
+HOPELESS = {
+    "hidden rows": ("return self.embed(ids, torch.arange(ids.shape[1]))", "hidden rows .* no log"),
+    "a loss": ("return self.full(ids).mean()", "a single number, a loss perhaps"),
+    "its own error": ("raise ValueError('wrong phase of the moon')", "wrong phase of the moon"),
+    "text": ("return 'hello'", "it returned str without a tensor of floats"),
+}
+
+
+@pytest.mark.parametrize("kind", HOPELESS)
+def test_where_no_way_works_it_says_what_was_tried_and_what_to_add(mine, kind):
+    line, told = HOPELESS[kind]
+    code = f"class Bad(Core):\n    def forward(self, ids, extra=1):\n        {line}\nbuild = Bad\n"
+    with pytest.raises(ModelError, match=told) as caught:
+        mine(code)
+    text = str(caught.value)
+    assert text.startswith(
+        "no way to call Bad.forward(ids, extra=…) was found (model(ids [1, all])"
+    )
+    assert "def step(model, ids, cache, pos)" in text
+    assert "\n" not in text
+
+
+# -- nothing is left ---------------------------------------------------------------------------
+
+
+def test_trying_leaves_the_model_and_the_file_as_they_were(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        CORE
+        + textwrap.dedent(
+            """
+            SEEN, HELD = [], {"rows": None}
+            class Global(Core):
+                count = 0
+                def __init__(self):
+                    super().__init__()
+                    self.register_buffer("rows", torch.zeros(1))
+                    self.kept = []
+                def forward(self, ids, past=None, memo={}):
+                    SEEN.append(ids.shape[1]); memo["n"] = len(SEEN); HELD["rows"] = SEEN
+                    self.count += 1; self.kept.append(ids); self.rows += 1
+                    return self.grown(ids, past, length(past))
+            """
+        )
+    )
+    with forgotten():
+        spec = f"{tmp_path / 'mine.py'}:Global"
+        loaded = load(LoadRequest(spec, prompt="hello"), lambda text, share: None)
+        torch.manual_seed(4)
+        drawn = torch.rand(1)
+        torch.manual_seed(4)
+        choose_drive(loaded.model, wish_of(loaded))
+        model, script = loaded.model, loaded.script
+        assert (model.count, model.kept, float(model.rows)) == (0, [], 0.0)
+        assert (script.SEEN, script.HELD) == ([], {"rows": None})
+        assert type(model).forward.__defaults__ == (None, {})
+        assert torch.equal(torch.rand(1), drawn)
+
+
+def test_a_private_copy_shares_parameters_and_nothing_else():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model.kept = torch.ones(1)
+    seen = {}
+    model.register_forward_hook(lambda module, args, out: seen.update(n=id(module)))
+    made = private_copy(model)
+    assert all(
+        one is other for one, other in zip(model.parameters(), made.parameters(), strict=True)
+    )
+    assert made[1].running_mean.data_ptr() != model[1].running_mean.data_ptr()
+    assert made.kept.data_ptr() != model.kept.data_ptr()
+    made(torch.ones(2, 2))
+    assert not seen  # the copy's hook fills the copy's dictionary
+
+
+# -- names -------------------------------------------------------------------------------------
+
+ROLES = {
+    "def forward(self, idx, targets=None): ...": {"idx": "ids", "targets": "other"},
+    "def forward(self, x, start_pos: int): ...": {"x": "ids", "start_pos": "position"},
+    "def forward(self, mask, idx, input_pos=None): ...": {
+        "mask": "mask",
+        "idx": "ids",
+        "input_pos": "position",
+    },
+    "def forward(self, src, tgt, src_mask=None): ...": {
+        "src": "source",
+        "tgt": "ids",
+        "src_mask": "mask",
+    },
+    "def forward(self, tokens, use_cache=False, past_key_values=None, cache_position=None): ...": {
+        "tokens": "ids",
+        "use_cache": "flag",
+        "past_key_values": "cache",
+        "cache_position": "position",
+    },
+    "def forward(self, index, cache: bool = False, layer_past=None, kv_len=0): ...": {
+        "index": "ids",
+        "cache": "flag",
+        "layer_past": "cache",
+        "kv_len": "position",
+    },
+    "def forward(self, q, /, k_cache, v_cache, *, offset=0): ...": {
+        "q": "ids",
+        "k_cache": "cache",
+        "v_cache": "cache",
+        "offset": "position",
+    },
+}
+
+
+@pytest.mark.parametrize("code", ROLES)
+def test_parameters_are_told_by_their_names(code):
+    space = {}
+    exec(code, space)
+    made = type("Named", (torch.nn.Module,), {"forward": space["forward"]})()
+    assert {one.name: one.role for one in signature_of(made).parameters} == ROLES[code]
