@@ -98,6 +98,9 @@ class Again:
         self._begun = True
         if keeps_nothing(self.model):
             return
+        if type(self.model).forward is nn.Module.forward:
+            self._none = "there is no module that could be called again"
+            return
         taken = take(self.model, beginning.arguments)
         if isinstance(taken, str):
             self._none = taken
@@ -170,9 +173,11 @@ class Again:
         tokens = _filled(batch, device).to(like)
         arguments = _WAYS[name](call, tokens)
         if any(path.padding for path in batch.paths):
-            if "attention_mask" not in call.parameters:
+            # what was passed is taken, also by a forward that names only some and takes **the rest
+            known = dict.fromkeys((*call.parameters, *call.arguments))
+            if "attention_mask" not in known:
                 raise CannotRecomputeError("it has padding at the left and takes no attention_mask")
-            arguments |= _padded(batch, device, call.parameters)
+            arguments |= _padded(batch, device, known)
         places, named = positional(call.parameters, arguments)
         with snapshot.as_then(kind):
             forward = _forward(model, lambda: model(*places, **named))
