@@ -195,7 +195,8 @@ class Recording:
         if recorder is None or writer is None or recorder.failure is not None:
             return
         recorder.flush()
-        self._compare(recorder, writer)
+        if self._agree(ready=True):
+            self._compare(recorder, writer)
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:

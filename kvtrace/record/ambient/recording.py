@@ -26,6 +26,7 @@ from kvtrace.record.ambient.outermost import Outermost, Run
 from kvtrace.record.forward import Forward
 from kvtrace.record.generate import meet_generate
 from kvtrace.record.inputs import named, tokens_in
+from kvtrace.record.ranks import own_path
 from kvtrace.record.recording import Recording
 from kvtrace.trace import Ending, Meta
 
@@ -263,11 +264,12 @@ class AmbientRecording:
 
     def _create(self, recording: Recording, meta: Meta) -> TraceWriter:
         """The file of a model that was seen to attend."""
-        path, number = self.path, 1
+        path, number = own_path(self.path, meta.rank), 1
         taken = {one.recording.path for one in self._written if one.recording is not None}
         while path in taken or (number > 1 and path.exists() and not self._force):
             number += 1
             path = self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}")
+            path = own_path(path, meta.rank)
         mine = next(one for one in self._models.values() if one.recording is recording)
         recording.move(path)
         self._written.append(mine)
