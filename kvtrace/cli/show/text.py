@@ -87,7 +87,7 @@ def warnings(trace: Trace) -> list[str]:
     meta = trace.meta
     found = [meta.model.banner] if meta.model.banner else []
     found += [f"not seen: {text}" for text in meta.unseen]
-    found += [f"not recorded: {text}" for text in meta.not_recorded]
+    found += meta.not_recorded
     found += [f"damaged: {damage.text}" for damage in trace.damage]
     return [safe(text, 1000) for text in found]
 
