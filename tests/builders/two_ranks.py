@@ -37,6 +37,9 @@ def main(folder: Path) -> None:
         (folder / mode).mkdir(exist_ok=True)
         with kvtrace.record(model, folder / mode / "run.kvt", recompute=mode):
             generate(model)
+    (folder / "met").mkdir(exist_ok=True)
+    with kvtrace.record(folder / "met" / "run.kvt"):
+        generate(model)
     if rank == 0:
         with kvtrace.record(model, folder / "alone.kvt"):
             generate(model)

@@ -121,6 +121,12 @@ def test_ranks_recompute_the_tokens_together(folder, mode):
         assert not np.isnan(found.max_abs[:, Tensor.QUERIES]).any()
 
 
+def test_ranks_of_a_model_that_was_not_named_write_files_of_their_own(folder):
+    trace = kvtrace.open(folder / "met")
+    assert (len(trace), trace.meta.sites[1].num_heads) == (script.NEW, 4)
+    assert trace.compared(1) is not None
+
+
 def test_a_rank_that_records_alone_says_that_it_compared_nothing(folder):
     trace = kvtrace.open(folder / "alone.rank0.kvt")
     assert len(trace) == script.NEW
