@@ -46,6 +46,7 @@ class Recording:
         recorder: Turns forwards into steps.
         num_texts: Steps that continued no other: prompts.
         said: Sentences that the trace is to say of the recording, besides its own.
+        failure: What ended it early; a warning, too, where nobody else says it.
         gate: Asked of each forward whether it is to be a step; None: all are.
     """
 
@@ -65,6 +66,7 @@ class Recording:
         self.num_texts = 0
         self.said: list[str] = []
         self.gate: Gate | None = None
+        self.failure: KvtraceError | None = None
         self._held: Forward | None = None
         self._lanes = Lanes(model, path, lanes, self.unwatched)
         self._on_step = options.on_step
@@ -185,6 +187,11 @@ class Recording:
             self._lanes.forget()
 
     @property
+    def watch(self) -> Watch | None:
+        """What watches the model; None before and after."""
+        return self._watch
+
+    @property
     def waits(self) -> bool:
         """Whether a forward waits for its verdict."""
         return self._held is not None
@@ -256,7 +263,8 @@ class Recording:
                 writer.close()
             except WriteError as error:
                 failure = failure or error
-        if failure is not None:
+        self.failure = failure
+        if failure is not None and self._given is None:
             warnings.warn(f"recording stopped: {failure}", RuntimeWarning, stacklevel=3)
 
     def _last_words(

@@ -131,6 +131,28 @@ class Watch:
         finally:
             self.paused = before
 
+    def begin_step(self, arguments: Mapping[str, object]) -> Pass | None:
+        """A step begins that is no call of the model: some other code of it, or of nobody's."""
+        if self.paused:
+            return None
+        self._begin(arguments)
+        return next((one for one in passes() if one.names is self._names), None)
+
+    def end_step(self, arguments: Mapping[str, object], *, keep: bool) -> None:
+        """It is over.
+
+        Args:
+            arguments: What it was given.
+            keep: It is a step; else it was something else, and is forgotten.
+        """
+        stop = perf_counter_ns()
+        one = self._over()
+        if one is not None and keep:
+            elapsed = stop - one.started - one.own_ns
+            self._finish("model", self.model, one, arguments, None, elapsed)
+        elif self._on_failure is not None:
+            self._on_failure()
+
     def _hook(self, part: str, module: nn.Module) -> None:
         """Watch one entrance of the model."""
 

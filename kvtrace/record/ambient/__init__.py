@@ -1,5 +1,6 @@
 """Recording without a model object: `with kvtrace.record("run.kvt"):` around whatever runs."""
 
-from kvtrace.record.ambient.recording import AmbientRecording, Report, Told
+from kvtrace.record.ambient.recording import AmbientRecording
+from kvtrace.record.ambient.report import Report, Told
 
 __all__ = ["AmbientRecording", "Report", "Told"]

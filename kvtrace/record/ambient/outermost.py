@@ -58,6 +58,11 @@ class Outermost:
             self._undo.pop()()
         self._known.clear()
 
+    @property
+    def inside(self) -> bool:
+        """Whether a module is running, in this thread."""
+        return self._here.inside
+
     @contextmanager
     def off(self) -> Iterator[None]:
         """Calls made inside, in this thread, are ours."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,11 +20,17 @@ from torch import nn
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import TraceWriter
 from kvtrace.record.ambient.evidence import Evidence
+from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups, owner_of
 from kvtrace.record.ambient.late import LateWriter
+from kvtrace.record.ambient.met import Met
 from kvtrace.record.ambient.outermost import Outermost, Run
+from kvtrace.record.ambient.report import Report, Told
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.flow import FlowWatch
 from kvtrace.record.forward import Forward
 from kvtrace.record.generate import meet_generate
 from kvtrace.record.inputs import named, tokens_in
+from kvtrace.record.lanes.snapshot import parameters_of
 from kvtrace.record.ranks import own_path
 from kvtrace.record.recording import Recording
 from kvtrace.trace import Ending, Meta
@@ -39,71 +44,6 @@ PROVEN = 3
 Create = Callable[[Recording, Meta], TraceWriter]
 Make = Callable[[nn.Module, Create], tuple[Recording, LateWriter]]
 """(a model, what makes its file) → a recording of it, and what takes in its trace."""
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """One trace that was written.
-
-    Attributes:
-        path: Where it is.
-        model: Class of the model.
-        steps: Forwards in it.
-        texts: Prompts they began with.
-        sites: Places that attended.
-        lanes: Names of the lanes it was compared with.
-        unseen: What was not seen, in sentences.
-    """
-
-    path: Path
-    model: str
-    steps: int
-    texts: int
-    sites: int
-    lanes: tuple[str, ...]
-    unseen: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What came of it.
-
-    Attributes:
-        traces: Those that were written.
-        said: Sentences: what was not recorded, and why.
-        silent: Classes of models that were called with tokens and did not attend → calls.
-        others: Classes of modules that were called without tokens → calls.
-    """
-
-    traces: tuple[Told, ...] = ()
-    said: tuple[str, ...] = ()
-    silent: Mapping[str, int] = field(default_factory=dict)
-    others: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Model:
-    """A model that is called with tokens.
-
-    Attributes:
-        module: It.
-        recording: Of it; None: it was met too late, or was given up.
-        training: Calls that turned out to be training, or the measuring of a loss.
-        calls: Outermost calls.
-        losses: Losses computed before the call under way.
-        proven: Kind of call → times in a row it was training.
-        compared: Steps whose other lanes were computed.
-    """
-
-    module: nn.Module
-    recording: Recording | None = None
-    late: LateWriter | None = None
-    training: int = 0
-    calls: int = 0
-    losses: int = 0
-    kind: tuple[object, ...] = ()
-    proven: Counter[tuple[object, ...]] = field(default_factory=Counter)
-    compared: int = 0
 
 
 class AmbientRecording:
@@ -126,13 +66,18 @@ class AmbientRecording:
         self.report = Report()
         self._make = make
         self._force = force
-        self._models: dict[int, _Model] = {}
+        self._models: dict[int, Met] = {}
         self._others: Counter[str] = Counter()
         self._faults: list[str] = []
-        self._last: _Model | None = None
-        self._written: list[_Model] = []
+        self._last: Met | None = None
+        self._written: list[Met] = []
         self._evidence = Evidence(self._loss, self._backward)
         self._outermost = Outermost(self._around)
+        self._functions: Met | None = None
+        self._flow: FlowWatch | None = None
+        self._lookups: Lookups | None = None
+        self._flow_mode: object = None
+        self._modes = contextlib.ExitStack()
         self._stack = contextlib.ExitStack()
 
     # ------------------------------------------------------------------ on and off
@@ -152,6 +97,7 @@ class AmbientRecording:
             stack.enter_context(self._evidence)
             stack.callback(meet_generate(self._arrive))
             stack.enter_context(self._outermost)
+            self._enter_modes(stack)
             self._stack = stack.pop_all()
         return self
 
@@ -163,6 +109,7 @@ class AmbientRecording:
     ) -> None:
         told = []
         try:
+            self._close_steps()
             for one in reversed(list(self._models.values())):
                 found = self._end(one, kind, error, trace)
                 if found is not None:
@@ -178,9 +125,18 @@ class AmbientRecording:
         }
         self.report = Report(tuple(told), self._said(), silent, self._others)
 
+    def _close_steps(self) -> None:
+        """Steps that are no calls end where everything does."""
+        if self._flow is not None and self._functions is not None:
+            self._flow.begin_step()
+        for one in self._models.values():
+            if one.implicit is not None:
+                with self._harmless():
+                    one.implicit.close()
+
     def _end(
         self,
-        one: _Model,
+        one: Met,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
@@ -196,6 +152,8 @@ class AmbientRecording:
             kind = error = None
         with self._outermost.off():
             recording.__exit__(kind, error, trace)
+        if recording.failure is not None:
+            self._faults.append(f"recording stopped: {recording.failure}")
         if late.writer is None or recording.recorder is None:
             return None
         meta = recording.recorder.meta
@@ -208,6 +166,51 @@ class AmbientRecording:
             tuple(lane.name for lane in meta.lanes),
             meta.unseen,
         )
+
+    # ------------------------------------------------------------------ code without a module
+
+    def _enter_modes(self, stack: contextlib.ExitStack) -> None:
+        """Until a model is met that is called, watch what torch functions do."""
+        flow = self._flow = FlowWatch(sink=self._attended)
+        modes = contextlib.ExitStack()
+        self._lookups = Lookups(self._looked_up)
+        modes.enter_context(self._lookups)
+        modes.enter_context(flow)
+        self._modes, self._flow_mode = modes, _current_mode()
+        stack.callback(modes.close)
+
+    def _leave_modes(self) -> None:
+        """A model was met that is called: everything else goes at full speed again."""
+        if self._functions is None and _current_mode() is self._flow_mode:
+            self._modes.close()
+            self._lookups = None
+
+    def _looked_up(self, ids: torch.Tensor) -> None:
+        if not self._outermost.inside:
+            with self._harmless():
+                self._step_of(None, ids)
+
+    def _attended(self, call: AttentionCall) -> None:
+        if self._functions is not None and self._functions.implicit is not None:
+            with self._harmless():
+                self._functions.implicit.attended(call)
+
+    def _step_of(self, root: nn.Module | None, ids: torch.Tensor) -> None:
+        """Ids were looked up by code that is no call of a model: a method's, or nobody's."""
+        if root is None:
+            if self._functions is None:
+                self._functions = self._adopt(Functions())
+            one: Met | None = self._functions
+            if self._flow is not None:
+                self._flow.begin_step(*ids.shape)
+        else:
+            one = self._models.get(id(root)) or self._adopt(root)
+        if one is None or one.recording is None:
+            return
+        if one.implicit is None:
+            name = "tokens" if root is None else next(iter(parameters_of(root)), "tokens")
+            one.implicit = Implicit(one.recording, name, begins_at_once=root is not None)
+        one.implicit.looked_up(ids)
 
     # ------------------------------------------------------------------ around each call
 
@@ -231,17 +234,21 @@ class AmbientRecording:
                 return run()
         return run()
 
-    def _meet(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> _Model | None:
+    def _meet(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Met | None:
         """A module that nobody has called before: watched, if it is given tokens."""
         arguments = named(module, args, kwargs)
         embeds = any("embeds" in name and value is not None for name, value in kwargs.items())
         if not embeds and tokens_in(arguments) is None:
             self._others[type(module).__name__] += 1
             return None
-        if not any(module.children()):  # an embedding on its own
+        if not any(module.children()):
+            # an embedding on its own: some method of a model is running, or a plain function
+            if isinstance(module, nn.Embedding) and (found := tokens_in(arguments)) is not None:
+                root = owner_of(module)
+                if root is not None or self._lookups is not None:
+                    self._step_of(root, found[1])
             return None
+        self._leave_modes()
         return self._adopt(module)
 
     def _arrive(self, model: nn.Module) -> None:
@@ -250,9 +257,9 @@ class AmbientRecording:
             with self._harmless():
                 self._adopt(model)
 
-    def _adopt(self, module: nn.Module) -> _Model:
+    def _adopt(self, module: nn.Module) -> Met:
         """Watch a model from now on."""
-        one = self._models[id(module)] = _Model(module)
+        one = self._models[id(module)] = Met(module)
         watched = [other for other in self._models.values() if other.recording is not None]
         if len(watched) >= MODELS:
             return one
@@ -277,7 +284,7 @@ class AmbientRecording:
 
     # ------------------------------------------------------------------ training or not
 
-    def _gate(self, one: _Model, forward: Forward) -> str:
+    def _gate(self, one: Met, forward: Forward) -> str:
         """Whether a forward is a step, as far as can be said when it ends."""
         if self._evidence.losses > one.losses:
             self._trained(one)
@@ -288,7 +295,7 @@ class AmbientRecording:
             return "wait"
         return "step"
 
-    def _trained(self, one: _Model) -> None:
+    def _trained(self, one: Met) -> None:
         one.training += 1
         one.proven[one.kind] += 1
 
@@ -318,7 +325,8 @@ class AmbientRecording:
             name = type(one.module).__name__
             if one.training:
                 calls = "1 call" if one.training == 1 else f"{one.training} calls"
-                out.append(f"{name}: {calls} trained or measured a loss and were not recorded")
+                were = "was" if one.training == 1 else "were"
+                out.append(f"{name}: {calls} trained or measured a loss and {were} not recorded")
             if one.recording is None:
                 out.append(f"{name}: only the first {MODELS} models are recorded")
         return (*out, *self._faults)
@@ -332,6 +340,11 @@ class AmbientRecording:
             raise
         except Exception as error:
             self._faults.append(f"watching failed: {type(error).__name__}: {error}".splitlines()[0])
+
+
+def _current_mode() -> object:
+    """The function mode that sees torch functions first."""
+    return torch.overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
 
 
 def _kind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...]:

@@ -163,7 +163,7 @@ class Listening:
         if frame is not None:
             frame.attended += 1
         one = Waiting(call.detached, self._path(), None if frame is None else type(frame.module))
-        if frame is None or call.queries.shape[1] > 1 or call.weights is not None:
+        if call.queries.shape[1] > 1 or call.weights is not None:
             self.flush()
             self._emit(one)
             return

@@ -1,0 +1,156 @@
+"""Steps of code that has no module to call, or calls a method other than `forward`.
+
+Such code is known by what it does: it looks token ids up in a table, then it attends. A step
+begins with a look-up, and ends when ids are looked up again after attention was seen.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.running import Pass
+from kvtrace.record.watch import Watch
+
+_FRAMES = 12
+"""Callers that are looked at for the module whose method is running."""
+
+
+class Functions(nn.Module):
+    """Stands for code without a module."""
+
+
+class Steps(Protocol):
+    """What begins and ends steps: a recording."""
+
+    @property
+    def watch(self) -> Watch | None:
+        """The watcher of its model."""
+
+
+class Implicit:
+    """The steps of one recording, by look-ups and attention.
+
+    Attributes:
+        begins_at_once: A step begins with the look-up, not with the first attention: there is a
+            module, whose cache the first attention may already have changed.
+    """
+
+    def __init__(self, recording: Steps, name: str, *, begins_at_once: bool) -> None:
+        """No step yet.
+
+        Args:
+            recording: Whose steps they are.
+            name: What the model's own forward calls its ids.
+            begins_at_once: See there.
+        """
+        self.begins_at_once = begins_at_once
+        self._name = name
+        self._recording = recording
+        self._ids: Tensor | None = None
+        self._open: Pass | None = None
+
+    def looked_up(self, ids: Tensor) -> None:
+        """Token ids were looked up, or positions.
+
+        Args:
+            ids: [sequences, new].
+        """
+        if self._open is not None and self._open.calls:
+            self.close()
+        better = self._ids is None or (_counts(self._ids) and not _counts(ids))
+        if better and self._open is None:
+            self._ids = ids
+        if self.begins_at_once and self._open is None:
+            self._begin()
+
+    def attended(self, call: AttentionCall) -> None:
+        """An attention call outside of any module that is watched."""
+        if self._open is None:
+            if self._ids is None:
+                return
+            self._begin()
+        if self._open is not None:
+            self._open.calls.append(call)
+
+    def close(self) -> None:
+        """The step under way is over, if it attended."""
+        one, self._open, ids, self._ids = self._open, None, self._ids, None
+        watch = self._recording.watch
+        if one is not None and watch is not None and ids is not None:
+            watch.end_step({self._name: ids}, keep=bool(one.calls))
+
+    def _begin(self) -> None:
+        watch = self._recording.watch
+        if watch is not None and self._ids is not None:
+            self._open = watch.begin_step({self._name: self._ids})
+
+
+class Lookups(TorchFunctionMode):
+    """Tells of ids that are looked up in a table of vectors."""
+
+    def __init__(self, tell: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See one torch function."""
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in ("__getitem__", "embedding", "index_select") and isinstance(out, Tensor):
+            ids = _ids(name, args, kwargs or {})
+            if ids is not None:
+                self._tell(ids)
+        return out
+
+
+def _ids(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The ids of a look-up in a table, [sequences, new]; None: it is something else."""
+    table, index = (args[0] if args else kwargs.get("input")), kwargs.get("index")
+    if name == "embedding":
+        index, table = table, (args[1] if len(args) > 1 else kwargs.get("weight"))
+    elif index is None and len(args) > 1:
+        index = args[2] if name == "index_select" and len(args) > 2 else args[1]
+    if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_floating_point():
+        return None
+    if isinstance(index, range) or (
+        isinstance(index, list) and index and all(type(one) is int for one in index)
+    ):
+        index = torch.tensor(list(index))
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
+        return None
+    if index.dim() not in (0, 1, 2) or not index.numel():
+        return None
+    return index.reshape(1, -1) if index.dim() < 2 else index
+
+
+def _counts(ids: Tensor) -> bool:
+    """Whether ids only count on, as positions do."""
+    row = ids[0]
+    return row.numel() > 1 and bool((row[1:] - row[:-1] == 1).all())
+
+
+def owner_of(module: nn.Module) -> nn.Module | None:
+    """The outermost module with a method running that holds another one; None: no such."""
+    found = None
+    for frame in _callers():
+        own = frame.f_locals.get("self")
+        if isinstance(own, nn.Module) and any(one is module for one in own.modules()):
+            found = own
+    return found
+
+
+def _callers() -> Iterator[FrameType]:
+    frame = sys._getframe(2)
+    for _ in range(_FRAMES):
+        yield frame
+        if frame.f_back is None:
+            return
+        frame = frame.f_back

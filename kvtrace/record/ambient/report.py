@@ -1,0 +1,47 @@
+"""What came of a recording without a model object: the traces, and what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One trace that was written.
+
+    Attributes:
+        path: Where it is.
+        model: Class of the model.
+        steps: Forwards in it.
+        texts: Prompts they began with.
+        sites: Places that attended.
+        lanes: Names of the lanes it was compared with.
+        unseen: What was not seen, in sentences.
+    """
+
+    path: Path
+    model: str
+    steps: int
+    texts: int
+    sites: int
+    lanes: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of it.
+
+    Attributes:
+        traces: Those that were written.
+        said: Sentences: what was not recorded, and why.
+        silent: Classes of models that were called with tokens and did not attend → calls.
+        others: Classes of modules that were called without tokens → calls.
+    """
+
+    traces: tuple[Told, ...] = ()
+    said: tuple[str, ...] = ()
+    silent: Mapping[str, int] = field(default_factory=dict)
+    others: Mapping[str, int] = field(default_factory=dict)
