@@ -15,6 +15,7 @@ from kvtrace.record.flow.arrange import Sizes
 from kvtrace.record.flow.listen import Listening, Sink
 from kvtrace.record.flow.mode import FlowMode
 from kvtrace.record.flow.modules import Forwards, Frame, Only
+from kvtrace.record.local import here
 
 _NAMED_ATTENTION = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
 
@@ -85,7 +86,7 @@ class FlowWatch:
         self._forwards.adopt(model, self._only)
         for parameter in model.parameters():
             if parameter.device.type != "meta" and parameter.numel():
-                self._storages.add(parameter.untyped_storage().data_ptr())
+                self._storages.add(here(parameter).untyped_storage().data_ptr())
         for path in self._forwards.compiled:
             name = path or type(model).__name__
             self._listening.notes[f"{name}: compiled code was run eagerly"] = None
