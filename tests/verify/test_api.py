@@ -1,12 +1,12 @@
-"""`kvtrace.check` on models in this process: healthy ones, broken ones, and what can't be checked."""
+"""`kvtrace.check` on healthy models, broken ones, and ones that can not be checked."""
 
 import pytest
 import torch
-from verify import bugs
 
 import kvtrace
 from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED
 from kvtrace.errors import RecordError, UsageError
+from verify import bugs
 
 PROMPT = [5, 9, 30, 7, 81, 44, 9, 12]
 

@@ -1,0 +1,197 @@
+"""`kvtrace check` and `kvtrace diff` on traces and models, as people and a CI call them."""
+
+import json
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from builders.commands import environment, run
+from builders.synthetic import Shape, synthetic_trace
+from builders.written import write_trace
+from kvtrace.trace import Tensor
+
+BUGS = Path(__file__).parents[1] / "verify" / "bugs.py"
+
+NO_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ImportError(f"{name} was imported")
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def broken(tmp_path):
+    """A trace whose queries are 4 times too large from step 3 on, in layer 1."""
+    trace = synthetic_trace()
+    trace.source.site_tensors[3, 1, Tensor.QUERIES] *= 4
+    compared = trace.source.lane_steps["recomputed", 3]
+    compared.max_abs[1, Tensor.QUERIES] = compared.reference_max[1, Tensor.QUERIES]
+    return write_trace(tmp_path / "broken.kvt", trace)
+
+
+def test_a_healthy_trace_is_equal_and_exit_0(kvtrace, trace_file):
+    code, out, err = kvtrace("check", trace_file)
+    assert (code, err) == (0, "")
+    first = "equal within rounding (prefill of 5, 6 decode steps; 7 steps compared)"
+    assert out.splitlines()[0] == first
+    assert "float32 rounding: 2e-05" in " ".join(out.split())
+
+
+def test_a_broken_trace_names_the_bug_and_is_exit_1(kvtrace, tmp_path):
+    path = broken(tmp_path)
+    code, out, _ = kvtrace("check", path)
+    assert code == 1
+    assert out.startswith(
+        "diverged: scores are the right ones times a constant (SCALE) at step 3, layer 1, queries\n"
+    )
+    assert f"kvtrace open {path} --at 3/1/0/q" in out
+    assert "the 2 decode steps before are right" in " ".join(out.split())
+
+
+def test_a_trace_without_another_lane_is_exit_3_and_says_what_to_do(kvtrace, tmp_path):
+    trace = synthetic_trace()
+    trace.source.meta = replace(trace.meta, lanes=())
+    trace.source.passes.clear()
+    code, out, _ = kvtrace("check", write_trace(tmp_path / "a.kvt", trace))
+    assert code == 3
+    assert out.startswith("could not check: a.kvt has only the cached lane")
+    assert "without `--recompute off`" in out
+
+
+def test_a_cut_trace_is_exit_3(kvtrace, cut_file):
+    code, out, _ = kvtrace("check", cut_file)
+    assert code == 3
+    assert out.startswith("could not check: ")
+    assert "incomplete" in out
+
+
+def test_what_is_no_trace_is_exit_65(kvtrace, tmp_path):
+    path = tmp_path / "a.kvt"
+    path.write_bytes(b"garbage" * 100)
+    assert kvtrace("check", path)[0] == 65
+    assert kvtrace("diff", path, path)[0] == 65
+
+
+def test_several_traces_are_one_verdict(kvtrace, trace_file, tmp_path):
+    code, out, _ = kvtrace("check", trace_file, broken(tmp_path))
+    assert code == 1
+    assert "  prefill of 5, 6 decode steps  equal\n" in out
+    assert "  prefill of 5, 6 decode steps  diverged: SCALE at step 3, layer 1\n" in out
+
+
+def test_quiet_is_one_line_and_json_is_for_programs(kvtrace, tmp_path):
+    path = broken(tmp_path)
+    code, out, _ = kvtrace("check", path, "-q")
+    assert (code, out.count("\n")) == (1, 1)
+    code, out, _ = kvtrace("check", path, "--json")
+    told = json.loads(out)
+    assert (code, told["verdict"], told["exit_code"]) == (1, "diverged", 1)
+    (found,) = told["findings"]
+    assert (found["name"], found["step"], found["layer"], found["at"]) == (
+        "SCALE", 3, 1, "3/1/0/q",
+    )  # fmt: skip
+    assert found["cause"]
+    assert told["runs"][0]["trace"] == str(path)
+
+
+def test_junit_has_one_case_a_run(kvtrace, trace_file, tmp_path):
+    report = tmp_path / "junit.xml"
+    kvtrace("check", trace_file, broken(tmp_path), "--junit", report)
+    suite = ET.parse(report).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    healthy, failed = suite.findall("testcase")
+    assert healthy.find("failure") is None
+    assert "(SCALE)" in failed.find("failure").get("message")
+    assert "rounding explains" in failed.find("failure").text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.kvt", "hello"], "'hello' stands beside a trace"),
+        (["demo", "--ways", "swim"], "'swim' is unknown"),
+        (["demo", "--recompute", "off"], "nothing to hold the cache against"),
+        (["demo", "-q", "--json"], "not allowed with"),
+    ],
+)
+def test_wrong_usage_is_one_line(kvtrace, arguments, message):
+    code, out, err = kvtrace("check", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_traces_are_checked_and_compared_without_torch(trace_file, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(NO_TORCH)
+    env = environment(PYTHONPATH=str(tmp_path))
+    code, out, err = run("check", trace_file, cwd=tmp_path, env=env)
+    assert (code, err) == (0, ""), out
+    code, out, err = run("diff", trace_file, trace_file, cwd=tmp_path, env=env)
+    assert (code, err) == (0, ""), out
+
+
+def test_a_model_is_checked_in_every_way_and_the_bad_traces_are_kept(tmp_path):
+    env = environment(XDG_CACHE_HOME=str(tmp_path))
+    model = f"{BUGS}:unmasked"
+    code, out, err = run("check", model, "Anna has", "-n", 3, cwd=tmp_path, env=env)
+    assert code == 1, err
+    assert out.startswith("diverged: padding is visible (PAD-VISIBLE) at step 1, layer 0")
+    rows = [line.split("  ")[-1].strip() for line in out.splitlines() if line.startswith("  ")][-5:]
+    assert [row.partition(":")[0] for row in rows] == ["equal"] * 3 + ["diverged", "equal"]
+    kept = sorted(path.name for path in (tmp_path / "kvtrace").iterdir())
+    assert len(kept) == 1
+    assert kept[0].endswith("-padded.kvt")
+    assert f"kvtrace/{kept[0]} --at 1/0/0/k" in out
+
+
+def test_a_healthy_model_leaves_all_its_traces_where_asked(tmp_path):
+    arguments = ["check", f"{BUGS}:gpt2", "Anna has", "-n", 2, "--ways", "chunks"]
+    code, out, err = run(*arguments, "-o", "a.kvt", cwd=tmp_path)
+    assert code == 0, err
+    assert out.startswith("equal within rounding (2 runs, ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-chunks.kvt", "a.kvt"]
+    again, _, err = run(*arguments, "-o", "a.kvt", cwd=tmp_path)
+    assert again == 73
+    assert "exists" in err
+
+
+def test_a_recurrent_model_is_exit_3(tmp_path):
+    env = environment(XDG_CACHE_HOME=str(tmp_path))
+    arguments = ["check", f"{BUGS}:recurrent", "Anna", "-n", 2, "--json"]
+    code, out, err = run(*arguments, cwd=tmp_path, env=env)
+    assert code == 3, err
+    assert json.loads(out)["verdict"] == "could not check"
+
+
+# -- diff ----------------------------------------------------------------------------------
+
+
+def test_a_trace_is_equal_to_itself(kvtrace, trace_file):
+    code, out, _ = kvtrace("diff", trace_file, trace_file)
+    assert code == 0
+    assert out.startswith("equal within rounding (11 tokens in common)")
+
+
+def test_the_first_place_where_two_traces_part_is_named(kvtrace, trace_file, tmp_path):
+    other = broken(tmp_path)
+    code, out, _ = kvtrace("diff", trace_file, other)
+    assert code == 1
+    assert out.startswith("diverged at step 3, layer 1, head ")
+    assert "queries, looks like SCALE" in out
+    assert f"kvtrace open {other} --at 3/1/" in out
+    code, out, _ = kvtrace("diff", trace_file, other, "--json")
+    told = json.loads(out)
+    assert (code, told["verdict"], told["first"]["layer"], told["first"]["tensor"]) == (
+        1, "diverged", 1, "queries",
+    )  # fmt: skip
+    assert kvtrace("diff", trace_file, other, "-q")[1].count("\n") == 1
+
+
+def test_traces_of_different_models_are_exit_3(kvtrace, trace_file, tmp_path):
+    other = write_trace(tmp_path / "b.kvt", synthetic_trace(Shape(layers=2)))
+    code, out, _ = kvtrace("diff", trace_file, other)
+    assert code == 3
+    assert out.startswith("could not check: not the same model")
