@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
 from kvtrace.record.driving.calls import Shape
+from kvtrace.record.driving.entrance import called_by
 from kvtrace.record.driving.outputs import Logits, NoLogitsError, find_logits, last_row
+from kvtrace.record.driving.private import nothing_left, private_copy
 from kvtrace.record.driving.roles import parameters_of
 
 Functions = Mapping[str, Callable[..., object]]
@@ -27,14 +30,16 @@ class Adapted:
     """Calls `step`, token after token.
 
     Attributes:
+        step_of: (ids, cache, pos) to what the user's `step` returns.
         model: Handed to the functions.
-        functions: "step", and perhaps "make_cache".
+        make_cache: The user's; None where the cache begins as None.
         capacity: Tokens a cache must hold.
         shape: Of the model's output.
     """
 
+    step_of: Callable[..., object]
     model: nn.Module
-    functions: Functions
+    make_cache: Callable[..., object] | None
     capacity: int
     shape: Shape = field(default_factory=Shape)
     _fed: int = -1
@@ -48,16 +53,12 @@ class Adapted:
         """
         if self._fed < 0:
             self._fed = 0
-            make = self.functions.get("make_cache")
-            if make is not None:
-                self._cache = call(make, self.model, batch=1, max_len=self.capacity)
+            self._cache = begun(self.make_cache, self.model, self.capacity)
         device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
         new = len(tokens) - self._fed
         ids = torch.tensor([list(tokens[self._fed :])], device=device)
         with torch.no_grad():
-            result = call(
-                self.functions["step"], self.model, ids=ids, cache=self._cache, pos=self._fed
-            )
+            result = self.step_of(ids, self._cache, self._fed)
         where = self._where(result, new)
         if isinstance(result, tuple) and len(result) == 2 and where.path[:1] == (0,):
             self._cache = result[1]
@@ -72,6 +73,51 @@ class Adapted:
                 f"step(model, ids, cache, pos): {error}; expected logits [1, {new}, vocab], or "
                 "(logits, cache)"
             ) from error
+
+
+def adapted(
+    model: nn.Module, functions: Functions, capacity: int, shape: Shape, script: ModuleType | None
+) -> tuple[Adapted, nn.Module]:
+    """A drive by the user's functions, and what it calls, to be watched.
+
+    Where their `step` calls the model, the model is watched; else each `step` is taken for a call.
+    """
+    step, make = functions["step"], functions.get("make_cache")
+
+    def bound(one: nn.Module) -> Callable[..., object]:
+        def forward(ids: Tensor, cache: object = None, pos: int = 0) -> object:
+            cache = begun(make, one, capacity) if cache is None else cache
+            return call(step, one, ids=ids, cache=cache, pos=pos)
+
+        return forward
+
+    if _calls_the_model(model, bound, script):
+        return Adapted(bound(model), model, make, capacity, shape), model
+    watched = called_by(model, bound)
+    return Adapted(watched, model, make, capacity, shape), watched
+
+
+def _calls_the_model(
+    model: nn.Module,
+    bound: Callable[[nn.Module], Callable[..., object]],
+    script: ModuleType | None,
+) -> bool:
+    """Whether a step goes through the model's own call; tried on a copy."""
+    seen: list[bool] = []
+    try:
+        with nothing_left(model, script):
+            one = private_copy(model)
+            one.register_forward_pre_hook(lambda *_: seen.append(True))
+            device = next((each.device for each in one.parameters()), torch.device("cpu"))
+            bound(one)(torch.zeros(1, 1, dtype=torch.long, device=device))
+    except Exception:
+        return True  # what is wrong shows in the run, with the user's line
+    return bool(seen)
+
+
+def begun(make: Callable[..., object] | None, model: nn.Module, capacity: int) -> object:
+    """A cache by the user's function; None where there is none."""
+    return None if make is None else call(make, model, batch=1, max_len=capacity)
 
 
 def call(function: Callable[..., object], model: nn.Module, **values: object) -> object:

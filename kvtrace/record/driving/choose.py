@@ -11,7 +11,7 @@ from torch import nn
 
 from kvtrace.errors import ModelError
 from kvtrace.record.decode import Drive, Standard
-from kvtrace.record.driving.adapter import Adapted
+from kvtrace.record.driving.adapter import adapted
 from kvtrace.record.driving.calls import Calls
 from kvtrace.record.driving.entrance import entrances, through
 from kvtrace.record.driving.generating import Generating, by_generating
@@ -47,8 +47,8 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
         search = Search(model, wish)
         made = " with the cache of your make_cache" if "make_cache" in wish.functions else ""
         call = f"your step(model, ids, cache, pos){made}"
-        adapted = Adapted(model, wish.functions, wish.capacity, search.shape())
-        return Driven(adapted, call, (f"driven by {call}",), model)
+        drive, watched = adapted(model, wish.functions, wish.capacity, search.shape(), wish.script)
+        return Driven(drive, call, (f"driven by {call}",), watched)
     if _called_as_transformers(model):
         call = "model(input_ids, past_key_values=cache, use_cache=True)"
         return Driven(Standard(model), call, (), model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
@@ -36,14 +36,23 @@ def entrances(model: nn.Module) -> Iterator[str]:
 
 def through(model: nn.Module, method: str) -> nn.Module:
     """The model, called by another method of its own."""
-    own = getattr(model, method)
-    kind = type(model)
+    return called_by(model, lambda one: getattr(one, method))
+
+
+def called_by(model: nn.Module, bound: Callable[[nn.Module], Callable[..., object]]) -> nn.Module:
+    """The model, called by a function.
+
+    Args:
+        model: Anybody's; nothing on it changes.
+        bound: From a model, this one or a copy, to what is called instead of its forward.
+    """
+    own, kind = bound(model), type(model)
 
     def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
         return own(*args, **kwargs)
 
     def deepcopy(self: nn.Module, memo: dict[int, object]) -> nn.Module:
-        made = through(copy.deepcopy(model, memo), method)
+        made = called_by(copy.deepcopy(model, memo), bound)
         memo[id(self)] = made
         return made
 
