@@ -388,3 +388,16 @@ async def test_the_list_of_findings_goes_to_the_one_that_is_chosen(trace):
         assert "planted 5" in shown(app)[1]
         await press(pilot, "f", "escape")
         assert app.screen.desk.cursor.step == 5
+
+
+async def test_memory_and_code_have_pages_of_their_own(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, "u")
+        await pilot.pause(0.1)
+        assert "After step 1 the cache holds" in "\n".join(shown(app))
+        await press(pilot, "escape", "i")
+        await pilot.pause(0.1)
+        assert "where this attention is written was not seen" in "\n".join(shown(app))
+        await press(pilot, "q")
+        assert "K cache" in "\n".join(shown(app))

@@ -134,6 +134,12 @@ def _screen() -> Iterable[Action]:
     yield Action("branches", ("w",), "Branches",
                  "Which way the sequences went: where they part, what was given up.", SCREEN,
                  _open("branches"))
+    yield Action("memory", ("u",), "Memory",
+                 "Memory use of the cache: by layer, over the steps, what its shape saves.", SCREEN,
+                 _open("memory"))
+    yield Action("code", ("i",), "Code",
+                 "Implementation: the layer's own code, with the shapes of this step.", SCREEN,
+                 _open("code"))
     yield Action("next_pane", ("tab",), "Next pane", "Give the arrows to the next pane.", SCREEN,
                  deeds.cycle_focus(1), reasons.ok)
     yield Action("previous_pane", ("shift+tab",), "Previous pane",

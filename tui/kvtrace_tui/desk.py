@@ -45,7 +45,7 @@ class Stage(Protocol):
         """Put a text on the clipboard of the user's terminal."""
 
     def open(self, name: str) -> None:
-        """Open "help", "palette", "log", "findings" or "branches", or "quit"."""
+        """Open a screen: help, palette, log, findings, branches, memory or code; or quit."""
 
     def export(self) -> None:
         """Write a picture of the screen to a file, and say where."""

@@ -31,7 +31,8 @@ def start(trace: Trace, step: int | None = None) -> Cursor:
     lane = trace.meta.lanes[0].name if trace.meta.lanes else "recomputed"
     number = first if step is None else nearest(trace, step)
     last_query = max(_step_shape(trace, number)[1] - 1, 0)
-    cursor = clamp(Cursor(step=number, query=last_query, lane=lane), trace)
+    at = Cursor(step=number, layer=_attending(trace, number), query=last_query, lane=lane)
+    cursor = clamp(at, trace)
     return replace(cursor, row=max(row_count(cursor, trace) - 1, 0))
 
 
@@ -205,6 +206,13 @@ def next_scale(cursor: Cursor) -> Cursor:
 def zoomed(cursor: Cursor, by: int) -> Cursor:
     """Enlarge or shrink maps; 0 fits all."""
     return replace(cursor, zoom=min(max(cursor.zoom + by, 0), MAX_ZOOM))
+
+
+def _attending(trace: Trace, number: int) -> int:
+    """The first layer that attended in a step; an encoder's have not, once it was read."""
+    sites = range(len(trace.meta.sites))
+    at = (layer for layer in sites if cache_step(Cursor(step=number, layer=layer), trace))
+    return next(at, 0)
 
 
 def _within(index: int, count: int) -> int:

@@ -277,7 +277,7 @@ async def test_the_inspector_reads_both_lanes_at_the_crosshair(one_pane):
     assert "step 2" in row_of(lines, "written")
     assert "✓ rounding" in row_of(lines, "lanes")
     assert "✓" in row_of(lines, "check")
-    assert "+1 row, 8 → 9" in row_of(lines, "layer")
+    assert "+1 row, 8 → 9" in row_of(lines, "did")
 
 
 async def test_a_bug_is_named_with_its_place(one_pane):

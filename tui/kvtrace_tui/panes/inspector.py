@@ -11,6 +11,7 @@ from textual.strip import Strip
 from kvtrace import text, units
 from kvtrace.analysis.changes import change
 from kvtrace.analysis.compare import Comparison, Verdict, quotient, verdict
+from kvtrace.analysis.nature import attention_is, readers
 from kvtrace.analysis.origin import Origin, origin
 from kvtrace.analysis.selfcheck import SelfCheck, self_check
 from kvtrace.analysis.statistics import Statistics, statistics
@@ -70,12 +71,12 @@ class InspectorPane(Pane):
         step = self._shelf.of(trace).compared(cursor.step, cursor.lane)
         lines += _difference_lines(step, found, width)
         lines += _check_lines(trace, cursor, found, width)
+        if len(lines) < height:
+            lines += _layer_lines(trace, cursor, width)
         for one in _ORDER:
             if len(lines) < height:
                 lines += _statistics_lines(one, found[one].value, width)
-        if len(lines) < height:
-            lines += _layer_lines(trace, cursor, width)
-        return lines
+        return [*lines, *_memory_lines(trace, cursor, width)]
 
 
 class _Read:
@@ -272,31 +273,48 @@ def _statistics_lines(tensor: Tensor, values: Floats | None, width: int) -> list
         return []
     found = statistics(values)
     letter = LETTERS[tensor]
-    spread = f"{found.mean:+.3g} ± {found.std:.3g}"
-    ends = f"{found.minimum:+.3g} … {found.maximum:+.3g}"
-    return [
-        _pair(width, letter, (f"{ends}", ink.TEXT), *_not_finite(found)),
-        _pair(width, "", (f"mean {spread}", ink.DIM)),
-    ]
+    digits = 3 if width >= 44 else 2
+    spread = f"{found.mean:+.{digits}g}±{found.std:.{digits}g}"
+    ends = f"{found.minimum:+.{digits}g}…{found.maximum:+.{digits}g} "
+    return [_pair(width, letter, *_not_finite(found), (ends, ink.TEXT), (spread, ink.DIM))]
 
 
 def _not_finite(found: Statistics) -> Iterator[Piece]:
     if found.nan:
-        yield f"  {found.nan} NaN", ink.BAD
+        yield f"{found.nan} NaN ", ink.BAD
     if found.infinite:
-        yield f"  {found.infinite} Inf", ink.BAD
+        yield f"{found.infinite} Inf ", ink.BAD
 
 
 def _layer_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
-    """What the step did to the rows this layer reads, and the memory of all."""
+    """What the layer is, what the step did to the rows it reads, and where it is written."""
     site = trace.site(cursor.layer)
     group = trace.cache_step(cursor.step, cursor.layer)
     did = change(trace, site.reads, group).text
+    lines = [_pair(width, "module", (_ending(text.safe(site.module, 120), width), ink.TEXT))]
+    for word in attention_is(trace, cursor.layer, cursor.step):
+        lines.append(_pair(width, "", (word, ink.WARN)))
+    others = readers(trace, cursor.layer)
+    if others:
+        lines.append(_pair(width, "read by", (f"L{', L'.join(map(str, others))} too", ink.TEXT)))
+    lines.append(_pair(width, "did", (did, ink.TEXT)))
+    if site.code:
+        lines.append(_pair(width, "code", (_ending(text.safe(site.code, 120), width), ink.TOKEN)))
+    return lines
+
+
+def _ending(words: str, width: int) -> str:
+    """The end of it, where the whole does not fit: paths differ there."""
+    room = max(width - _NAME - 1, 4)
+    return words if len(words) <= room else f"…{words[1 - room :]}"
+
+
+def _memory_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
+    """What the cache takes, and what part of it is recurrent."""
     size = units.byte_size(trace.step(cursor.step).cost.cache_bytes)
-    lines = [
-        _pair(width, "layer", (did, ink.TEXT)),
-        _pair(width, "cache", (f"{size}, all layers", ink.TEXT)),
-    ]
-    if site.source != "cache":
-        lines.append(_pair(width, "source", (site.source, ink.WARN)))
+    lines = [_pair(width, "cache", (f"{size}, all layers", ink.TEXT))]
+    states = [layer for layer in trace.meta.cache_layers if layer.kind == "state"]
+    if states:
+        each = units.byte_size(sum(layer.state_bytes for layer in states))
+        lines.append(_pair(width, "states", (f"{each} in {len(states)} layers", ink.WARN)))
     return lines

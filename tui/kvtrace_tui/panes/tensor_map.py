@@ -14,6 +14,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 from kvtrace import text
+from kvtrace.analysis.nature import rows_are
 from kvtrace.analysis.origin import UNKNOWN, attended_rows, tokens_of_cells
 from kvtrace.analysis.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.trace import Tensor, Trace
@@ -66,16 +67,19 @@ class MapPane(Pane):
 
     def name_line(self, width: int) -> list[Strip]:
         """The tensor's letter."""
-        return [self.title_line(width, self._heading)]
+        return [self.title_line(width, LETTERS[self.tensor])]
 
-    @property
-    def _heading(self) -> str:
-        return f"{LETTERS[self.tensor]} cache" if self._cached else LETTERS[self.tensor]
+    def _heading(self, trace: Trace, cursor: Cursor) -> str:
+        """The tensor, and what its rows are: of the cache, or of something else."""
+        letter = LETTERS[self.tensor]
+        return f"{letter} {rows_are(trace, cursor.layer)}" if self._cached else letter
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """Title, map or numbers, then the colours and the number under the crosshair."""
         seen = shown(self._shelf.of(trace), self.tensor, cursor)
-        lines = [self.title_line(width, self._heading, self._about(trace, cursor, seen))]
+        lines = [
+            self.title_line(width, self._heading(trace, cursor), self._about(trace, cursor, seen))
+        ]
         if seen.note or not len(seen.values):
             note: Piece = (seen.note or "no rows were attended to", ink.WARN)
             return [*lines, *wrapped([note], width)]

@@ -137,7 +137,10 @@ def _status(desk: Desk) -> list[tuple[int, Piece]]:
 def _shape(trace: Trace, site: Site) -> str:
     kv = "" if site.num_kv_heads == site.num_heads else f"({site.num_kv_heads}kv)"
     dtype = _DTYPES.get(trace.meta.model.dtype, trace.meta.model.dtype)
-    return f"{len(trace.meta.sites)}L×{site.num_heads}H{kv} d{site.key_dim} {safe(dtype, 12)}"
+    states = sum(layer.kind == "state" for layer in trace.meta.cache_layers)
+    more = f"+{states} recurrent " if states else ""
+    layers = f"{len(trace.meta.sites)}L×{site.num_heads}H{kv}"
+    return f"{layers} {more}d{site.key_dim} {safe(dtype, 12)}"
 
 
 def _phase(trace: Trace, number: int) -> str:

@@ -1,4 +1,4 @@
-"""Screens over the main one that show many lines: help and the log."""
+"""Screens over the main one that show many lines: help, the log, and others made elsewhere."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from kvtrace_tui.drawing.lines import Piece, line, padded, shown_in
 from kvtrace_tui.drawing.title import title
 
 Row = Sequence[Piece]
+Make = Callable[[int], Sequence[Row]]
+"""Makes the lines for a width."""
 
 
 class Lines(ScrollView, can_focus=True):
@@ -28,20 +30,31 @@ class Lines(ScrollView, can_focus=True):
         Binding("k", "scroll_up", show=False),
     ]
 
-    def __init__(self, rows: Callable[[], Sequence[Row]], *, from_end: bool = False) -> None:
+    def __init__(self, rows: Make, *, from_end: bool = False, at: int = 0, pinned: int = 0) -> None:
         super().__init__()
+        self._pinned = pinned
         self._make = rows
         self._from_end = from_end
+        self._at = at
         self._rows: Sequence[Row] = ()
 
     def on_mount(self) -> None:
-        """Show what there is."""
+        """Show what there is, from the line that is meant."""
+        self.call_after_refresh(self._begin)
+
+    def _begin(self) -> None:
+        self.reload()
+        if self._at > self.size.height * 2 // 3:
+            self.scroll_to(y=self._at - self.size.height // 3, animate=False)
+
+    def on_resize(self) -> None:
+        """Lines may depend on the width."""
         self.reload()
 
     def reload(self) -> None:
         """Ask for the lines again; a log stays at its end if that is where we are."""
         at_end = self._from_end and self.scroll_offset.y >= self.max_scroll_y
-        rows = self._make()
+        rows = self._make(self.size.width)
         if rows == self._rows:
             return
         self._rows = rows
@@ -52,7 +65,7 @@ class Lines(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """One line of the visible part."""
-        at = y + self.scroll_offset.y
+        at = y if y < self._pinned else y + int(self.scroll_offset.y)
         row = self._rows[at] if at < len(self._rows) else ()
         strip = line(self.size.width, *row)
         depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
@@ -67,11 +80,26 @@ class PageScreen(ModalScreen[None]):
     ]
 
     def __init__(
-        self, name: str, rows: Callable[[], Sequence[Row]], *, reload_every: float | None = None
+        self,
+        name: str,
+        rows: Make,
+        *,
+        reload_every: float | None = None,
+        at: int = 0,
+        pinned: int = 0,
     ) -> None:
+        """Take what is shown.
+
+        Args:
+            name: Title.
+            rows: Makes the lines.
+            reload_every: Seconds after which a page that grows is made again; None: never.
+            at: The line that is meant: it is scrolled into sight.
+            pinned: How many of the first lines always stay in sight.
+        """
         super().__init__()
         self._title = name
-        self._lines = Lines(rows, from_end=reload_every is not None)
+        self._lines = Lines(rows, from_end=reload_every is not None, at=at, pinned=pinned)
         self._every = reload_every
 
     def compose(self) -> ComposeResult:
@@ -132,6 +160,6 @@ def page_of(name: str, log: Iterable[str]) -> PageScreen:
         log: What the recorder printed, made safe; it may grow.
     """
     if name == "help":
-        return PageScreen("keys", help_rows)
+        return PageScreen("keys", lambda _: help_rows())
     empty = "the recorder printed nothing"
-    return PageScreen("log", lambda: text_rows(list(log), empty), reload_every=0.5)
+    return PageScreen("log", lambda _: text_rows(list(log), empty), reload_every=0.5)

@@ -56,6 +56,10 @@ class ScreenStage:
             self._open_findings()
         elif name == "branches":
             self._open_branches()
+        elif name == "memory":
+            self._open_memory()
+        elif name == "code":
+            self._open_code()
         else:
             from kvtrace_tui.screens.pages import page_of
 
@@ -100,6 +104,30 @@ class ScreenStage:
 
         mine = next((i for i, one in enumerate(lines) if at in one.nodes), 0)
         self._choose("branches", make, mine, go)
+
+    def _open_memory(self) -> None:
+        from kvtrace_tui.screens.memory import memory_rows
+        from kvtrace_tui.screens.pages import PageScreen
+
+        desk, trace = self._screen.desk, self._screen.desk.trace
+        if trace is None:
+            return
+        step = desk.cursor.step
+        memory_rows(trace, step, 80)  # what is wrong with it is said here, not in the page
+        page = PageScreen("memory", lambda width: memory_rows(trace, step, width))
+        self._screen.app.push_screen(page)
+
+    def _open_code(self) -> None:
+        from kvtrace_tui.screens.code import code_rows
+        from kvtrace_tui.screens.pages import PageScreen
+        from kvtrace_tui.sources import source_of
+
+        cursor, trace = self._screen.desk.cursor, self._screen.desk.trace
+        if trace is None:
+            return
+        source = source_of(trace, cursor.layer, Path.cwd())
+        rows, head, at = code_rows(trace, cursor.step, cursor.layer, source)
+        self._screen.app.push_screen(PageScreen("code", lambda _: rows, at=at, pinned=head))
 
     def _choose(self, name: str, make: Make, at: int, go: Callable[[int], None]) -> None:
         """A page to choose from."""

@@ -1,0 +1,41 @@
+from dataclasses import replace
+
+from builders import Shape, synthetic_trace
+from kvtrace.trace import CacheLayer
+from kvtrace_tui.screens.memory import memory_rows
+
+
+def text(trace, number=2, width=110):
+    return "\n".join(
+        "".join(words for words, _ in row) for row in memory_rows(trace, number, width)
+    )
+
+
+def test_layers_that_are_alike_share_a_line_with_rows_and_bytes():
+    shown = text(synthetic_trace(Shape(layers=3, kv_heads=2, dim=8, prompt=5)))
+    # 7 rows of 2 heads × (8 + 8) float32
+    assert "0–2      dynamic, 2 kv heads × 8             7       128 B       896 B each" in shown
+    assert "if every head had its own K and V" in shown
+    assert "2.00×" in shown
+
+
+def test_states_are_constant_and_hold_no_rows():
+    trace = synthetic_trace(Shape(layers=2))
+    meta = trace.meta
+    state = CacheLayer(2, 4, "state", 1, 1, 1, state_bytes=2048)
+    trace.source.meta = replace(meta, cache_layers=(*meta.cache_layers, state))
+    shown = text(trace)
+    assert "4        state, constant" in shown
+    assert "Recurrent states take 2.00 KiB, whatever the length" in shown
+
+
+def test_a_run_whose_bytes_were_not_measured_draws_no_chart():
+    trace = synthetic_trace()
+    for number, step in list(trace.source.steps.items()):
+        trace.source.steps[number] = replace(step, cost=replace(step.cost, cache_bytes=0))
+    assert "nothing was measured" in text(trace)
+
+
+def test_every_width_is_kept():
+    for width in (20, 40, 300):
+        assert text(synthetic_trace(), width=width)

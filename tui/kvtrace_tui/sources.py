@@ -1,0 +1,123 @@
+"""The file a piece of a model is written in, if it is on this machine. Only read, never run.
+
+A trace names files without their folders. They are looked for where the user is, in what is
+beside it, and in the installed transformers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+
+from kvtrace.text import safe
+from kvtrace.trace import Trace
+
+LARGEST = 4 << 20
+_FOLDERS = 400
+"""Folders below the current one that are looked into."""
+
+_SKIPPED = {"node_modules", "__pycache__", "site-packages", "build", "dist"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file and the line meant in it.
+
+    Attributes:
+        name: File and line as recorded: "model.py:33".
+        line: Counted from 1; 0: not known.
+        path: Where it is, safe to show; empty: it is not here.
+        lines: Its text, safe to show.
+        remark: Why there is nothing to show, or why it may be another version.
+    """
+
+    name: str
+    line: int
+    path: str = ""
+    lines: tuple[str, ...] = ()
+    remark: str = ""
+
+
+def source_of(trace: Trace, layer: int, here: Path) -> Source:
+    """The code of a site.
+
+    Args:
+        trace: Names the file.
+        layer: Site.
+        here: The current folder.
+    """
+    code = trace.site(layer).code
+    name, _, line = code.rpartition(":")
+    number = int(line) if line.isascii() and line.isdecimal() and len(line) < 9 else 0
+    shown = safe(code, 200)
+    if not name or not number:
+        return Source(shown, 0, remark="where this attention is written was not seen")
+    if name != PurePosixPath(name).name or not name.endswith(".py") or name.startswith("."):
+        return Source(shown, number, remark="that is not the name of a Python file")
+    for path in _places(name, here):
+        lines = _read(path)
+        if lines is not None and len(lines) >= number:
+            return Source(shown, number, safe(_short(path), 400), lines, _version(trace, path))
+    return Source(shown, number, remark=f"no {safe(name, 100)} with that line is on this machine")
+
+
+def _short(path: Path) -> str:
+    """With `~` for the home folder."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+def _places(name: str, here: Path) -> Iterator[Path]:
+    """Where a file of that name is, the likeliest first."""
+    if name.startswith(("modeling_", "modular_")):
+        yield from _in_transformers(name)
+    for seen, (folder, below, files) in enumerate(os.walk(here)):
+        if name in files:
+            yield Path(folder, name)
+        below[:] = sorted(b for b in below if not b.startswith(".") and b not in _SKIPPED)
+        if seen >= _FOLDERS:
+            break
+    if not name.startswith(("modeling_", "modular_")):
+        yield from _in_transformers(name)
+
+
+def _in_transformers(name: str) -> Iterator[Path]:
+    """Files of the installed library; it is not imported."""
+    try:
+        spec = find_spec("transformers")
+    except (ImportError, ValueError):
+        return
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        yield from sorted(Path(folder, "models").glob(f"*/{name}"))
+
+
+def _read(path: Path) -> tuple[str, ...] | None:
+    """Its lines, made safe; None if it can't be read."""
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return None
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return None
+    return tuple(safe(line.expandtabs(4), 400) for line in text.split("\n"))
+
+
+def _version(trace: Trace, path: Path) -> str:
+    """Whether the library is the one that was recorded with."""
+    recorded = trace.meta.versions.get("transformers", "")
+    if "transformers" not in path.parts or not recorded:
+        return ""
+    try:
+        installed = version("transformers")
+    except PackageNotFoundError:
+        return ""
+    if installed == recorded:
+        return f"transformers {safe(installed, 40)}, as recorded"
+    return (
+        f"recorded with transformers {safe(recorded, 40)}; this is {safe(installed, 40)}: "
+        "lines may have moved"
+    )
