@@ -26,6 +26,8 @@ def positions(forward: Forward, at: tuple[int, ...] | None = None) -> Positions:
         start = mask.shape[1] - new
         pads = _left_padding(mask, sequences)
     given = _given(forward)
+    if start == 0 and given is not None and not any(pads):
+        pads = [_padding_told(given[row if len(given) > 1 else 0]) for row in range(sequences)]
     if at is not None and given is None and len(at) == sequences:
         return tuple(tuple(range(first, first + new)) for first in at)
     out = []
@@ -57,6 +59,15 @@ def _left_padding(mask: Tensor, sequences: int) -> list[int]:
         return [0] * sequences
     found: list[int] = (mask != 0).int().argmax(dim=1).tolist()
     return [0 if seen else pad for seen, pad in zip(column, found, strict=True)]
+
+
+def _padding_told(ids: list[int]) -> int:
+    """Hidden tokens at the left where only position ids tell: as in 1, 1, 1, 0, 1, 2."""
+    first = len(ids) - 1
+    while first > 0 and ids[first] - ids[first - 1] == 1:
+        first -= 1
+    hidden = ids[:first]
+    return first if hidden and ids[first] == 0 and hidden in ([0] * first, [1] * first) else 0
 
 
 def _given(forward: Forward) -> list[list[int]] | None:

@@ -7,7 +7,7 @@ tensors; that is looked at when a forward first updates the cache. Knows no cell
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,15 @@ class CacheTracker:
             index: (layer := layer_of(cache, index)) is not None and last.untouched(layer)
             for index, last in layers.items()
         }
+
+    def take_changes(self, caches: Set[int]) -> tuple[CacheChange, ...]:
+        """Changes of these caches; those of others wait until a forward uses them."""
+        if not self.changes:
+            return ()
+        waiting = set(self._serials.values()) - caches
+        mine = tuple(one for one in self.changes if one.cache in caches)
+        self.changes = [one for one in self.changes if one.cache in waiting]
+        return mine
 
     def live(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """(serial, layer, keys, values) of everything held."""

@@ -253,7 +253,6 @@ class Watch:
     ) -> None:
         """Make the Forward, and hand it over."""
         start = perf_counter_ns()
-        changes, self._tracker.changes = tuple(self._tracker.changes), []
         updates = self._updates(one, arguments)
         calls, updates_before = self._calls(one, part)
         tokens = tokens_of(arguments)
@@ -263,6 +262,8 @@ class Watch:
             self._odd.update(call.module for call, fit in zip(calls, fits, strict=True) if not fit)
             calls = tuple(compress(calls, fits))
             updates_before = tuple(compress(updates_before, fits))
+        lingering = self._lingering(calls, updates)
+        used = {update.cache for update in updates} | {left.cache for left in lingering}
         forward = Forward(
             number=self.num_forwards,
             model=module,
@@ -274,8 +275,8 @@ class Watch:
             calls=calls,
             updates=updates,
             updates_before=updates_before,
-            lingering=self._lingering(calls, updates),
-            changes=changes,
+            lingering=lingering,
+            changes=self._tracker.take_changes(used),
             recurrent=tuple(one.recurrent),
             logits=logits_of(result, shape),
             result=result,

@@ -149,9 +149,6 @@ def _removed(step: Step, kept: Kept) -> int:
 
     A window that is cropped also drops rows at its start: only those at the end count.
     """
-    crops = [event for event in step.events if event.kind == "crop"]
-    if not crops:
-        return 0
     found = [
         count
         for group in step.caches
@@ -160,6 +157,7 @@ def _removed(step: Step, kept: Kept) -> int:
     ]
     if found:
         return min(found)
+    crops = (event for event in step.events if event.kind == "crop")
     lengths = (zip(one.lengths_before, one.lengths_after, strict=True) for one in crops)
     return sum(max((before - after for before, after in one), default=0) for one in lengths)
 
