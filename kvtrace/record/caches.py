@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from kvtrace.record.forward import CacheChange, Recurrent
 from kvtrace.record.patch import Make, Method, Patches
 from kvtrace.record.running import passes
-from kvtrace.record.tracker import CacheTracker, layer_of, length, rows_held
+from kvtrace.record.tracker import CacheTracker, is_theirs, layer_of, length, rows_held
 
 KINDS = {
     "crop": "crop",
@@ -74,6 +74,10 @@ def _mutator(name: str) -> Make:
             before = tuple(rows_held(self.layers[index]) for index in layers)
             seen = [length(self.layers[index]) for index in layers]
             fine = [one.untouched(self) for one in mine]
+            methods = (original, *(getattr(type(layer), name, None) for layer in self.layers))
+            if not all(map(is_theirs, methods)):
+                # what it really did is told by the rows, when they are attended to again
+                fine = [dict.fromkeys(layers, False) for _ in mine]
             _busy[id(self)] = True
             try:
                 result = original(self, *args, **kwargs)

@@ -262,15 +262,19 @@ def _part_of(keys: Tensor, out: Tensor) -> bool:
     return keys.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
 
 
+def is_theirs(method: object) -> bool:
+    """Whether a method is as transformers wrote it, under our own patch if there is one."""
+    code = getattr(getattr(method, "__wrapped__", method), "__code__", None)
+    return code is not None and "transformers" in Path(code.co_filename).parts
+
+
 def _is_known(kind: type) -> bool:
     """Whether a class does what transformers wrote, its `update` not replaced by somebody."""
     update = getattr(kind, "update", None)
     update = getattr(update, "__wrapped__", update)  # our own patch
     found = _known.get((kind, update))
     if found is None:
-        code = getattr(update, "__code__", None)
-        theirs = code is not None and "transformers" in Path(code.co_filename).parts
-        ours = kind.__module__.startswith("transformers.") and theirs
+        ours = kind.__module__.startswith("transformers.") and is_theirs(update)
         found = _known[kind, update] = ours and "Quantized" not in kind.__name__
     return found
 

@@ -302,7 +302,7 @@ def _arguments(model: nn.Module, batch: Batch) -> dict[str, object]:
     names = inspect.signature(model.forward).parameters
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
     decoder = "decoder_input_ids" in names
-    arguments: dict[str, object] = dict(batch.extra)
+    arguments: dict[str, object] = {k: v for k, v in batch.extra.items() if v is not None}
     first = (
         "decoder_input_ids"
         if decoder
@@ -313,6 +313,7 @@ def _arguments(model: nn.Module, batch: Batch) -> dict[str, object]:
     arguments[first] = _filled(batch, device)
     if any(path.padding for path in batch.paths):
         padded = _padded(batch, device, names)
+        padded = {k: v for k, v in padded.items() if k not in batch.extra}
         if decoder:
             padded["decoder_attention_mask"] = padded.pop("attention_mask")
         arguments |= padded

@@ -14,6 +14,7 @@ from kvtrace.record.forward import Forward
 from kvtrace.record.lanes import cached
 from kvtrace.record.lanes.again import Batch
 from kvtrace.record.lanes.differ import apart, beyond
+from kvtrace.record.lanes.heads import with_heads
 from kvtrace.record.lanes.paths import Node, Path
 from kvtrace.record.lanes.tally import Tally
 from kvtrace.trace import Lane, Note, Site, Step, Tensor, Trace
@@ -96,8 +97,8 @@ class _OneSite:
         """The lane's tensor, [sequences, heads, rows, dim]; None, and a finding, if it misfits."""
         source = lane_tensor(self.call, tensor)
         site, heads = self.site, self.site.heads(tensor)
-        if kv and source.shape[1] != heads and source.shape[1] % heads == 0:
-            source = source[:, :: source.shape[1] // heads]
+        if kv:
+            source = with_heads(source, heads)
         cross = kv and site.kind == "cross"
         rows = source.shape[2] if cross else self.batch.rows
         wanted = (len(self.batch.paths), heads, rows, site.dim(tensor))

@@ -11,6 +11,7 @@ from kvtrace.files import StepRows
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.forward import Forward
 from kvtrace.record.lanes.again import Batch
+from kvtrace.record.lanes.heads import with_heads
 from kvtrace.record.masks import Compact, Compactor
 from kvtrace.record.rows import as_stored
 from kvtrace.trace import CacheStep, Lane, Mask, Meta, Run, SiteStep, Step
@@ -54,9 +55,9 @@ def whole_pass(
         output[site.index] = _stored(call.output, lane.dtype)
         masks[site.index] = compactor.compact(call, batch.rows)
         if site.reads not in keys:
-            every = call.keys.shape[1] // site.num_kv_heads
-            keys[site.reads] = _stored(call.keys[:, ::every], lane.dtype)
-            values[site.reads] = _stored(call.values[:, ::every], lane.dtype)
+            kv_heads = site.num_kv_heads
+            keys[site.reads] = _stored(with_heads(call.keys, kv_heads), lane.dtype)
+            values[site.reads] = _stored(with_heads(call.values, kv_heads), lane.dtype)
     if not queries:
         return None
     full = {site: one.full for site, one in masks.items() if one.full is not None}
@@ -72,7 +73,8 @@ def _fits(meta: Meta, index: int, call: AttentionCall, places: int) -> bool:
     return (
         tuple(call.queries.shape[1:]) == (site.num_heads, places, site.key_dim)
         and tuple(call.output.shape[1:]) == (site.num_heads, places, site.value_dim)
-        and (seq, heads % site.num_kv_heads) == (places, 0)
+        and seq == places
+        and 0 in (heads % site.num_kv_heads, site.num_kv_heads % heads)
         and (call.keys.shape[3], call.values.shape[3]) == (site.key_dim, site.value_dim)
     )
 
