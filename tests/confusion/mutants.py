@@ -145,7 +145,8 @@ def _edited(place: str, mutant: Mutant) -> Iterator[None]:
 
 
 def _as_method(source: str, owner: str) -> str:
-    body = textwrap.indent(textwrap.dedent(source), "    ")
+    bare = textwrap.dedent(source)
+    body = textwrap.indent(bare[bare.index("def ") :], "    ")
     return f"from __future__ import annotations\nclass {owner}:\n{body}"
 
 

@@ -43,13 +43,19 @@ class _Query:
     places: NDArray[np.int64]
     atol: float
 
-    def misfit(self, logits: Wide) -> Wide:
-        """Largest error of the output per head if these were the logits, [heads]."""
+    def rescaled(self, factor: float) -> Wide:
+        """Logits if q·k were that many times as large, and what is added to it the same."""
+        return np.asarray(self.logits + (factor - 1) * self.raw, np.float64)
+
+    def misfit(self, logits: Wide, output: Wide | None = None) -> Wide:
+        """Largest error of the output (of the cached lane) if these were the logits, [heads]."""
         top = logits - logits.max(axis=-1, keepdims=True)
         weights = np.exp(top)
         weights /= weights.sum(axis=-1, keepdims=True)
         made = np.einsum("hr,hrd->hd", weights, self.values)
-        return np.asarray(np.abs(made - self.output).max(axis=-1), np.float64)
+        return np.asarray(
+            np.abs(made - (self.output if output is None else output)).max(axis=-1), np.float64
+        )
 
 
 def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
@@ -141,10 +147,23 @@ def _scores(one: _Query) -> tuple[str, str, str] | None:
     if one.logits.shape[1] < 2:
         return None
     grid = np.geomspace(1 / 64, 64, 97)
+    both = [_plain_scale(one, output, grid) for output in (one.output, one.right)]
+    if all(misfit <= one.atol for _, misfit in both):
+        s = both[0][0] / both[1][0]
+        if abs(s - 1) > 1e-3:
+            return "SCALE", "weights", f"q·k is scaled by {s:.4g} × as much as when recomputed"
     s, misfit = _best(lambda x: float(one.misfit(x * one.logits).max()), grid)
     if misfit <= one.atol and abs(s - 1) > 1e-3:
         return "SCALE", "weights", f"log-weights = {s:.4g} × the recomputed ones"
+    s, misfit = _best(lambda x: float(one.misfit(one.rescaled(x)).max()), grid)
+    if misfit <= one.atol and abs(s - 1) > 1e-3:
+        return "SCALE", "weights", f"q·k = {s:.4g} × the recomputed one, what is added is the same"
     return _line(one) or _nonlinear(one)
+
+
+def _plain_scale(one: _Query, output: Wide, grid: Wide) -> tuple[float, float]:
+    """(factor, misfit) of the multiple of q·k that best explains an output."""
+    return _best(lambda x: float(one.misfit(x * one.raw, output).max()), grid)
 
 
 def _line(one: _Query) -> tuple[str, str, str] | None:
@@ -162,6 +181,8 @@ def _line(one: _Query) -> tuple[str, str, str] | None:
         if misfit > one.atol:
             return None
         slopes.append(slope)
+    if max(map(abs, slopes)) < 1e-3:
+        return None
     shown = ", ".join(f"{slope:+.3g}" for slope in slopes[:4])
     return "SCORE-BIAS", "weights", f"scores differ by {shown} a position (first heads)"
 

@@ -16,24 +16,43 @@ from kvtrace.analysis.checks.relations import (
     slope,
 )
 from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.rows import (
+    Indices,
+    finding,
+    named_slots,
+    pair,
+    supposed_inside,
+    unknown,
+)
 from kvtrace.analysis.checks.scene import Scene
 from kvtrace.trace.dtypes import Floats
 
-Indices = NDArray[np.int64]
+
+def check_unfilled_heads(scene: Scene, identity: Identity) -> Finding | None:
+    """Whole kv heads that are zero in every row: more were allocated than were written."""
+    seen = scene.seen
+    keys, values = scene.cached.keys[:, seen], scene.cached.values[:, seen]
+    empty = np.flatnonzero(((keys == 0).all((1, 2))) & ((values == 0).all((1, 2))))
+    if not len(seen) or not 0 < len(empty) < len(keys):
+        return None
+    if (scene.reference.keys[empty] == 0).all():
+        return None
+    evidence = f"kv heads {empty.tolist()} of {len(keys)} are zero in every row"
+    return finding(scene, "KV-HEADS", "k", evidence, seen)
 
 
 def check_heads(scene: Scene, identity: Identity) -> Finding | None:
     """Heads of K or V in another order: looked for first, since else every row looks wrong."""
     for tensor, found in (("k", identity.by_key), ("v", identity.by_value)):
-        rows = _unknown(scene, found)
-        rows = rows[_supposed_inside(scene, rows)]
+        rows = unknown(scene, found)
+        rows = rows[supposed_inside(scene, rows)]
         if not len(rows):
             continue
-        mine, theirs, atol = _pair(scene, tensor, rows)
+        mine, theirs, atol = pair(scene, tensor, rows)
         order = head_order(mine, theirs, atol)
         if order is not None:
             evidence = f"kv heads {list(order)} of {tensor} stand where 0, 1, 2 … should"
-            return _found(scene, "HEAD-MAP", tensor, evidence, rows)
+            return finding(scene, "HEAD-MAP", tensor, evidence, rows)
     return None
 
 
@@ -45,41 +64,68 @@ def check_zero_rows(scene: Scene, identity: Identity) -> Finding | None:
     value &= ~_reference_zero(scene, seen, scene.reference.values)
     both = seen[key & value]
     if not len(both):
+        apart = _written_apart(scene, identity, seen[key | value])
+        if apart is not None:
+            return apart
         for name, tensor, zero in (("K-NOT-WRITTEN", "k", key), ("V-NOT-WRITTEN", "v", value)):
             if zero.any():
                 rows = seen[zero]
-                evidence = f"{tensor} of {_slots(scene, rows)} is all zero, the other is not"
-                return _found(scene, name, tensor, evidence, rows)
+                evidence = f"{tensor} of {named_slots(scene, rows)} is all zero, the other is not"
+                return finding(scene, name, tensor, evidence, rows)
         return None
     newest = int(scene.places[scene.live[-1]])
-    written = [int(row) for row in seen if identity.place[row] == newest]
-    if written and newest in scene.slots[both]:
-        return _misplaced(scene, written[0], both, newest)
+    written = np.flatnonzero((identity.by_key == newest) & (identity.by_value == newest))
+    if len(written) and newest in scene.slots[both]:
+        return _misplaced(scene, int(written[0]), both, newest)
+    if newest in scene.supposed[both]:
+        evidence = f"the slot of place {newest} is zero, and no other that is seen holds its row"
+        return finding(scene, "WRITE-POSITION", "k", evidence, both)
     after = scene.slots[both].min() > scene.slots[seen[~(key & value)]].max(initial=-1)
     name = "ZERO-ROWS-VISIBLE" if after else "ZERO-GAP"
-    evidence = f"{len(both)} all-zero rows are visible, {_slots(scene, both)}"
-    return _found(scene, name, "k", evidence, both)
+    evidence = f"{len(both)} all-zero rows are visible, {named_slots(scene, both)}"
+    return finding(scene, name, "k", evidence, both)
+
+
+def _written_apart(scene: Scene, identity: Identity, half: Indices) -> Finding | None:
+    """A row of which one half is zero, and that half stands in another slot."""
+    for row in half.tolist():
+        place = identity.place[row]
+        for tensor, found in (("k", identity.by_key), ("v", identity.by_value)):
+            there = np.flatnonzero((found == place) & (np.arange(len(found)) != row))
+            if found[row] < 0 <= place and len(there):
+                evidence = (
+                    f"{tensor} of place {place} stands in slot {scene.slots[there[0]]}, "
+                    f"the other half in slot {scene.slots[row]}"
+                )
+                return finding(scene, "MISALIGNED", tensor, evidence, there)
+    return None
 
 
 def _misplaced(scene: Scene, row: int, zero: Indices, newest: int) -> Finding:
     slot = int(scene.slots[row])
     evidence = (
-        f"the row of place {newest} stands in slot {slot}, {_slots(scene, zero)} is still zero"
+        f"the row of place {newest} stands in slot {slot}, {named_slots(scene, zero)} is still zero"
     )
-    return _found(scene, "WRITE-POSITION", "k", evidence, np.array([row]))
+    return finding(scene, "WRITE-POSITION", "k", evidence, np.array([row]))
 
 
 def check_swapped(scene: Scene, identity: Identity) -> Finding | None:
-    """Keys that are the reference's values."""
-    rows = _unknown(scene, identity.by_key)
-    if not len(rows) or scene.cached.keys.shape[2] != scene.reference.values.shape[2]:
+    """Keys that are the reference's values, or values that are its keys."""
+    mine, right, atol = scene.cached, scene.reference, scene.atol
+    if mine.keys.shape[2] != right.values.shape[2]:
         return None
-    supposed = scene.supposed[rows]
-    found = matches(scene.cached.keys[:, rows], scene.reference.values, supposed, scene.atol.values)
-    if (found < 0).any():
-        return None
-    evidence = f"{len(rows)} rows of k equal the recomputed v"
-    return _found(scene, "KEYS-VALUES-SWAPPED", "k", evidence, rows)
+    for tensor, other, held, there, limit, known in (
+        ("k", "v", mine.keys, right.values, atol.values, identity.by_key),
+        ("v", "k", mine.values, right.keys, atol.keys, identity.by_value),
+    ):
+        rows = unknown(scene, known)
+        if not len(rows):
+            continue
+        found = matches(held[:, rows], there, scene.supposed[rows], limit)
+        if (found >= 0).all():
+            evidence = f"{len(rows)} rows of {tensor} equal the recomputed {other}"
+            return finding(scene, "KEYS-VALUES-SWAPPED", tensor, evidence, rows)
+    return None
 
 
 def check_misaligned(scene: Scene, identity: Identity) -> Finding | None:
@@ -94,81 +140,39 @@ def check_misaligned(scene: Scene, identity: Identity) -> Finding | None:
         f"slot {scene.slots[row]}: k belongs to place {identity.by_key[row]}, "
         f"v to place {identity.by_value[row]}"
     )
-    return _found(scene, "MISALIGNED", "k", evidence, apart)
-
-
-def check_owner(scene: Scene, identity: Identity) -> Finding | None:
-    """Rows of another layer, or of another sequence."""
-    rows = _unknown(scene, identity.by_key)
-    if not len(rows):
-        return None
-    keys, supposed = scene.cached.keys[:, rows], scene.supposed[rows]
-    for name, what, own, count, get in (
-        ("WRONG-BATCH-ROW", "sequence", scene.sequence, scene.sequences, scene.sequence_rows),
-        ("WRONG-LAYER", "layer", scene.layer, scene.layers, scene.layer_rows),
-    ):
-        for other in range(count):
-            there = None if other == own else get(other)
-            if there is None:
-                continue
-            found = matches(keys, there[0], supposed, scene.atol.keys)
-            if (found >= 0).mean() > 0.5:
-                known = rows[found >= 0]
-                evidence = (
-                    f"{len(known)} of {len(rows)} unexpected rows are those of {what} {other}"
-                )
-                return _found(scene, name, "k", evidence, known)
-    return None
-
-
-def check_stale(scene: Scene, identity: Identity) -> Finding | None:
-    """The first step sees more rows than its own tokens."""
-    if not scene.first_step:
-        return None
-    seen = scene.seen
-    foreign = seen[identity.place[seen] < 0]
-    own = np.flatnonzero(identity.place >= 0)
-    more = len(seen) > len(scene.wanted)
-    hidden = len(own) and not np.isin(own, seen).any() and len(foreign)
-    if not len(foreign) or identity.key_is_zero[foreign].any() or not (more or hidden):
-        return None
-    of_others = check_owner(scene, identity)
-    if of_others is not None:
-        return of_others
-    evidence = f"{len(foreign)} rows that are no token of this prompt, {_slots(scene, foreign)}"
-    return _found(scene, "STALE-CACHE", "k", evidence, foreign)
+    return finding(scene, "MISALIGNED", "k", evidence, apart)
 
 
 def check_contents(scene: Scene, identity: Identity) -> Finding | None:
     """Rows that match no reference row: how are they related to the right one?"""
     for tensor, found in (("k", identity.by_key), ("v", identity.by_value)):
-        rows = _unknown(scene, found)
+        rows = unknown(scene, found)
         other = identity.by_value if tensor == "k" else identity.by_key
-        inside = rows[_supposed_inside(scene, rows)]
+        inside = rows[supposed_inside(scene, rows)]
         if len(inside):
             return _related(scene, tensor, inside, other)
         if len(rows):
-            evidence = f"{tensor} of {_slots(scene, rows)} matches no recomputed row"
-            return _found(scene, "CONTENT", tensor, evidence, rows)
+            evidence = f"{tensor} of {named_slots(scene, rows)} matches no recomputed row"
+            return finding(scene, "CONTENT", tensor, evidence, rows)
     return None
 
 
 def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Finding:
-    mine, theirs, atol = _pair(scene, tensor, rows, other)
+    mine, theirs, atol = pair(scene, tensor, rows, other)
     changed = bool(scene.changed[rows].any())
 
     def found(name: str, evidence: str) -> Finding:
-        return _found(scene, name, tensor, evidence, rows)
+        return finding(scene, name, tensor, evidence, rows)
 
     smaller = rounded_to(mine, theirs)
     size = float(np.abs(theirs).max())
     if smaller and float(np.abs(mine - theirs).max()) < 0.2 * size:
         return found("DTYPE", f"every number of {len(rows)} rows of {tensor} fits in {smaller}")
-    if tensor == "k":
-        turned = _turned(scene, rows, mine, theirs, atol)
-        if turned is not None:
-            return found(*turned)
-    s = factor(mine, theirs, atol) or _row_factor(mine, theirs, atol)
+    s = factor(mine, theirs, atol)
+    turned = _turned(scene, rows, mine, theirs, atol) if tensor == "k" and s is None else None
+    if turned is not None:
+        return found(*turned)
+    s = s or _row_factor(mine, theirs, atol)
     if s is not None:
         evidence = f"{len(rows)} rows of {tensor} = {s:.4g} × the recomputed ones"
         return found("OLD-ROWS-SCALED", evidence)
@@ -177,9 +181,9 @@ def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Findin
     far = float(np.abs(mine - theirs).max())
     if changed:
         held = rows[scene.changed[rows]]
-        evidence = f"{_slots(scene, held)} changed since the step before, by up to {far:.3g}"
+        evidence = f"{named_slots(scene, held)} changed since the step before, by up to {far:.3g}"
         return found("OLD-ROWS-CHANGED", evidence)
-    evidence = f"{tensor} of {_slots(scene, rows)} is off by up to {far:.3g} of {size:.3g}"
+    evidence = f"{tensor} of {named_slots(scene, rows)} is off by up to {far:.3g} of {size:.3g}"
     return found("CONTENT", evidence)
 
 
@@ -212,9 +216,10 @@ def _others_turned(scene: Scene, rows: Indices) -> bool:
 
 def _in_proportion(rows: int, rate: float, old: bool) -> tuple[str, str]:
     """Row p is rotated by rate·p in the fastest plane, whose right rate is about 1."""
-    if old and rate > 0.5:
-        return "KEYS-ROTATED-AGAIN", f"row p of {rows} old rows is rotated by +p"
-    if abs(rate) > 0.5:
+    if rate > 0.5:
+        which = "old rows" if old else "rows"
+        return "KEYS-ROTATED-AGAIN", f"row p of {rows} {which} is rotated by {rate:+.2g}·p"
+    if rate < -0.5:
         evidence = f"row p of {rows} rows is the recomputed one rotated by {rate:+.2g}·p"
         return "KEYS-NOT-ROTATED", evidence
     return (
@@ -230,47 +235,9 @@ def _row_factor(mine: Floats, theirs: Floats, atol: float) -> float | None:
     return factors[0] if factors and all(one is not None for one in factors) else None
 
 
-def _pair(
-    scene: Scene, tensor: str, rows: Indices, other: Indices | None = None
-) -> tuple[Floats, Floats, float]:
-    """Rows and what they should be: by the other tensor's identity, else the supposed place."""
-    places = scene.supposed[rows]
-    if other is not None:
-        places = np.where(other[rows] >= 0, other[rows], places)
-    if tensor == "k":
-        return scene.cached.keys[:, rows], scene.reference.keys[:, places], scene.atol.keys
-    return scene.cached.values[:, rows], scene.reference.values[:, places], scene.atol.values
-
-
-def _unknown(scene: Scene, found: Indices) -> Indices:
-    """Attended rows that are looked at and were not recognised."""
-    seen = scene.seen
-    return seen[found[seen] < 0]
-
-
-def _supposed_inside(scene: Scene, rows: Indices) -> NDArray[np.bool_]:
-    places = scene.supposed[rows]
-    return np.asarray((places >= 0) & (places < scene.reference.keys.shape[1]), np.bool_)
-
-
 def _reference_zero(scene: Scene, rows: Indices, reference: Floats) -> NDArray[np.bool_]:
     """Rows that are zero without the cache too."""
-    inside = _supposed_inside(scene, rows)
+    inside = supposed_inside(scene, rows)
     out = np.zeros(len(rows), bool)
     out[inside] = (reference[:, scene.supposed[rows[inside]]] == 0).all(axis=(0, 2))
     return out
-
-
-def _slots(scene: Scene, rows: Indices) -> str:
-    """Slots of rows, as text."""
-    slots = scene.slots[rows]
-    if len(slots) == 1:
-        return f"slot {slots[0]}"
-    if len(slots) > 3 and (np.diff(slots) == 1).all():
-        return f"slots {slots[0]} to {slots[-1]}"
-    more = f" and {len(slots) - 4} more" if len(slots) > 4 else ""
-    return "slots " + ", ".join(map(str, slots[:4])) + more
-
-
-def _found(scene: Scene, name: str, tensor: str, evidence: str, rows: Indices) -> Finding:
-    return Finding(name, scene.step, scene.layer, tensor, evidence, row=int(rows[0]))

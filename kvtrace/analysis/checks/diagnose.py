@@ -16,12 +16,12 @@ from kvtrace.analysis.checks.contents import (
     check_contents,
     check_heads,
     check_misaligned,
-    check_owner,
-    check_stale,
     check_swapped,
+    check_unfilled_heads,
     check_zero_rows,
 )
 from kvtrace.analysis.checks.identify import identify
+from kvtrace.analysis.checks.owners import check_owner, check_stale
 from kvtrace.analysis.checks.queries import check_queries
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene
@@ -53,7 +53,7 @@ def diagnose(scene: Scene) -> Finding | None:
     if found is not None:
         return found
     identity = identify(scene)
-    for check in (check_stale, check_heads):
+    for check in (check_unfilled_heads, check_stale, check_heads):
         found = check(scene, identity)
         if found is not None:
             return found

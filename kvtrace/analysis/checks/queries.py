@@ -37,6 +37,9 @@ def check_queries(scene: Scene) -> Finding | None:
     def found(name: str, evidence: str) -> Finding:
         return Finding(name, scene.step, scene.layer, "q", evidence, row=row)
 
+    s = factor(mine, theirs, atol)
+    if s is not None:
+        return found("SCALE", f"q = {s:.4g} × the recomputed q")
     turn = rotation(mine, theirs, atol)
     if turn is not None:
         return _rotated(scene, turn, places, found)
@@ -44,10 +47,7 @@ def check_queries(scene: Scene) -> Finding | None:
 
 
 def _other(mine: Floats, theirs: Floats, atol: float) -> tuple[str, str] | None:
-    """A relation that is no rotation."""
-    s = factor(mine, theirs, atol)
-    if s is not None:
-        return "SCALE", f"q = {s:.4g} × the recomputed q"
+    """A relation that is neither a factor nor a rotation."""
     order = head_order(mine, theirs, atol)
     if order is not None:
         return "HEAD-MAP", f"query heads {list(order)} stand where 0, 1, 2 … should"

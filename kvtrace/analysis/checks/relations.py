@@ -5,7 +5,6 @@ Pure numpy on float32 arrays; `atol` is the absolute difference that still count
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,23 +57,20 @@ def rotation(left: Floats, right: Floats, atol: float) -> Rotation | None:
     return None
 
 
-def _rotary_spans(left: Floats, right: Floats, atol: float) -> Iterator[tuple[int, int]]:
-    """Features that may be rotated: all, or the first or last ones when the rest is equal."""
+def _rotary_spans(left: Floats, right: Floats, atol: float) -> list[tuple[int, int]]:
+    """Features that may be rotated, (start, size), those closest around what differs first."""
     dim = left.shape[-1]
     differs = np.flatnonzero((np.abs(left - right) > atol).any(axis=(0, 1)))
     first, last = int(differs[0]), int(differs[-1]) + 1
-    if dim % 2 == 0:
-        yield 0, dim
-    sizes = sorted({size for part in (8, 4, 2) if (size := dim // part * 2) < dim} | {dim // 2})
-    for size in (one for one in sizes if one > 0 and one % 2 == 0):
-        if last <= size:
-            yield 0, size
-        if first >= dim - size:
-            yield dim - size, size
-    if first > 0 and (dim - first) % 2 == 0:
-        yield first, dim - first
-    if last < dim and last % 2 == 0:
-        yield 0, last
+    ends = {dim, last, last + last % 2, *(dim // part * 2 for part in (8, 4, 2)), dim // 2}
+    starts = {0, first, first - first % 2, *(dim - end for end in ends)}
+    spans = {
+        (start, end - start)
+        for start in starts
+        for end in ends | {dim}
+        if 0 <= start <= first and last <= end <= dim and (end - start) % 2 == 0
+    }
+    return sorted(spans, key=lambda span: (span[1], span[0]))
 
 
 def _planes(rows: Floats, style: str) -> NDArray[np.complex128]:

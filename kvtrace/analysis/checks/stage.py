@@ -124,6 +124,8 @@ def _changed(
         before = trace.cache(step.parent, layer, sequence)
     except (TraceError, IndexError):
         return out, lost
+    if _shifted(view, before):
+        return out, lost
     held = {slot: row for row, slot in enumerate(before.slots.tolist())}
     there, earlier = set(view.cells.tolist()), set(before.cells.tolist())
     for row, (slot, cell) in enumerate(zip(view.slots.tolist(), view.cells.tolist(), strict=True)):
@@ -134,6 +136,14 @@ def _changed(
         if out[row]:
             lost.add(int(before.positions[old]))
     return out, lost
+
+
+def _shifted(view: CacheView, before: CacheView) -> bool:
+    """Whether most rows that are still there stand in another slot: slots mean nothing then."""
+    then = dict(zip(before.cells.tolist(), before.slots.tolist(), strict=True))
+    now = zip(view.cells.tolist(), view.slots.tolist(), strict=True)
+    moved = [int(then[cell]) != int(slot) for cell, slot in now if cell in then]
+    return len(moved) < 2 * sum(moved)
 
 
 def _same(view: CacheView, row: int, before: CacheView, old: int) -> bool:

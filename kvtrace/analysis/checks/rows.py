@@ -1,0 +1,52 @@
+"""Rows of a scene as the checks of contents speak of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scene import Scene
+from kvtrace.trace.dtypes import Floats
+
+Indices = NDArray[np.int64]
+
+
+def pair(
+    scene: Scene, tensor: str, rows: Indices, other: Indices | None = None
+) -> tuple[Floats, Floats, float]:
+    """Rows and what they should be: by the other tensor's identity, else the supposed place."""
+    places = scene.supposed[rows]
+    if other is not None:
+        places = np.where(other[rows] >= 0, other[rows], places)
+    if tensor == "k":
+        return scene.cached.keys[:, rows], scene.reference.keys[:, places], scene.atol.keys
+    return scene.cached.values[:, rows], scene.reference.values[:, places], scene.atol.values
+
+
+def unknown(scene: Scene, found: Indices) -> Indices:
+    """Attended rows that are looked at and were not recognised."""
+    seen = scene.seen
+    return seen[found[seen] < 0]
+
+
+def supposed_inside(scene: Scene, rows: Indices) -> NDArray[np.bool_]:
+    """Whether the reference has the place that each row is supposed to hold."""
+    places = scene.supposed[rows]
+    return np.asarray((places >= 0) & (places < scene.reference.keys.shape[1]), np.bool_)
+
+
+def named_slots(scene: Scene, rows: Indices) -> str:
+    """Slots of rows, as text."""
+    slots = scene.slots[rows]
+    if len(slots) == 1:
+        return f"slot {slots[0]}"
+    if len(slots) > 3 and (np.diff(slots) == 1).all():
+        return f"slots {slots[0]} to {slots[-1]}"
+    more = f" and {len(slots) - 4} more" if len(slots) > 4 else ""
+    return "slots " + ", ".join(map(str, slots[:4])) + more
+
+
+def finding(scene: Scene, name: str, tensor: str, evidence: str, rows: Indices) -> Finding:
+    """A finding about some attended rows, placed at the first."""
+    return Finding(name, scene.step, scene.layer, tensor, evidence, row=int(rows[0]))
