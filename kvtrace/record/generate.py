@@ -5,7 +5,8 @@ Its method is replaced class-wide while somebody follows; results pass through u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +24,15 @@ class Generation:
     Attributes:
         prompt_rows: Tokens of the prompt, padding included; for an encoder-decoder model those
             the decoder starts from.
+        returned_rows: Of them, those that come back before the new tokens: none of embeddings.
+        says: Sentences: who else has a say in the tokens.
         over: It returned, or raised.
         sequences: Token ids that came back, prompt included; None while it runs, or on errors.
     """
 
     prompt_rows: int
+    returned_rows: int
+    says: tuple[str, ...] = ()
     over: bool = False
     sequences: Tensor | None = None
     eos: frozenset[int] = field(default_factory=frozenset)
@@ -51,7 +56,7 @@ class Generation:
         """Why it ended, as far as its result tells."""
         if self.sequences is None or self.sequences.dim() != 2:
             return None
-        new = self.sequences.shape[1] - self.prompt_rows
+        new = self.sequences.shape[1] - self.returned_rows
         last = self.sequences[:, -1].tolist()
         if self.eos and any(token in self.eos for token in last):
             return Ending("eos", f"generate ended the text after {new} new tokens")
@@ -63,21 +68,32 @@ _arrivals: list[Callable[[nn.Module], None]] = []
 _followers: list[tuple[nn.Module, Callable[[Generation], None]]] = []
 
 
+class _Running(threading.local):
+    def __init__(self) -> None:
+        self.models: set[int] = set()
+
+
+_running = _Running()
+
+
 def _install(patches: Patches) -> None:
     def make(original: Method) -> Method:
         def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
             for arrive in list(_arrivals):
                 arrive(self)
             mine = [tell for model, tell in _followers if model is self]
-            if not mine:
+            # a model that drafts for itself generates within its own generation
+            if not mine or id(self) in _running.models:
                 return original(self, *args, **kwargs)
-            run = Generation(_prompt_rows(self, args, kwargs), eos=_eos(self, kwargs))
+            run = _begun(self, args, kwargs)
             for tell in mine:
                 tell(run)
+            _running.models.add(id(self))
             try:
                 result = original(self, *args, **kwargs)
                 run.sequences = _sequences(result)
             finally:
+                _running.models.discard(id(self))
                 run.over = True
                 for tell in mine:
                     tell(run)
@@ -117,14 +133,31 @@ def meet_generate(arrive: Callable[[nn.Module], None]) -> Callable[[], None]:
     return stop
 
 
-def _prompt_rows(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+def _begun(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Generation:
+    """What its arguments tell of a call of `generate`."""
+    eos, says = _eos(model, kwargs), tuple(_companions(kwargs))
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         given = kwargs.get("decoder_input_ids")
-        return int(given.shape[1]) if isinstance(given, Tensor) else 1
-    given = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
-    if not isinstance(given, Tensor):
-        given = kwargs.get("inputs_embeds")
-    return int(given.shape[1]) if isinstance(given, Tensor) and given.dim() > 1 else 1
+        rows = int(given.shape[1]) if isinstance(given, Tensor) else 1
+        return Generation(rows, rows, says, eos=eos)
+    rows = _rows(args[0] if args else kwargs.get("inputs", kwargs.get("input_ids")))
+    embedded = _rows(kwargs.get("inputs_embeds"))
+    return Generation(max(rows, embedded) or 1, rows if embedded else rows or 1, says, eos=eos)
+
+
+def _rows(given: object) -> int:
+    return int(given.shape[1]) if isinstance(given, Tensor) and given.dim() > 1 else 0
+
+
+def _companions(kwargs: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences: who drafts tokens that this model checks."""
+    config = kwargs.get("generation_config")
+    assistant = kwargs.get("assistant_model")
+    if assistant is not None:
+        name = type(assistant).__name__
+        yield f"an assistant, {name}, drafts tokens: it was not recorded, only what checks them"
+    if kwargs.get("assistant_early_exit") or getattr(config, "assistant_early_exit", None):
+        yield "steps with few sites are drafts of the first layers alone; all layers check them"
 
 
 def _eos(model: Any, kwargs: Mapping[str, Any]) -> frozenset[int]:

@@ -237,6 +237,7 @@ class Recording:
         if recorder is None:
             return
         recorder.phases.prompt_rows = None if run.over else run.prompt_rows
+        self.said += [text for text in run.says if text not in self.said]
         if run.over:
             recorder.flush(run.last_tokens(recorder.last))
             if run.ending is not None:
