@@ -20,6 +20,7 @@ from kvtrace.record.match import Digests, digest
 from kvtrace.record.stores import Stores
 
 _POSITION = re.compile(r"(^|_)(pos|position|positions|start|offset|past_len|past_length)(_|s?$)")
+_KEPT = re.compile(r"past|cache|kv|state|mems|memory")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,16 +56,22 @@ class Seen:
 
 
 class Derived:
-    """Follows the rows of every site that reads from no known cache."""
+    """Follows the rows of every site that reads from no known cache.
+
+    Attributes:
+        number: Of the step that runs.
+    """
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
         self._followers: dict[int, RowFollower] = {}
         self._seen: dict[tuple[str, int], Seen] = {}
+        self._stores_of: dict[tuple[str, int], int] = {}
         self._arguments: Mapping[str, object] = {}
         self._tokens: Tensor | None = None
         self._before: Tensor | None = None
-        self._number = 0
+        self.number = 0
+        self._resumed_told: bool | None = None
         self._told: tuple[bool, int | None, tuple[int, ...] | None] | None = None
 
     def begin(self, tokens: Tensor | None, arguments: Mapping[str, object], number: int) -> None:
@@ -76,8 +83,8 @@ class Derived:
             number: Of the step it will be.
         """
         self._seen.clear()
-        self._tokens, self._arguments, self._number = tokens, arguments, number
-        self._told = None
+        self._tokens, self._arguments, self.number = tokens, arguments, number
+        self._told = self._resumed_told = None
 
     def see(self, call: AttentionCall) -> AttentionCall:
         """Look at a call while the model runs; the call with nothing left that may be changed."""
@@ -123,12 +130,36 @@ class Derived:
             visible = None if visible is None else visible[..., :limit]
         grown, start, pads = self._known
         follower = self._followers.setdefault(store, RowFollower())
+        before = self._stores_of.get((call.module, call.call), store)
+        if before != store:
+            follower.succeed(self._followers[before])
+        self._stores_of[call.module, call.call] = store
         step = follower.step(
-            Given(keys, values, call.queries.shape[2], visible, grown, start, pads, self._number)
+            Given(
+                keys,
+                values,
+                call.queries.shape[2],
+                visible,
+                grown,
+                start,
+                pads,
+                self.number,
+                self._resumed,
+            )
         )
         versions = _version(call.keys), _version(call.values)
-        rows = _written(keys, step), _written(values, step)
+        rows = step.fresh or (_written(keys, step), _written(values, step))
         return Seen(store, step, *rows, versions, follower.digests)
+
+    @property
+    def _resumed(self) -> bool:
+        """Whether an argument named for it holds what an earlier step left there."""
+        if self._resumed_told is None:
+            self._resumed_told = any(
+                _KEPT.search(name) and not isinstance(value, bool | int | str) and _filled(value)
+                for name, value in self._arguments.items()
+            )
+        return self._resumed_told
 
     @property
     def _known(self) -> tuple[bool, int | None, tuple[int, ...] | None]:
@@ -138,6 +169,15 @@ class Derived:
             start = _start(self._arguments, self._tokens, new)
             self._told = (_extends(self._tokens, self._before), start, _padding(self._arguments))
         return self._told
+
+
+def _filled(value: object) -> bool:
+    """Whether a container holds tensors; anything else that is neither tensor nor None does."""
+    if isinstance(value, Mapping):
+        return _filled(list(value.values()))
+    if isinstance(value, list | tuple):
+        return any(isinstance(one, Tensor) or _filled(one) for one in value)
+    return value is not None and not isinstance(value, Tensor)
 
 
 def _version(tensor: Tensor) -> int:

@@ -46,12 +46,40 @@ def digest(rows: Tensor, part: int | None = None) -> Digests:
     return found
 
 
+def glance(keys: Tensor, values: Tensor, part: int | None = None) -> Digests:
+    """Digests of keys and values, [2, sequences, seq]; in one go where their shapes allow it."""
+    if keys.shape != values.shape or keys.dtype != values.dtype:
+        return np.stack((digest(keys, part), digest(values, part)))
+    sequences, heads, seq, dim = keys.shape
+    factors = _weights(heads, dim, part, keys.device)
+    pair = (keys, values) if part is None else (keys[..., part::PARTS], values[..., part::PARTS])
+    found: Digests = _products(torch.cat(pair).detach(), factors).cpu().numpy()
+    return found.reshape(2, sequences, seq)
+
+
+def in_parts(rows: Tensor) -> Digests:
+    """Digests of all parts of each row, [PARTS, sequences, seq]."""
+    sequences, heads, seq, dim = rows.shape
+    flat = rows.detach().transpose(1, 2).reshape(sequences * seq, heads * dim)
+    bits = flat.view(_BITS[flat.element_size()]).to(torch.int64)
+    products = (bits * _weights(heads, dim, None, bits.device)).view(-1, heads, dim)
+    if dim % PARTS:
+        products = torch.nn.functional.pad(products, (0, -dim % PARTS))
+    found = products.view(sequences * seq, -1, PARTS).sum(1)
+    parts: Digests = found.T.cpu().numpy().reshape(PARTS, sequences, seq)
+    return parts
+
+
 def _sums(rows: Tensor, part: int | None) -> Tensor:
     cut = rows.detach() if part is None else rows.detach()[..., part::PARTS]
-    sequences, heads, seq, dim = cut.shape
-    flat = cut.transpose(1, 2).reshape(sequences * seq, heads * dim)
+    return _products(cut, _weights(rows.shape[1], rows.shape[3], part, rows.device))
+
+
+def _products(rows: Tensor, factors: Tensor) -> Tensor:
+    """Rows times factors, [sequences, seq]."""
+    sequences, heads, seq, dim = rows.shape
+    flat = rows.transpose(1, 2).reshape(sequences * seq, heads * dim)
     bits = flat.view(_BITS[flat.element_size()]).to(torch.int64)
-    factors = _weights(heads, rows.shape[3], part, bits.device)
     # no accelerator multiplies matrices of whole numbers
     total = bits @ factors if bits.device.type == "cpu" else (bits * factors).sum(-1)
     return total.reshape(sequences, seq)

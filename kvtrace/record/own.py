@@ -27,6 +27,8 @@ from kvtrace.record.stores import Stores
 from kvtrace.trace import CacheEvent
 
 ROTATED = "keys are kept unrotated and rotated anew at each step; the tokens' rows stay the same"
+Slots = tuple[int, ...]
+
 LOOKS = 3
 """Forwards after which a cache layer that nothing was found to hold is not looked for any more."""
 
@@ -48,7 +50,7 @@ class _Use:
     keys: Found | None = None
     values: Found | None = None
     looks: int = 0
-    left: tuple[int, ...] | None = None
+    left: Slots | None = None
 
     @property
     def found(self) -> list[Found]:
@@ -96,6 +98,7 @@ class Own:
     _uses: dict[int, _Use] = field(default_factory=dict)
     _made: dict[int, Made] = field(default_factory=dict)
     _seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
+    _last: dict[int, tuple[int, tuple[Runs, ...]]] = field(default_factory=dict)
     _memo: dict[tuple[object, ...], Entry] = field(default_factory=dict)
     _holders: list[Holder] | None = None
 
@@ -128,7 +131,9 @@ class Own:
         if origin is None:
             self._learn(use, call, seen, forward)
         cached = origin is None and use.cached
-        entry = self._entry(seen.step, origin, use.left if cached else None, cached=cached)
+        entry = self._entry(
+            seen.store, seen.step, origin, use.left if cached else None, cached=cached
+        )
         slots = None if seen.step.whole else seen.step.slots
         made = Made(seen.store, entry, (seen.keys, seen.values), slots, cached, seen)
         self._made[seen.store] = made
@@ -139,16 +144,9 @@ class Own:
     # -- one step --------------------------------------------------------------------------
 
     def _entry(
-        self,
-        step: RowStep,
-        origin: Entry | None,
-        left: tuple[int, ...] | None,
-        *,
-        cached: bool,
+        self, store: int, step: RowStep, origin: Entry | None, left: Slots | None, *, cached: bool
     ) -> Entry:
-        attended = tuple(
-            _runs(step, b, () if origin is None else origin.attended) for b in range(len(step.at))
-        )
+        attended = self._attended(store, step, () if origin is None else origin.attended)
         before = step.before if step.parent is not None else 0
         new = step.rows if origin is None else origin.rows
         rewritten = 0
@@ -166,6 +164,22 @@ class Own:
                 kept = Book(tuple(_only(one, left) for one in attended))
             entry = Entry(attended, kept, step.first_cell, step.rows, before, rewritten)
             found = self._memo[key] = entry
+        return found
+
+    def _attended(self, store: int, step: RowStep, told: Sequence[Runs]) -> tuple[Runs, ...]:
+        """What each sequence attended to; of rows that were only added, the old runs and more."""
+        last = self._last.get(store)
+        if step.fresh is not None and last is not None and not told and last[0] == step.parent:
+            first = step.cells.shape[1] - step.rows
+            found = tuple(
+                runs.appended(old, runs.written(int(step.cells[b, first]), places.tolist(), 0))
+                for b, (old, places) in enumerate(
+                    zip(last[1], step.positions[:, first:], strict=True)
+                )
+            )
+        else:
+            found = tuple(_runs(step, b, told) for b in range(len(step.at)))
+        self._last[store] = (self.derived.number, found)
         return found
 
     # -- what is learnt of a cache layer ---------------------------------------------------
@@ -293,7 +307,7 @@ class Own:
         return total + named.nbytes(buffers)
 
 
-def _only(attended: Runs, slots: tuple[int, ...]) -> Runs:
+def _only(attended: Runs, slots: Slots) -> Runs:
     """The rows of some slots."""
     wanted = set(slots)
     rows = (

@@ -10,8 +10,8 @@ from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN, Flags, Numbers, equal_
 from kvtrace.record.flow.texts import Given, Match, Text
 from kvtrace.record.match import Digests, digest
 
-Glance = tuple[Digests, Digests]
-"""Digests of keys and values, [sequences, seq] each."""
+Glance = Digests
+"""Digests of keys and values, [2, sequences, seq]."""
 
 
 def find(texts: Sequence[Text], now: Glance, part: int | None, given: Given, seen: Flags) -> Match:
@@ -26,7 +26,7 @@ def find(texts: Sequence[Text], now: Glance, part: int | None, given: Given, see
         given: What the site was given.
         seen: Slots that some query sees, [seq].
     """
-    sequences, seq = now[0].shape
+    _, sequences, seq = now.shape
     best, most = None, 0
     for text in reversed(texts):
         score = _likeness(now, text.looked_at(part), text, seen)
@@ -80,14 +80,13 @@ def _matched(now: Glance, then: Glance, text: Text, new: int) -> Match:
     live = text.live
     origin, taken = np.full((sequences, seq), NOWHERE), np.zeros(sequences, np.int64)
     for b in range(sequences):
-        mine = now[0][b], now[1][b]
+        mine = now[:, b]
         counts = [
-            int((equal_slots(mine, (then[0][s], then[1][s])) & live[s, :seq]).sum())
-            for s in range(len(live))
+            int((equal_slots(mine, then[:, s]) & live[s, :seq]).sum()) for s in range(len(live))
         ]
         source = b if b < len(counts) and counts[b] == max(counts) else counts.index(max(counts))
         taken[b] = source
-        stayed = equal_slots(mine, (then[0][source], then[1][source]))
+        stayed = equal_slots(mine, then[:, source])
         origin[b, : len(stayed)][stayed] = np.flatnonzero(stayed)
         free = live[source].copy()
         free[: len(stayed)] &= ~stayed
@@ -103,6 +102,26 @@ def _matched(now: Glance, then: Glance, text: Text, new: int) -> Match:
     changed = np.zeros(seq, bool)
     changed[:both] = (origin[:, :both] != np.arange(both)).any(0)
     return Match(text, origin, taken, changed)
+
+
+def gone_on(texts: Sequence[Text], given: Given) -> Match:
+    """The text just left, where all says that it goes on though no row of it is recognised.
+
+    A cache whose rows change (rounded, scaled, swapped, lost) is still a cache: the position that
+    the model was told says so, or that there are just as many rows more as tokens came in, or that
+    a single token was given with what the step before had filled.
+    """
+    sequences, seq = given.keys.shape[0], given.keys.shape[2]
+    text = texts[-1] if texts else None
+    none = unknown(sequences, seq)
+    if text is None or text.number != given.number - 1 or len(text.live) != sequences:
+        return none
+    if given.start is not None:
+        follows = given.start > 0 and bool((text.ends == given.start).all())
+    else:
+        grown = seq == text.live.shape[1] + given.new
+        follows = text.count > 0 and (grown or (given.resumed and given.new == 1))
+    return Match(text, none.origin, none.taken, none.changed) if follows else none
 
 
 def is_new(match: Match, given: Given, seen: Flags, *, computed: bool) -> bool:

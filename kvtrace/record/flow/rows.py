@@ -9,16 +9,17 @@ Knows no cache class, no trace and no model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from torch import Tensor
 
 from kvtrace.record.flow import slots as where
-from kvtrace.record.flow.known import cells_before, find, is_new, live_slots, unknown
+from kvtrace.record.flow.known import cells_before, find, gone_on, is_new, live_slots, unknown
 from kvtrace.record.flow.order import give_places
 from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN, Numbers
-from kvtrace.record.flow.texts import Given, Text, in_turns, remembered
-from kvtrace.record.match import PARTS, Digests, digest
+from kvtrace.record.flow.texts import Given, Text, in_turns, longer, remembered
+from kvtrace.record.match import PARTS, Digests, glance
 
 WHOLE = 1 << 14
 """Numbers of K that are looked at whole in each step; longer caches in turns."""
@@ -48,6 +49,7 @@ class RowStep:
         new: Query rows per sequence.
         gone: Rows there were that are nowhere now, of those most of any sequence.
         cropped: Of them, rows that somebody had taken off the end.
+        fresh: A copy of the keys and values written, where the step only added rows at the end.
         again: Written rows per sequence that stand for a token which had a row before.
         rotated: All of those kept their values, and their keys their lengths: they were rotated.
     """
@@ -68,6 +70,7 @@ class RowStep:
     cropped: int = 0
     again: int = 0
     rotated: bool = False
+    fresh: tuple[Tensor, Tensor] | None = None
 
     @property
     def rows(self) -> int:
@@ -93,15 +96,19 @@ class RowFollower:
         keys = given.keys
         sequences, _, seq, _ = keys.shape
         part = self._part(given)
-        glance = digest(keys, part), digest(given.values, part)
+        now = glance(keys, given.values, part)
+        if self._grew(given, now, part):
+            return self._longer(given)
         seen = where.seen(given.visible, seq)
-        match = find(self._texts, glance, part, given, seen)
+        match = find(self._texts, now, part, given, seen)
         computed = int(seen.sum()) <= given.new
         if match.text is not None and is_new(match, given, seen, computed=computed):
             match = unknown(sequences, seq)
+        if match.text is None:
+            match = gone_on(self._texts, given)
         computed = computed and (match.text is None or given.grown)
         live = live_slots(match, given, seen)
-        text = remembered(match, given, glance if part is None else None)
+        text = remembered(match, given, now if part is None else None)
         cells = cells_before(match)
         missing = (cells == UNWRITTEN) & live
         written = where.equally_many(missing, (cells != UNWRITTEN) & live)
@@ -133,10 +140,65 @@ class RowFollower:
             rotated,
         )
 
+    def succeed(self, other: RowFollower) -> None:
+        """Go on with the newest text of a follower whose rows had another shape.
+
+        No row of it can be recognised; how many there were says whether the text goes on.
+        """
+        if not self._texts and other._texts:
+            last = other._texts[-1]
+            nothing = np.zeros_like(last.digests)
+            self._texts = [replace(last, digests=nothing, parts=None, cells=last.cells.copy())]
+
     @property
     def digests(self) -> tuple[Digests, Digests]:
         """Of the keys and values of the last step."""
         return self._texts[-1].keys, self._texts[-1].values
+
+    # -- what nearly every step does -------------------------------------------------------
+
+    def _grew(self, given: Given, now: Digests, part: int | None) -> bool:
+        """Whether the newest text has the step's tokens more at its end, and is the same else."""
+        text = self._texts[-1] if self._texts else None
+        if (
+            text is None
+            or given.grown
+            or (text.parts is None) == in_turns(given.keys, given.values)
+        ):
+            return False
+        sequences, old = text.cells.shape
+        if now.shape[1:] != (sequences, old + given.new) or not text.whole:
+            return False
+        if given.visible is not None and not where.seen(given.visible, old + given.new).all():
+            return False
+        told = given.start is None or given.start == text.ends[0]
+        return told and bool((now[..., :old] == text.looked_at(part)).all())
+
+    def _longer(self, given: Given) -> RowStep:
+        """A step that only added rows."""
+        before = self._texts.pop()
+        text, keys, values = longer(before, given, self.next_cell)
+        self._texts.append(text)
+        sequences, old = before.cells.shape
+        first, seq = self.next_cell, old + given.new
+        self.next_cell += sequences * given.new
+        origin = np.broadcast_to(np.arange(seq), (sequences, seq)).copy()
+        origin[:, old:] = NOWHERE
+        return RowStep(
+            text.cells,
+            text.positions,
+            np.arange(seq),
+            first,
+            np.broadcast_to(np.arange(old, seq), (sequences, given.new)),
+            origin,
+            np.arange(sequences),
+            before.ends,
+            before.number,
+            old,
+            False,
+            given.new,
+            fresh=(keys, values),
+        )
 
     def _part(self, given: Given) -> int | None:
         """The part of each row that is looked at this time; None: all of it."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN, Flags, Numbers
-from kvtrace.record.match import PARTS, Digests, digest
+from kvtrace.record.match import PARTS, Digests, glance, in_parts
 
 LONG = 16
 """Features per head from which a row is long enough to be looked at in turns."""
@@ -27,6 +28,7 @@ class Given:
         start: Position of the first token, where the model was told.
         pads: Hidden tokens at the left per sequence, where the model was told.
         number: Of the step.
+        resumed: The model was given what an earlier step had filled.
     """
 
     keys: Tensor
@@ -37,16 +39,24 @@ class Given:
     start: int | None = None
     pads: tuple[int, ...] | None = None
     number: int = 0
+    resumed: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Text:
-    """A text as the site attended to it last; [sequences, slots], parts [PARTS, …]."""
+    """A text as the site attended to it last; arrays are [sequences, slots].
 
-    keys: Digests
-    values: Digests
-    key_parts: Digests | None
-    value_parts: Digests | None
+    Attributes:
+        digests: Of keys and values, [2, sequences, slots].
+        parts: Of each part of long rows, [2, PARTS, sequences, slots]; None for short ones.
+        lengths: Euclidean length of each key.
+        cells, positions: Of each row; no cell where no query has ever seen one.
+        ends: Position after the last token, [sequences].
+        number: Of the step.
+    """
+
+    digests: Digests
+    parts: Digests | None
     lengths: NDArray[np.float32]
     cells: Numbers
     positions: Numbers
@@ -60,15 +70,30 @@ class Text:
         return found
 
     @property
+    def whole(self) -> bool:
+        """Whether every slot holds a row."""
+        return bool((self.cells != UNWRITTEN).all())
+
+    @property
     def count(self) -> int:
         """Rows of the longest sequence."""
         return int(self.live.sum(1).max(initial=0))
 
-    def looked_at(self, part: int | None) -> tuple[Digests, Digests]:
-        """Digests of the keys and values, whole or of a part."""
-        if part is None or self.key_parts is None or self.value_parts is None:
-            return self.keys, self.values
-        return self.key_parts[part], self.value_parts[part]
+    @property
+    def keys(self) -> Digests:
+        """Digests of the keys."""
+        found: Digests = self.digests[0]
+        return found
+
+    @property
+    def values(self) -> Digests:
+        """Digests of the values."""
+        found: Digests = self.digests[1]
+        return found
+
+    def looked_at(self, part: int | None) -> Digests:
+        """Digests of keys and values, whole or of a part, [2, sequences, slots]."""
+        return self.digests if part is None or self.parts is None else self.parts[:, part]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,22 +111,20 @@ def in_turns(keys: Tensor, values: Tensor) -> bool:
     return min(keys.shape[3], values.shape[3]) >= LONG
 
 
-def remembered(match: Match, given: Given, glance: tuple[Digests, Digests] | None) -> Text:
+def remembered(match: Match, given: Given, looked: Digests | None) -> Text:
     """Digests of all slots: old ones as far as they are known, the others calculated.
 
     Args:
         match: Which are known.
         given: What the site was given.
-        glance: Digests of all rows, where they were looked at whole.
+        looked: Digests of all rows, where they were looked at whole.
     """
     sequences, _, seq, _ = given.keys.shape
     turns = in_turns(given.keys, given.values)
     shape = (sequences, seq)
     text = Text(
-        np.zeros(shape, np.int64),
-        np.zeros(shape, np.int64),
-        np.zeros((PARTS, *shape), np.int64) if turns else None,
-        np.zeros((PARTS, *shape), np.int64) if turns else None,
+        np.zeros((2, *shape), np.int64),
+        np.zeros((2, PARTS, *shape), np.int64) if turns else None,
         np.zeros(shape, np.float32),
         np.full(shape, UNWRITTEN),
         np.zeros(shape, np.int64),
@@ -114,42 +137,83 @@ def remembered(match: Match, given: Given, glance: tuple[Digests, Digests] | Non
     columns = np.flatnonzero(unknown.any(0))
     if len(columns):
         _calculate(text, given, columns, unknown)
-    if glance is not None:
-        text.keys, text.values = glance
+    if looked is not None:
+        text.digests = looked
     return text
+
+
+def longer(text: Text, given: Given, first_cell: int) -> tuple[Text, Tensor, Tensor]:
+    """A text after rows were added at its end, and a copy of those rows.
+
+    Args:
+        text: Before; all its slots hold rows, and still do.
+        given: What the site was given.
+        first_cell: Number of the first new cell.
+    """
+    old = text.cells.shape[1]
+    keys, values = (rows.detach()[:, :, old:].clone() for rows in (given.keys, given.values))
+    sequences, new = keys.shape[0], keys.shape[2]
+    cells = first_cell + np.arange(sequences * new).reshape(sequences, new)
+    positions = text.ends[:, None] + np.arange(new)
+    digests, parts = _digested(keys, values, turns=text.parts is not None)
+    grown = Text(
+        np.concatenate((text.digests, digests), -1),
+        None if text.parts is None else np.concatenate((text.parts, parts), -1),
+        np.concatenate((text.lengths, _lengths(keys)), -1),
+        np.concatenate((text.cells, cells), -1),
+        np.concatenate((text.positions, positions), -1),
+        text.ends + new,
+        given.number,
+    )
+    return grown, keys, values
+
+
+def _digested(keys: Tensor, values: Tensor, *, turns: bool) -> tuple[Digests, Digests]:
+    """Digests of keys and values, [2, sequences, seq], and of their parts, [2, PARTS, …]."""
+    if not turns:
+        return glance(keys, values), np.zeros((2, 0), np.int64)
+    if keys.shape == values.shape and keys.dtype == values.dtype:
+        parts = in_parts(torch.cat((keys, values)))
+        parts = parts.reshape(PARTS, 2, keys.shape[0], keys.shape[2])
+        parts = parts.swapaxes(0, 1)
+    else:
+        parts = np.stack((in_parts(keys), in_parts(values)))
+    return parts.sum(1), parts
+
+
+def _lengths(keys: Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = keys.detach().float().norm(dim=(1, 3)).cpu().numpy()
+    return found
 
 
 def _take_over(text: Text, before: Text, match: Match) -> None:
     """Everything remembered of rows that are known."""
     rows = match.taken[:, None]
     known = match.origin != NOWHERE
-    for name in ("keys", "values", "lengths", "positions"):
-        getattr(text, name)[known] = getattr(before, name)[rows, match.origin][known]
-    for name in ("key_parts", "value_parts"):
-        mine, theirs = getattr(text, name), getattr(before, name)
+    for mine, theirs in (
+        (text.digests, before.digests),
+        (text.parts, before.parts),
+        (text.lengths, before.lengths),
+        (text.positions, before.positions),
+    ):
         if mine is not None and theirs is not None:
-            mine[:, known] = theirs[:, rows, match.origin][:, known]
+            mine[..., known] = theirs[..., rows, match.origin][..., known]
 
 
 def _calculate(text: Text, given: Given, columns: Numbers, unknown: Flags) -> None:
     """Digests of some slots, where they are not known."""
     every = len(columns) == given.keys.shape[2]
-    keys, values = (x if every else x[:, :, columns.tolist()] for x in (given.keys, given.values))
+    keys, values = (
+        x.detach() if every else x.detach()[:, :, columns.tolist()]
+        for x in (given.keys, given.values)
+    )
     wanted = unknown[:, columns]
-    place = np.ix_(np.arange(len(unknown)), columns)
 
     def put(target: NDArray[np.generic], found: NDArray[np.generic]) -> None:
-        target[place] = np.where(wanted, found, target[place])
+        target[..., columns] = np.where(wanted, found, target[..., columns])
 
-    put(text.lengths, keys.detach().float().norm(dim=(1, 3)).cpu().numpy())
-    for rows, whole, parts in (
-        (keys, text.keys, text.key_parts),
-        (values, text.values, text.value_parts),
-    ):
-        if parts is None:
-            put(whole, digest(rows))
-            continue
-        each = [digest(rows, part) for part in range(PARTS)]
-        for part, found in enumerate(each):
-            put(parts[part], found)
-        put(whole, np.sum(each, axis=0))
+    digests, parts = _digested(keys, values, turns=text.parts is not None)
+    put(text.digests, digests)
+    put(text.lengths, _lengths(keys))
+    if text.parts is not None:
+        put(text.parts, parts)
