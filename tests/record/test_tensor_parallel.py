@@ -55,7 +55,9 @@ def alone(folder):
         with kvtrace.record(model, path):
             script.generate(model)
         traces[name] = kvtrace.open(path)
-    return traces
+    with kvtrace.record(model := script.own_model(), folder / "whole-own.kvt"):
+        script.decode(model)
+    return {**traces, "own": kvtrace.open(folder / "whole-own.kvt")}
 
 
 def test_each_rank_writes_a_file_of_its_own_that_says_which_heads_it_holds(folder):
@@ -154,3 +156,22 @@ def test_a_kv_head_that_both_ranks_hold_is_one_in_the_merged_trace(folder, alone
     assert [step.tokens for step in merged] == [step.tokens for step in single]
     one = merged.source.cells(1, Tensor.KEYS, 0, 8, None)
     assert np.abs(one - single.source.cells(1, Tensor.KEYS, 0, 8, None)).max() < 1e-5
+
+
+def test_a_model_of_ones_own_that_torch_divided_is_recorded_too(folder, alone, tmp_path):
+    merge(sorted(folder.glob("own.rank*.kvt")), tmp_path / "own.kvt")
+    merged, single = kvtrace.open(tmp_path / "own.kvt"), alone["own"]
+    assert [(x.num_heads, x.num_kv_heads) for x in merged.meta.sites] == [(4, 2)] * 2
+    assert [step.tokens for step in merged] == [step.tokens for step in single]
+    for one, other in zip(merged, single, strict=True):
+        # the output matrix is not divided: both ranks multiply all of it
+        mine, theirs = one.cost.cached, other.cost.cached
+        assert (mine.qkv, mine.scores, mine.mix) == (theirs.qkv, theirs.scores, theirs.mix)
+        assert (mine.output, mine.head) == (theirs.output, 2 * theirs.head)
+        assert mine.other == theirs.other == 0
+    for tensor in (Tensor.KEYS, Tensor.VALUES):
+        rows = len(script.PROMPT[0]) + script.NEW - 1
+        store = single.meta.sites[1].reads
+        one = merged.source.cells(merged.meta.sites[1].reads, tensor, 0, rows, None)
+        assert np.abs(one - single.source.cells(store, tensor, 0, rows, None)).max() < 1e-5
+    assert merged.compared(2) is not None

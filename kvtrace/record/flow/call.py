@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kvtrace.record.flow.arrange import AmbiguousError
 from kvtrace.record.flow.explain import (
@@ -57,7 +58,16 @@ def read(mix: Mix, plan: Plan) -> FlowCall:
         return FlowCall(
             q, k, v, out, mark.scale, mark.softcap, visible, place=mix.place, assumed=plan.assumed
         )
-    return _proved(mix, plan, (q, k, v, out))
+    with _uncounted(q, k, v, out):
+        return _proved(mix, plan, (q, k, v, out))
+
+
+def _uncounted(*tensors: Tensor) -> AbstractContextManager[object]:
+    """Whoever counts the model's operators must not count ours."""
+    if any(type(one) not in (Tensor, nn.Parameter) for one in tensors):
+        return nullcontext()
+    guard: AbstractContextManager[object] = torch._C._DisableTorchDispatch()
+    return guard
 
 
 def _proved(mix: Mix, plan: Plan, rows: tuple[Tensor, Tensor, Tensor, Tensor]) -> FlowCall:

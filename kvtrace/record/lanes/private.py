@@ -242,8 +242,8 @@ class Copier:
     def _object(self, thing: Any) -> Any:
         """An object of some class: its attributes, one by one."""
         kind: Any = type(thing)
-        if _is_ours(kind):
-            return thing
+        if _is_ours(kind) or _is_native(kind) or kind.__module__.startswith("torch.distributed"):
+            return thing  # or a tie to other processes, of which there is one
         slots = [
             name
             for owner in kind.__mro__
@@ -309,6 +309,13 @@ _BUILTIN: dict[type, Callable[[Copier, Any], Any]] = {
     Counter: Copier._dict,
     deque: lambda self, thing: deque([self.of(one) for one in thing], thing.maxlen),
 }
+
+
+def _is_native(kind: type) -> bool:
+    """Whether its objects are made by another language: an empty one may crash whoever uses it."""
+    made_by: object = kind.__new__
+    plain: list[object] = [one.__new__ for one in (object, dict, list, set, BaseException)]
+    return not isinstance(made_by, types.FunctionType) and made_by not in plain
 
 
 def _slots(owner: type) -> Iterable[str]:
