@@ -1,0 +1,155 @@
+"""The recomputed lane of people's own models: on private copies, bare or replayed."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import kvtrace
+from builders.custom_drives import STYLES, build, ids, through_the_cache
+from kvtrace.record.lanes.private import Copier
+
+PROMPT, TOTAL = 6, 12
+REPLAYED = ("buffers_start_pos", "ring_window")
+ATTENDING = [style for style in STYLES if style != "recurrent"]
+
+
+def recorded(style, model, path, **options):
+    with kvtrace.record(model, path, **options):
+        logits = through_the_cache(style, model, ids(TOTAL), PROMPT)
+    return kvtrace.open(path), logits
+
+
+@pytest.mark.parametrize("style", ATTENDING)
+def test_both_lanes_of_every_style_agree(style, tmp_path):
+    trace, _ = recorded(style, build(style), tmp_path / "a.kvt")
+    lane = trace.meta.lane("recomputed")
+    assert lane.reference == ("replayed" if style in REPLAYED else "bare")
+    for number in trace.numbers:
+        found = trace.compared(number)
+        assert not (found.beyond > 0).any()
+        assert not np.isnan(found.max_abs[:, 3].max(axis=-1)).any()
+        (logits,) = found.logits
+        assert logits.best == logits.lane_best
+
+
+@pytest.mark.parametrize(
+    "style", ["buffers_start_pos", "hooked_dict", "einsum_heads", "index_copy"]
+)
+def test_recomputing_after_each_step_disturbs_no_cache(style, tmp_path):
+    plain = through_the_cache(style, build(style), ids(TOTAL), PROMPT)
+    trace, logits = recorded(style, build(style), tmp_path / "a.kvt", recompute="each")
+    assert all(torch.equal(a, b) for a, b in zip(plain, logits, strict=True))
+    assert not any((trace.compared(number).beyond > 0).any() for number in trace.numbers)
+
+
+def test_a_replayed_lane_says_that_it_shares_the_code(tmp_path):
+    trace, _ = recorded("buffers_start_pos", build("buffers_start_pos"), tmp_path / "a.kvt")
+    assert any("shares the code of the cache" in note.text for note in trace.notes)
+
+
+@pytest.mark.parametrize("style", ["buffers_start_pos", "index_copy"])
+def test_positions_that_are_off_by_one_part_the_lanes(style, tmp_path):
+    model, tokens = build(style), ids(TOTAL)
+    where = (lambda at, new: at) if style == "buffers_start_pos" else torch.arange
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        model(tokens[:, :PROMPT], where(0, PROMPT))
+        for at in range(PROMPT, TOTAL):
+            model(tokens[:, at : at + 1], where(at + 1, at + 2))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert not (trace.compared(0).beyond > 0).any()
+    assert (trace.compared(1).beyond > 0).any()
+
+
+def test_a_mask_that_is_an_argument_makes_the_lane_a_replayed_one(tmp_path):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte, self.qkv = nn.Embedding(50, 16), nn.Linear(16, 48)
+
+        def forward(self, idx, mask=None):
+            q, k, v = (x[:, None] for x in self.qkv(self.wte(idx)).chunk(3, -1))
+            y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return y[:, 0] @ self.wte.weight.T
+
+    model, tokens = Masked().eval(), ids(8) % 50
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        for end in range(5, 9):
+            model(tokens[:, :end], torch.ones(end, end, dtype=torch.bool).tril())
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.meta.lane("recomputed").reference == "replayed"
+    assert not any((trace.compared(number).beyond > 0).any() for number in trace.numbers)
+
+
+def test_steps_before_a_change_of_weights_are_not_compared_with_the_new_ones(tmp_path):
+    model, tokens = build("tuple_cat"), ids(TOTAL)
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        model(tokens[:, :5])
+        model.lm_head.weight.mul_(2)
+        model.blocks[0].mlp[0].weight.add_(1)
+        model(tokens[:, :7])
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.compared(0) is None
+    assert not (trace.compared(1).beyond > 0).any()
+    assert any("the weights changed" in note.text for note in trace.notes)
+
+
+def test_autocast_is_as_it_was_at_the_first_call(tmp_path):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trace, _ = recorded("tuple_cat", build("tuple_cat"), tmp_path / "a.kvt")
+    assert trace.meta.sites[0].dtype == "bfloat16"
+    assert not any((trace.compared(number).beyond > 0).any() for number in trace.numbers)
+
+
+def test_a_model_that_nothing_can_call_again_says_why(tmp_path):
+    class Told(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = build("multihead_module")
+
+        def forward(self, idx, weather):
+            return self.inner(idx) * weather.mean()
+
+    with torch.no_grad(), kvtrace.record(Told(), tmp_path / "a.kvt") as recording:
+        recording.watch.model(ids(6), torch.rand(6, 3))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.meta.lanes == ()
+    (note,) = [note.text for note in trace.notes]
+    assert "`weather` can't be left out" in note
+    assert "`weather` [6, 3] belongs to its tokens" in note
+
+
+def test_a_copy_shares_weights_and_nothing_that_changes():
+    model = build("sinks_prealloc")
+    model.cache = model.make_cache(1, 40)
+    model.view = model.cache[0]
+    copy = Copier(model.parameters()).of(model)
+    assert all(a is b for a, b in zip(model.parameters(), copy.parameters(), strict=True))
+    copy.view.fill_(1)
+    assert float(copy.cache[0].min()) == 1
+    assert not model.cache.any()
+
+
+def test_hooks_of_a_copy_fill_its_own_cache():
+    model = build("hooked_dict")
+    cache, _ = model.install_kv_cache_hooks()
+    copy = Copier(model.parameters()).of(model)
+    with torch.no_grad():
+        copy(ids(4))
+        copy(ids(4))
+    assert cache == {}
+
+
+def test_what_cannot_be_copied_is_shared_and_named():
+    class Strange:
+        def __new__(cls, needed):
+            return super().__new__(cls)
+
+    model = build("tuple_cat")
+    model.strange = Strange(1)
+    model.lock = __import__("threading").Lock()
+    copier = Copier(model.parameters())
+    copy = copier.of(model)
+    assert copy.strange is model.strange
+    assert copy.lock is model.lock
+    assert copier.odd == ["Strange (its class can't be made empty)"]
