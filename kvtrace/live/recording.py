@@ -11,12 +11,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from kvtrace.files import append_note
 from kvtrace.live.messages import Ended, Progress, Request, Said, Stepped
 from kvtrace.live.orders import Orders
 from kvtrace.live.others import try_others
 from kvtrace.live.turn import Turn
 from kvtrace.live.voice import Voice
-from kvtrace.trace import Ending, Sampling
+from kvtrace.trace import Ending, Note, Sampling
 
 if TYPE_CHECKING:
     from kvtrace.models import Loaded
@@ -119,6 +120,8 @@ class Recording:
             raise recording.recorder.failure
         if ending.reason != "stopped":
             turn.note_last_token(Path(asked.output))
+        for text in () if driven is None else driven.said[1:]:  # the first is the driver's text
+            append_note(Path(asked.output), Note("note", text))
         return ending
 
     def _load(self) -> Loaded:

@@ -84,6 +84,6 @@ def _remedy(error: BaseException, gpu: bool, at_import: bool) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         name = safe(error.name.partition(".")[0])
         return f"install {name} next to kvtrace, or start kvtrace where it can be imported"
-    if at_import:
+    if at_import and not isinstance(error, ImportError):
         return "the file does this when imported: --definitions runs its definitions only"
     return ""

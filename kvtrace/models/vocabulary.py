@@ -19,20 +19,20 @@ def vocabulary_of(model: nn.Module) -> int:
     told = getattr(config, "vocab_size", None)
     if isinstance(told, int):
         return told
-    tables = {
-        name.rpartition(".")[2]: each
-        for name, each in model.named_modules()
-        if isinstance(each, nn.Embedding)
-    }
-    tokens = {name: one for name, one in tables.items() if not _POSITIONS.fullmatch(name.lower())}
+    tables = {name: each for name, each in model.named_modules() if isinstance(each, nn.Embedding)}
+    tokens = {name: one for name, one in tables.items() if not _of_positions(name)}
     return max((table.num_embeddings for table in (tokens or tables).values()), default=0)
+
+
+def _of_positions(path: str) -> bool:
+    """Whether a table's name, or that of the module around it, speaks of positions."""
+    return any(_POSITIONS.fullmatch(part) for part in path.lower().split(".")[-2:])
 
 
 def positions_of(model: nn.Module) -> int:
     """Rows of a learned table of positions, or what a config dict says; 0 when unknown."""
     for name, each in model.named_modules():
-        is_table = isinstance(each, nn.Embedding)
-        if is_table and _POSITIONS.fullmatch(name.rpartition(".")[2].lower()):
+        if isinstance(each, nn.Embedding) and _of_positions(name):
             return int(each.num_embeddings)
     for held in vars(model).values():
         for key in _CONTEXT if isinstance(held, dict) else ():

@@ -222,8 +222,8 @@ def of_class(kind: type, annotation: str) -> list[Begin]:
         return make
 
     name = kind.__name__
-    one = [Begin(f"{name}(…)", single(flag), of_class=True) for flag in (True, False)]
-    many = [Begin(f"a {name}(…) for every layer", each(flag)) for flag in (True, False)]
+    one = [Begin(f"{name}(…)", single(not n), of_class=True, number=n) for n in (0, 1)]
+    many = [Begin(f"a {name}(…) for every layer", each(not n), number=n) for n in (0, 1)]
     listed = re.search(r"[Ll]ist|[Tt]uple|Sequence|Iterable", annotation) is not None
     return [*many, *one] if listed else [*one, *many]
 

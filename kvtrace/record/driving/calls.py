@@ -21,7 +21,7 @@ from kvtrace.record.driving.outputs import (
     spelled,
 )
 from kvtrace.record.driving.patterns import Pattern, pattern
-from kvtrace.record.driving.way import Way
+from kvtrace.record.driving.way import Begin, Way
 
 _COMPARED = 3
 _OFFSET = re.compile(
@@ -32,6 +32,10 @@ _OFFSET = re.compile(
 
 class NoCacheError(ModelError):
     """The way has a cache, and none was kept; the message says how that showed."""
+
+
+class CannotBeginError(ModelError):
+    """A cache can't begin so; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +123,18 @@ class Calls:
     def _begin(self) -> None:
         self._begun = True
         self._device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
-        with torch.no_grad():
-            for one in self.way.first:
-                one.make(self.model, self.capacity)
-            if (cache := self.way.cache) is not None:
-                self._caches = [cache.begin.make(self.model, self.capacity) for _ in cache.names]
-                self._began_empty = all(map(is_empty, self._caches))
+        for one in self.way.first:
+            self._made(one)
+        if (cache := self.way.cache) is not None:
+            self._caches = [self._made(cache.begin) for _ in cache.names]
+            self._began_empty = all(map(is_empty, self._caches))
+
+    def _made(self, begin: Begin) -> object:
+        try:
+            with torch.no_grad():
+                return begin.make(self.model, self.capacity)
+        except Exception as error:
+            raise CannotBeginError(f"{begin.said}: {type(error).__name__}: {error}") from error
 
     def _arguments(
         self, given: Sequence[int], before: int, new: int

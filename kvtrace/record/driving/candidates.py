@@ -26,7 +26,9 @@ _PLURAL = re.compile(r".*(ids|positions|input_pos|cache_position|pos_idx)$")
 _TOTAL = re.compile(r"(end|total|seq|cur).*|.*(end|total)_?(pos|len|length)")
 _PREFILL = re.compile(r"(is_)?(prefill|first\w*|prompt)(_\w+)?")
 _LABELS = re.compile(r"targets?|labels?|ys?|label_ids")
+_CACHE = re.compile(r"cache|past|kv")
 _PICKS = 3
+_LIKELY = 4
 
 Choice = tuple[Given, ...]
 
@@ -74,33 +76,43 @@ def _passed(
     layout: Layout,
     beginning: Begin | None,
 ) -> Iterator[Way]:
-    """A parameter takes the cache."""
+    """A parameter takes the cache. What is likeliest of everything comes before the rest of it."""
     takers = signature.of("cache")
-    if not takers:
-        return
-    reset = resets(model)
-    groups = _groups(takers)
-    for names in groups:
-        parameter = next(one for one in takers if one.name == names[0])
-        begins = begins_of(model, parameter, script) if beginning is None else [beginning]
-        if "Cache" in parameter.annotation or "past_key_values" in names:
-            begins.append(transformers_cache())
-        for begin in begins:
-            for given in _options(signature, cached=True):
-                for pick in range(_PICKS):
-                    cache = Passed(names, begin, pick)
-                    yield Way(signature, layout, cache, first=tuple(reset), given=given)
+    first = tuple(resets(model))
+    options = list(_options(signature))
+    groups = [
+        (names, _begins_of(names, takers, model, script, beginning)) for names in _groups(takers)
+    ]
+    for part in (options[:_LIKELY], options[_LIKELY:]):
+        for names, begins in groups:
+            for begin, given in product(begins, part):
+                picks = [Passed(names, begin, pick) for pick in range(_PICKS)]
                 if begin.of_class:
-                    cache = Passed(names, begin, moved=True)
-                    yield Way(signature, layout, cache, first=tuple(reset), given=given)
-        for begin in begins:
-            for given in _options(signature, cached=True):
-                cache = Passed(names, begin)
-                yield Way(signature, layout, cache, first=tuple(reset), given=given, feeds="all")
+                    picks.append(Passed(names, begin, moved=True))
+                for cache in picks:
+                    yield Way(signature, layout, cache, first=first, given=given)
+                yield Way(signature, layout, picks[0], first=first, given=given, feeds="all")
+
+
+def _begins_of(
+    names: tuple[str, ...],
+    takers: tuple[Parameter, ...],
+    model: nn.Module,
+    script: ModuleType | None,
+    beginning: Begin | None,
+) -> list[Begin]:
+    if beginning is not None:
+        return [beginning]
+    parameter = next(one for one in takers if one.name == names[0])
+    begins = begins_of(model, parameter, script)
+    if "Cache" in parameter.annotation or "past_key_values" in names:
+        begins.append(transformers_cache())
+    return begins
 
 
 def _groups(takers: tuple[Parameter, ...]) -> list[tuple[str, ...]]:
     """Keys and values may have a parameter each; of several kinds of cache one is taken."""
+    takers = tuple(sorted(takers, key=lambda one: _CACHE.search(one.name) is None))
     names = [one.name for one in takers]
     pairs = [
         (one, other)
@@ -128,7 +140,7 @@ def _inside(
         setups.append(tuple(own))
     for setup in setups:
         for reset in _unique([tuple(empties), ()]):
-            for given in _options(signature, cached=True):
+            for given in _options(signature):
                 yield Way(signature, layout, inside=True, first=(*reset, *setup), given=given)
 
 
@@ -141,7 +153,7 @@ def _guessed(signature: Signature) -> Iterator[Way]:
             yield Way(signature, cache=Passed((name,), nothing), given=flags)
 
 
-def _options(signature: Signature, *, cached: bool) -> Iterator[Choice]:
+def _options(signature: Signature) -> Iterator[Choice]:
     """What the parameters besides ids and cache are given."""
     filled = _filled(signature, False)
     for places, flags, masks in product(_places(signature), _flags(signature), _masks(signature)):

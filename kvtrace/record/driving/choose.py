@@ -51,7 +51,7 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
         return Driven(drive, call, (f"driven by {call}",), watched)
     if _called_as_transformers(model):
         call = "model(input_ids, past_key_values=cache, use_cache=True)"
-        return Driven(Standard(model), call, (), model)
+        return Driven(Standard(model), call, (f"called as {call}",), model)
     return _by_trying(model, wish)
 
 
@@ -85,8 +85,8 @@ def _by_trying(model: nn.Module, wish: Wish) -> Driven:
     return _driven(search, found)
 
 
-def _searched(model: nn.Module, wish: Wish) -> tuple[Search, Found]:
-    search = Search(model, wish)
+def _searched(model: nn.Module, wish: Wish, *, thorough: bool = True) -> tuple[Search, Found]:
+    search = Search(model, wish, thorough=thorough)
     return search, search.run()
 
 
@@ -109,6 +109,12 @@ def _by_entrance(model: nn.Module, wish: Wish) -> Driven | None:
     return None
 
 
+def _may_take_ids(module: nn.Module) -> bool:
+    """Whether it has a table of tokens within, and is no plain container."""
+    contained = isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential | nn.Embedding)
+    return not contained and any(isinstance(one, nn.Embedding) for one in module.modules())
+
+
 def _by_generating(model: nn.Module, wish: Wish) -> Driven | None:
     """By its own generating method, asked for one token after the other."""
     found = by_generating(model, wish)
@@ -126,10 +132,10 @@ def _by_generating(model: nn.Module, wish: Wish) -> Driven | None:
 def _by_inner(model: nn.Module, wish: Wish) -> Driven | None:
     """By a module within it that takes ids and returns logits."""
     for path, module in model.named_modules():
-        if not path or path.count(".") > 1 or not any(module.children()):
+        if not path or path.count(".") > 1 or not _may_take_ids(module):
             continue
         try:
-            search, found = _searched(module, replace(wish, remake=None))
+            search, found = _searched(module, replace(wish, remake=None), thorough=False)
         except ModelError:
             continue
         return _driven(search, found, f"model.{path}")

@@ -7,17 +7,21 @@ one its author meant: then that is a bug to be shown, and it is said.
 
 from __future__ import annotations
 
+import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.driving.calls import Calls, Shape
+from kvtrace.errors import KvtraceError
+from kvtrace.record.driving.calls import Calls, CannotBeginError, Shape
 from kvtrace.record.driving.contents import contents
 from kvtrace.record.driving.patterns import Pattern
 from kvtrace.record.driving.private import nothing_left
@@ -25,6 +29,7 @@ from kvtrace.record.driving.way import Way
 
 Verdict = Literal["agrees", "differs", "forgets", "fails"]
 
+_LIBRARIES = re.compile(r"[/\\\\](site-packages|dist-packages|kvtrace[/\\\\]record)[/\\\\]|^<")
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
@@ -42,6 +47,8 @@ class Tried:
         back: Where the cache comes back.
         seen: What its first calls were given.
         as_theirs: The user's own generation calls it so.
+        reached: Calls that went well before one failed.
+        begins: What comes before the first call went well.
     """
 
     way: Way
@@ -52,6 +59,8 @@ class Tried:
     back: str = ""
     seen: tuple[Pattern, ...] = ()
     as_theirs: bool = False
+    reached: int = 0
+    begins: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +85,17 @@ class Trials:
 
     def run(self, way: Way) -> Tried:
         """Try a cached way: the prompt, then single tokens, against passes over all tokens."""
+        steps: list[Tensor] = []
         try:
             with nothing_left(self.model, self.script), _calm():
                 calls = self._calls(way)
-                steps = self._steps(calls)
+                for end in range(self.prefill, len(self.tokens) + 1):
+                    steps.append(calls.step(self.tokens[:end]).clone())
                 keeps = self._keeps(way)
             whole = self._whole(way)
         except Exception as error:
-            return Tried(way, "fails", why=reason_of(error))
+            begins = not isinstance(error, CannotBeginError)
+            return Tried(way, "fails", why=reason_of(error), begins=begins, reached=len(steps))
         told = Tried(way, "agrees", 0.0, "", keeps, calls.comes_back, tuple(calls.seen))
         difference = max(map(_difference, steps[1:], whole[1:]), default=0.0)
         if difference <= self.tolerance:
@@ -135,11 +147,6 @@ class Trials:
 
     def _calls(self, way: Way) -> Calls:
         return Calls(self.fresh(), way, len(self.tokens) + 1, self.shape, self.tokens[:3])
-
-    def _steps(self, calls: Calls) -> list[Tensor]:
-        """Logits after the prompt and after each single token."""
-        ends = range(self.prefill, len(self.tokens) + 1)
-        return [calls.step(self.tokens[:end]).clone() for end in ends]
 
     def _whole(self, way: Way) -> list[Tensor]:
         """Logits of passes over all tokens, each on a model that saw nothing before."""
@@ -193,8 +200,12 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line of an exception."""
+    """One line of an exception, with the user's line where it was raised in their code."""
     lines = str(error).strip().splitlines()
-    own = type(error).__module__.startswith("kvtrace")
-    text = lines[0] if lines else ""
-    return text if own else f"{type(error).__name__}: {text}".rstrip(": ")
+    text = next((line.strip() for line in lines if line.strip()), "")
+    if isinstance(error, KvtraceError):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [one for one in frames if not _LIBRARIES.search(one.filename)]
+    place = f" ({Path(theirs[-1].filename).name}:{theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {text}".rstrip(": ") + place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,12 +22,16 @@ from kvtrace.record.driving.way import Way
 from kvtrace.record.driving.wish import Wish
 from kvtrace.text import safe
 
+_RAISED = re.compile(r"\w+(Error|Exception|Interrupt|Exit)\b")
+
 PREFILL, STEPS = 5, 2
 """Tokens of a trial. Five at once, so that a size of one is told from a size of many."""
 
-TRIES = 400
-SECONDS = 10.0
+TRIES, SECONDS = 400, 10.0
 """After this many ways, or this long, the best one so far is taken."""
+
+FEW_TRIES, FEW_SECONDS = 60, 3.0
+"""For modules inside of a model, of which there may be many."""
 
 _ENOUGH = 20
 """Ways that agree, where none of them is how the user's own code calls the model."""
@@ -54,12 +59,16 @@ class Search:
     Attributes:
         model: Never called itself; only copies of it are.
         wish: What is known of it.
+        thorough: Look for long.
+        stumbled: The first way with a cache whose first call went well and whose next one raised.
     """
 
     model: nn.Module
     wish: Wish = field(default_factory=lambda: Wish(()))
     _why: dict[str, str] = field(default_factory=dict)
-    _tried: int = 0
+    thorough: bool = True
+    stumbled: Tried | None = None
+    _dead: set[str] = field(default_factory=set)
 
     def run(self) -> Found:
         """The way to call it.
@@ -76,7 +85,7 @@ class Search:
             return _cached(best)
         if plain is None:
             raise ModelError(self._complaint(signature))
-        return _uncached(plain, trials, self.wish)
+        return _uncached(plain, trials, self.wish, self.stumbled)
 
     # -- without a cache -----------------------------------------------------------------------
 
@@ -116,7 +125,7 @@ class Search:
         for way in self._limited(self._ways(signature, plain)):
             tried = trials.run(way)
             if tried.verdict == "fails":
-                self._why.setdefault(tried.why, str(way))
+                self._failed(tried)
             elif tried.keeps and theirs and matches(theirs, tried.seen):
                 return replace(tried, as_theirs=True)
             elif tried.keeps and tried.verdict == "agrees":
@@ -125,7 +134,19 @@ class Search:
                     break
             elif tried.keeps and way.feeds == "new":
                 (differing if tried.verdict == "differs" else forgetting).append(tried)
+        if self.stumbled is not None:  # a way that forgets is then none that was meant
+            forgetting = []
         return next(iter([*agreeing, *differing, *forgetting]), None)
+
+    def _failed(self, tried: Tried) -> None:
+        """Note why, and what need not be tried any more."""
+        self._why.setdefault(tried.why, str(tried.way))
+        if not tried.begins:
+            self._dead.add(_beginning(tried.way))
+        if not tried.reached and _RAISED.match(tried.why):
+            self._dead.add(_key(tried.way))
+        if tried.reached and self.stumbled is None and _RAISED.match(tried.why):
+            self.stumbled = tried
 
     def _ways(self, signature: Signature, plain: Way | None) -> Iterator[Way]:
         """Cached ways; only those with the user's own beginning where there is one."""
@@ -136,11 +157,20 @@ class Search:
             yield from (way for way in ways if way.cache is not None)
 
     def _limited(self, ways: Iterable[Way]) -> Iterator[Way]:
-        until = time.monotonic() + SECONDS
-        for number, way in enumerate(ways):
-            if number >= TRIES or (number and time.monotonic() > until):
+        tries, seconds = (TRIES, SECONDS) if self.thorough else (FEW_TRIES, FEW_SECONDS)
+        until = time.monotonic() + seconds
+        number = 0
+        for way in ways:
+            if number >= tries or (number and time.monotonic() > until):
                 return
-            yield way
+            number += not self._is_dead(way)
+            if not self._is_dead(way):
+                yield way
+
+    def _is_dead(self, way: Way) -> bool:
+        """Whether a way is known to fail: it begins as one that could not, or its call raised."""
+        again = way.feeds == "all" or (way.cache and (way.cache.pick or way.cache.moved))
+        return _beginning(way) in self._dead or bool(again and _key(way) in self._dead)
 
     # -- around it -----------------------------------------------------------------------------
 
@@ -199,6 +229,17 @@ def _cached(best: Tried) -> Found:
     return Found(way, tuple(said), False)
 
 
+def _key(way: Way) -> str:
+    """A way, but for where its cache comes back."""
+    return f"{replace(way, feeds='new')} {_beginning(way)}"
+
+
+def _beginning(way: Way) -> str:
+    """All that comes before the first call."""
+    begin = "" if way.cache is None else f"{way.cache.begin.said} {way.cache.begin.number}"
+    return f"begins: {begin} {[one.said for one in way.first]}"
+
+
 def _feeding(way: Way) -> str:
     if way.feeds == "all":
         return "all tokens at every step, of which it takes the new ones"
@@ -217,13 +258,15 @@ def _cache_of(way: Way, back: str) -> str:
     return f"{begin}{place if back else ''}{moved}"
 
 
-def _uncached(plain: Way, trials: Trials, wish: Wish) -> Found:
+def _uncached(plain: Way, trials: Trials, wish: Wish, stumbled: Tried | None) -> Found:
     prompt, steps = max(1, len(wish.prompt)), max(1, wish.new_tokens)
     all_rows = sum(prompt + step for step in range(steps))
     said = [
         f"called as {plain}: no cache was found, so every step computes all tokens again; in "
         f"{steps} steps that is {all_rows} rows, where a cache would leave {prompt + steps - 1}"
     ]
+    if stumbled is not None:
+        said.append(f"as {stumbled.way}, with a cache, a later call raises {stumbled.why}")
     causal = trials.is_causal(plain)
     if causal is False:
         said.append(

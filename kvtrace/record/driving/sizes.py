@@ -88,12 +88,7 @@ class Sizes:
     def _derived(self, quantity: str) -> int | None:
         heads, width = self.of("heads"), self.of("width")
         if quantity == "layers":
-            lists = [
-                len(one)
-                for one in self.model.modules()
-                if isinstance(one, nn.ModuleList | nn.Sequential)
-            ]
-            return max(lists, default=None)
+            return _layers(self.model)
         if quantity == "kv_heads":
             return heads
         if quantity == "head_dim":
@@ -158,6 +153,14 @@ class Sizes:
     def is_grouped(self) -> bool:
         """Fewer kv heads than heads."""
         return self.of("kv_heads") != self.of("heads")
+
+
+def _layers(model: nn.Module) -> int | None:
+    """Length of the longest list of modules of one class, the user's own before torch's."""
+    lists = [one for one in model.modules() if isinstance(one, nn.ModuleList | nn.Sequential)]
+    alike = [one for one in lists if len({type(each) for each in one}) == 1]
+    own = [one for one in alike if not type(one[0]).__module__.startswith("torch.nn.modules.")]
+    return max(map(len, own or alike or lists), default=None)
 
 
 def configs(module: nn.Module) -> list[object]:

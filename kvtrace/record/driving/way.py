@@ -43,11 +43,13 @@ class Begin:
         said: For people: `None`, `model.make_cache(batch=1, max_len=44)`.
         make: (model, tokens it must hold) to the cache; what it returns may mean nothing.
         of_class: It is an object of somebody's class.
+        number: Tells beginnings apart of which the same is said.
     """
 
     said: str
     make: Callable[[nn.Module, int], object]
     of_class: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
