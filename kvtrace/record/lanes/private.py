@@ -6,8 +6,10 @@ functions close over, and gives up on one object at a time: what it can't copy i
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
+import warnings
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
@@ -242,8 +244,10 @@ class Copier:
     def _object(self, thing: Any) -> Any:
         """An object of some class: its attributes, one by one."""
         kind: Any = type(thing)
-        if _is_ours(kind) or _is_native(kind) or kind.__module__.startswith("torch.distributed"):
+        if _is_ours(kind) or kind.__module__.startswith("torch.distributed"):
             return thing  # or a tie to other processes, of which there is one
+        if _is_native(kind):
+            return _as_it_copies(thing)
         slots = [
             name
             for owner in kind.__mro__
@@ -316,6 +320,16 @@ def _is_native(kind: type) -> bool:
     made_by: object = kind.__new__
     plain: list[object] = [one.__new__ for one in (object, dict, list, set, BaseException)]
     return not isinstance(made_by, types.FunctionType) and made_by not in plain
+
+
+def _as_it_copies(thing: Any) -> Any:
+    """An object of another language, such as a random generator, if it knows how it is copied."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return copy.deepcopy(thing)
+        except Exception:
+            return thing
 
 
 def _slots(owner: type) -> Iterable[str]:
