@@ -148,6 +148,8 @@ class Own:
     ) -> Entry:
         attended = self._attended(store, step, () if origin is None else origin.attended)
         before = step.before if step.parent is not None else 0
+        if origin is not None:
+            before = origin.before
         new = step.rows if origin is None else origin.rows
         rewritten = 0
         if before and (cached or origin is not None):

@@ -275,7 +275,13 @@ class Recorder:
             if entry.parent is not None:
                 return entry.parent
             return self.num_steps - 1 if _extends(tokens, self._before) else None
-        continued = any(group.length_before for group in entry.groups)
+        layers = self._ledger.stores.layers
+        # rows made anew may equal those of another cache with the same text
+        continued = any(
+            group.length_before for group in entry.groups if layers[group.layers[0]].held
+        )
+        # of rows that a faulty cache changed none is known again, but its tokens have a place
+        continued = continued or any(row[0] > 0 for row in where if row)
         found = [self._latest[one] for one in entry.caches if one in self._latest]
         return max(found) if found and continued else None
 

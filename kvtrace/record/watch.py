@@ -197,7 +197,10 @@ class Watch:
             if one.names is self._names:
                 one.nested += 1
                 return
-        _patch_given(arguments.get("past_key_values"))
+        given = arguments.get("past_key_values")
+        # a class of the model's own that is met late was followed by its rows so far, and stays so
+        if self.num_forwards == 0 or isinstance(given, Cache):
+            _patch_given(given)
         one = Pass(self._names, self._tracker, self._flow)
         if self._on_begin is not None:
             self._on_begin(self._beginning(arguments, one))
@@ -218,19 +221,22 @@ class Watch:
         return one
 
     def _beginning(self, arguments: Mapping[str, object], one: Pass) -> Beginning:
-        given = arguments.get("past_key_values")
-        parts = (given, *(getattr(given, part, None) for part in _HALVES))
-        caches = (self._tracker.serial(one) for one in parts if self._tracker.met(one))
         return Beginning(
             arguments,
             tokens_of(arguments),
-            frozenset(caches),
+            self._given(arguments),
             tuple(self._tracker.changes),
             lambda: len(one.calls),
             lambda keep: setattr(one, "keep", keep),
         )
 
     def _arguments(
+    def _given(self, arguments: Mapping[str, object]) -> frozenset[int]:
+        """Serials of the caches among the arguments, as far as they were met."""
+        given = arguments.get("past_key_values")
+        parts = (given, *(getattr(given, part, None) for part in _HALVES))
+        return frozenset(self._tracker.serial(one) for one in parts if self._tracker.met(one))
+
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Mapping[str, object]:
         """All arguments by name."""
@@ -262,8 +268,7 @@ class Watch:
             self._odd.update(call.module for call, fit in zip(calls, fits, strict=True) if not fit)
             calls = tuple(compress(calls, fits))
             updates_before = tuple(compress(updates_before, fits))
-        lingering = self._lingering(calls, updates)
-        used = {update.cache for update in updates} | {left.cache for left in lingering}
+        used = self._given(arguments) | {update.cache for update in updates}
         forward = Forward(
             number=self.num_forwards,
             model=module,
@@ -275,7 +280,7 @@ class Watch:
             calls=calls,
             updates=updates,
             updates_before=updates_before,
-            lingering=lingering,
+            lingering=self._lingering(calls, updates),
             changes=self._tracker.take_changes(used),
             recurrent=tuple(one.recurrent),
             logits=logits_of(result, shape),

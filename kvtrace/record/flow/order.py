@@ -31,7 +31,7 @@ def give_places(
     """
     sequences, seq = text.cells.shape
     at = np.full(sequences, given.start or 0)
-    if match.text is None:
+    if match.text is None or computed:
         told = given.pads is not None and len(given.pads) == sequences
         at -= np.array(given.pads) if told else where.padding(given.visible, sequences, seq)
     again, rotated = 0, True

@@ -101,7 +101,8 @@ def kv_rows(
             continue
         first = group.first_cell + node.sequence * group.rows
         spans.append((first, group.rows))
-        if site.kind != "cross" and group.rows == node.end - node.start:
+        in_turn = trace.meta.cache_layers[site.reads].held and not group.rewritten
+        if site.kind != "cross" and in_turn and group.rows == node.end - node.start:
             where.append(np.arange(node.start, node.end))
         else:
             shift = 0 if site.kind == "cross" else padding
