@@ -17,6 +17,7 @@ from kvtrace.record.flow.explain import (
     same_mask,
     seen_in,
 )
+from kvtrace.record.flow.follow import DIVIDED, ROUNDED
 from kvtrace.record.flow.kvheads import repeats, widened
 from kvtrace.record.flow.marks import Mark
 from kvtrace.record.flow.names import COPIES, RANDOM
@@ -121,6 +122,8 @@ def _how(mix: Mix, plan: Plan, q: Tensor, k: Tensor) -> tuple[Explained, Tensor 
         return from_weights(q, k, plan.weights.apply(mix.weights[0])), None
     logits, column = _without_sink(mark, plan.logits.apply(mark.logits), k.shape[2])
     how = explain(q, k, logits, mark.scale, mark.softcap, added=mark.added)
+    if column is None and mark.normaliser == DIVIDED:
+        column = _left_over(logits, plan.weights.apply(mix.weights[0]))
     return how, None if column is None else _same_for_all(column, how.shift)
 
 
@@ -156,6 +159,14 @@ def _without_sink(mark: Mark, logits: Tensor, seq: int) -> tuple[Tensor, Tensor 
         raise AmbiguousError(f"the softmax has {extra} columns more than there are keys")
     before = mark.letters.longer[mark.key][1]
     return logits.narrow(-1, before, seq), logits[..., :1] if before else logits[..., -1:]
+
+
+def _left_over(logits: Tensor, weights: Tensor) -> Tensor | None:
+    """Logit of what the weights of each query leave of 1: exp(x) / (1 + Σ exp(x)) leaves some."""
+    share = 1.0 - weights.to(logits.dtype).sum(-1, keepdim=True)
+    if float(share.abs().amax()) <= ROUNDED or float(share.amin()) <= 0:
+        return None
+    return logits.logsumexp(-1, keepdim=True) + share.log() - (1.0 - share).log()
 
 
 def _same_for_all(sinks: Tensor, shift: Tensor | None) -> Tensor:

@@ -63,6 +63,12 @@ def of_matmul(left: Tensor, right: Tensor, out: Tensor, alpha: float = 1.0) -> C
     return Contraction(left, right, out, left_axes, right_axes, batch + row + column, alpha)
 
 
+def of_linear(left: Tensor, right: Tensor, out: Tensor) -> Contraction:
+    """Letters of `F.linear(left, right)`: the features of both are contracted."""
+    rows = _POOL[: left.dim() - 1]
+    return Contraction(left, right, out, rows + "k", "nk", rows + "n")
+
+
 def of_tensordot(left: Tensor, right: Tensor, out: Tensor, axes: object) -> Contraction | None:
     """Letters of a tensordot; `axes` as torch takes it: a number or two lists."""
     if isinstance(axes, int):

@@ -44,6 +44,12 @@ class Function(Protocol):
         """Call it."""
 
 
+ROUNDED = 2e-2
+"""How far from 1 the weights of a query may sum to in half precision."""
+
+DIVIDED = "exp and sum"
+"""What made weights that are exponentials over a sum."""
+
 SCRIPTED = "scripted"
 """What made weights that came out of code nobody can look into."""
 
@@ -102,7 +108,7 @@ def _of_one(
     if mark.stage is Stage.SCORES:
         return _scores(name, moved, x, args, kwargs)
     if mark.stage is Stage.EXPONENTIALS and name in DIVIDE:
-        return replace(moved, stage=Stage.WEIGHTS, normaliser="exp and sum")
+        return replace(moved, stage=Stage.WEIGHTS, normaliser=DIVIDED)
     if name in RANDOM and moved.weights is None and out is not x:
         moved = replace(moved, weights=x)
     return replace(moved, changed=(*moved.changed, name))
@@ -207,6 +213,16 @@ def exponentials(mark: Mark, logits: Tensor) -> Mark | None:
         key=mark.axes[-1],
         added=True,
     )
+
+
+def divided_before(mark: Mark, tensor: Tensor) -> Mark:
+    """Exponentials that are weights already: the logarithm of their sum was taken off before."""
+    if mark.axes is None or mark.key not in mark.axes or is_batched(tensor):
+        return mark
+    sums = tensor.detach().float().sum(mark.axes.index(mark.key))
+    if float((sums - 1).abs().amax()) > ROUNDED:
+        return mark
+    return replace(mark, stage=Stage.WEIGHTS, normaliser="exp of the logarithm")
 
 
 def multiplied(left: Tensor, right: Tensor, out: object) -> bool:
@@ -321,7 +337,7 @@ def opaque(mark: Mark, weights: Tensor) -> Mark | None:
     if mark.axes is None:
         return None
     sums = weights.detach().float().sum(-1)
-    if not bool((weights >= 0).all()) or float((sums - 1).abs().amax()) > 2e-2:
+    if not bool((weights >= 0).all()) or float((sums - 1).abs().amax()) > ROUNDED:
         return None
     return replace(
         mark,

@@ -21,7 +21,7 @@ from kvtrace.record.calls import AttentionCall
 from kvtrace.record.flow.arrange import AmbiguousError, NotOverTokensError, Sizes
 from kvtrace.record.flow.call import read, unrepeated
 from kvtrace.record.flow.explain import UnexplainedError
-from kvtrace.record.flow.follow import SCRIPTED, Args, Kwargs
+from kvtrace.record.flow.follow import SCRIPTED, Args, Kwargs, is_batched
 from kvtrace.record.flow.fused import of_flex, of_sdpa
 from kvtrace.record.flow.loops import COLLECTS, Loop, Waiting, together
 from kvtrace.record.flow.modules import Forwards, Frame
@@ -99,6 +99,8 @@ class Listening:
         call = None
         telling = suppress(Exception) if scripted else self._telling(mix.place)
         with _aside(mix.product.out), telling:
+            if is_batched(mix.product.out):
+                raise UnexplainedError("it runs inside of torch.vmap, where no row can be read")
             call = read(mix, self._plan(mix))
         if call is not None:
             self._take(call, mix.product.out)
@@ -112,7 +114,7 @@ class Listening:
         """
         size = self._other.get(where)
         tokens = self._sizes().tokens
-        if size is None or (tokens and tokens[-1] == size) or size not in shape:
+        if size in (None, 1) or (tokens and tokens[-1] == size) or size not in shape:
             return size is not None
         del self._other[where]
         self._tell(where, f"a prompt of {size} tokens is as long as another axis; take another one")

@@ -20,6 +20,7 @@ from kvtrace.record.flow.contraction import (
     Contraction,
     Unfinished,
     of_einsum,
+    of_linear,
     of_matmul,
     of_multiply,
     of_tensordot,
@@ -29,6 +30,7 @@ from kvtrace.record.flow.follow import (
     Function,
     Kwargs,
     argument,
+    divided_before,
     followed,
     multiplied,
     opaque,
@@ -283,8 +285,13 @@ class FlowMode(TorchFunctionMode):
 
     def _linear(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         weight = argument(args, kwargs, 1, "weight")
-        self.last_parameter = weight
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if type(weight) is nn.Parameter or self.is_parameter(weight):
+            self.last_parameter = weight
+        elif weight.dim() == 2 and argument(args, kwargs, 2, "bias") is None:
+            left = argument(args, kwargs, 0, "input")
+            self._product(left, weight, lambda: of_linear(left, weight, out))
+        return out
 
     def _plain(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         if self.marks:
@@ -318,6 +325,8 @@ class FlowMode(TorchFunctionMode):
         if (first is None) != (second is None):
             mark = first or second
             assert mark is not None
+            if mark.stage is Stage.EXPONENTIALS:
+                mark = divided_before(mark, left if first is not None else right)
             if mark.stage is Stage.EXPONENTIALS:
                 axes = (product.left_axes, product.right_axes, product.out_axes)
                 open_ended = Unfinished(left, right, *axes)

@@ -14,6 +14,7 @@ from kvtrace.record.flow.arrange import (
     AmbiguousError,
     Evidence,
     Layout,
+    NotOverTokensError,
     Roles,
     Sizes,
     Structure,
@@ -150,6 +151,7 @@ def make(mix: Mix, sizes: Sizes, before: Certain | None) -> Plan:
     query_axes, key_axes = _oriented(first.left_axes, first.right_axes, left_first)
     queries = first.left if left_first else first.right
     shape = structure(mark.axes, query_axes, key + mark.key, key_axes, letters)
+    _over_tokens(shape, query_axes, key_axes, letters, sizes)
     evidence = Evidence(_MaskedAlong(mark), _Outside(queries, query_axes, letters), before)
     found = roles(shape, letters, sizes, evidence)
     named = _named(mix, key)
@@ -177,6 +179,19 @@ def make(mix: Mix, sizes: Sizes, before: Certain | None) -> Plan:
         _learned(shape, found),
         found.assumed,
     )
+
+
+def _over_tokens(
+    shape: Structure, query_axes: Axes, key_axes: Axes, letters: Letters, sizes: Sizes
+) -> None:
+    """Refuse features that attend to features: what is summed over then are the tokens."""
+    both = set(wide(query_axes, letters)) & set(wide(key_axes, letters)) - set(shape.shared)
+    summed = letters.size("".join(both))
+    rows = {letters.sizes[x] for x in shape.free}
+    over = bool(sizes.tokens) and summed == sizes.tokens[-1] and not rows & set(sizes.tokens)
+    merged = any(row % tokens == 0 for row in rows for tokens in sizes.tokens if tokens > 1)
+    if summed == 1 or (over and rows and not merged):
+        raise NotOverTokensError("features attend to features")
 
 
 def _part(

@@ -130,7 +130,52 @@ class Recurrence(nn.Module):
         return self.cell(x)[0] * x.softmax(-1)
 
 
+class Squeeze(nn.Module):
+    """Squeeze and excitation: channels weighed by a softmax of their mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Linear(32, 8), nn.Linear(8, 32)
+
+    def forward(self, x):
+        return x * self.up(self.down(x.mean(1, keepdim=True)).relu()).softmax(-1)
+
+
+class MemoryBank(nn.Module):
+    """Retrieval from learned slots: keys and values are parameters, normalised on the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.slots = nn.Parameter(torch.randn(12, 32))
+        self.told = nn.Parameter(torch.randn(12, 32))
+
+    def forward(self, x):
+        near = F.normalize(x, dim=-1) @ F.normalize(self.slots, dim=-1).T
+        return (near / 0.1).softmax(-1) @ self.told
+
+
+class Contrastive(nn.Module):
+    """An auxiliary loss over pairs of tokens: scores and a softmax, and nothing is mixed."""
+
+    def forward(self, x):
+        flat = F.normalize(x.flatten(0, 1), dim=-1)
+        chance = (flat @ flat.T / 0.07).softmax(-1)
+        return x * (1 + 0 * -chance.diagonal().log().mean())
+
+
+class ChannelAttention(nn.Module):
+    """Features attend to features over all tokens, as cross-covariance attention has it."""
+
+    def forward(self, x):
+        turned = F.normalize(x, dim=1).mT
+        return (turned @ turned.mT).softmax(-1).matmul(x.mT).mT
+
+
 NEGATIVES = (
+    Squeeze,
+    MemoryBank,
+    Contrastive,
+    ChannelAttention,
     Router,
     CosineRouter,
     LinearAttention,
