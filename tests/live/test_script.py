@@ -1,0 +1,165 @@
+"""Scripts of people, run untouched: what `kvtrace run` does once it has its own process."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import kvtrace
+from builders.own_scripts import write
+from kvtrace.live import script
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.delitem(sys.modules, "model", raising=False)
+
+    def run(*words, module=False, force=False):
+        wishes = {
+            "output": str(tmp_path / "a.kvt"),
+            "recompute": "once",
+            "cpu": False,
+            "module": module,
+            "force": force,
+        }
+        before = nn.Module.__call__, torch.autograd.backward, nn.functional.cross_entropy
+        code = script.main([json.dumps(wishes), *words])
+        assert before == (nn.Module.__call__, torch.autograd.backward, nn.functional.cross_entropy)
+        assert "__init_subclass__" not in vars(nn.Module)
+        sys.modules.pop("model", None)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def agreed(trace):
+    """Steps that were compared, all of them within rounding."""
+    found = [trace.compared(number) for number in trace.numbers]
+    assert not any((one.beyond > 0).any() for one in found if one is not None)
+    return sum(one is not None for one in found)
+
+
+def test_a_sampling_script_gives_its_texts_and_each_sample_is_a_prompt_of_its_own(run):
+    code, out, err = run("sample.py")
+    assert (code, out.count("---------------\n")) == (0, 2)
+    trace = kvtrace.open("a.kvt")
+    assert [step.number for step in trace if step.parent is None] == [0, 5]
+    assert agreed(trace) == len(trace) == 10
+    assert trace.step(0).texts[1] == "b"
+    assert "GPT: 10 steps from 2 prompts, 2 places of attention, compared with recomputed" in err
+    assert err.rstrip().endswith("kvtrace open a.kvt")
+
+
+def test_training_is_left_out_and_each_sample_is_compared_with_its_own_weights(run):
+    code, out, err = run("train.py")
+    assert code == 0
+    assert "early:" in out
+    trace = kvtrace.open("a.kvt")
+    assert agreed(trace) == len(trace) == 8
+    assert [len(step.tokens[0]) for step in trace] == [1, 2, 3, 4] * 2
+    assert "GPT: 9 calls trained or measured a loss and were not recorded" in err
+
+
+def test_attention_in_plain_functions_is_a_step_for_each_lookup(run):
+    code, _, err = run("functional.py")
+    assert code == 0
+    trace = kvtrace.open("a.kvt")
+    assert [step.tokens[0][:5] for step in trace] == [(3, 14, 15, 9, 2)] * 4
+    assert [step.parent for step in trace] == [None, 0, 1, 2]
+    assert {(site.module, site.num_heads) for site in trace.meta.sites} == {("attention", 3)}
+    assert trace.meta.sites[0].code.startswith("functional.py:")
+    assert "not compared" in err
+
+
+def test_a_method_other_than_forward_is_a_step_and_compared_with_forward(run):
+    assert run("method.py")[0] == 0
+    trace = kvtrace.open("a.kvt")
+    assert agreed(trace) == len(trace) == 4
+    assert [site.module for site in trace.meta.sites] == ["h.0.attn", "h.1.attn"]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("direct", 4), ("notebook", 3)])
+def test_a_model_is_recorded_however_it_is_called(run, name, steps):
+    assert run(f"{name}.py")[0] == 0
+    assert agreed(kvtrace.open("a.kvt")) == steps
+
+
+def test_generate_of_transformers_tells_its_prompt_and_its_last_token(run):
+    code, out, _ = run("hugging_face.py")
+    assert code == 0
+    trace = kvtrace.open("a.kvt")
+    assert [step.phase for step in trace] == ["prefill"] + ["decode"] * 4 + ["prefill"]
+    assert trace.step(4).chosen == (json.loads(out.splitlines()[0])[0][-1],)
+    assert agreed(trace) == 6
+
+
+def test_two_models_have_a_trace_each(run):
+    code, _, err = run("draft.py")
+    assert code == 0
+    draft, target = kvtrace.open("a.kvt"), kvtrace.open("a-2.kvt")
+    assert (len(draft), len(target)) == (6, 3)
+    assert [len(trace.meta.sites) for trace in (draft, target)] == [2, 2]
+    assert "a-2.kvt" in err
+
+
+def test_arguments_name_and_exit_code_are_the_scripts_own(run, tmp_path):
+    code, out, err = run("arguments.py", "-n", "3", "-o", "their")
+    assert code == 7
+    assert out == "['-n', '3', '-o', 'their'] __main__ their 5\n"
+    assert kvtrace.open("a.kvt").ending.text == "the program ended with exit code 7"
+    assert "compared with recomputed" in err
+
+
+def test_a_module_is_run_as_python_runs_it(run):
+    code, out, _ = run("arguments", "-n", "2", module=True)
+    assert code == 7
+    assert out == "['-n', '2'] __main__ nothing 4\n"
+    assert len(kvtrace.open("a.kvt")) == 2
+
+
+def test_an_exception_is_shown_without_our_frames_and_the_trace_is_kept(run):
+    code, _, err = run("raises.py")
+    assert code == 1
+    assert "assert t <= self.block_size" in err
+    assert 'raises.py", line 9' in err
+    assert "kvtrace/record" not in err
+    trace = kvtrace.open("a.kvt")
+    assert (len(trace), trace.ending.reason) == (22, "error")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("recurrent", "no attention was seen in CharRNN (4 calls with tokens)"),
+        ("vision", "modules were called, but none with token ids: Sequential (1 call)"),
+    ],
+)
+def test_where_nothing_attends_a_sentence_says_what_was_seen_and_no_file_is_left(
+    run, tmp_path, name, said
+):
+    code, _, err = run(f"{name}.py")
+    assert code == 0
+    assert err == f"kvtrace: nothing was recorded: {said}" + err[len(said) + 31 :]
+    assert not list(tmp_path.glob("*.kvt"))
+
+
+def test_ctrl_c_keeps_the_trace(run, tmp_path):
+    source = (tmp_path / "raises.py").read_text()
+    stopping = (
+        "            if step == 5: raise KeyboardInterrupt\n            logits, _ = model(ids)\n"
+    )
+    (tmp_path / "stopped.py").write_text(
+        source.replace("            logits, _ = model(ids)\n", stopping)
+    )
+    code, _, err = run("stopped.py")
+    assert code == 130
+    assert err.splitlines()[-2] == "KeyboardInterrupt"
+    trace = kvtrace.open("a.kvt")
+    assert (len(trace), trace.ending.reason) == (5, "stopped")
