@@ -210,6 +210,11 @@ def _extends(tokens: Tensor | None, before: Tensor | None) -> bool:
 
 def _start(arguments: Mapping[str, object], tokens: Tensor | None, new: int) -> int | None:
     """Position of the first token as an argument says it; None where none does."""
+    mask = arguments.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2 and tokens is not None:
+        whole = mask.shape[0] == tokens.shape[0] and not mask.is_floating_point()
+        if whole and mask.shape[1] > new:
+            return int(mask.shape[1]) - new
     for name, value in arguments.items():
         if value is tokens or not _POSITION.search(name):
             continue

@@ -249,7 +249,7 @@ class Recorder:
         step = Step(
             number=number,
             phase=self.phases.of(forward, where, entry),
-            parent=self._parent(entry, tokens),
+            parent=self._parent(entry, tokens, where),
             tokens=tokens,
             positions=where,
             chosen=(None,) * len(tokens),
@@ -269,7 +269,7 @@ class Recorder:
             del self._latest[next(iter(self._latest))]
         return step, attended.step_rows(copied), frozenset(entry.caches)
 
-    def _parent(self, entry: LedgerStep, tokens: Tokens) -> int | None:
+    def _parent(self, entry: LedgerStep, tokens: Tokens, where: Positions) -> int | None:
         """The step whose cache this one continued; without a cache, whose tokens."""
         if not entry.caches:
             if entry.parent is not None:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from kvtrace.record.caches import CACHES, follow, patch_class
 from kvtrace.record.calls import AttentionCall
@@ -230,13 +231,13 @@ class Watch:
             lambda keep: setattr(one, "keep", keep),
         )
 
-    def _arguments(
     def _given(self, arguments: Mapping[str, object]) -> frozenset[int]:
         """Serials of the caches among the arguments, as far as they were met."""
         given = arguments.get("past_key_values")
         parts = (given, *(getattr(given, part, None) for part in _HALVES))
         return frozenset(self._tracker.serial(one) for one in parts if self._tracker.met(one))
 
+    def _arguments(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Mapping[str, object]:
         """All arguments by name."""

@@ -106,7 +106,8 @@ def _sites_beyond(trace: Trace, step: Step, lane: str, limits: Noise) -> list[in
     for group in step.sites:
         for site, bad in zip(group.sites, group.nonfinite, strict=True):
             over[site] = bool(over[site]) or bool(bad)
-    return [int(site) for site in np.flatnonzero(over)]
+    # sites are numbered as they were met; a layer that is met in another shape comes last
+    return sorted(np.flatnonzero(over).tolist(), key=lambda site: trace.site(site).layer)
 
 
 def _at(

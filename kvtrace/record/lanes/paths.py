@@ -66,6 +66,9 @@ class Paths:
         """Follow a step."""
         parents = self._ends.get(-1 if step.parent is None else step.parent, [])
         past = max((group.length_before for group in step.caches), default=0)
+        if past == 0 and step.parent is not None:
+            # a faulty cache may hold none of its old rows; its tokens still have a place
+            past = max((row[0] for row in step.positions if row), default=0)
         order = _order(step)
         removed = _removed(step, {} if step.parent is None else self._kept.get(step.parent, {}))
         ends: list[tuple[Path, int] | None] = []
@@ -167,12 +170,16 @@ def _off_the_end(kept: tuple[tuple[Run, ...], ...], group: CacheStep) -> int | N
     if not kept or not group.attended:
         return None
     old = [run for run in group.attended[0] if run.cell < group.first_cell]
-    if not old:
-        return None
-    last = min(old[-1].cell + old[-1].count, group.first_cell) - 1
+    found = [_rows_after(kept[0], min(run.cell + run.count, group.first_cell) - 1) for run in old]
+    # a ring has its newest row anywhere: the one that was kept last counts
+    return min((count for count in found if count is not None), default=None)
+
+
+def _rows_after(kept: tuple[Run, ...], cell: int) -> int | None:
+    """Rows that were kept behind a cell; None if it was not."""
     after = 0
-    for run in reversed(kept[0]):
-        if run.cell <= last < run.cell + run.count:
-            return after + run.cell + run.count - 1 - last
+    for run in reversed(kept):
+        if run.cell <= cell < run.cell + run.count:
+            return after + run.cell + run.count - 1 - cell
         after += run.count
     return None
