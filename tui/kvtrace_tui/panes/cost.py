@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from textual.strip import Strip
 from kvtrace import units
 from kvtrace.analysis.costs import StepCost, step_cost, why
 from kvtrace.analysis.history import History, SoFar, history, so_far
+from kvtrace.analysis.savings import Saving, savings
 from kvtrace.trace import Trace
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
@@ -21,6 +22,7 @@ from kvtrace_tui.drawing.lines import Piece, beside, columns, line
 from kvtrace_tui.panes.pane import Pane, wrapped
 
 _PARTS = 46
+_TITLE = len(" cost  FLOPs per step  ")
 _WIDEST = 12
 """Cells of a step's column, at most."""
 
@@ -52,7 +54,11 @@ class CostPane(Pane):
         cost = step_cost(trace, cursor.step)
         past = self._past(trace)
         sums = so_far(past, cursor.step)
-        lines = [self.title_line(width, "cost", "FLOPs per step", right=_bytes(cost))]
+        saved = savings(trace, cursor.step)
+        right = _bytes(cost, saved)
+        if len(right) + _TITLE > width:
+            right = _bytes(cost)
+        lines = [self.title_line(width, "cost", "FLOPs per step", right=right)]
         reason = wrapped([(f" {why(cost)}", ink.DIM)], width)[: max(height - 4, 0)]
         room = height - 3 - len(reason)
         if room < 2:
@@ -148,13 +154,13 @@ def _times(mine: int | None, theirs: int | None) -> list[Piece]:
     return [*pieces, (f"  {units.ratio(theirs, mine)}", ink.STRONG)]
 
 
-def _bytes(cost: StepCost) -> str:
-    """Memory and traffic."""
+def _bytes(cost: StepCost, saved: Sequence[Saving] = ()) -> str:
+    """Memory, what it would be without the first thing that saves some, and traffic."""
+    held = units.byte_size(cost.cache_bytes)
+    if saved:
+        held += f" ({units.byte_size(saved[0].otherwise_bytes)} {saved[0].what})"
     read = units.byte_size(cost.cached.bytes_read - cost.weight_bytes)
-    return (
-        f"cache {units.byte_size(cost.cache_bytes)} · reads {read} of it "
-        f"and {units.byte_size(cost.weight_bytes)} of weights"
-    )
+    return f"cache {held} · reads {read} of it and {units.byte_size(cost.weight_bytes)} of weights"
 
 
 def _part_lines(cost: StepCost, height: int) -> list[Strip]:
