@@ -135,7 +135,9 @@ class _Found:
 
             found = find_tokenizer(sys.modules["__main__"], types.SimpleNamespace())
             self._decode = None if found is None else found[0].decode
-        return "" if self._decode is None else self._decode(token)
+        if self._decode is None:
+            raise LookupError("the script has no tokenizer")  # then the id is shown
+        return self._decode(token)
 
 
 # -- what is shown --------------------------------------------------------------------------------

@@ -57,6 +57,13 @@ def test_a_sampling_script_gives_its_texts_and_each_sample_is_a_prompt_of_its_ow
     assert err.rstrip().endswith("kvtrace open a.kvt")
 
 
+def test_a_script_without_a_tokenizer_has_ids_and_no_texts(run, tmp_path):
+    lines = "import torch", "from model import GPT", "GPT().generate(torch.ones(1, 3).long(), 2)"
+    (tmp_path / "plain.py").write_text("\n".join(lines))
+    run("plain.py")
+    assert [dict(step.texts) for step in kvtrace.open("a.kvt")] == [{}, {}]
+
+
 def test_training_is_left_out_and_each_sample_is_compared_with_its_own_weights(run):
     code, out, err = run("train.py")
     assert code == 0
