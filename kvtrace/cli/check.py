@@ -41,11 +41,19 @@ def run(values: argparse.Namespace) -> int:
 
 def _traces(words: list[str]) -> list[Path]:
     """Words that are traces; one that is makes all of them so."""
-    named = [Path(word) for word in words if word.endswith(".kvt")]
+    named = [Path(word) for word in words if _is_trace(word)]
     if named and len(named) < len(words):
-        other = next(word for word in words if not word.endswith(".kvt"))
+        other = next(word for word in words if not _is_trace(word))
         raise UsageError(f"{other!r} stands beside a trace; check traces, or a model and a prompt")
     return named
+
+
+def _is_trace(word: str) -> bool:
+    """Whether it names a trace, or a folder with those of ranks and no model."""
+    if word.endswith(".kvt"):
+        return True
+    path = Path(word)
+    return path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.kvt"))
 
 
 def _of_traces(paths: list[Path], teller: Teller) -> Report:

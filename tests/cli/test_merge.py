@@ -75,3 +75,9 @@ def test_other_verbs_say_that_a_folder_is_no_trace(kvtrace, ranks, verb, monkeyp
     code, out, err = kvtrace(verb, ".")
     assert (code, out) == (65, "")
     assert err == "kvtrace: .: can't be read: Is a directory. Give the name of a .kvt file.\n"
+
+
+def test_check_of_a_folder_judges_the_whole_model(kvtrace, ranks):
+    code, out, _ = kvtrace("check", ranks[0].parent)
+    assert code == 0
+    assert out.startswith("equal within rounding")
