@@ -70,7 +70,8 @@ class Paths:
             # a faulty cache may hold none of its old rows; its tokens still have a place
             past = max((row[0] for row in step.positions if row), default=0)
         order = _order(step)
-        removed = _removed(step, {} if step.parent is None else self._kept.get(step.parent, {}))
+        kept = {} if step.parent is None else self._kept.get(step.parent, {})
+        removed = _removed(step, kept, order[0] if order else 0)
         ends: list[tuple[Path, int] | None] = []
         for sequence, tokens in enumerate(step.tokens):
             ends.append(None)
@@ -79,6 +80,8 @@ class Paths:
             source = order[sequence] if order else sequence // _repeats(step, parents)
             before = parents[source] if source < len(parents) else None
             start = 0 if before is None else before[1] - removed
+            if before is not None and step.positions[sequence][0] + before[0].padding == before[1]:
+                start = before[1]  # its place says that nothing was taken off: rows were lost
             path, start = self._place(step, before, past, (tokens, start))
             if path is None:
                 continue
@@ -147,16 +150,21 @@ def _repeats(step: Step, parents: Sequence[object]) -> int:
     return max(1, step.num_sequences // len(parents)) if parents else 1
 
 
-def _removed(step: Step, kept: Kept) -> int:
+def _removed(step: Step, kept: Kept, source: int) -> int:
     """Rows that were cropped off before the step.
 
     A window that is cropped also drops rows at its start: only those at the end count.
+
+    Args:
+        step: It.
+        kept: What its parent kept.
+        source: The parent's sequence that the first one goes on with.
     """
     found = [
         count
         for group in step.caches
         if group.layers[0] in kept and not group.rewritten
-        if (count := _off_the_end(kept[group.layers[0]], group)) is not None
+        if (count := _off_the_end(kept[group.layers[0]][source : source + 1], group)) is not None
     ]
     if found:
         return min(found)
@@ -166,7 +174,7 @@ def _removed(step: Step, kept: Kept) -> int:
 
 
 def _off_the_end(kept: tuple[tuple[Run, ...], ...], group: CacheStep) -> int | None:
-    """Rows of the first sequence that stood after the last one that is still there."""
+    """Rows that were kept after the last one that the first sequence still has."""
     if not kept or not group.attended:
         return None
     old = [run for run in group.attended[0] if run.cell < group.first_cell]
