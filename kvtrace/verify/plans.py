@@ -20,10 +20,10 @@ from kvtrace.record.decode import Limits, decode
 from kvtrace.record.driving import Driven
 from kvtrace.verify.ways import WAYS
 
-_AGAIN_LENGTH, _AGAIN_STEPS = 12, 3
-_CHUNKS, _SINGLE = 3, 2
+_AGAIN_LENGTH, _AGAIN_STEPS = 12, 2
+_CHUNKS, _SINGLE, _FED = 3, 2, 48
 _TITLES = {"again": "another prompt", "chunks": "chunked prefill"}
-_BATCH_STEPS, _BEAMS, _BEAM_STEPS = 3, 3, 4
+_BATCH_LENGTH, _BATCH_STEPS, _BEAMS, _BEAM_STEPS = 16, 3, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ def _again(tokens: Sequence[int], start: Start) -> Plan:
 def _chunks(model: nn.Module, tokens: Sequence[int], start: Start) -> Plan:
     """The same tokens again, the prompt in uneven chunks, the last ones singly."""
     title = _TITLES["chunks"]
+    tokens = tokens[:_FED]
     if len(tokens) < _CHUNKS + _SINGLE:
         return Plan("chunks", title, model, None, f"{len(tokens)} tokens are too few")
     sizes = _sizes(len(tokens) - _SINGLE) + [1] * _SINGLE
@@ -122,7 +123,7 @@ def _sizes(total: int) -> list[int]:
 
 def _batch(tokens: Sequence[int]) -> list[Sequence[int]]:
     """Two rows of different lengths."""
-    length = min(len(tokens), 2 * _AGAIN_LENGTH)
+    length = min(len(tokens), _BATCH_LENGTH)
     row = tokens[:length]
     return [row, row[length // 2 :]]
 
@@ -152,7 +153,7 @@ def _beams(model: Any, tokens: Sequence[int]) -> Plan:
         return Plan("beams", title, model, None, "it has no generate")
 
     def drive() -> None:
-        ids = torch.tensor([list(tokens[: 2 * _AGAIN_LENGTH])], device=_device(model))
+        ids = torch.tensor([list(tokens[:_BATCH_LENGTH])], device=_device(model))
         _generate(model, ids, torch.ones_like(ids), _BEAM_STEPS, num_beams=_BEAMS)
 
     return Plan("beams", title, model, drive)

@@ -32,6 +32,7 @@ def run() -> list[Row]:
             _row("recording 12 layers × 64 wide", small, path, 1.08, 25, recompute="off"),
             _row("recording and the recomputed lane, 124M", large, path, None, 5),
             _row("recording, both lanes, 124M", large, path, 2.5, 5, referee=True),
+            _check_row(large, 2.5, 3),
         ]
 
 
@@ -60,6 +61,26 @@ def _row(what: str, model: Any, path: Path, goal: float | None, runs: int, **opt
     base = median(without for without, _ in pairs) * 1e3
     note = f"{min(ratios):.3f} to {max(ratios):.3f} in {runs} runs; plain {base:.0f} ms of CPU"
     return Row(f"{what}, {PROMPT}+{NEW} tokens", median(ratios), "×", goal, note)
+
+
+def _check_row(model: Any, goal: float, runs: int) -> Row:
+    """All of `kvtrace.check`: every way of driving, lanes, referee and verdict."""
+    ids = torch.randint(3, 900, (1, PROMPT), generator=torch.Generator().manual_seed(1))
+
+    def plain() -> None:
+        model.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+
+    def checked() -> None:
+        kvtrace.assert_cache_consistent(model, ids, new_tokens=NEW)
+
+    plain()
+    checked()
+    pairs = [(_seconds(plain), _seconds(checked)) for _ in range(runs)]
+    ratios = [with_ / without for without, with_ in pairs]
+    base = median(without for without, _ in pairs) * 1e3
+    note = f"{min(ratios):.3f} to {max(ratios):.3f} in {runs} runs; plain {base:.0f} ms of CPU"
+    what = f"kvtrace.check in every way, referee included, 124M, {PROMPT}+{NEW} tokens"
+    return Row(what, median(ratios), "×", goal, note)
 
 
 def _seconds(run_once: Callable[[], None]) -> float:

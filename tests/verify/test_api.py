@@ -17,7 +17,7 @@ def test_a_healthy_model_is_equal_in_every_way_it_can_be_driven():
     names = [one.name for one in report.trials]
     assert names == [
         "prefill of 8, 3 decode steps",
-        "another prompt: prefill of 11, 2 decode steps",
+        "another prompt: prefill of 11, 1 decode step",
         "chunked prefill 3+4+2, 2 decode steps",
         "left-padded batch of 2: prefill of 11, 2 decode steps",
         "3 beams: prefill of 11, 3 decode steps",
