@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 from kvtrace.errors import UsageError
 from kvtrace.models.definitions import Definitions, definitions_of
@@ -31,7 +32,7 @@ def import_script(
         UsageError: It is not there.
         ModelError: It raised.
     """
-    with _impatient(source, progress, definitions):
+    with _impatient(source, progress, definitions), patch.object(sys, "argv", [source.place]):
         if source.kind == "module":
             return _by_name(source, definitions)
         return _by_path(source, Path(source.place).resolve(), definitions)

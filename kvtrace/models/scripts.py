@@ -6,11 +6,13 @@ here: the module is handed on, and its optional functions say.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from types import ModuleType
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -103,7 +105,8 @@ def _made(
         module, left_out = import_script(source, progress, definitions=request.definitions)
         factory = find_factory(module, source, left_out)
         try:
-            made = factory.make()
+            with patch.object(sys, "argv", [source.place]):
+                made = factory.make()
         except ModelError as error:
             raise _with_what_was_skipped(error, left_out) from error
     said += factory.said

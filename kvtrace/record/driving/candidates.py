@@ -40,8 +40,8 @@ def plain_ways(signature: Signature) -> Iterator[Way]:
         filled = _filled(signature, labels)
         if labels and filled == _filled(signature, False):
             continue
-        for flags, places, masks in product(
-            _unique([quiet, ()]), _places(signature, plain=True), _masks(signature)
+        for masks, flags, places in product(
+            _masks(signature, plain=True), _unique([quiet, ()]), _places(signature, plain=True)
         ):
             yield Way(signature, layout, given=(*places, *masks, *filled, *flags))
 
@@ -233,11 +233,18 @@ def _forms(one: Parameter) -> list[tuple[str, forms.Form]]:
     return [*number, *many, *few]
 
 
-def _masks(signature: Signature) -> list[Choice]:
-    """Masks only where they must be given."""
+def _masks(signature: Signature, *, plain: bool = False) -> list[Choice]:
+    """Masks where they must be given; without a cache also where they may be."""
     takers = [one for one in signature.of("mask") if one.required]
     if not takers:
-        return [()]
+        return [(), *_mask_forms(list(signature.of("mask")))[1:]] if plain else [()]
+    return _mask_forms(takers)
+
+
+def _mask_forms(takers: list[Parameter]) -> list[Choice]:
+    """Every form of a mask, alike for all that take one."""
+    if not takers:
+        return []
     shapes: list[tuple[str, forms.Form]] = [
         ("None", lambda *_: None),
         ("causal [new, all]", forms.causal),

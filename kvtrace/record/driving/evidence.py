@@ -118,8 +118,7 @@ class Trials:
         """Whether the last row's logits depend on the first token."""
         other = [self.tokens[1], *self.tokens[1:]]
         try:
-            with nothing_left(self.model, self.script), _calm():
-                one, two = (self._calls(way).step(each) for each in (self.tokens, other))
+            one, two = (self._rows(way, each)[-1] for each in (self.tokens, other))
         except Exception:
             return False
         return not torch.equal(one, two)
@@ -128,9 +127,7 @@ class Trials:
         """Whether rows stay when tokens are added; None when only the last row is returned."""
         short = self.tokens[: self.prefill]
         try:
-            with nothing_left(self.model, self.script), _calm():
-                first = self._calls(way).rows(short)
-                second = self._calls(way).rows(self.tokens)
+            first, second = (self._rows(way, each) for each in (short, self.tokens))
         except Exception:
             return None
         if first.shape[0] != len(short) or second.shape[0] != len(self.tokens):
@@ -144,6 +141,11 @@ class Trials:
         return max((_TOLERANCE.get(kind, 3e-2) for kind in kinds), default=1e-3)
 
     # -- the runs ----------------------------------------------------------------------------
+
+    def _rows(self, way: Way, tokens: Sequence[int]) -> Tensor:
+        """Logits of all rows, on a model that saw nothing before, [rows, vocab]."""
+        with nothing_left(self.model, self.script), _calm():
+            return self._calls(way).rows(tokens).clone()
 
     def _calls(self, way: Way) -> Calls:
         return Calls(self.fresh(), way, len(self.tokens) + 1, self.shape, self.tokens[:3])

@@ -111,7 +111,8 @@ def nothing_left(model: nn.Module, script: types.ModuleType | None) -> Iterator[
     for one in _containers(model, script):
         _keep(one, kept, parameters, 4)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=_devices(model)):
+        eager = torch.compiler.set_stance("force_eager")  # nothing is worth compiling for a trial
+        with eager, torch.no_grad(), torch.random.fork_rng(devices=_devices(model)):
             yield
     finally:
         for held, before in kept.values():

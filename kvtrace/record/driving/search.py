@@ -98,10 +98,7 @@ class Search:
                 self._why.setdefault(tried.why, str(way))
                 continue
             fallback = fallback or way
-            if way.layout == "batch" and not way.signature.of("mask"):
-                if trials.sees_the_first_token(way):
-                    return way
-            elif trials.sees_the_first_token(way) and trials.is_causal(way) is not False:
+            if trials.sees_the_first_token(way) and trials.is_causal(way) is not False:
                 return way
         return fallback
 
