@@ -61,7 +61,7 @@ def _step(axis: Filling) -> int:
 
 def _draw_padding(row: list[str], axis: Filling, names: Sequence[int] | None) -> None:
     """A dotted line under what is padding, and its name where it begins."""
-    if names is None:
+    if names is None or min(names, default=0) >= 0:
         return
     begun = False
     for cell in range(axis.cells):

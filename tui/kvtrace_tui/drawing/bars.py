@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,15 +85,21 @@ def _eighths(part: float, height: int) -> int:
 
 def _cell(back: int, front: int, styles: tuple[Style, Style], floor: int) -> Segment:
     """One cell of a layered column, whose bottom stands at `floor` eighths."""
+    return _filled(min(max(back - floor, 0), 12), min(max(front - floor, 0), 8), styles)
+
+
+@lru_cache(1024)
+def _filled(back: int, front: int, styles: tuple[Style, Style]) -> Segment:
+    """A cell with that much of both quantities, in eighths from its bottom; the rest is above."""
     behind, before = styles
-    if front - floor >= 8:
+    if front >= 8:
         return Segment("█", before)
-    if front > floor:
+    if front > 0:
         # the rest of this cell is filled by the back column: never less than it shows
-        full = back - floor >= 8 or back - front >= 4
+        full = back >= 8 or back - front >= 4
         style = Style(color=before.color, bgcolor=behind.color) if full else before
-        return Segment(_UP[front - floor], style)
-    return Segment(_UP[min(max(back - floor, 0), 8)], behind)
+        return Segment(_UP[front], style)
+    return Segment(_UP[min(back, 8)], behind)
 
 
 def _merged(segments: Sequence[Segment]) -> Strip:

@@ -16,7 +16,7 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth
 from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.heat import Look, glyphs_of
-from kvtrace_tui.drawing.heatstrip import Painter, painter
+from kvtrace_tui.drawing.heatstrip import Painter, heat_strip, painter
 from kvtrace_tui.drawing.pool import pooled
 
 _MARK = "◆"
@@ -80,6 +80,7 @@ def layer_grid(
     shown = pooled(values, layout.down, layout.across)
     levels = look.shade.levels(shown, paint.levels)
     lines = [_head_labels(layout, mark[1])]
+    widths = layout.across.widths()
     for y in range(layout.down.bins):
         layers = layout.down.indices_of(y)
         selected = mark[0] in layers
@@ -88,8 +89,13 @@ def layer_grid(
         gutter = [Segment(name, ink.STRONG if selected else ink.DIM), _flag(layers, flagged)]
         waiting = run_until is not None and layers.start > run_until
         chosen = layout.across.cells_of(mark[1]) if selected else range(0)
-        cells = _cells(levels[y], layout.across, chosen, (paint, look), waiting)
-        lines.append(Strip([*gutter, *cells]))
+        special = chosen or waiting or levels[y].max() >= paint.levels
+        if look.depth.half_blocks and not special:
+            keys = np.repeat(levels[y].astype(np.uint16) * 257, widths)
+            lines.append(heat_strip(keys, paint, Strip(gutter)))
+        else:
+            cells = _cells(levels[y], layout.across, chosen, (paint, look), waiting)
+            lines.append(Strip([*gutter, *cells]))
     return lines
 
 

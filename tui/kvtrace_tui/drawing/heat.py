@@ -6,6 +6,7 @@ lighter to denser for positive ones, other signs for negative ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ from kvtrace_tui.drawing.pool import pooled
 from kvtrace_tui.drawing.shade import Shade
 
 Levels = NDArray[np.uint8]
+Sides = tuple[Sequence[Strip], Strip | None]
+_BARE: Sides = ((), None)
 
 _NEGATIVE = "#=~-"
 _POSITIVE = "░▒▓█"
@@ -55,8 +58,9 @@ def heat_map(
     across: Filling,
     look: Look,
     mark: tuple[int, int] | None = None,
+    sides: Sides = _BARE,
 ) -> list[Strip]:
-    """A map, as wide and high as its bins need.
+    """A map, as wide and high as its bins need, with what stands beside it.
 
     Args:
         values: [down, across], the whole axes.
@@ -64,17 +68,28 @@ def heat_map(
         across: Bins from left to right.
         look: How it is painted.
         mark: Indices (down, across) under the crosshair.
+        sides: What stands left of each line, and right of every line.
     """
     paint = painter(look.palette, look.depth, signed=look.shade.signed)
     levels = _levels(pooled(values, down, across), look, paint)
     levels = np.repeat(np.repeat(levels, down.widths(), axis=0), across.widths(), axis=1)
     if not look.depth.half_blocks:
-        return _glyph_lines(levels, paint, look, _marked(down, across, mark))
+        lines = _glyph_lines(levels, paint, look, _marked(down, across, mark))
+        return [_beside(line, y, sides) for y, line in enumerate(lines)]
     _draw_crosshair(levels, paint, down, across, mark)
     if levels.shape[0] % 2:
         levels = np.vstack([levels, np.full_like(levels[-1:], paint.absent)])
     keys = (levels[0::2].astype(np.uint16) << 8) | levels[1::2]
-    return [heat_strip(row, paint) for row in keys]
+    before, after = sides
+    return [
+        heat_strip(row, paint, before[y] if before else None, after) for y, row in enumerate(keys)
+    ]
+
+
+def _beside(strip: Strip, y: int, sides: Sides) -> Strip:
+    before, after = sides
+    found = [*before[y : y + 1], strip, *([] if after is None else [after])]
+    return Strip.join(found) if len(found) > 1 else strip
 
 
 def glyphs_of(signed: bool) -> str:

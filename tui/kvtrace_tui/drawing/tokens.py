@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rich.cells import cell_len
 from rich.style import Style
@@ -14,6 +15,12 @@ from kvtrace_tui.drawing.lines import Piece
 
 _BEFORE = 0.6
 _LONGEST = 18
+
+
+@lru_cache(8192)
+def shown_token(raw: str, limit: int) -> str:
+    """A token as it is shown, made safe once."""
+    return text.token(raw, limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +56,10 @@ def token_strip(
     spans: list[tuple[int, int, int]] = []
     x = 0
     for index in shown:
-        word = text.token(texts[index], _LONGEST)
+        one = shown_token(texts[index], _LONGEST)
         style = ink.CHOSEN if index == current else _style(index, current, rejected)
-        pieces += [(word, style), ("│", ink.FAINT)]
-        size = cell_len(word)
+        pieces += [(one, style), ("│", ink.FAINT)]
+        size = cell_len(one)
         spans.append((x, x + size, index))
         x += size + 1
     return TokenStrip(tuple(pieces), tuple(spans))
@@ -71,7 +78,7 @@ def _window(texts: Sequence[str], current: int, width: int) -> range:
     at = min(max(current, 0), len(texts) - 1)
 
     def size(index: int) -> int:
-        return cell_len(text.token(texts[index], _LONGEST)) + 1
+        return cell_len(shown_token(texts[index], _LONGEST)) + 1
 
     start, used = at, size(at)
     while start > 0 and used + size(start - 1) <= width * _BEFORE:

@@ -6,13 +6,13 @@ from collections.abc import Hashable, Mapping
 
 from textual.strip import Strip
 
-from kvtrace import text
 from kvtrace.analysis.attention import Attention, attention
 from kvtrace.trace import Tensor, Trace
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import bar
 from kvtrace_tui.drawing.lines import Piece, line, padded
+from kvtrace_tui.drawing.tokens import shown_token
 from kvtrace_tui.panes.pane import Pane
 from kvtrace_tui.panes.rows import Shelf
 
@@ -43,7 +43,7 @@ class AttentionPane(Pane):
         found = attention(trace, *where, cursor.query, keys=keys)
         about = f"L{cursor.layer} H{cursor.head}"
         if found.query_token >= 0:
-            word = text.token(trace.token_text(found.query_token), 12)
+            word = shown_token(trace.token_text(found.query_token), 12)
             about = f"{about} of {found.query_position} {word}"
         lines = [self.title_line(width, "attention", about), *_summary(found, width)]
         self._rows = {}
@@ -78,7 +78,7 @@ def _row(trace: Trace, found: Attention, row: int, chosen: int, scale: tuple[int
     weight = float(found.weights[row])
     word = "padding" if position < 0 else ""
     if token >= 0 and not word:
-        word = text.token(trace.token_text(token), 16)
+        word = shown_token(trace.token_text(token), 16)
     here = row == chosen
     names = min(max((width - _WEIGHT - 8) // 2, 4), 14)
     bars = max(width - _WEIGHT - names - 9, 0)

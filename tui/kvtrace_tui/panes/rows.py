@@ -89,7 +89,10 @@ class RowStore:
                 return None
             place = compared.passes[sequence]
             return self._pass_rows(number, layer, tensor, head, sequence, lane, place)
-        return head_rows(self.trace, number, layer, tensor, head, sequence, lane)
+        return self._once(
+            ("step", number, layer, tensor, head, sequence),
+            lambda: head_rows(self.trace, number, layer, tensor, head, sequence),
+        )
 
     def known(self, layer: int, tensor: Tensor, head: int) -> Floats | None:
         """All rows of a K or V head that were read so far, whatever the step; None: none."""

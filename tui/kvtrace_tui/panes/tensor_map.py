@@ -13,7 +13,6 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
-from kvtrace import text
 from kvtrace.analysis.nature import rows_are
 from kvtrace.analysis.origin import UNKNOWN, attended_rows, tokens_of_cells
 from kvtrace.analysis.tensors import CACHE_TENSORS, attended_runs
@@ -24,11 +23,11 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.axis import across_labels
 from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.heat import Look, heat_map, legend
-from kvtrace_tui.drawing.heatstrip import joined
 from kvtrace_tui.drawing.lines import Piece, line
 from kvtrace_tui.drawing.numbers import number, number_table
 from kvtrace_tui.drawing.palettes import PALETTES
 from kvtrace_tui.drawing.pool import pooling_label
+from kvtrace_tui.drawing.tokens import shown_token
 from kvtrace_tui.panes.pane import Pane, blank, wrapped
 from kvtrace_tui.panes.rows import Shelf
 from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown
@@ -130,10 +129,10 @@ class MapPane(Pane):
         down = Filling.fit(dim, height * per_line, zoom=cursor.zoom, focus=mark[0])
         across = Filling.fit(rows, room, grows=self._cached, zoom=cursor.zoom, focus=mark[1])
         self._bins = (down, across)
-        drawn = heat_map(seen.values.T, down, across, look, mark)
-        labels = _dim_labels(down, mark[0], len(drawn), per_line)
-        rest = blank(max(width - _GUTTER - across.cells, 0))
-        lines = [joined([label, strip, rest]) for label, strip in zip(labels, drawn, strict=True)]
+        labels = _dim_labels(down, mark[0], -(-down.cells // per_line), per_line)
+        rest = width - _GUTTER - across.cells
+        sides = labels, blank(rest) if rest > 0 else None
+        lines = heat_map(seen.values.T, down, across, look, mark, sides)
         axes = self._axes(trace, cursor, across, mark[1], width)
         return [*lines, *axes], _colours(look, pooling_label(down, across), width)
 
@@ -246,7 +245,7 @@ def exactly(value: float, absent: bool) -> str:
 def _label(trace: Trace, position: int, token: int) -> str:
     if position < 0:
         return " padding"
-    word = "" if token == UNKNOWN else f" {text.token(trace.token_text(token), 12)}"
+    word = "" if token == UNKNOWN else f" {shown_token(trace.token_text(token), 12)}"
     return f"{position}{word}"
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from rich.style import Style
 from textual.strip import Strip
 
-from kvtrace import text
 from kvtrace.analysis.branches import Branches
 from kvtrace.analysis.candidates import Candidate, Candidates, candidates
 from kvtrace.trace import Trace
@@ -17,7 +16,7 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import spark, strongest
 from kvtrace_tui.drawing.binning import Binning
 from kvtrace_tui.drawing.lines import Piece, line, padded
-from kvtrace_tui.drawing.tokens import token_strip
+from kvtrace_tui.drawing.tokens import shown_token, token_strip
 from kvtrace_tui.panes.chronicle import Chronicle, Told
 from kvtrace_tui.panes.pane import Pane
 
@@ -204,4 +203,7 @@ def _rivals(found: Candidates, room: int) -> list[Piece]:
 
 def _one(one: Candidate, style: Style) -> list[Piece]:
     share = "?" if one.probability is None else f"{one.probability:.1%}"
-    return [(text.token(one.text, 16), style), (f" {share}", ink.STRONG if one.chosen else ink.DIM)]
+    return [
+        (shown_token(one.text, 16), style),
+        (f" {share}", ink.STRONG if one.chosen else ink.DIM),
+    ]

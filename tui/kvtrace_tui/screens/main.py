@@ -62,6 +62,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self.desk = Desk(ScreenStage(self, follower), recording=follower.recording)
         self._follower = follower
         self._panes: dict[str, Pane] = {}
+        self._bars: list[Drawn] = []
         self._make_panes = make_panes
         self._player: Timer | None = None
         self._boxes: tuple[tuple[object, ...], Boxes] | None = None
@@ -79,11 +80,10 @@ class MainScreen(Screen[None], inherit_bindings=False):
     def compose(self) -> ComposeResult:
         """All parts; which of them show is up to the arrangement."""
         self._panes = {pane.id or "": pane for pane in self._make_panes()}
-        yield StatusBar(self.desk, "status")
-        yield TabBar(self.desk, "tabs")
+        makers = (StatusBar, "status"), (TabBar, "tabs"), (FooterBar, "footer"), (SmallBar, "small")
+        self._bars = [make(self.desk, name) for make, name in makers]
+        yield from self._bars
         yield from self._panes.values()
-        yield FooterBar(self.desk, "footer")
-        yield SmallBar(self.desk, "small")
 
     def on_mount(self) -> None:
         """Follow the trace if it may grow, and look for findings."""
@@ -145,7 +145,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
                     pane.light(name == self.desk.focus)
                     pane.tell(self.desk.found)
                     pane.show(self.desk.trace, self.desk.cursor)
-        for part in self.query(Drawn):
+        for part in self._bars:
             if part.id in boxes:
                 part.update()
         self._set_player()
