@@ -1,0 +1,147 @@
+"""However a model generates, the trace holds its caches bit for bit, and the lanes agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from builders.recorded import assert_attention_explains_itself, caches_disagree, record
+from builders.tiny_models import tiny_model
+from builders.ways import IDS, WAYS, assisted, generate, ready
+
+EVERYWHERE = [
+    "beams of a padded batch",
+    "assisted",
+    "prompt lookup",
+    "left padding, static",
+    "left padding, no cache",
+    "two texts at once",
+    "static beams",
+    "rolled back",
+]
+CASES = [("llama", way) for way in WAYS]
+CASES += [(name, way) for name in ("mistral", "deepseek_v3", "gemma3n_text") for way in EVERYWHERE]
+CASES += [("deepseek_v3", "early exit"), ("bloom", "assisted"), ("bloom", "beams")]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def recorded(model, run, path):
+    """The trace of a run that gives what it gives unwatched."""
+
+    def seeded():
+        torch.manual_seed(0)
+        return run()
+
+    expected = seeded()
+    trace, held, result = record(model, seeded, path, recompute="once")
+    assert torch.equal(result, expected)
+    compared, wrong = caches_disagree(trace, held)
+    assert not wrong, wrong[0]
+    return trace, compared
+
+
+def assert_lanes_agree(trace):
+    limit = trace.meta.lane("recomputed").tolerance
+    for number in trace.numbers:
+        found = trace.compared(number)
+        assert found is not None, number
+        there = ~np.isnan(found.max_abs)
+        assert there.any()
+        assert (found.relative[there] <= limit).all(), number
+
+
+@pytest.mark.parametrize(("model_type", "way"), CASES)
+def test_caches_lanes_and_attention_are_right(model_type, way, tmp_path):
+    model = ready(tiny_model(model_type))
+    trace, compared = recorded(model, WAYS[way](model), tmp_path / "a.kvt")
+    assert compared or "no cache" in way
+    assert_attention_explains_itself(trace)
+    assert_lanes_agree(trace)
+    assert trace.meta.unseen == ()
+    assert not [note for note in trace.notes if note.kind == "finding"]
+
+
+def test_only_the_model_that_checks_an_assistants_drafts_is_recorded(tmp_path):
+    model = ready(tiny_model("llama"))
+    trace, _ = recorded(model, assisted(model), tmp_path / "a.kvt")
+    assert len(trace.meta.sites) == len(model.model.layers)
+    assert trace.step(0).new == 13  # the prompt and the first draft
+    assert any("LlamaForCausalLM" in text for text in trace.meta.not_recorded)
+
+
+def test_rejected_drafts_are_cropped_off_and_accepted_ones_stay(tmp_path):
+    model = ready(tiny_model("llama"))
+    ids = model.generate(IDS, do_sample=False, max_new_tokens=12)[0].tolist()
+    trace, _ = recorded(model, assisted(model), tmp_path / "a.kvt")
+    end = 0
+    rejected = 0
+    for step in trace:
+        start = step.positions[0][0]
+        rejected += end - start
+        assert all(event.kind == "crop" for event in step.events)
+        taken = [event.lengths_before[0] - event.lengths_after[0] for event in step.events]
+        assert sum(taken) == end - start
+        end = step.positions[0][-1] + 1
+        # what stays is what plain greedy decoding says
+        after = trace.step(step.number + 1).positions[0][0] if step.number + 1 < len(trace) else 0
+        stays = max(after - start, 0)
+        assert list(step.tokens[0][:stays]) == ids[start : start + stays]
+    assert rejected > 0
+
+
+def test_drafts_of_the_first_layers_have_few_sites_and_are_said(tmp_path):
+    model = ready(tiny_model("llama"))
+    trace, _ = recorded(model, WAYS["early exit"](model), tmp_path / "a.kvt")
+    seen = {sum(len(group.sites) for group in step.sites) for step in trace}
+    assert seen == {2, 4}
+    assert any("first layers" in text for text in trace.meta.not_recorded)
+
+
+def test_an_end_at_once_is_one_step(tmp_path):
+    model = ready(tiny_model("llama"))
+    first = int(model.generate(IDS, do_sample=False, max_new_tokens=1)[0, -1])
+    trace, _ = recorded(model, generate(model, eos_token_id=first), tmp_path / "a.kvt")
+    assert len(trace) == 1
+    assert trace.ending.reason == "eos"
+    assert trace.step(0).chosen == (first,)
+
+
+def test_embeddings_are_recorded_without_ids_and_not_recomputed(tmp_path):
+    model = ready(tiny_model("llama"))
+    rows = model.get_input_embeddings()(IDS).detach()
+
+    def run():
+        return model.generate(inputs_embeds=rows, do_sample=False, max_new_tokens=4)
+
+    trace, compared = recorded(model, run, tmp_path / "a.kvt")
+    assert compared == 16
+    assert trace.step(0).tokens == ((-1,) * 12,)
+    assert [step.phase for step in trace] == ["prefill", "decode", "decode", "decode"]
+    assert trace.ending.text == "generate made 4 new tokens"
+    assert trace.meta.lane("recomputed") is None
+    assert any("not recomputed" in note.text for note in trace.notes)
+
+
+def test_a_full_context_ends_the_run_and_keeps_the_steps(tmp_path):
+    import kvtrace
+
+    model = ready(tiny_model("gpt2"))
+    room = model.config.n_positions
+    path = tmp_path / "a.kvt"
+
+    def run():
+        out = model(torch.full((1, room - 1), 5))
+        for _ in range(2):
+            out = model(torch.tensor([[5]]), past_key_values=out.past_key_values)
+
+    with pytest.raises(IndexError), kvtrace.record(model, path, recompute="off"):
+        run()
+    trace = kvtrace.open(path)
+    assert len(trace) == 2
+    assert trace.step(1).positions == ((room - 1,),)
+    assert trace.ending.reason == "error"
