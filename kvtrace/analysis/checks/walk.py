@@ -25,6 +25,9 @@ _STEPS_SEARCHED = 64
 _LOGITS_TIMES = 50.0
 """Logits gather the rounding of a whole row of hidden numbers, on top of all layers'."""
 
+_LOGITS_APART = 0.01
+"""Less changes no probability by more than a hundredth of itself."""
+
 
 def findings(trace: Trace, lane: str, limits: Noise) -> Iterator[Finding]:
     """Findings as they are met, in causal order: step, then layer, then tensor."""
@@ -68,12 +71,12 @@ def _after_attention(trace: Trace, lane: str, limits: Noise) -> Iterator[Finding
         compared = trace.compared(step.number, lane)
         pairs = () if compared is None else zip(compared.logits, step.top, strict=False)
         for sequence, (one, top) in enumerate(pairs):
-            size = max(map(abs, top.logits[:1]), default=0.0)
-            if size > 0 and one.max_abs > limit * size:
+            size = max(map(abs, (*top.logits, top.logsumexp)))
+            if one.max_abs > max(limit * size, _LOGITS_APART):
                 last = max((site for group in step.sites for site in group.sites), default=0)
                 evidence = (
                     f"the logits of sequence {sequence} differ by {one.max_abs:.3g}, the highest "
-                    f"is {size:.3g}; all attention that was compared is equal"
+                    f"are up to {size:.3g}; all attention that was compared is equal"
                 )
                 found = Finding("UPSTREAM", step.number, last, "logits", evidence)
                 yield replace(found, apart=one.max_abs / size, limit=limit)
