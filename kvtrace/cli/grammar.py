@@ -24,6 +24,7 @@ VERBS = {
     "info": "list what is in a trace file, every string included",
     "recover": "copy what can be read of a damaged or cut trace",
     "merge": "join the traces of tensor-parallel ranks to one with all heads",
+    "zoo": "models with a planted bug in their cache, to look at",
 }
 """Name of each verb to what it does; the module of the same name holds it."""
 
