@@ -237,6 +237,8 @@ class Own:
             remark = ROTATED
         grows = capacity is None
         where = ", ".join(dict.fromkeys(one.told(grows=grows) for one in use.found))
+        if len(use.found) == 1:
+            where = f"{'keys' if use.keys else 'values'}: {where}"
         self.stores.say(
             store, kind=kind, capacity=capacity, window=window, where=where, remark=remark
         )

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from kvtrace.analysis.compare import compare
 from kvtrace.analysis.costs import step_cost
 from kvtrace.analysis.summary import sentence
 from kvtrace.cli.show.plain import plain
-from kvtrace.files import open_trace
-from kvtrace.trace import Flops, Tensor, Trace
+from kvtrace.files import TraceWriter, open_trace
+from kvtrace.trace import Ending, Flops, Tensor, Trace
 
 
 def shown(kvtrace, path, *options):
@@ -79,6 +80,22 @@ def test_steps_can_be_chosen(kvtrace, trace_file, steps, numbers):
     code, told = shown(kvtrace, trace_file, "--steps", steps)
     assert code == 0
     assert [step["number"] for step in told["steps"]] == numbers
+
+
+def test_what_holds_the_rows_and_the_line_that_attends_are_shown(kvtrace, tmp_path):
+    meta = synthetic_trace().meta
+    layers = tuple(
+        replace(one, where=f"blocks.{one.index}.attn.k_cache [1, 40, 4, 8]")
+        for one in meta.cache_layers
+    )
+    sites = tuple(replace(one, code="model.py:41") for one in meta.sites)
+    path = tmp_path / "a.kvt"
+    with TraceWriter(path, replace(meta, cache_layers=layers, sites=sites)) as writer:
+        writer.end(Ending("done"))
+    _, out, _ = kvtrace("show", path)
+    more = f"; {len(layers) - 1} more like it"
+    assert f"cache 0: held in blocks.0.attn.k_cache [1, 40, 4, 8]{more}" in out
+    assert "model.py:41" in out
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,21 @@ def test_a_later_meta_may_add_sites_and_never_change_one(tmp_path, reference):
     assert "changes an earlier one" in trace.damage[0].text
 
 
+def test_a_later_meta_may_say_what_was_not_known_of_a_cache_layer_at_first(tmp_path, reference):
+    _, frames = reference
+    meta = json.loads(frames[0].json)
+    meta["sites"][0]["source"] = "uncached"
+    meta["cache_layers"][0] |= {"kind": "static", "capacity": 40, "where": "attn.k [40, 4]"}
+    later = RawFrame(Kind.META, 1, frames[-1].sequence + 1, json.dumps(meta).encode(), ())
+    path = tmp_path / "a.kvt"
+    path.write_bytes(pack_header(1) + joined(b"", [*frames, later]))
+    trace = open_trace(path)
+    assert trace.damage == []
+    layer = trace.meta.cache_layers[0]
+    assert (layer.kind, layer.capacity, layer.where) == ("static", 40, "attn.k [40, 4]")
+    assert trace.meta.sites[0].source == "uncached"
+
+
 def test_hostile_traces_are_recovered_or_refused(tmp_path, reference):
     chance = random.Random(21)
     _, frames = reference

@@ -152,7 +152,7 @@ WHERE = {
         "argument cache['layer0.k'] [1, 3, rows, 16], argument cache['layer0.v'] [1, 3, rows, 16]"
     ),
     "einsum_heads": "attention.0.kept[0] [1, rows, 4, 10], attention.0.kept[1] [1, rows, 4, 10]",
-    "hooked_dict": "argument kv_cache[blocks.0.attn.value] [1, rows, 48]",
+    "hooked_dict": "values: argument kv_cache[blocks.0.attn.value] [1, rows, 48]",
     "sinks_prealloc": "argument cache [2, 2, 1, 40, 3, 8]",
     "plain_functions": "argument cache[0]['k'] [4, rows, 12], argument cache[0]['v'] [4, rows, 12]",
 }
@@ -186,3 +186,45 @@ def test_a_model_without_a_cache_keeps_nothing_and_goes_on(tmp_path):
     assert [step.parent for step in trace] == [None, 0, 1, 2, 3]
     assert {layer.kind for layer in trace.meta.cache_layers} == {"uncached"}
     assert not any(step.cost.cache_bytes for step in trace)
+
+
+SIZES = {
+    "tuple_cat": (2, 4, 12),
+    "buffers_start_pos": (2, 6, 8),
+    "index_copy": (4, 16, 64),
+    "ring_window": (5, 8),
+    "gqa_interleave": (2, 6, 8),
+    "alibi": (4, 12),
+    "softcap": (3, 16),
+    "einsum_heads": (4, 10),
+    "latent_mla": (3, 8, 20, 28),
+    "unrotated_keys": (4, 12, 24),
+    "hooked_dict": (4, 12),
+    "sinks_prealloc": (3, 6, 8, 40),
+    "plain_functions": (4, 12),
+    "relative_bias": (4, 12),
+}
+"""Heads, kv heads, features, window, capacity of each model: prompts of the same length."""
+
+
+@pytest.mark.parametrize(
+    ("style", "prompt"), [(style, size) for style, sizes in SIZES.items() for size in sizes]
+)
+def test_a_prompt_as_long_as_another_axis_is_right_or_said_to_be_doubtful(style, prompt, tmp_path):
+    total = min(prompt + 3, {"index_copy": 64, "sinks_prealloc": 40}.get(style, 1000))
+    trace, held = recorded(style, tmp_path / "a.kvt", (ids(total), prompt, ()))
+    if trace.meta.unseen:
+        assert all("could" in one or "axis" in one for one in trace.meta.unseen)
+        return
+    assert_held(trace, held)
+
+
+@pytest.mark.parametrize("style", BATCHED)
+@pytest.mark.parametrize("batch", [2, 4])
+def test_a_prompt_as_long_as_the_batch_is_right_or_said_to_be_doubtful(style, batch, tmp_path):
+    runs = (ids(batch + 2, batch=batch), batch, ())
+    trace, held = recorded(style, tmp_path / "a.kvt", runs, batch=batch)
+    if trace.meta.unseen:
+        assert all("could" in one or "axis" in one for one in trace.meta.unseen)
+        return
+    assert_held(trace, held)

@@ -5,6 +5,7 @@ It also stands in for the screen where there is no terminal. Foreign strings are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import groupby
@@ -108,6 +109,7 @@ def _site_shape(site: Site) -> tuple[str, ...]:
         f"window {site.window}" if site.window else "",
         "learned sinks" if site.sinks else "",
         f"seen at level {site.level}" if site.level != 1 else "",
+        site.code,
         site.dtype if site.dtype != "float32" else "",
     ]
     heads = f"{site.num_heads}"
@@ -123,7 +125,26 @@ def _caches(layers: Sequence[CacheLayer]) -> list[str]:
     for shape, members in groupby(layers, key=_cache_shape):
         group = list(members)
         rows.append([_span(group[0].index, group[-1].index), *shape])
-    return table([["cache", "kind", "kv heads", "K, V dim", "dtype", "more"], *rows])
+    return [
+        *table([["cache", "kind", "kv heads", "K, V dim", "dtype", "more"], *rows]),
+        *_held(layers),
+    ]
+
+
+def _held(layers: Sequence[CacheLayer]) -> list[str]:
+    """What of a model's own holds the rows; layers that differ in numbers alone are told once."""
+    alike: dict[str, list[CacheLayer]] = {}
+    for layer in layers:
+        if layer.where or layer.remark:
+            name = re.sub(r"\d+", "0", layer.where) + layer.remark
+            alike.setdefault(name, []).append(layer)
+    lines = []
+    for group in alike.values():
+        first, more = group[0], f"; {len(group) - 1} more like it" if len(group) > 1 else ""
+        text = "; ".join(filter(None, (first.where, first.remark)))
+        held = "held in " if first.where else ""
+        lines.append(f"cache {first.index}: {held}{safe(text, 500)}{more}")
+    return lines
 
 
 def _cache_shape(layer: CacheLayer) -> tuple[str, ...]:
