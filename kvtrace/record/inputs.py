@@ -103,6 +103,8 @@ def logits_of(result: Any, shape: tuple[int, int]) -> Tensor | None:
         return found[:, None]
     if found.dim() in (1, 2) and sequences == 1:
         return found.reshape(1, -1, found.shape[-1])
+    if tuple(found.shape[:2]) == (new, sequences) != shape and found.dim() == 3:
+        return found.transpose(0, 1)
     return found if found.dim() == 3 else None
 
 
@@ -121,6 +123,8 @@ def fitted(
     sequences, new = _size(decoding[0])
     if tokens is None:
         return None, (sequences, new)
+    if tuple(tokens.shape) == (new, sequences):
+        return tokens.t(), (sequences, new)
     rows = tokens.reshape(-1, tokens.shape[-1])
     if rows.shape[0] == sequences and decoding[0].keys.shape[2] == rows.shape[1] > new:
         return rows[:, -new:], (sequences, new)

@@ -37,11 +37,16 @@ class _Here(threading.local):
 
 
 class Outermost:
-    """`with Outermost(around):` puts something around each outermost call."""
+    """`with Outermost(around):` puts something around each outermost call.
+
+    Attributes:
+        compiled: Something compiled was called.
+    """
 
     def __init__(self, around: Around) -> None:
         """Nothing is replaced before `with`."""
         self._around = around
+        self.compiled = False
         self._here = _Here()
         self._undo: list[Callable[[], None]] = []
         self._known: set[type] = set()
@@ -76,6 +81,8 @@ class Outermost:
         self, original: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         here = self._here
+        if type(module).__name__ == "OptimizedModule":
+            self.compiled = True
         if here.inside or type(module).__name__ in _THROUGH or torch.compiler.is_compiling():
             return original(module, *args, **kwargs)
         here.inside = True

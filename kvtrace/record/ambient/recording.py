@@ -329,6 +329,8 @@ class AmbientRecording:
                 out.append(f"{name}: {calls} trained or measured a loss and {were} not recorded")
             if one.recording is None:
                 out.append(f"{name}: only the first {MODELS} models are recorded")
+        if self._outermost.compiled:
+            out.append("compiled code was run eagerly, so that it could be watched")
         return (*out, *self._faults)
 
     @contextlib.contextmanager

@@ -114,15 +114,17 @@ class Again:
         calls = [call for call in forward.calls if call.kind == "self"]
         self._sites = frozenset((call.module, call.call) for call in calls)
         self._causal = forward.new > 1 and all(_is_causal(call) for call in calls)
+        if self.snapshot is not None:
+            # only the attention tells tokens from sequences
+            call = replace(self.snapshot.call, new=forward.new)
+            self.snapshot = replace(self.snapshot, call=call)
 
     @property
     def most(self) -> int | None:
         """Paths that go into one call at most; None: any number."""
         if self.snapshot is None:
             return None
-        call = self.snapshot.call
-        ids = call.arguments[call.ids]
-        return ids.shape[0] if isinstance(ids, Tensor) and ids.dim() == 2 else 1
+        return self.snapshot.call.most
 
     def settle(self, batch: Batch) -> None:
         """Find out which way works.
@@ -152,16 +154,16 @@ class Again:
             found = recompute(self.model, batch, dtype=dtype)
             self.reference = "bare"
             return found
-        reasons = []
+        reasons: dict[str, str] = {}
         for name in [self.reference] if self.reference else _WAYS:
             try:
                 found = self._called(self.snapshot, name, batch, dtype)
             except (CannotRecomputeError, CannotExtendError) as error:
-                reasons.append(f"{_TRIED[name]}: {error}")
+                reasons.setdefault(str(error), _TRIED[name])
                 continue
             self._settled(name)
             return found
-        raise CannotRecomputeError("; ".join(reasons))
+        raise CannotRecomputeError("; ".join(f"{how}: {why}" for why, how in reasons.items()))
 
     def _called(self, snapshot: Snapshot, name: str, batch: Batch, dtype: str | None) -> Forward:
         """One way, on a fresh copy."""

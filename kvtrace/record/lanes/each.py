@@ -7,7 +7,6 @@ changed them: the model is not causal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +17,7 @@ from kvtrace.files import FileSource
 from kvtrace.record.forward import Forward
 from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.compare import Comparer
+from kvtrace.record.lanes.extras import Extras
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, compare_logits
 from kvtrace.record.lanes.paths import Node, Path, Paths
@@ -34,14 +34,14 @@ class EachPass:
         source: The trace file, growing.
         logits: The cached lane's.
         lane: Named in META already.
-        extra: Arguments of the run besides tokens and cache.
+        extras: Arguments of the run besides tokens and cache.
     """
 
     again: Again
     source: FileSource
     logits: KeptLogits
     lane: Lane
-    extra: Mapping[str, object] = field(default_factory=dict)
+    extras: Extras = field(default_factory=Extras)
     _paths: Paths = field(default_factory=Paths)
     _before: tuple[list[list[int]], Tensor] | None = None
     _said: set[str] = field(default_factory=set)
@@ -50,10 +50,10 @@ class EachPass:
         """Find out, on the first step, how the tokens can be computed again."""
         paths = Paths()
         paths.add(step)
-        chosen = [Path(path.tokens, path.padding, []) for path in paths.paths]
+        chosen = [Path(path.tokens, path.padding, [], path.root, path.row) for path in paths.paths]
         if chosen:
             with suppress(CannotRecomputeError):
-                self.again.settle(Batch(chosen, None, self.extra))
+                self.again.settle(Batch(chosen, None, self.extras.of(chosen)))
 
     def step(self, step: Step, sink: LaneSink) -> None:
         """Compare a step that was just written."""
@@ -91,10 +91,11 @@ class EachPass:
             for node in path.nodes:
                 if node.step == step.number:
                     nodes.append((len(chosen), node))
-                    chosen.append(Path(path.tokens[: node.end], path.padding, [node]))
+                    tokens = path.tokens[: node.end]
+                    chosen.append(Path(tokens, path.padding, [node], path.root, path.row))
             path.nodes.clear()
         keep = sorted({node.end - 1 for _, node in nodes})
-        return Batch(chosen, keep, self.extra), nodes
+        return Batch(chosen, keep, self.extras.of(chosen)), nodes
 
     def _causal(self, step: Step, forward: Forward, batch: Batch, sink: LaneSink) -> None:
         """Compare the last site's keys with those of the pass before."""

@@ -34,14 +34,14 @@ class FirstCall:
     Attributes:
         ids: Name of the argument that held the token ids.
         new: Tokens in it, per sequence.
-        flat: The ids had no batch dimension.
+        shape: Of the ids as they were given: (), (new,), (sequences, new) or (new, sequences).
         arguments: All of them, by name.
         parameters: What `forward` takes, by name.
     """
 
     ids: str
     new: int
-    flat: bool
+    shape: tuple[int, ...]
     arguments: Mapping[str, object]
     parameters: Mapping[str, inspect.Parameter]
 
@@ -94,8 +94,24 @@ class FirstCall:
                 out[name] = self._extended(name, value, rows)
         return out
 
+    @property
+    def most(self) -> int:
+        """Sequences that it takes at once."""
+        if len(self.shape) < 2:
+            return 1
+        return self.shape[1] if self.shape[0] == self.new != self.shape[1] else self.shape[0]
+
     def _shaped(self, tokens: Tensor) -> Tensor:
-        return tokens[0] if self.flat else tokens
+        """Ids in the form that it was given them.
+
+        Raises:
+            CannotExtendError: It was given one token.
+        """
+        if not self.shape:
+            raise CannotExtendError("it takes one token at a time")
+        if len(self.shape) == 1:
+            return tokens[0]
+        return tokens if self.shape[1] == self.new else tokens.t()
 
     def _per_token(self, value: object) -> bool:
         return isinstance(value, Tensor) and self.new > 1 and self.new in value.shape

@@ -8,18 +8,19 @@ differ by rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
-from torch import Tensor, nn
+from torch import nn
 
 from kvtrace.errors import TraceError
 from kvtrace.files import FileSource
 from kvtrace.record.forward import Beginning, Forward
 from kvtrace.record.lanes.again import Again, CannotRecomputeError
 from kvtrace.record.lanes.each import EachPass
+from kvtrace.record.lanes.extras import Extras
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, OncePass, with_lanes
 from kvtrace.record.lanes.tolerance import higher, tolerance
@@ -27,20 +28,6 @@ from kvtrace.record.lanes.weights import Weights
 from kvtrace.trace import Lane, Meta, Note, Step, Trace
 
 RECOMPUTED, REFEREE = "recomputed", "referee"
-
-_REPLACED = {
-    "input_ids",
-    "decoder_input_ids",
-    "inputs_embeds",
-    "decoder_inputs_embeds",
-    "past_key_values",
-    "use_cache",
-    "position_ids",
-    "cache_position",
-    "logits_to_keep",
-    "decoder_attention_mask",
-    "labels",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +61,7 @@ class Lanes:
     options: LaneOptions
     unwatched: Callable[[], AbstractContextManager[None]] = nullcontext
     _logits: KeptLogits = field(default_factory=KeptLogits)
-    _extra: Mapping[str, object] = field(default_factory=dict)
+    _extras: Extras = field(default_factory=Extras)
     _each: EachPass | None = None
     _arguments_seen: bool = False
     _again: Again | None = None
@@ -104,9 +91,9 @@ class Lanes:
         """A forward became a step: keep what the trace does not hold of it."""
         if forward.part == "encoder" or self.options.mode == "off":
             return
+        self._extras.add(step, forward)
         if not self._arguments_seen:
             self._arguments_seen = True
-            self._extra = _extra(forward)
             self.again.first(forward)
             self._weights = Weights(self.model)
         elif self._weights is not None and self._weights.changed() and step > self._since:
@@ -128,7 +115,7 @@ class Lanes:
         if self._each is None:
             source = FileSource(self.path)
             unnamed = self._lane(meta, RECOMPUTED, "each", meta.model.dtype)
-            each = EachPass(self.again, source, self._logits, unnamed, self._extra)
+            each = EachPass(self.again, source, self._logits, unnamed, self._extras)
             with self.unwatched():
                 each.settle(step)
             lane = self._lane(meta, RECOMPUTED, "each", meta.model.dtype)
@@ -178,7 +165,7 @@ class Lanes:
             self.again,
             trace,
             self._logits,
-            self._extra,
+            self._extras,
             self.options.keep_rows,
             on_progress,
             self._since,
@@ -227,25 +214,3 @@ def _lowest(meta: Meta) -> str:
     order = ["bfloat16", "float16", "float32", "float64"]
     known = [one for one in found if one in order]
     return min(known, key=order.index) if known else meta.model.dtype
-
-
-def _extra(forward: Forward) -> Mapping[str, object]:
-    """Arguments that any pass over these tokens needs: an encoder's output, images."""
-    takes_decoder = "decoder_input_ids" in forward.arguments
-    found: dict[str, object] = {}
-    for name, value in forward.arguments.items():
-        if value is None or isinstance(value, bool):
-            continue
-        if name in _REPLACED and not (takes_decoder and name == "input_ids"):
-            continue
-        if name == "attention_mask" and not takes_decoder:
-            continue
-        per_token = isinstance(value, Tensor) and value.dim() == 2
-        if per_token and not takes_decoder:
-            continue
-        found[name] = value
-    if forward.argument("attention_mask") is not None and not takes_decoder:
-        given = forward.arguments.get("position_ids")
-        if given is None:
-            found["position_ids"] = None  # the model counts for itself, padding included
-    return found

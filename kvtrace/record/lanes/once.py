@@ -6,14 +6,16 @@ step's recomputed q, k, v and output. Rows of the cached lane are read back from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Protocol
 
 from kvtrace.files import StepRows
 from kvtrace.record.forward import Forward
 from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.compare import Comparer, in_turn
+from kvtrace.record.lanes.extras import Extras
 from kvtrace.record.lanes.keep import pass_bytes, whole_pass
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.paths import Node, Path, Paths
@@ -54,7 +56,7 @@ class OncePass:
         again: Computes the tokens again.
         trace: What was recorded of it, all steps written.
         logits: The cached lane's.
-        extra: Arguments of the run besides tokens and cache.
+        extras: Arguments of the run besides tokens and cache.
         keep_rows: Keep every pass, however large.
         on_progress: Told how many of how many paths are done.
         since: The first step that is compared; earlier ones were before, or can't be any more.
@@ -64,7 +66,7 @@ class OncePass:
     again: Again
     trace: Trace
     logits: KeptLogits
-    extra: Mapping[str, object] = field(default_factory=dict)
+    extras: Extras = field(default_factory=Extras)
     keep_rows: bool = False
     on_progress: Callable[[int, int], None] | None = None
     since: int = 0
@@ -214,12 +216,19 @@ class OncePass:
         size = min(max(sequences, min(8, TOKENS_AT_ONCE // widest)), self.again.most or len(ready))
         vocab = max(1, self.trace.meta.model.vocab_size)
         out = []
-        for start in range(0, len(ready), size):
-            chosen = ready[start : start + size]
+        for chosen in _portions(ready, size, self.extras):
             ends = {n.end - 1 for p in chosen for n in p.nodes if self.logits.has(n.step)}
             keep = sorted(ends)[: max(1, LOGITS_AT_ONCE // (vocab * len(chosen)))]
-            out.append(Batch(chosen, keep or [0], self.extra))
+            out.append(Batch(chosen, keep or [0], self.extras.of(chosen)))
         return out
+
+
+def _portions(paths: Sequence[Path], size: int, extras: Extras) -> Iterator[list[Path]]:
+    """Paths of one text, so many at most, in their order."""
+    for _, same in groupby(paths, key=extras.text):
+        whole = list(same)
+        for start in range(0, len(whole), size):
+            yield whole[start : start + size]
 
 
 def compare_logits(

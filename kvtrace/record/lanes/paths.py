@@ -37,11 +37,15 @@ class Path:
         tokens: All of them, padding included.
         padding: Hidden tokens at the left.
         nodes: Stretches that are compared along this path, in order of time.
+        root: Step that its text began with.
+        row: Sequence it was in that step.
     """
 
     tokens: list[int] = field(default_factory=list)
     padding: int = 0
     nodes: list[Node] = field(default_factory=list)
+    root: int = -1
+    row: int = 0
 
 
 Kept = dict[int, tuple[tuple[Run, ...], ...]]
@@ -85,6 +89,8 @@ class Paths:
             path, start = self._place(step, before, past, (tokens, start))
             if path is None:
                 continue
+            if path.root < 0:
+                path.root, path.row = step.number, sequence
             if past == 0:
                 path.padding = sum(1 for place in step.positions[sequence] if place < 0)
             path.nodes.append(Node(step.number, sequence, start, start + len(tokens)))
@@ -116,7 +122,9 @@ class Paths:
             return None, 0
         path, _ = before
         if len(path.tokens) != start:
-            path = self._new(path.tokens[:start], path.padding)
+            trunk = path
+            path = self._new(trunk.tokens[:start], trunk.padding)
+            path.root, path.row = trunk.root, trunk.row
         path.tokens.extend(tokens)
         return path, start
 

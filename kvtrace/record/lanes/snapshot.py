@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Snapshot:
         )
         model, arguments = copier.of((self.model, dict(self.call.arguments)))
         call = self.call
-        return model, FirstCall(call.ids, call.new, call.flat, arguments, call.parameters)
+        return model, replace(call, arguments=arguments)
 
     def _is_shared(self, tensor: Tensor) -> bool:
         return any(tensor is one for one, _ in self.shared)
@@ -88,7 +88,9 @@ def take(model: nn.Module, arguments: Mapping[str, object]) -> Snapshot | str:
         return "its first call was given no token ids"
     name, tokens = found
     given = arguments[name]
-    flat = isinstance(given, Tensor) and given.dim() == 1
+    shape: tuple[int, ...] = tuple(given.shape) if isinstance(given, Tensor) else ()
+    if isinstance(given, list):
+        shape = (len(given),)
     names = {id(one): name for name, one in model.named_buffers()}
 
     def constant(tensor: Tensor) -> bool:
@@ -100,7 +102,7 @@ def take(model: nn.Module, arguments: Mapping[str, object]) -> Snapshot | str:
         copied, kept = copier.of((model, dict(arguments)))
     except Exception as error:  # whatever a class of the user's does when it is copied
         return f"it can't be copied, {type(error).__name__}: {error}".splitlines()[0]
-    call = FirstCall(name, tokens.shape[1], flat, kept, parameters_of(model))
+    call = FirstCall(name, tokens.shape[1], shape, kept, parameters_of(model))
     return Snapshot(
         copied,
         call,
