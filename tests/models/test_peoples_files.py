@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from builders.driven import forgotten
+from builders.driven import forgotten, run_file
 from kvtrace.errors import KvtraceError, ModelError, UsageError
 from kvtrace.models import LoadRequest, load
 
@@ -319,3 +319,18 @@ def test_a_name_that_was_left_out_is_said_with_its_line(mine):
         mine(TRAINS, "model", definitions=True)
     with pytest.raises(ModelError, match=f"line {line}, which makes model, is left out"):
         mine(TRAINS, "uses_what_is_left_out", definitions=True, prompt="hello")
+
+
+def test_with_cpu_a_forward_that_names_cuda_runs_here(tmp_path):
+    code = SMALL.replace(
+        "return self.head(",
+        "places = torch.zeros(1, device='cuda')\n        return places + self.head(",
+    )
+    (tmp_path / "mine.py").write_text(code)
+    run = run_file(f"{tmp_path / 'mine.py'}:Small", cpu=True, device="cpu", new_tokens=2)
+    assert len(run.tokens) == 2
+
+
+def test_a_file_that_reads_its_arguments_finds_none(mine):
+    code = "import sys\nassert len(sys.argv) == 1 and sys.argv[0].endswith('mine.py')\n"
+    assert mine(code, "Small").card.class_name == "Small"
