@@ -42,12 +42,10 @@ def check(
     try:
         limits = _raised(noise(trace, lane), at_least)
         reason = limits.reason
-        for one in findings(trace, lane, limits):
+        for one in findings(trace, lane, limits, survey):
             found.append(one)
             if on_finding is not None:
                 on_finding(one)
-        for step in trace:
-            survey.add(step)
     except TraceError as error:
         trouble = str(error)
     return _report(trace, survey, found, reason, trouble)

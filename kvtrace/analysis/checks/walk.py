@@ -18,7 +18,7 @@ from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene, Side
 from kvtrace.analysis.checks.stage import stage
-from kvtrace.analysis.checks.survey import NAMES
+from kvtrace.analysis.checks.survey import NAMES, Survey
 from kvtrace.trace import Step, Tensor, Trace
 
 _STEPS_SEARCHED = 64
@@ -29,20 +29,34 @@ _LOGITS_APART = 0.01
 """Less changes no probability by more than a hundredth of itself."""
 
 
-def findings(trace: Trace, lane: str, limits: Noise) -> Iterator[Finding]:
-    """Findings as they are met, in causal order: step, then layer, then tensor."""
+def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator[Finding]:
+    """Findings as they are met, in causal order: step, then layer, then tensor.
+
+    Args:
+        trace: Each of its steps is read once.
+        lane: The reference.
+        limits: What is rounding.
+        survey: Told of every step, also of those after everything has been explained.
+    """
     yield from _said_by_the_recorder(trace, lane)
     explained: set[int] = set()
-    searched = 0
+    searched, done = 0, False
+    later: Finding | None = None
+    fed = _FedAgain()
     for number in trace.numbers:
         step = trace.step(number)
+        survey.add(step)
+        fed.add(step)
+        if done:
+            continue
         places = _sites_beyond(trace, step, lane, limits)
         if not places:
             lost = _lost_numbers(step)
-            if lost is None:
-                continue
-            yield _placed(trace, lost, None, None)
-            break
+            later = later or _after_attention(trace, step, lane, limits)
+            if lost is not None:
+                done = True
+                yield _placed(trace, lost, None, None)
+            continue
         rest = [n for n in range(step.num_sequences) if n not in explained]
         # the first site that has something to say: a row may differ that nobody looks at
         each = ((place, _at(trace, step, place, rest, lane, limits)) for place in places)
@@ -52,35 +66,55 @@ def findings(trace: Trace, lane: str, limits: Noise) -> Iterator[Finding]:
             yield replace(one, since=since)
             explained |= set(one.sequences or range(step.num_sequences))
         searched += 1
-        if explained >= set(range(step.num_sequences)) or searched >= _STEPS_SEARCHED:
-            break
-    if not explained:
-        yield from _after_attention(trace, lane, limits)
-    yield from _not_used(trace)
+        done = explained >= set(range(step.num_sequences)) or searched >= _STEPS_SEARCHED
+    if later is not None and not explained:
+        yield later
+    yield from fed.findings(trace)
 
 
-def _after_attention(trace: Trace, lane: str, limits: Noise) -> Iterator[Finding]:
+def _after_attention(trace: Trace, step: Step, lane: str, limits: Noise) -> Finding | None:
     """Logits that differ although every attention is equal: what follows the last one.
 
     Only in wide types: in narrow ones the router of a last layer may flip by rounding.
     """
-    if trace.meta.model.dtype not in ("float32", "float64"):
-        return
+    compared = trace.compared(step.number, lane)
+    if compared is None or trace.meta.model.dtype not in ("float32", "float64"):
+        return None
     limit = _LOGITS_TIMES * float(limits.threshold.max())
-    for step in trace:
-        compared = trace.compared(step.number, lane)
-        pairs = () if compared is None else zip(compared.logits, step.top, strict=False)
-        for sequence, (one, top) in enumerate(pairs):
-            size = max(map(abs, (*top.logits, top.logsumexp)))
-            if one.max_abs > max(limit * size, _LOGITS_APART):
-                last = max((site for group in step.sites for site in group.sites), default=0)
-                evidence = (
-                    f"the logits of sequence {sequence} differ by {one.max_abs:.3g}, the highest "
-                    f"are up to {size:.3g}; all attention that was compared is equal"
-                )
-                found = Finding("UPSTREAM", step.number, last, "logits", evidence)
-                yield replace(found, apart=one.max_abs / size, limit=limit)
-                return
+    for sequence, (one, top) in enumerate(zip(compared.logits, step.top, strict=False)):
+        size = max(map(abs, (*top.logits, top.logsumexp)))
+        if one.max_abs > max(limit * size, _LOGITS_APART):
+            last = max((site for group in step.sites for site in group.sites), default=0)
+            evidence = (
+                f"the logits of sequence {sequence} differ by {one.max_abs:.3g}, the highest "
+                f"are up to {size:.3g}; all attention that was compared is equal"
+            )
+            found = Finding("UPSTREAM", step.number, last, "logits", evidence)
+            return replace(found, apart=one.max_abs / size, limit=limit)
+    return None
+
+
+class _FedAgain:
+    """Counts steps that process every token again although there is a cache."""
+
+    def __init__(self) -> None:
+        self._again, self._steps, self._second = 0, 0, 0
+        self._before: tuple[int, ...] = ()
+
+    def add(self, step: Step) -> None:
+        tokens, before = step.tokens[0] if step.tokens else (), self._before
+        grown = len(tokens) > len(before) > 1 and tokens[: len(before)] == before
+        self._again += grown
+        self._steps += 1
+        self._second = step.number if self._steps == 2 else self._second
+        self._before = tokens
+
+    def findings(self, trace: Trace) -> Iterator[Finding]:
+        held = any(layer.held for layer in trace.meta.cache_layers)
+        if held and self._again > 1 and self._again == self._steps - 1:
+            evidence = f"{self._again} steps fed all tokens again, the last one {len(self._before)}"
+            found = Finding("CACHE-NOT-USED", self._second, 0, "k", evidence)
+            yield _placed(trace, found, None, None)
 
 
 def _said_by_the_recorder(trace: Trace, lane: str) -> Iterator[Finding]:
@@ -241,19 +275,3 @@ def _lost_numbers(step: Step) -> Finding | None:
             last = max((site for group in step.sites for site in group.sites), default=0)
             return Finding("NONFINITE", step.number, last, "logits", evidence)
     return None
-
-
-def _not_used(trace: Trace) -> Iterator[Finding]:
-    """Steps that process every token again although there is a cache."""
-    if not any(layer.held for layer in trace.meta.cache_layers):
-        return
-    again = 0
-    before: tuple[int, ...] = ()
-    for number in trace.numbers:
-        tokens = trace.step(number).tokens[0]
-        again += bool(before) and len(tokens) > len(before) > 1 and tokens[: len(before)] == before
-        before = tokens
-    if again > 1 and again == len(trace) - 1:
-        evidence = f"{again} steps fed all tokens again, the last one {len(before)}"
-        found = Finding("CACHE-NOT-USED", int(trace.numbers[1]), 0, "k", evidence)
-        yield _placed(trace, found, None, None)
