@@ -179,6 +179,8 @@ class Again:
             known = dict.fromkeys((*call.parameters, *call.arguments))
             if "attention_mask" not in known:
                 raise CannotRecomputeError("it has padding at the left and takes no attention_mask")
+            if call.arguments.get("position_ids") is None:
+                known.pop("position_ids", None)  # the model counts for itself, padding included
             arguments |= _padded(batch, device, known)
         places, named = positional(call.parameters, arguments)
         with snapshot.as_then(kind):

@@ -1,0 +1,153 @@
+"""`docs/confusion.md`: what was planted against what was reported, and how often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from confusion.score import NOTHING, UNSEEN
+
+Row = Mapping[str, object]
+FIRST = "50 of 92"
+"""Mutants called right the very first time, before the method was changed because of them."""
+
+
+def score(rows: Sequence[Row]) -> tuple[int, int, int]:
+    """(zoo bugs called right, zoo bugs, healthy models called anything)."""
+    zoo = [row for row in rows if row["table"] == "zoo"]
+    alarms = [row for row in rows if _alarm(row)]
+    return sum(_right(row) for row in zoo), len(zoo), len(alarms)
+
+
+def _right(row: Row) -> bool:
+    return row["planted"] == row["called"]
+
+
+def _alarm(row: Row) -> bool:
+    quiet = (NOTHING, UNSEEN, "(raised)", "LENGTH-DEPENDENT-POSITIONS", "TIE")
+    return row["table"] == "healthy" and row["called"] not in quiet
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The whole page."""
+    parts = {table: [row for row in rows if row["table"] == table] for table in TABLES}
+    lines = [
+        "# What is planted, and what `check` calls it",
+        "",
+        "Written by `make confusion` (`python -m confusion.run` in `tests/`). Nothing here is "
+        "typed by hand.",
+        "",
+    ]
+    for table, title in TABLES.items():
+        if parts[table]:
+            lines += [f"## {title}", "", *_SECTIONS[table](parts[table]), ""]
+    return "\n".join(lines)
+
+
+def _zoo(rows: Sequence[Row]) -> list[str]:
+    placed = [row["placed"] for row in rows if row["placed"] is not None]
+    here = sum(bool(one) for one in placed)
+    return [
+        "Every bug of `kvtrace zoo`, each with other weights, sizes, layers, tokens, batches and "
+        "moments at which it begins.",
+        "",
+        f"**{sum(map(_right, rows))} of {len(rows)} called by their name** "
+        f"({_share(rows)}); of those whose first place is known beforehand, {here} of "
+        f"{len(placed)} at the right step and layer.",
+        "",
+        *_matrix(rows),
+        "",
+        *_misses(rows),
+    ]
+
+
+def _mutants(rows: Sequence[Row]) -> list[str]:
+    ran = [row for row in rows if row["called"] != "(raised)"]
+    return [
+        "Small edits of the source of people's models and of transformers "
+        "(`tests/confusion/mutants.toml`); the expected name of each was written down before any "
+        "was run.",
+        "",
+        f"**{FIRST} the first time.** The method was then changed where it was wrong in general, "
+        "so what follows is no longer unseen: "
+        f"**{sum(map(_right, ran))} of {len(ran)} now** ({_share(ran)}); "
+        f"{len(rows) - len(ran)} edits do not run at all.",
+        "",
+        *_misses(rows),
+    ]
+
+
+def _healthy(rows: Sequence[Row]) -> list[str]:
+    alarms = [row for row in rows if _alarm(row)]
+    explained = [row for row in rows if row["called"] in ("LENGTH-DEPENDENT-POSITIONS", "TIE")]
+    unseen = [row for row in rows if row["called"] == UNSEEN]
+    raised = [row for row in rows if row["called"] == "(raised)"]
+    quiet = len(rows) - len(alarms) - len(explained) - len(unseen) - len(raised)
+    lines = [
+        "| models | runs | nothing | explained | could not check | do not run | false alarms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family in ("twin", "custom", "built-in", "hub"):
+        mine = [row for row in rows if str(row["name"]).split()[0] == family]
+        counts = [sum(row in part for row in mine) for part in (explained, unseen, raised, alarms)]
+        nothing = len(mine) - sum(counts)
+        cells = (FAMILIES[family], len(mine), nothing, *counts)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += [
+        "",
+        f"**{len(alarms)} false alarms** in {len(rows)} runs, {quiet} of them silent.",
+        "",
+    ]
+    for title, some in (
+        ("False alarms", alarms),
+        ("True differences, explained", explained),
+        ("Could not be checked, and why", unseen),
+        ("Do not run as they are driven here", raised),
+    ):
+        if some:
+            lines += [f"### {title}", "", *[_line(row) for row in some], ""]
+    return lines
+
+
+def _line(row: Row) -> str:
+    words = str(row["words"]).replace("|", "\\|")
+    return f"- `{row['name']}`: {row['called']}: {words[:200]}"
+
+
+def _matrix(rows: Sequence[Row]) -> list[str]:
+    """One line for each kind planted: how often it was called what."""
+    lines = ["| planted | runs | right | called otherwise |", "|---|---|---|---|"]
+    for kind in dict.fromkeys(str(row["planted"]) for row in rows):
+        mine = [row for row in rows if row["planted"] == kind]
+        others = Counter(str(row["called"]) for row in mine if not _right(row))
+        said = ", ".join(f"{name} {count}" for name, count in others.most_common())
+        lines.append(f"| {kind} | {len(mine)} | {sum(map(_right, mine))} | {said} |")
+    return lines
+
+
+def _misses(rows: Sequence[Row]) -> list[str]:
+    wrong = [row for row in rows if not _right(row)]
+    if not wrong:
+        return []
+    lines = ["| not called by its name | planted | called | times |", "|---|---|---|---|"]
+    counts = Counter((str(row["name"]), str(row["planted"]), str(row["called"])) for row in wrong)
+    lines += [f"| {name} | {kind} | {other} | {n} |" for (name, kind, other), n in counts.items()]
+    return lines
+
+
+def _share(rows: Sequence[Row]) -> str:
+    return f"{100 * sum(map(_right, rows)) / max(1, len(rows)):.1f} %"
+
+
+TABLES = {
+    "zoo": "The zoo, varied",
+    "mutants": "Edits of real code",
+    "healthy": "Healthy models",
+}
+FAMILIES = {
+    "twin": "healthy twins of the zoo × chunks, batches, padding",
+    "custom": "people's own styles",
+    "built-in": "built-in",
+    "hub": "every causal-LM type of transformers, tiny",
+}
+_SECTIONS = {"zoo": _zoo, "mutants": _mutants, "healthy": _healthy}
