@@ -89,6 +89,9 @@ def _view() -> Iterable[Action]:
     yield Action("lanes", ("v",), "Lanes",
                  "Choose the lanes that are compared: cached, recomputed, referee.", VIEW,
                  deeds.other_lanes, reasons.needs_lanes)
+    yield Action("kept", ("a",), "Attended/kept",
+                 "K and V as attended to, or as the cache keeps them: latents, a window.", VIEW,
+                 deeds.toggle_kept)
     yield Action("numbers", ("t",), "Numbers",
                  "Switch between map and numbers; in the grid, show another measure.", VIEW,
                  deeds.toggle_numbers, weight=16)

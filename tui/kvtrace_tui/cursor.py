@@ -65,6 +65,7 @@ class Cursor:
         base: Lane whose values are shown, and held against `lane`.
         lane: Lane that the other views compare with.
         view: Value, recomputed, or a difference.
+        kept: K and V as the cache keeps them after the step, instead of as attended to.
         numbers: Numbers instead of a map.
         palette: Place in the list of palettes.
         scale: How values are spread over colours.
@@ -82,6 +83,7 @@ class Cursor:
     base: str = "cached"
     lane: str = "recomputed"
     view: View = View.VALUE
+    kept: bool = False
     numbers: bool = False
     palette: int = 0
     scale: ColourScale = ColourScale.LINEAR

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kvtrace import text
-from kvtrace.analysis.tensors import head_rows
+from kvtrace.analysis.tensors import CACHE_TENSORS, head_rows
 from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor, Trace
 from kvtrace_tui import breakpoints, moves, places, reasons
@@ -181,6 +181,13 @@ def changed(change: Callable[[Cursor], Cursor], says: Callable[[Cursor], str]) -
     return deed
 
 
+def toggle_kept(desk: Desk) -> None:
+    """What was attended to, or what the cache keeps."""
+    desk.cursor = replace(desk.cursor, kept=not desk.cursor.kept)
+    said = "K and V as the cache keeps them after the step" if desk.cursor.kept else ""
+    desk.say(said or "K and V as they were attended to")
+
+
 def other_lanes(desk: Desk) -> None:
     """Compare another pair of lanes."""
     desk.cursor = moves.next_pair(desk.cursor, _trace(desk))
@@ -230,11 +237,17 @@ def value_at(desk: Desk) -> float:
         KvtraceError: It is not in the trace.
     """
     cursor, trace, tensor = desk.cursor, _trace(desk), desk.traits.tensor
+    _refuse_kept(cursor, tensor)
     rows = head_rows(trace, cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence)
     row = cursor.row if tensor in (Tensor.KEYS, Tensor.VALUES) else cursor.query
     if rows is None or row >= rows.shape[0] or cursor.dim >= rows.shape[1]:
         raise UsageError(f"{tensor.name.lower()}: no value at row {row}, dim {cursor.dim}.")
     return float(rows[row, cursor.dim])
+
+
+def _refuse_kept(cursor: Cursor, tensor: Tensor) -> None:
+    if cursor.kept and tensor in CACHE_TENSORS:
+        raise UsageError("only what was attended to can be copied: press a first.")
 
 
 def copy_value(desk: Desk) -> None:
@@ -246,6 +259,7 @@ def copy_value(desk: Desk) -> None:
 
 def copy_expression(desk: Desk) -> None:
     """Copy Python that gives the same number."""
+    _refuse_kept(desk.cursor, desk.traits.tensor)
     code = places.expression(desk.cursor, _trace(desk), desk.traits.tensor)
     desk.stage.copy(code)
     desk.say(f"copied {text.safe(code)}")

@@ -29,6 +29,7 @@ def show(cursor: Cursor, trace: Trace, place: Place) -> Cursor:
         head=place.query_head,
         sequence=place.sequence,
         dim=place.dim,
+        kept=False,
         view=cursor.view if cursor.view.differs else View.ABSOLUTE,
     )
     at = replace(moved, query=place.new_row) if place.row is None else replace(moved, row=place.row)
@@ -42,7 +43,7 @@ def show_found(cursor: Cursor, trace: Trace, found: Found) -> Cursor:
     """
     if found.step is None:
         return cursor
-    moved = replace(moves.to_step(cursor, trace, found.step), base=CACHED)
+    moved = replace(moves.to_step(cursor, trace, found.step), base=CACHED, kept=False)
     if found.layer is None:
         return moved
     tensor = TENSORS.get(found.tensor)

@@ -204,3 +204,19 @@ def test_rounding_is_dark_because_the_range_reaches_the_tolerance():
     shade = Ranges().shade(store, Tensor.KEYS, cursor, seen)
     assert shade.high >= 2e-5
     assert shade.levels(seen.values, 32).max() == 0
+
+
+async def test_what_the_cache_keeps_is_shown_on_the_same_position(one_pane):
+    trace = synthetic_trace(Shape(prompt=5, decode=4, window=4))
+    rows = trace.cache_step(4, 1)
+    attended = sum(run.count for run in rows.attended[0])
+    held = sum(run.count for run in rows.kept[0])
+    at = replace(AT, step=4, layer=1, row=attended - 1, dim=0, view=View.VALUE)
+    before = await drawn(one_pane, trace, at)
+    after = await drawn(one_pane, trace, replace(at, kept=True))
+    assert f"[{attended}×8]" in before[0]
+    assert "K kept" in after[0]
+    assert f"[{held}×8] after the step" in after[0]
+    value = float(trace.cache(4, 1).keys[1, attended - 1, 0])
+    assert f"{value:+.9g}" in before[-1] + before[-2]
+    assert f"{value:+.9g}" in after[-1] + after[-2]

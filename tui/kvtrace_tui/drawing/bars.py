@@ -74,18 +74,18 @@ def layered(
         (_eighths(b, height), _eighths(f, height), styles)
         for b, f, styles in zip(back, front, inks, strict=True)
     ]
-    return [
-        _merged([_cell(*column, 8 * (height - 1 - y)) for column in columns]) for y in range(height)
-    ]
+    lines = []
+    for floor in range(8 * (height - 1), -1, -8):
+        segments = [
+            _filled(min(max(b - floor, 0), 12), min(max(f - floor, 0), 8), styles)
+            for b, f, styles in columns
+        ]
+        lines.append(_merged(segments))
+    return lines
 
 
 def _eighths(part: float, height: int) -> int:
     return 0 if not part > 0 else min(max(round(part * height * 8), 1), height * 8)
-
-
-def _cell(back: int, front: int, styles: tuple[Style, Style], floor: int) -> Segment:
-    """One cell of a layered column, whose bottom stands at `floor` eighths."""
-    return _filled(min(max(back - floor, 0), 12), min(max(front - floor, 0), 8), styles)
 
 
 @lru_cache(1024)
@@ -103,4 +103,12 @@ def _filled(back: int, front: int, styles: tuple[Style, Style]) -> Segment:
 
 
 def _merged(segments: Sequence[Segment]) -> Strip:
-    return Strip(Segment.simplify(segments), len(segments))
+    """One segment for each run of the same style: told by identity, which costs nothing."""
+    runs: list[Segment] = []
+    start = 0
+    for end in range(1, len(segments) + 1):
+        if end == len(segments) or segments[end].style is not segments[start].style:
+            text = "".join([segment.text for segment in segments[start:end]])
+            runs.append(Segment(text, segments[start].style))
+            start = end
+    return Strip(runs, len(segments))

@@ -13,8 +13,9 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
-from kvtrace.analysis.nature import rows_are
-from kvtrace.analysis.origin import UNKNOWN, attended_rows, tokens_of_cells
+from kvtrace.analysis.kept import kept
+from kvtrace.analysis.nature import latents_of, rows_are
+from kvtrace.analysis.origin import UNKNOWN, Rows, attended_rows, tokens_of_cells
 from kvtrace.analysis.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.trace import Tensor, Trace
 from kvtrace.trace.dtypes import Floats
@@ -56,8 +57,8 @@ class MapPane(Pane):
         rows = cursor.row if self._cached else cursor.query
         return (
             cursor.step, cursor.layer, cursor.head, cursor.sequence, rows, cursor.dim,
-            cursor.inside, cursor.base, cursor.lane, cursor.view, cursor.numbers, cursor.palette,
-            cursor.scale, cursor.zoom,
+            cursor.inside, cursor.base, cursor.lane, cursor.kept, cursor.view, cursor.numbers,
+            cursor.palette, cursor.scale, cursor.zoom,
         )  # fmt: skip
 
     @property
@@ -71,7 +72,13 @@ class MapPane(Pane):
     def _heading(self, trace: Trace, cursor: Cursor) -> str:
         """The tensor, and what its rows are: of the cache, or of something else."""
         letter = LETTERS[self.tensor]
-        return f"{letter} {rows_are(trace, cursor.layer)}" if self._cached else letter
+        if not self._cached:
+            return letter
+        if cursor.kept:
+            latent = latents_of(trace, cursor.layer) is not None
+            part = {"K": "latents", "V": "rotary keys"}[letter] if latent else letter
+            return f"{part} kept"
+        return f"{letter} {rows_are(trace, cursor.layer)}"
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """Title, map or numbers, then the colours and the number under the crosshair."""
@@ -106,6 +113,9 @@ class MapPane(Pane):
         rows, dim = seen.values.shape
         shape = f"[{rows}×{dim}]"
         verdict = "" if seen.comparison is None else f" {seen.comparison.verdict}"
+        if self._cached and cursor.kept:
+            one = "all heads" if latents_of(trace, cursor.layer) is not None else head
+            return f"L{cursor.layer} {one} {shape} after the step"
         return f"L{cursor.layer} {head} {shape} {cursor.shows}{verdict}"
 
     # -- map ---------------------------------------------------------------------------------
@@ -123,7 +133,7 @@ class MapPane(Pane):
             absent_nan=cursor.view.needs_lane,
         )
         rows, dim = seen.values.shape
-        mark = self._mark(cursor, seen.values)
+        mark = self._mark(trace, cursor, seen.values)
         per_line = self.terminal.per_line
         room = width - _GUTTER
         down = Filling.fit(dim, height * per_line, zoom=cursor.zoom, focus=mark[0])
@@ -144,7 +154,7 @@ class MapPane(Pane):
         lead = ("pos" if names is not None else "row").ljust(_GUTTER)
         lines = [line(width, (lead, ink.FAINT), *across_labels(across, names, mark))]
         if self._slotted(trace, cursor):
-            slots = attended_rows(trace, cursor.step, cursor.layer, cursor.sequence).slots.tolist()
+            slots = self._rows(trace, cursor).slots.tolist()
             lines.append(line(width, ("slot", ink.FAINT), *across_labels(across, slots, mark)))
         return lines
 
@@ -155,17 +165,27 @@ class MapPane(Pane):
         runs = attended_runs(trace, cursor.step, cursor.layer, cursor.sequence)
         return any(run.slot != run.position for run in runs)
 
-    def _mark(self, cursor: Cursor, values: Floats) -> tuple[int, int]:
+    def _rows(self, trace: Trace, cursor: Cursor) -> Rows:
+        """Cells, slots and positions of what is shown of K or V."""
+        if cursor.kept:
+            found = kept(trace, cursor.step, cursor.layer, cursor.sequence)
+            if found is not None:
+                return found.rows
+        return attended_rows(trace, cursor.step, cursor.layer, cursor.sequence)
+
+    def _mark(self, trace: Trace, cursor: Cursor, values: Floats) -> tuple[int, int]:
         """The crosshair as (feature, row), inside the tensor."""
         row = cursor.row if self._cached else cursor.query
+        if self._cached and cursor.kept:
+            attended = attended_rows(trace, cursor.step, cursor.layer, cursor.sequence)
+            row = _same(attended, cursor.row, self._rows(trace, cursor))
         rows, dim = values.shape
         return min(cursor.dim, dim - 1), min(row, rows - 1)
 
     def _positions(self, trace: Trace, cursor: Cursor) -> list[int] | None:
         """The position of each row; None where rows have no positions of their own."""
         if self._cached:
-            rows = attended_rows(trace, cursor.step, cursor.layer, cursor.sequence)
-            positions: list[int] = rows.positions.tolist()
+            positions: list[int] = self._rows(trace, cursor).positions.tolist()
             return positions
         step = trace.step(cursor.step)
         if step.new_at(trace.site(cursor.layer).index) != step.new:
@@ -177,7 +197,7 @@ class MapPane(Pane):
     def _numbers(
         self, trace: Trace, cursor: Cursor, seen: Shown, size: tuple[int, int]
     ) -> list[Strip]:
-        feature, row = self._mark(cursor, seen.values)
+        feature, row = self._mark(trace, cursor, seen.values)
         half = max((size[1] - 1) // 2, 1)
         start = max((row // half - 2) * half, 0)
         part = seen.values[start : start + 5 * half]
@@ -189,12 +209,13 @@ class MapPane(Pane):
     ) -> list[str]:
         """Position and token of some rows."""
         if self._cached:
-            attended = attended_rows(trace, cursor.step, cursor.layer, cursor.sequence)
-            site = trace.site(cursor.layer)
+            there, site = self._rows(trace, cursor), trace.site(cursor.layer)
+            latents = latents_of(trace, cursor.layer) if cursor.kept else None
             tokens = np.full(len(rows), UNKNOWN, np.int64)
             if site.kind == "self":
-                tokens = tokens_of_cells(trace, site.reads, attended.cells[rows])
-            pairs = zip(attended.positions[rows].tolist(), tokens.tolist(), strict=True)
+                store = site.reads if latents is None else latents.index
+                tokens = tokens_of_cells(trace, store, there.cells[rows])
+            pairs = zip(there.positions[rows].tolist(), tokens.tolist(), strict=True)
             return [_label(trace, position, token) for position, token in pairs]
         positions = self._positions(trace, cursor)
         if positions is None:
@@ -209,15 +230,14 @@ class MapPane(Pane):
         self, trace: Trace, cursor: Cursor, seen: Shown, width: int
     ) -> tuple[list[Piece], list[Piece]]:
         """The exact number under the crosshair, and where that is."""
-        feature, row = self._mark(cursor, seen.values)
+        feature, row = self._mark(trace, cursor, seen.values)
         label = self._labels(trace, cursor, np.array([row], np.int64))[0]
         exact = exactly(float(seen.values[row, feature]), cursor.view.needs_lane)
         name = "row" if self._cached else "query"
         index, _, word = label.partition(" ")
         elsewhere = "" if index in ("", str(row)) else f" at {index}"
         if self._slotted(trace, cursor):
-            rows = attended_rows(trace, cursor.step, cursor.layer, cursor.sequence)
-            elsewhere += f" slot {int(rows.slots[row])}"
+            elsewhere += f" slot {int(self._rows(trace, cursor).slots[row])}"
         return [(f" {exact}", ink.ACCENT)], [
             (f" {name} ", ink.DIM), (f"{row}", ink.STRONG), (f"{elsewhere} ", ink.DIM),
             (word, ink.TOKEN), (" dim ", ink.DIM), (f"{feature} ", ink.STRONG),
@@ -230,7 +250,21 @@ class MapPane(Pane):
         dims = down.indices_of((y - 1) * self.terminal.per_line) if y >= 1 else range(0)
         if not rows or not dims or self._cursor.numbers:
             return {}
-        return {"row" if self._cached else "query": rows.start, "dim": dims.start}
+        if not self._cached:
+            return {"query": rows.start, "dim": dims.start}
+        row, cursor = rows.start, self._cursor
+        if cursor.kept and self._trace is not None:
+            attended = attended_rows(self._trace, cursor.step, cursor.layer, cursor.sequence)
+            row = _same(self._rows(self._trace, cursor), row, attended)
+        return {"row": row, "dim": dims.start}
+
+
+def _same(these: Rows, row: int, those: Rows) -> int:
+    """The row of the same position among others; the closest one where it is not there."""
+    if not these.positions.size or not those.positions.size:
+        return 0
+    position = these.positions[min(row, these.positions.size - 1)]
+    return int(np.abs(those.positions - position).argmin())
 
 
 def exactly(value: float, absent: bool) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtrace.analysis.compare import Comparison, compare_rows, tolerance_of
+from kvtrace.analysis.kept import kept
+from kvtrace.analysis.tensors import CACHE_TENSORS
 from kvtrace.trace import CACHED, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.cursor import Cursor, View
@@ -48,6 +50,8 @@ def shown(store: RowStore, tensor: Tensor, cursor: Cursor) -> Shown:
         MissingError: The site did not attend in this step.
         TraceError: The rows are damaged.
     """
+    if cursor.kept and tensor in CACHE_TENSORS:
+        return _kept(store.trace, tensor, cursor)
     value = base_rows(store, tensor, cursor)
     if value is None:
         empty = np.zeros((0, store.trace.site(cursor.layer).dim(tensor)), np.float32)
@@ -65,6 +69,15 @@ def shown(store: RowStore, tensor: Tensor, cursor: Cursor) -> Shown:
         View.RELATIVE: found.relative,
     }[cursor.view]
     return Shown(picked, comparison=found)
+
+
+def _kept(trace: Trace, tensor: Tensor, cursor: Cursor) -> Shown:
+    """What the cache holds after the step; always as values."""
+    found = kept(trace, cursor.step, cursor.layer, cursor.sequence)
+    if found is None:
+        return Shown(np.zeros((0, 0), np.float32), "the cache keeps nothing of this layer")
+    kv_head = trace.site(cursor.layer).kv_head(cursor.head)
+    return Shown(found.values(trace, tensor, kv_head))
 
 
 def base_rows(store: RowStore, tensor: Tensor, cursor: Cursor) -> Floats | None:
@@ -101,14 +114,21 @@ class Ranges:
 
     def shade(self, store: RowStore, tensor: Tensor, cursor: Cursor, seen: Shown) -> Shade:
         """How the values become colours."""
-        differs = cursor.view.differs
+        differs = cursor.view.differs and seen.comparison is not None
         sample = seen.values
         if not differs:
-            known = (
-                store.known(cursor.layer, tensor, cursor.head) if cursor.base == CACHED else None
-            )
+            plain = cursor.base == CACHED and not cursor.kept
+            known = store.known(cursor.layer, tensor, cursor.head) if plain else None
             sample = sample if known is None else known
-        key = (id(store), cursor.layer, tensor, cursor.head, cursor.shows, cursor.scale)
+        key = (
+            id(store),
+            cursor.layer,
+            tensor,
+            cursor.head,
+            cursor.shows,
+            cursor.kept,
+            cursor.scale,
+        )
         size = (*key, len(sample))
         if size not in self._high or differs or tensor in (Tensor.QUERIES, Tensor.OUTPUT):
             self._high[size] = Shade.of(sample, signed=not differs, kind=cursor.scale).high
