@@ -7,7 +7,7 @@ only where rows must be compared with those of the next forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -107,7 +107,7 @@ class Ledger:
             return again
         out = LedgerStep(reads=reads(forward))
         events = [self._change(one) for one in forward.changes]
-        out.events = tuple(event for event in events if event.layers)
+        out.events = _joined(event for event in events if event.layers)
         work = _Work(forward, positions, out)
         read = {one.update for one in out.reads if one.source == "cache"}
         self._own.begin()
@@ -290,6 +290,24 @@ class Ledger:
             self._content.attended.pop(key, None)
         while len(self._homes) > MAX_BOOKS:
             del self._homes[next(iter(self._homes))]
+
+
+def _joined(events: Iterable[CacheEvent]) -> tuple[CacheEvent, ...]:
+    """Events, with what happened to both halves of an encoder-decoder cache told once."""
+    out: list[CacheEvent] = []
+    for event in events:
+        last = out[-1] if out else None
+        alike = last is not None and (last.kind, last.order) == (event.kind, event.order)
+        if last is None or not alike or not set(last.layers).isdisjoint(event.layers):
+            out.append(event)
+            continue
+        out[-1] = replace(
+            last,
+            layers=last.layers + event.layers,
+            lengths_before=last.lengths_before + event.lengths_before,
+            lengths_after=last.lengths_after + event.lengths_after,
+        )
+    return tuple(out)
 
 
 def _numbered(updates: Sequence[CacheUpdate]) -> Iterator[tuple[int, CacheUpdate]]:

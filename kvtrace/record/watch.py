@@ -260,7 +260,7 @@ class Watch:
     ) -> None:
         """Make the Forward, and hand it over."""
         start = perf_counter_ns()
-        updates = self._updates(one, arguments)
+        updates = self._updates(one, arguments, result)
         calls, updates_before = self._calls(one, part)
         tokens = tokens_of(arguments)
         tokens, shape = fitted(tokens, shape_of(tokens, arguments), calls)
@@ -292,9 +292,11 @@ class Watch:
         self.num_forwards += 1
         self._on_forward(forward)
 
-    def _updates(self, one: Pass, arguments: Mapping[str, object]) -> tuple[CacheUpdate, ...]:
+    def _updates(
+        self, one: Pass, arguments: Mapping[str, object], result: Any
+    ) -> tuple[CacheUpdate, ...]:
         """The updates of a pass that is over; what the caches hold now is noted."""
-        cross = getattr(arguments.get("past_key_values"), "cross_attention_cache", None)
+        cross = _cross_half(arguments.get("past_key_values"), result)
         handed: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
         out = []
         for raw in one.updates:
@@ -356,6 +358,14 @@ class Watch:
             before += [len(one.updates)] * len(more)
         self._seen.update([call.module for call in found])
         return tuple(found), tuple(before)
+
+
+def _cross_half(given: object, result: Any) -> object:
+    """The second half of an encoder-decoder cache, whether it was given or made."""
+    made = getattr(result, "past_key_values", None)
+    parts = result if isinstance(result, tuple) else ()
+    found = (getattr(one, "cross_attention_cache", None) for one in (given, made, *parts))
+    return next((one for one in found if one is not None), None)
 
 
 def _patch_given(cache: object) -> None:
