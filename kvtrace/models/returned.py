@@ -10,6 +10,7 @@ from types import ModuleType
 from torch import nn
 
 from kvtrace.errors import ModelError
+from kvtrace.models.functional import as_module
 from kvtrace.models.spec import Source
 
 FUNCTIONS = ("make_cache", "step")
@@ -69,6 +70,8 @@ def _parts(made: object) -> tuple[nn.Module | None, list[object], object]:
         held = list(made)
     elif isinstance(inner := getattr(made, "model", None), nn.Module):
         return inner, [], made
+    elif callable(made) and not isinstance(made, type):
+        return as_module(made), [], None
     else:
         return None, [], None
     models = [one for one in held if isinstance(one, nn.Module)]
@@ -121,8 +124,4 @@ def _complaint(made: object) -> str:
     if inspect.iscoroutine(made):
         made.close()
         return f"it returned a coroutine; {expected}: the factory can't be async"
-    if callable(made):
-        return (
-            f"it returned a function ({kind}); {expected}, which a function can be the forward of"
-        )
     return f"it returned {kind}; {expected}"

@@ -8,6 +8,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 STYLES = {
+    "a_function": "model(ids [1, new], kv_cache=cache)",
+    "an_object": "model(tokens [1, new])",
     "always_on": "model(ids [1, new])",
     "attribute_switch": "model(tokens [1, new])",
     "cache_object": "model(in_idx [1, new], cache=cache)",
