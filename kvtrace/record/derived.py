@@ -66,6 +66,7 @@ class Derived:
         self._stores = stores
         self._followers: dict[int, RowFollower] = {}
         self._seen: dict[tuple[str, int], Seen] = {}
+        self._memory: dict[tuple[object, ...], Seen] = {}
         self._stores_of: dict[tuple[str, int], int] = {}
         self._arguments: Mapping[str, object] = {}
         self._tokens: Tensor | None = None
@@ -83,6 +84,7 @@ class Derived:
             number: Of the step it will be.
         """
         self._seen.clear()
+        self._memory.clear()
         self._tokens, self._arguments, self.number = tokens, arguments, number
         self._told = self._resumed_told = None
 
@@ -118,11 +120,20 @@ class Derived:
             tokens = self._tokens
             self._before = None if tokens is None else tokens.detach().clone()
         self._seen.clear()
+        self._memory.clear()
 
     # -- one call --------------------------------------------------------------------------
 
     @torch.no_grad()
     def _follow(self, call: AttentionCall, limit: int | None) -> Seen:
+        memory = _memory(call)
+        same = self._memory.get(memory)
+        if same is not None and same.intact(call):
+            return same
+        seen = self._memory[memory] = self._followed(call, limit)
+        return seen
+
+    def _followed(self, call: AttentionCall, limit: int | None) -> Seen:
         store = self._stores.of_call(call)
         keys, values, visible = call.keys, call.values, call.visible
         if limit is not None and limit < keys.shape[2]:
@@ -169,6 +180,16 @@ class Derived:
             start = _start(self._arguments, self._tokens, new)
             self._told = (_extends(self._tokens, self._before), start, _padding(self._arguments))
         return self._told
+
+
+def _memory(call: AttentionCall) -> tuple[object, ...]:
+    """Where the rows of a call lie: two calls with the same share them."""
+    keys, values = call.keys, call.values
+    return (
+        (keys.data_ptr(), keys.shape, keys.stride()),
+        (values.data_ptr(), values.shape, values.stride()),
+        call.queries.shape[2],
+    )
 
 
 def _filled(value: object) -> bool:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 import kvtrace
 from builders.custom_caches import READERS, own_cache
 from builders.custom_drives import build, ids, through_the_cache
+from builders.recorded import assert_attention_explains_itself
 
 CHUNKED = [style for style in READERS if style != "ring_window"]
 BATCHED = [style for style in CHUNKED if style != "plain_functions"]
@@ -228,3 +232,81 @@ def test_a_prompt_as_long_as_the_batch_is_right_or_said_to_be_doubtful(style, ba
         assert all("could" in one or "axis" in one for one in trace.meta.unseen)
         return
     assert_held(trace, held)
+
+
+class Query(nn.Module):
+    """A layer with queries of its own, for keys and values of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.q = nn.Linear(24, 24)
+
+    def forward(self, x, keys, values):
+        queries = self.q(x).unflatten(-1, (3, 8)).transpose(1, 2)
+        causal = x.shape[1] == keys.shape[2]
+        y = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        return x + y.transpose(1, 2).flatten(2)
+
+
+class Sharing(nn.Module):
+    """Two layers attend to one set of keys and values."""
+
+    def __init__(self):
+        torch.manual_seed(3)
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 24), nn.Linear(24, 50)
+        self.kv = nn.Linear(24, 48)
+        self.layers = nn.ModuleList(Query() for _ in range(2))
+
+    def forward(self, ids, past=None):
+        x = self.embed(ids)
+        rows = self.kv(x).unflatten(-1, (2, 3, 8)).permute(2, 0, 3, 1, 4)
+        rows = rows if past is None else torch.cat([past, rows], dim=3)
+        for layer in self.layers:
+            x = layer(x, *rows)
+        return self.head(x), rows
+
+
+def test_layers_that_attend_to_the_same_tensors_share_a_cache_layer(tmp_path):
+    model, past = Sharing().eval(), None
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        for tokens in ([[1, 2, 3]], [[4]], [[5]]):
+            _, past = model(torch.tensor(tokens), past)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert len(trace.meta.cache_layers) == 1
+    assert [site.source for site in trace.meta.sites] == ["cache", "shared"]
+    np.testing.assert_array_equal(trace.cache(2, 1).keys, past[0, 0].numpy())
+    assert trace.step(2).cost.cache_bytes == past.nbytes
+
+
+class Reusing(nn.Module):
+    """Both layers use one workspace for their keys and values: the second writes over the first."""
+
+    def __init__(self):
+        torch.manual_seed(4)
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 24), nn.Linear(24, 50)
+        self.qkv = nn.ModuleList(nn.Linear(24, 72) for _ in range(2))
+        self.register_buffer("space", torch.zeros(2, 1, 3, 16, 8))
+        self.made = []
+
+    def forward(self, ids):
+        x, count = self.embed(ids), ids.shape[1]
+        for qkv in self.qkv:
+            q, k, v = qkv(x).unflatten(-1, (3, 3, 8)).permute(2, 0, 3, 1, 4)
+            self.space[0, :, :, :count], self.space[1, :, :, :count] = k, v
+            self.made.append(k)
+            rows = self.space[:, :, :, :count]
+            y = F.scaled_dot_product_attention(q, rows[0], rows[1], is_causal=True)
+            x = x + y.transpose(1, 2).flatten(2)
+        return self.head(x)
+
+
+def test_rows_that_the_model_writes_over_are_recorded_as_they_were_attended_to(tmp_path):
+    model = Reusing().eval()
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        model(torch.tensor([[1, 2, 3]]))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    for layer, keys in enumerate(model.made):
+        np.testing.assert_array_equal(trace.cache(0, layer).keys, keys[0].numpy())
+    assert_attention_explains_itself(trace)
