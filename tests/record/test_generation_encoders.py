@@ -1,0 +1,133 @@
+"""Encoder, decoder and cross attention: written once, read ever after, recomputed alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from builders.encoder_decoders import LISTENERS, READERS
+from builders.recorded import assert_attention_explains_itself, caches_disagree, record
+from builders.ways import IDS
+
+SOUND = torch.randn(1, 8, 40, generator=torch.Generator().manual_seed(0))
+WAYS = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "static": {"cache_implementation": "static"},
+    "no cache": {"use_cache": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def recorded(model, run, path):
+    torch.manual_seed(0)
+    expected = run()
+    torch.manual_seed(0)
+    trace, held, result = record(model, run, path, recompute="once")
+    assert torch.equal(result, expected)
+    compared, wrong = caches_disagree(trace, held)
+    assert not wrong, wrong[0]
+    assert_attention_explains_itself(trace)
+    limit = trace.meta.lane("recomputed").tolerance
+    for number in trace.numbers[1:]:
+        found = trace.compared(number)
+        assert found is not None
+        assert not (found.beyond > 0).any(), (number, limit)
+    assert trace.meta.unseen == ()
+    return trace, compared
+
+
+def written(trace):
+    cross = next(site for site in trace.meta.sites if site.kind == "cross")
+    assert trace.cache_layer(cross.reads).kind == "cross"
+    return [trace.cache_step(number, cross.index).rows for number in trace.numbers[1:]]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [*READERS, *LISTENERS])
+def test_an_encoder_decoder_is_traced_whole(name, way, tmp_path):
+    model = (READERS | LISTENERS)[name]()
+    given = SOUND if name in LISTENERS else IDS
+
+    def run():
+        return model.generate(given, do_sample=False, max_new_tokens=5, **WAYS[way])
+
+    trace, compared = recorded(model, run, tmp_path / "a.kvt")
+    assert {site.kind for site in trace.meta.sites} == {"encoder", "self", "cross"}
+    if way == "no cache":
+        assert {layer.kind for layer in trace.meta.cache_layers} == {"uncached"}
+        return
+    assert compared
+    rows = 20 if name in LISTENERS else 12
+    assert written(trace) == [rows, 0, 0, 0, 0]
+
+
+def test_an_assistant_of_an_encoder_decoder_is_rolled_back_too(tmp_path):
+    model, assistant = READERS["t5"](), READERS["t5"](seed=1)
+
+    def run():
+        return model.generate(IDS, assistant_model=assistant, do_sample=False, max_new_tokens=8)
+
+    trace, compared = recorded(model, run, tmp_path / "a.kvt")
+    assert compared
+    assert any(event.kind == "crop" for step in trace for event in step.events)
+
+
+@pytest.mark.parametrize("name", [*READERS, *LISTENERS])
+def test_a_cross_cache_that_the_model_makes_for_itself_is_one(name, tmp_path):
+    model = (READERS | LISTENERS)[name]()
+    heard = model.get_encoder()(SOUND if name in LISTENERS else IDS)
+
+    def run():
+        cache, now, out = None, torch.tensor([[1, 5]]), []
+        for _ in range(3):
+            found = model(
+                encoder_outputs=heard,
+                decoder_input_ids=now,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache, now = found.past_key_values, found.logits[:, -1:].argmax(-1)
+            out.append(now)
+        return torch.cat(out)
+
+    expected = run()
+    trace, held, result = record(model, run, tmp_path / "a.kvt", recompute="once")
+    assert torch.equal(result, expected)
+    compared, wrong = caches_disagree(trace, held)
+    assert not wrong, wrong[0]
+    assert compared
+    assert {layer.kind for layer in trace.meta.cache_layers} == {"dynamic", "cross"}
+
+
+def test_each_text_is_recomputed_with_its_own_encoder_output(tmp_path):
+    model = READERS["bart"]()
+
+    def run():
+        one = model.generate(IDS, do_sample=False, max_new_tokens=4, num_beams=2)
+        other = model.generate(IDS.flip(1), do_sample=False, max_new_tokens=4, num_beams=2)
+        return torch.cat([one, other])
+
+    trace, _, _ = record(model, run, tmp_path / "a.kvt", recompute="once")
+    steps = [step.number for step in trace if trace.compared(step.number) is not None]
+    assert len(steps) == len(trace) - 2  # an encoder's pass is the same in both lanes
+    assert not any((trace.compared(number).beyond > 0).any() for number in steps)
+
+
+def test_beams_change_places_once_in_both_halves(tmp_path):
+    model = READERS["t5"]()
+
+    def run():
+        return model.generate(IDS, do_sample=False, max_new_tokens=5, num_beams=3)
+
+    trace, _ = recorded(model, run, tmp_path / "a.kvt")
+    events = [event for step in trace for event in step.events]
+    assert {event.kind for event in events} == {"reorder"}
+    for event in events:
+        kinds = {trace.cache_layer(layer).kind for layer in event.layers}
+        assert kinds == {"dynamic", "cross"}
+    assert all(len(step.events) <= 1 for step in trace)
