@@ -107,7 +107,7 @@ def _proved(mix: Mix, plan: Plan, rows: tuple[Tensor, Tensor, Tensor, Tensor]) -
     why = refusal(call)
     if why:
         after = f", after {' and '.join(mark.changed)}" if odd else ""
-        raise UnexplainedError(why + after)
+        raise UnexplainedError(why + after, replace(call, visible=how.visible))
     plan.proven += 1
     plan.group = group
     special = (how.bias, how.shift, how.head_scale, sinks, random)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvtrace.record.flow.prove import capped, products, rounding
+from kvtrace.record.flow.prove import FlowCall, capped, products, rounding
 
 # Masks in the wild: -inf, finfo.min, -1e9, -10000 (BERT), and -10000 divided by the root of the
 # head size. exp() of any of them is exactly 0 beside a score that is not masked.
@@ -20,7 +20,15 @@ HIDDEN_BELOW = -800.0
 
 
 class UnexplainedError(Exception):
-    """The logits are not what q·kᵀ and the operations seen would make."""
+    """The logits are not what q·kᵀ and the operations seen would make.
+
+    Attributes:
+        call: What was read all the same, where only the proof of it failed.
+    """
+
+    def __init__(self, why: str, call: FlowCall | None = None) -> None:
+        super().__init__(why)
+        self.call = call
 
 
 @dataclass(frozen=True, slots=True)

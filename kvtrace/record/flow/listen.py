@@ -58,6 +58,7 @@ class Listening:
     _counts: Counter[str] = field(default_factory=Counter)
     _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
     _certain: dict[tuple[str, int, int], Certain] = field(default_factory=dict)
+    _proven: set[str] = field(default_factory=set)
 
     def begin(self, sizes: Sizes) -> None:
         """A new step: calls of a module are counted from 0 again."""
@@ -101,10 +102,25 @@ class Listening:
         with _aside(mix.product.out), telling:
             if is_batched(mix.product.out):
                 raise UnexplainedError("it runs inside of torch.vmap, where no row can be read")
-            call = read(mix, self._plan(mix))
+            call = self._read(mix)
         if call is not None:
             self._take(call, mix.product.out)
         return call is not None or not scripted
+
+    def _read(self, mix: Mix) -> FlowCall:
+        """The call; unproved only where the same module has proved itself before.
+
+        Attention that was attention and now makes something else of its scores is what a check
+        wants to see.
+        """
+        try:
+            call = read(mix, self._plan(mix))
+        except UnexplainedError as reason:
+            if reason.call is None or self._path() not in self._proven:
+                raise
+            return reason.call
+        self._proven.add(self._path())
+        return call
 
     def _is_other(self, where: str, shape: Sequence[int]) -> bool:
         """Whether code is known to attend to something else than tokens.
