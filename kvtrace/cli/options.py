@@ -17,7 +17,8 @@ RECOMPUTE = ("once", "each", "off")
 USAGE = "[MODEL [PROMPT]] [-n N] [-o FILE] [options]"
 MODEL_HELP = """\
 MODEL is one of
-  demo, demo-gqa     small trained models that come with kvtrace, and with a prompt
+  demo               a small trained model that comes with kvtrace, and with a prompt;
+                     demo-gqa and demo-cla too: shared kv heads, shared layers
   gpt2, org/name     a repository of the Hugging Face hub (hf:NAME is exact)
   ./folder           a local directory with config.json and safetensors
   file.py:factory    your own code: a function, class or variable that gives a model, or
