@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrace.cli import options, outputs
-from kvtrace.cli.grammar import Verb
+from kvtrace.cli.grammar import Parser, Verb
 from kvtrace.errors import RecordError, UsageError
 from kvtrace.live.messages import Request, Tried
 from kvtrace.verify.ways import WAYS, beside, named
@@ -28,8 +28,12 @@ def run(values: argparse.Namespace) -> int:
 
     how = next((name for name in ("json", "quiet", "verbose") if getattr(values, name)), "text")
     teller = Teller(how)
-    traces = _traces(values.words)
-    report = _of_traces(traces, teller) if traces else _of_model(values, teller)
+    if (script := _script(values)) is not None:
+        report = _of_script(script, values, teller)
+    else:
+        values.words = [*values.words, *values.after]
+        traces = _traces(values.words)
+        report = _of_traces(traces, teller) if traces else _of_model(values, teller)
     teller.end(report)
     if values.junit is not None:
         write_junit(report, values.junit, f"kvtrace check {' '.join(values.words)}")
@@ -76,6 +80,40 @@ def _look(path: Path, teller: Teller, at_least: Noise | None = None, way: str = 
     return replace(known, report=report)
 
 
+# -- a script ------------------------------------------------------------------------------
+
+
+def _script(values: argparse.Namespace) -> Path | None:
+    """A file of Python alone, or with arguments behind `--`: it is run; with a prompt, a model."""
+    words: list[str] = values.words
+    alone = len(words) == 1 and words[0].endswith(".py") and values.prompt_file is None
+    return Path(words[0]) if alone and Path(words[0]).is_file() else None
+
+
+def _of_script(script: Path, values: argparse.Namespace, teller: Teller) -> Report:
+    """Run it untouched, and judge every trace that it left."""
+    from kvtrace.analysis.checks.report import UNCHECKED, Report, Trial, together
+    from kvtrace.cli.check_script import recorded
+
+    output = outputs.temporary(script.name) if values.output is None else values.output
+    outputs.chosen(output, force=values.force)
+    paths, ended = recorded(script, values.after, output, values)
+    trials = [_look(path, teller) for path in paths]
+    if any(one.report.verdict != UNCHECKED for one in trials):
+        # a model that was called once only, say, has no cache to check, and spoils nothing
+        trials = [replace(one, essential=one.report.verdict != UNCHECKED) for one in trials]
+    if not trials:
+        trials = [Trial("", Report(UNCHECKED, reason=f"{script.name} left no trace"))]
+    report = together(trials)
+    if ended:
+        report = replace(report, caveats=(*report.caveats, f"{script.name}{ended}"))
+    return report if values.output is not None else _tidied(report, _in(output.parent, paths))
+
+
+def _in(folder: Path, paths: list[Path]) -> set[Path]:
+    return {path for path in paths if path.parent == folder}
+
+
 # -- a model -------------------------------------------------------------------------------
 
 
@@ -97,7 +135,9 @@ def _of_model(values: argparse.Namespace, teller: Teller) -> Report:
     )
     judge = _Judge(teller)
     report = judge.report(request, debug=values.debug)
-    return _tidied(report) if values.output is None else report
+    if values.output is not None:
+        return report
+    return _tidied(report, {output, *(beside(output, way) for way in ways)})
 
 
 class _Judge:
@@ -157,11 +197,11 @@ def _ways(text: str) -> Sequence[str]:
     return [way for way in WAYS if way in asked]
 
 
-def _tidied(report: Report) -> Report:
-    """Without the traces that nobody needs to look at."""
+def _tidied(report: Report, ours: set[Path]) -> Report:
+    """Without those of our traces that nobody needs to look at."""
     trials = []
     for one in report.trials:
-        keep = not one.report.ok
+        keep = not one.report.ok or Path(one.trace) not in ours
         if not keep and one.trace:
             Path(one.trace).unlink(missing_ok=True)
         trials.append(one if keep else replace(one, trace=""))
@@ -184,19 +224,46 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     told.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit XML there too")
 
 
-VERB = Verb(
+class _Parser(Parser):
+    """What stands behind `--` is the script's."""
+
+    def parse_intermixed_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: None = None
+    ) -> argparse.Namespace:
+        """Divide the words at the dashes, and parse those before them."""
+        words = list(args or ())
+        at = words.index("--") if "--" in words else len(words)
+        values = Parser.parse_intermixed_args(self, words[:at])
+        values.after = words[at + 1 :]
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class _Check(Verb):
+    """A verb that may run somebody's script."""
+
+    def parser(self) -> Parser:
+        """A parser that leaves the script's words alone."""
+        made = Verb.parser(self)
+        made.__class__ = _Parser
+        return made
+
+
+VERB = _Check(
     name="check",
-    usage="MODEL [PROMPT] | TRACE...  [-n N] [--ways A,B] [options]",
+    usage="MODEL [PROMPT] | TRACE... | SCRIPT.py [-- ARGS]  [-n N] [--ways A,B] [options]",
     summary="Rounding or bug? Compare what the cache gave with a forward without it, and name the "
     "difference.\n\nA model is driven in the ways in which caches break: a decode, another prompt "
     "after it, the prompt\nin chunks, a left-padded batch, beams. A trace is judged as it is, "
-    f"without torch.\n\n{options.MODEL_HELP}\n\n"
+    "without torch;\na script is run untouched, and every trace that it leaves is judged.\n\n"
+    f"{options.MODEL_HELP}\n\n"
     "Exit code 0: equal within rounding. 1: diverged. 3: could not check. Traces of what diverged\n"
     "are kept; with -o all of them.",
     examples=(
         ('kvtrace check gpt2 "hello"', "16 tokens, then the other ways"),
         ("kvtrace check demo -n 64 --ways none -o a.kvt", "one long decode; keep its trace"),
         ('kvtrace check my.py:make "hi" --junit a.xml', "your own model, for a CI"),
+        ("kvtrace check sample.py -- --start hello", "whatever attends in a script"),
         ("kvtrace check a.kvt b.kvt --json", "recorded runs, for programs"),
     ),
     arguments=_arguments,

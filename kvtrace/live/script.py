@@ -41,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
             recompute=wishes["recompute"],
             force=wishes["force"],
             tokenizer=_Found(),
+            referee=wishes.get("referee", False),
+            keep_rows=wishes.get("referee", False),
         )
         with _on_cpu(wanted=wishes["cpu"]), _kept_main():
             prepared = own(words)
@@ -50,6 +52,9 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     for line in told(recording.report):
         _say(line)
+    if wishes.get("list"):
+        paths = [str(one.path) for one in recording.report.traces]
+        Path(wishes["list"]).write_text(json.dumps(paths), encoding="utf-8")
     return code
 
 

@@ -195,3 +195,43 @@ def test_traces_of_different_models_are_exit_3(kvtrace, trace_file, tmp_path):
     code, out, _ = kvtrace("diff", trace_file, other)
     assert code == 3
     assert out.startswith("could not check: not the same model")
+
+
+# -- scripts -------------------------------------------------------------------------------
+
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(BUGS.parent)!r})
+import bugs, torch, kvtrace
+
+print("said by the script", *sys.argv[1:])
+model = getattr(bugs, sys.argv[1] if len(sys.argv) > 1 else "gpt2")()
+with torch.no_grad():
+    out = model(input_ids=torch.tensor([[5, 9, 30, 7]]), use_cache=True)
+    for _ in range(2):
+        model(input_ids=torch.tensor([[4]]), past_key_values=out.past_key_values, use_cache=True)
+"""
+
+
+def test_a_script_is_run_untouched_and_what_it_left_is_judged(tmp_path):
+    (tmp_path / "sample.py").write_text(SCRIPT)
+    env = environment(XDG_CACHE_HOME=str(tmp_path / "cache"))
+    code, out, err = run("check", "sample.py", cwd=tmp_path, env=env)
+    assert code == 0, err
+    assert out.startswith("equal within rounding (prefill of 4, 2 decode steps; 3 steps compared)")
+    assert "said by the script" in err
+    arguments = ["check", "sample.py", "--json", "--", "off_by_one"]
+    code, out, err = run(*arguments, cwd=tmp_path, env=env)
+    told = json.loads(out)
+    assert (code, told["findings"][0]["name"]) == (1, "POSITION-ROPE"), err
+    assert Path(told["runs"][0]["trace"]).is_file()
+    assert [path.name for path in tmp_path.glob("*.kvt")] == []
+
+
+def test_a_script_in_which_nothing_attends_could_not_be_checked(tmp_path):
+    (tmp_path / "nothing.py").write_text("raise SystemExit(4)")
+    env = environment(XDG_CACHE_HOME=str(tmp_path / "cache"))
+    code, out, _ = run("check", "nothing.py", cwd=tmp_path, env=env)
+    assert code == 3
+    assert out.startswith("could not check: nothing.py left no trace\n")
+    assert "Mind: nothing.py ended with exit code 4." in out
