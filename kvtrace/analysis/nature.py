@@ -49,10 +49,10 @@ def attention_is(trace: Trace, layer: int, number: int | None = None) -> tuple[s
     rows = rows_are(trace, layer)
     found = [
         {"cross": "cross-attention", "encoder": "encoder attention"}.get(site.kind, ""),
-        f"{site.num_heads} heads on {site.num_kv_heads}"
+        f"{site.num_heads} heads on {site.num_kv_heads} kv heads"
         if site.num_kv_heads not in (site.num_heads, 1)
         else "",
-        f"{site.num_heads} heads on one" if 1 == site.num_kv_heads < site.num_heads else "",
+        f"{site.num_heads} heads on 1 kv head" if 1 == site.num_kv_heads < site.num_heads else "",
         f"window {site.window}" if site.window else "",
         f"{store.kind} cache" if store.held and store.kind not in ("dynamic", "sliding") else "",
         f"K, V {rows}" if rows != "cache" and site.kind == "self" else "",

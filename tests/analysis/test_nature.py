@@ -29,7 +29,7 @@ def test_what_is_usual_is_not_mentioned(trace):
 def test_groups_windows_sinks_caps_and_kinds_are_named(trace):
     site = {"window": 8, "sinks": (0.0,) * 4, "softcap": 50.0}
     assert attention_is(changed(trace, 1, site, {"kind": "static"}), 1) == (
-        "4 heads on 2",
+        "4 heads on 2 kv heads",
         "window 8",
         "static cache",
         "learned sinks",

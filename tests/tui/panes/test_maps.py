@@ -220,3 +220,14 @@ async def test_what_the_cache_keeps_is_shown_on_the_same_position(one_pane):
     value = float(trace.cache(4, 1).keys[1, attended - 1, 0])
     assert f"{value:+.9g}" in before[-1] + before[-2]
     assert f"{value:+.9g}" in after[-1] + after[-2]
+
+
+async def test_slots_stand_below_positions_where_the_two_part(one_pane):
+    trace = synthetic_trace(Shape(prompt=5, decode=4, window=4))
+    at = replace(AT, step=4, layer=1, row=1, dim=0, view=View.VALUE)
+    lines = await drawn(one_pane, trace, at)
+    places = next(i for i, line in enumerate(lines) if line.startswith("pos"))
+    assert lines[places].split() == ["pos", "5", "▲6", "7", "8"]
+    assert lines[places + 1].split() == ["slot", "0", "▲1", "2", "3"]
+    assert lines[places].index("7") == lines[places + 1].index("2")
+    assert not any(line.startswith("slot") for line in await drawn(one_pane, synthetic_trace(), AT))

@@ -293,7 +293,7 @@ def _layer_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     did = change(trace, site.reads, group).text
     lines = [_pair(width, "module", (_ending(text.safe(site.module, 120), width), ink.TEXT))]
     for word in attention_is(trace, cursor.layer, cursor.step):
-        lines.append(_pair(width, "", (word, ink.WARN)))
+        lines.append(_pair(width, "", (word, ink.TOKEN)))
     others = readers(trace, cursor.layer)
     if others:
         lines.append(_pair(width, "read by", (f"L{', L'.join(map(str, others))} too", ink.TEXT)))

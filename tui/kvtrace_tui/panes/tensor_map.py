@@ -155,7 +155,9 @@ class MapPane(Pane):
         lines = [line(width, (lead, ink.FAINT), *across_labels(across, names, mark))]
         if self._slotted(trace, cursor):
             slots = self._rows(trace, cursor).slots.tolist()
-            lines.append(line(width, ("slot", ink.FAINT), *across_labels(across, slots, mark)))
+            lines.append(
+                line(width, ("slot".ljust(_GUTTER), ink.FAINT), *across_labels(across, slots, mark))
+            )
         return lines
 
     def _slotted(self, trace: Trace, cursor: Cursor) -> bool:
