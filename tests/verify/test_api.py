@@ -135,3 +135,10 @@ def test_an_unknown_way_is_named_with_those_there_are():
         kvtrace.check(bugs.gpt2(), PROMPT, ways=["swim"])
     with pytest.raises(UsageError, match="found str"):
         kvtrace.check("gpt2", PROMPT)
+
+
+def test_rows_of_beams_that_change_places_are_all_kept(tmp_path):
+    kvtrace.check(bugs.gpt2(), PROMPT, new_tokens=2, ways=["beams"], keep=tmp_path)
+    trace = kvtrace.open(tmp_path / "beams.kvt")
+    assert any(event.kind == "reorder" for step in trace for event in step.events)
+    assert [len(trace.compared(number).passes) for number in trace.numbers] == [3] * len(trace)

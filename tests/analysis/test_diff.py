@@ -1,0 +1,118 @@
+"""Two traces of one model: aligned by tokens, whatever steps fed them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import kvtrace
+from builders import Shape, synthetic_trace
+from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED
+from kvtrace.analysis.diff import diff
+from kvtrace.trace import Tensor
+from verify import bugs
+
+TOKENS = [5, 9, 30, 7, 81, 44, 9, 12, 60, 3]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bugs.llama()
+
+
+def fed(model, path, sizes, rows=(TOKENS,), dtype=None, **more):
+    """Feed rows of tokens in chunks of these sizes, recorded."""
+    ids = torch.tensor(rows)
+    cache, start = None, 0
+    with kvtrace.record(model, path, recompute="off"), torch.no_grad():
+        for size in sizes:
+            part = ids[:, start : start + size]
+            out = model(input_ids=part, past_key_values=cache, use_cache=True, **more)
+            cache, start = out.past_key_values, start + size
+    return kvtrace.open(path)
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    return fed(model, tmp_path_factory.mktemp("whole") / "a.kvt", [10])
+
+
+@pytest.mark.parametrize("sizes", [[4, 6], [3, 1, 1, 5], [1] * 10])
+def test_chunks_are_the_same_run(model, whole, tmp_path, sizes):
+    found = diff(whole, fed(model, tmp_path / "b.kvt", sizes))
+    assert (found.verdict, found.tokens, found.parts) == (EQUAL, 10, ())
+    assert np.isfinite(found.growth).all()
+    assert (found.growth <= found.limits).all()
+
+
+def test_left_padding_does_not_count(model, whole, tmp_path):
+    mask = torch.tensor([[0] * 3 + [1] * 10])
+    positions = torch.tensor([[0] * 3 + list(range(10))])
+    rows = ([0, 0, 0, *TOKENS],)
+    padded = fed(model, tmp_path / "b.kvt", [13], rows, attention_mask=mask, position_ids=positions)
+    assert min(padded.step(0).positions[0]) < 0
+    found = diff(whole, padded)
+    assert (found.verdict, found.tokens) == (EQUAL, 10)
+
+
+def test_the_rows_that_both_were_fed_are_compared_where_the_prompts_part(model, whole, tmp_path):
+    other = fed(model, tmp_path / "b.kvt", [10], ([*TOKENS[:6], 70, 71, 72, 73],))
+    found = diff(whole, other)
+    assert (found.verdict, found.tokens) == (UNCHECKED, 6)
+    (part,) = found.parts
+    assert (part.position, part.old, part.new, part.chosen) == (6, 9, 70, False)
+    first = fed(model, tmp_path / "c.kvt", [10], ([70, *TOKENS[1:]],))
+    assert "first token" in diff(whole, first).reason
+
+
+def test_a_shorter_prompt_is_another_prompt_but_fewer_steps_are_the_same_run(
+    model, whole, tmp_path
+):
+    found = diff(whole, fed(model, tmp_path / "b.kvt", [4]))
+    assert (found.verdict, found.tokens) == (UNCHECKED, 4)
+    grown = diff(fed(model, tmp_path / "c.kvt", [4, 1]), fed(model, tmp_path / "d.kvt", [4, 1, 1]))
+    assert (grown.verdict, grown.tokens, grown.parts[0].old) == (EQUAL, 5, None)
+
+
+def test_a_narrow_type_is_rounding_and_is_named(whole, tmp_path):
+    narrow = fed(bugs.llama().to(torch.bfloat16), tmp_path / "b.kvt", [10])
+    found = diff(whole, narrow)
+    assert found.verdict == EQUAL
+    assert ("dtype", "float32", "bfloat16") in found.settings
+    assert found.limits.min() >= 2e-2
+    assert found.growth.max() > 1e-4
+
+
+def test_the_first_place_is_the_first_token_then_the_first_layer():
+    old, new = synthetic_trace(), synthetic_trace()
+    new.source.site_tensors[4, 0, Tensor.OUTPUT][0, 3] += 1
+    new.source.site_tensors[3, 2, Tensor.OUTPUT][0, 1] += 1
+    new.source.site_tensors[3, 1, Tensor.QUERIES][0, 2] *= 2
+    found = diff(old, new)
+    first = found.first
+    assert found.verdict == DIVERGED
+    assert (first.position, first.layer, first.tensor, first.head) == (7, 1, Tensor.QUERIES, 2)
+    assert first.apart == pytest.approx(1.0)
+    assert found.growth[0, Tensor.OUTPUT] > 0
+    assert found.growth[1, Tensor.KEYS] == 0
+
+
+def test_numbers_that_are_not_finite_in_one_run_only_are_a_difference():
+    old, new = synthetic_trace(), synthetic_trace()
+    new.source.site_tensors[2, 1, Tensor.OUTPUT][0, 0, 0, 0] = np.nan
+    assert diff(old, new).first.apart == np.inf
+    old.source.site_tensors[2, 1, Tensor.OUTPUT][0, 0, 0, 0] = np.nan
+    assert diff(old, new).verdict == EQUAL
+
+
+def test_other_shapes_are_another_model():
+    found = diff(synthetic_trace(), synthetic_trace(Shape(kv_heads=4)))
+    assert found.verdict == UNCHECKED
+    assert "4 heads over 2 of 8, and 4 heads over 4 of 8" in found.reason
+
+
+def test_what_differs_between_the_runs_is_listed():
+    old, new = synthetic_trace(), synthetic_trace()
+    new.source.meta = replace(new.meta, versions={"torch": "2.14.0"})
+    assert diff(old, new).settings == (("torch", "2.13.0", "2.14.0"),)
