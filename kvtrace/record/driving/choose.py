@@ -5,7 +5,9 @@ The user's own functions come first, then transformers' way, then the way that i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
@@ -100,8 +102,9 @@ def _driven(search: Search, found: Found, name: str = "model") -> Driven:
 def _by_entrance(model: nn.Module, wish: Wish) -> Driven | None:
     """By a method besides forward whose cached steps agree."""
     for name in entrances(model):
+        remake = None if wish.remake is None else partial(_remade_through, wish.remake, name)
         try:
-            search, found = _searched(through(model, name), wish)
+            search, found = _searched(through(model, name), replace(wish, remake=remake))
         except ModelError:
             continue
         if found.way.caches and found.agrees:
@@ -127,6 +130,10 @@ def _by_generating(model: nn.Module, wish: Wish) -> Driven | None:
         "begins anew at every step, so that no cache can be watched"
     )
     return Driven(Generating(watched), call, (said,), watched)
+
+
+def _remade_through(remake: Callable[[], nn.Module], name: str) -> nn.Module:
+    return through(remake(), name)
 
 
 def _by_inner(model: nn.Module, wish: Wish) -> Driven | None:

@@ -24,6 +24,8 @@ from kvtrace.text import safe
 
 _RAISED = re.compile(r"\w+(Error|Exception|Interrupt|Exit)\b")
 
+_ANY_SHAPE = re.compile(r"\[.*?\]|\d+")
+
 PREFILL, STEPS = 5, 2
 """Tokens of a trial. Five at once, so that a size of one is told from a size of many."""
 
@@ -202,7 +204,10 @@ class Search:
         return lambda: private_copy(self.model)
 
     def _complaint(self, signature: Signature) -> str:
-        reasons = [f"{way}: {why}" for why, way in list(self._why.items())[:3]]
+        alike: dict[str, str] = {}
+        for why, way in self._why.items():
+            alike.setdefault(_ANY_SHAPE.sub("", why), f"{way}: {why}")
+        reasons = list(alike.values())[:3]
         tried = "; ".join(safe(one, 240) for one in reasons) or "no parameter takes token ids"
         return (
             f"no way to call {safe(str(signature), 160)} was found ({tried}). Add to your file: "

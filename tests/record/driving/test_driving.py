@@ -263,6 +263,31 @@ def test_a_private_copy_shares_parameters_and_nothing_else():
     assert not seen  # the copy's hook fills the copy's dictionary
 
 
+def test_a_model_that_can_not_be_copied_is_made_again_to_be_tried(mine, expected):
+    run = mine(
+        """
+        import threading
+        MADE = []
+        class Locked(Core):
+            def __init__(self):
+                super().__init__()
+                self.lock = threading.Lock()
+                MADE.append(1)
+            def forward(self, ids, past=None):
+                return self.grown(ids, past, length(past))
+        build = Locked
+        """
+    )
+    assert run.tokens == expected
+    assert run.driven.call == "model(ids [1, new], past=cache)"
+
+
+def test_the_same_complaint_is_made_once(mine):
+    with pytest.raises(ModelError) as caught:
+        mine("class Bad(Core):\n    def forward(self, ids): return self.wte(ids)\nbuild = Bad\n")
+    assert str(caught.value).count("hidden rows") == 1
+
+
 # -- names -------------------------------------------------------------------------------------
 
 ROLES = {
