@@ -69,9 +69,10 @@ class Pane(Widget):
 
     def show(self, trace: Trace, cursor: Cursor) -> None:
         """Show another place; redraws only if something it shows is different there."""
-        key: Hashable = (id(trace), self.depends(cursor))
+        # at the end of a run the other lanes are there, for steps that were shown before
+        key: Hashable = (id(trace), self.depends(cursor), trace.ending is None)
         if self.grows:
-            key = (key, len(trace), len(trace.notes), trace.ending is None)
+            key = (key, len(trace), len(trace.notes))
         self._trace, self._cursor = trace, cursor
         if key != self._key:
             self._key = key
