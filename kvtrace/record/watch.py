@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 
 from kvtrace.record.caches import CACHES, follow, patch_class
 from kvtrace.record.calls import AttentionCall
+from kvtrace.record.clean import CLEAN
 from kvtrace.record.entrances import around_forward, entrances
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
@@ -80,7 +81,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         try:
-            for patches in (INTERFACE, CACHES):
+            for patches in (INTERFACE, CACHES, CLEAN):
                 patches.hold()
                 self._undo.append(patches.release)
             self._undo.append(follow(self._tracker))
@@ -157,13 +158,15 @@ class Watch:
     def _hook(self, part: str, module: nn.Module) -> None:
         """Watch one entrance of the model."""
 
-        def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not self.paused:
+        def begin(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self.paused and called is module:
                 self._begin(self._arguments(module, args, kwargs))
 
-        def end(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        def end(
+            called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+        ) -> None:
             stop = perf_counter_ns()
-            one = None if self.paused else self._over()
+            one = None if self.paused or called is not module else self._over()
             if one is None:
                 return
             if result is not None:

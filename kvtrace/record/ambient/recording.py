@@ -8,6 +8,7 @@ losses and gradients that follow a call, and left out.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,7 @@ class AmbientRecording:
         self._models: dict[int, Met] = {}
         self._others: Counter[str] = Counter()
         self._faults: list[str] = []
+        self._process = 0
         self._last: Met | None = None
         self._written: list[Met] = []
         self._evidence = Evidence(self._loss, self._backward)
@@ -92,6 +94,7 @@ class AmbientRecording:
             raise OutputExistsError(
                 f"{self.path}: the file exists; force=True replaces it, or name another"
             )
+        self._process = os.getpid()
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self._evidence)
@@ -107,6 +110,8 @@ class AmbientRecording:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if os.getpid() != self._process:
+            return
         told = []
         try:
             self._close_steps()
@@ -218,6 +223,13 @@ class AmbientRecording:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run
     ) -> Any:
         one = self._models.get(id(module))
+        if os.getpid() != self._process:  # a fork of the program has no trace of its own
+            with (
+                contextlib.nullcontext()
+                if one is None or one.recording is None
+                else (one.recording.unwatched())
+            ):
+                return run()
         if one is None:
             with self._harmless():
                 one = self._meet(module, args, kwargs)

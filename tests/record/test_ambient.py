@@ -1,0 +1,129 @@
+"""Recording without a model object: nothing of the program changes, and nothing is left behind."""
+
+import copy
+import os
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import kvtrace
+from builders.custom_drives import STYLES, build, ids, through_the_cache
+from builders.tiny_models import tiny_model
+from kvtrace.errors import OutputExistsError
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_recording_whatever_runs_changes_no_bit(style, tmp_path):
+    plain = through_the_cache(style, build(style), ids(10), 5)
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        seen = through_the_cache(style, build(style), ids(10), 5)
+    assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
+    traces = recording.report.traces
+    if style == "recurrent":
+        assert (traces, recording.report.silent) == ((), {"RecurrentLM": 6})
+    else:
+        assert [(one.steps, one.texts, one.sites) for one in traces] == [(6, 1, 2)]
+        trace = kvtrace.open(tmp_path / "a.kvt")
+        assert not any((trace.compared(number).beyond > 0).any() for number in trace.numbers)
+
+
+def test_gradients_are_the_same_and_the_call_is_no_step(tmp_path):
+    def gradients():
+        model = build("tuple_cat")
+        model(ids(8))[0].square().mean().backward()
+        return [one.grad for one in model.parameters() if one.grad is not None]
+
+    plain = gradients()
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        seen = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
+    assert recording.report.traces == ()
+    assert not (tmp_path / "a.kvt").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_code_is_recorded_and_named(tmp_path):
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        through_the_cache("tuple_cat", torch.compile(build("tuple_cat")), ids(8), 5)
+    assert [one.model for one in recording.report.traces] == ["GPT"]
+    assert "compiled code was run eagerly, so that it could be watched" in recording.report.said
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_modules_can_be_scripted_traced_and_defined_meanwhile(tmp_path):
+    with kvtrace.record(tmp_path / "a.kvt"):
+
+        class Gate(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = nn.Linear(4, 4)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return torch.sigmoid(self.inner(x))
+
+        torch.jit.script(Gate())(torch.ones(2, 4))
+        torch.jit.trace(Gate(), torch.ones(2, 4))
+        original = Gate.forward.__wrapped__
+    assert Gate.forward is original
+
+
+def test_a_model_in_a_thread_of_its_own_is_recorded(tmp_path):
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        work = threading.Thread(
+            target=through_the_cache, args=("tuple_cat", build("tuple_cat"), ids(8), 5)
+        )
+        work.start()
+        work.join()
+    assert [one.steps for one in recording.report.traces] == [4]
+
+
+def test_a_copy_or_a_pickle_of_a_watched_model_holds_nothing_of_ours(tmp_path):
+    model = build("alibi")
+    clean = pickle.dumps(model)
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        model(ids(5))
+        saved, twin = pickle.dumps(model), copy.deepcopy(model)
+        twin(ids(5))
+    assert b"kvtrace.record" not in saved
+    assert len(saved) == len(clean)
+    assert not any(module._forward_hooks for module in twin.modules())
+    assert [one.steps for one in recording.report.traces] == [1, 1]
+    assert "__reduce_ex__" not in vars(nn.Module)
+
+
+def test_a_fork_of_the_program_writes_nothing(tmp_path):
+    model = build("alibi")
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        with torch.no_grad():
+            model(ids(5))
+        child = os.fork()
+        if not child:
+            model(ids(6))
+            recording.__exit__(None, None, None)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert [one.steps for one in recording.report.traces] == [1]
+    assert len(kvtrace.open(tmp_path / "a.kvt")) == 1
+
+
+def test_after_an_exception_everything_is_as_before(tmp_path):
+    def fails():
+        with kvtrace.record(tmp_path / "a.kvt"), torch.no_grad():
+            return model(ids(5) % 90).logits.shape[1] / 0
+
+    model = tiny_model("gpt2")
+    before = nn.Module.__call__, type(model).forward, nn.functional.cross_entropy
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert before == (nn.Module.__call__, type(model).forward, nn.functional.cross_entropy)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert kvtrace.open(tmp_path / "a.kvt").ending.reason == "error"
+
+
+def test_a_file_that_exists_is_not_replaced(tmp_path):
+    (tmp_path / "a.kvt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="force=True"), kvtrace.record(tmp_path / "a.kvt"):
+        pass
