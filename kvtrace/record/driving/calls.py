@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kvtrace.errors import ModelError
 from kvtrace.record.driving.outputs import (
@@ -150,7 +151,10 @@ class Calls:
         if self.way.cache is not None:
             values.update(zip(self.way.cache.names, self._caches, strict=True))
         for one in self.way.given:
-            values[one.name] = one.form(before, new, self._device)
+            value = one.form(before, new, self._device)
+            if one.padded and isinstance(value, Tensor):
+                value = functional.pad(value, (0, self.capacity - value.shape[-1]))
+            values[one.name] = value
         if len(self.seen) < _COMPARED:
             self.seen.append(pattern(self.way.signature, values))
         first: list[object] = []

@@ -138,10 +138,15 @@ def _inside(
     setups += [(one,) for one in (*own, *inner_makers(model), *switches(model))]
     if len(own) > 1:
         setups.append(tuple(own))
+    padded = _padded(signature)
     for setup in setups:
         for reset in _unique([tuple(empties), ()]):
             for given in _options(signature):
                 yield Way(signature, layout, inside=True, first=(*reset, *setup), given=given)
+    for setup in setups if padded else ():
+        for given in _options(signature):
+            first = (*empties, *setup)
+            yield Way(signature, layout, inside=True, first=first, given=(*given, *padded))
 
 
 def _guessed(signature: Signature) -> Iterator[Way]:
@@ -239,6 +244,13 @@ def _masks(signature: Signature, *, plain: bool = False) -> list[Choice]:
     if not takers:
         return [(), *_mask_forms(list(signature.of("mask")))[1:]] if plain else [()]
     return _mask_forms(takers)
+
+
+def _padded(signature: Signature) -> Choice:
+    """Masks that may be left out, given over all that a cache can hold."""
+    takers = [one for one in signature.of("mask") if not one.required]
+    said = "causal [1, new, capacity]"
+    return tuple(Given(one.name, said, forms.causal_of_one, padded=True) for one in takers[:1])
 
 
 def _mask_forms(takers: list[Parameter]) -> list[Choice]:

@@ -63,6 +63,7 @@ class Search:
         wish: What is known of it.
         thorough: Look for long.
         stumbled: The first way with a cache whose first call went well and whose next one raised.
+        otherwise: A likelier way with the same cache, whose steps differ.
     """
 
     model: nn.Module
@@ -70,6 +71,7 @@ class Search:
     _why: dict[str, str] = field(default_factory=dict)
     thorough: bool = True
     stumbled: Tried | None = None
+    otherwise: Tried | None = None
     _dead: set[str] = field(default_factory=set)
 
     def run(self) -> Found:
@@ -84,7 +86,7 @@ class Search:
         theirs = observed(trials, signature)
         best = self._cached(signature, trials, plain, theirs)
         if best is not None:
-            return _cached(best)
+            return _cached(best, self.otherwise)
         if plain is None:
             raise ModelError(self._complaint(signature))
         return _uncached(plain, trials, self.wish, self.stumbled)
@@ -135,6 +137,8 @@ class Search:
                 (differing if tried.verdict == "differs" else forgetting).append(tried)
         if self.stumbled is not None:  # a way that forgets is then none that was meant
             forgetting = []
+        if agreeing and differing and _alike(agreeing[0].way, differing[0].way):
+            self.otherwise = differing[0]
         return next(iter([*agreeing, *differing, *forgetting]), None)
 
     def _failed(self, tried: Tried) -> None:
@@ -215,11 +219,16 @@ class Search:
         )
 
 
-def _cached(best: Tried) -> Found:
+def _cached(best: Tried, otherwise: Tried | None) -> Found:
     way = best.way
     theirs = ", as its own code does" if best.as_theirs else ""
     said = [f"called as {way}{theirs}: {_feeding(way)}{_cache_of(way, best.back)}"]
     if best.verdict == "agrees":
+        if otherwise is not None:
+            said.append(
+                f"called as {otherwise.way}, its cached steps differ by {otherwise.difference:.1g} "
+                "of the largest logit; if that is how you call it, there is a bug"
+            )
         return Found(way, tuple(said), True)
     how = (
         "its cached steps see nothing of the tokens before"
@@ -229,6 +238,14 @@ def _cached(best: Tried) -> Found:
     )
     said.append(f"{how}: its cache has a bug, or it wants to be called otherwise")
     return Found(way, tuple(said), False)
+
+
+def _alike(one: Way, other: Way) -> bool:
+    """Whether ways differ in nothing but what further parameters are given."""
+    same = (
+        one.cache is None or other.cache is None or one.cache.begin.said == other.cache.begin.said
+    )
+    return same and (one.inside, one.feeds) == (other.inside, other.feeds)
 
 
 def _key(way: Way) -> str:

@@ -36,7 +36,8 @@ _NAMES = {
     "capacity": "max_len max_length max_seq_len max_seq_length seq_len seq_length cache_len "
     "cache_size cache_length capacity size length t n_ctx context_length context_len block_size "
     "max_tokens maxlen max_cache_len max_context ctx_len max_size max_cache_length s max_t "
-    "max_seqlen seqlen max_num_tokens max_context_length total_len n_tokens",
+    "max_seqlen seqlen (en|de)coder_max_seq_len max_num_tokens max_context_length total_len "
+    "n_tokens",
 }
 _ALIASES = {
     quantity: re.compile("|".join(f"({name})" for name in names.split()))

@@ -28,11 +28,13 @@ class Given:
         name: Of the parameter.
         said: The value, for people.
         form: Makes it.
+        padded: Its last dimension is made as long as the cache can hold.
     """
 
     name: str
     said: str
     form: Form
+    padded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,11 @@ def causal(before: int, new: int, device: torch.device) -> Tensor:
     """True where a new token may look, [new, before + new]."""
     rows = torch.arange(before, before + new, device=device)
     return torch.arange(before + new, device=device)[None, :] <= rows[:, None]
+
+
+def causal_of_one(before: int, new: int, device: torch.device) -> object:
+    """True where a new token may look, [1, new, before + new]."""
+    return causal(before, new, device)[None]
 
 
 def causal_batched(before: int, new: int, device: torch.device) -> object:

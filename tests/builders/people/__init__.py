@@ -24,6 +24,8 @@ STYLES = {
     "last_row_only": "model(idx [1, all])",
     "list_of_caches": "model(tokens [1, new], caches=cache, pos=start)",
     "loss_wrapper": "model.net(x [1, new], cache=cache)",
+    "mask_of_capacity": "model(tokens [1, new], input_pos=positions [new], "
+    "mask=causal [1, new, capacity])",
     "mask_optional": "model(tokens [1, all], attn_mask=causal [new, all])",
     "mask_required": "model(x [1, all], mask=causal [new, all])",
     "other_method": "model.decode_step(token [1, new], kv_cache=cache)",

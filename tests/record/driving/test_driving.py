@@ -172,6 +172,20 @@ def test_a_generation_outside_of_the_model_counts_too(mine):
     assert run.driven.call == "model(ids [1, new], past=cache, start=start)"
 
 
+def test_a_likelier_way_that_differs_is_not_passed_over_in_silence(mine):
+    run = mine(
+        """
+        class Twice(Core):
+            def forward(self, ids, past=None, start=0):
+                return self.grown(ids, past, min(start + length(past), 60))
+        def build(): return Twice()
+        """
+    )
+    assert run.driven.call == "model(ids [1, new], past=cache)"
+    assert "called as model(ids [1, new], past=cache, start=start)" in run.driven.said[1]
+    assert "if that is how you call it, there is a bug" in run.driven.said[1]
+
+
 def test_a_model_that_is_not_causal_is_said_to_be_none(mine):
     run = mine(
         """
