@@ -197,7 +197,12 @@ def _blamed(error: Exception) -> str:
     if isinstance(error, KvtraceError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if _OURS not in Path(frame.filename).parents]
+    files = [frame for frame in frames if not frame.filename.startswith("<")]
+    theirs = [
+        frame
+        for frame in files
+        if _OURS not in Path(frame.filename).parents and "torch" not in Path(frame.filename).parts
+    ]
     own = [frame for frame in theirs if "site-packages" not in frame.filename] or theirs
     where = f"{Path(own[-1].filename).name}:{own[-1].lineno}: " if own else ""
     return safe(f"{where}{type(error).__name__}: {error}", 500)

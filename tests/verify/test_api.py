@@ -142,3 +142,14 @@ def test_rows_of_beams_that_change_places_are_all_kept(tmp_path):
     trace = kvtrace.open(tmp_path / "beams.kvt")
     assert any(event.kind == "reorder" for step in trace for event in step.events)
     assert [len(trace.compared(number).passes) for number in trace.numbers] == [3] * len(trace)
+
+
+def test_a_model_that_fails_could_not_be_checked_and_is_blamed_by_its_line():
+    class Failing(type(bugs.gpt2())):
+        def forward(self, *args, **more):
+            raise RuntimeError("no such luck")
+
+    report = kvtrace.check(Failing(bugs.gpt2().config).eval(), PROMPT, new_tokens=2)
+    assert report.verdict == UNCHECKED
+    assert "test_api.py:" in report.reason
+    assert "RuntimeError: no such luck" in report.reason

@@ -5,7 +5,7 @@ Reads one step at a time and stops where everything later is a consequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -157,7 +157,7 @@ def _at(
     for sequence in sequences:
         scene = stage(trace, step.number, layer, sequence, tolerance, lane)
         staged = staged and scene is not None
-        one = diagnose(scene) if scene is not None and _finite(scene.reference, scene) else None
+        one = _named(diagnose, scene)
         if one is not None:
             groups.setdefault(one.name, []).append(replace(one, sequences=(sequence,)))
     if not groups:
@@ -203,6 +203,20 @@ def _slot(trace: Trace, found: Finding, sequence: int) -> int | None:
             return run.slot + row
         row -= run.count
     return None
+
+
+def _named(diagnose: Callable[[Scene], Finding | None], scene: Scene | None) -> Finding | None:
+    """What a scene shows; nothing where the right numbers are no numbers, or no check can tell.
+
+    A signature that stumbles over numbers nobody has thought of must not hide the difference: it
+    is then unknown.
+    """
+    if scene is None or not _finite(scene.reference, scene):
+        return None
+    try:
+        return diagnose(scene)
+    except (ArithmeticError, LookupError, ValueError):
+        return None
 
 
 def _finite(side: Side, scene: Scene) -> bool:
@@ -258,8 +272,9 @@ def _broken(trace: Trace, step: Step, layer: int, sequences: list[int]) -> Findi
             bad = ~np.isfinite(rows[:, live])
             if bad.any():
                 head, row, dim = (int(n) for n in np.argwhere(bad)[0])
+                count = f"{int(bad.sum())} number{'s' if bad.sum() > 1 else ''}"
                 evidence = (
-                    f"{int(bad.sum())} numbers of {NAMES[tensor]} without and with the cache, "
+                    f"{count} of {NAMES[tensor]} without and with the cache, "
                     f"first in head {head}, feature {dim}: the model itself makes them"
                 )
                 at = (step.number, layer, NAMES[tensor])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
-from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED, check
+from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED, check, walk
 from kvtrace.trace import Note, Tensor
 
 
@@ -251,3 +251,14 @@ def test_a_site_that_was_never_compared_needs_equal_logits_to_pass():
     found = check(trace)
     assert found.verdict == UNCHECKED
     assert "model.layers.1.self_attn could not be compared" in found.reason
+
+
+def test_a_signature_that_stumbles_hides_no_difference(monkeypatch):
+    def stumble(scene):
+        raise IndexError("a shape nobody thought of")
+
+    monkeypatch.setattr(walk, "diagnose", stumble)
+    trace = synthetic_trace()
+    differing(trace, 2, 0, Tensor.OUTPUT)
+    found = check(trace)
+    assert [(one.name, one.step) for one in found.findings] == [("UNKNOWN", 2)]
