@@ -90,9 +90,9 @@ def test_a_slot_is_found_among_the_rows(trace):
 
 
 def test_a_finding_about_the_mask_changes_no_view(trace):
-    found = Found(4, "MASK", "", layer=2, tensor="mask", row=2)
+    found = Found(0, "MASK", "", layer=2, tensor="mask", row=3)
     cursor = show_found(moves.start(trace), trace, found)
-    assert (cursor.step, cursor.layer, cursor.row, cursor.view) == (4, 2, 2, View.VALUE)
+    assert (cursor.step, cursor.layer, cursor.query, cursor.view) == (0, 2, 3, View.VALUE)
 
 
 def test_a_finding_that_names_places_beyond_the_trace_stays_inside_it(trace):

@@ -51,7 +51,8 @@ def show_found(cursor: Cursor, trace: Trace, found: Found) -> Cursor:
     moved = moves.clamp(replace(moved, head=_query_head(moved, trace, found, tensor)), trace)
     row = _row(moved, trace, found)
     if tensor is None:
-        return moved if row is None else moves.clamp(replace(moved, row=row), trace)
+        # of masks, weights and logits the row in question is a query
+        return moved if row is None else moves.clamp(replace(moved, query=row), trace)
     cached = tensor in CACHE_TENSORS
     compared = _compared(moved, trace, tensor)
     if compared is not None:

@@ -19,7 +19,7 @@ class Found:
         layer: Index into `Meta.sites`, where it is about one.
         head: Head of the tensor (a kv head for "k" and "v"), where it is about one.
         tensor: "q", "k", "v", "mask", "weights", "output", "logits"; empty: none.
-        row: Attended row; new row for "q" and "output".
+        row: Attended row for "k" and "v"; for others a row of the step's new ones.
         slot: Place in the stored array, where it is about one.
         sequence: Row of the batch to look at.
         means: What the kind means; empty for notes.
