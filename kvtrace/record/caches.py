@@ -118,20 +118,29 @@ def _order(kind: str, given: Any) -> tuple[int, ...]:
     return ()
 
 
-def _recurrent(original: Method) -> Method:
-    def update_recurrent(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        running = passes()
-        if running:
-            start = perf_counter_ns()
-            index = args[1] if len(args) > 1 else kwargs.get("layer_idx", 0)
-            nbytes = _recurrent_bytes(layer_of(self, index))
-            for one in running:
-                one.recurrent.append(Recurrent(one.tracker.serial(self), index, nbytes))
-            running[-1].own_ns += perf_counter_ns() - start
-        return result
+def _recurrent(place: int) -> Make:
+    """Note which layers' recurrent memory is written, or handed out to be changed in place.
 
-    return update_recurrent
+    Args:
+        place: Where the layer's number stands among the arguments.
+    """
+
+    def make(original: Method) -> Method:
+        def use_memory(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            running = passes()
+            if running:
+                start = perf_counter_ns()
+                index = args[place] if len(args) > place else kwargs.get("layer_idx", 0)
+                nbytes = _recurrent_bytes(layer_of(self, index))
+                for one in running if nbytes else ():
+                    one.recurrent.append(Recurrent(one.tracker.serial(self), index, nbytes))
+                running[-1].own_ns += perf_counter_ns() - start
+            return result
+
+        return use_memory
+
+    return make
 
 
 def _recurrent_bytes(layer: Any) -> int:
@@ -159,8 +168,10 @@ def patch_class(patches: Patches, owner: type) -> None:
 
 _METHODS: dict[str, Make] = {
     "update": _update,
-    "update_conv_state": _recurrent,
-    "update_recurrent_state": _recurrent,
+    "update_conv_state": _recurrent(1),
+    "update_recurrent_state": _recurrent(1),
+    "get_conv_state": _recurrent(0),
+    "get_recurrent_state": _recurrent(0),
     **{name: _mutator(name) for name in KINDS},
 }
 

@@ -22,7 +22,7 @@ class CacheUpdate(NamedTuple):
         cache: Serial number of the cache object, counted from 0 as they are met.
         layer: The cache's own layer index.
         part: "self" or "cross" (the second half of an encoder-decoder cache).
-        class_name: Class of the cache layer.
+        class_name: Class of the cache layer, or transformers' own that it is made from.
         new_keys: Keys handed in, [sequences, kv_heads, new, key_dim].
         new_values: Values handed in, [sequences, kv_heads, new, value_dim].
         keys: Keys handed back, [sequences, kv_heads, seq, key_dim].

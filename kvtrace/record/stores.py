@@ -14,6 +14,8 @@ from kvtrace.trace import CacheLayer
 
 Key = tuple[object, ...]
 
+PACKED = "rows are packed in memory; here they are as attention was given them"
+
 
 @dataclass(slots=True)
 class Stores:
@@ -37,7 +39,10 @@ class Stores:
         if found is not None:
             return found
         kind = "latent" if latent else "cross" if update.part == "cross" else _kind(update)
-        return self._add(key, update.layer, kind, shape, (update.window, update.capacity))
+        store = self._add(key, update.layer, kind, shape, (update.window, update.capacity))
+        if kind == "quantised":
+            self.say(store, remark=PACKED)
+        return store
 
     def of_call(self, call: AttentionCall) -> int:
         """The layer of rows that no known cache handed to a call."""

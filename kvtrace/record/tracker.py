@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer
 
 from kvtrace.record.forward import CacheChange, CacheUpdate
@@ -225,7 +226,7 @@ def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheU
         serial,
         index,
         part,
-        kind.__name__,
+        _name(kind),
         new_keys,
         new_values,
         *out,
@@ -238,28 +239,55 @@ def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheU
         keys is None or keys is out[0] or capacity is not None or _part_of(keys, out[0]),
         _is_known(type(cache)) and _is_known(kind),
         verdict[1],
-        0 if kind is DynamicLayer else _packed_bytes(layer),
+        0 if kind in _PLAIN else _other_bytes(layer),
     )
 
 
-def _packed_bytes(layer: Any) -> int:
-    """Bytes of quantised rows, their scales included."""
-    packed = [getattr(layer, name, None) for name in ("_quantized_keys", "_quantized_values")]
-    total = 0
-    while packed:
-        one = packed.pop()
-        if isinstance(one, Tensor):
-            total += one.nbytes
+_PLAIN = {
+    DynamicLayer,
+    cache_utils.DynamicSlidingWindowLayer,
+    cache_utils.StaticLayer,
+    cache_utils.StaticSlidingWindowLayer,
+}
+"""Layers that hold keys and values and nothing else."""
+
+_COUNTED = {"keys", "values", "conv_states", "recurrent_states"}
+"""Where a layer has what is counted elsewhere."""
+
+
+def _other_bytes(layer: Any) -> int:
+    """Bytes of what a layer holds besides: packed rows with their scales, an indexer's keys."""
+    waiting = [one for name, one in getattr(layer, "__dict__", {}).items() if name not in _COUNTED]
+    found: dict[tuple[int, int], int] = {}
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Tensor) and hasattr(one, "__tensor_flatten__"):
+            # a packed tensor passes itself off as what it stands for
+            waiting += [getattr(one, name) for name in one.__tensor_flatten__()[0]]
+        elif isinstance(one, Tensor) and (one.is_floating_point() or one.dim() > 1):
+            found[one.data_ptr(), one.nbytes] = one.nbytes
         elif isinstance(one, tuple | list):
-            packed += one
+            waiting += one
         elif isinstance(one, dict):
-            packed += one.values()
-    return total
+            waiting += one.values()
+    return sum(found.values())
 
 
 def _part_of(keys: Tensor, out: Tensor) -> bool:
     """Whether what a layer keeps is a view of what it handed back: the end of it, or all."""
     return keys.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
+
+
+def _name(kind: type) -> str:
+    """What transformers calls a layer of this class, or the class it is made from."""
+    found = _names.get(kind)
+    if found is None:
+        theirs = (one for one in kind.__mro__ if one.__module__ == cache_utils.__name__)
+        found = _names[kind] = next(theirs, kind).__name__
+    return found
+
+
+_names: dict[type, str] = {}
 
 
 def is_theirs(method: object) -> bool:

@@ -1,0 +1,264 @@
+"""Every kind of cache: slots, capacity, what was written, evicted, changed, and its bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    QuantizedCache,
+    QuantizedLayer,
+    StaticCache,
+)
+
+from builders.recorded import (
+    assert_attention_explains_itself,
+    assert_caches_agree,
+    bits,
+    record,
+)
+from builders.tiny_models import tiny_model
+from builders.ways import IDS, generate, ready
+from kvtrace.trace import Tensor
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def model_of(model_type):
+    return ready(tiny_model(model_type))
+
+
+def held_nbytes(cache):
+    """Bytes of every tensor with rows that the layers of a cache hold."""
+    total = 0
+    for layer in cache.layers:
+        for one in vars(layer).values():
+            for part in one.values() if isinstance(one, dict) else [one]:
+                if isinstance(part, torch.Tensor) and part.dim() > 2:
+                    total += part.nbytes
+    return total
+
+
+KINDS = {
+    "dynamic": ("llama", lambda config: DynamicCache(config=config)),
+    "sliding": ("mistral", lambda config: DynamicCache(config=config)),
+    "static": ("llama", lambda config: StaticCache(config=config, max_cache_len=20)),
+    "static window": ("mistral", lambda config: StaticCache(config=config, max_cache_len=20)),
+    "static latents": ("deepseek_v3", lambda config: StaticCache(config=config, max_cache_len=20)),
+    "both": ("gemma2", lambda config: DynamicCache(config=config)),
+    "recurrent": ("qwen3_next", lambda config: DynamicCache(config=config)),
+    "recurrent static": (
+        "jamba",
+        lambda config: StaticCache(config=config, max_cache_len=20),
+    ),
+    "indexed": ("deepseek_v32", lambda config: DynamicCache(config=config)),
+    "made without a config": ("llama", lambda _: DynamicCache()),
+    "a list of layers": ("llama", lambda _: Cache(layers=[DynamicLayer() for _ in range(4)])),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_of_any_kind_is_rebuilt_and_its_bytes_are_the_live_ones(kind, tmp_path):
+    model_type, build = KINDS[kind]
+    model = model_of(model_type)
+    cache = build(model.config)
+    run = generate(model, past_key_values=cache, max_new_tokens=8)
+    trace, held, _ = record(model, run, tmp_path / "a.kvt")
+    assert_caches_agree(trace, held)
+    assert_attention_explains_itself(trace)
+    assert trace.step(trace.numbers[-1]).cost.cache_bytes == held_nbytes(cache)
+
+
+def test_a_static_buffer_has_its_capacity_and_fills_slot_by_slot(tmp_path):
+    model = model_of("llama")
+    cache = StaticCache(config=model.config, max_cache_len=20)
+    trace, _, _ = record(model, generate(model, past_key_values=cache), tmp_path / "a.kvt")
+    layer = trace.cache_layer(0)
+    assert (layer.kind, layer.capacity) == ("static", 20)
+    for step in trace:
+        view = trace.cache(step.number, 0)
+        assert view.slots.tolist() == list(range(12 + step.number))
+        assert step.caches[0].length_after == 12 + step.number
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_window_keeps_its_newest_rows_and_evicts_one_a_step(static, tmp_path):
+    model = model_of("mistral")
+    options = {"cache_implementation": "static"} if static else {}
+    trace, held, _ = record(model, generate(model, **options), tmp_path / "a.kvt")
+    assert_caches_agree(trace, held)
+    window = model.config.sliding_window
+    assert trace.cache_layer(0).window == window
+    for step in list(trace)[1:]:
+        newest = step.positions[0][0]
+        assert trace.cache(step.number, 0).positions.tolist() == list(
+            range(newest - window + 1, newest + 1)
+        )
+        assert step.caches[0].rows == 1
+
+
+def test_rows_that_were_there_before_the_recording_are_in_it(tmp_path):
+    model = model_of("llama")
+    cache = model(IDS).past_key_values
+
+    def run():
+        out = model(torch.tensor([[5]]), past_key_values=cache)
+        return model(torch.tensor([[6]]), past_key_values=out.past_key_values)
+
+    trace, held, _ = record(model, run, tmp_path / "a.kvt")
+    assert_caches_agree(trace, held)
+    assert trace.step(0).parent is None
+    assert trace.step(0).positions == ((12,),)
+    assert trace.cache(1, 0).positions.tolist() == list(range(14))
+
+
+def test_a_cache_made_of_legacy_tuples_goes_on(tmp_path):
+    model = model_of("llama")
+
+    def run():
+        first = model(IDS).past_key_values
+        pairs = tuple((layer.keys, layer.values) for layer in first.layers)
+        return model(torch.tensor([[5]]), past_key_values=DynamicCache(pairs)).logits
+
+    expected = run()
+    trace, held, result = record(model, run, tmp_path / "a.kvt")
+    assert torch.equal(result, expected)
+    assert_caches_agree(trace, held)
+    assert trace.cache(1, 0).positions.tolist() == list(range(13))
+
+
+class Strided(DynamicLayer):
+    """A layer of the user's own: once it holds ten rows it keeps every other one, and the last."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        if keys.shape[2] > 10:
+            kept = torch.arange(keys.shape[2]) % 2 == keys.shape[2] % 2
+            kept[-1] = True
+            self.keys, self.values = keys[:, :, kept], values[:, :, kept]
+        return keys, values
+
+
+def test_a_layer_class_of_the_users_own_is_followed_by_its_rows(tmp_path):
+    model = model_of("llama")
+
+    def run():
+        cache = Cache(layers=[Strided() for _ in range(4)])
+        out = model(IDS, past_key_values=cache, position_ids=torch.arange(12)[None])
+        for number in range(12, 17):
+            out = model(
+                torch.tensor([[number]]),
+                past_key_values=cache,
+                position_ids=torch.tensor([[number]]),
+            )
+        return out.logits
+
+    expected = run()
+    trace, held, result = record(model, run, tmp_path / "a.kvt")
+    assert torch.equal(result, expected)
+    assert_caches_agree(trace, held)
+    assert_attention_explains_itself(trace)
+    assert trace.cache(1, 0).positions.tolist() == [0, 2, 4, 6, 8, 10, 11, 12]
+    assert not any(group.rewritten for step in trace for group in step.caches)
+
+
+class Eighths(QuantizedLayer):
+    """Rounds to eighths, packed in bytes: a backend of one's own under transformers' layer."""
+
+    def __init__(self, residual_length=4):
+        super().__init__(residual_length=residual_length)
+
+    def _quantize(self, tensor, axis):
+        scale = tensor.abs().amax() / 127
+        return (tensor / scale).round().to(torch.int8), scale
+
+    def _dequantize(self, qtensor):
+        packed, scale = qtensor
+        return packed.float() * scale
+
+
+def quantised(name, config):
+    if name == "fp8":
+        return QuantizedCache("fp8", config)
+    return Cache(layers=[Eighths() for _ in range(config.num_hidden_layers)])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", ["fp8", "eighths"])
+def test_what_a_quantised_cache_hands_out_is_recorded_at_every_step(name, beams, tmp_path):
+    model = model_of("llama")
+    cache = quantised(name, model.config)
+    handed = []
+    for layer in cache.layers:
+        update = type(layer).update
+
+        def told(self, *args, _update=update, **kwargs):
+            out = _update(self, *args, **kwargs)
+            handed.append(tuple(part.clone() for part in out))
+            return out
+
+        layer.update = told.__get__(layer)
+    run = generate(model, past_key_values=cache, num_beams=beams, max_new_tokens=8)
+    trace, _, _ = record(model, run, tmp_path / "a.kvt")
+    assert_attention_explains_itself(trace)
+    seen = iter(handed)
+    for step in trace:
+        for site in trace.meta.sites:
+            keys, values = next(seen)
+            for sequence in range(step.num_sequences):
+                view = trace.cache(step.number, site.index, sequence)
+                np.testing.assert_array_equal(view.keys, bits(keys[sequence]))
+                np.testing.assert_array_equal(view.values, bits(values[sequence]))
+    assert next(seen, None) is None
+    layer = trace.cache_layer(0)
+    assert (layer.kind, layer.dtype) == ("quantised", "float32")
+    assert "packed" in layer.remark
+
+
+def test_rows_are_new_cells_whenever_they_are_rounded_again(tmp_path):
+    model = model_of("llama")
+    cache = quantised("eighths", model.config)
+    run = generate(model, past_key_values=cache, max_new_tokens=8)
+    trace, _, _ = record(model, run, tmp_path / "a.kvt")
+    rewritten = [step.caches[0].rewritten for step in trace]
+    # the prompt is rounded after it was used; of four more rows each is rounded once
+    assert rewritten[:2] == [0, 12]
+    assert sum(rewritten[2:]) >= 4
+    packed = [one for layer in cache.layers for one in (layer._quantized_keys, layer.keys)]
+    values = [one for layer in cache.layers for one in (layer._quantized_values, layer.values)]
+    nbytes = 0
+    for one in packed + values:
+        parts = one if isinstance(one, tuple) else (one,)
+        nbytes += sum(part.nbytes for part in parts)
+    assert trace.step(trace.numbers[-1]).cost.cache_bytes == nbytes
+
+
+def test_a_reset_buffer_begins_anew(tmp_path):
+    model = model_of("llama")
+
+    def run():
+        cache = StaticCache(config=model.config, max_cache_len=20)
+        for ids in (IDS, IDS.flip(1)):
+            cache.reset()
+            out = model(ids, past_key_values=cache)
+            model(out.logits[:, -1:].argmax(-1), past_key_values=cache)
+
+    trace, held, _ = record(model, run, tmp_path / "a.kvt")
+    assert_caches_agree(trace, held)
+    assert trace.cache(3, 0).positions.tolist() == list(range(13))
+    assert trace.cache(3, 0).cells.tolist() == list(range(13, 26))
+
+
+def test_half_precision_rows_are_stored_as_they_are(tmp_path):
+    model = ready(tiny_model("llama", dtype=torch.bfloat16))
+    trace, held, _ = record(model, generate(model), tmp_path / "a.kvt")
+    assert_caches_agree(trace, held)
+    assert trace.cache_layer(0).dtype == "bfloat16"
+    rows = trace.source.cells(0, Tensor.KEYS, 0, 12, None)
+    assert rows.dtype.itemsize == 2
