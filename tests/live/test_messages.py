@@ -13,6 +13,7 @@ from kvtrace.live.messages import (
     Said,
     Started,
     Stepped,
+    Tried,
     decode,
     encode,
 )
@@ -27,6 +28,7 @@ EVERY_KIND = [
     Said("hello\nworld", "output"),
     Stepped(3, "a.kvt"),
     Paused(3),
+    Tried("chunks", "chunked prefill", "", "it takes one token at a time"),
     Ended("length", "", "a.kvt"),
     Failed(74, "disk full", "Traceback …"),
 ]
