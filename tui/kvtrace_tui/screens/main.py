@@ -264,7 +264,8 @@ class MainScreen(Screen[None], inherit_bindings=False):
         if desk.recording is Recording.FAILED and before is not desk.recording:
             failure = self._follower.failure
             desk.say("" if failure is None else failure.text)
-        if before.live and not desk.recording.live:
+        grew = before.live or before is Recording.GROWING
+        if grew and not (desk.recording.live or desk.recording is Recording.GROWING):
             self._look_for_findings()
         self.sync()
 
