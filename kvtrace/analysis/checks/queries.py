@@ -59,7 +59,7 @@ def _other(mine: Floats, theirs: Floats, atol: float) -> tuple[str, str] | None:
 def _input(scene: Scene, place: int, difference: Floats) -> tuple[str, str]:
     """Unrelated: what the layer was given differs already."""
     far = float(np.abs(difference).max())
-    if scene.layer == 0:
+    if scene.layer == 0 and scene.site.layer == 0:
         evidence = (
             f"q of place {place} differs by up to {far:.3g} and is no rotation of the right q"
         )
