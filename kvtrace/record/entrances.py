@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,6 +15,28 @@ from kvtrace.record.flow.modules import ORIGINAL
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """(the original forward, arguments, keyword arguments) → its result."""
+
+
+class _Asking(threading.local):
+    now = False
+
+
+_asking = _Asking()
+
+
+def is_asking() -> bool:
+    """Whether a model is called by us, in this thread: nobody's step."""
+    return _asking.now
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Calls made inside are ours."""
+    before, _asking.now = _asking.now, True
+    try:
+        yield
+    finally:
+        _asking.now = before
 
 
 def entrances(model: nn.Module) -> list[tuple[str, nn.Module]]:

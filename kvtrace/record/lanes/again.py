@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kvtrace.record.calls import AttentionCall
+from kvtrace.record.entrances import asking
 from kvtrace.record.forward import Beginning, Forward
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.paths import Path
@@ -247,7 +248,7 @@ def recompute(model: nn.Module, batch: Batch, *, dtype: str | None = None) -> Fo
 def _forward(model: nn.Module, run: Callable[[], object]) -> Forward:
     """What is seen of a model while something runs."""
     found: list[Forward] = []
-    with _quietly(), Watch(model, found.append):
+    with asking(), _quietly(), Watch(model, found.append):
         try:
             run()
         except _FAULTS as error:
