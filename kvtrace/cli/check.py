@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +12,16 @@ from typing import TYPE_CHECKING
 from kvtrace.cli import options, outputs
 from kvtrace.cli.grammar import Parser, Verb
 from kvtrace.errors import RecordError, UsageError
-from kvtrace.live.messages import Request, Tried
+from kvtrace.live.messages import Progress, Request, Tried
 from kvtrace.verify.ways import WAYS, beside, named
 
 if TYPE_CHECKING:
     from kvtrace.analysis.checks.noise import Noise
-    from kvtrace.analysis.checks.report import Report, Trial
+    from kvtrace.analysis.checks.report import Finding, Report, Trial
     from kvtrace.cli.verdicts import Teller
 
 _NEW_TOKENS = 16
+_TICK = 0.2
 
 
 def run(values: argparse.Namespace) -> int:
@@ -76,8 +78,36 @@ def _look(path: Path, teller: Teller, at_least: Noise | None = None, way: str = 
 
     trace = open_trace(path)
     known = Trial(named(way, course(trace)), Report(""), str(path), essential=way == "decode")
-    report = check(trace, on_finding=lambda one: teller.found(one, known), at_least=at_least)
+    line = _Looking(path.name, len(trace))
+
+    def found(one: Finding) -> None:
+        line.clear()
+        teller.found(one, known)
+
+    report = check(trace, on_finding=found, at_least=at_least, on_step=line.step)
+    line.clear()
     return replace(known, report=report)
+
+
+class _Looking:
+    """How far a long trace has been looked at, on a terminal's stderr."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        from kvtrace.cli.follow import StatusLine
+
+        self._line = StatusLine(debug=False)
+        self.clear = self._line.clear
+        self._name, self._steps, self._done = name, steps, 0
+        self._shown = time.monotonic()
+
+    def step(self, _number: int) -> None:
+        """Another step."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._shown > _TICK:
+            self._shown = now
+            share = self._done / max(self._steps, 1)
+            self._line.show(Progress(f"checking {self._name}, step {self._done}", share))
 
 
 # -- a script ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,7 @@ class Survey:
     Attributes:
         trace: Whose steps.
         lane: Compared with the cached one.
+        on_step: Told the number of each step.
         compared: Steps that were.
         missing: Numbers of steps that attend and were not.
         flips: Steps whose lanes prefer different tokens.
@@ -32,6 +34,7 @@ class Survey:
 
     trace: Trace
     lane: str
+    on_step: Callable[[int], None] | None = None
     compared: int = 0
     missing: list[int] = field(default_factory=list)
     flips: list[Flip] = field(default_factory=list)
@@ -42,6 +45,8 @@ class Survey:
 
     def add(self, step: Step) -> None:
         """Take a step in."""
+        if self.on_step is not None:
+            self.on_step(step.number)
         self._self_checks(step)
         self.reused = self.reused or _reads_older_rows(step)
         found = self.trace.compared(step.number, self.lane)

@@ -23,6 +23,7 @@ def check(
     lane: str = "recomputed",
     on_finding: Told | None = None,
     at_least: Noise | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> Report:
     """Compare the cached lane with another one.
 
@@ -33,11 +34,12 @@ def check(
         lane: The reference.
         on_finding: Told of each finding as soon as it is found.
         at_least: What counted as rounding in another run of the model, with a referee.
+        on_step: Told the number of each step before it is looked at.
     """
     why = _hopeless(trace, lane)
     if why:
         return Report(UNCHECKED, reason=why)
-    survey, found, trouble = Survey(trace, lane), [], ""
+    survey, found, trouble = Survey(trace, lane, on_step), [], ""
     reason = ""
     try:
         limits = _raised(noise(trace, lane), at_least)
