@@ -51,9 +51,12 @@ def noise(trace: Trace, lane: str) -> Noise:
     threshold[:, 3] *= 2
     reason = f"{dtype} rounding: {floor:.0e} of the largest number, growing with depth"
     far = _referee_distance(trace, lane)
-    if far is not None:
+    referee = trace.meta.lane("referee")
+    if far is not None and referee is not None:
         raised = _TIMES_REFEREE * far
-        reason += f"; raised to {_TIMES_REFEREE:.0f}× what recomputing itself is off from fp32"
+        off = f"recomputing itself is off from {referee.dtype} by up to {np.nanmax(far):.1e}"
+        times = f", raised to {_TIMES_REFEREE:.0f} times that" if (raised > threshold).any() else ""
+        reason += f"; {off}{times}"
         threshold = np.fmax(threshold, raised)
     return Noise(threshold, reason)
 
