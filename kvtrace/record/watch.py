@@ -31,6 +31,7 @@ from kvtrace.record.levels import lower_levels, note_runs, unseen
 from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
 from kvtrace.record.running import Pass, passes
 from kvtrace.record.tracker import CacheTracker, finished
+from kvtrace.record.turns import Turns
 
 __all__ = ["Beginning", "CacheChange", "CacheUpdate", "Forward", "Watch"]
 
@@ -73,6 +74,7 @@ class Watch:
         self._facts: dict[int, ModuleFacts] = {}
         self._tracker = CacheTracker()
         self._flow: FlowWatch | None = None
+        self._turns = Turns()
         self._seen: set[str] = set()
         self._odd: set[str] = set()
         self._ran: set[str] = set()
@@ -114,10 +116,12 @@ class Watch:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences: how the watching itself changed what is said, time above all."""
+        other = "calls in other threads while one was running were not recorded"
+        also = (other,) if self._turns.overlapped else ()
         if self._flow is None or not self._flow.followed:
-            return ()
+            return also
         slower = "the data flow was followed: milliseconds include the time this took"
-        return (slower, *self._flow.notes)
+        return (slower, *also, *self._flow.notes)
 
     def _stop(self) -> None:
         while self._undo:
@@ -201,6 +205,8 @@ class Watch:
             if one.names is self._names:
                 one.nested += 1
                 return
+        if not self._turns.begin():
+            return
         given = arguments.get("past_key_values")
         # a class of the model's own that is met late was followed by its rows so far, and stays so
         if self.num_forwards == 0 or isinstance(given, Cache):
@@ -221,6 +227,7 @@ class Watch:
         if one.nested:
             one.nested -= 1
             return None
+        self._turns.end()
         del running[place:]
         return one
 

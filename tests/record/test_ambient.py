@@ -138,3 +138,26 @@ def test_recordings_in_one_another_see_the_same_and_not_each_other(tmp_path):
     assert [(len(trace), len(trace.meta.sites)) for trace in traces] == [(4, 2)] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.kvt", "b.kvt", "c.kvt"]
     assert "__init_subclass__" not in vars(nn.Module)
+
+
+def test_threads_that_overlap_disturb_no_model_and_are_named(tmp_path):
+    model, plain = build("alibi"), through_the_cache("alibi", build("alibi"), ids(20), 5)
+    found, together = [], threading.Barrier(3)
+
+    def work():
+        together.wait()
+        found.append(through_the_cache("alibi", model, ids(20), 5))
+
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        with torch.no_grad():
+            model(ids(3))
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 3
+    assert all(torch.equal(a, b) for one in found for a, b in zip(plain, one, strict=True))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert 1 < len(trace) < 1 + 3 * 16
+    assert any("in other threads" in said for said in trace.meta.not_recorded)

@@ -11,6 +11,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class Forwards:
         around: Called for every forward.
         stack: Running forwards, outermost first.
         paused: Forwards run as if there were no patch.
+        thread: The one in which they run.
         paths: Path of each known module, by identity.
         two_sided: A model has an encoder and a decoder.
     """
@@ -68,6 +70,7 @@ class Forwards:
     around: Around
     stack: list[Frame] = field(default_factory=list)
     paused: bool = False
+    thread: int = 0
     paths: dict[int, str] = field(default_factory=dict)
     two_sided: bool = False
     parameters: dict[int, str] = field(default_factory=dict)
@@ -144,6 +147,9 @@ class Forwards:
         self, original: Forward, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         stack = self.stack
+        if stack and self.thread != get_ident():  # one step at a time is followed
+            return original(module, *args, **kwargs)
+        self.thread = get_ident()
         if self.paused or (stack and stack[-1].module is module):  # super().forward()
             return original(module, *args, **kwargs)
         path = self.paths.get(id(module))
