@@ -1,7 +1,8 @@
 """How much memory the cache takes, where, and what it would take in other shapes.
 
-Counts rows: bytes = rows × kv heads × (key_dim + value_dim) × itemsize. What an allocator or a
-quantised layout adds is only in `Cost.cache_bytes`, which was measured on the live tensors.
+Counts rows: bytes = rows × kv heads × (key_dim + value_dim) × itemsize, features that K and V
+share once. What an allocator or a quantised layout adds is only in `Cost.cache_bytes`, which was
+measured on the live tensors.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def row_bytes(layer: CacheLayer) -> int:
     """Bytes of one K row and its V row over all kv heads; 0 for recurrent layers."""
     if layer.kind == "state":
         return 0
-    return layer.num_kv_heads * (layer.key_dim + layer.value_dim) * itemsize(layer.dtype)
+    return layer.num_kv_heads * layer.held_dim * itemsize(layer.dtype)
 
 
 def cache_memory(trace: Trace, number: int) -> CacheMemory:

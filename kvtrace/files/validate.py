@@ -68,11 +68,12 @@ def _fixed_site(site: Site) -> Site:
 
 def _fixed_layer(layer: CacheLayer) -> CacheLayer:
     """What no later META may say otherwise: a layer that grows may turn out to be a buffer."""
-    return replace(layer, kind="", window=None, capacity=None, where="", remark="")
+    return replace(layer, kind="", window=None, capacity=None, where="", remark="", shared_dim=0)
 
 
 def _sound_layer(layer: CacheLayer) -> bool:
     dims = 0 < layer.key_dim <= MAX_DIM and 0 < layer.value_dim <= MAX_DIM
+    dims = dims and 0 <= layer.shared_dim <= min(layer.key_dim, layer.value_dim)
     heads = 0 < layer.num_kv_heads <= MAX_HEADS and dtypes.known(layer.dtype)
     return dims and heads and _part(layer.num_kv_heads, layer.first_kv_head, layer.all_kv_heads)
 

@@ -22,7 +22,7 @@ def step_bytes(groups: Sequence[CacheStep], layers: Sequence[CacheLayer]) -> tup
             layer = layers[index]
             if not layer.held:
                 continue
-            width = (layer.key_dim + layer.value_dim) * dtypes.itemsize(layer.dtype)
+            width = layer.held_dim * dtypes.itemsize(layer.dtype)
             row = layer.num_kv_heads * width
             read += max(0, attended - fresh) * row
             written += fresh * row

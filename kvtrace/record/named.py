@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from math import prod
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -231,8 +230,3 @@ def _by_content(rows: Tensor, telling: Sequence[int], tensor: Tensor) -> int | N
 def nbytes(found: Sequence[Found]) -> int:
     """Memory of several, each counted once."""
     return sum({one.storage: one.nbytes for one in found}.values())
-
-
-def row_bytes(rows: Tensor) -> int:
-    """Of one row of [sequences, kv_heads, seq, dim], all heads."""
-    return prod((rows.shape[1], rows.shape[3], rows.element_size()))

@@ -21,6 +21,7 @@ from kvtrace.record.derived import Derived, Seen
 from kvtrace.record.flow.rows import RowStep
 from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN
 from kvtrace.record.forward import Forward
+from kvtrace.record.match import same
 from kvtrace.record.named import Found, Holder
 from kvtrace.record.runs import Runs
 from kvtrace.record.stores import Stores
@@ -236,6 +237,8 @@ class Own:
         if step.rotated and step.again > 1:
             remark = ROTATED
         grows = capacity is None
+        if use.looks <= 1 and not layer.shared_dim and _holds(*made.rows):
+            self.stores.say(store, shared_dim=layer.value_dim)
         where = ", ".join(dict.fromkeys(one.told(grows=grows) for one in use.found))
         if len(use.found) == 1:
             where = f"{'keys' if use.keys else 'values'}: {where}"
@@ -306,9 +309,18 @@ class Own:
             if self.stores.layers[store].capacity and len(found) == 2:
                 buffers += found
                 continue
+            layer = self.stores.layers[store]
             rows = sum(runs.count(one) for one in made.entry.attended)
-            total += rows * sum(map(named.row_bytes, made.rows))
+            total += rows * layer.num_kv_heads * layer.held_dim * made.rows[0].element_size()
         return total + named.nbytes(buffers)
+
+
+def _holds(keys: Tensor, values: Tensor) -> bool:
+    """Whether keys hold the values: as their first features, or their last."""
+    dim = values.shape[3]
+    if not values.numel() or keys.shape[3] < dim or keys.dtype != values.dtype:
+        return False
+    return same(keys[..., :dim], values) or same(keys[..., -dim:], values)
 
 
 def _only(attended: Runs, slots: Slots) -> Runs:

@@ -74,6 +74,8 @@ class CacheLayer:
         where: What of the model's own holds the rows, as its code calls it, with the shape; empty
             where that is not known.
         remark: What else must be known to read its rows right; a sentence, or empty.
+        shared_dim: Features of a value row that its key row has too, held once (absorbed MLA:
+            the keys are latent and rotary key, the values the latent).
     """
 
     index: int
@@ -90,10 +92,16 @@ class CacheLayer:
     all_kv_heads: int = 0
     where: str = ""
     remark: str = ""
+    shared_dim: int = 0
 
     def dim(self, tensor: Tensor) -> int:
         """Features of a row of K or V."""
         return self.key_dim if tensor is Tensor.KEYS else self.value_dim
+
+    @property
+    def held_dim(self) -> int:
+        """Features of a row of K and V together, as far as they are held apart."""
+        return self.key_dim + self.value_dim - self.shared_dim
 
     @property
     def held(self) -> bool:

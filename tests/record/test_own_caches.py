@@ -12,6 +12,7 @@ import kvtrace
 from builders.custom_caches import READERS, own_cache
 from builders.custom_drives import build, ids, through_the_cache
 from builders.recorded import assert_attention_explains_itself
+from kvtrace.analysis.memory import cache_memory
 
 CHUNKED = [style for style in READERS if style != "ring_window"]
 BATCHED = [style for style in CHUNKED if style != "plain_functions"]
@@ -310,3 +311,79 @@ def test_rows_that_the_model_writes_over_are_recorded_as_they_were_attended_to(t
     for layer, keys in enumerate(model.made):
         np.testing.assert_array_equal(trace.cache(0, layer).keys, keys[0].numpy())
     assert_attention_explains_itself(trace)
+
+
+def test_a_latent_that_is_keys_and_values_at_once_counts_once(tmp_path):
+    trace, _ = recorded("latent_mla", tmp_path / "a.kvt", (ids(10), 6, ()))
+    layer = trace.cache_layer(0)
+    assert (layer.key_dim, layer.value_dim, layer.shared_dim) == (28, 20, 20)
+    assert trace.step(4).cost.cache_bytes == 2 * 10 * 28 * 4
+    assert cache_memory(trace, 4).held_bytes == 2 * 10 * 28 * 4
+
+
+@torch.no_grad()
+def test_rows_taken_off_by_the_caller_are_a_crop(tmp_path):
+    model = build("tuple_cat")
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        _, past = model(ids(6))
+        _, past = model(ids(3, seed=7), past)
+        past = [tuple(rows[:, :, :7] for rows in pair) for pair in past]
+        _, past = model(ids(1, seed=8), past)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    (event,) = trace.step(2).events
+    assert (event.kind, event.lengths_before, event.lengths_after) == ("crop", (9, 9), (7, 7))
+    assert (trace.step(2).parent, trace.step(2).positions) == (1, ((7,),))
+    assert trace.cache(2, 0).cells.tolist() == [*range(7), 9]
+    np.testing.assert_array_equal(trace.cache(2, 1).keys, past[1][0][0].numpy())
+
+
+@torch.no_grad()
+def test_sequences_that_change_places_take_their_rows_along(tmp_path):
+    model = build("tuple_cat")
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        _, past = model(ids(5, batch=3))
+        past = [tuple(rows[[2, 0, 2]] for rows in pair) for pair in past]
+        _, past = model(ids(1, seed=8, batch=3), past)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    (event,) = trace.step(1).events
+    assert (event.kind, event.order) == ("reorder", (2, 0, 2))
+    assert trace.cache_step(1, 0).rows == 1
+    for sequence in range(3):
+        view = trace.cache(1, 0, sequence)
+        np.testing.assert_array_equal(view.keys, past[0][0][sequence].numpy())
+
+
+class Padded(nn.Module):
+    """A tuple cache, and a mask that hides padding at the left."""
+
+    def __init__(self):
+        torch.manual_seed(5)
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 24), nn.Linear(24, 50)
+        self.qkv = nn.Linear(24, 72)
+
+    def forward(self, ids, lengths, past=None):
+        x = self.embed(ids)
+        q, k, v = self.qkv(x).unflatten(-1, (3, 3, 8)).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        new, seq = q.shape[2], k.shape[2]
+        shown = torch.ones(new, seq, dtype=torch.bool).tril(seq - new)
+        pads = torch.arange(seq)[None, :] < (lengths.max() - lengths)[:, None]
+        shown = (shown[None] & ~pads[:, None, :]) | torch.eye(new, seq, dtype=torch.bool)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=shown[:, None])
+        return self.head(x + y.transpose(1, 2).flatten(2)), (k, v)
+
+
+@torch.no_grad()
+def test_padding_at_the_left_has_negative_positions(tmp_path):
+    model, lengths = Padded().eval(), torch.tensor([5, 3])
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        _, past = model(ids(5, batch=2) % 50, lengths)
+        _, past = model(ids(1, batch=2) % 50, lengths, past)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.step(0).positions == ((0, 1, 2, 3, 4), (-2, -1, 0, 1, 2))
+    assert trace.step(1).positions == ((5,), (3,))
+    for sequence in range(2):
+        np.testing.assert_array_equal(trace.cache(1, 0, sequence).keys, past[0][sequence].numpy())
+    assert trace.cache(1, 0, 1).positions.tolist() == [-2, -1, 0, 1, 2, 3]
