@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check kills tools bench clean
+.PHONY: demo test check kills tools bench confusion false-alarms clean
 
 demo: $(READY)
 	@$(BIN)/kvtrace
@@ -31,6 +31,13 @@ coverage-table: $(READY)
 
 nightly: check
 	cd tests && ../$(BIN)/python -m sweep.run --fresh --output ../docs/coverage.md --at-least 178
+
+# Every bug of the zoo in ten variants, edits of real code, every healthy model: docs/confusion.md.
+confusion: $(READY)
+	cd tests && ../$(BIN)/python -m confusion.run --fresh
+
+false-alarms: $(READY)
+	cd tests && ../$(BIN)/python -m confusion.run --only healthy
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/run.py

@@ -30,7 +30,7 @@ RAISED = "(raised)"
 
 def jobs(count: int) -> list[tuple[str, str, int]]:
     """(table, name, number) of everything that is run."""
-    zoo = [("zoo", name, n) for name in catalogue() for n in range(count)]
+    zoo = [("zoo", name, n) for n in range(count) for name in catalogue()]
     edits = [("mutants", one.name, n) for n, one in enumerate(mutants.mutants())]
     return [*zoo, *edits, *(("healthy", name, 0) for name in healthy.names())]
 
@@ -92,7 +92,7 @@ def main() -> int:
 
 def _done(todo: list[tuple[str, str, int]], workers: int) -> Iterator[dict[str, object]]:
     with ProcessPoolExecutor(workers) as pool:
-        for number, row in enumerate(pool.map(work, todo, chunksize=4)):
+        for number, row in enumerate(pool.map(work, todo)):
             if number % 20 == 0:
                 print(f"{number} of {len(todo)}", file=sys.stderr)
             yield row

@@ -5,12 +5,13 @@ Reads one step at a time and stops where everything later is a consequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.apart import diagnose_apart
 from kvtrace.analysis.checks.begin import begins
 from kvtrace.analysis.checks.classes import KINDS
 from kvtrace.analysis.checks.diagnose import diagnose
@@ -22,6 +23,9 @@ from kvtrace.analysis.checks.survey import NAMES, Survey
 from kvtrace.trace import Step, Tensor, Trace
 
 _STEPS_SEARCHED = 64
+_CAUSES = 3
+"""Further causes that are named in the step of the first one."""
+
 _LOGITS_TIMES = 50.0
 """Logits gather the rounding of a whole row of hidden numbers, on top of all layers'."""
 
@@ -65,11 +69,33 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
             since = "" if explained else begins(trace, number, place)
             yield replace(one, since=since)
             explained |= set(one.sequences or range(step.num_sequences))
+        yield from _beside(trace, step, here, lane, limits)
         searched += 1
         done = explained >= set(range(step.num_sequences)) or searched >= _STEPS_SEARCHED
     if later is not None and not explained:
         yield later
     yield from fed.findings(trace)
+
+
+def _beside(
+    trace: Trace, step: Step, first: Sequence[Finding], lane: str, limits: Noise
+) -> Iterator[Finding]:
+    """Causes at later layers of a step that the first one does not explain, each kind once."""
+    if not first:
+        return
+    there, known = trace.site(first[0].layer).layer, {one.name for one in first}
+    sites = sorted({site for group in step.sites for site in group.sites})
+    for site in sites:
+        if trace.site(site).layer <= there or len(known) > len(first) + _CAUSES:
+            continue
+        tolerance = float(limits.threshold[site].max())
+        for sequence in first[0].sequences or range(step.num_sequences):
+            scene = stage(trace, step.number, site, sequence, tolerance, lane)
+            one = _named(diagnose_apart, scene)
+            if one is not None and one.name not in known:
+                known.add(one.name)
+                found = replace(one, sequences=first[0].sequences)
+                yield _placed(trace, found, limits, lane, sequence)
 
 
 def _after_attention(trace: Trace, step: Step, lane: str, limits: Noise) -> Finding | None:

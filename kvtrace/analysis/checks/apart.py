@@ -1,0 +1,61 @@
+"""What is wrong at a layer whatever its input was: causes beside the first one.
+
+Behind the first divergence every query and every new row differs. The rows that were cached before
+it don't, and neither does which rows a query sees: what is wrong with those has a cause of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from kvtrace.analysis.checks.contents import (
+    check_contents,
+    check_heads,
+    check_swapped,
+    check_unfilled_heads,
+    check_zero_rows,
+)
+from kvtrace.analysis.checks.identify import identify
+from kvtrace.analysis.checks.owners import check_owner
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scene import Scene
+from kvtrace.analysis.checks.visibility import check_visibility
+
+_VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
+
+
+def diagnose_apart(scene: Scene) -> Finding | None:
+    """The first thing that the input of the layer does not explain; None when there is none."""
+    if not len(scene.live):
+        return None
+    scene = _with_right_new_rows(scene)
+    identity = identify(scene)
+    for check in (
+        check_unfilled_heads,
+        check_heads,
+        check_zero_rows,
+        check_swapped,
+        check_owner,
+        check_visibility,
+        check_contents,
+    ):
+        found = check(scene, identity)
+        if found is not None:
+            return None if found.name in _VAGUE else found
+    return None
+
+
+def _with_right_new_rows(scene: Scene) -> Scene:
+    """The scene as if the rows of this step, where they were written, were the right ones."""
+    new = np.isin(scene.supposed, scene.places)
+    rows, places = np.flatnonzero(new), scene.supposed[new]
+    cached, right = scene.cached, scene.reference
+    if not len(rows) or cached.keys.shape[::2] != right.keys.shape[::2]:
+        return scene
+    keys, values = cached.keys.copy(), cached.values.copy()
+    for held, theirs in ((keys, right.keys), (values, right.values)):
+        written = (held[:, rows] != 0).any(axis=(0, 2))
+        held[:, rows[written]] = theirs[:, places[written]]
+    return replace(scene, cached=replace(cached, keys=keys, values=values))
