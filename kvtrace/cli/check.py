@@ -161,7 +161,7 @@ def _of_model(values: argparse.Namespace, teller: Teller) -> Report:
         new_tokens=_NEW_TOKENS if values.new_tokens is None else values.new_tokens,
         referee=True,
         keep_rows=True,
-        ways=",".join(ways),
+        ways=(",".join(ways) or "none") if values.ways else "all",
     )
     judge = _Judge(teller)
     report = judge.report(request, debug=values.debug)
@@ -244,7 +244,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--ways",
         metavar="A,B",
         default="",
-        help=f"what to try after decoding the prompt: {', '.join(WAYS)} (default all), or none",
+        help=f"what to try after decoding the prompt: {', '.join(WAYS)}, or none; default: all "
+        "that the model is surely made for",
     )
     told = parser.add_argument_group("the verdict")
     one = told.add_mutually_exclusive_group()

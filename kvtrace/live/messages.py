@@ -32,7 +32,8 @@ class Request:
         recompute: "once", "each" or "off".
         referee: Recompute one precision up too.
         keep_rows: Keep the other lanes' rows, however large.
-        ways: Further ways of driving the model, of `verify.plans.WAYS`, with commas between.
+        ways: Further ways of driving the model, of `verify.ways.WAYS`, with commas between; "all"
+            for those that it is surely made for, "none" for the run alone; empty: no check.
         allow_missing, allow_pickle, trust_remote_code: What the user vouches for.
         cpu, definitions: Of a user's file: its GPU is the CPU; only its definitions are run.
         revision: Of a hub repository; empty: the default branch.
@@ -138,7 +139,7 @@ class Tried:
     """A way of driving the model was tried, and its trace is closed.
 
     Attributes:
-        way: "decode" for the run itself, else of `verify.plans.WAYS`.
+        way: "decode" for the run itself, else of `verify.ways.WAYS`.
         title: What it was to do, in a few words.
         path: Its trace; empty: there is none.
         trouble: Why there is none.

@@ -39,7 +39,7 @@ def try_others(loaded: Loaded, request: Request, voice: Voice, orders: Orders) -
         return not orders.stopped
 
     with loaded.around():
-        ways = request.ways.split(",")
+        ways = None if request.ways == "all" else request.ways.split(",")
         planned = plans(
             loaded.model, tokens_of(trace), lambda *prompt: _start(loaded, *prompt), ways=ways
         )

@@ -35,7 +35,7 @@ def check(
     *,
     tokenizer: object = None,
     new_tokens: int = 16,
-    ways: Sequence[str] = WAYS,
+    ways: Sequence[str] | None = None,
     run: Callable[[], object] | None = None,
     keep: str | Path | None = None,
 ) -> Report:
@@ -49,7 +49,8 @@ def check(
         prompts: Text, token ids, or a tensor of ids; one or several.
         tokenizer: For prompts of text.
         new_tokens: Tokens to decode for each prompt.
-        ways: What else to try, of "again", "chunks", "padded" and "beams".
+        ways: What else to try, of "again", "chunks", "padded" and "beams"; by default all that
+            the model is surely made for.
         run: Drives the model itself, in place of prompts: a function without arguments.
         keep: Folder in which the traces stay; by default they go.
 
@@ -63,7 +64,7 @@ def check(
         raise UsageError(f"check: found {type(model).__name__}, expected a torch.nn.Module")
     if (run is None) == (prompts is None):
         raise UsageError("check: give prompts, or run=a function that drives the model")
-    unknown = [way for way in ways if way not in WAYS]
+    unknown = [way for way in ways or () if way not in WAYS]
     if unknown:
         raise UsageError(f"check: unknown way {unknown[0]!r}; there are {', '.join(WAYS)}")
     if keep is not None:
@@ -80,7 +81,7 @@ def assert_cache_consistent(
     *,
     tokenizer: object = None,
     new_tokens: int = 16,
-    ways: Sequence[str] = WAYS,
+    ways: Sequence[str] | None = None,
     run: Callable[[], object] | None = None,
     keep: str | Path | None = None,
 ) -> None:
@@ -126,7 +127,7 @@ class _Check:
         prompts: Prompts | None,
         run: Callable[[], object] | None,
         new_tokens: int,
-        ways: Sequence[str],
+        ways: Sequence[str] | None,
     ) -> Report:
         if run is not None:
             return together([self._main(run, "run", self.model)])

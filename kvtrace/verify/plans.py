@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kvtrace.errors import RecordError
 from kvtrace.models.quiet import quiet
-from kvtrace.record.decode import Limits, decode
+from kvtrace.record.decode import Limits, Standard, decode
 from kvtrace.record.driving import Driven
 from kvtrace.verify.ways import WAYS
 
@@ -56,7 +56,7 @@ def plans(
     start: Start,
     *,
     others: Sequence[Sequence[int]] = (),
-    ways: Sequence[str] = WAYS,
+    ways: Sequence[str] | None = None,
 ) -> list[Plan]:
     """The ways that were asked for, in the order in which a failure explains the next.
 
@@ -65,15 +65,16 @@ def plans(
         tokens: Of that run: prompt and what followed.
         start: How it is called.
         others: Prompts of the caller's, for the batch.
-        ways: Some of `WAYS`.
+        ways: Some of `WAYS`, asked for by name; None: all that the model is surely made for.
     """
     makers: dict[str, Callable[[], Plan]] = {
         "again": lambda: _again(tokens, start),
-        "chunks": lambda: _chunks(model, tokens, start),
+        "chunks": lambda: _chunks(model, tokens, start, asked=ways is not None),
         "padded": lambda: _padded(model, others or _batch(tokens)),
         "beams": lambda: _beams(model, tokens),
     }
-    return [_made(way, model, makers[way]) for way in WAYS if way in ways]
+    wanted = WAYS if ways is None else ways
+    return [_made(way, model, makers[way]) for way in WAYS if way in wanted]
 
 
 def _made(way: str, model: nn.Module, make: Callable[[], Plan]) -> Plan:
@@ -98,14 +99,21 @@ def _again(tokens: Sequence[int], start: Start) -> Plan:
     )
 
 
-def _chunks(model: nn.Module, tokens: Sequence[int], start: Start) -> Plan:
-    """The same tokens again, the prompt in uneven chunks, the last ones singly."""
+def _chunks(model: nn.Module, tokens: Sequence[int], start: Start, *, asked: bool) -> Plan:
+    """The same tokens again, the prompt in uneven chunks, the last ones singly.
+
+    Many people's forwards take the whole prompt, then single tokens, and nothing else: calling
+    them otherwise would find what is no fault.
+    """
     title = _TITLES["chunks"]
     tokens = tokens[:_FED]
     if len(tokens) < _CHUNKS + _SINGLE:
         return Plan("chunks", title, model, None, f"{len(tokens)} tokens are too few")
     sizes = _sizes(len(tokens) - _SINGLE) + [1] * _SINGLE
     driven = start(tokens, 0)
+    if not (asked or isinstance(driven.drive, Standard)):
+        why = "it may not be made for it; ask for `chunks` to try"
+        return Plan("chunks", title, model, None, why)
 
     def drive() -> None:
         for end in accumulate(sizes):

@@ -158,6 +158,13 @@ def test_a_healthy_model_leaves_all_its_traces_where_asked(tmp_path):
     assert "exists" in err
 
 
+def test_a_decode_alone_is_checked_when_that_is_asked_for(tmp_path):
+    arguments = ["check", f"{BUGS}:gpt2", "Anna has", "-n", 2, "--ways", "none", "-o", "a.kvt"]
+    code, out, err = run(*arguments, cwd=tmp_path)
+    assert code == 0, err
+    assert out.startswith("equal within rounding (prefill of 8, 1 decode step; 2 steps compared)")
+
+
 def test_a_recurrent_model_is_exit_3(tmp_path):
     env = environment(XDG_CACHE_HOME=str(tmp_path))
     arguments = ["check", f"{BUGS}:recurrent", "Anna", "-n", 2, "--json"]

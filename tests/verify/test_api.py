@@ -153,3 +153,15 @@ def test_a_model_that_fails_could_not_be_checked_and_is_blamed_by_its_line():
     assert report.verdict == UNCHECKED
     assert "test_api.py:" in report.reason
     assert "RuntimeError: no such luck" in report.reason
+
+
+def test_what_a_forward_may_not_be_made_for_is_tried_only_when_asked():
+    import importlib
+
+    module = importlib.import_module("kvtrace_fixtures.custom.ring_window")
+    report = kvtrace.check(module.build(), PROMPT, new_tokens=4)
+    assert report.ok
+    outcomes = {one.name: one.report.reason for one in report.trials if not one.report.ok}
+    assert "ask for `chunks`" in outcomes["chunked prefill"]
+    asked = kvtrace.check(module.build(), PROMPT, new_tokens=4, ways=["chunks"])
+    assert asked.findings[0].name == "HISTORY-LOST"
