@@ -47,7 +47,8 @@ def headline(report: Report) -> str:
     if report.verdict == UNCHECKED:
         return f"could not check: {safe(report.reason, 1000)}"
     if report.verdict == EQUAL:
-        what = f"{len(report.trials)} runs, "
+        checked = sum(one.report.verdict != UNCHECKED for one in report.trials)
+        what = f"{checked} run{'' if checked == 1 else 's'}, "
         if len(report.trials) < 2:
             what = "".join(f"{safe(one.name)}; " for one in report.trials)
         steps = "step" if report.steps == 1 else "steps"

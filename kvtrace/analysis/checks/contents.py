@@ -201,6 +201,8 @@ def _turned(
         return _in_proportion(len(rows), float(rate[0]), old)
     n = shift(turn, int(scene.reference.keys.shape[1]) + 64)
     by = "by angles that vary" if n is None else f"by {n:+d} positions"
+    if old and n is not None and len(rows) == 1 and n == -int(places[0]):
+        return "KEYS-NOT-ROTATED", f"k of place {places[0]} lost its rotation: it is rotated {by}"
     if old:
         return "KEYS-ROTATED-AGAIN", f"{len(rows)} old rows are rotated {by} more"
     if n is not None and n == -int(places[0]) and not _others_turned(scene, rows) and n < -1:

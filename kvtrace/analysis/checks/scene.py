@@ -66,6 +66,7 @@ class Scene:
         layer_rows: Reference keys and values of another layer: (keys, values), or None.
         sequence_rows: Reference keys and values of another sequence: (keys, values), or None.
         layers, sequences: How many there are.
+        current: Sequences of this step, where those of the step before follow them.
         lost: Places whose rows stood in the changed slots before; None: not known.
     """
 
@@ -88,6 +89,7 @@ class Scene:
     layers: int
     sequences: int
     lost: frozenset[int] | None = None
+    current: int | None = None
 
     @property
     def live(self) -> NDArray[np.int64]:

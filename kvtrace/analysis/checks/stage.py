@@ -45,6 +45,9 @@ def stage(
     changed, lost = _changed(trace, number, layer, sequence, view)
     site, step = trace.site(layer), trace.step(number)
 
+    beams = step.parent is not None and any(event.order for event in step.events)
+    earlier = trace.step(step.parent).num_sequences if beams and step.parent is not None else 0
+
     def weights(row: int) -> Floats:
         return _weights(trace, reference, layer, row)
 
@@ -52,7 +55,9 @@ def stage(
         return _kv(reference, other)
 
     def sequence_rows(other: int) -> tuple[Floats, Floats] | None:
-        there = trace.reference(number, other, lane)
+        before = other - step.num_sequences  # one of the step before, which may have ended there
+        at = number if before < 0 or step.parent is None else step.parent
+        there = trace.reference(at, other if before < 0 else before, lane)
         return None if there is None else _kv(there, layer)
 
     return Scene(
@@ -73,7 +78,8 @@ def stage(
         layer_rows=layer_rows,
         sequence_rows=sequence_rows,
         layers=len(trace.meta.sites),
-        sequences=step.num_sequences,
+        sequences=step.num_sequences + earlier,
+        current=step.num_sequences,
         lost=frozenset(reference.places_of(np.array(sorted(lost), np.int64)).tolist()),
     )
 
