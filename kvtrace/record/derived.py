@@ -74,6 +74,7 @@ class Derived:
         self.number = 0
         self._resumed_told: bool | None = None
         self._told: tuple[bool, int | None, tuple[int, ...] | None] | None = None
+        self._rows: int | None = None
 
     def begin(self, tokens: Tensor | None, arguments: Mapping[str, object], number: int) -> None:
         """A forward begins.
@@ -86,7 +87,7 @@ class Derived:
         self._seen.clear()
         self._memory.clear()
         self._tokens, self._arguments, self.number = tokens, arguments, number
-        self._told = self._resumed_told = None
+        self._told = self._resumed_told = self._rows = None
 
     def see(self, call: AttentionCall) -> AttentionCall:
         """Look at a call while the model runs; the call with nothing left that may be changed."""
@@ -139,6 +140,8 @@ class Derived:
         if limit is not None and limit < keys.shape[2]:
             keys, values = keys[:, :, :limit], values[:, :, :limit]
             visible = None if visible is None else visible[..., :limit]
+        if self._rows is None and call.kind == "self":
+            self._rows = call.queries.shape[2]
         grown, start, pads = self._known
         follower = self._followers.setdefault(store, RowFollower())
         before = self._stores_of.get((call.module, call.call), store)
@@ -178,7 +181,11 @@ class Derived:
         if self._told is None:
             new = 0 if self._tokens is None else self._tokens.shape[-1]
             start = _start(self._arguments, self._tokens, new)
-            self._told = (_extends(self._tokens, self._before), start, _padding(self._arguments))
+            extends = _extends(self._tokens, self._before)
+            # a model may be given all tokens and take the new ones itself: nothing is repeated
+            if extends and self._rows is not None and self._rows < new:
+                extends, start = False, new - self._rows if start is None else start
+            self._told = (extends, start, _padding(self._arguments))
         return self._told
 
 
