@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from kvtrace.files import StepRows
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.forward import Forward
@@ -40,6 +43,7 @@ class Attended:
         sites: Sites,
         compactor: Compactor,
         before: list[int] | None,
+        dtypes: Sequence[torch.dtype],
     ) -> None:
         """Name the sites, read the masks, start the copy of all rows.
 
@@ -49,6 +53,7 @@ class Attended:
             sites: The table of sites.
             compactor: For the masks of this forward.
             before: Sites of the step before.
+            dtypes: In which the rows of each cache layer are stored.
         """
         if entry.routine and before is not None:
             self.sites = before
@@ -59,11 +64,13 @@ class Attended:
             for call, store in zip(forward.calls, entry.stores, strict=True)
         ]
         self.new = [call.queries.shape[2] for call in forward.calls]
-        self.copying.add("q", self.sites, [call.queries for call in forward.calls])
-        self.copying.add("o", self.sites, [call.output for call in forward.calls])
+        kinds = [sites.dtypes[site] for site in self.sites]
+        self.copying.add("q", self.sites, _as(kinds, [call.queries for call in forward.calls]))
+        self.copying.add("o", self.sites, _as(kinds, [call.output for call in forward.calls]))
         stores, rows = list(entry.rows), list(entry.rows.values())
-        self.copying.add("k", stores, [keys for keys, _ in rows])
-        self.copying.add("v", stores, [values for _, values in rows])
+        kinds = [dtypes[store] for store in stores]
+        self.copying.add("k", stores, _as(kinds, [keys for keys, _ in rows]))
+        self.copying.add("v", stores, _as(kinds, [values for _, values in rows]))
         self.copying.start()
 
     def _name(self, calls: Sequence[AttentionCall], entry: LedgerStep, sites: Sites) -> None:
@@ -151,3 +158,9 @@ def _largest(copied: Copied) -> dict[int, float]:
         if stack.kind == "o":
             found.update(zip(stack.indices, stack.largest(), strict=True))
     return found
+
+
+def _as(dtypes: Sequence[torch.dtype], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors in the dtypes they are stored in: that of a layer may hold two kinds of numbers."""
+    pairs = zip(tensors, dtypes, strict=True)
+    return [one if one.dtype == dtype else one.to(dtype) for one, dtype in pairs]

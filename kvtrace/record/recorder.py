@@ -193,7 +193,7 @@ class Recorder:
             step = replace(step, chosen=chosen, texts=texts)
         try:
             self._sink.append(step, pending.rows)
-        except WriteError as error:
+        except KvtraceError as error:
             self.failure = error
             return
         if self._options.on_step is not None:
@@ -237,7 +237,9 @@ class Recorder:
         origin = where[0][0] if where and where[0] else 0
         attended = Attended()
         compactor = Compactor(forward.sequences, origin, self._chunk)
-        attended.collect(forward, entry, self._sites, compactor, self._named)
+        attended.collect(
+            forward, entry, self._sites, compactor, self._named, self._ledger.stores.dtypes
+        )
         top = self._top.read(forward.logits, forward.sequences)
         tokens = _tokens(forward)
         copied = attended.copying.finish()

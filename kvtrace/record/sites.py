@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.reads import Read
-from kvtrace.record.stores import dtype_name
+from kvtrace.record.stores import common, dtype_name
 from kvtrace.trace import Site
 
 
@@ -15,6 +17,7 @@ class Sites:
     """Sites in the order they first attended."""
 
     sites: list[Site] = field(default_factory=list)
+    dtypes: list[torch.dtype] = field(default_factory=list)
     _index: dict[tuple[object, ...], int] = field(default_factory=dict)
 
     def of(self, call: AttentionCall, read: Read, store: int, first: int | None) -> int:
@@ -35,6 +38,8 @@ class Sites:
         index = self._index[key] = len(self.sites)
         sinks = () if call.sinks is None else tuple(float(x) for x in call.sinks.tolist())
         heads = call.queries.shape[1]
+        dtype = common(call.queries, call.output)
+        self.dtypes.append(dtype)
         self.sites.append(
             Site(
                 index=index,
@@ -54,7 +59,7 @@ class Sites:
                 source="shared" if shared else read.source,
                 shared_from=first if shared else None,
                 level=call.level,
-                dtype=dtype_name(call.queries.dtype),
+                dtype=dtype_name(dtype),
                 code=call.code,
             )
         )

@@ -23,6 +23,7 @@ class Stores:
 
     layers: list[CacheLayer] = field(default_factory=list)
     next_cell: list[int] = field(default_factory=list)
+    dtypes: list[torch.dtype] = field(default_factory=list)
     _index: dict[Key, int] = field(default_factory=dict)
 
     def of_update(self, update: CacheUpdate, nth: int, *, latent: bool) -> int:
@@ -33,23 +34,25 @@ class Stores:
             nth: Earlier updates of this layer of this cache in the same forward.
             latent: No attention is given these rows as they are.
         """
+        dtype = common(update.keys, update.values)
         shape = _shape(update.keys, update.values)
-        key = (update.part, update.layer, nth, *shape)
+        key = (update.part, update.layer, nth, *shape, dtype)
         found = self._index.get(key)
         if found is not None:
             return found
         kind = "latent" if latent else "cross" if update.part == "cross" else _kind(update)
-        store = self._add(key, update.layer, kind, shape, (update.window, update.capacity))
+        store = self._add(key, update.layer, kind, shape, dtype, (update.window, update.capacity))
         if kind == "quantised":
             self.say(store, remark=PACKED)
         return store
 
     def of_call(self, call: AttentionCall) -> int:
         """The layer of rows that no known cache handed to a call."""
+        dtype = common(call.keys, call.values)
         shape = _shape(call.keys, call.values)
-        key = ("call", call.module, call.call, *shape)
+        key = ("call", call.module, call.call, *shape, dtype)
         found = self._index.get(key)
-        return self._add(key, -1, "uncached", shape) if found is None else found
+        return self._add(key, -1, "uncached", shape, dtype) if found is None else found
 
     def say(self, store: int, **more: Any) -> None:
         """Say more of a layer than was known when it was met: its kind, limits, where it is."""
@@ -63,7 +66,7 @@ class Stores:
         found = self._index.get(key)
         if found is not None:
             return found
-        return self._add(key, one.layer, "state", (1, 1, 1, "float32"), nbytes=one.nbytes)
+        return self._add(key, one.layer, "state", (1, 1, 1), torch.float32, nbytes=one.nbytes)
 
     def take(self, store: int, cells: int) -> int:
         """Number the next cells of a layer; the first one's number."""
@@ -76,19 +79,30 @@ class Stores:
         key: Key,
         layer: int,
         kind: str,
-        shape: tuple[int, int, int, str],
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
         limits: tuple[int | None, int | None] = (None, None),
         nbytes: int = 0,
     ) -> int:
         index = self._index[key] = len(self.layers)
-        heads, key_dim, value_dim, dtype = shape
+        heads, key_dim, value_dim = shape
         window, capacity = limits
         self.layers.append(
             CacheLayer(
-                index, layer, kind, heads, key_dim, value_dim, dtype, window, capacity, nbytes
+                index,
+                layer,
+                kind,
+                heads,
+                key_dim,
+                value_dim,
+                dtype_name(dtype),
+                window,
+                capacity,
+                nbytes,
             )
         )
         self.next_cell.append(0)
+        self.dtypes.append(dtype)
         return index
 
 
@@ -103,8 +117,18 @@ def dtype_name(dtype: torch.dtype) -> str:
 _NAMES: dict[torch.dtype, str] = {}
 
 
-def _shape(keys: Tensor, values: Tensor) -> tuple[int, int, int, str]:
-    return keys.shape[1], keys.shape[3], values.shape[3], dtype_name(keys.dtype)
+def common(one: Tensor, other: Tensor) -> torch.dtype:
+    """The dtype that holds the numbers of both: some models make one of two in float32."""
+    if one.dtype == other.dtype:
+        return one.dtype
+    try:
+        return torch.promote_types(one.dtype, other.dtype)
+    except RuntimeError:  # 8 bits promote to nothing
+        return torch.float32
+
+
+def _shape(keys: Tensor, values: Tensor) -> tuple[int, int, int]:
+    return keys.shape[1], keys.shape[3], values.shape[3]
 
 
 def _kind(update: CacheUpdate) -> str:
