@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 from kvtrace.record.caches import CACHES, follow, patch_class
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.clean import CLEAN
+from kvtrace.record.compiled import EAGERLY, is_compiled, run_eagerly
 from kvtrace.record.entrances import around_forward, entrances
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
@@ -83,6 +84,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         try:
+            self._undo.append(run_eagerly())
             for patches in (INTERFACE, CACHES, CLEAN):
                 patches.hold()
                 self._undo.append(patches.release)
@@ -118,6 +120,7 @@ class Watch:
         """Sentences: how the watching itself changed what is said, time above all."""
         other = "calls in other threads while one was running were not recorded"
         also = (other,) if self._turns.overlapped else ()
+        also += (EAGERLY,) if is_compiled(self.model) else ()
         if self._flow is None or not self._flow.followed:
             return also
         slower = "the data flow was followed: milliseconds include the time this took"
