@@ -322,11 +322,24 @@ def _arguments(model: nn.Module, batch: Batch) -> dict[str, object]:
         if decoder:
             padded["decoder_attention_mask"] = padded.pop("attention_mask")
         arguments |= padded
+    given = arguments.pop("position_ids", None)
+    if isinstance(given, Tensor) and "position_ids" in names:
+        arguments["position_ids"] = _going_on(given, batch, device)
     if "use_cache" in names:
         arguments["use_cache"] = False
     if batch.keep is not None and "logits_to_keep" in names:
         arguments["logits_to_keep"] = torch.tensor(list(batch.keep), device=device)
     return arguments
+
+
+def _going_on(given: Tensor, batch: Batch, device: torch.device) -> Tensor:
+    """Positions of whole paths, counted on from the position that each first token was given."""
+    rows = given.expand(len(batch.paths), -1) if given.shape[0] == 1 else given
+    pads = [min(path.padding, rows.shape[1] - 1) for path in batch.paths]
+    first = [int(row[pad]) for row, pad in zip(rows, pads, strict=True)]
+    start = torch.tensor([one - pad for one, pad in zip(first, pads, strict=True)], device=device)
+    lowest = torch.tensor(first, device=device)[:, None]
+    return torch.maximum(torch.arange(batch.rows, device=device)[None] + start[:, None], lowest)
 
 
 def _filled(batch: Batch, device: torch.device) -> Tensor:

@@ -97,8 +97,9 @@ def _extra(forward: Forward) -> Mapping[str, object]:
         if per_token and not takes_decoder:
             continue
         found[name] = value
-    if forward.argument("attention_mask") is not None and not takes_decoder:
-        given = forward.arguments.get("position_ids")
-        if given is None:
-            found["position_ids"] = None  # the model counts for itself, padding included
+    given = forward.argument("position_ids")
+    if given is not None and given.dim() == 2 and not takes_decoder:
+        found["position_ids"] = given  # of the first tokens: those after them go on counting
+    elif forward.argument("attention_mask") is not None and not takes_decoder:
+        found["position_ids"] = None  # the model counts for itself, padding included
     return found
