@@ -29,7 +29,7 @@ from kvtrace.record.inputs import fitted, logits_of, shape_of, tokens_of
 from kvtrace.record.interface import INTERFACE
 from kvtrace.record.kinds import is_two_sided, kind_of
 from kvtrace.record.levels import lower_levels, note_runs, unseen
-from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
+from kvtrace.record.read import PAGED, MaskReader, ModuleFacts, facts, is_paged, read
 from kvtrace.record.running import Pass, passes
 from kvtrace.record.tracker import CacheTracker, finished
 from kvtrace.record.turns import Turns
@@ -78,6 +78,7 @@ class Watch:
         self._turns = Turns()
         self._seen: set[str] = set()
         self._odd: set[str] = set()
+        self._says: dict[str, None] = {}
         self._ran: set[str] = set()
         self._signatures: dict[int, inspect.Signature] = {}
         self._undo: list[Callable[[], None]] = []
@@ -119,7 +120,7 @@ class Watch:
     def notes(self) -> tuple[str, ...]:
         """Sentences: how the watching itself changed what is said, time above all."""
         other = "calls in other threads while one was running were not recorded"
-        also = (other,) if self._turns.overlapped else ()
+        also = (*self._says, *((other,) if self._turns.overlapped else ()))
         also += (EAGERLY,) if is_compiled(self.model) else ()
         if self._flow is None or not self._flow.followed:
             return also
@@ -360,6 +361,9 @@ class Watch:
                 kind = "encoder" if part == "encoder" and kind != "cross" else kind
                 known = facts(module, path, len(self._facts), kind)
                 self._facts[key] = known
+            if is_paged(raw):
+                self._says[PAGED] = None
+                continue
             call = read(known, raw, number, masks)
             if call is not None:
                 found.append(call)
