@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.flow import FlowWatch
-from kvtrace.record.running import Pass, passes
+from kvtrace.record.running import Followed, Pass, passes
 
 _ASKS = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
 _LOOKS = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
@@ -63,7 +63,7 @@ def lower_levels(model: nn.Module) -> FlowWatch | None:
     def deliver(call: AttentionCall) -> None:
         for one in passes():
             if one.flow is flow:
-                one.calls.append(_kept(one, call))
+                one.calls.append(Followed(_kept(one, call), len(one.updates)))
 
     if not asking:
         # outside of its forward nothing of the model attends, and sampling stays as fast as it is

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvtrace.record.calls import AttentionCall
@@ -102,9 +103,17 @@ def _repeats(call: AttentionCall, rows: CacheUpdate | Lingering) -> int:
     times = given.shape[1] // mine.shape[1]
     if not fits:
         return 0
+    # some models widen what the cache gave them: the numbers are the cache's all the same
+    mine, values = _widened(mine, given), _widened(rows.values, call.values)
     heads = range(0, times, max(1, times - 1))
     equal = all(
-        same(given[:, first::times], mine) and same(call.values[:, first::times], rows.values)
+        same(given[:, first::times], mine) and same(call.values[:, first::times], values)
         for first in heads
     )
     return times if equal else 0
+
+
+def _widened(rows: Tensor, given: Tensor) -> Tensor:
+    """Rows in the dtype they were given on in, if that loses nothing."""
+    exact = rows.dtype in (torch.float16, torch.bfloat16) and given.dtype == torch.float32
+    return rows.float() if exact else rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +26,19 @@ RawCall = tuple[tuple[Any, ...], dict[str, Any], Any, bool, int]
 
 Plain tuples: they are made in the middle of a forward, where every instruction is a cold one.
 """
+
+
+class Followed(NamedTuple):
+    """An attention call that the data flow showed.
+
+    Attributes:
+        call: It.
+        before: Cache updates before it.
+    """
+
+    call: AttentionCall
+    before: int
+
 
 RawUpdate = tuple[Any, int, Tensor, Tensor, tuple[Tensor, Tensor]]
 """(cache, layer, keys handed in, values handed in, what was handed back) of a cache update."""
@@ -57,7 +70,7 @@ class Pass:
     names: Mapping[int, str]
     tracker: CacheTracker
     flow: FlowWatch | None = None
-    calls: list[RawCall | AttentionCall] = field(default_factory=list)
+    calls: list[RawCall | Followed] = field(default_factory=list)
     updates: list[RawUpdate] = field(default_factory=list)
     recurrent: list[Recurrent] = field(default_factory=list)
     verdicts: dict[int, dict[int, Verdict]] = field(default_factory=dict)

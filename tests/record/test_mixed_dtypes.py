@@ -30,8 +30,10 @@ def test_queries_in_float32_over_an_output_in_bfloat16_are_both_recorded(tmp_pat
     trace = recorded(GPTJ, tmp_path / "a.kvt")
     assert len(trace) == 2
     assert {site.dtype for site in trace.meta.sites} == {"float32"}
-    held = [layer for layer in trace.meta.cache_layers if layer.kind == "dynamic"]
-    assert [layer.dtype for layer in held] == ["bfloat16"] * 2
+    assert [(layer.kind, layer.dtype) for layer in trace.meta.cache_layers] == [
+        ("dynamic", "bfloat16")
+    ] * 2
+    assert [site.source for site in trace.meta.sites] == ["cache"] * 2
     assert trace.meta.unseen == ()
 
 

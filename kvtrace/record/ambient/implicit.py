@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kvtrace.record.calls import AttentionCall
-from kvtrace.record.running import Pass
+from kvtrace.record.running import Followed, Pass
 from kvtrace.record.watch import Watch
 
 _FRAMES = 12
@@ -78,7 +78,7 @@ class Implicit:
                 return
             self._begin()
         if self._open is not None:
-            self._open.calls.append(call)
+            self._open.calls.append(Followed(call, len(self._open.updates)))
 
     def close(self) -> None:
         """The step under way is over, if it attended."""
