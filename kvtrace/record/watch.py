@@ -30,7 +30,7 @@ from kvtrace.record.interface import INTERFACE
 from kvtrace.record.kinds import is_two_sided, kind_of
 from kvtrace.record.levels import lower_levels, note_runs, unseen
 from kvtrace.record.read import PAGED, MaskReader, ModuleFacts, facts, is_paged, read
-from kvtrace.record.running import Pass, passes
+from kvtrace.record.running import Followed, Pass, passes
 from kvtrace.record.tracker import CacheTracker, finished
 from kvtrace.record.turns import Turns
 
@@ -345,7 +345,7 @@ class Watch:
         before = []
         followed = []
         for raw in one.calls:
-            if isinstance(raw, AttentionCall):
+            if isinstance(raw, Followed):
                 followed.append(raw)
                 continue
             module: Any = raw[0][0] if raw[0] else raw[1].get("module")
@@ -370,9 +370,9 @@ class Watch:
                 before.append(raw[4])
         if followed:
             asked = {call.module for call in found}
-            more = [call for call in followed if call.module not in asked]
-            found += more
-            before += [len(one.updates)] * len(more)
+            more = [each for each in followed if each.call.module not in asked]
+            found += [each.call for each in more]
+            before += [each.before for each in more]
         self._seen.update([call.module for call in found])
         return tuple(found), tuple(before)
 
