@@ -39,3 +39,15 @@ def test_a_run_whose_bytes_were_not_measured_draws_no_chart():
 def test_every_width_is_kept():
     for width in (20, 40, 300):
         assert text(synthetic_trace(), width=width)
+
+
+def test_what_a_full_context_takes_is_said_for_one_sequence_of_a_batch():
+    trace = synthetic_trace(Shape(layers=2, kv_heads=2, dim=8, prompt=5))
+    meta = trace.meta
+    trace.source.meta = replace(meta, model=replace(meta.model, context_length=100))
+    for number, step in list(trace.source.steps.items()):
+        twice = {name: getattr(step, name) * 2 for name in ("tokens", "positions", "chosen")}
+        caches = tuple(replace(one, attended=one.attended * 2) for one in step.caches)
+        trace.source.steps[number] = replace(step, **twice, caches=caches)
+    # 100 rows of 2 layers, 2 heads × (8 + 8) float32
+    assert "At its context length of 100 tokens one sequence would take 25.0 KiB." in text(trace)

@@ -62,7 +62,8 @@ def _totals(trace: Trace, number: int, memory: CacheMemory) -> Iterator[Row]:
     length = trace.meta.model.context_length
     rows = max((layer.rows for layer in memory.layers), default=0)
     if length > rows and memory.token_bytes:
-        full = memory.held_bytes + (length - rows) * memory.token_bytes
+        one = memory.held_bytes // trace.step(number).num_sequences
+        full = one + (length - rows) * memory.token_bytes
         yield [
             (f" At its context length of {units.count(length)} tokens one sequence would take ",
              ink.TEXT),
