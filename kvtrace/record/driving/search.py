@@ -122,6 +122,7 @@ class Search:
         """
         agreeing: list[Tried] = []
         differing: list[Tried] = []
+        slicing: list[Tried] = []
         forgetting: list[Tried] = []
         for way in self._limited(self._ways(signature, plain)):
             tried = trials.run(way)
@@ -135,6 +136,9 @@ class Search:
                     break
             elif tried.keeps and way.feeds == "new":
                 (differing if tried.verdict == "differs" else forgetting).append(tried)
+            elif tried.keeps and tried.verdict == "differs":
+                slicing.append(tried)
+        differing = _closest_first(differing, slicing)
         if self.stumbled is not None:  # a way that forgets is then none that was meant
             forgetting = []
         if agreeing and differing and _alike(agreeing[0].way, differing[0].way):
@@ -217,6 +221,14 @@ class Search:
             f"no way to call {safe(str(signature), 160)} was found ({tried}). Add to your file: "
             "def step(model, ids, cache, pos), which returns logits or (logits, cache)"
         )
+
+
+def _closest_first(differing: list[Tried], slicing: Sequence[Tried]) -> list[Tried]:
+    """Ways whose steps differ; those of a model that takes its new tokens itself, if far closer."""
+    near = min(slicing, key=lambda tried: tried.difference, default=None)
+    if near is None or (differing and near.difference * 5 > differing[0].difference):
+        return differing
+    return [near, *differing]
 
 
 def _cached(best: Tried, otherwise: Tried | None) -> Found:
