@@ -9,11 +9,11 @@ from statistics import median
 from time import process_time
 
 import torch
-from kvtrace_fixtures.custom.tuple_cat import GPT
 from torch import nn
 
 import kvtrace
 from benchmarks.table import Row
+from kvtrace_fixtures.custom.tuple_cat import GPT
 
 NAME = "Recording people's own models against the plain loop"
 
