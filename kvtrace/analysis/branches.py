@@ -121,10 +121,7 @@ def branches(trace: Trace) -> Branches:
 def _origins(trace: Trace, step: Step) -> Sequence[int]:
     """For each sequence of a step: which one of its parent's it goes on from."""
     count = step.num_sequences
-    rows = list(range(count))
-    for event in reversed(step.events):
-        if event.order:
-            rows = [event.order[row] if row < len(event.order) else -1 for row in rows]
+    rows = list(step.order or range(count))
     if step.parent is None:
         return rows
     try:

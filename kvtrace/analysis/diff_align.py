@@ -71,10 +71,7 @@ def _source(step: Step, before: Sequence[Path], sequence: int) -> Path:
     """The path a sequence goes on from."""
     if not before:
         return {}
-    at = sequence
-    for event in reversed(step.events):
-        if event.order and at < len(event.order):
-            at = event.order[at]
+    at = step.order[sequence] if sequence < len(step.order) else sequence
     if len(before) < step.num_sequences and step.num_sequences % len(before) == 0:
         at = sequence // (step.num_sequences // len(before))
     return dict(before[at]) if at < len(before) else {}

@@ -202,9 +202,8 @@ def _first(trace: Trace, number: int, sequence: int, position: int) -> tuple[int
         if sequence < step.num_sequences and position in step.positions[sequence]:
             at = step.positions[sequence].index(position)
             return step.number, step.tokens[sequence][at]
-        for event in reversed(step.events):
-            if event.order and sequence < len(event.order):
-                sequence = event.order[sequence]
+        if sequence < len(step.order):
+            sequence = step.order[sequence]
         step = None if step.parent is None else _step(trace, step.parent)
     return None, UNKNOWN
 

@@ -231,6 +231,21 @@ class Step:
         group = self.site_step(site)
         return self.new if group is None or group.new is None else group.new
 
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Which of the parent's sequences each one continues; empty: nobody reordered them.
+
+        One reordering may be told of in several events, each about other layers: only those about
+        the same layer follow one another.
+        """
+        orders: dict[int, tuple[int, ...]] = {}
+        for event in self.events:
+            for layer in event.layers if event.order else ():
+                order = orders.get(layer, ())
+                orders[layer] = tuple(order[n] if n < len(order) else n for n in event.order)
+        fitting = (order for order in orders.values() if len(order) == self.num_sequences)
+        return next(fitting, ())
+
     def cache_step(self, cache_layer: int) -> CacheStep | None:
         """What happened to one cache layer; None if the step did not touch it."""
         return next((group for group in self.caches if cache_layer in group.layers), None)

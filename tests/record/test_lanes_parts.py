@@ -49,6 +49,12 @@ def test_a_beam_that_takes_over_another_goes_on_from_its_tokens():
     assert [path.tokens for path in paths.paths] == [[5, 6], [5, 7, 8], [5, 7, 9]]
 
 
+def test_one_reordering_told_of_layer_by_layer_is_one_reordering():
+    events = tuple(CacheEvent("reorder", (layer,), (2,), (2,), (1, 0)) for layer in (0, 5))
+    paths = followed(step(0, None, [[5, 6], [5, 7]], 0), step(1, 0, [[8], [9]], 2, events))
+    assert [path.tokens for path in paths.paths] == [[5, 6, 9], [5, 7, 8]]
+
+
 def test_a_step_that_goes_on_from_unrecorded_tokens_is_said():
     paths = followed(step(0, None, [[5]], 7))
     assert paths.unknown == [0]

@@ -73,7 +73,7 @@ class Paths:
         if past == 0 and step.parent is not None:
             # a faulty cache may hold none of its old rows; its tokens still have a place
             past = max((row[0] for row in step.positions if row), default=0)
-        order = _order(step)
+        order = step.order
         kept = {} if step.parent is None else self._kept.get(step.parent, {})
         removed = _removed(step, kept, order[0] if order else 0)
         ends: list[tuple[Path, int] | None] = []
@@ -142,15 +142,6 @@ class Paths:
 
 def _begins(tokens: Sequence[int], known: Sequence[int]) -> bool:
     return len(tokens) >= len(known) and list(tokens[: len(known)]) == list(known)
-
-
-def _order(step: Step) -> Sequence[int]:
-    """Which of the parent's sequences each one continues; empty: nobody reordered them."""
-    order: list[int] = []
-    for event in step.events:
-        if event.order:
-            order = [order[one] if one < len(order) else one for one in event.order]
-    return order if len(order) == step.num_sequences else []
 
 
 def _repeats(step: Step, parents: Sequence[object]) -> int:
