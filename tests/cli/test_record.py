@@ -130,3 +130,12 @@ def test_a_prompt_longer_than_the_context_names_both_numbers(tmp_path):
     assert code == 2
     assert "context holds 256" in err
     assert list(tmp_path.glob("*.kvt")) == []
+
+
+def test_the_built_in_model_on_screen_is_timed_in_both_lanes_unless_told_otherwise(tmp_path):
+    env = environment(XDG_CACHE_HOME=str(tmp_path), HOME=str(tmp_path))
+    code, out, err = run("demo", "Anna has", "-n", 3, "-o", "a.kvt", cwd=tmp_path, env=env)
+    assert code == 0, err
+    (lane,) = open_trace(tmp_path / "a.kvt").meta.lanes
+    assert (lane.name, lane.mode) == ("recomputed", "each")
+    assert "recomputed (each" in out
