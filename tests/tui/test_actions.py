@@ -156,6 +156,9 @@ def test_diff_needs_another_lane(desk):
     source.meta = replace(source.meta, lanes=())
     press(desk, "diff")
     assert "--recompute once" in desk.message
+    source.ending = None
+    press(desk, "diff")
+    assert "when the run is over" in desk.message
 
 
 def test_the_largest_difference_is_found_and_shown(desk):

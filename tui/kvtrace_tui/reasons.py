@@ -10,6 +10,8 @@ from kvtrace_tui.desk import Desk, Recording
 
 Reason = Callable[[Desk], str | None]
 
+_OVER = (Recording.INCOMPLETE, Recording.FAILED)
+
 
 def needs_trace(desk: Desk) -> str | None:
     """Nothing was recorded yet."""
@@ -48,6 +50,8 @@ def needs_lane(desk: Desk) -> str | None:
         return missing
     if desk.trace.meta.lanes:
         return None
+    if desk.trace.ending is None and desk.recording not in _OVER:
+        return "other lanes are computed when the run is over: try again then"
     return "only the cached lane was recorded: record with --recompute once to compare"
 
 
