@@ -129,9 +129,11 @@ class Listening:
         its length when there are fewer tokens, it holds heads, and the code is given back its name.
         """
         size = self._other.get(where)
+        if size is None:
+            return False
         tokens = self._sizes().tokens
-        if size in (None, 1) or (tokens and tokens[-1] == size) or size not in shape:
-            return size is not None
+        if size == 1 or (tokens and tokens[-1] == size) or size not in shape:
+            return True
         del self._other[where]
         self._tell(where, f"a prompt of {size} tokens is as long as another axis; take another one")
         return False

@@ -8,7 +8,6 @@ same bits as without.
 from __future__ import annotations
 
 import types
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -43,6 +42,7 @@ from kvtrace.record.flow.names import DIVIDE, KEEPS_PARAMETER, MATMUL, MULTIPLY
 from kvtrace.record.flow.places import place
 from kvtrace.record.flow.plan import Mix
 from kvtrace.record.flow.ran import Ran
+from kvtrace.record.flow.tainted import Tainted
 
 PENDING = 16
 
@@ -77,7 +77,7 @@ class FlowMode(TorchFunctionMode):
         self.last_parameter: Tensor | None = None
         self._listener = listener
         self._is_owned = is_parameter
-        self._tainted: dict[int, weakref.ref[Tensor]] = {}
+        self._tainted = Tainted()
         self._pending: list[tuple[tuple[int, ...], Mark]] = []
         self._handlers: dict[str, Callable[[Function, Args, Kwargs], Any]] = {
             **dict.fromkeys(MATMUL, self._matmul),
@@ -94,10 +94,18 @@ class FlowMode(TorchFunctionMode):
             "_native_multi_head_attention": self._unfusable,
             "_transformer_encoder_layer_fwd": self._unfusable,
         }
+        self._handled = frozenset((*self._handlers, "multi_head_attention_forward"))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See one torch function; called thousands of times a second."""
         name, named = getattr(func, "__name__", ""), kwargs or {}
+        if self._is_nothing(name, args, named):
+            return func(*args, **named)
+        projects = name == "linear" and len(args) > 1 and type(args[1]) is nn.Parameter
+        if projects and not self._listener.loop.waiting:
+            out = func(*args, **named)
+            self.last_parameter = args[1]
+            return out
         if name == "multi_head_attention_forward":  # its body comes here again, call by call
             return self._multi_head(func, args, named)
         run = Ran(func, name)
@@ -109,6 +117,26 @@ class FlowMode(TorchFunctionMode):
             self.forget()
             self._listener.failed(error)
             return run.result if run.done else func(*args, **named)
+
+    def _is_nothing(self, name: str, args: Args, kwargs: Kwargs) -> bool:
+        """Whether a function has nothing to do with attention: a glance, for most of a model."""
+        if name in self._handled or self._listener.loop.waiting:
+            return False
+        if name in KEEPS_PARAMETER and args:
+            first = args[0]
+            if type(first) in (list, tuple):
+                first = first[0] if first else None
+            if type(first) is nn.Parameter or id(first) in self._tainted.held:
+                return False
+        held = self._marked
+        if not held:
+            return True
+        if kwargs:
+            return False
+        for value in args:
+            if id(value) in held or type(value) is list or type(value) is tuple:
+                return False
+        return True
 
     def _followed(self, name: str, run: Ran, args: Args, kwargs: Kwargs) -> Any:
         loop = self._listener.loop
@@ -122,10 +150,10 @@ class FlowMode(TorchFunctionMode):
         handler = self._handlers.get(name)
         if handler is not None:
             return handler(func, args, kwargs)
-        if name in KEEPS_PARAMETER and args and self._taints(args, kwargs):
+        if name in KEEPS_PARAMETER and args and self._tainted.makes(args, kwargs):
             out = func(*args, **kwargs)
             if isinstance(out, Tensor):
-                self._taint(out)
+                self._tainted.add(out)
             return out
         if self._marked:
             return followed(self.marks, func, args, kwargs)
@@ -141,37 +169,7 @@ class FlowMode(TorchFunctionMode):
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter, a view of one, or made of parameters alone."""
-        return type(tensor) is nn.Parameter or self._is_tainted(tensor) or self._is_owned(tensor)
-
-    def _is_tainted(self, tensor: object) -> bool:
-        if not self._tainted:
-            return False
-        held = self._tainted.get(id(tensor))
-        return held is not None and held() is tensor
-
-    def _taints(self, args: Args, kwargs: Kwargs) -> bool:
-        first = args[0]
-        if type(first) in (list, tuple):
-            first = first[0] if first else None
-        if type(first) is not nn.Parameter and not self._is_tainted(first):
-            return False
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        for value in args:
-            if type(value) in (list, tuple):
-                tensors += [x for x in value if isinstance(x, Tensor)]
-        return all(
-            isinstance(x, nn.Parameter) or self._is_tainted(x) or not x.dtype.is_floating_point
-            for x in tensors
-        )
-
-    def _taint(self, tensor: Tensor) -> None:
-        key, tainted = id(tensor), self._tainted
-
-        def forget(gone: weakref.ref[Tensor]) -> None:
-            if tainted.get(key) is gone:
-                del tainted[key]
-
-        tainted[key] = weakref.ref(tensor, forget)
+        return type(tensor) is nn.Parameter or self._tainted.has(tensor) or self._is_owned(tensor)
 
     # ------------------------------------------------------------------ products
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
 from pathlib import Path
 from types import CodeType
 
@@ -13,14 +12,25 @@ _OURS = str(Path(__file__).parent)
 _LIBRARIES = (str(Path(torch.__file__).parent), _OURS)
 _HELPERS = ("einops", "opt_einsum", "contextlib.py", "functools.py")
 
+MOST = 4096
+"""Pieces of code that are remembered."""
 
-@lru_cache(maxsize=4096)
+
+_files: dict[int, tuple[CodeType, str | None]] = {}
+"""By the identity of code, which is kept here: its hash takes in all that it consists of."""
+
+
 def _user_file(code: CodeType) -> str | None:
     """Name of the file of user code; None for a library's."""
-    path = Path(code.co_filename)
-    if code.co_filename.startswith(_LIBRARIES) or any(part in _HELPERS for part in path.parts):
-        return None
-    return path.name
+    known = _files.get(id(code))
+    if known is None:
+        if len(_files) >= MOST:
+            _files.clear()
+        path = Path(code.co_filename)
+        theirs = code.co_filename.startswith(_LIBRARIES)
+        theirs = theirs or any(part in _HELPERS for part in path.parts)
+        known = _files[id(code)] = (code, None if theirs else path.name)
+    return known[1]
 
 
 def place() -> tuple[str, str]:

@@ -143,8 +143,10 @@ class FlowWatch:
         else:
             with self._watching():
                 out = self._fast(frame, run) if fused else run()
-        with self._listening.harmless():
+        try:  # as `harmless`, without a context manager for every module
             self._after(frame, out)
+        except Exception as error:
+            self._listening.failed(error)
         return out
 
     def _after(self, frame: Frame, out: Any) -> None:
