@@ -52,8 +52,9 @@ def glance(keys: Tensor, values: Tensor, part: int | None = None) -> Digests:
         return np.stack((digest(keys, part), digest(values, part)))
     sequences, heads, seq, dim = keys.shape
     factors = _weights(heads, dim, part, keys.device)
-    pair = (keys, values) if part is None else (keys[..., part::PARTS], values[..., part::PARTS])
-    found: Digests = _products(torch.cat(pair).detach(), factors).cpu().numpy()
+    rows = [_bits(one, part).transpose(1, 2) for one in (keys, values)]
+    flat = torch.cat(rows).reshape(2 * sequences * seq, factors.shape[0])
+    found: Digests = _summed(flat, factors).cpu().numpy()
     return found.reshape(2, sequences, seq)
 
 
@@ -71,18 +72,24 @@ def in_parts(rows: Tensor) -> Digests:
 
 
 def _sums(rows: Tensor, part: int | None) -> Tensor:
-    cut = rows.detach() if part is None else rows.detach()[..., part::PARTS]
-    return _products(cut, _weights(rows.shape[1], rows.shape[3], part, rows.device))
-
-
-def _products(rows: Tensor, factors: Tensor) -> Tensor:
     """Rows times factors, [sequences, seq]."""
     sequences, heads, seq, dim = rows.shape
-    flat = rows.transpose(1, 2).reshape(sequences * seq, heads * dim)
-    bits = flat.view(_BITS[flat.element_size()]).to(torch.int64)
+    factors = _weights(heads, dim, part, rows.device)
+    bits = _bits(rows, part).transpose(1, 2).reshape(sequences * seq, factors.shape[0])
+    return _summed(bits, factors).reshape(sequences, seq)
+
+
+def _bits(rows: Tensor, part: int | None) -> Tensor:
+    """The features that count as whole numbers; hardly ever a copy."""
+    bits = rows.detach().resolve_neg().view(_BITS[rows.element_size()])
+    return bits if part is None else bits[..., part::PARTS]
+
+
+def _summed(bits: Tensor, factors: Tensor) -> Tensor:
+    """[rows, features] times factors, [rows]."""
+    wide = bits.to(torch.int64)
     # no accelerator multiplies matrices of whole numbers
-    total = bits @ factors if bits.device.type == "cpu" else (bits * factors).sum(-1)
-    return total.reshape(sequences, seq)
+    return wide @ factors if wide.device.type == "cpu" else (wide * factors).sum(-1)
 
 
 def _weights(heads: int, dim: int, part: int | None, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvtrace.record.match import digests, same
+from kvtrace.record.match import digest, digests, glance, same
 from kvtrace.record.rows import Copying
 from kvtrace.trace import dtypes
 
@@ -61,6 +61,18 @@ def test_nan_and_infinity_are_found_and_do_not_count_as_largest(name):
     assert not both.finite
     assert dict(stack.nonfinite()) == {("o", 0): 2, ("o", 1): 0}
     assert stack.largest() == [3.0, 2.0]
+
+
+@pytest.mark.parametrize("part", [None, 3])
+def test_digests_do_not_depend_on_how_rows_lie_in_memory(part):
+    rows = torch.randn(2, 3, 5, 20)
+    there = torch.view_as_complex(torch.stack((rows, -rows), -1)).conj()
+    strided = rows.transpose(1, 2).contiguous().transpose(1, 2)
+    expected = glance(rows, rows, part)
+    assert there.imag.is_neg()
+    for same_rows in (strided, there.real, there.imag):
+        np.testing.assert_array_equal(glance(same_rows, same_rows, part), expected)
+        np.testing.assert_array_equal(digest(same_rows, part), expected[0])
 
 
 def test_digests_tell_every_single_bit():

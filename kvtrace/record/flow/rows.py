@@ -182,14 +182,14 @@ class RowFollower:
         sequences, old = before.cells.shape
         first, seq = self.next_cell, old + given.new
         self.next_cell += sequences * given.new
-        origin = np.broadcast_to(np.arange(seq), (sequences, seq)).copy()
+        origin = np.tile(np.arange(seq), (sequences, 1))
         origin[:, old:] = NOWHERE
         return RowStep(
             text.cells,
             text.positions,
             np.arange(seq),
             first,
-            np.broadcast_to(np.arange(old, seq), (sequences, given.new)),
+            np.tile(np.arange(old, seq), (sequences, 1)),
             origin,
             np.arange(sequences),
             before.ends,

@@ -151,7 +151,7 @@ def longer(text: Text, given: Given, first_cell: int) -> tuple[Text, Tensor, Ten
         first_cell: Number of the first new cell.
     """
     old = text.cells.shape[1]
-    keys, values = (rows.detach()[:, :, old:].clone() for rows in (given.keys, given.values))
+    keys, values = _copied(given.keys.detach()[:, :, old:], given.values.detach()[:, :, old:])
     sequences, new = keys.shape[0], keys.shape[2]
     cells = first_cell + np.arange(sequences * new).reshape(sequences, new)
     positions = text.ends[:, None] + np.arange(new)
@@ -168,6 +168,15 @@ def longer(text: Text, given: Given, first_cell: int) -> tuple[Text, Tensor, Ten
     return grown, keys, values
 
 
+def _copied(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies of both; in one go where their shapes allow it."""
+    if keys.shape != values.shape or keys.dtype != values.dtype or keys.device != values.device:
+        return keys.clone(), values.clone()
+    both = torch.cat((keys, values))
+    sequences = keys.shape[0]
+    return both[:sequences], both[sequences:]
+
+
 def _digested(keys: Tensor, values: Tensor, *, turns: bool) -> tuple[Digests, Digests]:
     """Digests of keys and values, [2, sequences, seq], and of their parts, [2, PARTS, …]."""
     if not turns:
@@ -182,7 +191,8 @@ def _digested(keys: Tensor, values: Tensor, *, turns: bool) -> tuple[Digests, Di
 
 
 def _lengths(keys: Tensor) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = keys.detach().float().norm(dim=(1, 3)).cpu().numpy()
+    lengths = torch.linalg.vector_norm(keys.detach().float(), dim=(1, 3))
+    found: NDArray[np.float32] = lengths.cpu().numpy()
     return found
 
 
