@@ -121,3 +121,39 @@ def test_recording_without_lanes_compares_nothing(tmp_path):
     trace = recorded(tiny_model("llama"), tmp_path / "a.kvt", ids(), options=options)
     assert trace.meta.lanes == ()
     assert trace.compared(0) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_looks_ahead_is_found_in_one_pass_too(tmp_path, dtype):
+    model = tiny_model("llama", attn_implementation="eager", dtype=getattr(torch, dtype))
+    norm = model.model.layers[1].input_layernorm
+    norm.register_forward_hook(lambda _, args, out: out + 0.5 * out.mean(dim=1, keepdim=True))
+    trace = recorded(model, tmp_path / "a.kvt", ids(), options={"referee": True})
+    first = check(trace).findings[0]
+    assert (first.name, trace.site(first.layer).layer) == ("NOT-CAUSAL", 1)
+
+
+def test_a_cache_that_loses_rows_does_not_make_a_model_look_ahead(tmp_path):
+    model = tiny_model("moshi")  # keeps a window of 8 in its cache alone
+    trace = recorded(model, tmp_path / "a.kvt", ids(), options={"referee": True})
+    assert [one.name for one in check(trace).findings] == ["EVICTED-EARLY"]
+
+
+def fed_again(model, path):
+    tokens = ids()
+    with torch.no_grad(), kvtrace.record(model, path):
+        for _ in range(4):
+            chosen = model(tokens).logits[:, -1:].argmax(-1)
+            tokens = torch.cat([tokens, chosen], dim=1)
+    return check(open_trace(path))
+
+
+def test_a_model_that_hands_no_cache_back_is_no_divergence(tmp_path):
+    report = fed_again(tiny_model("xlm"), tmp_path / "a.kvt")
+    assert not report.findings
+    assert "XLMWithLMHeadModel has no KV cache" in report.reason
+
+
+def test_a_cache_that_is_handed_back_and_not_used_is_found(tmp_path):
+    report = fed_again(tiny_model("gpt2"), tmp_path / "a.kvt")
+    assert [one.name for one in report.findings] == ["CACHE-NOT-USED"]

@@ -23,6 +23,7 @@ from kvtrace.record.lanes.each import EachPass
 from kvtrace.record.lanes.extras import Extras
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, OncePass, with_lanes
+from kvtrace.record.lanes.outlive import never_kept, nobody_holds
 from kvtrace.record.lanes.tolerance import higher, tolerance
 from kvtrace.record.lanes.weights import Weights
 from kvtrace.trace import Lane, Meta, Note, Step, Trace
@@ -67,6 +68,7 @@ class Lanes:
     _again: Again | None = None
     _weights: Weights | None = None
     _since: int = 0
+    _unheld: bool = False
     _passes: dict[str, int] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
 
@@ -96,6 +98,7 @@ class Lanes:
             self._arguments_seen = True
             self.again.first(forward)
             self._weights = Weights(self.model)
+            self._unheld = nobody_holds(forward)
         elif self._weights is not None and self._weights.changed() and step > self._since:
             self._said.add(
                 f"steps {self._since} to {step - 1} were not compared: the weights changed after "
@@ -141,6 +144,9 @@ class Lanes:
             return meta
         try:
             trace = Trace(FileSource(self.path))
+            if self._unheld:
+                meta = never_kept(meta, trace)
+                sink.extend(meta)
             if self._since < len(trace):
                 meta = self._run(trace, meta, sink, on_progress, wanted)
                 self._since = len(trace)

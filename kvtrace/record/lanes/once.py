@@ -14,6 +14,7 @@ from typing import Protocol
 from kvtrace.files import StepRows
 from kvtrace.record.forward import Forward
 from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
+from kvtrace.record.lanes.causal import looks_ahead
 from kvtrace.record.lanes.compare import Comparer, in_turn
 from kvtrace.record.lanes.extras import Extras
 from kvtrace.record.lanes.keep import pass_bytes, whole_pass
@@ -90,7 +91,7 @@ class OncePass:
         batches = self._batches(paths)
         left = _nodes_left(paths.paths)
         held: dict[int, tuple[Tally, int]] = {}
-        compared = False
+        compared = asked = False
         for done, batch in enumerate(batches):
             try:
                 forward = self.again.run(batch, dtype=dtype)
@@ -99,7 +100,11 @@ class OncePass:
                 comparer.findings.setdefault(text, Note("note", text))
                 continue
             compared = True
-            self._compare(comparer, forward, batch, left, held, sink)
+            if self._compare(comparer, forward, batch, left, held, sink) and not asked:
+                asked = True
+                ahead = looks_ahead(self.again, self.trace, lane, (batch, forward), self.extras)
+                if ahead is not None:
+                    comparer.findings.setdefault(ahead.text, ahead)
             if self.on_progress is not None:
                 self.on_progress(done + 1, len(batches))
         if paths.unknown:
@@ -117,8 +122,9 @@ class OncePass:
         left: dict[int, int],
         held: dict[int, tuple[Tally, int]],
         sink: LaneSink,
-    ) -> None:
-        """One batch; steps whose sequences are all done are written."""
+    ) -> bool:
+        """One batch; steps whose sequences are all done are written. Whether the lanes part."""
+        part = False
         numbers = sorted({node.step for path in batch.paths for node in path.nodes})
         size = pass_bytes(self.trace.meta, batch.rows, len(batch.paths))
         keeping = self.keep_rows or size <= KEPT_BYTES
@@ -131,7 +137,9 @@ class OncePass:
             for number in portion:
                 left[number] -= len(here[number])
                 place = tally.place[number]
-                if kept is None and not keeping and tally.any_beyond(place):
+                beyond = tally.any_beyond(place)
+                part = part or beyond
+                if kept is None and not keeping and beyond:
                     keeping, kept = True, self._keep(comparer.lane, forward, batch, sink)
                 passes = self._pointers(number, kept, here[number])
                 if left[number]:
@@ -140,6 +148,7 @@ class OncePass:
                 held.pop(number, None)
                 step = tally.finish(comparer.lane.name, place)
                 sink.compare(replace(step, passes=passes))
+        return part
 
     def _keep(self, lane: Lane, forward: Forward, batch: Batch, sink: LaneSink) -> int | None:
         """Keep a forward whole; returns its number."""

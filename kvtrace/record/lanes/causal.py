@@ -1,0 +1,100 @@
+"""Whether later tokens change what a model computes for earlier ones, without any cache.
+
+Asked once lanes part: a model that looks ahead can't be equalled by any cache. Positions that are
+encoded otherwise in a longer text move queries and keys alone: those have a name of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.forward import Forward
+from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
+from kvtrace.record.lanes.extras import Extras
+from kvtrace.record.lanes.paths import Path
+from kvtrace.record.lanes.tolerance import tolerance
+from kvtrace.trace import Lane, Note, Trace
+
+_TIMES = 4.0
+"""Times what is rounding in the dtype of the lane: in other shapes, numbers round otherwise."""
+
+
+def looks_ahead(
+    again: Again, trace: Trace, lane: Lane, whole: tuple[Batch, Forward], extras: Extras
+) -> Note | None:
+    """A finding, where rows of the first step come out otherwise without the tokens after it.
+
+    Args:
+        again: Computes the tokens again.
+        trace: What was recorded.
+        lane: The one that parts from the cached one. Narrow types are not asked: the choice of an
+            expert may flip by rounding there.
+        whole: What was computed over all tokens.
+        extras: Arguments of the run besides tokens and cache.
+    """
+    batch, forward = whole
+    nodes = [path.nodes for path in batch.paths]
+    if lane.dtype not in ("float32", "float64") or any(len(one) < 2 for one in nodes):
+        return None
+    end = min(one[0].end for one in nodes)
+    cut = [Path(p.tokens[:end], p.padding, p.nodes[:1], p.root, p.row) for p in batch.paths]
+    if len({one[0].step for one in nodes}) > 1 or end >= batch.rows:
+        return None
+    dtype = None if lane.dtype == trace.meta.model.dtype else lane.dtype
+    try:
+        short = again.run(Batch(cut, [end - 1], extras.of(cut)), dtype=dtype)
+    except CannotRecomputeError:
+        return None
+    limit, _ = tolerance(lane.dtype, max(1, len(trace.meta.sites)))
+    found = _moved(short.calls, forward.calls, cut, _TIMES * limit)
+    if found is None:
+        return None
+    call, far = found
+    sites = trace.meta.sites
+    site = next((s.index for s in sites if (s.module, s.call) == (call.module, call.call)), None)
+    text = (
+        f"NOT-CAUSAL: without any cache, rows of the first {end} tokens in {call.module} move by "
+        f"{far:.1e} of their largest value when the later tokens follow; no cache can equal that"
+    )
+    return Note("finding", text, step=nodes[0][1].step, site=site)
+
+
+def _moved(
+    short: Sequence[AttentionCall],
+    whole: Sequence[AttentionCall],
+    paths: Sequence[Path],
+    limit: float,
+) -> tuple[AttentionCall, float] | None:
+    """The first attention whose rows moved, and how far; None also where positions explain it."""
+    rows = len(paths[0].tokens)
+    known = {(call.module, call.call): call for call in whole if call.kind == "self"}
+    for one in short:
+        other = known.get((one.module, one.call))
+        if other is None or one.queries.shape[2] != rows:
+            continue
+        far = [
+            max(_apart(mine, theirs, place, path.padding, rows) for place, path in enumerate(paths))
+            for mine, theirs in (
+                (one.queries, other.queries),
+                (one.values, other.values),
+                (one.output, other.output),
+            )
+        ]
+        if max(far) > limit:
+            turned = far[0] > limit and far[1] <= limit
+            return None if turned else (one, max(far))
+    return None
+
+
+def _apart(mine: Tensor, theirs: Tensor, place: int, start: int, rows: int) -> float:
+    """The largest difference of the rows that both have, over the largest number."""
+    if mine.shape[2] < rows or theirs.shape[2] < rows or mine.shape[1] != theirs.shape[1]:
+        return 0.0
+    one, other = (x[place, :, start:rows].detach().float() for x in (mine, theirs))
+    if one.shape != other.shape or not one.numel():
+        return 0.0
+    return float((one - other).abs().max() / other.abs().max().clamp(min=torch.finfo().tiny))
