@@ -5,14 +5,12 @@ import pytest
 from textual import events
 
 from builders import Shape, synthetic_trace
+from builders.screens import app_of, press, shown
 from builders.written import rows_of
 from kvtrace.files import TraceWriter, open_trace
 from kvtrace.trace import Note
-from kvtrace_tui.app import KvtraceApp
 from kvtrace_tui.desk import Recording
-from kvtrace_tui.follow import Follower
 from kvtrace_tui.live_run import LiveEvent, LiveKind
-from kvtrace_tui.panes import all_panes
 from kvtrace_tui.screens.loading import LoadingScreen
 from kvtrace_tui.screens.main import MainScreen
 
@@ -27,24 +25,6 @@ def truecolor(monkeypatch):
 @pytest.fixture
 def trace():
     return synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
-
-
-def app_of(trace, live=None, opener=None):
-    follower = Follower(opener or (lambda: trace), live, trace)
-    return KvtraceApp(follower, "a.kvt", all_panes)
-
-
-def shown(app):
-    """The screen as text, line by line."""
-    strips = app.screen._compositor.render_strips()
-    return [strip.text if hasattr(strip, "text") else "".join(s.text for s in strip)
-            for strip in strips] or [""]  # fmt: skip
-
-
-async def press(pilot, *keys):
-    for key in keys:
-        await pilot.press(key)
-    await pilot.pause()
 
 
 async def test_the_screen_says_where_we_are_and_what_the_step_saved(trace):
@@ -368,36 +348,3 @@ async def test_the_banner_of_a_model_is_always_in_sight(trace):
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.pause()
         assert "3 weights are random" in shown(app)[0]
-
-
-async def test_the_list_of_findings_goes_to_the_one_that_is_chosen(trace):
-    for step in (2, 5):
-        trace.source.notes.append(Note("finding", f"planted {step}", step=step, site=1))
-    app = app_of(trace)
-    async with app.run_test(size=(160, 45)) as pilot:
-        await press(pilot, "f")
-        for _ in range(100):
-            await pilot.pause(0.02)
-            if "equal within rounding" in "\n".join(shown(app)):
-                break
-        lines = "\n".join(shown(app))
-        assert "✓ equal within rounding · 2 found" in lines
-        assert "planted 2" in lines
-        await press(pilot, "down", "enter")
-        assert app.screen.desk.cursor.step == 5
-        assert "planted 5" in shown(app)[1]
-        await press(pilot, "f", "escape")
-        assert app.screen.desk.cursor.step == 5
-
-
-async def test_memory_and_code_have_pages_of_their_own(trace):
-    app = app_of(trace)
-    async with app.run_test(size=(120, 40)) as pilot:
-        await press(pilot, "u")
-        await pilot.pause(0.1)
-        assert "After step 1 the cache holds" in "\n".join(shown(app))
-        await press(pilot, "escape", "i")
-        await pilot.pause(0.1)
-        assert "where this attention is written was not seen" in "\n".join(shown(app))
-        await press(pilot, "q")
-        assert "K cache" in "\n".join(shown(app))

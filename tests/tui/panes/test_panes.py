@@ -7,34 +7,19 @@ import pytest
 from textual.geometry import Region
 
 from builders import Shape, synthetic_trace
+from builders.panes import AT, drawn, row_of
 from kvtrace.analysis.attention import attention
 from kvtrace.analysis.grid import Measure, grid
-from kvtrace.trace import Tensor, TopLogits
-from kvtrace_tui.cursor import Cursor, View
+from kvtrace.trace import TopLogits
+from kvtrace_tui.cursor import View
 from kvtrace_tui.drawing.depth import Depth
 from kvtrace_tui.panes import all_panes
 from kvtrace_tui.panes.attention import AttentionPane, weight_text
 from kvtrace_tui.panes.cost import CostPane
 from kvtrace_tui.panes.grid import GridPane
-from kvtrace_tui.panes.inspector import InspectorPane
 from kvtrace_tui.panes.rows import Shelf
 from kvtrace_tui.panes.sentence import SentencePane
 from kvtrace_tui.panes.timeline import TimelinePane
-
-AT = Cursor(step=4, layer=1, head=3, row=6, dim=5)
-
-
-async def drawn(one_pane, pane, trace, cursor=AT, size=(60, 24)):
-    app = one_pane(pane)
-    async with app.run_test(size=size) as pilot:
-        pane.show(trace, cursor)
-        await pilot.pause()
-        return app.lines()
-
-
-def row_of(lines, name):
-    return next(line for line in lines if line.strip().startswith(name))
-
 
 # -- sentence ------------------------------------------------------------------------------------
 
@@ -262,86 +247,6 @@ def test_small_weights_keep_digits_that_tell_them_apart():
     assert weight_text(0.000031) == "3.1e-05"
     assert weight_text(0.0) == "0"
     assert weight_text(float("nan")) == "nan"
-
-
-# -- inspector -----------------------------------------------------------------------------------
-
-
-async def test_the_inspector_reads_both_lanes_at_the_crosshair(one_pane):
-    trace = synthetic_trace()
-    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
-    value = trace.cache(4, 1).keys[1, 6, 5]
-    other = trace.cache(4, 1, lane="recomputed").keys[1, 6, 5]
-    assert f"{value:+.5f}" in row_of(lines, "K ")
-    assert f"{other:+.5f}" in row_of(lines, "K ")
-    assert "step 2" in row_of(lines, "written")
-    assert "✓ rounding" in row_of(lines, "lanes")
-    assert "✓" in row_of(lines, "check")
-    assert "+1 row, 8 → 9" in row_of(lines, "did")
-
-
-async def test_a_bug_is_named_with_its_place(one_pane):
-    trace = synthetic_trace()
-    trace.source.pass_tensors["recomputed", 0, Tensor.VALUES, 1][0, 1, 4, 2] += 1
-    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
-    assert "✗ bug-sized V row 4 dim 2" in row_of(lines, "lanes")
-
-
-async def test_the_cell_its_row_and_its_head_are_compared_apart(one_pane):
-    trace = synthetic_trace()
-    keys = trace.source.pass_tensors["recomputed", 0, Tensor.KEYS, 1]
-    high = float(np.abs(keys[0, 1, :9]).max())
-    keys[0, 1, 6, 5] += 0.25 * high  # under the crosshair
-    keys[0, 1, 6, 2] += 0.5 * high  # in its row
-    keys[0, 1, 3, 0] -= 0.75 * high  # elsewhere in the head
-    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
-    compared = lines[lines.index(row_of(lines, "Δ rel.")) + 1 :]
-    reference = float(np.abs(keys[0, 1, :9]).max())
-    expected = [f"{share * high / reference:.1e}" for share in (0.25, 0.5, 0.75)]
-    assert row_of(compared, "K ").split()[2:5] == expected
-
-
-async def test_two_other_lanes_are_held_against_each_other(one_pane):
-    trace = synthetic_trace()
-    source = trace.source
-    lane = trace.meta.lanes[0]
-    source.meta = replace(trace.meta, lanes=(lane, replace(lane, name="referee")))
-    for key in list(source.passes):
-        source.passes["referee", key[1]] = source.passes[key]
-    for key in list(source.pass_tensors):
-        source.pass_tensors["referee", *key[1:]] = source.pass_tensors[key].copy()
-    for key in list(source.lane_steps):
-        source.lane_steps["referee", key[1]] = source.lane_steps[key]
-    source.pass_tensors["referee", 0, Tensor.VALUES, 2][0, 0, 8] += 2.0
-    at = replace(AT, base="recomputed", lane="referee", view=View.ABSOLUTE, layer=2, head=1)
-    at = replace(at, row=8)
-    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, at, size=(60, 30))
-    assert "recomputed    referee" in "\n".join(lines)
-    assert "✗ bug-sized V row 8" in row_of(lines, "lanes")
-
-
-async def test_nan_is_counted_and_never_hidden(one_pane):
-    trace = synthetic_trace()
-    trace.source.cell_tensors[1, Tensor.KEYS][1, 4, 2] = np.nan
-    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
-    assert "✗ NaN or Inf" in row_of(lines, "lanes")
-    assert any("1 NaN" in line for line in lines)
-    assert lines[lines.index(row_of(lines, "Δ rel.")) + 1].split()[-1] == "NaN"
-
-
-async def test_an_output_that_the_rows_do_not_explain_is_marked(one_pane):
-    trace = synthetic_trace()
-    trace.source.site_tensors[4, 1, Tensor.OUTPUT] *= 2
-    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
-    assert "✗" in row_of(lines, "check")
-
-
-async def test_without_another_lane_nothing_is_called_equal(one_pane):
-    trace = synthetic_trace()
-    trace.source.lane_steps.clear()
-    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
-    assert "not compared" in row_of(lines, "lanes")
-    assert "equal" not in "".join(lines)
 
 
 # -- cost ----------------------------------------------------------------------------------------

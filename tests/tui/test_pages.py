@@ -1,0 +1,45 @@
+"""Pages over the main screen: findings, memory, code."""
+
+import pytest
+
+from builders import Shape, synthetic_trace
+from builders.screens import app_of, press, shown
+from kvtrace.trace import Note
+
+
+@pytest.fixture
+def trace():
+    return synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
+
+
+async def test_the_list_of_findings_goes_to_the_one_that_is_chosen(trace):
+    for step in (2, 5):
+        trace.source.notes.append(Note("finding", f"planted {step}", step=step, site=1))
+    app = app_of(trace)
+    async with app.run_test(size=(160, 45)) as pilot:
+        await press(pilot, "f")
+        for _ in range(100):
+            await pilot.pause(0.02)
+            if "equal within rounding" in "\n".join(shown(app)):
+                break
+        lines = "\n".join(shown(app))
+        assert "✓ equal within rounding · 2 found" in lines
+        assert "planted 2" in lines
+        await press(pilot, "down", "enter")
+        assert app.screen.desk.cursor.step == 5
+        assert "planted 5" in shown(app)[1]
+        await press(pilot, "f", "escape")
+        assert app.screen.desk.cursor.step == 5
+
+
+async def test_memory_and_code_have_pages_of_their_own(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, "u")
+        await pilot.pause(0.1)
+        assert "After step 1 the cache holds" in "\n".join(shown(app))
+        await press(pilot, "escape", "i")
+        await pilot.pause(0.1)
+        assert "where this attention is written was not seen" in "\n".join(shown(app))
+        await press(pilot, "q")
+        assert "K cache" in "\n".join(shown(app))
