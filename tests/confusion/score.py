@@ -30,6 +30,8 @@ class Outcome:
         placed: Step and layer are right; None where they are not known beforehand.
         what: Which run.
         words: What was said.
+        witness: For an alarm: how far the model's logits with and without its cache are apart,
+            seen without kvtrace; None where nobody looked.
     """
 
     planted: str
@@ -37,6 +39,7 @@ class Outcome:
     placed: bool | None
     what: str
     words: str
+    witness: float | None = None
 
     @property
     def right(self) -> bool:
