@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.identify import Identity
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene
+
+Rows = NDArray[np.intp]
 
 
 def check_visibility(scene: Scene, identity: Identity) -> Finding | None:
@@ -24,8 +27,26 @@ def check_visibility(scene: Scene, identity: Identity) -> Finding | None:
         name_evidence = _named(scene, query, have, (missing, extra, twice), want)
         if name_evidence is not None:
             name, tensor, evidence = name_evidence
-            return Finding(name, scene.step, scene.layer, tensor, evidence, row=query)
+            row = query if tensor == "mask" else _row(scene, rows, places, extra)
+            return Finding(name, scene.step, scene.layer, tensor, evidence, row=row)
     return None
+
+
+def _row(scene: Scene, rows: Rows, places: Rows, extra: list[int]) -> int | None:
+    """The attended row to look at: one that was replaced, is not wanted, or stands there twice.
+
+    None where rows are missing and none is wrong.
+    """
+    changed = np.flatnonzero(scene.changed)
+    if extra:
+        unwanted = rows[np.isin(places, extra)]
+        both = np.intersect1d(changed, unwanted)
+        return int(both[0] if len(both) else unwanted[0])
+    first = np.unique(places, return_index=True)[1]
+    twice = np.setdiff1d(np.arange(len(places)), first)
+    if len(twice):
+        return int(rows[twice[0]])
+    return int(changed[0]) if len(changed) else None
 
 
 def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the order that tells them apart

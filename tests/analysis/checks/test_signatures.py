@@ -119,6 +119,7 @@ def test_a_ring_buffer_off_by_one():
         visible=np.ones((1, 6), bool),
     )
     assert name(scene) == "WRONG-SLOT"
+    assert diagnose(scene).row == 0  # what stands where row 6 should
 
 
 def test_a_row_that_was_overwritten():
