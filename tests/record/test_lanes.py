@@ -123,12 +123,13 @@ def test_recording_without_lanes_compares_nothing(tmp_path):
     assert trace.compared(0) is None
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_that_looks_ahead_is_found_in_one_pass_too(tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "beams"), [("float32", 1), ("bfloat16", 1), ("float32", 3)])
+def test_a_model_that_looks_ahead_is_found_in_one_pass_too(tmp_path, dtype, beams):
     model = tiny_model("llama", attn_implementation="eager", dtype=getattr(torch, dtype))
     norm = model.model.layers[1].input_layernorm
     norm.register_forward_hook(lambda _, args, out: out + 0.5 * out.mean(dim=1, keepdim=True))
-    trace = recorded(model, tmp_path / "a.kvt", ids(), options={"referee": True})
+    options = {"referee": True}
+    trace = recorded(model, tmp_path / "a.kvt", ids(), options=options, num_beams=beams)
     first = check(trace).findings[0]
     assert (first.name, trace.site(first.layer).layer) == ("NOT-CAUSAL", 1)
 

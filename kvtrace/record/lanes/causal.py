@@ -37,13 +37,13 @@ def looks_ahead(
         extras: Arguments of the run besides tokens and cache.
     """
     batch, forward = whole
-    nodes = [path.nodes for path in batch.paths]
-    if lane.dtype not in ("float32", "float64") or any(len(one) < 2 for one in nodes):
+    nodes = [node for path in batch.paths for node in path.nodes]
+    end = min(node.end for node in nodes)
+    later = [node.step for node in nodes if node.start >= end]
+    whole_known = all(len(path.tokens) >= end for path in batch.paths)
+    if lane.dtype not in ("float32", "float64") or not later or not whole_known:
         return None
-    end = min(one[0].end for one in nodes)
-    cut = [Path(p.tokens[:end], p.padding, p.nodes[:1], p.root, p.row) for p in batch.paths]
-    if len({one[0].step for one in nodes}) > 1 or end >= batch.rows:
-        return None
+    cut = [Path(p.tokens[:end], p.padding, [], p.root, p.row) for p in batch.paths]
     dtype = None if lane.dtype == trace.meta.model.dtype else lane.dtype
     try:
         short = again.run(Batch(cut, [end - 1], extras.of(cut)), dtype=dtype)
@@ -60,7 +60,7 @@ def looks_ahead(
         f"NOT-CAUSAL: without any cache, rows of the first {end} tokens in {call.module} move by "
         f"{far:.1e} of their largest value when the later tokens follow; no cache can equal that"
     )
-    return Note("finding", text, step=nodes[0][1].step, site=site)
+    return Note("finding", text, step=min(later), site=site)
 
 
 def _moved(
