@@ -192,9 +192,11 @@ def test_what_is_no_trace_is_named_in_one_line(tmp_path, raw, text):
 
 def test_directories_pipes_and_absent_files_are_named_in_one_line(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name in (".", "absent", "pipe", "with\0nul"):
+    for name in ("absent", "pipe", "with\0nul"):
         with pytest.raises(TraceError, match="can't be read"):
             open_trace(tmp_path / name)
+    with pytest.raises(TraceError, match=r"a folder without traces of ranks .* Name a trace file"):
+        open_trace(tmp_path)
 
 
 def test_a_newer_format_is_refused_with_both_numbers_and_the_remedy(tmp_path, small):
