@@ -7,13 +7,14 @@ thread. Threads do not see each other's passes.
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from kvtrace.record.calls import AttentionCall
     from kvtrace.record.flow import FlowWatch
@@ -84,6 +85,7 @@ class Pass:
 class _Threads(threading.local):
     def __init__(self) -> None:
         self.passes: list[Pass] = []
+        self.ours = 0
 
 
 _threads = _Threads()
@@ -92,3 +94,18 @@ _threads = _Threads()
 def passes() -> list[Pass]:
     """Passes running in this thread, outermost first. The list is live: push and remove here."""
     return _threads.passes
+
+
+@contextmanager
+def our_work() -> Iterator[None]:
+    """What runs inside is ours, not the model's: whoever listens to the model looks away."""
+    _threads.ours += 1
+    try:
+        yield
+    finally:
+        _threads.ours -= 1
+
+
+def depth_of_our_work() -> int:
+    """How many `our_work` of this thread are inside of each other now."""
+    return _threads.ours

@@ -30,7 +30,7 @@ from kvtrace.record.interface import INTERFACE
 from kvtrace.record.kinds import is_two_sided, kind_of
 from kvtrace.record.levels import lower_levels, note_runs, unseen
 from kvtrace.record.read import PAGED, MaskReader, ModuleFacts, facts, is_paged, read
-from kvtrace.record.running import Followed, Pass, passes
+from kvtrace.record.running import Followed, Pass, our_work, passes
 from kvtrace.record.tracker import CacheTracker, finished
 from kvtrace.record.turns import Turns
 
@@ -304,7 +304,8 @@ class Watch:
             own_ns=one.own_ns + perf_counter_ns() - start,
         )
         self.num_forwards += 1
-        self._on_forward(forward)
+        with our_work():
+            self._on_forward(forward)
 
     def _updates(
         self, one: Pass, arguments: Mapping[str, object], result: Any

@@ -43,6 +43,7 @@ from kvtrace.record.flow.places import place
 from kvtrace.record.flow.plan import Mix
 from kvtrace.record.flow.ran import Ran
 from kvtrace.record.flow.tainted import Tainted
+from kvtrace.record.running import depth_of_our_work
 
 PENDING = 16
 
@@ -75,6 +76,7 @@ class FlowMode(TorchFunctionMode):
         self.marks = Marks()
         self._marked = self.marks.held
         self.last_parameter: Tensor | None = None
+        self._depth = 0
         self._listener = listener
         self._is_owned = is_parameter
         self._tainted = Tainted()
@@ -96,10 +98,15 @@ class FlowMode(TorchFunctionMode):
         }
         self._handled = frozenset((*self._handlers, "multi_head_attention_forward"))
 
+    def __enter__(self) -> Any:
+        """Listen to what runs from here on, but to no work of ours in between."""
+        self._depth = depth_of_our_work()
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See one torch function; called thousands of times a second."""
         name, named = getattr(func, "__name__", ""), kwargs or {}
-        if self._is_nothing(name, args, named):
+        if depth_of_our_work() != self._depth or self._is_nothing(name, args, named):
             return func(*args, **named)
         projects = name == "linear" and len(args) > 1 and type(args[1]) is nn.Parameter
         if projects and not self._listener.loop.waiting:
