@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from kvtrace.record.local import here
@@ -140,6 +141,9 @@ def plan(model: nn.Module, *, whole: bool) -> Plan:
     embeddings: list[str] = []
     hides: dict[tuple[type[nn.Module], bool], bool] = {}
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # nobody can look into it, or hook it
+            whole = True
+            continue
         sizes = linear_sizes(module)
         if sizes is not None:
             linears.append((path, module, *sizes))

@@ -14,84 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.lanes.private import Copier
+
 Kept = dict[Any, Any] | list[Any] | set[Any] | Tensor
 
 _PACKED = (torch.uint8, torch.int8)
-_PACKED_BYTES = 1 << 20
 _TENSOR_BYTES = 1 << 26
 _MANY = 10_000
 """Entries of a table of words or numbers, not of a cache: left alone."""
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 def private_copy(model: nn.Module) -> nn.Module:
     """A model that shares the parameters and nothing else that can change.
 
     Raises:
-        Exception: Something in it can't be copied.
+        TypeError: Something in it can't be copied.
     """
-    memo = _shared(model)
-    with torch.no_grad():
-        made = copy.deepcopy(model, memo)
-        _rebind_hooks(made, memo)
-    return made
-
-
-def _shared(model: nn.Module) -> dict[int, object]:
-    """What copies share: parameters, weights packed into buffers, and results of a graph."""
-    memo: dict[int, object] = {id(one): one for one in model.parameters()}
-    for buffer in model.buffers():
-        # packed weights are the size of the model, and no cache is an integer of one byte
-        if buffer.dtype in _PACKED and buffer.nbytes > _PACKED_BYTES:
-            memo[id(buffer)] = buffer
-    for module in model.modules():
-        for value in vars(module).values():
-            for tensor in _tensors(value, 3):
-                if tensor.requires_grad and not tensor.is_leaf:  # has no deepcopy
-                    memo[id(tensor)] = tensor.detach().clone()
-    return memo
-
-
-def _tensors(value: object, depth: int) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif depth and isinstance(value, dict):
-        for one in value.values():
-            yield from _tensors(one, depth - 1)
-    elif depth and isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one, depth - 1)
-
-
-def _rebind_hooks(model: nn.Module, memo: dict[int, object]) -> None:
-    """Hooks close over the original's caches and modules: give them the copy's."""
-    for module in model.modules():
-        for name in _HOOKS:
-            hooks: dict[int, object] = getattr(module, name, None) or {}
-            for key, hook in list(hooks.items()):
-                hooks[key] = _rebound(hook, memo)
-
-
-def _rebound(hook: object, memo: dict[int, object]) -> object:
-    """A function over copies of what it closed over."""
-    if not isinstance(hook, types.FunctionType) or not hook.__closure__:
-        return hook
-    cells = []
-    for cell in hook.__closure__:
-        try:
-            cells.append(types.CellType(copy.deepcopy(cell.cell_contents, memo)))
-        except Exception:  # what can't be copied stays shared
-            cells.append(cell)
-    made = types.FunctionType(
-        hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, tuple(cells)
-    )
-    made.__kwdefaults__ = hook.__kwdefaults__
+    # packed weights are the size of the model, and no cache is an integer of one byte
+    copier = Copier(model.parameters(), constant=lambda tensor: tensor.dtype in _PACKED)
+    made: nn.Module = copier.of(model)
+    if copier.odd:
+        raise TypeError(f"{copier.odd[0]} is shared by copies")
     return made
 
 

@@ -278,7 +278,9 @@ class Copier:
 
 
 def _scripted(copier: Copier, thing: Any) -> Any:
-    return copier._give_up(thing, "scripted")
+    """Compiled code with its own weights: copied whole, by its own means."""
+    made = _as_it_copies(thing)
+    return copier._give_up(thing, "scripted") if made is thing else made
 
 
 def _tuple(copier: Copier, thing: Any) -> Any:
