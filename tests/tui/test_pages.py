@@ -5,6 +5,9 @@ import pytest
 from builders import Shape, synthetic_trace
 from builders.screens import app_of, press, shown
 from kvtrace.trace import Note
+from kvtrace_tui.found import Answer
+from kvtrace_tui.screens import main
+from kvtrace_tui.screens.choices import ChoiceScreen
 
 
 @pytest.fixture
@@ -30,6 +33,19 @@ async def test_the_list_of_findings_goes_to_the_one_that_is_chosen(trace):
         assert "planted 5" in shown(app)[1]
         await press(pilot, "f", "escape")
         assert app.screen.desk.cursor.step == 5
+
+
+async def test_a_page_opened_before_the_first_picture_holds_no_search_up(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(160, 45)) as pilot:
+        screen = app.screen
+        later = screen._later = main._LATER  # as if the first picture were still to come
+        screen.desk.answer = Answer()
+        app.push_screen(ChoiceScreen("findings", lambda width, chosen: [], 0))
+        await pilot.pause()
+        assert later
+        assert not screen._later
+        assert screen.desk.answer.verdict
 
 
 async def test_memory_and_code_have_pages_of_their_own(trace):

@@ -93,13 +93,19 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self.call_after_refresh(self._after_first_picture)
 
     def _after_first_picture(self) -> None:
-        """What was left out of it, so that there is something to see sooner."""
+        """What was left out of it, so that there is something to see sooner; once."""
+        if not self._later:
+            return
         # what is loaded stays: a collection looks only at what came since
         gc.freeze()
         gc.enable()
         self._later = frozenset()
         self.sync()
         self._look_for_findings()
+
+    def on_screen_suspend(self) -> None:
+        """A page opened before the first picture holds nothing up."""
+        self._after_first_picture()
 
     @property
     def layout(self) -> Layout:
