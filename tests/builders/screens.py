@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from kvtrace_tui.app import KvtraceApp
 from kvtrace_tui.follow import Follower
 from kvtrace_tui.panes import all_panes
@@ -23,3 +25,13 @@ async def press(pilot, *keys):
     for key in keys:
         await pilot.press(key)
     await pilot.pause()
+
+
+async def until(pilot, condition, seconds=120):
+    """Wait until it is true; else the screen as it is."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            rows = "\n".join(row.rstrip() for row in shown(pilot.app))
+            raise AssertionError(f"it never came true; the screen:\n{rows}")
+        await pilot.pause(0.02)

@@ -28,7 +28,7 @@ def started(script: str, request: Request = REQUEST) -> Session:
     return Session(request, command=[sys.executable, "-c", PRELUDE + script])
 
 
-def heard(session: Session, seconds: float = 20.0) -> list:
+def heard(session: Session, seconds: float = 120.0) -> list:
     events = []
     until = time.monotonic() + seconds
     while not session.finished and time.monotonic() < until:
@@ -193,7 +193,7 @@ def test_what_the_child_started_ends_with_it():
         'tell("ended", reason="done", text="", path="")'
     )
     other = int(next(event.text for event in heard(session) if isinstance(event, Said)))
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while exists(other) and not _is_zombie(other) and time.monotonic() < until:
         time.sleep(0.02)
     assert not exists(other) or _is_zombie(other)

@@ -3,7 +3,7 @@
 import pytest
 
 from builders import Shape, synthetic_trace
-from builders.screens import app_of, press, shown
+from builders.screens import app_of, press, shown, until
 from kvtrace.trace import Note
 from kvtrace_tui.found import Answer
 from kvtrace_tui.screens import main
@@ -21,10 +21,7 @@ async def test_the_list_of_findings_goes_to_the_one_that_is_chosen(trace):
     app = app_of(trace)
     async with app.run_test(size=(160, 45)) as pilot:
         await press(pilot, "f")
-        for _ in range(1000):  # it is checked in a thread, which may have to wait for its turn
-            await pilot.pause(0.02)
-            if "equal within rounding" in "\n".join(shown(app)):
-                break
+        await until(pilot, lambda: "equal within rounding" in "\n".join(shown(app)))
         lines = "\n".join(shown(app))
         assert "✓ equal within rounding · 2 found" in lines
         assert "planted 2" in lines
@@ -52,10 +49,9 @@ async def test_memory_and_code_have_pages_of_their_own(trace):
     app = app_of(trace)
     async with app.run_test(size=(120, 40)) as pilot:
         await press(pilot, "u")
-        await pilot.pause(0.1)
-        assert "After step 1 the cache holds" in "\n".join(shown(app))
+        await until(pilot, lambda: "After step 1 the cache holds" in "\n".join(shown(app)))
         await press(pilot, "escape", "i")
-        await pilot.pause(0.1)
-        assert "where this attention is written was not seen" in "\n".join(shown(app))
+        words = "where this attention is written was not seen"
+        await until(pilot, lambda: words in "\n".join(shown(app)))
         await press(pilot, "q")
         assert "K cache" in "\n".join(shown(app))

@@ -1,11 +1,10 @@
-import asyncio
 from dataclasses import replace
 
 import pytest
 from textual import events
 
 from builders import Shape, synthetic_trace
-from builders.screens import app_of, press, shown
+from builders.screens import app_of, press, shown, until
 from builders.written import rows_of
 from kvtrace.files import TraceWriter, open_trace
 from kvtrace.trace import Note
@@ -132,10 +131,7 @@ async def test_the_palette_finds_actions_by_name(trace):
     async with app.run_test(size=(120, 40)) as pilot:
         await press(pilot, "colon")
         await press(pilot, *"last")
-        for _ in range(50):
-            await pilot.pause(0.02)
-            if "Last" in "\n".join(shown(app)):
-                break
+        await until(pilot, lambda: "Last" in "\n".join(shown(app)))
         await press(pilot, "down", "enter")
         await pilot.pause()
         assert app.screen.desk.cursor.step == 6
@@ -145,10 +141,7 @@ async def test_breakpoints_and_findings_are_marked_and_reached(trace):
     trace.source.notes.append(Note("finding", "divergence: planted", step=4, site=1))
     app = app_of(trace)
     async with app.run_test(size=(160, 45)) as pilot:
-        for _ in range(100):
-            await pilot.pause(0.02)
-            if app.screen.desk.answer.verdict != "checking":
-                break
+        await until(pilot, lambda: app.screen.desk.answer.verdict not in ("", "checking"))
         assert [one.said for one in app.screen.desk.found] == ["divergence: planted"]
         assert "✓ lanes equal" in shown(app)[0]
         await press(pilot, "end", "C")
@@ -257,14 +250,6 @@ class Run:
         pass
 
 
-async def until(pilot, condition):
-    for _ in range(500):
-        await pilot.pause(0.02)
-        if condition():
-            return
-    raise AssertionError("it never came true")
-
-
 async def test_a_live_run_opens_at_once_and_is_followed_to_its_end(tmp_path, trace):
     path, run = tmp_path / "live.kvt", Run()
     app = app_of(None, run, lambda: open_trace(path))
@@ -334,7 +319,7 @@ async def test_an_error_in_a_pane_ends_the_app_with_that_error(trace, monkeypatc
         async with app.run_test(size=(120, 40)) as pilot:
             monkeypatch.setattr(app.screen.pane("keys"), "draw", broken)
             await press(pilot, "n")
-            await asyncio.sleep(0.1)
+            await until(pilot, lambda: app.failure)
 
     with pytest.raises(RuntimeError, match="planted"):
         await look()
