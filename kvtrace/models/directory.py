@@ -216,7 +216,7 @@ def _chosen(origin: Origin, card: ModelCard, plan: _Plan) -> str:
     what = f"{card.class_name}, {card.dtype}, {card.attention} attention, on {card.device}"
     bare = isinstance(plan.tokenizer, ByteTokenizer)
     read = "it brings no tokenizer: the prompt is read as bytes" if bare else ""
-    parts = (origin.chosen, what, plan.unused_code, read, plan.prompt.note, card.banner)
+    parts = (origin.chosen, what, plan.unused_code, read)
     return "; ".join(part for part in parts if part)
 
 

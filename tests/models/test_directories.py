@@ -76,7 +76,7 @@ def test_the_context_is_checked_before_the_weights_are_read(child, copy):
 def test_an_empty_prompt_starts_from_the_start_token_and_says_so(child, copy):
     loaded = child.load(str(copy), prompt="")
     assert loaded.prompt == (0,)
-    assert "starting from the start token 0" in loaded.chosen
+    assert "starting from the start token 0" in loaded.note
 
 
 def test_missing_weights_are_refused_unless_allowed_and_then_said_on_every_screen(child, copy):
