@@ -52,18 +52,22 @@ class Product:
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands every operator's FLOPs and tensors to `seen`."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, seen: Callable[[int, Sequence[Tensor]], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._seen = seen
 
     def __torch_dispatch__(
         self,
-        func: torch._ops.OpOverload,
+        func: torch._ops.OpOverload | torch._ops.HigherOrderOperator,
         types: Sequence[type],
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
         kwargs = kwargs or {}
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return func(*args, **kwargs)  # flex_attention: as any fused attention, no product
         if any(kind.__name__ == "DTensor" for kind in types):
             return NotImplemented  # what it does with the part that is here comes by again
         if torch.is_inference_mode_enabled():
