@@ -101,6 +101,18 @@ def _runs(keys: Keys) -> tuple[list[int], list[int]]:
     return keys[starts].tolist(), lengths.tolist()
 
 
+def _written(keys: Keys, paint: Painter) -> str:
+    """Cells as the terminal gets them."""
+    if not keys.size:
+        return ""
+    pairs = zip(*_runs(keys), strict=True)
+    return "".join([paint[key] + UPPER * length for key, length in pairs]) + _RESET
+
+
+def _same(one: Strip | None, other: Strip | None) -> bool:
+    return one is other or (one is not None and one == other)
+
+
 def _segments(keys: Keys, paint: Painter) -> list[Segment]:
     if keys.size == 0:
         return []
@@ -139,12 +151,27 @@ class HeatStrip(Strip):
     def render(self, console: Console) -> str:
         """The line as the terminal gets it."""
         if self._render_cache is None:
-            pairs = zip(*_runs(self._keys), strict=True) if self._keys.size else ()
-            cells = "".join([self._paint[key] + UPPER * length for key, length in pairs])
+            cells = _written(self._keys, self._paint)
             before = "" if self._before is None else self._before.render(console)
             after = "" if self._after is None else self._after.render(console)
-            self._render_cache = f"{before}{cells}{_RESET}{after}"
+            self._render_cache = f"{before}{cells}{after}"
         return self._render_cache
+
+    def since(self, old: HeatStrip, console: Console) -> tuple[int, str]:
+        """Where to write what, in a line of the same width that shows `old`; nothing: "" ."""
+        if self._paint is not old._paint or not _same(self._before, old._before):
+            return 0, self.render(console)
+        keys, shared = self._keys, min(self._keys.size, old._keys.size)
+        apart = np.flatnonzero(keys[:shared] != old._keys[:shared])
+        start = 0 if self._before is None else self._before.cell_length
+        if keys.size == old._keys.size and _same(self._after, old._after):
+            if not apart.size:
+                return 0, ""
+            first, end = int(apart[0]), int(apart[-1]) + 1
+            return start + first, _written(keys[first:end], self._paint)
+        first = int(apart[0]) if apart.size else shared
+        after = "" if self._after is None else self._after.render(console)
+        return start + first, f"{_written(keys[first:], self._paint)}{after}"
 
     def divide(self, cuts: Iterable[int]) -> Sequence[Strip]:
         """Cut at cell positions; whole when nothing covers the line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
@@ -25,6 +26,12 @@ def line(width: int, *pieces: Piece, fill: Style = ink.TEXT, right: Sequence[Pie
         fill: Style of the rest.
         right: Pieces at the right end; they give way to the left ones.
     """
+    return _line(width, pieces, fill, tuple(right))
+
+
+@lru_cache(2048)
+def _line(width: int, pieces: tuple[Piece, ...], fill: Style, right: tuple[Piece, ...]) -> Strip:
+    """A line that was shown before is the same object: nothing of it is made or written again."""
     segments: list[Segment] = []
     room = width
     for text, style in pieces:

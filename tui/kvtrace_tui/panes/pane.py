@@ -9,10 +9,8 @@ from typing import ClassVar
 from rich.cells import cell_len
 from rich.segment import Segment
 from textual import events
-from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
-from textual.widget import Widget
 
 from kvtrace import text
 from kvtrace.errors import KvtraceError
@@ -23,6 +21,7 @@ from kvtrace_tui.drawing.depth import Depth, depth_of
 from kvtrace_tui.drawing.lines import Piece, line, page, shown_in
 from kvtrace_tui.drawing.title import title
 from kvtrace_tui.found import Found
+from kvtrace_tui.panes.lined import Lined
 
 
 class Moved(Message):
@@ -36,7 +35,7 @@ class Moved(Message):
         self.changes = changes
 
 
-class Pane(Widget):
+class Pane(Lined):
     """Base of all panes.
 
     `show` is called with every new cursor and costs nothing unless what the pane `depends` on
@@ -94,7 +93,7 @@ class Pane(Widget):
     def redraw(self) -> None:
         """Make the lines anew when they are next needed."""
         self._lines = None
-        self.refresh()
+        self.want_frame()
 
     # -- what panes define -------------------------------------------------------------------
 
@@ -133,16 +132,13 @@ class Pane(Widget):
 
     # -- Textual -----------------------------------------------------------------------------
 
-    def render_lines(self, crop: Region) -> list[Strip]:
-        """Lines of a region; they have their colours, so no style is applied."""
+    def lines(self) -> list[Strip]:
+        """Made when they are asked for, at the size there then is."""
         width, height = self.size
         if self._lines is None or self._drawn_size != (width, height):
             self._lines = self._made(width, height)
             self._drawn_size = (width, height)
-        strips = self._lines[crop.y : crop.y + crop.height]
-        if crop.x == 0 and crop.width == width:
-            return strips
-        return [strip.crop(crop.x, crop.x + crop.width) for strip in strips]
+        return self._lines
 
     def _made(self, width: int, height: int) -> list[Strip]:
         if self._trace is None or width <= 0 or height <= 0:

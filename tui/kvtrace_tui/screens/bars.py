@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from textual import events
-from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
-from textual.widget import Widget
 
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe
@@ -18,6 +16,7 @@ from kvtrace_tui.desk import TRAITS, Desk, Recording
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth, depth_of
 from kvtrace_tui.drawing.lines import Piece, line, page, shown_in
+from kvtrace_tui.panes.lined import Lined
 
 _SIGNS = {
     Recording.LOADING: ("◌ loading", ink.BAR_WARN),
@@ -35,7 +34,7 @@ class Touched(Message):
     """A part changed the desk."""
 
 
-class Drawn(Widget):
+class Drawn(Lined):
     """A part that is drawn line by line by a pure function of the desk."""
 
     def __init__(self, desk: Desk, id: str) -> None:  # noqa: A002 - Textual's own name
@@ -56,7 +55,7 @@ class Drawn(Widget):
         lines = shown_in(page(self.draw(width, height), width, height, self.fill), self.depth)
         if lines != self._lines:
             self._lines = lines
-            self.refresh()
+            self.want_frame()
 
     fill = ink.TEXT
 
@@ -69,17 +68,13 @@ class Drawn(Widget):
         """Draw for the new size."""
         self.update()
 
-    def render_lines(self, crop: Region) -> list[Strip]:
-        """What Textual asks for."""
+    def lines(self) -> list[Strip]:
+        """What was drawn last; drawn again where the size is another."""
         width, height = self.size
         if len(self._lines) != height or (self._lines and self._lines[0].cell_length != width):
-            self._lines = shown_in(
-                page(self.draw(width, height), width, height, self.fill), self.depth
-            )
-        lines = self._lines[crop.y : crop.bottom]
-        if crop.x == 0 and crop.width == width:
-            return lines
-        return [strip.crop(crop.x, crop.right) for strip in lines]
+            drawn = page(self.draw(width, height), width, height, self.fill)
+            self._lines = shown_in(drawn, self.depth)
+        return self._lines
 
 
 class StatusBar(Drawn):

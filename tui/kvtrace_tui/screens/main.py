@@ -14,7 +14,6 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.layout import Layout
-from textual.screen import Screen
 from textual.timer import Timer
 
 from kvtrace.errors import KvtraceError
@@ -26,6 +25,7 @@ from kvtrace_tui.cursor import Axis, Cursor
 from kvtrace_tui.desk import TRAITS, Desk, Recording
 from kvtrace_tui.follow import Follower
 from kvtrace_tui.found import Answer, Found
+from kvtrace_tui.panes.lined import Lined
 from kvtrace_tui.panes.pane import Moved, Pane
 from kvtrace_tui.panes.timeline import TimelinePane
 from kvtrace_tui.screens.bars import (
@@ -36,6 +36,7 @@ from kvtrace_tui.screens.bars import (
     TabBar,
     Touched,
 )
+from kvtrace_tui.screens.direct import DirectScreen
 from kvtrace_tui.screens.placed import Placed
 from kvtrace_tui.screens.stage import ScreenStage
 
@@ -48,7 +49,7 @@ _LATER = frozenset({"cost", "inspector", "grid", "attention"})
 PaneMaker = Callable[[], Sequence[Pane]]
 
 
-class MainScreen(Screen[None], inherit_bindings=False):
+class MainScreen(DirectScreen, inherit_bindings=False):
     """Everything about one trace."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -68,6 +69,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self._boxes: tuple[tuple[object, ...], Boxes] | None = None
         self._placed_boxes: Boxes = {}
         self._later = _LATER
+        self._wanted: set[Lined] | None = None
         self._placed = Placed(self._arranged)
         if follower.trace is not None:
             self.desk.trace = follower.trace
@@ -82,8 +84,9 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self._panes = {pane.id or "": pane for pane in self._make_panes()}
         makers = (StatusBar, "status"), (TabBar, "tabs"), (FooterBar, "footer"), (SmallBar, "small")
         self._bars = [make(self.desk, name) for make, name in makers]
-        yield from self._bars
-        yield from self._panes.values()
+        for part in (*self._bars, *self._panes.values()):
+            part.changed = self._want
+            yield part
 
     def on_mount(self) -> None:
         """Follow the trace if it may grow, and look for findings."""
@@ -136,7 +139,23 @@ class MainScreen(Screen[None], inherit_bindings=False):
         return self._panes.get(name)
 
     def sync(self) -> None:
-        """Show what the desk says, as far as it changed."""
+        """Show what the desk says, as far as it changed, in one frame."""
+        wanted: set[Lined] = set()
+        self._wanted = wanted
+        try:
+            self._tell_parts()
+        finally:
+            self._wanted = None
+        self.draw_now(wanted)
+
+    def _want(self, part: Lined) -> None:
+        """A part has other lines; within `sync` they are drawn together with the others'."""
+        if self._wanted is None:
+            self.draw_now((part,))
+        else:
+            self._wanted.add(part)
+
+    def _tell_parts(self) -> None:
         boxes = self._arranged(*self.size)
         self._focus_what_is_shown()
         if self._placed_boxes is not boxes:
