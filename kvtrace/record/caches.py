@@ -29,6 +29,9 @@ KINDS = {
     "reset": "reset",
 }
 
+HALVES = ("self_attention_cache", "cross_attention_cache")
+"""Of an encoder-decoder cache."""
+
 
 def _update(original: Method) -> Method:
     @wraps(original)
@@ -184,3 +187,15 @@ def _install(patches: Patches) -> None:
 
 CACHES = Patches(_install)
 """The caches' patches; held by every watcher."""
+
+
+def patch_given(cache: object) -> None:
+    """A cache class that was made after the patches, or is no subclass of `Cache`."""
+    if cache is None or isinstance(cache, tuple | list):
+        return
+    for part in HALVES:
+        patch_given(getattr(cache, part, None))
+    if not hasattr(cache, "self_attention_cache"):
+        for owner in type(cache).__mro__:
+            if owner is not object:
+                patch_class(CACHES, owner)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from kvtrace.record.calls import AttentionCall
+from kvtrace.record.choices import Choice
 
 
 class CacheUpdate(NamedTuple):
@@ -164,6 +165,7 @@ class Forward:
         result: All it returned.
         elapsed_ns: Wall time, our own taken out.
         own_ns: Our own time within it.
+        choices: What it selected (experts, slots), where somebody wanted to know.
     """
 
     number: int
@@ -183,6 +185,7 @@ class Forward:
     result: object = None
     elapsed_ns: int = 0
     own_ns: int = 0
+    choices: tuple[Choice, ...] = ()
 
     def argument(self, name: str) -> Tensor | None:
         """A tensor it was called with, by name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 Method = Callable[..., Any]
@@ -18,8 +19,8 @@ class Patches:
         self._install = install
         self._lock = threading.RLock()
         self._holders = 0
-        self._undo: list[tuple[type, str, object]] = []
-        self._replaced: set[tuple[type, str]] = set()
+        self._undo: list[tuple[type | ModuleType, str, object]] = []
+        self._replaced: set[tuple[type | ModuleType, str]] = set()
 
     def hold(self) -> None:
         """Put the methods in place, if nobody did."""
@@ -47,8 +48,11 @@ class Patches:
                     setattr(owner, name, own)
             self._replaced.clear()
 
-    def replace(self, owner: type, name: str, make: Make) -> None:
-        """Replace a method of a class by what `make` makes of it; once per class and name."""
+    def replace(self, owner: type | ModuleType, name: str, make: Make) -> None:
+        """Replace a method of a class, or a function of a module, by what `make` makes of it.
+
+        Once per owner and name.
+        """
         with self._lock:
             if (owner, name) in self._replaced or not hasattr(owner, name):
                 return

@@ -14,6 +14,7 @@ from torch import nn
 
 from kvtrace.errors import KvtraceError, WriteError
 from kvtrace.files import TraceWriter
+from kvtrace.record.choices import Noted
 from kvtrace.record.companions import Companions
 from kvtrace.record.forward import Beginning, Forward
 from kvtrace.record.generate import Generation, follow_generate
@@ -102,6 +103,7 @@ class Recording:
                 self._forward,
                 on_begin=self._begin,
                 on_failure=recorder.failed,
+                choosing=None if self._lanes.options.mode == "off" else Noted,
             )
             self._watch.__enter__()
             self._unfollow = follow_generate(self._model, self._generation)

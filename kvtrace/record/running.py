@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from kvtrace.record.calls import AttentionCall
+    from kvtrace.record.choices import Chooser
     from kvtrace.record.flow import FlowWatch
     from kvtrace.record.forward import Recurrent
     from kvtrace.record.tracker import CacheTracker
@@ -56,6 +57,7 @@ class Pass:
         names: id of each module of the watched model to its path.
         tracker: Knows the caches this watcher has met.
         flow: What watches the data flow for this watcher, if anything does.
+        choosing: Is shown what the forward selects (experts, slots), if anybody wants to know.
         calls: Attention calls, raw or already read.
         updates: Cache updates.
         recurrent: Recurrent memory written.
@@ -71,6 +73,7 @@ class Pass:
     names: Mapping[int, str]
     tracker: CacheTracker
     flow: FlowWatch | None = None
+    choosing: Chooser | None = None
     calls: list[RawCall | Followed] = field(default_factory=list)
     updates: list[RawUpdate] = field(default_factory=list)
     recurrent: list[Recurrent] = field(default_factory=list)

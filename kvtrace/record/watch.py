@@ -18,8 +18,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from kvtrace.record.caches import CACHES, follow, patch_class
+from kvtrace.record.caches import CACHES, HALVES, follow, patch_given
 from kvtrace.record.calls import AttentionCall
+from kvtrace.record.choices import CHOICES, Chooser
 from kvtrace.record.clean import CLEAN
 from kvtrace.record.compiled import EAGERLY, is_compiled, run_eagerly
 from kvtrace.record.entrances import around_forward, entrances
@@ -38,8 +39,6 @@ __all__ = ["Beginning", "CacheChange", "CacheUpdate", "Forward", "Watch"]
 
 Callback = Callable[[Forward], None]
 
-_HALVES = ("self_attention_cache", "cross_attention_cache")
-
 
 class Watch:
     """`with Watch(model, callback):` calls back at the end of every outermost forward.
@@ -55,6 +54,7 @@ class Watch:
         *,
         on_begin: Callable[[Beginning], None] | None = None,
         on_failure: Callable[[], None] | None = None,
+        choosing: Callable[[], Chooser] | None = None,
     ) -> None:
         """Nothing is touched before `with`.
 
@@ -63,6 +63,7 @@ class Watch:
             on_forward: Given each finished forward.
             on_begin: Told of each forward that begins.
             on_failure: Told when one raised.
+            choosing: Makes what is shown the selections of one forward; None: nobody asks.
         """
         self.model = model
         self.num_forwards = 0
@@ -70,6 +71,7 @@ class Watch:
         self._on_forward = on_forward
         self._on_begin = on_begin
         self._on_failure = on_failure
+        self._choosing = choosing
         self._names = {id(module): path for path, module in model.named_modules()}
         self._two_sided = is_two_sided(self._names.values())
         self._facts: dict[int, ModuleFacts] = {}
@@ -86,7 +88,7 @@ class Watch:
     def __enter__(self) -> Watch:
         try:
             self._undo.append(run_eagerly())
-            for patches in (INTERFACE, CACHES, CLEAN):
+            for patches in (INTERFACE, CACHES, CLEAN, *([CHOICES] if self._choosing else ())):
                 patches.hold()
                 self._undo.append(patches.release)
             self._undo.append(follow(self._tracker))
@@ -214,8 +216,8 @@ class Watch:
         given = arguments.get("past_key_values")
         # a class of the model's own that is met late was followed by its rows so far, and stays so
         if self.num_forwards == 0 or isinstance(given, Cache):
-            _patch_given(given)
-        one = Pass(self._names, self._tracker, self._flow)
+            patch_given(given)
+        one = Pass(self._names, self._tracker, self._flow, self._choosing and self._choosing())
         if self._on_begin is not None:
             self._on_begin(self._beginning(arguments, one))
         running.append(one)
@@ -248,7 +250,7 @@ class Watch:
     def _given(self, arguments: Mapping[str, object]) -> frozenset[int]:
         """Serials of the caches among the arguments, as far as they were met."""
         given = arguments.get("past_key_values")
-        parts = (given, *(getattr(given, part, None) for part in _HALVES))
+        parts = (given, *(getattr(given, part, None) for part in HALVES))
         return frozenset(self._tracker.serial(one) for one in parts if self._tracker.met(one))
 
     def _arguments(
@@ -302,6 +304,7 @@ class Watch:
             result=result,
             elapsed_ns=elapsed_ns,
             own_ns=one.own_ns + perf_counter_ns() - start,
+            choices=() if one.choosing is None else tuple(one.choosing.choices),
         )
         self.num_forwards += 1
         with our_work():
@@ -384,15 +387,3 @@ def _cross_half(given: object, result: Any) -> object:
     parts = result if isinstance(result, tuple) else ()
     found = (getattr(one, "cross_attention_cache", None) for one in (given, made, *parts))
     return next((one for one in found if one is not None), None)
-
-
-def _patch_given(cache: object) -> None:
-    """A cache class that was made after the patches, or is no subclass of `Cache`."""
-    if cache is None or isinstance(cache, tuple | list):
-        return
-    for part in _HALVES:
-        _patch_given(getattr(cache, part, None))
-    if not hasattr(cache, "self_attention_cache"):
-        for owner in type(cache).__mro__:
-            if owner is not object:
-                patch_class(CACHES, owner)

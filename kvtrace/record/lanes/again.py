@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kvtrace.record.calls import AttentionCall
+from kvtrace.record.choices import Chooser
 from kvtrace.record.entrances import asking
 from kvtrace.record.forward import Beginning, Forward
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
+from kvtrace.record.lanes.held import held
 from kvtrace.record.lanes.paths import Path
 from kvtrace.record.lanes.snapshot import Snapshot, keeps_nothing, take
+from kvtrace.record.lanes.ties import Ties
 from kvtrace.record.watch import Watch
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -80,12 +83,14 @@ class Again:
         snapshot: As it was before its first call; None: it keeps nothing, so it is called itself.
         reference: "bare" or "replayed", once one of them worked; "": none did so far.
         notes: What qualifies the lane, in sentences.
+        ties: What the cached lane chose where it had to (experts, slots).
     """
 
     model: nn.Module
     snapshot: Snapshot | None = None
     reference: str = ""
     notes: dict[str, None] = field(default_factory=dict)
+    ties: Ties = field(default_factory=Ties)
     _begun: bool = False
     _none: str = ""
     _sites: frozenset[tuple[str, int]] = frozenset()
@@ -152,7 +157,7 @@ class Again:
         if self._none:
             raise CannotRecomputeError(self._none)
         if self.snapshot is None:
-            found = recompute(self.model, batch, dtype=dtype)
+            found = recompute(self.model, batch, self.ties, dtype=dtype)
             self.reference = "bare"
             return found
         reasons: dict[str, str] = {}
@@ -185,7 +190,8 @@ class Again:
             arguments |= _padded(batch, device, known)
         places, named = positional(call.parameters, arguments)
         with snapshot.as_then(kind):
-            forward = _forward(model, lambda: model(*places, **named))
+            choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
+            forward = _forward(model, lambda: model(*places, **named), choosing)
         forward = replace(forward, calls=tuple(trimmed(one, batch.rows) for one in forward.calls))
         why = self._misfit(forward, batch)
         if why:
@@ -227,28 +233,33 @@ def _key(batch: Batch) -> object:
     return [(path.tokens, path.padding) for path in batch.paths], batch.keep
 
 
-def recompute(model: nn.Module, batch: Batch, *, dtype: str | None = None) -> Forward:
+def recompute(model: nn.Module, batch: Batch, ties: Ties, *, dtype: str | None = None) -> Forward:
     """The tensors of a forward over a batch of paths, by a model that takes its cache along.
 
     Args:
         model: The watched model.
         batch: What to run it over.
+        ties: What the cached lane chose.
         dtype: Parameters and buffers are taken in this dtype; None: as they are.
 
     Raises:
         CannotRecomputeError: It failed, or returned nothing to compare.
     """
     arguments = _arguments(model, batch)
+    choosing = held(ties, batch.paths, batch.rows, told=dtype is None)
     if dtype is None:
-        return _forward(model, lambda: model(**arguments))
+        return _forward(model, lambda: model(**arguments), choosing)
     cast = _cast(model, DTYPES[dtype])
-    return _forward(model, lambda: functional_call(model, cast, (), arguments))
+    return _forward(model, lambda: functional_call(model, cast, (), arguments), choosing)
 
 
-def _forward(model: nn.Module, run: Callable[[], object]) -> Forward:
+def _forward(
+    model: nn.Module, run: Callable[[], object], choosing: Chooser | None = None
+) -> Forward:
     """What is seen of a model while something runs."""
     found: list[Forward] = []
-    with asking(), _quietly(), Watch(model, found.append):
+    asked = None if choosing is None else lambda: choosing
+    with asking(), _quietly(), Watch(model, found.append, choosing=asked):
         try:
             run()
         except _FAULTS as error:

@@ -43,7 +43,10 @@ def looks_ahead(
     whole_known = all(len(path.tokens) >= end for path in batch.paths)
     if lane.dtype not in ("float32", "float64") or not later or not whole_known:
         return None
-    cut = [Path(p.tokens[:end], p.padding, [], p.root, p.row) for p in batch.paths]
+    cut = [
+        Path(p.tokens[:end], p.padding, [], p.root, p.row, [n for n in p.nodes if n.end <= end])
+        for p in batch.paths
+    ]
     dtype = None if lane.dtype == trace.meta.model.dtype else lane.dtype
     try:
         short = again.run(Batch(cut, [end - 1], extras.of(cut)), dtype=dtype)

@@ -92,7 +92,9 @@ class EachPass:
                 if node.step == step.number:
                     nodes.append((len(chosen), node))
                     tokens = path.tokens[: node.end]
-                    chosen.append(Path(tokens, path.padding, [node], path.root, path.row))
+                    shared = list(path.shared)
+                    chosen.append(Path(tokens, path.padding, [node], path.root, path.row, shared))
+            path.shared += path.nodes
             path.nodes.clear()
         keep = sorted({node.end - 1 for _, node in nodes})
         return Batch(chosen, keep, self.extras.of(chosen)), nodes

@@ -106,6 +106,7 @@ class Lanes:
             )
             self._since = step
         self._logits.keep(step, forward.logits)
+        self.again.ties.keep(step, forward.sequences, forward.new, forward.choices)
 
     def written(self, step: Step, meta: Meta, sink: LaneSink) -> Meta:
         """A step is in the file: compare it at once, in mode "each".
@@ -126,6 +127,7 @@ class Lanes:
             meta = with_lanes(meta, [lane])
             sink.extend(meta)
             self._each = each
+        self.again.ties.tolerance = _tolerance(meta)[0]
         with self.unwatched():
             self._each.step(step, sink)
         return meta
@@ -154,6 +156,8 @@ class Lanes:
             sink.note(Note("note", f"lanes were not compared: {error}"))
         for text in sorted(self._said.union(self.again.notes)):
             sink.note(Note("note", text))
+        for note in self.again.ties.notes(meta.sites):
+            sink.note(note)
         self._said.clear()
         self.again.notes.clear()
         return meta
@@ -185,6 +189,7 @@ class Lanes:
                 if wanted:
                     self._said.add("not recomputed: which tokens went in was not recorded")
                 return meta
+            self.again.ties.tolerance = _tolerance(meta)[0]
             try:
                 self.again.settle(batches[0])
             except CannotRecomputeError as error:
@@ -210,8 +215,12 @@ class Lanes:
         return wanted
 
     def _lane(self, meta: Meta, name: str, mode: str, dtype: str) -> Lane:
-        limit, reason = tolerance(_lowest(meta), max(1, len(meta.sites)))
+        limit, reason = _tolerance(meta)
         return Lane(name, mode, dtype, limit, reason, self.again.reference or "bare")
+
+
+def _tolerance(meta: Meta) -> tuple[float, str]:
+    return tolerance(_lowest(meta), max(1, len(meta.sites)))
 
 
 def _lowest(meta: Meta) -> str:

@@ -8,7 +8,7 @@ be recomputed along the tokens it really saw. Works on steps alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvtrace.trace import CacheStep, Run, Step
 
@@ -39,6 +39,7 @@ class Path:
         nodes: Stretches that are compared along this path, in order of time.
         root: Step that its text began with.
         row: Sequence it was in that step.
+        shared: Stretches before those, which are compared along the path it parted from.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Path:
     nodes: list[Node] = field(default_factory=list)
     root: int = -1
     row: int = 0
+    shared: list[Node] = field(default_factory=list)
 
 
 Kept = dict[int, tuple[tuple[Run, ...], ...]]
@@ -125,6 +127,8 @@ class Paths:
             trunk = path
             path = self._new(trunk.tokens[:start], trunk.padding)
             path.root, path.row = trunk.root, trunk.row
+            known = (*trunk.shared, *trunk.nodes)
+            path.shared = [replace(n, end=min(n.end, start)) for n in known if n.start < start]
         path.tokens.extend(tokens)
         return path, start
 

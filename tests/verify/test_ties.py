@@ -1,0 +1,86 @@
+"""Choices that rounding decides are named, and nothing is blamed for what follows from them."""
+
+import pytest
+import torch
+
+from builders.routed import SELECTIONS, by_topk, late_in_second_layer, routed, sparse
+from kvtrace.verify.api import check
+
+PROMPT = [5, 6, 7, 8, 9, 10]
+
+
+def ties(report):
+    return [one for one in report.findings if one.name == "TIE"]
+
+
+@pytest.mark.parametrize("select", SELECTIONS)
+def test_a_router_that_flips_within_rounding_is_named_and_no_cache_is_blamed(select):
+    report = check(routed(select=select), PROMPT, new_tokens=4, ways=())
+    assert report.ok, str(report)
+    (found,) = ties(report)
+    assert (found.step, found.layer) == (1, 0)  # the first step of a single row
+    assert "model.layers.0.mlp" in found.evidence
+    assert "position 6" in found.evidence
+    assert "and 2 times more" in found.evidence  # of 4 tokens, the last one is never fed
+
+
+def test_what_was_picked_and_how_close_it_was_is_said():
+    report = check(routed(), PROMPT, new_tokens=2, ways=())
+    (found,) = ties(report)
+    assert "picked option 0 of 4 with the cache and option 1 without it" in found.evidence
+    assert "the scores are 2.1e-05 apart" in found.evidence or "1.9e-05" in found.evidence
+
+
+def test_a_router_that_flips_by_more_than_rounding_is_no_tie():
+    report = check(routed(tilt=0.05), PROMPT, new_tokens=4, ways=())
+    assert not report.ok
+    assert not ties(report)
+    first = report.findings[0]
+    assert (first.name, first.step, first.layer) == ("UPSTREAM", 1, 1)
+
+
+def test_a_bug_behind_a_router_that_ties_is_found_by_its_name():
+    model = late_in_second_layer(routed())
+    report = check(model, PROMPT, new_tokens=4, ways=())
+    assert [one.name for one in report.findings] == ["TIE", "POSITION-ROPE"]
+    assert (report.findings[1].step, report.findings[1].layer) == (1, 1)
+    assert str(report).startswith("diverged: queries are rotated to another position")
+
+
+def test_padding_and_beams_do_not_keep_ties_from_being_seen():
+    report = check(routed(), PROMPT, new_tokens=2, ways=("chunks", "padded", "beams"))
+    assert report.ok, str(report)
+    named = {one.name for one in report.trials if ties(one.report)}
+    assert len(named) == len(report.trials) == 4
+
+
+def test_a_lane_of_every_step_is_held_too(tmp_path):
+    import kvtrace
+    from kvtrace.analysis.checks import check as judge
+    from kvtrace.files import open_trace
+    from kvtrace.record.decode import Limits, decode
+
+    model, path = routed(), tmp_path / "a.kvt"
+    with kvtrace.record(model, path, recompute="each", keep_rows=True):
+        decode(model, PROMPT, limits=Limits(3))
+    report = judge(open_trace(path))
+    assert report.ok, str(report)
+    assert [one.name for one in report.findings] == ["TIE"]
+
+
+def test_slots_that_tie_are_named_as_well():
+    report = check(sparse(), PROMPT, new_tokens=4, ways=())
+    assert report.ok, str(report)
+    assert [one.layer for one in ties(report)] == [0, 1]
+    assert "model.layers.0.self_attn" in ties(report)[0].evidence
+
+
+def test_slots_that_differ_by_more_are_not():
+    assert not check(sparse(tilt=0.5), PROMPT, new_tokens=4, ways=()).ok
+
+
+def test_functions_are_torchs_own_again_afterwards():
+    before = torch.topk, torch.Tensor.topk, torch.max, torch.Tensor.argmax
+    check(routed(select=by_topk), PROMPT, new_tokens=2, ways=())
+    assert (torch.topk, torch.Tensor.topk, torch.max, torch.Tensor.argmax) == before
+    assert "topk" not in vars(torch.Tensor)
