@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+OTHER_AXIS = "its softmax ran over another axis than the keys now and then"
+"""What META says of a module ("module: …") that was attention in other forwards."""
+
 
 @dataclass(frozen=True, slots=True)
 class Note:

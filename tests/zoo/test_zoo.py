@@ -15,9 +15,6 @@ from kvtrace_fixtures.zoo.twins.decoder import Sizes
 
 BUGS = catalogue()
 
-# the softmax of this one sums over heads, which the data flow does not take for attention
-UNSEEN = {"softmax-over-heads": ("UPSTREAM", 1, 2)}
-
 # (step, layer) where it is not the first decode step of the layer it is planted in
 PLACES = {
     "allocated-per-head": (0, 0),
@@ -54,7 +51,7 @@ def test_a_planted_bug_is_called_by_its_name_where_it_begins(tmp_path, name):
     first = check(trace).findings[0]
     found = first.name, first.step, trace.site(first.layer).layer
     place = PLACES.get(name, (1, 1 if single else 0))
-    assert found == UNSEEN.get(name, (bug.kind, *place))
+    assert found == (bug.kind, *place)
 
 
 def twins():

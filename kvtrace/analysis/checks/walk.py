@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.absent import where_it_begins
 from kvtrace.analysis.checks.apart import diagnose_apart
 from kvtrace.analysis.checks.begin import begins
 from kvtrace.analysis.checks.classes import KINDS
@@ -67,13 +68,13 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
         place, here = next(((place, said) for place, said in each if said), (0, []))
         for one in here:
             since = "" if explained else begins(trace, number, place)
-            yield replace(one, since=since)
+            yield replace(where_it_begins(trace, one), since=since)
             explained |= set(one.sequences or range(step.num_sequences))
         yield from _beside(trace, step, here, lane, limits)
         searched += 1
         done = explained >= set(range(step.num_sequences)) or searched >= _STEPS_SEARCHED
     if later is not None and not explained:
-        yield later
+        yield where_it_begins(trace, later)
     yield from fed.findings(trace)
 
 

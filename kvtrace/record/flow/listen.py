@@ -29,6 +29,7 @@ from kvtrace.record.flow.places import place
 from kvtrace.record.flow.plan import Certain, Mix, Plan, make, signature
 from kvtrace.record.flow.prove import FlowCall, refusal
 from kvtrace.record.kinds import kind_of
+from kvtrace.trace import OTHER_AXIS
 
 Sink = Callable[[AttentionCall], None]
 
@@ -92,6 +93,8 @@ class Listening:
     def mixed(self, mix: Mix) -> bool:
         """Weights met values: read the call."""
         if not mix.contracts_keys:
+            if self._path() in self._proven:
+                self.notes[f"{self._path()}: {OTHER_AXIS}"] = None
             return False
         if self._is_other(mix.place, mix.weights[0].shape[:-1]):
             return True
