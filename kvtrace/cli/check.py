@@ -149,7 +149,7 @@ def _in(folder: Path, paths: list[Path]) -> set[Path]:
 
 def _of_model(values: argparse.Namespace, teller: Teller) -> Report:
     """Record the model in every way, and judge each as soon as it is recorded."""
-    model, prompt = options.model_and_prompt(values)
+    model, prompt = options.model_and_prompt(values, verb="check")
     if values.recompute == "off":
         raise UsageError("--recompute off leaves nothing to hold the cache against")
     ways = _ways(values.ways)

@@ -91,9 +91,14 @@ def _model_options(group: argparse._ArgumentGroup) -> None:
 
 
 def model_and_prompt(
-    values: argparse.Namespace, *, default_model: str = ""
+    values: argparse.Namespace, *, default_model: str = "", verb: str = ""
 ) -> tuple[str, str | None]:
     """The two words of the command, wherever the prompt stands.
+
+    Args:
+        values: As typed.
+        default_model: Where none is named.
+        verb: Of the command, for the advice.
 
     Returns:
         Model, and the prompt, None where a built-in model's own is meant.
@@ -101,6 +106,7 @@ def model_and_prompt(
     Raises:
         UsageError: One is missing, there are too many, or the prompt is not UTF-8.
     """
+    command = f"kvtrace {verb}".rstrip()
     words: list[str] = values.words
     from_file: str | None = values.prompt_file
     if len(words) > 2 or (len(words) == 2 and from_file is not None):
@@ -111,7 +117,7 @@ def model_and_prompt(
         )
     model = words[0] if words else default_model
     if not model.strip():
-        raise UsageError('no model: try `kvtrace demo`, or `kvtrace gpt2 "hello"`')
+        raise UsageError(f'no model: try `{command} demo`, or `{command} gpt2 "hello"`')
     if len(words) == 2:
         typed = words[1]
         return model, prompts.from_file("-") if typed == "-" else prompts.from_argument(typed)
@@ -120,7 +126,7 @@ def model_and_prompt(
     from kvtrace_fixtures import BUILT_IN
 
     if model not in BUILT_IN:
-        raise UsageError(f'no prompt for {model}: kvtrace {model} "some text"')
+        raise UsageError(f'no prompt for {model}: {command} {model} "some text"')
     return model, None
 
 

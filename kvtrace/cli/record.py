@@ -13,7 +13,7 @@ from kvtrace.units import byte_size
 
 def run(values: argparse.Namespace) -> int:
     """Record; print where it is."""
-    model, prompt = options.model_and_prompt(values)
+    model, prompt = options.model_and_prompt(values, verb="record")
     output = (
         outputs.beside(model)
         if values.output is None

@@ -9,7 +9,10 @@ from kvtrace.cli.grammar import VERBS
 
 WRONG = {
     ("--frobnicate",): "unrecognized arguments: --frobnicate",
-    ("gpt2",): "no prompt for gpt2",
+    ("gpt2",): 'no prompt for gpt2: kvtrace gpt2 "some text"',
+    ("check", "gpt2"): 'no prompt for gpt2: kvtrace check gpt2 "some text"',
+    ("record", "gpt2"): 'no prompt for gpt2: kvtrace record gpt2 "some text"',
+    ("check",): "no model: try `kvtrace check demo`",
     ("",): "no model",
     ("record",): "no model",
     ("demo", "one", "two"): "'two' is one word too many",
