@@ -124,7 +124,7 @@ class _Walk:
             else:
                 yield from ((f"[{n}]", part) for n, part in enumerate(list(value)[:MOST]))
         elif is_dataclass(value):
-            yield from ((f".{one.name}", getattr(value, one.name, None)) for one in fields(value))
+            yield from ((f".{one.name}", _read(value, one.name)) for one in fields(value))
         else:
             own: Any = getattr(value, "__dict__", {})
             yield from ((f".{name}", part) for name, part in list(own.items())[:MOST])
@@ -133,6 +133,14 @@ class _Walk:
         if isinstance(key, nn.Module):
             return self._names.get(id(key)) or type(key).__name__
         return repr(key) if isinstance(key, str | int | tuple) else type(key).__name__
+
+
+def _read(owner: object, name: str) -> object:
+    """An attribute; None where reading it is refused, as by configs that differ by layer."""
+    try:
+        return getattr(owner, name)
+    except Exception:
+        return None
 
 
 @torch.no_grad()

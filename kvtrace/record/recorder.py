@@ -138,14 +138,14 @@ class Recorder:
         start = perf_counter_ns()
         try:
             step, rows, caches = self._step(forward)
+            if self._options.on_forward is not None:
+                self._options.on_forward(step.number, forward)
         except KvtraceError as error:
             self.failure = error
             return
         except Exception as error:
             self._fail(error)
             return
-        if self._options.on_forward is not None:
-            self._options.on_forward(step.number, forward)
         spent = forward.own_ns + perf_counter_ns() - start
         self._pending = _Pending(replace(step, recorder_ns=spent), rows, caches)
         self.num_steps += 1

@@ -345,3 +345,12 @@ def test_top_logits_with_nan_do_not_stop_the_recording():
     logits = torch.full((1, 1, 9), float("nan"))
     (top,) = TopReader().read(logits, 1)
     assert len(top.ids) == 9
+
+
+def test_an_argument_that_refuses_to_be_read_is_left_alone(tmp_path):
+    # its config is a dataclass, and raises where layers differ
+    model = tiny_model("gemma4_unified_text")
+    with kvtrace.record(model, tmp_path / "a.kvt") as recording:
+        model(torch.tensor([[5, 6, 7]]))
+    assert recording.failure is None
+    assert recording.steps == 1
