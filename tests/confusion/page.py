@@ -39,11 +39,16 @@ def _witnessed(row: Row) -> bool:
     return isinstance(apart, float) and apart > WITNESSED
 
 
-def page(rows: Sequence[Row], before: str = "") -> str:
+ONE_RUN = "All of this edition was gathered in one run, with one state of the method."
+SEVERAL = "Sections of this edition may come from runs with different states of the method."
+
+
+def page(rows: Sequence[Row], before: str = "", *, whole: bool = False) -> str:
     """The whole page.
 
     Args:
         rows: What was run.
+        whole: All of it, in one run.
         before: The page as it was: sections of which nothing was run stay.
     """
     parts = {table: [row for row in rows if row["table"] == table] for table in TABLES}
@@ -53,6 +58,8 @@ def page(rows: Sequence[Row], before: str = "") -> str:
         "Written by `make confusion` (`python -m confusion.run` in `tests/`), the last section "
         "alone by `make false-alarms`. Every number is counted from what was run, but one: how "
         "many of the edits were called right the first time is quoted from that first run.",
+        "",
+        ONE_RUN if whole else SEVERAL,
         "",
     ]
     for table, title in TABLES.items():

@@ -85,7 +85,8 @@ def main() -> int:
             if row["called"] != row["planted"]:
                 print(row["table"], row["what"], row["planted"], "→", row["called"], row["words"])
     before = options.output.read_text(encoding="utf-8") if options.output.is_file() else ""
-    options.output.write_text(page.page(kept, before), encoding="utf-8")
+    whole = options.fresh and not options.only
+    options.output.write_text(page.page(kept, before, whole=whole), encoding="utf-8")
     right, every, alarms = page.score(kept)
     print(f"{right} of {every} called by their name, {alarms} false alarms")
     return 0 if right >= options.at_least * every and not alarms else 1

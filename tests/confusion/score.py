@@ -63,9 +63,10 @@ def recorded(model: nn.Module, run: Callable[[], None], *, each: bool = False) -
 
 
 def called(report: Report) -> str:
-    """The name of its first finding."""
+    """The name of its first finding; of what is no bug, only where there is nothing else."""
     if report.findings:
-        return report.findings[0].name
+        bugs = [one for one in report.findings if one.kind.bug]
+        return (bugs or report.findings)[0].name
     return UNSEEN if report.verdict == UNCHECKED else NOTHING
 
 
@@ -80,9 +81,9 @@ def scored(variant: Variant) -> Outcome:
     name = called(report)
     placed = None
     if name == variant.bug.kind and variant.step is not None:
-        first = report.findings[0]
+        first = next(one for one in report.findings if one.name == name)
         here = first.step, trace.site(first.layer).layer
         placed = here == (variant.step, variant.layer)
-    words = report.findings[0].sentence if report.findings else report.reason
+    words = next((one.sentence for one in report.findings if one.name == name), report.reason)
     what = f"{variant.bug.name} {variant.sizes} {variant.course} {variant.layers} {variant.since}"
     return Outcome(variant.bug.kind, name, placed, f"{what} seed {variant.seed}", words)
