@@ -100,6 +100,7 @@ def _scene(old: Trace, new: Trace, at: At, mine: int, theirs: int) -> Scene:
         sequence_rows=lambda other: None,
         layers=len(new.meta.sites),
         sequences=step.num_sequences,
+        first_site=at.layer == 0 and new.site(0).layer == 0,
     )
 
 

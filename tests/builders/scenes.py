@@ -124,6 +124,7 @@ class Toy:
             ),
             layers=2,
             sequences=2,
+            first_site=self.layer == 0,
         )
 
 

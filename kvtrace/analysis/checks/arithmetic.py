@@ -1,7 +1,8 @@
 """Same q, k, v and visibility, another output: what happened to the scores.
 
 Every hypothesis is tried forwards: change the right scores by one number (a factor, a cap, a
-slope), mix the values, and see whether the output of the cached lane comes out.
+slope) or let other rows be seen, mix the values, and see whether the output of the cached lane
+comes out. Only the heads that are wrong have to be explained.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.identify import Identity
-from kvtrace.analysis.checks.relations import close, factor, head_order
+from kvtrace.analysis.checks.looks import Mixture, seen_instead
+from kvtrace.analysis.checks.relations import close, factor, head_order, rounded_to
 from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.rows import differing, only_heads
 from kvtrace.analysis.checks.scene import Scene
+from kvtrace.analysis.checks.visibility import said_of
 
 _GOLDEN = (np.sqrt(5) - 1) / 2
 Wide = NDArray[np.float64]
@@ -43,6 +47,23 @@ class _Query:
     places: NDArray[np.int64]
     atol: float
 
+    def only(self, heads: NDArray[np.int64]) -> _Query:
+        """Some of the heads."""
+        return _Query(
+            self.logits[heads],
+            self.raw[heads],
+            self.values[heads],
+            self.output[heads],
+            self.right[heads],
+            self.places,
+            self.atol,
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether softmax of q·k·scale alone gives the right output."""
+        return bool(self.misfit(self.raw, self.right).max() <= self.atol)
+
     def rescaled(self, factor: float) -> Wide:
         """Logits if q·k were that many times as large, and what is added to it the same."""
         return np.asarray(self.logits + (factor - 1) * self.raw, np.float64)
@@ -68,8 +89,12 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
     wrong = np.flatnonzero((np.abs(mine - theirs) > atol).any(axis=(0, 2)))
     query = int(live[wrong[-1]])
 
+    heads = differing(mine[:, wrong[-1:]], theirs[:, wrong[-1:]], atol)
+    head, which = only_heads(heads, len(mine), "head")
+
     def found(name: str, tensor: str, evidence: str) -> Finding:
-        return Finding(name, scene.step, scene.layer, tensor, evidence, row=query)
+        at = (scene.step, scene.layer, tensor)
+        return Finding(name, *at, evidence + which, head, query)
 
     order = head_order(mine, theirs, atol)
     if order is not None:
@@ -77,9 +102,18 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
         return found("HEAD-MAP", "output", evidence)
     far = float(np.abs(mine - theirs).max())
     one = _query(scene, identity, query)
-    named = None if one is None else _sums(scene, one) or _scores(one) or _mapped(scene, one)
-    if named is not None:
-        return found(*named)
+    if one is not None:
+        part = one.only(heads)
+        named = (
+            _unwritten(scene, part)
+            or _looked(scene, identity, part, query, heads)
+            or _sums(scene, part)
+            or _scores(part)
+            or _mapped(scene, one)
+            or _rounded(part)
+        )
+        if named is not None:
+            return found(*named)
     return found("UNKNOWN", "output", f"q, k, v and mask are right, output is off by {far:.3g}")
 
 
@@ -108,15 +142,92 @@ def _query(scene: Scene, identity: Identity, query: int) -> _Query | None:
     )
 
 
-def _sums(scene: Scene, one: _Query) -> tuple[str, str, str] | None:
-    """Weights that do not sum to 1, read off the output."""
-    if scene.site.sinks:
+def _unwritten(scene: Scene, one: _Query) -> tuple[str, str, str] | None:
+    """All-zero rows among those mixed: they take their share of the weights and give nothing."""
+    if scene.site.sinks or not one.plain:
         return None
+    factors = _factors(one)
+    if factors is None or min(factors) <= 0 or max(factors) >= 1:
+        return None
+    total = np.exp(one.raw).sum(axis=1)
+    rows = total * (1 / np.array(factors) - 1)
+    count = int(np.rint(np.median(rows)))
+    if count < 1 or np.abs(rows - count).max() > 0.02 * count:
+        return None
+    evidence = f"judging by the output, {count} all-zero rows are visible"
+    return "ZERO-ROWS-VISIBLE", "mask", evidence
+
+
+def _looked(
+    scene: Scene, identity: Identity, one: _Query, query: int, heads: NDArray[np.int64]
+) -> tuple[str, str, str] | None:
+    """Other rows were mixed than the mask lets through that was seen."""
+    wanted = set(one.places.tolist())
+    logits, values, places = one.logits, one.values, one.places
+    if one.plain:
+        rows = np.flatnonzero((identity.place >= 0) & ~np.isin(identity.place, places))
+        rows = rows[np.unique(identity.place[rows], return_index=True)[1]]
+        group = scene.site.num_heads // scene.site.num_kv_heads
+        keys = scene.cached.keys[heads // group][:, rows].astype(np.float64)
+        asked = scene.cached.queries[heads, query].astype(np.float64)
+        more = np.einsum("hd,hrd->hr", asked, keys) * scene.site.scale
+        logits = np.concatenate((one.raw, more), axis=1)
+        added = scene.cached.values[heads // group][:, rows].astype(np.float64)
+        values = np.concatenate((one.values, added), axis=1)
+        places = np.concatenate((places, identity.place[rows]))
+    order = np.argsort(places)
+    own = frozenset(int(place) for place in scene.places[: query + 1])
+    mix = Mixture(
+        logits[:, order],
+        values[:, order],
+        one.output,
+        places[order],
+        np.isin(places[order], list(wanted)),
+        own,
+        scene.padding,
+        one.atol,
+    )
+    have = seen_instead(mix)
+    said = None if have is None else said_of(scene, query, have, wanted)
+    if said is None:
+        return None
+    name, _, evidence = said
+    evidence = f"judging by the output, {evidence}; the mask handed to attention says otherwise"
+    return name, "mask", evidence
+
+
+def _rounded(one: _Query) -> tuple[str, str, str] | None:
+    """An output that is nearly right and fits in a smaller type."""
+    mine, right = one.output.astype(np.float32), one.right.astype(np.float32)
+    near = float(np.abs(mine - right).max()) < 0.02 * float(np.abs(right).max())
+    smaller = rounded_to(mine, right) if near else None
+    if smaller is None:
+        return None
+    return "DTYPE", "output", f"every number of the output fits in {smaller}; q, k and v are right"
+
+
+def _sums(scene: Scene, one: _Query) -> tuple[str, str, str] | None:
+    """Weights that do not sum to what they should, read off the output."""
+    if scene.site.sinks:
+        return _without_sink(one)
     sums = _factors(one) or _solved_sums(one)
     if sums is None or max(abs(total - 1) for total in sums) <= 0.01:
         return None
     spread = f"{min(sums):.3f} to {max(sums):.3f}"
     return "WEIGHTS-NOT-NORMALISED", "weights", f"weights of the heads sum to {spread}"
+
+
+def _without_sink(one: _Query) -> tuple[str, str, str] | None:
+    """The learned sink takes its share in one lane only."""
+    factors = _factors(one)
+    shares = np.exp(one.logits).sum(axis=1)
+    if factors is None or np.abs(np.array(factors) * shares - 1).max() > 0.01:
+        return None
+    evidence = (
+        f"the sink takes no share: the weights of the rows sum to 1, recomputed to "
+        f"{shares.min():.3f} to {shares.max():.3f}"
+    )
+    return "WEIGHTS-NOT-NORMALISED", "weights", evidence
 
 
 def _factors(one: _Query) -> list[float] | None:

@@ -183,8 +183,9 @@ _TABLE = (
     ),
     Kind(
         "DTYPE",
-        "cached rows are rounded to a smaller type",
-        "The cache is kept in a lower precision than the model calculates in.",
+        "numbers are rounded to a smaller type",
+        "The cache, or a part of one path (rotary tables, an autocast), is kept in a lower "
+        "precision than the model calculates in.",
     ),
     Kind(
         "SCALE",
@@ -203,8 +204,8 @@ _TABLE = (
     ),
     Kind(
         "WEIGHTS-NOT-NORMALISED",
-        "attention weights do not sum to 1",
-        "Dropout is active, or the softmax runs over another axis.",
+        "attention weights do not sum to what they should",
+        "Dropout is active, the softmax runs over another axis, or a sink is left out.",
     ),
     Kind(
         "LENGTH-DEPENDENT-POSITIONS",

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.identify import Identity, matches
+from kvtrace.analysis.checks.levels import quantised
 from kvtrace.analysis.checks.relations import (
     factor,
     head_order,
@@ -18,8 +19,10 @@ from kvtrace.analysis.checks.relations import (
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.rows import (
     Indices,
+    differing,
     finding,
     named_slots,
+    only_heads,
     pair,
     supposed_inside,
     unknown,
@@ -136,11 +139,12 @@ def check_misaligned(scene: Scene, identity: Identity) -> Finding | None:
     if not len(apart):
         return None
     row = int(apart[0])
+    tensor = "v" if identity.by_key[row] == scene.supposed[row] else "k"
     evidence = (
         f"slot {scene.slots[row]}: k belongs to place {identity.by_key[row]}, "
         f"v to place {identity.by_value[row]}"
     )
-    return finding(scene, "MISALIGNED", "k", evidence, apart)
+    return finding(scene, "MISALIGNED", tensor, evidence, apart)
 
 
 def check_contents(scene: Scene, identity: Identity) -> Finding | None:
@@ -160,14 +164,18 @@ def check_contents(scene: Scene, identity: Identity) -> Finding | None:
 def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Finding:
     mine, theirs, atol = pair(scene, tensor, rows, other)
     changed = bool(scene.changed[rows].any())
+    heads = differing(mine, theirs, atol)
+    head, which = only_heads(heads, len(mine), "kv head")
+    mine, theirs = mine[heads], theirs[heads]
 
     def found(name: str, evidence: str) -> Finding:
-        return finding(scene, name, tensor, evidence, rows)
+        return finding(scene, name, tensor, evidence + which, rows, head)
 
-    smaller = rounded_to(mine, theirs)
     size = float(np.abs(theirs).max())
-    if smaller and float(np.abs(mine - theirs).max()) < 0.2 * size:
-        return found("DTYPE", f"every number of {len(rows)} rows of {tensor} fits in {smaller}")
+    known = None if head is None else _parted_heads(scene, tensor, rows, heads)
+    known = known or _less_exact(tensor, mine, theirs, size)
+    if known is not None:
+        return found(*known)
     s = factor(mine, theirs, atol)
     turned = _turned(scene, rows, mine, theirs, atol) if tensor == "k" and s is None else None
     if turned is not None:
@@ -185,6 +193,44 @@ def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Findin
         return found("OLD-ROWS-CHANGED", evidence)
     evidence = f"{tensor} of {named_slots(scene, rows)} is off by up to {far:.3g} of {size:.3g}"
     return found("CONTENT", evidence)
+
+
+def _parted_heads(
+    scene: Scene, tensor: str, rows: Indices, heads: Indices
+) -> tuple[str, str] | None:
+    """Some heads of a row alone are zero, or hold another token than the rest of it."""
+    lane, right = scene.cached, scene.reference
+    keys = tensor == "k"
+    held = (lane.keys if keys else lane.values)[heads][:, rows]
+    there = (right.keys if keys else right.values)[heads]
+    if not held.any() and there.any():
+        name = "K-NOT-WRITTEN" if keys else "V-NOT-WRITTEN"
+        return name, f"{tensor} of {named_slots(scene, rows)} is all zero"
+    limit = scene.atol.keys if keys else scene.atol.values
+    places = matches(held, there, scene.supposed[rows], limit)
+    if (places < 0).any():
+        return None
+    evidence = (
+        f"slot {scene.slots[rows[0]]}: {tensor} belongs to place {places[0]} in some heads, to "
+        f"place {scene.supposed[rows[0]]} in the others"
+    )
+    return "MISALIGNED", evidence
+
+
+def _less_exact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str, str] | None:
+    """Rows that are nearly right and were rounded."""
+    off = float(np.abs(mine - theirs).max())
+    smaller = rounded_to(mine, theirs) if off < 0.2 * size else None
+    if smaller is not None:
+        return "DTYPE", f"every number of {mine.shape[1]} rows of {tensor} fits in {smaller}"
+    grid = quantised(mine, theirs) if off < 0.35 * size else None
+    if grid is None:
+        return None
+    bits, what = grid
+    return "DTYPE", (
+        f"{mine.shape[1]} rows of {tensor} take evenly spaced values, {1 << bits} at most for "
+        f"each {what}: they were quantised to {bits} bits and back"
+    )
 
 
 def _turned(

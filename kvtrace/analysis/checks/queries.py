@@ -12,6 +12,7 @@ from kvtrace.analysis.checks.relations import (
     close,
     factor,
     head_order,
+    less_exact,
     rotation,
     same_numbers,
     shift,
@@ -40,10 +41,41 @@ def check_queries(scene: Scene) -> Finding | None:
     s = factor(mine, theirs, atol)
     if s is not None:
         return found("SCALE", f"q = {s:.4g} × the recomputed q")
+    less = less_exact(mine, theirs, atol)
+    if less is not None:
+        return found("DTYPE", f"q of place {places[0]}: {less}")
     turn = rotation(mine, theirs, atol)
     if turn is not None:
         return _rotated(scene, turn, places, found)
-    return found(*_other(mine, theirs, atol) or _input(scene, int(places[0]), mine - theirs))
+    return found(
+        *_other(mine, theirs, atol)
+        or _between(scene, mine, theirs, places)
+        or _input(scene, int(places[0]), mine - theirs)
+    )
+
+
+def _between(
+    scene: Scene, mine: Floats, theirs: Floats, places: NDArray[np.int64]
+) -> tuple[str, str] | None:
+    """Values of the same tokens are right, so the input is: what follows the projection differs."""
+    place = int(places[0])
+    rows = np.flatnonzero(np.isin(scene.supposed, places))
+    if not len(rows) or scene.cached.values.shape[::2] != scene.reference.values.shape[::2]:
+        return None
+    right = scene.reference.values[:, scene.supposed[rows]]
+    if not close(scene.cached.values[:, rows], right, scene.atol.values):
+        return None
+    length, expected = (np.linalg.norm(one, axis=2) for one in (mine, theirs))
+    if close(length, expected, 4 * scene.atol.queries):
+        return "POSITION-ROPE", (
+            f"q of place {place} keeps its length in every head and v is right, but it is turned "
+            "in other planes than the recomputed q (halves for pairs?) or by another sign"
+        )
+    far = float(np.abs(mine - theirs).max())
+    return "UNKNOWN", (
+        f"q of place {place} is off by up to {far:.3g} while v of the same token is right: what "
+        "comes between projection and attention differs (rotary embedding, norm of q and k)"
+    )
 
 
 def _other(mine: Floats, theirs: Floats, atol: float) -> tuple[str, str] | None:
@@ -59,7 +91,7 @@ def _other(mine: Floats, theirs: Floats, atol: float) -> tuple[str, str] | None:
 def _input(scene: Scene, place: int, difference: Floats) -> tuple[str, str]:
     """Unrelated: what the layer was given differs already."""
     far = float(np.abs(difference).max())
-    if scene.layer == 0 and scene.site.layer == 0:
+    if scene.first_site:
         evidence = (
             f"q of place {place} differs by up to {far:.3g} and is no rotation of the right q"
         )

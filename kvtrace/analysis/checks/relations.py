@@ -199,6 +199,36 @@ def same_numbers(left: Floats, right: Floats, atol: float) -> bool:
     return close(np.sort(left, axis=None), np.sort(right, axis=None), atol)
 
 
+def less_exact(left: Floats, right: Floats, atol: float) -> str | None:
+    """How `left` is nearly `right`, but less exact, in words; None if it is not.
+
+    Sines and cosines that are rounded turn and stretch every plane a little, all heads alike.
+    """
+    size = float(np.abs(right).max(initial=0.0))
+    if left.shape != right.shape or not 0 < np.abs(left - right).max(initial=0.0) < 0.02 * size:
+        return None
+    smaller = rounded_to(left, right)
+    if smaller is not None:
+        return f"every number fits in {smaller}"
+    if len(left) < 2 or left.shape[-1] % 2:
+        return None
+    for start, count in _rotary_spans(left, right, atol):
+        part = slice(start, start + count)
+        for style in ("half", "interleaved"):
+            a, b = _planes(left[..., part], style), _planes(right[..., part], style)
+            length = (np.abs(b) ** 2).sum(axis=0)
+            turned = (a * b.conj()).sum(axis=0) / np.maximum(length, 1e-30)
+            off = np.abs(turned - 1)[length > (50 * atol) ** 2].max(initial=0.0)
+            stretched = np.abs(np.abs(turned) - 1)[length > (50 * atol) ** 2].max(initial=0.0)
+            fits = np.abs(turned * b - a).max() <= 2 * atol
+            if fits and 0 < off < 0.02 and stretched > 1e-5:
+                return (
+                    f"its planes are turned and stretched by up to {off:.2g}, all heads alike: "
+                    "sine and cosine are less exact"
+                )
+    return None
+
+
 def rounded_to(rows: Floats, reference: Floats) -> str | None:
     """The smaller dtype that represents every number of `rows` exactly, not so the reference."""
     for name in ("float8_e4m3fn", "float8_e5m2", "bfloat16", "float16"):

@@ -47,6 +47,23 @@ def named_slots(scene: Scene, rows: Indices) -> str:
     return "slots " + ", ".join(map(str, slots[:4])) + more
 
 
-def finding(scene: Scene, name: str, tensor: str, evidence: str, rows: Indices) -> Finding:
+def finding(
+    scene: Scene, name: str, tensor: str, evidence: str, rows: Indices, head: int | None = None
+) -> Finding:
     """A finding about some attended rows, placed at the first."""
-    return Finding(name, scene.step, scene.layer, tensor, evidence, row=int(rows[0]))
+    return Finding(name, scene.step, scene.layer, tensor, evidence, head, int(rows[0]))
+
+
+def differing(mine: Floats, theirs: Floats, atol: float) -> Indices:
+    """Heads, the first axis of both, in which anything differs; all of them if none does."""
+    apart = np.abs(mine - theirs) > atol
+    heads = np.flatnonzero(apart.reshape(len(mine), -1).any(axis=1))
+    return heads if len(heads) else np.arange(len(mine))
+
+
+def only_heads(heads: Indices, count: int, what: str) -> tuple[int | None, str]:
+    """The first of some heads, and which they are in words; (None, "") where it is all."""
+    if len(heads) == count:
+        return None, ""
+    several = "s" if len(heads) > 1 else ""
+    return int(heads[0]), f" (only {what}{several} {', '.join(map(str, heads.tolist()))})"

@@ -68,6 +68,7 @@ class Scene:
         layers, sequences: How many there are.
         current: Sequences of this step, where those of the step before follow them.
         lost: Places whose rows stood in the changed slots before; None: not known.
+        first_site: No attention comes before this one in its step.
     """
 
     step: int
@@ -90,6 +91,7 @@ class Scene:
     sequences: int
     lost: frozenset[int] | None = None
     current: int | None = None
+    first_site: bool = False
 
     @property
     def live(self) -> NDArray[np.int64]:

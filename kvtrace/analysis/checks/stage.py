@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.cross import stage_cross
 from kvtrace.analysis.checks.scene import Scales, Scene, Side
 from kvtrace.errors import MissingError, TraceError
 from kvtrace.trace import CacheView, Reference, Tensor, Trace
@@ -28,9 +29,15 @@ def stage(
     Raises:
         TraceError: Rows are damaged.
     """
+    site, step = trace.site(layer), trace.step(number)
+    if site.kind == "cross":
+        return stage_cross(trace, number, layer, sequence, tolerance)
     reference = trace.reference(number, sequence, lane)
-    theirs = None if reference is None else _reference_side(reference, layer)
-    if reference is None or theirs is None:
+    if reference is None:
+        return None
+    same = _kept_as(trace, reference, layer)
+    theirs = _reference_side(reference, same)
+    if theirs is None:
         return None
     view = trace.cache(number, layer, sequence)
     visible = trace.visible(number, layer, sequence).any(axis=0)
@@ -43,13 +50,12 @@ def stage(
     )
     positions = reference.positions
     changed, lost = _changed(trace, number, layer, sequence, view)
-    site, step = trace.site(layer), trace.step(number)
 
     beams = step.parent is not None and any(event.order for event in step.events)
     earlier = trace.step(step.parent).num_sequences if beams and step.parent is not None else 0
 
     def weights(row: int) -> Floats:
-        return _weights(trace, reference, layer, row)
+        return _weights(trace, reference, same, row)
 
     def layer_rows(other: int) -> tuple[Floats, Floats] | None:
         return _kv(reference, other)
@@ -58,7 +64,7 @@ def stage(
         before = other - step.num_sequences  # one of the step before, which may have ended there
         at = number if before < 0 or step.parent is None else step.parent
         there = trace.reference(at, other if before < 0 else before, lane)
-        return None if there is None else _kv(there, layer)
+        return None if there is None else _kv(there, same)
 
     return Scene(
         step=number,
@@ -80,8 +86,32 @@ def stage(
         layers=len(trace.meta.sites),
         sequences=step.num_sequences + earlier,
         current=step.num_sequences,
+        first_site=_comes_first(trace, number, layer),
         lost=frozenset(reference.places_of(np.array(sorted(lost), np.int64)).tolist()),
     )
+
+
+def _kept_as(trace: Trace, reference: Reference, layer: int) -> int:
+    """The site whose rows the lane has: a call that is met in another shape is another site."""
+    if reference.rows(layer, Tensor.QUERIES) is not None:
+        return layer
+    site = trace.site(layer)
+    same = (
+        one.index
+        for one in trace.meta.sites
+        if (one.module, one.call, one.kind) == (site.module, site.call, site.kind)
+    )
+    kept = (one for one in same if reference.rows(one, Tensor.QUERIES) is not None)
+    return next(kept, layer)
+
+
+def _comes_first(trace: Trace, number: int, layer: int) -> bool:
+    """Whether nothing of this stack attends before it in the step."""
+    site = trace.site(layer)
+    others = (trace.site(one) for group in trace.step(number).sites for one in group.sites)
+    earlier = (one for one in others if one.kind == "self" and one.layer == 0)
+    first = min((one.index for one in earlier), default=layer)
+    return site.kind == "self" and site.layer == 0 and first == layer
 
 
 def _reference_side(reference: Reference, layer: int) -> Side | None:

@@ -32,6 +32,13 @@ def check_visibility(scene: Scene, identity: Identity) -> Finding | None:
     return None
 
 
+def said_of(
+    scene: Scene, query: int, have: set[int], want: set[int]
+) -> tuple[str, str, str] | None:
+    """(kind, tensor, evidence) of a query that sees some places and should see others."""
+    return _named(scene, query, have, (sorted(want - have), sorted(have - want), 0), want)
+
+
 def _row(scene: Scene, rows: Rows, places: Rows, extra: list[int]) -> int | None:
     """The attended row to look at: one that was replaced, is not wanted, or stands there twice.
 

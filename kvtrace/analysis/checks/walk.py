@@ -16,12 +16,13 @@ from kvtrace.analysis.checks.apart import diagnose_apart
 from kvtrace.analysis.checks.begin import begins
 from kvtrace.analysis.checks.classes import KINDS
 from kvtrace.analysis.checks.diagnose import diagnose
+from kvtrace.analysis.checks.later import reconsidered
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene, Side
 from kvtrace.analysis.checks.stage import stage
 from kvtrace.analysis.checks.survey import NAMES, Survey
-from kvtrace.trace import Step, Tensor, Trace
+from kvtrace.trace import Site, Step, Tensor, Trace
 
 _STEPS_SEARCHED = 64
 _CAUSES = 3
@@ -66,7 +67,7 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
         # the first site that has something to say: a row may differ that nobody looks at
         each = ((place, _at(trace, step, place, rest, lane, limits)) for place in places)
         place, here = next(((place, said) for place, said in each if said), (0, []))
-        for one in here:
+        for one in (reconsidered(trace, one, lane, limits) for one in here):
             since = "" if explained else begins(trace, number, place)
             yield replace(where_it_begins(trace, one), since=since)
             explained |= set(one.sequences or range(step.num_sequences))
@@ -85,10 +86,13 @@ def _beside(
     if not first:
         return
     there, known = trace.site(first[0].layer).layer, {one.name for one in first}
+    again = first[0].layer if first[0].tensor == "q" else None
     sites = sorted({site for group in step.sites for site in group.sites})
     for site in sites:
-        if trace.site(site).layer <= there or len(known) > len(first) + _CAUSES:
+        if trace.site(site).layer <= there and site != again:
             continue
+        if len(known) > len(first) + _CAUSES:
+            break
         tolerance = float(limits.threshold[site].max())
         for sequence in first[0].sequences or range(step.num_sequences):
             scene = stage(trace, step.number, site, sequence, tolerance, lane)
@@ -171,7 +175,12 @@ def _sites_beyond(trace: Trace, step: Step, lane: str, limits: Noise) -> list[in
         for site, bad in zip(group.sites, group.nonfinite, strict=True):
             over[site] = bool(over[site]) or bool(bad)
     # sites are numbered as they were met; a layer that is met in another shape comes last
-    return sorted(np.flatnonzero(over).tolist(), key=lambda site: trace.site(site).layer)
+    return sorted(np.flatnonzero(over).tolist(), key=lambda site: _turn(trace.site(site)))
+
+
+def _turn(site: Site) -> tuple[bool, int, bool]:
+    """When a site attends within a step: encoders first, in a layer self before cross."""
+    return site.kind != "encoder", site.layer, site.kind == "cross"
 
 
 def _at(

@@ -65,8 +65,10 @@ def test_another_frequency_base_is_a_true_difference():
 
 def test_the_first_layers_query_that_is_no_rotation():
     toy = Toy(layer=0)
-    assert name(toy.scene(q=toy.q[:, -1:] + 0.3)) == "POSITION-EMBEDDING"
-    assert name(Toy().scene(q=toy.q[:, -1:] + 0.3)) == "UPSTREAM"
+    v = toy.v.copy()
+    v[:, -1:] += 0.3
+    assert name(toy.scene(q=toy.q[:, -1:] + 0.3, v=v)) == "POSITION-EMBEDDING"
+    assert name(Toy().scene(q=toy.q[:, -1:] + 0.3, v=v)) == "UPSTREAM"
 
 
 def test_history_lost():

@@ -1,0 +1,61 @@
+"""What a later step tells of a finding that looked like something else when it began."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvtrace.analysis.checks.contents import check_zero_rows
+from kvtrace.analysis.checks.identify import identify
+from kvtrace.analysis.checks.noise import Noise, largest
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.stage import stage
+from kvtrace.trace import Tensor, Trace
+
+
+def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding:
+    """A finding, by another name where a later step shows what it is.
+
+    Args:
+        trace: Whose finding.
+        found: The first one.
+        lane: The reference.
+        limits: What is rounding.
+    """
+    if found.name == "LENGTH-DEPENDENT-POSITIONS" and found.tensor == "q":
+        return _turned_for_good(trace, found, lane, limits) or found
+    if found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
+        return _written_apart(trace, found, lane, limits) or found
+    return found
+
+
+def _turned_for_good(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
+    """Queries with other frequencies even in the last step, where both lanes are equally long.
+
+    Told at the first layer alone: further on, queries differ as a consequence.
+    """
+    last = trace.numbers[-1]
+    compared = trace.compared(last, lane)
+    if compared is None or trace.site(found.layer).layer or last == found.step:
+        return None
+    top = largest(compared, len(limits.threshold))[found.layer, Tensor.QUERIES]
+    if not top > limits.threshold[found.layer, Tensor.QUERIES]:
+        return None
+    evidence = f"{found.evidence}; so it is in step {last}, where both lanes are equally long"
+    return replace(found, name="POSITION-ROPE", evidence=evidence)
+
+
+def _written_apart(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
+    """Half a row that was not there, and in the next step is, in another slot."""
+    after = (n for n in trace.numbers if n > found.step and trace.step(n).parent == found.step)
+    number = next(after, None)
+    if number is None:
+        return None
+    tolerance = float(limits.threshold[found.layer].max())
+    sequence = found.sequences[0] if found.sequences else 0
+    scene = stage(trace, number, found.layer, sequence, tolerance, lane)
+    one = None if scene is None else check_zero_rows(scene, identify(scene))
+    if one is None or one.name != "MISALIGNED":
+        return None
+    return replace(
+        found, name=one.name, evidence=f"{found.evidence}; in step {number} {one.evidence}"
+    )

@@ -1,0 +1,77 @@
+"""Rows that take few evenly spaced values: what quantising and scaling back leaves of them.
+
+Symmetric or not, the smallest and the largest number of a group are two of its levels, so the
+levels are found without knowing scale and zero point. Knows nothing of grids that are not even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.trace.dtypes import Floats
+
+_MOST = 255
+_FEWEST_NUMBERS = 8
+"""In a group; with fewer, numbers fit a grid by chance."""
+
+_GROUPS = 48
+"""Groups that are looked at; all must fit."""
+
+_OFF_GRID = 0.01
+
+
+def quantised(rows: Floats, reference: Floats) -> tuple[int, str] | None:
+    """(bits, of what a group is made) of rows on a grid on which the reference is not.
+
+    Args:
+        rows: [heads, rows, dim].
+        reference: Of the same shape.
+    """
+    for what, mine, theirs in _grouped(rows, reference):
+        steps = _steps(mine)
+        if steps and not _steps(theirs):
+            return max(steps.bit_length(), 1), what
+    return None
+
+
+def _grouped(
+    rows: Floats, reference: Floats
+) -> Iterator[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
+    """Ways in which quantisers cut rows into groups, as [groups, numbers]."""
+    heads, count, dim = rows.shape
+    ways = (
+        ("head and row", (0, 1, 2), (heads * count, dim)),
+        ("row", (1, 0, 2), (count, heads * dim)),
+        ("feature", (0, 2, 1), (heads * dim, count)),
+        ("tensor", (0, 1, 2), (1, heads * count * dim)),
+    )
+    for what, order, shape in ways:
+        if shape[1] >= _FEWEST_NUMBERS:
+            mine, theirs = (
+                one.transpose(order).reshape(shape)[:_GROUPS].astype(np.float64)
+                for one in (rows, reference)
+            )
+            yield what, mine, theirs
+
+
+def _steps(groups: NDArray[np.float64]) -> int:
+    """Most steps from the lowest to the highest level of any group; 0 where one has no levels."""
+    low = groups.min(axis=1, keepdims=True)
+    reach = groups.max(axis=1, keepdims=True) - low
+    flat = reach[:, 0] == 0
+    if flat.all():
+        return 0
+    unit = (groups[~flat] - low[~flat]) / reach[~flat]
+    left, most = unit, 0
+    for steps in range(1, _MOST + 1):
+        scaled = left * steps
+        off = np.abs(scaled - np.rint(scaled)).max(axis=1) > _OFF_GRID
+        if not off.all():
+            most = steps
+        left = left[off]
+        if not len(left):
+            return most
+    return 0

@@ -1,0 +1,145 @@
+"""Which rows a query really mixed, told by its output: another mask may be used than was seen.
+
+Every set of rows is tried forwards: share the right weights among it and see whether the output of
+the cached lane comes out. Tried are sets that bugs leave: a prefix, a suffix, all but one, the own
+rows alone, and rows that should be hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Wide = NDArray[np.float64]
+Places = NDArray[np.int64]
+
+_LONGEST = 2048
+"""Rows up to which sets are tried; each takes a table of the values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Some heads of one query, and rows it may have mixed.
+
+    Attributes:
+        logits: Logarithm of the weights up to a constant of each head, [heads, rows].
+        values: [heads, rows, dim].
+        output: What came out, [heads, dim].
+        places: Of the rows, ascending.
+        wanted: Rows that should be seen.
+        own: Places of the step's new rows up to the query.
+        padding: Places below are padding.
+        atol: What is rounding.
+    """
+
+    logits: Wide
+    values: Wide
+    output: Wide
+    places: Places
+    wanted: NDArray[np.bool_]
+    own: frozenset[int]
+    padding: int
+    atol: float
+
+
+def seen_instead(mix: Mixture) -> set[int] | None:
+    """The places that explain the output, where they are not those wanted; None: no set does."""
+    if not 1 < len(mix.places) <= _LONGEST:
+        return None
+    for rows in (*_fewer(mix), *_more(mix)):
+        if rows.any() and not np.array_equal(rows, mix.wanted) and _explains(mix, rows):
+            return set(mix.places[rows].tolist())
+    return None
+
+
+def _explains(mix: Mixture, rows: NDArray[np.bool_]) -> bool:
+    logits = mix.logits[:, rows]
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    made = np.einsum("hr,hrd->hd", weights, mix.values[:, rows])
+    return bool(np.abs(made - mix.output).max() <= mix.atol)
+
+
+def _fewer(mix: Mixture) -> Iterator[NDArray[np.bool_]]:
+    """Sets without some of the wanted rows: the likeliest first, then the best of each kind."""
+    wanted, places = mix.wanted, mix.places
+    first = np.flatnonzero(wanted)
+    if len(first) < 2:
+        return
+    own = wanted & np.isin(places, list(mix.own))
+    top_left = np.zeros_like(wanted)
+    top_left[first[: len(mix.own)]] = True
+    yield top_left
+    yield own
+    logits = mix.logits[:, first]
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    mass = shares[..., None] * mix.values[:, first]
+    for kept in (_suffix(shares, mass, mix), _prefix(shares, mass, mix), _one(shares, mass, mix)):
+        rows = np.zeros_like(wanted)
+        rows[first[kept]] = True
+        yield rows
+    solved = _solved(mix, first)
+    if solved is not None:
+        yield solved
+
+
+def _suffix(shares: Wide, mass: Wide, mix: Mixture) -> slice:
+    """The rows from one on whose mixture comes closest."""
+    below = np.cumsum(shares[:, ::-1], axis=1)[:, ::-1]
+    made = np.cumsum(mass[:, ::-1], axis=1)[:, ::-1]
+    return slice(1 + _closest(made[:, 1:], below[:, 1:], mix), None)
+
+
+def _prefix(shares: Wide, mass: Wide, mix: Mixture) -> slice:
+    """The rows up to one whose mixture comes closest."""
+    below, made = np.cumsum(shares, axis=1), np.cumsum(mass, axis=1)
+    return slice(0, 1 + _closest(made[:, :-1], below[:, :-1], mix))
+
+
+def _one(shares: Wide, mass: Wide, mix: Mixture) -> NDArray[np.bool_]:
+    """All rows but the one without which the mixture comes closest."""
+    below = shares.sum(axis=1, keepdims=True) - shares
+    made = mass.sum(axis=1, keepdims=True) - mass
+    kept = np.ones(shares.shape[1], bool)
+    kept[_closest(made, below, mix)] = False
+    return kept
+
+
+def _closest(made: Wide, below: Wide, mix: Mixture) -> int:
+    """Which of the sums, [heads, sets, dim] over [heads, sets], is nearest to the output."""
+    mixed = made / np.maximum(below, 1e-30)[..., None]
+    return int(np.abs(mixed - mix.output[:, None]).max(axis=(0, 2)).argmin())
+
+
+def _solved(mix: Mixture, first: Places) -> NDArray[np.bool_] | None:
+    """Rows with a weight, where the output determines the weights."""
+    heads, count, dim = len(mix.values), len(first), mix.values.shape[2]
+    if count > dim:
+        return None
+    none = np.ones(count, bool)
+    for head in range(heads):
+        values = mix.values[head, first]
+        if np.linalg.cond(values) > 1e4:
+            return None
+        weights = np.linalg.lstsq(values.T, mix.output[head], rcond=None)[0]
+        none &= np.abs(weights) < 1e-3 / count
+    rows = np.zeros_like(mix.wanted)
+    rows[first[~none]] = True
+    return rows
+
+
+def _more(mix: Mixture) -> Iterator[NDArray[np.bool_]]:
+    """Sets with rows that should be hidden: padding, later ones, older ones, all."""
+    wanted, places = mix.wanted, mix.places
+    last = int(places[wanted].max())
+    padding, later = places < mix.padding, places > last
+    older = (places >= mix.padding) & (places < int(places[wanted].min()))
+    for hidden in (padding, older, later):
+        if hidden.any():
+            yield wanted | hidden
+    for ahead in range(1, min(int(later.sum()), 8)):
+        yield wanted | (later & (places <= last + ahead))
+    yield np.ones_like(wanted)
