@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,13 +75,14 @@ def layered(
         (_eighths(b, height), _eighths(f, height), styles)
         for b, f, styles in zip(back, front, inks, strict=True)
     ]
+    runs = [(*column, len(list(same))) for column, same in groupby(columns)]
     lines = []
     for floor in range(8 * (height - 1), -1, -8):
         segments = [
-            _filled(min(max(b - floor, 0), 12), min(max(f - floor, 0), 8), styles)
-            for b, f, styles in columns
+            _filled(min(max(b - floor, 0), 12), min(max(f - floor, 0), 8), styles, count)
+            for b, f, styles, count in runs
         ]
-        lines.append(_merged(segments))
+        lines.append(_merged(segments, len(columns)))
     return lines
 
 
@@ -89,20 +91,20 @@ def _eighths(part: float, height: int) -> int:
 
 
 @lru_cache(1024)
-def _filled(back: int, front: int, styles: tuple[Style, Style]) -> Segment:
-    """A cell with that much of both quantities, in eighths from its bottom; the rest is above."""
+def _filled(back: int, front: int, styles: tuple[Style, Style], count: int) -> Segment:
+    """Cells with that much of both quantities, in eighths from their bottom; the rest is above."""
     behind, before = styles
     if front >= 8:
-        return Segment("█", before)
+        return Segment("█" * count, before)
     if front > 0:
         # the rest of this cell is filled by the back column: never less than it shows
         full = back >= 8 or back - front >= 4
         style = Style(color=before.color, bgcolor=behind.color) if full else before
-        return Segment(_UP[front], style)
-    return Segment(_UP[min(back, 8)], behind)
+        return Segment(_UP[front] * count, style)
+    return Segment(_UP[min(back, 8)] * count, behind)
 
 
-def _merged(segments: Sequence[Segment]) -> Strip:
+def _merged(segments: Sequence[Segment], width: int) -> Strip:
     """One segment for each run of the same style: told by identity, which costs nothing."""
     runs: list[Segment] = []
     start = 0
@@ -111,4 +113,4 @@ def _merged(segments: Sequence[Segment]) -> Strip:
             text = "".join([segment.text for segment in segments[start:end]])
             runs.append(Segment(text, segments[start].style))
             start = end
-    return Strip(runs, len(segments))
+    return Strip(runs, width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,23 +81,44 @@ def layer_grid(
     shown = pooled(values, layout.down, layout.across)
     levels = look.shade.levels(shown, paint.levels)
     lines = [_head_labels(layout, mark[1])]
-    widths = layout.across.widths()
     for y in range(layout.down.bins):
         layers = layout.down.indices_of(y)
         selected = mark[0] in layers
         name = labels[layers.start] if labels else str(layers.start)
         name = name[: layout.gutter - 1].rjust(layout.gutter - 1)
-        gutter = [Segment(name, ink.STRONG if selected else ink.DIM), _flag(layers, flagged)]
+        gutter = Segment(name, ink.STRONG if selected else ink.DIM), _flag(layers, flagged)
         waiting = run_until is not None and layers.start > run_until
         chosen = layout.across.cells_of(mark[1]) if selected else range(0)
-        special = chosen or waiting or levels[y].max() >= paint.levels
-        if look.depth.half_blocks and not special:
-            keys = np.repeat(levels[y].astype(np.uint16) * 257, widths)
-            lines.append(heat_strip(keys, paint, Strip(gutter)))
-        else:
-            cells = _cells(levels[y], layout.across, chosen, (paint, look), waiting)
-            lines.append(Strip([*gutter, *cells]))
+        lines.append(_layers(gutter, levels[y].tobytes(), layout.across, chosen, look, waiting))
     return lines
+
+
+@lru_cache(1024)
+def _layers(
+    gutter: tuple[Segment, ...],
+    shown: bytes,
+    across: Filling,
+    chosen: range,
+    look: Look,
+    waiting: bool,
+) -> Strip:
+    """The line of a bin of layers: one that was drawn before is the same object.
+
+    Args:
+        gutter: What stands before the cells.
+        shown: Level of every bin, as uint8.
+        across: How wide the bins are.
+        chosen: Cells of the cursor's head.
+        look: How they are painted.
+        waiting: These layers have not run yet.
+    """
+    paint = painter(look.palette, look.depth, signed=look.shade.signed)
+    levels = np.frombuffer(shown, np.uint8)
+    special = chosen or waiting or levels.max(initial=0) >= paint.levels
+    if look.depth.half_blocks and not special:
+        keys = np.repeat(levels.astype(np.uint16) * 257, across.widths())
+        return heat_strip(keys, paint, Strip(gutter))
+    return Strip([*gutter, *_cells(levels, across, chosen, (paint, look), waiting)])
 
 
 def _flag(layers: range, flagged: Collection[tuple[int, bool]]) -> Segment:
@@ -108,6 +130,7 @@ def _flag(layers: range, flagged: Collection[tuple[int, bool]]) -> Segment:
     return Segment(" ", ink.DIM)
 
 
+@lru_cache(256)
 def _head_labels(layout: GridLayout, head: int) -> Strip:
     """Numbers of the heads above the grid, as many as fit; the cursor's one always."""
     width = layout.gutter + layout.across.cells

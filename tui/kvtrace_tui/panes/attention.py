@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import lru_cache
 
 from textual.strip import Strip
 
@@ -39,8 +40,13 @@ class AttentionPane(Pane):
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """Title, summary, strongest rows, neighbours."""
         where = cursor.step, cursor.layer, cursor.head, cursor.sequence
-        keys = self._shelf.of(trace).head(*where[:2], Tensor.KEYS, *where[2:])
-        found = attention(trace, *where, cursor.query, keys=keys)
+        store = self._shelf.of(trace)
+        keys = store.head(*where[:2], Tensor.KEYS, *where[2:])
+        found = store.answered(
+            ("attention", *where, cursor.query),
+            0 if keys is None else len(keys),
+            lambda: attention(trace, *where, cursor.query, keys=keys),
+        )
         about = f"L{cursor.layer} H{cursor.head}"
         if found.query_token >= 0:
             word = shown_token(trace.token_text(found.query_token), 12)
@@ -79,19 +85,22 @@ def _row(trace: Trace, found: Attention, row: int, chosen: int, scale: tuple[int
     word = "padding" if position < 0 else ""
     if token >= 0 and not word:
         word = shown_token(trace.token_text(token), 16)
-    here = row == chosen
+    return _listed(position, word, weight, weight / high, (row == chosen, width))
+
+
+@lru_cache(2048)
+def _listed(position: int, word: str, weight: float, part: float, place: tuple[bool, int]) -> Strip:
+    """The line of one row: its place in the list does not matter, so that it is made once."""
+    here, width = place
     names = min(max((width - _WEIGHT - 8) // 2, 4), 14)
     bars = max(width - _WEIGHT - names - 9, 0)
+    lead = ink.SELECTED if here else ink.DIM
+    number = "" if position < 0 else str(position)
     return line(
         width,
-        (
-            padded("" if position < 0 else str(position), 6, right=True),
-            ink.SELECTED if here else ink.DIM,
-        ),
-        (" ", ink.SELECTED if here else ink.DIM),
+        (padded(number, 6, right=True) + " ", lead),
         (padded(word, names), ink.SELECTED if here else ink.TOKEN),
-        (" ", ink.TEXT),
-        (bar(weight / high, bars), ink.CACHED),
+        (" " + bar(part, bars), ink.CACHED),
         (padded(weight_text(weight), _WEIGHT, right=True), ink.STRONG if here else ink.TEXT),
     )
 

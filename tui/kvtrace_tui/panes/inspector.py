@@ -13,7 +13,7 @@ from kvtrace.analysis.changes import change
 from kvtrace.analysis.compare import Comparison, Verdict, quotient, verdict
 from kvtrace.analysis.nature import attention_is, readers
 from kvtrace.analysis.origin import Origin, origin
-from kvtrace.analysis.selfcheck import SelfCheck, self_check
+from kvtrace.analysis.selfcheck import self_check
 from kvtrace.analysis.statistics import Statistics, statistics
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import CACHED, LaneStep, Tensor, Trace
@@ -70,13 +70,52 @@ class InspectorPane(Pane):
         lines += _number_lines(found, cursor, width)
         step = self._shelf.of(trace).compared(cursor.step, cursor.lane)
         lines += _difference_lines(step, found, width)
-        lines += _check_lines(trace, cursor, found, width)
+        lines += self._check_lines(trace, cursor, found, width)
         if len(lines) < height:
             lines += _layer_lines(trace, cursor, width)
         for one in _ORDER:
             if len(lines) < height:
-                lines += _statistics_lines(one, found[one].value, width)
+                lines += self._statistics_lines(trace, cursor, one, found[one].value, width)
         return [*lines, *_memory_lines(trace, cursor, width)]
+
+    def _check_lines(
+        self, trace: Trace, cursor: Cursor, read: dict[Tensor, _Read], width: int
+    ) -> list[Strip]:
+        """Whether the recorded rows explain the recorded output."""
+        keys, values = read[Tensor.KEYS].value, read[Tensor.VALUES].value
+        rows = None
+        if cursor.base == CACHED and keys is not None and values is not None:
+            rows = keys[None], values[None]
+        where = cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query
+        try:
+            found = self._shelf.of(trace).answered(
+                ("check", *where),
+                0 if keys is None else len(keys),
+                lambda: self_check(trace, *where, rows=rows),
+            )
+        except KvtraceError as error:
+            return [_pair(width, "check", (text.safe(str(error), 200), ink.WARN))]
+        if found is None:
+            return [_pair(width, "check", ("output not recorded", ink.DIM))]
+        sign, style = ("✓", ink.GOOD) if found.passed else ("✗", ink.BAD)
+        words = f"{sign} {found.error:.1e}"
+        return [_pair(width, "check", (words, style), (" softmax(qkᵀ)v − out", ink.DIM))]
+
+    def _statistics_lines(
+        self, trace: Trace, cursor: Cursor, tensor: Tensor, values: Floats | None, width: int
+    ) -> list[Strip]:
+        """The ends, the mean and the spread of all numbers of the head."""
+        if values is None:
+            return []
+        where = cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.base
+        found = self._shelf.of(trace).answered(
+            ("statistics", tensor, *where), len(values), lambda: statistics(values)
+        )
+        letter = LETTERS[tensor]
+        digits = 3 if width >= 44 else 2
+        spread = f"{found.mean:+.{digits}g}±{found.std:.{digits}g}"
+        ends = f"{found.minimum:+.{digits}g}…{found.maximum:+.{digits}g} "
+        return [_pair(width, letter, *_not_finite(found), (ends, ink.TEXT), (spread, ink.DIM))]
 
 
 class _Read:
@@ -243,40 +282,6 @@ def _verdict_lines(compared: dict[Tensor, Comparison], width: int) -> list[Strip
         place = f" {LETTERS[tensor]} row {worst.row} dim {worst.dim}"
         pieces.append((place, ink.TEXT))
     return [_pair(width, "lanes", *pieces)]
-
-
-def _check_lines(
-    trace: Trace, cursor: Cursor, read: dict[Tensor, _Read], width: int
-) -> list[Strip]:
-    """Whether the recorded rows explain the recorded output."""
-    keys, values = read[Tensor.KEYS].value, read[Tensor.VALUES].value
-    rows = None
-    if cursor.base == CACHED and keys is not None and values is not None:
-        rows = keys[None], values[None]
-    try:
-        where = cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query
-        found: SelfCheck | None = self_check(trace, *where, rows=rows)
-    except KvtraceError as error:
-        return [_pair(width, "check", (text.safe(str(error), 200), ink.WARN))]
-    if found is None:
-        return [_pair(width, "check", ("output not recorded", ink.DIM))]
-    sign, style = ("✓", ink.GOOD) if found.passed else ("✗", ink.BAD)
-    return [
-        _pair(
-            width, "check", (f"{sign} {found.error:.1e}", style), (" softmax(qkᵀ)v − out", ink.DIM)
-        )
-    ]
-
-
-def _statistics_lines(tensor: Tensor, values: Floats | None, width: int) -> list[Strip]:
-    if values is None:
-        return []
-    found = statistics(values)
-    letter = LETTERS[tensor]
-    digits = 3 if width >= 44 else 2
-    spread = f"{found.mean:+.{digits}g}±{found.std:.{digits}g}"
-    ends = f"{found.minimum:+.{digits}g}…{found.maximum:+.{digits}g} "
-    return [_pair(width, letter, *_not_finite(found), (ends, ink.TEXT), (spread, ink.DIM))]
 
 
 def _not_finite(found: Statistics) -> Iterator[Piece]:

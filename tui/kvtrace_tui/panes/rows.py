@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -34,7 +35,10 @@ LOOK_AHEAD = 4096
 """Cells of a head that are read at once, so that stepping reads nothing."""
 
 _STEPS_KEPT = 64
+_ANSWERS_KEPT = 24
+_ANSWER_ROWS = 1 << 14
 Read = Callable[[int, int], Floats]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -65,6 +69,25 @@ class RowStore:
         self._bytes = 0
         self._layers: dict[int, _Cells] = {}
         self._compared: OrderedDict[tuple[str, int], LaneStep] = OrderedDict()
+        self._answers: OrderedDict[Hashable, object] = OrderedDict()
+
+    def answered(self, key: Hashable, rows: int, ask: Callable[[], T]) -> T:
+        """What was found out about rows that never change, asked once while it is looked at.
+
+        Args:
+            key: Says all that the answer depends on.
+            rows: Rows it is about: of very many, nothing is kept.
+            ask: Finds it out; None is asked for again.
+        """
+        if key in self._answers:
+            self._answers.move_to_end(key)
+            return cast("T", self._answers[key])
+        found = ask()
+        if found is not None and rows <= _ANSWER_ROWS:
+            self._answers[key] = found
+            while len(self._answers) > _ANSWERS_KEPT:
+                self._answers.popitem(last=False)
+        return found
 
     def head(
         self,

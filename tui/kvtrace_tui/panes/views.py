@@ -103,7 +103,12 @@ def compared(store: RowStore, tensor: Tensor, cursor: Cursor, value: Floats) -> 
     other = store.head(*where, cursor.lane)
     if other is None or other.shape != value.shape:
         return None
-    return compare_rows(value, other, tolerance_of(store.trace, cursor.lane))
+    tolerance = tolerance_of(store.trace, cursor.lane)
+    return store.answered(
+        ("compared", *where, cursor.base, cursor.lane),
+        len(value),
+        lambda: compare_rows(value, other, tolerance),
+    )
 
 
 class Ranges:
