@@ -39,6 +39,8 @@ class Selection:
         ordered: All options are put in order, and how many of them count is not known.
         best: Whether the largest are selected; else the smallest.
         finish: Makes the function's own result of other indices.
+        only: Nothing else is asked for; a maximum also serves to steady a softmax, with no use
+            for the indices.
     """
 
     scores: Tensor
@@ -46,6 +48,7 @@ class Selection:
     ordered: bool
     best: bool
     finish: Callable[[Tensor], Any]
+    only: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +199,14 @@ def _max(
         return None
 
     def finish(indices: Tensor) -> Any:
-        values = scores.movedim(dim, -1).gather(-1, indices)
-        pair = (values, indices)
-        return type(result)(tuple(one.movedim(-1, dim) if keepdim else one[..., 0] for one in pair))
+        # the largest stays the largest: a softmax subtracts it
+        found = indices.movedim(-1, dim) if keepdim else indices[..., 0]
+        return type(result)((result.values, found))
 
     found: Tensor = result.indices
     indices = found.movedim(dim, -1) if keepdim else found[..., None]
-    return Selection(scores.detach().movedim(dim, -1), indices, False, True, finish)
+    whole = scores.detach().movedim(dim, -1)
+    return Selection(whole, indices, False, True, finish, only=False)
 
 
 def _pair(result: Any, scores: Tensor, dim: int, *, ordered: bool, best: bool) -> Selection:

@@ -68,7 +68,8 @@ def place(finding: Finding) -> str:
     if finding.head is not None:
         kv = "kv head" if finding.tensor in ("k", "v") else "head"
         parts.append(f"{kv} {finding.head}")
-    parts.append(_TENSORS.get(finding.tensor, finding.tensor))
+    if finding.tensor:
+        parts.append(_TENSORS.get(finding.tensor, finding.tensor))
     if finding.slot is not None:
         parts.append(f"slot {finding.slot}")
     return ", ".join(parts) + finding.whom

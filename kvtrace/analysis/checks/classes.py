@@ -222,7 +222,7 @@ _TABLE = (
     Kind(
         "TIE",
         "two choices are equal within rounding",
-        "A top-k selection or a router is decided by the last bit.",
+        "A router or a selection of slots was decided by the last bit: rounding, not the cache.",
         bug=False,
     ),
     Kind(

@@ -17,7 +17,7 @@ class Finding:
     Attributes:
         name: Of its `Kind`.
         step, layer: Where it is first seen; layer is an index into `Meta.sites`.
-        tensor: "q", "k", "v", "mask", "weights", "output" or "logits".
+        tensor: "q", "k", "v", "mask", "weights", "output" or "logits"; empty where it is none.
         evidence: What was seen, in numbers.
         head: Query or kv head, where it is one.
         row: Attended row (or new row, for q and output), where it is one.

@@ -160,8 +160,11 @@ def _said_by_the_recorder(trace: Trace, lane: str) -> Iterator[Finding]:
         if note.kind != "finding" or name not in KINDS or name == "UNKNOWN":
             continue
         if not any(other in evidence for other in others):
-            found = Finding(name, note.step or 0, note.site or 0, "k", evidence, head=note.head)
-            yield _placed(trace, found, None, None)
+            chosen = name == "TIE"  # by some other module, and no tensor of the attention
+            tensor, module = "" if chosen else "k", evidence.partition(" ")[0]
+            found = Finding(name, note.step or 0, note.site or 0, tensor, evidence, head=note.head)
+            found = _placed(trace, found, None, None)
+            yield replace(found, code=module) if chosen else found
 
 
 def _sites_beyond(trace: Trace, step: Step, lane: str, limits: Noise) -> list[int]:

@@ -6,7 +6,7 @@ token. Selections that are not made token by token are left alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any
@@ -18,7 +18,7 @@ from kvtrace.record.choices import Choice, Selection
 from kvtrace.record.lanes.by_token import by_token, in_layout
 from kvtrace.record.lanes.paths import Path
 from kvtrace.record.lanes.ties import Key, Tie, Ties
-from kvtrace.record.running import passes
+from kvtrace.record.running import our_work, passes
 
 _SCORES = 2.0
 """Two scores are compared, each with its own rounding."""
@@ -81,8 +81,18 @@ class Held:
                 sets = theirs[tuple(place)], mine[tuple(place)]
                 self._tell(key, place, _only(*sets), scores.shape[-1], (far, most))
         where = where[tied]
-        _exchange(selection, scores, mine, theirs, where)
-        return selection.finish(_joined(mine, theirs, where, here[tied], selection))
+        joined = _joined(mine, theirs, where, here[tied], selection)
+        result = selection.finish(joined)
+        if selection.ordered or not isinstance(result, tuple) or not selection.only:
+            return result
+
+        def exchanged() -> Tensor:
+            with our_work(), torch.no_grad():
+                _exchange(selection, scores, mine, theirs, where)
+                values: Tensor = selection.finish(joined)[0]
+            return values
+
+        return Picked(result, exchanged)
 
     def _theirs(self, key: Key, mine: Tensor, selection: Selection) -> Tensor | None:
         """What the cached lane chose, in the lane's layout; its own where that is not known."""
@@ -92,6 +102,8 @@ class Held:
                 kept = self.ties.of(node.step, key)
                 if kept is None or kept.ordered != selection.ordered:
                     continue
+                if not selection.only and self.ties.varies(key):
+                    continue  # options that grow with the text are no experts
                 start = max(node.start, path.padding)
                 rows = kept.indices[node.sequence, start - node.start : node.end - node.start]
                 if rows.shape[1:] != mine.shape[2:] or not rows.numel():
@@ -120,6 +132,31 @@ class Held:
         self.ties.ties.setdefault((*key, *where, *place[2:]), tie)
 
 
+class Picked(tuple[Tensor, Tensor]):
+    """Values and indices. Whoever takes the values alone compares all scores with them."""
+
+    exchanged: Callable[[], Tensor]
+
+    def __new__(cls, pair: tuple[Tensor, Tensor], exchanged: Callable[[], Tensor]) -> Picked:
+        """Of both, and what makes the values that go with the indices."""
+        made = super().__new__(cls, pair)
+        made.exchanged = exchanged
+        return made
+
+    @property
+    def values(self) -> Tensor:
+        """The scores that were picked."""
+        return self.exchanged()
+
+    @property
+    def indices(self) -> Tensor:
+        """Where they stand."""
+        return tuple.__getitem__(self, 1)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.exchanged() if place == 0 else tuple.__getitem__(self, place)
+
+
 def _only(theirs: Tensor, mine: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What only the first one chose, and only the second."""
     first, second = set(theirs.tolist()), set(mine.tolist())
@@ -138,7 +175,7 @@ def _exchange(
     fixed = isinstance(target, nn.Parameter) or isinstance(target._base, nn.Parameter)
     spread = 0 in target.stride()  # several scores in one place
     frozen = target.is_inference() and not torch.is_inference_mode_enabled()
-    if selection.ordered or fixed or spread or frozen or not len(where):
+    if fixed or spread or frozen:
         return
     changed = scores.clone()
     for place in where.tolist():

@@ -63,6 +63,7 @@ class Ties:
     ties: dict[tuple[object, ...], Tie] = field(default_factory=dict)
     dropped: int | None = None
     _kept: dict[int, dict[Key, Choice]] = field(default_factory=dict)
+    _options: dict[Key, set[int]] = field(default_factory=dict)
     _bytes: int = 0
 
     def keep(self, step: int, sequences: int, new: int, choices: Sequence[Choice]) -> None:
@@ -72,6 +73,7 @@ class Ties:
         here: dict[Key, Choice] = {}
         for one in choices:
             rows = by_token(one.indices.to("cpu"), sequences, new)
+            self._options.setdefault((one.module, one.number), set()).add(one.options)
             if rows is not None:
                 here[one.module, one.number] = replace(one, indices=rows)
                 self._bytes += rows.nbytes
@@ -84,6 +86,10 @@ class Ties:
     def __bool__(self) -> bool:
         """Whether anything was chosen."""
         return bool(self._kept)
+
+    def varies(self, key: Key) -> bool:
+        """Whether there were not always as many options."""
+        return len(self._options.get(key, ())) > 1
 
     def of(self, step: int, key: Key) -> Choice | None:
         """What was chosen there, with indices [sequences, new, parts, k]."""
@@ -126,7 +132,7 @@ def _said(first: Tie, same: Sequence[Tie]) -> str:
         what = f"put {first.options} options in another order with the cache than without it"
     more = f", there and {len(same) - 1} times more" if len(same) > 1 else ""
     return (
-        f"{first.module or 'the model'} {what} for the token at position {first.position}: the "
+        f"{first.module or 'model'} {what} for the token at position {first.position}: the "
         f"scores are {first.sizes[0]:.2g} apart, and rounding explains {first.sizes[1]:.2g}; to "
         f"compare what follows, the other lane was held to the same choice{more}"
     )
