@@ -14,6 +14,8 @@ from kvtrace.record.calls import AttentionCall
 
 _BESIDE = re.compile(r"mask|pos|offset|start|len|index|segment|type|label|target", re.IGNORECASE)
 _IDS = re.compile(r"^(input_?)?(ids|idx|tokens?|x|inputs?)$", re.IGNORECASE)
+_SOURCE = re.compile(r"^(src|sources?|enc|encoder)(_|$)", re.IGNORECASE)
+_TARGET = re.compile(r"^(tgt|trg|targets?|dec|decoder)(_(?!mask|pad|pos|len)|$)", re.IGNORECASE)
 
 
 def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
@@ -27,12 +29,24 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
             return name, found
     if not {"inputs_embeds", "decoder_inputs_embeds"}.isdisjoint(_given(arguments)):
         return None
-    others = {name: one for name, one in arguments.items() if not _BESIDE.search(name)}
+    encodes = any(is_source(name, one) for name, one in arguments.items())
+    others = {
+        name: one
+        for name, one in arguments.items()
+        if not _BESIDE.search(name) or (encodes and _TARGET.match(name))
+    }
     whole = {n: one for n, one in others.items() if isinstance(one, Tensor) and _whole(one)}
+    # what is encoded stays; the text that grows is the decoder's
+    whole = {n: one for n, one in whole.items() if not is_source(n, one)} or whole
     tables = {name: one for name, one in whole.items() if one.dim() == 2}
     rows = {name: one[None] for name, one in whole.items() if one.dim() == 1}
     listed = {name: ids for name, one in others.items() if (ids := _listed(name, one)) is not None}
     return next(iter({**tables, **rows, **listed}.items()), None)
+
+
+def is_source(name: str, value: object) -> bool:
+    """Whether an argument is what an encoder reads, by its name: ids, or their mask."""
+    return isinstance(value, Tensor) and not value.is_complex() and bool(_SOURCE.match(name))
 
 
 def _given(arguments: Mapping[str, object]) -> set[str]:

@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import ModuleType
 
 from torch import nn
@@ -131,7 +132,7 @@ def resets(model: nn.Module) -> list[Begin]:
     """What empties the caches inside: the model's own method, else those of its layers."""
     own = [(name, one) for name, one in methods(model) if _is_reset(name, one)]
     if own:
-        return [_by_method(own[0][0], _said(*own[0]))]
+        return [replace(_by_method(own[0][0], _said(*own[0])), empties=True)]
     inner = dict.fromkeys(
         name
         for module in model.modules()
@@ -139,7 +140,10 @@ def resets(model: nn.Module) -> list[Begin]:
         for name, method in methods(module)
         if _is_reset(name, method)
     )
-    return [layerwise(f"{name}() of every layer", (name,)) for name in list(inner)[:1]]
+    return [
+        replace(layerwise(f"{name}() of every layer", (name,)), empties=True)
+        for name in list(inner)[:1]
+    ]
 
 
 def _is_reset(name: str, method: Callable[..., object]) -> bool:

@@ -88,13 +88,14 @@ class Calls:
         Raises:
             NoLogitsError, NoCacheError: What came back is not what the way needs.
         """
-        result, where = self._call(tokens)
-        return last_row(result, where)
+        first = self._fed + 1 if self.way.feeds == "one" else len(tokens)
+        for end in range(first, len(tokens)):
+            self._call(tokens[:end])
+        return last_row(*self._call(tokens))
 
     def rows(self, tokens: Sequence[int]) -> Tensor:
         """As `step`; the logits of every row there is, [rows, vocab]."""
-        result, where = self._call(tokens)
-        return all_rows(result, where)
+        return all_rows(*self._call(tokens))
 
     @property
     def comes_back(self) -> str:
@@ -107,7 +108,7 @@ class Calls:
         if not self._begun:
             self._begin()
         before = self._fed if self.way.caches else 0
-        given = list(tokens[before:] if self.way.feeds == "new" else tokens)
+        given = list(tokens if self.way.feeds == "all" else tokens[before:])
         new = len(tokens) - before
         first, named = self._arguments(given, before, new)
         offsets = [_offsets(one) for one in self._caches]
@@ -151,7 +152,8 @@ class Calls:
         if self.way.cache is not None:
             values.update(zip(self.way.cache.names, self._caches, strict=True))
         for one in self.way.given:
-            value = one.form(before, new, self._device)
+            span = (0, len(self.source)) if one.of_source else (before, new)
+            value = one.form(*span, self._device)
             if one.padded and isinstance(value, Tensor):
                 value = functional.pad(value, (0, self.capacity - value.shape[-1]))
             values[one.name] = value

@@ -19,6 +19,7 @@ from kvtrace.record.driving.begins import (
     switches,
     transformers_cache,
 )
+from kvtrace.record.driving.masks import Choice, masks, padded
 from kvtrace.record.driving.roles import Parameter, Signature
 from kvtrace.record.driving.way import Begin, Given, Layout, Passed, Way
 
@@ -30,8 +31,6 @@ _CACHE = re.compile(r"cache|past|kv")
 _PICKS = 3
 _LIKELY = 4
 
-Choice = tuple[Given, ...]
-
 
 def plain_ways(signature: Signature) -> Iterator[Way]:
     """Without a cache: all tokens at every step."""
@@ -40,10 +39,10 @@ def plain_ways(signature: Signature) -> Iterator[Way]:
         filled = _filled(signature, labels)
         if labels and filled == _filled(signature, False):
             continue
-        for masks, flags, places in product(
-            _masks(signature, plain=True), _unique([quiet, ()]), _places(signature, plain=True)
+        for shown, flags, places in product(
+            masks(signature, plain=True), _unique([quiet, ()]), _places(signature, plain=True)
         ):
-            yield Way(signature, layout, given=(*places, *masks, *filled, *flags))
+            yield Way(signature, layout, given=(*places, *shown, *filled, *flags))
 
 
 def cached_ways(
@@ -138,15 +137,15 @@ def _inside(
     setups += [(one,) for one in (*own, *inner_makers(model), *switches(model))]
     if len(own) > 1:
         setups.append(tuple(own))
-    padded = _padded(signature)
+    mask = padded(signature)
     for setup in setups:
         for reset in _unique([tuple(empties), ()]):
             for given in _options(signature):
                 yield Way(signature, layout, inside=True, first=(*reset, *setup), given=given)
-    for setup in setups if padded else ():
+    for setup in setups if mask else ():
         for given in _options(signature):
             first = (*empties, *setup)
-            yield Way(signature, layout, inside=True, first=first, given=(*given, *padded))
+            yield Way(signature, layout, inside=True, first=first, given=(*given, *mask))
 
 
 def _guessed(signature: Signature) -> Iterator[Way]:
@@ -161,8 +160,8 @@ def _guessed(signature: Signature) -> Iterator[Way]:
 def _options(signature: Signature) -> Iterator[Choice]:
     """What the parameters besides ids and cache are given."""
     filled = _filled(signature, False)
-    for places, flags, masks in product(_places(signature), _flags(signature), _masks(signature)):
-        yield (*places, *masks, *filled, *flags)
+    for places, flags, shown in product(_places(signature), _flags(signature), masks(signature)):
+        yield (*places, *shown, *filled, *flags)
 
 
 def _layouts() -> list[Layout]:
@@ -236,36 +235,6 @@ def _forms(one: Parameter) -> list[tuple[str, forms.Form]]:
     if _TOTAL.fullmatch(one.name):
         return [*total, *number, *many, *few]
     return [*number, *many, *few]
-
-
-def _masks(signature: Signature, *, plain: bool = False) -> list[Choice]:
-    """Masks where they must be given; without a cache also where they may be."""
-    takers = [one for one in signature.of("mask") if one.required]
-    if not takers:
-        return [(), *_mask_forms(list(signature.of("mask")))[1:]] if plain else [()]
-    return _mask_forms(takers)
-
-
-def _padded(signature: Signature) -> Choice:
-    """Masks that may be left out, given over all that a cache can hold."""
-    takers = [one for one in signature.of("mask") if not one.required]
-    said = "causal [1, new, capacity]"
-    return tuple(Given(one.name, said, forms.causal_of_one, padded=True) for one in takers[:1])
-
-
-def _mask_forms(takers: list[Parameter]) -> list[Choice]:
-    """Every form of a mask, alike for all that take one."""
-    if not takers:
-        return []
-    shapes: list[tuple[str, forms.Form]] = [
-        ("None", lambda *_: None),
-        ("causal [new, all]", forms.causal),
-        ("causal [1, 1, new, all]", forms.causal_batched),
-        ("0 or -inf [new, all]", forms.added),
-        ("ones [1, all]", forms.all_ones),
-        ("blocked [new, all]", forms.blocked),
-    ]
-    return [tuple(Given(one.name, said, form) for one in takers) for said, form in shapes]
 
 
 def _filled(signature: Signature, labels: bool) -> Choice:

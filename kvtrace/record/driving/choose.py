@@ -94,7 +94,9 @@ def _searched(model: nn.Module, wish: Wish, *, thorough: bool = True) -> tuple[S
 
 def _driven(search: Search, found: Found, name: str = "model") -> Driven:
     wish = search.wish
-    calls = Calls(search.model, found.way, wish.capacity, search.shape(), wish.prompt)
+    # shorter than the text: rows of the one side are never as many as those of the other
+    source = wish.prompt[:-1] or wish.prompt
+    calls = Calls(search.model, found.way, wish.capacity, search.shape(), source)
     call, said = (one.replace("model(", f"{name}(", 1) for one in (str(found.way), found.said[0]))
     return Driven(calls, call, (said, *found.said[1:]), search.model)
 

@@ -22,13 +22,9 @@ _IDS = re.compile(
 _PLAIN_IDS = re.compile(
     r"x|xs|inputs?|inp|in|seqs?|sequences?|text|index|src|source|tgt|trg|data|t"
 )
-_SOURCE = re.compile(
-    r"src|source|(src|source|enc|encoder)_?(ids|input|inputs|input_ids|tokens|seq|x)"
-)
-_TARGET = re.compile(
-    r"tgt|trg|target|(tgt|trg|target|dec|decoder)_?(ids|input|inputs|input_ids|tokens|seq|x)"
-    r"|prev_output_tokens"
-)
+_TEXTS = r"(ids|input|inputs|input_ids|tokens|token_ids|seqs?|sequences?|text|x)"
+_SOURCE = re.compile(rf"src|sources?|(src|source|enc|encoder)_?{_TEXTS}")
+_TARGET = re.compile(rf"tgt|trg|targets?|(tgt|trg|target|dec|decoder)_?{_TEXTS}|prev_output_tokens")
 _LABELS = re.compile(r"targets?|labels?|y|ys|loss_mask|label_ids")
 _POSITION = re.compile(
     r"(start|input|cache|cur|curr|current|seq|token|begin|first)_?pos(ition)?s?"
@@ -181,6 +177,8 @@ def _with_roles(names: list[inspect.Parameter]) -> tuple[Parameter, ...]:
     target = next((one for one in names if _TARGET.fullmatch(one.name.lower())), None)
     if source is not None and target is not None and target.name in required:
         chosen = target.name
+        places[source.name] = "source"
+    elif source is not None and chosen != source.name and {source.name, chosen} <= {*required}:
         places[source.name] = "source"
     if chosen is not None:
         places[chosen] = "ids"

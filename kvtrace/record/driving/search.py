@@ -84,7 +84,12 @@ class Search:
         trials = self._trials()
         plain = self._plain(signature, trials)
         theirs = observed(trials, signature)
-        best = self._cached(signature, trials, plain, theirs)
+        # a way whose rows see nothing of each other took tokens for sequences
+        sound = plain if plain is not None and trials.sees_the_first_token(plain) else None
+        best = self._cached(self._ways(signature, sound), trials, theirs)
+        if best is None and sound is None:
+            self._dead.clear()
+            best = self._cached(self._singly(signature), trials, theirs)
         if best is not None:
             return _cached(best, self.otherwise)
         if plain is None:
@@ -109,11 +114,7 @@ class Search:
     # -- with one --------------------------------------------------------------------------------
 
     def _cached(
-        self,
-        signature: Signature,
-        trials: Trials,
-        plain: Way | None,
-        theirs: Sequence[Pattern],
+        self, ways: Iterable[Way], trials: Trials, theirs: Sequence[Pattern]
     ) -> Tried | None:
         """The best way with a cache; None when none runs.
 
@@ -124,7 +125,7 @@ class Search:
         differing: list[Tried] = []
         slicing: list[Tried] = []
         forgetting: list[Tried] = []
-        for way in self._limited(self._ways(signature, plain)):
+        for way in self._limited(ways):
             tried = trials.run(way)
             if tried.verdict == "fails":
                 self._failed(tried)
@@ -134,13 +135,13 @@ class Search:
                 agreeing.append(tried)
                 if not theirs or len(agreeing) > _ENOUGH:
                     break
-            elif tried.keeps and way.feeds == "new":
+            elif tried.keeps and way.feeds != "all":
                 (differing if tried.verdict == "differs" else forgetting).append(tried)
             elif tried.keeps and tried.verdict == "differs":
                 slicing.append(tried)
         differing = _closest_first(differing, slicing)
-        if self.stumbled is not None:  # a way that forgets is then none that was meant
-            forgetting = []
+        meant = self.stumbled is None  # else a way that forgets is not it
+        forgetting = [one for one in forgetting if meant and _speaks_of_a_cache(one.way)]
         if agreeing and differing and _alike(agreeing[0].way, differing[0].way):
             self.otherwise = differing[0]
         return next(iter([*agreeing, *differing, *forgetting]), None)
@@ -162,6 +163,14 @@ class Search:
             yield from ways
         else:
             yield from (way for way in ways if way.cache is not None)
+
+    def _singly(self, signature: Signature) -> Iterator[Way]:
+        """Ways of a model that takes no more than one token at a time."""
+        for layout in ("batch", "flat", "single"):
+            ways = cached_ways(
+                signature, self.model, self.wish.script, Way(signature, layout), self.wish.beginning
+            )
+            yield from (replace(way, feeds="one") for way in ways if way.feeds == "new")
 
     def _limited(self, ways: Iterable[Way]) -> Iterator[Way]:
         tries, seconds = (TRIES, SECONDS) if self.thorough else (FEW_TRIES, FEW_SECONDS)
@@ -235,6 +244,9 @@ def _cached(best: Tried, otherwise: Tried | None) -> Found:
     way = best.way
     theirs = ", as its own code does" if best.as_theirs else ""
     said = [f"called as {way}{theirs}: {_feeding(way)}{_cache_of(way, best.back)}"]
+    if way.feeds == "one" and best.verdict == "agrees":
+        said.append("it takes no more than one token, so that no pass over all of them is at hand")
+        return Found(way, tuple(said), True)
     if best.verdict == "agrees":
         if otherwise is not None:
             said.append(
@@ -250,6 +262,14 @@ def _cached(best: Tried, otherwise: Tried | None) -> Found:
     )
     said.append(f"{how}: its cache has a bug, or it wants to be called otherwise")
     return Found(way, tuple(said), False)
+
+
+def _speaks_of_a_cache(way: Way) -> bool:
+    """Whether a call differs from one without a cache by more than its tokens."""
+    flags = {one.name for one in way.signature.of("flag") if one.turns_cache_on}
+    places = {one.name for one in way.signature.of("position")}
+    told = any(one.name in flags | places or one.padded for one in way.given)
+    return way.cache is not None or told or any(not one.empties for one in way.first)
 
 
 def _alike(one: Way, other: Way) -> bool:
@@ -274,6 +294,8 @@ def _beginning(way: Way) -> str:
 def _feeding(way: Way) -> str:
     if way.feeds == "all":
         return "all tokens at every step, of which it takes the new ones"
+    if way.feeds == "one":
+        return "one token after the other, the prompt's too"
     return "the prompt at once, then single tokens"
 
 

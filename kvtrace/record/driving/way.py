@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from kvtrace.record.driving.roles import Signature
 
-Layout = Literal["batch", "flat", "time first"]
-"""Of the ids: [1, new], [new], [new, 1]."""
+Layout = Literal["batch", "flat", "time first", "single"]
+"""Of the ids: [1, new], [new], [new, 1], or one of them without a dimension."""
 
-_LAYOUTS = {"batch": "[1, new]", "flat": "[new]", "time first": "[new, 1]"}
+_LAYOUTS = {"batch": "[1, new]", "flat": "[new]", "time first": "[new, 1]", "single": "[]"}
 
 Form = Callable[[int, int, torch.device], object]
 """(tokens before, new tokens, device) to what a parameter is given."""
@@ -29,12 +29,14 @@ class Given:
         said: The value, for people.
         form: Makes it.
         padded: Its last dimension is made as long as the cache can hold.
+        of_source: It speaks of what an encoder is given, not of the tokens.
     """
 
     name: str
     said: str
     form: Form
     padded: bool = False
+    of_source: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,14 @@ class Begin:
         make: (model, tokens it must hold) to the cache; what it returns may mean nothing.
         of_class: It is an object of somebody's class.
         number: Tells beginnings apart of which the same is said.
+        empties: It makes nothing: whatever was kept is dropped.
     """
 
     said: str
     make: Callable[[nn.Module, int], object]
     of_class: bool = False
     number: int = 0
+    empties: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class Way:
         inside: The model keeps one itself.
         first: Done to the model before the first call, in order.
         given: What further parameters are given.
-        feeds: With a cache: the new tokens only, or always all of them.
+        feeds: With a cache: the new tokens only, always all of them, or never more than one.
     """
 
     signature: Signature
@@ -91,7 +95,7 @@ class Way:
     inside: bool = False
     first: tuple[Begin, ...] = ()
     given: tuple[Given, ...] = field(default=())
-    feeds: Literal["new", "all"] = "new"
+    feeds: Literal["new", "all", "one"] = "new"
 
     @property
     def caches(self) -> bool:
@@ -103,6 +107,8 @@ class Way:
         made = torch.tensor(list(tokens), dtype=torch.long, device=device)
         if self.layout == "flat":
             return made
+        if self.layout == "single":
+            return made[-1]
         return made[None] if self.layout == "batch" else made[:, None]
 
     def __str__(self) -> str:
@@ -111,7 +117,9 @@ class Way:
         shape = _LAYOUTS[self.layout]
         if not self.caches or self.feeds == "all":
             shape = shape.replace("new", "all")
-        shown = [f"{one.name}=prompt" for one in self.signature.of("source")]
+        if self.feeds == "one":
+            shape = shape.replace("new", "1")
+        shown = [f"{one.name}=prompt[:-1]" for one in self.signature.of("source")]
         shown.append(f"{'ids' if ids is None else ids.name} {shape}")
         if self.cache is not None:
             shown += [f"{name}=cache" for name in self.cache.names]
@@ -182,6 +190,21 @@ def added(before: int, new: int, device: torch.device) -> object:
 def blocked(before: int, new: int, device: torch.device) -> object:
     """True where a new token may not look, [new, before + new]."""
     return ~causal(before, new, device)
+
+
+def blocked_of_one(before: int, new: int, device: torch.device) -> object:
+    """True where a new token may not look, [1, new, before + new]."""
+    return ~causal(before, new, device)[None]
+
+
+def ones_of_one(before: int, new: int, device: torch.device) -> object:
+    """True for every token so far, [1, 1, before + new]."""
+    return torch.ones(1, 1, before + new, dtype=torch.bool, device=device)
+
+
+def ones_batched(before: int, new: int, device: torch.device) -> object:
+    """True for every token so far, [1, 1, 1, before + new]."""
+    return torch.ones(1, 1, 1, before + new, dtype=torch.bool, device=device)
 
 
 def all_ones(before: int, new: int, device: torch.device) -> object:

@@ -56,6 +56,7 @@ class Listening:
     refused: Frame | None = None
     loop: Loop = field(default_factory=Loop)
     _other: dict[str, int] = field(default_factory=dict)
+    _crossing: set[str] = field(default_factory=set)
     _counts: Counter[str] = field(default_factory=Counter)
     _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
     _certain: dict[tuple[str, int, int], Certain] = field(default_factory=dict)
@@ -185,6 +186,8 @@ class Listening:
         frame = self._frame()
         if frame is not None:
             frame.attended += 1
+            if self.forwards.two_sided and _reads_another_text(frame, call):
+                self._crossing.add(frame.path)
         one = Waiting(call.detached, self._path(), None if frame is None else type(frame.module))
         if call.queries.shape[1] > 1 or call.weights is not None:
             self.flush()
@@ -217,7 +220,7 @@ class Listening:
                 module=path,
                 call=number,
                 layer=layer_of(path, number),
-                kind=kind_of(path, two_sided=self.forwards.two_sided),
+                kind=self._kind(path),
                 queries=call.queries,
                 keys=call.keys,
                 values=call.values,
@@ -231,6 +234,12 @@ class Listening:
                 code=call.place,
             )
         )
+
+    def _kind(self, path: str) -> str:
+        """By the module's name, else by what it was given."""
+        kind = kind_of(path, two_sided=self.forwards.two_sided)
+        crosses = any(one == path or one.startswith(f"{path}.") for one in self._crossing)
+        return "cross" if crosses and kind == "self" else kind
 
     @contextmanager
     def _telling(self, where: str) -> Iterator[None]:
@@ -280,9 +289,23 @@ class Listening:
             if frame is None
             else tuple(
                 x.shape[1] for x in frame.tensors() if x.dim() == 3 and x.dtype.is_floating_point
-            )[:1]
+            )
         )
+        # of two texts, rows of both may be given
+        inner = tuple(dict.fromkeys(inner)) if self.forwards.two_sided else inner[:1]
         return Sizes(self.sizes.batch, (*inner, *self.sizes.tokens))
+
+
+def _reads_another_text(frame: Frame, call: FlowCall) -> bool:
+    """Whether keys come from rows that a module was given beside those of its queries."""
+    new, seq = call.queries.shape[2], call.keys.shape[2]
+    lengths = {
+        size
+        for x in frame.tensors()
+        if x.dim() == 3 and x.dtype.is_floating_point
+        for size in x.shape[:2]
+    }
+    return seq != new and {seq, new} <= lengths
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from kvtrace.record.flow.arrange import Sizes
 from kvtrace.record.flow.listen import Listening, Sink
 from kvtrace.record.flow.mode import FlowMode
 from kvtrace.record.flow.modules import Forwards, Frame, Only
+from kvtrace.record.inputs import named, tokens_of
 from kvtrace.record.local import here
 
 _NAMED_ATTENTION = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
@@ -134,7 +135,7 @@ class FlowWatch:
     def _around(self, frame: Frame, run: Callable[[], Any]) -> Any:
         if frame.outermost:
             with self._listening.harmless():
-                self._listening.begin(_sizes_of(frame))
+                self._listening.begin(_sizes_of(frame, self._forwards.two_sided))
         if not self._is_chosen(frame):
             return run()
         fused = isinstance(frame.module, _FAST_PATHS)
@@ -242,8 +243,12 @@ def _overridden(tensors: Any) -> bool:
     return any(isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter) for x in tensors)
 
 
-def _sizes_of(frame: Frame) -> Sizes:
+def _sizes_of(frame: Frame, two_sided: bool) -> Sizes:
     """Sequences and tokens: token ids [sequences, tokens] or [tokens], else embeddings."""
+    if two_sided and frame.module is not None:
+        ids = tokens_of(named(frame.module, *frame.arguments))  # the decoder's, of two texts
+        if ids is not None and ids.dim() == 2:
+            return Sizes(ids.shape[0], (ids.shape[1],))
     tensors = list(frame.tensors())
     for x in tensors:
         if x.dtype in (torch.int32, torch.int64) and x.numel() and x.dim() in (1, 2):

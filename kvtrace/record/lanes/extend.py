@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvtrace.record.inputs import is_source
+
 _CACHE = re.compile(r"past|cache|kv|present|mems|memory|state", re.IGNORECASE)
 _POSITION = re.compile(r"pos|offset|start|cur_len|seq_?len|cache_len|step", re.IGNORECASE)
 _MASK = re.compile(r"mask|bias", re.IGNORECASE)
@@ -62,6 +64,9 @@ class FirstCall:
         out: dict[str, object] = {self.ids: self._shaped(tokens)}
         for name, value in self.arguments.items():
             if name == self.ids or _TRAINING.match(name):
+                continue
+            if is_source(name, value):
+                out[name] = value
                 continue
             cached = _CACHE.search(name) or _POSITION.search(name) or _MASK.search(name)
             if _FLAG.match(name):
@@ -117,7 +122,7 @@ class FirstCall:
         return isinstance(value, Tensor) and self.new > 1 and self.new in value.shape
 
     def _extended(self, name: str, value: object, rows: int) -> object:
-        if isinstance(value, bool) or value is None:
+        if isinstance(value, bool) or value is None or is_source(name, value):
             return value
         if isinstance(value, int):
             return rows if value == self.new and _POSITION.search(name) and value > 1 else value
