@@ -116,6 +116,15 @@ def test_a_model_that_looks_ahead_is_found(tmp_path):
     assert "NOT-CAUSAL" in {one.name for one in check(trace).findings}
 
 
+def test_rounding_inside_a_wider_lane_is_no_look_ahead(tmp_path):
+    model = tiny_model("llama", attn_implementation="eager")  # its softmax is float32 everywhere
+    norm = model.model.layers[1].input_layernorm
+    halved = norm.register_forward_hook(lambda _, args, out: out / (2 - (out.shape[1] > 1)))
+    trace = recorded(model, tmp_path / "a.kvt", ids(), options={"referee": True})
+    halved.remove()
+    assert [one.name for one in check(trace).findings] == ["UPSTREAM"]
+
+
 def test_recording_without_lanes_compares_nothing(tmp_path):
     options = {"recompute": "off"}
     trace = recorded(tiny_model("llama"), tmp_path / "a.kvt", ids(), options=options)

@@ -45,6 +45,11 @@ def _grouped(
     ways = (
         ("head and row", (0, 1, 2), (heads * count, dim)),
         ("row", (1, 0, 2), (count, heads * dim)),
+        *(
+            (f"{size} numbers", (0, 1, 2), (heads * count * dim // size, size))
+            for size in (64, 32, 16, 8)
+            if size < dim and dim % size == 0
+        ),
         ("feature", (0, 2, 1), (heads * dim, count)),
         ("tensor", (0, 1, 2), (1, heads * count * dim)),
     )

@@ -40,7 +40,7 @@ def check_queries(scene: Scene) -> Finding | None:
 
     s = factor(mine, theirs, atol)
     if s is not None:
-        return found("SCALE", f"q = {s:.4g} × the recomputed q")
+        return found(*_scaled(scene, s, places))
     less = less_exact(mine, theirs, atol)
     if less is not None:
         return found("DTYPE", f"q of place {places[0]}: {less}")
@@ -54,16 +54,28 @@ def check_queries(scene: Scene) -> Finding | None:
     )
 
 
+def _scaled(scene: Scene, s: float, places: NDArray[np.int64]) -> tuple[str, str]:
+    """Queries times a number: the scale of the scores, unless the values are as far off."""
+    pair = _values(scene, places)
+    if pair is not None and factor(*pair, scene.atol.values) is not None:
+        return "UPSTREAM", f"q of place {places[0]} is {s:.4g} × the recomputed one, and so is v"
+    return "SCALE", f"q = {s:.4g} × the recomputed q"
+
+
+def _values(scene: Scene, places: NDArray[np.int64]) -> tuple[Floats, Floats] | None:
+    """Values of some tokens in both lanes; None where they are not among the rows attended."""
+    rows = np.flatnonzero(np.isin(scene.supposed, places))
+    if not len(rows) or scene.cached.values.shape[::2] != scene.reference.values.shape[::2]:
+        return None
+    return scene.cached.values[:, rows], scene.reference.values[:, scene.supposed[rows]]
+
+
 def _between(
     scene: Scene, mine: Floats, theirs: Floats, places: NDArray[np.int64]
 ) -> tuple[str, str] | None:
     """Values of the same tokens are right, so the input is: what follows the projection differs."""
-    place = int(places[0])
-    rows = np.flatnonzero(np.isin(scene.supposed, places))
-    if not len(rows) or scene.cached.values.shape[::2] != scene.reference.values.shape[::2]:
-        return None
-    right = scene.reference.values[:, scene.supposed[rows]]
-    if not close(scene.cached.values[:, rows], right, scene.atol.values):
+    place, pair = int(places[0]), _values(scene, places)
+    if pair is None or not close(*pair, scene.atol.values):
         return None
     length, expected = (np.linalg.norm(one, axis=2) for one in (mine, theirs))
     if close(length, expected, 4 * scene.atol.queries):
