@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +14,16 @@ from torch import nn
 
 from kvtrace.errors import KvtraceError, WriteError
 from kvtrace.files import TraceWriter
+from kvtrace.record.card import card
 from kvtrace.record.choices import Noted
 from kvtrace.record.companions import Companions
 from kvtrace.record.forward import Beginning, Forward
 from kvtrace.record.generate import Generation, follow_generate
+from kvtrace.record.inner import listen_inside
 from kvtrace.record.lanes import LaneOptions, Lanes
 from kvtrace.record.lanes.once import LaneSink
 from kvtrace.record.recorder import Options, Recorder, Sink
+from kvtrace.record.running import passes
 from kvtrace.record.watch import Watch
 from kvtrace.text import safe
 from kvtrace.trace import Ending, Meta, Note, Step
@@ -82,6 +85,7 @@ class Recording:
         self._writer: Writer | None = None
         self._watch: Watch | None = None
         self._unfollow: Callable[[], None] | None = None
+        self._undo: list[Callable[[], None]] = []
         self._ending: Ending | None = None
         self._others: Companions | None = None
         self.recorder: Recorder | None = None
@@ -96,17 +100,9 @@ class Recording:
         try:
             if self._meta.rank is not None and self._lanes.options.mode != "off":
                 self._others = Companions(self.path, self._meta.rank)
-            recorder = Recorder(self._model, self._writer, self._meta, self._options)
-            self.recorder = recorder
-            self._watch = Watch(
-                self._model,
-                self._forward,
-                on_begin=self._begin,
-                on_failure=recorder.failed,
-                choosing=None if self._lanes.options.mode == "off" else Noted,
-            )
-            self._watch.__enter__()
-            self._unfollow = follow_generate(self._model, self._generation)
+            self._start(self._writer)
+            if self._given is None and self._others is None:
+                self._undo.append(listen_inside(self._model, self._inner))
         except BaseException:
             self._close(Ending("error", "the recording could not begin"))
             raise
@@ -124,6 +120,45 @@ class Recording:
             interrupted = isinstance(error, KeyboardInterrupt)
             ending = Ending("stopped", text) if interrupted else Ending("error", text)
         self._close(ending)
+
+    def _start(self, writer: Writer) -> Watch:
+        """Watch the model."""
+        recorder = self.recorder = Recorder(self._model, writer, self._meta, self._options)
+        watch = self._watch = Watch(
+            self._model,
+            self._forward,
+            on_begin=self._begin,
+            on_failure=recorder.failed,
+            choosing=None if self._lanes.options.mode == "off" else Noted,
+        )
+        watch.__enter__()
+        self._unfollow = follow_generate(self._model, self._generation)
+        return watch
+
+    def _inner(self, part: nn.Module, given: Mapping[str, object] | None) -> None:
+        """A part of the model is called: in its place, if the model itself never was."""
+        watch, recorder, writer = self._watch, self.recorder, self._writer
+        if watch is None or recorder is None or writer is None or part is self._model:
+            return
+        if watch.paused or recorder.paused or passes():
+            return
+        name = f"{type(part).__name__}, a part of {type(self._model).__name__}"
+        if self.steps or self.waits:
+            self._undo.pop()()  # its own parts would be told of, too
+            self.said.append(f"{name}, was called by itself too: that was not recorded")
+            return
+        self.said.append(f"the model here is {name}: it was called, not the whole")
+        self._stop_watching()
+        self._model = part
+        self._lanes = Lanes(part, self.path, self._lanes.options, self.unwatched)
+        if self._lanes.options.mode != "off":
+            self._options.on_forward = self._lanes.forward
+        known = self._meta.model
+        self._meta = replace(self._meta, model=replace(card(part), name=known.name))
+        writer.extend(self._meta)
+        watch = self._start(writer)
+        if given is not None:
+            watch.begin_step(given)
 
     @property
     def steps(self) -> int:
@@ -245,13 +280,20 @@ class Recording:
             if run.ending is not None:
                 self._ending = run.ending
 
-    def _close(self, ending: Ending) -> None:
+    def _stop_watching(self) -> Watch | None:
+        """The model is called unwatched from now on; what watched it."""
         if self._unfollow is not None:
             self._unfollow()
             self._unfollow = None
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.__exit__(None, None, None)
+        return watch
+
+    def _close(self, ending: Ending) -> None:
+        while self._undo:
+            self._undo.pop()()
+        watch = self._stop_watching()
         writer = self._writer
         if writer is None:
             return

@@ -22,7 +22,7 @@ from kvtrace.record.caches import CACHES, HALVES, follow, patch_given
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.choices import CHOICES, Chooser
 from kvtrace.record.clean import CLEAN
-from kvtrace.record.compiled import EAGERLY, is_compiled, run_eagerly
+from kvtrace.record.compiled import EAGERLY, Eagerly
 from kvtrace.record.entrances import around_forward, entrances
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
@@ -77,6 +77,7 @@ class Watch:
         self._facts: dict[int, ModuleFacts] = {}
         self._tracker = CacheTracker()
         self._flow: FlowWatch | None = None
+        self._eagerly = Eagerly()
         self._turns = Turns()
         self._seen: set[str] = set()
         self._odd: set[str] = set()
@@ -87,7 +88,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         try:
-            self._undo.append(run_eagerly())
+            self._undo.append(self._eagerly.begin())
             for patches in (INTERFACE, CACHES, CLEAN, *([CHOICES] if self._choosing else ())):
                 patches.hold()
                 self._undo.append(patches.release)
@@ -123,7 +124,7 @@ class Watch:
         """Sentences: how the watching itself changed what is said, time above all."""
         other = "calls in other threads while one was running were not recorded"
         also = (*self._says, *((other,) if self._turns.overlapped else ()))
-        also += (EAGERLY,) if is_compiled(self.model) else ()
+        also += (EAGERLY,) if self._eagerly.ran else ()
         if self._flow is None or not self._flow.followed:
             return also
         slower = "the data flow was followed: milliseconds include the time this took"
