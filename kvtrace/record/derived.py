@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.calls import AttentionCall
+from kvtrace.record.flow.abreast import Copied, copied, steps
 from kvtrace.record.flow.rows import RowFollower, RowStep
 from kvtrace.record.flow.texts import Given
 from kvtrace.record.match import Digests, digest
@@ -21,6 +22,9 @@ from kvtrace.record.stores import Stores
 
 _POSITION = re.compile(r"(^|_)(pos|position|positions|start|offset|past_len|past_length)(_|s?$)")
 _KEPT = re.compile(r"past|cache|kv|state|mems|memory")
+
+ROOM = 1 << 26
+"""Bytes of rows that are copied in a forward, to be looked at after it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +59,25 @@ class Seen:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A call whose rows were copied, to be looked at when the forward is over.
+
+    Attributes:
+        key: (module, number) of the call.
+        memory: Where its rows lie.
+        store: Its cache layer.
+        copied: Its rows.
+        versions: Changes in place of its keys and values when it was seen.
+    """
+
+    key: tuple[str, int]
+    memory: tuple[object, ...]
+    store: int
+    copied: Copied
+    versions: tuple[int, int]
+
+
 class Derived:
     """Follows the rows of every site that reads from no known cache.
 
@@ -66,6 +89,8 @@ class Derived:
         self._stores = stores
         self._followers: dict[int, RowFollower] = {}
         self._seen: dict[tuple[str, int], Seen] = {}
+        self._waiting: list[_Waiting] = []
+        self._waiting_bytes = 0
         self._memory: dict[tuple[object, ...], Seen] = {}
         self._stores_of: dict[tuple[str, int], int] = {}
         self._arguments: Mapping[str, object] = {}
@@ -84,14 +109,14 @@ class Derived:
             arguments: What the model is called with.
             number: Of the step it will be.
         """
-        self._seen.clear()
-        self._memory.clear()
+        self._clear()
         self._tokens, self._arguments, self.number = tokens, arguments, number
         self._told = self._resumed_told = self._rows = None
 
     def see(self, call: AttentionCall) -> AttentionCall:
         """Look at a call while the model runs; the call with nothing left that may be changed."""
-        self._seen[call.module, call.call] = self._follow(call, None)
+        if not self._waits(call):
+            self._seen[call.module, call.call] = self._follow(call, None)
         return replace(call, queries=call.queries.clone(), output=call.output.clone())
 
     def of(self, call: AttentionCall, limit: int | None = None) -> Seen:
@@ -102,6 +127,7 @@ class Derived:
             limit: Rows that are written, where a buffer has more.
         """
         key = (call.module, call.call)
+        self._settle()
         found = self._seen.get(key)
         if found is None:
             found = self._seen[key] = self._follow(call, limit)
@@ -116,18 +142,27 @@ class Derived:
 
     def over(self) -> None:
         """A forward is over; its tokens are kept only where rows were followed."""
+        self._settle()
         if self._seen:
             self._known  # noqa: B018 - compared with the tokens before, while those are known
             tokens = self._tokens
             self._before = None if tokens is None else tokens.detach().clone()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forget the calls of a forward."""
         self._seen.clear()
         self._memory.clear()
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     # -- one call --------------------------------------------------------------------------
 
     @torch.no_grad()
     def _follow(self, call: AttentionCall, limit: int | None) -> Seen:
         memory = _memory(call)
+        if any(one.memory == memory for one in self._waiting):
+            self._settle()
         same = self._memory.get(memory)
         if same is not None and same.intact(call):
             return same
@@ -140,30 +175,67 @@ class Derived:
         if limit is not None and limit < keys.shape[2]:
             keys, values = keys[:, :, :limit], values[:, :, :limit]
             visible = None if visible is None else visible[..., :limit]
-        if self._rows is None and call.kind == "self":
-            self._rows = call.queries.shape[2]
-        grown, start, pads = self._known
         follower = self._followers.setdefault(store, RowFollower())
         before = self._stores_of.get((call.module, call.call), store)
         if before != store:
             follower.succeed(self._followers[before])
         self._stores_of[call.module, call.call] = store
-        step = follower.step(
-            Given(
-                keys,
-                values,
-                call.queries.shape[2],
-                visible,
-                grown,
-                start,
-                pads,
-                self.number,
-                self._resumed,
-            )
-        )
+        step = follower.step(self._given(call, keys, values, visible))
         versions = _version(call.keys), _version(call.values)
         rows = step.fresh or (_written(keys, step), _written(values, step))
         return Seen(store, step, *rows, versions, follower.digests)
+
+    def _given(
+        self, call: AttentionCall, keys: Tensor, values: Tensor, visible: Tensor | None
+    ) -> Given:
+        """What a site was given, and what is known of the step."""
+        if self._rows is None and call.kind == "self":
+            self._rows = call.queries.shape[2]
+        grown, start, pads = self._known
+        new = call.queries.shape[2]
+        number, resumed = self.number, self._resumed
+        return Given(keys, values, new, visible, grown, start, pads, number, resumed)
+
+    # -- calls of a step that most likely only added rows ----------------------------------
+
+    @torch.no_grad()
+    def _waits(self, call: AttentionCall) -> bool:
+        """Copy the rows of a call to be looked at after the forward, with those of all others.
+
+        Only where sizes say that rows were added and no more; what they hold is compared then,
+        from the copy.
+        """
+        keys, values = call.keys, call.values
+        store = self._stores_of.get((call.module, call.call))
+        if store is None or keys.shape != values.shape or keys.dtype != values.dtype:
+            return False
+        nbytes = 2 * keys.nbytes
+        if self._waiting_bytes + nbytes > ROOM or self._stores.of_call(call) != store:
+            return False
+        follower, given = self._followers[store], self._given(call, keys, values, call.visible)
+        memory = _memory(call)
+        taken = memory in self._memory or any(one.memory == memory for one in self._waiting)
+        if taken or not follower.may_have_grown(given):
+            return False
+        versions = _version(keys), _version(values)
+        one = copied(follower, given)
+        self._waiting.append(_Waiting((call.module, call.call), memory, store, one, versions))
+        self._waiting_bytes += nbytes
+        return True
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Look at the rows that were copied."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        found = steps([one.copied for one in waiting])
+        for one, step in zip(waiting, found, strict=True):
+            given = one.copied.given
+            rows = step.fresh or (_written(given.keys, step), _written(given.values, step))
+            digests = one.copied.follower.digests
+            seen = Seen(one.store, step, *rows, one.versions, digests)
+            self._seen[one.key] = self._memory[one.memory] = seen
 
     @property
     def _resumed(self) -> bool:

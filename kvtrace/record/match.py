@@ -9,6 +9,8 @@ which takes in every `PARTS`-th feature.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -56,6 +58,23 @@ def glance(keys: Tensor, values: Tensor, part: int | None = None) -> Digests:
     flat = torch.cat(rows).reshape(2 * sequences * seq, factors.shape[0])
     found: Digests = _summed(flat, factors).cpu().numpy()
     return found.reshape(2, sequences, seq)
+
+
+def glances(rows: Sequence[Tensor], part: int | None = None) -> Digests:
+    """Digests of several tensors of one shape, all of them in one go, [tensors · sequences, seq].
+
+    Args:
+        rows: [sequences, kv_heads, seq, dim] each.
+        part: 0 to `PARTS` - 1; None: whole rows.
+    """
+    cut = [one if part is None else one[..., part::PARTS] for one in rows]
+    every = torch.cat(cut) if len(cut) > 1 else cut[0].contiguous()
+    sequences, heads, seq, dim = every.shape
+    factors = _weights(heads, rows[0].shape[3], part, every.device)
+    bits = every.view(_BITS[every.element_size()]).transpose(1, 2)
+    flat = bits.reshape(sequences * seq, heads * dim)
+    found: Digests = _summed(flat, factors).cpu().numpy()
+    return found.reshape(sequences, seq)
 
 
 def in_parts(rows: Tensor) -> Digests:

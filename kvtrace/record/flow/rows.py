@@ -93,12 +93,21 @@ class RowFollower:
 
     def step(self, given: Given) -> RowStep:
         """Compare a step with those before."""
-        keys = given.keys
-        sequences, _, seq, _ = keys.shape
-        part = self._part(given)
-        now = glance(keys, given.values, part)
-        if self._grew(given, now, part):
+        part = self.next_part(given)
+        now = glance(given.keys, given.values, part)
+        if self.grew(given, now, part):
             return self._longer(given)
+        return self.compared(given, now, part)
+
+    def compared(self, given: Given, now: Digests, part: int | None) -> RowStep:
+        """A step that may have done anything.
+
+        Args:
+            given: What the site was given.
+            now: Digests of keys and values, [2, sequences, seq].
+            part: Of what part of each row; None: of all of it.
+        """
+        sequences, _, seq, _ = given.keys.shape
         seen = where.seen(given.visible, seq)
         match = find(self._texts, now, part, given, seen)
         computed = int(seen.sum()) <= given.new
@@ -157,8 +166,16 @@ class RowFollower:
 
     # -- what nearly every step does -------------------------------------------------------
 
-    def _grew(self, given: Given, now: Digests, part: int | None) -> bool:
-        """Whether the newest text has the step's tokens more at its end, and is the same else."""
+    @property
+    def newest(self) -> Text:
+        """The text of the last step."""
+        return self._texts[-1]
+
+    def may_have_grown(self, given: Given) -> bool:
+        """Whether there are the step's tokens more than rows in the newest text, all of them seen.
+
+        Told by sizes alone; what the rows hold is another matter.
+        """
         text = self._texts[-1] if self._texts else None
         if (
             text is None
@@ -167,40 +184,33 @@ class RowFollower:
         ):
             return False
         sequences, old = text.cells.shape
-        if now.shape[1:] != (sequences, old + given.new) or not text.whole:
+        keys = given.keys.shape
+        if (keys[0], keys[2]) != (sequences, old + given.new) or not text.whole:
             return False
         if given.visible is not None and not where.seen(given.visible, old + given.new).all():
             return False
-        told = given.start is None or given.start == text.ends[0]
-        return told and bool((now[..., :old] == text.looked_at(part)).all())
+        return given.start is None or bool(given.start == text.ends[0])
+
+    def grew(self, given: Given, now: Digests, part: int | None) -> bool:
+        """Whether the newest text has the step's tokens more at its end, and is the same else."""
+        if not self.may_have_grown(given):
+            return False
+        before = self.newest.looked_at(part)
+        return bool((now[..., : before.shape[-1]] == before).all())
+
+    def go_on(self, text: Text, cells: int) -> None:
+        """Take a text for the newest one, some cells longer."""
+        self._texts[-1] = text
+        self.next_cell += cells
 
     def _longer(self, given: Given) -> RowStep:
         """A step that only added rows."""
-        before = self._texts.pop()
-        text, keys, values = longer(before, given, self.next_cell)
-        self._texts.append(text)
-        sequences, old = before.cells.shape
-        first, seq = self.next_cell, old + given.new
-        self.next_cell += sequences * given.new
-        origin = np.tile(np.arange(seq), (sequences, 1))
-        origin[:, old:] = NOWHERE
-        return RowStep(
-            text.cells,
-            text.positions,
-            np.arange(seq),
-            first,
-            np.tile(np.arange(old, seq), (sequences, 1)),
-            origin,
-            np.arange(sequences),
-            before.ends,
-            before.number,
-            old,
-            False,
-            given.new,
-            fresh=(keys, values),
-        )
+        before, first = self.newest, self.next_cell
+        text, keys, values = longer(before, given, first)
+        self.go_on(text, before.cells.shape[0] * given.new)
+        return grown_step(before, text, first, (keys, values))
 
-    def _part(self, given: Given) -> int | None:
+    def next_part(self, given: Given) -> int | None:
         """The part of each row that is looked at this time; None: all of it."""
         self._looks += 1
         whole = given.keys.numel() <= WHOLE or not in_turns(given.keys, given.values)
@@ -210,3 +220,32 @@ class RowFollower:
         if before is not None:
             self._texts = [one for one in self._texts if one is not before]
         self._texts = [*self._texts[1 - MAX_TEXTS :], text]
+
+
+def grown_step(before: Text, text: Text, first: int, fresh: tuple[Tensor, Tensor]) -> RowStep:
+    """A step that only added rows.
+
+    Args:
+        before: The text as it was.
+        text: As it is.
+        first: Number of the first new cell.
+        fresh: A copy of the new keys and values.
+    """
+    (sequences, seq), old = text.cells.shape, before.cells.shape[1]
+    origin = np.tile(np.arange(seq), (sequences, 1))
+    origin[:, old:] = NOWHERE
+    return RowStep(
+        text.cells,
+        text.positions,
+        np.arange(seq),
+        first,
+        np.tile(np.arange(old, seq), (sequences, 1)),
+        origin,
+        np.arange(sequences),
+        before.ends,
+        before.number,
+        old,
+        False,
+        seq - old,
+        fresh=fresh,
+    )

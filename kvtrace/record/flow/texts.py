@@ -159,7 +159,7 @@ def longer(text: Text, given: Given, first_cell: int) -> tuple[Text, Tensor, Ten
     grown = Text(
         np.concatenate((text.digests, digests), -1),
         None if text.parts is None else np.concatenate((text.parts, parts), -1),
-        np.concatenate((text.lengths, _lengths(keys)), -1),
+        np.concatenate((text.lengths, lengths(keys)), -1),
         np.concatenate((text.cells, cells), -1),
         np.concatenate((text.positions, positions), -1),
         text.ends + new,
@@ -190,9 +190,10 @@ def _digested(keys: Tensor, values: Tensor, *, turns: bool) -> tuple[Digests, Di
     return parts.sum(1), parts
 
 
-def _lengths(keys: Tensor) -> NDArray[np.float32]:
-    lengths = torch.linalg.vector_norm(keys.detach().float(), dim=(1, 3))
-    found: NDArray[np.float32] = lengths.cpu().numpy()
+def lengths(keys: Tensor) -> NDArray[np.float32]:
+    """Euclidean length of each key over all heads, [sequences, seq]."""
+    norms = torch.linalg.vector_norm(keys.detach().float(), dim=(1, 3))
+    found: NDArray[np.float32] = norms.cpu().numpy()
     return found
 
 
@@ -224,6 +225,6 @@ def _calculate(text: Text, given: Given, columns: Numbers, unknown: Flags) -> No
 
     digests, parts = _digested(keys, values, turns=text.parts is not None)
     put(text.digests, digests)
-    put(text.lengths, _lengths(keys))
+    put(text.lengths, lengths(keys))
     if text.parts is not None:
         put(text.parts, parts)
