@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.jit._builtins import _find_builtin, _register_builtin
 
 from kvtrace.record.patch import Method, Patches
 from kvtrace.record.running import our_work, passes
@@ -104,8 +105,13 @@ class Noted:
         self.choices.append(Choice(module, number, options, selection.ordered, indices))
 
 
+@functools.cache
 def _shown(original: Method, read: Callable[..., Selection | None]) -> Method:
-    """A torch function that shows what it selects."""
+    """A torch function that shows what it selects; for code that is scripted meanwhile, torch's.
+
+    Made once: the compiler knows functions by their identity.
+    """
+    known = _find_builtin(original)  # type: ignore[no-untyped-call]
 
     @functools.wraps(original)
     def select(*args: Any, **kwargs: Any) -> Any:
@@ -124,6 +130,8 @@ def _shown(original: Method, read: Callable[..., Selection | None]) -> Method:
         running[-1].own_ns += perf_counter_ns() - start
         return result
 
+    if known is not None:
+        _register_builtin(select, known)
     return select
 
 

@@ -92,6 +92,21 @@ def test_a_maximum_that_steadies_a_softmax_is_no_choice():
     assert not [one for one in ties(report) if "attn" in one.code]
 
 
+@pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning")
+def test_code_that_is_scripted_while_a_model_runs_still_compiles():
+    def select(x: torch.Tensor) -> torch.Tensor:
+        values, _ = torch.topk(x, 2, dim=-1)
+        most = torch.max(x, dim=-1, keepdim=True)[0] + torch.sort(x, dim=-1)[0]
+        return values.sum(-1, keepdim=True) + most + x.argmax(-1, keepdim=True)
+
+    def scripted(scores):
+        return torch.jit.script(select)(scores)
+
+    report = check(routed(select=scripted), PROMPT, new_tokens=2, ways=())
+    assert "could not check" not in str(report)
+    assert torch.jit.script(select)(torch.eye(3)).shape == (3, 3)
+
+
 def test_functions_are_torchs_own_again_afterwards():
     before = torch.topk, torch.Tensor.topk, torch.max, torch.Tensor.argmax
     check(routed(select=by_topk), PROMPT, new_tokens=2, ways=())
