@@ -12,7 +12,7 @@ from dataclasses import replace
 from kvtrace.errors import TraceError
 from kvtrace.trace import CacheStep, Meta, SiteStep, Step, dtypes
 from kvtrace.trace.meta import FORMAT_VERSION, CacheLayer, Site
-from kvtrace.trace.step import Runs
+from kvtrace.trace.step import PoolRun, Runs
 
 MAX_HEADS = 1 << 20
 MAX_DIM = 1 << 24
@@ -68,7 +68,9 @@ def _fixed_site(site: Site) -> Site:
 
 def _fixed_layer(layer: CacheLayer) -> CacheLayer:
     """What no later META may say otherwise: a layer that grows may turn out to be a buffer."""
-    return replace(layer, kind="", window=None, capacity=None, where="", remark="", shared_dim=0)
+    return replace(
+        layer, kind="", window=None, capacity=None, where="", remark="", shared_dim=0, block_slots=0
+    )
 
 
 def _sound_layer(layer: CacheLayer) -> bool:
@@ -114,6 +116,9 @@ def check_step(step: Step, meta: Meta, file_bytes: int, where: str) -> None:
     for sites in step.sites:
         if not _sound_sites(sites, len(meta.sites), step.num_sequences, file_bytes):
             raise TraceError(f"{where} has attention that can't be.")
+    packed = step.packed
+    if packed is not None and not (0 <= packed.place < packed.of and packed.forward >= 0):
+        raise TraceError(f"{where} is a part of a forward that can't be.")
     for top in step.top:
         if len(top.ids) != len(top.logits):
             raise TraceError(f"{where} has {len(top.ids)} top ids and {len(top.logits)} logits.")
@@ -126,11 +131,21 @@ def _sound_caches(group: CacheStep, layers: int, file_bytes: int) -> bool:
         return False
     if len(set(group.layers)) != len(group.layers):
         return False
+    if len(group.pool) not in (0, len(group.attended)):
+        return False
+    if any(not _lies(pool, runs) for pool, runs in zip(group.pool, group.attended, strict=False)):
+        return False
     written = 0 <= group.rows <= file_bytes and 0 <= group.first_cell < MAX_CELL
     longest = file_bytes + SPARE_ROWS
     return written and all(
         _sound_runs(runs, longest) for runs in (*group.attended, *group.kept) if runs
     )
+
+
+def _lies(pool: Sequence[PoolRun], runs: Runs) -> bool:
+    """Whether every row is said to lie in a slot, or in none."""
+    bounded = all(one.count >= 0 and -1 <= one.slot < MAX_CELL for one in pool)
+    return bounded and sum(one.count for one in pool) == sum(run.count for run in runs)
 
 
 def _sound_runs(runs: Runs, longest: int) -> bool:

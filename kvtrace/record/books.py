@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from kvtrace.record import runs
 from kvtrace.record.forward import CacheChange
 from kvtrace.record.runs import Runs
+from kvtrace.trace import PoolRun
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +45,7 @@ class Entry:
         rows: Cells written per sequence.
         before: Rows held before.
         rewritten: Of the written ones, those that replaced older ones.
+        pool: Per sequence: where the rows attended to lie, in a pool that requests share.
     """
 
     attended: tuple[Runs, ...]
@@ -52,6 +54,7 @@ class Entry:
     rows: int
     before: int
     rewritten: int = 0
+    pool: tuple[tuple[PoolRun, ...], ...] = ()
 
 
 def append(

@@ -199,3 +199,11 @@ def patch_given(cache: object) -> None:
         for owner in type(cache).__mro__:
             if owner is not object:
                 patch_class(CACHES, owner)
+
+
+def cross_half(given: object, result: Any) -> object:
+    """The second half of an encoder-decoder cache, whether it was given or made."""
+    made = getattr(result, "past_key_values", None)
+    parts = result if isinstance(result, tuple) else ()
+    found = (getattr(one, "cross_attention_cache", None) for one in (given, made, *parts))
+    return next((one for one in found if one is not None), None)

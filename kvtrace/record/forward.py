@@ -7,13 +7,14 @@ the callback keeps the model's memory; whoever reads one later may read what was
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.choices import Choice
+from kvtrace.record.paged.places import Part, Placed
 
 
 class CacheUpdate(NamedTuple):
@@ -38,6 +39,7 @@ class CacheUpdate(NamedTuple):
         known: Cache and layer are of classes whose behaviour is known; else rows are compared.
         earlier: Keys and values handed back last time, kept only when not `continuous`.
         packed_bytes: Memory of rows that the layer holds in a packed form of its own.
+        placed: Where its rows lie, in a pool that several requests share.
     """
 
     cache: int
@@ -58,6 +60,7 @@ class CacheUpdate(NamedTuple):
     known: bool
     earlier: tuple[Tensor, Tensor] | None = None
     packed_bytes: int = 0
+    placed: Placed | None = None
 
     @property
     def held_bytes(self) -> int:
@@ -134,6 +137,7 @@ class Beginning:
         seen: Number of attention calls seen in it so far, whenever asked.
         keep: Takes what calls that read from no known cache are given to while the forward runs;
             what that returns is kept in the call's place.
+        fed: First token of each request of a packed forward, by the number of its cache.
     """
 
     arguments: Mapping[str, object]
@@ -142,6 +146,7 @@ class Beginning:
     changes: tuple[CacheChange, ...]
     seen: Callable[[], int]
     keep: Callable[[Keep], None] = lambda _: None
+    fed: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +171,7 @@ class Forward:
         elapsed_ns: Wall time, our own taken out.
         own_ns: Our own time within it.
         choices: What it selected (experts, slots), where somebody wanted to know.
+        part_of: The packed forward that this is a request's part of; times are its share.
     """
 
     number: int
@@ -186,6 +192,7 @@ class Forward:
     elapsed_ns: int = 0
     own_ns: int = 0
     choices: tuple[Choice, ...] = ()
+    part_of: Part | None = None
 
     def argument(self, name: str) -> Tensor | None:
         """A tensor it was called with, by name."""

@@ -7,7 +7,7 @@ only where rows must be compared with those of the next forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -17,9 +17,11 @@ from kvtrace.record.books import EMPTY, Book, Entry
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.content import Recogniser
 from kvtrace.record.derived import Derived
+from kvtrace.record.events import joined
 from kvtrace.record.flow.slots import Numbers
 from kvtrace.record.forward import CacheChange, CacheUpdate, Forward
 from kvtrace.record.own import Own
+from kvtrace.record.paged.pool import Pools
 from kvtrace.record.positions import Positions
 from kvtrace.record.reads import Read, reads
 from kvtrace.record.routine import Routine, routine
@@ -44,6 +46,7 @@ class LedgerStep:
         caches: Serial numbers of the caches that were updated or read.
         slots: Cache layer to the slots of a buffer that hold rows, where not all do.
         parent: Step whose rows this one goes on with, as the rows tell it.
+        donor: Step whose rows a request goes on with that had none of its own.
         grown: Tokens more than those of the step before, which were computed again.
         own_bytes: Memory of caches of the model's own.
         routine: As the step before in all but the number of rows.
@@ -58,6 +61,7 @@ class LedgerStep:
     caches: set[int] = field(default_factory=set)
     slots: dict[int, Numbers] = field(default_factory=dict)
     parent: int | None = None
+    donor: int | None = None
     grown: int = 0
     own_bytes: int = 0
     routine: bool = False
@@ -93,21 +97,24 @@ class Ledger:
         self._homes: dict[tuple[int, int], int] = {}
         self._content = Recogniser(self.stores)
         self._own = Own(self.stores)
+        self._pools = Pools(self.stores)
         self._routine: Routine | None = None
 
-    def step(self, forward: Forward, positions: Positions) -> LedgerStep:
+    def step(self, forward: Forward, positions: Positions, number: int = 0) -> LedgerStep:
         """Enter a forward.
 
         Args:
             forward: With its updates, changes and calls.
             positions: Of its tokens.
+            number: Of the step.
         """
+        self._pools.begin(number)
         again = self._again(forward, positions)
         if again is not None:
             return again
         out = LedgerStep(reads=reads(forward))
         events = [self._change(one) for one in forward.changes]
-        out.events = _joined(event for event in events if event.layers)
+        out.events = joined(event for event in events if event.layers)
         work = _Work(forward, positions, out)
         read = {one.update for one in out.reads if one.source == "cache"}
         self._own.begin()
@@ -121,6 +128,7 @@ class Ledger:
         for place, call in enumerate(forward.calls):
             out.stores.append(self._read(place, call, work))
         self._own_caches(out)
+        self._borrowed(work)
         # a layer may write several parts of its memory; the last time all are there
         for memory in {(one.cache, one.layer): one for one in forward.recurrent}.values():
             self.stores.of_recurrent(memory)
@@ -173,6 +181,13 @@ class Ledger:
 
     def _update(self, store: int, update: CacheUpdate, work: _Work) -> Entry:
         key = (update.cache, store)
+        if update.placed is not None:
+            entry, work.out.rows[store] = self._pools.update(
+                store, update, update.placed, work.positions[0]
+            )
+            self._books[key] = entry.after
+            work.out.seq[store] = update.keys.shape[2]
+            return entry
         book = self._books.get(key, EMPTY)
         places = _places(update, work.forward, work.positions, book)
         seq, kept = _sizes(update)
@@ -250,6 +265,17 @@ class Ledger:
         out.grown = own.derived.grown if own.parent is not None else 0
         own.derived.over()
 
+    def _borrowed(self, work: _Work) -> None:
+        """Rows of another request that this one begins with."""
+        donor = self._pools.donor
+        if donor is not None:
+            work.out.donor = donor.step
+            layers = tuple(work.entries)
+            if donor.length > donor.kept:
+                before, after = (donor.length,) * len(layers), (donor.kept,) * len(layers)
+                work.out.events += (CacheEvent("crop", layers, before, after),)
+        self._pools.over(tuple(work.out.caches))
+
     def _untouched(self, store: int, book: Book, work: _Work) -> Entry:
         """A step that read rows and wrote none."""
         first = self.stores.next_cell[store]
@@ -290,24 +316,6 @@ class Ledger:
             self._content.attended.pop(key, None)
         while len(self._homes) > MAX_BOOKS:
             del self._homes[next(iter(self._homes))]
-
-
-def _joined(events: Iterable[CacheEvent]) -> tuple[CacheEvent, ...]:
-    """Events, with what happened to both halves of an encoder-decoder cache told once."""
-    out: list[CacheEvent] = []
-    for event in events:
-        last = out[-1] if out else None
-        alike = last is not None and (last.kind, last.order) == (event.kind, event.order)
-        if last is None or not alike or not set(last.layers).isdisjoint(event.layers):
-            out.append(event)
-            continue
-        out[-1] = replace(
-            last,
-            layers=last.layers + event.layers,
-            lengths_before=last.lengths_before + event.lengths_before,
-            lengths_after=last.lengths_after + event.lengths_after,
-        )
-    return tuple(out)
 
 
 def _numbered(updates: Sequence[CacheUpdate]) -> Iterator[tuple[int, CacheUpdate]]:
@@ -379,4 +387,5 @@ def _cache_step(layers: tuple[int, ...], entry: Entry) -> CacheStep:
         entry.before,
         entry.after.rows,
         entry.rewritten,
+        entry.pool,
     )

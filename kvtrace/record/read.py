@@ -108,14 +108,6 @@ def _take_apart(mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return visible, rest if bool(rest.any()) else None
 
 
-PAGED = "requests are batched continuously: which rows each one attended to was not recorded"
-
-
-def is_paged(raw: RawCall) -> bool:
-    """Whether a call is given new rows only, and finds the others in blocks it shares."""
-    return hasattr(raw[1].get("cache"), "layer_to_allocator")
-
-
 def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> AttentionCall | None:
     """Make the call; None when it was not called with q, k and v of four dimensions."""
     given, kwargs, result, eager, _ = raw

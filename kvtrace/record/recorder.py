@@ -23,6 +23,7 @@ from kvtrace.record.cost import CostMeter, Measured
 from kvtrace.record.forward import Beginning, Forward
 from kvtrace.record.ledger import Ledger, LedgerStep
 from kvtrace.record.masks import Compactor
+from kvtrace.record.paged.places import packed_of
 from kvtrace.record.phases import Phases
 from kvtrace.record.positions import Positions, positions
 from kvtrace.record.sites import Sites
@@ -82,6 +83,7 @@ class _Pending:
     step: Step
     rows: StepRows
     caches: frozenset[int]
+    told: tuple[int | None, ...] | None = None
 
 
 class Recorder:
@@ -110,7 +112,7 @@ class Recorder:
         self._top = TopReader()
         self._meter = CostMeter(model)
         self._chunk = _chunk(model)
-        self._pending: _Pending | None = None
+        self._pending: list[_Pending] = []
         self._latest: dict[int, int] = {}
         self._before: Tokens = ()
         self._named: list[int] | None = None
@@ -122,8 +124,9 @@ class Recorder:
         """A forward begins: write the step before, with the token that is fed now."""
         if self.failure is not None or self.paused:
             return
-        if self._pending is not None:
-            self.flush(self._fed(beginning, self._pending))
+        for pending in self._pending:
+            pending.told = pending.told or self._fed(beginning, pending)
+        self.flush()
         self._ledger.derived.begin(beginning.tokens, beginning.arguments, self.num_steps)
         beginning.keep(self._keep)
         self._meter.begin(beginning.seen)
@@ -147,7 +150,7 @@ class Recorder:
             self._fail(error)
             return
         spent = forward.own_ns + perf_counter_ns() - start
-        self._pending = _Pending(replace(step, recorder_ns=spent), rows, caches)
+        self._pending.append(_Pending(replace(step, recorder_ns=spent), rows, caches))
         self.num_steps += 1
 
     def _keep(self, call: AttentionCall) -> AttentionCall:
@@ -176,18 +179,32 @@ class Recorder:
 
     def choose(self, tokens: tuple[int | None, ...]) -> None:
         """The tokens chosen after the last forward, per sequence: the step is written now."""
-        if self._pending is not None:
+        if self._pending:
             self.flush(tokens)
 
+    def told(self, cache: int, token: int) -> None:
+        """The token chosen for the one sequence of a cache, after the last forward it was in."""
+        for pending in self._pending:
+            if cache in pending.caches:
+                pending.told = (token,)
+
     def flush(self, chosen: tuple[int | None, ...] | None = None) -> None:
-        """Write the step that waits.
+        """Write the steps that wait.
 
         A disk that is full or fails ends the recording, not the run: see `failure`.
+
+        Args:
+            chosen: Tokens chosen after the last of them, where nobody told yet.
         """
-        pending, self._pending = self._pending, None
-        if pending is None or self.failure is not None:
-            return
-        step = pending.step
+        waiting, self._pending = self._pending, []
+        if waiting and waiting[-1].told is None:
+            waiting[-1].told = chosen
+        for pending in waiting:
+            if self.failure is None:
+                self._flush(pending)
+
+    def _flush(self, pending: _Pending) -> None:
+        step, chosen = pending.step, pending.told
         if chosen is not None and len(chosen) == step.num_sequences:
             texts = {**step.texts, **self._options.texts.of([c for c in chosen if c is not None])}
             step = replace(step, chosen=chosen, texts=texts)
@@ -227,13 +244,13 @@ class Recorder:
     @property
     def last(self) -> Step | None:
         """The step that waits."""
-        return None if self._pending is None else self._pending.step
+        return self._pending[-1].step if self._pending else None
 
     # -- a step ----------------------------------------------------------------------------
 
     def _step(self, forward: Forward) -> tuple[Step, StepRows, frozenset[int]]:
         where = positions(forward, self._ledger.at(forward))
-        entry = self._ledger.step(forward, where)
+        entry = self._ledger.step(forward, where, self.num_steps)
         origin = where[0][0] if where and where[0] else 0
         attended = Attended()
         compactor = Compactor(forward.sequences, origin, self._chunk)
@@ -250,7 +267,7 @@ class Recorder:
         number = self.num_steps
         step = Step(
             number=number,
-            phase=self.phases.of(forward, where, entry),
+            phase=self._phase(forward, where, entry),
             parent=self._parent(entry, tokens, where),
             tokens=tokens,
             positions=where,
@@ -262,6 +279,7 @@ class Recorder:
             cost=self._cost(forward, entry, where),
             elapsed_ns=forward.elapsed_ns,
             texts=self._options.texts.of(_ids(tokens, top)),
+            packed=packed_of(forward.part_of),
         )
         self._before, self._named = tokens, attended.sites
         for cache in entry.caches:
@@ -285,11 +303,20 @@ class Recorder:
         # of rows that a faulty cache changed none is known again, but its tokens have a place
         continued = continued or any(row[0] > 0 for row in where if row)
         found = [self._latest[one] for one in entry.caches if one in self._latest]
-        return max(found) if found and continued else None
+        return max(found) if found and continued else entry.donor
+
+    def _phase(self, forward: Forward, where: Positions, entry: LedgerStep) -> str:
+        """Prefill or decode; an engine says how long the prompt of a request is."""
+        prompt = None if forward.part_of is None else forward.part_of.prompt
+        if prompt is None:
+            return self.phases.of(forward, where, entry)
+        return "decode" if where[0][0] >= prompt else "prefill"
 
     def _cost(self, forward: Forward, entry: LedgerStep, where: Positions) -> Cost:
         past = max((row[0] for row in where if row), default=0)
         logits = None if forward.logits is None else tuple(forward.logits.shape)
+        if forward.part_of is not None and forward.part_of.whole is not None:
+            self._meter.measure(forward.part_of.whole)  # learns what a token costs
         sizes = Measured(forward.calls, forward.sequences, forward.new, max(0, past), logits)
         cached, recomputed = self._meter.measure(sizes)
         read, written = step_bytes(entry.groups, self._ledger.stores.layers)
@@ -324,6 +351,9 @@ class Recorder:
     def _fed(self, beginning: Beginning, pending: _Pending) -> tuple[int | None, ...] | None:
         """The tokens fed now, if they are the ones chosen after the step that waits."""
         tokens, before = beginning.tokens, pending.step
+        if before.packed is not None:
+            fed = [beginning.fed[one] for one in pending.caches if one in beginning.fed]
+            return tuple(fed) if before.top else None
         moved = any(one.kind != "crop" for one in beginning.changes)
         if tokens is None or moved or tokens.dim() != 2:
             return None

@@ -129,6 +129,7 @@ class Recording:
             self._forward,
             on_begin=self._begin,
             on_failure=recorder.failed,
+            on_chosen=recorder.told,
             choosing=None if self._lanes.options.mode == "off" else Noted,
         )
         watch.__enter__()
@@ -201,7 +202,8 @@ class Recording:
         recorder = self.recorder
         if recorder is None or recorder.paused:
             return
-        verdict = "step" if self.gate is None else self.gate(forward)
+        asked = self.gate is not None and forward.part_of is None
+        verdict = self.gate(forward) if asked and self.gate is not None else "step"
         if verdict == "step":
             recorder.forward(forward)
             return

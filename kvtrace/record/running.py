@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kvtrace.record.choices import Chooser
     from kvtrace.record.flow import FlowWatch
     from kvtrace.record.forward import Recurrent
+    from kvtrace.record.paged.engine import PagedUpdate
+    from kvtrace.record.paged.split import Packed
     from kvtrace.record.tracker import CacheTracker
 
 
@@ -68,6 +70,8 @@ class Pass:
         own_ns: Time spent in patches.
         keep: Given each call of the data flow that read from no known cache, while the forward
             runs; what it returns is kept in the call's place.
+        paged: Updates of a pool that requests share.
+        packed: The requests of a packed forward.
     """
 
     names: Mapping[int, str]
@@ -83,6 +87,8 @@ class Pass:
     started: int = 0
     own_ns: int = 0
     keep: Callable[[AttentionCall], AttentionCall] | None = None
+    paged: list[PagedUpdate] = field(default_factory=list)
+    packed: Packed | None = None
 
 
 class _Threads(threading.local):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from threading import Thread, current_thread
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition, Thread, current_thread
+
+PATIENCE_S = 60.0
+"""How long a call in another thread is waited for before it is left alone."""
 
 
 class Turns:
@@ -17,19 +22,48 @@ class Turns:
         self.overlapped = False
         self._running: Thread | None = None
         self._bound: Thread | None = None
+        self._over = False
+        self._changed = Condition()
 
     def begin(self) -> bool:
         """A call begins in this thread; whether it is followed."""
-        mine, running = current_thread(), self._running
-        if running is not None and running is not mine:
-            self._bound = running
-        bound = self._bound
-        if bound is not None and bound is not mine and bound.is_alive():
-            self.overlapped = True
-            return False
-        self._running = mine
-        return True
+        with self._changed:
+            if self._over:
+                return False
+            mine, running = current_thread(), self._running
+            if running is not None and running is not mine:
+                self._bound = running
+            bound = self._bound
+            if bound is not None and bound is not mine and bound.is_alive():
+                self.overlapped = True
+                return False
+            self._running = mine
+            return True
 
     def end(self) -> None:
         """The call that was followed is over."""
-        self._running = None
+        with self._changed:
+            self._running = None
+            self._changed.notify_all()
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """The call that was followed is over once everybody was told of it, in here."""
+        try:
+            yield
+        finally:
+            self.end()
+
+    def bind(self) -> None:
+        """Only calls of this thread are followed."""
+        self._bound = current_thread()
+
+    def close(self) -> None:
+        """No call is followed any more; one that another thread is in is waited for."""
+        with self._changed:
+            self._over = True
+            self._changed.wait_for(self._alone, timeout=PATIENCE_S)
+
+    def _alone(self) -> bool:
+        running = self._running
+        return running is None or running is current_thread() or not running.is_alive()

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from kvtrace.record.caches import CACHES, HALVES, follow, patch_given
+from kvtrace.record.caches import CACHES, HALVES, cross_half, follow, patch_given
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.choices import CHOICES, Chooser
 from kvtrace.record.clean import CLEAN
@@ -30,7 +30,8 @@ from kvtrace.record.inputs import fitted, logits_of, shape_of, tokens_of
 from kvtrace.record.interface import INTERFACE
 from kvtrace.record.kinds import is_two_sided, kind_of
 from kvtrace.record.levels import lower_levels, note_runs, unseen
-from kvtrace.record.read import PAGED, MaskReader, ModuleFacts, facts, is_paged, read
+from kvtrace.record.paged.follower import Follower
+from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
 from kvtrace.record.running import Followed, Pass, our_work, passes
 from kvtrace.record.tracker import CacheTracker, finished
 from kvtrace.record.turns import Turns
@@ -55,6 +56,7 @@ class Watch:
         on_begin: Callable[[Beginning], None] | None = None,
         on_failure: Callable[[], None] | None = None,
         choosing: Callable[[], Chooser] | None = None,
+        on_chosen: Callable[[int, int], None] | None = None,
     ) -> None:
         """Nothing is touched before `with`.
 
@@ -64,6 +66,7 @@ class Watch:
             on_begin: Told of each forward that begins.
             on_failure: Told when one raised.
             choosing: Makes what is shown the selections of one forward; None: nobody asks.
+            on_chosen: Told of tokens chosen for a request in a batch: (its cache, token).
         """
         self.model = model
         self.num_forwards = 0
@@ -79,9 +82,9 @@ class Watch:
         self._flow: FlowWatch | None = None
         self._eagerly = Eagerly()
         self._turns = Turns()
+        self._requests = Follower(self._tracker, on_chosen or (lambda _, __: None))
         self._seen: set[str] = set()
         self._odd: set[str] = set()
-        self._says: dict[str, None] = {}
         self._ran: set[str] = set()
         self._signatures: dict[int, inspect.Signature] = {}
         self._undo: list[Callable[[], None]] = []
@@ -92,7 +95,7 @@ class Watch:
             for patches in (INTERFACE, CACHES, CLEAN, *([CHOICES] if self._choosing else ())):
                 patches.hold()
                 self._undo.append(patches.release)
-            self._undo.append(follow(self._tracker))
+            self._undo += [follow(self._tracker), self._requests.listen()]
             flow = self._flow = lower_levels(self.model)
             if flow is not None:
                 flow.__enter__()
@@ -113,6 +116,10 @@ class Watch:
     ) -> None:
         self._stop()
 
+    def bind(self) -> None:
+        """Only calls of this thread are watched."""
+        self._turns.bind()
+
     @property
     def unseen(self) -> tuple[str, ...]:
         """Sentences: modules that look like attention and were not seen to attend so far."""
@@ -123,7 +130,7 @@ class Watch:
     def notes(self) -> tuple[str, ...]:
         """Sentences: how the watching itself changed what is said, time above all."""
         other = "calls in other threads while one was running were not recorded"
-        also = (*self._says, *((other,) if self._turns.overlapped else ()))
+        also = (*self._requests.says, *((other,) if self._turns.overlapped else ()))
         also += (EAGERLY,) if self._eagerly.ran else ()
         if self._flow is None or not self._flow.followed:
             return also
@@ -131,6 +138,7 @@ class Watch:
         return (slower, *also, *self._flow.notes)
 
     def _stop(self) -> None:
+        self._turns.close()
         while self._undo:
             self._undo.pop()()
 
@@ -160,11 +168,12 @@ class Watch:
         """
         stop = perf_counter_ns()
         one = self._over()
-        if one is not None and keep:
-            elapsed = stop - one.started - one.own_ns
-            self._finish("model", self.model, one, arguments, None, elapsed)
-        elif self._on_failure is not None:
-            self._on_failure()
+        with nullcontext() if one is None else self._turns.ending():
+            if one is not None and keep:
+                elapsed = stop - one.started - one.own_ns
+                self._finish("model", self.model, one, arguments, None, elapsed)
+            elif self._on_failure is not None:
+                self._on_failure()
 
     def _hook(self, part: str, module: nn.Module) -> None:
         """Watch one entrance of the model."""
@@ -180,12 +189,13 @@ class Watch:
             one = None if self.paused or called is not module else self._over()
             if one is None:
                 return
-            if result is not None:
-                arguments = self._arguments(module, args, kwargs)
-                elapsed = stop - one.started - one.own_ns
-                self._finish(part, module, one, arguments, result, elapsed)
-            elif self._on_failure is not None:
-                self._on_failure()
+            with self._turns.ending():
+                if result is not None:
+                    arguments = self._arguments(module, args, kwargs)
+                    elapsed = stop - one.started - one.own_ns
+                    self._finish(part, module, one, arguments, result, elapsed)
+                elif self._on_failure is not None:
+                    self._on_failure()
 
         def direct(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self.paused or any(one.names is self._names for one in passes()):
@@ -219,8 +229,13 @@ class Watch:
         if self.num_forwards == 0 or isinstance(given, Cache):
             patch_given(given)
         one = Pass(self._names, self._tracker, self._flow, self._choosing and self._choosing())
-        if self._on_begin is not None:
-            self._on_begin(self._beginning(arguments, one))
+        try:
+            self._requests.begin(one, arguments)
+            if self._on_begin is not None:
+                self._on_begin(self._beginning(arguments, one))
+        except BaseException:
+            self._turns.end()
+            raise
         running.append(one)
         one.started = perf_counter_ns()
 
@@ -234,18 +249,19 @@ class Watch:
         if one.nested:
             one.nested -= 1
             return None
-        self._turns.end()
         del running[place:]
         return one
 
     def _beginning(self, arguments: Mapping[str, object], one: Pass) -> Beginning:
+        fed = self._requests.fed(one)
         return Beginning(
             arguments,
             tokens_of(arguments),
-            self._given(arguments),
+            self._given(arguments) | fed.keys(),
             tuple(self._tracker.changes),
             lambda: len(one.calls),
             lambda keep: setattr(one, "keep", keep),
+            fed,
         )
 
     def _given(self, arguments: Mapping[str, object]) -> frozenset[int]:
@@ -277,6 +293,7 @@ class Watch:
     ) -> None:
         """Make the Forward, and hand it over."""
         start = perf_counter_ns()
+        self._requests.see(one)
         updates = self._updates(one, arguments, result)
         calls, updates_before = self._calls(one, part)
         tokens = tokens_of(arguments)
@@ -307,15 +324,19 @@ class Watch:
             own_ns=one.own_ns + perf_counter_ns() - start,
             choices=() if one.choosing is None else tuple(one.choosing.choices),
         )
-        self.num_forwards += 1
+        forwards = self._requests.parts(forward, one)
+        self.num_forwards += len(forwards)
+        if not forwards and self._on_failure is not None:
+            self._on_failure()
         with our_work():
-            self._on_forward(forward)
+            for each in forwards:
+                self._on_forward(each)
 
     def _updates(
         self, one: Pass, arguments: Mapping[str, object], result: Any
     ) -> tuple[CacheUpdate, ...]:
         """The updates of a pass that is over; what the caches hold now is noted."""
-        cross = _cross_half(arguments.get("past_key_values"), result)
+        cross = cross_half(arguments.get("past_key_values"), result)
         handed: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
         out = []
         for raw in one.updates:
@@ -366,9 +387,6 @@ class Watch:
                 kind = "encoder" if part == "encoder" and kind != "cross" else kind
                 known = facts(module, path, len(self._facts), kind)
                 self._facts[key] = known
-            if is_paged(raw):
-                self._says[PAGED] = None
-                continue
             call = read(known, raw, number, masks)
             if call is not None:
                 found.append(call)
@@ -380,11 +398,3 @@ class Watch:
             before += [each.before for each in more]
         self._seen.update([call.module for call in found])
         return tuple(found), tuple(before)
-
-
-def _cross_half(given: object, result: Any) -> object:
-    """The second half of an encoder-decoder cache, whether it was given or made."""
-    made = getattr(result, "past_key_values", None)
-    parts = result if isinstance(result, tuple) else ()
-    found = (getattr(one, "cross_attention_cache", None) for one in (given, made, *parts))
-    return next((one for one in found if one is not None), None)

@@ -76,6 +76,8 @@ class CacheLayer:
         remark: What else must be known to read its rows right; a sentence, or empty.
         shared_dim: Features of a value row that its key row has too, held once (absorbed MLA:
             the keys are latent and rotary key, the values the latent).
+        block_slots: Slots of a block, where the requests of an engine share one pool of blocks;
+            `capacity` is then that of the pool. 0: there is none.
     """
 
     index: int
@@ -93,6 +95,7 @@ class CacheLayer:
     where: str = ""
     remark: str = ""
     shared_dim: int = 0
+    block_slots: int = 0
 
     def dim(self, tensor: Tensor) -> int:
         """Features of a row of K or V."""

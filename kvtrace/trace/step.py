@@ -36,6 +36,19 @@ Runs = tuple[Run, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class PoolRun:
+    """Consecutive rows in consecutive slots of a pool that several requests share.
+
+    Attributes:
+        slot: Where the first one lies: block · slots of a block + place in it; -1: in no slot.
+        count: Number of rows.
+    """
+
+    slot: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class CacheStep:
     """What happened to a group of cache layers in one step; the same to each of them.
 
@@ -49,6 +62,8 @@ class CacheStep:
         length_before, length_after: Rows the cache held around the step.
         rewritten: Written rows per sequence that replaced older ones in place (quantised or
             re-rotated caches), counted in `rows`.
+        pool: Per sequence, where the rows of `attended` lie in the pool of a paged cache: older
+            rows where they were read, new ones where they were written. Empty: there is none.
     """
 
     layers: tuple[int, ...]
@@ -59,6 +74,7 @@ class CacheStep:
     length_before: int
     length_after: int
     rewritten: int = 0
+    pool: tuple[tuple[PoolRun, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +197,27 @@ class TopLogits:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """One request's part in a forward of an engine that batches requests continuously.
+
+    Attributes:
+        forward: Number of the engine's forward, counted from 0.
+        request: What the engine calls the request.
+        place: Which of the requests in this forward it is.
+        of: How many there are.
+        elapsed_ns: Wall time of the whole forward, our own time taken out.
+    """
+
+    forward: int
+    request: str
+    place: int
+    of: int
+    elapsed_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """One forward pass.
+    """One forward pass, or one request's part in a forward that was packed with several.
 
     Attributes:
         number: Counted from 0 in order of time.
@@ -196,9 +231,11 @@ class Step:
         sites: What the attention did.
         events: Changes of the cache between the step before and this one.
         cost: FLOPs and bytes.
-        elapsed_ns: Wall time of the forward, our own time taken out.
+        elapsed_ns: Wall time of the forward, our own time taken out; of a packed one the part's
+            share, in proportion to its tokens.
         recorder_ns: Our own time.
         texts: Text of token ids first seen here.
+        packed: Its place among the requests of a packed forward.
     """
 
     number: int
@@ -215,6 +252,7 @@ class Step:
     elapsed_ns: int = 0
     recorder_ns: int = 0
     texts: Mapping[int, str] = field(default_factory=dict)
+    packed: Packed | None = None
 
     @property
     def num_sequences(self) -> int:

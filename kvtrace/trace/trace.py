@@ -24,7 +24,7 @@ from kvtrace.trace.notes import Damage, Ending, Note
 from kvtrace.trace.reference import Reference
 from kvtrace.trace.source import CACHED, Source
 from kvtrace.trace.step import CacheStep, Run, Runs, SiteStep, Step
-from kvtrace.trace.view import CacheView, expanded
+from kvtrace.trace.view import CacheView, expanded, pool_slots
 from kvtrace.trace.weights import Weights, derive
 
 
@@ -195,7 +195,8 @@ class Trace:
             MissingError: The site did not attend in this step.
             TraceError: The rows are damaged.
         """
-        runs = self.cache_step(number, layer).attended[sequence]
+        group = self.cache_step(number, layer)
+        runs, pool = group.attended[sequence], group.pool[sequence : sequence + 1]
         positions = expanded([(run.position, run.count) for run in runs])
         if lane == CACHED:
             keys = self._cells(layer, Tensor.KEYS, runs, head)
@@ -210,6 +211,7 @@ class Trace:
             expanded([(run.cell, run.count) for run in runs]),
             expanded([(run.slot, run.count) for run in runs]),
             positions,
+            pool_slots(pool[0] if pool else ()),
         )
 
     def _cells(self, layer: int, tensor: Tensor, runs: Runs, head: int | None) -> Floats:

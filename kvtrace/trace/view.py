@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.step import PoolRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class CacheView:
         cells: Cell number of each row, [seq]; the same cell is the same row for ever.
         slots: Slot of each row, [seq].
         positions: Logical position of each row, [seq]; negative: padding.
+        pool: Slot of each row in the pool of a paged cache, [seq]: block · slots of a block +
+            place in it; -1: in none. Empty where there is no pool.
     """
 
     keys: Floats
@@ -27,6 +31,14 @@ class CacheView:
     cells: NDArray[np.int64]
     slots: NDArray[np.int64]
     positions: NDArray[np.int64]
+    pool: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def pool_slots(runs: Sequence[PoolRun]) -> NDArray[np.int64]:
+    """The slot of each row; -1 where it is in none."""
+    slots = expanded([(run.slot, run.count) for run in runs])
+    nowhere = np.repeat([run.slot < 0 for run in runs], [run.count for run in runs])
+    return np.where(nowhere, np.int64(-1), slots) if runs else slots
 
 
 def expanded(ranges: list[tuple[int, int]]) -> NDArray[np.int64]:
