@@ -259,7 +259,9 @@ def _forward(
     """What is seen of a model while something runs."""
     found: list[Forward] = []
     asked = None if choosing is None else lambda: choosing
-    with asking(), _quietly(), Watch(model, found.append, choosing=asked):
+    watch = Watch(model, found.append, choosing=asked)
+    watch.bind()  # an engine may still run the model in its own thread
+    with asking(), _quietly(), watch:
         try:
             run()
         except _FAULTS as error:
