@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from kvtrace.errors import KvtraceError
-from kvtrace.trace import CacheLayer, Trace
+from kvtrace.trace import CacheLayer, Site, Trace
+
+_TOLD = 3
+"""Differences between neighbouring rows that must agree before a bias counts as linear."""
 
 
 def latents_of(trace: Trace, layer: int) -> CacheLayer | None:
@@ -43,24 +48,77 @@ def attention_is(trace: Trace, layer: int, number: int | None = None) -> tuple[s
     Args:
         trace: The trace.
         layer: Site.
-        number: A step, to say whether it had an additive bias.
+        number: A step, to say what its bias is and how many rows a window has let go.
     """
-    site, store = trace.site(layer), trace.cache_layer(layer)
-    rows = rows_are(trace, layer)
+    site = trace.site(layer)
     found = [
         {"cross": "cross-attention", "encoder": "encoder attention"}.get(site.kind, ""),
-        f"{site.num_heads} heads on {site.num_kv_heads} kv heads"
-        if site.num_kv_heads not in (site.num_heads, 1)
-        else "",
-        f"{site.num_heads} heads on 1 kv head" if 1 == site.num_kv_heads < site.num_heads else "",
-        f"window {site.window}" if site.window else "",
-        f"{store.kind} cache" if store.held and store.kind not in ("dynamic", "sliding") else "",
-        f"K, V {rows}" if rows != "cache" and site.kind == "self" else "",
+        _latent(trace, layer) or _groups(site),
+        _window(trace, layer, number),
+        _kept_as(trace, layer),
         "learned sinks" if site.sinks else "",
         f"softcap {site.softcap:g}" if site.softcap else "",
-        "additive bias" if number is not None and _biased(trace, number, layer) else "",
+        "" if number is None else _bias(trace, number, layer),
     ]
     return tuple(filter(None, found))
+
+
+def _groups(site: Site) -> str:
+    """How query heads share kv heads, unless each has its own."""
+    heads, kv_heads = site.num_heads, site.num_kv_heads
+    if kv_heads == heads:
+        return ""
+    if kv_heads == 1:
+        return f"MQA: {heads} heads on 1 kv head"
+    return f"GQA: {heads} heads on {kv_heads} kv heads"
+
+
+def _latent(trace: Trace, layer: int) -> str:
+    """What one token leaves in the cache of multi-head latent attention."""
+    store = latents_of(trace, layer)
+    if store is not None:
+        return f"MLA: latent {store.key_dim} + rotary {store.value_dim}"
+    store = trace.cache_layer(layer)
+    if store.kind != "latent":
+        return ""
+    if store.shared_dim:
+        rotary = store.key_dim - store.shared_dim
+        return f"MLA: latent {store.shared_dim} + rotary {rotary}, absorbed"
+    return f"MLA: latent {store.key_dim} + {store.value_dim}"
+
+
+def _window(trace: Trace, layer: int, number: int | None) -> str:
+    """The window, and how much of the sequence has left the cache."""
+    site, store = trace.site(layer), trace.cache_layer(layer)
+    if not site.window:
+        return ""
+    words = f"sliding window {site.window}"
+    if store.kind != "sliding":
+        return f"{words}, all rows kept" if store.kind == "dynamic" else words
+    gone = 0 if number is None else _gone(trace, number, layer)
+    return f"{words}, {gone} evicted" if gone else words
+
+
+def _gone(trace: Trace, number: int, layer: int) -> int:
+    """Positions of the longest sequence that are no longer held after a step."""
+    try:
+        positions = trace.step(number).positions
+        held = trace.cache_step(number, layer).length_after
+    except KvtraceError:
+        return 0
+    return max(max((row[-1] + 1 for row in positions if row), default=0) - held, 0)
+
+
+def _kept_as(trace: Trace, layer: int) -> str:
+    """Whose rows it reads, or how they are kept, where that is not a cache that grows."""
+    site, store = trace.site(layer), trace.cache_layer(layer)
+    rows = rows_are(trace, layer)
+    if site.source == "shared" and site.shared_from is not None and site.kind == "self":
+        return f"shares K, V of L{site.shared_from}"
+    if rows != "cache" and site.kind == "self" and latents_of(trace, layer) is None:
+        return f"K, V {rows}"
+    usual = ("dynamic", "sliding", "latent", "cross")
+    return f"{store.kind} cache" if store.held and store.kind not in usual else ""
 
 
 def readers(trace: Trace, layer: int) -> tuple[int, ...]:
@@ -71,8 +129,22 @@ def readers(trace: Trace, layer: int) -> tuple[int, ...]:
     )
 
 
-def _biased(trace: Trace, number: int, layer: int) -> bool:
+def _bias(trace: Trace, number: int, layer: int) -> str:
+    """Whether something is added to the scores, and whether it falls with the distance alone.
+
+    ALiBi (Press et al., 2021) adds slope · (position of the key − position of the query).
+    """
     try:
-        return trace.site_step(number, layer).mask.bias
+        if not trace.site_step(number, layer).mask.bias:
+            return ""
+        bias = trace.bias(number, layer, query=-1)
     except KvtraceError:
-        return False
+        return ""
+    if bias is None:
+        return "additive bias"
+    slopes = np.diff(np.asarray(bias[:, -1], np.float64), axis=-1)
+    if slopes.shape[-1] < _TOLD or len(slopes) != trace.site(layer).num_heads:
+        return "additive bias"
+    even = np.allclose(slopes, slopes[:, :1], rtol=1e-3, atol=1e-6)
+    falling = (slopes[:, 0] > 0).all() and len(set(slopes[:, 0].tolist())) > 1
+    return "ALiBi bias" if even and falling else "additive bias"

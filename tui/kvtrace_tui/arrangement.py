@@ -78,7 +78,7 @@ def arrange(
     if kind is SizeClass.COMPACT:
         return boxes | _compact(width, height, shown)
     boxes["sentence"] = Box(0, 1, width, 1)
-    timeline = 4 + min(sequences, max((height - 30) // 5, 0))
+    timeline = 4 + min(sequences, max((height - 28) // 4, 0))
     boxes["timeline"] = Box(0, 2, width, timeline)
     cost = min(max(height // 5, 6), 11)
     boxes["cost"] = Box(0, height - 1 - cost, width, cost)

@@ -116,7 +116,7 @@ def _summary(found: Attention, width: int) -> list[Strip]:
     """Entropy, sink and lookup, in one or two lines."""
     words: list[Piece] = [
         (" entropy ", ink.DIM), (f"{found.entropy:.2f}", ink.TEXT),
-        (f" bits of {found.weights.size} rows", ink.DIM),
+        (f" bits of {found.weights.size} row{'s' if found.weights.size != 1 else ''}", ink.DIM),
     ]  # fmt: skip
     lines = [line(width, *words)]
     more: list[Piece] = []

@@ -13,6 +13,7 @@ from kvtrace.analysis.changes import change
 from kvtrace.analysis.compare import Comparison, Verdict, quotient, verdict
 from kvtrace.analysis.nature import attention_is, readers
 from kvtrace.analysis.origin import Origin, origin
+from kvtrace.analysis.packed import pool_text
 from kvtrace.analysis.selfcheck import self_check
 from kvtrace.analysis.statistics import Statistics, statistics
 from kvtrace.errors import KvtraceError
@@ -65,6 +66,7 @@ class InspectorPane(Pane):
         about = f"row {cursor.row} dim {cursor.dim}"
         lines = [self.title_line(width, "inspector", about)]
         lines += _found_lines(self.found, cursor, width)
+        lines += _kind_lines(trace, cursor, width)
         lines += _origin_lines(trace, cursor, width)
         found = {one: _Read(self._shelf.of(trace), one, cursor) for one in _ORDER}
         lines += _number_lines(found, cursor, width)
@@ -169,6 +171,18 @@ def _pair(width: int, name: str, *pieces: Piece, names: int = _NAME) -> Strip:
     return line(width, (" ", ink.DIM), (padded(name, names), ink.DIM), *pieces)
 
 
+def _long(width: int, name: str, *pieces: Piece) -> list[Strip]:
+    """As `_pair`, on as many lines as it takes."""
+    lead: Piece = (f" {padded(name, _NAME)}", ink.DIM)
+    return wrapped([lead, *pieces], width, indent=_NAME + 1)
+
+
+def _kind_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
+    """What is particular about the layer's attention."""
+    words = attention_is(trace, cursor.layer, cursor.step)
+    return _long(width, "kind", (" · ".join(words), ink.TOKEN)) if words else []
+
+
 def _origin_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     try:
         found = origin(trace, cursor.step, cursor.layer, cursor.row, cursor.sequence)
@@ -178,9 +192,13 @@ def _origin_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     if found.token >= 0 and not found.padding:
         word = text.token(trace.token_text(found.token), max(width - 16, 8))
     place = f"position {found.position} · slot {found.slot}"
+    pool = pool_text(trace, cursor.step, cursor.layer, cursor.row, cursor.sequence)
+    at = [_pair(width, "at", (place, ink.TEXT))]
+    if pool:
+        at = _long(width, "at", (f"{place} · {pool}", ink.TEXT))
     return [
         _pair(width, "token", (word, ink.TOKEN)),
-        _pair(width, "at", (place, ink.TEXT)),
+        *at,
         _pair(width, "written", *_written(found, cursor)),
     ]
 
@@ -197,7 +215,7 @@ def _written(found: Origin, cursor: Cursor) -> Iterator[Piece]:
     if found.sequence != cursor.sequence:
         yield f", sequence {found.sequence}", ink.TEXT
     if found.shared_from is not None:
-        yield f", by layer {found.shared_from}", ink.TEXT
+        yield f", by L{found.shared_from}", ink.TEXT
     if found.evicted:
         yield ", then evicted", ink.WARN
 
@@ -292,17 +310,15 @@ def _not_finite(found: Statistics) -> Iterator[Piece]:
 
 
 def _layer_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
-    """What the layer is, what the step did to the rows it reads, and where it is written."""
+    """What the step did to the rows the layer reads, and where it is written."""
     site = trace.site(cursor.layer)
     group = trace.cache_step(cursor.step, cursor.layer)
     did = change(trace, site.reads, group).text
-    lines = [_pair(width, "module", (_ending(text.safe(site.module, 120), width), ink.TEXT))]
-    for word in attention_is(trace, cursor.layer, cursor.step):
-        lines.append(_pair(width, "", (word, ink.TOKEN)))
+    lines = _long(width, "did", (did, ink.TEXT))
+    lines.append(_pair(width, "module", (_ending(text.safe(site.module, 120), width), ink.TEXT)))
     others = readers(trace, cursor.layer)
     if others:
         lines.append(_pair(width, "read by", (f"L{', L'.join(map(str, others))} too", ink.TEXT)))
-    lines.append(_pair(width, "did", (did, ink.TEXT)))
     if site.code:
         lines.append(_pair(width, "code", (_ending(text.safe(site.code, 120), width), ink.TOKEN)))
     return lines

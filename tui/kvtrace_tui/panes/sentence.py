@@ -40,6 +40,10 @@ class SentencePane(Pane):
                 [*said, (f"{here.sign} {here.sentence}", ink.BAD if here.grave else ink.WARN)],
                 width,
             )
-        for phrase in phrases(trace, cursor.step):
-            said.append((phrase.text, _INKS.get(phrase.lane, ink.TEXT)))
-        return wrapped(said, width)
+        found = phrases(trace, cursor.step)
+        told = [(phrase.text, _INKS.get(phrase.lane, ink.TEXT)) for phrase in found]
+        lines = wrapped([*said, *told], width)
+        while len(lines) > height and told[-1][0].startswith(" ("):
+            told.pop()  # a remark gives way, so that the sentence is whole
+            lines = wrapped([*said, *told], width)
+        return lines

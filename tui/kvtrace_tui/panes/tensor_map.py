@@ -36,6 +36,7 @@ from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown
 _GUTTER = 5
 _LEGEND = 12
 _WIDE = 56
+_TIGHT = 24
 
 
 class MapPane(Pane):
@@ -84,7 +85,9 @@ class MapPane(Pane):
         """Title, map or numbers, then the colours and the number under the crosshair."""
         seen = shown(self._shelf.of(trace), self.tensor, cursor)
         lines = [
-            self.title_line(width, self._heading(trace, cursor), self._about(trace, cursor, seen))
+            self.title_line(
+                width, self._heading(trace, cursor), self._about(trace, cursor, seen, width)
+            )
         ]
         if seen.note or not len(seen.values):
             note: Piece = (seen.note or "no rows were attended to", ink.WARN)
@@ -105,7 +108,7 @@ class MapPane(Pane):
         foot = [line(width - side, *reading[0], *reading[1]), line(side, *colours)]
         return [*lines, *drawn, Strip.join(foot)]
 
-    def _about(self, trace: Trace, cursor: Cursor, seen: Shown) -> str:
+    def _about(self, trace: Trace, cursor: Cursor, seen: Shown, width: int) -> str:
         site = trace.site(cursor.layer)
         head = f"H{cursor.head}"
         if self._cached and site.num_kv_heads != site.num_heads:
@@ -113,6 +116,8 @@ class MapPane(Pane):
         rows, dim = seen.values.shape
         shape = f"[{rows}×{dim}]"
         verdict = "" if seen.comparison is None else f" {seen.comparison.verdict}"
+        if width < _TIGHT:
+            return f"{shape}{verdict}"
         if self._cached and cursor.kept:
             one = "all heads" if latents_of(trace, cursor.layer) is not None else head
             return f"L{cursor.layer} {one} {shape} after the step"
@@ -240,6 +245,9 @@ class MapPane(Pane):
         elsewhere = "" if index in ("", str(row)) else f" at {index}"
         if self._slotted(trace, cursor):
             elsewhere += f" slot {int(self._rows(trace, cursor).slots[row])}"
+        if width < _TIGHT:
+            place = f" {name[0]} {row} dim {feature} "
+            return [(f" {exact}", ink.ACCENT)], [(place, ink.DIM), (word, ink.TOKEN)]
         return [(f" {exact}", ink.ACCENT)], [
             (f" {name} ", ink.DIM), (f"{row}", ink.STRONG), (f"{elsewhere} ", ink.DIM),
             (word, ink.TOKEN), (" dim ", ink.DIM), (f"{feature} ", ink.STRONG),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
+from math import isnan
 
 import numpy as np
 from rich.style import Style
@@ -193,6 +194,8 @@ def _rivals(found: Candidates, room: int) -> list[Piece]:
         pieces.append(("not chosen yet", ink.DIM))
     else:
         pieces += [("chose ", ink.DIM), *_one(found.chosen, ink.CHOSEN)]
+    if any(rival.probability is not None and isnan(rival.probability) for rival in found.ranked):
+        return [*pieces, ("  the logits are not finite", ink.BAD)]
     for rival in found.ranked:
         if not rival.chosen:
             pieces += [("  ", ink.DIM), *_one(rival, ink.TOKEN)]
@@ -202,7 +205,8 @@ def _rivals(found: Candidates, room: int) -> list[Piece]:
 
 
 def _one(one: Candidate, style: Style) -> list[Piece]:
-    share = "?" if one.probability is None else f"{one.probability:.1%}"
+    known = one.probability is not None and not isnan(one.probability)
+    share = f"{one.probability:.1%}" if known else "?"
     return [
         (shown_token(one.text, 16), style),
         (f" {share}", ink.STRONG if one.chosen else ink.DIM),

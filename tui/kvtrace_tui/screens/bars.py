@@ -6,12 +6,15 @@ from textual import events
 from textual.message import Message
 from textual.strip import Strip
 
+from kvtrace.analysis.nature import attention_is
+from kvtrace.analysis.packed import request_name
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe
 from kvtrace.trace import Site, Trace
 from kvtrace_tui.action import Action
 from kvtrace_tui.actions import footer
 from kvtrace_tui.arrangement import LEAST, PANES
+from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.desk import TRAITS, Desk, Recording
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth, depth_of
@@ -122,11 +125,29 @@ def _status(desk: Desk) -> list[tuple[int, Piece]]:
         found.append((0, (f"  step {cursor.step}/{trace.numbers[-1]}", ink.BAR_STRONG)))
         found.append((7, (f" {_phase(trace, cursor.step)}", ink.BAR_DIM)))
         found.append((1, (f"  L{cursor.layer} H{cursor.head}", ink.BAR_STRONG)))
-        if _sequences(trace, cursor.step) > 1:
+        request = _request(trace, cursor.step)
+        if request:
+            found.append((2, (f" {request}", ink.BAR_STRONG)))
+        elif _sequences(trace, cursor.step) > 1:
             found.append((2, (f" B{cursor.sequence}", ink.BAR_STRONG)))
         view = f"  {cursor.shows}" + (" · sub-step" if cursor.inside else "")
         found.append((3, (view, ink.BAR_KEY if cursor.view.needs_lane else ink.BAR_DIM)))
+        found += _kind(trace, cursor)
     return found
+
+
+def _kind(trace: Trace, cursor: Cursor) -> list[tuple[int, Piece]]:
+    """What is particular about the layer's attention, as many words as fit.
+
+    Groups go first when there is no room: the shape says how many kv heads there are.
+    """
+    if cursor.layer >= len(trace.meta.sites):
+        return []
+    words = attention_is(trace, cursor.layer, cursor.step)
+    return [
+        (20 if word[:4] in ("GQA:", "MQA:") else 10 + at, (f"  {word}", ink.BAR))
+        for at, word in enumerate(words)
+    ]
 
 
 def _shape(trace: Trace, site: Site) -> str:
@@ -143,6 +164,14 @@ def _phase(trace: Trace, number: int) -> str:
         return trace.step(number).phase
     except KvtraceError:
         return "damaged"
+
+
+def _request(trace: Trace, number: int) -> str:
+    """The request of a continuous batch that a step is about."""
+    try:
+        return request_name(trace.step(number))
+    except KvtraceError:
+        return ""
 
 
 def _sequences(trace: Trace, number: int) -> int:

@@ -8,6 +8,7 @@ from rich.cells import cell_len
 
 from kvtrace import text
 from kvtrace.analysis.branches import Branches, Twig
+from kvtrace.analysis.packed import request_name
 from kvtrace.trace import Trace
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece
@@ -41,7 +42,7 @@ def branch_rows(
     for index, twig in enumerate(lines):
         end = tree.nodes[twig.nodes[-1]]
         ends = "" if end.height else " ■" if end.step >= last else " ✕"
-        right = f"{ends} {_range(tree, twig)}"
+        right = f"{ends} {_range(trace, tree, twig)}"
         lit = index == chosen
         lead = f" {'▸' if lit else ' '} {twig.lead}"
         room = width - cell_len(lead) - cell_len(right) - 1
@@ -51,11 +52,11 @@ def branch_rows(
     return rows
 
 
-def _range(tree: Branches, twig: Twig) -> str:
-    """Which sequence and steps a line is about."""
+def _range(trace: Trace, tree: Branches, twig: Twig) -> str:
+    """Which sequence or request, and which steps a line is about."""
     first, last = tree.nodes[twig.nodes[0]], tree.nodes[twig.nodes[-1]]
     steps = f"step {first.step}" if first is last else f"steps {first.step}–{last.step}"
-    return f"B{last.sequence} {steps}"
+    return f"{request_name(trace.step(last.step)) or f'B{last.sequence}'} {steps}"
 
 
 def _words(trace: Trace, tree: Branches, twig: Twig, at: int) -> list[Piece]:

@@ -1,0 +1,77 @@
+"""Words that a learner relies on: whole sentences, kinds of attention, logits without numbers."""
+
+from dataclasses import replace
+
+import pytest
+
+from builders import Shape, synthetic_trace
+from builders.panes import AT, drawn, row_of
+from builders.screens import app_of, press, shown
+from kvtrace.trace import TopLogits
+from kvtrace_tui.panes.inspector import InspectorPane
+from kvtrace_tui.panes.rows import Shelf
+from kvtrace_tui.panes.sentence import SentencePane
+from kvtrace_tui.panes.timeline import TimelinePane
+
+
+@pytest.fixture
+def unmeasured():
+    """A step whose time without the cache was not measured: its sentence is longest."""
+    trace = synthetic_trace()
+    trace.source.lane_steps.clear()
+    return trace
+
+
+async def test_a_remark_gives_way_so_that_the_sentence_is_whole(one_pane, unmeasured):
+    (whole,) = await drawn(one_pane, SentencePane(), unmeasured, size=(240, 1))
+    assert whole.rstrip().endswith("(without the cache: not measured)")
+    sentence = whole.rstrip().removesuffix(" (without the cache: not measured)")
+    (cut,) = await drawn(one_pane, SentencePane(), unmeasured, size=(len(sentence) + 4, 1))
+    assert cut.rstrip() == sentence
+
+
+async def test_logits_that_are_not_finite_are_called_that(one_pane):
+    trace = synthetic_trace()
+    nan = float("nan")
+    top = TopLogits((2, 3), (nan, nan), nan)
+    trace.source.steps[4] = replace(trace.step(4), top=(top,), chosen=(3,))
+    lines = await drawn(one_pane, TimelinePane(), trace, size=(120, 4))
+    assert "the logits are not finite" in lines[3]
+    assert "nan" not in lines[3]
+
+
+def windowed(trace):
+    """All layers read a sliding window of 4 rows and share kv heads."""
+    meta = trace.meta
+    sites = tuple(replace(site, window=4, num_kv_heads=2) for site in meta.sites)
+    trace.source.meta = replace(meta, sites=sites)
+    return trace
+
+
+async def test_the_inspector_says_first_what_kind_of_attention_it_is(one_pane):
+    pane = InspectorPane(Shelf())
+    lines = await drawn(one_pane, pane, windowed(synthetic_trace()), AT, size=(60, 24))
+    assert "GQA: 4 heads on 2 kv heads · sliding window 4" in row_of(lines, "kind")
+
+
+async def test_what_the_step_did_to_a_layer_is_never_cut(one_pane):
+    pane = InspectorPane(Shelf())
+    lines = await drawn(one_pane, pane, synthetic_trace(), AT, size=(22, 40))
+    at = lines.index(row_of(lines, "did"))
+    assert "+1 row, 8 → 9" in " ".join(" ".join(lines[at : at + 2]).split())
+
+
+async def test_the_status_line_says_what_kind_of_attention_it_is():
+    app = app_of(windowed(synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))))
+    async with app.run_test(size=(200, 50)) as pilot:
+        await press(pilot, "n")
+        assert "sliding window 4" in shown(app)[0]
+        assert "GQA: 4 heads on 2 kv heads" in shown(app)[0]
+
+
+async def test_without_room_the_status_line_leaves_the_kind_out():
+    app = app_of(windowed(synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "n")
+        assert "sliding" not in shown(app)[0]
+        assert "step 2/6" in shown(app)[0]
