@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from kvtrace.analysis.packed import requests_text
 from kvtrace.trace import Step, Trace
 
 _SHOWN = 6
@@ -19,6 +20,9 @@ def course(trace: Trace) -> str:
     if not numbers:
         return "nothing"
     steps = [trace.step(number) for number in numbers[:_MANY]]
+    batched = requests_text(steps)
+    if batched:
+        return batched if len(steps) == len(numbers) else f"{batched}, and more"
     starts = [step for step in steps if step.parent is None]
     first = steps[: _end_of_first(steps)]
     prefill = [step.new for step in first if step.phase == "prefill"]

@@ -10,7 +10,8 @@ from kvtrace.analysis.candidates import Candidates, candidates
 from kvtrace.analysis.changes import LayerChange, changes, event_text
 from kvtrace.analysis.costs import StepCost, step_cost
 from kvtrace.analysis.extent import Extent, extent
-from kvtrace.trace import CACHED, Trace
+from kvtrace.analysis.packed import request_name
+from kvtrace.trace import CACHED, Step, Trace
 
 WITHOUT_CACHE = "recomputed"
 
@@ -83,7 +84,7 @@ def summary(trace: Trace, number: int, sequence: int = 0, *, lane: str = "recomp
         events=tuple(event_text(event) for event in step.events),
         candidates=candidates(trace, number, sequence),
         cost=cost,
-        sentence="".join(one.text for one in _phrases(number, step.phase, rows, cost)),
+        sentence="".join(one.text for one in _phrases(step, rows, cost)),
     )
 
 
@@ -106,11 +107,13 @@ def phrases(trace: Trace, number: int, *, lane: str = "recomputed") -> tuple[Phr
         MissingError: There is no such step.
     """
     cost = step_cost(trace, number, lane=lane)
-    return tuple(_phrases(number, trace.step(number).phase, extent(trace, number), cost))
+    return tuple(_phrases(trace.step(number), extent(trace, number), cost))
 
 
-def _phrases(number: int, phase: str, rows: Extent, cost: StepCost) -> Iterator[Phrase]:
-    name = f"step {number}" if phase == "decode" else f"step {number} ({phase})"
+def _phrases(step: Step, rows: Extent, cost: StepCost) -> Iterator[Phrase]:
+    about = filter(None, ("" if step.phase == "decode" else step.phase, request_name(step)))
+    said = " of ".join(about)
+    name = f"step {step.number} ({said})" if said else f"step {step.number}"
     saved = rows.without_cache > rows.computed
     yield Phrase(f"{name} computed ")
     yield Phrase(_count(rows.computed), CACHED)

@@ -6,6 +6,7 @@ import math
 
 from kvtrace.analysis.attention import Attention
 from kvtrace.analysis.origin import UNKNOWN, origin
+from kvtrace.analysis.packed import pool_text
 from kvtrace.cli.show.at import At
 from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError
@@ -68,7 +69,9 @@ def _lanes(found: At) -> list[str]:
 def _looks(trace: Trace, found: At, looks: Attention) -> list[str]:
     here = found.place
     asks = "" if looks.query_token == UNKNOWN else token(trace.token_text(looks.query_token))
-    rows = [["weight", "token", "position", "slot", "row", "written in step"]]
+    pooled = trace.cache_layer(here.layer).block_slots > 0
+    more = ["in the pool"] if pooled else []
+    rows = [["weight", "token", "position", "slot", "row", "written in step", *more]]
     for row in looks.top(_LOOKED_AT):
         text = "" if looks.tokens[row] == UNKNOWN else trace.token_text(int(looks.tokens[row]))
         try:
@@ -83,6 +86,7 @@ def _looks(trace: Trace, found: At, looks: Attention) -> list[str]:
                 str(looks.slots[row]),
                 str(row),
                 "–" if written is None else str(written),
+                *([pool_text(trace, here.step, here.layer, row, here.sequence)] if pooled else ()),
             ]
         )
     measures = f"entropy {looks.entropy:.2f} bits of {math.log2(max(looks.weights.size, 1)):.2f}"

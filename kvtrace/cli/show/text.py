@@ -15,6 +15,7 @@ from kvtrace.analysis.compare import reason_of
 from kvtrace.analysis.costs import Logits, step_cost, why
 from kvtrace.analysis.history import history, so_far
 from kvtrace.analysis.memory import cache_memory
+from kvtrace.analysis.packed import part_text
 from kvtrace.analysis.parting import first_parting, largest_difference, worst
 from kvtrace.analysis.savings import savings
 from kvtrace.analysis.summary import summary
@@ -150,7 +151,10 @@ def _held(layers: Sequence[CacheLayer]) -> list[str]:
 def _cache_shape(layer: CacheLayer) -> tuple[str, ...]:
     more = [
         f"window {layer.window}" if layer.window else "",
-        f"capacity {layer.capacity}" if layer.capacity else "",
+        f"capacity {layer.capacity}" if layer.capacity and not layer.block_slots else "",
+        f"pool of {layer.capacity} slots in blocks of {layer.block_slots}"
+        if layer.block_slots
+        else "",
         f"state {units.byte_size(layer.state_bytes)}" if layer.state_bytes else "",
     ]
     dims = f"{layer.key_dim}, {layer.value_dim}"
@@ -174,6 +178,7 @@ def _step(trace: Trace, number: int) -> list[str]:
     lines = [told.sentence]
     lines += [f"  {safe(event)}" for event in told.events]
     step = trace.step(number)
+    lines += [f"  {part_text(step)}"] if step.packed else []
     for sequence in range(step.num_sequences):
         which = f"sequence {sequence}: " if step.num_sequences > 1 else ""
         lines.append(
