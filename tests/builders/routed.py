@@ -78,7 +78,7 @@ def late_in_second_layer(model):
     return model
 
 
-def sparse(tilt=1e-5):
+def sparse(tilt=1e-5, mask_value=-torch.inf):
     """A llama that attends to the two best slots; slots 1 and 2 tie at the top."""
 
     def attend(module, query, key, value, mask, scaling=None, **_):
@@ -90,7 +90,7 @@ def sparse(tilt=1e-5):
         way = tilt * (1 if new == 1 else -1)
         scores[..., 1], scores[..., 2] = 5.0 + way, 5.0 - way
         scores[..., 0] = 9.0
-        scores = scores.masked_fill(hidden, -torch.inf)
+        scores = scores.masked_fill(hidden, mask_value)
         least = scores.topk(min(2, seq), dim=-1).values[..., -1:]
         weights = scores.masked_fill(scores < least, -torch.inf).softmax(-1)
         return (weights @ value).transpose(1, 2).contiguous(), weights

@@ -1,10 +1,13 @@
 """Choices that rounding decides are named, and nothing is blamed for what follows from them."""
 
+import re
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from builders.routed import SELECTIONS, by_topk, late_in_second_layer, routed, sparse
-from builders.tiny_models import tiny_model
+from builders.tiny_models import tiny_config, tiny_model
 from kvtrace.verify.api import check
 
 PROMPT = [5, 6, 7, 8, 9, 10]
@@ -73,15 +76,31 @@ def test_a_lane_of_every_step_is_held_too(tmp_path):
     assert [one.name for one in report.findings] == ["TIE"]
 
 
-def test_slots_that_tie_are_named_as_well():
-    report = check(sparse(), PROMPT, new_tokens=4, ways=())
+@pytest.mark.parametrize("mask_value", [-torch.inf, -1e9])
+def test_slots_that_tie_are_named_as_well(mask_value):
+    report = check(sparse(mask_value=mask_value), PROMPT, new_tokens=4, ways=())
     assert report.ok, str(report)
     assert [one.layer for one in ties(report)] == [0, 1]
-    assert "model.layers.0.self_attn" in ties(report)[0].evidence
+    assert "model.layers.0.self_attn picked option 1 of" in ties(report)[0].evidence
 
 
-def test_slots_that_differ_by_more_are_not():
-    assert not check(sparse(tilt=0.5), PROMPT, new_tokens=4, ways=()).ok
+@pytest.mark.parametrize("mask_value", [-torch.inf, -1e9])
+def test_slots_that_differ_by_more_are_not(mask_value):
+    report = check(sparse(0.5, mask_value), PROMPT, new_tokens=4, ways=())
+    assert not report.ok
+    assert not ties(report)
+
+
+def test_an_indexer_chooses_only_where_more_slots_are_visible_than_it_takes():
+    config = tiny_config("deepseek_v32")
+    config.index_topk = 3  # for the first tokens it is filled up with masked ones, whichever
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    report = check(model, [*PROMPT, 11, 12], new_tokens=4, ways=())
+    assert report.ok, str(report)
+    places = [int(re.search(r"position (\d+)", one.evidence)[1]) for one in ties(report)]
+    assert places  # its scores pass a ReLU: many are exactly 0
+    assert min(places) >= 3
 
 
 def test_a_maximum_that_steadies_a_softmax_is_no_choice():

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kvtrace.record.choices import Choice, Selection
+from kvtrace.record.flow.explain import HIDDEN_BELOW
 from kvtrace.record.lanes.by_token import by_token, in_layout
 from kvtrace.record.lanes.paths import Path
 from kvtrace.record.lanes.ties import Key, Tie, Ties
@@ -75,11 +76,12 @@ class Held:
         deeper = max(1.0, len(passes()[-1].calls) / _LAYERS_MEASURED)
         limit = size * _SCORES * self.ties.tolerance * deeper
         tied = apart <= limit
-        numbers = zip(where.tolist(), apart.tolist(), limit.tolist(), tied.tolist(), strict=True)
-        for place, far, most, is_tie in numbers if self.told else ():
-            if is_tie and isfinite(most):
-                sets = theirs[tuple(place)], mine[tuple(place)]
-                self._tell(key, place, _only(*sets), scores.shape[-1], (far, most))
+        for n in tied.nonzero().flatten().tolist() if self.told else ():
+            place = where[n].tolist()
+            only = _only(theirs[tuple(place)], mine[tuple(place)])
+            # among what is masked anyway, nothing is chosen
+            if not only[0] or bool((here[n][[*only[0], *only[1]]] > HIDDEN_BELOW).any()):
+                self._tell(key, place, only, scores.shape[-1], (float(apart[n]), float(limit[n])))
         where = where[tied]
         joined = _joined(mine, theirs, where, here[tied], selection)
         result = selection.finish(joined)
@@ -217,7 +219,7 @@ def _apart(scores: Tensor, chosen: Tensor, *, ordered: bool) -> tuple[Tensor, Te
     else:
         left = scores.scatter(-1, chosen, -inf).amax(dim=-1)
         apart = left - picked.amin(dim=-1)
-    size = scores.masked_fill(scores.isinf(), 0).abs().amax(dim=-1)
+    size = scores.masked_fill(scores <= HIDDEN_BELOW, 0).abs().amax(dim=-1)
     # nothing hidden is better than anything hidden
     return apart.nan_to_num(nan=0.0, posinf=inf, neginf=0.0), size
 
