@@ -11,11 +11,14 @@ from kvtrace.analysis.summary import sentence
 from kvtrace.trace import Packed, PoolRun
 
 
-def packed_trace(request="a", pool=((PoolRun(12, 4), PoolRun(-1, 1)),)):
+POOL = ((PoolRun(12, 4), PoolRun(-1, 1)),)
+
+
+def packed_trace(request="a"):
     """Its first step is the second of three requests in forward 7; its rows lie in block 3."""
     trace = synthetic_trace()
     first = trace.source.steps[0]
-    groups = tuple(replace(one, pool=pool) for one in first.caches)
+    groups = tuple(replace(one, pool=POOL) for one in first.caches)
     part = Packed(7, request, 1, 3, 2_000_000)
     trace.source.steps[0] = replace(first, packed=part, caches=groups)
     layers = tuple(replace(one, block_slots=4, capacity=32) for one in trace.meta.cache_layers)
