@@ -193,6 +193,8 @@ class Derived:
             self._rows = call.queries.shape[2]
         grown, start, pads = self._known
         new = call.queries.shape[2]
+        if call.kind == "cross":  # its rows are of another text, in which no token is new
+            new, start = 0, None
         number, resumed = self.number, self._resumed
         return Given(keys, values, new, visible, grown, start, pads, number, resumed)
 

@@ -180,6 +180,7 @@ class RowFollower:
         if (
             text is None
             or given.grown
+            or not given.new
             or (text.parts is None) == in_turns(given.keys, given.values)
         ):
             return False

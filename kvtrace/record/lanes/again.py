@@ -94,6 +94,7 @@ class Again:
     _begun: bool = False
     _none: str = ""
     _sites: frozenset[tuple[str, int]] = frozenset()
+    _crossing: frozenset[str] = frozenset()
     _causal: bool = False
     _ready: tuple[object, Forward] | None = None
 
@@ -119,6 +120,7 @@ class Again:
         """The first forward is over: what it attended with is what others must."""
         calls = [call for call in forward.calls if call.kind == "self"]
         self._sites = frozenset((call.module, call.call) for call in calls)
+        self._crossing = frozenset(one.module for one in forward.calls if one.kind == "cross")
         self._causal = forward.new > 1 and all(_is_causal(call) for call in calls)
         if self.snapshot is not None:
             # only the attention tells tokens from sequences
@@ -192,11 +194,18 @@ class Again:
         with snapshot.as_then(kind):
             choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
             forward = _forward(model, lambda: model(*places, **named), choosing)
-        forward = replace(forward, calls=tuple(trimmed(one, batch.rows) for one in forward.calls))
+        forward = replace(
+            forward, calls=tuple(trimmed(self._kinded(one), batch.rows) for one in forward.calls)
+        )
         why = self._misfit(forward, batch)
         if why:
             raise CannotRecomputeError(why)
         return forward
+
+    def _kinded(self, call: AttentionCall) -> AttentionCall:
+        """The call as the first forward showed it: two texts of one length look like one."""
+        crosses = call.kind == "self" and call.module in self._crossing
+        return replace(call, kind="cross") if crosses else call
 
     def _misfit(self, forward: Forward, batch: Batch) -> str:
         """Why a forward is no other lane of these tokens; empty: it is one."""
