@@ -24,7 +24,12 @@ _POSITION = re.compile(r"(^|_)(pos|position|positions|start|offset|past_len|past
 _KEPT = re.compile(r"past|cache|kv|state|mems|memory")
 
 ROOM = 1 << 26
-"""Bytes of rows that are copied in a forward, to be looked at after it."""
+"""Bytes of keys and values of a forward that are looked at after it, of all its sites."""
+CALM = 2
+"""Forwards that a site's rows must have outlived unchanged before they are looked at after one."""
+NEVER = -1
+
+WRITTEN_OVER = "rows of step {} were written over before they could be looked at"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,13 +66,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
-    """A call whose rows were copied, to be looked at when the forward is over.
+    """A call that is looked at when the forward is over, for what was copied of its rows.
 
     Attributes:
         key: (module, number) of the call.
         memory: Where its rows lie.
         store: Its cache layer.
-        copied: Its rows.
+        copied: What was copied.
         versions: Changes in place of its keys and values when it was seen.
     """
 
@@ -91,6 +96,8 @@ class Derived:
         self._seen: dict[tuple[str, int], Seen] = {}
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
+        self._calm: dict[int, int] = {}
+        self._shown: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self._memory: dict[tuple[object, ...], Seen] = {}
         self._stores_of: dict[tuple[str, int], int] = {}
         self._arguments: Mapping[str, object] = {}
@@ -115,6 +122,7 @@ class Derived:
 
     def see(self, call: AttentionCall) -> AttentionCall:
         """Look at a call while the model runs; the call with nothing left that may be changed."""
+        self._shown[call.module, call.call] = call.keys, call.values
         if not self._waits(call):
             self._seen[call.module, call.call] = self._follow(call, None)
         return replace(call, queries=call.queries.clone(), output=call.output.clone())
@@ -143,14 +151,27 @@ class Derived:
     def over(self) -> None:
         """A forward is over; its tokens are kept only where rows were followed."""
         self._settle()
+        self._calm_down()
         if self._seen:
             self._known  # noqa: B018 - compared with the tokens before, while those are known
             tokens = self._tokens
             self._before = None if tokens is None else tokens.detach().clone()
         self._clear()
 
+    def _calm_down(self) -> None:
+        """Count, for each site, the forwards that its rows outlived unchanged, until they do not.
+
+        One that wrote to them once is looked at while the model runs from then on.
+        """
+        for key, (keys, values) in self._shown.items():
+            seen = self._seen[key]
+            calm = (_version(keys), _version(values)) == seen.versions
+            before = self._calm.get(seen.store, 0)
+            self._calm[seen.store] = before + 1 if calm and before >= 0 else NEVER
+
     def _clear(self) -> None:
         """Forget the calls of a forward."""
+        self._shown.clear()
         self._seen.clear()
         self._memory.clear()
         self._waiting.clear()
@@ -202,14 +223,16 @@ class Derived:
 
     @torch.no_grad()
     def _waits(self, call: AttentionCall) -> bool:
-        """Copy the rows of a call to be looked at after the forward, with those of all others.
+        """Copy what must be compared of a call's rows; all calls are looked at after the forward.
 
-        Only where sizes say that rows were added and no more; what they hold is compared then,
-        from the copy.
+        Only where sizes say that rows were added and no more, and only of a site whose rows were
+        never written to between its attention and the end of the forward.
         """
         keys, values = call.keys, call.values
         store = self._stores_of.get((call.module, call.call))
-        if store is None or keys.shape != values.shape or keys.dtype != values.dtype:
+        if store is None or self._calm.get(store, 0) < CALM:
+            return False
+        if keys.shape != values.shape or keys.dtype != values.dtype:
             return False
         nbytes = 2 * keys.nbytes
         if self._waiting_bytes + nbytes > ROOM or self._stores.of_call(call) != store:
@@ -220,6 +243,8 @@ class Derived:
         if taken or not follower.may_have_grown(given):
             return False
         versions = _version(keys), _version(values)
+        if -1 in versions:
+            return False
         one = copied(follower, given)
         self._waiting.append(_Waiting((call.module, call.call), memory, store, one, versions))
         self._waiting_bytes += nbytes
@@ -235,6 +260,11 @@ class Derived:
         for one, step in zip(waiting, found, strict=True):
             given = one.copied.given
             rows = step.fresh or (_written(given.keys, step), _written(given.values, step))
+            if step.fresh is None and one.versions != (
+                _version(given.keys),
+                _version(given.values),
+            ):
+                self._stores.say(one.store, remark=WRITTEN_OVER.format(self.number))
             digests = one.copied.follower.digests
             seen = Seen(one.store, step, *rows, one.versions, digests)
             self._seen[one.key] = self._memory[one.memory] = seen

@@ -60,20 +60,18 @@ def glance(keys: Tensor, values: Tensor, part: int | None = None) -> Digests:
     return found.reshape(2, sequences, seq)
 
 
-def glances(rows: Sequence[Tensor], part: int | None = None) -> Digests:
+def glances(rows: Sequence[Tensor], dim: int, part: int | None = None) -> Digests:
     """Digests of several tensors of one shape, all of them in one go, [tensors · sequences, seq].
 
     Args:
-        rows: [sequences, kv_heads, seq, dim] each.
+        rows: A part of all features or all of them, [sequences, kv_heads, seq, dim of it] each.
+        dim: Features of a whole row.
         part: 0 to `PARTS` - 1; None: whole rows.
     """
-    cut = [one if part is None else one[..., part::PARTS] for one in rows]
-    every = torch.cat(cut) if len(cut) > 1 else cut[0].contiguous()
-    sequences, heads, seq, dim = every.shape
-    factors = _weights(heads, rows[0].shape[3], part, every.device)
-    bits = every.view(_BITS[every.element_size()]).transpose(1, 2)
-    flat = bits.reshape(sequences * seq, heads * dim)
-    found: Digests = _summed(flat, factors).cpu().numpy()
+    every = torch.cat([one.transpose(1, 2) for one in rows])
+    sequences, seq, heads, width = every.shape
+    flat = every.view(_BITS[every.element_size()]).reshape(sequences * seq, heads * width)
+    found: Digests = _summed(flat, _weights(heads, dim, part, every.device)).cpu().numpy()
     return found.reshape(sequences, seq)
 
 

@@ -17,64 +17,61 @@ from torch import Tensor
 
 from kvtrace.record.flow.rows import RowFollower, RowStep, grown_step
 from kvtrace.record.flow.slots import Numbers
-from kvtrace.record.flow.texts import Given, Text, lengths
+from kvtrace.record.flow.texts import Given, Text, lengths, more_places
 from kvtrace.record.match import PARTS, Digests, glances, in_parts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Copied:
-    """What a site was given, copied while the model ran.
+    """What is copied of a site's rows while the model runs.
 
     Attributes:
         follower: Of the site.
-        given: Its keys and values are parts of `both`.
-        both: The copy, [2 · sequences, kv_heads, seq, dim]: keys, then values.
+        given: What it was given; its keys and values are still the model's own.
+        part: The part of each row that is looked at; None: all of it.
+        looked: That part, [2 · sequences, kv_heads, seq, dim of it]: keys, then values.
+        fresh: New rows, [2 · sequences, kv_heads, new, dim].
     """
 
     follower: RowFollower
     given: Given
-    both: Tensor
+    part: int | None
+    looked: Tensor
+    fresh: Tensor
 
 
 def copied(follower: RowFollower, given: Given) -> Copied:
-    """A copy of what a site was given, whose keys and values have the same shape."""
-    both = torch.cat((given.keys, given.values))
-    sequences = given.keys.shape[0]
-    given = Given(
-        both[:sequences],
-        both[sequences:],
-        given.new,
-        given.visible,
-        given.grown,
-        given.start,
-        given.pads,
-        given.number,
-        given.resumed,
-    )
-    return Copied(follower, given, both)
+    """Copy what must be compared of a site's rows, whose keys and values have one shape."""
+    keys, values, part = given.keys, given.values, follower.next_part(given)
+    old = keys.shape[2] - given.new
+    if part is None:
+        looked = torch.cat((keys, values))
+        return Copied(follower, given, part, looked, looked[:, :, old:])
+    looked = torch.cat((keys[..., part::PARTS], values[..., part::PARTS]))
+    fresh = torch.cat((keys[:, :, old:], values[:, :, old:]))
+    return Copied(follower, given, part, looked, fresh)
 
 
 def steps(sites: Sequence[Copied]) -> list[RowStep]:
     """What became of the rows of each site, as `RowFollower.step` would say it."""
-    groups: dict[tuple[object, ...], tuple[int | None, list[int]]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for place, site in enumerate(sites):
-        part = site.follower.next_part(site.given)
-        key = (site.both.shape, site.both.dtype, site.both.device, site.given.new, part)
-        groups.setdefault(key, (part, []))[1].append(place)
+        rows = site.given.keys
+        key = (rows.shape, rows.dtype, rows.device, site.given.new, site.part)
+        groups.setdefault(key, []).append(place)
     found: dict[int, RowStep] = {}
-    for part, places in groups.values():
-        alike = [sites[place] for place in places]
-        found.update(zip(places, _alike(alike, part), strict=True))
+    for places in groups.values():
+        found.update(zip(places, _alike([sites[place] for place in places]), strict=True))
     return [found[place] for place in range(len(sites))]
 
 
-def _alike(sites: Sequence[Copied], part: int | None) -> list[RowStep]:
+def _alike(sites: Sequence[Copied]) -> list[RowStep]:
     """Of sites with the same shapes."""
-    now = glances([site.both for site in sites], part)
+    part, dim = sites[0].part, sites[0].given.keys.shape[3]
+    now = glances([site.looked for site in sites], dim, part)
     looked = now.reshape(len(sites), 2, -1, now.shape[-1])
-    grew = [
-        site.follower.grew(site.given, mine, part) for site, mine in zip(sites, looked, strict=True)
-    ]
+    before = np.stack([site.follower.newest.looked_at(part) for site in sites])
+    grew = (looked[..., : before.shape[-1]] == before).all((1, 2, 3)).tolist()
     longer = iter(_longer([site for site, yes in zip(sites, grew, strict=True) if yes]))
     return [
         next(longer) if yes else site.follower.compared(site.given, mine, part)
@@ -87,29 +84,27 @@ def _longer(sites: Sequence[Copied]) -> list[RowStep]:
     if not sites:
         return []
     texts = [site.follower.newest for site in sites]
-    old = texts[0].cells.shape[1]
-    fresh = torch.stack([site.both[:, :, old:] for site in sites])
-    digests, parts, lengths_ = _remembered(texts, fresh)
+    fresh = torch.stack([site.fresh for site in sites])
+    digests, parts, norms = _remembered(texts, fresh)
     shared: _Shared | None = None
     found = []
-    sequences = fresh.shape[1] // 2
-    for place, (site, before) in enumerate(zip(sites, texts, strict=True)):
+    sequences, new = fresh.shape[1] // 2, fresh.shape[3]
+    halves = zip(fresh[:, :sequences].unbind(), fresh[:, sequences:].unbind(), strict=True)
+    for place, (site, before, rows) in enumerate(zip(sites, texts, halves, strict=True)):
         first = site.follower.next_cell
         if shared is None or not shared.fits(before, first):
-            shared = _Shared.after(before, first, site.given.new)
+            shared = _Shared.after(before, first, new)
         text = Text(
             digests[place],
             None if parts is None else parts[place],
-            lengths_[place],
-            shared.cells,
-            shared.positions,
+            norms[place],
+            shared.step.cells,
+            shared.step.positions,
             shared.ends,
             site.given.number,
         )
-        rows = fresh[place, :sequences], fresh[place, sequences:]
-        step = grown_step(before, text, first, rows)
-        site.follower.go_on(text, sequences * site.given.new)
-        found.append(step)
+        found.append(shared.step.with_rows(before, rows))
+        site.follower.go_on(text, sequences * new)
     return found
 
 
@@ -129,7 +124,7 @@ def _remembered(texts: Sequence[Text], fresh: Tensor) -> tuple[Digests, Digests 
         lines = [text.parts for text in texts if text.parts is not None]
         parts = np.concatenate((np.stack(lines), each.transpose(1, 2, 0, 3, 4)), -1)
     else:
-        whole = glances([flat], None).reshape(sites, 2, sequences, new)
+        whole = glances([flat], flat.shape[3], None).reshape(sites, 2, sequences, new)
     digests = np.concatenate((np.stack([text.digests for text in texts]), whole), -1)
     keys = fresh[:, :sequences].flatten(0, 1)
     more = lengths(keys).reshape(sites, sequences, new)
@@ -138,32 +133,34 @@ def _remembered(texts: Sequence[Text], fresh: Tensor) -> tuple[Digests, Digests 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shared:
-    """Cells and positions of a text that grew; most layers have the same ones."""
+    """A step that added rows to texts with the same cells and positions, as most layers' are.
+
+    Attributes:
+        before: One of the texts as it was.
+        step: Without rows.
+        ends: Positions after the last tokens.
+    """
 
     before: Text
-    first: int
-    cells: Numbers
-    positions: Numbers
+    step: RowStep
     ends: Numbers
 
     @classmethod
     def after(cls, before: Text, first: int, new: int) -> _Shared:
-        """Of a text that gets so many rows more per sequence."""
-        sequences = before.cells.shape[0]
-        cells = first + np.arange(sequences * new).reshape(sequences, new)
-        positions = before.ends[:, None] + np.arange(new)
-        return cls(
-            before,
-            first,
-            np.concatenate((before.cells, cells), -1),
-            np.concatenate((before.positions, positions), -1),
-            before.ends + new,
-        )
+        """Of a text that gets so many rows more per sequence.
+
+        Args:
+            before: It.
+            first: Number of the first new cell.
+            new: Rows.
+        """
+        cells, positions = more_places(before, first, new)
+        return cls(before, grown_step(before, cells, positions, first), before.ends + new)
 
     def fits(self, text: Text, first: int) -> bool:
         """Whether another text had the same cells and positions."""
         mine = self.before
-        return first == self.first and all(
+        return first == self.step.first_cell and all(
             one is other or np.array_equal(one, other)
             for one, other in (
                 (mine.cells, text.cells),

@@ -72,6 +72,29 @@ class RowStep:
     rotated: bool = False
     fresh: tuple[Tensor, Tensor] | None = None
 
+    def with_rows(self, before: Text, fresh: tuple[Tensor, Tensor]) -> RowStep:
+        """The same of another text with the same cells and positions.
+
+        Args:
+            before: It, as it was.
+            fresh: A copy of the keys and values it got.
+        """
+        return RowStep(
+            self.cells,
+            self.positions,
+            self.slots,
+            self.first_cell,
+            self.written,
+            self.origin,
+            self.taken,
+            self.at,
+            before.number,
+            self.before,
+            self.computed,
+            self.new,
+            fresh=fresh,
+        )
+
     @property
     def rows(self) -> int:
         """Cells written per sequence."""
@@ -209,7 +232,8 @@ class RowFollower:
         before, first = self.newest, self.next_cell
         text, keys, values = longer(before, given, first)
         self.go_on(text, before.cells.shape[0] * given.new)
-        return grown_step(before, text, first, (keys, values))
+        step = grown_step(before, text.cells, text.positions, first)
+        return step.with_rows(before, (keys, values))
 
     def next_part(self, given: Given) -> int | None:
         """The part of each row that is looked at this time; None: all of it."""
@@ -223,24 +247,25 @@ class RowFollower:
         self._texts = [*self._texts[1 - MAX_TEXTS :], text]
 
 
-def grown_step(before: Text, text: Text, first: int, fresh: tuple[Tensor, Tensor]) -> RowStep:
-    """A step that only added rows.
+def grown_step(before: Text, cells: Numbers, positions: Numbers, first: int) -> RowStep:
+    """A step that only added rows; those are still to come.
 
     Args:
         before: The text as it was.
-        text: As it is.
+        cells: As they are now.
+        positions: As they are now.
         first: Number of the first new cell.
-        fresh: A copy of the new keys and values.
     """
-    (sequences, seq), old = text.cells.shape, before.cells.shape[1]
-    origin = np.tile(np.arange(seq), (sequences, 1))
+    (sequences, seq), old = cells.shape, before.cells.shape[1]
+    slots = np.arange(seq)
+    origin = np.tile(slots, (sequences, 1))
     origin[:, old:] = NOWHERE
     return RowStep(
-        text.cells,
-        text.positions,
-        np.arange(seq),
+        cells,
+        positions,
+        slots,
         first,
-        np.tile(np.arange(old, seq), (sequences, 1)),
+        np.tile(slots[old:], (sequences, 1)),
         origin,
         np.arange(sequences),
         before.ends,
@@ -248,5 +273,4 @@ def grown_step(before: Text, text: Text, first: int, fresh: tuple[Tensor, Tensor
         old,
         False,
         seq - old,
-        fresh=fresh,
     )

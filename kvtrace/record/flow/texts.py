@@ -152,20 +152,30 @@ def longer(text: Text, given: Given, first_cell: int) -> tuple[Text, Tensor, Ten
     """
     old = text.cells.shape[1]
     keys, values = _copied(given.keys.detach()[:, :, old:], given.values.detach()[:, :, old:])
-    sequences, new = keys.shape[0], keys.shape[2]
-    cells = first_cell + np.arange(sequences * new).reshape(sequences, new)
-    positions = text.ends[:, None] + np.arange(new)
+    new = keys.shape[2]
+    cells, positions = more_places(text, first_cell, new)
     digests, parts = _digested(keys, values, turns=text.parts is not None)
     grown = Text(
         np.concatenate((text.digests, digests), -1),
         None if text.parts is None else np.concatenate((text.parts, parts), -1),
         np.concatenate((text.lengths, lengths(keys)), -1),
-        np.concatenate((text.cells, cells), -1),
-        np.concatenate((text.positions, positions), -1),
+        cells,
+        positions,
         text.ends + new,
         given.number,
     )
     return grown, keys, values
+
+
+def more_places(text: Text, first_cell: int, new: int) -> tuple[Numbers, Numbers]:
+    """Cells and positions of a text with so many rows more per sequence."""
+    sequences = text.cells.shape[0]
+    cells = first_cell + np.arange(sequences * new).reshape(sequences, new)
+    positions = text.ends[:, None] + np.arange(new)
+    return (
+        np.concatenate((text.cells, cells), -1),
+        np.concatenate((text.positions, positions), -1),
+    )
 
 
 def _copied(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
