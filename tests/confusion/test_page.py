@@ -32,3 +32,9 @@ def test_only_what_nobody_else_sees_is_a_false_alarm():
     ]
     assert score(rows)[2] == 2
     assert "`hub a plain float32` (logits 0.2 apart)" in page(rows)
+
+
+def test_whether_all_is_from_one_run_is_said():
+    rows = [row("hub a plain float32", "(nothing)")]
+    assert "gathered in one run" in page(rows, whole=True)
+    assert "gathered in one run" not in page(rows)
