@@ -16,6 +16,8 @@ LEAST = (40, 12)
 """Columns and lines under which nothing useful fits."""
 
 _NARROW, _GAP, _LEAST_MAP = 16, 1, 40
+_WHOLE_SENTENCE = 150
+"""Columns that the sentence of a step needs to stand on one line."""
 
 
 class SizeClass(StrEnum):
@@ -77,12 +79,14 @@ def arrange(
         return boxes
     if kind is SizeClass.COMPACT:
         return boxes | _compact(width, height, shown)
-    boxes["sentence"] = Box(0, 1, width, 1)
+    sentence = 1 if width >= _WHOLE_SENTENCE else 2
+    boxes["sentence"] = Box(0, 1, width, sentence)
     timeline = 4 + min(sequences, max((height - 28) // 4, 0))
-    boxes["timeline"] = Box(0, 2, width, timeline)
-    cost = min(max(height // 5, 6), 11)
+    boxes["timeline"] = Box(0, 1 + sentence, width, timeline)
+    cost = min(max(height // 5, 7 - sentence), 11)
     boxes["cost"] = Box(0, height - 1 - cost, width, cost)
-    middle = Box(0, 2 + timeline, width, height - 3 - timeline - cost)
+    top = 1 + sentence + timeline
+    middle = Box(0, top, width, height - 1 - top - cost)
     left, right = _columns(width)
     boxes |= _sides(middle, layers, left, right)
     centre = Box(left + _GAP, middle.y, width - left - right - 2 * _GAP, middle.height)

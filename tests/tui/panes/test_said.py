@@ -30,6 +30,31 @@ async def test_a_remark_gives_way_so_that_the_sentence_is_whole(one_pane, unmeas
     assert cut.rstrip() == sentence
 
 
+@pytest.mark.parametrize("size", [(80, 24), (100, 30), (120, 36), (160, 45), (250, 70)])
+async def test_every_size_of_the_screen_shows_the_sentence_to_its_end(size):
+    app = app_of(synthetic_trace(Shape(layers=3, heads=4, prompt=500, decode=3)))
+    async with app.run_test(size=size) as pilot:
+        await press(pilot, "n")
+        said = " ".join(" ".join(shown(app)[1:3]).split())
+        start, _, rest = said.partition("and read 501 rows from the cache: ")
+        assert start.startswith("step 2 computed 1 row of Q, K, V instead of 502")
+        flops, times = rest.split(", ")[:2]
+        assert "FLOP instead of" in flops
+        assert "s instead of" in times or "not measured" in times
+
+
+async def test_no_number_is_cut_short(one_pane):
+    for width in (24, 28, 30, 32, 38, 44, 59):
+        lines = await drawn(one_pane, InspectorPane(Shelf()), synthetic_trace(), AT, (width, 60))
+        place = row_of(lines, "at ").split()
+        assert place[-1] == "6", (width, place)
+        for letter in ("K", "V", "Q"):
+            last = [line for line in lines if line.strip().startswith(f"{letter} ")][-1]
+            ends, _, spread = last.split(maxsplit=1)[1].strip().partition(" ")
+            assert "…" in ends, (width, last)
+            assert spread == "" or "±" in spread, (width, last)
+
+
 async def test_logits_that_are_not_finite_are_called_that(one_pane):
     trace = synthetic_trace()
     nan = float("nan")

@@ -117,7 +117,10 @@ class InspectorPane(Pane):
         digits = 3 if width >= 44 else 2
         spread = f"{found.mean:+.{digits}g}±{found.std:.{digits}g}"
         ends = f"{found.minimum:+.{digits}g}…{found.maximum:+.{digits}g} "
-        return [_pair(width, letter, *_not_finite(found), (ends, ink.TEXT), (spread, ink.DIM))]
+        said: list[Piece] = [*_not_finite(found), (ends, ink.TEXT)]
+        if sum(len(words) for words, _ in said) + len(spread) <= width - _NAME - 1:
+            said.append((spread, ink.DIM))  # half a number would be another number
+        return [_pair(width, letter, *said)]
 
 
 class _Read:
@@ -192,6 +195,8 @@ def _origin_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     if found.token >= 0 and not found.padding:
         word = text.token(trace.token_text(found.token), max(width - 16, 8))
     place = f"position {found.position} · slot {found.slot}"
+    if len(place) > width - _NAME - 1:
+        place = f"pos {found.position} · slot {found.slot}"
     pool = pool_text(trace, cursor.step, cursor.layer, cursor.row, cursor.sequence)
     at = [_pair(width, "at", (place, ink.TEXT))]
     if pool:
@@ -258,7 +263,7 @@ def _difference_lines(step: LaneStep | None, found: dict[Tensor, _Read], width: 
     }
     if not compared:
         why = "not compared" if step is None else "rows of the other lane not kept"
-        return [_pair(width, "lanes", (why, ink.DIM))]
+        return _long(width, "lanes", (why, ink.DIM))
     digits = 1 if width >= 36 else 0
     heads = [padded(word, 6 + 2 * digits, right=True) for word in ("cell", "row", "head")]
     names = min(_NAME, width - 22)
