@@ -5,6 +5,7 @@ Each is a guess that is tried on a private copy before anybody relies on it.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import ModuleType
 
-from torch import nn
+from torch import Tensor, nn
 
 from kvtrace.record.driving.calls import is_empty
 from kvtrace.record.driving.roles import Parameter, parameters_of
@@ -28,6 +29,10 @@ _MAKES = re.compile(
 _RESETS = re.compile(
     r"(reset|clear|flush|empty|wipe|zero|free)_?((\w*_)?(kv|kvs|cache|caches|state|states|memory"
     r"|history|past|buffers?))?(_\w+)?"
+)
+_ALLOCATES = re.compile(
+    r"(init|initiali[sz]e|alloc|allocate|setup|set_up|create|build|make|prepare)"
+    r"(_?(kv|cache|caches|buffers?|memory|storage|tensors))*"
 )
 _NO_RESETS = re.compile(r"\w*(param|weight|grad|optim|metric|hook|stat$|stats|peak)\w*")
 _BOOLEAN = re.compile(r"(use_?|enable_?|kv_?)*(cache|caching|kv_?cache)(_?enabled|_?on)?")
@@ -235,7 +240,29 @@ def of_class(kind: type, annotation: str) -> list[Begin]:
 def _constructed(kind: type, sizes: Sizes) -> object:
     if kind.__module__.startswith("transformers."):
         return kind()
-    return kind(**sizes.fill(kind))
+    made = kind(**sizes.fill(kind))
+    if not _holds_tensors(made):
+        _allocate(made, sizes)
+    return made
+
+
+def _allocate(made: object, sizes: Sizes) -> None:
+    """Call the method by which an object gets its memory, where there is one such method."""
+    named = [name for name in vars(type(made)) if _ALLOCATES.fullmatch(name.lower())]
+    for name in named[:1]:
+        method = getattr(made, name)
+        with contextlib.suppress(UnknownSizeError):
+            method(**sizes.fill(method))
+
+
+def _holds_tensors(value: object, depth: int = 2) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, dict | list | tuple):
+        parts = list(value.values()) if isinstance(value, dict) else list(value)
+    else:
+        parts = list(getattr(value, "__dict__", {}).values())
+    return bool(depth) and any(_holds_tensors(one, depth - 1) for one in parts)
 
 
 # -- containers ----------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from kvtrace.record.driving.outputs import (
     spelled,
 )
 from kvtrace.record.driving.patterns import Pattern, pattern
+from kvtrace.record.driving.sizes import room_inside
 from kvtrace.record.driving.way import Begin, Way
 
 _COMPARED = 3
@@ -72,6 +73,7 @@ class Calls:
     source: Sequence[int] = ()
     seen: list[Pattern] = field(default_factory=list)
     _fed: int = 0
+    _room: int = 0
     _begun: bool = False
     _caches: list[object] = field(default_factory=list)
     _began_empty: bool = False
@@ -127,6 +129,8 @@ class Calls:
         self._device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
         for one in self.way.first:
             self._made(one)
+        if any(one.padded for one in self.way.given):
+            self._room = room_inside(self.model) or self.capacity
         if (cache := self.way.cache) is not None:
             self._caches = [self._made(cache.begin) for _ in cache.names]
             self._began_empty = all(map(is_empty, self._caches))
@@ -155,7 +159,7 @@ class Calls:
             span = (0, len(self.source)) if one.of_source else (before, new)
             value = one.form(*span, self._device)
             if one.padded and isinstance(value, Tensor):
-                value = functional.pad(value, (0, self.capacity - value.shape[-1]))
+                value = functional.pad(value, (0, self._room - value.shape[-1]))
             values[one.name] = value
         if len(self.seen) < _COMPARED:
             self.seen.append(pattern(self.way.signature, values))

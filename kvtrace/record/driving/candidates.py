@@ -142,8 +142,7 @@ def _inside(
         for reset in _unique([tuple(empties), ()]):
             for given in _options(signature):
                 yield Way(signature, layout, inside=True, first=(*reset, *setup), given=given)
-    for setup in setups if mask else ():
-        for given in _options(signature):
+        for given in _options(signature) if mask else ():
             first = (*empties, *setup)
             yield Way(signature, layout, inside=True, first=first, given=(*given, *mask))
 

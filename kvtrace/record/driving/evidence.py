@@ -7,6 +7,7 @@ one its author meant: then that is a bug to be shown, and it is said.
 
 from __future__ import annotations
 
+import logging
 import re
 import traceback
 import warnings
@@ -190,10 +191,15 @@ class Trials:
 
 @contextmanager
 def _calm() -> Iterator[None]:
-    """Warnings of somebody's model are theirs, and come again in the run."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Warnings of somebody's model are theirs, and come again in the run; so does its log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

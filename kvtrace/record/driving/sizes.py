@@ -46,6 +46,23 @@ _ALIASES = {
 _MODEL = re.compile(r"model|module|net|network|transformer|gpt|lm|llm|llama|decoder")
 
 
+_LENGTH = re.compile(r".*(len|capacity|context|block_size|n_ctx).*")
+_CACHE = re.compile(r".*(cache|kv|past|memory|key|value).*")
+
+
+def room_inside(model: nn.Module) -> int:
+    """Rows for which caches inside of a model have room, where a number of its says so; else 0."""
+    told: set[int] = set()
+    shapes: list[torch.Size] = []
+    for module in model.modules():
+        for name, value in [*vars(module).items(), *module.named_buffers(recurse=False)]:
+            if type(value) is int and _LENGTH.fullmatch(name.lower()):
+                told.add(value)
+            elif isinstance(value, torch.Tensor) and _CACHE.fullmatch(name.lower()):
+                shapes.append(value.shape)
+    return max((size for one in shapes if len(one) > 2 for size in one if size in told), default=0)
+
+
 class UnknownSizeError(Exception):
     """An argument that nothing is known about; the message is its name."""
 

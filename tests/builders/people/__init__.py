@@ -10,12 +10,15 @@ HERE = Path(__file__).parent
 STYLES = {
     "a_function": "model(ids [1, new], kv_cache=cache)",
     "an_object": "model(tokens [1, new])",
+    "allocated_later": "model(idx [1, new], kv_cache=cache)",
     "always_on": "model(ids [1, new])",
     "attribute_switch": "model(tokens [1, new])",
     "bare_token": "model(token [], caches=cache, pos=start)",
     "both_sides_masked": "model(src_sequence=prompt[:-1], tgt_sequence [1, all], "
     "tgt_mask=causal [1, new, all], src_mask=ones [1, prompt])",
     "cache_object": "model(in_idx [1, new], cache=cache)",
+    "caches_set_up_before": "model(tokens [1, new], input_pos=positions [new], "
+    "mask=causal [1, new, capacity])",
     "config_object": "model(idx [1, all])",
     "dict_out": "model(token_ids [1, new], cache=cache, return_cache=True)",
     "encoder_decoder": "model(src=prompt[:-1], tgt [1, all])",

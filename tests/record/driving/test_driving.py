@@ -344,3 +344,17 @@ def test_parameters_are_told_by_their_names(code):
     exec(code, space)
     made = type("Named", (torch.nn.Module,), {"forward": space["forward"]})()
     assert {one.name: one.role for one in signature_of(made).parameters} == ROLES[code]
+
+
+def test_trying_out_leaves_no_line_in_their_log(mine, caplog):
+    mine(
+        """
+        import logging
+        class Talks(Core):
+            def forward(self, ids, cache=None):
+                logging.getLogger("mine").warning("called")
+                return self.grown(ids, cache, length(cache))
+        def build(): return Talks()
+        """
+    )
+    assert len(caplog.messages) == 6  # its steps, and none of the calls before
