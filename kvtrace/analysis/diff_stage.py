@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -51,9 +52,14 @@ def diagnosed(old: Trace, new: Trace, at: At, pair: tuple[Path, Path]) -> Findin
         return None
     try:
         scene = _scene(old, new, at, places[0].sequence, places[1].sequence)
-        return diagnose(scene)
+        found = diagnose(scene)
     except (TraceError, IndexError, ValueError):
         return None  # rows that were not recorded, or of other shapes: the place itself is told
+    if found is not None and (found.name, found.tensor) == ("LENGTH-DEPENDENT-POSITIONS", "q"):
+        # both are equally long here: the length can't be the reason
+        evidence = f"{found.evidence}: the base or the scaling of the rotary tables differs"
+        return replace(found, name="POSITION-ROPE", evidence=evidence)
+    return found
 
 
 def _scene(old: Trace, new: Trace, at: At, mine: int, theirs: int) -> Scene:

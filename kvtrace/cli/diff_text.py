@@ -76,8 +76,10 @@ def _where(
     if found.finding is not None:
         kind = found.finding.kind
         evidence = found.finding.evidence.replace("the recomputed", "the old run's")
+        evidence = evidence.replace("when recomputed", "in the old run")
         yield from _paragraph(f"{kind.name}: {kind.means}; {safe(evidence, 1000)}.")
-        yield from _paragraph(f"Usual cause: {kind.cause}")
+        label = "What to do" if kind.name == "UNKNOWN" else "Usual cause"
+        yield from _paragraph(f"{label}: {kind.cause}")
     site = traces[1].site(one.layer)
     code = ", ".join(filter(None, (site.module, site.code)))
     yield f"  {safe(code, 400)}"

@@ -192,7 +192,7 @@ def _looked(
     if said is None:
         return None
     name, _, evidence = said
-    evidence = f"judging by the output, {evidence}; the mask handed to attention says otherwise"
+    evidence = f"judging by the output, and not by the mask handed to attention, {evidence}"
     return name, "mask", evidence
 
 

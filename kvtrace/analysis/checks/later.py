@@ -31,16 +31,20 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
 def _turned_for_good(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
     """Queries with other frequencies even in the last step, where both lanes are equally long.
 
-    Told at the first layer alone: further on, queries differ as a consequence.
+    Told only where the values are right: else queries differ as a consequence.
     """
     last = trace.numbers[-1]
     compared = trace.compared(last, lane)
-    if compared is None or trace.site(found.layer).layer or last == found.step:
+    if compared is None or last == found.step:
         return None
-    top = largest(compared, len(limits.threshold))[found.layer, Tensor.QUERIES]
-    if not top > limits.threshold[found.layer, Tensor.QUERIES]:
+    apart = largest(compared, len(limits.threshold))[found.layer]
+    beyond = apart > limits.threshold[found.layer]
+    if not beyond[Tensor.QUERIES] or not apart[Tensor.VALUES] >= 0 or beyond[Tensor.VALUES]:
         return None
-    evidence = f"{found.evidence}; so it is in step {last}, where both lanes are equally long"
+    evidence = (
+        f"{found.evidence}; so it is in step {last}, where both lanes are equally long: the base "
+        "or the scaling of the rotary tables differs"
+    )
     return replace(found, name="POSITION-ROPE", evidence=evidence)
 
 

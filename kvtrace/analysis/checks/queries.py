@@ -19,6 +19,7 @@ from kvtrace.analysis.checks.relations import (
     slope,
 )
 from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.rows import differing, only_heads
 from kvtrace.analysis.checks.scene import Scene
 from kvtrace.trace.dtypes import Floats
 
@@ -35,9 +36,14 @@ def check_queries(scene: Scene) -> Finding | None:
     mine, theirs = mine[:, wrong], theirs[:, wrong]
     places = scene.places[live[wrong]]
 
-    def found(name: str, evidence: str) -> Finding:
-        return Finding(name, scene.step, scene.layer, "q", evidence, row=row)
+    heads = differing(mine, theirs, atol)
+    head, which = only_heads(heads, len(mine), "head")
 
+    def found(name: str, evidence: str) -> Finding:
+        return Finding(name, scene.step, scene.layer, "q", evidence + which, head, row)
+
+    other = _other(mine, theirs, atol)
+    mine, theirs = mine[heads], theirs[heads]
     s = factor(mine, theirs, atol)
     if s is not None:
         return found(*_scaled(scene, s, places))
@@ -48,7 +54,7 @@ def check_queries(scene: Scene) -> Finding | None:
     if turn is not None:
         return _rotated(scene, turn, places, found)
     return found(
-        *_other(mine, theirs, atol)
+        *other
         or _between(scene, mine, theirs, places)
         or _input(scene, int(places[0]), mine - theirs)
     )
@@ -124,6 +130,8 @@ def _rotated(
             why = ": counted from 0 again"
         elif abs(n) == 1:
             why = ": off by one"
+        elif n == -2 * (int(places[0]) - scene.padding):
+            why = ": turned the other way, by the sign of the sine"
         elif scene.padding and abs(n) == scene.padding:
             why = ": padding counted as positions"
         return found(

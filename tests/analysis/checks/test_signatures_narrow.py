@@ -1,0 +1,147 @@
+"""Faults of some heads, of exactness, and of masks that nobody was handed, named by signature."""
+
+import numpy as np
+
+from builders.scenes import Toy, rope
+from kvtrace.analysis.checks.diagnose import diagnose
+from kvtrace.analysis.checks.levels import quantised
+
+
+def told(scene):
+    found = diagnose(scene)
+    return found.name, found.tensor, found.head
+
+
+def changed(toy, rows=11):
+    return np.arange(toy.total) < rows
+
+
+def levels(rows, bits, axis):
+    """Quantised to that many bits between the extremes along an axis, and back."""
+    low, high = rows.min(axis=axis, keepdims=True), rows.max(axis=axis, keepdims=True)
+    step = (high - low) / (2**bits - 1)
+    return (np.rint((rows - low) / step) * step + low).astype(np.float32)
+
+
+def test_rows_scaled_in_one_head_alone():
+    toy = Toy()
+    k = toy.k.copy()
+    k[1, :11] *= 0.4
+    found = diagnose(toy.scene(k=k, changed=changed(toy)))
+    assert (found.name, found.tensor, found.head) == ("OLD-ROWS-SCALED", "k", 1)
+    assert "only kv head 1" in found.evidence
+
+
+def test_values_of_one_head_never_written():
+    toy = Toy()
+    v = toy.v.copy()
+    v[0, :11] = 0
+    assert told(toy.scene(v=v, changed=changed(toy))) == ("V-NOT-WRITTEN", "v", 0)
+
+
+def test_one_head_that_holds_the_tokens_before():
+    toy = Toy()
+    k = toy.k.copy()
+    k[1] = np.roll(k[1], 1, axis=0)
+    assert told(toy.scene(k=k, changed=changed(toy, 12))) == ("MISALIGNED", "k", 1)
+
+
+def test_the_half_that_is_not_where_it_should_be_is_named():
+    toy = Toy()
+    v = toy.v.copy()
+    v[:, [2, 3]] = v[:, [3, 2]]
+    assert told(toy.scene(v=v)) == ("MISALIGNED", "v", None)
+
+
+def test_quantised_rows_are_told_from_changed_ones():
+    toy = Toy()
+    for bits, axis in ((8, 2), (4, 2), (8, (0, 2)), (4, 1)):
+        k = toy.k.copy()
+        k[:, :11] = levels(k[:, :11], bits, axis)
+        found = diagnose(toy.scene(k=k, changed=changed(toy)))
+        assert found.name == "DTYPE"
+        assert f"quantised to {bits} bits" in found.evidence
+
+
+def test_numbers_at_random_lie_on_no_grid():
+    rows = np.random.default_rng(0).standard_normal((2, 9, 16)).astype(np.float32)
+    assert quantised(rows + 1e-3, rows) is None
+
+
+def test_a_query_that_is_off_while_its_values_are_right_is_not_the_input():
+    toy = Toy(layer=0)
+    assert told(toy.scene(q=toy.q[:, -1:] + 0.3))[0] == "UNKNOWN"
+
+
+def test_a_query_turned_in_other_planes():
+    toy = Toy(style="half")
+    place = np.array([11])
+    plain = rope(toy.q[:, -1:], -place, "half", toy.base)
+    other = rope(plain, place, "interleaved", toy.base).astype(np.float32)
+    found = diagnose(toy.scene(q=other))
+    assert found.name == "POSITION-ROPE"
+    assert "other planes" in found.evidence
+
+
+def test_a_query_with_an_input_that_is_scaled():
+    toy = Toy()
+    v = toy.v.copy()
+    v[:, -1:] *= 0.5
+    assert told(toy.scene(q=toy.q[:, -1:] * 0.5, v=v))[0] == "UPSTREAM"
+    assert told(toy.scene(q=toy.q[:, -1:] * 0.5))[0] == "SCALE"
+
+
+def test_one_query_head_scaled():
+    toy = Toy()
+    q = toy.q[:, -1:].copy()
+    q[2] *= 1.5
+    assert told(toy.scene(q=q)) == ("SCALE", "q", 2)
+
+
+def test_sines_and_cosines_of_fewer_digits():
+    toy = Toy()
+    half = toy.q.shape[-1] // 2
+    stretch = 1 + 0.004 * np.random.default_rng(1).standard_normal(half)
+    turn = np.exp(1j * 0.004 * np.random.default_rng(2).standard_normal(half))
+    planes = (toy.q[:, -1:, :half] + 1j * toy.q[:, -1:, half:]) * stretch * turn
+    q = np.concatenate((planes.real, planes.imag), axis=-1).astype(np.float32)
+    assert told(Toy(style="half").scene(q=q))[0] == "DTYPE"
+
+
+def masked(seen):
+    """Weights shared among those rows alone, whatever the mask says."""
+
+    def weights(table):
+        shares = table * seen
+        return shares / shares.sum(axis=-1, keepdims=True)
+
+    return weights
+
+
+def test_a_mask_that_was_not_handed_over_is_told_by_the_output():
+    toy, every = Toy(), np.arange(12)
+    for seen, name in (
+        (every >= 3, "EVICTED-EARLY"),
+        (every == 0, "MASK-TOP-LEFT"),
+        (every == 11, "HISTORY-LOST"),
+        (every < 11, "NEWEST-MISSING"),
+        ((every != 4) & (every != 7), "MASK"),
+    ):
+        found = diagnose(toy.scene(weights=masked(seen)))
+        assert (found.name, found.tensor) == (name, "mask")
+
+
+def test_a_mask_of_some_heads_alone():
+    toy = Toy()
+    seen = np.ones((4, 1, 12), bool)
+    seen[2:, :, :3] = False
+    assert told(toy.scene(weights=masked(seen))) == ("EVICTED-EARLY", "mask", 2)
+
+
+def test_zero_rows_that_nobody_handed_over_take_their_share():
+    toy = Toy()
+    scores = np.einsum("hqd,hkd->hqk", toy.q[:, -1:], toy.k[[0, 0, 1, 1]]) * toy.dim**-0.5
+    total = np.exp(scores).sum(axis=-1, keepdims=True)
+    found = diagnose(toy.scene(weights=lambda table: table * total / (total + 20)))
+    assert found.name == "ZERO-ROWS-VISIBLE"
+    assert "20 all-zero rows" in found.evidence
