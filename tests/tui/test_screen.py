@@ -294,6 +294,20 @@ async def test_loading_can_be_left(tmp_path):
         assert app._exit
 
 
+@pytest.mark.parametrize("key", ["ctrl+p", "escape", "tab", "n", "f", "slash", "question_mark"])
+async def test_keys_pressed_while_loading_leave_the_run_alone(tmp_path, trace, key):
+    path, run = tmp_path / "live.kvt", Run()
+    app = app_of(None, run, lambda: open_trace(path))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, key)
+        assert isinstance(app.screen, LoadingScreen)
+        with TraceWriter(path, trace.meta) as writer:
+            writer.append(trace.step(0), rows_of(trace, trace.step(0)))
+            run.waiting.append(LiveEvent(LiveKind.STEP, number=0))
+            await until(pilot, lambda: "step 0/0" in shown(app)[0])
+        assert [type(screen) for screen in app.screen_stack[1:]] == [MainScreen]
+
+
 async def test_a_failed_recorder_leaves_its_steps_on_the_screen(tmp_path, trace):
     path, run = tmp_path / "live.kvt", Run()
     app = app_of(None, run, lambda: open_trace(path))

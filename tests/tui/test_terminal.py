@@ -1,3 +1,4 @@
+import os
 import signal
 
 import pytest
@@ -30,6 +31,14 @@ def test_a_signal_leaves_with_its_code_and_the_terminal_as_it_was(path, number, 
         terminal.process.send_signal(number)
         assert terminal.ended() == code
         assert terminal.restored
+
+
+def test_a_terminal_that_is_gone_without_a_signal_ends_it(path):
+    with kvtrace("open", path) as terminal:
+        terminal.wait_for("recorded")
+        os.close(terminal.fd)
+        terminal.fd = os.open(os.devnull, os.O_RDWR)
+        assert terminal.ended() == 129
 
 
 def test_ctrl_c_leaves_with_130(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -22,10 +23,12 @@ from kvtrace_tui.live_run import LiveRun
 from kvtrace_tui.panes import all_panes
 from kvtrace_tui.screens.loading import LoadingScreen
 from kvtrace_tui.screens.main import POLL_S, MainScreen, PaneMaker
-from kvtrace_tui.terminal import on_signals, writable
+from kvtrace_tui.terminal import EXIT_CODES, hung_up, on_signals, writable
 
 if TYPE_CHECKING:
     from textual.command import Provider
+
+_HANG_UP_S = 1.0
 
 
 class At(Protocol):
@@ -84,7 +87,14 @@ class KvtraceApp(App[int]):
     def on_mount(self) -> None:
         """Begin once Textual has: what is drawn before that is thrown away."""
         on_signals(self.exit)
+        if not self.is_headless:
+            self.set_interval(_HANG_UP_S, self._leave_with_terminal)
         self.call_later(self._begin)
+
+    def _leave_with_terminal(self) -> None:
+        """Without a terminal nobody watches, and the recorder must not go on alone."""
+        if hung_up():
+            self.exit(EXIT_CODES[signal.SIGHUP])
 
     def _begin(self) -> None:
         """Show the trace, or that it is on its way."""
@@ -123,6 +133,11 @@ class KvtraceApp(App[int]):
         if take is not None and take(event):
             event.stop()
             event.prevent_default()
+
+    def action_command_palette(self) -> None:
+        """All actions by name, where there is something they act on."""
+        if isinstance(self.screen, MainScreen):
+            super().action_command_palette()
 
     def action_interrupt(self) -> None:
         """Ctrl-C: leave, and say so with the exit code."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import io
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -55,6 +56,16 @@ def writable() -> Iterator[None]:
     finally:
         for stream, errors in changed:
             stream.reconfigure(errors=errors)
+
+
+def hung_up() -> bool:
+    """Whether the terminal that keys come from is gone, also where no signal said so."""
+    if not hasattr(select, "poll"):
+        return False
+    poller = select.poll()
+    poller.register(0, 0)  # what is asked for is nothing: a hang-up is told all the same
+    # not POLLNVAL: some systems answer it for every terminal
+    return any(told & (select.POLLHUP | select.POLLERR) for _, told in poller.poll(0))
 
 
 def on_signals(leave: Callable[[int], None]) -> None:

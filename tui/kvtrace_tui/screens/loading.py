@@ -63,7 +63,7 @@ class LoadingScreen(Screen[None]):
     """Waits for the first step."""
 
     BINDINGS = [  # noqa: RUF012 - Textual's own form
-        Binding("q,escape", "app.quit", show=False),
+        Binding("q", "app.quit", show=False),
     ]
 
     def __init__(self, follower: Follower, name: str) -> None:
