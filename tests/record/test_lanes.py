@@ -143,6 +143,19 @@ def test_a_model_that_looks_ahead_is_found_in_one_pass_too(tmp_path, dtype, beam
     assert (first.name, trace.site(first.layer).layer) == ("NOT-CAUSAL", 1)
 
 
+def test_a_scale_that_depends_on_the_length_is_no_look_ahead(tmp_path):
+    model = tiny_model("llama")
+
+    def rescale(module, args, given):
+        past = given.get("past_key_values")
+        seq = given["hidden_states"].shape[1] + (past.get_seq_length(0) if past is not None else 0)
+        module.scaling = seq**-0.5
+
+    model.model.layers[0].self_attn.register_forward_pre_hook(rescale, with_kwargs=True)
+    trace = recorded(model, tmp_path / "a.kvt", ids(), options={"referee": True})
+    assert check(trace).findings[0].name == "SCALE"
+
+
 def test_a_cache_that_loses_rows_does_not_make_a_model_look_ahead(tmp_path):
     model = tiny_model("moshi")  # keeps a window of 8 in its cache alone
     trace = recorded(model, tmp_path / "a.kvt", ids(), options={"referee": True})

@@ -1,12 +1,14 @@
 """Whether later tokens change what a model computes for earlier ones, without any cache.
 
 Asked once lanes part: a model that looks ahead can't be equalled by any cache. Positions that are
-encoded otherwise in a longer text move queries and keys alone: those have a name of their own.
+encoded otherwise in a longer text move queries and keys alone, a scale that depends on the length
+moves no row that goes in: those have names of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import torch
 from torch import Tensor
@@ -74,7 +76,10 @@ def _moved(
     paths: Sequence[Path],
     limit: float,
 ) -> tuple[AttentionCall, float] | None:
-    """The first attention whose rows moved, and how far; None also where positions explain it."""
+    """The first attention whose rows moved, and how far.
+
+    None also where the length alone explains it, by positions or by the scale.
+    """
     rows = len(paths[0].tokens)
     known = {(call.module, call.call): call for call in whole if call.kind == "self"}
     for one in short:
@@ -91,8 +96,14 @@ def _moved(
         ]
         if max(far) > limit:
             turned = far[0] > limit and far[1] <= limit
-            return None if turned else (one, max(far))
+            return None if turned or _rescaled(one, other, limit, far) else (one, max(far))
     return None
+
+
+def _rescaled(one: AttentionCall, other: AttentionCall, limit: float, far: Sequence[float]) -> bool:
+    """Whether only the factor on the scores differs: it depends on the length, no row does."""
+    factor = one.scale / other.scale if other.scale else inf
+    return max(far[:2]) <= limit and abs(factor - 1) > limit
 
 
 def _apart(mine: Tensor, theirs: Tensor, place: int, start: int, rows: int) -> float:
