@@ -327,7 +327,8 @@ class Recording:
             if recorder.failure is not None:
                 self._agree(ready=False)
                 return recorder.failure
-            if self._agree(ready=ending.reason != "error"):
+            # what came before an error is compared too, unless other ranks would wait for it
+            if self._agree(ready=ending.reason != "error" or self._others is None):
                 self._compare(recorder, writer)
             elif self._others is not None:
                 writer.note(Note("note", f"the tokens were not recomputed: {_ALONE}"))

@@ -139,6 +139,8 @@ def test_an_exception_is_shown_without_our_frames_and_the_trace_is_kept(run):
     assert "kvtrace/record" not in err
     trace = kvtrace.open("a.kvt")
     assert (len(trace), trace.ending.reason) == (22, "error")
+    assert "compared with recomputed" in err
+    assert float(trace.compared(21).relative.max()) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,23 @@ def test_an_exception_inside_passes_through_and_is_in_the_trace(model, tmp_path)
     assert "ZeroDivisionError" in trace.ending.text
 
 
+def test_the_steps_before_an_exception_are_compared(model, tmp_path):
+    path = tmp_path / "a.kvt"
+
+    def run():
+        with kvtrace.record(model, path):
+            model.generate(IDS, max_new_tokens=3)
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        run()
+    trace = kvtrace.open(path)
+    assert trace.ending.reason == "error"
+    assert [float(trace.compared(step.number).relative.max()) < 1e-4 for step in trace] == [
+        True
+    ] * 3
+
+
 def test_an_existing_trace_is_kept_unless_forced(model, tmp_path):
     path = tmp_path / "a.kvt"
     record(model, generate(model), path)
