@@ -10,7 +10,6 @@ from kvtrace.analysis.packed import part_text, pool_text
 from kvtrace.analysis.summary import sentence
 from kvtrace.trace import Packed, PoolRun
 
-
 POOL = ((PoolRun(12, 4), PoolRun(-1, 1)),)
 
 

@@ -32,6 +32,7 @@ from kvtrace.record.forward import Forward
 from kvtrace.record.generate import meet_generate
 from kvtrace.record.inputs import named, tokens_in
 from kvtrace.record.lanes.snapshot import parameters_of
+from kvtrace.record.paged.engine import ENGINE
 from kvtrace.record.ranks import own_path
 from kvtrace.record.recording import Recording
 from kvtrace.trace import Ending, Meta
@@ -99,6 +100,8 @@ class AmbientRecording:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self._evidence)
             stack.callback(meet_generate(self._arrive))
+            ENGINE.hold()  # an engine says who is in a batch before it calls the model
+            stack.callback(ENGINE.release)
             stack.enter_context(self._outermost)
             self._enter_modes(stack)
             self._stack = stack.pop_all()

@@ -59,7 +59,6 @@ class Batch:
         tokens: All ids.
         positions: Of all tokens.
         groups: Layer of the cache to its group.
-        chosen: Tokens that logits were asked for, in the order of the logits.
     """
 
     pool: Any

@@ -6,16 +6,17 @@ is kept on the engine's objects.
 
 from __future__ import annotations
 
+import importlib
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from transformers.generation.continuous_batching import cache, input_outputs, requests
 
-from kvtrace.record.patch import Method, Patches
+from kvtrace.record.patch import Make, Method, Patches
 from kvtrace.record.running import passes
 
 
@@ -144,19 +145,40 @@ def _copy(original: Method) -> Method:
     return copy
 
 
+def _forward_function(original: Method) -> Method:
+    @wraps(original)
+    def forward_function(self: Any, *args: Any, **kwargs: Any) -> Any:
+        function, _ = original(self, *args, **kwargs)
+        return function, False  # a graph that is replayed calls no model
+
+    return forward_function
+
+
+_METHODS: tuple[tuple[str, str, str, Make], ...] = (
+    ("cache", "PagedAttentionCache", "update", _update),
+    ("requests", "RequestState", "update_and_check_completion", _complete),
+    ("input_outputs", "ContinuousBatchingIOs", "prepare_batch_tensors", _prepare),
+    ("model_runner", "ModelRunner", "_get_forward_fn", _forward_function),
+)
+
+
 def _install(patches: Patches) -> None:
-    patches.replace(cache.PagedAttentionCache, "update", _update)
-    patches.replace(requests.RequestState, "update_and_check_completion", _complete)
-    patches.replace(input_outputs.ContinuousBatchingIOs, "prepare_batch_tensors", _prepare)
-    for owner in _allocators():
+    for module, owner, name, make in _METHODS:
+        found = getattr(_module(module), owner, None)
+        if found is not None:
+            patches.replace(found, name, make)
+    allocators = getattr(_module("cache"), "ATTN_TYPE_TO_ALLOCATOR", {}).values()
+    for owner in dict.fromkeys(base for one in allocators for base in one.__mro__):
         if "copy_blocks" in owner.__dict__:
             patches.replace(owner, "copy_blocks", _copy)
 
 
-def _allocators() -> Sequence[type]:
-    """Classes that give out the blocks of a pool, as far as this version has them."""
-    found = getattr(cache, "ATTN_TYPE_TO_ALLOCATOR", {}).values()
-    return list(dict.fromkeys(base for one in found for base in one.__mro__))
+def _module(name: str) -> ModuleType | None:
+    """A part of the engine; None where this version has none of that name."""
+    try:
+        return importlib.import_module(f"transformers.generation.continuous_batching.{name}")
+    except ImportError:
+        return None
 
 
 ENGINE = Patches(_install)

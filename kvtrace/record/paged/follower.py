@@ -22,7 +22,6 @@ from kvtrace.record.paged.split import Packed, parts
 from kvtrace.record.running import Followed, Pass, RawCall
 from kvtrace.record.tracker import CacheTracker
 
-PAGED = "requests are batched continuously: which rows each one attended to was not recorded"
 MAX_REQUESTS = 4096
 """Requests that are remembered; older ones are new ones if they come back."""
 
@@ -70,7 +69,7 @@ class Follower:
             tracker: Numbers caches.
             on_chosen: Told of a token chosen for a request: (number of its cache, token).
         """
-        self.says: dict[str, None] = {}
+        self._missed = 0
         self._tracker = tracker
         self._on_chosen = on_chosen
         self._pools: dict[int, _Pool] = {}
@@ -79,6 +78,17 @@ class Follower:
     def listen(self) -> Callable[[], None]:
         """Begin; returns how to stop."""
         return listen(Listener(self._copied, self._chosen))
+
+    @property
+    def says(self) -> tuple[str, ...]:
+        """Sentences: what was left out."""
+        if not self._missed:
+            return ()
+        count = "1 forward was" if self._missed == 1 else f"{self._missed} forwards were"
+        return (
+            f"continuous batching: {count} not recorded, or not whole: which rows are whose, and "
+            "where they lie, was not seen",
+        )
 
     # -- what the engine says ----------------------------------------------------------------
 
@@ -106,7 +116,7 @@ class Follower:
             return
         found = batch(arguments)
         if found is None:
-            self.says[PAGED] = None
+            self._missed += 1
         elif not found.warms_up:
             one.packed = self._packed(found)
 
@@ -162,7 +172,7 @@ class Follower:
         pool.version = _version(packed.batch.pool)
         kept = tuple(call for call in forward.calls if id(call.keys) in packed.updates)
         if len(kept) < len(forward.calls) or not kept:
-            self.says[PAGED] = None
+            self._missed += 1
         if not kept:
             return []
         self._forwards += 1
@@ -172,6 +182,7 @@ class Follower:
     def _pool(self, cache: Any) -> _Pool:
         found = self._pools.get(id(cache))
         if found is None or found.cache() is not cache:
+            self._pools = {k: one for k, one in self._pools.items() if one.cache() is not None}
             found = _Pool(weakref.ref(cache), self._tracker.serial(cache))
             self._pools[id(cache)] = found
         return found

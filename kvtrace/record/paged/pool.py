@@ -27,6 +27,9 @@ _CELL, _STEP, _END = range(3)
 MAX_REQUESTS = 4096
 """Requests that are remembered to have been met."""
 
+MAX_POOLS = 8
+"""Pools that are remembered; what lies in an older one that comes back is stored anew."""
+
 
 @dataclass(slots=True)
 class _Table:
@@ -80,8 +83,8 @@ class Pools:
         self.step = 0
         self.donor: Donor | None = None
         self._stores = stores
-        self._tables: dict[tuple[int, int], list[_Table]] = {}
-        self._homes: dict[tuple[int, int], _Table] = {}
+        self._tables: dict[int, dict[int, list[_Table]]] = {}
+        self._homes: dict[int, dict[int, _Table]] = {}
         self._met: dict[int, None] = {}
 
     def begin(self, number: int) -> None:
@@ -119,16 +122,20 @@ class Pools:
 
     def _table(self, store: int, placed: Placed) -> _Table:
         """The one of a cache layer; layers that begin alike share theirs."""
-        found = self._homes.get((placed.pool, store))
+        homes = self._homes.setdefault(placed.pool, {})
+        found = homes.get(store)
         if found is None:
             first = self._stores.next_cell[store]
-            tables = self._tables.setdefault((placed.pool, placed.group), [])
+            tables = self._tables.setdefault(placed.pool, {}).setdefault(placed.group, [])
             alike = (one for one in tables if (one.begun, one.first) == (placed.forward, first))
             found = next(alike, None)
             if found is None:
                 found = _Table(placed.forward, first)
                 tables.append(found)
-            self._homes[placed.pool, store] = found
+            homes[store] = found
+            while len(self._homes) > MAX_POOLS:
+                oldest = next(iter(self._homes))
+                del self._homes[oldest], self._tables[oldest]
         return found
 
     def _entered(

@@ -89,7 +89,7 @@ def parts(forward: Forward, packed: Packed, number: Callable[[], int]) -> list[F
                 calls=tuple(calls),
                 updates=tuple(updates),
                 updates_before=tuple(range(1, len(calls) + 1)),
-                logits=_logits(forward.logits, packed.batch, place),
+                logits=_logits(forward, packed.batch, place),
                 result=None,
                 elapsed_ns=share,
                 own_ns=own[place],
@@ -141,12 +141,12 @@ def _arguments(forward: Forward, batch: Batch, start: int, end: int) -> dict[str
     return out
 
 
-def _logits(logits: Tensor | None, batch: Batch, place: int) -> Tensor | None:
+def _logits(forward: Forward, batch: Batch, place: int) -> Tensor | None:
     """The logits of a request, [1, rows, vocab]; None where none were made for it."""
-    request = batch.requests[place]
+    request, logits = batch.requests[place], forward.logits
     if logits is None or not request.chooses:
         return None
-    if logits.shape[1] >= batch.starts[-1] > sum(one.chooses for one in batch.requests):
+    if "logits_to_keep" not in forward.arguments:
         return logits[:, batch.starts[place] : batch.starts[place + 1]]
     row = sum(one.chooses for one in batch.requests[:place])
     return logits[:, row : row + 1] if row < logits.shape[1] else None

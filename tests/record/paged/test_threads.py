@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import GenerationConfig
 from transformers.generation.continuous_batching import cache, input_outputs, requests
+from transformers.generation.continuous_batching.model_runner import ModelRunner
 
 import kvtrace
 from builders.engines import GREEDY, after_tokens, batched, engine_model, settings
@@ -123,6 +124,25 @@ def test_a_request_may_join_while_others_decode(tmp_path):
     assert forwards["early"][0] == 0
     assert forwards["late"][0] >= 4
     assert set(forwards["early"]) & set(forwards["late"])
+
+
+def test_without_a_model_at_hand_every_forward_of_the_engine_is_recorded(tmp_path):
+    torch.set_num_threads(1)
+    model = engine_model("llama")
+    with kvtrace.record(tmp_path / "a.kvt", recompute="off"):
+        batched(model, [[7, 3, 21, 9], [5, 40]], new=3)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [step.packed.forward for step in trace] == [0, 0, 1, 1, 2, 2]
+    assert not any("continuous batching" in text for text in trace.meta.not_recorded)
+
+
+def test_while_a_recording_runs_the_model_is_called_where_a_graph_would_be_replayed(tmp_path):
+    runner = ModelRunner.__new__(ModelRunner)
+    runner._compiled_varlen, runner.use_cuda_graph_varlen = None, True
+    assert runner._get_forward_fn(use_block_table=False)[1]
+    with kvtrace.record(engine_model("llama"), tmp_path / "a.kvt", recompute="off"):
+        assert not runner._get_forward_fn(use_block_table=False)[1]
+    assert runner._get_forward_fn(use_block_table=False)[1]
 
 
 def test_two_engines_one_after_the_other_do_not_mix_their_requests(tmp_path):
