@@ -75,6 +75,14 @@ def test_a_shorter_prompt_is_another_prompt_but_fewer_steps_are_the_same_run(
     assert (grown.verdict, grown.tokens, grown.parts[0].old) == (EQUAL, 5, None)
 
 
+def test_another_rotary_base_is_a_difference_and_no_matter_of_the_length(whole, tmp_path):
+    other = bugs.llama()
+    rates = other.model.rotary_emb.inv_freq
+    rates.copy_(rates**1.2)
+    found = diff(whole, fed(other, tmp_path / "b.kvt", [10]))
+    assert (found.verdict, found.finding.name) == (DIVERGED, "POSITION-ROPE")
+
+
 def test_a_narrow_type_is_rounding_and_is_named(whole, tmp_path):
     narrow = fed(bugs.llama().to(torch.bfloat16), tmp_path / "b.kvt", [10])
     found = diff(whole, narrow)

@@ -1,0 +1,84 @@
+"""Bugs in the cache of what an encoder said, and of a decoder behind one."""
+
+import pytest
+import torch
+from transformers import BartConfig, BartForConditionalGeneration
+
+import kvtrace
+from kvtrace.analysis.checks import EQUAL, check
+from kvtrace.files import open_trace
+
+
+def model():
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "max_position_embeddings": 64, "vocab_size": 90, "init_std": 0.2}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": 2, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 48}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    return BartForConditionalGeneration(BartConfig(**sizes, **ids)).eval()
+
+
+def found(path, bart, spoil=None):
+    """What a check says of a prefill of three tokens and three decode steps.
+
+    `spoil` is given the cache before each decode step.
+    """
+    tokens = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
+    past, start = None, 0
+    with kvtrace.record(bart, path, keep_rows=True), torch.no_grad():
+        encoded = bart.get_encoder()(input_ids=tokens[:1])
+        for end in (3, 4, 5, 6):
+            if past is not None and spoil is not None:
+                spoil(past)
+            out = bart(
+                encoder_outputs=encoded,
+                decoder_input_ids=tokens[1:, start:end],
+                past_key_values=past,
+                use_cache=True,
+            )
+            past, start = out.past_key_values, end
+    trace = open_trace(path)
+    report = check(trace)
+    places = [(one, trace.site(one.layer)) for one in report.findings]
+    return report, [(one.name, one.tensor, site.kind, site.layer) for one, site in places]
+
+
+def test_a_healthy_one_gives_nothing(tmp_path):
+    report, places = found(tmp_path / "a.kvt", model())
+    assert (report.verdict, places) == (EQUAL, [])
+
+
+def halve_values(cache):
+    cache.cross_attention_cache.layers[0].values *= 0.5
+
+
+def lend_keys(cache):
+    layers = cache.cross_attention_cache.layers
+    layers[1].keys = layers[0].keys.clone()
+
+
+def drop_oldest(cache):
+    one = cache.cross_attention_cache.layers[0]
+    one.keys, one.values = one.keys[:, :, -9:], one.values[:, :, -9:]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "first"),
+    [
+        (halve_values, ("OLD-ROWS-SCALED", "v", "cross", 0)),
+        (lend_keys, ("WRONG-LAYER", "k", "cross", 1)),
+        (drop_oldest, ("EVICTED-EARLY", "k", "cross", 0)),
+    ],
+)
+def test_rows_of_the_encoder_that_change_are_named(tmp_path, spoil, first):
+    _, places = found(tmp_path / "a.kvt", model(), spoil)
+    assert places[0] == first
+
+
+def test_positions_that_restart_are_seen_in_the_decoders_first_layer(tmp_path):
+    bart = model()
+    positions = bart.model.decoder.embed_positions
+    right = positions.forward
+    positions.forward = lambda ids, past=0, position_ids=None: right(ids, 0)
+    _, places = found(tmp_path / "a.kvt", bart)
+    assert places[0] == ("POSITION-EMBEDDING", "q", "self", 0)
