@@ -114,7 +114,6 @@ class Pools:
             table.last = (key, *self._entered(table, store, update, placed, positions))
         _, entry, fresh = table.last
         self._stores.take(store, entry.rows)
-        self._stores.say(store, capacity=placed.capacity, block_slots=placed.block)
         if len(fresh) == update.new_keys.shape[2]:
             return entry, (update.keys[:, :, fresh[0] :], update.values[:, :, fresh[0] :])
         rows = fresh.tolist()
@@ -133,6 +132,7 @@ class Pools:
                 found = _Table(placed.forward, first)
                 tables.append(found)
             homes[store] = found
+            self._stores.say(store, capacity=placed.capacity, block_slots=placed.block)
             while len(self._homes) > MAX_POOLS:
                 oldest = next(iter(self._homes))
                 del self._homes[oldest], self._tables[oldest]
