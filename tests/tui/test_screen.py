@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 from textual import events
+from textual.command import CommandList
 
 from builders import Shape, synthetic_trace
 from builders.screens import app_of, press, shown, until
@@ -230,6 +231,19 @@ async def test_every_size_is_laid_out(trace):
             lines = shown(app)
             assert len(lines) == size[1]
             assert all(len(line) <= size[0] for line in lines)
+
+
+async def test_keys_that_reach_the_palette_before_its_list_is_there_do_nothing(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, "ctrl+p")
+        commands = app.screen.query_one(CommandList)
+        await until(pilot, lambda: commands.option_count > 0)
+        commands.display = False
+        await until(pilot, lambda: not commands.size.height)
+        await press(pilot, "pageup", "pagedown")
+        await press(pilot, "escape")
+        await until(pilot, lambda: isinstance(app.screen, MainScreen))
 
 
 # -- live ------------------------------------------------------------------------------------

@@ -137,7 +137,9 @@ class KvtraceApp(App[int]):
     def action_command_palette(self) -> None:
         """All actions by name, where there is something they act on."""
         if isinstance(self.screen, MainScreen):
-            super().action_command_palette()
+            from kvtrace_tui.screens.palette import ActionPalette
+
+            self.push_screen(ActionPalette(id="--command-palette"))
 
     def action_interrupt(self) -> None:
         """Ctrl-C: leave, and say so with the exit code."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.command import CommandList, CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 
 from kvtrace_tui.action import Action
 from kvtrace_tui.actions import ACTIONS
 from kvtrace_tui.desk import Desk
+
+
+class ActionPalette(CommandPalette):
+    """The palette, which survives keys that come before its list has a place on the screen."""
+
+    def _action_command_list(self, action: str) -> None:
+        """Move in the list; Textual's own raises KeyError while the list has no lines."""
+        if self.query_one(CommandList).size.height:
+            super()._action_command_list(action)
 
 
 class ActionCommands(Provider):
