@@ -8,7 +8,9 @@ Knows no cache; `read` turns what was seen into an `AttentionCall`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter_ns
 from typing import Any
 
@@ -18,6 +20,27 @@ from kvtrace.record.patch import Method, Patches
 from kvtrace.record.running import passes
 
 _SEEN = "__kvtrace__"
+
+PAGED = "paged|"
+"""How implementations begin that attend to the rows in an engine's pool alone."""
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.poolless = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def without_pool() -> Iterator[None]:
+    """Forwards of this thread have no pool, though an engine may have set the model up for one."""
+    before, _thread.poolless = _thread.poolless, True
+    try:
+        yield
+    finally:
+        _thread.poolless = before
 
 
 def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,6 +77,8 @@ def _install(patches: Patches) -> None:
 
     def get_interface(original: Method) -> Method:
         def get_interface(self: AttentionInterface, *args: Any, **kwargs: Any) -> Any:
+            if _thread.poolless and str(args[0] if args else "").startswith(PAGED):
+                args = ("eager", *args[1:])
             return wrapped(original(self, *args, **kwargs))
 
         return get_interface

@@ -21,6 +21,7 @@ from kvtrace.record.calls import AttentionCall
 from kvtrace.record.choices import Chooser
 from kvtrace.record.entrances import asking
 from kvtrace.record.forward import Beginning, Forward
+from kvtrace.record.interface import without_pool
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.held import held
 from kvtrace.record.lanes.paths import Path
@@ -270,7 +271,7 @@ def _forward(
     asked = None if choosing is None else lambda: choosing
     watch = Watch(model, found.append, choosing=asked)
     watch.bind()  # an engine may still run the model in its own thread
-    with asking(), _quietly(), watch:
+    with asking(), _quietly(), without_pool(), watch:
         try:
             run()
         except _FAULTS as error:

@@ -136,6 +136,17 @@ def test_without_a_model_at_hand_every_forward_of_the_engine_is_recorded(tmp_pat
     assert not any("continuous batching" in text for text in trace.meta.not_recorded)
 
 
+def test_an_engine_that_attends_eagerly_may_run_on_while_its_tokens_are_recomputed(tmp_path):
+    torch.set_num_threads(1)
+    model = engine_model("llama", attn_implementation="eager")
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="each"):
+        expected = batched(model, [[7, 3, 21, 9], [5, 40]], new=3)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert len(trace) == 6
+    assert all(trace.compared(step.number) is not None for step in trace)
+    assert batched(model, [[7, 3, 21, 9], [5, 40]], new=3) == expected
+
+
 def test_while_a_recording_runs_the_model_is_called_where_a_graph_would_be_replayed(tmp_path):
     runner = ModelRunner.__new__(ModelRunner)
     runner._compiled_varlen, runner.use_cuda_graph_varlen = None, True
