@@ -207,7 +207,7 @@ def _rounded(one: _Query) -> tuple[str, str, str] | None:
 
 
 def _sums(scene: Scene, one: _Query) -> tuple[str, str, str] | None:
-    """Weights that do not sum to what they should, read off the output."""
+    """Weights that do not sum to 1, or to 1 though there is a sink, read off the output."""
     if scene.site.sinks:
         return _without_sink(one)
     sums = _factors(one) or _solved_sums(one)
@@ -227,7 +227,7 @@ def _without_sink(one: _Query) -> tuple[str, str, str] | None:
         f"the sink takes no share: the weights of the rows sum to 1, recomputed to "
         f"{shares.min():.3f} to {shares.max():.3f}"
     )
-    return "WEIGHTS-NOT-NORMALISED", "weights", evidence
+    return "SCORE-NONLINEAR", "weights", evidence
 
 
 def _factors(one: _Query) -> list[float] | None:

@@ -195,7 +195,7 @@ _TABLE = (
     Kind(
         "SCORE-NONLINEAR",
         "the order of the scores is kept, their differences are not",
-        "A softcap, temperature or clamp is used on one path only.",
+        "A softcap, temperature, clamp or sink is used on one path only.",
     ),
     Kind(
         "SCORE-BIAS",
@@ -204,8 +204,8 @@ _TABLE = (
     ),
     Kind(
         "WEIGHTS-NOT-NORMALISED",
-        "attention weights do not sum to what they should",
-        "Dropout is active, the softmax runs over another axis, or a sink is left out.",
+        "attention weights do not sum to 1",
+        "Dropout is active, or the softmax runs over another axis.",
     ),
     Kind(
         "LENGTH-DEPENDENT-POSITIONS",
