@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import kvtrace
-from builders.engines import batched, engine_model, live_pool, settings
+from builders.engines import after_each_forward, batched, engine_model, live_pool, settings
 from kvtrace.analysis.checks.verdict import check
 from record.paged.test_requests import kept, of_request
 
@@ -119,3 +119,28 @@ def test_samples_of_one_prompt_part_after_it(model, tmp_path):
         assert child[0].caches[0].rows == 1
         assert child[0].caches[0].first_cell > 12
     assert check(trace).ok
+
+
+def test_what_somebody_else_wrote_to_the_pool_is_stored_as_it_was_read(model, tmp_path):
+    forwards = []
+
+    def meddle(processor):
+        forwards.append(processor)
+        if len(forwards) == 2:
+            allocator = processor.cache.layer_to_allocator[0]
+            block = allocator.block_table["req_0"][0]
+            keys, _ = allocator._kv_token_views[0]
+            keys[block * allocator.block_physical_stride] *= 2
+
+    path = tmp_path / "a.kvt"
+    with (
+        after_each_forward(meddle),
+        live_pool() as pool,
+        kvtrace.record(model, path, recompute="off"),
+    ):
+        batched(model, [[7, 3, 21, 9, 30]])
+    trace = kvtrace.open(path)
+    assert_equal_to_the_pool(trace, pool)
+    assert [step.caches[0].rewritten for step in trace] == [0, 0, 6, 0, 0]
+    before, after = trace.cache(1, 0), trace.cache(2, 0)
+    assert np.array_equal(after.keys[:, 0], 2 * before.keys[:, 0])
