@@ -146,7 +146,7 @@ class Derived:
         """Tokens that this forward has more than the one before, which it repeats; else 0."""
         if not self._known[0] or self._tokens is None or self._before is None:
             return 0
-        return self._tokens.shape[-1] - self._before.shape[-1]
+        return self._in_rows(self._tokens).shape[-1] - self._in_rows(self._before).shape[-1]
 
     def over(self) -> None:
         """A forward is over; its tokens are kept only where rows were followed."""
@@ -279,13 +279,22 @@ class Derived:
             )
         return self._resumed_told
 
+    def _in_rows(self, tokens: Tensor) -> Tensor:
+        """Ids as [sequences, new], also of a model that takes them the other way around."""
+        now = self._tokens
+        turned = now is not None and now.dim() == 2 and now.shape[0] == self._rows != now.shape[1]
+        return tokens.t() if turned and tokens.dim() == 2 else tokens
+
     @property
     def _known(self) -> tuple[bool, int | None, tuple[int, ...] | None]:
         """(goes on with the tokens before, position of the first token, padding) of the forward."""
         if self._told is None:
             new = 0 if self._tokens is None else self._tokens.shape[-1]
             start = _start(self._arguments, self._tokens, new)
-            extends = _extends(self._tokens, self._before)
+            extends = False
+            if self._tokens is not None and self._before is not None:
+                tokens = self._in_rows(self._tokens)
+                new, extends = tokens.shape[-1], _extends(tokens, self._in_rows(self._before))
             # a model may be given all tokens and take the new ones itself: nothing is repeated
             if extends and self._rows is not None and self._rows < new:
                 extends, start = False, new - self._rows if start is None else start
@@ -331,9 +340,9 @@ def _written(rows: Tensor, step: RowStep) -> Tensor:
     return torch.stack([rows[b][:, slots.tolist()] for b, slots in enumerate(written)])
 
 
-def _extends(tokens: Tensor | None, before: Tensor | None) -> bool:
+def _extends(tokens: Tensor, before: Tensor) -> bool:
     """Whether every sequence begins with what it was before, and goes on."""
-    if tokens is None or before is None or tokens.dim() != 2 or before.dim() != 2:
+    if tokens.dim() != 2 or before.dim() != 2:
         return False
     count = before.shape[1]
     longer = tokens.shape[0] == before.shape[0] and tokens.shape[1] > count > 0

@@ -34,7 +34,10 @@ def of_sdpa(
     given = named(_SDPA, args, kwargs)
     q, k, v = given["query"], given["key"], given["value"]
     tokens = sizes.tokens[-1] if sizes.tokens else 1
-    if tokens > 1 and q.dim() > 3 and q.shape[-3] == tokens and q.shape[-2] != tokens:
+    # ids [tokens, sequences] are read the wrong way around: their attention shows it
+    turned = q.dim() == 4 and (q.shape[0], q.shape[2]) == (tokens, sizes.batch)
+    own = tokens > 1 and q.dim() > 3 and q.shape[-3] == tokens and q.shape[-2] != tokens
+    if own and not turned:
         raise NotOverTokensError("each token attends to a set of its own")
     scale = given.get("scale")
     lead = q.shape[:-2]
