@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kvtrace.files.describe import FileReport, describe
-from kvtrace.files.extents import StepRows
+from kvtrace.files.extents import Stacked, StepRows
 from kvtrace.files.notes import append_note
 from kvtrace.files.recover import Recovery, recover
 from kvtrace.files.source import FileSource
@@ -14,6 +14,7 @@ __all__ = [
     "FileReport",
     "FileSource",
     "Recovery",
+    "Stacked",
     "StepRows",
     "TraceWriter",
     "append_note",

@@ -7,7 +7,7 @@ head, so that one head of a long prefill can be read alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kvtrace.errors import TraceError
@@ -19,6 +19,36 @@ INLINE_ROWS = 8
 _LAYOUTS_KEPT = 256
 
 Shape = tuple[int, int, int, int]
+
+
+class Stacked(Mapping[int, Array]):
+    """Rows of several sites or cache layers that lie in one array, in ascending order.
+
+    Attributes:
+        indices: Sites or cache layers.
+        whole: [indices, sequences, heads, rows, dim].
+    """
+
+    __slots__ = ("indices", "whole")
+
+    def __init__(self, indices: tuple[int, ...], whole: Array) -> None:
+        self.indices = indices
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __getitem__(self, index: int) -> Array:
+        if index not in self.indices:
+            raise KeyError(index)
+        rows: Array = self.whole[self.indices.index(index)]
+        return rows
+
+    def __contains__(self, index: object) -> bool:
+        return index in self.indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +140,20 @@ def rows_of(rows: StepRows) -> RowsOf:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The rows of one frame: extents by (tensor, index), in the order they are stored."""
+    """The rows of one frame.
+
+    Attributes:
+        extents: By (tensor, index), in the order they are stored.
+        size: Bytes of all.
+        units: Number of units.
+        alike: Indices of a tensor that are all stored, and the shape and dtype that all of them
+            have; without tensors of which they have not.
+    """
 
     extents: Mapping[tuple[Tensor, int], Extent]
     size: int
     units: int
+    alike: Mapping[Tensor, tuple[tuple[int, ...], Shape, str]]
 
 
 class Layouts:
@@ -167,7 +206,20 @@ class Layouts:
             if extent.size:
                 out[tensor, index] = extent
                 start, unit = start + extent.size, unit + extent.units
-        return Layout(out, start, unit)
+        return Layout(out, start, unit, _alike(out))
+
+
+def _alike(
+    extents: Mapping[tuple[Tensor, int], Extent],
+) -> dict[Tensor, tuple[tuple[int, ...], Shape, str]]:
+    """The tensors that have the same shape everywhere."""
+    found = {}
+    for tensor in Tensor:
+        mine = [one for one in extents.values() if one.tensor is tensor]
+        if len({(one.shape, one.dtype) for one in mine}) == 1:
+            indices = tuple([one.index for one in mine])
+            found[tensor] = indices, mine[0].shape, mine[0].dtype
+    return found
 
 
 def _shapes(meta: Meta, step: Step, recorded: RowsOf) -> list[tuple[Tensor, int, Shape, str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtrace.errors import TraceError
-from kvtrace.files.extents import INLINE_ROWS, Extent, StepRows, most_rows
+from kvtrace.files.extents import INLINE_ROWS, Extent, Stacked, StepRows, most_rows
 from kvtrace.trace import Meta, Step, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 
@@ -64,10 +64,21 @@ class TileLayout:
 class _Pending:
     """Cells of a group of layers that have no tile yet, in one array for each layer and tensor."""
 
-    __slots__ = ("arrays", "count", "first")
+    __slots__ = ("_wholes", "arrays", "count", "first")
 
     def __init__(self, first: int, rows: StepRows, layers: tuple[int, ...]) -> None:
         self.first, self.count = first, 0
+        self._wholes: list[Array] = []
+        stacks = _stacks(rows, layers)
+        if stacks:
+            for stack in stacks:
+                _, _, heads, _, dim = stack.shape
+                self._wholes.append(
+                    np.empty((len(layers), heads, CELLS_PER_TILE, dim), stack.dtype)
+                )
+            keys, values = self._wholes
+            self.arrays = [array for both in zip(keys, values, strict=True) for array in both]
+            return
         self.arrays = [
             np.empty((array.shape[1], 0, array.shape[3]), array.dtype)
             for layer in layers
@@ -77,12 +88,19 @@ class _Pending:
     def add(self, rows: StepRows, layers: tuple[int, ...], cells: int) -> None:
         """Copy a step's cells: [sequences, heads, rows, dim], sequence by sequence."""
         end = self.count + cells
+        stacks = _stacks(rows, layers) if self._wholes and cells == 1 else []
+        if stacks:
+            for whole, stack in zip(self._wholes, stacks, strict=True):
+                whole[:, :, self.count] = stack[:, 0, :, 0]
+            self.count = end
+            return
         place = 0
         for layer in layers:
             for array in (rows.keys[layer], rows.values[layer]):
                 held = self.arrays[place]
                 if end > held.shape[1]:
                     held = self.arrays[place] = _longer(held, max(end, CELLS_PER_TILE))
+                    self._wholes = []
                 if len(array) == 1:
                     held[:, self.count : end] = array[0]
                 else:
@@ -90,6 +108,14 @@ class _Pending:
                     held[:, self.count : end] = array.swapaxes(0, 1).reshape(heads, cells, dim)
                 place += 1
         self.count = end
+
+
+def _stacks(rows: StepRows, layers: tuple[int, ...]) -> list[Array]:
+    """Keys and values of these layers, where they lie in one array each."""
+    keys, values = rows.keys, rows.values
+    if not (isinstance(keys, Stacked) and isinstance(values, Stacked)):
+        return []
+    return [keys.whole, values.whole] if keys.indices == values.indices == layers else []
 
 
 def _longer(array: Array, cells: int) -> Array:

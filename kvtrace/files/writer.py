@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from zlib import crc32
@@ -19,6 +20,7 @@ from kvtrace.files.extents import (
     ROWS_PER_FRAME,
     Layout,
     Layouts,
+    Stacked,
     StepRows,
     num_frames,
     rows_of,
@@ -38,9 +40,12 @@ from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, overview_row
 from kvtrace.files.tiles import Tiler
 from kvtrace.files.validate import MAX_CELL, check_meta, check_step
 from kvtrace.text import safe
-from kvtrace.trace import OVERVIEW, Ending, LaneStep, Meta, Note, Step, dtypes
+from kvtrace.trace import OVERVIEW, Ending, LaneStep, Meta, Note, Step, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 from kvtrace.trace.meta import FORMAT_VERSION
+
+Unit = Array | memoryview
+"""A piece of payload that is read and checked in one go."""
 
 INDEX_EVERY = 256
 """Steps between INDEX frames: what a reader must scan after a crash."""
@@ -230,7 +235,7 @@ class TraceWriter:
         for part in range(parts):
             units = _units(self._layouts.of(step, recorded, dtype, part), step, rows, part)
             self._frame(Kind.ROWS, b"{}", units, step.number, part=part, lane=lane)
-        inline: list[Array] = []
+        inline: list[Unit] = []
         if not parts:
             inline = _units(self._layouts.of(step, recorded, dtype, None), step, rows, None)
         masks = [np.ascontiguousarray(rows.masks[entry[0]], "u1") for entry in recorded.masks]
@@ -245,7 +250,7 @@ class TraceWriter:
         self,
         kind: Kind,
         body: bytes,
-        units: Sequence[Array] = (),
+        units: Sequence[Unit] = (),
         step: int = -1,
         *,
         part: int = 0,
@@ -294,10 +299,11 @@ class _Added:
 
 
 def packed(
-    kind: Kind, flags: int, sequence: int, body: bytes, units: Sequence[Array] = ()
+    kind: Kind, flags: int, sequence: int, body: bytes, units: Sequence[Unit] = ()
 ) -> tuple[Head, list[bytes | memoryview]]:
     """A frame as its head and the pieces that make its bytes."""
-    raw = [unit.data for unit in units if unit.size]
+    views = [unit if type(unit) is memoryview else unit.data for unit in units]
+    raw = [unit for unit in views if unit.nbytes]
     crcs = np.array([crc32(unit) for unit in raw], "<u4").tobytes()
     payload = sum([unit.nbytes for unit in raw])
     head = Head(kind, flags, sequence, len(body), len(raw), payload, crc32(body, crc32(crcs)))
@@ -305,13 +311,33 @@ def packed(
     return head, [head.pack(), crcs, body, pad, *raw, bytes(aligned(payload) - payload)]
 
 
-def _units(layout: Layout, step: Step, rows: StepRows, part: int | None) -> list[Array]:
+def _stacked(layout: Layout, rows: StepRows) -> list[Unit]:
+    """The units of rows that lie together for all layers; empty where they do not."""
+    pieces: list[list[memoryview]] = []
+    for tensor in Tensor:
+        stack = rows.of(tensor)
+        if not isinstance(stack, Stacked) or tensor not in layout.alike:
+            return []
+        indices, shape, dtype = layout.alike[tensor]
+        whole = stack.whole
+        fits = stack.indices == indices and whole.shape[1:] == shape
+        if not (fits and whole.dtype == dtypes.storage(dtype) and whole.flags.c_contiguous):
+            return []
+        flat, size = whole.data.cast("B"), whole[0].nbytes
+        pieces.append([flat[start : start + size] for start in range(0, len(flat), size)])
+    queries, keys, values, output = pieces
+    return [*queries, *output, *chain.from_iterable(zip(keys, values, strict=True))]
+
+
+def _units(layout: Layout, step: Step, rows: StepRows, part: int | None) -> list[Unit]:
     """The payload units of a frame, in order.
 
     Raises:
         TraceError: Rows do not have the shape or dtype that META and the step say.
     """
-    out: list[Array] = []
+    if part is None and (whole := _stacked(layout, rows)):
+        return whole
+    out: list[Unit] = []
     arrays = (rows.queries, rows.keys, rows.values, rows.output)
     for (tensor, index), extent in layout.extents.items():
         array = arrays[tensor][index]

@@ -1,0 +1,106 @@
+"""Rows that lie together, and text that is put together: the same bytes as piece by piece."""
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from builders import Shape, synthetic_trace
+from builders.written import rows_of
+from kvtrace.errors import TraceError
+from kvtrace.files import Stacked, StepRows, TraceWriter, codec
+from kvtrace.trace import Ending, TopLogits
+
+
+def together(rows: StepRows) -> StepRows:
+    """The same rows, in one array for each tensor."""
+
+    def stacked(mapping):
+        return Stacked(tuple(sorted(mapping)), np.stack([mapping[i] for i in sorted(mapping)]))
+
+    parts = [stacked(part) for part in (rows.queries, rows.output, rows.keys, rows.values)]
+    return StepRows(*parts, rows.masks, rows.biases)
+
+
+def written(path, trace, arrange):
+    with TraceWriter(path, trace.meta) as writer:
+        for step in trace:
+            writer.append(step, arrange(rows_of(trace, step)))
+        writer.end(Ending("length"))
+    return path.read_bytes()
+
+
+def test_rows_that_lie_together_are_written_like_single_ones(tmp_path):
+    # 70 decode steps fill a tile, and a prompt of 9 rows is cut into frames
+    trace = synthetic_trace(Shape(layers=3, prompt=9, decode=70))
+    single = written(tmp_path / "single.kvt", trace, lambda rows: rows)
+    assert written(tmp_path / "whole.kvt", trace, together) == single
+
+
+def test_steps_may_change_from_single_rows_to_rows_together_and_back(tmp_path):
+    trace = synthetic_trace(Shape(layers=3, prompt=2, decode=70))
+    single = written(tmp_path / "single.kvt", trace, lambda rows: rows)
+    turns = iter(range(1000))
+    mixed = written(
+        tmp_path / "mixed.kvt", trace, lambda rows: rows if next(turns) % 3 else together(rows)
+    )
+    assert mixed == single
+
+
+def test_rows_together_of_a_wrong_shape_are_refused_like_single_ones(tmp_path):
+    trace = synthetic_trace(Shape(layers=2, prompt=2, decode=2))
+    step = trace.step(0)
+    rows = together(rows_of(trace, step))
+    whole = rows.queries.whole
+    cut = replace(rows, queries=Stacked(rows.queries.indices, whole[..., :-1].copy()))
+    with (
+        TraceWriter(tmp_path / "a.kvt", trace.meta) as writer,
+        pytest.raises(TraceError, match="queries of layer 0"),
+    ):
+        writer.append(step, cut)
+
+
+def test_a_stack_is_a_mapping_of_its_indices():
+    stack = Stacked((2, 5), np.arange(2 * 1 * 1 * 1 * 2).reshape(2, 1, 1, 1, 2))
+    assert (len(stack), list(stack), 5 in stack, 3 in stack) == (2, [2, 5], True, False)
+    assert stack[5].tolist() == [[[[2, 3]]]]
+    with pytest.raises(KeyError):
+        stack[3]
+
+
+@dataclass(frozen=True, slots=True)
+class Odd:
+    number: int = 0
+    maybe: float | None = 1.0
+    flag: bool = False
+    name: str = ""
+    numbers: tuple[float, ...] = ()
+    holes: tuple[float | None, ...] = ()
+    nested: tuple[tuple[int, ...], ...] = ()
+    two: tuple[int, str] = (0, "")
+    tops: tuple[TopLogits, ...] = ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Odd(),
+        Odd(number=-(1 << 61), maybe=None, flag=True, name='é"\n'),
+        Odd(maybe=float("nan"), numbers=(1e300, -0.0, 5e-324, 0.1)),
+        Odd(numbers=(1.0, float("inf"), float("-inf"), float("nan"))),
+        Odd(holes=(None, 1.5, None), nested=((), (1,), (2, 3)), two=(1, "a b, n")),
+        Odd(numbers=(np.float64(0.1), 2.0), tops=(TopLogits((1, 2), (0.5, 0.25), 1.0),)),
+    ],
+)
+def test_text_put_together_is_what_a_json_encoder_writes(value):
+    expected = json.dumps(codec.plain(value), separators=(",", ":"))
+    assert codec.encode(value).decode() == expected
+    extra = {"parts": 3, "rows": {"keys": [1, 2]}}
+    both = json.dumps({**extra, **codec.plain(value)}, separators=(",", ":"))
+    assert codec.encode_fields(extra, value).decode() == both
+
+
+def test_a_number_that_json_does_not_know_is_refused():
+    with pytest.raises(TypeError):
+        codec.encode(Odd(nested=((np.int64(3),),)))
