@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.files import StepRows
+from kvtrace.record.alike import Batch
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.forward import Forward
 from kvtrace.record.ledger import LedgerStep
@@ -57,6 +58,9 @@ class Attended:
         """
         if entry.routine and before is not None:
             self.sites = before
+            if forward.batch is not None:
+                self._together(forward, forward.batch, entry, compactor)
+                return
         else:
             self._name(forward.calls, entry, sites)
         self.masks = [
@@ -71,6 +75,24 @@ class Attended:
         kinds = [dtypes[store] for store in stores]
         self.copying.add("k", stores, _as(kinds, [keys for keys, _ in rows]))
         self.copying.add("v", stores, _as(kinds, [values for _, values in rows]))
+        self.copying.start()
+
+    def _together(
+        self, forward: Forward, batch: Batch, entry: LedgerStep, compactor: Compactor
+    ) -> None:
+        """The same of a step like the one before: one mask, and rows that are together."""
+        if batch.mask is None:
+            compact = compactor.plain(batch.seq - forward.new)
+        else:
+            compact = compactor.compact(forward.calls[0], batch.seq)
+        self.masks = [compact] * len(self.sites)
+        self.new = [forward.new] * len(self.sites)
+        queries, output, keys, values = batch.shapes
+        stores = list(entry.seq)
+        self.copying.add_whole("q", self.sites, batch.queries, queries)
+        self.copying.add_whole("o", self.sites, batch.output, output)
+        self.copying.add_whole("k", stores, batch.keys, keys)
+        self.copying.add_whole("v", stores, batch.values, values)
         self.copying.start()
 
     def _name(self, calls: Sequence[AttentionCall], entry: LedgerStep, sites: Sites) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from kvtrace.record.forward import Forward
 from kvtrace.record.runs import count
-from kvtrace.trace import CacheLayer, CacheStep, dtypes
+from kvtrace.record.stores import Stores
+from kvtrace.trace import CacheStep
 
 
-def step_bytes(groups: Sequence[CacheStep], layers: Sequence[CacheLayer]) -> tuple[int, int]:
+def step_bytes(groups: Sequence[CacheStep], stores: Stores) -> tuple[int, int]:
     """(read, written): rows attended to that earlier steps wrote, and rows written.
 
     Rows that several layers share count once; rows that are in no cache do not count.
@@ -18,14 +19,9 @@ def step_bytes(groups: Sequence[CacheStep], layers: Sequence[CacheLayer]) -> tup
     for group in groups:
         attended = sum(count(runs) for runs in group.attended)
         fresh = group.rows * len(group.attended)
-        for index in group.layers:
-            layer = layers[index]
-            if not layer.held:
-                continue
-            width = layer.held_dim * dtypes.itemsize(layer.dtype)
-            row = layer.num_kv_heads * width
-            read += max(0, attended - fresh) * row
-            written += fresh * row
+        row = stores.row_bytes(group.layers)
+        read += max(0, attended - fresh) * row
+        written += fresh * row
     return read, written
 
 

@@ -6,15 +6,18 @@ the callback keeps the model's memory; whoever reads one later may read what was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.choices import Choice
 from kvtrace.record.paged.places import Part, Placed
+
+if TYPE_CHECKING:
+    from kvtrace.record.alike import Batch, Pattern
 
 
 class CacheUpdate(NamedTuple):
@@ -172,6 +175,8 @@ class Forward:
         own_ns: Our own time within it.
         choices: What it selected (experts, slots), where somebody wanted to know.
         part_of: The packed forward that this is a request's part of; times are its share.
+        pattern: What a step must be like to be like this one.
+        batch: All of it together, if it is like an earlier one.
     """
 
     number: int
@@ -181,8 +186,8 @@ class Forward:
     tokens: Tensor | None
     sequences: int
     new: int
-    calls: tuple[AttentionCall, ...]
-    updates: tuple[CacheUpdate, ...]
+    calls: Sequence[AttentionCall]
+    updates: Sequence[CacheUpdate]
     updates_before: tuple[int, ...] = ()
     changes: tuple[CacheChange, ...] = ()
     recurrent: tuple[Recurrent, ...] = ()
@@ -193,6 +198,8 @@ class Forward:
     own_ns: int = 0
     choices: tuple[Choice, ...] = ()
     part_of: Part | None = None
+    pattern: Pattern | None = None
+    batch: Batch | None = None
 
     def argument(self, name: str) -> Tensor | None:
         """A tensor it was called with, by name."""
@@ -202,5 +209,7 @@ class Forward:
     @property
     def cache_bytes(self) -> int:
         """Memory that the updated cache layers hold afterwards."""
+        if self.batch is not None:
+            return self.batch.held_bytes
         last = {(one.cache, one.part, one.layer): one.held_bytes for one in self.updates}
         return sum(last.values())

@@ -142,22 +142,25 @@ class Ledger:
         last = self._routine
         if last is None or not last.fits(forward, positions):
             return None
-        cache, next_cell = forward.updates[0].cache, self.stores.next_cell
+        batch, next_cell = forward.batch, self.stores.next_cell
+        cache = forward.updates[0].cache if batch is None else batch.pattern.cache
         keys = [(cache, store) for store in last.stores]
         book, first = self._books.get(keys[0]), next_cell[last.stores[0]]
-        seq = forward.updates[0].keys.shape[2]
+        seq = forward.updates[0].keys.shape[2] if batch is None else batch.seq
         if book is None or book.rows + forward.new != seq:
             return None
         if any(self._books.get(key) is not book or next_cell[key[1]] != first for key in keys):
             return None
         entry = books.append(book, first, positions, seq, seq)
         after = first + entry.rows * len(positions)
-        rows = {}
-        for key, update in zip(keys, forward.updates, strict=True):
+        for key in keys:
             self._books[key] = entry.after
             self._content.attended[key] = entry.attended
             next_cell[key[1]] = after
-            rows[key[1]] = (update.new_keys, update.new_values)
+        rows = {}
+        if batch is None:
+            for store, update in zip(last.stores, forward.updates, strict=True):
+                rows[store] = (update.new_keys, update.new_values)
         group = _cache_step(last.stores, entry)
         out = LedgerStep((group,), (), last.reads, last.read_stores, rows, {}, {cache})
         out.routine = True

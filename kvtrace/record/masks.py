@@ -61,7 +61,7 @@ class Compactor:
         new = call.queries.shape[2]
         if call.visible is None:
             ruled = call.causal or (new == 1 and call.kind == "self")
-            found = self._plain(seq - new if ruled else None)
+            found = self.plain(seq - new if ruled else None)
         else:
             key = (id(call.visible), new, seq, call.window)
             known = self._seen.get(key)
@@ -86,7 +86,7 @@ class Compactor:
             known = self._cut[key] = (table, table[..., slots.tolist()])
         return known[1]
 
-    def _plain(self, offset: int | None) -> Compact:
+    def plain(self, offset: int | None) -> Compact:
         """No mask but the causal one, if that."""
         found = self._offsets.get(offset)
         if found is None:

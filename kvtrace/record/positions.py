@@ -46,6 +46,8 @@ def positions(forward: Forward, at: tuple[int, ...] | None = None) -> Positions:
 
 def _past(forward: Forward) -> int:
     """Rows before this forward, by what the first updated layer says it has seen."""
+    if forward.batch is not None:
+        return forward.batch.seq - forward.new
     for update in forward.updates:
         if update.part == "self":
             return max(0, update.length - update.new_keys.shape[2])

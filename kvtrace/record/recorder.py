@@ -317,9 +317,10 @@ class Recorder:
         logits = None if forward.logits is None else tuple(forward.logits.shape)
         if forward.part_of is not None and forward.part_of.whole is not None:
             self._meter.measure(forward.part_of.whole)  # learns what a token costs
-        sizes = Measured(forward.calls, forward.sequences, forward.new, max(0, past), logits)
+        alike = None if forward.batch is None else forward.batch.attended
+        sizes = Measured(forward.calls, forward.sequences, forward.new, max(0, past), logits, alike)
         cached, recomputed = self._meter.measure(sizes)
-        read, written = step_bytes(entry.groups, self._ledger.stores.layers)
+        read, written = step_bytes(entry.groups, self._ledger.stores)
         return Cost(
             cached,
             recomputed,

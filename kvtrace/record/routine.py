@@ -18,6 +18,7 @@ from kvtrace.record.positions import Positions
 from kvtrace.record.reads import Read
 
 if TYPE_CHECKING:
+    from kvtrace.record.alike import Pattern
     from kvtrace.record.ledger import LedgerStep
 
 
@@ -33,6 +34,7 @@ class Routine:
         stores: Cache layer of each update.
         reads: Of each call.
         read_stores: Cache layer of each call.
+        pattern: What `watch` compared such a step with, layer by layer.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -42,14 +44,18 @@ class Routine:
     stores: tuple[int, ...]
     reads: list[Read]
     read_stores: list[int]
+    pattern: Pattern | None
 
     def fits(self, forward: Forward, positions: Positions) -> bool:
         """Whether a forward is like that, but for the number of rows attended to."""
+        if forward.changes or forward.recurrent or forward.lingering:
+            return False
+        if forward.batch is not None and forward.batch.pattern is self.pattern:
+            return forward.batch.pattern.sequences == len(positions)
         keys, _ = self.shapes
         return (
             len(forward.updates) == len(self.layers)
             and len(forward.calls) == len(self.modules)
-            and not (forward.changes or forward.recurrent or forward.lingering)
             and keys[0] == len(positions)
             and keys[2] == forward.new
             and self._updates_alike(forward.updates)
@@ -116,4 +122,5 @@ def routine(forward: Forward, entry: LedgerStep, stores: Sequence[int]) -> Routi
         tuple(stores),
         entry.reads,
         entry.stores,
+        forward.pattern,
     )

@@ -6,7 +6,7 @@ waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Size, Tensor
 
+from kvtrace.files import Stacked
 from kvtrace.record.copies import Flight, fetch
 from kvtrace.record.stores import dtype_name
 from kvtrace.trace import dtypes
@@ -77,12 +78,14 @@ class Copied:
     stacks: tuple[Stack, ...]
     finite: bool
 
-    def of(self, kind: str) -> dict[int, Array]:
+    def of(self, kind: str) -> Mapping[int, Array]:
         """Index to rows, of one kind."""
+        mine = [stack for stack in self.stacks if stack.kind == kind]
+        if len(mine) == 1 and tuple(sorted(mine[0].indices)) == mine[0].indices:
+            return Stacked(mine[0].indices, mine[0].rows)
         found: dict[int, Array] = {}
-        for stack in self.stacks:
-            if stack.kind == kind:
-                found.update(zip(stack.indices, stack.rows, strict=True))
+        for stack in mine:
+            found.update(zip(stack.indices, stack.rows, strict=True))
         return found
 
 
@@ -105,6 +108,11 @@ class Copying:
             self._names.setdefault(dtype, []).append((kind, indices[start:end], shape))
             self._tensors.setdefault(dtype, []).extend(tensors[start:end])
             start = end
+
+    def add_whole(self, kind: str, indices: Sequence[int], whole: Tensor, shape: Size) -> None:
+        """Tensors of one kind that are one already; each of a shape, or with the same rows."""
+        self._names.setdefault(whole.dtype, []).append((kind, indices, shape))
+        self._tensors.setdefault(whole.dtype, []).append(whole)
 
     @torch.no_grad()
     def start(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.forward import CacheUpdate, Recurrent
-from kvtrace.trace import CacheLayer
+from kvtrace.trace import CacheLayer, dtypes
 
 Key = tuple[object, ...]
 
@@ -25,6 +25,7 @@ class Stores:
     next_cell: list[int] = field(default_factory=list)
     dtypes: list[torch.dtype] = field(default_factory=list)
     _index: dict[Key, int] = field(default_factory=dict)
+    _row_bytes: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def of_update(self, update: CacheUpdate, nth: int, *, latent: bool) -> int:
         """The layer that an update belongs to.
@@ -59,6 +60,7 @@ class Stores:
         now = self.layers[store]
         if any(getattr(now, name) != value for name, value in more.items()):
             self.layers[store] = replace(now, **more)
+            self._row_bytes.clear()
 
     def of_recurrent(self, one: Recurrent) -> int:
         """The layer of a recurrent memory."""
@@ -67,6 +69,14 @@ class Stores:
         if found is not None:
             return found
         return self._add(key, one.layer, "state", (1, 1, 1), torch.float32, nbytes=one.nbytes)
+
+    def row_bytes(self, layers: tuple[int, ...]) -> int:
+        """Memory of one row of each of these layers; rows that no cache holds have none."""
+        found = self._row_bytes.get(layers)
+        if found is None:
+            found = sum(_row_bytes(self.layers[index]) for index in layers)
+            self._row_bytes[layers] = found
+        return found
 
     def take(self, store: int, cells: int) -> int:
         """Number the next cells of a layer; the first one's number."""
@@ -104,6 +114,11 @@ class Stores:
         self.next_cell.append(0)
         self.dtypes.append(dtype)
         return index
+
+
+def _row_bytes(layer: CacheLayer) -> int:
+    width = layer.held_dim * dtypes.itemsize(layer.dtype)
+    return layer.num_kv_heads * width if layer.held else 0
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -7,7 +7,7 @@ tensors; that is looked at when a forward first updates the cache. Knows no cell
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer
 
-from kvtrace.record.forward import CacheChange, CacheUpdate
-from kvtrace.record.running import RawUpdate, Verdict
+from kvtrace.record.calls import AttentionCall
+from kvtrace.record.forward import CacheChange, CacheUpdate, Lingering
+from kvtrace.record.running import Pass, RawUpdate, Verdict
 
 
 @dataclass(slots=True)
@@ -176,6 +177,21 @@ class CacheTracker:
                     yield self._serials[key], index, last.keys, last.values
 
 
+def lingering(
+    tracker: CacheTracker, calls: Sequence[AttentionCall], updates: Sequence[CacheUpdate]
+) -> tuple[Lingering, ...]:
+    """What else is in the caches, if a call read something that no update handed back."""
+    handed = {update.keys.data_ptr() for update in updates}
+    if all(call.keys.data_ptr() in handed for call in calls):
+        return ()
+    updated = {(update.cache, update.layer) for update in updates}
+    return tuple(
+        Lingering(serial, layer, keys, values)
+        for serial, layer, keys, values in tracker.live()
+        if (serial, layer) not in updated
+    )
+
+
 def layer_of(cache: Any, index: int) -> Any:
     """A layer of a cache; None if it has none of that number."""
     try:
@@ -202,6 +218,27 @@ def rows_held(layer: Any) -> int:
     if isinstance(keys, Tensor) and keys.dim() == 4:
         return min(seen, keys.shape[2])
     return seen
+
+
+def updates_of(tracker: CacheTracker, one: Pass, cross: object) -> tuple[CacheUpdate, ...]:
+    """The updates of a pass that is over; what the caches hold now is noted.
+
+    Args:
+        tracker: Notes it.
+        one: The pass.
+        cross: The second half of an encoder-decoder cache, if there is one.
+    """
+    handed: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+    out = []
+    for raw in one.updates:
+        cache, index = raw[0], raw[1]
+        verdict = one.verdicts[id(cache)].get(index, (True, None))
+        part = "cross" if cache is cross else "self"
+        out.append(finished(raw, tracker.serial(cache), part, verdict))
+        handed.setdefault(id(cache), {})[index] = raw[4]
+    for cache in {id(raw[0]): raw[0] for raw in one.updates}.values():
+        tracker.note(cache, handed[id(cache)], one.verdicts[id(cache)])
+    return tuple(out)
 
 
 def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheUpdate:

@@ -7,7 +7,7 @@ undone on exit, whatever happened inside. Knows nothing of traces.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import compress
@@ -15,9 +15,10 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.cache_utils import Cache
 
+from kvtrace.record.alike import Pattern, pattern_of
 from kvtrace.record.caches import CACHES, HALVES, cross_half, follow, patch_given
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.choices import CHOICES, Chooser
@@ -33,7 +34,7 @@ from kvtrace.record.levels import lower_levels, note_runs, unseen
 from kvtrace.record.paged.follower import Follower
 from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
 from kvtrace.record.running import Followed, Pass, our_work, passes
-from kvtrace.record.tracker import CacheTracker, finished
+from kvtrace.record.tracker import CacheTracker, lingering, updates_of
 from kvtrace.record.turns import Turns
 
 __all__ = ["Beginning", "CacheChange", "CacheUpdate", "Forward", "Watch"]
@@ -78,6 +79,7 @@ class Watch:
         self._names = {id(module): path for path, module in model.named_modules()}
         self._two_sided = is_two_sided(self._names.values())
         self._facts: dict[int, ModuleFacts] = {}
+        self._pattern: Pattern | None = None
         self._tracker = CacheTracker()
         self._flow: FlowWatch | None = None
         self._eagerly = Eagerly()
@@ -294,16 +296,25 @@ class Watch:
         """Make the Forward, and hand it over."""
         start = perf_counter_ns()
         self._requests.see(one)
-        updates = self._updates(one, arguments, result)
-        calls, updates_before = self._calls(one, part)
         tokens = tokens_of(arguments)
-        tokens, shape = fitted(tokens, shape_of(tokens, arguments), calls)
-        fits = [call.queries.shape[0] == shape[0] for call in calls]
-        if not all(fits):
-            self._odd.update(call.module for call, fit in zip(calls, fits, strict=True) if not fit)
-            calls = tuple(compress(calls, fits))
-            updates_before = tuple(compress(updates_before, fits))
-        used = self._given(arguments) | {update.cache for update in updates}
+        shape = shape_of(tokens, arguments)
+        like = self._pattern
+        batch = like.batch(one, self._tracker) if like and shape == (like.sequences, 1) else None
+        calls: Sequence[AttentionCall]
+        updates: Sequence[CacheUpdate]
+        left: tuple[Lingering, ...] = ()
+        if batch is not None and like is not None:
+            calls, updates, before = batch.calls(), batch.updates(), batch.before
+            used = frozenset((like.cache,))
+        else:
+            cross = cross_half(arguments.get("past_key_values"), result)
+            updates = updates_of(self._tracker, one, cross)
+            calls, before = self._calls(one, part)
+            tokens, shape = fitted(tokens, shape, calls)
+            calls, before = self._fitting(calls, before, shape[0])
+            left = lingering(self._tracker, calls, updates)
+            used = self._given(arguments) | {update.cache for update in updates}
+            self._pattern = like = pattern_of(one, updates, calls, self._facts) or like
         forward = Forward(
             number=self.num_forwards,
             model=module,
@@ -314,8 +325,8 @@ class Watch:
             new=shape[1],
             calls=calls,
             updates=updates,
-            updates_before=updates_before,
-            lingering=self._lingering(calls, updates),
+            updates_before=before,
+            lingering=left,
             changes=self._tracker.take_changes(used),
             recurrent=tuple(one.recurrent),
             logits=logits_of(result, shape),
@@ -323,6 +334,8 @@ class Watch:
             elapsed_ns=elapsed_ns,
             own_ns=one.own_ns + perf_counter_ns() - start,
             choices=() if one.choosing is None else tuple(one.choosing.choices),
+            pattern=like,
+            batch=batch,
         )
         forwards = self._requests.parts(forward, one)
         self.num_forwards += len(forwards)
@@ -332,36 +345,15 @@ class Watch:
             for each in forwards:
                 self._on_forward(each)
 
-    def _updates(
-        self, one: Pass, arguments: Mapping[str, object], result: Any
-    ) -> tuple[CacheUpdate, ...]:
-        """The updates of a pass that is over; what the caches hold now is noted."""
-        cross = cross_half(arguments.get("past_key_values"), result)
-        handed: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
-        out = []
-        for raw in one.updates:
-            cache, index = raw[0], raw[1]
-            verdict = one.verdicts[id(cache)].get(index, (True, None))
-            part = "cross" if cache is cross else "self"
-            out.append(finished(raw, self._tracker.serial(cache), part, verdict))
-            handed.setdefault(id(cache), {})[index] = raw[4]
-        for cache in {id(raw[0]): raw[0] for raw in one.updates}.values():
-            self._tracker.note(cache, handed[id(cache)], one.verdicts[id(cache)])
-        return tuple(out)
-
-    def _lingering(
-        self, calls: tuple[AttentionCall, ...], updates: tuple[CacheUpdate, ...]
-    ) -> tuple[Lingering, ...]:
-        """What else is in the caches, if a call read something that no update handed back."""
-        handed = {update.keys.data_ptr() for update in updates}
-        if all(call.keys.data_ptr() in handed for call in calls):
-            return ()
-        updated = {(update.cache, update.layer) for update in updates}
-        return tuple(
-            Lingering(serial, layer, keys, values)
-            for serial, layer, keys, values in self._tracker.live()
-            if (serial, layer) not in updated
-        )
+    def _fitting(
+        self, calls: tuple[AttentionCall, ...], before: tuple[int, ...], sequences: int
+    ) -> tuple[tuple[AttentionCall, ...], tuple[int, ...]]:
+        """The calls over the model's own batch, and the updates before each."""
+        fits = [call.queries.shape[0] == sequences for call in calls]
+        if all(fits):
+            return calls, before
+        self._odd.update(call.module for call, fit in zip(calls, fits, strict=True) if not fit)
+        return tuple(compress(calls, fits)), tuple(compress(before, fits))
 
     def _calls(self, one: Pass, part: str) -> tuple[tuple[AttentionCall, ...], tuple[int, ...]]:
         """The raw calls, read, and the updates before each; calls of one module are numbered."""

@@ -18,6 +18,8 @@ class Measured:
         sequences, new: Tokens in.
         past: Tokens of the same sequences that earlier forwards took in.
         logits: Shape of the logits; None without any.
+        alike: (modules, rows attended to) where the model's own calls all attended to as many,
+            each module once; None: the calls tell.
     """
 
     calls: Sequence[AttentionCall]
@@ -25,6 +27,7 @@ class Measured:
     new: int
     past: int
     logits: tuple[int, ...] | None = None
+    alike: tuple[Sequence[str], int] | None = None
 
     @property
     def tokens(self) -> int:
@@ -39,14 +42,29 @@ class Measured:
     @property
     def encodes(self) -> bool:
         """Whether it is an encoder's own pass: no logits, and nothing but encoder attention."""
-        if self.logits is not None or not self.calls:
+        if self.logits is not None or not self.calls or self.alike is not None:
             return False
         return all(call.kind == "encoder" for call in self.calls)
 
     @property
     def starts(self) -> bool:
         """Whether work that is done once for each sequence was done here."""
-        return self.past == 0 or "encoder" in [call.kind for call in self.calls]
+        if self.past == 0 or self.alike is not None:
+            return self.past == 0
+        return "encoder" in [call.kind for call in self.calls]
+
+    @property
+    def modules(self) -> list[str]:
+        """Path of the module of each call."""
+        if self.alike is not None:
+            return list(self.alike[0])
+        return [call.module for call in self.calls]
+
+    def rows(self, places: Sequence[int]) -> int:
+        """Rows attended to, over some of the calls."""
+        if self.alike is not None:
+            return self.alike[1] * len(places)
+        return sum([self.calls[place].keys.size(2) for place in places])
 
     def attended(self, module: str) -> int:
         """Rows that a module's last attention call attended to."""

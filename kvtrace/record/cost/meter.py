@@ -113,7 +113,7 @@ class CostMeter:
         kinds = {kind for _, _, kind in self._alike(measured)}
         scores = mix = again_scores = again_mix = 0
         for (key_features, value_features, kind), members in self._alike(measured).items():
-            seq = sum([calls[index].keys.size(2) for index in members])
+            seq = measured.rows(members)
             pairs, again = new * seq, total * total * len(members)
             if kind == "cross":
                 again = total * seq
@@ -134,7 +134,7 @@ class CostMeter:
 
     def _alike(self, measured: Measured) -> dict[tuple[int, int, str], list[int]]:
         """Query heads × key features, × value features, kind → calls; kept between steps."""
-        names = [call.module for call in measured.calls]
+        names = measured.modules
         if names != self._names:
             self._names, self._groups = names, {}
             for index, call in enumerate(measured.calls):
