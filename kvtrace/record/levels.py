@@ -92,10 +92,11 @@ def _kept(one: Pass, call: AttentionCall) -> AttentionCall:
 
 def _related(path: str, others: Set[str]) -> bool:
     """Whether a module is one of the others, inside of one, or around one."""
+    # the model itself, without a path, is around all of them
     return any(
         path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
         for other in others
-    )
+    ) or (not path and bool(others))
 
 
 def note_runs(model: nn.Module, ran: set[str]) -> Callable[[], None]:

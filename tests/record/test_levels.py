@@ -5,12 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
+import kvtrace
+from builders.attentions import Model, turned
 from builders.recorded import record
 from builders.tiny_models import tiny_model
 from kvtrace.record.kinds import is_two_sided, kind_of
 from kvtrace.record.watch import Watch
 
 IDS = torch.tensor([[7, 3, 21, 9, 30]])
+
+
+def scaled(q, k, v):
+    """Causal attention, fused."""
+    q, k, v = turned(q, k, v)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
 def test_a_model_with_unused_eyes_runs_at_full_speed(tmp_path):
@@ -29,6 +37,19 @@ def test_the_layers_of_a_bert_that_decodes_are_no_encoder(tmp_path):
     trace, _, _ = record(model, lambda: model(IDS), tmp_path / "a.kvt", recompute="once")
     assert {site.kind for site in trace.meta.sites} == {"self"}
     assert trace.compared(0) is not None
+
+
+class AttnLM(Model):
+    """A whole model that calls itself attention."""
+
+
+def test_a_model_named_attention_is_seen_in_its_layers(tmp_path):
+    model = AttnLM(scaled)
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"), torch.no_grad():
+        model(IDS)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert len(trace.meta.sites) == 2
+    assert trace.meta.unseen == ()
 
 
 @pytest.mark.parametrize(
