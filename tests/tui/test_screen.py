@@ -241,9 +241,24 @@ async def test_keys_that_reach_the_palette_before_its_list_is_there_do_nothing(t
         await until(pilot, lambda: commands.option_count > 0)
         commands.display = False
         await until(pilot, lambda: not commands.size.height)
+        commands.set_options(list(commands.options))
         await press(pilot, "pageup", "pagedown")
         await press(pilot, "escape")
         await until(pilot, lambda: isinstance(app.screen, MainScreen))
+
+
+@pytest.mark.parametrize("page", ["f", "w", "o", "u", "question_mark", "g", "ctrl+p"])
+async def test_a_page_that_is_left_twice_takes_no_other_screen_with_it(trace, page):
+    app = app_of(trace)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, page)
+        over = app.screen
+        assert not isinstance(over, MainScreen)
+        over.dismiss(None)
+        over.dismiss(None)
+        await until(pilot, lambda: isinstance(app.screen, MainScreen))
+        await press(pilot, "n")
+        assert "step 2/6" in shown(app)[0]
 
 
 # -- live ------------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.geometry import Size
-from textual.screen import ModalScreen
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from kvtrace_tui.drawing.depth import depth_of
 from kvtrace_tui.drawing.lines import Piece, line, shown_in
+from kvtrace_tui.screens.once import LeavesOnce
 from kvtrace_tui.screens.pages import TitleLine
 
 Rows = Sequence[tuple[Sequence[Piece], int]]
@@ -87,7 +87,7 @@ class ChoiceList(ScrollView, can_focus=True):
             self.choose(index)
 
 
-class ChoiceScreen(ModalScreen[int | None]):
+class ChoiceScreen(LeavesOnce[int | None]):
     """The page; enter goes to the chosen one, esc goes back."""
 
     BINDINGS = [  # noqa: RUF012 - Textual's own form

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.geometry import Size
-from textual.screen import ModalScreen
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
@@ -16,6 +15,7 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import depth_of
 from kvtrace_tui.drawing.lines import Piece, line, padded, shown_in
 from kvtrace_tui.drawing.title import title
+from kvtrace_tui.screens.once import LeavesOnce
 
 Row = Sequence[Piece]
 Make = Callable[[int], Sequence[Row]]
@@ -72,7 +72,7 @@ class Lines(ScrollView, can_focus=True):
         return shown_in([strip], depth)[0]
 
 
-class PageScreen(ModalScreen[None]):
+class PageScreen(LeavesOnce[None]):
     """A titled page of lines; esc or q goes back."""
 
     BINDINGS = [  # noqa: RUF012

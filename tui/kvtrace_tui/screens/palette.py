@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textual.await_complete import AwaitComplete
 from textual.command import CommandList, CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 
@@ -17,6 +18,10 @@ class ActionPalette(CommandPalette):
         """Move in the list; Textual's own raises KeyError while the list has no lines."""
         if self.query_one(CommandList).size.height:
             super()._action_command_list(action)
+
+    def dismiss(self, result: None = None) -> AwaitComplete:
+        """Leave once; see `LeavesOnce`."""
+        return super().dismiss(result) if self.is_active else AwaitComplete()
 
 
 class ActionCommands(Provider):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from kvtrace.text import safe
+from kvtrace_tui.screens.once import LeavesOnce
 
 
-class PromptScreen(ModalScreen[str | None]):
+class PromptScreen(LeavesOnce[str | None]):
     """A question and a line for the answer; None when the user goes back."""
 
     BINDINGS = [  # noqa: RUF012 - Textual's own form
