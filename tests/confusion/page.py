@@ -12,6 +12,22 @@ FIRST = "50 of 92"
 """Edits called right the very first time, before the method was changed because of them: quoted
 from that run, for it can't be run again."""
 
+_BLIND = (
+    "### A blind round of other bugs",
+    "",
+    "Quoted, not counted again: 123 runs, 115 of them with a bug that neither the zoo nor "
+    "these edits held, 57 modelled on a public thread, in 30 types of transformers, "
+    "people's one-file models, encoder-decoders and trained models; kind and first place "
+    "were written down before any was run.",
+    "",
+    "**88 of 123 at first sight**, none of the 8 healthy ones called anything. What was "
+    "wrong in general was changed: **119 of 123 now**. A second round of 35, written after "
+    "that, tells what is left of the gap: **33 of 35 at first sight**. Of the misses that "
+    "remain, three are true of what was seen, under another name than expected (a ring that"
+    " is too small, a mask that lets later tokens through), one is a sink that counts among"
+    " what bends the scores.",
+)
+
 EXPLAINED = ("LENGTH-DEPENDENT-POSITIONS", "TIE")
 WITNESSED = 1e-3
 """Logits this far apart, over the largest, are no rounding of float32."""
@@ -101,6 +117,8 @@ def _mutants(rows: Sequence[Row]) -> list[str]:
         f"{len(rows) - len(ran)} edits do not run at all.",
         "",
         *_misses(rows),
+        "",
+        *_BLIND,
     ]
 
 
