@@ -27,6 +27,11 @@ def step_bytes(groups: Sequence[CacheStep], stores: Stores) -> tuple[int, int]:
 
 def held_bytes(forward: Forward) -> int:
     """Memory of everything the caches of a forward hold after it: the live tensors' bytes."""
-    left = sum(one.keys.nbytes + one.values.nbytes for one in forward.lingering)
+    parts = {
+        (part.data_ptr(), part.nbytes): part.nbytes
+        for one in forward.lingering
+        for part in (one.keys, one.values)
+    }
+    left = sum(parts.values())
     memory = {(one.cache, one.layer): one.nbytes for one in forward.recurrent}
     return forward.cache_bytes + left + sum(memory.values())

@@ -8,7 +8,7 @@ their own.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from time import perf_counter_ns
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
-from kvtrace.record.forward import CacheChange, Recurrent
+from kvtrace.record.forward import CacheChange, CacheUpdate, Recurrent
 from kvtrace.record.patch import Make, Method, Patches
 from kvtrace.record.running import passes
 from kvtrace.record.tracker import CacheTracker, is_theirs, layer_of, length, rows_held
@@ -153,6 +153,38 @@ def _recurrent_bytes(layer: Any) -> int:
         found = list(parts.values()) if isinstance(parts, dict) else [parts]
         total += sum(part.nbytes for part in found if isinstance(part, Tensor))
     return total
+
+
+def beside(
+    tracker: CacheTracker,
+    arguments: Mapping[str, object],
+    result: object,
+    updates: Iterable[CacheUpdate],
+) -> Iterator[Recurrent]:
+    """Memory that a cache of a model's own keeps beside its layers: a tensor for some of them.
+
+    Args:
+        tracker: Numbers the caches.
+        arguments: Of a forward: its cache is one of them, or in what it gave back.
+        result: What it gave back.
+        updates: Of that forward: what lists hold for a layer with rows is those rows.
+    """
+    rows = {(one.cache, one.layer) for one in updates}
+    caches = (arguments.get("past_key_values"), getattr(result, "past_key_values", None))
+    for cache in {id(one): one for one in caches if isinstance(one, Cache)}.values():
+        if type(cache).__module__ == Cache.__module__:
+            continue
+        serial, sizes = tracker.serial(cache), dict[int, int]()
+        for value in vars(cache).values():
+            listed = value.items() if isinstance(value, dict) else _numbered(value)
+            for index, one in listed:
+                if isinstance(one, Tensor) and one.dim() > 1 and (serial, index) not in rows:
+                    sizes[index] = sizes.get(index, 0) + one.nbytes
+        yield from (Recurrent(serial, index, nbytes) for index, nbytes in sizes.items() if nbytes)
+
+
+def _numbered(value: object) -> Iterable[tuple[int, object]]:
+    return enumerate(value) if isinstance(value, list | tuple) else ()
 
 
 def _classes(root: type) -> Iterator[type]:

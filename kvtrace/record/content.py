@@ -69,7 +69,8 @@ class Recogniser:
         self._held[key] = held
         after = Book(tuple(books.as_runs(line) for line in held))
         rewritten = max(0, len(fresh) - update.new_keys.shape[2])
-        entry = Entry(attended, after, first, len(fresh), book.rows, rewritten)
+        before = book.rows if book.held else _came_along(update)
+        entry = Entry(attended, after, first, len(fresh), before, rewritten)
         return entry, (_slots(keys, fresh), _slots(values, fresh))
 
     def edited(self, update: CacheUpdate, attended: tuple[Runs, ...], kept: int) -> Book:
@@ -104,6 +105,13 @@ class Recogniser:
             by_digest = {row.digest: row for row in line}
             out.append([by_digest[number] for number in mine if number in by_digest])
         return out
+
+
+def _came_along(update: CacheUpdate) -> int:
+    """Rows that a cache had when it was first met: of tokens that nobody saw."""
+    if update.part != "self" or update.continuous:
+        return 0
+    return max(0, update.length - update.new_keys.shape[2])
 
 
 def _rows(numbers: list[list[int]], attended: Sequence[Runs]) -> list[list[Row]]:

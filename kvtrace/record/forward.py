@@ -67,9 +67,19 @@ class CacheUpdate(NamedTuple):
 
     @property
     def held_bytes(self) -> int:
-        """Memory of what the layer holds."""
-        held = (self.held_keys, self.held_values)
-        return self.packed_bytes + sum(part.nbytes for part in held if part is not None)
+        """Memory of what the layer holds; keys that are the values too count once."""
+        keys, values = self.held_keys, self.held_values
+        if keys is None or values is None:
+            return self.packed_bytes
+        return self.packed_bytes + keys.nbytes + (0 if self.is_one else values.nbytes)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether keys and values are the same tensor, held once."""
+        keys, values = self.held_keys, self.held_values
+        if keys is None or values is None or keys.shape != values.shape:
+            return False
+        return keys is values or (keys.numel() > 0 and keys.data_ptr() == values.data_ptr())
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ class Stores:
         store = self._add(key, update.layer, kind, shape, dtype, (update.window, update.capacity))
         if kind == "quantised":
             self.say(store, remark=PACKED)
+        if update.is_one:
+            self.say(store, shared_dim=shape[2])
         return store
 
     def of_call(self, call: AttentionCall) -> int:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from kvtrace.record.alike import Pattern, pattern_of
-from kvtrace.record.caches import CACHES, HALVES, cross_half, follow, patch_given
+from kvtrace.record.caches import CACHES, HALVES, beside, cross_half, follow, patch_given
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.choices import CHOICES, Chooser
 from kvtrace.record.clean import CLEAN
@@ -328,7 +328,7 @@ class Watch:
             updates_before=before,
             lingering=left,
             changes=self._tracker.take_changes(used),
-            recurrent=tuple(one.recurrent),
+            recurrent=(*one.recurrent, *beside(self._tracker, arguments, result, updates)),
             logits=logits_of(result, shape),
             result=result,
             elapsed_ns=elapsed_ns,

@@ -35,14 +35,18 @@ def model_of(model_type):
 
 
 def held_nbytes(cache):
-    """Bytes of every tensor with rows that the layers of a cache hold."""
-    total = 0
-    for layer in cache.layers:
-        for one in vars(layer).values():
-            for part in one.values() if isinstance(one, dict) else [one]:
-                if isinstance(part, torch.Tensor) and part.dim() > 2:
-                    total += part.nbytes
-    return total
+    """Bytes of every tensor with rows or memory that a cache holds, each tensor once."""
+    found = {}
+    waiting = [vars(cache), *(vars(layer) for layer in cache.layers)]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, torch.Tensor) and one.dim() > 2:
+            found[one.data_ptr(), one.nbytes] = one.nbytes
+        elif isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    return sum(found.values())
 
 
 KINDS = {
@@ -58,6 +62,12 @@ KINDS = {
         lambda config: StaticCache(config=config, max_cache_len=20),
     ),
     "indexed": ("deepseek_v32", lambda config: DynamicCache(config=config)),
+    "one head for all": ("gpt_bigcode", lambda config: DynamicCache(config=config)),
+    "every head its own": ("gpt2", lambda config: DynamicCache(config=config)),
+    "shared by layers": ("gemma3n_text", lambda config: DynamicCache(config=config)),
+    "chunks": ("llama4_text", lambda config: DynamicCache(config=config)),
+    "sinks": ("gpt_oss", lambda config: DynamicCache(config=config)),
+    "state space": ("bamba", lambda config: DynamicCache(config=config)),
     "made without a config": ("llama", lambda _: DynamicCache()),
     "a list of layers": ("llama", lambda _: Cache(layers=[DynamicLayer() for _ in range(4)])),
 }
@@ -68,11 +78,51 @@ def test_a_cache_of_any_kind_is_rebuilt_and_its_bytes_are_the_live_ones(kind, tm
     model_type, build = KINDS[kind]
     model = model_of(model_type)
     cache = build(model.config)
+    live = []
+    handle = model.register_forward_hook(lambda *_: live.append(held_nbytes(cache)))
     run = generate(model, past_key_values=cache, max_new_tokens=8)
     trace, held, _ = record(model, run, tmp_path / "a.kvt")
+    handle.remove()
     assert_caches_agree(trace, held)
     assert_attention_explains_itself(trace)
-    assert trace.step(trace.numbers[-1]).cost.cache_bytes == held_nbytes(cache)
+    assert [step.cost.cache_bytes for step in trace] == live
+
+
+OWN = {
+    "latents that are keys and values at once": "deepseek_v4",
+    "recurrent memory in a list beside the layers": "minimax",
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_cache_that_a_model_makes_for_itself_has_its_live_bytes(kind, tmp_path):
+    model = model_of(OWN[kind])
+    live = []
+
+    def see(module, args, kwargs, result):
+        live.append(held_nbytes(result.past_key_values))
+
+    handle = model.register_forward_hook(see, with_kwargs=True)
+    trace, held, _ = record(model, generate(model, max_new_tokens=8), tmp_path / "a.kvt")
+    handle.remove()
+    assert_caches_agree(trace, held)
+    assert [step.cost.cache_bytes for step in trace] == live
+
+
+def test_rows_that_are_keys_and_values_at_once_are_written_once(tmp_path):
+    model = model_of("deepseek_v4")
+    trace, _, _ = record(model, generate(model), tmp_path / "a.kvt")
+    sliding = [one for one in trace.meta.cache_layers if one.kind == "sliding"]
+    assert sliding
+    assert all(one.held_dim == one.key_dim for one in sliding)
+
+
+def test_memory_beside_the_layers_is_a_layer_of_constant_size(tmp_path):
+    model = model_of("minimax")
+    trace, _, _ = record(model, generate(model), tmp_path / "a.kvt")
+    states = [one for one in trace.meta.cache_layers if one.kind == "state"]
+    # by hand: four heads of 16 × 16 float32 in every other layer
+    assert [(one.layer, one.state_bytes) for one in states] == [(1, 4096), (3, 4096)]
 
 
 def test_a_static_buffer_has_its_capacity_and_fills_slot_by_slot(tmp_path):

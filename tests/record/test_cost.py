@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BartConfig,
@@ -231,6 +232,39 @@ def test_hooks_are_gone_after_a_forward_that_failed():
     assert any(module._forward_hooks for module in model.modules())
     meter.drop()
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("model_type", ["bamba", "minimax"])
+def test_a_decode_step_of_a_recurrent_layer_costs_what_torch_counts(model_type):
+    torch.manual_seed(1)
+    ids = torch.randint(3, 90, (1, 13))
+    measured, oracle, meter = steps(tiny_model(model_type, attn_implementation="eager"), ids, 9)
+    assert [cached.total for cached, _, _ in measured] == [cached for cached, _ in oracle]
+    # a forward over all tokens is another matter: the scan goes in chunks
+    assert any("the model" in text and "extrapolated" in text for text in meter.gaps())
+
+
+class Fickle(nn.Module):
+    """Multiplies its rows with each other, from the fourth call on twice."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+        self.calls = 0
+
+    def forward(self, rows):
+        self.calls += 1
+        for _ in range(1 if self.calls < 4 else 2):
+            rows.mT @ rows
+        return self.inside(rows)
+
+
+def test_what_later_forwards_contradict_is_only_estimated():
+    model = tiny_model("deepseek_v3", attn_implementation="eager")
+    assert not steps(model, torch.randint(3, 90, (1, 14)), 9)[2].gaps()
+    model.model.layers[0].mlp = Fickle(model.model.layers[0].mlp)
+    _, _, meter = steps(model, torch.randint(3, 90, (1, 14)), 9)
+    assert meter.gaps() == ("FLOPs of the model are extrapolated from single steps.",)
 
 
 def test_what_is_only_estimated_is_named():

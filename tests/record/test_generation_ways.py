@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
-from builders.recorded import assert_attention_explains_itself, caches_disagree, record
+from builders.recorded import (
+    assert_attention_explains_itself,
+    assert_caches_agree,
+    caches_disagree,
+    record,
+)
 from builders.tiny_models import tiny_model
 from builders.ways import IDS, WAYS, assisted, generate, ready
 
@@ -145,3 +153,24 @@ def test_a_full_context_ends_the_run_and_keeps_the_steps(tmp_path):
     assert len(trace) == 2
     assert trace.step(1).positions == ((room - 1,),)
     assert trace.ending.reason == "error"
+
+
+def test_a_copied_cache_goes_on_from_tokens_that_were_not_recorded(tmp_path):
+    model = ready(tiny_model("llama"))
+
+    def run():
+        prefix = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(IDS[:, :6], past_key_values=prefix)
+        return generate(model, past_key_values=deepcopy(prefix), max_new_tokens=3)()
+
+    trace, held, _ = record(model, run, tmp_path / "a.kvt", recompute="once")
+    assert_caches_agree(trace, held)
+    before = [{group.length_before for group in step.caches} for step in trace]
+    assert before == [{0}, {6}, {12}, {13}]
+    # without the prefix other rows come out: that is no fault of the cache
+    assert trace.compared(0) is not None
+    assert trace.compared(1) is None
+    assert "recomputed lane: 3 steps went on from tokens not recorded" in [
+        note.text for note in trace.notes
+    ]

@@ -164,12 +164,18 @@ def _together(members: Sequence[Sequence[Seen]], *, weight: bool) -> tuple[Growt
 
 
 def _affine(longer: Seen, shorter: Seen) -> tuple[Growth, ...]:
-    """So much per new row and so much per sequence: padded convolutions."""
+    """So much per new row and so much per sequence: padded convolutions.
+
+    Where that can't be, one row is computed in another way than several are: recurrent scans.
+    """
     rows = longer.sizes.new - shorter.sizes.new
     each = [Fraction(one.flops, one.sizes.sequences) for one in (longer, shorter)]
     slope = (each[0] - each[1]) / rows if rows else Fraction(0)
     base = each[1] - slope * shorter.sizes.new
     if slope <= 0 or base < 0:
         flops = Fraction(longer.flops, longer.sizes.amount(Per.NEW))
-        return (Growth(Per.NEW, flops, sure=False),)
+        if shorter.sizes.new > 1 or longer.sizes.new == 1:
+            return (Growth(Per.NEW, flops, sure=False),)
+        single = Fraction(shorter.flops, shorter.sizes.amount(Per.NEW))
+        return (Growth(Per.LONG, flops, sure=False), Growth(Per.SINGLE, single, sure=False))
     return (Growth(Per.NEW, slope, sure=False), Growth(Per.SEQUENCE, base, sure=False))

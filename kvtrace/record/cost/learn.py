@@ -9,7 +9,7 @@ from fractions import Fraction
 from torch import nn
 
 from kvtrace.record.cost import roles
-from kvtrace.record.cost.growth import Growth, Per, Seen, Sizes, fit
+from kvtrace.record.cost.growth import Growth, Per, Seen, Sizes, family, fit
 from kvtrace.record.cost.measured import Measured
 from kvtrace.record.cost.plan import Plan
 from kvtrace.record.cost.products import Key, Product
@@ -67,6 +67,7 @@ class Learner:
         self.head_paths = _head_paths(plan)
         self._roles: dict[Key, str] = {}
         self._observed: list[_Observed] = []
+        self._wrong: set[Key] = set()
         self.growth: dict[Key, tuple[Growth, ...]] = {}
         self.flat: dict[Per, dict[str, int | Fraction]] = {}
         self.following: list[Following] = []
@@ -75,8 +76,14 @@ class Learner:
 
     @property
     def done(self) -> bool:
-        """Whether nothing needs to be watched any more."""
+        """Whether everything is learned."""
         return len(self._observed) >= WATCHED
+
+    @property
+    def simple(self) -> bool:
+        """Whether every product but attention is one of a weight with the new rows."""
+        every = [one for terms in self.growth.values() for one in terms]
+        return all(one.sure and one.per is Per.NEW for one in every)
 
     def add(self, measured: Measured, products: Sequence[Product]) -> dict[str, int]:
         """Learn from a watched forward.
@@ -95,12 +102,31 @@ class Learner:
         rows = measured.logit_rows
         if by_role.get(roles.HEAD) and rows:
             self.head_row = _plain(Fraction(by_role[roles.HEAD], rows))
-        if not self.done and (not self._observed or self._tells_more(measured)):
-            attended = {call.module: int(call.keys.shape[2]) for call in measured.calls}
-            sizes = Sizes(measured.sequences, measured.new, measured.tokens)
-            self._observed.append(_Observed(sizes, attended, flops))
+        attended = {call.module: int(call.keys.shape[2]) for call in measured.calls}
+        observed = _Observed(
+            Sizes(measured.sequences, measured.new, measured.tokens), attended, flops
+        )
+        if self.done:
+            self._check(observed, starts=measured.starts)
+        elif not self._observed or self._tells_more(measured):
+            self._observed.append(observed)
             self._fit()
         return by_role
+
+    def _check(self, observed: _Observed, *, starts: bool) -> None:
+        """Hold what was learned against one more forward; what it got wrong is only estimated."""
+        modules = self._modules()
+        found: dict[Key, list[Fraction]] = {}
+        for key, flops in observed.flops.items():
+            if self._roles[key] != roles.HEAD:
+                found.setdefault(family(key), [Fraction(0), Fraction(0)])[0] += flops
+        for key, terms in self.growth.items():
+            sizes = _seen(observed, key, roles.attention_owner(key[0], modules)).sizes
+            pair = found.setdefault(family(key), [Fraction(0), Fraction(0)])
+            for one in terms:
+                if one.per is not Per.START or starts:
+                    pair[1] += one.flops * sizes.amount(one.per)
+        self._wrong |= {key for key, (seen, told) in found.items() if seen != told}
 
     def _tells_more(self, measured: Measured) -> bool:
         """Whether new and all rows stand in another proportion than in the first forward."""
@@ -149,8 +175,10 @@ class Learner:
         unsure = [
             key[0] or "the model"
             for key, terms in self.growth.items()
-            if not all(one.sure for one in terms)
+            if not all(one.sure for one in terms) or family(key) in self._wrong
         ]
+        learned = {family(key) for key in self.growth}
+        unsure += [key[0] or "the model" for key in self._wrong - learned]
         if not (unsure and self.done):
             return ()
         return (f"FLOPs of {_named(unsure)} are extrapolated from single steps.",)

@@ -1,8 +1,9 @@
 """What each step costs: attention from its recorded shapes, the rest from two watched forwards.
 
 The first forward and the first that continues it are watched; from then on a step costs only
-arithmetic. Element-wise work (norms, activations, softmax, recurrent scans) is no matrix product
-and counts nothing, as in torch's own counter.
+arithmetic. A few later ones are watched too, where what was learned may not hold for them.
+Element-wise work (norms, activations, softmax, recurrent scans) is no matrix product and counts
+nothing, as in torch's own counter.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from kvtrace.record.cost.plan import plan
 from kvtrace.record.cost.products import Product, ProductWatch
 from kvtrace.trace import Flops
 
+CHECKED = frozenset({3, 4, 6, 10, 18, 34})
+"""Forwards that are watched once more, of models that do more than multiply rows by weights."""
+
 
 class CostMeter:
     """FLOPs of every step of one model.
@@ -37,6 +41,7 @@ class CostMeter:
         self._watch: ProductWatch | None = None
         self._products: list[Product] = []
         self._calls_watched = 0
+        self._forwards = 0
         self._every_row = False
         self._names: list[str] = []
         self._groups: dict[tuple[int, int, str], list[int]] = {}
@@ -49,7 +54,9 @@ class CostMeter:
             seen: Number of attention calls so far in this forward.
         """
         self.drop()
-        if not self._decoder.done:
+        self._forwards += 1
+        checked = self._forwards in CHECKED and not self._decoder.simple
+        if checked or not self._decoder.done:
             self._watch = ProductWatch(self._plan, seen)
 
     def end(self, calls: int) -> None:
