@@ -72,8 +72,8 @@ def page(rows: Sequence[Row], before: str = "", *, whole: bool = False) -> str:
         "# What is planted, and what `check` calls it",
         "",
         "Written by `make confusion` (`python -m confusion.run` in `tests/`), the last section "
-        "alone by `make false-alarms`. Every number is counted from what was run, but one: how "
-        "many of the edits were called right the first time is quoted from that first run.",
+        "alone by `make false-alarms`. Every number is counted from what was run, but those that "
+        "are said to be quoted.",
         "",
         ONE_RUN if whole else SEVERAL,
         "",
