@@ -40,7 +40,11 @@ def check_nonfinite(scene: Scene) -> Finding | None:
         bad = ~np.isfinite(mine)
         if bad.any() and np.isfinite(theirs).all():
             head, row, dim = (int(place) for place in np.argwhere(bad)[0])
-            evidence = f"{int(bad.sum())} numbers of {tensor}, first in head {head}, feature {dim}"
+            total = int(bad.sum())
+            numbers = (
+                f"1 number of {tensor}," if total == 1 else f"{total} numbers of {tensor}, first"
+            )
+            evidence = f"{numbers} in head {head}, feature {dim}"
             return Finding("NONFINITE", scene.step, scene.layer, tensor, evidence, head, row)
     return None
 

@@ -283,3 +283,4 @@ def test_nan_is_a_class_of_its_own():
     k[1, 3, 5] = np.nan
     found = diagnose(toy.scene(k=k))
     assert (found.name, found.head, found.row) == ("NONFINITE", 1, 3)
+    assert found.evidence == "1 number of k, in head 1, feature 5"
