@@ -8,9 +8,8 @@ or an absurd number is a `TraceError`.
 from __future__ import annotations
 
 import json
-import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar
@@ -25,24 +24,18 @@ Fields = Mapping[str, object]
 
 _LIMIT = 1 << 62
 _PLANS: dict[type[Any], tuple[tuple[str, object, Callable[[Any], Any] | None], ...]] = {}
-_NUMBERS = (int, float, int | None, float | None)
-_ODD = re.compile("[nra]").search
-"""Of nan, inf, None, True, False, and of what numpy's numbers look like, each has such a letter."""
-_TEXT_PLANS: dict[type[Any], tuple[tuple[str, str, object, Callable[[Any], str]], ...]] = {}
 _HINTS: dict[type[Any], tuple[tuple[str, Any, Field[Any]], ...]] = {}
 _JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
 def encode(value: object) -> bytes:
     """Compact JSON of a dataclass; fields at their default are left out."""
-    return written(value).encode("ascii")
+    return _JSON.encode(plain(value)).encode("ascii")
 
 
 def encode_fields(extra: Mapping[str, object], value: object) -> bytes:
-    """As `encode`, with more keys before the fields; none of them may be a field."""
-    before, fields = _JSON.encode(extra), written(value)
-    comma = "," if extra and len(fields) > len("{}") else ""
-    return f"{before[:-1]}{comma}{fields[1:]}".encode("ascii")
+    """As `encode`, with more keys beside the fields."""
+    return _JSON.encode({**extra, **plain(value)}).encode("ascii")
 
 
 def encode_texts(texts: Mapping[int, str]) -> bytes:
@@ -86,61 +79,6 @@ def _conversion(hint: Any) -> Callable[[Any], Any] | None:
         found = next(filter(None, map(_conversion, arguments)), None)
         return None if found is None else lambda one: None if one is None else found(one)
     return dict if isinstance(origin, type) and issubclass(origin, Mapping) else None
-
-
-# -- text --------------------------------------------------------------------------------
-#
-# A step is written at every token, so its text is put together field by field: dicts and lists
-# that a JSON encoder could take would cost as much again to make.
-
-
-def written(value: object) -> str:
-    """A dataclass as compact JSON; fields at their default are left out."""
-    parts = []
-    for name, label, default, text in _text_plan(type(value)):
-        item = getattr(value, name)
-        if item is not default and item != default:
-            parts.append(label + text(item))
-    return f"{{{','.join(parts)}}}"
-
-
-def _text_plan(cls: type[Any]) -> tuple[tuple[str, str, object, Callable[[Any], str]], ...]:
-    """Name, the same as it is written, default and text of every field."""
-    found = _TEXT_PLANS.get(cls)
-    if found is None:
-        plan = zip(_plan(cls), _hints(cls), strict=True)
-        found = _TEXT_PLANS[cls] = tuple(
-            (name, f"{_JSON.encode(name)}:", default, _text(hint, convert))
-            for (name, default, convert), (_, hint, _) in plan
-        )
-    return found
-
-
-def _text(hint: Any, convert: Callable[[Any], Any] | None) -> Callable[[Any], str]:
-    """How a field becomes text."""
-    if isinstance(hint, type) and is_dataclass(hint):
-        return written
-    if hint in _NUMBERS:
-        return _number
-    item, *rest = typing.get_args(hint) or (None,)
-    if typing.get_origin(hint) is tuple and rest == [Ellipsis]:
-        if item in _NUMBERS:
-            return _numbers
-        each = _text(item, _conversion(item))
-        return lambda items: f"[{','.join([each(one) for one in items])}]"
-    return _JSON.encode if convert is None else lambda one: _JSON.encode(convert(one))
-
-
-def _number(value: float | None) -> str:
-    """A number as Python writes it, unless it is something else."""
-    text = repr(value)
-    return _JSON.encode(value) if _ODD(text) else text
-
-
-def _numbers(values: Sequence[float | None]) -> str:
-    """Numbers in a list."""
-    text = repr(list(values))
-    return _JSON.encode(values) if _ODD(text) else text.replace(" ", "")
 
 
 def parse(raw: bytes, where: str) -> dict[str, Any]:

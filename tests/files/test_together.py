@@ -1,7 +1,6 @@
 """Rows that lie together, and text that is put together: the same bytes as piece by piece."""
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +8,8 @@ import pytest
 from builders import Shape, synthetic_trace
 from builders.written import rows_of
 from kvtrace.errors import TraceError
-from kvtrace.files import Stacked, StepRows, TraceWriter, codec
-from kvtrace.trace import Ending, TopLogits
+from kvtrace.files import Stacked, StepRows, TraceWriter
+from kvtrace.trace import Ending
 
 
 def together(rows: StepRows) -> StepRows:
@@ -67,40 +66,3 @@ def test_a_stack_is_a_mapping_of_its_indices():
     assert stack[5].tolist() == [[[[2, 3]]]]
     with pytest.raises(KeyError):
         stack[3]
-
-
-@dataclass(frozen=True, slots=True)
-class Odd:
-    number: int = 0
-    maybe: float | None = 1.0
-    flag: bool = False
-    name: str = ""
-    numbers: tuple[float, ...] = ()
-    holes: tuple[float | None, ...] = ()
-    nested: tuple[tuple[int, ...], ...] = ()
-    two: tuple[int, str] = (0, "")
-    tops: tuple[TopLogits, ...] = ()
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        Odd(),
-        Odd(number=-(1 << 61), maybe=None, flag=True, name='é"\n'),
-        Odd(maybe=float("nan"), numbers=(1e300, -0.0, 5e-324, 0.1)),
-        Odd(numbers=(1.0, float("inf"), float("-inf"), float("nan"))),
-        Odd(holes=(None, 1.5, None), nested=((), (1,), (2, 3)), two=(1, "a b, n")),
-        Odd(numbers=(np.float64(0.1), 2.0), tops=(TopLogits((1, 2), (0.5, 0.25), 1.0),)),
-    ],
-)
-def test_text_put_together_is_what_a_json_encoder_writes(value):
-    expected = json.dumps(codec.plain(value), separators=(",", ":"))
-    assert codec.encode(value).decode() == expected
-    extra = {"parts": 3, "rows": {"keys": [1, 2]}}
-    both = json.dumps({**extra, **codec.plain(value)}, separators=(",", ":"))
-    assert codec.encode_fields(extra, value).decode() == both
-
-
-def test_a_number_that_json_does_not_know_is_refused():
-    with pytest.raises(TypeError):
-        codec.encode(Odd(nested=((np.int64(3),),)))
