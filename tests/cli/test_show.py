@@ -12,8 +12,9 @@ from kvtrace.analysis.compare import compare
 from kvtrace.analysis.costs import step_cost
 from kvtrace.analysis.summary import sentence
 from kvtrace.cli.show.plain import plain
+from kvtrace.cli.show.text import head
 from kvtrace.files import TraceWriter, open_trace
-from kvtrace.trace import Ending, Flops, Tensor, Trace
+from kvtrace.trace import Ending, Flops, Sampling, Tensor, Trace
 
 
 def shown(kvtrace, path, *options):
@@ -57,6 +58,23 @@ def test_text_says_what_every_step_did(kvtrace, trace_file, trace):
     assert "self-check: largest error 1.0e-07" in out
     assert "weights · v" in out
     assert "looks at" in out
+
+
+@pytest.mark.parametrize(
+    ("sampling", "line"),
+    [
+        (Sampling("kvtrace", 32), "run       kvtrace, 32 new tokens asked for, greedy"),
+        (
+            Sampling("generate", temperature=0.5, top_k=3, seed=7),
+            "run       generate, temperature 0.5, top-k 3, seed 7",
+        ),
+        (Sampling("caller"), "run       the recorded program chose the tokens"),
+    ],
+)
+def test_text_says_who_chose_the_tokens(trace, sampling, line):
+    source = trace.source
+    source.meta = replace(source.meta, sampling=sampling)
+    assert line in "\n".join(head(trace))
 
 
 def test_text_prints_every_number_of_a_place_exactly(kvtrace, trace_file, trace):

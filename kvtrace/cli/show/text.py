@@ -22,7 +22,7 @@ from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe, token
-from kvtrace.trace import CacheLayer, Lane, Site, Trace
+from kvtrace.trace import CacheLayer, Lane, Sampling, Site, Trace
 
 _TOKENS_SHOWN = 8
 _RIVALS_SHOWN = 5
@@ -57,13 +57,9 @@ def readable(tell: Callable[[], list[str]]) -> list[str]:
 
 def head(trace: Trace) -> list[str]:
     """What was recorded: model, run, prompt, how it ended."""
-    card, sampling = trace.meta.model, trace.meta.sampling
+    card = trace.meta.model
     model = [card.class_name, card.architecture, card.dtype, card.attention, card.device]
     size = f"{units.count(card.parameter_count)} parameters, {units.byte_size(card.weight_bytes)}"
-    how = "greedy"
-    if sampling.temperature:
-        how = f"temperature {sampling.temperature:g}, top-k {sampling.top_k or 'all'}"
-        how += f", seed {sampling.seed}"
     ending = trace.ending
     ended = "incomplete: the recording did not end, or still goes on"
     if ending is not None:
@@ -77,11 +73,26 @@ def head(trace: Trace) -> list[str]:
             "tokens",
             f"{safe(card.tokenizer or 'no tokenizer')}; context {card.context_length or '–'}",
         ],
-        ["run", f"{safe(sampling.driver)}, {sampling.max_new_tokens} new tokens asked for, {how}"],
+        ["run", _run(trace.meta.sampling)],
         ["prompt", safe(trace.meta.prompt, 2000) or "∅"],
         ["versions", safe(versions, 1000)],
     ]
     return table(rows)
+
+
+def _run(sampling: Sampling) -> str:
+    """Who chose the tokens, and how."""
+    if sampling.driver == "caller":
+        return "the recorded program chose the tokens"
+    parts = [safe(sampling.driver)]
+    if sampling.max_new_tokens:
+        parts.append(f"{sampling.max_new_tokens} new tokens asked for")
+    if sampling.temperature:
+        parts.append(f"temperature {sampling.temperature:g}, top-k {sampling.top_k or 'all'}")
+        parts.append(f"seed {sampling.seed}")
+    else:
+        parts.append("greedy")
+    return ", ".join(parts)
 
 
 def warnings(trace: Trace) -> list[str]:
