@@ -237,7 +237,7 @@ def _worst_check(trace: Trace, number: int) -> str:
         if error is not None
     ]
     if not found:
-        return "self-check: not done"
+        return f"self-check: not made while recording; --step {number} makes it"
     relative, site, error = max(found)
     return f"self-check: largest error {error:.1e}, {relative:.1e} of the output, layer {site}"
 
