@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import compress
 from time import perf_counter_ns
@@ -140,9 +140,11 @@ class Watch:
         return (slower, *also, *self._flow.notes)
 
     def _stop(self) -> None:
-        self._turns.close()
-        while self._undo:
-            self._undo.pop()()
+        with ExitStack() as undone:  # each of them, whatever another raises
+            for undo in self._undo:
+                undone.callback(undo)
+            self._undo.clear()
+            self._turns.close()
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:

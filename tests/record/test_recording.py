@@ -313,7 +313,7 @@ def test_memory_does_not_grow_with_the_number_of_steps(model, tmp_path):
             if number in (10, 39):
                 counts.append(tensors())
     assert recording.steps == 40
-    assert counts[0] == counts[1]
+    assert counts[1] <= counts[0]  # others' may go meanwhile
 
 
 def test_a_model_without_attention_says_so(tmp_path):
