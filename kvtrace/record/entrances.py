@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from kvtrace.record.flow.modules import ORIGINAL
+from kvtrace.record.overlay import Overlay
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """(the original forward, arguments, keyword arguments) → its result."""
@@ -54,37 +55,35 @@ def around_forward(module: nn.Module, around: Around) -> Callable[[], None]:
     """Put something around one module's `forward`, whoever calls it; returns how to stop."""
     if isinstance(module, torch.jit.ScriptModule):
         return lambda: None
-    own = module.__dict__.get("forward")
-    if own is not None:
-        return _on_instance(module, own, around)
+    if "forward" in module.__dict__:
+        return _on_instance(module, around)
     owner: Any = next((one for one in type(module).__mro__ if "forward" in one.__dict__), None)
     if owner is None or owner is nn.Module or not callable(owner.__dict__["forward"]):
         return lambda: None
-    original = owner.__dict__["forward"]
 
-    @functools.wraps(original)
-    def forward(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-        if self is not module or torch.compiler.is_compiling():
-            return original(self, *args, **kwargs)
-        return around(functools.partial(original, self), args, kwargs)
+    def make(layer: Overlay) -> Any:
+        original = layer.under
 
-    owner.forward = forward
+        @functools.wraps(original)
+        def forward(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            if self is not module or layer.over or torch.compiler.is_compiling():
+                return original(self, *args, **kwargs)
+            return around(functools.partial(original, self), args, kwargs)
 
-    def stop() -> None:
-        owner.forward = original
+        return forward
 
-    return stop
+    return Overlay(owner, "forward", make).stop
 
 
-def _on_instance(module: nn.Module, own: Any, around: Around) -> Callable[[], None]:
-    @functools.wraps(own)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return around(own, args, kwargs)
+def _on_instance(module: nn.Module, around: Around) -> Callable[[], None]:
+    def make(layer: Overlay) -> Any:
+        own = layer.under
 
-    forward.__dict__[ORIGINAL] = own
-    module.__dict__["forward"] = forward
+        @functools.wraps(own)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return own(*args, **kwargs) if layer.over else around(own, args, kwargs)
 
-    def stop() -> None:
-        module.__dict__["forward"] = own
+        forward.__dict__[ORIGINAL] = own
+        return forward
 
-    return stop
+    return Overlay(module, "forward", make).stop

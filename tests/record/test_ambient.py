@@ -145,6 +145,8 @@ def test_a_file_that_exists_is_not_replaced(tmp_path):
 
 def test_recordings_in_one_another_see_the_same_and_not_each_other(tmp_path):
     model = build("gqa_interleave")
+    kinds = {type(module) for module in model.modules()} | {nn.Module}
+    before = [(vars(kind).get("forward"), kind.__call__) for kind in kinds]
     outer, middle = kvtrace.record(tmp_path / "a.kvt"), kvtrace.record(tmp_path / "b.kvt")
     with outer, middle, kvtrace.record(model, tmp_path / "c.kvt"):
         through_the_cache("gqa_interleave", model, ids(8), 5)
@@ -152,6 +154,7 @@ def test_recordings_in_one_another_see_the_same_and_not_each_other(tmp_path):
     assert [(len(trace), len(trace.meta.sites)) for trace in traces] == [(4, 2)] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.kvt", "b.kvt", "c.kvt"]
     assert "__init_subclass__" not in vars(nn.Module)
+    assert [(vars(kind).get("forward"), kind.__call__) for kind in kinds] == before
 
 
 def test_threads_that_overlap_disturb_no_model_and_are_named(tmp_path):

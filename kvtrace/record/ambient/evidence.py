@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from kvtrace.record.overlay import Overlay
+
 _LOSSES = ("cross_entropy", "nll_loss")
 
 
@@ -25,7 +27,7 @@ class Evidence:
         self.losses = 0
         self.backwards = 0
         self._tell = {"loss": on_loss, "backward": on_backward}
-        self._undo: list[Callable[[], None]] = []
+        self._overlays: list[Overlay] = []
 
     def __enter__(self) -> Evidence:
         for name in _LOSSES:
@@ -34,8 +36,8 @@ class Evidence:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._undo:
-            self._undo.pop()()
+        while self._overlays:
+            self._overlays.pop().stop()
 
     def _loss(self) -> None:
         self.losses += 1
@@ -46,13 +48,15 @@ class Evidence:
         self._tell["backward"]()
 
     def _replace(self, owner: Any, name: str, tell: Callable[[], None]) -> None:
-        original = getattr(owner, name)
+        def make(overlay: Overlay) -> Any:
+            original = overlay.under
 
-        @functools.wraps(original)
-        def told(*args: Any, **kwargs: Any) -> Any:
-            if not torch.compiler.is_compiling():
-                tell()
-            return original(*args, **kwargs)
+            @functools.wraps(original)
+            def told(*args: Any, **kwargs: Any) -> Any:
+                if not overlay.over and not torch.compiler.is_compiling():
+                    tell()
+                return original(*args, **kwargs)
 
-        setattr(owner, name, told)
-        self._undo.append(lambda: setattr(owner, name, original))
+            return told
+
+        self._overlays.append(Overlay(owner, name, make))

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from kvtrace.record.entrances import is_asking
+from kvtrace.record.overlay import Overlay
 
 Run = Callable[[], Any]
 Around = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Run], Any]
@@ -50,7 +51,7 @@ class Outermost:
         self._around = around
         self.compiled = False
         self._here = _Here()
-        self._undo: list[Callable[[], None]] = []
+        self._overlays: list[Overlay] = []
         self._known: set[type] = set()
 
     def __enter__(self) -> Outermost:
@@ -61,8 +62,8 @@ class Outermost:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._undo:
-            self._undo.pop()()
+        while self._overlays:
+            self._overlays.pop().stop()
         self._known.clear()
 
     @property
@@ -100,78 +101,71 @@ class Outermost:
             here.inside = False
 
     def _replace_call(self) -> None:
-        module_class: Any = nn.Module
-        original = module_class.__call__
         enter, here = self._enter, self._here
 
-        @functools.wraps(original)
-        def call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if here.inside:
-                return original(module, *args, **kwargs)
-            return enter(original, module, args, kwargs)
+        def make(overlay: Overlay) -> Any:
+            original = overlay.under
 
-        module_class.__call__ = call
+            @functools.wraps(original)
+            def call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+                if here.inside or overlay.over:
+                    return original(module, *args, **kwargs)
+                return enter(original, module, args, kwargs)
 
-        def stop() -> None:
-            module_class.__call__ = original
+            return call
 
-        self._undo.append(stop)
+        self._overlays.append(Overlay(nn.Module, "__call__", make))
 
     def _replace_forward(self, kind: Any) -> None:
         """Of one class, if it is somebody's own."""
-        original = kind.__dict__.get("forward")
         theirs = not f"{kind.__module__}.".startswith(_OWN)
-        if kind in self._known or not theirs or not isinstance(original, _FUNCTION):
+        if kind in self._known or not theirs or not isinstance(_forward(kind), FunctionType):
             return
         self._known.add(kind)
         enter, here = self._enter, self._here
 
-        @functools.wraps(original)
-        def forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if here.inside:
-                return original(module, *args, **kwargs)
-            before = kind.__dict__["forward"]
+        def make(overlay: Overlay) -> Any:
+            original = overlay.under
 
-            def run(*given: Any, **named: Any) -> Any:
-                # whoever begins to watch the model now has put something around its forward
-                now = kind.__dict__["forward"]
-                return (original if now is before else now)(*given, **named)
+            @functools.wraps(original)
+            def forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+                if here.inside or overlay.over:
+                    return original(module, *args, **kwargs)
+                before = _forward(kind)
 
-            return enter(run, module, args, kwargs)
+                def run(*given: Any, **named: Any) -> Any:
+                    # whoever begins to watch the model now has put something around its forward
+                    now = _forward(kind)
+                    return (original if now is before else now)(*given, **named)
 
-        kind.forward = forward
+                return enter(run, module, args, kwargs)
 
-        def stop() -> None:
-            if kind.__dict__.get("forward") is forward:
-                kind.forward = original
+            return forward
 
-        self._undo.append(stop)
+        self._overlays.append(Overlay(kind, "forward", make))
 
     def _replace_birth(self) -> None:
         """Classes that are defined from now on."""
         module: Any = nn.Module
-        before = vars(nn.Module).get("__init_subclass__")
         replace = self._replace_forward
 
-        def born(kind: Any, /, **named: Any) -> None:
-            if before is None:
-                super(module, kind).__init_subclass__(**named)
-            else:
-                before.__func__(kind, **named)
-            replace(kind)
+        def make(overlay: Overlay) -> Any:
+            def born(kind: Any, /, **named: Any) -> None:
+                if overlay.under is None:
+                    super(module, kind).__init_subclass__(**named)
+                else:
+                    overlay.under.__func__(kind, **named)
+                if not overlay.over:
+                    replace(kind)
 
-        module.__init_subclass__ = classmethod(born)
+            return classmethod(born)
 
-        def stop() -> None:
-            if before is None:
-                del module.__init_subclass__
-            else:
-                module.__init_subclass__ = before
-
-        self._undo.append(stop)
+        self._overlays.append(Overlay(module, "__init_subclass__", make))
 
 
-_FUNCTION = FunctionType
+def _forward(kind: type) -> Any:
+    """A class's own `forward`."""
+    return kind.__dict__.get("forward")
 
 
 def _subclasses(kind: type) -> Iterator[type]:

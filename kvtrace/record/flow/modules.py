@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.kinds import is_two_sided
+from kvtrace.record.overlay import Overlay
 
 Forward = Callable[..., Any]
 Around = Callable[["Frame", Callable[[], Any]], Any]
@@ -78,8 +79,8 @@ class Forwards:
     compiled: list[str] = field(default_factory=list)
     _roots: list[nn.Module] = field(default_factory=list)
     _foreign: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
-    _classes: dict[type, Forward] = field(default_factory=dict)
-    _instances: dict[int, tuple[nn.Module, Forward]] = field(default_factory=dict)
+    _classes: set[type] = field(default_factory=set)
+    _overlays: list[Overlay] = field(default_factory=list)
 
     def adopt(self, root: nn.Module, only: Only | None = None) -> None:
         """Learn the modules of a model and patch their classes.
@@ -119,29 +120,40 @@ class Forwards:
             self._patch_class(owner)
 
     def _patch_class(self, owner: type) -> None:
-        original = owner.__dict__["forward"]
-        if not callable(original):
+        if not callable(owner.__dict__["forward"]):
             return
         call = self._call
 
-        @functools.wraps(original)
-        def forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            return call(original, module, args, kwargs)
+        def make(overlay: Overlay) -> Forward:
+            original: Forward = overlay.under
 
-        self._classes[owner] = original
-        owner.forward = forward  # type: ignore[attr-defined]
+            @functools.wraps(original)
+            def forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+                if overlay.over:
+                    return original(module, *args, **kwargs)
+                return call(original, module, args, kwargs)
+
+            return forward
+
+        self._classes.add(owner)
+        self._overlays.append(Overlay(owner, "forward", make))
 
     def _patch_instance(self, module: nn.Module) -> None:
-        original = module.__dict__["forward"]
         call = self._call
 
-        @functools.wraps(original)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return call(lambda _, *a, **k: original(*a, **k), module, args, kwargs)
+        def make(overlay: Overlay) -> Forward:
+            original: Forward = overlay.under
 
-        forward.__dict__[ORIGINAL] = original
-        self._instances[id(module)] = (module, original)
-        module.__dict__["forward"] = forward
+            @functools.wraps(original)
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if overlay.over:
+                    return original(*args, **kwargs)
+                return call(lambda _, *a, **k: original(*a, **k), module, args, kwargs)
+
+            forward.__dict__[ORIGINAL] = original
+            return forward
+
+        self._overlays.append(Overlay(module, "forward", make))
 
     def _call(
         self, original: Forward, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -186,12 +198,9 @@ class Forwards:
 
     def undo(self) -> None:
         """Give every class and module its own forward back."""
-        for owner, original in self._classes.items():
-            owner.forward = original  # type: ignore[attr-defined]
-        for module, original in self._instances.values():
-            module.__dict__["forward"] = original
+        while self._overlays:
+            self._overlays.pop().stop()
         self._classes.clear()
-        self._instances.clear()
         self.stack.clear()
         self.paths.clear()
         self.parameters.clear()
