@@ -42,6 +42,16 @@ def test_kept_rows_equal_those_read_anew_whatever_the_order_of_steps(window, ahe
         assert np.array_equal(store.layer_keys(number, 1), trace.cache(number, 1).keys)
 
 
+def test_rows_of_a_lane_that_are_kept_later_are_found_later():
+    trace = synthetic_trace(Shape(decode=3))
+    compared = trace.source.lane_step
+    trace.source.lane_step = lambda lane, step: replace(compared(lane, step), passes=())
+    store = RowStore(trace)
+    assert store.head(2, 0, Tensor.KEYS, 0, lane="recomputed") is None
+    trace.source.lane_step = compared
+    assert store.head(2, 0, Tensor.KEYS, 0, lane="recomputed") is not None
+
+
 def test_stepping_reads_a_head_once():
     trace = synthetic_trace(Shape(decode=9))
     counting, store = Counting(trace), RowStore(trace)

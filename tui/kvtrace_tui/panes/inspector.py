@@ -70,7 +70,7 @@ class InspectorPane(Pane):
         lines += _origin_lines(trace, cursor, width)
         found = {one: _Read(self._shelf.of(trace), one, cursor) for one in _ORDER}
         lines += _number_lines(found, cursor, width)
-        step = self._shelf.of(trace).compared(cursor.step, cursor.lane)
+        step = trace.compared(cursor.step, cursor.lane)
         lines += _difference_lines(step, found, width)
         lines += self._check_lines(trace, cursor, found, width)
         if len(lines) < height:

@@ -23,7 +23,7 @@ from kvtrace.analysis.tensors import (
     tensor_head,
 )
 from kvtrace.errors import TraceError
-from kvtrace.trace import CACHED, LaneStep, Tensor, Trace, dtypes
+from kvtrace.trace import CACHED, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.reference import at_places, places_of
 from kvtrace.trace.step import Runs
@@ -34,7 +34,6 @@ ALL_KEYS_BYTES = 128 << 20
 LOOK_AHEAD = 4096
 """Cells of a head that are read at once, so that stepping reads nothing."""
 
-_STEPS_KEPT = 64
 _ANSWERS_KEPT = 24
 _ANSWER_ROWS = 1 << 14
 Read = Callable[[int, int], Floats]
@@ -68,7 +67,6 @@ class RowStore:
         self._kept: OrderedDict[Hashable, Floats | _Cells] = OrderedDict()
         self._bytes = 0
         self._layers: dict[int, _Cells] = {}
-        self._compared: OrderedDict[tuple[str, int], LaneStep] = OrderedDict()
         self._answers: OrderedDict[Hashable, object] = OrderedDict()
 
     def answered(self, key: Hashable, rows: int, ask: Callable[[], T]) -> T:
@@ -107,7 +105,7 @@ class RowStore:
         if lane == CACHED and tensor in CACHE_TENSORS:
             return self._cached_rows(number, layer, tensor, head, sequence)
         if lane != CACHED:
-            compared = self.compared(number, lane)
+            compared = self.trace.compared(number, lane)
             if compared is None or sequence >= len(compared.passes):
                 return None
             place = compared.passes[sequence]
@@ -147,22 +145,6 @@ class RowStore:
         grown = self._grown(self._layers.get(store.index), store.index, runs, read)
         self._layers[store.index] = grown
         return grown.of(runs)
-
-    def compared(self, number: int, lane: str) -> LaneStep | None:
-        """As `Trace.compared`, read once.
-
-        Raises:
-            TraceError: The comparison is damaged.
-        """
-        key = lane, number
-        if key not in self._compared:
-            found = self.trace.compared(number, lane)
-            if found is None:
-                return None
-            self._compared[key] = found
-            while len(self._compared) > _STEPS_KEPT:
-                self._compared.popitem(last=False)
-        return self._compared[key]
 
     def _cached_rows(
         self, number: int, layer: int, tensor: Tensor, head: int, sequence: int

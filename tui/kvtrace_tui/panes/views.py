@@ -157,4 +157,5 @@ def _why_absent(trace: Trace, cursor: Cursor) -> str:
         return f"there is no {cursor.lane} lane in this trace: not compared"
     if trace.compared(cursor.step, cursor.lane) is None:
         return f"this step was not compared with the {cursor.lane} lane"
-    return f"the {cursor.lane} lane's rows are not in this trace: only its differences are"
+    when = " yet" if trace.ending is None else ""
+    return f"the {cursor.lane} lane's rows are not in this trace{when}: only its differences are"
