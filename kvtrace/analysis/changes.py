@@ -49,7 +49,10 @@ class LayerChange:
             words.append(f"{_rows(self.rewritten)} rewritten")
         if self.evicted:
             words.append(f"{_rows(self.evicted)} evicted")
-        words.append(f"{self.length_before} → {self.length_after}")
+        if words or self.length_before != self.length_after:
+            words.append(f"{self.length_before} → {self.length_after}")
+        else:
+            words.append(f"{_rows(self.length_after)}, unchanged")
         return ", ".join(words)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtrace.analysis.changes import LayerChange, changes
+from kvtrace.analysis.nature import latents_of
 from kvtrace.errors import MissingError
 from kvtrace.trace import Step, Trace
 
@@ -20,6 +21,8 @@ class Extent:
             went over old tokens again.
         read_least, read_most: Rows read from the cache, over the self-attention layers.
         cross_read: Rows of an encoder read by cross-attention; 0 without any.
+        latents: Whether the rows that the cache holds are latents, in every layer.
+        expanded: Rows of K and V made from latents, old ones too; 0 without any.
         keeps: Whether any cache layer holds rows after the step.
         sequences: Rows of the batch.
     """
@@ -30,6 +33,8 @@ class Extent:
     read_least: int
     read_most: int
     cross_read: int
+    latents: bool
+    expanded: int
     keeps: bool
     sequences: int
 
@@ -53,6 +58,8 @@ def extent(trace: Trace, number: int) -> Extent:
         read_least=min((one.read for one in held), default=0),
         read_most=max((one.read for one in held), default=0),
         cross_read=max((one.read for one in touched if one.cache_layer in crossed), default=0),
+        latents=bool(held) and all(one.kind == "latent" for one in held),
+        expanded=_expanded(trace, own),
         keeps=any(one.length_after > 0 for one in held),
         sequences=step.num_sequences,
     )
@@ -61,7 +68,14 @@ def extent(trace: Trace, number: int) -> Extent:
 def total_rows(step: Step, layers: list[LayerChange]) -> int:
     """Rows of a forward over everything so far: by the positions, or by the longest cache."""
     last = max((row[-1] + 1 for row in step.positions if row), default=0)
-    return max([step.new, last, *(one.attended for one in layers)])
+    # what is made from held rows may be more than there are tokens: summaries of blocks, say
+    return max([step.new, last, *(one.attended for one in layers if one.kind != "derived")])
+
+
+def _expanded(trace: Trace, layers: list[LayerChange]) -> int:
+    """Rows of K and V that were made from latents."""
+    made = {site.reads for site in trace.meta.sites if latents_of(trace, site.index) is not None}
+    return max((one.attended for one in layers if one.cache_layer in made), default=0)
 
 
 def _before(trace: Trace, step: Step) -> int:

@@ -12,15 +12,21 @@ _TOLD = 3
 
 
 def latents_of(trace: Trace, layer: int) -> CacheLayer | None:
-    """The cache layer that holds the latents a site's rows are expanded from; None without."""
-    site = trace.site(layer)
-    if trace.cache_layer(layer).kind != "derived":
+    """The cache layer that holds the latents a site's rows are expanded from; None without.
+
+    Rows of the same shape are no latents: they were put together with others, or changed.
+    """
+    site, made = trace.site(layer), trace.cache_layer(layer)
+    if made.kind != "derived":
         return None
+    shape = made.num_kv_heads, made.key_dim, made.value_dim
     return next(
         (
             store
             for store in trace.meta.cache_layers
-            if store.kind == "latent" and store.layer == site.layer
+            if store.kind == "latent"
+            and store.layer == site.layer
+            and (store.num_kv_heads, store.key_dim, store.value_dim) != shape
         ),
         None,
     )
@@ -90,13 +96,33 @@ def _latent(trace: Trace, layer: int) -> str:
 def _window(trace: Trace, layer: int, number: int | None) -> str:
     """The window, and how much of the sequence has left the cache."""
     site, store = trace.site(layer), trace.cache_layer(layer)
-    if not site.window:
+    window = site.window or (store.window if store.kind == "sliding" else None)
+    if not window:
         return ""
-    words = f"sliding window {site.window}"
+    chunked = number is not None and _chunked(trace, number, layer, window)
+    words = f"{'chunks of' if chunked else 'sliding window'} {window}"
     if store.kind != "sliding":
         return f"{words}, all rows kept" if store.kind == "dynamic" else words
     gone = 0 if number is None else _gone(trace, number, layer)
     return f"{words}, {gone} evicted" if gone else words
+
+
+def _chunked(trace: Trace, number: int, layer: int, window: int) -> bool:
+    """Whether what is seen begins anew every `window` positions, instead of moving along.
+
+    A query in a chunk's last position sees as much either way: then its neighbours tell.
+    """
+    for near in (number, number - 1, number + 1):
+        try:
+            seen = trace.visible(near, layer, query=-1)[0, -1]
+            position = trace.step(near).positions[0][-1]
+        except (KvtraceError, IndexError):
+            continue
+        if position < window:
+            continue
+        if int(seen.sum()) != window:
+            return int(seen.sum()) == position % window + 1
+    return False
 
 
 def _gone(trace: Trace, number: int, layer: int) -> int:

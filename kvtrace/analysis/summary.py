@@ -117,14 +117,17 @@ def _phrases(step: Step, rows: Extent, cost: StepCost) -> Iterator[Phrase]:
     saved = rows.without_cache > rows.computed
     yield Phrase(f"{name} computed ")
     yield Phrase(_count(rows.computed), CACHED)
-    yield Phrase(f" of Q, K, V{_each(rows)}")
+    yield Phrase(f" of {'Q and latents' if rows.latents else 'Q, K, V'}{_each(rows)}")
     if not rows.keeps and rows.read_most == 0:
         yield from _uncached(rows, cost)
         return
     if saved:
         yield from (Phrase(" instead of "), Phrase(str(rows.without_cache), WITHOUT_CACHE))
-    yield Phrase(" and ")
+    yield Phrase(", " if rows.expanded else " and ")
     yield from _read(rows)
+    if rows.expanded:
+        yield from (Phrase(" and made "), Phrase(_count(rows.expanded), CACHED))
+        yield Phrase(" of K, V from latents")
     yield Phrase(": ")
     yield from _prices(cost, saved)
 
@@ -132,7 +135,8 @@ def _phrases(step: Step, rows: Extent, cost: StepCost) -> Iterator[Phrase]:
 def _read(rows: Extent) -> Iterator[Phrase]:
     """What came out of the cache."""
     if rows.read_most == 0:
-        yield Phrase("put K and V into an empty cache")
+        what = "them" if rows.latents else "K and V"
+        yield Phrase(f"put {what} into an empty cache")
     elif rows.read_least == rows.read_most:
         yield from (Phrase("read "), Phrase(_count(rows.read_most), CACHED))
         yield Phrase(" from the cache")

@@ -159,12 +159,12 @@ def find(rows: Tensor, slots: Sequence[int], among: Sequence[Holder]) -> Found |
     sharing = [one for one in among if one.tensor.untyped_storage().data_ptr() == memory]
     for one in sorted(sharing, key=lambda one: one.tensor.data_ptr() != rows.data_ptr()):
         if _covers(one.tensor, rows):
-            return _described(one, _axis_of(rows, one.tensor))
+            return described(one, _axis_of(rows, one.tensor))
     for one in among:
         if one.tensor.dtype == rows.dtype and one.tensor.numel() <= LARGEST:
             axis = _by_content(rows, telling, one.tensor)
             if axis is not None:
-                found = _described(one, axis)
+                found = described(one, axis)
                 if not 0 < found.slots < rows.shape[2]:
                     return found
                 return replace(found, kept=_kept(rows, one.tensor))
@@ -183,7 +183,8 @@ def _kept(rows: Tensor, tensor: Tensor) -> tuple[int, ...] | None:
     return None
 
 
-def _described(one: Holder, axis: int) -> Found:
+def described(one: Holder, axis: int) -> Found:
+    """A holder of rows along an axis; -1: not known which."""
     tensor = one.tensor
     slots = tensor.shape[axis] if axis >= 0 else 0
     storage = tensor.untyped_storage().data_ptr()

@@ -25,9 +25,11 @@ from kvtrace.record.match import same
 from kvtrace.record.named import Found, Holder
 from kvtrace.record.runs import Runs
 from kvtrace.record.stores import Stores
+from kvtrace.record.turned import find_turned
 from kvtrace.trace import CacheEvent
 
 ROTATED = "keys are kept unrotated and rotated anew at each step; the tokens' rows stay the same"
+UNROTATED = "keys are kept before RoPE"
 Slots = tuple[int, ...]
 
 LOOKS = 3
@@ -42,6 +44,7 @@ class _Use:
         read: A step attended to rows that it had not computed.
         repeated: A step computed all rows again.
         keys, values: What holds them.
+        turned: What holds the keys as they were before RoPE.
         looks: Forwards in which that was looked for.
         left: Slots of the rows that were kept of the last step, where not all were.
     """
@@ -50,6 +53,7 @@ class _Use:
     repeated: bool = False
     keys: Found | None = None
     values: Found | None = None
+    turned: Found | None = None
     looks: int = 0
     left: Slots | None = None
 
@@ -213,6 +217,8 @@ class Own:
             if found is not None and (earlier is None or found.rank >= earlier.rank):
                 setattr(use, name, found)
                 use.left = found.kept
+        if use.keys is None and use.values is not None and use.turned is None:
+            use.turned = find_turned(call.keys, old[::-1].tolist(), self._holders)
 
     def _say(self, use: _Use, made: Made, origin: Entry | None) -> None:
         """Fill in what is known of the cache layer now."""
@@ -236,6 +242,8 @@ class Own:
         remark = layer.remark
         if step.rotated and step.again > 1:
             remark = ROTATED
+        elif use.turned is not None and use.keys is None and not remark.startswith(ROTATED):
+            remark = f"{UNROTATED}, in {use.turned.told(grows=capacity is None)}"
         grows = capacity is None
         if use.looks <= 1 and not layer.shared_dim and _holds(*made.rows):
             self.stores.say(store, shared_dim=layer.value_dim)

@@ -5,6 +5,7 @@ import pytest
 
 from builders import synthetic_trace
 from kvtrace.analysis.nature import attention_is, latents_of, readers, rows_are
+from kvtrace.trace import Trace
 
 
 @pytest.fixture
@@ -105,3 +106,29 @@ def test_a_bias_that_falls_with_the_distance_is_alibi(trace):
     assert "additive bias" in biased(trace, [rows**2 * slope for slope in (0.5, 0.25, 0.1, 0.06)])
     assert "additive bias" in biased(trace, [rows * 0.5] * 4)
     assert "additive bias" in biased(trace, [[0.5]] * 4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"), [({7: 8, 8: 1, 9: 2, 10: 3}, "chunks of 8"), ({}, "sliding window 8")]
+)
+def test_chunks_begin_anew_and_windows_move_along(trace, monkeypatch, rows, words):
+    """Rows that the query of a position sees: a chunk's first one sees only itself."""
+    changed(trace, 1, {"window": 8}, {"kind": "sliding", "window": 8})
+    at = {trace.step(number).positions[0][-1]: number for number in trace.numbers}
+
+    def visible(trace, number, layer, sequence=0, query=None):
+        position = trace.step(number).positions[0][-1]
+        row = np.arange(position + 1) > position - rows.get(position, 8)
+        return row[None, None]
+
+    monkeypatch.setattr(Trace, "visible", visible)
+    for position in (8, 9, 10):
+        assert attention_is(trace, 1, at[position])[1].startswith(words)
+
+
+def test_rows_put_together_with_others_are_no_latents(trace):
+    meta = trace.meta
+    same = replace(meta.cache_layers[1], index=3, kind="latent")
+    trace.source.meta = replace(meta, cache_layers=(*meta.cache_layers, same))
+    changed(trace, 1, {"source": "derived"}, {"kind": "derived", "layer": -1})
+    assert rows_are(trace, 1) == "derived"

@@ -54,6 +54,32 @@ def test_a_second_chunk_of_a_prefill_reads_the_first():
     assert sentence(trace, 1).startswith("step 1 (prefill) computed 1 row of Q, K, V instead of 6")
 
 
+def test_rows_made_from_latents_are_not_said_to_be_read():
+    """Every layer's K and V, 8 wide in 2 heads, come from latents that are 8 wide in one."""
+    trace = synthetic_trace()
+    source, meta = trace.source, trace.meta
+    stores = meta.cache_layers
+    made = [replace(one, kind="derived", layer=-1) for one in stores]
+    latent = [
+        replace(one, index=one.index + len(stores), kind="latent", num_kv_heads=1) for one in stores
+    ]
+    source.meta = replace(meta, cache_layers=(*made, *latent))
+    (group,) = source.steps[6].caches
+    held = replace(group, layers=tuple(one.index for one in latent))
+    trace = with_step(trace, 6, caches=(group, held))
+    assert sentence(trace, 6).startswith(
+        "step 6 computed 1 row of Q and latents instead of 11, read 10 rows from the cache "
+        "and made 11 rows of K, V from latents: "
+    )
+
+
+def test_a_layer_whose_rows_stay_says_so():
+    trace = synthetic_trace()
+    (group,) = trace.step(2).caches
+    still = replace(group, rows=0, attended=group.kept, length_before=group.length_after)
+    assert changes(with_step(trace, 2, caches=(still,)), 2)[0].text == "7 rows, unchanged"
+
+
 def test_a_batch_says_how_many_sequences():
     trace = synthetic_trace()
     step = trace.step(2)

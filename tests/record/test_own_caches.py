@@ -144,6 +144,12 @@ def test_keys_rotated_anew_are_the_same_tokens_rows(tmp_path):
     assert any("rotated anew" in note.text for note in trace.notes)
 
 
+def test_keys_kept_before_rope_are_found_where_they_are_kept(tmp_path):
+    trace, _ = recorded("unrotated_keys", tmp_path / "a.kvt", (ids(12), 9, ()))
+    where = "argument kv_cache[1][0] [1, 4, rows, 12]"
+    assert trace.cache_layer(1).remark == f"keys are kept before RoPE, in {where}"
+
+
 WHERE = {
     "tuple_cat": "argument past[0][0] [1, 4, rows, 12], argument past[0][1] [1, 4, rows, 12]",
     "buffers_start_pos": (
