@@ -126,8 +126,7 @@ def _phrases(step: Step, rows: Extent, cost: StepCost) -> Iterator[Phrase]:
     yield Phrase(", " if rows.expanded else " and ")
     yield from _read(rows)
     if rows.expanded:
-        yield from (Phrase(" and made "), Phrase(_count(rows.expanded), CACHED))
-        yield Phrase(" of K, V from latents")
+        yield from (Phrase(" and made K, V from "), Phrase(str(rows.expanded), CACHED))
     yield Phrase(": ")
     yield from _prices(cost, saved)
 

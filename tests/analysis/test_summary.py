@@ -69,7 +69,7 @@ def test_rows_made_from_latents_are_not_said_to_be_read():
     trace = with_step(trace, 6, caches=(group, held))
     assert sentence(trace, 6).startswith(
         "step 6 computed 1 row of Q and latents instead of 11, read 10 rows from the cache "
-        "and made 11 rows of K, V from latents: "
+        "and made K, V from 11: "
     )
 
 

@@ -26,7 +26,7 @@ from kvtrace_tui.drawing.numbers import number
 from kvtrace_tui.found import Found
 from kvtrace_tui.panes.pane import Pane, wrapped
 from kvtrace_tui.panes.rows import RowStore, Shelf
-from kvtrace_tui.panes.views import LANE_INKS, LETTERS, base_rows, compared
+from kvtrace_tui.panes.views import LANE_INKS, LETTERS, base_rows, compared, sign_of
 
 _ORDER = (Tensor.KEYS, Tensor.VALUES, Tensor.QUERIES, Tensor.OUTPUT)
 _VERDICT_INKS: dict[Verdict, Style] = {
@@ -37,7 +37,6 @@ _VERDICT_INKS: dict[Verdict, Style] = {
     Verdict.NOT_FINITE: ink.BAD,
     Verdict.NOT_COMPARED: ink.DIM,
 }
-_VERDICT_SIGNS = {Verdict.SUSPICIOUS: "?", Verdict.BUG: "✗", Verdict.NOT_FINITE: "✗"}
 _NAME = 8
 
 
@@ -270,7 +269,7 @@ def _difference_lines(step: LaneStep | None, found: dict[Tensor, _Read], width: 
     lines = [_pair(width, "Δ rel.", ("  ", ink.DIM), ("".join(heads), ink.DIM), names=names)]
     for tensor, both in compared.items():
         cell, row = found[tensor].apart()
-        sign = _VERDICT_SIGNS.get(both.verdict, "✓")
+        sign = sign_of(both.verdict)
         pieces: list[Piece] = [(f"{sign} ", _VERDICT_INKS[both.verdict])]
         head = np.inf if np.isnan(both.largest) else both.largest
         for apart in (cell, row, float(head)):
@@ -299,7 +298,7 @@ def _verdict_lines(compared: dict[Tensor, Comparison], width: int) -> list[Strip
     """The worst of them in a word; where it is, unless it is rounding."""
     order = list(_VERDICT_INKS)
     tensor, worst = max(compared.items(), key=lambda one: order.index(one[1].verdict))
-    sign = _VERDICT_SIGNS.get(worst.verdict, "✓")
+    sign = sign_of(worst.verdict)
     pieces: list[Piece] = [(f"{sign} {worst.verdict}", _VERDICT_INKS[worst.verdict])]
     if not worst.verdict.harmless:
         place = f" {LETTERS[tensor]} row {worst.row} dim {worst.dim}"

@@ -31,7 +31,7 @@ from kvtrace_tui.drawing.pool import pooling_label
 from kvtrace_tui.drawing.tokens import shown_token
 from kvtrace_tui.panes.pane import Pane, blank, wrapped
 from kvtrace_tui.panes.rows import Shelf
-from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown
+from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown, sign_of
 
 _GUTTER = 5
 _LEGEND = 12
@@ -117,7 +117,9 @@ class MapPane(Pane):
         shape = f"[{rows}×{dim}]"
         verdict = "" if seen.comparison is None else f" {seen.comparison.verdict}"
         if width < _TIGHT:
-            return f"{shape}{verdict}"
+            return (
+                shape if seen.comparison is None else f"{shape} {sign_of(seen.comparison.verdict)}"
+            )
         if self._cached and cursor.kept:
             one = "all heads" if latents_of(trace, cursor.layer) is not None else head
             return f"L{cursor.layer} {one} {shape} after the step"

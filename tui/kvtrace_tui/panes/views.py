@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtrace.analysis.compare import Comparison, compare_rows, tolerance_of
+from kvtrace.analysis.compare import Comparison, Verdict, compare_rows, tolerance_of
 from kvtrace.analysis.kept import kept
 from kvtrace.analysis.tensors import CACHE_TENSORS
 from kvtrace.trace import CACHED, Tensor, Trace
@@ -26,6 +26,13 @@ LETTERS = {Tensor.QUERIES: "Q", Tensor.KEYS: "K", Tensor.VALUES: "V", Tensor.OUT
 
 LANE_INKS = {"cached": ink.CACHED, "recomputed": ink.RECOMPUTED, "referee": ink.NEGATIVE}
 """Each lane has its colour everywhere."""
+
+_SIGNS = {Verdict.SUSPICIOUS: "?", Verdict.BUG: "✗", Verdict.NOT_FINITE: "✗"}
+
+
+def sign_of(verdict: Verdict) -> str:
+    """One character that says whether lanes agree."""
+    return _SIGNS.get(verdict, "✓")
 
 
 @dataclass(frozen=True, slots=True)
