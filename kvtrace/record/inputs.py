@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kvtrace.record.calls import AttentionCall
 
 _BESIDE = re.compile(r"mask|pos|offset|start|len|index|segment|type|label|target", re.IGNORECASE)
+_NEVER = re.compile(r"mask|pos|offset|segment|type|label|layer|batch", re.IGNORECASE)
 _IDS = re.compile(r"^(input_?)?(ids|idx|tokens?|x|inputs?)$", re.IGNORECASE)
 _SOURCE = re.compile(r"^(src|sources?|enc|encoder)(_|$)", re.IGNORECASE)
 _TARGET = re.compile(r"^(tgt|trg|targets?|dec|decoder)(_(?!mask|pad|pos|len)|$)", re.IGNORECASE)
@@ -21,7 +22,8 @@ _TARGET = re.compile(r"^(tgt|trg|targets?|dec|decoder)(_(?!mask|pad|pos|len)|$)"
 def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
     """The argument that holds token ids, and the ids, [sequences, new].
 
-    By name, else the first whole numbers of two dimensions, else of one, else a list of them.
+    By name, else the first whole numbers of two dimensions, else of one, else a list of them. Where
+    names leave none, `token_indexes` and `start_tokens` are ids after all.
     """
     for name in ("input_ids", "decoder_input_ids"):
         found = arguments.get(name)
@@ -41,7 +43,12 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
     tables = {name: one for name, one in whole.items() if one.dim() == 2}
     rows = {name: one[None] for name, one in whole.items() if one.dim() == 1}
     listed = {name: ids for name, one in others.items() if (ids := _listed(name, one)) is not None}
-    return next(iter({**tables, **rows, **listed}.items()), None)
+    found = {**tables, **rows, **listed} or {
+        name: one
+        for name, one in arguments.items()
+        if not _NEVER.search(name) and isinstance(one, Tensor) and one.dim() == 2 and _whole(one)
+    }
+    return next(iter(found.items()), None)
 
 
 def is_source(name: str, value: object) -> bool:

@@ -15,13 +15,14 @@ class Phases:
         self.prompt_rows: int | None = None
         """Tokens of the prompt under way, padding included; None: nobody said."""
 
-    def of(self, forward: Forward, positions: Positions, entry: LedgerStep) -> str:
+    def of(self, forward: Forward, positions: Positions, entry: LedgerStep, grown: int) -> str:
         """The phase of a forward, by its name in the trace.
 
         Args:
             forward: It.
             positions: Of its tokens.
             entry: What it did to the caches.
+            grown: Tokens that it has more than the one before, where it begins with those; else 0.
         """
         past = max((group.length_before for group in entry.groups), default=0)
         start = max((row[0] for row in positions if row), default=0)
@@ -29,7 +30,7 @@ class Phases:
             whole = self.prompt_rows is not None and past == 0 and not forward.updates
             longer = whole and forward.new > (self.prompt_rows or 0)
             # a model without a cache computes all tokens again, and extends them all the same
-            longer = longer or (self.prompt_rows is None and entry.grown == 1)
+            longer = longer or (self.prompt_rows is None and grown == 1)
             return "decode" if longer and forward.part == "model" else "prefill"
         if self.prompt_rows is not None:
             return "decode" if start >= self.prompt_rows else "prefill"

@@ -267,7 +267,7 @@ class Recorder:
         number = self.num_steps
         step = Step(
             number=number,
-            phase=self._phase(forward, where, entry),
+            phase=self._phase(forward, where, entry, tokens),
             parent=self._parent(entry, tokens, where),
             tokens=tokens,
             positions=where,
@@ -305,11 +305,12 @@ class Recorder:
         found = [self._latest[one] for one in entry.caches if one in self._latest]
         return max(found) if found and continued else entry.donor
 
-    def _phase(self, forward: Forward, where: Positions, entry: LedgerStep) -> str:
+    def _phase(self, forward: Forward, where: Positions, entry: LedgerStep, tokens: Tokens) -> str:
         """Prefill or decode; an engine says how long the prompt of a request is."""
         prompt = None if forward.part_of is None else forward.part_of.prompt
         if prompt is None:
-            return self.phases.of(forward, where, entry)
+            again = _extends(tokens, self._before) and len(tokens[0]) - len(self._before[0])
+            return self.phases.of(forward, where, entry, entry.grown or int(again))
         return "decode" if where[0][0] >= prompt else "prefill"
 
     def _cost(self, forward: Forward, entry: LedgerStep, where: Positions) -> Cost:
