@@ -64,6 +64,12 @@ class Shade:
         suffix = " (p99)" if self.kind is ColourScale.PERCENTILE else ""
         return f"{sign}{_short(self.high)}{suffix}"
 
+    @property
+    def brief(self) -> str:
+        """The greatest value, and how colours grow up to it unless evenly."""
+        kinds = {ColourScale.LOG: " log", ColourScale.PERCENTILE: " p99"}
+        return f"{'±' if self.signed else '≤'}{_short(self.high)}{kinds.get(self.kind, '')}"
+
     def levels(self, values: Floats, count: int) -> NDArray[np.uint8]:
         """Levels 0 … count-1; what is not finite becomes `count`.
 

@@ -298,12 +298,16 @@ def _label(trace: Trace, position: int, token: int) -> str:
 def _colours(look: Look, pooling: str, width: int) -> list[Piece]:
     """The colour bar, its range and what a cell stands for; the bar gives way to the words."""
     if width < _WIDE:
-        words = f" {look.shade.label} {pooling.replace(' of ', ' ')}"
-        if cell_len(words) > width:
-            shade = look.shade
-            ends, bins = "±" if shade.signed else "≤", pooling.rpartition(" ")[2]
-            words = f" {ends}{shade.high:.0e} {shade.kind.value[:3]} {bins}"
-        return [(words, ink.DIM)]
+        shade, bins = look.shade, pooling.rpartition(" ")[2]
+        longest, long, brief = (
+            f" {words}"
+            for words in (
+                f"{shade.label} {pooling.replace(' of ', ' ')}",
+                f"{shade.label} {bins}",
+                f"{shade.brief} {bins}",
+            )
+        )
+        return [(next((one for one in (longest, long) if cell_len(one) <= width), brief), ink.DIM)]
     said = f" {pooling.replace(' of ', ' ')} " if pooling else " "
     return [*legend(look, _LEGEND if width >= _LEGEND * 6 else _LEGEND // 2), (said, ink.DIM)]
 
