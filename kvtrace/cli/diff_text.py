@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED
+from kvtrace.analysis.checks.spoken import spoken
 from kvtrace.analysis.diff import Diff, Parting, TokensPart
 from kvtrace.cli.show.tables import table
 from kvtrace.text import safe, token
@@ -32,7 +33,7 @@ def lines(found: Diff, traces: tuple[Trace, Trace], files: tuple[str, str]) -> l
         traces: Old and new.
         files: Their paths, as typed.
     """
-    out = [_headline(found)]
+    out = [_headline(found, traces[1])]
     if found.first is not None:
         out += ["", *_where(found, found.first, traces, files)]
     if found.settings:
@@ -47,7 +48,7 @@ def lines(found: Diff, traces: tuple[Trace, Trace], files: tuple[str, str]) -> l
     return out
 
 
-def _headline(found: Diff) -> str:
+def _headline(found: Diff, trace: Trace) -> str:
     if found.verdict == UNCHECKED:
         return f"could not check: {safe(found.reason, 1000)}"
     plural = "" if found.tokens == 1 else "s"
@@ -57,7 +58,7 @@ def _headline(found: Diff) -> str:
     kv = "kv head" if one.tensor in (Tensor.KEYS, Tensor.VALUES) else "head"
     name = "" if found.finding is None else f", looks like {found.finding.name}"
     return (
-        f"{DIVERGED} at step {one.new_step}, layer {one.layer}, {kv} {one.head}, "
+        f"{DIVERGED} at step {one.new_step}, {spoken(trace.meta, one.layer)}, {kv} {one.head}, "
         f"{_LONG[one.tensor]}{name}"
     )
 

@@ -3,7 +3,7 @@
 from kvtrace.trace.lane import LaneStep, LogitDiff
 from kvtrace.trace.mask import Mask
 from kvtrace.trace.meta import CacheLayer, Lane, Meta, ModelCard, Rank, Sampling, Site, Tensor
-from kvtrace.trace.notes import OTHER_AXIS, Damage, Ending, Note
+from kvtrace.trace.notes import NOT_REPEATABLE, OTHER_AXIS, Damage, Ending, Note
 from kvtrace.trace.reference import Reference
 from kvtrace.trace.source import CACHED, OVERVIEW, WRITES, Source
 from kvtrace.trace.step import (
@@ -24,6 +24,7 @@ from kvtrace.trace.weights import Weights
 
 __all__ = [
     "CACHED",
+    "NOT_REPEATABLE",
     "OTHER_AXIS",
     "OVERVIEW",
     "WRITES",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.spoken import spoken
 from kvtrace.trace import OTHER_AXIS, Trace
 
 
@@ -31,5 +32,6 @@ def where_it_begins(trace: Trace, found: Finding) -> Finding:
                 evidence=f"no softmax over the keys was seen in {site.module} in this step, one "
                 f"over another axis was; what follows it differs ({found.evidence})",
                 code=", ".join(filter(None, (site.module, site.code))),
+                spoken=spoken(trace.meta, site.index),
             )
     return found

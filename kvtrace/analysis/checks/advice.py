@@ -64,7 +64,7 @@ def title(found: Finding) -> str:
 
 def place(finding: Finding) -> str:
     """Where, in words: "at step 7, layer 3, kv head 2, keys, slot 12"."""
-    parts = [f"at step {finding.step}", f"layer {finding.layer}"]
+    parts = [f"at step {finding.step}", finding.where]
     if finding.head is not None:
         kv = "kv head" if finding.tensor in ("k", "v") else "head"
         parts.append(f"{kv} {finding.head}")
@@ -159,7 +159,7 @@ def _outcome(one: Trial, verbose: bool) -> str:
         label = "could not check" if one.essential else "not possible here"
         return f"{label}: {safe(report.reason, 400 if one.essential or verbose else 100)}"
     first = next((found for found in report.findings if found.kind.bug), report.findings[0])
-    return f"diverged: {first.name} at step {first.step}, layer {first.layer}{first.whom}"
+    return f"diverged: {first.name} at step {first.step}, {first.where}{first.whom}"
 
 
 def closing(report: Report, *, width: int = WIDTH) -> list[str]:

@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.identify import Identity
-from kvtrace.analysis.checks.looks import Mixture, seen_instead
+from kvtrace.analysis.checks.looks import Mixture, leaked, seen_instead
+from kvtrace.analysis.checks.minimum import least
+from kvtrace.analysis.checks.precision import Mixed, ran_in
 from kvtrace.analysis.checks.relations import close, factor, head_order, rounded_to
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.rows import differing, only_heads
 from kvtrace.analysis.checks.scene import Scene
 from kvtrace.analysis.checks.visibility import said_of
 
-_GOLDEN = (np.sqrt(5) - 1) / 2
 Wide = NDArray[np.float64]
 
 
@@ -111,6 +112,7 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
             or _scores(part)
             or _mapped(scene, one)
             or _rounded(part)
+            or _narrow(scene, identity, part, query, heads)
         )
         if named is not None:
             return found(*named)
@@ -187,13 +189,16 @@ def _looked(
         scene.padding,
         one.atol,
     )
-    have = seen_instead(mix)
+    have, lowered = seen_instead(mix), ""
+    if have is None and one.plain and (leak := leaked(mix)) is not None:
+        have = leak[0]
+        lowered = f", with scores that are only {leak[1]:.3g} lower: the mask adds too little"
     said = None if have is None else said_of(scene, query, have, wanted)
     if said is None:
         return None
     name, _, evidence = said
     evidence = f"judging by the output, and not by the mask handed to attention, {evidence}"
-    return name, "mask", evidence
+    return name, "mask", evidence + lowered
 
 
 def _rounded(one: _Query) -> tuple[str, str, str] | None:
@@ -204,6 +209,25 @@ def _rounded(one: _Query) -> tuple[str, str, str] | None:
     if smaller is None:
         return None
     return "DTYPE", "output", f"every number of the output fits in {smaller}; q, k and v are right"
+
+
+def _narrow(
+    scene: Scene, identity: Identity, one: _Query, query: int, heads: NDArray[np.int64]
+) -> tuple[str, str, str] | None:
+    """An output that comes out where attention, or a part of it, runs in a smaller type."""
+    rows = np.flatnonzero(scene.cached.visible[query])
+    group = scene.site.num_heads // scene.site.num_kv_heads
+    mixed = Mixed(
+        scene.cached.queries[heads, query].astype(np.float64),
+        scene.cached.keys[heads // group][:, rows].astype(np.float64),
+        one.values,
+        one.logits,
+        scene.site.scale,
+        one.output,
+        one.right,
+    )
+    said = ran_in(mixed)
+    return None if said is None else ("DTYPE", "output", f"judging by the output, {said}")
 
 
 def _sums(scene: Scene, one: _Query) -> tuple[str, str, str] | None:
@@ -263,10 +287,10 @@ def _scores(one: _Query) -> tuple[str, str, str] | None:
         s = both[0][0] / both[1][0]
         if abs(s - 1) > 1e-3:
             return "SCALE", "weights", f"q·k is scaled by {s:.4g} × as much as when recomputed"
-    s, misfit = _best(lambda x: float(one.misfit(x * one.logits).max()), grid)
+    s, misfit = least(lambda x: float(one.misfit(x * one.logits).max()), grid)
     if misfit <= one.atol and abs(s - 1) > 1e-3:
         return "SCALE", "weights", f"log-weights = {s:.4g} × the recomputed ones"
-    s, misfit = _best(lambda x: float(one.misfit(one.rescaled(x)).max()), grid)
+    s, misfit = least(lambda x: float(one.misfit(one.rescaled(x)).max()), grid)
     if misfit <= one.atol and abs(s - 1) > 1e-3:
         return "SCALE", "weights", f"q·k = {s:.4g} × the recomputed one, what is added is the same"
     return _line(one) or _nonlinear(one)
@@ -274,7 +298,7 @@ def _scores(one: _Query) -> tuple[str, str, str] | None:
 
 def _plain_scale(one: _Query, output: Wide, grid: Wide) -> tuple[float, float]:
     """(factor, misfit) of the multiple of q·k that best explains an output."""
-    return _best(lambda x: float(one.misfit(x * one.raw, output).max()), grid)
+    return least(lambda x: float(one.misfit(x * one.raw, output).max()), grid)
 
 
 def _line(one: _Query) -> tuple[str, str, str] | None:
@@ -288,7 +312,7 @@ def _line(one: _Query) -> tuple[str, str, str] | None:
         def off(slope: float, head: int = head) -> float:
             return float(one.misfit(one.logits + slope * ramp)[head])
 
-        slope, misfit = _best(off, np.linspace(-2, 2, 161))
+        slope, misfit = least(off, np.linspace(-2, 2, 161))
         if misfit > one.atol:
             return None
         slopes.append(slope)
@@ -312,7 +336,7 @@ def _nonlinear(one: _Query) -> tuple[str, str, str] | None:
         def off(cap: float, bent: Callable[[float], Wide] = bent) -> float:
             return float(one.misfit(bent(cap)).max())
 
-        cap, misfit = _best(off, np.geomspace(reach / 64, reach * 8, 97))
+        cap, misfit = least(off, np.geomspace(reach / 64, reach * 8, 97))
         if misfit <= one.atol:
             return "SCORE-NONLINEAR", "weights", f"a {what} of {cap:.4g} explains the scores"
     return None
@@ -345,18 +369,3 @@ def _reads(scene: Scene, one: _Query, head: int, other: int) -> bool:
     weights = np.exp(scores - scores.max())
     made = weights / weights.sum() @ one.values[other]
     return bool(np.abs(made - one.output[head]).max() <= one.atol)
-
-
-def _best(misfit: Callable[[float], float], grid: Wide) -> tuple[float, float]:
-    """(argument, value) of the minimum: the best of the grid, then golden-section search."""
-    errors = [misfit(float(x)) for x in grid]
-    place = int(np.argmin(errors))
-    low, high = float(grid[max(place - 1, 0)]), float(grid[min(place + 1, len(grid) - 1)])
-    for _ in range(48):
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        if misfit(left) < misfit(right):
-            high = right
-        else:
-            low = left
-    middle = (low + high) / 2
-    return middle, misfit(middle)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.scene import Scales, Scene, Side
+from kvtrace.analysis.checks.spoken import spoken
 from kvtrace.trace import CacheView, Site, Step, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.reference import places_of
@@ -70,6 +71,7 @@ def stage_cross(
         sequence_rows=lambda other: None,
         layers=len(trace.meta.sites),
         sequences=step.num_sequences,
+        spoken=lambda other: spoken(trace.meta, other),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a later step tells of a finding that looked like something else when it began."""
+"""What a later step, or another call, tells of a finding that looked like something else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvtrace.analysis.checks.identify import identify
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.stage import stage
-from kvtrace.trace import Tensor, Trace
+from kvtrace.trace import NOT_REPEATABLE, Tensor, Trace
 
 
 def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding:
@@ -25,7 +25,19 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
         return _turned_for_good(trace, found, lane, limits) or found
     if found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
         return _written_apart(trace, found, lane, limits) or found
+    if found.name == "UNKNOWN" and found.tensor == "output" and _random(trace):
+        return replace(
+            found,
+            name="WEIGHTS-NOT-NORMALISED",
+            tensor="weights",
+            evidence=f"{found.evidence}; it is another one in every call, without a cache too",
+        )
     return found
+
+
+def _random(trace: Trace) -> bool:
+    """Whether the model gave other numbers when it was called twice without a cache."""
+    return any(note.text.startswith(NOT_REPEATABLE) for note in trace.notes)
 
 
 def _turned_for_good(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:

@@ -8,16 +8,22 @@ rows alone, and rows that should be hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.minimum import least
+
 Wide = NDArray[np.float64]
 Places = NDArray[np.int64]
+Rows = NDArray[np.bool_]
 
 _LONGEST = 2048
 """Rows up to which sets are tried; each takes a table of the values."""
+
+_LOWERED = 14.0
+"""Scores lowered by more weigh less than rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ class Mixture:
     values: Wide
     output: Wide
     places: Places
-    wanted: NDArray[np.bool_]
+    wanted: Rows
     own: frozenset[int]
     padding: int
     atol: float
@@ -55,15 +61,41 @@ def seen_instead(mix: Mixture) -> set[int] | None:
     return None
 
 
-def _explains(mix: Mixture, rows: NDArray[np.bool_]) -> bool:
+def leaked(mix: Mixture) -> tuple[set[int], float] | None:
+    """Places seen where the mask lowers the scores of hidden rows only a little, and by how much.
+
+    None: no such mask explains the output.
+    """
+    if not 1 < len(mix.places) <= _LONGEST:
+        return None
+    for rows in _more(mix):
+        hidden = rows & ~mix.wanted
+
+        def off(lower: float, rows: Rows = rows, hidden: Rows = hidden) -> float:
+            logits = mix.logits - lower * hidden
+            return _misfit(replace(mix, logits=logits), rows)
+
+        if hidden.any():
+            lower, misfit = least(off, np.linspace(0, _LOWERED, 57))
+            if misfit <= mix.atol and lower > _LOWERED / 1000:
+                return set(mix.places[rows].tolist()), lower
+    return None
+
+
+def _explains(mix: Mixture, rows: Rows) -> bool:
+    return _misfit(mix, rows) <= mix.atol
+
+
+def _misfit(mix: Mixture, rows: Rows) -> float:
+    """Largest error of the output if these rows were mixed."""
     logits = mix.logits[:, rows]
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
     made = np.einsum("hr,hrd->hd", weights, mix.values[:, rows])
-    return bool(np.abs(made - mix.output).max() <= mix.atol)
+    return float(np.abs(made - mix.output).max())
 
 
-def _fewer(mix: Mixture) -> Iterator[NDArray[np.bool_]]:
+def _fewer(mix: Mixture) -> Iterator[Rows]:
     """Sets without some of the wanted rows: the likeliest first, then the best of each kind."""
     wanted, places = mix.wanted, mix.places
     first = np.flatnonzero(wanted)
@@ -99,7 +131,7 @@ def _prefix(shares: Wide, mass: Wide, mix: Mixture) -> slice:
     return slice(0, 1 + _closest(made[:, :-1], below[:, :-1], mix))
 
 
-def _one(shares: Wide, mass: Wide, mix: Mixture) -> NDArray[np.bool_]:
+def _one(shares: Wide, mass: Wide, mix: Mixture) -> Rows:
     """All rows but the one without which the mixture comes closest."""
     below = shares.sum(axis=1, keepdims=True) - shares
     made = mass.sum(axis=1, keepdims=True) - mass
@@ -114,7 +146,7 @@ def _closest(made: Wide, below: Wide, mix: Mixture) -> int:
     return int(np.abs(mixed - mix.output[:, None]).max(axis=(0, 2)).argmin())
 
 
-def _solved(mix: Mixture, first: Places) -> NDArray[np.bool_] | None:
+def _solved(mix: Mixture, first: Places) -> Rows | None:
     """Rows with a weight, where the output determines the weights."""
     heads, count, dim = len(mix.values), len(first), mix.values.shape[2]
     if count > dim:
@@ -131,7 +163,7 @@ def _solved(mix: Mixture, first: Places) -> NDArray[np.bool_] | None:
     return rows
 
 
-def _more(mix: Mixture) -> Iterator[NDArray[np.bool_]]:
+def _more(mix: Mixture) -> Iterator[Rows]:
     """Sets with rows that should be hidden: padding, later ones, older ones, all."""
     wanted, places = mix.wanted, mix.places
     last = int(places[wanted].max())

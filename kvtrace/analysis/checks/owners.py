@@ -34,10 +34,9 @@ def check_owner(scene: Scene, identity: Identity) -> Finding | None:
                 mine = _owned(scene, tensor, rows, there[0] if tensor == "k" else there[1])
                 if mine.mean() > 0.5:
                     owned = rows[mine]
-                    ended = what == "sequence" and other >= (scene.current or count)
-                    whose = (
-                        f"a {what} that ended in the step before" if ended else f"{what} {other}"
-                    )
+                    whose = scene.spoken(other) if what == "layer" else f"{what} {other}"
+                    if what == "sequence" and other >= (scene.current or count):
+                        whose = f"a {what} that ended in the step before"
                     evidence = (
                         f"{len(owned)} of {len(rows)} unexpected rows of {tensor} are those of "
                         f"{whose}"

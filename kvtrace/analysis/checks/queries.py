@@ -23,6 +23,9 @@ from kvtrace.analysis.checks.rows import differing, only_heads
 from kvtrace.analysis.checks.scene import Scene
 from kvtrace.trace.dtypes import Floats
 
+_NUMBERS = 16
+"""So many are not by chance the same in another order."""
+
 
 def check_queries(scene: Scene) -> Finding | None:
     """Queries of live rows that differ from the reference, and how."""
@@ -101,7 +104,7 @@ def _other(mine: Floats, theirs: Floats, atol: float) -> tuple[str, str] | None:
     order = head_order(mine, theirs, atol)
     if order is not None:
         return "HEAD-MAP", f"query heads {list(order)} stand where 0, 1, 2 … should"
-    if mine.shape[1] > 1 and same_numbers(mine, theirs, atol):
+    if theirs.size >= _NUMBERS and same_numbers(mine, theirs, atol):
         return "HEAD-RESHAPE", "q holds the same numbers in another arrangement"
     return None
 
@@ -112,9 +115,27 @@ def _input(scene: Scene, place: int, difference: Floats) -> tuple[str, str]:
     if scene.first_site:
         evidence = (
             f"q of place {place} differs by up to {far:.3g} and is no rotation of the right q"
+            f"{_given(scene, place)}"
         )
         return "POSITION-EMBEDDING", evidence
     return "UPSTREAM", f"q of place {place} already differs by up to {far:.3g}"
+
+
+def _given(scene: Scene, place: int) -> str:
+    """What the step was told its position is, where that is not its place."""
+    row = int(np.searchsorted(scene.places, place))
+    if scene.told is None or scene.held is None or scene.told[row] == place - scene.padding:
+        return ""
+    told = int(scene.told[row])
+    others = np.flatnonzero((scene.held == told) & (scene.supposed != place) & (told > 0))
+    more = ""
+    if len(others):
+        more = (
+            f", and slot {scene.slots[others[0]]} holds a row of that position already: the "
+            "position was counted wrong, or that row should have been dropped from the cache "
+            "(a rejected draft, another branch)"
+        )
+    return f"; the step was given position {told} for it{more}"
 
 
 def _rotated(
@@ -137,7 +158,7 @@ def _rotated(
         return found(
             "POSITION-ROPE",
             f"q of place {places[0]} = the recomputed q rotated by {n:+d} positions{why}; "
-            "lengths equal",
+            f"lengths equal{_given(scene, int(places[0]))}",
         )
     per_position = slope(turn, places - scene.padding)
     if per_position is not None or len(places) == 1:

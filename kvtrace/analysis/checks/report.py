@@ -27,6 +27,7 @@ class Finding:
         limit: What would be rounding there, relative.
         since: What is special about where it begins, a clause; empty when nothing is known.
         code: "module, file.py:line" of the attention there, as far as known.
+        spoken: What people call the layer: "decoder layer 1 cross-attention"; empty: its number.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Finding:
     limit: float | None = None
     since: str = ""
     code: str = ""
+    spoken: str = ""
+
+    @property
+    def where(self) -> str:
+        """The layer, in words."""
+        return self.spoken or f"layer {self.layer}"
 
     @property
     def kind(self) -> Kind:
@@ -65,7 +72,7 @@ class Finding:
     @property
     def sentence(self) -> str:
         """One line for people."""
-        place = f"step {self.step}, layer {self.layer}{self.whom}"
+        place = f"step {self.step}, {self.where}{self.whom}"
         return f"{self.name} at {place}: {self.kind.means}; {self.evidence}."
 
 

@@ -69,6 +69,10 @@ class Scene:
         current: Sequences of this step, where those of the step before follow them.
         lost: Places whose rows stood in the changed slots before; None: not known.
         first_site: No attention comes before this one in its step.
+        told: Positions that the step gave its new rows, [new], where they are others than the
+            reference's; None: they are the same, or not known.
+        held: Position of each attended row as the steps gave them, [seq]; None: not known.
+        spoken: What people call a layer.
     """
 
     step: int
@@ -92,6 +96,9 @@ class Scene:
     lost: frozenset[int] | None = None
     current: int | None = None
     first_site: bool = False
+    told: NDArray[np.int64] | None = None
+    held: NDArray[np.int64] | None = None
+    spoken: Callable[[int], str] = "layer {}".format
 
     @property
     def live(self) -> NDArray[np.int64]:

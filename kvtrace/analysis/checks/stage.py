@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.cross import stage_cross
 from kvtrace.analysis.checks.scene import Scales, Scene, Side
+from kvtrace.analysis.checks.spoken import spoken
+from kvtrace.analysis.checks.supposed import supposed_places
 from kvtrace.errors import MissingError, TraceError
-from kvtrace.trace import CacheView, Reference, Tensor, Trace
+from kvtrace.trace import CacheView, Reference, Step, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.weights import derive
 
@@ -75,7 +77,7 @@ def stage(
         cached=mine,
         reference=theirs,
         places=np.arange(reference.first, reference.places),
-        supposed=reference.places_of(view.positions),
+        supposed=supposed_places(trace, step, (layer, sequence, lane), view),
         slots=view.slots,
         changed=changed,
         padding=int((positions < 0).sum()),
@@ -88,7 +90,17 @@ def stage(
         current=step.num_sequences,
         first_site=_comes_first(trace, number, layer),
         lost=frozenset(reference.places_of(np.array(sorted(lost), np.int64)).tolist()),
+        told=_told(step, sequence, reference),
+        held=view.positions,
+        spoken=lambda other: spoken(trace.meta, other),
     )
+
+
+def _told(step: Step, sequence: int, reference: Reference) -> NDArray[np.int64] | None:
+    """Positions that the step gave its new rows, [new], where the lane has others."""
+    mine = np.array(step.positions[sequence], np.int64)
+    right = reference.positions[reference.first :]
+    return None if mine.shape != right.shape or (mine == right).all() else mine
 
 
 def _kept_as(trace: Trace, reference: Reference, layer: int) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.noise import largest
 from kvtrace.analysis.checks.report import Flip
 from kvtrace.analysis.selfcheck import TOLERANCES
-from kvtrace.trace import Step, Tensor, Trace
+from kvtrace.trace import NOT_REPEATABLE, Step, Tensor, Trace
 
 NAMES = {Tensor.QUERIES: "q", Tensor.KEYS: "k", Tensor.VALUES: "v", Tensor.OUTPUT: "output"}
 _FLIPS_KEPT = 1000
@@ -91,7 +91,12 @@ class Survey:
     @property
     def caveats(self) -> tuple[str, ...]:
         """What a verdict does not cover."""
-        return tuple(filter(None, (self._unseen(), self._left_out(), self._doubts())))
+        told = (self._random(), self._unseen(), self._left_out(), self._doubts())
+        return tuple(filter(None, told))
+
+    def _random(self) -> str:
+        found = (one.text for one in self.trace.notes if one.text.startswith(NOT_REPEATABLE))
+        return next(found, "")
 
     def _unseen(self) -> str:
         names = self.trace.meta.unseen

@@ -20,6 +20,7 @@ from kvtrace.analysis.checks.later import reconsidered
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene, Side
+from kvtrace.analysis.checks.spoken import spoken
 from kvtrace.analysis.checks.stage import stage
 from kvtrace.analysis.checks.survey import NAMES, Survey
 from kvtrace.trace import Site, Step, Tensor, Trace
@@ -121,7 +122,8 @@ def _after_attention(trace: Trace, step: Step, lane: str, limits: Noise) -> Find
                 f"are up to {size:.3g}; all attention that was compared is equal"
             )
             found = Finding("UPSTREAM", step.number, last, "logits", evidence)
-            return replace(found, apart=one.max_abs / size, limit=limit)
+            whose = spoken(trace.meta, last)
+            return replace(found, apart=one.max_abs / size, limit=limit, spoken=whose)
     return None
 
 
@@ -221,7 +223,8 @@ def _placed(
     if not 0 <= found.layer < len(sites):
         return found
     site = sites[found.layer]
-    found = replace(found, code=", ".join(filter(None, (site.module, site.code))))
+    code = ", ".join(filter(None, (site.module, site.code)))
+    found = replace(found, code=code, spoken=spoken(trace.meta, found.layer))
     compared = None if lane is None else trace.compared(found.step, lane)
     if compared is not None and limits is not None and found.name != "NONFINITE":
         here = largest(compared, len(sites))[found.layer]

@@ -18,6 +18,7 @@ from kvtrace.record.forward import Forward
 from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.extras import Extras
 from kvtrace.record.lanes.paths import Path
+from kvtrace.record.lanes.repeats import varies
 from kvtrace.record.lanes.tolerance import tolerance
 from kvtrace.trace import Lane, Note, Trace
 
@@ -29,6 +30,8 @@ def looks_ahead(
     again: Again, trace: Trace, lane: Lane, whole: tuple[Batch, Forward], extras: Extras
 ) -> Note | None:
     """A finding, where rows of the first step come out otherwise without the tokens after it.
+
+    A note, where they come out otherwise in every call.
 
     Args:
         again: Computes the tokens again.
@@ -60,6 +63,9 @@ def looks_ahead(
     found = _moved(short.calls, forward.calls, cut, _TIMES * limit)
     if found is None:
         return None
+    random = varies(again, Batch(cut, [end - 1], extras.of(cut)), short, dtype)
+    if random is not None:
+        return random
     call, far = found
     sites = trace.meta.sites
     site = next((s.index for s in sites if (s.module, s.call) == (call.module, call.call)), None)

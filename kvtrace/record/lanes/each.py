@@ -21,6 +21,7 @@ from kvtrace.record.lanes.extras import Extras
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, compare_logits
 from kvtrace.record.lanes.paths import Node, Path, Paths
+from kvtrace.record.lanes.repeats import varies
 from kvtrace.record.lanes.tally import Tally
 from kvtrace.trace import Lane, Note, Step, Trace
 
@@ -117,7 +118,11 @@ class EachPass:
         if old.shape != new.shape or not old.numel():
             return
         moved = float((old - new).abs().max() / new.abs().max().clamp(min=torch.finfo().tiny))
-        if moved > self.lane.tolerance:
+        if moved > self.lane.tolerance and "NOT-CAUSAL" not in self._said:
+            random = varies(self.again, batch, forward)
+            if random is not None:
+                self._say(random, sink)
+                return
             text = (
                 f"NOT-CAUSAL: keys of earlier tokens in {calls[-1].module} moved by {moved:.1e} of "
                 "their largest value when a token was added; no cache can equal such a model"
