@@ -118,7 +118,7 @@ class EachPass:
         if old.shape != new.shape or not old.numel():
             return
         moved = float((old - new).abs().max() / new.abs().max().clamp(min=torch.finfo().tiny))
-        if moved > self.lane.tolerance and "NOT-CAUSAL" not in self._said:
+        if moved > self.lane.tolerance and not self._said & {"NOT-CAUSAL", "not repeatable"}:
             random = varies(self.again, batch, forward)
             if random is not None:
                 self._say(random, sink)

@@ -1,0 +1,45 @@
+"""Models that draw random numbers, and runs that number their positions otherwise."""
+
+import pytest
+import torch
+
+import kvtrace
+from builders.tiny_models import tiny_model
+from kvtrace.analysis.checks import check
+from kvtrace.files import open_trace
+
+
+def run(model, path, positions=None, **options):
+    """A prefill of six tokens and four decode steps."""
+    tokens = torch.randperm(80, generator=torch.Generator().manual_seed(0))[None, :10] + 3
+    past, start = None, 0
+    with kvtrace.record(model, path, keep_rows=True, **options), torch.no_grad():
+        for end in range(6, 11):
+            given = {} if positions is None else {"position_ids": positions(start, end)}
+            out = model(tokens[:, start:end], past_key_values=past, use_cache=True, **given)
+            past, start = out.past_key_values, end
+    return check(open_trace(path))
+
+
+@pytest.mark.parametrize("recompute", ["once", "each"])
+def test_dropout_that_is_left_on_is_no_look_ahead(tmp_path, recompute):
+    torch.manual_seed(0)
+    model = tiny_model("llama", attn_implementation="eager")
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.3
+    report = run(model.train(), tmp_path / "a.kvt", recompute=recompute)
+    assert report.findings[0].name == "WEIGHTS-NOT-NORMALISED"
+    assert "NOT-CAUSAL" not in {one.name for one in report.findings}
+    assert any("call model.eval()" in text for text in report.caveats)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "phi", "llama"])
+def test_positions_one_too_small_are_one_finding(tmp_path, kind):
+    def positions(start, end):
+        return torch.arange(start, end)[None] - (1 if start else 0)
+
+    report = run(tiny_model(kind), tmp_path / "a.kvt", positions)
+    assert [one.name for one in report.findings] == ["POSITION-ROPE"]
+    assert "was given position 5 for it, and slot 5 holds a row of that position" in (
+        report.findings[0].evidence
+    )
