@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from kvtrace.errors import KvtraceError, ModelError
 from kvtrace.models.spec import Source
 from kvtrace.text import safe
@@ -17,6 +19,8 @@ T = TypeVar("T")
 _GPU = re.compile(r"NVIDIA|CUDA|cuda|\bGPU\b|\bgpu\b")
 _CHECKPOINT = re.compile(r"\.(pth?|ckpt|bin|safetensors|npz?|pkl|tar|gguf)\b|checkpoint")
 _OURS = Path(__file__).resolve().parent.parent
+_PYTHON = Path(traceback.__file__).resolve().parent
+_TORCH = Path(torch.__file__).resolve().parent
 
 
 def theirs(source: Source, call: Callable[[], T], *, hint: str = "") -> T:
@@ -47,9 +51,13 @@ def blamed(error: BaseException, source: Source, hint: str = "") -> str:
     if isinstance(error, SystemExit):
         said = f"it called exit({error.code!r}) instead of returning a model"
     at_import = bool(own) and own[-1].name == "<module>"
-    if remedy := _remedy(error, wants_gpu(error, source), at_import) or hint:
+    where = _elsewhere(error, own)
+    if own and where:
+        said += f" (in {where})"
+    if remedy := _remedy(error, source, wants_gpu(error, source), at_import) or hint:
         said += f"; {remedy}"
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}: {said}" if own else said
+    place = _place(own[-1]) if own else where
+    return f"{place}: {said}" if place else said
 
 
 def wants_gpu(error: BaseException, source: Source) -> bool:
@@ -59,6 +67,26 @@ def wants_gpu(error: BaseException, source: Source) -> bool:
     own = _own_frames(error, source)
     asked = isinstance(error, AssertionError) and own and _GPU.search(own[-1].line or "")
     return bool(asked or _GPU.search(str(error)))
+
+
+def _elsewhere(error: BaseException, own: list[traceback.FrameSummary]) -> str:
+    """Where it was raised, if that is in somebody's code that is not in the user's directory."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inner = frames[frames.index(own[-1]) + 1 :] if own else frames
+    theirs_too = [one for one in inner if _is_somebodys(Path(one.filename))]
+    return _place(theirs_too[-1]) if theirs_too else ""
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+def _is_somebodys(path: Path) -> bool:
+    """Whether a file is a person's: not ours, not Python's, not torch's."""
+    known = (_OURS, _PYTHON, _TORCH)
+    return path.is_absolute() and not any(
+        one in path.parents and "site-packages" not in path.relative_to(one).parts for one in known
+    )
 
 
 def _own_frames(error: BaseException, source: Source) -> list[traceback.FrameSummary]:
@@ -73,7 +101,7 @@ def _belongs(path: Path, root: Path) -> bool:
     return root in path.parents and _OURS not in path.parents and "site-packages" not in path.parts
 
 
-def _remedy(error: BaseException, gpu: bool, at_import: bool) -> str:
+def _remedy(error: BaseException, source: Source, gpu: bool, at_import: bool) -> str:
     """What to do about it, where that is known."""
     if gpu:
         return "--cpu maps it to the CPU"
@@ -83,6 +111,8 @@ def _remedy(error: BaseException, gpu: bool, at_import: bool) -> str:
         return f"it needs {what} that is not there: {where}, or let the factory do without"
     if isinstance(error, ModuleNotFoundError) and error.name:
         name = safe(error.name.partition(".")[0])
+        if source.kind == "file" and Path(source.place).stem == name:
+            return f"the file has the name of the package {name} and hides it: rename the file"
         return f"install {name} next to kvtrace, or start kvtrace where it can be imported"
     if at_import and not isinstance(error, ImportError):
         return "the file does this when imported: --definitions runs its definitions only"

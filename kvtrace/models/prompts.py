@@ -57,7 +57,7 @@ def encode_prompt(text: str | None, tokenizer: Tokenizer, vocab_size: int) -> Pr
                 raise UsageError(
                     f"prompt, token {place}: id {token} is outside the model's vocabulary of "
                     f"{vocab_size}, and it brings no tokenizer, so bytes were tried; return "
-                    "(model, stoi) from the factory, or add encode(text) and decode(ids)"
+                    '(model, stoi) from the factory, or give token ids, as in "3 1 4"'
                 )
             raise UsageError(
                 f"prompt, token {place}: id {token} ({tokenizer.name}) is outside the model's "

@@ -33,7 +33,7 @@ from kvtrace.models.prompts import encode_prompt, steps_that_fit
 from kvtrace.models.request import LoadRequest
 from kvtrace.models.returned import Returned, take_apart
 from kvtrace.models.spec import Source
-from kvtrace.models.tokens import ByteTokenizer
+from kvtrace.models.stand_in import stand_in
 from kvtrace.models.vocabulary import positions_of, vocabulary_of
 from kvtrace.trace import ModelCard
 
@@ -56,9 +56,9 @@ def load_script(source: Source, request: LoadRequest, progress: Progress) -> Loa
         said.append("it was in training mode, with dropout: evaluation mode was switched on")
     with around():
         model = model.to(device=device, dtype=dtype).eval()
-    tokenizer, where = _tokenizer(made, module)
-    said.append(where)
     vocab_size = vocabulary_of(model)
+    tokenizer, where = _tokenizer(made, module, request.prompt or "", vocab_size)
+    said.append(where)
     context = positions(getattr(model, "config", None)) or positions(model) or positions_of(model)
     prompt = encode_prompt(request.prompt, tokenizer, vocab_size)
     steps = steps_that_fit(prompt, request.new_tokens, context)
@@ -142,15 +142,17 @@ def _again(
     return model.to(device=device, dtype=dtype).eval()
 
 
-def _tokenizer(made: Returned, module: ModuleType) -> tuple[Tokenizer, str]:
-    """Returned by the factory, or found in the file, else bytes."""
+def _tokenizer(
+    made: Returned, module: ModuleType, prompt: str, vocab_size: int
+) -> tuple[Tokenizer, str]:
+    """Returned by the factory, or found in the file, else bytes, or what so few tokens can be."""
     if made.tokenizer is not None:
         return adopt_tokenizer(made.tokenizer), ""
     found = find_tokenizer(module, made.model)
     if found is not None:
         tokenizer, where = found
         return tokenizer, f"the prompt is read by {where} ({tokenizer.name})"
-    return ByteTokenizer(), "it brings no tokenizer: the prompt is read as bytes"
+    return stand_in(prompt, vocab_size)
 
 
 def _card(model: nn.Module, name: str, tokenizer: str, vocab_size: int, context: int) -> ModelCard:

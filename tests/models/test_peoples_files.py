@@ -164,9 +164,28 @@ def test_a_table_on_the_model_reads_the_prompt(mine):
     assert mine(code, "make").prompt.ids == (1, 2)
 
 
-def test_bytes_for_a_vocabulary_of_characters_are_refused_with_the_remedy(mine):
-    with pytest.raises(UsageError, match=r"id 97 .* vocabulary of 65.* return \(model, stoi\)"):
-        mine("def make():\n    return Small(65)\n", "make")
+def test_characters_are_numbered_for_a_vocabulary_too_small_for_bytes(mine):
+    found = mine("def make():\n    return Small(65)\n", "make", prompt="cab a")
+    assert found.prompt.ids == (3, 1, 2, 0, 1)
+    assert "knows 65 tokens, too few for bytes" in found.chosen
+    assert [found.tokenizer.decode(one) for one in (0, 3, 64)] == [" ", "c", "<64>"]
+
+
+def test_numbers_are_token_ids_for_a_vocabulary_too_small_for_bytes(mine):
+    found = mine("def make():\n    return Small(65)\n", "make", prompt="64 3, 0")
+    assert found.prompt.ids == (64, 3, 0)
+    assert "the prompt is read as token ids" in found.chosen
+    assert found.tokenizer.decode(64) == " 64"
+
+
+def test_numbers_are_text_for_a_vocabulary_of_bytes(mine):
+    assert mine("", "Small", prompt="1 2").prompt.ids == (49, 32, 50)
+
+
+def test_more_characters_than_tokens_are_refused_with_the_remedy(mine):
+    told = r"id 97 .* vocabulary of 4.* return \(model, stoi\) .* or give token ids"
+    with pytest.raises(UsageError, match=told):
+        mine("def make():\n    return Small(4)\n", "make", prompt="abcde")
 
 
 def test_positions_are_no_vocabulary_and_bound_the_context(mine):
@@ -200,6 +219,10 @@ MISTAKES = {
         "def make():\n    assert torch.cuda.is_available()\n    return Small()\n",
         "--cpu maps it to the CPU",
     ),
+    "a package of its own name": (
+        "import mine.parts\n",
+        "the file has the name of the package mine and hides it: rename the file",
+    ),
     "its import": ("1 / 0\ndef make(): ...\n", r"mine\.py:\d+: ZeroDivision.*--definitions runs"),
 }
 
@@ -211,6 +234,16 @@ def test_a_mistake_gets_one_line_that_helps(mine, kind):
         mine(code, "make")
     assert re.search(told, str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_somebody_elses_file_names_both_places(mine, tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "lent_parts.py").write_text("def part():\n    return Missing()\n")
+    monkeypatch.syspath_prepend(str(folder))
+    code = "import lent_parts\n\ndef make():\n    return lent_parts.part()\n"
+    with pytest.raises(ModelError, match=r"mine\.py:4: NameError.* \(in lent_parts\.py:2\)"):
+        mine(code, "make", bare=True)
 
 
 def test_dropout_in_training_mode_is_switched_off_and_said(mine):

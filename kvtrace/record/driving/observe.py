@@ -30,7 +30,8 @@ _GENERATES = re.compile(
 )
 _COUNTS = re.compile(
     r"(max_?)?(new_?)?(tokens?|steps?|length|len|n|num|count|gen_len)(_to_(generate|sample))?"
-    r"|n(um)?_?(new_?)?(tokens?|steps?)|max_new(_tokens)?|steps?|k|seq_len|max_gen_len|total_len"
+    r"|n(um)?_?(new_?)?(tokens?|steps?)|(max|n|num)_?(new|gen|predict)(_tokens)?|steps?|k|seq_len"
+    r"|max_gen_len|total_len"
 )
 _TOTALS = re.compile(r"(max_)?(seq_)?len(gth)?|seq_len|total_len|max_length")
 _IDS = re.compile(r"(\w+_)?(ids?|idx|tokens?|prompts?|input_ids|inputs?|x|context|start\w*|seq)s?")

@@ -1,0 +1,15 @@
+"""What somebody's own generating function is given."""
+
+import pytest
+import torch
+
+from kvtrace.record.driving.observe import generation_arguments
+
+IDS = torch.tensor([[3, 1, 4]])
+
+
+@pytest.mark.parametrize("name", ["n_new", "num_new", "max_new_tokens", "n_predict", "steps"])
+def test_the_number_of_new_tokens_is_known_by_its_name(name):
+    space: dict = {}
+    exec(f"def generate(idx, {name}, temperature=0.8): ...", space)
+    assert generation_arguments(space["generate"], IDS, 2) == {"idx": IDS, name: 2}
