@@ -53,7 +53,8 @@ class Side:
 
     Attributes:
         flops: In total.
-        bytes_read, bytes_written: Weights and K,V rows.
+        bytes_read, bytes_written: Weights, K,V rows and recurrent states, which are whole anew
+            after every step.
         elapsed_ns: Wall time; None where it was not measured.
     """
 
@@ -127,10 +128,11 @@ def step_cost(
         Part(name, getattr(cost.cached, name), getattr(cost.recomputed, name)) for name in PARTS
     ]
     head = Part("head", head_flops(cost.cached, logits), head_flops(cost.recomputed, logits))
+    states = sum(layer.state_bytes for layer in trace.meta.cache_layers)
     cached = Side(
         cost.cached.body + head.cached,
-        cost.weight_bytes + cost.cache_read_bytes,
-        cost.cache_written_bytes,
+        cost.weight_bytes + cost.cache_read_bytes + (states if step.parent is not None else 0),
+        cost.cache_written_bytes + states,
         step.elapsed_ns or None,
     )
     recomputed = Side(
@@ -168,7 +170,7 @@ def why(cost: StepCost) -> str:
     mine, theirs = _intensity(cost.cached), _intensity(cost.recomputed)
     return (
         f"{measured}: both read the same {weights} of weights once, the cached step reads "
-        f"{units.byte_size(read)} of K,V besides and does {mine} FLOP per byte instead of "
+        f"{units.byte_size(read)} of its cache besides and does {mine} FLOP per byte instead of "
         f"{theirs}, so {_bound(cost)}."
     )
 

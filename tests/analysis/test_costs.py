@@ -37,6 +37,16 @@ def test_bytes_are_weights_once_and_rows_read_and_written():
     assert found.flops_ratio == 1.8
 
 
+def test_a_recurrent_state_is_read_and_written_whole_by_every_step_after_the_first():
+    trace = with_cost(Cost(Flops(qkv=500), Flops(qkv=900), 100, 30, 20, 50))
+    meta = trace.meta
+    state = replace(meta.cache_layers[0], index=len(meta.cache_layers), kind="state", state_bytes=7)
+    trace.source.meta = replace(meta, cache_layers=(*meta.cache_layers, state))
+    later, first = step_cost(trace, 3).cached, step_cost(trace, 0)
+    assert (later.bytes_read, later.bytes_written) == (137, 27)
+    assert first.cached.bytes_read == first.weight_bytes + trace.step(0).cost.cache_read_bytes
+
+
 def test_why_says_memory_when_time_saved_is_less_than_flops_saved():
     trace = with_cost(Cost(Flops(qkv=1000), Flops(qkv=20_000), 2000, 96, 32, 128))
     said = why(step_cost(trace, 3))
