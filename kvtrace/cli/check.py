@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvtrace.cli import options, outputs
 from kvtrace.cli.grammar import Parser, Verb
+from kvtrace.cli.there import is_file, is_folder, is_trace
 from kvtrace.errors import RecordError, UsageError
 from kvtrace.live.messages import Progress, Request, Tried
 from kvtrace.verify.ways import WAYS, beside, named
@@ -56,10 +57,10 @@ def _traces(words: list[str]) -> list[Path]:
 
 def _is_trace(word: str) -> bool:
     """Whether it names a trace, or a folder with those of ranks and no model."""
-    if word.endswith(".kvt"):
-        return True
     path = Path(word)
-    return path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.kvt"))
+    if word.endswith(".kvt") or is_trace(path):
+        return True
+    return is_folder(path) and not (path / "config.json").exists() and any(path.glob("*.kvt"))
 
 
 def _of_traces(paths: list[Path], teller: Teller) -> Report:
@@ -117,7 +118,7 @@ def _script(values: argparse.Namespace) -> Path | None:
     """A file of Python alone, or with arguments behind `--`: it is run; with a prompt, a model."""
     words: list[str] = values.words
     alone = len(words) == 1 and words[0].endswith(".py") and values.prompt_file is None
-    return Path(words[0]) if alone and Path(words[0]).is_file() else None
+    return Path(words[0]) if alone and is_file(Path(words[0])) else None
 
 
 def _of_script(script: Path, values: argparse.Namespace, teller: Teller) -> Report:

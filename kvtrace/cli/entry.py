@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
     debug = "--debug" in before_dashes
     fill_closed_streams()
+    # overflow and NaN in what a model computed are shown as such, and no news for the terminal
+    warnings.filterwarnings("ignore", category=RuntimeWarning)
     _survive_any_locale()
     try:
         code = _run(arguments)
@@ -41,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 130
     except BrokenPipeError:
         code = 0  # the reader of our output has seen enough
+    except MemoryError as error:
+        code = _tell(
+            3, "there is not enough memory for this; free some, or record less", error, debug
+        )
     except OSError as error:
         what = error.filename or "the terminal or a pipe"
         code = _tell(74, f"{what}: {error.strerror or error}", error, debug)

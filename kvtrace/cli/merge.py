@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kvtrace.cli import outputs
 from kvtrace.cli.grammar import Verb
+from kvtrace.cli.there import is_folder
 from kvtrace.errors import UsageError
 from kvtrace.text import safe
 
@@ -18,7 +19,7 @@ def run(values: argparse.Namespace) -> int:
     from kvtrace.files.ranks import merge, rank_files
 
     given: list[Path] = values.files
-    folders = [path for path in given if path.is_dir()]
+    folders = [path for path in given if is_folder(path)]
     if folders and len(given) > 1:
         raise UsageError(
             f"{safe(str(folders[0]))} is a folder; name one folder, or the files of the ranks"

@@ -25,7 +25,11 @@ def chosen(path: Path, *, force: bool) -> Path:
     Raises:
         OutputExistsError: It exists, is a directory, or its folder is missing or read-only.
     """
-    if path.is_dir():
+    try:
+        folder = path.is_dir()
+    except OSError as error:
+        raise OutputExistsError(f"{path}: {error.strerror}; -o names another") from None
+    if folder:
         raise OutputExistsError(f"{path}: is a directory; name a file in it")
     if path.exists() and not path.is_file():
         raise OutputExistsError(f"{path}: is not a regular file, and a trace must be one")

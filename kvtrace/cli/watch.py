@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvtrace.cli import options, outputs, terminal
 from kvtrace.cli.grammar import Verb
+from kvtrace.cli.there import is_trace
 from kvtrace.live.messages import Request
 from kvtrace.text import safe
 
@@ -44,7 +45,7 @@ def run(values: argparse.Namespace) -> int:
 def _trace_meant(values: argparse.Namespace) -> Path | None:
     """A single word that is a trace file: people open files by naming them."""
     words: list[str] = values.words
-    if len(words) == 1 and words[0].endswith(".kvt") and Path(words[0]).is_file():
+    if len(words) == 1 and (words[0].endswith(".kvt") or is_trace(Path(words[0]))):
         return Path(words[0])
     return None
 

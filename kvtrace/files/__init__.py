@@ -34,8 +34,16 @@ def open_trace(path: Path | str) -> Trace:
         VersionError: A newer kvtrace wrote it.
     """
     path = Path(path)
-    if path.is_dir():
+    if _is_folder(path):
         from kvtrace.files.ranks import open_ranks, rank_files
 
         return Trace(open_ranks(rank_files(path)))
     return Trace(FileSource(path))
+
+
+def _is_folder(path: Path) -> bool:
+    """False, too, for a name that no file can have; opening it says why."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

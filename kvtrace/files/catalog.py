@@ -50,8 +50,10 @@ class Catalog:
         self.text_parts: list[IndexPart] = []
         self.texts: dict[int, str] = {}
         self._meta: Meta | None = None
-        self._offset, self._sequence, self._size = HEADER_BYTES, 0, -1
+        self._offset, self._sequence, self._size = file.start, 0, -1
         self._pending: list[tuple[int, Head]] = []
+        if file.lacks_start:
+            self.damage.add(f"{file.name}: its first {HEADER_BYTES} bytes are damaged or lost.", 0)
         if file.hint is not None:
             self._start_from_index(file.hint)
         self.refresh()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvtrace.errors import TraceError
-from kvtrace.files.catalog import Catalog
-from kvtrace.files.frames import FrameFile
 from kvtrace.files.layout import Kind
+from kvtrace.files.source import FileSource
+from kvtrace.files.stored import read_everything
 from kvtrace.trace import Ending
 
 
@@ -42,13 +42,15 @@ class FileReport:
 
 
 def describe(path: Path) -> FileReport:
-    """Look at every frame of a file.
+    """Look at every frame of a file, and hold all of it against its checksums.
 
     Raises:
         TraceError: It is no trace, or nothing of it can be read.
     """
-    file = FrameFile(path)
-    catalog = Catalog(file)
+    source = FileSource(path)
+    read_everything(source)
+    catalog = source.catalog
+    file = catalog.file
     frames: dict[str, tuple[int, int]] = {}
     strings: Counter[str] = Counter()
     for row in catalog.frames.rows:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.errors import TraceError, VersionError
+from kvtrace.files.foreign import foreign
 from kvtrace.files.layout import (
-    ALIGN,
     FRAME_MAGIC,
     HEAD_BYTES,
     HEADER_BYTES,
@@ -28,6 +31,8 @@ from kvtrace.trace.meta import FORMAT_VERSION
 _SCAN_BYTES = 1 << 20
 _SMALL_JSON = 1 << 20
 _SPARE_BYTES = 48 << 20
+_HEAD_LIKE = re.compile(FRAME_MAGIC + rb"(?=.{32}\0{24}.{4})", re.DOTALL)
+"""A frame's magic, with the bytes that every head leaves empty."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,27 +58,46 @@ class Frame:
 class FrameFile:
     """A trace file opened for reading. Opening runs nothing and follows nothing."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, without_start: bool = False) -> None:
         """Open and look at the first 64 bytes.
+
+        Args:
+            path: The file.
+            without_start: If the first bytes are damaged or missing, begin at the first frame
+                there is; see `start`.
 
         Raises:
             TraceError: It can't be opened, or is no trace.
             VersionError: It was written by a newer format.
         """
         self.name = safe(path.name or str(path))
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except (OSError, ValueError) as error:
-            raise _unreadable(safe(str(path)), error) from None
+        self._fd = self._open(path)
         try:
             header = os.pread(self._fd, HEADER_BYTES, 0)
         except OSError as error:
             raise _unreadable(self.name, error) from None
         version = header_version(header)
-        if version != FORMAT_VERSION:
-            raise _not_ours(self.name, version)
-        self.version = FORMAT_VERSION
-        self.hint = newest_slot(header)
+        self.version, self.start = FORMAT_VERSION, HEADER_BYTES
+        self.lacks_start = version != FORMAT_VERSION
+        self.hint = newest_slot(header) if version == FORMAT_VERSION else None
+        if self.lacks_start:
+            start = self.next_head(-1, 0) if without_start else None
+            if start is None:
+                raise _not_ours(self.name, header, version)
+            self.start = start
+
+    def _open(self, path: Path) -> int:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (OSError, ValueError) as error:
+            raise _unreadable(safe(str(path)), error) from None
+        kind = os.fstat(fd).st_mode
+        if not stat.S_ISREG(kind):
+            os.close(fd)
+            raise TraceError(
+                f"{self.name}: can't be read: {_name_of(kind)}. Give the name of a .kvt file."
+            )
+        return fd
 
     def __del__(self) -> None:
         fd, self._fd = getattr(self, "_fd", -1), -1
@@ -171,21 +195,31 @@ class FrameFile:
         return self.body(offset, head)
 
     def next_head(self, offset: int, sequence: int) -> int | None:
-        """Where the first whole frame after `offset` starts that is `sequence` or later."""
-        position, end = offset + ALIGN, self.size()
+        """Where the first whole frame after `offset` starts that is `sequence` or later.
+
+        At any byte: what was cut out or put in moved everything behind it.
+        """
+        position, end = offset + 1, self.size()
         while position + HEAD_BYTES <= end:
+            position = self._behind_hole(position)
             chunk = self._pread(position, _SCAN_BYTES)
-            lines = np.frombuffer(chunk, "u1")[: len(chunk) // ALIGN * ALIGN].reshape(-1, ALIGN)
-            if not len(lines):
-                return None
-            magic = (lines[:, :4] == np.frombuffer(FRAME_MAGIC, "u1")).all(axis=1)
-            for line in np.flatnonzero(magic).tolist():
-                head = unpack_head(lines[line].tobytes())
-                there: int = position + line * ALIGN
+            for found in _HEAD_LIKE.finditer(chunk):
+                head = unpack_head(chunk[found.start() : found.start() + HEAD_BYTES])
+                there = position + found.start()
                 if head and head.sequence >= sequence and there + head.total <= end:
                     return there
-            position += len(lines) * ALIGN
+            if len(chunk) < HEAD_BYTES:
+                return None
+            position += len(chunk) - HEAD_BYTES + 1
         return None
+
+    def _behind_hole(self, position: int) -> int:
+        """The same place, or where the hole in the file ends that it is in."""
+        try:
+            return os.lseek(self._fd, position, os.SEEK_DATA)
+        except OSError as error:
+            nothing_follows = error.errno == errno.ENXIO
+            return self.size() if nothing_follows else position
 
 
 def _memory_of(text: bytes) -> int:
@@ -199,11 +233,19 @@ def _unreadable(name: str, error: OSError | ValueError) -> TraceError:
     return TraceError(f"{name}: can't be read: {reason}. Give the name of a .kvt file.")
 
 
-def _not_ours(name: str, version: int | None) -> TraceError:
+def _name_of(kind: int) -> str:
+    if stat.S_ISDIR(kind):
+        return "Is a directory"
+    return f"it is a {'pipe' if stat.S_ISFIFO(kind) else 'device'}, and a trace is a file"
+
+
+def _not_ours(name: str, header: bytes, version: int | None) -> TraceError:
     if version is None:
+        return TraceError(f"{name}: not a kvtrace file: {foreign(header)}")
+    if not version:
         return TraceError(
-            f"{name}: not a kvtrace file (it does not start like one). "
-            "Give the name of a .kvt file."
+            f"{name}: says that it is of format 0, which there never was: damaged. "
+            "Use another copy, or `kvtrace recover`."
         )
     return VersionError(
         f"{name}: written in format {version}; this kvtrace reads up to {FORMAT_VERSION}. "

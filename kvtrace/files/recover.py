@@ -7,26 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 from kvtrace.errors import TraceError
-from kvtrace.files.extents import StepRows
 from kvtrace.files.source import FileSource
+from kvtrace.files.stored import Stored, rows_of_pass, rows_of_step
 from kvtrace.files.writer import TraceWriter
-from kvtrace.trace import Ending, Source, Step, Tensor
-from kvtrace.trace.dtypes import Array
+from kvtrace.trace import Ending, Note, Step
 
 _MOST_LOST = 1000
-
-
-class Stored(Source, Protocol):
-    """A source that hands out everything a file holds."""
-
-    def written(self, step: int, layer: int, tensor: Tensor) -> Array | None:
-        """What a step wrote of a site or cache layer, [sequences, heads, rows, dim]."""
-
-    def pass_numbers(self, lane: str) -> Sequence[int]:
-        """Numbers of the passes of a lane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +35,18 @@ class Recovery:
 def recover(path: Path, output: Path, *, force: bool = False) -> Recovery:
     """Copy every readable step, comparison, pass and note.
 
-    A step with one damaged tensor is left out whole: half a step would read as a whole one.
+    A step without some of its rows is kept, and a note in it names them: reading them says that
+    they are not recorded. One without a mask or bias is left out: its weights would read as whole.
 
     Raises:
         TraceError: No step can be read; `output` was not touched.
         OutputExistsError: `output` exists.
         WriteError: The disk is full, or fails.
     """
-    source = FileSource(path)
-    if not any(_whole(source, number) for number in source.step_numbers()):
+    source = _opened(path)
+    if not any(_readable(source, number) for number in source.step_numbers()):
         raise TraceError(
-            f"{source.name}: not one whole step can be read; nothing to recover. "
+            f"{source.name}: not one step can be read; nothing to recover. "
             "Use another copy, or record again."
         )
     with TraceWriter(output, source.meta, force=force) as writer:
@@ -86,12 +75,28 @@ def copy(source: Stored, writer: TraceWriter) -> tuple[int, list[str]]:
     return saved, lost
 
 
-def _whole(source: FileSource, number: int) -> bool:
+def _opened(path: Path) -> FileSource:
+    """The file, also where its first bytes are damaged.
+
+    Raises:
+        TraceError: What is wrong with it, if it has nothing else either.
+    """
     try:
-        _rows(source, source.step(number))
+        return FileSource(path)
+    except TraceError as error:
+        try:
+            return FileSource(path, without_start=True)
+        except TraceError:
+            raise error from None
+
+
+def _readable(source: FileSource, number: int) -> bool:
+    lost: list[str] = []
+    try:
+        rows = rows_of_step(source, source.step(number), lost)
     except TraceError:
         return False
-    return True
+    return not lost or any((rows.queries, rows.output, rows.keys))
 
 
 def _kept(copy: Callable[[], None], lost: list[str]) -> bool:
@@ -113,7 +118,11 @@ def _gaps(numbers: Sequence[int]) -> list[int]:
 
 def _copy_step(source: Stored, writer: TraceWriter, number: int, lost: list[str]) -> None:
     step = source.step(number)
-    writer.append(step, _rows(source, step))
+    missing: list[str] = []
+    writer.append(step, rows_of_step(source, step, missing))
+    for text in missing:
+        writer.note(Note("note", f"not recovered: {text}", step=number))
+    lost += missing
     for lane in source.meta.lanes:
         _kept(partial(_copy_comparison, source, writer, step, lane.name), lost)
 
@@ -133,43 +142,5 @@ def _copy_passes(source: Stored, writer: TraceWriter, lost: list[str]) -> None:
 def _copy_pass(source: Stored, writer: TraceWriter, lane: str, number: int) -> None:
     step = source.pass_step(lane, number)
     if step is not None:
-        rows = _gathered(
-            step,
-            lambda tensor, index: source.pass_rows(lane, number, tensor, index, None),
-            lambda site: source.pass_mask(lane, number, site),
-            lambda site: source.pass_bias(lane, number, site),
-        )
+        rows = rows_of_pass(source, lane, step)
         writer.keep_pass(lane, step, rows)
-
-
-def _rows(source: Stored, step: Step) -> StepRows:
-    """All rows of a step as they were stored."""
-    number = step.number
-    return _gathered(
-        step,
-        lambda tensor, index: source.written(number, index, tensor),
-        lambda site: source.full_mask(number, site),
-        lambda site: source.bias(number, site),
-    )
-
-
-def _gathered(
-    step: Step,
-    tensor: Callable[[Tensor, int], Array | None],
-    mask: Callable[[int], Array | None],
-    bias: Callable[[int], Array | None],
-) -> StepRows:
-    sites = [(site, group.mask) for group in step.sites for site in group.sites]
-    layers = [layer for cache in step.caches if cache.rows for layer in cache.layers]
-    return StepRows(
-        _there({site: tensor(Tensor.QUERIES, site) for site, _ in sites}),
-        _there({site: tensor(Tensor.OUTPUT, site) for site, _ in sites}),
-        _there({layer: tensor(Tensor.KEYS, layer) for layer in layers}),
-        _there({layer: tensor(Tensor.VALUES, layer) for layer in layers}),
-        _there({site: mask(site) for site, rules in sites if rules.full}),
-        _there({site: bias(site) for site, rules in sites if rules.bias}),
-    )
-
-
-def _there(found: dict[int, Array | None]) -> dict[int, Array]:
-    return {index: rows for index, rows in found.items() if rows is not None}

@@ -24,14 +24,18 @@ from kvtrace.trace.dtypes import Array
 class FileSource:
     """Implements `kvtrace.trace.Source` over one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, without_start: bool = False) -> None:
         """Open the file.
+
+        Args:
+            path: The file.
+            without_start: Open it too where its first bytes are damaged or missing.
 
         Raises:
             TraceError: It is no trace, or nothing of it can be read.
             VersionError: A newer kvtrace wrote it.
         """
-        self._catalog = Catalog(FrameFile(path))
+        self._catalog = Catalog(FrameFile(path, without_start=without_start))
         self._steps = StepReader(self._catalog)
         units = UnitReader(self._catalog.file, self._catalog.damage.add)
         self._lanes = LaneReader(self._catalog, self._steps, units)
@@ -40,6 +44,11 @@ class FileSource:
         self._cells = CellReader(self._catalog, self._steps, self._rows, units)
 
     # -- the whole file --------------------------------------------------------------------
+
+    @property
+    def catalog(self) -> Catalog:
+        """Where everything in the file is."""
+        return self._catalog
 
     @property
     def name(self) -> str:

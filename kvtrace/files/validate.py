@@ -17,6 +17,7 @@ from kvtrace.trace.step import PoolRun, Runs
 MAX_HEADS = 1 << 20
 MAX_DIM = 1 << 24
 MAX_CELL = 1 << 48
+PHASES = ("prefill", "decode")
 SPARE_ROWS = 1 << 20
 """A recovered trace may lack rows that its steps attended to: more rows than bytes."""
 
@@ -104,8 +105,9 @@ def check_step(step: Step, meta: Meta, file_bytes: int, where: str) -> None:
         TraceError: Something does not hold.
     """
     where = f"{where}: step {step.number}"
-    if step.number < 0 or not step.tokens:
-        raise TraceError(f"{where} has no number or no tokens.")
+    if step.number < 0 or not step.tokens or step.phase not in PHASES:
+        what = f"no number, no tokens or the unknown phase {step.phase[:20]!a}"
+        raise TraceError(f"{where} has {what}.")
     if len(step.positions) != len(step.tokens) or any(
         len(row) != step.new for row in (*step.tokens, *step.positions)
     ):

@@ -205,7 +205,11 @@ class TraceWriter:
         self._frame(Kind.NOTE, codec.encode(note))
 
     def end(self, ending: Ending) -> None:
-        """Say that the trace is complete, and why it ended."""
+        """Say that the trace is complete, and why it ended.
+
+        META is said again, so that no damage in one place makes all steps unreadable.
+        """
+        self._frame(Kind.META, codec.encode(self._meta), must=True)
         self._frame(Kind.END, codec.encode(ending))
 
     def close(self) -> None:

@@ -57,7 +57,7 @@ def parse_spec(spec: str) -> Source:
     path = Path(spec).expanduser()
     if spec.endswith(".py"):
         return _code(spec, "")
-    if path.is_dir():
+    if _is_folder(path):
         ambiguous = not spec.startswith(_EXACT_PATH) and _HUB_ID.fullmatch(spec)
         note = f"the directory ./{spec} was used; hf:{spec} is the hub's" if ambiguous else ""
         return Source("directory", f"./{path.resolve().name}", str(path), note=note)
@@ -67,6 +67,15 @@ def parse_spec(spec: str) -> Source:
     if spec.startswith(_EXACT_PATH):
         raise UsageError(f"{safe(spec)}: no such directory; hf:NAME names a model on the hub")
     return _hub(spec)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise UsageError(
+            f"{safe(str(path))}: {error.strerror}; name a model, a directory or a file.py:factory"
+        ) from None
 
 
 def _hub(repo: str) -> Source:

@@ -61,6 +61,6 @@ class LaneStep:
     @property
     def relative(self) -> NDArray[np.float32]:
         """max_abs / reference_max, [sites, 4, heads]; NaN where not compared, 0/0 is 0."""
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             quotient = self.max_abs / self.reference_max
         return np.where(self.max_abs == 0, np.float32(0), quotient).astype(np.float32)

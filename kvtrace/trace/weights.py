@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.meta import Site
 
+_ANY_NUMBER = np.errstate(over="ignore", invalid="ignore")
+"""What a model computed may hold infinities and NaN; they are shown, not warned of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -30,6 +33,7 @@ class Weights:
     sink_share: Floats
 
 
+@_ANY_NUMBER
 def scores(site: Site, queries: Floats, keys: Floats, bias: Floats | None) -> Floats:
     """Scores before the mask.
 
@@ -51,6 +55,7 @@ def scores(site: Site, queries: Floats, keys: Floats, bias: Floats | None) -> Fl
     return product if bias is None else product + bias
 
 
+@_ANY_NUMBER
 def derive(
     site: Site,
     queries: Floats,
@@ -82,6 +87,7 @@ def derive(
     return Weights(exponentials / total, (sink / total)[..., 0])
 
 
+@_ANY_NUMBER
 def mix(weights: Floats, values: Floats) -> Floats:
     """weights·v: the attention output before the output projection, [heads, new, value_dim].
 

@@ -1,16 +1,18 @@
 """Flipped bits and cut files: never damage read as good, and everything else stays usable."""
 
+import gzip
 import os
+from dataclasses import replace
 
 import pytest
 
 from builders import Shape, synthetic_trace
-from builders.raw_frames import split
+from builders.raw_frames import joined, split
 from builders.reading import read_all, same, wrong
 from builders.written import rows_of, write_trace
 from kvtrace.errors import TraceError, VersionError
 from kvtrace.files import FileSource, TraceWriter, describe, open_trace
-from kvtrace.files.layout import HEAD_BYTES, HEADER_BYTES, Kind
+from kvtrace.files.layout import HEAD_BYTES, HEADER_BYTES, MAGIC, Kind, pack_header
 from kvtrace.trace import Note, Tensor
 
 SMALL = Shape(layers=1, heads=2, kv_heads=1, dim=2, prompt=9, decode=2)
@@ -176,23 +178,35 @@ def test_a_file_that_shrinks_while_it_is_open_is_an_error_and_not_a_crash(tmp_pa
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
-        (b"", "not a kvtrace file"),
-        (b"\x89KVT\r\n\x1a\n", "not a kvtrace file"),
-        (b"PK\x03\x04" + bytes(200), "not a kvtrace file"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n" * 2, "not a"),
+        (b"", "it is empty"),
+        (MAGIC, "cut off after 8 bytes"),
+        (MAGIC + bytes(20), "cut off after 28 bytes"),
+        (b"PK\x03\x04" + bytes(200), r"a zip archive\. Unpack it first"),
+        (gzip.compress(MAGIC), r"gzip\. Unpack it first"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+            "Git LFS .* `git lfs pull`",
+        ),
+        (b"<!DOCTYPE html><html>404</html>" * 4, "a web page"),
+        (pack_header(1).replace(b"\r\n", b"\n"), r"as text.* Copy it again as binary"),
+        (pack_header(1).replace(b"\n", b"\r\n"), r"as text.* Copy it again as binary"),
+        (pack_header(1).decode("latin1").encode("utf-16"), r"as text.* Copy it again as binary"),
+        (b"\xef\xbb\xbf" + pack_header(1), r"as text.* Copy it again as binary"),
+        (bytes(500), "starts with zeros"),
+        (b"MZ" + bytes(200), r"does not start like one\. .*`kvtrace recover`"),
     ],
 )
 def test_what_is_no_trace_is_named_in_one_line(tmp_path, raw, text):
     path = tmp_path / "a.kvt"
     path.write_bytes(raw)
-    with pytest.raises(TraceError, match=text) as caught:
+    with pytest.raises(TraceError, match=f"not a kvtrace file: .*{text}") as caught:
         open_trace(path)
     assert "\n" not in str(caught.value)
 
 
 def test_directories_pipes_and_absent_files_are_named_in_one_line(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name in ("absent", "pipe", "with\0nul"):
+    for name in ("absent", "pipe", "with\0nul", "long" * 100):
         with pytest.raises(TraceError, match="can't be read"):
             open_trace(tmp_path / name)
     with pytest.raises(TraceError, match=r"a folder without traces of ranks .* Name a trace file"):
@@ -206,3 +220,61 @@ def test_a_newer_format_is_refused_with_both_numbers_and_the_remedy(tmp_path, sm
         file.write(b"\x07\x00")
     with pytest.raises(VersionError, match=r"format 7; .* up to 1\. Upgrade with `pip"):
         FileSource(path)
+
+
+def test_a_format_that_never_was_is_called_damage_and_not_newer(tmp_path, small):
+    path = write_trace(tmp_path / "a.kvt", small)
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write(b"\0\0")
+    with pytest.raises(TraceError, match="format 0, which there never was: damaged"):
+        open_trace(path)
+
+
+def test_a_phase_that_is_no_word_of_ours_never_reaches_a_screen(tmp_path, small):
+    path = write_trace(tmp_path / "a.kvt", small)
+    _, frames = split(path)
+    step = next(frame for frame in frames if frame.kind == Kind.STEP)
+    made = replace(step, json=step.json.replace(b'"decode"', b'"\\u001b[2J"'))
+    made = replace(made, json=made.json.replace(b'"prefill"', b'"\\u001b[2J"'))
+    kept = [made if frame is step else frame for frame in frames if frame.kind != Kind.INDEX]
+    path.write_bytes(joined(pack_header(1), kept))
+    trace = open_trace(path)
+    assert [one.text for one in trace.damage if "unknown phase '\\x1b[2J'" in one.text]
+    assert len(trace) == len(small) - 1
+
+
+def test_nothing_but_a_hole_behind_a_trace_is_passed_over_at_once(tmp_path, small):
+    path = killed(tmp_path / "a.kvt", small)
+    truth = read_all(open_trace(path))
+    os.truncate(path, 1 << 40)
+    trace = open_trace(path)
+    assert wrong(read_all(trace), truth) == []
+    assert trace.numbers == small.numbers
+
+
+def test_rows_that_nobody_looked_at_are_described_as_damaged(tmp_path, small):
+    path = write_trace(tmp_path / "a.kvt", small)
+    raw = bytearray(path.read_bytes())
+    _, frames = split(path)
+    steps = [frame for frame in frames if frame.kind == Kind.STEP]
+    prefill = next(frame for frame in frames if frame.kind == Kind.ROWS)
+    for frame in (prefill, steps[-1]):
+        raw[frame.offset + frame.head().payload_start] ^= 1
+    assert describe(path).damage == ()
+    path.write_bytes(raw)
+    told = describe(path).damage
+    assert any("step 0, layer 0" in text for text in told)
+    assert any("step 2, layer 0, queries: damaged" in text for text in told)
+
+
+def test_damage_in_the_head_of_a_closed_trace_leaves_all_its_steps(tmp_path, small):
+    path = write_trace(tmp_path / "a.kvt", small)
+    truth = read_all(open_trace(path))
+    raw = bytearray(path.read_bytes())
+    raw[HEADER_BYTES + HEAD_BYTES + 9] ^= 1
+    path.write_bytes(raw)
+    trace = open_trace(path)
+    assert wrong(read_all(trace), truth) == []
+    assert trace.numbers == small.numbers
+    assert [one.offset for one in trace.damage] == [HEADER_BYTES]

@@ -8,10 +8,10 @@ from builders import Shape, synthetic_trace
 from builders.raw_frames import split
 from builders.reading import read_all, same, wrong
 from builders.written import write_trace
-from kvtrace.errors import OutputExistsError, TraceError
+from kvtrace.errors import MissingError, OutputExistsError, TraceError
 from kvtrace.files import open_trace, recover
 from kvtrace.files.layout import Kind
-from kvtrace.trace import Note
+from kvtrace.trace import Note, Tensor
 
 SHAPE = Shape(layers=2, prompt=70, decode=70)
 
@@ -44,26 +44,82 @@ def test_a_cut_trace_keeps_its_whole_steps_and_says_that_it_lost_its_end(tmp_pat
     assert [one for one in wrong(read_all(trace), truth) if one != "ending"] == []
 
 
+def damaged(path, *places):
+    raw = bytearray(path.read_bytes())
+    for place in places:
+        raw[place] ^= 1
+    path.write_bytes(raw)
+    return path
+
+
+def steps_of(path):
+    return [frame for frame in split(path)[1] if frame.kind == Kind.STEP]
+
+
+def payload(frame):
+    return frame.offset + frame.head().payload_start
+
+
 def test_a_damaged_step_is_left_out_and_named(tmp_path, whole):
-    frames = [f for f in split(whole)[1] if f.kind == Kind.STEP]
-    raw = bytearray(whole.read_bytes())
-    raw[frames[3].offset + frames[3].head().payload_start] ^= 1
-    raw[frames[5].offset + 70] ^= 1
-    whole.write_bytes(raw)
-    done = recover(whole, tmp_path / "b.kvt")
-    assert (done.steps, done.lossy) == (69, True)
-    text = "; ".join(done.text)
-    assert "step 3, layer 0, queries: damaged" in text
-    assert "step 5 is damaged" in text
+    done = recover(damaged(whole, steps_of(whole)[5].offset + 70), tmp_path / "b.kvt")
+    assert (done.steps, done.lossy) == (70, True)
+    assert "step 5 is damaged" in "; ".join(done.text)
     trace = open_trace(tmp_path / "b.kvt")
     assert trace.damage == []
-    assert {3, 5}.isdisjoint(trace.numbers)
+    assert 5 not in trace.numbers
+
+
+def test_a_step_whose_rows_are_damaged_keeps_all_the_others_and_says_which_are_lost(
+    tmp_path, whole
+):
+    truth = read_all(open_trace(whole))
+    done = recover(damaged(whole, payload(steps_of(whole)[3])), tmp_path / "b.kvt")
+    assert (done.steps, done.lossy) == (71, True)
+    assert any("step 3, layer 0, queries: damaged" in text for text in done.text)
+    trace = open_trace(tmp_path / "b.kvt")
+    assert trace.damage == []
+    with pytest.raises(MissingError, match="step 3, layer 0: queries not recorded"):
+        trace.queries(3, 0)
+    assert same(trace.source.site_rows(3, 1, Tensor.QUERIES, None), truth["rows", 3, 1, 0, None])
+    assert [note.step for note in trace.notes if "not recovered" in note.text] == [3]
+    found = {key: item for key, item in read_all(trace).items() if key[0] != "note"}
+    assert wrong(found, truth) == []
+
+
+def test_damaged_keys_of_decode_steps_are_recovered_from_their_copies(tmp_path, whole):
+    truth = open_trace(whole).source.cells(0, Tensor.KEYS, 0, 140, None)
+    third = steps_of(whole)[3]
+    keys = payload(third) + sum(len(unit) for unit in third.units[:4])
+    done = recover(damaged(whole, keys), tmp_path / "b.kvt")
+    assert done.steps == 71
+    assert same(open_trace(tmp_path / "b.kvt").source.cells(0, Tensor.KEYS, 0, 140, None), truth)
+
+
+@pytest.mark.parametrize("lost", [b"\0" * 64, b"x", b""])
+def test_a_trace_whose_start_is_damaged_or_lost_is_recovered(tmp_path, whole, lost):
+    truth = read_all(open_trace(whole))
+    whole.write_bytes(lost + whole.read_bytes()[64:])
+    with pytest.raises(TraceError, match="kvtrace recover"):
+        open_trace(whole)
+    done = recover(whole, tmp_path / "b.kvt")
+    assert (done.steps, done.lossy) == (71, True)
+    assert "first 64 bytes are damaged or lost" in "; ".join(done.text)
+    assert wrong(read_all(open_trace(tmp_path / "b.kvt")), truth) == []
+
+
+def test_steps_behind_bytes_that_were_put_in_or_taken_out_are_read(tmp_path, whole):
+    steps, raw = steps_of(whole), whole.read_bytes()
+    after, cut = steps[20].offset, steps[40].offset
+    whole.write_bytes(raw[:after] + b"\r" + raw[after : cut + 9] + raw[cut + 12 :])
+    done = recover(whole, tmp_path / "b.kvt")
+    assert set(range(71)) - set(open_trace(tmp_path / "b.kvt").numbers) == {40}
+    assert done.lossy
 
 
 def test_nothing_readable_is_an_error_and_writes_nothing(tmp_path, whole):
     first = next(f for f in split(whole)[1] if f.kind in (Kind.STEP, Kind.ROWS))
     os.truncate(whole, first.offset + 10)
-    with pytest.raises(TraceError, match="not one whole step"):
+    with pytest.raises(TraceError, match="not one step can be read"):
         recover(whole, tmp_path / "b.kvt")
     assert not (tmp_path / "b.kvt").exists()
 
