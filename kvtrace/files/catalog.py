@@ -54,6 +54,7 @@ class Catalog:
         self._pending: list[tuple[int, Head]] = []
         if file.lacks_start:
             self.damage.add(f"{file.name}: its first {HEADER_BYTES} bytes are damaged or lost.", 0)
+            self._meta = self._last_meta()
         if file.hint is not None:
             self._start_from_index(file.hint)
         self.refresh()
@@ -123,6 +124,23 @@ class Catalog:
                 raise
             except TraceError as error:
                 self.damage.add(str(error), offset)
+
+    def _last_meta(self) -> Meta | None:
+        """The newest META of a file without its start, where steps may come before every META."""
+        file, found = self.file, None
+        offset: int | None = file.start
+        while offset is not None:
+            here = offset
+            try:
+                head = file.head(here, file.size())
+                offset = None if head is None else here + head.total
+                if head is not None and head.kind == Kind.META:
+                    meta = codec.decode(Meta, self.json(file.body(here, head)), file.name)
+                    check_meta(meta, None, file.name)
+                    found = meta
+            except TraceError:
+                offset = file.next_head(here, 0)
+        return found
 
     # -- frames after the index ------------------------------------------------------------
 
@@ -238,7 +256,7 @@ class Catalog:
 
     def _read_small(self, frame: Frame) -> None:
         kind = frame.head.kind
-        if kind == Kind.META:
+        if kind == Kind.META and not self.file.lacks_start:
             meta = codec.decode(Meta, self.json(frame), self.file.name)
             check_meta(meta, self._meta, self.file.name)
             self._meta = meta

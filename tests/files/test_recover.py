@@ -107,6 +107,15 @@ def test_a_trace_whose_start_is_damaged_or_lost_is_recovered(tmp_path, whole, lo
     assert wrong(read_all(open_trace(tmp_path / "b.kvt")), truth) == []
 
 
+def test_a_trace_that_lost_its_first_kilobytes_keeps_the_steps_behind_them(tmp_path, whole):
+    truth, steps = read_all(open_trace(whole)), steps_of(whole)
+    whole.write_bytes(whole.read_bytes()[steps[9].offset + 5 :])
+    done = recover(whole, tmp_path / "b.kvt")
+    trace = open_trace(tmp_path / "b.kvt")
+    assert (trace.numbers, done.steps) == (list(range(10, 71)), 61)
+    assert wrong(read_all(trace), truth) == []
+
+
 def test_steps_behind_bytes_that_were_put_in_or_taken_out_are_read(tmp_path, whole):
     steps, raw = steps_of(whole), whole.read_bytes()
     after, cut = steps[20].offset, steps[40].offset
