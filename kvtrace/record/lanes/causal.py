@@ -44,7 +44,7 @@ def looks_ahead(
     batch, forward = whole
     nodes = [node for path in batch.paths for node in path.nodes]
     end = min(node.end for node in nodes)
-    later = [node.step for node in nodes if node.start >= end]
+    later = [node.step for node in nodes if node.end > end]
     whole_known = all(len(path.tokens) >= end for path in batch.paths)
     if lane.dtype not in ("float32", "float64") or not later or not whole_known:
         return None

@@ -1,0 +1,40 @@
+"""Models whose rows see later ones, told whether they cache or compute everything again."""
+
+import torch
+from torch import nn
+
+import kvtrace
+
+
+class Ahead(nn.Module):
+    """One layer without a mask, which keeps its keys and values on request."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Embedding(20, 8), nn.Linear(8, 24), nn.Linear(8, 20)
+        self.second = nn.Linear(8, 24)
+        self.held = {}
+
+    def attend(self, x, layer, keep):
+        q, k, v = layer(x).chunk(3, -1)
+        if keep and layer in self.held:
+            k, v = (torch.cat(pair, 1) for pair in zip(self.held[layer], (k, v), strict=True))
+        if keep:
+            self.held[layer] = (k, v)
+        return (q @ k.transpose(1, 2) / 8**0.5).softmax(-1) @ v
+
+    def forward(self, x, keep):
+        x = self.attend(self.embed(x), self.qkv, keep)
+        return self.head(self.attend(x, self.second, keep))
+
+
+def test_looking_ahead_is_found_in_a_loop_without_a_cache_and_one_with(tmp_path):
+    model, tokens = Ahead(), torch.tensor([[3, 1, 4, 1, 5, 9]])
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
+        for end in (4, 5, 6):
+            model(tokens[:, :end], False)
+        for start, end in ((0, 4), (4, 5), (5, 6)):
+            model(tokens[:, start:end], True)
+    notes = [one.text for one in kvtrace.open(tmp_path / "a.kvt").notes if one.kind == "finding"]
+    assert [one.partition(":")[0] for one in notes] == ["NOT-CAUSAL"]
