@@ -30,6 +30,11 @@ _RESETS = re.compile(
     r"(reset|clear|flush|empty|wipe|zero|free)_?((\w*_)?(kv|kvs|cache|caches|state|states|memory"
     r"|history|past|buffers?))?(_\w+)?"
 )
+_TABLES = re.compile(
+    r"(^|_)(rope|rotary|freqs?|cos|sin|mask|bias|tril|causal|alibi|positions?|embeddings?)(_|$)"
+)
+"""What is kept in a cache of tables holds nothing of the text."""
+
 _ALLOCATES = re.compile(
     r"(init|initiali[sz]e|alloc|allocate|setup|set_up|create|build|make|prepare)"
     r"(_?(kv|cache|caches|buffers?|memory|storage|tensors))*"
@@ -62,7 +67,8 @@ def makers(model: nn.Module, script: ModuleType | None) -> list[Begin]:
 
 
 def _is_maker(name: str) -> bool:
-    return _MAKES.fullmatch(name.lower()) is not None and not _RESETS.fullmatch(name.lower())
+    name = name.lower()
+    return bool(_MAKES.fullmatch(name)) and not (_RESETS.fullmatch(name) or _TABLES.search(name))
 
 
 def _said(name: str, method: Callable[..., object]) -> str:

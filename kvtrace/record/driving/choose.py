@@ -15,7 +15,7 @@ from kvtrace.errors import ModelError
 from kvtrace.record.decode import Drive, Standard
 from kvtrace.record.driving.adapter import adapted
 from kvtrace.record.driving.calls import Calls
-from kvtrace.record.driving.entrance import entrances, through
+from kvtrace.record.driving.entrance import entrances, plain_entrances, through
 from kvtrace.record.driving.generating import Generating, by_generating
 from kvtrace.record.driving.roles import parameters_of
 from kvtrace.record.driving.search import Found, Search
@@ -78,7 +78,8 @@ def _by_trying(model: nn.Module, wish: Wish) -> Driven:
     try:
         search, found = _searched(model, wish)
     except ModelError:
-        driven = _by_entrance(model, wish) or _by_inner(model, wish) or _by_generating(model, wish)
+        ways = (_by_entrance, _by_inner, _by_plain_entrance, _by_generating)
+        driven = next((made for way in ways if (made := way(model, wish))), None)
         if driven is None:
             raise
         return driven
@@ -111,6 +112,18 @@ def _by_entrance(model: nn.Module, wish: Wish) -> Driven | None:
             continue
         if found.way.caches and found.agrees:
             return _driven(search, found, f"model.{name}")
+    return None
+
+
+def _by_plain_entrance(model: nn.Module, wish: Wish) -> Driven | None:
+    """By the first other method that gives logits, with a cache or without."""
+    for name in plain_entrances(model):
+        remake = None if wish.remake is None else partial(_remade_through, wish.remake, name)
+        try:
+            search, found = _searched(through(model, name), replace(wish, remake=remake))
+        except ModelError:
+            continue
+        return _driven(search, found, f"model.{name}")
     return None
 
 

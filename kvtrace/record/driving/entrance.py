@@ -23,6 +23,16 @@ _ENTRANCES = re.compile(
 )
 
 
+_LOGITS = re.compile(r"(forward|call|run|predict)_\w+|(get_|compute_|lm_)?logits")
+
+
+def plain_entrances(model: nn.Module) -> Iterator[str]:
+    """Methods besides forward that may give logits for ids, where forward gives a loss, say."""
+    for name, _ in methods(model):
+        if _LOGITS.fullmatch(name.lower()) and signature_of(through(model, name)).ids:
+            yield name
+
+
 def entrances(model: nn.Module) -> Iterator[str]:
     """Methods besides forward that may take single tokens with a cache."""
     for name, _ in methods(model):

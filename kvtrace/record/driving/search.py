@@ -153,7 +153,8 @@ class Search:
             self._dead.add(_beginning(tried.way))
         if not tried.reached and _RAISED.match(tried.why):
             self._dead.add(_key(tried.way))
-        if tried.reached and self.stumbled is None and _RAISED.match(tried.why):
+        raised = tried.reached and _RAISED.match(tried.why)
+        if raised and self.stumbled is None and _asks_for_a_cache(tried.way):
             self.stumbled = tried
 
     def _ways(self, signature: Signature, plain: Way | None) -> Iterator[Way]:
@@ -266,9 +267,14 @@ def _cached(best: Tried, otherwise: Tried | None) -> Found:
 
 def _speaks_of_a_cache(way: Way) -> bool:
     """Whether a call differs from one without a cache by more than its tokens."""
+    return _asks_for_a_cache(way) or any(one.padded for one in way.given)
+
+
+def _asks_for_a_cache(way: Way) -> bool:
+    """Whether a call makes a cache, turns one on, or says where its tokens stand."""
     flags = {one.name for one in way.signature.of("flag") if one.turns_cache_on}
     places = {one.name for one in way.signature.of("position")}
-    told = any(one.name in flags | places or one.padded for one in way.given)
+    told = any(one.name in flags | places for one in way.given)
     return way.cache is not None or told or any(not one.empties for one in way.first)
 
 

@@ -1,0 +1,77 @@
+"""Forwards that mislead: tables called caches, losses for logits, calls that need a length."""
+
+import pytest
+
+from builders.driven import forgotten, run_file
+
+MODEL = """
+import torch
+from torch import nn
+
+class Rotary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.build_rope_cache(32)
+
+    def build_rope_cache(self, max_seq_len=32):
+        self.register_buffer("table", torch.arange(max_seq_len).float().cos()[:, None])
+
+    def forward(self, x):
+        return x * self.table[:x.shape[1]]
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Embedding(256, 8), nn.Linear(8, 24), nn.Linear(8, 256)
+        self.rotary = Rotary()
+
+    def predict_all(self, x):
+        q, k, v = self.qkv(self.rotary(self.embed(x))).chunk(3, -1)
+        self.mask = torch.ones(x.shape[1], x.shape[1]).tril().bool()
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v, self.mask))
+"""
+
+LOSS = """
+    def forward(self, inputs, labels):
+        return nn.functional.cross_entropy(self.predict_all(inputs).mT, labels)
+"""
+
+LENGTH = """
+    def forward(self, x):
+        if x.shape[1] == 1:
+            raise ValueError("math domain error")
+        return self.predict_all(x)
+"""
+
+PLAIN = """
+    def forward(self, x):
+        return self.predict_all(x)
+"""
+
+
+@pytest.fixture
+def odd(tmp_path):
+    with forgotten():
+
+        def run(forward):
+            (tmp_path / "odd.py").write_text(MODEL + forward)
+            return run_file(f"{tmp_path / 'odd.py'}:Odd").driven
+
+        yield run
+
+
+def test_a_cache_of_tables_is_no_cache(odd):
+    driven = odd(PLAIN)
+    assert driven.call == "model(x [1, all])"
+    assert "no cache was found" in driven.said[0]
+
+
+def test_another_method_is_called_where_forward_gives_a_loss(odd):
+    assert odd(LOSS).call == "model.predict_all(x [1, all])"
+
+
+def test_a_call_that_asked_for_no_cache_is_not_said_to_have_one(odd):
+    driven = odd(LENGTH)
+    assert driven.call == "model(x [1, all])"
+    assert not any("with a cache, a later call raises" in text for text in driven.said)
