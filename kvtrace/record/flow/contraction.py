@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -142,6 +143,16 @@ def of_einsum(equation: str, operands: Sequence[Tensor], out: Tensor) -> Contrac
     if not fits or any(len(set(term)) != len(term) for term in terms) or len(result) != out.dim():
         return None
     return Contraction(operands[0], operands[1], out, terms[0], terms[1], result)
+
+
+def of_sublists(args: Sequence[Any], out: Tensor) -> Contraction | None:
+    """Letters of `einsum(left, [0, 1], right, [1, 2], [0, 2])`."""
+    terms = [
+        "".join(chr(97 + n) if isinstance(n, int) else "..." for n in x)
+        for x in (args[1], args[3], *args[4:])
+    ]
+    equation = ",".join(terms[:2]) + ("->" + terms[2] if len(terms) == 3 else "")
+    return of_einsum(equation, (args[0], args[2]), out)
 
 
 def _implicit(terms: Sequence[str]) -> str:

@@ -7,10 +7,9 @@ same bits as without.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -22,8 +21,10 @@ from kvtrace.record.flow.contraction import (
     of_linear,
     of_matmul,
     of_multiply,
+    of_sublists,
     of_tensordot,
 )
+from kvtrace.record.flow.families import Families
 from kvtrace.record.flow.follow import (
     Args,
     Function,
@@ -36,36 +37,16 @@ from kvtrace.record.flow.follow import (
     sum_axes,
     unsummed,
 )
-from kvtrace.record.flow.loops import Loop
+from kvtrace.record.flow.listener import Listener
 from kvtrace.record.flow.marks import Mark, Marks, Stage, start
 from kvtrace.record.flow.names import DIVIDE, KEEPS_PARAMETER, MATMUL, MULTIPLY
 from kvtrace.record.flow.places import place
 from kvtrace.record.flow.plan import Mix
-from kvtrace.record.flow.ran import Ran
+from kvtrace.record.flow.ran import Ran, without_override
 from kvtrace.record.flow.tainted import Tainted
 from kvtrace.record.running import depth_of_our_work
 
 PENDING = 16
-
-
-class Listener(Protocol):
-    """Who is told what the mode sees."""
-
-    def mixed(self, mix: Mix) -> bool:
-        """Weights were multiplied with something; whether that contracted the key axis."""
-
-    def fused(self, kind: str, args: Args, kwargs: Kwargs, out: Any) -> None:
-        """A fused attention call: "sdpa", "flex" or "unfusable"."""
-
-    @property
-    def loop(self) -> Loop:
-        """Calls with one head that wait for the next one."""
-
-    def failed(self, error: Exception) -> None:
-        """Following a function went wrong; the function itself is unharmed."""
-
-    def consumed(self, name: str, args: Args) -> bool:
-        """A function is about to take outputs; whether its result still is one of them."""
 
 
 class FlowMode(TorchFunctionMode):
@@ -75,6 +56,7 @@ class FlowMode(TorchFunctionMode):
         super().__init__()
         self.marks = Marks()
         self._marked = self.marks.held
+        self.families = Families()
         self.last_parameter: Tensor | None = None
         self._depth = 0
         self._listener = listener
@@ -100,8 +82,17 @@ class FlowMode(TorchFunctionMode):
 
     def __enter__(self) -> Any:
         """Listen to what runs from here on, but to no work of ours in between."""
-        self._depth = depth_of_our_work()
+        self.listen()
         return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def listen(self) -> None:
+        """Whatever is switched on later belongs to what runs now, not to work of ours in it."""
+        self._depth = depth_of_our_work()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is followed whose values are still to come."""
+        return not self._listener.loop.waiting and not self.families.live(self.marks)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See one torch function; called thousands of times a second."""
@@ -169,14 +160,21 @@ class FlowMode(TorchFunctionMode):
     def forget(self) -> None:
         """Drop all marks: a forward is over."""
         self.marks.clear()
+        self.families.forget()
         self._pending.clear()
         self.last_parameter = None
-
-    # ------------------------------------------------------------------ parameters
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter, a view of one, or made of parameters alone."""
         return type(tensor) is nn.Parameter or self._tainted.has(tensor) or self._is_owned(tensor)
+
+    def _is_operand(self, tensor: Tensor) -> bool:
+        """Whether an operand of attention is one; one that only its history tells is noted."""
+        if not self.is_parameter(tensor):
+            return False
+        if self._tainted.has(tensor) and not self._is_owned(tensor):
+            self.families.by_taint = True
+        return True
 
     # ------------------------------------------------------------------ products
 
@@ -214,21 +212,9 @@ class FlowMode(TorchFunctionMode):
         if isinstance(args[0], str) and len(operands) == 2:
             left, right = operands
             self._product(left, right, lambda: of_einsum(args[0], operands, out))
-        elif len(args) >= 4 and isinstance(args[0], Tensor):
-            self._sublists(args, out)
+        elif len(args) in (4, 5) and isinstance(args[0], Tensor):
+            self._product(args[0], args[2], lambda: of_sublists(args, out))
         return out
-
-    def _sublists(self, args: Args, out: Tensor) -> None:
-        """einsum(left, [0, 1], right, [1, 2], [0, 2])."""
-        if len(args) not in (4, 5) or not isinstance(args[2], Tensor):
-            return
-        terms = [
-            "".join(chr(97 + n) if isinstance(n, int) else "..." for n in x)
-            for x in (args[1], args[3], *args[4:])
-        ]
-        equation = ",".join(terms[:2]) + ("->" + terms[2] if len(terms) == 3 else "")
-        left, right = args[0], args[2]
-        self._product(left, right, lambda: of_einsum(equation, (left, right), out))
 
     def _tensordot(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         out = func(*args, **kwargs)
@@ -251,7 +237,9 @@ class FlowMode(TorchFunctionMode):
             mark = self.marks.get(of)
             assert mark is not None
             self.marks.set(out, replace(mark, changed=(*mark.changed, func.__name__)))
-        elif multiplied(left, right, out) and not self._by_parameter(left, right):
+        elif multiplied(left, right, out) and not self._parameter_of(
+            self.is_parameter, left, right
+        ):
             product = of_multiply(left, right, out.dim())
             self.marks.set(out, unsummed(weights, product, "" if weights else place()[0]))
         return out
@@ -269,9 +257,9 @@ class FlowMode(TorchFunctionMode):
         product = mark.mixed.summed(out, axes, keep)
         if mark.stage is Stage.MIXED:
             left = self.marks.get(product.left) is not None
-            self._listener.mixed(Mix(mark, product, left, place()[0]))
+            self._mixed(Mix(mark, product, left, place()[0]))
         elif product.contracted:
-            self._begin(product)
+            self._begin(product, heard=False)
         return out
 
     def _divide(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -285,7 +273,7 @@ class FlowMode(TorchFunctionMode):
         weights_left = self.marks.get(product.left) is not None
         if isinstance(x, Tensor) and isinstance(out, Tensor) and out.shape == x.shape:
             finished = replace(mark, stage=Stage.WEIGHTS, changed=("divided",))
-            self._listener.mixed(Mix(finished, product, weights_left, place()[0]))
+            self._mixed(Mix(finished, product, weights_left, place()[0]))
         return out
 
     def _linear(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -303,9 +291,9 @@ class FlowMode(TorchFunctionMode):
             return followed(self.marks, func, args, kwargs)
         return func(*args, **kwargs)
 
-    def _by_parameter(self, left: Tensor, right: Tensor) -> bool:
-        for side in (left, right):
-            if self.is_parameter(side):
+    def _parameter_of(self, test: Callable[[Tensor], bool], *sides: Tensor) -> bool:
+        for side in sides:
+            if test(side):
                 self.last_parameter = side
                 return True
         return False
@@ -321,11 +309,12 @@ class FlowMode(TorchFunctionMode):
         """A product of two tensors: the end of an attention call, the start of one, or neither."""
         if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
             return
-        if self._by_parameter(left, right):
+        if self._parameter_of(self._is_operand, left, right):
             return
         product = read()
         if product is None or not product.out.dtype.is_floating_point or not product.contracted:
             return
+        self.families.heard((left, right))
         first, second = self._weights(left), self._weights(right)
         if (first is None) != (second is None):
             mark = first or second
@@ -338,7 +327,7 @@ class FlowMode(TorchFunctionMode):
                 left_too = replace(mark, stage=Stage.UNDIVIDED, mixed=open_ended)
                 self.marks.set(product.out, left_too)
                 return
-            if self._listener.mixed(Mix(mark, product, first is not None, place()[0])):
+            if self._mixed(Mix(mark, product, first is not None, place()[0])):
                 self._pending.clear()
                 return
         self._begin(product, added=added)
@@ -355,44 +344,43 @@ class FlowMode(TorchFunctionMode):
                     return found
         return None
 
-    def _begin(self, product: Contraction, *, added: bool = False) -> None:
+    def _mixed(self, mix: Mix) -> bool:
+        ended = self._listener.mixed(mix)
+        if ended:
+            self.families.end(mix.mark)
+        return ended
+
+    def _begin(self, product: Contraction, *, added: bool = False, heard: bool = True) -> None:
         mark = start(product, place()[0])
+        self.families.begin(mark, heard=heard)
         if added:
             mark = replace(mark, added=True)
         self.marks.set(product.out, mark)
         self._pending = [*self._pending[1 - PENDING :], (tuple(product.out.shape), mark)]
 
-    # ------------------------------------------------------------------ fused calls
-
     def _sdpa(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         out = func(*args, **kwargs)
         sides = (argument(args, kwargs, 0, "query"), argument(args, kwargs, 1, "key"))
         # a learned query over something is pooling, learned keys are a codebook
-        if not any(isinstance(x, Tensor) and self.is_parameter(x) for x in sides):
+        if not any(isinstance(x, Tensor) and self._is_operand(x) for x in sides):
+            self.families.heard(sides)
             self._listener.fused("sdpa", args, kwargs, out)
         return out
 
     def _flex(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        return self._fused("flex", func, args, kwargs)
+
+    def _fused(self, kind: str, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        self.families.odd = True
         out = func(*args, **kwargs)
-        self._listener.fused("flex", args, kwargs, out)
+        self._listener.fused(kind, args, kwargs, out)
         return out
 
     def _unfusable(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
-        out = func(*args, **kwargs)
-        self._listener.fused("unfusable", args, kwargs, out)
-        return out
+        return self._fused("unfusable", func, args, kwargs)
 
     def _multi_head(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
         """F.multi_head_attention_forward, looked into: its body with this mode on."""
+        self.families.odd = True
         with self:
-            return _without_override(func)(*args, **kwargs)
-
-
-def _without_override(function: types.FunctionType) -> Callable[..., Any]:
-    """The same code, not handing itself to the mode again."""
-    names = {**function.__globals__, "has_torch_function": lambda *_: False}
-    same = types.FunctionType(
-        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
-    )
-    same.__kwdefaults__ = function.__kwdefaults__
-    return same
+            return without_override(func)(*args, **kwargs)

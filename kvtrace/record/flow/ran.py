@@ -6,6 +6,8 @@ run, or has not; its result must reach the model either way, and an error of its
 
 from __future__ import annotations
 
+import types
+from collections.abc import Callable
 from typing import Any
 
 from kvtrace.record.flow.follow import Function
@@ -37,3 +39,13 @@ class Ran:
             raise
         self.done = True
         return self.result
+
+
+def without_override(function: types.FunctionType) -> Callable[..., Any]:
+    """The same code, not handing itself to a mode again."""
+    names = {**function.__globals__, "has_torch_function": lambda *_: False}
+    same = types.FunctionType(
+        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
+    )
+    same.__kwdefaults__ = function.__kwdefaults__
+    return same

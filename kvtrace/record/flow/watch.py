@@ -15,6 +15,7 @@ from kvtrace.record.flow.arrange import Sizes
 from kvtrace.record.flow.listen import Listening, Sink
 from kvtrace.record.flow.mode import FlowMode
 from kvtrace.record.flow.modules import Forwards, Frame, Only
+from kvtrace.record.flow.wake import Waking
 from kvtrace.record.inputs import named, tokens_of
 from kvtrace.record.local import here
 
@@ -47,6 +48,8 @@ class FlowWatch:
         self._listening = Listening(self._forwards, sink)
         self._mode = FlowMode(self._listening, self._owns)
         self._listening.last_parameter = lambda: self._mode.last_parameter
+        self._waking = Waking(self._mode, self._missed)
+        self._modules: dict[str, None] = {}
         self._storages: set[int] = set()
         self._chosen: dict[int, bool] = {}
         self._depth = 0
@@ -79,12 +82,14 @@ class FlowWatch:
             with self._listening.harmless():
                 self._listening.flush()
         finally:
+            self._waking.stop()
             self._stack.close()
             self._mode.forget()
 
     def adopt(self, model: nn.Module) -> None:
         """Watch one more model."""
         self._forwards.adopt(model, self._only)
+        self._modules |= dict.fromkeys(type(module).__module__ for module in model.modules())
         for parameter in model.parameters():
             if parameter.device.type != "meta" and parameter.numel():
                 self._storages.add(here(parameter).untyped_storage().data_ptr())
@@ -139,10 +144,12 @@ class FlowWatch:
         if not self._is_chosen(frame):
             return run()
         fused = isinstance(frame.module, _FAST_PATHS)
+        if fused:
+            self._mode.families.odd = True
         if self._depth:  # the mode is on already
             out = self._fast(frame, run) if fused else run()
         else:
-            with self._watching():
+            with self._watching(frame):
                 out = self._fast(frame, run) if fused else run()
         try:  # as `harmless`, without a context manager for every module
             self._after(frame, out)
@@ -154,6 +161,7 @@ class FlowWatch:
         loop = self._listening.loop
         if loop.waiting and isinstance(out, Tensor):
             loop.carry(out)
+        self._waking.rest()
         if frame.outermost:
             self._listening.flush()
             self._listening.sizes = Sizes()
@@ -173,18 +181,24 @@ class FlowWatch:
         return self._chosen[key]
 
     @contextlib.contextmanager
-    def _watching(self) -> Iterator[None]:
-        """The mode, switched on once."""
+    def _watching(self, frame: Frame | None = None) -> Iterator[None]:
+        """The mode, switched on once; in a forward, only where it is needed."""
         self._depth += 1
         self.followed = True
         try:
             if self._depth > 1:
                 yield
-            else:
+            elif frame is None:
                 with self._mode:
+                    yield
+            else:
+                with self._waking.around(frame, self._modules):
                     yield
         finally:
             self._depth -= 1
+
+    def _missed(self, path: str, why: str) -> None:
+        self._listening.reasons.setdefault((path, "in a step"), why)
 
     def _owns(self, tensor: Tensor) -> bool:
         """Whether a tensor lies in the memory of a parameter."""

@@ -1,0 +1,258 @@
+"""A mode that sleeps between products follows what one that is always awake follows."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from builders.custom_drives import STYLES, build, ids, through_the_cache
+from kvtrace.record.flow import FlowWatch
+from kvtrace.record.flow.mode import FlowMode
+
+TOTAL, PROMPT, HEADS, DIM = 20, 5, 2, 4
+NEVER_ASLEEP = ("multihead_module",)
+
+
+def kept(calls):
+    """A sink that copies what it is given."""
+
+    def keep(call):
+        tensors = {
+            one.name: getattr(call, one.name).clone()
+            for one in fields(call)
+            if isinstance(getattr(call, one.name), Tensor)
+        }
+        calls.append(replace(call, **tensors))
+
+    return keep
+
+
+def asleep(model, drive):
+    """(calls, result, watch) of a mode that may sleep."""
+    calls = []
+    with FlowWatch(model, sink=kept(calls), only=lambda *_: True) as watch:
+        result = drive(model)
+    return calls, result, watch
+
+
+def awake(model, drive):
+    """The same of a mode that is on all the time."""
+    calls = []
+    with FlowWatch(model, sink=kept(calls)) as watch:
+        result = drive(model)
+    return calls, result, watch
+
+
+def assert_same(some, others):
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        for field in fields(one):
+            mine, theirs = getattr(one, field.name), getattr(other, field.name)
+            if isinstance(mine, Tensor):
+                assert torch.equal(mine, theirs), (one.module, field.name)
+            else:
+                assert mine == theirs, (one.module, field.name)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_custom_model_shows_the_same_asleep_bit_by_bit(style):
+    drive = lambda model: through_the_cache(style, model, ids(TOTAL), PROMPT)  # noqa: E731
+    calls, logits, watch = asleep(build(style), drive)
+    others, expected, other = awake(build(style), drive)
+    assert_same(calls, others)
+    assert all(torch.equal(a, b) for a, b in zip(logits, expected, strict=True))
+    assert watch.unseen == other.unseen
+    assert (watch._waking.slept > 0) is (style not in NEVER_ASLEEP)
+
+
+class Layer(nn.Module):
+    """Attention of the newest token over rows that grow; `how` may depend on their number."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.into = nn.Linear(HEADS * DIM, 3 * HEADS * DIM)
+        self.past = None
+
+    def forward(self, x):
+        q, k, v = self.into(x).view(1, -1, 3, HEADS, DIM).permute(2, 0, 3, 1, 4)
+        if self.past is not None:
+            k, v = torch.cat((self.past[0], k), 2), torch.cat((self.past[1], v), 2)
+        self.past = k, v
+        return x + self.how(q, k, v).transpose(1, 2).reshape(x.shape)
+
+
+class Text(nn.Module):
+    """Embeddings and two layers."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(3)
+        self.embed = nn.Embedding(32, HEADS * DIM)
+        self.layers = nn.ModuleList([Layer(how), Layer(how)])
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def steps(model):
+    with torch.no_grad():
+        return [model(torch.tensor([[n % 32]])) for n in range(15)]
+
+
+def manual(q, k, v, scale=0.5):
+    return F.softmax(q @ k.mT * scale, -1) @ v
+
+
+def fused(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def spelled(q, k, v):
+    scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / 2
+    return torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), v)
+
+
+def other_scale(q, k, v):
+    return manual(q, k, v, 0.25)
+
+
+def biased(q, k, v):
+    far = torch.arange(k.shape[2], dtype=q.dtype) * 0.1
+    return F.softmax(q @ k.mT * 0.5 + far, -1) @ v
+
+
+@pytest.mark.parametrize("later", [fused, spelled, other_scale, biased])
+@pytest.mark.parametrize("first", [manual, fused])
+def test_code_that_changes_at_a_length_is_followed_all_the_same(first, later):
+    def how(q, k, v):
+        return (first if k.shape[2] < 8 else later)(q, k, v)
+
+    calls, out, watch = asleep(Text(how), steps)
+    others, expected, _ = awake(Text(how), steps)
+    assert len(calls) == 2 * 15
+    assert_same(calls, others)
+    assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+    assert watch._waking.slept > 8
+    assert watch.unseen == ()
+
+
+def test_most_of_a_forward_goes_past_a_sleeping_mode(monkeypatch):
+    seen = []
+    original = FlowMode.__torch_function__
+
+    def counted(mode, func, types, args=(), kwargs=None):
+        seen.append(func.__name__)
+        return original(mode, func, types, args, kwargs)
+
+    monkeypatch.setattr(FlowMode, "__torch_function__", counted)
+    model = Text(manual)
+    with FlowWatch(model, sink=lambda _: None, only=lambda *_: True):
+        steps(model)
+        seen.clear()
+        model(torch.tensor([[1]]))  # the 16th, looked at awake
+        whole = list(seen)
+        seen.clear()
+        model(torch.tensor([[1]]))
+    assert len(seen) < len(whole) / 2
+    assert {"linear", "view", "embedding"}.isdisjoint(seen)
+
+
+def test_functions_that_a_model_keeps_for_itself_keep_the_mode_awake():
+    product = torch.matmul
+
+    def how(q, k, v):
+        return product(F.softmax(product(q, k.mT) * 0.5, -1), v)
+
+    calls, _, watch = asleep(Text(how), steps)
+    assert len(calls) == 2 * 15
+    assert watch._waking.slept == 0
+
+
+def test_attention_that_a_sleeping_mode_missed_is_told():
+    product = torch.matmul
+
+    def hidden(q, k, v):
+        return product(F.softmax(product(q, k.mT) * 0.5, -1), v)
+
+    def how(q, k, v):
+        return (manual if k.shape[2] < 6 else hidden)(q, k, v)
+
+    calls, _, watch = asleep(Text(how), steps)
+    missed = 2 * 15 - len(calls)
+    assert missed == 2  # both layers of the sixth step; the seventh was followed awake
+    assert any("of a step before was not seen" in one for one in watch.unseen)
+
+
+def test_weights_used_twice_keep_the_mode_awake():
+    def how(q, k, v):
+        weights = F.softmax(q @ k.mT * 0.5, -1)
+        return weights @ v + weights @ (v * 2)
+
+    calls, _, watch = asleep(Text(how), steps)
+    assert len(calls) == 2 * 2 * 15
+    assert watch._waking.slept == 0
+
+
+def test_a_mode_of_the_model_around_its_attention_keeps_ours_awake():
+    def how(q, k, v):
+        with torch.device("cpu"):
+            return manual(q, k, v)
+
+    calls, _, watch = asleep(Text(how), steps)
+    assert len(calls) == 2 * 15
+    assert watch._waking.slept == 0
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_functions_are_given_back_when_the_watch_is_over():
+    names = ("matmul", "einsum", "bmm")
+    before = [getattr(torch, name) for name in names] + [F.linear, Tensor.matmul]
+    model = Text(manual)
+    with FlowWatch(model, sink=lambda _: None, only=lambda *_: True):
+        steps(model)
+        assert [getattr(torch, name) for name in names] == before[:3]  # between forwards too
+    after = [getattr(torch, name) for name in names] + [F.linear, Tensor.matmul]
+    assert after == before
+    assert "__matmul__" not in Tensor.__dict__
+
+
+def test_an_exception_in_the_middle_of_attention_leaves_no_mode():
+    raised = []
+
+    def how(q, k, v):
+        scores = q @ k.mT
+        if k.shape[2] == 8 and not raised:
+            raised.append(True)
+            raise KeyError("in between")
+        return F.softmax(scores, -1) @ v
+
+    model, calls = Text(how), []
+    with FlowWatch(model, sink=kept(calls), only=lambda *_: True) as watch:
+        with pytest.raises(KeyError):
+            steps(model)
+        assert torch._C._len_torch_function_stack() == 0
+        assert watch._waking.slept > 0
+        before = len(calls)
+        model(torch.tensor([[1]]))
+    assert len(calls) == before + 2
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_two_watches_at_once_both_see_all():
+    model, outer, inner = Text(manual), [], []
+    with (
+        FlowWatch(model, sink=kept(outer), only=lambda *_: True) as one,
+        FlowWatch(model, sink=kept(inner), only=lambda *_: True) as other,
+    ):
+        steps(model)
+    assert len(outer) == len(inner) == 2 * 15
+    assert_same(outer, inner)
+    assert one._waking.slept > 0
+    assert other._waking.slept > 0
+    assert torch._C._len_torch_function_stack() == 0
