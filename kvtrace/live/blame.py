@@ -38,7 +38,8 @@ def error_of(error: BaseException, script: ModuleType | None) -> KvtraceError:
     where = place(error, script)
     if isinstance(error, SystemExit):
         return RecordError(f"{where}: the model's code ended the recorder (exit {error.code})")
-    return RecordError(f"{where}: {type(error).__name__}: {first_line(error)}")
+    said = [first_line(error), *getattr(error, "__notes__", ())]
+    return RecordError(f"{where}: {type(error).__name__}: {'; '.join(said)}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -183,7 +183,7 @@ def _obvious(module: ModuleType, source: Source) -> str:
             )
     raise UsageError(
         f"{source.name}: found no function that makes a model ({_there(module)}); "
-        "add def build(): return YourModel(…)"
+        f"add def build(): return YourModel(…){_or_run(source)}"
     )
 
 
@@ -215,4 +215,10 @@ def _missing(module: ModuleType, source: Source, left_out: Definitions | None) -
             f"{source.name}: {source.factory} is made in line {line}, which --definitions leaves "
             f"out; name a function or class instead ({_there(module)})"
         )
-    return f"{source.name}: no function or class {source.factory!r} there; {_there(module)}"
+    there = _there(module)
+    return f"{source.name}: no function or class {source.factory!r} there; {there}{_or_run(source)}"
+
+
+def _or_run(source: Source) -> str:
+    """What makes the model in its main block, say, is recorded by running it."""
+    return f", or kvtrace run {safe(source.place)}" if source.kind == "file" else ""

@@ -6,8 +6,11 @@ import re
 from collections.abc import Mapping
 from types import ModuleType
 
+from torch import nn
+
 from kvtrace.models.adopt import adopt_tokenizer
 from kvtrace.models.loaded import Tokenizer
+from kvtrace.models.vocabulary import vocabulary_of
 
 _OBJECTS = re.compile(r"(\w+_)?(tokenizer|tok|enc|encoder|encoding|sp|bpe|tokeniser)", re.I)
 _TABLES = re.compile(
@@ -15,10 +18,15 @@ _TABLES = re.compile(
     r"|vocab|vocabulary|(char|token)_?(ids|index|indices)",
     re.I,
 )
+_ENTRIES = re.compile(
+    r"itos|vocab|vocabulary|(chars|characters|words)(_list)?|all_(chars|words|tokens)"
+    r"|(id|idx|ix|i|index|int)s?_?(to|2)_?(char|ch|c|token|tok|word|w|str|s)s?",
+    re.I,
+)
 _ENOUGH = 2
 
 
-def find_tokenizer(module: ModuleType, model: object) -> tuple[Tokenizer, str] | None:
+def find_tokenizer(module: ModuleType, model: nn.Module) -> tuple[Tokenizer, str] | None:
     """A tokenizer among the names of a file, or on the model, and where it is; None: none."""
     encode, decode = (getattr(module, name, None) for name in ("encode", "decode"))
     if callable(encode) and callable(decode):
@@ -33,7 +41,26 @@ def find_tokenizer(module: ModuleType, model: object) -> tuple[Tokenizer, str] |
         tables.sort(key=lambda name: name.lower() != "stoi")
         if tables:
             return adopt_tokenizer(space[tables[0]]), f"{said}{tables[0]}"
+    for said, space in spaces:
+        for name, value in list(space.items()):
+            table = _numbered(value, model) if _ENTRIES.fullmatch(name) else None
+            if table:
+                return adopt_tokenizer(table), f"{said}{name}"
     return None
+
+
+def _numbered(value: object, model: nn.Module) -> dict[str, int] | None:
+    """Entries by their numbers, a list or a table, as one of numbers by entries.
+
+    None: it has another size than the model's vocabulary, so it numbers something else.
+    """
+    entries = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+    if not isinstance(entries, Mapping) or not _ENOUGH <= len(entries) == vocabulary_of(model):
+        return None
+    pairs = list(entries.items())
+    if not all(type(number) is int and isinstance(entry, str) for number, entry in pairs):
+        return None
+    return {entry: number for number, entry in pairs}
 
 
 def _codes(value: object) -> bool:

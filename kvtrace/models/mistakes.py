@@ -110,10 +110,16 @@ def _remedy(error: BaseException, source: Source, gpu: bool, at_import: bool) ->
         where = "start kvtrace in the directory from which the script finds it"
         return f"it needs {what} that is not there: {where}, or let the factory do without"
     if isinstance(error, ModuleNotFoundError) and error.name:
-        name = safe(error.name.partition(".")[0])
-        if source.kind == "file" and Path(source.place).stem == name:
-            return f"the file has the name of the package {name} and hides it: rename the file"
-        return f"install {name} next to kvtrace, or start kvtrace where it can be imported"
+        return _of_package(safe(error.name.partition(".")[0]), source)
+    if isinstance(error, EOFError) and not at_import:
+        return "it asks for input, and there is no keyboard here: let the factory do without"
     if at_import and not isinstance(error, ImportError):
         return "the file does this when imported: --definitions runs its definitions only"
     return ""
+
+
+def _of_package(name: str, source: Source) -> str:
+    """What to do about a package that is not there."""
+    if source.kind == "file" and Path(source.place).stem == name:
+        return f"the file has the name of the package {name} and hides it: rename the file"
+    return f"install {name} next to kvtrace, or start kvtrace where it can be imported"

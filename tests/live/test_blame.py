@@ -66,3 +66,9 @@ def test_a_missing_torch_is_said_with_what_works_without_it():
     error = ModuleNotFoundError("No module named 'torch'", name="torch")
     assert "recording needs torch" in str(error_of(error, None))
     assert "traces open without it" in str(error_of(error, None))
+
+
+def test_notes_of_an_error_stand_behind_it(tmp_path):
+    error, _ = raised(tmp_path / "my.py", "raise ValueError('too long')\n")
+    error.add_note("8 tokens went well")
+    assert str(error_of(error, None)).endswith("ValueError: too long; 8 tokens went well")

@@ -148,6 +148,7 @@ READERS = {
     ),
     "words": ("word2idx = {'hello': 1, 'ab': 2, '<unk>': 0}", (2,), "the file's word2idx"),
     "nothing": ("", (97, 98), "the prompt is read as bytes"),
+    "a list of another size": ("chars = ['a', 'b']", (97, 98), "the prompt is read as bytes"),
 }
 
 
@@ -157,6 +158,14 @@ def test_the_prompt_is_read_by_what_the_file_has(mine, kind):
     found = mine(f"{code}\n", "Small")
     assert found.prompt.ids == ids
     assert said in found.chosen
+
+
+@pytest.mark.parametrize("entries", ["['b', 'q', 'a']", "{0: 'b', 1: 'q', 2: 'a'}"])
+def test_entries_by_their_number_read_the_prompt(mine, entries):
+    found = mine(f"itos = {entries}\ndef make():\n    return Small(3)\n", "make")
+    assert found.prompt.ids == (2, 0)
+    assert found.tokenizer.decode(1) == "q"
+    assert "the file's itos" in found.chosen
 
 
 def test_a_table_on_the_model_reads_the_prompt(mine):
@@ -219,6 +228,11 @@ MISTAKES = {
         "def make():\n    assert torch.cuda.is_available()\n    return Small()\n",
         "--cpu maps it to the CPU",
     ),
+    "a question": (
+        "def make():\n    raise EOFError('EOF when reading a line')\n",
+        "it asks for input, and there is no keyboard here",
+    ),
+    "a main block": ("if __name__ == '__main__':\n    made = 1\n", "kvtrace run mine.py"),
     "a package of its own name": (
         "import mine.parts\n",
         "the file has the name of the package mine and hides it: rename the file",

@@ -91,9 +91,13 @@ class Calls:
             NoLogitsError, NoCacheError: What came back is not what the way needs.
         """
         first = self._fed + 1 if self.way.feeds == "one" else len(tokens)
-        for end in range(first, len(tokens)):
-            self._call(tokens[:end])
-        return last_row(*self._call(tokens))
+        try:
+            for end in range(first, len(tokens)):
+                self._call(tokens[:end])
+            return last_row(*self._call(tokens))
+        except Exception as error:
+            error.add_note(_lengths(len(tokens), self._fed))
+            raise
 
     def rows(self, tokens: Sequence[int]) -> Tensor:
         """As `step`; the logits of every row there is, [rows, vocab]."""
@@ -249,3 +253,10 @@ def is_empty(cache: object) -> bool:
     if isinstance(cache, list | tuple):
         return all(is_empty(one) for one in cache)
     return False
+
+
+def _lengths(given: int, before: int) -> str:
+    """What is known of lengths where a call raised: models have a longest one."""
+    if before:
+        return f"{before} tokens went well, {given} did not; -n asks for fewer"
+    return f"it was given {given} tokens; a shorter prompt may do"

@@ -227,9 +227,13 @@ class Search:
             alike.setdefault(_ANY_SHAPE.sub("", why), f"{way}: {why}")
         reasons = list(alike.values())[:3]
         tried = "; ".join(safe(one, 240) for one in reasons) or "no parameter takes token ids"
+        mixed = any("same dtype" in why for why in self._why)
+        hint = (
+            " Its parts differ in dtype, as under autocast: try --dtype bfloat16." if mixed else ""
+        )
         return (
-            f"no way to call {safe(str(signature), 160)} was found ({tried}). Add to your file: "
-            "def step(model, ids, cache, pos), which returns logits or (logits, cache)"
+            f"no way to call {safe(str(signature), 160)} was found ({tried}).{hint} Add to your "
+            "file: def step(model, ids, cache, pos), which returns logits or (logits, cache)"
         )
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from builders.driven import forgotten, run_file
+from kvtrace.errors import ModelError
 
 MODEL = """
 import torch
@@ -44,6 +45,21 @@ LENGTH = """
         return self.predict_all(x)
 """
 
+SHORT = """
+    def forward(self, x):
+        if x.shape[1] > 8:
+            raise ValueError("too long")
+        return self.predict_all(x)
+"""
+
+MIXED = """
+    def predict_all(self, x):
+        return self.head(self.embed(x).bfloat16())
+
+    def forward(self, x):
+        return self.predict_all(x)
+"""
+
 PLAIN = """
     def forward(self, x):
         return self.predict_all(x)
@@ -75,3 +91,14 @@ def test_a_call_that_asked_for_no_cache_is_not_said_to_have_one(odd):
     driven = odd(LENGTH)
     assert driven.call == "model(x [1, all])"
     assert not any("with a cache, a later call raises" in text for text in driven.said)
+
+
+def test_a_length_that_is_too_long_is_said_beside_the_ones_that_went_well(odd):
+    with pytest.raises(ValueError, match="too long") as caught:
+        odd(SHORT)
+    assert caught.value.__notes__ == ["8 tokens went well, 9 did not; -n asks for fewer"]
+
+
+def test_parts_of_different_dtypes_are_told_what_may_help(odd):
+    with pytest.raises(ModelError, match="as under autocast: try --dtype bfloat16"):
+        odd(MIXED)
