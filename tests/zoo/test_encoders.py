@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    DynamicCache,
+    EncoderDecoderCache,
+)
 
 import kvtrace
 from kvtrace.analysis.checks import EQUAL, check
@@ -82,3 +87,27 @@ def test_positions_that_restart_are_seen_in_the_decoders_first_layer(tmp_path):
     positions.forward = lambda ids, past=0, position_ids=None: right(ids, 0)
     _, places = found(tmp_path / "a.kvt", bart)
     assert places[0] == ("POSITION-EMBEDDING", "q", "self", 0)
+
+
+def test_rows_of_an_encoder_that_are_kept_for_another_text_are_stale(tmp_path):
+    bart = model()
+    path = tmp_path / "a.kvt"
+    past = EncoderDecoderCache(DynamicCache(config=bart.config), DynamicCache(config=bart.config))
+    with kvtrace.record(bart, path, keep_rows=True), torch.no_grad():
+        for seed in (1, 2):
+            generator = torch.Generator().manual_seed(seed)
+            tokens = torch.randint(3, 90, (2, 12), generator=generator)
+            encoded = bart.get_encoder()(input_ids=tokens[:1])
+            past.self_attention_cache = DynamicCache(config=bart.config)  # the other is forgotten
+            for start, end in ((0, 3), (3, 4), (4, 5)):
+                bart(
+                    encoder_outputs=encoded,
+                    decoder_input_ids=tokens[1:, start:end],
+                    past_key_values=past,
+                    use_cache=True,
+                )
+    trace = open_trace(path)
+    first = check(trace).findings[0]
+    site = trace.site(first.layer)
+    assert (first.name, first.step, site.kind, site.layer) == ("STALE-CACHE", 5, "cross", 0)
+    assert first.where.startswith("decoder layer 0 cross-attention")

@@ -106,7 +106,7 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
     if one is not None:
         part = one.only(heads)
         named = (
-            _unwritten(scene, part)
+            _unwritten(scene, identity, part)
             or _looked(scene, identity, part, query, heads)
             or _sums(scene, part)
             or _scores(part)
@@ -144,7 +144,7 @@ def _query(scene: Scene, identity: Identity, query: int) -> _Query | None:
     )
 
 
-def _unwritten(scene: Scene, one: _Query) -> tuple[str, str, str] | None:
+def _unwritten(scene: Scene, identity: Identity, one: _Query) -> tuple[str, str, str] | None:
     """All-zero rows among those mixed: they take their share of the weights and give nothing."""
     if scene.site.sinks or not one.plain:
         return None
@@ -156,6 +156,9 @@ def _unwritten(scene: Scene, one: _Query) -> tuple[str, str, str] | None:
     count = int(np.rint(np.median(rows)))
     if count < 1 or np.abs(rows - count).max() > 0.02 * count:
         return None
+    if count == 1 and not (identity.key_is_zero & identity.value_is_zero).any():
+        evidence = "each head's weights sum to Σ/(1 + Σ), Σ the sum of exp(score): 1 is added"
+        return "WEIGHTS-NOT-NORMALISED", "weights", evidence
     evidence = f"judging by the output, {count} all-zero rows are visible"
     return "ZERO-ROWS-VISIBLE", "mask", evidence
 

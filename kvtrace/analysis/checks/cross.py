@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scales, Scene, Side
 from kvtrace.analysis.checks.spoken import spoken
 from kvtrace.trace import CacheView, Site, Step, Trace
@@ -73,6 +74,29 @@ def stage_cross(
         sequences=step.num_sequences,
         spoken=lambda other: spoken(trace.meta, other),
     )
+
+
+def stale_cross(trace: Trace, number: int, layer: int) -> Finding | None:
+    """Attention to an encoder in the first step of a text that computes none of its rows.
+
+    Args:
+        trace: Whose step.
+        number: Step, whose lanes differ at the site.
+        layer: Site.
+    """
+    step, site = trace.step(number), trace.site(layer)
+    group = step.cache_step(site.reads)
+    if site.kind != "cross" or group is None or group.rows or step.parent is None:
+        return None
+    own = {one.reads for one in trace.meta.sites if one.kind == "self"}
+    begun = [one.length_before == 0 for one in step.caches if own & set(one.layers)]
+    if not begun or not all(begun):
+        return None
+    evidence = (
+        f"a new text begins here, but none of the {group.length_before} rows of the encoder were "
+        "computed for it: they are those of the text before"
+    )
+    return Finding("STALE-CACHE", number, layer, "k", evidence, row=0)
 
 
 def _first(trace: Trace, step: Step, site: Site) -> tuple[int, int] | None:

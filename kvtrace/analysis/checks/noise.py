@@ -17,7 +17,7 @@ from kvtrace.trace import LaneStep, Reference, Tensor, Trace
 
 # Relative to max|row|; measured on random models of 185 architectures, 4 layers.
 FLOOR = {"float64": 1e-12, "float32": 2e-5, "float16": 3e-3, "bfloat16": 2e-2}
-_TIMES_REFEREE = 4.0
+TIMES_REFEREE = 4.0
 _LAYERS_MEASURED = 4
 
 
@@ -53,9 +53,9 @@ def noise(trace: Trace, lane: str) -> Noise:
     far = _referee_distance(trace, lane)
     referee = trace.meta.lane("referee")
     if far is not None and referee is not None:
-        raised = _TIMES_REFEREE * far
+        raised = TIMES_REFEREE * far
         off = f"recomputing itself is off from {referee.dtype} by up to {np.nanmax(far):.1e}"
-        times = f", raised to {_TIMES_REFEREE:.0f} times that" if (raised > threshold).any() else ""
+        times = f", raised to {TIMES_REFEREE:.0f} times that" if (raised > threshold).any() else ""
         reason += f"; {off}{times}"
         threshold = np.fmax(threshold, raised)
     return Noise(threshold, reason)

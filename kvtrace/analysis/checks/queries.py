@@ -12,6 +12,7 @@ from kvtrace.analysis.checks.relations import (
     close,
     factor,
     head_order,
+    in_proportion,
     less_exact,
     rotation,
     same_numbers,
@@ -121,6 +122,17 @@ def _input(scene: Scene, place: int, difference: Floats) -> tuple[str, str]:
     return "UPSTREAM", f"q of place {place} already differs by up to {far:.3g}"
 
 
+def _scaled_shift(scene: Scene, turn: Rotation, place: int) -> str | None:
+    """A shift under frequencies that are not the usual ones, in words; None where it is none."""
+    given = _given(scene, place)
+    first = in_proportion(turn)
+    if not given and first is None:
+        return None
+    by = "is rotated" if first is None else f"is rotated by {first:+.3f} radians in plane 0"
+    more = "" if first is None else ", the other planes in proportion, as by another position"
+    return f"q of place {place} {by}{more}{given}"
+
+
 def _given(scene: Scene, place: int) -> str:
     """What the step was told its position is, where that is not its place."""
     row = int(np.searchsorted(scene.places, place))
@@ -160,6 +172,9 @@ def _rotated(
             f"q of place {places[0]} = the recomputed q rotated by {n:+d} positions{why}; "
             f"lengths equal{_given(scene, int(places[0]))}",
         )
+    known = _scaled_shift(scene, turn, int(places[0]))
+    if known is not None:
+        return found("POSITION-ROPE", known)
     per_position = slope(turn, places - scene.padding)
     if per_position is not None or len(places) == 1:
         first = turn.angles[0]

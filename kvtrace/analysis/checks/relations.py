@@ -13,6 +13,12 @@ from numpy.typing import NDArray
 from kvtrace.trace import dtypes
 from kvtrace.trace.dtypes import Floats
 
+_EXACT = 0.02
+"""Radians; what is known of an angle."""
+
+_FEWEST_PLANES = 4
+"""So many may fall geometrically by no chance."""
+
 
 def close(left: Floats, right: Floats, atol: float) -> bool:
     """Whether two arrays are equal within `atol`; NaN equals nothing."""
@@ -143,7 +149,28 @@ def shift(turn: Rotation, furthest: int) -> int | None:
                 return n
             if best is None or misfit < best[0]:
                 best = (misfit, n)
-    return best[1] if best and best[0] < 0.2 else None
+    # the fastest plane turns by one radian a position, however the others are scaled
+    near = best is not None and best[0] < 0.2
+    exact = best is not None and abs(float(wrap(angles[:1] - best[1])[0])) < _EXACT
+    return best[1] if best and near and (exact or planes[0] != 0) else None
+
+
+def in_proportion(turn: Rotation) -> float | None:
+    """Radians of the fastest plane, where angles fall geometrically as in any shift; else None.
+
+    So they do where positions are divided by a factor, whatever it is.
+    """
+    sure = turn.sure.all(axis=0)
+    spread = np.abs(wrap(turn.angles - turn.angles[:1])).max(axis=0)
+    if sure.sum() < _FEWEST_PLANES or not sure.all() or (spread > 0.02).any():
+        return None
+    angles = turn.angles[0]
+    if (np.sign(angles) != np.sign(angles[0])).any() or not angles.all():
+        return None
+    steps = np.diff(np.log(np.abs(angles)))
+    return (
+        float(angles[0]) if (np.abs(steps - steps.mean()) < 0.02).all() and steps[0] < 0 else None
+    )
 
 
 def _misfit(angles: NDArray[np.float64], planes: NDArray[np.int64], n: int) -> float:

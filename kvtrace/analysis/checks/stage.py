@@ -10,7 +10,7 @@ from kvtrace.analysis.checks.scene import Scales, Scene, Side
 from kvtrace.analysis.checks.spoken import spoken
 from kvtrace.analysis.checks.supposed import supposed_places
 from kvtrace.errors import MissingError, TraceError
-from kvtrace.trace import CacheView, Reference, Step, Tensor, Trace
+from kvtrace.trace import CacheView, Reference, Site, Step, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.weights import derive
 
@@ -38,7 +38,8 @@ def stage(
     if reference is None:
         return None
     same = _kept_as(trace, reference, layer)
-    theirs = _reference_side(reference, same)
+    own = _own(trace, same)
+    theirs = _reference_side(reference, same, own)
     if theirs is None:
         return None
     view = trace.cache(number, layer, sequence)
@@ -57,7 +58,7 @@ def stage(
     earlier = trace.step(step.parent).num_sequences if beams and step.parent is not None else 0
 
     def weights(row: int) -> Floats:
-        return _weights(trace, reference, same, row)
+        return _weights(trace, reference, (same, own), row)
 
     def layer_rows(other: int) -> tuple[Floats, Floats] | None:
         return _kv(reference, other)
@@ -66,7 +67,7 @@ def stage(
         before = other - step.num_sequences  # one of the step before, which may have ended there
         at = number if before < 0 or step.parent is None else step.parent
         there = trace.reference(at, other if before < 0 else before, lane)
-        return None if there is None else _kv(there, same)
+        return None if there is None else _kv(there, own)
 
     return Scene(
         step=number,
@@ -117,6 +118,31 @@ def _kept_as(trace: Trace, reference: Reference, layer: int) -> int:
     return next(kept, layer)
 
 
+def _own(trace: Trace, layer: int) -> int:
+    """The site whose keys and values are right here.
+
+    A call that reads another layer's rows in some steps and wrote its own in others should read
+    its own in all.
+    """
+    site, sites = trace.site(layer), trace.meta.sites
+
+    def wrote(one: Site) -> bool:
+        """Whether the lane has the rows of this very call under its cache."""
+        first = next(other for other in sites if other.reads == one.reads)
+        return (first.module, first.call) == (one.module, one.call)
+
+    if wrote(site):
+        return layer
+    same = (
+        one.index
+        for one in sites
+        if (one.module, one.call, one.kind) == (site.module, site.call, site.kind)
+        and (one.num_kv_heads, one.key_dim) == (site.num_kv_heads, site.key_dim)
+        and wrote(one)
+    )
+    return next(same, layer)
+
+
 def _comes_first(trace: Trace, number: int, layer: int) -> bool:
     """Whether nothing of this stack attends before it in the step."""
     site = trace.site(layer)
@@ -126,9 +152,9 @@ def _comes_first(trace: Trace, number: int, layer: int) -> bool:
     return site.kind == "self" and site.layer == 0 and first == layer
 
 
-def _reference_side(reference: Reference, layer: int) -> Side | None:
+def _reference_side(reference: Reference, layer: int, own: int) -> Side | None:
     queries, output = reference.rows(layer, Tensor.QUERIES), reference.rows(layer, Tensor.OUTPUT)
-    kv, visible = _kv(reference, layer), reference.visible(layer)
+    kv, visible = _kv(reference, own), reference.visible(layer)
     if queries is None or output is None or kv is None or visible is None:
         return None
     new = slice(reference.first, reference.places)
@@ -141,9 +167,10 @@ def _kv(reference: Reference, layer: int) -> tuple[Floats, Floats] | None:
     return None if keys is None or values is None else (keys, values)
 
 
-def _weights(trace: Trace, reference: Reference, layer: int, row: int) -> Floats:
-    """Reference weights of one new row, [heads, places]."""
-    queries, keys = reference.rows(layer, Tensor.QUERIES), reference.rows(layer, Tensor.KEYS)
+def _weights(trace: Trace, reference: Reference, sites: tuple[int, int], row: int) -> Floats:
+    """Reference weights of one new row, [heads, places]; the keys are those of the second site."""
+    layer, own = sites
+    queries, keys = reference.rows(layer, Tensor.QUERIES), reference.rows(own, Tensor.KEYS)
     visible, bias = reference.visible(layer), reference.bias(layer)
     if queries is None or keys is None or visible is None:
         raise MissingError(f"{trace.name}: the rows of the recomputed lane are not complete.")

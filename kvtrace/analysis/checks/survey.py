@@ -122,12 +122,16 @@ class Survey:
 
 
 def _reads_older_rows(step: Step) -> bool:
-    """Whether an attention was given rows that this step did not compute."""
+    """Whether an attention was given rows that this step did not compute.
+
+    Rows that come out as they were before are known again; where all tokens went in, they were
+    computed all the same.
+    """
     return any(
-        run.cell < group.first_cell
+        any(run.cell < group.first_cell for run in runs)
+        and sum(run.count for run in runs) > step.new
         for group in step.caches
         for runs in group.attended
-        for run in runs
     )
 
 

@@ -15,7 +15,9 @@ from kvtrace.analysis.checks.absent import where_it_begins
 from kvtrace.analysis.checks.apart import diagnose_apart
 from kvtrace.analysis.checks.begin import begins
 from kvtrace.analysis.checks.classes import KINDS
+from kvtrace.analysis.checks.cross import stale_cross
 from kvtrace.analysis.checks.diagnose import diagnose
+from kvtrace.analysis.checks.doubt import doubtful
 from kvtrace.analysis.checks.later import reconsidered
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
@@ -202,17 +204,18 @@ def _at(
         if one is not None:
             groups.setdefault(one.name, []).append(replace(one, sequences=(sequence,)))
     if not groups:
-        unknown = _broken(trace, step, layer, sequences)
+        unknown = _broken(trace, step, layer, sequences) or stale_cross(trace, step.number, layer)
         if unknown is None:
             unknown = _unexplained(trace, step, layer, lane, limits, sequences if staged else None)
-        return [] if unknown is None else [_placed(trace, unknown, limits, lane)]
+        out = [] if unknown is None else [_placed(trace, unknown, limits, lane)]
+        return [one for one in out if not doubtful(trace, one, lane)]
     out = []
     for same in groups.values():
         rows = tuple(sorted(n for one in same for n in one.sequences))
         everyone = len(rows) == step.num_sequences
         found = replace(same[0], sequences=() if everyone else rows)
         out.append(_placed(trace, found, limits, lane, same[0].sequences[0]))
-    return out
+    return [one for one in out if not doubtful(trace, one, lane)]
 
 
 def _placed(

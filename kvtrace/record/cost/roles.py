@@ -43,7 +43,7 @@ def assign(
     modules = frozenset(call.module for call in calls)
     since = 0
     for product in products:
-        before = product.calls_before
+        before = min(product.calls_before, len(calls))
         if product.key not in known:
             known[product.key] = _role(product, calls, modules, since, heads)
         if product.rows:
@@ -63,7 +63,8 @@ def _role(
         return OTHER
     if path in heads:
         return HEAD
-    before = product.calls_before
+    # calls seen in two ways count once afterwards: there may be fewer than when it ran
+    before = min(product.calls_before, len(calls))
     inside = attention_owner(path, modules)
     if inside is not None:
         return OUTPUT if before and calls[before - 1].module == inside else QKV

@@ -71,7 +71,7 @@ class Paths:
     def add(self, step: Step) -> None:
         """Follow a step."""
         parents = self._ends.get(-1 if step.parent is None else step.parent, [])
-        past = max((group.length_before for group in step.caches), default=0)
+        past = max((group.length_before for group in _growing(step)), default=0)
         if past == 0 and step.parent is not None:
             # a faulty cache may hold none of its old rows; its tokens still have a place
             past = max((row[0] for row in step.positions if row), default=0)
@@ -142,6 +142,11 @@ class Paths:
         for number in [one for one in self._ends if one < before]:
             del self._ends[number]
             self._kept.pop(number, None)
+
+
+def _growing(step: Step) -> Sequence[CacheStep]:
+    """The caches that a step wrote to: what an encoder said stays, and a new text may follow."""
+    return [group for group in step.caches if group.rows] or step.caches
 
 
 def _begins(tokens: Sequence[int], known: Sequence[int]) -> bool:

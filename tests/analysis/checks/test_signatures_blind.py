@@ -94,3 +94,32 @@ def test_layers_are_called_as_their_author_does():
     assert spoken(meta, 2) == "decoder layer 0 cross-attention (L2 on the screen)"
     alone = Meta(model=ModelCard("m", "M"), sites=(toy.site(), toy.site()))
     assert spoken(alone, 1) == "layer 1"
+
+
+def test_one_that_is_added_to_the_sum_is_no_row_of_zeros():
+    toy = Toy()
+    scores = np.einsum("hqd,hkd->hqk", toy.q[:, -1:], toy.k[[0, 0, 1, 1]]) / 4
+    total = np.exp(scores).sum(axis=-1, keepdims=True)
+    found = diagnose(toy.scene(weights=lambda table: table * total / (total + 1)))
+    assert found.name == "WEIGHTS-NOT-NORMALISED"
+    assert "1 is added" in found.evidence
+
+
+def test_a_shift_of_positions_that_are_divided_by_a_factor_is_still_one():
+    toy = Toy()
+    place = np.arange(12) / 4
+    toy.q = rope(toy.plain_q, place, toy.style, toy.base).astype(np.float32)
+    toy.k = rope(toy.plain_k, place, toy.style, toy.base).astype(np.float32)
+    moved = rope(toy.plain_q[:, -1:], place[-1:] + 0.25, toy.style, toy.base).astype(np.float32)
+    found = diagnose(toy.scene(q=moved))
+    assert found.name == "POSITION-ROPE"
+    assert "+0.250 radians in plane 0" in found.evidence
+
+
+def test_another_base_is_no_shift_by_one():
+    toy = Toy()
+    place = np.arange(10)
+    scene = toy.scene(
+        end=10, q=rope(toy.plain_q[:, 9:10], place[-1:], toy.style, 500000.0).astype(np.float32)
+    )
+    assert "by no whole number of positions" in diagnose(scene).evidence
