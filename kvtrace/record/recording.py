@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +68,7 @@ class Recording:
         """Nothing happens before `with`; without a writer, it makes the file itself."""
         self.path = path
         self.num_texts = 0
+        self._tokens: tuple[tuple[int, ...], ...] = ()
         self.said: list[str] = []
         self.gate: Gate | None = None
         self.failure: KvtraceError | None = None
@@ -260,7 +261,8 @@ class Recording:
 
     def _written(self, step: Step) -> None:
         """A step is in the file."""
-        self.num_texts += step.parent is None
+        self.num_texts += step.parent is None and not _slides(step.tokens, self._tokens)
+        self._tokens = step.tokens
         each = self._lanes.options.mode == "each" and self._agree(ready=True)
         if each and self.recorder is not None and self._writer is not None:
             try:
@@ -348,3 +350,11 @@ class Recording:
         except Exception as error:
             cause = safe(f"{type(error).__name__}: {error}", 300)
             writer.note(Note("note", f"the tokens were not recomputed: {cause}"))
+
+
+def _slides(now: Sequence[Sequence[int]], before: Sequence[Sequence[int]]) -> bool:
+    """Whether a full window went on by a token: the first left it, another came in."""
+    return len(now) == len(before) > 0 and all(
+        len(one) == len(other) > 1 and one[:-1] == other[1:]
+        for one, other in zip(now, before, strict=True)
+    )

@@ -178,3 +178,12 @@ def test_threads_that_overlap_disturb_no_model_and_are_named(tmp_path):
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert 1 < len(trace) < 1 + 3 * 16
     assert any("in other threads" in said for said in trace.meta.not_recorded)
+
+
+def test_a_window_that_slides_over_a_text_is_no_new_prompt(tmp_path):
+    model, tokens = build("head_modules"), ids(12)
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt") as recording:
+        for end in range(4, 12):
+            model(tokens[:, max(0, end - 6) : end])
+        model(ids(5)[:, 2:])
+    assert [(one.steps, one.texts) for one in recording.report.traces] == [(9, 2)]
