@@ -78,6 +78,18 @@ class Pattern:
     shapes: tuple[Size, ...]
     dtypes: tuple[torch.dtype, ...]
 
+    @property
+    def each(self) -> tuple[Size, Size, Size, Size]:
+        """[sequences, heads, new, dim] of queries, output, new keys and new values of a layer."""
+        queries, output, keys, values = [shape[1:] for shape in self.shapes]
+        new, heads, dim = output
+        return (
+            Size((self.sequences, *queries)),
+            Size((self.sequences, heads, new, dim)),
+            Size((self.sequences, *keys)),
+            Size((self.sequences, *values)),
+        )
+
     def batch(self, one: Pass, tracker: CacheTracker) -> Batch | None:
         """A forward that is over, as a whole; None if it is not like this.
 
@@ -166,19 +178,6 @@ class Batch:
     def seq(self) -> int:
         """Rows attended to, in every layer."""
         return self.first.shape[2]
-
-    @property
-    def shapes(self) -> tuple[Size, Size, Size, Size]:
-        """[sequences, heads, new, dim] of queries, output, new keys and new values of a layer."""
-        sequences = self.pattern.sequences
-        queries, output, keys, values = [shape[1:] for shape in self.pattern.shapes]
-        new, heads, dim = output
-        return (
-            Size((sequences, *queries)),
-            Size((sequences, heads, new, dim)),
-            Size((sequences, *keys)),
-            Size((sequences, *values)),
-        )
 
     @property
     def before(self) -> tuple[int, ...]:

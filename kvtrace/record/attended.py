@@ -81,13 +81,10 @@ class Attended:
         self, forward: Forward, batch: Batch, entry: LedgerStep, compactor: Compactor
     ) -> None:
         """The same of a step like the one before: one mask, and rows that are together."""
-        if batch.mask is None:
-            compact = compactor.plain(batch.seq - forward.new)
-        else:
-            compact = compactor.compact(forward.calls[0], batch.seq)
+        compact = mask_of(forward, batch, compactor)
         self.masks = [compact] * len(self.sites)
         self.new = [forward.new] * len(self.sites)
-        queries, output, keys, values = batch.shapes
+        queries, output, keys, values = batch.pattern.each
         stores = list(entry.seq)
         self.copying.add_whole("q", self.sites, batch.queries, queries)
         self.copying.add_whole("o", self.sites, batch.output, output)
@@ -160,6 +157,13 @@ class Attended:
                 )
             )
         return tuple(out)
+
+
+def mask_of(forward: Forward, batch: Batch, compactor: Compactor) -> Compact:
+    """The one mask of a step like the one before."""
+    if batch.mask is None:
+        return compactor.plain(batch.seq - forward.new)
+    return compactor.compact(forward.calls[0], batch.seq)
 
 
 def _count(bad: Mapping[Name, int], site: int, store: int) -> int:

@@ -9,47 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
-from typing import Protocol
 
 from torch import Tensor, nn
 
-from kvtrace.errors import KvtraceError, RecordError, WriteError
-from kvtrace.files import StepRows
-from kvtrace.record.attended import Attended, Checked
+from kvtrace.errors import KvtraceError, WriteError
+from kvtrace.record.attended import Attended, Checked, mask_of
+from kvtrace.record.backlog import Backlog, Chosen, Waiting
 from kvtrace.record.bytes import held_bytes, step_bytes
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.card import text_config
 from kvtrace.record.cost import CostMeter, Measured
 from kvtrace.record.forward import Beginning, Forward
 from kvtrace.record.ledger import Ledger, LedgerStep
+from kvtrace.record.lineage import Lineage, Tokens
 from kvtrace.record.masks import Compactor
 from kvtrace.record.paged.places import packed_of
 from kvtrace.record.phases import Phases
 from kvtrace.record.positions import Positions, positions
+from kvtrace.record.scribe import Scribe, Sink
 from kvtrace.record.sites import Sites
+from kvtrace.record.steady import Kept, parts_of
 from kvtrace.record.texts import Texts
-from kvtrace.record.top import TopReader
-from kvtrace.text import safe
-from kvtrace.trace import CacheLayer, Cost, Ending, Meta, Note, Site, Step
-
-
-class Sink(Protocol):
-    """Takes in a trace; a `TraceWriter` is one."""
-
-    def append(self, step: Step, rows: StepRows) -> None:
-        """A step with its rows."""
-
-    def extend(self, meta: Meta) -> None:
-        """A META with more sites or cache layers."""
-
-    def note(self, note: Note) -> None:
-        """A note."""
-
-    def end(self, ending: Ending) -> None:
-        """Why it ended."""
-
-
-Tokens = tuple[tuple[int, ...], ...]
+from kvtrace.record.top import last_rows
+from kvtrace.trace import CacheLayer, Cost, Meta, Note, Site, Step
 
 Check = Callable[[Forward], Mapping[int, Checked]]
 """Self-check of a forward: place of a call to (error, scale); may leave calls out."""
@@ -67,6 +49,8 @@ class Options:
         on_step: Told of each step that was written, with its forward's logits gone.
         on_forward: Told of each forward that became a step, by the step's number.
         placed: Says of sites and cache layers which heads of the whole model they are.
+        patient: Steps may wait for company, see `Backlog`; else each is written when the next
+            begins.
     """
 
     texts: Texts = field(default_factory=Texts)
@@ -74,16 +58,7 @@ class Options:
     on_step: Callable[[Step], None] | None = None
     on_forward: Callable[[int, Forward], None] | None = None
     placed: Callable[[Sequence[Site], Sequence[CacheLayer]], Tables] | None = None
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A step that waits for its chosen token."""
-
-    step: Step
-    rows: StepRows
-    caches: frozenset[int]
-    told: tuple[int | None, ...] | None = None
+    patient: bool = False
 
 
 class Recorder:
@@ -102,19 +77,17 @@ class Recorder:
         """
         self.meta = meta
         self.num_steps = 0
-        self.failure: KvtraceError | None = None
         self.paused = False
         self.phases = Phases()
+        self._lineage = Lineage(self.phases)
         self._sink = sink
         self._options = options or Options()
         self._ledger = Ledger()
         self._sites = Sites()
-        self._top = TopReader()
         self._meter = CostMeter(model)
         self._chunk = _chunk(model)
-        self._pending: list[_Pending] = []
-        self._latest: dict[int, int] = {}
-        self._before: Tokens = ()
+        self._scribe = Scribe(sink, self._options.texts, self._options.on_step)
+        self._backlog = Backlog(self._scribe.write)
         self._named: list[int] | None = None
         self._tables = meta.sites, meta.cache_layers
 
@@ -124,12 +97,15 @@ class Recorder:
         """A forward begins: write the step before, with the token that is fed now."""
         if self.failure is not None or self.paused:
             return
-        for pending in self._pending:
-            pending.told = pending.told or self._fed(beginning, pending)
-        self.flush()
-        self._ledger.derived.begin(beginning.tokens, beginning.arguments, self.num_steps)
-        beginning.keep(self._keep)
-        self._meter.begin(beginning.seen)
+        with self._backlog.lock:
+            for waiting in self._backlog.untold:
+                waiting.told = waiting.told or self._lineage.fed(beginning, waiting)
+            self._backlog.told()
+            self._ledger.derived.begin(beginning.tokens, beginning.arguments, self.num_steps)
+            beginning.keep(self._keep)
+            self._meter.begin(beginning.seen)
+            if self._backlog.due():
+                self.flush()
 
     def forward(self, forward: Forward) -> None:
         """A forward is over."""
@@ -139,19 +115,20 @@ class Recorder:
         if self.failure is not None:
             return
         start = perf_counter_ns()
-        try:
-            step, rows, caches = self._step(forward)
-            if self._options.on_forward is not None:
-                self._options.on_forward(step.number, forward)
-        except KvtraceError as error:
-            self.failure = error
-            return
-        except Exception as error:
-            self._fail(error)
-            return
-        spent = forward.own_ns + perf_counter_ns() - start
-        self._pending.append(_Pending(replace(step, recorder_ns=spent), rows, caches))
-        self.num_steps += 1
+        with self._backlog.lock:
+            try:
+                waiting = self._step(forward)
+                if self._options.on_forward is not None:
+                    self._options.on_forward(waiting.step.number, forward)
+            except KvtraceError as error:
+                self.failure = error
+                return
+            except Exception as error:
+                self._fail(error)
+                return
+            waiting.spent_ns = forward.own_ns + perf_counter_ns() - start
+            self._backlog.add(waiting)
+            self.num_steps += 1
 
     def _keep(self, call: AttentionCall) -> AttentionCall:
         """Look at a call before the model goes on; what fails in it is no matter of the model's."""
@@ -163,32 +140,42 @@ class Recorder:
         return call
 
     def _fail(self, error: Exception) -> None:
-        """The run is not ours to break: the recording ends, the model goes on."""
-        self.failure = RecordError(
-            f"step {self.num_steps}: {type(error).__name__}: {safe(str(error), 200)}; "
-            "what was recorded so far is kept. Please report this."
-        )
-        self.failure.__cause__ = error
+        self._scribe.fail(self.num_steps, error)
 
     def failed(self) -> None:
         """A forward raised."""
         if not self.paused:
             self._meter.drop()
 
+    @property
+    def failure(self) -> KvtraceError | None:
+        """Why the recording ended early."""
+        return self._scribe.failure
+
+    @failure.setter
+    def failure(self, failure: KvtraceError | None) -> None:
+        self._scribe.failure = failure
+
     # -- the loop's side -------------------------------------------------------------------
 
-    def choose(self, tokens: tuple[int | None, ...]) -> None:
-        """The tokens chosen after the last forward, per sequence: the step is written now."""
-        if self._pending:
-            self.flush(tokens)
+    def choose(self, tokens: Chosen) -> None:
+        """The tokens chosen after the last forward, per sequence: it waits for them no more."""
+        with self._backlog.lock:
+            untold = self._backlog.untold
+            if untold:
+                untold[-1].told = untold[-1].told or tokens
+                self._backlog.told()
+                if self._backlog.due():
+                    self.flush()
 
     def told(self, cache: int, token: int) -> None:
         """The token chosen for the one sequence of a cache, after the last forward it was in."""
-        for pending in self._pending:
-            if cache in pending.caches:
-                pending.told = (token,)
+        with self._backlog.lock:
+            for waiting in self._backlog.untold:
+                if cache in waiting.caches:
+                    waiting.told = (token,)
 
-    def flush(self, chosen: tuple[int | None, ...] | None = None) -> None:
+    def flush(self, chosen: Chosen | None = None) -> None:
         """Write the steps that wait.
 
         A disk that is full or fails ends the recording, not the run: see `failure`.
@@ -196,25 +183,15 @@ class Recorder:
         Args:
             chosen: Tokens chosen after the last of them, where nobody told yet.
         """
-        waiting, self._pending = self._pending, []
-        if waiting and waiting[-1].told is None:
-            waiting[-1].told = chosen
-        for pending in waiting:
-            if self.failure is None:
-                self._flush(pending)
+        with self._backlog.lock:
+            untold = self._backlog.untold
+            if untold:
+                untold[-1].told = untold[-1].told or chosen
+            self._scribe.write(self._backlog.take())
 
-    def _flush(self, pending: _Pending) -> None:
-        step, chosen = pending.step, pending.told
-        if chosen is not None and len(chosen) == step.num_sequences:
-            texts = {**step.texts, **self._options.texts.of([c for c in chosen if c is not None])}
-            step = replace(step, chosen=chosen, texts=texts)
-        try:
-            self._sink.append(step, pending.rows)
-        except KvtraceError as error:
-            self.failure = error
-            return
-        if self._options.on_step is not None:
-            self._options.on_step(step)
+    def close(self) -> None:
+        """Nothing waits any more, and nobody looks at the time."""
+        self._backlog.close()
 
     def tell(self, unseen: tuple[str, ...], notes: tuple[str, ...]) -> None:
         """What was not seen, and what qualifies what was: META says it.
@@ -243,75 +220,91 @@ class Recorder:
 
     @property
     def last(self) -> Step | None:
-        """The step that waits."""
-        return self._pending[-1].step if self._pending else None
+        """The step that waits; its logits and self-check may not be worked out yet."""
+        untold = self._backlog.untold
+        return untold[-1].step if untold else None
 
     # -- a step ----------------------------------------------------------------------------
 
-    def _step(self, forward: Forward) -> tuple[Step, StepRows, frozenset[int]]:
+    def _step(self, forward: Forward) -> Waiting:
         where = positions(forward, self._ledger.at(forward))
         entry = self._ledger.step(forward, where, self.num_steps)
         origin = where[0][0] if where and where[0] else 0
-        attended = Attended()
         compactor = Compactor(forward.sequences, origin, self._chunk)
+        tokens = _tokens(forward)
+        kept = self._kept(forward, entry, compactor)
+        if kept is not None:
+            return self._said(forward, entry, where, tokens, kept=kept)
+        self._scribe.write(self._backlog.take(untold=False))
+        attended = Attended()
         attended.collect(
             forward, entry, self._sites, compactor, self._named, self._ledger.stores.dtypes
         )
-        top = self._top.read(forward.logits, forward.sequences)
-        tokens = _tokens(forward)
+        top = self._scribe.top.read(forward.logits, forward.sequences)
         copied = attended.copying.finish()
-        checked = {} if self._options.check is None else dict(self._options.check(forward))
-        for place in [one for one in checked if not self._ledger.intact(forward.calls[one])]:
-            del checked[place]
+        checked = self._checked(forward)
         self._extend()
-        number = self.num_steps
+        waiting = self._said(forward, entry, where, tokens)
+        sites = attended.site_steps(copied, checked, entry.stores, forward.new)
+        waiting.step = replace(waiting.step, top=top, sites=sites)
+        waiting.rows = attended.step_rows(copied)
+        self._named = attended.sites
+        return waiting
+
+    def _kept(self, forward: Forward, entry: LedgerStep, compactor: Compactor) -> Kept | None:
+        """What is worked out later of a step like the one before; None: all of it now."""
+        batch, sites = forward.batch, self._named
+        if batch is None or sites is None or not (self._options.patient and entry.routine):
+            return None
+        if forward.part_of is not None:
+            return None
+        logits = last_rows(forward.logits, forward.sequences)
+        return Kept(
+            batch.pattern,
+            parts_of(batch),
+            None if logits is None else logits.clone(),
+            mask_of(forward, batch, compactor),
+            self._checked(forward),
+            sites,
+            tuple(entry.seq),
+            entry.stores,
+        )
+
+    def _checked(self, forward: Forward) -> Mapping[int, Checked]:
+        """The self-check, but for calls whose rows are not there any more."""
+        if self._options.check is None:
+            return {}
+        found = self._options.check(forward)
+        return {
+            place: one for place, one in found.items() if self._ledger.intact(forward.calls[place])
+        }
+
+    def _said(
+        self,
+        forward: Forward,
+        entry: LedgerStep,
+        where: Positions,
+        tokens: Tokens,
+        *,
+        kept: Kept | None = None,
+    ) -> Waiting:
+        """The step, but for its logits and what its sites did."""
+        number, layers = self.num_steps, self._ledger.stores.layers
         step = Step(
             number=number,
-            phase=self._phase(forward, where, entry, tokens),
-            parent=self._parent(entry, tokens, where),
+            phase=self._lineage.phase(forward, where, entry, tokens),
+            parent=self._lineage.parent(number, entry, tokens, where, layers),
             tokens=tokens,
             positions=where,
             chosen=(None,) * len(tokens),
-            top=top,
             caches=entry.groups,
-            sites=attended.site_steps(copied, checked, entry.stores, forward.new),
             events=entry.events,
             cost=self._cost(forward, entry, where),
             elapsed_ns=forward.elapsed_ns,
-            texts=self._options.texts.of(_ids(tokens, top)),
             packed=packed_of(forward.part_of),
         )
-        self._before, self._named = tokens, attended.sites
-        for cache in entry.caches:
-            self._latest.pop(cache, None)
-            self._latest[cache] = number
-        while len(self._latest) > 1024:
-            del self._latest[next(iter(self._latest))]
-        return step, attended.step_rows(copied), frozenset(entry.caches)
-
-    def _parent(self, entry: LedgerStep, tokens: Tokens, where: Positions) -> int | None:
-        """The step whose cache this one continued; without a cache, whose tokens."""
-        if not entry.caches:
-            if entry.parent is not None:
-                return entry.parent
-            return self.num_steps - 1 if _extends(tokens, self._before) else None
-        layers = self._ledger.stores.layers
-        # rows made anew may equal those of another cache with the same text
-        continued = any(
-            group.length_before for group in entry.groups if layers[group.layers[0]].held
-        )
-        # of rows that a faulty cache changed none is known again, but its tokens have a place
-        continued = continued or any(row[0] > 0 for row in where if row)
-        found = [self._latest[one] for one in entry.caches if one in self._latest]
-        return max(found) if found and continued else entry.donor
-
-    def _phase(self, forward: Forward, where: Positions, entry: LedgerStep, tokens: Tokens) -> str:
-        """Prefill or decode; an engine says how long the prompt of a request is."""
-        prompt = None if forward.part_of is None else forward.part_of.prompt
-        if prompt is None:
-            again = _extends(tokens, self._before) and len(tokens[0]) - len(self._before[0])
-            return self.phases.of(forward, where, entry, entry.grown or int(again))
-        return "decode" if where[0][0] >= prompt else "prefill"
+        self._lineage.enter(number, entry, tokens)
+        return Waiting(step, frozenset(entry.caches), kept=kept)
 
     def _cost(self, forward: Forward, entry: LedgerStep, where: Positions) -> Cost:
         past = max((row[0] for row in where if row), default=0)
@@ -350,32 +343,6 @@ class Recorder:
         except WriteError as error:
             self.failure = error
 
-    def _fed(self, beginning: Beginning, pending: _Pending) -> tuple[int | None, ...] | None:
-        """The tokens fed now, if they are the ones chosen after the step that waits."""
-        tokens, before = beginning.tokens, pending.step
-        if before.packed is not None:
-            fed = [beginning.fed[one] for one in pending.caches if one in beginning.fed]
-            return tuple(fed) if before.top else None
-        moved = any(one.kind != "crop" for one in beginning.changes)
-        if tokens is None or moved or tokens.dim() != 2:
-            return None
-        if not pending.caches:
-            rows = tuple(tuple(row) for row in tokens.tolist())
-            return tuple(row[before.new] for row in rows) if _extends(rows, before.tokens) else None
-        if not beginning.caches & pending.caches:
-            return None
-        if not self.phases.decodes(tokens.shape[1], before):
-            return None
-        return tuple(tokens[:, 0].tolist())
-
-
-def _extends(tokens: Tokens, before: Tokens) -> bool:
-    """Whether every sequence begins with what it was before, and goes on."""
-    return len(tokens) == len(before) > 0 and all(
-        len(now) > len(old) > 0 and now[: len(old)] == old
-        for now, old in zip(tokens, before, strict=True)
-    )
-
 
 def _chunk(model: nn.Module) -> int | None:
     """Chunk size of chunked attention that the config names."""
@@ -390,11 +357,3 @@ def _tokens(forward: Forward) -> Tokens:
         rows = found.reshape(forward.sequences, forward.new).tolist()
         return tuple(tuple(row) for row in rows)
     return ((-1,) * forward.new,) * forward.sequences
-
-
-def _ids(tokens: Tokens, top: tuple[object, ...]) -> list[int]:
-    """All token ids a step names."""
-    found = [token for row in tokens for token in row]
-    for one in top:
-        found += list(getattr(one, "ids", ()))
-    return found

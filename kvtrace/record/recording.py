@@ -22,8 +22,9 @@ from kvtrace.record.generate import Generation, follow_generate
 from kvtrace.record.inner import listen_inside
 from kvtrace.record.lanes import LaneOptions, Lanes
 from kvtrace.record.lanes.once import LaneSink
-from kvtrace.record.recorder import Options, Recorder, Sink
+from kvtrace.record.recorder import Options, Recorder
 from kvtrace.record.running import passes
+from kvtrace.record.scribe import Sink
 from kvtrace.record.watch import Watch
 from kvtrace.text import safe
 from kvtrace.trace import Ending, Meta, Note, Step
@@ -75,6 +76,8 @@ class Recording:
         self._held: Forward | None = None
         self._lanes = Lanes(model, path, lanes, self.unwatched)
         self._on_step = options.on_step
+        # somebody who is told of each step waits for it
+        options.patient = options.on_step is None and lanes.mode != "each"
         options.on_step = self._written
         if lanes.mode != "off":
             options.on_forward = self._lanes.forward
@@ -308,6 +311,8 @@ class Recording:
             failure = error
         finally:
             self._writer = None
+            if self.recorder is not None:
+                self.recorder.close()
             try:
                 writer.close()
             except WriteError as error:

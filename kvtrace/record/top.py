@@ -32,46 +32,78 @@ class TopReader:
             logits: [sequences, rows, vocab].
             sequences: Rows of the batch; logits of another number are not taken.
         """
-        if logits is None or logits.dim() != 3 or logits.shape[0] != sequences:
-            return ()
-        if not logits.shape[1]:
-            return ()
-        return tuple([self._read(row.float()) for row in logits.detach()[:, -1]])
+        last = last_rows(logits, sequences)
+        return () if last is None else tuple(self.of(last.float()))
 
-    def _read(self, row: Tensor) -> TopLogits:
+    @torch.no_grad()
+    def of(self, rows: Tensor) -> list[TopLogits]:
+        """Of each of many rows, [rows, vocab] in float32."""
+        ids, values = _highest(rows)
+        sums = self._logsumexp(rows, [line[0] for line in values])
+        lines = zip(ids, values, sums, strict=True)
+        return [TopLogits(tuple(line), tuple(best), total) for line, best, total in lines]
+
+    def _logsumexp(self, rows: Tensor, highest: list[float]) -> list[float]:
+        """Log Σ exp(logit) of each row; the highest one is taken out of the sum where it must be.
+
+        A row is summed alone, so that its sum does not depend on those beside it.
+        """
+        scratch = self._scratch
+        if scratch.shape != rows.shape or scratch.device != rows.device:
+            scratch = self._scratch = torch.empty_like(rows)
+        safe = [abs(value) < _SAFE for value in highest]
+        if all(safe):
+            torch.exp(rows, out=scratch)
+            sums = torch.stack([line.sum() for line in scratch]).tolist()
+            return [math.log(total) for total in sums]
+        return [
+            self._alone(line, value, place)
+            for place, (line, value) in enumerate(zip(rows, highest, strict=True))
+        ]
+
+    def _alone(self, row: Tensor, highest: float, place: int) -> float:
         """Of one row, [vocab]."""
-        ids, values = _highest(row)
-        return TopLogits(tuple(ids), tuple(values), self._logsumexp(row, values[0]))
-
-    def _logsumexp(self, row: Tensor, highest: float) -> float:
-        """Log Σ exp(logit); the highest one is taken out of the sum where it must be."""
         if not math.isfinite(highest):
             return float(torch.logsumexp(row, 0))
-        scratch = self._scratch
-        if scratch.shape != row.shape or scratch.device != row.device:
-            scratch = self._scratch = torch.empty_like(row)
+        scratch = self._scratch[place]
         if abs(highest) < _SAFE:
             return math.log(float(torch.exp(row, out=scratch).sum()))
         torch.sub(row, highest, out=scratch)
         return highest + math.log(float(scratch.exp_().sum()))
 
 
-def _highest(row: Tensor) -> tuple[list[int], list[float]]:
-    """Ids and logits of the best, highest first."""
-    groups = row.shape[0] // _GROUP
+def last_rows(logits: Tensor | None, sequences: int) -> Tensor | None:
+    """The logits after each sequence, [sequences, vocab]; None if there are none.
+
+    Args:
+        logits: [sequences, rows, vocab].
+        sequences: Rows of the batch.
+    """
+    if logits is None or logits.dim() != 3 or logits.shape[0] != sequences:
+        return None
+    return logits.detach()[:, -1] if logits.shape[1] else None
+
+
+def _highest(rows: Tensor) -> tuple[list[list[int]], list[list[float]]]:
+    """Ids and logits of the best of each row, highest first."""
+    count, vocab = rows.shape
+    groups = vocab // _GROUP
     if groups < 4 * TOP:
-        best = torch.topk(row, min(TOP, row.shape[0]))
+        best = torch.topk(rows, min(TOP, vocab))
         return best.indices.tolist(), best.values.tolist()
     # a full topk costs more than all the rest of a step of a small model
-    grouped = row[: groups * _GROUP].view(groups, _GROUP)
-    chosen = grouped.amax(dim=1).topk(TOP).indices
-    rest = row[groups * _GROUP :]
-    best = torch.cat([grouped.index_select(0, chosen).view(-1), rest]).topk(TOP)
-    places, starts, after = best.indices.tolist(), chosen.tolist(), TOP * _GROUP
+    grouped = rows[:, : groups * _GROUP].view(count, groups, _GROUP)
+    chosen = grouped.amax(dim=2).topk(TOP).indices
+    near = grouped.gather(1, chosen[:, :, None].expand(-1, -1, _GROUP)).view(count, -1)
+    best = torch.cat([near, rows[:, groups * _GROUP :]], dim=1).topk(TOP)
+    after, all_starts = TOP * _GROUP, chosen.tolist()
     ids = [
-        starts[place // _GROUP] * _GROUP + place % _GROUP
-        if place < after
-        else groups * _GROUP + place - after
-        for place in places
+        [
+            starts[place // _GROUP] * _GROUP + place % _GROUP
+            if place < after
+            else groups * _GROUP + place - after
+            for place in places
+        ]
+        for places, starts in zip(best.indices.tolist(), all_starts, strict=True)
     ]
     return ids, best.values.tolist()

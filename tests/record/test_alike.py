@@ -46,7 +46,7 @@ def test_after_one_decode_step_the_others_are_taken_in_as_a_whole() -> None:
 def test_rows_taken_together_are_those_of_the_single_calls(name: str) -> None:
     one = _decoded(tiny_model(name))[-1]
     assert one.batch is not None
-    shapes = one.batch.shapes
+    shapes = one.batch.pattern.each
     parts = (
         (one.batch.queries, [call.queries for call in one.calls]),
         (one.batch.output, [call.output for call in one.calls]),
