@@ -6,7 +6,7 @@ records the wrapper means what it calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,15 +25,22 @@ Called = Callable[[nn.Module, "Mapping[str, object] | None"], None]
 def inner_models(model: nn.Module) -> list[nn.Module]:
     """Parts of a model that may be called in its place: they hold most of its parameters."""
     known = {id(one) for _, one in entrances(model)}
-    half = _weight(model) / 2
     return [
         part
-        for part in model.modules()
+        for part in _heavy(model, _weight(model) / 2, set())
         if id(part) not in known
         and not isinstance(part, _CONTAINERS)
         and any(True for _ in part.children())
-        and _weight(part) > half
     ]
+
+
+def _heavy(module: nn.Module, half: float, met: set[int]) -> Iterator[nn.Module]:
+    """A module and the parts of it that hold more than half; what is within others is lighter."""
+    if id(module) not in met and _weight(module) > half:
+        met.add(id(module))
+        yield module
+        for part in module.children():
+            yield from _heavy(part, half, met)
 
 
 def _weight(module: nn.Module) -> int:

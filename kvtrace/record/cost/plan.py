@@ -25,7 +25,7 @@ def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
     if module._modules or not module._parameters.keys() <= {"weight", "bias"}:
         return None
     for first, second in (("in_features", "out_features"), ("nx", "nf")):
-        sizes = (getattr(module, first, None), getattr(module, second, None))
+        sizes = (_said(module, first), _said(module, second))
         if isinstance(sizes[0], int) and isinstance(sizes[1], int):
             weight = module._parameters.get("weight")
             if weight is None or here(weight) is weight:
@@ -33,6 +33,12 @@ def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
             rows, columns = here(weight).shape
             return (columns, rows) if first == "in_features" else (rows, columns)
     return None
+
+
+def _said(module: nn.Module, name: str) -> object:
+    """An attribute of a module or its class, None without it; parts of it are not asked for."""
+    found: object = vars(module).get(name)
+    return getattr(module, name) if found is None and hasattr(type(module), name) else found
 
 
 def multiplies_its_own(module: nn.Module) -> bool:
