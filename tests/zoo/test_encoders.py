@@ -111,3 +111,4 @@ def test_rows_of_an_encoder_that_are_kept_for_another_text_are_stale(tmp_path):
     site = trace.site(first.layer)
     assert (first.name, first.step, site.kind, site.layer) == ("STALE-CACHE", 5, "cross", 0)
     assert first.where.startswith("decoder layer 0 cross-attention")
+    assert first.since == ""

@@ -16,7 +16,7 @@ def begins(trace: Trace, number: int, layer: int) -> str:
     step = trace.step(number)
     right = _decoded_before(trace, step)
     length = _length(step)
-    if right < 1 or length < 2:
+    if right < 1 or length < 2 or length == step.new:  # a text that begins has no steps before
         return ""
     what = _equals(trace, layer, length - step.new, length)
     steps = "the decode step before it is" if right == 1 else f"the {right} decode steps before are"

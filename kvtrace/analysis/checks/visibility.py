@@ -74,7 +74,7 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
     if not missing and not extra:
         return None
     if extra and max(extra) > place:
-        return "MASK-FUTURE", "mask", f"{who} sees later places {_list(extra)}"
+        return "MASK-FUTURE", "mask", f"{who} sees {_later(extra)}"
     if missing and not extra:
         if new > 1 and have == set(range(scene.padding, scene.padding + query + 1)):
             return "MASK-TOP-LEFT", "mask", f"{who} (row {query} of {new}) sees only {_list(have)}"
@@ -94,7 +94,7 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
             return "ROW-OVERWRITTEN", "k", evidence
         if missing == oldest:
             return "EVICTED-EARLY", "k", f"{who} lacks the oldest {len(missing)}: {_list(missing)}"
-        return "MASK", "mask", f"{who} does not see places {_list(missing)}"
+        return "MASK", "mask", f"{who} does not see place{_s(missing)} {_list(missing)}"
     if missing:
         slot = f"; slot {overwritten[0]} changed" if len(overwritten) else ""
         evidence = f"{who} lacks {_list(missing)} and sees {_list(extra)}{slot}"
@@ -104,6 +104,14 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
     if max(extra) < min(want, default=0):
         return "WINDOW", "mask", f"{who} sees {len(extra)} older rows: {_list(extra)}"
     return "MASK", "mask", f"{who} sees places {_list(extra)} that it should not"
+
+
+def _s(places: list[int]) -> str:
+    return "s" if len(places) > 1 else ""
+
+
+def _later(places: list[int]) -> str:
+    return f"later place{_s(places)} {_list(places)}"
 
 
 def _list(places: set[int] | list[int]) -> str:
