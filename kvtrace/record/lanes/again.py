@@ -8,8 +8,7 @@ where that works, else with what the first call was given. The model is as it wa
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +21,8 @@ from kvtrace.record.choices import Chooser
 from kvtrace.record.entrances import asking
 from kvtrace.record.forward import Beginning, Forward
 from kvtrace.record.interface import without_pool
+from kvtrace.record.lanes.asked import arguments_for, filled, padded_for
+from kvtrace.record.lanes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.held import held
 from kvtrace.record.lanes.paths import Path
@@ -85,6 +86,7 @@ class Again:
         reference: "bare" or "replayed", once one of them worked; "": none did so far.
         notes: What qualifies the lane, in sentences.
         ties: What the cached lane chose where it had to (experts, slots).
+        autocast: What was on when the model was first called; None: nothing was.
     """
 
     model: nn.Module
@@ -92,6 +94,8 @@ class Again:
     reference: str = ""
     notes: dict[str, None] = field(default_factory=dict)
     ties: Ties = field(default_factory=Ties)
+    autocast: Autocast | None = None
+    _device: torch.device | None = None
     _begun: bool = False
     _none: str = ""
     _sites: frozenset[tuple[str, int]] = frozenset()
@@ -104,6 +108,9 @@ class Again:
         if self._begun:
             return
         self._begun = True
+        if beginning.tokens is not None:
+            self._device = beginning.tokens.device
+        self.autocast = autocast_of(self._device or torch.device("cpu"))
         if keeps_nothing(self.model):
             return
         if type(self.model).forward is nn.Module.forward:
@@ -160,7 +167,8 @@ class Again:
         if self._none:
             raise CannotRecomputeError(self._none)
         if self.snapshot is None:
-            found = recompute(self.model, batch, self.ties, dtype=dtype)
+            with as_then(self.autocast, dtype):
+                found = recompute(self.model, batch, self.ties, dtype=dtype, device=self._device)
             self.reference = "bare"
             return found
         reasons: dict[str, str] = {}
@@ -181,7 +189,7 @@ class Again:
         ids = call.arguments[call.ids]
         device = ids.device if isinstance(ids, Tensor) else torch.device("cpu")
         like = ids.dtype if isinstance(ids, Tensor) else torch.long
-        tokens = _filled(batch, device).to(like)
+        tokens = filled(batch, device).to(like)
         arguments = _WAYS[name](call, tokens)
         if any(path.padding for path in batch.paths):
             # what was passed is taken, also by a forward that names only some and takes **the rest
@@ -190,9 +198,9 @@ class Again:
                 raise CannotRecomputeError("it has padding at the left and takes no attention_mask")
             if call.arguments.get("position_ids") is None:
                 known.pop("position_ids", None)  # the model counts for itself, padding included
-            arguments |= _padded(batch, device, known)
+            arguments |= padded_for(batch, device, known)
         places, named = positional(call.parameters, arguments)
-        with snapshot.as_then(kind):
+        with as_then(self.autocast, kind):
             choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
             forward = _forward(model, lambda: model(*places, **named), choosing)
         forward = replace(
@@ -243,7 +251,14 @@ def _key(batch: Batch) -> object:
     return [(path.tokens, path.padding) for path in batch.paths], batch.keep
 
 
-def recompute(model: nn.Module, batch: Batch, ties: Ties, *, dtype: str | None = None) -> Forward:
+def recompute(
+    model: nn.Module,
+    batch: Batch,
+    ties: Ties,
+    *,
+    dtype: str | None = None,
+    device: torch.device | None = None,
+) -> Forward:
     """The tensors of a forward over a batch of paths, by a model that takes its cache along.
 
     Args:
@@ -251,11 +266,12 @@ def recompute(model: nn.Module, batch: Batch, ties: Ties, *, dtype: str | None =
         batch: What to run it over.
         ties: What the cached lane chose.
         dtype: Parameters and buffers are taken in this dtype; None: as they are.
+        device: Of the tokens; None: that of the first parameter that is anywhere.
 
     Raises:
         CannotRecomputeError: It failed, or returned nothing to compare.
     """
-    arguments = _arguments(model, batch)
+    arguments = arguments_for(model, batch, device)
     choosing = held(ties, batch.paths, batch.rows, told=dtype is None)
     if dtype is None:
         return _forward(model, lambda: model(**arguments), choosing)
@@ -323,63 +339,6 @@ def _quietly() -> Iterator[None]:
     """No gradients, and the caller's random numbers untouched."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         yield
-
-
-def _arguments(model: nn.Module, batch: Batch) -> dict[str, object]:
-    """What the model is called with; only names that its forward takes."""
-    names = inspect.signature(model.forward).parameters
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
-    decoder = "decoder_input_ids" in names
-    arguments: dict[str, object] = {k: v for k, v in batch.extra.items() if v is not None}
-    first = (
-        "decoder_input_ids"
-        if decoder
-        else "input_ids"
-        if "input_ids" in names
-        else next(iter(names))
-    )
-    arguments[first] = _filled(batch, device)
-    if any(path.padding for path in batch.paths):
-        padded = _padded(batch, device, names)
-        padded = {k: v for k, v in padded.items() if k not in batch.extra}
-        if decoder:
-            padded["decoder_attention_mask"] = padded.pop("attention_mask")
-        arguments |= padded
-    given = arguments.pop("position_ids", None)
-    if isinstance(given, Tensor) and "position_ids" in names:
-        arguments["position_ids"] = _going_on(given, batch, device)
-    if "use_cache" in names:
-        arguments["use_cache"] = False
-    if batch.keep is not None and "logits_to_keep" in names:
-        arguments["logits_to_keep"] = torch.tensor(list(batch.keep), device=device)
-    return arguments
-
-
-def _going_on(given: Tensor, batch: Batch, device: torch.device) -> Tensor:
-    """Positions of whole paths, counted on from the position that each first token was given."""
-    rows = given.expand(len(batch.paths), -1) if given.shape[0] == 1 else given
-    pads = [min(path.padding, rows.shape[1] - 1) for path in batch.paths]
-    first = [int(row[pad]) for row, pad in zip(rows, pads, strict=True)]
-    start = torch.tensor([one - pad for one, pad in zip(first, pads, strict=True)], device=device)
-    lowest = torch.tensor(first, device=device)[:, None]
-    return torch.maximum(torch.arange(batch.rows, device=device)[None] + start[:, None], lowest)
-
-
-def _filled(batch: Batch, device: torch.device) -> Tensor:
-    """Token ids, [paths, rows]; shorter paths go on with zeros."""
-    width = batch.rows
-    filled = [path.tokens + [0] * (width - len(path.tokens)) for path in batch.paths]
-    return torch.tensor(filled, device=device)
-
-
-def _padded(batch: Batch, device: torch.device, names: Container[str]) -> dict[str, object]:
-    """The mask of padding at the left, and positions where they are asked for."""
-    padding = torch.tensor([path.padding for path in batch.paths], device=device)
-    places = torch.arange(batch.rows, device=device)[None] - padding[:, None]
-    found: dict[str, object] = {"attention_mask": (places >= 0).long()}
-    if "position_ids" in names:
-        found["position_ids"] = places.clamp(min=0)
-    return found
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -127,7 +127,7 @@ class Lanes:
             meta = with_lanes(meta, [lane])
             sink.extend(meta)
             self._each = each
-        self.again.ties.tolerance = _tolerance(meta)[0]
+        self.again.ties.tolerance = self._tolerance(meta)[0]
         with self.unwatched():
             self._each.step(step, sink)
         return meta
@@ -189,7 +189,7 @@ class Lanes:
                 if wanted:
                     self._said.add("not recomputed: which tokens went in was not recorded")
                 return meta
-            self.again.ties.tolerance = _tolerance(meta)[0]
+            self.again.ties.tolerance = self._tolerance(meta)[0]
             try:
                 self.again.settle(batches[0])
             except CannotRecomputeError as error:
@@ -215,17 +215,18 @@ class Lanes:
         return wanted
 
     def _lane(self, meta: Meta, name: str, mode: str, dtype: str) -> Lane:
-        limit, reason = _tolerance(meta)
+        limit, reason = self._tolerance(meta)
         return Lane(name, mode, dtype, limit, reason, self.again.reference or "bare")
 
+    def _tolerance(self, meta: Meta) -> tuple[float, str]:
+        autocast = self.again.autocast
+        lowest = _lowest(meta, "" if autocast is None else autocast.name)
+        return tolerance(lowest, max(1, len(meta.sites)))
 
-def _tolerance(meta: Meta) -> tuple[float, str]:
-    return tolerance(_lowest(meta), max(1, len(meta.sites)))
 
-
-def _lowest(meta: Meta) -> str:
-    """The dtype with the fewest digits: autocast attends in a lower one than the weights'."""
-    found = [meta.model.dtype, *(site.dtype for site in meta.sites)]
+def _lowest(meta: Meta, autocast: str) -> str:
+    """The dtype with the fewest digits: autocast multiplies in a lower one than the weights'."""
+    found = [meta.model.dtype, autocast, *(site.dtype for site in meta.sites)]
     order = ["bfloat16", "float16", "float32", "float64"]
     known = [one for one in found if one in order]
     return min(known, key=order.index) if known else meta.model.dtype

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +30,6 @@ class Snapshot:
     Attributes:
         model: It.
         call: Its first call.
-        autocast: (device type, dtype) that was on; None: none was.
         odd: What could not be copied and is shared with the user's model.
         zeros: Addresses of its memory that holds zeros only.
         shared: Large tensors that look constant, and how often each had been changed.
@@ -39,7 +37,6 @@ class Snapshot:
 
     model: nn.Module
     call: FirstCall
-    autocast: tuple[str, torch.dtype] | None
     odd: tuple[str, ...]
     zeros: frozenset[int]
     shared: tuple[tuple[Tensor, int], ...]
@@ -64,16 +61,6 @@ class Snapshot:
     def changed(self) -> bool:
         """Whether something that looked constant has changed since."""
         return any(version(one) != before for one, before in self.shared)
-
-    @contextmanager
-    def as_then(self, dtype: torch.dtype | None) -> Iterator[None]:
-        """Autocast as it was at the first call; off where a dtype is asked for."""
-        if self.autocast is None:
-            yield
-            return
-        device, own = self.autocast
-        with torch.autocast(device, dtype=own, enabled=dtype is None):
-            yield
 
 
 def take(model: nn.Module, arguments: Mapping[str, object]) -> Snapshot | str:
@@ -106,7 +93,6 @@ def take(model: nn.Module, arguments: Mapping[str, object]) -> Snapshot | str:
     return Snapshot(
         copied,
         call,
-        _autocast(tokens.device.type),
         tuple(dict.fromkeys(copier.odd)),
         frozenset(copier.zeros),
         tuple((one, version(one)) for one in copier.shared),
@@ -132,9 +118,3 @@ def version(tensor: Tensor) -> int:
         return tensor._version
     except RuntimeError:
         return -1
-
-
-def _autocast(device: str) -> tuple[str, torch.dtype] | None:
-    if not torch.is_autocast_enabled(device):
-        return None
-    return device, torch.get_autocast_dtype(device)

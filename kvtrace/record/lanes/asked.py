@@ -1,0 +1,72 @@
+"""What a model that takes its cache along is called with, to compute whole token paths again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Container
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from kvtrace.record.lanes.again import Batch
+
+
+def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -> dict[str, object]:
+    """What the model is called with; only names that its forward takes."""
+    names = inspect.signature(model.forward).parameters
+    if device is None:
+        there = (one.device for one in model.parameters() if not one.is_meta)
+        device = next(there, torch.device("cpu"))
+    decoder = "decoder_input_ids" in names
+    arguments: dict[str, object] = {k: v for k, v in batch.extra.items() if v is not None}
+    first = (
+        "decoder_input_ids"
+        if decoder
+        else "input_ids"
+        if "input_ids" in names
+        else next(iter(names))
+    )
+    arguments[first] = filled(batch, device)
+    if any(path.padding for path in batch.paths):
+        padded = padded_for(batch, device, names)
+        padded = {k: v for k, v in padded.items() if k not in batch.extra}
+        if decoder:
+            padded["decoder_attention_mask"] = padded.pop("attention_mask")
+        arguments |= padded
+    given = arguments.pop("position_ids", None)
+    if isinstance(given, Tensor) and "position_ids" in names:
+        arguments["position_ids"] = _going_on(given, batch, device)
+    if "use_cache" in names:
+        arguments["use_cache"] = False
+    if batch.keep is not None and "logits_to_keep" in names:
+        arguments["logits_to_keep"] = torch.tensor(list(batch.keep), device=device)
+    return arguments
+
+
+def _going_on(given: Tensor, batch: Batch, device: torch.device) -> Tensor:
+    """Positions of whole paths, counted on from the position that each first token was given."""
+    rows = given.expand(len(batch.paths), -1) if given.shape[0] == 1 else given
+    pads = [min(path.padding, rows.shape[1] - 1) for path in batch.paths]
+    first = [int(row[pad]) for row, pad in zip(rows, pads, strict=True)]
+    start = torch.tensor([one - pad for one, pad in zip(first, pads, strict=True)], device=device)
+    lowest = torch.tensor(first, device=device)[:, None]
+    return torch.maximum(torch.arange(batch.rows, device=device)[None] + start[:, None], lowest)
+
+
+def filled(batch: Batch, device: torch.device) -> Tensor:
+    """Token ids, [paths, rows]; shorter paths go on with zeros."""
+    width = batch.rows
+    filled = [path.tokens + [0] * (width - len(path.tokens)) for path in batch.paths]
+    return torch.tensor(filled, device=device)
+
+
+def padded_for(batch: Batch, device: torch.device, names: Container[str]) -> dict[str, object]:
+    """The mask of padding at the left, and positions where they are asked for."""
+    padding = torch.tensor([path.padding for path in batch.paths], device=device)
+    places = torch.arange(batch.rows, device=device)[None] - padding[:, None]
+    found: dict[str, object] = {"attention_mask": (places >= 0).long()}
+    if "position_ids" in names:
+        found["position_ids"] = places.clamp(min=0)
+    return found

@@ -1,0 +1,71 @@
+"""What may stand around a model that generates: autocast, offloading, other threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import kvtrace
+from builders.recorded import assert_caches_agree, record
+from builders.tiny_models import tiny_model
+from builders.ways import generate, ready
+from kvtrace.analysis.checks.report import EQUAL
+from kvtrace.analysis.checks.verdict import check
+from kvtrace.trace import Tensor
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def model():
+    return ready(tiny_model("llama"))
+
+
+def largest(trace):
+    return max(np.nanmax(trace.compared(number).relative) for number in trace.numbers)
+
+
+def test_a_run_under_autocast_is_computed_again_under_autocast(model, tmp_path):
+    run = generate(model)
+
+    def under():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return run()
+
+    trace, held, _ = record(model, under, tmp_path / "a.kvt", recompute="once")
+    assert_caches_agree(trace, held)
+    lane = trace.meta.lane("recomputed")
+    assert lane.reason.startswith("bfloat16 rounding")
+    assert largest(trace) <= lane.tolerance
+    assert check(trace).verdict == EQUAL
+
+
+def test_the_referee_of_a_run_under_autocast_is_as_exact_as_ever(model, tmp_path):
+    run = generate(model)
+    with kvtrace.record(model, tmp_path / "a.kvt", referee=True), torch.autocast("cpu"):
+        run()
+    with kvtrace.record(model, tmp_path / "b.kvt", referee=True):
+        run()
+    under, plain = kvtrace.open(tmp_path / "a.kvt"), kvtrace.open(tmp_path / "b.kvt")
+    rows = [one.reference(0, 0, "referee").rows(0, Tensor.KEYS) for one in (under, plain)]
+    assert np.array_equal(*rows)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_weights_that_are_elsewhere_between_calls_are_computed_with_again(model, tmp_path, where):
+    import accelerate
+
+    expected = generate(model)()
+    if where == "disk":
+        accelerate.disk_offload(model, str(tmp_path / "weights"), execution_device="cpu")
+    else:
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    trace, held, result = record(model, generate(model), tmp_path / "a.kvt", recompute="once")
+    assert torch.equal(result, expected)
+    assert_caches_agree(trace, held)
+    assert not trace.notes
+    assert largest(trace) <= trace.meta.lane("recomputed").tolerance
