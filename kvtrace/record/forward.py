@@ -162,6 +162,20 @@ class Beginning:
     fed: Mapping[int, int] = field(default_factory=dict)
 
 
+class CopyOf(NamedTuple):
+    """An update of a cache that was met with the rows of another in it.
+
+    Attributes:
+        update: Which of the forward's.
+        cache: Serial number of the other cache object.
+        rows: That are equal, bit by bit.
+    """
+
+    update: int
+    cache: int
+    rows: int
+
+
 @dataclass(frozen=True, slots=True)
 class Forward:
     """One outermost forward of the watched model.
@@ -179,6 +193,7 @@ class Forward:
         changes: Changes of caches since the forward before.
         recurrent: Recurrent memory written.
         lingering: Cache layers that were not updated, where some call read none that was.
+        copies: Updates of caches that were met with rows of others in them.
         logits: [sequences, rows, vocab]; None if the model returned none.
         result: All it returned.
         elapsed_ns: Wall time, our own taken out.
@@ -202,6 +217,7 @@ class Forward:
     changes: tuple[CacheChange, ...] = ()
     recurrent: tuple[Recurrent, ...] = ()
     lingering: tuple[Lingering, ...] = ()
+    copies: tuple[CopyOf, ...] = ()
     logits: Tensor | None = None
     result: object = None
     elapsed_ns: int = 0

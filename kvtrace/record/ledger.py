@@ -16,6 +16,7 @@ from kvtrace.record import books
 from kvtrace.record.books import EMPTY, Book, Entry
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.content import Recogniser
+from kvtrace.record.copied import Copies
 from kvtrace.record.derived import Derived
 from kvtrace.record.events import joined
 from kvtrace.record.flow.slots import Numbers
@@ -98,6 +99,7 @@ class Ledger:
         self._content = Recogniser(self.stores)
         self._own = Own(self.stores)
         self._pools = Pools(self.stores)
+        self._copies = Copies()
         self._routine: Routine | None = None
 
     def step(self, forward: Forward, positions: Positions, number: int = 0) -> LedgerStep:
@@ -111,6 +113,7 @@ class Ledger:
         self._pools.begin(number)
         again = self._again(forward, positions)
         if again is not None:
+            self._copies.over(again, number)
             return again
         out = LedgerStep(reads=reads(forward))
         events = [self._change(one) for one in forward.changes]
@@ -122,9 +125,11 @@ class Ledger:
         for index, (nth, update) in enumerate(_numbered(forward.updates)):
             store = self.stores.of_update(update, nth, latent=index in made_from)
             work.stores.append(store)
+            update = self._copies.adopted(index, store, forward, self._books)
             out.caches.add(update.cache)
             work.entries[store] = self._update(store, update, work)
             self._homes[update.cache, update.layer] = store
+        self._copies.over(out, number)
         for place, call in enumerate(forward.calls):
             out.stores.append(self._read(place, call, work))
         self._own_caches(out)

@@ -24,6 +24,7 @@ from kvtrace.record.calls import AttentionCall
 from kvtrace.record.choices import CHOICES, Chooser
 from kvtrace.record.clean import CLEAN
 from kvtrace.record.compiled import EAGERLY, Eagerly
+from kvtrace.record.copied import copies
 from kvtrace.record.entrances import around_forward, entrances
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
@@ -329,6 +330,7 @@ class Watch:
             updates=updates,
             updates_before=before,
             lingering=left,
+            copies=() if batch is not None else copies(self._tracker, updates),
             changes=self._tracker.take_changes(used),
             recurrent=(*one.recurrent, *beside(self._tracker, arguments, result, updates)),
             logits=logits_of(result, shape),

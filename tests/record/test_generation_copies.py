@@ -1,0 +1,151 @@
+"""A prefix that was computed once and copied for several prompts, in every way people copy it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
+from builders.tiny_models import tiny_model
+from builders.ways import IDS, ready
+
+PREFIX = 6
+TAILS = ([9, 30, 14], [5, 40, 11, 2])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def prompt(tail):
+    return torch.cat([IDS[:, :PREFIX], torch.tensor([tail])], dim=1)
+
+
+def filled(model, cache):
+    with torch.no_grad():
+        return model(IDS[:, :PREFIX], past_key_values=cache).past_key_values
+
+
+def answers(model, cache, copied):
+    """One answer for each prompt, each with its own copy of the prefix."""
+    options = {"do_sample": False, "max_new_tokens": 4}
+    found = [
+        model.generate(prompt(tail), past_key_values=copied(cache), **options) for tail in TAILS
+    ]
+    return torch.cat([one[0] for one in found])
+
+
+def rebuilt(cache):
+    """Another cache object, from the rows as they were saved."""
+    rows = [(layer.keys, layer.values) for layer in cache.layers]
+    return DynamicCache([tuple(one[:, :, :PREFIX].clone() for one in both) for both in rows])
+
+
+def recorded(model, run, path):
+    expected = run()
+    trace, held, result = record(model, run, path, recompute="once")
+    assert torch.equal(result, expected)
+    assert_caches_agree(trace, held)
+    assert_attention_explains_itself(trace)
+    return trace
+
+
+def assert_compared(trace):
+    """Every step was recomputed along all its tokens, and nothing is said to be missing."""
+    limit = trace.meta.lane("recomputed").tolerance
+    assert not trace.notes
+    for number in trace.numbers:
+        found = trace.compared(number).relative
+        assert (found[found == found] <= limit).all(), number
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "deepseek_v3", "gemma3_text"])
+def test_each_prompt_goes_on_with_the_copied_rows_and_writes_only_its_own(name, tmp_path):
+    model = ready(tiny_model(name))
+
+    def run():
+        return answers(model, filled(model, DynamicCache(config=model.config)), deepcopy)
+
+    trace = recorded(model, run, tmp_path / "a.kvt")
+    assert_compared(trace)
+    begins = [step for step in trace if step.phase == "prefill"]
+    assert [step.parent for step in begins] == [None, 0, 0]
+    assert [step.new for step in begins] == [PREFIX, 3, 4]
+    for step in begins[1:]:
+        assert {group.length_before for group in step.caches} == {PREFIX}
+        assert {group.rows for group in step.caches} == {step.new}
+
+
+@pytest.mark.parametrize(
+    ("kind", "copied"), [(StaticCache, deepcopy), (DynamicCache, rebuilt)], ids=["static", "new"]
+)
+def test_however_it_was_copied(kind, copied, tmp_path):
+    model = ready(tiny_model("llama"))
+    more = {"max_cache_len": 32} if kind is StaticCache else {}
+
+    def run():
+        return answers(model, filled(model, kind(config=model.config, **more)), copied)
+
+    assert_compared(recorded(model, run, tmp_path / "a.kvt"))
+
+
+def test_rows_of_a_buffer_in_a_cache_that_grows_are_what_they_are(tmp_path):
+    model = ready(tiny_model("llama"))
+
+    def run():
+        buffers = StaticCache(config=model.config, max_cache_len=32)
+        return answers(model, filled(model, buffers), rebuilt)
+
+    recorded(model, run, tmp_path / "a.kvt")
+
+
+def test_a_prefix_that_is_copied_for_a_batch_is_each_sequences(tmp_path):
+    model = ready(tiny_model("llama"))
+
+    def run():
+        cache = deepcopy(filled(model, DynamicCache(config=model.config)))
+        cache.batch_repeat_interleave(2)
+        ids = torch.cat([IDS[:, :PREFIX].repeat(2, 1), torch.tensor([[9, 30, 14], [5, 40, 11]])], 1)
+        return model.generate(ids, past_key_values=cache, do_sample=False, max_new_tokens=4)
+
+    trace = recorded(model, run, tmp_path / "a.kvt")
+    assert_compared(trace)
+    assert trace.step(1).parent == 0
+    assert {group.rows for group in trace.step(1).caches} == {3}
+
+
+def test_a_copy_of_a_cache_that_went_on_since_has_only_its_first_rows(tmp_path):
+    model = ready(tiny_model("llama"))
+
+    @torch.no_grad()
+    def run():
+        cache = filled(model, DynamicCache(config=model.config))
+        copy = deepcopy(cache)
+        model(torch.tensor([[9, 30]]), past_key_values=cache)
+        return model(torch.tensor([[5]]), past_key_values=copy).logits
+
+    trace = recorded(model, run, tmp_path / "a.kvt")
+    assert_compared(trace)
+    last = trace.step(2)
+    assert last.parent == 1
+    assert [(one.kind, one.lengths_before[0], one.lengths_after[0]) for one in last.events] == [
+        ("crop", PREFIX + 2, PREFIX)
+    ]
+
+
+def test_a_cache_with_other_rows_is_nobodys_copy(tmp_path):
+    model = ready(tiny_model("llama"))
+
+    @torch.no_grad()
+    def run():
+        cache = filled(model, DynamicCache(config=model.config))
+        other = rebuilt(cache)
+        other.layers[0].values[0, 0, 2, 0] += 1
+        return model(torch.tensor([[5]]), past_key_values=other).logits
+
+    trace = recorded(model, run, tmp_path / "a.kvt")
+    assert {group.layers: group.rows for group in trace.step(1).caches}[0,] == PREFIX + 1
