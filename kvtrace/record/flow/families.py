@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from kvtrace.record.flow.axes import Letters
 from kvtrace.record.flow.marks import Mark, Marks
 
+MOST = 4096
+"""Families that are remembered between two forwards; where no module runs, nobody says when one
+is over."""
+
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -66,6 +70,7 @@ class Families:
             mark: Theirs.
             heard: By a function that wakes a mode.
         """
+        self._make_room()
         self._open[id(mark.letters)] = (mark.letters, id(mark.products[0].left), heard)
 
     def end(self, mark: Mark) -> None:
@@ -74,6 +79,7 @@ class Families:
         if key in self._closed:
             self.twice = True
             return
+        self._make_room()
         self._closed[key] = mark.letters
         lefts = [id(part.left) for part in mark.products]
         for one, (_, left, heard) in list(self._open.items()):
@@ -81,8 +87,14 @@ class Families:
                 self.odd = self.odd or not heard
                 del self._open[one]
 
+    def _make_room(self) -> None:
+        if len(self._open) + len(self._closed) >= MOST:
+            self.forget()
+            self.odd = True
+
     def live(self, marks: Marks) -> bool:
-        """Whether a tensor of an open family is there still."""
-        return bool(self._open) and any(
-            id(mark.letters) in self._open for _, mark in marks.held.values()
+        """Whether a tensor of an open family may be there still."""
+        return self.odd or (
+            bool(self._open)
+            and any(id(mark.letters) in self._open for _, mark in marks.held.values())
         )

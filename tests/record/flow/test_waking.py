@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builders.custom_drives import STYLES, build, ids, through_the_cache
-from kvtrace.record.flow import FlowWatch
+from kvtrace.record.flow import FlowWatch, families
 from kvtrace.record.flow.mode import FlowMode
 
 TOTAL, PROMPT, HEADS, DIM = 20, 5, 2, 4
@@ -256,3 +256,23 @@ def test_two_watches_at_once_both_see_all():
     assert one._waking.slept > 0
     assert other._waking.slept > 0
     assert torch._C._len_torch_function_stack() == 0
+
+
+def test_what_is_remembered_of_scores_stays_small_where_no_module_runs(monkeypatch):
+    monkeypatch.setattr(families, "MOST", 8)
+    rows = torch.randn(1, HEADS, 3, DIM)
+    calls = []
+    with FlowWatch(sink=kept(calls)) as watch:
+        for _ in range(20):
+            watch.begin_step(1, 3)
+            manual(rows, rows, rows)
+            assert len(watch._mode.families._open) + len(watch._mode.families._closed) <= 8
+    assert len(calls) == 20
+
+
+def test_a_forward_that_makes_many_scores_is_followed_to_its_end(monkeypatch):
+    monkeypatch.setattr(families, "MOST", 3)
+    calls, _, _ = asleep(Text(manual), steps)
+    others, _, _ = awake(Text(manual), steps)
+    assert len(calls) == 2 * 15
+    assert_same(calls, others)
