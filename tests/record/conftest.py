@@ -1,0 +1,24 @@
+"""Whatever a test of the recorder does: afterwards nothing stands in anybody's place."""
+
+import pytest
+
+from kvtrace.record import caches, choices, clean, compiled, generate, interface, overlay
+from kvtrace.record.paged import engine
+
+_PATCHES = {
+    "caches": caches.CACHES,
+    "choices": choices.CHOICES,
+    "copies": clean.CLEAN,
+    "compiled calls": compiled._CALLS,
+    "generate": generate.GENERATE,
+    "interface": interface.INTERFACE,
+    "engine": engine.ENGINE,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_trace_of_us_is_left():
+    yield
+    held = [name for name, patches in _PATCHES.items() if patches._holders]
+    assert held == []
+    assert [one._owner for one in overlay._installed.values() if not one.over] == []
