@@ -230,9 +230,20 @@ class Waking:
         if on and not self._only_ours(0):
             self.mode.families.odd = True
             return False
+        self._switch_on()
+        return True
+
+    def _switch_on(self) -> None:
         torch._C._push_on_torch_function_stack(self.mode)
         self._awake = True
-        return True
+
+    def wake(self) -> None:
+        """Switch the mode on for the rest of a forward that is slept through.
+
+        For what makes no products, or none that can be heard: torch's fused layers.
+        """
+        if self._listens and not (self._trial or self._awake) and self._only_ours(0):
+            self._switch_on()
 
     def _only_ours(self, mine: int) -> bool:
         """Whether all modes that were switched on since the forward began follow the flow."""

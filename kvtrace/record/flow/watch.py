@@ -146,6 +146,7 @@ class FlowWatch:
         fused = isinstance(frame.module, _FAST_PATHS)
         if fused:
             self._mode.families.odd = True
+            self._waking.wake()
         if self._depth:  # the mode is on already
             out = self._fast(frame, run) if fused else run()
         else:

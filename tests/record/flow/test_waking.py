@@ -276,3 +276,27 @@ def test_a_forward_that_makes_many_scores_is_followed_to_its_end(monkeypatch):
     others, _, _ = awake(Text(manual), steps)
     assert len(calls) == 2 * 15
     assert_same(calls, others)
+
+
+class Encoded(Text):
+    """Beside its own attention it runs a fused layer of torch's, now and then."""
+
+    def __init__(self):
+        super().__init__(manual)
+        self.encoder = nn.MultiheadAttention(HEADS * DIM, HEADS, batch_first=True)
+
+    def forward(self, tokens):
+        x = super().forward(tokens)
+        if self.layers[0].past[0].shape[2] in (1, 11):
+            with torch.no_grad():
+                x = x + self.encoder(x, x, x, need_weights=False)[0]
+        return x
+
+
+def test_a_fused_layer_in_a_forward_that_is_slept_through_is_seen():
+    calls, out, watch = asleep(Encoded().eval(), steps)
+    others, expected, _ = awake(Encoded().eval(), steps)
+    assert [call.module for call in others].count("encoder") == 2
+    assert_same(calls, others)
+    assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+    assert watch._waking.slept > 5
