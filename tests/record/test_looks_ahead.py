@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import kvtrace
+from kvtrace.analysis.checks.verdict import check
 
 
 class Ahead(nn.Module):
@@ -36,5 +37,8 @@ def test_looking_ahead_is_found_in_a_loop_without_a_cache_and_one_with(tmp_path)
             model(tokens[:, :end], False)
         for start, end in ((0, 4), (4, 5), (5, 6)):
             model(tokens[:, start:end], True)
-    notes = [one.text for one in kvtrace.open(tmp_path / "a.kvt").notes if one.kind == "finding"]
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    notes = [one.text for one in trace.notes if one.kind == "finding"]
     assert [one.partition(":")[0] for one in notes] == ["NOT-CAUSAL"]
+    # without a mask the weights differ too, which says nothing of their scores
+    assert [one.name for one in check(trace).findings] == ["NOT-CAUSAL"]

@@ -37,6 +37,9 @@ _LOGITS_TIMES = 50.0
 _LOGITS_APART = 0.01
 """Less changes no probability by more than a hundredth of itself."""
 
+_WEIGHED = ("weights", "mask", "output")
+"""What differs at the first attention already where queries see rows that come later."""
+
 
 def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator[Finding]:
     """Findings as they are met, in causal order: step, then layer, then tensor.
@@ -47,7 +50,10 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
         limits: What is rounding.
         survey: Told of every step, also of those after everything has been explained.
     """
-    yield from _said_by_the_recorder(trace, lane)
+    told = list(_said_by_the_recorder(trace, lane))
+    yield from told
+    # rows that see later ones have other weights in a longer pass, whatever the scores are
+    void = _WEIGHED if any(one.name == "NOT-CAUSAL" for one in told) else ()
     explained: set[int] = set()
     searched, done = 0, False
     later: Finding | None = None
@@ -72,7 +78,8 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
         place, here = next(((place, said) for place, said in each if said), (0, []))
         for one in (reconsidered(trace, one, lane, limits) for one in here):
             since = "" if explained else begins(trace, number, place)
-            yield replace(where_it_begins(trace, one), since=since)
+            if one.tensor not in void:
+                yield replace(where_it_begins(trace, one), since=since)
             explained |= set(one.sequences or range(step.num_sequences))
         yield from _beside(trace, step, here, lane, limits)
         searched += 1
