@@ -18,7 +18,7 @@ MAX_HEADS = 1 << 20
 MAX_DIM = 1 << 24
 MAX_CELL = 1 << 48
 PHASES = ("prefill", "decode")
-SPARE_ROWS = 1 << 20
+SPARE_ROWS = 1 << 18
 """A recovered trace may lack rows that its steps attended to: more rows than bytes."""
 
 

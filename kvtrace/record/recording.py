@@ -145,7 +145,7 @@ class Recording:
         watch, recorder, writer = self._watch, self.recorder, self._writer
         if watch is None or recorder is None or writer is None or part is self._model:
             return
-        if watch.paused or recorder.paused or passes():
+        if watch.paused or recorder.paused or passes() or watch.turns.are_others():
             return
         name = f"{type(part).__name__}, a part of {type(self._model).__name__}"
         if self.steps or self.waits:

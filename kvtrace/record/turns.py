@@ -40,6 +40,13 @@ class Turns:
             self._running = mine
             return True
 
+    def are_others(self) -> bool:
+        """Whether a call that begins in this thread now would be left out."""
+        with self._changed:
+            mine, bound, running = current_thread(), self._bound, self._running
+            taken = bound is not None and bound is not mine and bound.is_alive()
+            return taken or (running is not None and running is not mine)
+
     def end(self) -> None:
         """The call that was followed is over."""
         with self._changed:

@@ -84,7 +84,7 @@ class Watch:
         self._tracker = CacheTracker()
         self._flow: FlowWatch | None = None
         self._eagerly = Eagerly()
-        self._turns = Turns()
+        self.turns = Turns()
         self._requests = Follower(self._tracker, on_chosen or (lambda _, __: None))
         self._seen: set[str] = set()
         self._odd: set[str] = set()
@@ -121,7 +121,7 @@ class Watch:
 
     def bind(self) -> None:
         """Only calls of this thread are watched."""
-        self._turns.bind()
+        self.turns.bind()
 
     @property
     def unseen(self) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ class Watch:
     def notes(self) -> tuple[str, ...]:
         """Sentences: how the watching itself changed what is said, time above all."""
         other = "calls in other threads while one was running were not recorded"
-        also = (*self._requests.says, *((other,) if self._turns.overlapped else ()))
+        also = (*self._requests.says, *((other,) if self.turns.overlapped else ()))
         also += (EAGERLY,) if self._eagerly.ran else ()
         if self._flow is None or not self._flow.followed:
             return also
@@ -145,7 +145,7 @@ class Watch:
             for undo in self._undo:
                 undone.callback(undo)
             self._undo.clear()
-            self._turns.close()
+            self.turns.close()
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
@@ -173,7 +173,7 @@ class Watch:
         """
         stop = perf_counter_ns()
         one = self._over()
-        with nullcontext() if one is None else self._turns.ending():
+        with nullcontext() if one is None else self.turns.ending():
             if one is not None and keep:
                 elapsed = stop - one.started - one.own_ns
                 self._finish("model", self.model, one, arguments, None, elapsed)
@@ -194,7 +194,7 @@ class Watch:
             one = None if self.paused or called is not module else self._over()
             if one is None:
                 return
-            with self._turns.ending():
+            with self.turns.ending():
                 if result is not None:
                     arguments = self._arguments(module, args, kwargs)
                     elapsed = stop - one.started - one.own_ns
@@ -227,7 +227,7 @@ class Watch:
             if one.names is self._names:
                 one.nested += 1
                 return
-        if not self._turns.begin():
+        if not self.turns.begin():
             return
         given = arguments.get("past_key_values")
         # a class of the model's own that is met late was followed by its rows so far, and stays so
@@ -239,7 +239,7 @@ class Watch:
             if self._on_begin is not None:
                 self._on_begin(self._beginning(arguments, one))
         except BaseException:
-            self._turns.end()
+            self.turns.end()
             raise
         running.append(one)
         one.started = perf_counter_ns()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 import kvtrace
 from builders.recorded import assert_caches_agree, record
 from builders.tiny_models import tiny_model
-from builders.ways import generate, ready
+from builders.ways import IDS, generate, ready
 from kvtrace.analysis.checks.report import EQUAL
 from kvtrace.analysis.checks.verdict import check
 from kvtrace.trace import Tensor
@@ -69,3 +71,41 @@ def test_weights_that_are_elsewhere_between_calls_are_computed_with_again(model,
     assert_caches_agree(trace, held)
     assert not trace.notes
     assert largest(trace) <= trace.meta.lane("recomputed").tolerance
+
+
+def test_a_second_thread_in_the_middle_of_a_run_gets_its_text_and_is_said_to_be_left_out(
+    model, tmp_path
+):
+    options = {"do_sample": False, "max_new_tokens": 4}
+    expected = [model.generate(ids, **options) for ids in (IDS, IDS + 1)]
+    found, faults = {}, []
+    entered, over = threading.Event(), threading.Event()
+
+    def other():
+        try:
+            assert entered.wait(60)
+            found[1] = model.generate(IDS + 1, **options)
+        except BaseException as error:
+            faults.append(error)
+        finally:
+            over.set()
+
+    def hold(_module, _args):
+        """The first thread is within its first forward until the other one has its whole text."""
+        if threading.current_thread() is not thread and not entered.is_set():
+            entered.set()
+            assert over.wait(60)
+
+    thread = threading.Thread(target=other)
+    handle = model.model.layers[1].register_forward_pre_hook(hold)
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        thread.start()
+        found[0] = model.generate(IDS, **options)
+        thread.join()
+    handle.remove()
+    assert faults == []
+    assert all(torch.equal(found[one], expected[one]) for one in (0, 1))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert len(trace) == 4
+    assert trace.meta.model.class_name == "LlamaForCausalLM"
+    assert any("thread" in text for text in trace.meta.not_recorded)
