@@ -200,4 +200,10 @@ def head_verdicts(
     relative = compared.relative
     there = compared.row >= 0
     broken = there & ~np.isfinite(relative)
-    return np.where(broken, np.float32(np.inf), relative).astype(np.float32)
+    told = np.where(broken, np.float32(np.inf), relative).astype(np.float32)
+    sites, _, heads = told.shape
+    # sites that were met after this step were not compared in it
+    more = (max(0, len(trace.meta.sites) - sites), max(0, trace.meta.max_heads - heads))
+    if not any(more):
+        return told
+    return np.pad(told, ((0, more[0]), (0, 0), (0, more[1])), constant_values=np.nan)

@@ -54,7 +54,10 @@ class LaneReader:
         where = f"{self._steps.name}: {what}"
         fields = codec.decode(LaneFields, codec.parse(frame.json, where), where)
         named = (fields.lane, fields.step) == (lane, step)
-        if not named or fields.cells < 0 or fields.cells * CELL_BYTES > frame.head.payload_bytes:
+        sites = self._catalog.meta.sites
+        sound = named and fields.cells >= 0 and fields.shape[0] <= len(sites)
+        sound = sound and all(one.num_heads <= fields.shape[2] for one in sites[: fields.shape[0]])
+        if not sound or fields.cells * CELL_BYTES > frame.head.payload_bytes:
             raise TraceError(f"{where}: a comparison that can't be.")
         return LaneStep(
             lane=lane,

@@ -1,15 +1,18 @@
 """Flipped bits and cut files: never damage read as good, and everything else stays usable."""
 
 import gzip
+import json
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
 from builders.raw_frames import joined, split
 from builders.reading import read_all, same, wrong
 from builders.written import rows_of, write_trace
+from kvtrace.analysis.grid import divergence
 from kvtrace.errors import TraceError, VersionError
 from kvtrace.files import FileSource, TraceWriter, describe, open_trace
 from kvtrace.files.layout import HEAD_BYTES, HEADER_BYTES, MAGIC, Kind, pack_header
@@ -278,3 +281,22 @@ def test_damage_in_the_head_of_a_closed_trace_leaves_all_its_steps(tmp_path, sma
     assert wrong(read_all(trace), truth) == []
     assert trace.numbers == small.numbers
     assert [one.offset for one in trace.damage] == [HEADER_BYTES]
+
+
+@pytest.mark.parametrize("shape", [[1, 4, 0], [1, 4, 1], [2, 4, 2], [0, 4, 0]])
+def test_a_comparison_of_other_sites_and_heads_than_there_are_is_no_comparison(
+    tmp_path, small, shape
+):
+    path = write_trace(tmp_path / "a.kvt", small)
+    _, frames = split(path)
+    lane = next(frame for frame in frames if frame.kind == Kind.LANE)
+    told = json.loads(lane.json)
+    made = replace(lane, json=json.dumps({**told, "shape": shape}).encode())
+    kept = [made if one is lane else one for one in frames if one.kind != Kind.INDEX]
+    path.write_bytes(joined(pack_header(1), kept))
+    trace = open_trace(path)
+    if shape == [0, 4, 0]:
+        assert np.isnan(divergence(trace, told["step"])).all()
+        return
+    with pytest.raises(TraceError, match="a comparison that can't be"):
+        trace.compared(told["step"])
