@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -88,6 +89,14 @@ class FlowMode(TorchFunctionMode):
     def listen(self) -> None:
         """Whatever is switched on later belongs to what runs now, not to work of ours in it."""
         self._depth = depth_of_our_work()
+
+    @property
+    def is_on_top(self) -> bool:
+        """Whether it is the innermost mode, asked by what it listens to, with nothing followed."""
+        length = torch._C._len_torch_function_stack()
+        if not length or torch._C._get_function_stack_at(length - 1) is not self:
+            return False
+        return depth_of_our_work() == self._depth and not self._marked
 
     @property
     def is_idle(self) -> bool:

@@ -147,11 +147,14 @@ class FlowWatch:
         if fused:
             self._mode.families.odd = True
             self._waking.wake()
-        if self._depth:  # the mode is on already
-            out = self._fast(frame, run) if fused else run()
-        else:
+        if not self._depth:
             with self._watching(frame):
                 out = self._fast(frame, run) if fused else run()
+        elif frame.outermost and self._only is None and self._mode.is_on_top:
+            with self._resting(frame):
+                out = self._fast(frame, run) if fused else run()
+        else:  # the mode is on already
+            out = self._fast(frame, run) if fused else run()
         try:  # as `harmless`, without a context manager for every module
             self._after(frame, out)
         except Exception as error:
@@ -197,6 +200,16 @@ class FlowWatch:
                     yield
         finally:
             self._depth -= 1
+
+    @contextlib.contextmanager
+    def _resting(self, frame: Frame) -> Iterator[None]:
+        """The mode that is on around everything, in a forward only where it is needed."""
+        torch._C._pop_torch_function_stack()
+        try:
+            with self._waking.around(frame, self._modules):
+                yield
+        finally:
+            torch._C._push_on_torch_function_stack(self._mode)
 
     def _missed(self, path: str, why: str) -> None:
         self._listening.reasons.setdefault((path, "in a step"), why)

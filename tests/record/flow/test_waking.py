@@ -29,19 +29,20 @@ def kept(calls):
     return keep
 
 
-def asleep(model, drive):
+def asleep(model, drive, only=lambda *_: True):
     """(calls, result, watch) of a mode that may sleep."""
     calls = []
-    with FlowWatch(model, sink=kept(calls), only=lambda *_: True) as watch:
+    with FlowWatch(model, sink=kept(calls), only=only) as watch:
         result = drive(model)
     return calls, result, watch
 
 
 def awake(model, drive):
     """The same of a mode that is on all the time."""
-    calls = []
-    with FlowWatch(model, sink=kept(calls)) as watch:
-        result = drive(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families.Families, "may_sleep", False)
+        calls, result, watch = asleep(model, drive)
+    assert watch._waking.slept == 0
     return calls, result, watch
 
 
@@ -56,10 +57,11 @@ def assert_same(some, others):
                 assert mine == theirs, (one.module, field.name)
 
 
+@pytest.mark.parametrize("only", [None, lambda *_: True], ids=["around all", "in modules"])
 @pytest.mark.parametrize("style", STYLES)
-def test_a_custom_model_shows_the_same_asleep_bit_by_bit(style):
+def test_a_custom_model_shows_the_same_asleep_bit_by_bit(style, only):
     drive = lambda model: through_the_cache(style, model, ids(TOTAL), PROMPT)  # noqa: E731
-    calls, logits, watch = asleep(build(style), drive)
+    calls, logits, watch = asleep(build(style), drive, only)
     others, expected, other = awake(build(style), drive)
     assert_same(calls, others)
     assert all(torch.equal(a, b) for a, b in zip(logits, expected, strict=True))
@@ -300,3 +302,16 @@ def test_a_fused_layer_in_a_forward_that_is_slept_through_is_seen():
     assert_same(calls, others)
     assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
     assert watch._waking.slept > 5
+
+
+def test_a_mode_around_everything_is_on_again_after_a_forward():
+    rows, calls = torch.randn(1, HEADS, 3, DIM), []
+    model = Text(manual)
+    with FlowWatch(model, sink=kept(calls)) as watch:
+        steps(model)
+        assert watch._waking.slept > 8
+        assert torch._C._len_torch_function_stack() == 1
+        watch.begin_step(1, 3)
+        manual(rows, rows, rows)
+    assert len(calls) == 2 * 15 + 1
+    assert torch._C._len_torch_function_stack() == 0
