@@ -26,7 +26,7 @@ _ENTRIES = re.compile(
 _ENOUGH = 2
 
 
-def find_tokenizer(module: ModuleType, model: nn.Module) -> tuple[Tokenizer, str] | None:
+def find_tokenizer(module: ModuleType, model: object) -> tuple[Tokenizer, str] | None:
     """A tokenizer among the names of a file, or on the model, and where it is; None: none."""
     encode, decode = (getattr(module, name, None) for name in ("encode", "decode"))
     if callable(encode) and callable(decode):
@@ -49,13 +49,14 @@ def find_tokenizer(module: ModuleType, model: nn.Module) -> tuple[Tokenizer, str
     return None
 
 
-def _numbered(value: object, model: nn.Module) -> dict[str, int] | None:
+def _numbered(value: object, model: object) -> dict[str, int] | None:
     """Entries by their numbers, a list or a table, as one of numbers by entries.
 
     None: it has another size than the model's vocabulary, so it numbers something else.
     """
     entries = dict(enumerate(value)) if isinstance(value, list | tuple) else value
-    if not isinstance(entries, Mapping) or not _ENOUGH <= len(entries) == vocabulary_of(model):
+    size = vocabulary_of(model) if isinstance(model, nn.Module) else 0
+    if not isinstance(entries, Mapping) or not _ENOUGH <= len(entries) == size:
         return None
     pairs = list(entries.items())
     if not all(type(number) is int and isinstance(entry, str) for number, entry in pairs):

@@ -2,12 +2,14 @@
 
 import re
 import textwrap
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from builders.driven import forgotten, run_file
 from kvtrace.errors import KvtraceError, ModelError, UsageError
 from kvtrace.models import LoadRequest, load
+from kvtrace.models.found_tokenizer import find_tokenizer
 
 SMALL = """
 import torch
@@ -158,6 +160,12 @@ def test_the_prompt_is_read_by_what_the_file_has(mine, kind):
     found = mine(f"{code}\n", "Small")
     assert found.prompt.ids == ids
     assert said in found.chosen
+
+
+def test_entries_read_nothing_where_no_model_says_how_many_there_are():
+    script = ModuleType("theirs")
+    script.itos = ["b", "q", "a"]
+    assert find_tokenizer(script, SimpleNamespace()) is None
 
 
 @pytest.mark.parametrize("entries", ["['b', 'q', 'a']", "{0: 'b', 1: 'q', 2: 'a'}"])
