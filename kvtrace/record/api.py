@@ -60,6 +60,8 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
     """Record what a model's attention consumes, step by step, while the `with` block runs.
 
     `with kvtrace.record(model, "a.kvt"): model.generate(...)` or any loop of your own.
+    Decode steps that are like the one before are written several at a time, at most 100 ms late: a
+    process that is killed loses no more than these.
 
     Args:
         model: What is called inside.
