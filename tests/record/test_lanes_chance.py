@@ -43,3 +43,15 @@ def test_positions_one_too_small_are_one_finding(tmp_path, kind):
     assert "was given position 5 for it, and slot 5 holds a row of that position" in (
         report.findings[0].evidence
     )
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_cache_that_is_dropped_on_the_way_is_history_lost(tmp_path, told):
+    model, tokens = tiny_model("llama"), torch.arange(3, 13)[None]
+    with kvtrace.record(model, tmp_path / "a.kvt", keep_rows=True), torch.no_grad():
+        for start, end in ((0, 6), (6, 7)):
+            given = {"position_ids": torch.arange(start, end)[None]} if told else {}
+            model(tokens[:, start:end], use_cache=True, **given)  # nobody passes the cache on
+    found = [(one.name, one.step) for one in check(open_trace(tmp_path / "a.kvt")).findings]
+    # a step that is not told its position may as well begin another text
+    assert found == ([("HISTORY-LOST", 1)] if told else [])

@@ -18,6 +18,7 @@ from kvtrace.analysis.checks.classes import KINDS
 from kvtrace.analysis.checks.cross import stale_cross
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.doubt import doubtful
+from kvtrace.analysis.checks.forgotten import forgotten
 from kvtrace.analysis.checks.later import reconsidered
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
@@ -57,20 +58,25 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
     explained: set[int] = set()
     searched, done = 0, False
     later: Finding | None = None
+    before: Step | None = None
     fed = _FedAgain()
     for number in trace.numbers:
         step = trace.step(number)
         survey.add(step)
         fed.add(step)
+        lost = forgotten(trace, step, before)
+        before = step
+        if lost is not None:
+            yield _placed(trace, lost, None, None)
         if done:
             continue
         places = _sites_beyond(trace, step, lane, limits)
         if not places:
-            lost = _lost_numbers(step)
+            broken = _lost_numbers(step)
             later = later or _after_attention(trace, step, lane, limits)
-            if lost is not None:
+            if broken is not None:
                 done = True
-                yield _placed(trace, lost, None, None)
+                yield _placed(trace, broken, None, None)
             continue
         rest = [n for n in range(step.num_sequences) if n not in explained]
         # the first site that has something to say: a row may differ that nobody looks at
