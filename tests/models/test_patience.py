@@ -38,7 +38,10 @@ def test_signs_of_life_extend_the_wait():
     assert patiently(ended.wait, 0.2, stuck, pulse) is True
 
 
-def test_ctrl_c_is_heard_while_waiting():
+def test_ctrl_c_is_heard_while_waiting(request):
+    # a shell's background job begins with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     timer = threading.Timer(0.1, lambda: signal.raise_signal(signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
