@@ -49,7 +49,10 @@ def noise(trace: Trace, lane: str) -> Noise:
     threshold = np.repeat((floor * depth)[:, None], 4, axis=1)
     # the output of attention adds the rounding of q, k, v, softmax and mix
     threshold[:, 3] *= 2
-    reason = f"{dtype} rounding: {floor:.0e} of the largest number, growing with depth"
+    # under autocast the lane's type is not the model's
+    told = found.reason.partition(" ")[0] if found else ""
+    kind = told if told in FLOOR else dtype
+    reason = f"{kind} rounding: {floor:.0e} of the largest number, growing with depth"
     far = _referee_distance(trace, lane)
     referee = trace.meta.lane("referee")
     if far is not None and referee is not None:

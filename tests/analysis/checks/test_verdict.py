@@ -81,6 +81,13 @@ def test_thresholds_say_where_they_come_from():
     assert "float32 rounding: 2e-05" in check(synthetic_trace()).reason
 
 
+def test_under_autocast_the_reason_names_the_type_that_rounds():
+    trace = synthetic_trace()
+    lane = replace(trace.meta.lanes[0], tolerance=2e-2, reason="bfloat16 rounding through 3 layers")
+    trace.source.meta = replace(trace.meta, lanes=(lane,))
+    assert "bfloat16 rounding: 2e-02" in check(trace).reason
+
+
 def test_flips_of_the_best_token_are_listed_with_their_margin():
     trace = synthetic_trace()
     key = "recomputed", 4
