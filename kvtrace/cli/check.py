@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from kvtrace.cli import options, outputs
 from kvtrace.cli.grammar import Parser, Verb
-from kvtrace.cli.there import is_file, is_folder, is_trace
+from kvtrace.cli.there import is_trace
 from kvtrace.errors import RecordError, UsageError
 from kvtrace.live.messages import Progress, Request, Tried
+from kvtrace.paths import is_file, is_folder
 from kvtrace.verify.ways import WAYS, beside, named
 
 if TYPE_CHECKING:

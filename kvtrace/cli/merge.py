@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kvtrace.cli import outputs
 from kvtrace.cli.grammar import Verb
-from kvtrace.cli.there import is_folder
 from kvtrace.errors import UsageError
+from kvtrace.paths import is_folder
 from kvtrace.text import safe
 
 _LOSSES_SHOWN = 20

@@ -1,27 +1,10 @@
-"""Whether a word of the command names something on the disk.
-
-What no path can be, such as a long prompt, names nothing; the system calls that an error.
-"""
+"""Whether a word of the command is a trace."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-
-def is_folder(path: Path) -> bool:
-    """Whether it is a directory."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
-
-
-def is_file(path: Path) -> bool:
-    """Whether it is a regular file."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
+from kvtrace.paths import is_file
 
 
 def is_trace(path: Path) -> bool:

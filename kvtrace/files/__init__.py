@@ -8,6 +8,7 @@ from kvtrace.files.notes import append_note
 from kvtrace.files.recover import Recovery, recover
 from kvtrace.files.source import FileSource
 from kvtrace.files.writer import TraceWriter
+from kvtrace.paths import is_folder
 from kvtrace.trace import Trace
 
 __all__ = [
@@ -34,16 +35,8 @@ def open_trace(path: Path | str) -> Trace:
         VersionError: A newer kvtrace wrote it.
     """
     path = Path(path)
-    if _is_folder(path):
+    if is_folder(path):  # not of a name that no file can have: opening it says why
         from kvtrace.files.ranks import open_ranks, rank_files
 
         return Trace(open_ranks(rank_files(path)))
     return Trace(FileSource(path))
-
-
-def _is_folder(path: Path) -> bool:
-    """False, too, for a name that no file can have; opening it says why."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvtrace.errors import UsageError
+from kvtrace.paths import is_file, is_folder
 from kvtrace.text import safe
 from kvtrace_fixtures import BUILT_IN
 
@@ -57,25 +58,16 @@ def parse_spec(spec: str) -> Source:
     path = Path(spec).expanduser()
     if spec.endswith(".py"):
         return _code(spec, "")
-    if _is_folder(path):
+    if is_folder(path):
         ambiguous = not spec.startswith(_EXACT_PATH) and _HUB_ID.fullmatch(spec)
         note = f"the directory ./{spec} was used; hf:{spec} is the hub's" if ambiguous else ""
         return Source("directory", f"./{path.resolve().name}", str(path), note=note)
-    if path.is_file():
+    if is_file(path):
         hint = "`kvtrace open` reads traces" if path.suffix == ".kvt" else "name its directory"
         raise UsageError(f"{safe(spec)}: a file, where a model directory is expected; {hint}")
     if spec.startswith(_EXACT_PATH):
         raise UsageError(f"{safe(spec)}: no such directory; hf:NAME names a model on the hub")
     return _hub(spec)
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError as error:
-        raise UsageError(
-            f"{safe(str(path))}: {error.strerror}; name a model, a directory or a file.py:factory"
-        ) from None
 
 
 def _hub(repo: str) -> Source:
@@ -90,7 +82,7 @@ def _hub(repo: str) -> Source:
 def _code(where: str, factory: str) -> Source:
     if where.endswith(".py"):
         path = Path(where).expanduser()
-        if not path.is_file():
+        if not is_file(path):
             raise UsageError(f"{safe(where)}: no such file")
         name = f"{path.name}:{factory}" if factory else path.name
         return Source("file", name, str(path), factory)

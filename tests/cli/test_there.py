@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from kvtrace.cli import outputs
-from kvtrace.cli.there import is_file, is_folder, is_trace
+from kvtrace.cli.there import is_trace
 from kvtrace.errors import OutputExistsError, UsageError
 from kvtrace.models.spec import parse_spec
+from kvtrace.paths import is_file, is_folder
 
 LONG = "once upon a time " * 40
 
@@ -27,8 +28,10 @@ def test_a_long_prompt_is_checked_as_a_prompt(kvtrace, tmp_path, monkeypatch):
 
 
 def test_names_that_no_file_can_have_are_usage_errors_of_one_line(tmp_path):
-    with pytest.raises(UsageError, match="File name too long"):
+    with pytest.raises(UsageError, match="neither a directory here nor a hub id"):
         parse_spec(LONG)
+    with pytest.raises(UsageError, match="no such file"):
+        parse_spec(f"{LONG}.py")
     with pytest.raises(OutputExistsError, match="File name too long"):
         outputs.chosen(tmp_path / LONG, force=False)
 

@@ -1,0 +1,20 @@
+"""Whether a word names something on the disk.
+
+What no path can be, such as a long prompt, names nothing: `Path` calls that an error, `os.path`
+does not.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a directory."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a regular file."""
+    return os.path.isfile(path)  # noqa: PTH113
