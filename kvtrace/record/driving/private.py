@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.chance import own_chance
 from kvtrace.record.lanes.private import Copier
 
 Kept = dict[Any, Any] | list[Any] | set[Any] | Tensor
@@ -55,15 +56,11 @@ def nothing_left(model: nn.Module, script: types.ModuleType | None) -> Iterator[
         _keep(one, kept, parameters, 4)
     try:
         eager = torch.compiler.set_stance("force_eager")  # nothing is worth compiling for a trial
-        with eager, torch.no_grad(), torch.random.fork_rng(devices=_devices(model)):
+        with eager, torch.no_grad(), own_chance(model):
             yield
     finally:
         for held, before in kept.values():
             _refill(held, before)
-
-
-def _devices(model: nn.Module) -> list[torch.device]:
-    return list({one.device for one in model.parameters() if one.device.type == "cuda"})
 
 
 def _containers(model: nn.Module, script: types.ModuleType | None) -> Iterator[object]:

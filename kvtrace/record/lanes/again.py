@@ -8,8 +8,7 @@ where that works, else with what the first call was given. The model is as it wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kvtrace.record.calls import AttentionCall
+from kvtrace.record.chance import own_chance
 from kvtrace.record.choices import Chooser
 from kvtrace.record.entrances import asking
 from kvtrace.record.forward import Beginning, Forward
@@ -287,7 +287,7 @@ def _forward(
     asked = None if choosing is None else lambda: choosing
     watch = Watch(model, found.append, choosing=asked)
     watch.bind()  # an engine may still run the model in its own thread
-    with asking(), _quietly(), without_pool(), watch:
+    with asking(), torch.no_grad(), own_chance(model), without_pool(), watch:
         try:
             run()
         except _FAULTS as error:
@@ -332,13 +332,6 @@ def _is_causal(call: AttentionCall) -> bool:
     table = call.visible.expand(*call.visible.shape[:-2], new, seq).reshape(-1, new, seq)
     first = bool(table[:, 0].sum(dim=-1).le(max(1, seq - new + 1)).all())
     return first and not bool(table[:, 0].eq(table[:, -1]).all())
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """No gradients, and the caller's random numbers untouched."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        yield
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

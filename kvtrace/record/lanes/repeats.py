@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from kvtrace.record.chance import own_chance
 from kvtrace.record.forward import Forward
 from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.trace import NOT_REPEATABLE, Note
@@ -26,7 +27,7 @@ def varies(again: Again, batch: Batch, forward: Forward, dtype: str | None = Non
         dtype: In which it was run; None: as the model is.
     """
     try:
-        with torch.random.fork_rng(devices=[]):
+        with own_chance(again.model):
             torch.manual_seed(_SEED)
             other = again.run(batch, dtype=dtype)
     except CannotRecomputeError:
