@@ -21,9 +21,6 @@ from kvtrace.trace import CacheEvent
 if TYPE_CHECKING:
     from kvtrace.record.ledger import LedgerStep
 
-_CACHES = 1024
-"""Caches whose latest step is remembered."""
-
 
 def copies(tracker: CacheTracker, updates: Sequence[CacheUpdate]) -> tuple[CopyOf, ...]:
     """Which updates went to a cache that was met with another's rows in it."""
@@ -81,11 +78,10 @@ class _Taken(NamedTuple):
 class Copies:
     """Takes over the books of what was copied."""
 
-    __slots__ = ("_donor", "_latest", "_made", "_taken")
+    __slots__ = ("_donor", "_made", "_taken")
 
     def __init__(self) -> None:
         self._donor: int | None = None
-        self._latest: dict[int, int] = {}
         self._made: dict[tuple[int, int, int], Book] = {}
         self._taken: list[_Taken] = []
 
@@ -111,20 +107,15 @@ class Copies:
             held = (runs.first(one, found.rows) for one in source.held for _ in range(times))
             self._made[alike] = Book(tuple(held))
         known[key] = self._made[alike]
-        self._donor = self._latest.get(found.cache, self._donor)
+        self._donor = found.cache
         self._taken.append(_Taken(store, source.rows, found.rows))
         return update._replace(continuous=True)
 
-    def over(self, out: LedgerStep, number: int) -> None:
+    def over(self, out: LedgerStep) -> None:
         """All updates of a step are entered: it says whose rows it went on with."""
         if self._taken:
-            out.donor = self._donor
+            out.copied = self._donor
             if any(one.before > one.after for one in self._taken):
                 layers, before, after = zip(*self._taken, strict=True)
                 out.events += (CacheEvent("crop", layers, before, after),)
         self._taken, self._made, self._donor = [], {}, None
-        for cache in out.caches:
-            self._latest.pop(cache, None)
-            self._latest[cache] = number
-        while len(self._latest) > _CACHES:
-            del self._latest[next(iter(self._latest))]

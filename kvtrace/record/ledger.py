@@ -48,6 +48,7 @@ class LedgerStep:
         slots: Cache layer to the slots of a buffer that hold rows, where not all do.
         parent: Step whose rows this one goes on with, as the rows tell it.
         donor: Step whose rows a request goes on with that had none of its own.
+        copied: Cache with whose rows another one, met in this step, goes on.
         grown: Tokens more than those of the step before, which were computed again.
         own_bytes: Memory of caches of the model's own.
         routine: As the step before in all but the number of rows.
@@ -63,6 +64,7 @@ class LedgerStep:
     slots: dict[int, Numbers] = field(default_factory=dict)
     parent: int | None = None
     donor: int | None = None
+    copied: int | None = None
     grown: int = 0
     own_bytes: int = 0
     routine: bool = False
@@ -113,7 +115,6 @@ class Ledger:
         self._pools.begin(number)
         again = self._again(forward, positions)
         if again is not None:
-            self._copies.over(again, number)
             return again
         out = LedgerStep(reads=reads(forward))
         events = [self._change(one) for one in forward.changes]
@@ -129,7 +130,7 @@ class Ledger:
             out.caches.add(update.cache)
             work.entries[store] = self._update(store, update, work)
             self._homes[update.cache, update.layer] = store
-        self._copies.over(out, number)
+        self._copies.over(out)
         for place, call in enumerate(forward.calls):
             out.stores.append(self._read(place, call, work))
         self._own_caches(out)

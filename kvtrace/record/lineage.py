@@ -59,7 +59,10 @@ class Lineage:
         # of rows that a faulty cache changed none is known again, but its tokens have a place
         continued = continued or any(row[0] > 0 for row in where if row)
         found = [self._latest[one] for one in entry.caches if one in self._latest]
-        return max(found) if found and continued else entry.donor
+        if found and continued:
+            return max(found)
+        copied = None if entry.copied is None else self._latest.get(entry.copied)
+        return entry.donor if copied is None else copied
 
     def phase(self, forward: Forward, where: Positions, entry: LedgerStep, tokens: Tokens) -> str:
         """Prefill or decode; an engine says how long the prompt of a request is."""

@@ -107,7 +107,8 @@ def test_a_prefix_that_is_copied_for_a_batch_is_each_sequences(tmp_path):
     model = ready(tiny_model("llama"))
 
     def run():
-        cache = deepcopy(filled(model, DynamicCache(config=model.config)))
+        prefix = filled(model, DynamicCache(config=model.config))
+        cache = deepcopy(prefix)
         cache.batch_repeat_interleave(2)
         ids = torch.cat([IDS[:, :PREFIX].repeat(2, 1), torch.tensor([[9, 30, 14], [5, 40, 11]])], 1)
         return model.generate(ids, past_key_values=cache, do_sample=False, max_new_tokens=4)
