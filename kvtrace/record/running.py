@@ -32,6 +32,11 @@ Plain tuples: they are made in the middle of a forward, where every instruction 
 """
 
 
+def module_of(raw: RawCall) -> Any:
+    """The module that asked for its attention."""
+    return raw[0][0] if raw[0] else raw[1].get("module")
+
+
 class Followed(NamedTuple):
     """An attention call that the data flow showed.
 
@@ -89,6 +94,19 @@ class Pass:
     keep: Callable[[AttentionCall], AttentionCall] | None = None
     paged: list[PagedUpdate] = field(default_factory=list)
     packed: Packed | None = None
+
+    @property
+    def num_calls(self) -> int:
+        """Attention calls so far; one that asked for its attention and was followed counts once."""
+        followed = [raw for raw in self.calls if isinstance(raw, Followed)]
+        if not followed:
+            return len(self.calls)
+        asked = {
+            self.names.get(id(module_of(raw)))
+            for raw in self.calls
+            if not isinstance(raw, Followed)
+        }
+        return len(self.calls) - sum(raw.call.module in asked for raw in followed)
 
 
 class _Threads(threading.local):

@@ -34,7 +34,7 @@ from kvtrace.record.kinds import is_two_sided, kind_of
 from kvtrace.record.levels import lower_levels, note_runs, unseen
 from kvtrace.record.paged.follower import Follower
 from kvtrace.record.read import MaskReader, ModuleFacts, facts, read
-from kvtrace.record.running import Followed, Pass, our_work, passes
+from kvtrace.record.running import Followed, Pass, module_of, our_work, passes
 from kvtrace.record.tracker import CacheTracker, lingering, updates_of
 from kvtrace.record.turns import Turns
 
@@ -264,7 +264,7 @@ class Watch:
             tokens_of(arguments),
             self._given(arguments) | fed.keys(),
             tuple(self._tracker.changes),
-            lambda: len(one.calls),
+            lambda: one.num_calls,
             lambda keep: setattr(one, "keep", keep),
             fed,
         )
@@ -370,7 +370,7 @@ class Watch:
             if isinstance(raw, Followed):
                 followed.append(raw)
                 continue
-            module: Any = raw[0][0] if raw[0] else raw[1].get("module")
+            module = module_of(raw)
             key = id(module)
             if key not in self._names:
                 continue

@@ -43,9 +43,10 @@ def assign(
     modules = frozenset(call.module for call in calls)
     since = 0
     for product in products:
+        # calls over another batch than the model's are not among those that are left
         before = min(product.calls_before, len(calls))
         if product.key not in known:
-            known[product.key] = _role(product, calls, modules, since, heads)
+            known[product.key] = _role(product, calls, modules, (since, before), heads)
         if product.rows:
             since = before
 
@@ -54,17 +55,16 @@ def _role(
     product: Product,
     calls: Sequence[AttentionCall],
     modules: frozenset[str],
-    since: int,
+    between: tuple[int, int],
     heads: frozenset[str],
 ) -> str:
-    """The role of one product; `since` is the first attention call after the last weight."""
+    """The role of one product, with the attention calls since the last weight: from, until."""
     path, weight, _ = product.key
     if not weight and not product.expert:
         return OTHER
     if path in heads:
         return HEAD
-    # calls seen in two ways count once afterwards: there may be fewer than when it ran
-    before = min(product.calls_before, len(calls))
+    since, before = between
     inside = attention_owner(path, modules)
     if inside is not None:
         return OUTPUT if before and calls[before - 1].module == inside else QKV
