@@ -38,7 +38,8 @@ def error_of(error: BaseException, script: ModuleType | None) -> KvtraceError:
     where = place(error, script)
     if isinstance(error, SystemExit):
         return RecordError(f"{where}: the model's code ended the recorder (exit {error.code})")
-    said = [first_line(error), *getattr(error, "__notes__", ())]
+    notes = (str(note).strip().partition("\n")[0] for note in getattr(error, "__notes__", ()))
+    said = [first_line(error), *notes]
     return RecordError(f"{where}: {type(error).__name__}: {'; '.join(said)}")
 
 

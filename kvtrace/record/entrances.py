@@ -61,12 +61,12 @@ def around_forward(module: nn.Module, around: Around) -> Callable[[], None]:
     if owner is None or owner is nn.Module or not callable(owner.__dict__["forward"]):
         return lambda: None
 
-    def make(layer: Overlay) -> Any:
-        original = layer.under
+    def make(overlay: Overlay) -> Any:
+        original = overlay.under
 
         @functools.wraps(original)
         def forward(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if self is not module or layer.over or torch.compiler.is_compiling():
+            if self is not module or overlay.over or torch.compiler.is_compiling():
                 return original(self, *args, **kwargs)
             return around(functools.partial(original, self), args, kwargs)
 
@@ -76,12 +76,12 @@ def around_forward(module: nn.Module, around: Around) -> Callable[[], None]:
 
 
 def _on_instance(module: nn.Module, around: Around) -> Callable[[], None]:
-    def make(layer: Overlay) -> Any:
-        own = layer.under
+    def make(overlay: Overlay) -> Any:
+        own = overlay.under
 
         @functools.wraps(own)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return own(*args, **kwargs) if layer.over else around(own, args, kwargs)
+            return own(*args, **kwargs) if overlay.over else around(own, args, kwargs)
 
         forward.__dict__[ORIGINAL] = own
         return forward

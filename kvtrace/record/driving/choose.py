@@ -5,7 +5,7 @@ The user's own functions come first, then transformers' way, then the way that i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -104,27 +104,26 @@ def _driven(search: Search, found: Found, name: str = "model") -> Driven:
 
 def _by_entrance(model: nn.Module, wish: Wish) -> Driven | None:
     """By a method besides forward whose cached steps agree."""
-    for name in entrances(model):
-        remake = None if wish.remake is None else partial(_remade_through, wish.remake, name)
-        try:
-            search, found = _searched(through(model, name), replace(wish, remake=remake))
-        except ModelError:
-            continue
-        if found.way.caches and found.agrees:
-            return _driven(search, found, f"model.{name}")
-    return None
+    ways = _through_each(model, wish, entrances(model))
+    return next((way for way, found in ways if found.way.caches and found.agrees), None)
 
 
 def _by_plain_entrance(model: nn.Module, wish: Wish) -> Driven | None:
     """By the first other method that gives logits, with a cache or without."""
-    for name in plain_entrances(model):
+    return next((way for way, _ in _through_each(model, wish, plain_entrances(model))), None)
+
+
+def _through_each(
+    model: nn.Module, wish: Wish, names: Iterable[str]
+) -> Iterator[tuple[Driven, Found]]:
+    """The methods that can be called, one after the other."""
+    for name in names:
         remake = None if wish.remake is None else partial(_remade_through, wish.remake, name)
         try:
             search, found = _searched(through(model, name), replace(wish, remake=remake))
         except ModelError:
             continue
-        return _driven(search, found, f"model.{name}")
-    return None
+        yield _driven(search, found, f"model.{name}"), found
 
 
 def _may_take_ids(module: nn.Module) -> bool:
