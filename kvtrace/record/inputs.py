@@ -25,7 +25,7 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
     By name, else the first whole numbers of two dimensions, else of one, else a list of them. Where
     names leave none, `token_indexes` and `start_tokens` are ids after all.
     """
-    for name in ("input_ids", "decoder_input_ids"):
+    for name in ("decoder_input_ids", "input_ids"):
         found = arguments.get(name)
         if isinstance(found, Tensor):
             return name, found

@@ -112,3 +112,49 @@ def test_rows_of_an_encoder_that_are_kept_for_another_text_are_stale(tmp_path):
     assert (first.name, first.step, site.kind, site.layer) == ("STALE-CACHE", 5, "cross", 0)
     assert first.where.startswith("decoder layer 0 cross-attention")
     assert first.since == ""
+
+
+def exchanged(path, how):
+    """What a check says of five decode steps, the encoder's text another one from the third on."""
+    bart = model()
+    tokens = torch.randint(3, 90, (3, 12), generator=torch.Generator().manual_seed(1))
+    past, start = None, 0
+    with torch.no_grad():
+        both = [bart.get_encoder()(input_ids=tokens[n : n + 1]) for n in (0, 2)]
+    with kvtrace.record(bart, path, keep_rows=True), torch.no_grad():
+        for end in (3, 4, 5, 6):
+            late = end > 4
+            given = {
+                "same output": {"encoder_outputs": both[0]},
+                "other output": {"encoder_outputs": both[late]},
+                "shorter output": {
+                    "encoder_outputs": (both[0][0][:, : -4 if late else None].clone(),)
+                },
+                "encoded again": {"input_ids": tokens[:1].clone()},
+                "other ids": {"input_ids": tokens[2:] if late else tokens[:1]},
+                "fewer ids": {"input_ids": tokens[:1, : -4 if late else None]},
+            }[how]
+            out = bart(
+                **given,
+                decoder_input_ids=tokens[1:2, start:end],
+                past_key_values=past,
+                use_cache=True,
+            )
+            past, start = out.past_key_values, end
+    trace = open_trace(path)
+    report = check(trace)
+    places = [(one, trace.site(one.layer)) for one in report.findings]
+    return report, [(one.name, one.step, site.kind, site.layer) for one, site in places]
+
+
+@pytest.mark.parametrize("how", ["other output", "shorter output", "other ids", "fewer ids"])
+def test_rows_of_an_encoder_that_has_read_something_else_since_are_stale(tmp_path, how):
+    report, places = exchanged(tmp_path / "a.kvt", how)
+    assert places == [("STALE-CACHE", 2, "cross", 0)]
+    assert "still those of step 0" in report.findings[0].evidence
+
+
+@pytest.mark.parametrize("how", ["same output", "encoded again"])
+def test_an_encoder_that_is_given_the_same_in_every_step_is_silent(tmp_path, how):
+    report, places = exchanged(tmp_path / "a.kvt", how)
+    assert (report.verdict, places, report.steps) == (EQUAL, [], 4)

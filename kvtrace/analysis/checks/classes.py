@@ -173,8 +173,8 @@ _TABLE = (
     ),
     Kind(
         "STALE-CACHE",
-        "the first step sees rows of an earlier prompt",
-        "The cache is not reset between prompts.",
+        "attention reads rows of an earlier text",
+        "The cache, or the part of it that holds an encoder's rows, is not reset between texts.",
     ),
     Kind(
         "CACHE-NOT-USED",

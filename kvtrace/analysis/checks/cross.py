@@ -30,7 +30,7 @@ def stage_cross(
         tolerance: Relative difference that is rounding.
     """
     step, site = trace.step(number), trace.site(layer)
-    found = _first(trace, step, site)
+    found = first_read(trace, step, site)
     if found is None:
         return None
     first, there = found
@@ -99,7 +99,7 @@ def stale_cross(trace: Trace, number: int, layer: int) -> Finding | None:
     return Finding("STALE-CACHE", number, layer, "k", evidence, row=0)
 
 
-def _first(trace: Trace, step: Step, site: Site) -> tuple[int, int] | None:
+def first_read(trace: Trace, step: Step, site: Site) -> tuple[int, int] | None:
     """(step, site) of the first ancestor in which the same call attended; rows as they are now."""
     found = None
     same = [

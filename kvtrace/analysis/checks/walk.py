@@ -18,6 +18,7 @@ from kvtrace.analysis.checks.classes import KINDS
 from kvtrace.analysis.checks.cross import stale_cross
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.doubt import doubtful
+from kvtrace.analysis.checks.encoders import encoded_anew
 from kvtrace.analysis.checks.forgotten import forgotten
 from kvtrace.analysis.checks.later import reconsidered
 from kvtrace.analysis.checks.noise import Noise, largest
@@ -56,7 +57,7 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
     # rows that see later ones have other weights in a longer pass, whatever the scores are
     void = _WEIGHED if any(one.name == "NOT-CAUSAL" for one in told) else ()
     explained: set[int] = set()
-    searched, done = 0, False
+    searched, done, stale = 0, False, False
     later: Finding | None = None
     before: Step | None = None
     fed = _FedAgain()
@@ -66,8 +67,9 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
         fed.add(step)
         lost = forgotten(trace, step, before)
         before = step
-        if lost is not None:
-            yield _placed(trace, lost, None, None)
+        other = None if stale else encoded_anew(trace, step)
+        stale = stale or other is not None
+        yield from (_placed(trace, one, None, None) for one in (lost, other) if one is not None)
         if done:
             continue
         places = _sites_beyond(trace, step, lane, limits)

@@ -24,6 +24,7 @@ from kvtrace.record.lanes.extras import Extras
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, OncePass, with_lanes
 from kvtrace.record.lanes.outlive import never_kept, nobody_holds
+from kvtrace.record.lanes.sources import Sources
 from kvtrace.record.lanes.tolerance import higher, tolerance
 from kvtrace.record.lanes.weights import Weights
 from kvtrace.trace import Lane, Meta, Note, Step, Trace
@@ -63,6 +64,7 @@ class Lanes:
     unwatched: Callable[[], AbstractContextManager[None]] = nullcontext
     _logits: KeptLogits = field(default_factory=KeptLogits)
     _extras: Extras = field(default_factory=Extras)
+    _sources: Sources = field(default_factory=Sources)
     _each: EachPass | None = None
     _arguments_seen: bool = False
     _again: Again | None = None
@@ -94,6 +96,7 @@ class Lanes:
         if forward.part == "encoder" or self.options.mode == "off":
             return
         self._extras.add(step, forward)
+        self._sources.add(step, forward)
         if not self._arguments_seen:
             self._arguments_seen = True
             self.again.first(forward)
@@ -152,6 +155,8 @@ class Lanes:
             if self._since < len(trace):
                 meta = self._run(trace, meta, sink, on_progress, wanted)
                 self._since = len(trace)
+            for note in self._sources.notes(trace):
+                sink.note(note)
         except TraceError as error:
             sink.note(Note("note", f"lanes were not compared: {error}"))
         for text in sorted(self._said.union(self.again.notes)):
