@@ -51,6 +51,8 @@ class Catalog:
         self.texts: dict[int, str] = {}
         self._meta: Meta | None = None
         self._offset, self._sequence, self._size = file.start, 0, -1
+        self._moment = (-1, 0)
+        self._last: tuple[int, Head] | None = None
         self._pending: list[tuple[int, Head]] = []
         if file.lacks_start:
             self.damage.add(f"{file.name}: its first {HEADER_BYTES} bytes are damaged or lost.", 0)
@@ -103,6 +105,7 @@ class Catalog:
         self.frames.extend([frame_row(part.frame.offset, part.frame.head) for part in chain])
         self.groups, self.text_parts = groups, chain
         self._offset, self._sequence = newest.frame.end, newest.frame.head.sequence + 1
+        self._last = newest.frame.offset, newest.frame.head
         self._read_small_frames()
         steps = tables[0][tables[0]["kind"] == Kind.STEP]
         self.numbers = steps["step"].tolist()
@@ -145,19 +148,43 @@ class Catalog:
     # -- frames after the index ------------------------------------------------------------
 
     def refresh(self) -> bool:
-        """Read frames that were added; whether there were any.
+        """Read frames that were added; whether there were any, or some are gone.
 
         Raises:
             VersionError: A frame must be understood and is not known.
         """
-        size = self.file.size()
-        if size == self._size:
+        moment = self.file.moment()
+        if moment == self._moment or self.file.lost:
             return False
+        self._moment, size = moment, moment[0]
+        if self._lost(size):
+            return True
         self._size, before = size, self._offset
         self.damage.tail = None
         while self._advance(size):
             pass
         return self._offset != before
+
+    def _lost(self, size: int) -> bool:
+        """Whether the file is shorter than what was read of it, or holds something else now.
+
+        Then nothing more is read: what stands there may be of another run.
+        """
+        if self._last is None:
+            return False
+        offset, head = self._last
+        try:
+            same = self.file.head(offset, size) == head
+        except TraceError:
+            same = False
+        if not same:
+            cut = size < offset + head.total
+            self.file.lost = (
+                f"{self.file.name}: {'cut short' if cut else 'written over'} while it was open; "
+                "nothing more of it is read. Open it again."
+            )
+            self.damage.add(self.file.lost, offset)
+        return not same
 
     def _advance(self, size: int) -> bool:
         """Go past one frame, or past damage to the next; False at the end."""
@@ -174,6 +201,7 @@ class Catalog:
         if head.sequence > self._sequence:
             self.damage.add(f"{self.file.name}: frames before byte {offset} are missing.", offset)
         self._offset, self._sequence = offset + head.total, head.sequence + 1
+        self._last = offset, head
         try:
             self._enter(offset, head)
         except TraceError as error:

@@ -56,22 +56,31 @@ class Frame:
 
 
 class FrameFile:
-    """A trace file opened for reading. Opening runs nothing and follows nothing."""
+    """A trace file opened for reading. Opening runs nothing and follows nothing.
 
-    def __init__(self, path: Path, *, without_start: bool = False) -> None:
+    Attributes:
+        lost: Why nothing can be read any more, because other bytes stand there now; or empty.
+    """
+
+    def __init__(
+        self, path: Path, *, without_start: bool = False, twin: FrameFile | None = None
+    ) -> None:
         """Open and look at the first 64 bytes.
 
         Args:
             path: The file.
             without_start: If the first bytes are damaged or missing, begin at the first frame
                 there is; see `start`.
+            twin: Read the file that it has open, whatever `path` names by now.
 
         Raises:
             TraceError: It can't be opened, or is no trace.
             VersionError: It was written by a newer format.
         """
         self.name = safe(path.name or str(path))
-        self._fd = self._open(path)
+        self.lost = ""
+        self._path = path
+        self._fd: int = self._open(path) if twin is None else os.dup(twin._fd)
         try:
             header = os.pread(self._fd, HEADER_BYTES, 0)
         except OSError as error:
@@ -104,9 +113,36 @@ class FrameFile:
         if fd >= 0:
             os.close(fd)
 
+    def again(self) -> FrameFile:
+        """The same file for another thread.
+
+        Raises:
+            TraceError: Other bytes stand there now.
+        """
+        self._refuse_lost()
+        return FrameFile(self._path, without_start=self.lacks_start, twin=self)
+
     def size(self) -> int:
         """Bytes in the file now."""
         return os.fstat(self._fd).st_size
+
+    def moment(self) -> tuple[int, int]:
+        """Bytes in the file, and when it was last written to."""
+        now = os.fstat(self._fd)
+        return now.st_size, now.st_mtime_ns
+
+    def fate(self) -> str:
+        """What became of the file's name since it was opened, as a sentence; empty: nothing."""
+        try:
+            there = self._path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{self.name} was deleted or renamed; shown is what was opened"
+        except OSError:
+            return ""  # not to be known
+        mine = os.fstat(self._fd)
+        if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+            return ""
+        return f"{self.name} is another file now; shown is the one that was opened"
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes.
@@ -133,6 +169,7 @@ class FrameFile:
         """
         count = sum(len(part) for part in parts)
         try:
+            self._refuse_lost()
             done = os.preadv(self._fd, parts, offset)
         except OSError:
             done = 0
@@ -143,7 +180,12 @@ class FrameFile:
             part[:] = rest[: len(part)]
             rest = rest[len(part) :]
 
+    def _refuse_lost(self) -> None:
+        if self.lost:
+            raise TraceError(self.lost)
+
     def _pread(self, offset: int, count: int) -> bytes:
+        self._refuse_lost()
         try:
             return os.pread(self._fd, count, offset)
         except OSError as error:

@@ -24,18 +24,20 @@ from kvtrace.trace.dtypes import Array
 class FileSource:
     """Implements `kvtrace.trace.Source` over one file."""
 
-    def __init__(self, path: Path, *, without_start: bool = False) -> None:
+    def __init__(self, path: Path | FrameFile, *, without_start: bool = False) -> None:
         """Open the file.
 
         Args:
-            path: The file.
+            path: The file, or one that is open.
             without_start: Open it too where its first bytes are damaged or missing.
 
         Raises:
             TraceError: It is no trace, or nothing of it can be read.
             VersionError: A newer kvtrace wrote it.
         """
-        self._catalog = Catalog(FrameFile(path, without_start=without_start))
+        if isinstance(path, Path):
+            path = FrameFile(path, without_start=without_start)
+        self._catalog = Catalog(path)
         self._steps = StepReader(self._catalog)
         units = UnitReader(self._catalog.file, self._catalog.damage.add)
         self._lanes = LaneReader(self._catalog, self._steps, units)
@@ -82,6 +84,19 @@ class FileSource:
             VersionError: A frame must be understood and is not known.
         """
         return self._catalog.refresh()
+
+    def again(self) -> FileSource:
+        """The same file, whatever its name stands for by now, for another thread.
+
+        Raises:
+            TraceError: Nothing of it can be read any more.
+        """
+        return FileSource(self._catalog.file.again())
+
+    @property
+    def fate(self) -> str:
+        """What became of the file's name since it was opened; empty: nothing."""
+        return self._catalog.file.fate()
 
     def step_numbers(self) -> Sequence[int]:
         """Numbers of the steps that are there."""

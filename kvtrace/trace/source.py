@@ -62,7 +62,14 @@ class Source(Protocol):
         """What can't be read; also grows as damaged parts are met."""
 
     def refresh(self) -> bool:
-        """Look for what was added since; whether anything was."""
+        """Look for what was added since, or is gone; whether anything is different."""
+
+    def again(self) -> Source:
+        """The same rows for another thread: what was opened, whatever its name stands for now."""
+
+    @property
+    def fate(self) -> str:
+        """What became of the name of the file since it was opened, a sentence; empty: nothing."""
 
     def step_numbers(self) -> Sequence[int]:
         """Numbers of the steps that are there, ascending; gaps are steps lost to damage."""

@@ -42,8 +42,13 @@ class MemorySource:
     ending: Ending | None = field(default_factory=lambda: Ending("length", "all tokens made"))
     damage: list[Damage] = field(default_factory=list)
 
+    fate = ""
+
     def refresh(self):
         return False
+
+    def again(self):
+        return self
 
     def step_numbers(self):
         return sorted(self.steps)

@@ -16,7 +16,7 @@ from kvtrace.analysis.grid import divergence
 from kvtrace.errors import TraceError, VersionError
 from kvtrace.files import FileSource, TraceWriter, describe, open_trace
 from kvtrace.files.layout import HEAD_BYTES, HEADER_BYTES, MAGIC, Kind, pack_header
-from kvtrace.trace import Note, Tensor
+from kvtrace.trace import Note, Tensor, Trace
 
 SMALL = Shape(layers=1, heads=2, kv_heads=1, dim=2, prompt=9, decode=2)
 
@@ -175,7 +175,39 @@ def test_a_file_that_shrinks_while_it_is_open_is_an_error_and_not_a_crash(tmp_pa
     os.truncate(path, 1000)
     with pytest.raises(TraceError):
         trace.queries(1, 0)
-    assert trace.source.refresh() is False
+    assert trace.source.refresh()
+    assert [one.text for one in trace.damage] == [
+        "step 1 is damaged",
+        "a.kvt: cut short while it was open; nothing more of it is read. Open it again.",
+    ]
+    assert not trace.source.refresh()
+
+
+def test_another_run_written_into_an_open_file_is_never_mixed_with_the_first(tmp_path, small):
+    path = write_trace(tmp_path / "a.kvt", small)
+    size = path.stat().st_size
+    trace = open_trace(path)
+    other = write_trace(tmp_path / "b.kvt", synthetic_trace(SMALL, seed=9))
+    path.write_bytes(other.read_bytes().ljust(size, b"\0")[:size])
+    os.utime(path, ns=(1, 1))  # however coarse the file system's clock is
+    assert trace.source.refresh()
+    with pytest.raises(TraceError, match=r"written over while it was open.* Open it again"):
+        trace.queries(2, 0)
+    with pytest.raises(TraceError):
+        trace.source.again()
+
+
+def test_an_open_file_is_read_on_whatever_becomes_of_its_name(tmp_path, small):
+    path = write_trace(tmp_path / "a.kvt", small)
+    trace = open_trace(path)
+    assert (trace.source.fate, trace.source.refresh()) == ("", False)
+    path.rename(tmp_path / "b.kvt")
+    assert trace.source.fate == "a.kvt was deleted or renamed; shown is what was opened"
+    path.write_bytes(b"something else")
+    assert trace.source.fate == "a.kvt is another file now; shown is the one that was opened"
+    again = Trace(trace.source.again())
+    assert np.array_equal(again.queries(1, 0), trace.queries(1, 0))
+    assert (again.numbers, list(again.damage)) == (trace.numbers, [])
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
-from kvtrace.trace import Note, Tensor
+from kvtrace.trace import Damage, Note, Tensor
 from kvtrace_tui import findings, moves
 from kvtrace_tui.cursor import View
 from kvtrace_tui.differences import show_found
 from kvtrace_tui.found import Answer, Found
-from kvtrace_tui.screens.findings import answer_rows, found_rows
+from kvtrace_tui.screens.findings import answer_rows, finding_rows, found_rows
 
 LANE = "recomputed"
 
@@ -54,6 +54,15 @@ def test_without_another_lane_nothing_is_claimed(trace):
     trace.source.meta = replace(trace.meta, lanes=())
     assert findings.search(trace, LANE, print) == Answer()
     assert "only the cached lane" in words(answer_rows(Answer(), (), 80))[1]
+
+
+def test_what_cannot_be_read_is_listed_above_the_answer():
+    damage = [Damage(f"step {number}: dam\x1b[2Jaged", number) for number in range(25)]
+    rows = words([row for row, _ in finding_rows(Answer("checking"), (), 80, 0, damage)])
+    assert rows[1] == " ▲ 25 damaged: can't be read, and is not shown as anything"
+    assert rows[2] == "   step 0: dam␛[2Jaged"
+    assert rows[22] == "   and 5 more: kvtrace info lists all"
+    assert rows[24] == " checking"
 
 
 def test_notes_are_listed_and_made_safe(trace):

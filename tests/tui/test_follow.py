@@ -1,9 +1,10 @@
 import pytest
 
 from builders import Shape, synthetic_trace
-from builders.written import rows_of
+from builders.written import rows_of, write_trace
 from kvtrace.errors import TraceError
-from kvtrace.files import TraceWriter, open_trace
+from kvtrace.files import TraceWriter, append_note, open_trace
+from kvtrace.trace import Note
 from kvtrace_tui.desk import Recording
 from kvtrace_tui.follow import QUIET_S, Follower
 from kvtrace_tui.live_run import LiveEvent, LiveKind
@@ -105,6 +106,25 @@ def test_a_file_somebody_else_writes_is_followed_and_later_counts_as_cut_off(tmp
         assert (follower.recording, len(trace)) == (Recording.GROWING, 2)
         now[0] += QUIET_S
         assert follower.poll() or follower.recording is Recording.INCOMPLETE
+
+
+def test_what_happens_to_a_closed_trace_while_it_is_looked_at_is_told(tmp_path, recorded):
+    path = write_trace(tmp_path / "a.kvt", recorded)
+    trace = open_trace(path)
+    follower = Follower(lambda: trace, None, trace)
+    assert (follower.poll(), follower.recording) == (False, Recording.RECORDED)
+    append_note(path, Note("bookmark", "look", step=1))
+    assert follower.poll()
+    assert [note.text for note in trace.notes] == ["look"]
+    path.rename(tmp_path / "b.kvt")
+    assert follower.poll()
+    assert follower.fate == "a.kvt was deleted or renamed; shown is what was opened"
+    assert not follower.poll()
+    (tmp_path / "b.kvt").write_bytes(b"")
+    assert follower.poll()
+    assert [one.text for one in trace.damage] == [
+        "a.kvt: cut short while it was open; nothing more of it is read. Open it again."
+    ]
 
 
 def test_without_a_recorder_a_file_that_is_no_trace_is_an_error(tmp_path):

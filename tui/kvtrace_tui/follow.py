@@ -30,6 +30,7 @@ class Follower:
         progress: What is being done while there is nothing to show, and the share done of it.
         log: What the recorder printed, made safe, oldest first.
         failure: The recorder's last event when it gave up.
+        fate: What became of the file's name since it was opened; empty: nothing.
         ended: Why the recorder ended; empty while it has not.
     """
 
@@ -50,6 +51,7 @@ class Follower:
         self.progress: tuple[str, float | None] = ("starting the recorder", None)
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.failure: LiveEvent | None = None
+        self.fate = ""
         self.ended = ""
 
     @property
@@ -73,7 +75,7 @@ class Follower:
 
     @property
     def may_change(self) -> bool:
-        """Whether asking again makes sense."""
+        """Whether the recording may go on."""
         return self.live is not None or self.trace is None or self.trace.ending is None
 
     def poll(self) -> bool:
@@ -82,21 +84,13 @@ class Follower:
         Raises:
             TraceError: There is no recorder, and what should be a trace is none.
         """
-        before = self.recording
+        before = self.recording, self.fate
         live = self.live
         events = list(live.poll()) if live is not None else []
         for event in events:
             self._hear(event)
         grown = self._look()
-        return bool(events) or grown or self.recording is not before
-
-    def another(self) -> Trace:
-        """The trace once more, for another thread: readers are not shared between threads.
-
-        Raises:
-            TraceError: It can't be opened any more.
-        """
-        return self._opener()
+        return bool(events) or grown or (self.recording, self.fate) != before
 
     def send(self, name: str, token: int = -1) -> None:
         """Send a command to the recorder, if there still is one."""
@@ -128,7 +122,8 @@ class Follower:
         if self.trace is None:
             self.trace = self._opened()
             return self.trace is not None
-        grown = self.trace.ending is None and self.trace.source.refresh()
+        self.fate = self.trace.source.fate
+        grown = self.trace.source.refresh()
         if grown:
             self._grown = self._clock()
         return grown

@@ -104,6 +104,19 @@ class JoinedSource:
             self._put_together()
         return any(grown)
 
+    def again(self) -> JoinedSource:
+        """The same files for another thread.
+
+        Raises:
+            TraceError: Nothing of one can be read any more.
+        """
+        return JoinedSource(self.name, [rank.again() for rank in self._ranks])
+
+    @property
+    def fate(self) -> str:
+        """What became of the names of the files since they were opened; empty: nothing."""
+        return next(filter(None, (rank.fate for rank in self._ranks)), "")
+
     def step_numbers(self) -> Sequence[int]:
         """Steps that all ranks have and tell alike."""
         return self._agreed.numbers

@@ -5,21 +5,44 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from kvtrace.text import safe
+from kvtrace.trace import Damage
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece
 from kvtrace_tui.found import Answer, Found
 from kvtrace_tui.screens.choices import Rows
 
 Row = Sequence[Piece]
+_DAMAGE_SHOWN = 20
 _INKS = {"✗": ink.BAD, "!": ink.WARN, "·": ink.TOKEN}
 
 
-def finding_rows(answer: Answer, found: Sequence[Found], width: int, chosen: int) -> Rows:
+def finding_rows(
+    answer: Answer,
+    found: Sequence[Found],
+    width: int,
+    chosen: int,
+    damage: Sequence[Damage] = (),
+) -> Rows:
     """All lines of the list; each finding is a choice."""
-    rows = [(row, -1) for row in answer_rows(answer, found, width)]
+    rows = [(row, -1) for row in damage_rows(damage, width)]
+    rows += [(row, -1) for row in answer_rows(answer, found, width)]
     for index, one in enumerate(found):
         rows += [(row, index) for row in found_rows(one, width, index == chosen)]
     return rows
+
+
+def damage_rows(damage: Sequence[Damage], width: int) -> Iterator[Row]:
+    """What can't be read of the file: the answer does not cover it."""
+    if not damage:
+        return
+    yield []
+    yield [(f" ▲ {len(damage)} damaged: can't be read, and is not shown as anything", ink.BAD)]
+    for one in damage[:_DAMAGE_SHOWN]:
+        for part in textwrap.wrap(safe(one.text, 600), max(width - 6, 20)):
+            yield [(f"   {part}", ink.TEXT)]
+    if len(damage) > _DAMAGE_SHOWN:
+        yield [(f"   and {len(damage) - _DAMAGE_SHOWN} more: kvtrace info lists all", ink.DIM)]
 
 
 def answer_rows(answer: Answer, found: Sequence[Found], width: int) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from textual.layout import Layout
 from textual.timer import Timer
 
 from kvtrace.errors import KvtraceError
+from kvtrace.text import safe
 from kvtrace.trace import Trace
 from kvtrace_tui import breakpoints, findings, moves
 from kvtrace_tui.actions import ACTIONS, BY_ID
@@ -42,6 +43,9 @@ from kvtrace_tui.screens.stage import ScreenStage
 
 PLAY_S = 0.15
 POLL_S = 0.1
+WATCH_S = 1.0
+"""Between two looks at a file that nobody writes, as far as we know."""
+
 _TURN_S = 0.0005
 _LATER = frozenset({"cost", "inspector", "grid", "attention"})
 """Panes that read much, and are drawn right after the first picture."""
@@ -89,9 +93,8 @@ class MainScreen(DirectScreen, inherit_bindings=False):
             yield part
 
     def on_mount(self) -> None:
-        """Follow the trace if it may grow, and look for findings."""
-        if self._follower.may_change:
-            self.set_interval(POLL_S, self._poll)
+        """Follow the trace, and look for findings."""
+        self.set_interval(POLL_S if self._follower.may_change else WATCH_S, self._poll)
         self.sync()
         self.call_after_refresh(self._after_first_picture)
 
@@ -276,12 +279,14 @@ class MainScreen(DirectScreen, inherit_bindings=False):
     def _poll(self) -> None:
         """What the recorder and the file have that is new."""
         desk = self.desk
+        before, fate = desk.recording, self._follower.fate
         try:
             if not self._follower.poll():
                 return
         except KvtraceError as error:
             desk.say(str(error))
-        before = desk.recording
+        if self._follower.fate != fate:
+            desk.say(self._follower.fate)
         desk.recording = self._follower.recording
         desk.trace = trace = self._follower.trace
         if trace is not None and desk.following:
@@ -292,6 +297,9 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         grew = before.live or before is Recording.GROWING
         if grew and not (desk.recording.live or desk.recording is Recording.GROWING):
             self._look_for_findings()
+        elif trace is not None and not desk.recording.live:
+            for one in findings.noted(trace):
+                desk.found = findings.merged(desk.found, one)
         self.sync()
 
     def _go_to_newest(self, trace: Trace) -> None:
@@ -311,16 +319,19 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         if desk.recording.live or desk.trace.meta.lane(desk.cursor.lane) is None:
             return
         desk.answer = Answer("checking")
-        lane = desk.cursor.lane
-        Thread(target=self._check, args=(lane,), daemon=True, name="findings").start()
+        arguments = desk.trace, desk.cursor.lane
+        Thread(target=self._check, args=arguments, daemon=True, name="findings").start()
 
-    def _check(self, lane: str) -> None:
+    def _check(self, trace: Trace, lane: str) -> None:
         """Ask the analysis, in a thread and on a reader of its own; ends with the app."""
-        with suppress(KvtraceError, RuntimeError), _yielding():
+        with suppress(RuntimeError), _yielding():
             call = self.app.call_from_thread
-            answer = findings.search(
-                self._follower.another(), lane, lambda one: call(self._met, one)
-            )
+            try:
+                another = Trace(trace.source.again())
+            except KvtraceError as error:
+                answer = Answer("could not check", (safe(str(error), 600),))
+            else:
+                answer = findings.search(another, lane, lambda one: call(self._met, one))
             call(self._answered, answer)
 
     def _met(self, one: Found) -> None:

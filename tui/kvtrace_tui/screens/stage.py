@@ -75,7 +75,8 @@ class ScreenStage:
         def make(width: int, chosen: int) -> Rows:
             nonlocal shown
             shown = desk.found
-            return finding_rows(desk.answer, shown, width, chosen)
+            damage = () if desk.trace is None else desk.trace.damage
+            return finding_rows(desk.answer, shown, width, chosen, damage)
 
         at = (
             0 if desk.stop is None or desk.stop.found not in shown else shown.index(desk.stop.found)
