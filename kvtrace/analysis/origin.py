@@ -2,7 +2,8 @@
 
 A cell is one K,V row, written once. What a step wrote is in the trace, so a row's token is the
 one that came in with it; rows rewritten later (quantised or re-rotated caches) keep the token of
-their position. Rows of an encoder have no token here.
+their position. Rows of an encoder have no token here, nor have those that stand for several
+tokens, or for none.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from numpy.typing import NDArray
 from kvtrace.analysis.changes import cells_of, evicted_cells
 from kvtrace.analysis.tensors import attended_runs
 from kvtrace.errors import MissingError
-from kvtrace.trace import Step, Trace
+from kvtrace.trace import NO_TOKEN, Step, Trace, stands_for_none
 from kvtrace.trace.view import expanded
 
 UNKNOWN = -1
+
+NO_SINGLE = "no single token"
+"""Of a row that is a summary of several tokens, or of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,8 @@ class Rows:
     Attributes:
         cells: Cell numbers.
         slots: Places in the array the attention was given.
-        positions: Logical positions; negative: padding.
+        positions: Logical positions; negative: padding, or rows that stand for no single token
+            (`stands_for_none`).
     """
 
     cells: NDArray[np.int64]
@@ -42,8 +47,8 @@ class Origin:
 
     Attributes:
         row: Index among the attended rows.
-        cell, slot, position: Of the row; a negative position is padding.
-        token: Its id; -1: unknown (rows of an encoder).
+        cell, slot, position: Of the row; a negative position is padding, or no position at all.
+        token: Its id; -1: unknown (rows of an encoder), or none.
         written: Step that wrote this cell; None if it is lost to damage.
         sequence: Row of the batch that wrote it (another one after a reorder).
         first: Step that first computed a row at this position; earlier than `written` when the
@@ -65,8 +70,13 @@ class Origin:
 
     @property
     def padding(self) -> bool:
-        """Whether it stands for no token."""
-        return self.position < 0
+        """Whether it stands for no token because the text begins after it."""
+        return self.position < 0 and not self.for_none
+
+    @property
+    def for_none(self) -> bool:
+        """Whether it stands for no single token: for several, or for none."""
+        return stands_for_none(self.position)
 
     @property
     def changed(self) -> bool:
@@ -106,7 +116,7 @@ def origin(trace: Trace, number: int, layer: int, row: int, sequence: int = 0) -
     first, token = _first(trace, number, sequence, position)
     if written is not None and not _rewrote(trace, site.reads, written):
         first, token = written, _token_of_cell(trace, site.reads, cell)
-    if site.kind != "self":
+    if site.kind != "self" or stands_for_none(position):
         first, token = written, UNKNOWN
     lost = evicted_cells(trace.cache_step(number, layer), sequence)
     return Origin(
@@ -136,6 +146,7 @@ def tokens_of_rows(trace: Trace, number: int, layer: int, sequence: int = 0) -> 
     tokens = tokens_of_cells(trace, site.reads, rows.cells)
     for at in np.flatnonzero(tokens == UNKNOWN).tolist():
         tokens[at] = _first(trace, number, sequence, int(rows.positions[at]))[1]
+    tokens[rows.positions < NO_TOKEN >> 1] = UNKNOWN
     return tokens
 
 
@@ -170,6 +181,8 @@ def _flat_tokens(trace: Trace, cache_layer: int, number: int) -> NDArray[np.int6
         return None
     if len(group.attended) != step.num_sequences:
         return None
+    if any(stands_for_none(run.position) for runs in group.attended for run in runs):
+        return None
     return np.array(step.tokens, np.int64).reshape(-1)
 
 
@@ -197,7 +210,7 @@ def _rewrote(trace: Trace, cache_layer: int, number: int) -> bool:
 
 def _first(trace: Trace, number: int, sequence: int, position: int) -> tuple[int | None, int]:
     """Step and token of a position in a sequence's own history, following its parents."""
-    step = _step(trace, number)
+    step = None if stands_for_none(position) else _step(trace, number)
     while step is not None:
         if sequence < step.num_sequences and position in step.positions[sequence]:
             at = step.positions[sequence].index(position)

@@ -217,7 +217,10 @@ class Derived:
         if call.kind == "cross":  # its rows are of another text, in which no token is new
             new, start = 0, None
         number, resumed = self.number, self._resumed
-        return Given(keys, values, new, visible, grown, start, pads, number, resumed)
+        tokens = 0
+        if call.kind == "self" and self._tokens is not None:
+            tokens = self._in_rows(self._tokens).shape[-1]
+        return Given(keys, values, new, visible, grown, start, pads, number, resumed, tokens)
 
     # -- calls of a step that most likely only added rows ----------------------------------
 

@@ -252,10 +252,10 @@ class Ledger:
                 return store
         origin = limit = None
         if read.source == "derived" and read.update is not None:
-            origin = work.entries[work.stores[read.update]]
+            update = work.forward.updates[read.update]
+            origin = (work.entries[work.stores[read.update]], update)
             # a buffer is expanded whole; only rows that are written count
-            whole = work.forward.updates[read.update].keys.shape[2]
-            if call.keys.shape[2] == whole:
+            if call.keys.shape[2] == update.keys.shape[2]:
                 limit = out.seq[work.stores[read.update]]
         made = self._own.made(call, work.forward, origin, limit)
         if made.cached:

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor
 
-from kvtrace.record import named, runs
+from kvtrace.record import handed, named, runs
 from kvtrace.record.books import Book, Entry
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.derived import Derived, Seen
 from kvtrace.record.flow.rows import RowStep
-from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN
-from kvtrace.record.forward import Forward
+from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN, Numbers
+from kvtrace.record.flow.standing import for_none
+from kvtrace.record.forward import CacheUpdate, Forward
 from kvtrace.record.match import same
 from kvtrace.record.named import Found, Holder
 from kvtrace.record.runs import Runs
@@ -118,7 +119,7 @@ class Own:
         self,
         call: AttentionCall,
         forward: Forward,
-        origin: Entry | None = None,
+        origin: tuple[Entry, CacheUpdate] | None = None,
         limit: int | None = None,
     ) -> Made:
         """Enter a call.
@@ -126,7 +127,8 @@ class Own:
         Args:
             call: It.
             forward: Its forward.
-            origin: The step of the known cache layer its rows were made from, if they were.
+            origin: The step of the known cache layer its rows were made from, if they were, and
+                what it handed back.
             limit: Rows that are written, where a buffer has more.
         """
         seen = self.derived.of(call, limit)
@@ -136,29 +138,37 @@ class Own:
         if origin is None:
             self._learn(use, call, seen, forward)
         cached = origin is None and use.cached
-        entry = self._entry(
-            seen.store, seen.step, origin, use.left if cached else None, cached=cached
-        )
+        entry = self._entry(seen, origin, use.left if cached else None, cached=cached)
         slots = None if seen.step.whole else seen.step.slots
         made = Made(seen.store, entry, (seen.keys, seen.values), slots, cached, seen)
         self._made[seen.store] = made
         self._seen[call.module, call.call] = seen
-        self._say(use, made, origin)
+        self._say(use, made, derived=origin is not None)
         return made
 
     # -- one step --------------------------------------------------------------------------
 
     def _entry(
-        self, store: int, step: RowStep, origin: Entry | None, left: Slots | None, *, cached: bool
+        self,
+        seen: Seen,
+        source: tuple[Entry, CacheUpdate] | None,
+        left: Slots | None,
+        *,
+        cached: bool,
     ) -> Entry:
-        attended = self._attended(store, step, () if origin is None else origin.attended)
+        store, step = seen.store, seen.step
+        origin = None if source is None else source[0]
+        told = () if source is None else _told(seen, *source)
+        attended = self._attended(store, step, told)
         before = step.before if step.parent is not None else 0
         if origin is not None:
             before = origin.before
         new = step.rows if origin is None else origin.rows
+        none = _for_none(step, told)
+        new += none if origin is not None else 0
         rewritten = 0
         if before and (cached or origin is not None):
-            rewritten = max(step.again, step.rows - new, step.rows - step.new)
+            rewritten = max(step.again, step.rows - new, step.rows - step.new - none)
         if origin is None and not cached:
             before = 0
         key = (attended, step.first_cell, step.rows, before, rewritten, left, cached, not origin)
@@ -173,7 +183,7 @@ class Own:
             found = self._memo[key] = entry
         return found
 
-    def _attended(self, store: int, step: RowStep, told: Sequence[Runs]) -> tuple[Runs, ...]:
+    def _attended(self, store: int, step: RowStep, told: Sequence[Numbers]) -> tuple[Runs, ...]:
         """What each sequence attended to; of rows that were only added, the old runs and more."""
         last = self._last.get(store)
         if step.fresh is not None and last is not None and not told and last[0] == step.parent:
@@ -220,10 +230,10 @@ class Own:
         if use.keys is None and use.values is not None and use.turned is None:
             use.turned = find_turned(call.keys, old[::-1].tolist(), self._holders)
 
-    def _say(self, use: _Use, made: Made, origin: Entry | None) -> None:
+    def _say(self, use: _Use, made: Made, *, derived: bool) -> None:
         """Fill in what is known of the cache layer now."""
         step, store = made.seen.step, made.store
-        if origin is not None:
+        if derived:
             self.stores.say(store, kind="derived")
             return
         if not made.cached:
@@ -343,10 +353,25 @@ def _only(attended: Runs, slots: Slots) -> Runs:
     return runs.picked(rows)
 
 
-def _runs(step: RowStep, b: int, told: Sequence[Runs]) -> Runs:
+def _told(seen: Seen, origin: Entry, update: CacheUpdate) -> Sequence[Numbers]:
+    """Position of each row as the cache layer that it was made from says it, per sequence."""
+    slots = seen.step.slots
+    if all(runs.count(one) == len(slots) for one in origin.attended):
+        return [handed.places(one) for one in origin.attended]
+    return [one[slots] for one in handed.among(seen.digests, update, origin.attended)]
+
+
+def _for_none(step: RowStep, told: Sequence[Numbers]) -> int:
+    """Rows that the first sequence wrote and that stand for no single token."""
+    if not step.rows:
+        return 0
+    places = told[0] if told else step.positions[0, step.slots]
+    written = np.isin(step.slots, step.written[0])
+    return int(for_none(places[written]).sum())
+
+
+def _runs(step: RowStep, b: int, told: Sequence[Numbers]) -> Runs:
     """What a sequence attended to."""
     slots = step.slots
-    positions = step.positions[b, slots]
-    if b < len(told) and runs.count(told[b]) == len(slots):
-        positions = np.array([position for _, position in runs.expanded(told[b])], np.int64)
+    positions = told[b] if b < len(told) else step.positions[b, slots]
     return runs.stretches(step.cells[b, slots], slots, positions)

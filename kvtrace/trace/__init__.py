@@ -7,6 +7,7 @@ from kvtrace.trace.notes import NOT_REPEATABLE, OTHER_AXIS, Damage, Ending, Note
 from kvtrace.trace.reference import Reference
 from kvtrace.trace.source import CACHED, OVERVIEW, WRITES, Source
 from kvtrace.trace.step import (
+    NO_TOKEN,
     CacheEvent,
     CacheStep,
     Cost,
@@ -17,6 +18,7 @@ from kvtrace.trace.step import (
     SiteStep,
     Step,
     TopLogits,
+    stands_for_none,
 )
 from kvtrace.trace.trace import Trace
 from kvtrace.trace.view import CacheView
@@ -25,6 +27,7 @@ from kvtrace.trace.weights import Weights
 __all__ = [
     "CACHED",
     "NOT_REPEATABLE",
+    "NO_TOKEN",
     "OTHER_AXIS",
     "OVERVIEW",
     "WRITES",
@@ -57,4 +60,5 @@ __all__ = [
     "TopLogits",
     "Trace",
     "Weights",
+    "stands_for_none",
 ]

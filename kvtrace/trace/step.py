@@ -11,6 +11,17 @@ from dataclasses import dataclass, field
 
 from kvtrace.trace.mask import Mask
 
+NO_TOKEN = -(1 << 30)
+"""Position of the first row that stands for no single token; such rows count up from it.
+
+A row may be a summary of several tokens, or of none at all: learned, say. Padding is far above.
+"""
+
+
+def stands_for_none(position: int) -> bool:
+    """Whether a position says that its row is that of no single token."""
+    return position < NO_TOKEN >> 1
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -23,7 +34,8 @@ class Run:
         cell: First cell.
         count: Number of cells.
         slot: Where the first one stands in the array the attention was given.
-        position: Logical position of the first one; negative while it is padding.
+        position: Logical position of the first one; negative while it is padding, from
+            `NO_TOKEN` up where rows stand for no single token.
     """
 
     cell: int

@@ -15,7 +15,7 @@ from kvtrace.analysis.tensors import head_rows, tensor_head
 from kvtrace.cli.show.pick import Place, tensor_of
 from kvtrace.cli.show.plain import Plain, plain
 from kvtrace.errors import MissingError
-from kvtrace.trace import CACHED, Trace
+from kvtrace.trace import CACHED, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 
 
@@ -117,7 +117,7 @@ def facts(trace: Trace, found: At, *, numbers: bool) -> Plain:
     return {
         "place": plain(found.place),
         "tensors": {told.name: _tensor(told, numbers=numbers) for told in found.tensors},
-        "attention": plain(found.looks),
+        "attention": _looks(found.looks),
         "self_check": _check(found.check),
         "grid": measures,
     }
@@ -148,6 +148,15 @@ def _comparison(found: Comparison, *, numbers: bool) -> Plain:
         told.pop("other")
         told.pop("absolute")
     return told
+
+
+def _looks(found: Attention | None) -> Plain:
+    """Where the head looks; rows that stand for no single token have no position."""
+    told = plain(found)
+    if found is None or not isinstance(told, dict):
+        return told
+    places = found.positions.tolist()
+    return {**told, "positions": [None if stands_for_none(one) else one for one in places]}
 
 
 def _check(found: SelfCheck | None) -> Plain:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from kvtrace.analysis.attention import Attention
-from kvtrace.analysis.origin import UNKNOWN, origin
+from kvtrace.analysis.origin import NO_SINGLE, UNKNOWN, origin
 from kvtrace.analysis.packed import pool_text
 from kvtrace.cli.show.at import At
 from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe, token
-from kvtrace.trace import Trace
+from kvtrace.trace import Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 
 _LOOKED_AT = 10
@@ -73,6 +73,7 @@ def _looks(trace: Trace, found: At, looks: Attention) -> list[str]:
     more = ["in the pool"] if pooled else []
     rows = [["weight", "token", "position", "slot", "row", "written in step", *more]]
     for row in looks.top(_LOOKED_AT):
+        for_none = stands_for_none(int(looks.positions[row]))
         text = "" if looks.tokens[row] == UNKNOWN else trace.token_text(int(looks.tokens[row]))
         try:
             written = origin(trace, here.step, here.layer, row, here.sequence).written
@@ -81,8 +82,8 @@ def _looks(trace: Trace, found: At, looks: Attention) -> list[str]:
         rows.append(
             [
                 f"{looks.weights[row]:.4f}",
-                token(text) if looks.tokens[row] != UNKNOWN else "–",
-                str(looks.positions[row]),
+                token(text) if looks.tokens[row] != UNKNOWN else NO_SINGLE if for_none else "–",
+                "–" if for_none else str(looks.positions[row]),
                 str(looks.slots[row]),
                 str(row),
                 "–" if written is None else str(written),

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.record.flow import slots as where
+from kvtrace.record.flow import standing
 from kvtrace.record.flow.slots import NOWHERE, Numbers
 from kvtrace.record.flow.texts import Given, Match, Text
 
@@ -31,10 +32,14 @@ def give_places(
     """
     sequences, seq = text.cells.shape
     at = np.full(sequences, given.start or 0)
-    if match.text is None or computed:
+    begins = match.text is None or computed
+    if begins:
         told = given.pads is not None and len(given.pads) == sequences
         at -= np.array(given.pads) if told else where.padding(given.visible, sequences, seq)
     again, rotated = 0, True
+    begins = match.text is None or computed
+    own = standing.of_tokens(given, computed=computed) if begins else None
+    text.mixed = own is not None or (not begins and match.text is not None and match.text.mixed)
     for b in range(sequences):
         twins = _twins(match, text, b, written[b], given.new)
         old = twins >= 0
@@ -45,7 +50,15 @@ def give_places(
             rotated &= _as_long(*lengths)
             again = max(again, int(old.sum()))
         end = None if match.text is None else int(match.text.ends[match.taken[b]])
-        at[b] = _place(text, b, written[b][~old], given, (int(at[b]), end), computed=computed)
+        fresh = written[b][~old]
+        if begins:  # an earlier text may have been told otherwise
+            text.positions[b][standing.for_none(text.positions[b])] = 0
+        if text.mixed:
+            rows = fresh if own is None else np.flatnonzero(text.live[b])
+            others = standing.summaries(text, b, rows, given.new, own)
+            standing.number(text.positions[b], others)
+            fresh = np.setdiff1d(fresh, others)
+        at[b] = _place(text, b, fresh, given, (int(at[b]), end), computed=computed)
     text.ends[:] = at + given.new
     return again, rotated and again > 0, at
 
@@ -101,11 +114,11 @@ def _place(
         computed: Nothing was read: rows are tokens, in order.
     """
     positions, live = text.positions[b], text.live[b]
-    slots, new = np.flatnonzero(live), given.new
+    slots, new = np.flatnonzero(live & ~standing.for_none(positions)), given.new
     start, end = bounds
     known = np.setdiff1d(slots, fresh)
     if computed:
-        first = start + max(0, new - len(slots))
+        first = start + (max(0, new - len(slots)) if len(slots) else 0)
         positions[slots] = first + np.arange(len(slots))
         return first
     if end is None or not len(known):

@@ -203,6 +203,7 @@ class RowFollower:
         if (
             text is None
             or given.grown
+            or text.mixed
             or not given.new
             or (text.parts is None) == in_turns(given.keys, given.values)
         ):

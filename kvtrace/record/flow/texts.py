@@ -29,6 +29,7 @@ class Given:
         pads: Hidden tokens at the left per sequence, where the model was told.
         number: Of the step.
         resumed: The model was given what an earlier step had filled.
+        tokens: Tokens per sequence that came in; 0 where the rows need not be theirs.
     """
 
     keys: Tensor
@@ -40,6 +41,7 @@ class Given:
     pads: tuple[int, ...] | None = None
     number: int = 0
     resumed: bool = False
+    tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +55,7 @@ class Text:
         cells, positions: Of each row; no cell where no query has ever seen one.
         ends: Position after the last token, [sequences].
         number: Of the step.
+        mixed: Some of its rows stood for no single token.
     """
 
     digests: Digests
@@ -62,6 +65,7 @@ class Text:
     positions: Numbers
     ends: Numbers
     number: int
+    mixed: bool = False
 
     @property
     def live(self) -> Flags:

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.record.lanes.paths import Node
-from kvtrace.trace import CacheStep, Site, Step, Tensor, Trace, dtypes
+from kvtrace.trace import CacheStep, Site, Step, Tensor, Trace, dtypes, stands_for_none
 from kvtrace.trace.dtypes import Floats
+
+NOWHERE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +104,13 @@ def kv_rows(
         first = group.first_cell + node.sequence * group.rows
         spans.append((first, group.rows))
         in_turn = trace.meta.cache_layers[site.reads].held and not group.rewritten
+        in_turn = in_turn and not any(stands_for_none(run.position) for run in group.attended[0])
         if site.kind != "cross" and in_turn and group.rows == node.end - node.start:
             where.append(np.arange(node.start, node.end))
         else:
             shift = 0 if site.kind == "cross" else padding
-            where.append(_positions(group, node.sequence, first) + shift)
+            found = _positions(group, node.sequence, first)
+            where.append(np.where(found == NOWHERE, NOWHERE, found + shift))
         there.append(node)
     dtype = trace.meta.cache_layers[site.reads].dtype
     read = _cells(trace, site.reads, tensor, spans)
@@ -115,10 +119,10 @@ def kv_rows(
 
 def _positions(group: CacheStep, sequence: int, first: int) -> NDArray[np.int64]:
     """Logical position of each cell written, from where the attention found it; -1: nowhere."""
-    out = np.full(group.rows, -1, np.int64)
+    out = np.full(group.rows, NOWHERE, np.int64)
     for run in group.attended[sequence]:
         low, high = max(run.cell, first), min(run.cell + run.count, first + group.rows)
-        if low < high:
+        if low < high and not stands_for_none(run.position):
             start = run.position + low - run.cell
             out[low - first : high - first] = np.arange(start, start + high - low)
     return out

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvtrace.trace import stands_for_none
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.lines import Piece
 
 _APART = 8
 PADDING = "pad"
+NO_POSITION = "none"
 
 
 def across_labels(
@@ -20,7 +22,7 @@ def across_labels(
     Args:
         axis: The cells above.
         names: A number for each index (its position, say); the index itself by default. A
-            negative number is padding: it has no number.
+            negative number is padding, or stands for no single token: it has no number.
         mark: Index under the crosshair.
     """
     row = [" "] * axis.cells
@@ -60,26 +62,26 @@ def _step(axis: Filling) -> int:
 
 
 def _draw_padding(row: list[str], axis: Filling, names: Sequence[int] | None) -> None:
-    """A dotted line under what is padding, and its name where it begins."""
+    """A dotted line under what has no position, and its name where it begins."""
     if names is None or min(names, default=0) >= 0:
         return
-    begun = False
+    begun = ""
     for cell in range(axis.cells):
         indices = axis.indices_of(cell)
         padding = bool(indices) and all(names[index] < 0 for index in indices)
         if padding and row[cell] == " ":
             row[cell] = "╌"
-        if (
-            padding
-            and not begun
-            and all(row[x] in " ╌" for x in range(cell, min(cell + 4, axis.cells)))
-        ):
-            _write(row, cell, PADDING)
-        begun = padding
+        name = _name(indices.start, names) if padding else ""
+        room = range(cell, min(cell + len(name) + 1, axis.cells))
+        if name not in ("", begun) and all(row[x] in " ╌" for x in room):
+            _write(row, cell, name)
+        begun = name
 
 
 def _name(index: int, names: Sequence[int] | None) -> str:
     name = index if names is None else int(names[index])
+    if stands_for_none(name):
+        return NO_POSITION
     return PADDING if name < 0 else str(name)
 
 

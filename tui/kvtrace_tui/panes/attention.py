@@ -8,7 +8,7 @@ from functools import lru_cache
 from textual.strip import Strip
 
 from kvtrace.analysis.attention import Attention, attention
-from kvtrace.trace import Tensor, Trace
+from kvtrace.trace import Tensor, Trace, stands_for_none
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import bar
@@ -83,6 +83,8 @@ def _row(trace: Trace, found: Attention, row: int, chosen: int, scale: tuple[int
     position, token = int(found.positions[row]), int(found.tokens[row])
     weight = float(found.weights[row])
     word = "padding" if position < 0 else ""
+    if stands_for_none(position):
+        word = "no one token"
     if token >= 0 and not word:
         word = shown_token(trace.token_text(token), 16)
     return _listed(position, word, weight, weight / high, (row == chosen, width))

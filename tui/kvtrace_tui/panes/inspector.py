@@ -12,7 +12,7 @@ from kvtrace import text, units
 from kvtrace.analysis.changes import change
 from kvtrace.analysis.compare import Comparison, Verdict, quotient, verdict
 from kvtrace.analysis.nature import attention_is, readers
-from kvtrace.analysis.origin import Origin, origin
+from kvtrace.analysis.origin import NO_SINGLE, Origin, origin
 from kvtrace.analysis.packed import pool_text
 from kvtrace.analysis.selfcheck import self_check
 from kvtrace.analysis.statistics import Statistics, statistics
@@ -191,9 +191,13 @@ def _origin_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     except KvtraceError as error:
         return [_pair(width, "row", (text.safe(str(error), 200), ink.WARN))]
     word = "padding" if found.padding else "encoder row"
+    if found.for_none:
+        word = NO_SINGLE
     if found.token >= 0 and not found.padding:
         word = text.token(trace.token_text(found.token), max(width - 16, 8))
     place = f"position {found.position} · slot {found.slot}"
+    if found.for_none:
+        place = f"slot {found.slot}"
     if len(place) > width - _NAME - 1:
         place = f"pos {found.position} · slot {found.slot}"
     pool = pool_text(trace, cursor.step, cursor.layer, cursor.row, cursor.sequence)

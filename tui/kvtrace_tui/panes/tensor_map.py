@@ -15,9 +15,9 @@ from textual.strip import Strip
 
 from kvtrace.analysis.kept import kept
 from kvtrace.analysis.nature import latents_of, rows_are
-from kvtrace.analysis.origin import UNKNOWN, Rows, attended_rows, tokens_of_cells
+from kvtrace.analysis.origin import NO_SINGLE, UNKNOWN, Rows, attended_rows, tokens_of_cells
 from kvtrace.analysis.tensors import CACHE_TENSORS, attended_runs
-from kvtrace.trace import Tensor, Trace
+from kvtrace.trace import Tensor, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
@@ -290,7 +290,7 @@ def exactly(value: float, absent: bool) -> str:
 
 def _label(trace: Trace, position: int, token: int) -> str:
     if position < 0:
-        return " padding"
+        return f" {NO_SINGLE if stands_for_none(position) else 'padding'}"
     word = "" if token == UNKNOWN else f" {shown_token(trace.token_text(token), 12)}"
     return f"{position}{word}"
 

@@ -1,0 +1,88 @@
+"""Rows that stand for no single token: summaries of several, learned rows, second streams.
+
+Who sees a row tells it where a text begins: each token is first seen by its own query, one after
+the other. Later a new row is what its left neighbour is. Pure arithmetic on positions and masks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from kvtrace.record.flow.slots import Flags, Numbers
+from kvtrace.record.flow.texts import Given, Text
+from kvtrace.trace import NO_TOKEN
+
+
+def for_none(positions: Numbers) -> Flags:
+    """Which positions are those of rows that stand for no single token."""
+    found: Flags = positions < NO_TOKEN >> 1
+    return found
+
+
+def of_tokens(given: Given, *, computed: bool) -> Flags | None:
+    """Which rows of a text that begins stand for one token each, [seq]; None: nothing says no.
+
+    Args:
+        given: What the site was given.
+        computed: The step read nothing.
+    """
+    seq, new = given.keys.shape[2], given.new
+    if new < 2:
+        return None
+    if seq == new:
+        others = computed and given.tokens not in (0, new)
+        return np.zeros(seq, bool) if others else None
+    first = _first_seen(given.visible, new, seq)
+    if first is None:
+        return np.zeros(seq, bool) if seq < new else None
+    for start in np.flatnonzero(first[: max(0, seq - new)] == 0).tolist():
+        if np.array_equal(first[start : start + new], np.arange(new)):
+            return np.arange(seq) < start + new
+    if seq < new and not np.array_equal(np.sort(first), np.arange(new - seq, new)):
+        return np.zeros(seq, bool)
+    return None
+
+
+def summaries(text: Text, b: int, fresh: Numbers, new: int, own: Flags | None) -> Numbers:
+    """Of the new rows of a sequence, those that stand for no single token.
+
+    Args:
+        text: As it is now; known rows have their positions.
+        b: The sequence.
+        fresh: Slots of its new rows, ascending.
+        new: Query rows.
+        own: Which rows are those of tokens, where the text begins.
+    """
+    if own is not None:
+        return fresh[~own[fresh]]
+    seq = text.cells.shape[1]
+    known = text.live[b]
+    known[fresh] = False
+    if not known.any():
+        return fresh[:0]
+    left = np.maximum.accumulate(np.where(known, np.arange(seq), -1))
+    left = np.where(left < 0, int(known.argmax()), left)
+    tokens = fresh[~for_none(text.positions[b, left[fresh]])][:new]
+    return np.setdiff1d(fresh, tokens)
+
+
+def number(positions: Numbers, rows: Numbers) -> None:
+    """Number rows that stand for no single token, after those there are.
+
+    Args:
+        positions: Of all rows of a sequence; changed.
+        rows: Slots of the new ones.
+    """
+    others = np.delete(positions, rows)
+    there = others[for_none(others)]
+    first = int(there.max()) + 1 if len(there) else NO_TOKEN
+    positions[rows] = first + np.arange(len(rows))
+
+
+def _first_seen(visible: Tensor | None, new: int, seq: int) -> Numbers | None:
+    """The first query that sees each row, [seq]; `new` where none does; None: no mask says it."""
+    if visible is None or visible.shape[-2] != new or visible.shape[-1] < seq:
+        return None
+    table = visible.detach()[..., :seq].flatten(0, -3).any(0).cpu().numpy()
+    return np.where(table.any(0), table.argmax(0), new)
