@@ -1,9 +1,9 @@
 """Rows that stand for no single token, told by who sees them and by their neighbours."""
 
 import torch
-from record.flow.test_rows import Site, joined, picked, rows
 
 from kvtrace.trace import NO_TOKEN
+from record.flow.test_rows import Site, joined, picked, rows
 
 
 def summed_up(tokens, every):
