@@ -116,8 +116,8 @@ class Recording:
             if ending.reason == "stopped":
                 ending = Ending("stopped", self._orders.stop_reason)
             recording.end_with(ending)
-        if recording.recorder is not None and recording.recorder.failure is not None:
-            raise recording.recorder.failure
+        if recording.failure is not None:
+            raise recording.failure
         if ending.reason != "stopped":
             turn.note_last_token(Path(asked.output))
         for text in () if driven is None else driven.said[1:]:  # the first is the driver's text

@@ -84,9 +84,8 @@ def _tried(
         except Exception as error:
             # not our code: a model need not be able to do this
             trouble = safe(f"{type(error).__name__}: {error}".partition("\n")[0], 300)
-    failure = None if recording.recorder is None else recording.recorder.failure
-    if isinstance(failure, WriteError):
-        raise failure
+    if isinstance(recording.failure, WriteError):
+        raise recording.failure
     if trouble or not recording.steps:
         path.unlink(missing_ok=True)
         return Recorded(plan.way, plan.title, None, trouble or "its forward was not seen")

@@ -19,7 +19,9 @@ from builders.commands import (
     steps_in,
     wait_for,
 )
+from builders.raw_frames import split
 from kvtrace.files import open_trace
+from kvtrace.files.layout import Kind
 
 
 @pytest.fixture
@@ -105,6 +107,23 @@ def test_a_full_disk_is_exit_74_and_the_steps_before_it_open(folder):
     assert trace.ending is None
     assert not trace.damage
     assert (folder / "a.kvt").stat().st_size <= limit
+
+
+def test_a_disk_that_fills_when_all_steps_are_written_is_exit_74_as_well(folder):
+    arguments = ("record", "slow.py:make", "hello", "-n", 8, "-o")
+    assert run(*arguments, "whole.kvt", cwd=folder)[0] == 0
+    _, frames = split(folder / "whole.kvt")
+    last = max(frame.offset for frame in frames if frame.kind == Kind.STEP)
+    end = next(frame.offset for frame in frames if frame.kind == Kind.END)
+    limit = (last + end) // 2
+    code, out, err = run(
+        *arguments, "a.kvt",
+        cwd=folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert (code, out) == (74, "")
+    assert "kvtrace: a.kvt: File too large after " in err
+    trace = open_trace(folder / "a.kvt")
+    assert (len(trace), trace.ending, list(trace.damage)) == (8, None, [])
 
 
 def test_an_error_in_the_models_code_names_its_line_and_keeps_the_steps(folder):

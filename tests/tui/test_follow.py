@@ -85,6 +85,19 @@ def test_a_recorder_that_fails_keeps_what_it_recorded(tmp_path, recorded):
     writer.close()
 
 
+def test_a_trace_without_an_end_whose_recorder_has_ended_does_not_count_as_growing(
+    tmp_path, recorded
+):
+    path, run = tmp_path / "a.kvt", Run()
+    follower = Follower(lambda: open_trace(path), run)
+    with TraceWriter(path, recorded.meta) as writer:
+        append(writer, recorded, 0)
+        run.says(LiveKind.STEP, number=0)
+        run.says(LiveKind.ENDED, "stopped")
+        assert follower.poll()
+        assert follower.recording is Recording.INCOMPLETE
+
+
 def test_a_recorder_that_fails_at_once_leaves_no_trace(tmp_path):
     run = Run()
     follower = Follower(lambda: open_trace(tmp_path / "a.kvt"), run)

@@ -69,7 +69,7 @@ class Follower:
                 return Recording.LOADING
             return Recording.PAUSED if self._paused else Recording.RUNNING
         if self.trace is not None and self.trace.ending is None:
-            quiet = self._clock() - self._grown >= QUIET_S
+            quiet = bool(self.ended) or self._clock() - self._grown >= QUIET_S
             return Recording.INCOMPLETE if quiet else Recording.GROWING
         return Recording.RECORDED
 
