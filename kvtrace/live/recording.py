@@ -17,7 +17,7 @@ from kvtrace.live.orders import Orders
 from kvtrace.live.others import try_others
 from kvtrace.live.turn import Turn
 from kvtrace.live.voice import Voice
-from kvtrace.trace import Ending, Note, Sampling
+from kvtrace.trace import Ending, Meta, Note, Sampling
 
 if TYPE_CHECKING:
     from kvtrace.models import Loaded
@@ -118,11 +118,23 @@ class Recording:
             recording.end_with(ending)
         if recording.failure is not None:
             raise recording.failure
+        if recording.recorder is not None:
+            self._say_what_was_not_seen(recording.recorder.meta)
         if ending.reason != "stopped":
             turn.note_last_token(Path(asked.output))
         for text in () if driven is None else driven.said[1:]:  # the first is the driver's text
             append_note(Path(asked.output), Note("note", text))
         return ending
+
+    def _say_what_was_not_seen(self, meta: Meta) -> None:
+        """A sentence where attention was missed, or there was none."""
+        whole = "not all attention was seen" if meta.sites else "no attention was seen"
+        more = f", and {len(meta.unseen) - 1} more" if len(meta.unseen) > 1 else ""
+        if meta.unseen:
+            self._voice.say(Said(f"{whole}: {meta.unseen[0]}{more}"))
+        elif not meta.sites:
+            why = "the model is recurrent, or attends in a form that kvtrace can't follow"
+            self._voice.say(Said(f"{whole}: {why}"))
 
     def _load(self) -> Loaded:
         self._progress("starting torch", None)

@@ -28,6 +28,10 @@ def forked():
     return model
 """
 
+NO_ATTENTION = (
+    "no attention was seen: the model is recurrent, or attends in a form that kvtrace can't follow"
+)
+
 
 class Driven:
     """A session, and everything heard of it."""
@@ -127,3 +131,13 @@ def test_code_that_forks_is_recorded_once(script, tmp_path):
     driven.session.close()
     assert not [event for event in driven.events if isinstance(event, Failed)]
     assert len(open_trace(path)) == 2
+
+
+def test_a_model_without_attention_is_told_in_one_sentence(tmp_path):
+    path = tmp_path / "a.kvt"
+    spec = "kvtrace_fixtures.custom.recurrent:build"
+    driven = Driven(Request(spec, str(path), "hello", new_tokens=2, recompute="off"))
+    driven.to_the_end()
+    driven.session.close()
+    said = [event.text for event in driven.events if isinstance(event, Said)]
+    assert said.count(NO_ATTENTION) == 1

@@ -128,6 +128,22 @@ class Trials:
             return False
         return not torch.equal(one, two)
 
+    def heeds_its_mask(self, way: Way) -> bool:
+        """Whether a mask as long as the cache is given, and a step depends on it."""
+        given = tuple(one for one in way.given if not one.padded)
+        if len(given) == len(way.given):
+            return False
+        ends = (self.prefill, self.prefill + 1)
+        try:
+            with nothing_left(self.model, self.script), _calm():
+                masked, bare = self._calls(way), self._calls(replace(way, given=given))
+                return any(
+                    not torch.equal(masked.step(self.tokens[:end]), bare.step(self.tokens[:end]))
+                    for end in ends
+                )
+        except Exception:  # without it, the model can't be called
+            return True
+
     def is_causal(self, way: Way) -> bool | None:
         """Whether rows stay when tokens are added; None when only the last row is returned."""
         short = self.tokens[: self.prefill]
@@ -166,8 +182,14 @@ class Trials:
                 found.append(self._calls(way).step(self.tokens[:end]).clone())
         return found
 
+    def forgets(self, way: Way) -> bool:
+        """Whether another prompt leaves the decode steps of a way that works as they are."""
+        with nothing_left(self.model, self.script), _calm():
+            calls, ends = self._calls(way), range(self.prefill, len(self.tokens) + 1)
+            steps = [calls.step(self.tokens[:end]).clone() for end in ends]
+        return self._forgets(way, steps)
+
     def _forgets(self, way: Way, steps: list[Tensor]) -> bool:
-        """Whether another prompt leaves the decode steps as they are."""
         other = [self.tokens[1]] * (self.prefill - 1) + [self.tokens[self.prefill - 1]]
         tokens = [*other, *self.tokens[self.prefill :]]
         ends = range(self.prefill, len(tokens) + 1)

@@ -86,10 +86,10 @@ class Search:
         theirs = observed(trials, signature)
         # a way whose rows see nothing of each other took tokens for sequences
         sound = plain if plain is not None and trials.sees_the_first_token(plain) else None
-        best = self._cached(self._ways(signature, sound), trials, theirs)
+        best = self._cached(self._ways(signature, sound), trials, theirs, sound)
         if best is None and sound is None:
             self._dead.clear()
-            best = self._cached(self._singly(signature), trials, theirs)
+            best = self._cached(self._singly(signature), trials, theirs, None)
         if best is not None:
             return _cached(best, self.otherwise)
         if plain is None:
@@ -114,7 +114,7 @@ class Search:
     # -- with one --------------------------------------------------------------------------------
 
     def _cached(
-        self, ways: Iterable[Way], trials: Trials, theirs: Sequence[Pattern]
+        self, ways: Iterable[Way], trials: Trials, theirs: Sequence[Pattern], sound: Way | None
     ) -> Tried | None:
         """The best way with a cache; None when none runs.
 
@@ -132,6 +132,8 @@ class Search:
             elif tried.keeps and theirs and matches(theirs, tried.seen):
                 return replace(tried, as_theirs=True)
             elif tried.keeps and tried.verdict == "agrees":
+                if sound is not None and trials.forgets(way):
+                    continue  # whatever was passed as a cache, the model's layers saw nothing
                 agreeing.append(tried)
                 if not theirs or len(agreeing) > _ENOUGH:
                     break
@@ -141,7 +143,7 @@ class Search:
                 slicing.append(tried)
         differing = _closest_first(differing, slicing)
         meant = self.stumbled is None  # else a way that forgets is not it
-        forgetting = [one for one in forgetting if meant and _speaks_of_a_cache(one.way)]
+        forgetting = [one for one in forgetting if meant and _speaks_of_a_cache(one.way, trials)]
         if agreeing and differing and _alike(agreeing[0].way, differing[0].way):
             self.otherwise = differing[0]
         return next(iter([*agreeing, *differing, *forgetting]), None)
@@ -269,9 +271,12 @@ def _cached(best: Tried, otherwise: Tried | None) -> Found:
     return Found(way, tuple(said), False)
 
 
-def _speaks_of_a_cache(way: Way) -> bool:
-    """Whether a call differs from one without a cache by more than its tokens."""
-    return _asks_for_a_cache(way) or any(one.padded for one in way.given)
+def _speaks_of_a_cache(way: Way, trials: Trials) -> bool:
+    """Whether a call differs from one without a cache by more than its tokens.
+
+    A mask as long as a cache does, but not one that the model takes and never looks at.
+    """
+    return _asks_for_a_cache(way) or trials.heeds_its_mask(way)
 
 
 def _asks_for_a_cache(way: Way) -> bool:

@@ -156,7 +156,7 @@ class Sizes:
         if name in ("device", "dtype"):
             return True, first.device if name == "device" else first.dtype
         if _MODEL.fullmatch(name):
-            return True, self.model
+            return True, self._part(one)
         if name in _CONFIGS or "config" in name:
             held = next(iter(configs(self.model)), None)
             return held is not None, held
@@ -166,6 +166,12 @@ class Sizes:
                 value = self.of(wanted)
                 return value is not None, value
         return False, None
+
+    def _part(self, one: inspect.Parameter) -> nn.Module:
+        """The module that a parameter asks for: the model, or its part of that very name."""
+        part = getattr(self.model, one.name, None)
+        named = type(self.model).__name__ in str(one.annotation)
+        return part if isinstance(part, nn.Module) and not named else self.model
 
     @property
     def is_grouped(self) -> bool:

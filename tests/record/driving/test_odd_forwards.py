@@ -25,7 +25,7 @@ class Odd(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embed, self.qkv, self.head = nn.Embedding(256, 8), nn.Linear(8, 24), nn.Linear(8, 256)
-        self.rotary = Rotary()
+        self.rotary, self.decoder = Rotary(), nn.Sequential(nn.Linear(8, 24))
 
     def predict_all(self, x):
         q, k, v = self.qkv(self.rotary(self.embed(x))).chunk(3, -1)
@@ -65,6 +65,31 @@ PLAIN = """
         return self.predict_all(x)
 """
 
+IGNORED = """
+    def forward(self, x, padding_mask=None):
+        return self.predict_all(x)
+"""
+
+LAYERLESS = """
+    def forward(self, x):
+        return self.predict_all(x)
+
+    def predict(self, x, kv_cache: "KVCache"):
+        x = self.embed(x)
+        for part, one in zip(self.decoder, kv_cache):
+            q, k, v = part(x).chunk(3, -1)
+            one[:] = k, v = torch.cat((one[0], k), 1), torch.cat((one[1], v), 1)
+            x = x + nn.functional.scaled_dot_product_attention(q, k, v, is_causal=q.shape[1] > 1)
+        return self.head(x)
+
+class KVCache:
+    def __init__(self, decoder: nn.Module, batch_size: int):
+        self.held = [[torch.zeros(batch_size, 0, 8)] * 2 for _ in decoder]
+
+    def __iter__(self):
+        return iter(self.held)
+"""
+
 
 @pytest.fixture
 def odd(tmp_path):
@@ -81,6 +106,10 @@ def test_a_cache_of_tables_is_no_cache(odd):
     driven = odd(PLAIN)
     assert driven.call == "model(x [1, all])"
     assert "no cache was found" in driven.said[0]
+
+
+def test_a_mask_that_is_never_looked_at_is_no_cache(odd):
+    assert odd(IGNORED).call == "model(x [1, all])"
 
 
 def test_another_method_is_called_where_forward_gives_a_loss(odd):
@@ -102,3 +131,9 @@ def test_a_length_that_is_too_long_is_said_beside_the_ones_that_went_well(odd):
 def test_parts_of_different_dtypes_are_told_what_may_help(odd):
     with pytest.raises(ModelError, match="as under autocast: try --dtype bfloat16"):
         odd(MIXED)
+
+
+def test_what_is_no_cache_of_theirs_is_not_passed_though_the_steps_agree(odd):
+    driven = odd(LAYERLESS)
+    assert driven.call == "model.predict(x [1, new], kv_cache=cache)"
+    assert "the cache begins as KVCache(…)" in driven.said[0]
