@@ -37,7 +37,8 @@ def between(trace: Trace, number: int, layer: int, sequence: int, lanes: tuple[s
         mine, theirs = first.rows(layer, tensor), second.rows(layer, tensor)
         if mine is None or theirs is None:
             continue
-        mine, theirs = mine[:, first.first :], theirs[:, second.first :]
+        if tensor not in CACHE_TENSORS or site.kind != "cross":
+            mine, theirs = mine[:, first.first :], theirs[:, second.first :]
         if mine.shape != theirs.shape or not mine.size:
             continue
         apart = np.abs(mine - theirs).max(axis=(1, 2))

@@ -70,16 +70,33 @@ class Reference:
     def rows(self, layer: int, tensor: Tensor, head: int | None = None) -> Floats | None:
         """Rows of all places: [heads or kv_heads, places, dim]; None: not recorded.
 
+        K and V of a cross-attention are all rows of the other text.
+
         Raises:
             TraceError: The rows are damaged.
         """
-        site = self._sites[layer]
+        site, dtype = self._sites[layer], self.lane.dtype
         kv = tensor in (Tensor.KEYS, Tensor.VALUES)
         index = self._caches[site.reads].index if kv else site.index
         raw = self._source.pass_rows(self.lane.name, self.step.number, tensor, index, head)
         if raw is None:
             return None
-        return dtypes.widen(raw[self.sequence][:, : self.places], self.lane.dtype)
+        rows = raw[self.sequence]
+        return dtypes.widen(rows if kv and self.crosses(layer) else rows[:, : self.places], dtype)
+
+    def new_rows(self, layer: int, tensor: Tensor, head: int | None = None) -> Floats | None:
+        """As `rows`, of the step's own places; in a cross-attention K and V are all the same.
+
+        Raises:
+            TraceError: The rows are damaged.
+        """
+        rows = self.rows(layer, tensor, head)
+        whole = tensor in (Tensor.KEYS, Tensor.VALUES) and self.crosses(layer)
+        return rows if rows is None or whole else rows[:, self.first :]
+
+    def crosses(self, layer: int) -> bool:
+        """Whether a site attends to another text, whose rows are no places of this one."""
+        return self._sites[layer].kind == "cross"
 
     def places_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The place of each logical position, same shape; -1 where the pass has none."""
@@ -98,6 +115,8 @@ class Reference:
         rows = self.rows(layer, tensor, head)
         if rows is None:
             return None
+        if self.crosses(layer):
+            return at_places(rows, places_of(np.arange(rows.shape[1]), positions))
         return at_places(rows, self.places_of(positions))
 
     def site_step(self, layer: int) -> SiteStep | None:
@@ -105,19 +124,24 @@ class Reference:
         return self.step.site_step(self._sites[layer].index)
 
     def visible(self, layer: int) -> NDArray[np.bool_] | None:
-        """Which places each new row could see, [1 or heads, new, places]; None: not recorded."""
+        """Which places each new row could see, [1 or heads, new, places]; None: not recorded.
+
+        In a cross-attention those are all rows of the other text.
+        """
         found = self.site_step(layer)
         if found is None:
             return None
-        rows = slice(self.first, self.places)
+        rows, seq, places = slice(self.first, self.places), self.step.new, self.places
+        if self.crosses(layer):
+            group = self.step.cache_step(self._sites[layer].reads)
+            seq = places = 0 if group is None else group.rows
         if not found.mask.full:
-            table = found.mask.visible(self.sequence, self.step.new, self.step.new)
-            return table[None, rows, : self.places]
+            return found.mask.visible(self.sequence, self.step.new, seq)[None, rows, :places]
         stored = self._source.pass_mask(self.lane.name, self.step.number, self._sites[layer].index)
         if stored is None:
             return None
         part = only_sequence(stored, self.sequence).astype(np.bool_)
-        return part[:, rows if part.shape[1] > 1 else slice(None), : self.places]
+        return part[:, rows if part.shape[1] > 1 else slice(None), :places]
 
     def bias(self, layer: int) -> Floats | None:
         """Additive bias of the new rows, [1 or heads, 1 or new, places]; None without one."""
@@ -128,6 +152,7 @@ class Reference:
         if stored is None:
             return None
         part = only_sequence(stored, self.sequence).astype(np.float32)
+        places = part.shape[2] if self.crosses(layer) else self.places
         return part[:, slice(self.first, self.places) if part.shape[1] > 1 else slice(None)][
-            ..., : self.places
+            ..., :places
         ]

@@ -258,15 +258,15 @@ class Trace:
 
         None: not recorded in that lane (never for the cached lane of a site that attended).
         KEYS and VALUES are the cells the step wrote; none for a site that reads shared rows.
-        In another lane they are the rows of the step's tokens.
+        In another lane they are the rows of the step's tokens, in a cross-attention all of the
+        other text.
 
         Raises:
             TraceError: The rows are damaged.
         """
         if lane != CACHED:
             found = self.reference(number, sequence, lane)
-            rows = None if found is None else found.rows(layer, tensor, head)
-            return None if rows is None or found is None else rows[:, found.first :]
+            return None if found is None else found.new_rows(layer, tensor, head)
         site = self.site(layer)
         if tensor in (Tensor.KEYS, Tensor.VALUES):
             written = self.cache_step(number, layer)

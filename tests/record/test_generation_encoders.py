@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from builders.encoder_decoders import LISTENERS, READERS
 from builders.recorded import assert_attention_explains_itself, caches_disagree, record
 from builders.ways import IDS
+from kvtrace.trace import Tensor
 
 SOUND = torch.randn(1, 8, 40, generator=torch.Generator().manual_seed(0))
 WAYS = {
@@ -41,6 +43,36 @@ def recorded(model, run, path):
     return trace, compared
 
 
+def assert_kept_near(trace):
+    """The recomputed lane shows every site that attended: Q, K, V and output, visible rows too."""
+    limit = trace.meta.lane("recomputed").tolerance
+    for number in trace.numbers[1:]:
+        for site in [site for group in trace.step(number).sites for site in group.sites]:
+            if trace.site(site).kind == "encoder":
+                continue
+            for sequence in range(trace.step(number).num_sequences):
+                mine, theirs = (
+                    trace.cache(number, site, sequence, lane=lane)
+                    for lane in ("cached", "recomputed")
+                )
+                near(mine.keys, theirs.keys, limit)
+                near(mine.values, theirs.values, limit)
+                near(
+                    trace.output(number, site, sequence),
+                    trace.rows(number, site, Tensor.OUTPUT, sequence, lane="recomputed")[
+                        :, : trace.step(number).new
+                    ],
+                    limit,
+                )
+                seen = trace.reference(number, sequence).visible(site)
+                assert seen.shape[1:] == (trace.step(number).new, mine.keys.shape[1])
+
+
+def near(mine, theirs, limit):
+    assert mine.shape == theirs.shape
+    assert np.abs(mine - theirs).max() <= limit * np.abs(theirs).max()  # NaN is not near
+
+
 def written(trace):
     cross = next(site for site in trace.meta.sites if site.kind == "cross")
     assert trace.cache_layer(cross.reads).kind == "cross"
@@ -62,6 +94,7 @@ def test_an_encoder_decoder_is_traced_whole(name, way, tmp_path):
         assert {layer.kind for layer in trace.meta.cache_layers} == {"uncached"}
         return
     assert compared
+    assert_kept_near(trace)
     rows = 20 if name in LISTENERS else 12
     assert written(trace) == [rows, 0, 0, 0, 0]
 

@@ -101,6 +101,8 @@ def _distance(mine: Reference, theirs: Reference, site: int) -> NDArray[np.float
         if rows is None or truth is None or rows.shape != truth.shape or not rows.size:
             continue
         live = mine.positions >= 0
+        if len(live) != rows.shape[1]:  # of another text
+            live = np.ones(rows.shape[1], bool)
         size = float(np.abs(truth[:, live]).max(initial=0.0))
         if size > 0:
             out[tensor] = float(np.abs(rows[:, live] - truth[:, live]).max(initial=0.0)) / size

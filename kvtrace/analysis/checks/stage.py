@@ -61,7 +61,7 @@ def stage(
         return _weights(trace, reference, (same, own), row)
 
     def layer_rows(other: int) -> tuple[Floats, Floats] | None:
-        return _kv(reference, other)
+        return _kv(reference, other) if trace.site(other).kind == site.kind else None
 
     def sequence_rows(other: int) -> tuple[Floats, Floats] | None:
         before = other - step.num_sequences  # one of the step before, which may have ended there

@@ -17,7 +17,7 @@ from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.causal import looks_ahead
 from kvtrace.record.lanes.compare import Comparer, in_turn
 from kvtrace.record.lanes.extras import Extras
-from kvtrace.record.lanes.keep import pass_bytes, whole_pass
+from kvtrace.record.lanes.keep import crossed, pass_bytes, whole_pass
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.paths import Node, Path, Paths
 from kvtrace.record.lanes.tally import Tally
@@ -126,7 +126,7 @@ class OncePass:
         """One batch; steps whose sequences are all done are written. Whether the lanes part."""
         part = False
         numbers = sorted({node.step for path in batch.paths for node in path.nodes})
-        size = pass_bytes(self.trace.meta, batch.rows, len(batch.paths))
+        size = pass_bytes(self.trace.meta, batch, crossed(self.trace, batch))
         keeping = self.keep_rows or size <= KEPT_BYTES
         kept = self._keep(comparer.lane, forward, batch, sink) if keeping else None
         for portion in in_turn(numbers):
@@ -153,7 +153,7 @@ class OncePass:
     def _keep(self, lane: Lane, forward: Forward, batch: Batch, sink: LaneSink) -> int | None:
         """Keep a forward whole; returns its number."""
         number = self.passes.get(lane.name, 0)
-        found = whole_pass(self.trace.meta, lane, forward, batch, number)
+        found = whole_pass(self.trace, lane, forward, batch, number)
         if found is None:
             return None
         sink.keep_pass(lane.name, *found)
@@ -164,7 +164,7 @@ class OncePass:
         """Keep passes for a lane that was compared step by step, and point its steps at them."""
         self._rows.clear()
         for batch in self.batches():
-            size = pass_bytes(self.trace.meta, batch.rows, len(batch.paths))
+            size = pass_bytes(self.trace.meta, batch, crossed(self.trace, batch))
             if not self.keep_rows and size > KEPT_BYTES:
                 continue
             try:

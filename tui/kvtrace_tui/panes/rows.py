@@ -221,13 +221,15 @@ class RowStore:
         step = self.trace.step(number)
         if tensor not in CACHE_TENSORS:
             return rows[first : first + step.new_at(site.index)]
+        runs = attended_runs(self.trace, number, layer, sequence)
+        wanted = expanded([(run.position, run.count) for run in runs])
+        if site.kind == "cross":
+            return at_places(rows, places_of(np.arange(len(rows)), wanted))
         positions = self._once(
             ("positions", lane, place, row), lambda: self._positions(lane, place, row)
         )
         if positions is None:
             return None
-        runs = attended_runs(self.trace, number, layer, sequence)
-        wanted = expanded([(run.position, run.count) for run in runs])
         until = first + step.new
         return at_places(rows, places_of(positions[:until].astype(np.int64), wanted))
 
