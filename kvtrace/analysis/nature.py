@@ -110,10 +110,14 @@ def _window(trace: Trace, layer: int, number: int | None) -> str:
 def _chunked(trace: Trace, number: int, layer: int, window: int) -> bool:
     """Whether what is seen begins anew every `window` positions, instead of moving along.
 
-    A query in a chunk's last position sees as much either way: then its neighbours tell.
+    The rules of its mask say so, where it has any. Of a mask kept in full, a query in a chunk's
+    last position sees as much either way: then its neighbours tell.
     """
     for near in (number, number - 1, number + 1):
         try:
+            mask = trace.site_step(near, layer).mask
+            if mask.chunk is not None or mask.window is not None:
+                return mask.chunk is not None
             seen = trace.visible(near, layer, query=-1)[0, -1]
             position = trace.step(near).positions[0][-1]
         except (KvtraceError, IndexError):

@@ -6,12 +6,12 @@ else is called an internal error. A traceback is shown with `--debug` only.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TextIO
 
 from kvtrace.cli.grammar import VERBS, Verb
 from kvtrace.cli.signals import Interrupted
@@ -97,8 +97,10 @@ def _tell(code: int, text: str, error: BaseException, debug: bool) -> int:
         raw = "".join(traceback.format_exception(error))
         lines += safe_lines(raw, max_lines=400, limit=1000)
     lines.append(f"kvtrace: {safe(text, _LONGEST)}")
-    with contextlib.suppress(OSError):  # nobody may hear it; the exit code still says it
+    try:
         print(*lines, sep="\n", file=sys.stderr, flush=True)
+    except OSError:  # nobody hears it; the exit code still says it
+        _discard(sys.stderr)
     return code
 
 
@@ -115,18 +117,19 @@ def _let_go_of_output(code: int) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard_output()
+        _discard(sys.stdout)
     except OSError as error:
-        _discard_output()
+        _discard(sys.stdout)
         return _tell(74, f"writing the output: {error.strerror}", error, False)
     except ValueError:
         pass  # closed already
     return code
 
 
-def _discard_output() -> None:
+def _discard(stream: TextIO) -> None:
+    """What is left to be written goes nowhere: the interpreter's own attempt would fail too."""
     import os
 
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

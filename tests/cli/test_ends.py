@@ -174,3 +174,10 @@ def test_a_full_standard_output_is_exit_74(trace_file):
         )
     assert done.returncode == 74
     assert done.stderr == "kvtrace: the terminal or a pipe: No space left on device\n"
+
+
+def test_an_error_that_nobody_can_hear_keeps_its_exit_code(folder):
+    command = [sys.executable, "-c", "import sys, kvtrace.cli; sys.exit(kvtrace.cli.main())"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*command, "show", "absent.kvt"], stderr=full, cwd=folder)
+    assert done.returncode == 65

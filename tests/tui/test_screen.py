@@ -184,6 +184,14 @@ async def test_a_click_gives_a_pane_the_arrows_and_moves_the_crosshair(trace):
         assert app.screen.desk.cursor.layer == 1
 
 
+async def test_ctrl_z_lends_the_terminal_to_the_shell(trace, monkeypatch):
+    app, asked = app_of(trace), []
+    monkeypatch.setattr(app, "action_suspend_process", lambda: asked.append("stop"))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await press(pilot, "ctrl+z")
+        assert asked == ["stop"]
+
+
 async def test_the_wheel_goes_through_time(trace):
     app = app_of(trace)
     async with app.run_test(size=(160, 45)) as pilot:
