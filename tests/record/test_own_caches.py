@@ -13,6 +13,7 @@ from builders.custom_caches import READERS, own_cache
 from builders.custom_drives import build, ids, through_the_cache
 from builders.recorded import assert_attention_explains_itself
 from kvtrace.analysis.memory import cache_memory
+from kvtrace.trace import Tensor
 
 CHUNKED = [style for style in READERS if style != "ring_window"]
 BATCHED = [style for style in CHUNKED if style != "plain_functions"]
@@ -197,6 +198,37 @@ def test_a_model_without_a_cache_keeps_nothing_and_goes_on(tmp_path):
     assert [step.parent for step in trace] == [None, 0, 1, 2, 3]
     assert {layer.kind for layer in trace.meta.cache_layers} == {"uncached"}
     assert not any(step.cost.cache_bytes for step in trace)
+
+
+class Pooled(nn.Module):
+    """Attends to every token so far and to the mean of each four: more rows than tokens."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Embedding(40, 8), nn.Linear(8, 24), nn.Linear(8, 40)
+
+    def forward(self, tokens):
+        length = tokens.shape[1]
+        q, k, v = self.qkv(self.embed(tokens)).chunk(3, -1)
+        pooled = [rows[:, : length // 4 * 4].unflatten(1, (-1, 4)).mean(2) for rows in (k, v)]
+        k, v = torch.cat((pooled[0], k), 1), torch.cat((pooled[1], v), 1)
+        ends = torch.cat((torch.arange(3, length, 4), torch.arange(length)))
+        mask = ends <= torch.arange(length)[:, None]
+        return self.head(F.scaled_dot_product_attention(q, k, v, mask))
+
+
+def test_rows_that_stand_for_several_tokens_are_not_taken_for_a_cache(tmp_path):
+    model, tokens = Pooled(), ids(14) % 40
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        for end in range(10, 14):
+            model(tokens[:, :end])
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [step.phase for step in trace] == ["prefill"] + ["decode"] * 3
+    assert [step.parent for step in trace] == [None, 0, 1, 2]
+    assert {layer.kind for layer in trace.meta.cache_layers} == {"uncached"}
+    for step in trace:
+        assert np.nanmax(trace.compared(step.number).max_abs[:, Tensor.QUERIES]) < 1e-5
 
 
 SIZES = {

@@ -113,6 +113,7 @@ class RowFollower:
     next_cell: int = 0
     _texts: list[Text] = field(default_factory=list)
     _looks: int = 0
+    _makes_more: bool = False
 
     def step(self, given: Given) -> RowStep:
         """Compare a step with those before."""
@@ -133,7 +134,9 @@ class RowFollower:
         sequences, _, seq, _ = given.keys.shape
         seen = where.seen(given.visible, seq)
         match = find(self._texts, now, part, given, seen)
-        computed = int(seen.sum()) <= given.new
+        if not self._texts:  # a first step read from nowhere: some rows stand for several tokens
+            self._makes_more = int(seen.sum()) > given.new > 1
+        computed = int(seen.sum()) <= given.new or bool(self._makes_more and given.grown)
         if match.text is not None and is_new(match, given, seen, computed=computed):
             match = unknown(sequences, seq)
         if match.text is None:
