@@ -65,7 +65,13 @@ def _run_options(group: argparse._ArgumentGroup) -> None:
 
 def _model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="default: as stored")
-    group.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, …")
+    group.add_argument(
+        "--device",
+        metavar="D",
+        default="auto",
+        help="cpu, cuda, cuda:1, …; default: an accelerator if there is one, and your own code "
+        "stays where it put itself",
+    )
     group.add_argument("--attn", metavar="NAME", default="auto", help="eager, sdpa, …")
     group.add_argument("--revision", metavar="R", default="", help="branch, tag or commit")
     group.add_argument(

@@ -82,8 +82,11 @@ def check_fits(weights: int, cache: int, device: torch.device) -> None:
 
 def free_bytes(device: torch.device) -> int | None:
     """Memory that could be allocated now; None when the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type not in ("cpu", "mps"):
+        try:
+            return int(torch.get_device_module(device).mem_get_info(device)[0])
+        except (AttributeError, RuntimeError):
+            return None
     if not _MEMINFO.is_file():
         return None
     for line in _MEMINFO.read_text().splitlines():

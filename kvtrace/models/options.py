@@ -54,7 +54,7 @@ def device_named(name: str) -> torch.device:
     here = devices()
     if name == AUTO:
         return torch.device(here[-1] if len(here) == 1 else here[1])
-    if name in ("cuda", "mps") and any(each.startswith(name) for each in here):
+    if f"{name}:0" in here:
         return torch.device(name, 0)
     if name not in here:
         raise UsageError(f"--device {safe(name)}: possible here are auto, {', '.join(here)}")
@@ -62,12 +62,12 @@ def device_named(name: str) -> torch.device:
 
 
 def devices() -> list[str]:
-    """Devices of this machine, the CPU first."""
-    found = ["cpu"]
-    found += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        found.append("mps:0")
-    return found
+    """Devices of this machine, the CPU first; the rest are of the one kind that torch can use."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind is None:
+        return ["cpu"]
+    count = max(1, torch.accelerator.device_count())
+    return ["cpu", *(f"{kind.type}:{index}" for index in range(count))]
 
 
 def check_attention(name: str) -> None:

@@ -24,7 +24,8 @@ class LoadRequest:
             are not UTF-8 may arrive as surrogate escapes, as they do in `sys.argv`.
         new_tokens: Decode steps; None takes the built-in's number, or what fits up to 32.
         dtype: "auto" (as the weights are stored) or a torch float type.
-        device: "auto" (an accelerator if there is one), "cpu", "cuda:0", …
+        device: "auto" (an accelerator if there is one; a user's code stays where it is), "cpu",
+            "cuda:0", …
         attention: "auto" or an attention implementation of transformers ("sdpa", "eager", …).
         revision: Branch, tag or commit on the hub; empty is its main branch.
         allow_missing: Go on when weights are missing or of another shape, with a banner.

@@ -30,7 +30,7 @@ from kvtrace.models.mistakes import wants_gpu
 from kvtrace.models.on_cpu import cuda_means_cpu
 from kvtrace.models.options import device_named, dtype_named
 from kvtrace.models.prompts import encode_prompt, steps_that_fit
-from kvtrace.models.request import LoadRequest
+from kvtrace.models.request import AUTO, LoadRequest
 from kvtrace.models.returned import Returned, take_apart
 from kvtrace.models.spec import Source
 from kvtrace.models.stand_in import stand_in
@@ -48,7 +48,7 @@ def load_script(source: Source, request: LoadRequest, progress: Progress) -> Loa
         ModelError: Their code failed, with its file and line; or it returned no model.
     """
     progress(f"running {source.name}", None)
-    device, dtype = device_named(request.device), dtype_named(request.dtype)
+    device, dtype = _device(request), dtype_named(request.dtype)
     said: list[str] = []
     around, module, factory, made = _run(source, request, progress, said)
     model = made.model
@@ -78,6 +78,14 @@ def load_script(source: Source, request: LoadRequest, progress: Progress) -> Loa
         None if factory.once else partial(_again, factory, module, source, device, dtype),
         around,
     )
+
+
+def _device(request: LoadRequest) -> torch.device | None:
+    """The one that was asked for.
+
+    Else None: it stays where their code, which may make tensors on the CPU as it goes, put it.
+    """
+    return None if request.device == AUTO else device_named(request.device)
 
 
 def _run(
@@ -134,7 +142,7 @@ def _again(
     factory: Factory,
     module: ModuleType,
     source: Source,
-    device: torch.device,
+    device: torch.device | None,
     dtype: torch.dtype | None,
 ) -> nn.Module:
     """Another model of the same factory."""
