@@ -140,6 +140,14 @@ def as_runs(rows: Sequence[Row]) -> Runs:
     return runs.picked((row.cell, row.position) for row in rows)
 
 
+def order_of(book: Book, change: CacheChange) -> tuple[int, ...]:
+    """The sequence that each one takes over in a reorder, select or repeat; else nothing."""
+    if change.kind == "repeat":
+        times = change.order[0] if change.order else 1
+        return tuple(row // times for row in range(len(book.held) * times))
+    return change.order if change.kind in ("reorder", "select") else ()
+
+
 def changed(book: Book, change: CacheChange, layer: int) -> Book:
     """The book after a crop, reorder, repeat, select or reset."""
     place = change.layers.index(layer)
@@ -147,11 +155,9 @@ def changed(book: Book, change: CacheChange, layer: int) -> Book:
         removed, after = change.removed[place], change.after[place]
         cut = (runs.first(one, runs.count(one) - removed) for one in book.held)
         return Book(tuple(runs.last(one, after) for one in cut))
-    if change.kind == "repeat":
-        times = change.order[0] if change.order else 1
-        return Book(tuple(one for one in book.held for _ in range(times)))
-    if change.kind in ("reorder", "select"):
-        if any(not -len(book.held) <= one < len(book.held) for one in change.order):
+    order = order_of(book, change)
+    if order:
+        if any(not -len(book.held) <= one < len(book.held) for one in order):
             return EMPTY
-        return Book(tuple(book.held[one] for one in change.order))
+        return Book(tuple(book.held[one] for one in order))
     return EMPTY

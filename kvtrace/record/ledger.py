@@ -298,13 +298,14 @@ class Ledger:
     def _change(self, change: CacheChange) -> CacheEvent:
         """Move the books as the cache was changed; books shared before are shared after."""
         moved: dict[tuple[int, int, int], Book] = {}
-        touched, before, after = [], [], []
+        touched, before, after, order = [], [], [], change.order[:0]
         for place, layer in enumerate(change.layers):
             store = self._homes.get((change.cache, layer))
             if store is None:
                 continue
             key = (change.cache, store)
             book = self._books.get(key, EMPTY)
+            order = books.order_of(book, change)
             same = (id(book), change.removed[place], change.after[place])
             if same not in moved:
                 moved[same] = books.changed(book, change, layer)
@@ -313,7 +314,6 @@ class Ledger:
             touched.append(store)
             before.append(change.before[place])
             after.append(change.after[place])
-        order = change.order if change.kind in ("reorder", "select") else ()
         return CacheEvent(change.kind, tuple(touched), tuple(before), tuple(after), order)
 
     def _forget(self) -> None:

@@ -120,7 +120,7 @@ class CacheEvent:
         kind: "crop", "reorder", "repeat", "select" or "reset".
         layers: Cache layers it touched.
         lengths_before, lengths_after: Rows per touched layer.
-        order: For reorder and select: the sequence each sequence took over.
+        order: For reorder, select and repeat: the sequence each sequence took over.
     """
 
     kind: str

@@ -56,6 +56,22 @@ def rolled_back(model):
     return model(torch.tensor([[5]]), past_key_values=cache).logits
 
 
+def contrastive(model, candidates=3):
+    """At each step all of the likeliest tokens are tried, and one sequence goes on."""
+    from transformers import DynamicCache
+
+    cache, ids = DynamicCache(config=model.config), IDS
+    logits = model(ids, past_key_values=cache).logits[:, -1]
+    for _ in range(3):
+        tried = logits.topk(candidates).indices.reshape(candidates, 1)
+        cache.batch_repeat_interleave(candidates)
+        out = model(tried, past_key_values=cache).logits[:, -1]
+        best = out.max(-1).values.argmax().reshape(1)
+        cache.batch_select_indices(best)
+        ids, logits = torch.cat([ids, tried[best]], dim=1), out[best]
+    return ids
+
+
 def two_turns(model):
     from transformers import DynamicCache
 
@@ -87,6 +103,7 @@ WAYS = {
     "static beams": lambda m: generate(m, cache_implementation="static", num_beams=2),
     "a loop of one's own": lambda m: lambda: own_loop(m),
     "a loop handed to generate": lambda m: generate(m, custom_generate=own_loop),
+    "contrastive": lambda m: lambda: contrastive(m),
     "rolled back": lambda m: lambda: rolled_back(m),
     "two turns": lambda m: lambda: two_turns(m),
 }

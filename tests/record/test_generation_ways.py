@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from builders.recorded import (
+    Witness,
     assert_attention_explains_itself,
     assert_caches_agree,
     caches_disagree,
@@ -24,6 +25,7 @@ EVERYWHERE = [
     "left padding, no cache",
     "two texts at once",
     "static beams",
+    "contrastive",
     "rolled back",
 ]
 CASES = [("llama", way) for way in WAYS]
@@ -111,8 +113,8 @@ def test_drafts_of_the_first_layers_have_few_sites_and_are_said(tmp_path):
 def test_an_end_at_once_is_one_step(tmp_path):
     model = ready(tiny_model("llama"))
     first = int(model.generate(IDS, do_sample=False, max_new_tokens=1)[0, -1])
-    trace, _ = recorded(model, generate(model, eos_token_id=first), tmp_path / "a.kvt")
-    assert len(trace) == 1
+    trace, compared = recorded(model, generate(model, eos_token_id=first), tmp_path / "a.kvt")
+    assert (len(trace), compared) == (1, model.config.num_hidden_layers)
     assert trace.ending.reason == "eos"
     assert trace.step(0).chosen == (first,)
 
@@ -145,10 +147,15 @@ def test_a_full_context_ends_the_run_and_keeps_the_steps(tmp_path):
         for _ in range(2):
             out = model(torch.tensor([[5]]), past_key_values=out.past_key_values)
 
+    witness = Witness()
+    handles = witness.watch(model)
     with pytest.raises(IndexError), kvtrace.record(model, path, recompute="off"):
         run()
+    for handle in handles:
+        handle.remove()
     trace = kvtrace.open(path)
     assert len(trace) == 2
+    assert_caches_agree(trace, witness.held)
     assert trace.step(1).positions == ((room - 1,),)
     assert trace.ending.reason == "error"
 
