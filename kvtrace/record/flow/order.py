@@ -39,6 +39,8 @@ def give_places(
     again, rotated = 0, True
     begins = match.text is None or computed
     own = standing.of_tokens(given, computed=computed) if begins else None
+    if own is not None and not (text.live & ~own).any():
+        own = None  # slots of a buffer that nobody has written
     text.mixed = own is not None or (not begins and match.text is not None and match.text.mixed)
     for b in range(sequences):
         twins = _twins(match, text, b, written[b], given.new)
