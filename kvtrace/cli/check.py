@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +71,13 @@ def _of_traces(paths: list[Path], teller: Teller) -> Report:
     return together([_look(path, teller) for path in paths])
 
 
-def _look(path: Path, teller: Teller, at_least: Noise | None = None, way: str = "decode") -> Trial:
+def _look(
+    path: Path,
+    teller: Teller,
+    at_least: Noise | None = None,
+    way: str = "decode",
+    fresh: Mapping[int, int] | None = None,
+) -> Trial:
     """One trace; its findings are told at once."""
     from kvtrace.analysis.checks.report import Report, Trial
     from kvtrace.analysis.checks.verdict import check
@@ -86,7 +92,7 @@ def _look(path: Path, teller: Teller, at_least: Noise | None = None, way: str = 
         line.clear()
         teller.found(one, known)
 
-    report = check(trace, on_finding=found, at_least=at_least, on_step=line.step)
+    report = check(trace, on_finding=found, at_least=at_least, on_step=line.step, fresh=fresh)
     line.clear()
     return replace(known, report=report)
 
@@ -179,6 +185,7 @@ class _Judge:
         self._teller = teller
         self._trials: list[Trial] = []
         self._limits: Noise | None = None
+        self._fresh: Mapping[int, int] | None = None
 
     def report(self, request: Request, *, debug: bool) -> Report:
         """All of them together.
@@ -199,6 +206,7 @@ class _Judge:
 
     def _tried(self, event: Tried) -> None:
         """A way was tried."""
+        from kvtrace.analysis.checks.leftover import beyond
         from kvtrace.analysis.checks.noise import noise
         from kvtrace.analysis.checks.report import UNCHECKED, Report, Trial
         from kvtrace.files import open_trace
@@ -209,9 +217,11 @@ class _Judge:
             self._trials.append(Trial(event.title, failed, essential=first))
             return
         path = Path(event.path)
-        self._trials.append(_look(path, self._teller, self._limits, event.way))
+        fresh = self._fresh if event.way == "again" else None
+        self._trials.append(_look(path, self._teller, self._limits, event.way, fresh))
         if first and self._trials[0].report.verdict != UNCHECKED:
-            self._limits = noise(open_trace(path), "recomputed")
+            trace = open_trace(path)
+            self._limits, self._fresh = noise(trace, "recomputed"), beyond(trace)
 
 
 def _ways(text: str) -> Sequence[str]:

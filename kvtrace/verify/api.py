@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from torch import nn
 
+from kvtrace.analysis.checks.leftover import beyond
 from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Report, Trial, together
 from kvtrace.analysis.checks.verdict import checked
@@ -181,15 +182,15 @@ class _Check:
 
     def _others(self, first: Trace, planned: Sequence[Plan]) -> list[Trial]:
         """What the other ways say, judged by what the first run told of rounding."""
-        limits = noise(first, "recomputed")
+        limits, fresh = noise(first, "recomputed"), beyond(first)
         found = tried(planned, lambda way: self.folder / f"{way}.kvt", tokenizer=self.tokenizer)
-        return [_judged(one, limits) for one in found]
+        return [_judged(one, limits, fresh if one.way == "again" else None) for one in found]
 
 
-def _judged(one: Recorded, limits: Noise) -> Trial:
+def _judged(one: Recorded, limits: Noise, fresh: Mapping[int, int] | None) -> Trial:
     if one.path is None:
         return Trial(one.title, Report(UNCHECKED, reason=one.trouble), essential=False)
-    trial = checked(open_trace(one.path), str(one.path), at_least=limits)
+    trial = checked(open_trace(one.path), str(one.path), at_least=limits, fresh=fresh)
     return replace(trial, name=named(one.way, trial.name), essential=False)
 
 

@@ -18,6 +18,7 @@ from kvtrace.errors import RecordError
 from kvtrace.models.quiet import quiet
 from kvtrace.record.decode import Limits, Standard, decode
 from kvtrace.record.driving import Driven
+from kvtrace.record.driving.begins import resets
 from kvtrace.verify.ways import WAYS
 
 _AGAIN_LENGTH, _AGAIN_STEPS = 12, 2
@@ -36,6 +37,7 @@ class Plan:
         model: What is to be recorded: the model, or the part of it that is called.
         drive: Runs it, inside a recording; None: not possible.
         why_not: Why it is not possible.
+        keeps: The model has no method that empties what it keeps inside.
     """
 
     way: str
@@ -43,6 +45,7 @@ class Plan:
     model: nn.Module
     drive: Callable[[], object] | None
     why_not: str = ""
+    keeps: bool = False
 
 
 Start = Callable[[Sequence[int], int], Driven]
@@ -68,7 +71,7 @@ def plans(
         ways: Some of `WAYS`, asked for by name; None: all that the model is surely made for.
     """
     makers: dict[str, Callable[[], Plan]] = {
-        "again": lambda: _again(tokens, start),
+        "again": lambda: _again(model, tokens, start),
         "chunks": lambda: _chunks(model, tokens, start, asked=ways is not None),
         "padded": lambda: _padded(model, others or _batch(tokens)),
         "beams": lambda: _beams(model, tokens),
@@ -85,7 +88,7 @@ def _made(way: str, model: nn.Module, make: Callable[[], Plan]) -> Plan:
         return Plan(way, _TITLES.get(way, way), model, None, str(error))
 
 
-def _again(tokens: Sequence[int], start: Start) -> Plan:
+def _again(model: nn.Module, tokens: Sequence[int], start: Start) -> Plan:
     """Another prompt: rows of the first must not be seen any more."""
     first = list(tokens[:_AGAIN_LENGTH])
     other = first[::-1] if first != first[::-1] else [max(0, token - 1) for token in first]
@@ -96,6 +99,7 @@ def _again(tokens: Sequence[int], start: Start) -> Plan:
         _TITLES["again"],
         driven.model,
         lambda: decode(driven.model, other, drive=driven.drive, limits=limits),
+        keeps=not resets(model),
     )
 
 

@@ -7,11 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvtrace.analysis.checks.leftover import beyond
 from kvtrace.errors import WriteError
+from kvtrace.files import open_trace
 from kvtrace.record import record
 from kvtrace.text import safe
 from kvtrace.trace import ModelCard, Trace
 from kvtrace.verify.plans import Plan
+
+_NOT_EMPTIED = (
+    "the model still held rows of the prompt before, and has no method that empties its cache, "
+    "such as reset_cache()"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,9 @@ def _tried(
     if trouble or not recording.steps:
         path.unlink(missing_ok=True)
         return Recorded(plan.way, plan.title, None, trouble or "its forward was not seen")
+    if plan.keeps and any(count > 0 for count in beyond(open_trace(path)).values()):
+        path.unlink()
+        return Recorded(plan.way, plan.title, None, _NOT_EMPTIED)
     return Recorded(plan.way, plan.title, path)
 
 

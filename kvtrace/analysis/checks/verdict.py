@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +24,7 @@ def check(
     on_finding: Told | None = None,
     at_least: Noise | None = None,
     on_step: Callable[[int], None] | None = None,
+    fresh: Mapping[int, int] | None = None,
 ) -> Report:
     """Compare the cached lane with another one.
 
@@ -35,6 +36,8 @@ def check(
         on_finding: Told of each finding as soon as it is found.
         at_least: What counted as rounding in another run of the model, with a referee.
         on_step: Told the number of each step before it is looked at.
+        fresh: Rows beyond its own that a text began with in the first run, as `leftover.beyond`
+            counts them.
     """
     why = _hopeless(trace, lane)
     if why:
@@ -44,7 +47,7 @@ def check(
     try:
         limits = _raised(noise(trace, lane), at_least)
         reason = limits.reason
-        for one in findings(trace, lane, limits, survey):
+        for one in findings(trace, lane, limits, survey, fresh):
             found.append(one)
             if on_finding is not None:
                 on_finding(one)
@@ -58,6 +61,7 @@ def checked(
     path: str = "",
     on_finding: Told | None = None,
     at_least: Noise | None = None,
+    fresh: Mapping[int, int] | None = None,
 ) -> Trial:
     """A trace as one of several runs that were checked.
 
@@ -66,8 +70,9 @@ def checked(
         path: As the caller can open it.
         on_finding: Told of each finding as soon as it is found.
         at_least: What counted as rounding in another run of the model.
+        fresh: Rows beyond its own that a text began with in the first run.
     """
-    report = check(trace, on_finding=on_finding, at_least=at_least)
+    report = check(trace, on_finding=on_finding, at_least=at_least, fresh=fresh)
     return Trial(course(trace), report, path)
 
 
@@ -96,6 +101,14 @@ def _uncompared(trace: Trace, lane: str) -> str:
     """Why no step was compared, and what to do."""
     if trace.ending is None:
         return f"{trace.name} is incomplete: it ends before its {lane} lane was computed"
+    first = trace.step(trace.numbers[0])
+    held = [group.length_before for group in first.caches]
+    if first.parent is None and held and min(held) > 0:
+        return (
+            f"step {first.number} already reads {min(held)} rows that were cached before the "
+            "recording began, of tokens that it has not seen; record from the first token on (if "
+            "a new text begins there, its cache was not reset)"
+        )
     notes = [note.text for note in trace.notes if note.kind == "note" and lane in note.text]
     if notes:
         return notes[0]

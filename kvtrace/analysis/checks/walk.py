@@ -5,7 +5,7 @@ Reads one step at a time and stops where everything later is a consequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from kvtrace.analysis.checks.doubt import doubtful
 from kvtrace.analysis.checks.encoders import encoded_anew
 from kvtrace.analysis.checks.forgotten import forgotten
 from kvtrace.analysis.checks.later import reconsidered
+from kvtrace.analysis.checks.leftover import leftover
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene, Side
@@ -43,7 +44,13 @@ _WEIGHED = ("weights", "mask", "output")
 """What differs at the first attention already where queries see rows that come later."""
 
 
-def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator[Finding]:
+def findings(
+    trace: Trace,
+    lane: str,
+    limits: Noise,
+    survey: Survey,
+    fresh: Mapping[int, int] | None = None,
+) -> Iterator[Finding]:
     """Findings as they are met, in causal order: step, then layer, then tensor.
 
     Args:
@@ -51,6 +58,7 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
         lane: The reference.
         limits: What is rounding.
         survey: Told of every step, also of those after everything has been explained.
+        fresh: Rows beyond its own that a text began with in the first run, as of `beyond`.
     """
     told = list(_said_by_the_recorder(trace, lane))
     yield from told
@@ -61,15 +69,15 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
     later: Finding | None = None
     before: Step | None = None
     fed = _FedAgain()
-    for number in trace.numbers:
-        step = trace.step(number)
+    for step in trace:
         survey.add(step)
         fed.add(step)
         lost = forgotten(trace, step, before)
-        before = step
-        other = None if stale else encoded_anew(trace, step)
-        stale = stale or other is not None
+        other = None if done or stale else _of_another_text(trace, step, before, fresh)
+        before, stale = step, stale or other is not None
         yield from (_placed(trace, one, None, None) for one in (lost, other) if one is not None)
+        # the lanes of a text that was taken for the rest of another are compared for nothing
+        done = done or (other is not None and step.parent is not None and step.new > 1)
         if done:
             continue
         places = _sites_beyond(trace, step, lane, limits)
@@ -85,8 +93,8 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
         each = ((place, _at(trace, step, place, rest, lane, limits)) for place in places)
         place, here = next(((place, said) for place, said in each if said), (0, []))
         for one in (reconsidered(trace, one, lane, limits) for one in here):
-            since = "" if explained else begins(trace, number, place)
-            if one.tensor not in void:
+            since = "" if explained else begins(trace, step.number, place)
+            if one.tensor not in void and (other is None or one.name != other.name):
                 yield replace(where_it_begins(trace, one), since=since)
             explained |= set(one.sequences or range(step.num_sequences))
         yield from _beside(trace, step, here, lane, limits)
@@ -95,6 +103,13 @@ def findings(trace: Trace, lane: str, limits: Noise, survey: Survey) -> Iterator
     if later is not None and not explained:
         yield where_it_begins(trace, later)
     yield from fed.findings(trace)
+
+
+def _of_another_text(
+    trace: Trace, step: Step, before: Step | None, fresh: Mapping[int, int] | None
+) -> Finding | None:
+    """Rows of an earlier text, or of what an encoder read for it; both lanes may hold them."""
+    return encoded_anew(trace, step) or leftover(trace, step, before, fresh)
 
 
 def _beside(

@@ -71,8 +71,11 @@ class Paths:
     def add(self, step: Step) -> None:
         """Follow a step."""
         parents = self._ends.get(-1 if step.parent is None else step.parent, [])
-        past = max((group.length_before for group in _growing(step)), default=0)
-        if past == 0 and step.parent is not None:
+        lengths = [group.length_before for group in _growing(step)]
+        past = max(lengths, default=0)
+        if step.parent is None and 0 in lengths and all(row[0] <= 0 for row in step.positions):
+            past = 0  # a text begins: what some layers hold is not of it
+        elif past == 0 and step.parent is not None:
             # a faulty cache may hold none of its old rows; its tokens still have a place
             past = max((row[0] for row in step.positions if row), default=0)
         order = step.order

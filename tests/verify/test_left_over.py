@@ -1,0 +1,84 @@
+"""Rows of an earlier text in a model that keeps its cache inside: both lanes hold them."""
+
+import pytest
+import torch
+from torch import nn
+
+import kvtrace
+from builders.custom_drives import build
+from kvtrace.analysis.checks import DIVERGED, EQUAL, check
+from kvtrace.files import open_trace
+
+TEXTS = [torch.arange(3 + 20 * n, 15 + 20 * n)[None] for n in range(2)]
+
+
+def forgetful(*forgotten: int) -> nn.Module:
+    """A model whose reset leaves out some layers."""
+    model = build("einsum_heads")
+
+    class Forgetful(type(model)):
+        def reset_cache(self):
+            for number, layer in enumerate(self.attention):
+                if number not in forgotten:
+                    layer.kept = None
+
+    model.__class__ = Forgetful
+    return model
+
+
+def decode(model, text):
+    with torch.no_grad():
+        for start, end in ((0, 9), (9, 10), (10, 11), (11, 12)):
+            model(text[:, start:end], use_cache=True)
+
+
+@pytest.mark.parametrize("forgotten", [(0,), (1,), (0, 1)])
+def test_a_reset_that_leaves_rows_behind_is_found_with_the_next_prompt(forgotten):
+    report = kvtrace.check(forgetful(*forgotten), TEXTS[0][:, :9], new_tokens=4)
+    first = report.findings[0]
+    assert [one.report.verdict for one in report.trials[:2]] == [EQUAL, DIVERGED]
+    assert (first.name, first.step, first.layer) == ("STALE-CACHE", 0, forgotten[0])
+    assert "12 tokens went in, and the last one sees 24 rows: 12 were there before" in (
+        first.evidence
+    )
+
+
+def test_a_whole_reset_is_silent():
+    report = kvtrace.check(forgetful(), TEXTS[0][:, :9], new_tokens=4)
+    assert [one.report.verdict for one in report.trials[:2]] == [EQUAL, EQUAL]
+
+
+def test_a_model_that_nothing_empties_is_not_called_wrong_for_the_prompt_before():
+    report = kvtrace.check(build("hooked_dict"), TEXTS[0][:, :9], new_tokens=4)
+    assert report.verdict == EQUAL
+    assert "has no method that empties its cache" in report.trials[1].report.reason
+
+
+@pytest.mark.parametrize("forgotten", [(0,), (1,)])
+def test_two_texts_in_one_recording_tell_which_layer_kept_the_first(tmp_path, forgotten):
+    model = forgetful(*forgotten)
+    with kvtrace.record(model, tmp_path / "a.kvt", keep_rows=True):
+        for text in TEXTS:
+            model.reset_cache()
+            decode(model, text)
+    found = check(open_trace(tmp_path / "a.kvt")).findings
+    assert [(one.name, one.step, one.layer) for one in found] == [("STALE-CACHE", 4, forgotten[0])]
+
+
+def test_a_layer_that_is_full_before_the_recording_begins_is_named(tmp_path):
+    model = forgetful(1)
+    decode(model, TEXTS[0])
+    model.reset_cache()
+    with kvtrace.record(model, tmp_path / "a.kvt", keep_rows=True):
+        decode(model, TEXTS[1])
+    found = check(open_trace(tmp_path / "a.kvt")).findings
+    assert [(one.name, one.step, one.layer) for one in found] == [("STALE-CACHE", 0, 1)]
+
+
+def test_two_healthy_texts_in_one_recording_are_silent(tmp_path):
+    model = forgetful()
+    with kvtrace.record(model, tmp_path / "a.kvt", keep_rows=True):
+        for text in TEXTS:
+            model.reset_cache()
+            decode(model, text)
+    assert check(open_trace(tmp_path / "a.kvt")).findings == ()
