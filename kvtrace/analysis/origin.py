@@ -113,11 +113,12 @@ def origin(trace: Trace, number: int, layer: int, row: int, sequence: int = 0) -
     site = trace.site(layer)
     cell, position = int(rows.cells[row]), int(rows.positions[row])
     written, writer = _writer(trace, site.reads, cell)
-    first, token = _first(trace, number, sequence, position)
-    if written is not None and not _rewrote(trace, site.reads, written):
-        first, token = written, _token_of_cell(trace, site.reads, cell)
     if site.kind != "self" or stands_for_none(position):
         first, token = written, UNKNOWN
+    elif written is not None and not _rewrote(trace, site.reads, written):
+        first, token = written, _token_of_cell(trace, site.reads, cell)
+    else:
+        first, token = _first(trace, number, sequence, position)
     lost = evicted_cells(trace.cache_step(number, layer), sequence)
     return Origin(
         row=row,

@@ -95,7 +95,7 @@ def pass_rows(
     site = trace.site(layer)
     index = site.reads if tensor in CACHE_TENSORS else site.index
     raw = trace.source.pass_rows(lane, place[0], tensor, index, own)
-    if raw is None or found is None:
+    if raw is None or found is None or not 0 <= place[1] < len(raw):
         return None
     rows: Floats = dtypes.widen(raw[place[1]], found.dtype)[0]
     return rows

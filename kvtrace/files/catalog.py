@@ -371,6 +371,7 @@ def _plausible(tables: Sequence[np.ndarray], groups: Groups, newest: IndexPart) 
         frames["step"] >= -1,
         frames["cell"] < _MAX_CELL,
         overview["number"] >= 0,
+        (overview["parent"] >= -1) & (overview["parent"] < overview["number"]),
         np.diff(overview["number"]) > 0,
         (writes["group"] >= 0) & (writes["group"] < len(groups)),
         (writes["rows"] > 0) & (writes["rows"] <= end),

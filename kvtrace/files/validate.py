@@ -108,6 +108,8 @@ def check_step(step: Step, meta: Meta, file_bytes: int, where: str) -> None:
     if step.number < 0 or not step.tokens or step.phase not in PHASES:
         what = f"no number, no tokens or the unknown phase {step.phase[:20]!a}"
         raise TraceError(f"{where} has {what}.")
+    if step.parent is not None and not 0 <= step.parent < step.number:
+        raise TraceError(f"{where} goes on with step {step.parent}, which is not before it.")
     if len(step.positions) != len(step.tokens) or any(
         len(row) != step.new for row in (*step.tokens, *step.positions)
     ):

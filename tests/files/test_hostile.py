@@ -231,6 +231,19 @@ def test_json_that_would_fill_memory_is_refused_before_it_is_parsed(tmp_path, te
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("parent", [2, 3, -1])
+def test_a_step_that_goes_on_with_itself_or_a_later_one_is_damage(tmp_path, reference, parent):
+    header, frames = reference
+    numbers = [json.loads(one.json)["number"] if one.kind == Kind.STEP else -1 for one in frames]
+    at = numbers.index(2)
+    made_up = with_json(frames[at], {**json.loads(frames[at].json), "parent": parent})
+    frames = [made_up if one is frames[at] else one for one in frames if one.kind != Kind.INDEX]
+    put(tmp_path / "x.kvt", joined(header[:16] + bytes(48), frames))
+    trace = open_trace(tmp_path / "x.kvt")
+    assert (trace.numbers, trace.ending is not None) == ([0, 1], True)
+    assert f"step 2 goes on with step {parent}, which is not before it" in trace.damage[0].text
+
+
 def test_sizes_far_beyond_the_file_are_refused_before_memory_is_taken(tmp_path, reference):
     _, frames = reference
     keep = [frame for frame in frames if frame.kind in (Kind.META, Kind.STEP)]
