@@ -105,11 +105,7 @@ def check_step(step: Step, meta: Meta, file_bytes: int, where: str) -> None:
         TraceError: Something does not hold.
     """
     where = f"{where}: step {step.number}"
-    if step.number < 0 or not step.tokens or step.phase not in PHASES:
-        what = f"no number, no tokens or the unknown phase {step.phase[:20]!a}"
-        raise TraceError(f"{where} has {what}.")
-    if step.parent is not None and not 0 <= step.parent < step.number:
-        raise TraceError(f"{where} goes on with step {step.parent}, which is not before it.")
+    _check_place(step, where)
     if len(step.positions) != len(step.tokens) or any(
         len(row) != step.new for row in (*step.tokens, *step.positions)
     ):
@@ -126,6 +122,15 @@ def check_step(step: Step, meta: Meta, file_bytes: int, where: str) -> None:
     for top in step.top:
         if len(top.ids) != len(top.logits):
             raise TraceError(f"{where} has {len(top.ids)} top ids and {len(top.logits)} logits.")
+
+
+def _check_place(step: Step, where: str) -> None:
+    """That it stands somewhere in the run: numbers ascend from a step to those that follow it."""
+    if step.number < 0 or not step.tokens or step.phase not in PHASES:
+        what = f"no number, no tokens or the unknown phase {step.phase[:20]!a}"
+        raise TraceError(f"{where} has {what}.")
+    if step.parent is not None and not 0 <= step.parent < step.number:
+        raise TraceError(f"{where} goes on with step {step.parent}, which is not before it.")
 
 
 def _sound_caches(group: CacheStep, layers: int, file_bytes: int) -> bool:
