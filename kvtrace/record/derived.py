@@ -144,9 +144,7 @@ class Derived:
     @property
     def grown(self) -> int:
         """Tokens that this forward has more than the one before, which it repeats; else 0."""
-        if not self._known[0] or self._tokens is None or self._before is None:
-            return 0
-        return self._in_rows(self._tokens).shape[-1] - self._in_rows(self._before).shape[-1]
+        return self._longer if self._known[0] else 0
 
     def over(self) -> None:
         """A forward is over; its tokens are kept only where rows were followed."""
@@ -289,6 +287,13 @@ class Derived:
         return tokens.t() if turned and tokens.dim() == 2 else tokens
 
     @property
+    def _longer(self) -> int:
+        """Tokens more than in the forward before."""
+        if self._tokens is None or self._before is None:
+            return 0
+        return self._in_rows(self._tokens).shape[-1] - self._in_rows(self._before).shape[-1]
+
+    @property
     def _known(self) -> tuple[bool, int | None, tuple[int, ...] | None]:
         """(goes on with the tokens before, position of the first token, padding) of the forward."""
         if self._told is None:
@@ -299,7 +304,7 @@ class Derived:
                 tokens = self._in_rows(self._tokens)
                 new, extends = tokens.shape[-1], _extends(tokens, self._in_rows(self._before))
             # a model may be given all tokens and take the new ones itself: nothing is repeated
-            if extends and self._rows is not None and self._rows < new:
+            if extends and self._rows == self._longer:
                 extends, start = False, new - self._rows if start is None else start
             self._told = (extends, start, _padding(self._arguments))
         return self._told

@@ -130,13 +130,17 @@ def logits_of(result: Any, shape: tuple[int, int]) -> Tensor | None:
 
 
 def fitted(
-    tokens: Tensor | None, shape: tuple[int, int], calls: Sequence[AttentionCall]
+    tokens: Tensor | None,
+    shape: tuple[int, int],
+    calls: Sequence[AttentionCall],
+    logits: Tensor | None,
 ) -> tuple[Tensor | None, tuple[int, int]]:
     """Tokens and (sequences, new) as the attention saw them.
 
     A model may take several ids for one position, as the codebooks of music models, side by side
     in the batch or in a dimension more; the first of each stands for all. It may be given all
-    tokens and take the last ones, those that its cache does not have.
+    tokens and take the last ones, those that its cache does not have. One that has logits for
+    every token took them all, though it attends to them in blocks.
     """
     decoding = [call for call in calls if call.kind != "encoder"] or list(calls)
     if not decoding or any(_size(call) == shape for call in decoding):
@@ -144,6 +148,9 @@ def fitted(
     sequences, new = _size(decoding[0])
     if tokens is None:
         return None, (sequences, new)
+    whole = logits is not None and logits.shape[:2] == tokens.shape == shape
+    if whole and sequences == shape[0] and new < shape[1]:
+        return tokens, shape
     if tuple(tokens.shape) == (new, sequences):
         return tokens.t(), (sequences, new)
     rows = tokens.reshape(-1, tokens.shape[-1])

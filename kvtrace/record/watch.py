@@ -313,7 +313,7 @@ class Watch:
             cross = cross_half(arguments.get("past_key_values"), result)
             updates = updates_of(self._tracker, one, cross)
             calls, before = self._calls(one, part)
-            tokens, shape = fitted(tokens, shape, calls)
+            tokens, shape = fitted(tokens, shape, calls, logits_of(result, shape))
             calls, before = self._fitting(calls, before, shape[0])
             left = lingering(self._tracker, calls, updates)
             used = self._given(arguments) | {update.cache for update in updates}

@@ -33,6 +33,8 @@ def of_tokens(given: Given, *, computed: bool) -> Flags | None:
     if seq == new:
         others = computed and given.tokens not in (0, new)
         return np.zeros(seq, bool) if others else None
+    if 0 < given.tokens < seq and new != given.tokens:
+        return np.zeros(seq, bool)  # in blocks, each with rows of its own
     first = _first_seen(given.visible, new, seq)
     if first is None:
         return np.zeros(seq, bool) if seq < new else None
