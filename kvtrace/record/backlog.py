@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 
 from kvtrace.files import StepRows
+from kvtrace.record.clock import Took
 from kvtrace.record.steady import Kept
 from kvtrace.trace import Step
 
@@ -30,6 +31,7 @@ class Waiting:
 
     Attributes:
         step: It; if it is `kept`, without what is worked out later.
+        took: How long its forward took.
         caches: Serial numbers of the caches it used.
         rows: Its rows, unless it is `kept`.
         kept: What must still be worked out.
@@ -38,6 +40,7 @@ class Waiting:
     """
 
     step: Step
+    took: Took
     caches: frozenset[int]
     rows: StepRows | None = None
     kept: Kept | None = None

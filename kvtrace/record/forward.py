@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.choices import Choice
+from kvtrace.record.clock import Took
 from kvtrace.record.paged.places import Part, Placed
 
 if TYPE_CHECKING:
@@ -190,14 +191,15 @@ class Forward:
         calls: Attention calls in order.
         updates_before: For each call, how many of `updates` came before it.
         updates: Cache updates in order.
+        took: How long; a request's part takes its share.
         changes: Changes of caches since the forward before.
         recurrent: Recurrent memory written.
         lingering: Cache layers that were not updated, where some call read none that was.
         copies: Updates of caches that were met with rows of others in them.
         logits: [sequences, rows, vocab]; None if the model returned none.
         result: All it returned.
-        elapsed_ns: Wall time, our own taken out.
-        own_ns: Our own time within it.
+        took: How long; times of requests are their share.
+        own_ns: Our own time, until it was handed over.
         choices: What it selected (experts, slots), where somebody wanted to know.
         part_of: The packed forward that this is a request's part of; times are its share.
         pattern: What a step must be like to be like this one.
@@ -213,6 +215,7 @@ class Forward:
     new: int
     calls: Sequence[AttentionCall]
     updates: Sequence[CacheUpdate]
+    took: Took
     updates_before: tuple[int, ...] = ()
     changes: tuple[CacheChange, ...] = ()
     recurrent: tuple[Recurrent, ...] = ()
@@ -220,7 +223,6 @@ class Forward:
     copies: tuple[CopyOf, ...] = ()
     logits: Tensor | None = None
     result: object = None
-    elapsed_ns: int = 0
     own_ns: int = 0
     choices: tuple[Choice, ...] = ()
     part_of: Part | None = None

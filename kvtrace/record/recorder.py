@@ -300,11 +300,11 @@ class Recorder:
             caches=entry.groups,
             events=entry.events,
             cost=self._cost(forward, entry, where),
-            elapsed_ns=forward.elapsed_ns,
+            elapsed_ns=forward.took.called_ns,
             packed=packed_of(forward.part_of),
         )
         self._lineage.enter(number, entry, tokens)
-        return Waiting(step, frozenset(entry.caches), kept=kept)
+        return Waiting(step, forward.took, frozenset(entry.caches), kept=kept)
 
     def _cost(self, forward: Forward, entry: LedgerStep, where: Positions) -> Cost:
         past = max((row[0] for row in where if row), default=0)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from kvtrace.record.calls import AttentionCall
     from kvtrace.record.choices import Chooser
+    from kvtrace.record.clock import Marks
     from kvtrace.record.flow import FlowWatch
     from kvtrace.record.forward import Recurrent
     from kvtrace.record.paged.engine import PagedUpdate
@@ -72,6 +73,7 @@ class Pass:
         verdicts: id of each cache updated to the verdicts on its layers, as it was found.
         nested: Forwards of the same watcher within this one.
         started: When it began, by the performance counter in ns.
+        marks: Where the devices' queues ended then.
         own_ns: Time spent in patches.
         keep: Given each call of the data flow that read from no known cache, while the forward
             runs; what it returns is kept in the call's place.
@@ -90,6 +92,7 @@ class Pass:
     depth: int = 0
     nested: int = 0
     started: int = 0
+    marks: Marks = ()
     own_ns: int = 0
     keep: Callable[[AttentionCall], AttentionCall] | None = None
     paged: list[PagedUpdate] = field(default_factory=list)

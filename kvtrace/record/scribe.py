@@ -103,7 +103,8 @@ class Scribe:
             chosen = step.chosen
         else:
             said = {**said, **texts.of([token for token in chosen if token is not None])}
-        step = replace(step, chosen=chosen, texts=said, recorder_ns=waiting.spent_ns)
+        spent, ours = waiting.took.ns(), waiting.spent_ns
+        step = replace(step, chosen=chosen, texts=said, elapsed_ns=spent, recorder_ns=ours)
         try:
             self._sink.append(step, waiting.rows)
         except KvtraceError as error:

@@ -23,6 +23,7 @@ from kvtrace.record.caches import CACHES, HALVES, beside, cross_half, follow, pa
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.choices import CHOICES, Chooser
 from kvtrace.record.clean import CLEAN
+from kvtrace.record.clock import DeviceClock, Took
 from kvtrace.record.compiled import EAGERLY, Eagerly
 from kvtrace.record.copied import copies
 from kvtrace.record.entrances import around_forward, entrances
@@ -82,6 +83,7 @@ class Watch:
         self._facts: dict[int, ModuleFacts] = {}
         self._pattern: Pattern | None = None
         self._tracker = CacheTracker()
+        self._clock = DeviceClock(one.device for one in model.parameters())
         self._flow: FlowWatch | None = None
         self._eagerly = Eagerly()
         self.turns = Turns()
@@ -175,8 +177,7 @@ class Watch:
         one = self._over()
         with nullcontext() if one is None else self.turns.ending():
             if one is not None and keep:
-                elapsed = stop - one.started - one.own_ns
-                self._finish("model", self.model, one, arguments, None, elapsed)
+                self._finish("model", self.model, one, arguments, None, self._clock.took(one, stop))
             elif self._on_failure is not None:
                 self._on_failure()
 
@@ -197,8 +198,7 @@ class Watch:
             with self.turns.ending():
                 if result is not None:
                     arguments = self._arguments(module, args, kwargs)
-                    elapsed = stop - one.started - one.own_ns
-                    self._finish(part, module, one, arguments, result, elapsed)
+                    self._finish(part, module, one, arguments, result, self._clock.took(one, stop))
                 elif self._on_failure is not None:
                     self._on_failure()
 
@@ -242,7 +242,7 @@ class Watch:
             self.turns.end()
             raise
         running.append(one)
-        one.started = perf_counter_ns()
+        self._clock.begin(one)
 
     def _over(self) -> Pass | None:
         """The pass that has ended now; None if it was an inner forward."""
@@ -294,7 +294,7 @@ class Watch:
         one: Pass,
         arguments: Mapping[str, object],
         result: Any,
-        elapsed_ns: int,
+        took: Took,
     ) -> None:
         """Make the Forward, and hand it over."""
         start = perf_counter_ns()
@@ -328,6 +328,7 @@ class Watch:
             new=shape[1],
             calls=calls,
             updates=updates,
+            took=took,
             updates_before=before,
             lingering=left,
             copies=() if batch is not None else copies(self._tracker, updates),
@@ -335,7 +336,6 @@ class Watch:
             recurrent=(*one.recurrent, *beside(self._tracker, arguments, result, updates)),
             logits=logits_of(result, shape),
             result=result,
-            elapsed_ns=elapsed_ns,
             own_ns=one.own_ns + perf_counter_ns() - start,
             choices=() if one.choosing is None else tuple(one.choosing.choices),
             pattern=like,

@@ -78,7 +78,7 @@ class EachPass:
         comparer.compare(forward, batch, tally)
         compare_logits(self.logits, forward, batch, {step.number: nodes}, tally)
         self.logits.drop(step.number)
-        tally.elapsed_ns[0] = forward.elapsed_ns
+        tally.elapsed_ns[0] = forward.took.ns()
         sink.compare(tally.finish(self.lane.name, 0))
         self._causal(step, forward, batch, sink)
         for note in comparer.findings.values():

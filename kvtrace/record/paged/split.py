@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.choices import Choice
+from kvtrace.record.clock import Took
 from kvtrace.record.cost.measured import Measured
 from kvtrace.record.forward import CacheUpdate, Forward
 from kvtrace.record.paged.batch import Batch, Group
@@ -71,7 +72,8 @@ def parts(forward: Forward, packed: Packed, number: Callable[[], int]) -> list[F
         packed: What is known of it.
         number: Gives each of them its number.
     """
-    shares = _shares(forward.elapsed_ns, packed.batch.starts)
+    whole = forward.took.ns()
+    shares = _shares(whole, packed.batch.starts)
     own = _shares(forward.own_ns, packed.batch.starts)
     masks: dict[tuple[int, int, int], Tensor] = {}
     found = []
@@ -91,7 +93,7 @@ def parts(forward: Forward, packed: Packed, number: Callable[[], int]) -> list[F
                 updates_before=tuple(range(1, len(calls) + 1)),
                 logits=_logits(forward, packed.batch, place),
                 result=None,
-                elapsed_ns=share,
+                took=Took(share, 0),
                 own_ns=own[place],
                 choices=tuple(_chosen(forward.choices, forward.new, start, end)),
                 part_of=Part(
@@ -100,7 +102,7 @@ def parts(forward: Forward, packed: Packed, number: Callable[[], int]) -> list[F
                     place,
                     len(shares),
                     request.prompt,
-                    forward.elapsed_ns,
+                    whole,
                     _measured(forward, len(shares)) if place == 0 else None,
                 ),
             )
