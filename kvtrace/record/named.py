@@ -85,7 +85,7 @@ def holders(model: nn.Module, arguments: Mapping[str, object], result: object) -
         for name, buffer in module.named_buffers(recurse=False):
             walk.into(f"{path}.{name}".lstrip("."), buffer, 2)
     for name, value in arguments.items():
-        walk.into(f"argument {name}", value, 1)
+        walk.into(name if name.startswith("global ") else f"argument {name}", value, 1)
     walk.into("the result", result, 0)
     return walk.found
 

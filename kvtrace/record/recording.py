@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from kvtrace.record.generate import Generation, follow_generate
 from kvtrace.record.inner import listen_inside
 from kvtrace.record.lanes import LaneOptions, Lanes
 from kvtrace.record.lanes.once import LaneSink
+from kvtrace.record.lanes.snapshot import Snapshot
 from kvtrace.record.recorder import Options, Recorder
 from kvtrace.record.running import passes
 from kvtrace.record.scribe import Sink
@@ -228,6 +229,18 @@ class Recording:
             self.recorder.forward(held)
         else:
             self._lanes.forget()
+
+    def ask_instead(
+        self, snapshot: Snapshot, outside: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """Lanes call this function: there is no module.
+
+        Args:
+            snapshot: Of it, before its first call.
+            outside: Entered around each call.
+        """
+        if self._lanes.options.mode != "off":
+            self._lanes.again.instead(snapshot, outside)
 
     @property
     def watch(self) -> Watch | None:

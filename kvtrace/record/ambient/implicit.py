@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, Protocol
 
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kvtrace.record.ambient.called import StepFunction
 from kvtrace.record.calls import AttentionCall
+from kvtrace.record.lanes.snapshot import Snapshot
 from kvtrace.record.running import Followed, Pass
 from kvtrace.record.watch import Watch
 
@@ -33,6 +36,11 @@ class Steps(Protocol):
     @property
     def watch(self) -> Watch | None:
         """The watcher of its model."""
+
+    def ask_instead(
+        self, snapshot: Snapshot, outside: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """This function can be called again."""
 
 
 class Implicit:
@@ -55,19 +63,27 @@ class Implicit:
         self._name = name
         self._recording = recording
         self._ids: Tensor | None = None
+        self._in: int = 0
+        self._table: int | None = None
         self._open: Pass | None = None
+        self._function = None if begins_at_once else StepFunction()
 
-    def looked_up(self, ids: Tensor) -> None:
+    def looked_up(self, ids: Tensor, table: int) -> None:
         """Token ids were looked up, or positions.
 
         Args:
             ids: [sequences, new].
+            table: Address of what they were looked up in.
         """
         if self._open is not None and self._open.calls:
             self.close()
-        better = self._ids is None or (_counts(self._ids) and not _counts(ids))
+        known = self._table in (self._in, None)
+        better = self._ids is None or (known and _counts(self._ids) and not _counts(ids))
+        better = better or (not known and table == self._table)
         if better and self._open is None:
-            self._ids = ids
+            self._ids, self._in = ids, table
+        if self._function is not None and self._open is None:
+            self._function.looked_up(ids)
         if self.begins_at_once and self._open is None:
             self._begin()
 
@@ -77,6 +93,8 @@ class Implicit:
             if self._ids is None:
                 return
             self._begin()
+        if self._function is not None:
+            self._function.attended()
         if self._open is not None:
             self._open.calls.append(Followed(call, len(self._open.updates)))
 
@@ -84,8 +102,17 @@ class Implicit:
         """The step under way is over, if it attended."""
         one, self._open, ids, self._ids = self._open, None, self._ids, None
         watch = self._recording.watch
-        if one is not None and watch is not None and ids is not None:
-            watch.end_step({self._name: ids}, keep=bool(one.calls))
+        if one is None or watch is None or ids is None:
+            return
+        if self._table is None and ids.shape[1] > 1 and not _counts(ids):
+            self._table = self._in  # a single id would not tell tokens from positions
+        given: dict[str, object] = {}
+        if self._function is not None:
+            found = self._function.found()
+            if found is not None:
+                self._recording.ask_instead(found[0], found[1].as_before)
+            given = self._function.given()
+        watch.end_step({self._name: ids, **given}, keep=bool(one.calls))
 
     def _begin(self) -> None:
         watch = self._recording.watch
@@ -96,7 +123,7 @@ class Implicit:
 class Lookups(TorchFunctionMode):
     """Tells of ids that are looked up in a table of vectors."""
 
-    def __init__(self, tell: Callable[[Tensor], None]) -> None:
+    def __init__(self, tell: Callable[[Tensor, int], None]) -> None:
         super().__init__()
         self._tell = tell
 
@@ -105,14 +132,14 @@ class Lookups(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name in ("__getitem__", "embedding", "index_select") and isinstance(out, Tensor):
-            ids = _ids(name, args, kwargs or {})
-            if ids is not None:
-                self._tell(ids)
+            found = _ids(name, args, kwargs or {})
+            if found is not None:
+                self._tell(*found)
         return out
 
 
-def _ids(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The ids of a look-up in a table, [sequences, new]; None: it is something else."""
+def _ids(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, int] | None:
+    """Ids of a look-up, [sequences, new], and the table's address; None: it is something else."""
     table, index = (args[0] if args else kwargs.get("input")), kwargs.get("index")
     if name == "embedding":
         index, table = table, (args[1] if len(args) > 1 else kwargs.get("weight"))
@@ -128,7 +155,7 @@ def _ids(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | N
         return None
     if index.dim() not in (0, 1, 2) or not index.numel():
         return None
-    return index.reshape(1, -1) if index.dim() < 2 else index
+    return (index.reshape(1, -1) if index.dim() < 2 else index), table.data_ptr()
 
 
 def _counts(ids: Tensor) -> bool:

@@ -193,17 +193,17 @@ class AmbientRecording:
             self._modes.close()
             self._lookups = None
 
-    def _looked_up(self, ids: torch.Tensor) -> None:
+    def _looked_up(self, ids: torch.Tensor, table: int) -> None:
         if not self._outermost.inside:
             with self._harmless():
-                self._step_of(None, ids)
+                self._step_of(None, ids, table)
 
     def _attended(self, call: AttentionCall) -> None:
         if self._functions is not None and self._functions.implicit is not None:
             with self._harmless():
                 self._functions.implicit.attended(call)
 
-    def _step_of(self, root: nn.Module | None, ids: torch.Tensor) -> None:
+    def _step_of(self, root: nn.Module | None, ids: torch.Tensor, table: int) -> None:
         """Ids were looked up by code that is no call of a model: a method's, or nobody's."""
         if root is None:
             if self._functions is None:
@@ -218,7 +218,7 @@ class AmbientRecording:
         if one.implicit is None:
             name = "tokens" if root is None else next(iter(parameters_of(root)), "tokens")
             one.implicit = Implicit(one.recording, name, begins_at_once=root is not None)
-        one.implicit.looked_up(ids)
+        one.implicit.looked_up(ids, table)
 
     # ------------------------------------------------------------------ around each call
 
@@ -261,7 +261,7 @@ class AmbientRecording:
             if isinstance(module, nn.Embedding) and (found := tokens_in(arguments)) is not None:
                 root = owner_of(module)
                 if root is not None or self._lookups is not None:
-                    self._step_of(root, found[1])
+                    self._step_of(root, found[1], module.weight.data_ptr())
             return None
         self._leave_modes()
         return self._adopt(module)

@@ -9,6 +9,7 @@ where that works, else with what the first call was given. The model is as it wa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -98,6 +99,9 @@ class Again:
     _device: torch.device | None = None
     _begun: bool = False
     _none: str = ""
+    _outside: Callable[[], AbstractContextManager[None]] | None = None
+    _only_own: bool = False
+    _order: tuple[tuple[str, int], ...] = ()
     _sites: frozenset[tuple[str, int]] = frozenset()
     _crossing: frozenset[str] = frozenset()
     _causal: bool = False
@@ -124,12 +128,27 @@ class Again:
         for odd in taken.odd:
             self.notes[f"recomputed lane: shares {odd} with the model"] = None
 
+    def instead(
+        self, snapshot: Snapshot, outside: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """There is no module, but a function that can be called again.
+
+        Args:
+            snapshot: Of it, before its first call.
+            outside: Entered around each call: what it keeps elsewhere is there what it was.
+        """
+        self.snapshot, self._outside, self._none = snapshot, outside, ""
+        for odd in snapshot.odd:
+            self.notes[f"recomputed lane: shares {odd} with the program"] = None
+
     def first(self, forward: Forward) -> None:
         """The first forward is over: what it attended with is what others must."""
         calls = [call for call in forward.calls if call.kind == "self"]
         self._sites = frozenset((call.module, call.call) for call in calls)
+        self._order = tuple((call.module, call.call) for call in forward.calls)
         self._crossing = frozenset(one.module for one in forward.calls if one.kind == "cross")
         self._causal = forward.new > 1 and all(_is_causal(call) for call in calls)
+        self._only_own = all(call.keys.shape[2] == forward.new for call in calls)
         if self.snapshot is not None:
             # only the attention tells tokens from sequences
             call = replace(self.snapshot.call, new=forward.new)
@@ -200,11 +219,21 @@ class Again:
                 known.pop("position_ids", None)  # the model counts for itself, padding included
             arguments |= padded_for(batch, device, known)
         places, named = positional(call.parameters, arguments)
-        with as_then(self.autocast, kind):
+        if self._outside is not None and snapshot.changed:
+            raise CannotRecomputeError("what it was first given was written to since")
+        around = nullcontext() if self._outside is None else self._outside()
+        with around, as_then(self.autocast, kind):
             choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
             forward = _forward(model, lambda: model(*places, **named), choosing)
+        calls = forward.calls
+        if self._outside is not None and len(calls) == len(self._order):
+            # without a module, a site is called by the function it lies in
+            calls = tuple(
+                replace(one, module=module, call=number)
+                for one, (module, number) in zip(calls, self._order, strict=True)
+            )
         forward = replace(
-            forward, calls=tuple(trimmed(self._kinded(one), batch.rows) for one in forward.calls)
+            forward, calls=tuple(trimmed(self._kinded(one), batch.rows) for one in calls)
         )
         why = self._misfit(forward, batch)
         if why:
@@ -227,6 +256,8 @@ class Again:
             found = (call.queries.shape[0], call.queries.shape[2])
             if found != wanted:
                 return f"{site[0]} had {found[1]} new rows for {wanted[1]} tokens"
+            if self._outside is not None and self._only_own and call.keys.shape[2] != wanted[1]:
+                return f"{site[0]} read rows that it keeps outside of what it is given"
         if self._causal and batch.rows > 1:
             loose = next(
                 (calls[one] for one in sorted(self._sites) if not _is_causal(calls[one])), None

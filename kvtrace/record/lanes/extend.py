@@ -106,7 +106,7 @@ class FirstCall:
             return 1
         return self.shape[1] if self.shape[0] == self.new != self.shape[1] else self.shape[0]
 
-    def _shaped(self, tokens: Tensor) -> Tensor:
+    def _shaped(self, tokens: Tensor) -> Tensor | list[int]:
         """Ids in the form that it was given them.
 
         Raises:
@@ -114,6 +114,8 @@ class FirstCall:
         """
         if not self.shape:
             raise CannotExtendError("it takes one token at a time")
+        if isinstance(self.arguments[self.ids], list):
+            return [int(token) for token in tokens[0]]
         if len(self.shape) == 1:
             return tokens[0]
         return tokens if self.shape[1] == self.new else tokens.t()

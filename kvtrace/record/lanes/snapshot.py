@@ -63,12 +63,16 @@ class Snapshot:
         return any(version(one) != before for one, before in self.shared)
 
 
-def take(model: nn.Module, arguments: Mapping[str, object]) -> Snapshot | str:
+def take(
+    model: nn.Module, arguments: Mapping[str, object], *, weights_are_given: bool = False
+) -> Snapshot | str:
     """The snapshot, or why there is none.
 
     Args:
         model: About to be called for the first time.
         arguments: With which, by name.
+        weights_are_given: They are no parameters of it: whatever is large is believed to be one,
+            or another table that stays.
     """
     found = tokens_in(arguments)
     if found is None:
@@ -82,7 +86,11 @@ def take(model: nn.Module, arguments: Mapping[str, object]) -> Snapshot | str:
 
     def constant(tensor: Tensor) -> bool:
         whole = tensor.dtype == torch.bool or tensor.is_complex()
-        return whole or _CONSTANT.search(names.get(id(tensor), "").rpartition(".")[2]) is not None
+        return (
+            weights_are_given
+            or whole
+            or _CONSTANT.search(names.get(id(tensor), "").rpartition(".")[2]) is not None
+        )
 
     copier = Copier(model.parameters(), constant=constant)
     try:

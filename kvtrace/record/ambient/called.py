@@ -1,0 +1,185 @@
+"""The function whose call is a step, where there is no module: told by the frames that run.
+
+It is given the ids that are looked up, everything that attends runs within it, and it has returned
+when the next ids are looked up. What it is given is copied before it goes on, so that it can be
+called again with the whole text.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
+
+from torch import Tensor, nn
+
+from kvtrace.record.ambient.outside import Outside
+from kvtrace.record.inputs import tokens_in
+from kvtrace.record.lanes.snapshot import Snapshot, take
+
+_FRAMES, _DEEP = 24, 1000
+"""Callers that are looked at; all there may be."""
+
+_MOST = 3
+"""Of them, those that are given the ids and copied."""
+
+LOOKS = 3
+"""Steps after the first in which what it was given is looked at, for what holds the rows."""
+
+_PLAIN = (type, FunctionType, ModuleType, nn.Module)
+
+_SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_NOT_THEIRS = frozenset({"torch", "kvtrace"})
+
+
+class Called(nn.Module):
+    """Stands for a function that can be called again."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """The function's result."""
+        return self.function(*args, **kwargs)
+
+
+@dataclass(slots=True)
+class _Candidate:
+    frame: FrameType
+    snapshot: Snapshot
+    outside: Outside
+
+
+class StepFunction:
+    """Looks for the function during the first step of a recording."""
+
+    def __init__(self) -> None:
+        """Nothing was found yet."""
+        self._candidates: list[_Candidate] = []
+        self._code: CodeType | None = None
+        self._frame: FrameType | None = None
+        self._looks = 0
+        self._over = False
+
+    def looked_up(self, ids: Tensor) -> None:
+        """Ids are looked up: copy what the functions that run were given, where it is these.
+
+        Args:
+            ids: [sequences, new].
+        """
+        if self._over and self._code is not None and self._frame is None and self._looks < LOOKS:
+            self._looks += 1
+            self._frame = next((one for one in _callers() if one.f_code is self._code), None)
+        if self._over or self._candidates:
+            return
+        for frame in _callers():
+            made = _candidate(frame, ids)
+            if made is not None:
+                self._candidates.append(made)
+            if len(self._candidates) == _MOST:
+                return
+
+    def attended(self) -> None:
+        """Attention runs: within which of them?"""
+        if self._candidates:
+            running = {id(frame) for frame in _callers()}
+            self._candidates = [one for one in self._candidates if id(one.frame) in running]
+
+    def found(self) -> tuple[Snapshot, Outside] | None:
+        """The step is over: the innermost that has returned, and what lies outside of it."""
+        if self._over:
+            return None
+        self._over = True
+        candidates, self._candidates = self._candidates, []
+        running = {id(frame) for frame in _callers(_DEEP)}
+        for one in candidates:
+            if id(one.frame) not in running:  # else it makes many steps
+                self._frame, self._code = one.frame, one.frame.f_code
+                return one.snapshot, one.outside
+        return None
+
+    def given(self) -> dict[str, object]:
+        """What may hold rows of this step: what it was given, and globals of its file, by name."""
+        frame, self._frame = self._frame, None
+        if frame is None:
+            return {}
+        kept = {f"global {name}": one for name, one in frame.f_globals.items() if name[:2] != "__"}
+        found = {**(_arguments(frame) or {}), **kept}
+        return {name: one for name, one in found.items() if _may_hold(one)}
+
+
+def _may_hold(value: object) -> bool:
+    """Whether a value may hold keys or values, and is no token id."""
+    if isinstance(value, Tensor):
+        return value.is_floating_point()
+    if isinstance(value, list):
+        return not all(type(one) is int for one in value)
+    held = isinstance(value, dict | tuple) or hasattr(value, "__dict__")
+    return held and not isinstance(value, _PLAIN)
+
+
+def _candidate(frame: FrameType, ids: Tensor) -> _Candidate | None:
+    """A function that runs, if it was given some ids and can be copied with all it was given."""
+    code, space = frame.f_code, frame.f_globals
+    package = str(space.get("__name__", "")).partition(".")[0]
+    if code.co_flags & _SUSPENDS or code.co_name.startswith("<") or package in _NOT_THEIRS:
+        return None
+    arguments = _arguments(frame)
+    given = None if arguments is None else tokens_in(arguments)
+    if arguments is None or given is None or given[1].numel() != ids.numel():
+        return None
+    if not bool((given[1].flatten().to(ids.device) == ids.flatten()).all()):
+        return None
+    function = _function(frame)
+    if function is None:
+        return None
+    held: Callable[..., object] = function
+    if next(iter(arguments), "") == "self":
+        held = MethodType(function, arguments.pop("self"))
+    snapshot = take(Called(held), arguments, weights_are_given=True)
+    if isinstance(snapshot, str):
+        return None
+    parameters = inspect.signature(held).parameters
+    call = replace(snapshot.call, parameters=parameters)
+    return _Candidate(frame, replace(snapshot, call=call), Outside(space))
+
+
+def _arguments(frame: FrameType) -> dict[str, object] | None:
+    """What a function was given, by name, as its variables are now; None: some has no name."""
+    code, values = frame.f_code, frame.f_locals
+    count = code.co_argcount + code.co_kwonlyargcount
+    names, rest = code.co_varnames[:count], code.co_varnames[count:]
+    if any(name not in values for name in names):
+        return None
+    arguments = {name: values[name] for name in names}
+    if code.co_flags & inspect.CO_VARARGS:
+        if values.get(rest[0]):
+            return None
+        rest = rest[1:]
+    if code.co_flags & inspect.CO_VARKEYWORDS:
+        arguments |= values.get(rest[0], {})
+    return arguments
+
+
+def _function(frame: FrameType) -> FunctionType | None:
+    """The function that a frame runs."""
+    code: CodeType = frame.f_code
+    found = frame.f_globals.get(code.co_name)
+    if isinstance(found, FunctionType) and found.__code__ is code:
+        return found
+    functions = (one for one in gc.get_referrers(code) if isinstance(one, FunctionType))
+    return next((one for one in functions if one.__code__ is code), None)
+
+
+def _callers(most: int = _FRAMES) -> Iterator[FrameType]:
+    """Frames that run, from the innermost on."""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(most):
+        if frame is None:
+            return
+        yield frame
+        frame = frame.f_back

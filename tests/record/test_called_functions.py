@@ -1,0 +1,164 @@
+"""Code without a module: its function is called again with the whole text, and nothing is left."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+import kvtrace
+
+WIDTH, HEADS, VOCAB = 32, 4, 50
+PROMPT = [5, 3, 8, 1, 30, 22, 9]
+
+
+def weights():
+    torch.manual_seed(0)
+    shapes = {"wte": (VOCAB, WIDTH), "wpe": (64, WIDTH), "qkv": (WIDTH, 3 * WIDTH)}
+    return {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}
+
+
+def attended(x, qkv, past):
+    q, k, v = (x @ qkv).chunk(3, -1)
+    if past is not None:
+        k, v = torch.cat((past[0], k)), torch.cat((past[1], v))
+    heads = [rows.view(-1, HEADS, WIDTH // HEADS).transpose(0, 1) for rows in (q, k, v)]
+    scores = heads[0] @ heads[1].transpose(1, 2) / math.sqrt(WIDTH // HEADS)
+    hidden = torch.ones(q.shape[0], k.shape[0]).triu(1 + k.shape[0] - q.shape[0]).bool()
+    found = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ heads[2]
+    return x + found.transpose(0, 1).reshape(x.shape), (k, v)
+
+
+def forward(inputs, wte, wpe, qkv, past=None, off=0):
+    """Is given all tokens as a list, and takes the last one where there is a cache."""
+    places = wpe[range(len(inputs))] if past is None else wpe[[len(inputs) - 1 + off]]
+    x = wte[inputs if past is None else [inputs[-1]]] + places
+    x, past = attended(x, qkv, past)
+    return x @ wte.T, past
+
+
+def through_arguments(steps, off=0):
+    inputs, past, made = list(PROMPT), None, weights()
+    for _ in range(steps):
+        logits, past = forward(inputs, **made, past=past, off=off)
+        inputs.append(int(logits[-1].argmax()))
+    return inputs
+
+
+KEPT, COUNT = {}, 0
+
+
+def remembering(ids):
+    """Keeps its cache, and how many tokens there were, in the file."""
+    global COUNT
+    x = TABLES["wte"][ids] + TABLES["wpe"][COUNT : COUNT + len(ids)]
+    COUNT += len(ids)
+    x, KEPT["past"] = attended(x, TABLES["qkv"], KEPT.get("past"))
+    return x @ TABLES["wte"].T
+
+
+def through_globals(steps):
+    global COUNT
+    COUNT = 0
+    KEPT.clear()
+    ids = torch.tensor(PROMPT)
+    for _ in range(steps):
+        ids = remembering(ids)[-1:].argmax(-1)
+
+
+TABLES = weights()
+
+
+class Plain:
+    """A class of no library, with buffers and positions of its own."""
+
+    def __init__(self):
+        self.weights = weights()
+        self.keys, self.values = torch.zeros(2, 32, WIDTH)
+
+    def forward(self, tokens, start_pos):
+        end = start_pos + tokens.shape[1]
+        x = self.weights["wte"][tokens[0]] + self.weights["wpe"][start_pos:end]
+        past = None if not start_pos else (self.keys[:start_pos], self.values[:start_pos])
+        x, (k, v) = attended(x, self.weights["qkv"], past)
+        self.keys[:end], self.values[:end] = k, v
+        return (x @ self.weights["wte"].T)[None]
+
+    def generate(self, prompt, steps):
+        now, past = prompt, 0
+        for _ in range(steps):
+            logits = self.forward(now, past)
+            past, now = past + now.shape[1], logits[:, -1:].argmax(-1)
+
+
+def differences(path):
+    """Largest difference of each step, over the largest number of the recomputed lane."""
+    trace = kvtrace.open(path)
+    found = [trace.compared(number) for number in trace.numbers]
+    return trace, [float(np.nanmax(one.max_abs / one.reference_max)) for one in found]
+
+
+def test_a_function_over_a_tree_of_weights_is_called_again(tmp_path):
+    expected = through_arguments(5)
+    with kvtrace.record(tmp_path / "a.kvt"):
+        assert through_arguments(5) == expected
+    trace, apart = differences(tmp_path / "a.kvt")
+    assert max(apart) < 1e-5
+    assert [one.name for one in trace.meta.lanes] == ["recomputed"]
+
+
+def test_a_single_token_is_not_taken_for_its_position(tmp_path):
+    tokens = through_arguments(5)
+    with kvtrace.record(tmp_path / "a.kvt"):
+        through_arguments(5)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [one for step in trace for one in step.tokens[0]] == tokens[:-1]
+
+
+def test_what_such_a_function_does_wrong_is_seen(tmp_path):
+    with kvtrace.record(tmp_path / "a.kvt"):
+        through_arguments(5, off=-1)
+    _, apart = differences(tmp_path / "a.kvt")
+    assert apart[0] < 1e-5
+    assert min(apart[1:]) > 1e-2
+
+
+def test_globals_are_what_they_were_before_the_first_call_and_afterwards(tmp_path):
+    with kvtrace.record(tmp_path / "a.kvt"):
+        through_globals(5)
+        keys = KEPT["past"][0]
+    trace, apart = differences(tmp_path / "a.kvt")
+    assert max(apart) < 1e-5
+    assert len(PROMPT) + 4 == COUNT
+    assert KEPT["past"][0] is keys
+    assert trace.cache_layer(0).where.startswith("global KEPT['past'][0] [rows, 32]")
+
+
+def test_a_method_of_an_object_of_no_library_is_called_again(tmp_path):
+    model = Plain()
+    with kvtrace.record(tmp_path / "a.kvt"):
+        model.generate(torch.tensor([PROMPT]), 5)
+    keys = model.keys.clone()
+    _, apart = differences(tmp_path / "a.kvt")
+    assert max(apart) < 1e-5
+    assert torch.equal(model.keys, keys)
+
+
+def test_every_step_can_be_compared_at_once(tmp_path):
+    with kvtrace.record(tmp_path / "a.kvt", recompute="each"):
+        through_arguments(4)
+    _, apart = differences(tmp_path / "a.kvt")
+    assert max(apart) < 1e-5
+
+
+def test_steps_of_a_loop_without_a_function_are_recorded_alone(tmp_path):
+    made, ids, past = weights(), torch.tensor(PROMPT), None
+    with kvtrace.record(tmp_path / "a.kvt"):
+        for _ in range(3):
+            x, past = attended(made["wte"][ids], made["qkv"], past)
+            ids = (x @ made["wte"].T)[-1:].argmax(-1)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert len(trace) == 3
+    assert not trace.meta.lanes
+    assert any("no module that could be called again" in one.text for one in trace.notes)
