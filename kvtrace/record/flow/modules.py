@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.flow.inline import INLINED
 from kvtrace.record.kinds import is_two_sided
 from kvtrace.record.overlay import Overlay
 
@@ -91,6 +92,8 @@ class Forwards:
         """
         if id(root) in self.paths:
             return
+        if not self._roots:
+            INLINED.hold()
         self._roots.append(root)
         chosen = ""
         for path, module in root.named_modules():
@@ -204,7 +207,9 @@ class Forwards:
         self.stack.clear()
         self.paths.clear()
         self.parameters.clear()
-        self._roots.clear()
+        if self._roots:
+            self._roots.clear()
+            INLINED.release()
 
     def owner_of(self, parameter: Tensor | None) -> str | None:
         """Path of the module that owns a parameter, as far as it names a place in the model."""
