@@ -18,3 +18,8 @@ def is_folder(path: Path) -> bool:
 def is_file(path: Path) -> bool:
     """Whether it is a regular file."""
     return os.path.isfile(path)  # noqa: PTH113
+
+
+def home(word: str) -> Path:
+    """The path a word means, `~` and `~name` replaced where such a home is known."""
+    return Path(os.path.expanduser(word))  # noqa: PTH111 - Path's own raises where it is not

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from kvtrace.errors import OutputExistsError
+from kvtrace.paths import home
 
 KEPT = 10
 """Watched runs that stay in the cache folder."""
@@ -74,10 +75,20 @@ def temporary(model: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Of watched runs; XDG Base Directory Specification 0.8."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(root) if Path(root).is_absolute() else Path("~/.cache").expanduser()
-    return base / "kvtrace"
+    """Of watched runs; XDG Base Directory Specification 0.8.
+
+    Raises:
+        OutputExistsError: There is no home directory, as in some containers.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not root.is_absolute():
+        root = home("~") / ".cache"
+        if not root.is_absolute():
+            raise OutputExistsError(
+                "there is no home directory to keep the trace in; name a file for it with -o, "
+                "or set XDG_CACHE_HOME"
+            )
+    return root / "kvtrace"
 
 
 def _forget_old(folder: Path) -> None:

@@ -10,6 +10,7 @@ from kvtrace.cli import options, outputs, terminal
 from kvtrace.cli.grammar import Verb
 from kvtrace.cli.there import is_trace
 from kvtrace.live.messages import Request
+from kvtrace.paths import home
 from kvtrace.text import safe
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def _print_summary(request: Request, *, debug: bool) -> int:
 
 def _short(path: Path) -> Path:
     """With `~` for the home directory."""
-    home = Path("~").expanduser()
-    return Path("~") / path.relative_to(home) if path.is_relative_to(home) else path
+    mine = home("~")
+    return Path("~") / path.relative_to(mine) if path.is_relative_to(mine) else path
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

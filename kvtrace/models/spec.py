@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvtrace.errors import UsageError
-from kvtrace.paths import is_file, is_folder
+from kvtrace.paths import home, is_file, is_folder
 from kvtrace.text import safe
 from kvtrace_fixtures import BUILT_IN
 
@@ -55,7 +55,7 @@ def parse_spec(spec: str) -> Source:
         return Source("built-in", spec, str(BUILT_IN[spec].directory), note=note)
     if found := _FACTORY.fullmatch(spec):
         return _code(found["where"], found["name"])
-    path = Path(spec).expanduser()
+    path = home(spec)
     if spec.endswith(".py"):
         return _code(spec, "")
     if is_folder(path):
@@ -81,7 +81,7 @@ def _hub(repo: str) -> Source:
 
 def _code(where: str, factory: str) -> Source:
     if where.endswith(".py"):
-        path = Path(where).expanduser()
+        path = home(where)
         if not is_file(path):
             raise UsageError(f"{safe(where)}: no such file")
         name = f"{path.name}:{factory}" if factory else path.name

@@ -1,5 +1,6 @@
 import json
 import os
+import pwd
 import stat
 
 import pytest
@@ -120,4 +121,15 @@ def test_a_cache_folder_that_cannot_be_made_says_to_name_a_file(tmp_path, monkey
     (tmp_path / "kvtrace").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(OutputExistsError, match="-o"):
+        outputs.temporary("demo")
+
+
+def test_without_a_home_directory_a_watched_run_says_to_name_a_file(monkeypatch):
+    def nobody(_):
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(OutputExistsError, match=r"no home directory .* -o, or set XDG_CACHE_HOME"):
         outputs.temporary("demo")

@@ -57,6 +57,7 @@ def test_a_factory_in_a_file_and_in_a_module(here):
     ("spec", "told"),
     [
         ("./gpt2", "no such directory; hf:NAME"),
+        ("~nobody-of-that-name/gpt2", "no such directory; hf:NAME"),
         ("gone.py:make", "no such file"),
         ("gone.py", "gone.py: no such file"),
         ("a b c", "neither a directory here nor a hub id"),
