@@ -86,7 +86,7 @@ class Search:
         theirs = observed(trials, signature)
         # a way whose rows see nothing of each other took tokens for sequences
         sound = plain if plain is not None and trials.sees_the_first_token(plain) else None
-        best = self._cached(self._ways(signature, sound), trials, theirs, sound)
+        best = self._cached(self._ways(signature, sound), trials, theirs, plain)
         if best is None and sound is None:
             self._dead.clear()
             best = self._cached(self._singly(signature), trials, theirs, None)
@@ -114,7 +114,7 @@ class Search:
     # -- with one --------------------------------------------------------------------------------
 
     def _cached(
-        self, ways: Iterable[Way], trials: Trials, theirs: Sequence[Pattern], sound: Way | None
+        self, ways: Iterable[Way], trials: Trials, theirs: Sequence[Pattern], plain: Way | None
     ) -> Tried | None:
         """The best way with a cache; None when none runs.
 
@@ -132,7 +132,7 @@ class Search:
             elif tried.keeps and theirs and matches(theirs, tried.seen):
                 return replace(tried, as_theirs=True)
             elif tried.keeps and tried.verdict == "agrees":
-                if sound is not None and trials.forgets(way):
+                if plain is not None and trials.forgets(way):
                     continue  # whatever was passed as a cache, the model's layers saw nothing
                 agreeing.append(tried)
                 if not theirs or len(agreeing) > _ENOUGH:
