@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from kvtrace.trace import Trace
 
+_AGAIN = 64
+"""Steps, the newest, whose comparison may still come."""
+
 
 @dataclass(frozen=True, slots=True)
 class History:
@@ -19,6 +22,8 @@ class History:
         cached_flops, recomputed_flops: As computed, [steps].
         elapsed_ns, lane_ns: Wall time of both lanes, [steps].
         cache_bytes: After the step, [steps].
+        looked: Steps, from the first, whose time of the other lane was looked for; the others
+            count as not measured.
     """
 
     numbers: NDArray[np.int64]
@@ -27,6 +32,7 @@ class History:
     elapsed_ns: NDArray[np.int64]
     lane_ns: NDArray[np.int64]
     cache_bytes: NDArray[np.int64]
+    looked: int = 0
 
     def row(self, number: int) -> int | None:
         """The entry of a step; None if it is not there."""
@@ -52,24 +58,32 @@ class SoFar:
     lane_ns: int | None
 
 
-def history(trace: Trace, lane: str = "recomputed", before: History | None = None) -> History:
+def history(
+    trace: Trace,
+    lane: str = "recomputed",
+    before: History | None = None,
+    at_most: int | None = None,
+) -> History:
     """All steps in both lanes.
 
     Args:
         trace: May have grown since.
         lane: The other lane.
         before: An earlier answer: the lane's times that it knows are not read again.
+        at_most: Look for the lane's times of so many more steps, and of none behind them.
     """
     overview = trace.overview
     elapsed = overview["elapsed_ns"].astype(np.int64)
     numbers = overview["number"].astype(np.int64)
+    lane_ns, looked = _lane_times(trace, lane, numbers, before, at_most)
     return History(
         numbers,
         overview["cached_flops"].astype(np.int64),
         overview["recomputed_flops"].astype(np.int64),
         np.where(elapsed > 0, elapsed, -1),
-        _lane_times(trace, lane, numbers, before),
+        lane_ns,
         overview["cache_bytes"].astype(np.int64),
+        looked,
     )
 
 
@@ -86,24 +100,29 @@ def so_far(past: History, number: int) -> SoFar:
 
 
 def _lane_times(
-    trace: Trace, lane: str, numbers: NDArray[np.int64], before: History | None
-) -> NDArray[np.int64]:
+    trace: Trace,
+    lane: str,
+    numbers: NDArray[np.int64],
+    before: History | None,
+    at_most: int | None,
+) -> tuple[NDArray[np.int64], int]:
+    """The lane's times, and of how many steps they were looked for."""
     times = np.full(numbers.size, -1, np.int64)
     found = trace.meta.lane(lane)
     if found is None or found.mode != "each":
-        return times
-    known = {}
+        return times, numbers.size
+    start = 0
     if before is not None:
-        known = dict(zip(before.numbers.tolist(), before.lane_ns.tolist(), strict=True))
-    for row, number in enumerate(numbers.tolist()):
-        measured = known.get(number, -1)
-        if measured < 0:
-            compared = trace.compared(number, lane)
-            measured = (
-                -1 if compared is None or compared.elapsed_ns is None else compared.elapsed_ns
-            )
-        times[row] = measured
-    return times
+        _, old, now = np.intersect1d(before.numbers, numbers, return_indices=True)
+        times[now], start = before.lane_ns[old], before.looked
+    stop = numbers.size if at_most is None else min(start + at_most, numbers.size)
+    # a comparison may be written after its step: the newest are looked for again
+    again = np.flatnonzero(times[max(start - _AGAIN, 0) : start] < 0) + max(start - _AGAIN, 0)
+    for row in (*again.tolist(), *range(start, stop)):
+        compared = trace.compared(int(numbers[row]), lane)
+        if compared is not None and compared.elapsed_ns is not None:
+            times[row] = compared.elapsed_ns
+    return times, stop
 
 
 def _sum_if_measured(times: NDArray[np.int64]) -> int | None:

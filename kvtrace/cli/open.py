@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ def run(values: argparse.Namespace) -> int:
     """Show it; 4 when something of the trace is missing."""
     # nothing that is loaded now becomes garbage; the screen collects after its first picture
     gc.disable()
+    # numpy comes up sooner without threads for products that a screen never makes
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from kvtrace.cli.show.pick import Wish, parse
 
     wish = parse(values.at) if values.at else Wish()

@@ -97,6 +97,21 @@ def test_a_grown_trace_keeps_the_times_already_read():
     assert np.array_equal(history(trace, before=before).lane_ns, before.lane_ns)
 
 
+def test_the_times_of_a_long_run_are_read_little_by_little():
+    trace = synthetic_trace()
+    whole = history(trace)
+    past = history(trace, at_most=2)
+    assert past.looked == 2
+    assert past.lane_ns.tolist() == [*whole.lane_ns[:2].tolist(), *[-1] * (len(trace) - 2)]
+    late = trace.source.lane_steps.pop(("recomputed", 2))
+    past = history(trace, before=past, at_most=2)
+    assert (past.looked, past.lane_ns[2]) == (4, -1)
+    trace.source.lane_steps["recomputed", 2] = late
+    past = history(trace, before=past, at_most=len(trace))
+    assert past.looked == len(trace)
+    assert np.array_equal(past.lane_ns, whole.lane_ns)
+
+
 def test_memory_of_grouped_heads_between_one_and_all():
     # 11 rows × (8 + 8) features × 4 bytes: 704 a kv head and layer; 3 layers
     found = cache_memory(synthetic_trace(Shape(heads=4, kv_heads=2)), 6)

@@ -8,12 +8,13 @@ from textual.geometry import Region
 
 from builders import Shape, synthetic_trace
 from builders.panes import AT, drawn, row_of
+from builders.screens import until
 from kvtrace.analysis.attention import attention
 from kvtrace.analysis.grid import Measure, grid
 from kvtrace.trace import TopLogits
 from kvtrace_tui.cursor import View
 from kvtrace_tui.drawing.depth import Depth
-from kvtrace_tui.panes import all_panes
+from kvtrace_tui.panes import all_panes, cost
 from kvtrace_tui.panes.attention import AttentionPane, weight_text
 from kvtrace_tui.panes.cost import CostPane
 from kvtrace_tui.panes.grid import GridPane
@@ -267,6 +268,16 @@ async def test_flops_that_were_not_counted_are_not_drawn_as_zero(one_pane):
         trace.source.steps[number] = replace(step, cost=type(step.cost)())
     lines = await drawn(one_pane, CostPane(), trace, size=(150, 12))
     assert any("FLOPs were not counted" in line for line in lines)
+
+
+async def test_times_of_a_long_run_are_added_up_little_by_little(one_pane, monkeypatch):
+    monkeypatch.setattr(cost, "_TIMES_AT_ONCE", 2)
+    trace = synthetic_trace()
+    app = one_pane(CostPane())
+    async with app.run_test(size=(150, 12)) as pilot:
+        app.pane.show(trace, replace(AT, step=trace.numbers[-1]))
+        assert "(recomputed: being added up)" in row_of(app.lines(), "so far")
+        await until(pilot, lambda: "9.10 ms" in row_of(app.lines(), "so far"))
 
 
 async def test_a_click_on_a_column_goes_to_its_step(one_pane):

@@ -23,6 +23,10 @@ from kvtrace_tui.panes.pane import Pane, wrapped
 
 _PARTS = 46
 _TITLE = len(" cost  FLOPs per step  ")
+_TIMES_AT_ONCE = 100
+"""Comparisons read for a picture: a long run's are read little by little."""
+
+_REST_S = 0.05
 _WIDEST = 12
 """Cells of a step's column, at most."""
 
@@ -63,7 +67,10 @@ class CostPane(Pane):
         room = height - 3 - len(reason)
         if room < 2:
             reason, room = [], height - 3
-        lines += [line(width, *_now(cost, width)), line(width, *_sums(sums, width))]
+        lines += [
+            line(width, *_now(cost, width)),
+            line(width, *_sums(sums, waits=past.looked < sums.steps)),
+        ]
         if room > 0:
             lines += self._body(cost, past, cursor.step, (width, room))
         return [*lines, *reason]
@@ -80,9 +87,11 @@ class CostPane(Pane):
         before = None
         if kept is not None and kept[0] is trace:
             before = kept[1]
-            if before.numbers.size == len(trace) and trace.ending is not None:
+            if before.looked == len(trace) and trace.ending is not None:
                 return before
-        found = history(trace, before=before)
+        found = history(trace, before=before, at_most=_TIMES_AT_ONCE)
+        if found.looked < found.numbers.size and self.is_running:
+            self.set_timer(_REST_S, self.redraw)
         self._history = trace, found
         return found
 
@@ -133,23 +142,24 @@ def _now(cost: StepCost, width: int) -> list[Piece]:
     return [*pieces, *_times(mine.elapsed_ns, theirs.elapsed_ns)]
 
 
-def _sums(sums: SoFar, width: int) -> list[Piece]:
-    """All steps up to this one, in both lanes."""
+def _sums(sums: SoFar, *, waits: bool) -> list[Piece]:
+    """All steps up to this one, in both lanes; `waits`: not every time has been read yet."""
     pieces: list[Piece] = [
         (" so far  ", ink.DIM),
         ("cached ", ink.DIM), (units.flops(sums.cached_flops), ink.CACHED),
         ("  recomputed ", ink.DIM), (units.flops(sums.recomputed_flops), ink.RECOMPUTED),
         (f"  {units.ratio(sums.recomputed_flops, sums.cached_flops)}", ink.STRONG),
     ]  # fmt: skip
-    return [*pieces, *_times(sums.elapsed_ns, sums.lane_ns)]
+    lane = "being added up" if waits else "not measured"
+    return [*pieces, *_times(sums.elapsed_ns, sums.lane_ns, lane)]
 
 
-def _times(mine: int | None, theirs: int | None) -> list[Piece]:
+def _times(mine: int | None, theirs: int | None, lane: str = "not measured") -> list[Piece]:
     if mine is None:
         return [("   time not measured", ink.DIM)]
     pieces: list[Piece] = [("   ", ink.DIM), (units.duration(mine), ink.CACHED)]
     if theirs is None:
-        return [*pieces, (" (recomputed: not measured)", ink.DIM)]
+        return [*pieces, (f" (recomputed: {lane})", ink.DIM)]
     pieces += [(" / ", ink.DIM), (units.duration(theirs), ink.RECOMPUTED)]
     return [*pieces, (f"  {units.ratio(theirs, mine)}", ink.STRONG)]
 
