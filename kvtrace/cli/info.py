@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,29 @@ from kvtrace.units import byte_size
 if TYPE_CHECKING:
     from kvtrace.files import FileReport
 
+_QUIET_S = 1.0
+"""Before anything is said about how far it is."""
+
 
 def run(values: argparse.Namespace) -> int:
     """Print the report; 4 when something of the trace is missing."""
+    from kvtrace.cli.follow import StatusLine
     from kvtrace.files import describe
+    from kvtrace.live.messages import Progress
 
-    report = describe(values.file)
+    line, began, shown = StatusLine(debug=False), time.monotonic(), 0
+
+    def told(share: float) -> None:
+        nonlocal shown
+        percent = int(100 * share)
+        if percent > shown and time.monotonic() - began > _QUIET_S:
+            shown = percent
+            line.show(Progress("reading every row", percent / 100))
+
+    try:
+        report = describe(values.file, told)
+    finally:
+        line.clear()
     if values.json:
         print(json.dumps(asdict(report), indent=2))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +41,18 @@ class FileReport:
     strings: dict[str, int]
 
 
-def describe(path: Path) -> FileReport:
+def describe(path: Path, told: Callable[[float], None] = lambda _: None) -> FileReport:
     """Look at every frame of a file, and hold all of it against its checksums.
+
+    Args:
+        path: The file.
+        told: Hears which share of its steps has been read.
 
     Raises:
         TraceError: It is no trace, or nothing of it can be read.
     """
     source = FileSource(path)
-    read_everything(source)
+    read_everything(source, told)
     catalog = source.catalog
     file = catalog.file
     frames: dict[str, tuple[int, int]] = {}

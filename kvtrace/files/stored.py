@@ -25,9 +25,16 @@ class Stored(Source, Protocol):
         """Numbers of the passes of a lane."""
 
 
-def read_everything(source: Stored) -> None:
-    """Hold every row against its checksum; `source.damage` then names what can't be read."""
-    for number in source.step_numbers():
+def read_everything(source: Stored, told: Callable[[float], None] = lambda _: None) -> None:
+    """Hold every row against its checksum; `source.damage` then names what can't be read.
+
+    Args:
+        source: What to read.
+        told: Hears which share of the steps has been read.
+    """
+    numbers = source.step_numbers()
+    for done, number in enumerate(numbers):
+        told(done / len(numbers))
         with suppress(TraceError):
             rows_of_step(source, source.step(number), [])
         for lane in source.meta.lanes:

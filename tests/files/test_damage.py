@@ -303,6 +303,12 @@ def test_rows_that_nobody_looked_at_are_described_as_damaged(tmp_path, small):
     assert any("step 2, layer 0, queries: damaged" in text for text in told)
 
 
+def test_who_waits_for_a_description_hears_how_far_it_is(tmp_path, small):
+    shares = []
+    describe(write_trace(tmp_path / "a.kvt", small), shares.append)
+    assert shares == [step / len(small) for step in range(len(small))]
+
+
 def test_damage_in_the_head_of_a_closed_trace_leaves_all_its_steps(tmp_path, small):
     path = write_trace(tmp_path / "a.kvt", small)
     truth = read_all(open_trace(path))
