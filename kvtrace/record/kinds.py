@@ -1,9 +1,9 @@
-"""Self, cross or encoder attention, as the place of a module in its model says."""
+"""Self, cross, encoder or linear attention, as the place of a module in its model says."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import lru_cache
 
 _CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec", re.IGNORECASE)
@@ -22,6 +22,28 @@ def kind_of(path: str, *, two_sided: bool) -> str:
         return "cross"
     encodes = two_sided and "encoder" in path.split(".")[:-1]
     return "encoder" if encodes or _SENSES.search(path) else "self"
+
+
+def linear(unseen: Iterable[str], states: Container[int]) -> tuple[tuple[str, ...], str]:
+    """Of modules that were not seen to attend, those that attend without rows.
+
+    Args:
+        unseen: Sentences, each beginning with the path of a module.
+        states: Layers of the cache that hold memory of constant size, and no rows.
+
+    Returns:
+        The other sentences, and one of these; empty: there are none.
+    """
+    others: list[str] = []
+    found: list[str] = []
+    for sentence in unseen:
+        path = re.split(r"[: ]", sentence, maxsplit=1)[0]
+        number = re.search(r"(?:^|\.)(\d+)\.", path)
+        holds = number is not None and int(number[1]) in states
+        (found if holds else others).append(path if holds else sentence)
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    says = "linear attention: memory of constant size, and no rows to show"
+    return tuple(others), f"{found[0]}{more}: {says}" if found else ""
 
 
 def is_two_sided(paths: Iterable[str]) -> bool:

@@ -13,6 +13,7 @@ from time import perf_counter_ns
 from torch import Tensor, nn
 
 from kvtrace.errors import KvtraceError, WriteError
+from kvtrace.record import kinds
 from kvtrace.record.attended import Attended, Checked, mask_of
 from kvtrace.record.backlog import Backlog, Chosen, Waiting
 from kvtrace.record.bytes import held_bytes, step_bytes
@@ -200,6 +201,9 @@ class Recorder:
             unseen: Modules that look like attention and were not seen to attend.
             notes: Sentences on the recording itself.
         """
+        layers = self._ledger.stores.layers
+        unseen, linear = kinds.linear(unseen, {one.layer for one in layers if one.kind == "state"})
+        notes = (linear, *notes) if linear else notes
         none = () if self.meta.sites else ("no attention was seen: there is nothing to show",)
         said = (*self.meta.not_recorded, *none, *notes, *self._meter.gaps())
         said = tuple(dict.fromkeys(said))

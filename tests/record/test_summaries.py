@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,7 +28,7 @@ def trace(path):
     def run():
         model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None)
 
-    return record(model, run, path)[0]
+    return record(model, run, path, recompute="once")[0]
 
 
 def compressed(trace):
@@ -66,3 +67,32 @@ def test_show_says_so_and_json_gives_no_position(trace, path, capsys):
     assert main([*place, "--json"]) == 0
     places = json.loads(capsys.readouterr().out)["at"]["attention"]["positions"]
     assert places == [*range(PROMPT), None, None]
+
+
+def said(trace):
+    return [note.text for note in trace.notes if note.kind == "finding"]
+
+
+def test_the_other_lane_says_once_that_compressed_rows_are_not_compared(trace):
+    (text,) = said(trace)
+    assert text.startswith(f"UNKNOWN: {trace.site(compressed(trace)).module}: rows that are not")
+    last = trace.compared(trace.numbers[-1])
+    assert not (last.beyond > 0).any()
+
+
+def test_patches_of_bytes_are_one_sentence_and_no_difference(tmp_path):
+    model, ids = tiny_model("blt"), torch.arange(3, 11)[None]
+
+    def run():
+        with torch.no_grad():
+            for end in (6, 7, 8):
+                model(ids[:, :end], use_cache=False)
+
+    trace = record(model, run, tmp_path / "a.kvt", recompute="once")[0]
+    (text,) = said(trace)
+    assert "and 8 more: rows that are not one a token are others when" in text
+    compared = [trace.compared(number) for number in trace.numbers]
+    assert not any((one.beyond > 0).any() for one in compared)
+    # bytes are compared all the same
+    byte = next(site.index for site in trace.meta.sites if "patcher" in site.module)
+    assert np.isfinite(compared[-1].relative[byte]).all()

@@ -17,7 +17,7 @@ from kvtrace.record.lanes.differ import apart, beyond
 from kvtrace.record.lanes.heads import with_heads
 from kvtrace.record.lanes.paths import Node, Path
 from kvtrace.record.lanes.tally import Tally
-from kvtrace.trace import Lane, Note, Site, Step, Tensor, Trace
+from kvtrace.trace import Lane, Note, Site, Step, Tensor, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 
 STEPS_AT_ONCE = 128
@@ -37,6 +37,7 @@ class Comparer:
     trace: Trace
     lane: Lane
     findings: dict[str, Note] = field(default_factory=dict)
+    _uneven: dict[str, int] = field(default_factory=dict)
 
     def compare(self, forward: Forward, batch: Batch, tally: Tally) -> None:
         """Enter the steps of a tally, as far as they lie on the paths of this batch."""
@@ -51,6 +52,16 @@ class Comparer:
                 self.find("UNKNOWN", site, "did not attend without a cache, but did with it")
                 continue
             _OneSite(self, site, call, batch, {step.number: step for step in there}).compare(tally)
+
+    def uneven(self, site: Site) -> None:
+        """A site with rows that are not one a token: all of them are said together."""
+        self._uneven.setdefault(site.module, site.index)
+        first, more = next(iter(self._uneven)), len(self._uneven) - 1
+        whole = (
+            f"UNKNOWN: {first}{f' and {more} more' if more else ''}: rows that are not one a token "
+            f"are others when the text is longer; {self.lane.name} lane not compared there"
+        )
+        self.findings["uneven"] = Note("finding", whole, site=self._uneven[first])
 
     def find(self, name: str, site: Site, text: str) -> None:
         """Something that can't be compared, under the name of a kind of divergence."""
@@ -75,6 +86,9 @@ class _OneSite:
             kv = tensor in (Tensor.KEYS, Tensor.VALUES)
             if kv and self.site.source == "shared":
                 continue
+            if self._uneven(kv=kv):
+                self.comparer.uneven(self.site)
+                continue
             lane = self._lane(tensor, kv=kv)
             if lane is None:
                 continue
@@ -84,6 +98,22 @@ class _OneSite:
                 if rows is not None:
                     padding = 0 if kv and self.site.kind == "cross" else path.padding
                     self._enter(tally, tensor, rows, lane[place], padding)
+
+    def _uneven(self, *, kv: bool) -> bool:
+        """Whether rows are not one a token, so that a longer text has others."""
+        lengths = set()
+        for step in self.steps.values():
+            group = step.cache_step(self.site.reads)
+            runs = group.attended[0] if group is not None and group.attended else ()
+            lengths.add(sum(run.count for run in runs))
+            none = [stands_for_none(run.position) for run in runs]
+            if (
+                (kv and any(none))
+                or (none and all(none))
+                or step.new_at(self.site.index) > step.new
+            ):
+                return True
+        return kv and self.site.kind == "cross" and len(lengths) > 1
 
     def _rows(
         self, tensor: Tensor, path: Path, nodes: Sequence[Node], *, kv: bool

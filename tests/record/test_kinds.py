@@ -1,0 +1,23 @@
+"""What kind of attention a module has, as far as its place and its memory say it."""
+
+from kvtrace.record.kinds import linear
+
+UNSEEN = (
+    "model.layers.0.self_attn: named attention, but none was seen in it",
+    "model.layers.3.self_attn (Attention): looks like attention, and none was seen in it",
+    "model.layers.12.linear_attn: named attention, but none was seen in it",
+)
+
+
+def test_layers_that_keep_a_state_attend_without_rows():
+    others, said = linear(UNSEEN, {0, 12})
+    assert others == UNSEEN[1:2]
+    assert said == (
+        "model.layers.0.self_attn and 1 more: linear attention: memory of constant size, and no "
+        "rows to show"
+    )
+
+
+def test_without_such_a_layer_every_module_stays_unseen():
+    assert linear(UNSEEN, {1, 2}) == (UNSEEN, "")
+    assert linear(("mixer: named attention, but none was seen in it",), {0})[1] == ""
