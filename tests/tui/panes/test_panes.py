@@ -262,6 +262,15 @@ async def test_cost_shows_this_step_and_all_so_far_in_both_lanes(one_pane):
     assert any("MLP" in line and "8.19 kFLOP" in line for line in lines)
 
 
+async def test_a_number_that_does_not_fit_is_left_out_and_never_cut(one_pane):
+    wide = row_of(await drawn(one_pane, CostPane(), synthetic_trace(), size=(150, 12)), "step")
+    for width in range(41, 90, 4):
+        lines = await drawn(one_pane, CostPane(), synthetic_trace(), size=(width, 12))
+        narrow = row_of(lines, "step").rstrip()
+        assert wide.startswith(narrow)
+        assert wide[len(narrow)] == " "
+
+
 async def test_flops_that_were_not_counted_are_not_drawn_as_zero(one_pane):
     trace = synthetic_trace()
     for number, step in trace.source.steps.items():

@@ -58,7 +58,7 @@ class CostPane(Pane):
         cost = step_cost(trace, cursor.step)
         past = self._past(trace)
         sums = so_far(past, cursor.step)
-        saved = savings(trace, cursor.step)
+        saved, waits = savings(trace, cursor.step), past.looked < sums.steps
         right = _bytes(cost, saved)
         if len(right) + _TITLE > width:
             right = _bytes(cost)
@@ -68,8 +68,8 @@ class CostPane(Pane):
         if room < 2:
             reason, room = [], height - 3
         lines += [
-            line(width, *_now(cost, width)),
-            line(width, *_sums(sums, waits=past.looked < sums.steps)),
+            line(width, *_whole(_now(cost), width)),
+            line(width, *_whole(_sums(sums, waits=waits), width)),
         ]
         if room > 0:
             lines += self._body(cost, past, cursor.step, (width, room))
@@ -130,7 +130,14 @@ def _shares(flops: NDArray[np.int64], bins: Binning, high: float) -> list[float]
     return shares
 
 
-def _now(cost: StepCost, width: int) -> list[Piece]:
+def _whole(pieces: list[Piece], width: int) -> list[Piece]:
+    """As many pieces as fit: half a number would be another number."""
+    while pieces and sum(len(words) for words, _ in pieces) > width:
+        pieces = pieces[:-1]
+    return pieces
+
+
+def _now(cost: StepCost) -> list[Piece]:
     """This step in both lanes."""
     mine, theirs = cost.cached, cost.recomputed
     pieces: list[Piece] = [

@@ -37,6 +37,8 @@ _GUTTER = 5
 _LEGEND = 12
 _WIDE = 56
 _TIGHT = 24
+_NAMED = 10
+"""Cells of the name before what a map shows."""
 
 
 class MapPane(Pane):
@@ -123,7 +125,10 @@ class MapPane(Pane):
         if self._cached and cursor.kept:
             one = "all heads" if latents_of(trace, cursor.layer) is not None else head
             return f"L{cursor.layer} {one} {shape} after the step"
-        return f"L{cursor.layer} {head} {shape} {cursor.shows}{verdict}"
+        words = f"L{cursor.layer} {head} {shape} {cursor.shows}"
+        if seen.comparison is not None and _NAMED + len(words) + len(verdict) > width:
+            verdict = f" {sign_of(seen.comparison.verdict)}"
+        return words + verdict
 
     # -- map ---------------------------------------------------------------------------------
 
