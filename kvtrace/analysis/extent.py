@@ -20,6 +20,7 @@ class Extent:
         fresh: Tokens that no earlier step had computed; fewer than `computed` only when the model
             went over old tokens again.
         read_least, read_most: Rows read from the cache, over the self-attention layers.
+        rewritten: Older rows that this step wrote anew, of the layer with the most.
         cross_read: Rows of an encoder read by cross-attention; 0 without any.
         latents: Whether the rows that the cache holds are latents, in every layer.
         expanded: Rows of K and V made from latents, old ones too; 0 without any.
@@ -32,6 +33,7 @@ class Extent:
     fresh: int
     read_least: int
     read_most: int
+    rewritten: int
     cross_read: int
     latents: bool
     expanded: int
@@ -57,6 +59,7 @@ def extent(trace: Trace, number: int) -> Extent:
         fresh=min(step.new, max(total - _before(trace, step), 0)),
         read_least=min((one.read for one in held), default=0),
         read_most=max((one.read for one in held), default=0),
+        rewritten=max((one.rewritten for one in held), default=0),
         cross_read=max((one.read for one in touched if one.cache_layer in crossed), default=0),
         latents=bool(held) and all(one.kind == "latent" for one in held),
         expanded=_expanded(trace, own),

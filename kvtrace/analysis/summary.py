@@ -133,7 +133,10 @@ def _phrases(step: Step, rows: Extent, cost: StepCost) -> Iterator[Phrase]:
 
 def _read(rows: Extent) -> Iterator[Phrase]:
     """What came out of the cache."""
-    if rows.read_most == 0:
+    if rows.read_most == 0 and rows.rewritten:
+        yield from (Phrase("wrote "), Phrase(_count(rows.rewritten), CACHED))
+        yield Phrase(" of the cache anew")
+    elif rows.read_most == 0:
         what = "them" if rows.latents else "K and V"
         yield Phrase(f"put {what} into an empty cache")
     elif rows.read_least == rows.read_most:

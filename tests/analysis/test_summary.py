@@ -54,6 +54,16 @@ def test_a_second_chunk_of_a_prefill_reads_the_first():
     assert sentence(trace, 1).startswith("step 1 (prefill) computed 1 row of Q, K, V instead of 6")
 
 
+def test_a_cache_that_is_written_anew_was_not_empty():
+    trace = synthetic_trace()
+    (group,) = trace.step(6).caches
+    runs = ((Run(20, 11, 0, 0),),)
+    anew = replace(group, first_cell=20, rows=11, attended=runs, kept=runs, rewritten=10)
+    assert sentence(with_step(trace, 6, caches=(anew,)), 6).startswith(
+        "step 6 computed 1 row of Q, K, V instead of 11 and wrote 10 rows of the cache anew: "
+    )
+
+
 def test_rows_made_from_latents_are_not_said_to_be_read():
     """Every layer's K and V, 8 wide in 2 heads, come from latents that are 8 wide in one."""
     trace = synthetic_trace()
