@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,17 @@ from kvtrace.record.flow.names import COPIES, RANDOM
 from kvtrace.record.flow.plan import Mix, Plan
 from kvtrace.record.flow.prove import FlowCall, refusal
 
+if TYPE_CHECKING:
+    from kvtrace.record.flow.route import Walk
+
 HARMLESS = frozenset((*RANDOM, *COPIES))
 """Between softmax and values these leave the weights what they are."""
 
 FIRST = 2
 """Calls of each plan that are proved, before only one in `EVERY` is."""
 EVERY = 16
+ROUNDINGS = 8
+"""Steps of the last digit by which scaling, and adding nothing, may change a score."""
 
 
 def read(mix: Mix, plan: Plan) -> FlowCall:
@@ -49,18 +55,71 @@ def read(mix: Mix, plan: Plan) -> FlowCall:
         v = v.narrow(2, mark.letters.longer[mark.key][1], k.shape[2])
     if q.shape[1] != out.shape[1]:
         q = q.expand(-1, out.shape[1], -1, -1)
-    if plan.plain and plan.proven >= FIRST and plan.proven % EVERY:
-        plan.proven += 1
-        visible = None
-        if plan.logits is not None and mark.logits is not None:
-            visible = _visible(plan.logits.apply(mark.logits))
-        if plan.group > 1:
-            k, v = k[:, :: plan.group], v[:, :: plan.group]
-        return FlowCall(
-            q, k, v, out, mark.scale, mark.softcap, visible, place=mix.place, assumed=plan.assumed
-        )
+    known = plan.plain and plan.proven >= FIRST and plan.proven % EVERY
+    if known and not (mark.added and _adds(mix, plan, q, k)):
+        return plainly(plan, (q, k, v, out), mark.logits, (mark.scale, mark.softcap), mix.place)
     with _uncounted(q, k, v, out):
         return _proved(mix, plan, (q, k, v, out))
+
+
+def plainly(
+    plan: Plan,
+    rows: tuple[Tensor, Tensor, Tensor, Tensor],
+    logits: Tensor | None,
+    factors: tuple[float, float | None],
+    place: str,
+) -> FlowCall:
+    """One more call of a plan that has proved itself; only its mask is looked at.
+
+    Args:
+        plan: It.
+        rows: Queries, keys, values and output, arranged.
+        logits: What the softmax was given, where it was seen.
+        factors: Scale and softcap.
+        place: "file.py:line" of weights·v.
+    """
+    plan.proven += 1
+    q, k, v, out = rows
+    visible = None
+    if plan.logits is not None and logits is not None:
+        visible = _visible(plan.logits.apply(logits))
+    if plan.group > 1:
+        k, v = k[:, :: plan.group], v[:, :: plan.group]
+    return FlowCall(q, k, v, out, *factors, visible, place=place, assumed=plan.assumed)
+
+
+def _adds(mix: Mix, plan: Plan, q: Tensor, k: Tensor) -> bool:
+    """Whether what is added to the scores now does more than hide rows, as it did before."""
+    with _uncounted(q, k):
+        how, sinks = _how(mix, plan, q, k)
+    return any(one is not None for one in (how.bias, how.shift, how.head_scale, sinks))
+
+
+@torch.no_grad()
+def only_hides(walk: Walk) -> bool:
+    """Whether the logits are the scores times the scale, but for hidden rows."""
+    route = walk.route
+    scores, logits = walk.results[0], walk.results[route.logits]
+    if route.softcap is not None or scores.shape != logits.shape:
+        return False
+    with _uncounted(scores, logits):
+        product = scores * route.scale
+        rest = torch.where(seen_in(logits), logits - product, 0.0)
+        allowed = ROUNDINGS * torch.finfo(logits.dtype).eps * product.abs().amax()
+        return bool(rest.abs().amax() <= allowed)
+
+
+def along(walk: Walk) -> FlowCall:
+    """The call that has gone a route to its end."""
+    route, first, last = walk.route, walk.done[0], walk.done[-1]
+    plan = route.plan
+    _, _, query, key = plan.parts[0]
+    q, k = query.apply(first.args[route.queries.place]), key.apply(first.args[route.keys.place])
+    v, out = plan.values.apply(last.args[route.values.place]), plan.output.apply(last.out)
+    if q.shape[1] != out.shape[1]:
+        q = q.expand(-1, out.shape[1], -1, -1)
+    logits = walk.results[route.logits]
+    return plainly(plan, (q, k, v, out), logits, (route.scale, route.softcap), route.place)
 
 
 def _uncounted(*tensors: Tensor) -> AbstractContextManager[object]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kvtrace.record.calls import AttentionCall
 from kvtrace.record.flow.arrange import AmbiguousError, NotOverTokensError, Sizes
-from kvtrace.record.flow.call import read, unrepeated
+from kvtrace.record.flow.call import along, read, unrepeated
 from kvtrace.record.flow.explain import UnexplainedError
 from kvtrace.record.flow.follow import SCRIPTED, Args, Kwargs, is_batched
 from kvtrace.record.flow.fused import of_flex, of_sdpa
@@ -28,6 +28,7 @@ from kvtrace.record.flow.modules import Forwards, Frame
 from kvtrace.record.flow.places import place
 from kvtrace.record.flow.plan import Certain, Mix, Plan, make, signature
 from kvtrace.record.flow.prove import FlowCall, refusal
+from kvtrace.record.flow.route import Walk
 from kvtrace.record.kinds import kind_of
 from kvtrace.trace import OTHER_AXIS
 
@@ -45,6 +46,7 @@ class Listening:
         reasons: Module and place of attention that was not read, and why.
         notes: Sentences about what was assumed or looked at in another way.
         refused: A fused kernel that hides its rows; set for the frame that called it.
+        plan_of_last: How the tensors of the call that was read last lie.
     """
 
     forwards: Forwards
@@ -54,6 +56,7 @@ class Listening:
     notes: dict[str, None] = field(default_factory=dict)
     last_parameter: Callable[[], Tensor | None] = lambda: None
     refused: Frame | None = None
+    plan_of_last: Plan | None = None
     loop: Loop = field(default_factory=Loop)
     _other: dict[str, int] = field(default_factory=dict)
     _crossing: set[str] = field(default_factory=set)
@@ -117,14 +120,31 @@ class Listening:
         Attention that was attention and now makes something else of its scores is what a check
         wants to see.
         """
+        plan = self.plan_of_last = self._plan(mix)
         try:
-            call = read(mix, self._plan(mix))
+            call = read(mix, plan)
         except UnexplainedError as reason:
             if reason.call is None or self._path() not in self._proven:
                 raise
             return reason.call
         self._proven.add(self._path())
         return call
+
+    def walked(self, walk: Walk) -> None:
+        """A call has gone a known route: read it as the one before."""
+        call, output = None, walk.done[-1].out
+        with _aside(output), self._telling(walk.route.place):
+            call = along(walk)
+        if call is not None:
+            self._take(call, output)
+
+    @property
+    def site(self) -> tuple[str, int] | None:
+        """The module that runs, and its next call; None where heads are still put together."""
+        frame = self.frame
+        if frame is None or self.loop.waiting:
+            return None
+        return frame.path, self._counts[frame.path]
 
     def _is_other(self, where: str, shape: Sequence[int]) -> bool:
         """Whether code is known to attend to something else than tokens.
@@ -135,7 +155,7 @@ class Listening:
         size = self._other.get(where)
         if size is None:
             return False
-        tokens = self._sizes().tokens
+        tokens = self.sizes_now.tokens
         if size == 1 or (tokens and tokens[-1] == size) or size not in shape:
             return True
         del self._other[where]
@@ -144,7 +164,7 @@ class Listening:
 
     def _plan(self, mix: Mix) -> Plan:
         """How the tensors lie, as far as possible from an earlier call of the same code."""
-        sizes = self._sizes()
+        sizes = self.sizes_now
         key = (self._path(), *signature(mix), sizes)
         plan = self._plans.get(key)
         if plan is None:
@@ -158,7 +178,7 @@ class Listening:
     def fused(self, kind: str, args: Args, kwargs: Kwargs, out: Any) -> None:
         """A fused call: its arguments say everything, or its module must be run again."""
         if kind == "unfusable":
-            self.refused = self._frame()
+            self.refused = self.frame
             return
         where = place()[0]
         first = out[0] if isinstance(out, tuple) else out
@@ -167,7 +187,7 @@ class Listening:
         call = None
         with _aside(first), self._telling(where):
             if kind == "sdpa":
-                whole = of_sdpa(args, kwargs, out, self._sizes(), where)
+                whole = of_sdpa(args, kwargs, out, self.sizes_now, where)
             else:
                 whole = of_flex(args, kwargs, out, where)
             whole = unrepeated(whole.detached)
@@ -183,7 +203,7 @@ class Listening:
     def _take(self, call: FlowCall, output: Tensor) -> None:
         if call.assumed:
             self.notes[f"{self._path()}: {call.assumed}"] = None
-        frame = self._frame()
+        frame = self.frame
         if frame is not None:
             frame.attended += 1
             if self.forwards.two_sided and _reads_another_text(frame, call):
@@ -247,7 +267,7 @@ class Listening:
         try:
             yield
         except NotOverTokensError:
-            self._other[where] = self._sizes().tokens[-1]
+            self._other[where] = self.sizes_now.tokens[-1]
         except (AmbiguousError, UnexplainedError) as reason:
             self._tell(where, str(reason))
         except Exception as error:  # a tensor of a kind nobody foresaw must not stop the model
@@ -271,19 +291,22 @@ class Listening:
 
     # ------------------------------------------------------------------ where and how many
 
-    def _frame(self) -> Frame | None:
+    @property
+    def frame(self) -> Frame | None:
+        """The innermost forward that runs."""
         return self.forwards.stack[-1] if self.forwards.stack else None
 
     def _path(self) -> str:
-        frame = self._frame()
+        frame = self.frame
         if frame is not None:
             return frame.path
         owner = self.forwards.owner_of(self.last_parameter())
         return place()[1] if owner is None else owner
 
-    def _sizes(self) -> Sizes:
+    @property
+    def sizes_now(self) -> Sizes:
         """Sequences and tokens of the step, and of the module's own input."""
-        frame = self._frame()
+        frame = self.frame
         inner = (
             ()
             if frame is None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from kvtrace.record.flow.arrange import Sizes
 from kvtrace.record.flow.follow import Args, Kwargs
 from kvtrace.record.flow.loops import Loop
-from kvtrace.record.flow.plan import Mix
+from kvtrace.record.flow.plan import Mix, Plan
+from kvtrace.record.flow.route import Walk
 
 
 class Listener(Protocol):
@@ -27,3 +29,22 @@ class Listener(Protocol):
 
     def consumed(self, name: str, args: Args) -> bool:
         """A function is about to take outputs; whether its result still is one of them."""
+
+    def walked(self, walk: Walk) -> None:
+        """A call has gone a known route to its end."""
+
+    @property
+    def site(self) -> tuple[str, int] | None:
+        """The module that runs, and which of its calls comes next; None: not to be known."""
+
+    @property
+    def frame(self) -> object:
+        """The innermost forward that runs."""
+
+    @property
+    def sizes_now(self) -> Sizes:
+        """Sequences and tokens of the step, and of the module that runs."""
+
+    @property
+    def plan_of_last(self) -> Plan | None:
+        """How the tensors of the call that was read last lie."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from kvtrace.record.flow.mode import FlowMode
 from kvtrace.record.flow.modules import Frame
+from kvtrace.record.flow.routed import RoutedMode
 from kvtrace.record.overlay import Overlay
 from kvtrace.record.running import depth_of_our_work
 
@@ -47,7 +48,7 @@ METHODS = (
 """Methods of tensors that make products: to replace one costs every tensor its caches."""
 
 SEEN_MOST = 128
-"""A forward is looked at by a mode that is awake at every power of two, later once in so many."""
+"""A forward is looked at by a mode that is awake at every power of four, later once in so many."""
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ class Waking:
         slept: Forwards that were slept through.
     """
 
-    mode: FlowMode
+    mode: RoutedMode
     tell: Callable[[str, str], None]
     slept: int = 0
     _listens: bool = False
@@ -113,7 +114,8 @@ class Waking:
         known = self._learnt.setdefault(frame.path, _Learnt())
         known.forwards += 1
         number = known.forwards
-        looks = number & (number - 1) == 0 or number % SEEN_MOST == 0
+        four = number & (number - 1) == 0 and number.bit_length() % 2 == 1
+        looks = four or number % SEEN_MOST == 0
         sleeps = known.good and not looks and known.doubted is None
         trial = not sleeps and known.plain and (known.bad < 2 or looks)
         self.mode.families.look()
@@ -231,6 +233,7 @@ class Waking:
             self.mode.families.odd = True
             return False
         self._switch_on()
+        self.mode.woken()
         return True
 
     def _switch_on(self) -> None:
@@ -263,6 +266,7 @@ class Waking:
     def rest(self) -> None:
         """A module is over; what it followed may be gone."""
         if self._awake:
+            self.mode.over()
             self._rest()
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from kvtrace.record.flow.arrange import Sizes
 from kvtrace.record.flow.listen import Listening, Sink
-from kvtrace.record.flow.mode import FlowMode
 from kvtrace.record.flow.modules import Forwards, Frame, Only
+from kvtrace.record.flow.routed import RoutedMode
 from kvtrace.record.flow.wake import Waking
 from kvtrace.record.inputs import named, tokens_of
 from kvtrace.record.local import here
@@ -46,7 +46,7 @@ class FlowWatch:
         self._only = only
         self._forwards = Forwards(self._around)
         self._listening = Listening(self._forwards, sink)
-        self._mode = FlowMode(self._listening, self._owns)
+        self._mode = RoutedMode(self._listening, self._owns)
         self._listening.last_parameter = lambda: self._mode.last_parameter
         self._waking = Waking(self._mode, self._missed)
         self._modules: dict[str, None] = {}
