@@ -1,8 +1,9 @@
 """FLOPs of single operators from their shapes; multiply-add = 2.
 
-Pure functions. Matrix products and convolutions use torch's own registry
-(`torch.utils.flop_counter`), which leaves out grouped products; attention is counted over the full
-new × seq rectangle, whatever the mask hides, because that is what dense kernels multiply.
+Pure functions. Dense products are counted here, which costs a watched forward least; convolutions
+and the like use torch's own registry (`torch.utils.flop_counter`), which leaves out grouped ones.
+Attention is counted over the full new × seq rectangle, whatever the mask hides, because that is
+what dense kernels multiply.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ class _Formula(Protocol):
 
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "convolution", "_convolution")
+_DENSE = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
+"""Place of the first factor among the arguments; the second follows it."""
 _GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
 _GEMV = ("aten::mv", "aten::addmv", "aten::dot", "aten::vdot")
 
@@ -31,6 +34,22 @@ def attention_flops(call: AttentionCall) -> tuple[int, int]:
     seq, value_dim = call.keys.shape[2], call.values.shape[3]
     pairs = 2 * sequences * heads * new * seq
     return pairs * key_dim, pairs * value_dim
+
+
+_multiplying: dict[object, bool] = {}
+"""By operator; there are no more of them than torch has."""
+
+
+def may_multiply(operator: object) -> bool:
+    """Whether an operator is one that `product_flops` counts, or of higher order."""
+    found = _multiplying.get(operator)
+    if found is None:
+        found = True
+        if isinstance(operator, torch._ops.OpOverload):
+            name = operator._schema.name
+            found = name.removeprefix("aten::") in _PRODUCTS or name in (*_GROUPED, *_GEMV)
+        _multiplying[operator] = found
+    return found
 
 
 def product_flops(
@@ -46,6 +65,12 @@ def product_flops(
     """
     packet = operator.overloadpacket
     name = operator._schema.name
+    place = _DENSE.get(name)
+    factors = () if place is None else args[place : place + 2]
+    if len(factors) == 2:
+        left, right = factors
+        if isinstance(left, Tensor) and isinstance(right, Tensor):
+            return 2 * left.numel() * int(right.shape[-1])
     if name.removeprefix("aten::") in _PRODUCTS and packet in flop_registry:
         formula: _Formula = flop_registry[packet]
         return int(formula(*args, out_val=out, **kwargs))

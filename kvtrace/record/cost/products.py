@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from kvtrace.record.cost.formulas import product_flops
+from kvtrace.record.cost.formulas import may_multiply, product_flops
 from kvtrace.record.cost.plan import Plan, address
 
 Key = tuple[str, str, int]
@@ -66,6 +66,9 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, object] | None = None,
     ) -> object:
         kwargs = kwargs or {}
+        # most of a model multiplies nothing, and must not wait for us to find that out
+        if not (types or may_multiply(func) or torch.is_inference_mode_enabled()):
+            return func(*args, **kwargs)
         if isinstance(func, torch._ops.HigherOrderOperator):
             return func(*args, **kwargs)  # flex_attention: as any fused attention, no product
         if any(kind.__name__ == "DTensor" for kind in types):
