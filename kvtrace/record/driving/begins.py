@@ -59,11 +59,27 @@ def makers(model: nn.Module, script: ModuleType | None) -> list[Begin]:
     """Methods of the model, and functions of the file, that make or set up caches."""
     named = [(name, _said(name, one)) for name, one in methods(model) if _is_maker(name)]
     made = [_by_method(name, said) for name, said in named]
-    if script is not None:
-        for name, value in vars(script).items():
+    found: dict[object, str] = {}
+    for space in _spaces(model, script):
+        for name, value in space.items():
             if inspect.isfunction(value) and _is_maker(name) and name != "make_cache":
-                made.append(_by_function(name, value))
-    return made
+                found.setdefault(value, name)
+    return [*made, *(_by_function(name, value) for value, name in found.items())]
+
+
+def _spaces(model: nn.Module, script: ModuleType | None) -> list[dict[str, object]]:
+    """Names of the user's file, and of the files beside that of the model's class."""
+    spaces = [] if script is None else [dict(vars(script))]
+    owner = type(model).__module__
+    package, _, _ = owner.rpartition(".")
+    if owner.startswith(("torch.", "transformers.")) or not package:
+        return spaces
+    beside = [
+        dict(vars(module))
+        for name, module in list(sys.modules.items())
+        if name.rpartition(".")[0] == package and isinstance(module, ModuleType)
+    ]
+    return [*spaces, *beside]
 
 
 def _is_maker(name: str) -> bool:
@@ -95,6 +111,8 @@ def filled_call(function: Callable[..., object], sizes: Sizes) -> object:
     if not any(isinstance(value, int) and value == sizes.capacity for value in filled.values()):
         everything = sizes.fill(function, all_of_it=True)
         filled |= {name: one for name, one in everything.items() if one == sizes.capacity}
+    kinds = [one.name for one in parameters_of(function) if one.name == "dtype"]
+    filled |= sizes.named(kinds)  # a default may be the type of somebody's checkpoint
     return function(**filled)
 
 

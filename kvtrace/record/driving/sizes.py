@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -149,6 +149,12 @@ class Sizes:
             elif one.default is one.empty:
                 raise UnknownSizeError(one.name)
         return filled
+
+    def named(self, names: Iterable[str]) -> dict[str, object]:
+        """Arguments of these names, those that are known."""
+        anything = inspect.Parameter.KEYWORD_ONLY
+        found = {name: self._argument(inspect.Parameter(name, anything)) for name in names}
+        return {name: value for name, (known, value) in found.items() if known}
 
     def _argument(self, one: inspect.Parameter) -> tuple[bool, object]:
         name = one.name.lower().removeprefix("the_")

@@ -150,3 +150,46 @@ def test_what_is_no_cache_of_theirs_is_not_passed_though_the_steps_agree(odd):
     driven = odd(LAYERLESS)
     assert driven.call == "model.predict(x [1, new], kv_cache=cache)"
     assert "the cache begins as KVCache(…)" in driven.said[0]
+
+
+BESIDE = {
+    "__init__": "",
+    "making": """
+import torch
+
+def init_cache(cfg, batch_size, cache_length, dtype=torch.bfloat16):
+    shape = (batch_size, cache_length, cfg["width"])
+    return {name: torch.zeros(shape, dtype=dtype) for name in ("k", "v")}
+""",
+    "net": """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cfg = {"width": 8}
+        self.embed, self.qkv, self.head = nn.Embedding(256, 8), nn.Linear(8, 24), nn.Linear(8, 256)
+
+    def forward(self, tokens, cache=None, start_pos: int = 0):
+        q, k, v = self.qkv(self.embed(tokens)).chunk(3, -1)
+        if cache is not None:
+            end = start_pos + tokens.shape[1]
+            cache["k"][:, start_pos:end], cache["v"][:, start_pos:end] = k, v
+            k, v = cache["k"][:, :end], cache["v"][:, :end]
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=q.shape[1] > 1)
+        return self.head(y)
+""",
+}
+
+
+def test_a_function_beside_the_models_class_makes_the_cache_in_the_models_type(tmp_path):
+    folder = tmp_path / "beside_it"
+    folder.mkdir()
+    for name, text in BESIDE.items():
+        (folder / f"{name}.py").write_text(text)
+    (tmp_path / "mine.py").write_text("import beside_it.making\nfrom beside_it.net import Net\n")
+    driven = run_file(f"{tmp_path / 'mine.py'}:Net").driven
+    assert "the cache begins as init_cache(…) and is filled in place" in driven.said[0]
+    assert driven.call == "model(tokens [1, new], cache=cache, start_pos=start)"
+    assert len(driven.said) == 1
