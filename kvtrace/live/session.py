@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
+from kvtrace.live.crash import LastLines
 from kvtrace.live.messages import (
     PROTOCOL,
     Command,
@@ -58,7 +59,7 @@ class Session:
         """
         self._request = request
         self._steps: set[int] = set()
-        self._last_line, self._asked_to_stop = "", False
+        self._last_lines, self._asked_to_stop = LastLines(), False
         self._doing, self._patience, self._heard = "starting", START_PATIENCE, time.monotonic()
         self.finished = False
         self.ending: Ended | None = None
@@ -197,7 +198,7 @@ class Session:
         events: list[Event] = []
         for line in self._output_lines.feed(chunk.replace(b"\r", b"\n")):
             if text := line.decode("utf-8", "backslashreplace").rstrip():
-                self._last_line = text
+                self._last_lines.add(text)
                 events.append(Said(text, "output"))
         return events
 
@@ -257,7 +258,7 @@ class Session:
             known = -status in list(signal.Signals)
             name = signal.Signals(-status).name if known else "an unknown signal"
             what = f"was ended by {name} ({-status})"
-        last = f" Its last line: {self._last_line}" if self._last_line else ""
+        last = self._last_lines.told()
         return self._fail(3, f"the recorder {what} while {self._doing}.{kept}{last}")
 
 

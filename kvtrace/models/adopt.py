@@ -13,6 +13,7 @@ from typing import Protocol, cast
 from kvtrace.errors import ModelError
 from kvtrace.models.loaded import Tokenizer
 from kvtrace.models.tokens import HubTokenizer, WrappedTokenizer, guarded
+from kvtrace.text import safe
 
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _UNKNOWN = ("<unk>", "[UNK]", "<UNK>", "UNK", "unk", "<|unk|>")
@@ -53,7 +54,13 @@ class CallableTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, by the user's function."""
-        ids = guarded("your tokenizer, encoding", lambda: list(self._encode(text)))
+        made = guarded("your tokenizer, encoding", lambda: self._encode(text))
+        if isinstance(made, str) or not isinstance(made, Iterable):
+            raise ModelError(
+                f"your tokenizer, encoding: it made {safe(repr(made), 40)} of "
+                f"{safe(repr(text), 40)}; expected a list of token ids"
+            )
+        ids = list(made)
         # torch and numpy integers become plain ones; a batch of one is taken apart
         if len(ids) == 1 and not isinstance(ids[0], int) and getattr(ids[0], "ndim", 0) == 1:
             ids = list(cast("Iterable[int]", ids[0]))

@@ -17,7 +17,7 @@ from kvtrace.text import safe
 
 T = TypeVar("T")
 _GPU = re.compile(r"NVIDIA|CUDA|cuda|\bGPU\b|\bgpu\b")
-_CHECKPOINT = re.compile(r"\.(pth?|ckpt|bin|safetensors|npz?|pkl|tar|gguf)\b|checkpoint")
+_CHECKPOINT = re.compile(r"\.(pth?|ckpt|safetensors|npz|tar|gguf)\b|checkpoint|model.*\.bin\b")
 _OURS = Path(__file__).resolve().parent.parent
 _PYTHON = Path(traceback.__file__).resolve().parent
 _TORCH = Path(torch.__file__).resolve().parent
@@ -108,7 +108,10 @@ def _remedy(error: BaseException, source: Source, gpu: bool, at_import: bool) ->
     if isinstance(error, FileNotFoundError):
         what = "a checkpoint" if _CHECKPOINT.search(str(error)) else "a file"
         where = "start kvtrace in the directory from which the script finds it"
-        return f"it needs {what} that is not there: {where}, or let the factory do without"
+        other = "let the factory do without"
+        if at_import:
+            other = "run the file's definitions only, with --definitions"
+        return f"it needs {what} that is not there: {where}, or {other}"
     if isinstance(error, ModuleNotFoundError) and error.name:
         return _of_package(safe(error.name.partition(".")[0]), source)
     if isinstance(error, EOFError) and not at_import:

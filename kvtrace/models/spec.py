@@ -53,6 +53,12 @@ def parse_spec(spec: str) -> Source:
     if spec in BUILT_IN:
         note = f"built-in {spec}; ./{spec} is the directory" if Path(spec).is_dir() else ""
         return Source("built-in", spec, str(BUILT_IN[spec].directory), note=note)
+    notebook = spec.partition(":")[0]
+    if notebook.endswith(".ipynb"):
+        raise UsageError(
+            f"{safe(spec)}: a notebook; make a script of it with `jupyter nbconvert --to script "
+            f'{safe(notebook)}`, or put `with kvtrace.record("run.kvt"):` around a cell\'s code'
+        )
     if found := _FACTORY.fullmatch(spec):
         return _code(found["where"], found["name"])
     path = home(spec)

@@ -6,14 +6,17 @@ one message. Knows nothing of models.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from kvtrace.errors import KvtraceError, ModelError
 from kvtrace.text import safe
 
 T = TypeVar("T")
+_OURS = str(Path(__file__).resolve().parent.parent)
 
 
 class HubTokenizer(Protocol):
@@ -53,7 +56,16 @@ def guarded(what: str, call: Callable[[], T]) -> T:
         raise
     except BaseException as error:
         cause = safe(f"{type(error).__name__}: {error}", 300)
-        raise ModelError(f"{what}: {cause}") from error
+        raise ModelError(f"{what}{_line_of(error)}: {cause}") from error
+
+
+def _line_of(error: BaseException) -> str:
+    """Where a person's own code raised it: `, tok.py:12`; empty: in a package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((one for one in reversed(frames) if "<" not in one.filename), None)
+    if place is None or "site-packages" in place.filename or place.filename.startswith(_OURS):
+        return ""
+    return f", {Path(place.filename).name}:{place.lineno}"
 
 
 @lru_cache(1)

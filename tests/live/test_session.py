@@ -133,6 +133,19 @@ def test_a_crash_names_the_signal_and_what_was_being_done():
     )
 
 
+def test_a_crash_of_the_interpreter_names_the_line_of_the_users_file():
+    session = started(
+        'tell("progress", text="running mine.py")\n'
+        "import faulthandler; faulthandler.enable()\n"
+        "code = 'def seg():\\n import ctypes; ctypes.string_at(0)\\nseg()'\n"
+        "exec(compile(code, '/home/me/mine.py', 'exec'))"
+    )
+    assert heard(session)[-1] == Failed(
+        3,
+        "the recorder was ended by SIGSEGV (11) while running mine.py. It ran mine.py:2, in seg.",
+    )
+
+
 @pytest.mark.parametrize("status", [0, 1, 7])
 def test_an_exit_without_a_last_word_is_a_failure_whatever_its_status(status):
     session = started(f"print('I give up', file=sys.stderr); os._exit({status})")

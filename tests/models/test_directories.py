@@ -312,7 +312,9 @@ def test_a_panic_in_a_tokenizer_is_caught():
     def panic():
         raise PanicException("called `Option::unwrap()` on a `None` value")
 
-    with pytest.raises(ModelError, match="tokenizer: PanicException: called"):
+    with pytest.raises(
+        ModelError, match=r"tokenizer, test_directories\.py:\d+: PanicException: called"
+    ):
         guarded("tokenizer", panic)
 
 

@@ -220,6 +220,10 @@ MISTAKES = {
         "def make():\n    return torch.load('weights/final.pt')\n",
         r"mine\.py:\d+: FileNotFoundError.*it needs a checkpoint that is not there",
     ),
+    "data, at import": (
+        "words = open('data/train.bin', 'rb').read()\n",
+        r"mine\.py:\d+: FileNotFoundError.*it needs a file that is not there: .*--definitions",
+    ),
     "a package": ("import nowhere_to_be_found\n", r"install nowhere_to_be_found next to kvtrace"),
     "a state dict": (
         "def make():\n    return Small().state_dict()\n",
@@ -230,6 +234,16 @@ MISTAKES = {
     "meta": (
         "def make():\n    with torch.device('meta'):\n        return Small()\n",
         "on the meta device, so they have no values",
+    ),
+    "text for ids": (
+        "class Tok:\n    def encode(self, s): return s.upper()\n    decode = str\n\n"
+        "def make():\n    return Small(), Tok()\n",
+        r"your tokenizer, encoding: it made 'AB' of 'ab'; expected a list of token ids",
+    ),
+    "a tokenizer that raises": (
+        "class Tok:\n    def encode(self, s):\n        return [{}[c] for c in s]\n\n"
+        "    decode = str\n\ndef make():\n    return Small(), Tok()\n",
+        r"your tokenizer, encoding, mine\.py:\d+: KeyError: 'a'",
     ),
     "a gpu": ("def make():\n    return Small().cuda()\n", "--cpu maps it to the CPU"),
     "an assertion on it": (

@@ -60,6 +60,8 @@ def test_a_factory_in_a_file_and_in_a_module(here):
         ("~nobody-of-that-name/gpt2", "no such directory; hf:NAME"),
         ("gone.py:make", "no such file"),
         ("gone.py", "gone.py: no such file"),
+        ("lesson.ipynb", "a notebook; make a script of it with `jupyter nbconvert"),
+        ("lesson.ipynb:model", "a notebook; make a script of it with `jupyter nbconvert"),
         ("a b c", "neither a directory here nor a hub id"),
         ("hf:a/b/c", "neither a directory here nor a hub id"),
         ("a-b:make", "expected path/to/file.py:factory"),
