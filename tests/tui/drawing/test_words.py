@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from rich.cells import cell_len
 from rich.segment import Segment
 from textual.strip import Strip
@@ -10,7 +11,7 @@ from kvtrace_tui.drawing.depth import Depth, depth_of
 from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.grid import GridLayout, layer_grid
 from kvtrace_tui.drawing.heat import Look
-from kvtrace_tui.drawing.lines import beside, line, padded, page, shown_in
+from kvtrace_tui.drawing.lines import beside, elided, line, padded, page, shown_in
 from kvtrace_tui.drawing.numbers import number, number_table
 from kvtrace_tui.drawing.palettes import PALETTES
 from kvtrace_tui.drawing.shade import Shade
@@ -218,3 +219,16 @@ def test_every_segment_has_a_style():
     _, lines = grid()
     lines += [Strip([Segment(t, s) for t, s in token_strip(HOSTILE, 1, 90).pieces])]
     assert all(style is not None for strip in lines for _, style, _ in strip)
+
+
+@pytest.mark.parametrize(
+    ("width", "words"),
+    [(9, "ab 1.25 c"), (8, "ab 1.25…"), (7, "ab 1.2…"), (5, "ab 1…"), (2, "a…"), (1, "…"), (0, "")],
+)
+def test_what_is_cut_says_so(width, words):
+    pieces = [("ab", ink.TEXT), (" 1.25", ink.STRONG), (" c", ink.TEXT)]
+    assert "".join(text for text, _ in elided(pieces, width)) == words
+
+
+def test_a_piece_that_ends_where_the_line_does_is_marked_when_more_follows():
+    assert elided([("ab", ink.TEXT), ("cd", ink.DIM)], 2) == [("a…", ink.TEXT)]

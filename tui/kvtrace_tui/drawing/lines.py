@@ -60,6 +60,27 @@ def padded(text: str, width: int, *, right: bool = False) -> str:
     return space + text if right else text + space
 
 
+def elided(pieces: Sequence[Piece], width: int) -> list[Piece]:
+    """Pieces that fit; `…` where they would be cut: half a number is another number."""
+    found: list[Piece] = []
+    room = width
+    for words, style in pieces:
+        size = cell_len(words)
+        if size > room:
+            return [*found, (padded(words, room), style)] if room > 0 else _marked(found)
+        found.append((words, style))
+        room -= size
+    return found
+
+
+def _marked(pieces: list[Piece]) -> list[Piece]:
+    """`…` over the last cell of pieces that fill all there is."""
+    if not pieces:
+        return pieces
+    words, style = pieces[-1]
+    return [*pieces[:-1], (padded(words + " ", cell_len(words)), style)]
+
+
 def columns(width: int, *cells: tuple[str, int, Style], fill: Style = ink.TEXT) -> Strip:
     """A line of a table: (text, width, style); a negative width aligns to the right."""
     pieces = [(padded(text, abs(size), right=size < 0) + " ", style) for text, size, style in cells]

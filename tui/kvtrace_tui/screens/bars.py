@@ -18,7 +18,7 @@ from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.desk import TRAITS, Desk, Recording
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth, depth_of
-from kvtrace_tui.drawing.lines import Piece, line, page, shown_in
+from kvtrace_tui.drawing.lines import Piece, elided, line, page, shown_in
 from kvtrace_tui.panes.lined import Lined
 
 _SIGNS = {
@@ -245,7 +245,8 @@ class FooterBar(Drawn):
         right: list[Piece] = [(" ? ", ink.BAR_KEY), ("help ", ink.BAR_DIM)]
         if self.desk.message:
             said = safe(self.desk.message, 400)
-            return [line(width, (f" {said}", ink.BAR_STRONG), fill=ink.BAR, right=right)]
+            message = elided([(f" {said}", ink.BAR_STRONG)], width)
+            return [line(width, *message, fill=ink.BAR, right=right)]
         pieces: list[Piece] = []
         used = 1
         for action in footer(self.desk):

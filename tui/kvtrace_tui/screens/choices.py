@@ -12,7 +12,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from kvtrace_tui.drawing.depth import depth_of
-from kvtrace_tui.drawing.lines import Piece, line, shown_in
+from kvtrace_tui.drawing.lines import Piece, elided, line, shown_in
 from kvtrace_tui.screens.once import LeavesOnce
 from kvtrace_tui.screens.pages import TitleLine
 
@@ -75,7 +75,7 @@ class ChoiceList(ScrollView, can_focus=True):
         at = y + int(self.scroll_offset.y)
         row = self._rows[at][0] if at < len(self._rows) else ()
         depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
-        return shown_in([line(self.size.width, *row)], depth)[0]
+        return shown_in([line(self.size.width, *elided(row, self.size.width))], depth)[0]
 
     def on_click(self, event: events.Click) -> None:
         """A click chooses; on the chosen one it goes there."""

@@ -13,7 +13,7 @@ from textual.strip import Strip
 from kvtrace_tui.actions import ACTIONS, GROUPS
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import depth_of
-from kvtrace_tui.drawing.lines import Piece, line, padded, shown_in
+from kvtrace_tui.drawing.lines import Piece, elided, line, padded, shown_in
 from kvtrace_tui.drawing.title import title
 from kvtrace_tui.screens.once import LeavesOnce
 
@@ -67,7 +67,7 @@ class Lines(ScrollView, can_focus=True):
         """One line of the visible part."""
         at = y if y < self._pinned else y + int(self.scroll_offset.y)
         row = self._rows[at] if at < len(self._rows) else ()
-        strip = line(self.size.width, *row)
+        strip = line(self.size.width, *elided(row, self.size.width))
         depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
         return shown_in([strip], depth)[0]
 
