@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 from torch import Tensor, nn
 
@@ -59,10 +59,10 @@ def makers(model: nn.Module, script: ModuleType | None) -> list[Begin]:
     """Methods of the model, and functions of the file, that make or set up caches."""
     named = [(name, _said(name, one)) for name, one in methods(model) if _is_maker(name)]
     made = [_by_method(name, said) for name, said in named]
-    found: dict[object, str] = {}
+    found: dict[FunctionType, str] = {}
     for space in _spaces(model, script):
         for name, value in space.items():
-            if inspect.isfunction(value) and _is_maker(name) and name != "make_cache":
+            if isinstance(value, FunctionType) and _is_maker(name) and name != "make_cache":
                 found.setdefault(value, name)
     return [*made, *(_by_function(name, value) for value, name in found.items())]
 

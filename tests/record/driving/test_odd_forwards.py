@@ -97,6 +97,11 @@ ROUNDED = """
         return logits * (1 + 2**-23 * (x[0, 0] % 7))  # as rows of a batch do to each other's
 """
 
+NOT_ALONE = """
+    def forward(self, x):
+        return self.predict_all(x) / (0.0 if x.shape[1] == 1 else 1.0) * (x.shape[1] > 1)
+"""
+
 
 @pytest.fixture
 def odd(tmp_path):
@@ -123,6 +128,10 @@ def test_rounding_between_rows_of_a_batch_does_not_turn_tokens_into_sequences(od
     driven = odd(ROUNDED)
     assert driven.call == "model(x [1, all])"
     assert "it is not causal" in driven.said[1]
+
+
+def test_steps_that_are_no_numbers_are_no_sign_of_a_cache(odd):
+    assert odd(NOT_ALONE).call == "model(x [1, all])"
 
 
 def test_another_method_is_called_where_forward_gives_a_loss(odd):
