@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -118,6 +119,21 @@ class Appender:
         with contextlib.suppress(OSError):
             os.fsync(self._fd)
         os.close(self._fd)
+
+
+def check_other(output: Path, sources: Sequence[Path]) -> None:
+    """That what is about to be replaced is not what is read: there may be more in it.
+
+    Raises:
+        OutputExistsError: It is.
+    """
+    for source in sources:
+        with contextlib.suppress(OSError, ValueError):
+            if output.samefile(source):
+                raise OutputExistsError(
+                    f"{safe(str(output))}: is a trace that is read here, and those are never "
+                    "changed; -o names another."
+                )
 
 
 def check_free(path: Path) -> None:

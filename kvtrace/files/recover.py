@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from kvtrace.errors import TraceError
+from kvtrace.files.disk import check_other
 from kvtrace.files.source import FileSource
 from kvtrace.files.stored import Stored, rows_of_pass, rows_of_step
 from kvtrace.files.writer import TraceWriter
@@ -40,9 +41,10 @@ def recover(path: Path, output: Path, *, force: bool = False) -> Recovery:
 
     Raises:
         TraceError: No step can be read; `output` was not touched.
-        OutputExistsError: `output` exists.
+        OutputExistsError: `output` exists, or is `path`.
         WriteError: The disk is full, or fails.
     """
+    check_other(output, [path])
     source = _opened(path)
     if not any(_readable(source, number) for number in source.step_numbers()):
         raise TraceError(

@@ -227,6 +227,8 @@ def test_merge_replaces_nothing_without_being_told(tmp_path, whole):
     with pytest.raises(OutputExistsError):
         merge(paths, tmp_path / "w.kvt")
     assert merge(paths, tmp_path / "w.kvt", force=True).steps == 6
+    with pytest.raises(OutputExistsError, match="is a trace that is read here"):
+        merge(paths, paths[1], force=True)
 
 
 def test_an_error_of_any_rank_is_how_the_whole_ended(tmp_path, whole):

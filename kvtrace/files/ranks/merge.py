@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvtrace.errors import TraceError
+from kvtrace.files.disk import check_other
 from kvtrace.files.ranks.find import open_ranks
 from kvtrace.files.recover import Recovery, copy
 from kvtrace.files.writer import TraceWriter
@@ -19,9 +20,10 @@ def merge(paths: Sequence[Path], output: Path, *, force: bool = False) -> Recove
     Raises:
         TraceError: They are not ranks of one run, or have no whole step in common; `output` was
             not touched.
-        OutputExistsError: `output` exists.
+        OutputExistsError: `output` exists, or is one of `paths`.
         WriteError: The disk is full, or fails.
     """
+    check_other(output, paths)
     source = open_ranks(paths, output.name)
     if not source.step_numbers():
         raise TraceError(f"{source.name}: not one step is in all ranks; there is nothing to merge.")
