@@ -133,6 +133,8 @@ def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> Atte
     if visible is not None and visible.shape[-1] > seq:
         visible = visible[..., :seq]
         bias = None if bias is None else bias[..., :seq]
+    elif visible is not None and 1 < visible.shape[-1] < seq:
+        visible = bias = None  # of fewer rows than there are: another one was used, if any
     position_bias = kwargs.get("position_bias")
     if position_bias is not None:
         part = position_bias[..., :seq]

@@ -35,9 +35,9 @@ def diagnose_apart(scene: Scene) -> Finding | None:
     for check in (
         check_unfilled_heads,
         check_heads,
+        check_owner,
         check_zero_rows,
         check_swapped,
-        check_owner,
         check_visibility,
         check_contents,
     ):

@@ -237,7 +237,7 @@ def _sums(scene: Scene, one: _Query) -> tuple[str, str, str] | None:
     """Weights that do not sum to 1, or to 1 though there is a sink, read off the output."""
     if scene.site.sinks:
         return _without_sink(one)
-    sums = _factors(one) or _solved_sums(one)
+    sums = _factors(one) or _solved_sums(one) or _sums_by_row(one)
     if sums is None or max(abs(total - 1) for total in sums) <= 0.01:
         return None
     spread = f"{min(sums):.3f} to {max(sums):.3f}"
@@ -278,6 +278,20 @@ def _solved_sums(one: _Query) -> list[float] | None:
             return None
         sums.append(float(solved.sum()))
     return sums
+
+
+def _sums_by_row(one: _Query) -> list[float] | None:
+    """The same where each row's weight is the right one times a number that all heads share."""
+    heads, rows, dim = one.values.shape
+    if heads * dim < 2 * rows:
+        return None
+    weights = np.exp(one.logits)
+    mixed = (weights[..., None] * one.values).transpose(0, 2, 1).reshape(heads * dim, rows)
+    wanted = one.output.reshape(heads * dim)
+    factors = np.linalg.lstsq(mixed, wanted, rcond=1e-6)[0]
+    if np.abs(mixed @ factors - wanted).max() > one.atol:
+        return None
+    return [float(total) for total in weights @ factors]
 
 
 def _scores(one: _Query) -> tuple[str, str, str] | None:

@@ -9,6 +9,7 @@ from kvtrace.analysis.checks.identify import Identity, matches
 from kvtrace.analysis.checks.levels import quantised
 from kvtrace.analysis.checks.relations import (
     factor,
+    factors,
     head_order,
     rotation,
     rounded_to,
@@ -183,9 +184,10 @@ def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Findin
     turned = _turned(scene, rows, mine, theirs, atol) if tensor == "k" and s is None else None
     if turned is not None:
         return found(*turned)
-    s = s or _row_factor(mine, theirs, atol)
-    if s is not None:
-        evidence = f"{len(rows)} rows of {tensor} = {s:.4g} × the recomputed ones"
+    each = (s, "") if s is not None else factors(mine, theirs, atol)
+    if each is not None:
+        own = f", each {each[1]} by a factor of its own" if each[1] else ""
+        evidence = f"{len(rows)} rows of {tensor} = {each[0]:.4g} × the recomputed ones{own}"
         return found("OLD-ROWS-SCALED", evidence)
     # few numbers may be the same ones by chance
     if theirs.size >= _NUMBERS and same_numbers(mine, theirs, atol):
@@ -257,6 +259,8 @@ def _turned(
         return "KEYS-ROTATED-AGAIN", f"{len(rows)} old rows are rotated {by} more"
     if n is not None and n == -int(places[0]) and not _others_turned(scene, rows) and n < -1:
         return "KEYS-NOT-ROTATED", f"k of place {places[0]} is rotated {by}"
+    if n is not None and len(rows) == 1 and n == -int(places[0]) and n < -1:
+        by += ", all of its position (as at position 0, or not rotated at all)"
     return "POSITION-ROPE-K", f"k of {len(rows)} rows is rotated {by}, q is right"
 
 
@@ -279,12 +283,6 @@ def _in_proportion(rows: int, rate: float, old: bool) -> tuple[str, str]:
         f"k of {rows} rows is rotated in proportion to its position, with other frequencies "
         f"than the recomputed one (plane 0: {rate:+.2g} radians a position)",
     )
-
-
-def _row_factor(mine: Floats, theirs: Floats, atol: float) -> float | None:
-    """A factor of its own for every row, such as a lost quantisation scale: the first one."""
-    factors = [factor(mine[:, n], theirs[:, n], atol) for n in range(mine.shape[1])]
-    return factors[0] if factors and all(one is not None for one in factors) else None
 
 
 def _reference_zero(scene: Scene, rows: Indices, reference: Floats) -> NDArray[np.bool_]:

@@ -65,9 +65,9 @@ def diagnose(scene: Scene) -> Finding | None:
     if found is not None:
         return found
     for check in (
+        check_owner,
         check_zero_rows,
         check_swapped,
-        check_owner,
         check_visibility,
         check_contents,
         check_misaligned,

@@ -19,6 +19,9 @@ _EXACT = 0.02
 _FEWEST_PLANES = 4
 """So many may fall geometrically by no chance."""
 
+_NUMBERS = 4
+"""So many have a common factor by no chance."""
+
 
 def close(left: Floats, right: Floats, atol: float) -> bool:
     """Whether two arrays are equal within `atol`; NaN equals nothing."""
@@ -198,6 +201,33 @@ def factor(left: Floats, right: Floats, atol: float) -> float | None:
     near_one = abs(s - 1) * float(np.abs(b).max()) <= 2 * atol
     fits = np.abs(a - s * b).max() <= 2 * atol * max(1.0, abs(s))
     return s if fits and not near_one and abs(s) > 1e-6 else None
+
+
+def factors(left: Floats, right: Floats, atol: float) -> tuple[float, str] | None:
+    """A factor of its own for each row, head of a row, or feature, as scales of quantised rows are.
+
+    Args:
+        left: [heads, rows, dim].
+        right: Of the same shape.
+        atol: Absolute difference that counts as equal.
+
+    Returns:
+        The first factor, and what has one of its own; None where that explains nothing.
+    """
+    for what, order in (("row", (1, 0, 2)), ("head of a row", (0, 1, 2)), ("feature", (0, 2, 1))):
+        numbers = left.shape[order[2]] * (left.shape[order[1]] if what == "row" else 1)
+        if numbers < _NUMBERS:
+            continue
+        mine, theirs = (one.transpose(order).reshape(-1, numbers) for one in (left, right))
+        found = [_factor_or_one(*pair, atol) for pair in zip(mine, theirs, strict=True)]
+        known = [number for number in found if number is not None]
+        if len(known) == len(found) and (others := [one for one in known if one != 1]):
+            return others[0], what
+    return None
+
+
+def _factor_or_one(left: Floats, right: Floats, atol: float) -> float | None:
+    return 1.0 if close(left, right, atol) else factor(left, right, atol)
 
 
 def head_order(left: Floats, right: Floats, atol: float) -> tuple[int, ...] | None:

@@ -30,6 +30,7 @@ class Survey:
         flips: Steps whose lanes prefer different tokens.
         logits: Steps whose logits were compared.
         reused: Whether an attention was given rows that an earlier step computed.
+        padded: Sequences that are padded at the right, which the lane is not.
     """
 
     trace: Trace
@@ -40,6 +41,7 @@ class Survey:
     flips: list[Flip] = field(default_factory=list)
     logits: int = 0
     reused: bool = False
+    padded: set[int] = field(default_factory=set)
     _top: NDArray[np.float64] | None = None
     _unexplained: dict[int, float] = field(default_factory=dict)
 
@@ -91,7 +93,7 @@ class Survey:
     @property
     def caveats(self) -> tuple[str, ...]:
         """What a verdict does not cover."""
-        told = (self._random(), self._unseen(), self._left_out(), self._doubts())
+        told = (self._random(), self._unseen(), self._left_out(), self._right(), self._doubts())
         return tuple(filter(None, told))
 
     def _random(self) -> str:
@@ -109,6 +111,15 @@ class Survey:
         if not sites:
             return ""
         return f"not compared: {_some([site.module for site in sites])}"
+
+    def _right(self) -> str:
+        if not self.padded:
+            return ""
+        which = ", ".join(map(str, sorted(self.padded)))
+        return (
+            f"sequence {which} is padded at the right, behind its text: the other lane knows "
+            "padding at the left only, and says nothing about it"
+        )
 
     def _doubts(self) -> str:
         if not self._unexplained:

@@ -87,6 +87,10 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
         if missing == [place]:
             return "NEWEST-MISSING", "mask", f"{who} sees {len(have)} rows, but not its own"
         oldest = sorted(want)[: len(missing)]
+        ring = _took(scene, place) if len(missing) == new == 1 and not len(overwritten) else None
+        if missing == oldest and ring is not None:
+            evidence = f"the new row stands in slot {ring}, among older ones; {_list(missing)} lost"
+            return "ROW-OVERWRITTEN", "k", evidence
         if missing == oldest and len(overwritten) != 1:
             return "EVICTED-EARLY", "k", f"{who} lacks the oldest {len(missing)}: {_list(missing)}"
         if len(overwritten):
@@ -104,6 +108,13 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
     if max(extra) < min(want, default=0):
         return "WINDOW", "mask", f"{who} sees {len(extra)} older rows: {_list(extra)}"
     return "MASK", "mask", f"{who} sees places {_list(extra)} that it should not"
+
+
+def _took(scene: Scene, place: int) -> int | None:
+    """The slot of a new row that stands among older ones, as in a ring; None: it stands last."""
+    slots = scene.slots[scene.supposed == place]
+    others = scene.slots[scene.seen]
+    return int(slots[0]) if len(slots) == 1 and slots[0] < others.max(initial=-1) else None
 
 
 def _s(places: list[int]) -> str:

@@ -6,7 +6,7 @@ Reads one step at a time and stops where everything later is a consequence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,14 @@ from kvtrace.analysis.checks.forgotten import forgotten
 from kvtrace.analysis.checks.later import reconsidered
 from kvtrace.analysis.checks.leftover import leftover
 from kvtrace.analysis.checks.noise import Noise, largest
+from kvtrace.analysis.checks.padded import padded_right
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene, Side
 from kvtrace.analysis.checks.spoken import spoken
 from kvtrace.analysis.checks.stage import stage
 from kvtrace.analysis.checks.survey import NAMES, Survey
+from kvtrace.analysis.checks.unused import FedAgain
+from kvtrace.errors import TraceError
 from kvtrace.trace import Site, Step, Tensor, Trace
 
 _STEPS_SEARCHED = 64
@@ -39,6 +42,8 @@ _LOGITS_TIMES = 50.0
 
 _LOGITS_APART = 0.01
 """Less changes no probability by more than a hundredth of itself."""
+
+_VAGUE = ("UNKNOWN", "CONTENT", "UPSTREAM", "POSITION-EMBEDDING")
 
 _WEIGHED = ("weights", "mask", "output")
 """What differs at the first attention already where queries see rows that come later."""
@@ -65,19 +70,17 @@ def findings(
     # rows that see later ones have other weights in a longer pass, whatever the scores are
     void = _WEIGHED if any(one.name == "NOT-CAUSAL" for one in told) else ()
     explained: set[int] = set()
-    searched, done, stale = 0, False, False
+    searched, done = 0, False
     later: Finding | None = None
-    before: Step | None = None
-    fed = _FedAgain()
+    fed, texts = FedAgain(), _Texts(trace, lane, limits, fresh)
     for step in trace:
         survey.add(step)
         fed.add(step)
-        lost = forgotten(trace, step, before)
-        other = None if done or stale else _of_another_text(trace, step, before, fresh)
-        before, stale = step, stale or other is not None
-        yield from (_placed(trace, one, None, None) for one in (lost, other) if one is not None)
-        # the lanes of a text that was taken for the rest of another are compared for nothing
-        done = done or (other is not None and step.parent is not None and step.new > 1)
+        here = texts.add(step, looking=not done)
+        yield from here
+        survey.padded |= texts.padded
+        foreign = {one.name for one in here}
+        done = done or texts.astray
         if done:
             continue
         places = _sites_beyond(trace, step, lane, limits)
@@ -88,13 +91,13 @@ def findings(
                 done = True
                 yield _placed(trace, broken, None, None)
             continue
-        rest = [n for n in range(step.num_sequences) if n not in explained]
+        rest = [n for n in range(step.num_sequences) if n not in explained | texts.padded]
         # the first site that has something to say: a row may differ that nobody looks at
         each = ((place, _at(trace, step, place, rest, lane, limits)) for place in places)
         place, here = next(((place, said) for place, said in each if said), (0, []))
         for one in (reconsidered(trace, one, lane, limits) for one in here):
             since = "" if explained else begins(trace, step.number, place)
-            if one.tensor not in void and (other is None or one.name != other.name):
+            if one.tensor not in void and one.name not in foreign:
                 yield replace(where_it_begins(trace, one), since=since)
             explained |= set(one.sequences or range(step.num_sequences))
         yield from _beside(trace, step, here, lane, limits)
@@ -102,14 +105,60 @@ def findings(
         done = explained >= set(range(step.num_sequences)) or searched >= _STEPS_SEARCHED
     if later is not None and not explained:
         yield where_it_begins(trace, later)
-    yield from fed.findings(trace)
+    unused = fed.finding(trace)
+    if unused is not None:
+        yield _placed(trace, unused, None, None)
 
 
-def _of_another_text(
-    trace: Trace, step: Step, before: Step | None, fresh: Mapping[int, int] | None
-) -> Finding | None:
-    """Rows of an earlier text, or of what an encoder read for it; both lanes may hold them."""
-    return encoded_anew(trace, step) or leftover(trace, step, before, fresh)
+@dataclass(slots=True)
+class _Texts:
+    """Where texts begin, and what is left of those before; both lanes may hold it.
+
+    Attributes:
+        trace, lane, limits, fresh: As `findings` was given them.
+        padded: Sequences of the text under way that are padded at the right.
+        astray: A text was taken for the rest of another: its lanes are compared for nothing.
+    """
+
+    trace: Trace
+    lane: str
+    limits: Noise
+    fresh: Mapping[int, int] | None
+    padded: set[int] = field(default_factory=set)
+    astray: bool = False
+    _stale: bool = False
+    _before: Step | None = None
+
+    def add(self, step: Step, *, looking: bool) -> list[Finding]:
+        """What the next step shows; of rows of another text only as long as somebody looks."""
+        before, self._before = self._before, step
+        if step.parent is None:
+            self.padded = set()
+        try:
+            found = self._seen(step, before, looking=looking)
+        except TraceError:
+            found = []  # what can't be read is told of where lanes are compared
+        return [_placed(self.trace, one, None, None) for one in found]
+
+    def _seen(self, step: Step, before: Step | None, *, looking: bool) -> list[Finding]:
+        trace = self.trace
+        lost, other = forgotten(trace, step, before), None
+        self.padded |= set(padded_right(trace, step))
+        if looking and not self._stale:
+            other = encoded_anew(trace, step) or leftover(trace, step, before, self.fresh)
+        if other is not None and step.parent is None and self._known_better(step, other):
+            other = None
+        self._stale = self._stale or other is not None
+        self.astray = other is not None and step.parent is not None and step.new > 1
+        return [one for one in (lost, other) if one is not None]
+
+    def _known_better(self, step: Step, found: Finding) -> bool:
+        """Whether comparing lanes tells whose rows were there before a text began."""
+        everyone = list(range(step.num_sequences))
+        said = _at(self.trace, step, found.layer, everyone, self.lane, self.limits)
+        names = {one.name for one in said} - {*_VAGUE, found.name}
+        # the tokens of another prompt may be the same ones
+        return bool(names & {"WRONG-LAYER", "WRONG-BATCH-ROW"} if self.fresh else names)
 
 
 def _beside(
@@ -157,29 +206,6 @@ def _after_attention(trace: Trace, step: Step, lane: str, limits: Noise) -> Find
             whose = spoken(trace.meta, last)
             return replace(found, apart=one.max_abs / size, limit=limit, spoken=whose)
     return None
-
-
-class _FedAgain:
-    """Counts steps that process every token again although there is a cache."""
-
-    def __init__(self) -> None:
-        self._again, self._steps, self._second = 0, 0, 0
-        self._before: tuple[int, ...] = ()
-
-    def add(self, step: Step) -> None:
-        tokens, before = step.tokens[0] if step.tokens else (), self._before
-        grown = len(tokens) > len(before) > 1 and tokens[: len(before)] == before
-        self._again += grown
-        self._steps += 1
-        self._second = step.number if self._steps == 2 else self._second
-        self._before = tokens
-
-    def findings(self, trace: Trace) -> Iterator[Finding]:
-        held = any(layer.held for layer in trace.meta.cache_layers)
-        if held and self._again > 1 and self._again == self._steps - 1:
-            evidence = f"{self._again} steps fed all tokens again, the last one {len(self._before)}"
-            found = Finding("CACHE-NOT-USED", self._second, 0, "k", evidence)
-            yield _placed(trace, found, None, None)
 
 
 def _said_by_the_recorder(trace: Trace, lane: str) -> Iterator[Finding]:

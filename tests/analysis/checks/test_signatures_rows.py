@@ -1,0 +1,69 @@
+"""Scales of single rows, rings, dropped weights, and rows of another layer beside empty ones."""
+
+import numpy as np
+import pytest
+
+from builders.scenes import Toy
+from kvtrace.analysis.checks.diagnose import diagnose
+from kvtrace.analysis.checks.relations import factors
+
+
+def named(scene):
+    found = diagnose(scene)
+    return found.name, found.tensor
+
+
+@pytest.mark.parametrize(
+    ("shape", "what"),
+    [((1, 11, 1), "row"), ((2, 11, 1), "head of a row"), ((2, 1, 16), "feature")],
+)
+def test_scales_that_were_lost_for_each_of_something_are_told(shape, what):
+    toy = Toy()
+    scales = np.linspace(0.4, 3, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    v = toy.v.copy()
+    v[:, :11] *= scales
+    found = diagnose(toy.scene(v=v))
+    assert (found.name, found.tensor) == ("OLD-ROWS-SCALED", "v")
+    assert f"each {what} by a factor of its own" in found.evidence
+
+
+def test_unrelated_rows_have_no_factors():
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((2, 2, 11, 16)).astype(np.float32)
+    assert factors(left, right, 1e-4) is None
+    assert factors(right, right, 1e-4) is None
+    assert factors(left[:, :1, :3], right[:, :1, :3], 1e-4) is None  # too few to tell
+
+
+def test_a_ring_that_wraps_too_early_is_told_from_a_cache_that_was_cropped():
+    toy = Toy(window=8)
+    cropped = np.arange(5, 12)
+    ring = np.array([11, 5, 6, 7, 8, 9, 10])  # place 11 took the slot of place 4
+    for order, name in ((cropped, "EVICTED-EARLY"), (ring, "ROW-OVERWRITTEN")):
+        scene = toy.scene(k=toy.k[:, order], v=toy.v[:, order], supposed=order)
+        assert diagnose(scene).name == name
+
+
+def test_weights_that_were_dropped_are_told_of_more_rows_than_features():
+    toy = Toy(total=24, heads=8, kv_heads=4, dim=8)
+    dropped = np.where(np.arange(24) % 4 == 1, 0, 1 / 0.75)
+    scene = toy.scene(weights=lambda table: table * dropped)
+    assert named(scene) == ("WEIGHTS-NOT-NORMALISED", "weights")
+
+
+def test_rows_of_another_layer_are_told_though_it_has_not_written_the_newest_yet():
+    toy = Toy()
+    k, v = toy.other[0].copy(), toy.other[0].copy()
+    k[:, -1] = v[:, -1] = 0
+    found = diagnose(toy.scene(k=k, v=v))
+    assert (found.name, found.tensor) == ("WRONG-LAYER", "k")
+    assert "11 of 12 unexpected rows" in found.evidence
+
+
+def test_a_new_key_turned_back_by_its_whole_position_may_not_be_turned_at_all():
+    toy = Toy()
+    k = toy.k.copy()
+    k[:, -1] = toy.plain_k[:, -1]
+    found = diagnose(toy.scene(k=k))
+    assert found.name == "POSITION-ROPE-K"
+    assert "not rotated at all" in found.evidence
