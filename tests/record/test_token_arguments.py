@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import kvtrace
+from builders.tiny_models import tiny_model
 from kvtrace.record.inputs import tokens_in
 
 IDS = torch.tensor([[3, 1, 4]])
@@ -47,3 +48,16 @@ def test_all_tokens_again_are_a_decode_step_where_nothing_attends(tmp_path):
             model(tokens[:, :end])
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert [step.phase for step in trace] == ["prefill", "decode", "decode"]
+
+
+def test_a_model_of_several_ids_for_one_position_is_not_recomputed_and_says_why(tmp_path):
+    model = tiny_model("musicgen")
+    ids = torch.arange(4 * 5).reshape(4, 5)
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        model(ids, use_cache=False)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.step(0).tokens == ((0, 1, 2, 3, 4),)
+    assert [note.text for note in trace.notes] == [
+        "could not compute the recomputed lane: it takes 4 ids for one position, and the first of "
+        "them is recorded"
+    ]

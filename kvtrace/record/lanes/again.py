@@ -21,6 +21,7 @@ from kvtrace.record.chance import own_chance
 from kvtrace.record.choices import Chooser
 from kvtrace.record.entrances import asking
 from kvtrace.record.forward import Beginning, Forward
+from kvtrace.record.inputs import tokens_of
 from kvtrace.record.interface import without_pool
 from kvtrace.record.lanes.asked import arguments_for, filled, padded_for
 from kvtrace.record.lanes.autocast import Autocast, as_then, autocast_of
@@ -148,6 +149,9 @@ class Again:
         self._order = tuple((call.module, call.call) for call in forward.calls)
         self._crossing = frozenset(one.module for one in forward.calls if one.kind == "cross")
         self._causal = forward.new > 1 and all(_is_causal(call) for call in calls)
+        each = _ids_each(forward)
+        if each > 1:
+            self._none = f"it takes {each} ids for one position, and the first of them is recorded"
         self._only_own = all(call.keys.shape[2] == forward.new for call in calls)
         if self.snapshot is not None:
             # only the attention tells tokens from sequences
@@ -276,6 +280,14 @@ class Again:
                 "extended to all tokens; it shares the code of the cache, so that what is wrong in "
                 "both stays unseen"
             ] = None
+
+
+def _ids_each(forward: Forward) -> int:
+    """Ids for one position, as the codebooks of music models."""
+    given, taken = tokens_of(forward.arguments), forward.tokens
+    if given is None or taken is None or not taken.numel() or given.shape[-1] != taken.shape[-1]:
+        return 1
+    return given.numel() // taken.numel()
 
 
 def _key(batch: Batch) -> object:
