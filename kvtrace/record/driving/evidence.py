@@ -28,6 +28,8 @@ from kvtrace.record.driving.patterns import Pattern
 from kvtrace.record.driving.private import nothing_left
 from kvtrace.record.driving.way import Way
 
+NOT_FINITE = "no logit is finite"
+
 Verdict = Literal["agrees", "differs", "forgets", "fails"]
 
 _LIBRARIES = re.compile(r"[/\\\\](site-packages|dist-packages|kvtrace[/\\\\]record)[/\\\\]|^<")
@@ -116,7 +118,7 @@ class Trials:
         except Exception as error:
             return Tried(way, "fails", why=reason_of(error))
         if not bool(torch.isfinite(found).any()):
-            return Tried(way, "fails", why="no logit is finite")
+            return Tried(way, "fails", why=NOT_FINITE)
         return Tried(way, "agrees")
 
     def sees_the_first_token(self, way: Way) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from kvtrace.errors import ModelError
 from kvtrace.record.driving.calls import Shape
 from kvtrace.record.driving.candidates import cached_ways, plain_ways
-from kvtrace.record.driving.evidence import Trials, Tried
+from kvtrace.record.driving.evidence import NOT_FINITE, Trials, Tried
 from kvtrace.record.driving.observe import matches, observed
 from kvtrace.record.driving.patterns import Pattern
 from kvtrace.record.driving.private import private_copy
@@ -101,15 +101,17 @@ class Search:
     def _plain(self, signature: Signature, trials: Trials) -> Way | None:
         """The first way without a cache that works, and in which rows see what they should."""
         fallback: Way | None = None
+        endless: Way | None = None
         for way in self._limited(plain_ways(signature)):
             tried = trials.plain(way)
             if tried.verdict == "fails":
                 self._why.setdefault(tried.why, str(way))
+                endless = endless or (way if tried.why == NOT_FINITE else None)
                 continue
             fallback = fallback or way
             if trials.sees_the_first_token(way) and trials.is_causal(way) is not False:
                 return way
-        return fallback
+        return fallback or endless
 
     # -- with one --------------------------------------------------------------------------------
 
@@ -336,7 +338,9 @@ def _uncached(plain: Way, trials: Trials, wish: Wish, stumbled: Tried | None) ->
     if stumbled is not None:
         said.append(f"as {stumbled.way}, with a cache, a later call raises {stumbled.why}")
     causal = trials.is_causal(plain)
-    if causal is False:
+    if trials.plain(plain).why == NOT_FINITE:
+        said.append(f"{NOT_FINITE}: look where its numbers end in the recorded tensors")
+    elif causal is False:
         said.append(
             "its rows change when tokens are added: it is not causal, no cache can serve it"
         )

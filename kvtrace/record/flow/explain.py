@@ -7,6 +7,7 @@ term, or a reason not to believe that this is attention.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +104,8 @@ def explain(
     rest = (logits.to(product.dtype) - product * factor).masked_fill(~visible, 0.0)
     if softcap is None and float(rest.abs().amax()) <= noise * float(factor.abs().amax().clamp(1)):
         return Explained(scale, None, mask, None, head_scale=factor[0, :, 0, 0])
+    if not math.isfinite(noise):
+        raise UnexplainedError("q·kᵀ has numbers that are not finite")
     raise UnexplainedError(f"logits differ from q·kᵀ·{scale:.4g} by {float(rest.abs().amax()):.2g}")
 
 

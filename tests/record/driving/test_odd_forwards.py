@@ -102,6 +102,11 @@ NOT_ALONE = """
         return self.predict_all(x) / (0.0 if x.shape[1] == 1 else 1.0) * (x.shape[1] > 1)
 """
 
+ENDLESS = """
+    def forward(self, x):
+        return self.predict_all(x) / 0.0 * 0.0
+"""
+
 
 @pytest.fixture
 def odd(tmp_path):
@@ -132,6 +137,12 @@ def test_rounding_between_rows_of_a_batch_does_not_turn_tokens_into_sequences(od
 
 def test_steps_that_are_no_numbers_are_no_sign_of_a_cache(odd):
     assert odd(NOT_ALONE).call == "model(x [1, all])"
+
+
+def test_a_model_whose_logits_are_no_numbers_is_recorded_all_the_same(odd):
+    driven = odd(ENDLESS)
+    assert driven.call == "model(x [1, all])"
+    assert driven.said[1].startswith("no logit is finite: look where its numbers end")
 
 
 def test_another_method_is_called_where_forward_gives_a_loss(odd):
