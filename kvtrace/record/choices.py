@@ -1,19 +1,19 @@
 """Discrete choices that a forward makes: which experts, which slots; told as they are made.
 
 A selection by torch (topk, sort, argmax, max) inside a running forward is shown to the passes that
-asked for it; one of them may put another result in its place. Whoever binds these functions to
-names of their own before anybody watches, or chooses by comparing with a threshold, is not seen.
+asked for it; one of them may put another result in its place. Names that a module has imported
+them by are theirs too; what a closure holds, or compares with a threshold, is not seen.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter_ns
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +24,7 @@ from kvtrace.record.patch import Method, Patches
 from kvtrace.record.running import our_work, passes
 
 _OURS = __name__.partition(".")[0] + "."
+_LIBRARIES = {"torch", *sys.stdlib_module_names} - {"__main__"}
 _MOST_FRAMES = 6
 _INT16 = 1 << 15
 _ALL_OPTIONS = 4096
@@ -240,9 +241,22 @@ _READERS: dict[str, Callable[..., Selection | None]] = {
 
 
 def _install(patches: Patches) -> None:
+    selecting = {id(getattr(torch, name)): name for name in _READERS}
+    imported = list(_imported(selecting))
     for name, read in _READERS.items():
         for owner in (torch, Tensor):
             patches.replace(owner, name, functools.partial(_shown, read=read))
+    for module, bound, name in imported:
+        patches.replace(module, bound, functools.partial(_shown, read=_READERS[name]))
+
+
+def _imported(selecting: Mapping[int, str]) -> Iterator[tuple[ModuleType, str, str]]:
+    """(module, name there, torch's name) of each function that was imported by name."""
+    for path, module in list(sys.modules.items()):
+        if isinstance(module, ModuleType) and path.partition(".")[0] not in _LIBRARIES:
+            for bound, value in list(vars(module).items()):
+                if id(value) in selecting:
+                    yield module, bound, selecting[id(value)]
 
 
 CHOICES = Patches(_install)

@@ -4,6 +4,8 @@ import re
 
 import pytest
 import torch
+from torch import topk
+from torch import topk as best_of
 from transformers import AutoModelForCausalLM
 
 from builders.routed import SELECTIONS, by_topk, late_in_second_layer, routed, sparse
@@ -27,6 +29,18 @@ def test_a_router_that_flips_within_rounding_is_named_and_no_cache_is_blamed(sel
     assert "model.layers.0.mlp" in found.evidence
     assert "position 6" in found.evidence
     assert "and 2 times more" in found.evidence  # of 4 tokens, the last one is never fed
+
+
+@pytest.mark.parametrize("name", ["topk", "best_of"])
+def test_a_selection_that_was_imported_by_name_is_seen_and_given_back(name):
+    def select(scores):
+        best = globals()[name](scores, 1, dim=-1)
+        return torch.zeros_like(scores).scatter(-1, best.indices, best.values.sigmoid())
+
+    report = check(routed(select=select), PROMPT, new_tokens=2, ways=())
+    assert report.ok, str(report)
+    assert len(ties(report)) == 1
+    assert topk is best_of is torch.topk
 
 
 def test_what_was_picked_and_how_close_it_was_is_said():
