@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from kvtrace.cli import options, outputs
 from kvtrace.cli.grammar import Verb
 from kvtrace.cli.options import MODEL_HELP
+from kvtrace.errors import WriteError
+from kvtrace.paths import is_file
 from kvtrace.text import safe
 from kvtrace.units import byte_size
 
@@ -23,6 +26,11 @@ def run(values: argparse.Namespace) -> int:
     from kvtrace.cli.follow import follow, size_of
 
     ending = follow(request, debug=values.debug)
+    if not is_file(Path(ending.path)):
+        raise WriteError(
+            f"{safe(ending.path)}: deleted or renamed while it was recorded, so it is not there; "
+            "record again"
+        )
     size = byte_size(size_of(ending.path))
     why = f", {safe(ending.text)}" if ending.text else ""
     print(f"{safe(ending.path)}: {size}, ended: {safe(ending.reason)}{why}")

@@ -23,6 +23,20 @@ from builders.raw_frames import split
 from kvtrace.files import open_trace
 from kvtrace.files.layout import Kind
 
+WAITS_FOR_THE_TRACE_TO_GO = """
+import pathlib, time, slow
+
+class Waits(slow.Slow):
+    def forward(self, *args, past_key_values=None, **named):
+        if past_key_values is not None and past_key_values.get_seq_length() > 8:
+            while pathlib.Path("a.kvt").exists():
+                time.sleep(0.01)
+        return super().forward(*args, past_key_values=past_key_values, **named)
+
+def make():
+    return Waits(slow.make().config)
+"""
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -124,6 +138,19 @@ def test_a_disk_that_fills_when_all_steps_are_written_is_exit_74_as_well(folder)
     assert "kvtrace: a.kvt: File too large after " in err
     trace = open_trace(folder / "a.kvt")
     assert (len(trace), trace.ending, list(trace.damage)) == (8, None, [])
+
+
+def test_a_trace_that_is_deleted_while_it_is_recorded_is_no_success(folder):
+    (folder / "waits.py").write_text(WAITS_FOR_THE_TRACE_TO_GO)
+    process = start("record", "waits.py:make", "hello", "-n", 8, "-o", "a.kvt", cwd=folder)
+    wait_for(lambda: steps_in(folder / "a.kvt") >= 1)
+    (folder / "a.kvt").unlink()
+    code, out, err = finish(process)
+    assert (code, out) == (74, "")
+    assert err.endswith(
+        "kvtrace: a.kvt: deleted or renamed while it was recorded, so it is not there; "
+        "record again\n"
+    )
 
 
 def test_an_error_in_the_models_code_names_its_line_and_keeps_the_steps(folder):
