@@ -4,6 +4,7 @@ from rich.cells import cell_len
 from rich.segment import Segment
 from textual.strip import Strip
 
+from kvtrace.trace import NO_TOKEN
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.axis import across_labels
 from kvtrace_tui.drawing.bars import bar, layered, spark, stacked, strongest
@@ -170,6 +171,14 @@ def test_padding_has_no_number_and_is_said_once():
     assert text.startswith("pad╌╌╌╌")
     assert text.split("╌")[-1].split() == ["0", "▲1"]
     assert "-" not in text
+
+
+def test_rows_that_stand_for_no_single_token_have_no_number_either():
+    names = [-1, 0, 1, NO_TOKEN, NO_TOKEN + 1, NO_TOKEN + 2]
+    text = text_of(across_labels(Filling.fit(6, 60), names))
+    assert text.startswith("pad╌╌╌╌")
+    assert text[30:].startswith("none╌╌╌╌")
+    assert text.count("none") == 1
 
 
 def grid(layers=3, heads=4, size=(40, 10), mark=(1, 2), depth=Depth.TRUE, **more):

@@ -84,7 +84,7 @@ def _row(trace: Trace, found: Attention, row: int, chosen: int, scale: tuple[int
     weight = float(found.weights[row])
     word = "padding" if position < 0 else ""
     if stands_for_none(position):
-        word = "no one token"
+        word = "no token"
     if token >= 0 and not word:
         word = shown_token(trace.token_text(token), 16)
     return _listed(position, word, weight, weight / high, (row == chosen, width))
