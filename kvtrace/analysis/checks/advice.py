@@ -178,6 +178,8 @@ def _flips(report: Report) -> str:
     """Whether text would have shown it."""
     flips = report.flips
     if report.verdict == DIVERGED:
+        if any(one.kind.bug and one.apart is None for one in report.findings):
+            return ""  # both lanes may have it
         if not flips and report.logits == report.steps:
             return (
                 "The likeliest token is the same in every step: comparing text does not show this."
