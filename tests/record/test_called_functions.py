@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 import kvtrace
+from kvtrace.record.ambient.outside import Outside
 
 WIDTH, HEADS, VOCAB = 32, 4, 50
 PROMPT = [5, 3, 8, 1, 30, 22, 9]
@@ -162,3 +163,16 @@ def test_steps_of_a_loop_without_a_function_are_recorded_alone(tmp_path):
     assert len(trace) == 3
     assert not trace.meta.lanes
     assert any("no module that could be called again" in one.text for one in trace.notes)
+
+
+def test_what_lies_beside_very_much_data_is_put_back_all_the_same():
+    data = [list(range(500)) for _ in range(500)]
+    space = {"__name__": "mine", "data": data, "kept": {"layers": [{}]}}
+    outside = Outside(space)
+    space["kept"]["layers"][0]["k"] = 1
+    data[0].append(7)
+    with outside.as_before():
+        assert space["kept"] == {"layers": [{}]}
+        assert data[0] == list(range(500))
+    assert space["kept"] == {"layers": [{"k": 1}]}
+    assert data[0][-1] == 7

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -21,6 +22,10 @@ _DEPTH = 4
 _MANY = 10_000
 """Entries of a table of words or numbers, not of a cache: left alone."""
 
+_MOST = 1_000_000
+"""Values that are looked at on each level."""
+
+_PLAIN = frozenset((int, float, bool, str, bytes, type(None)))
 _NEVER = (type, FunctionType, ModuleType, nn.Module)
 
 
@@ -41,8 +46,10 @@ class Outside:
         }
         self._held: dict[int, tuple[Any, Any]] = {}
         self._tensors: dict[int, tuple[Tensor, int]] = {}
-        for value in self._names.values():
-            self._look(value, _DEPTH)
+        level = list(self._names.values())
+        for _ in range(_DEPTH):  # level by level: what is deep down is the least likely a cache
+            inside = chain.from_iterable(map(self._look, level))
+            level = [one for one in islice(inside, _MOST) if type(one) not in _PLAIN]
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
@@ -76,17 +83,16 @@ class Outside:
                 held.clear()
                 held.update(before)
 
-    def _look(self, value: Any, depth: int) -> None:
-        """A shallow copy of each container on the way down."""
-        if id(value) in self._held or id(value) in self._tensors or not depth:
-            return
+    def _look(self, value: Any) -> list[Any]:
+        """Note a tensor, or a shallow copy of a container; what is in it."""
+        if id(value) in self._held or id(value) in self._tensors:
+            return []
         if isinstance(value, Tensor):
             self._tensors[id(value)] = (value, version(value))
-            return
+            return []
         if type(value).__module__ == self._space.get("__name__") and hasattr(value, "__dict__"):
             value = vars(value)  # an object of a class of the file
         if type(value) not in (dict, list, set) or len(value) > _MANY:
-            return
+            return []
         self._held[id(value)] = (value, copy.copy(value))
-        for one in list(value.values()) if isinstance(value, dict) else list(value):
-            self._look(one, depth - 1)
+        return list(value.values()) if isinstance(value, dict) else list(value)
