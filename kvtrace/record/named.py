@@ -85,7 +85,8 @@ def holders(model: nn.Module, arguments: Mapping[str, object], result: object) -
         for name, buffer in module.named_buffers(recurse=False):
             walk.into(f"{path}.{name}".lstrip("."), buffer, 2)
     for name, value in arguments.items():
-        walk.into(name if name.startswith("global ") else f"argument {name}", value, 1)
+        told = name.startswith(("global ", "local "))
+        walk.into(name if told else f"argument {name}", value, 1)
     walk.into("the result", result, 0)
     return walk.found
 

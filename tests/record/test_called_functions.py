@@ -107,6 +107,8 @@ def test_a_function_over_a_tree_of_weights_is_called_again(tmp_path):
     trace, apart = differences(tmp_path / "a.kvt")
     assert max(apart) < 1e-5
     assert [one.name for one in trace.meta.lanes] == ["recomputed"]
+    kept = [[run.count for run in trace.cache_step(n, 0).kept[0]] for n in trace.numbers]
+    assert [sum(counts) for counts in kept] == [7, 8, 9, 10, 11]
 
 
 def test_a_single_token_is_not_taken_for_its_position(tmp_path):

@@ -29,6 +29,7 @@ _MOST = 3
 LOOKS = 3
 """Steps after the first in which what it was given is looked at, for what holds the rows."""
 
+_HOLDS = (list, tuple, dict)
 _PLAIN = (type, FunctionType, ModuleType, nn.Module)
 
 _SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -103,12 +104,14 @@ class StepFunction:
         return None
 
     def given(self) -> dict[str, object]:
-        """What may hold rows of this step: what it was given, and globals of its file, by name."""
+        """What may hold rows of this step, by name: what it was given, globals, what it made."""
         frame, self._frame = self._frame, None
         if frame is None:
             return {}
         kept = {f"global {name}": one for name, one in frame.f_globals.items() if name[:2] != "__"}
         found = {**(_arguments(frame) or {}), **kept}
+        made = {name: one for name, one in frame.f_locals.items() if name not in found}
+        found |= {f"local {name}": one for name, one in made.items() if isinstance(one, _HOLDS)}
         return {name: one for name, one in found.items() if _may_hold(one)}
 
 
