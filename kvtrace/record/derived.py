@@ -95,6 +95,7 @@ class Derived:
         self._followers: dict[int, RowFollower] = {}
         self._seen: dict[tuple[str, int], Seen] = {}
         self._waiting: list[_Waiting] = []
+        self._waiting_at: set[tuple[object, ...]] = set()
         self._waiting_bytes = 0
         self._calm: dict[int, int] = {}
         self._shown: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
@@ -173,6 +174,7 @@ class Derived:
         self._seen.clear()
         self._memory.clear()
         self._waiting.clear()
+        self._waiting_at.clear()
         self._waiting_bytes = 0
 
     # -- one call --------------------------------------------------------------------------
@@ -180,7 +182,7 @@ class Derived:
     @torch.no_grad()
     def _follow(self, call: AttentionCall, limit: int | None) -> Seen:
         memory = _memory(call)
-        if any(one.memory == memory for one in self._waiting):
+        if memory in self._waiting_at:
             self._settle()
         same = self._memory.get(memory)
         if same is not None and same.intact(call):
@@ -240,7 +242,7 @@ class Derived:
             return False
         follower, given = self._followers[store], self._given(call, keys, values, call.visible)
         memory = _memory(call)
-        taken = memory in self._memory or any(one.memory == memory for one in self._waiting)
+        taken = memory in self._memory or memory in self._waiting_at
         if taken or not follower.may_have_grown(given):
             return False
         versions = _version(keys), _version(values)
@@ -248,6 +250,7 @@ class Derived:
             return False
         one = copied(follower, given)
         self._waiting.append(_Waiting((call.module, call.call), memory, store, one, versions))
+        self._waiting_at.add(memory)
         self._waiting_bytes += nbytes
         return True
 
@@ -257,6 +260,7 @@ class Derived:
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
+        self._waiting_at.clear()
         found = steps([one.copied for one in waiting])
         for one, step in zip(waiting, found, strict=True):
             given = one.copied.given

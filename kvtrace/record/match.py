@@ -126,3 +126,11 @@ def same(now: Tensor, before: Tensor) -> bool:
         return False
     bits = _BITS[now.element_size()]
     return torch.equal(now.contiguous().view(bits), before.contiguous().view(bits))
+
+
+def holds(keys: Tensor, values: Tensor) -> bool:
+    """Whether keys hold the values: as their first features, or their last."""
+    dim = values.shape[3]
+    if not values.numel() or keys.shape[3] < dim or keys.dtype != values.dtype:
+        return False
+    return same(keys[..., :dim], values) or same(keys[..., -dim:], values)

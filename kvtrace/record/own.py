@@ -22,7 +22,7 @@ from kvtrace.record.flow.rows import RowStep
 from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN, Numbers
 from kvtrace.record.flow.standing import for_none
 from kvtrace.record.forward import CacheUpdate, Forward
-from kvtrace.record.match import same
+from kvtrace.record.match import holds
 from kvtrace.record.named import Found, Holder
 from kvtrace.record.runs import Runs
 from kvtrace.record.stores import Stores
@@ -106,6 +106,7 @@ class Own:
     _seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
     _last: dict[int, tuple[int, tuple[Runs, ...]]] = field(default_factory=dict)
     _memo: dict[tuple[object, ...], Entry] = field(default_factory=dict)
+    _grown: dict[tuple[object, ...], tuple[Entry, object]] = field(default_factory=dict)
     _holders: list[Holder] | None = None
 
     def __post_init__(self) -> None:
@@ -114,6 +115,7 @@ class Own:
     def begin(self) -> None:
         """A forward is entered."""
         self._made, self._seen, self._memo, self._holders = {}, {}, {}, None
+        self._grown = {}
 
     def made(
         self,
@@ -149,6 +151,30 @@ class Own:
     # -- one step --------------------------------------------------------------------------
 
     def _entry(
+        self,
+        seen: Seen,
+        source: tuple[Entry, CacheUpdate] | None,
+        left: Slots | None,
+        *,
+        cached: bool,
+    ) -> Entry:
+        store, step, last = seen.store, seen.step, self._last.get(seen.store)
+        # of rows that were only added: once for all layers that went on alike
+        only_added = source is None and left is None and step.fresh is not None
+        before = (0, 0) if last is None else (last[0], id(last[1]))
+        alike = (id(step.cells), id(step.positions), step.parent, step.before, before, cached)
+        known = self._grown.get(alike) if only_added else None
+        if known is not None:
+            self._last[store] = (self.derived.number, known[0].attended)
+            return known[0]
+        found = self._entered(seen, source, left, cached=cached)
+        # what layers attended to alike is one and the same from here on
+        self._last[store] = (self.derived.number, found.attended)
+        if only_added:
+            self._grown[alike] = (found, (step, last))
+        return found
+
+    def _entered(
         self,
         seen: Seen,
         source: tuple[Entry, CacheUpdate] | None,
@@ -196,7 +222,6 @@ class Own:
             )
         else:
             found = tuple(_runs(step, b, told) for b in range(len(step.at)))
-        self._last[store] = (self.derived.number, found)
         return found
 
     # -- what is learnt of a cache layer ---------------------------------------------------
@@ -255,7 +280,7 @@ class Own:
         elif use.turned is not None and use.keys is None and not remark.startswith(ROTATED):
             remark = f"{UNROTATED}, in {use.turned.told(grows=capacity is None)}"
         grows = capacity is None
-        if use.looks <= 1 and not layer.shared_dim and _holds(*made.rows):
+        if use.looks <= 1 and not layer.shared_dim and holds(*made.rows):
             self.stores.say(store, shared_dim=layer.value_dim)
         where = ", ".join(dict.fromkeys(one.told(grows=grows) for one in use.found))
         if len(use.found) == 1:
@@ -331,14 +356,6 @@ class Own:
             rows = sum(runs.count(one) for one in made.entry.attended)
             total += rows * layer.num_kv_heads * layer.held_dim * made.rows[0].element_size()
         return total + named.nbytes(buffers)
-
-
-def _holds(keys: Tensor, values: Tensor) -> bool:
-    """Whether keys hold the values: as their first features, or their last."""
-    dim = values.shape[3]
-    if not values.numel() or keys.shape[3] < dim or keys.dtype != values.dtype:
-        return False
-    return same(keys[..., :dim], values) or same(keys[..., -dim:], values)
 
 
 def _only(attended: Runs, slots: Slots) -> Runs:

@@ -102,6 +102,7 @@ def _longer(sites: Sequence[Copied]) -> list[RowStep]:
             shared.step.positions,
             shared.ends,
             site.given.number,
+            filled=True,
         )
         found.append(shared.step.with_rows(before, rows))
         site.follower.go_on(text, sequences * new)

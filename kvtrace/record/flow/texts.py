@@ -56,6 +56,7 @@ class Text:
         ends: Position after the last token, [sequences].
         number: Of the step.
         mixed: Some of its rows stood for no single token.
+        filled: Every slot holds a row, as is known without looking.
     """
 
     digests: Digests
@@ -66,6 +67,7 @@ class Text:
     ends: Numbers
     number: int
     mixed: bool = False
+    filled: bool = False
 
     @property
     def live(self) -> Flags:
@@ -76,7 +78,7 @@ class Text:
     @property
     def whole(self) -> bool:
         """Whether every slot holds a row."""
-        return bool((self.cells != UNWRITTEN).all())
+        return self.filled or bool((self.cells != UNWRITTEN).all())
 
     @property
     def count(self) -> int:
@@ -167,6 +169,7 @@ def longer(text: Text, given: Given, first_cell: int) -> tuple[Text, Tensor, Ten
         positions,
         text.ends + new,
         given.number,
+        filled=True,
     )
     return grown, keys, values
 
