@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from builders.driven import run_file
 from kvtrace.errors import UsageError
 from kvtrace.models import LoadRequest, load
 from kvtrace.models.options import device_named, devices
@@ -54,3 +55,14 @@ def test_a_users_model_stays_where_it_is_unless_a_device_is_named(two_accelerato
 def _placed(spec, **options):
     model = load(LoadRequest(spec, "ab", **options), lambda text, part: None).model
     return next(model.parameters()).device.type
+
+
+def test_with_cpu_a_forward_that_names_cuda_runs_here(tmp_path):
+    forward = """
+    def forward(self, ids):
+        places = torch.zeros(1, device='cuda')
+        return places + self.table(ids) @ self.table.weight.T
+"""
+    (tmp_path / "mine.py").write_text(CODE.replace("\ndef make", f"{forward}\ndef make"))
+    run = run_file(f"{tmp_path / 'mine.py'}:Small", cpu=True, device="cpu", new_tokens=2)
+    assert len(run.tokens) == 2

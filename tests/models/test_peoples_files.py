@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from builders.driven import forgotten, run_file
+from builders.driven import forgotten
 from kvtrace.errors import KvtraceError, ModelError, UsageError
 from kvtrace.models import LoadRequest, load
 from kvtrace.models.found_tokenizer import find_tokenizer
@@ -388,16 +388,6 @@ def test_a_name_that_was_left_out_is_said_with_its_line(mine):
         mine(TRAINS, "model", definitions=True)
     with pytest.raises(ModelError, match=f"line {line}, which makes model, is left out"):
         mine(TRAINS, "uses_what_is_left_out", definitions=True, prompt="hello")
-
-
-def test_with_cpu_a_forward_that_names_cuda_runs_here(tmp_path):
-    code = SMALL.replace(
-        "return self.head(",
-        "places = torch.zeros(1, device='cuda')\n        return places + self.head(",
-    )
-    (tmp_path / "mine.py").write_text(code)
-    run = run_file(f"{tmp_path / 'mine.py'}:Small", cpu=True, device="cpu", new_tokens=2)
-    assert len(run.tokens) == 2
 
 
 def test_a_file_that_reads_its_arguments_finds_none(mine):
