@@ -312,6 +312,7 @@ SAME = (
     logsumexp,
     exponentials_twice,
     other_primitives_when_decoding,
+    scripted,
 )
 """The numbers of plain attention."""
 OTHER = (
@@ -326,5 +327,5 @@ OTHER = (
 """Numbers of their own, one attention a layer, and all it takes to repeat it is recorded."""
 PIECES = (gated_branches, query_chunks)
 """Several attentions a layer, each recorded as what it is."""
-TOLD = (talking_heads, differential, distances, tiles, scripted, vmapped_heads)
+TOLD = (talking_heads, differential, distances, tiles, vmapped_heads)
 """Not softmax(q·kᵀ)·v, or out of sight: named, never passed off as something else."""

@@ -31,6 +31,7 @@ class Families:
         by_taint: A tensor was known to be made of parameters by its history alone.
         twice: Weights met values a second time.
         odd: Something else that needs a mode that is always awake.
+        begun: Scores that were made so far.
     """
 
     announced: bool = False
@@ -38,6 +39,7 @@ class Families:
     by_taint: bool = False
     twice: bool = False
     odd: bool = False
+    begun: int = 0
     _open: dict[int, tuple[Letters, int, bool]] = field(default_factory=dict)
     _closed: dict[int, Letters] = field(default_factory=dict)
 
@@ -71,6 +73,7 @@ class Families:
             heard: By a function that wakes a mode.
         """
         self._make_room()
+        self.begun += 1
         self._open[id(mark.letters)] = (mark.letters, id(mark.products[0].left), heard)
 
     def end(self, mark: Mark) -> None:

@@ -20,7 +20,7 @@ def _install(patches: Patches) -> None:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             python = getattr(self, "_torchdynamo_inline", None)
             if python is not None and _followed() and _as_python(python, (*args, *kwargs.values())):
-                return python(*args, **kwargs)
+                return _run(python, args, kwargs)
             return original(self, *args, **kwargs)
 
         return call
@@ -35,6 +35,17 @@ INLINED = Patches(_install)
 def _followed() -> bool:
     """Whether a mode would see what runs now, in this thread."""
     return torch._C._len_torch_function_stack() > 0
+
+
+def _run(python: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run it; where it makes scores itself, a mode asleep would not have heard of them."""
+    mode = torch._C._get_function_stack_at(torch._C._len_torch_function_stack() - 1)
+    families = getattr(mode, "families", None)
+    before = getattr(families, "begun", 0)
+    out = python(*args, **kwargs)
+    if families is not None and families.begun != before:
+        families.odd = True
+    return out
 
 
 def _as_python(python: Any, given: tuple[object, ...]) -> bool:

@@ -80,3 +80,24 @@ def test_scripted_functions_are_what_they_were_afterwards(tmp_path):
     with torch.no_grad(), kvtrace.record(Scripted(cap=True), tmp_path / "a.kvt") as _:
         pass
     assert torch.jit.ScriptFunction.__call__ is before
+
+
+def test_attention_that_is_scripted_as_a_whole_is_seen_at_every_step(tmp_path):
+    @scripted
+    def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor):
+        return torch.softmax(torch.matmul(q, k.transpose(2, 3)) * 0.5, dim=-1).matmul(v)
+
+    class Whole(Scripted):
+        def forward(self, ids, past=None):
+            q, k, v = self.qkv(self.embed(ids)).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            if past is not None:
+                k, v = (torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True))
+            return self.head(whole(q, k, v).transpose(1, 2).flatten(2)), (k, v)
+
+    model = Whole(cap=False)
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        for _ in range(2):  # long enough for what sleeps
+            run(model)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [[group.sites for group in step.sites] for step in trace] == [[(0,)]] * 12
+    assert not trace.meta.unseen
