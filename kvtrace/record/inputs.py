@@ -156,9 +156,8 @@ def fitted(
     rows = tokens.reshape(-1, tokens.shape[-1])
     if rows.shape[0] == sequences and decoding[0].keys.shape[2] == rows.shape[1] > new:
         return rows[:, -new:], (sequences, new)
-    if rows.shape[1] != new or rows.shape[0] % sequences:
-        return None, (sequences, new)
-    return rows[:: rows.shape[0] // sequences], (sequences, new)
+    fits = rows.shape[1] == new and not rows.shape[0] % sequences
+    return (rows[:: rows.shape[0] // sequences] if fits else None), (sequences, new)
 
 
 def _size(call: AttentionCall) -> tuple[int, int]:

@@ -41,9 +41,8 @@ def of_tokens(given: Given, *, computed: bool) -> Flags | None:
     for start in np.flatnonzero(first[: max(0, seq - new)] == 0).tolist():
         if np.array_equal(first[start : start + new], np.arange(new)):
             return np.arange(seq) < start + new
-    if seq < new and not np.array_equal(np.sort(first), np.arange(new - seq, new)):
-        return np.zeros(seq, bool)
-    return None
+    newest = np.array_equal(np.sort(first), np.arange(new - seq, new))
+    return np.zeros(seq, bool) if seq < new and not newest else None
 
 
 def summaries(text: Text, b: int, fresh: Numbers, new: int, own: Flags | None) -> Numbers:
