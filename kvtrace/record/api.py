@@ -14,12 +14,12 @@ from kvtrace.record.ambient import AmbientRecording
 from kvtrace.record.ambient.late import LateWriter
 from kvtrace.record.ambient.recording import Create
 from kvtrace.record.card import card, versions
-from kvtrace.record.check import SelfCheck
 from kvtrace.record.lanes import LaneOptions
 from kvtrace.record.ranks import Share, of_rank, own_path, rank_of
-from kvtrace.record.recorder import Options
 from kvtrace.record.recording import Recording
-from kvtrace.record.texts import Texts
+from kvtrace.record.steps.check import SelfCheck
+from kvtrace.record.steps.recorder import Options
+from kvtrace.record.steps.texts import Texts
 from kvtrace.trace import Meta, ModelCard, Sampling
 
 

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
 
+from kvtrace.record.cache.stores import dtype_name
 from kvtrace.record.local import here
-from kvtrace.record.stores import dtype_name
 from kvtrace.trace import ModelCard
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvtrace.record import caches, choices, clean, compiled, generate, interface, overlay
+from kvtrace.record.capture import caches, choices, clean, compiled, generate, interface, overlay
 from kvtrace.record.paged import engine
 
 _PATCHES = {

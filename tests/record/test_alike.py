@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from builders.tiny_models import tiny_model
-from kvtrace.record.alike import Later
-from kvtrace.record.forward import Forward
-from kvtrace.record.watch import Watch
+from kvtrace.record.capture.alike import Later
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.capture.watch import Watch
 
 Drive = Callable[[nn.Module, Any], None]
 

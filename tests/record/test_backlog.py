@@ -17,8 +17,8 @@ from transformers import DynamicCache
 import kvtrace
 from builders.tiny_models import tiny_model
 from kvtrace.files.frames import FrameFile
-from kvtrace.record import backlog
-from kvtrace.record.backlog import MOST
+from kvtrace.record.steps import backlog
+from kvtrace.record.steps.backlog import MOST
 
 Run = Callable[[Any], None]
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from builders.tiny_models import tiny_model
-from kvtrace.record import check as module
-from kvtrace.record.calls import AttentionCall
-from kvtrace.record.check import SelfCheck, check, chosen
-from kvtrace.record.watch import Watch
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.watch import Watch
+from kvtrace.record.steps import check as module
+from kvtrace.record.steps.check import SelfCheck, check, chosen
 
 
 def naive(call):

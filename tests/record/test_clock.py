@@ -6,8 +6,8 @@ import torch
 
 import kvtrace
 from builders.tiny_models import tiny_model
-from kvtrace.record.clock import DeviceClock, Took
-from kvtrace.record.running import Pass
+from kvtrace.record.capture.clock import DeviceClock, Took
+from kvtrace.record.capture.running import Pass
 
 MS = 1_000_000
 
@@ -106,7 +106,7 @@ def test_a_step_and_its_lane_say_what_the_device_took(tmp_path, monkeypatch):
     def clock(devices):
         return DeviceClock([torch.device("cuda", 0)], lambda device: module)
 
-    monkeypatch.setattr("kvtrace.record.watch.DeviceClock", clock)
+    monkeypatch.setattr("kvtrace.record.capture.watch.DeviceClock", clock)
     model = tiny_model("gpt2")
     with kvtrace.record(model, tmp_path / "a.kvt", recompute="each"):
         model.generate(torch.arange(3, 9)[None], max_new_tokens=4, min_new_tokens=4)

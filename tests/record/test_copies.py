@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from kvtrace.record import copies, rows
-from kvtrace.record.copies import Flight, SideStream, fetch, side_stream
-from kvtrace.record.rows import Copying
+from kvtrace.record.steps import copies, rows
+from kvtrace.record.steps.copies import Flight, SideStream, fetch, side_stream
+from kvtrace.record.steps.rows import Copying
 
 
 class Late:

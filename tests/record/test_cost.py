@@ -13,9 +13,9 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from builders.tiny_models import tiny_config, tiny_model
+from kvtrace.record.capture.running import passes
+from kvtrace.record.capture.watch import Watch
 from kvtrace.record.cost import CostMeter, Measured
-from kvtrace.record.running import passes
-from kvtrace.record.watch import Watch
 
 aten = torch.ops.aten
 

@@ -1,5 +1,5 @@
-from kvtrace.record.bytes import step_bytes
-from kvtrace.record.stores import Stores
+from kvtrace.record.cache.bytes import step_bytes
+from kvtrace.record.cache.stores import Stores
 from kvtrace.trace import CacheLayer, CacheStep, Run
 
 

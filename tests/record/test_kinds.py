@@ -1,6 +1,6 @@
 """What kind of attention a module has, as far as its place and its memory say it."""
 
-from kvtrace.record.kinds import linear
+from kvtrace.record.capture.kinds import linear
 
 UNSEEN = (
     "model.layers.0.self_attn: named attention, but none was seen in it",

@@ -9,8 +9,8 @@ import kvtrace
 from builders.attentions import Model, turned
 from builders.recorded import record
 from builders.tiny_models import tiny_model
-from kvtrace.record.kinds import is_two_sided, kind_of
-from kvtrace.record.watch import Watch
+from kvtrace.record.capture.kinds import is_two_sided, kind_of
+from kvtrace.record.capture.watch import Watch
 
 IDS = torch.tensor([[7, 3, 21, 9, 30]])
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kvtrace.record.calls import AttentionCall
-from kvtrace.record.masks import Compactor
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.steps.masks import Compactor
 from kvtrace.trace import Mask
 
 SEQ, NEW = 12, 5

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from kvtrace.record.overlay import Overlay
+from kvtrace.record.capture.overlay import Overlay
 
 
 class Base:

@@ -208,7 +208,7 @@ def test_the_public_verb_is_callable_in_any_order_of_imports():
     import subprocess
     import sys
 
-    code = "import kvtrace.record.watch, kvtrace; assert callable(kvtrace.record)"
+    code = "import kvtrace.record.capture.watch, kvtrace; assert callable(kvtrace.record)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
@@ -282,7 +282,7 @@ def test_a_control_stops_the_loop_and_chooses_tokens(model):
 
 
 def test_a_recorder_that_fails_ends_the_recording_and_not_the_run(model, tmp_path, monkeypatch):
-    from kvtrace.record import ledger
+    from kvtrace.record.cache import ledger
 
     def broken(*_):
         raise ZeroDivisionError("no such luck")
@@ -342,7 +342,7 @@ def test_modules_that_ran_unseen_are_named(tmp_path):
 @pytest.mark.parametrize("shift", [0.0, -70.0, 500.0])
 @pytest.mark.parametrize("vocab", [7, 5000, 50257])
 def test_top_logits_of_any_vocabulary_at_any_height(vocab, shift):
-    from kvtrace.record.top import TopReader
+    from kvtrace.record.steps.top import TopReader
 
     logits = torch.randn(2, 3, vocab, generator=torch.Generator().manual_seed(vocab)) * 5 + shift
     reader = TopReader()
@@ -358,7 +358,7 @@ def test_top_logits_of_any_vocabulary_at_any_height(vocab, shift):
 
 
 def test_top_logits_with_nan_do_not_stop_the_recording():
-    from kvtrace.record.top import TopReader
+    from kvtrace.record.steps.top import TopReader
 
     logits = torch.full((1, 1, 9), float("nan"))
     (top,) = TopReader().read(logits, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvtrace.record.match import digest, digests, glance, same
-from kvtrace.record.rows import Copying
+from kvtrace.record.steps.rows import Copying
 from kvtrace.trace import dtypes
 
 DTYPES = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kvtrace.record.calls import AttentionCall
-from kvtrace.record.running import Followed, Pass
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.running import Followed, Pass
 
 ASKED, SEEN = torch.nn.Identity(), torch.nn.Identity()
 

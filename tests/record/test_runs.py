@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtrace.record import runs
+from kvtrace.record.cache import runs
 from kvtrace.trace import Run
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import kvtrace
 from builders.tiny_models import tiny_model
-from kvtrace.record.inputs import tokens_in
+from kvtrace.record.capture.inputs import tokens_in
 
 IDS = torch.tensor([[3, 1, 4]])
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kvtrace.record.named import Holder
-from kvtrace.record.turned import find_turned
+from kvtrace.record.cache.named import Holder
+from kvtrace.record.cache.turned import find_turned
 
 
 def rotated(rows, neighbours):

@@ -11,7 +11,7 @@ from transformers.modeling_utils import AttentionInterface
 
 import kvtrace
 from builders.tiny_models import tiny_model
-from kvtrace.record.watch import Watch
+from kvtrace.record.capture.watch import Watch
 
 IDS = torch.tensor([[7, 3, 21, 9, 30]])
 WATCHED = (Cache, DynamicCache, StaticCache, AttentionInterface, GenerationMixin)

@@ -17,7 +17,7 @@ from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 from torch import Tensor, nn
 
 from kvtrace.record.ambient.outside import Outside
-from kvtrace.record.inputs import tokens_in
+from kvtrace.record.capture.inputs import tokens_in
 from kvtrace.record.lanes.snapshot import Snapshot, take
 
 _FRAMES, _DEEP = 24, 1000

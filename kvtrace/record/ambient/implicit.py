@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kvtrace.record.ambient.called import StepFunction
-from kvtrace.record.calls import AttentionCall
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.running import Followed, Pass
+from kvtrace.record.capture.watch import Watch
 from kvtrace.record.lanes.snapshot import Snapshot
-from kvtrace.record.running import Followed, Pass
-from kvtrace.record.watch import Watch
 
 _FRAMES = 12
 """Callers that are looked at for the module whose method is running."""

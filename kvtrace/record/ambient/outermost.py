@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kvtrace.record.entrances import is_asking
-from kvtrace.record.overlay import Overlay
+from kvtrace.record.capture.entrances import is_asking
+from kvtrace.record.capture.overlay import Overlay
 
 Run = Callable[[], Any]
 Around = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Run], Any]

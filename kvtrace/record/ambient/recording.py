@@ -26,11 +26,11 @@ from kvtrace.record.ambient.late import LateWriter
 from kvtrace.record.ambient.met import Met
 from kvtrace.record.ambient.outermost import Outermost, Run
 from kvtrace.record.ambient.report import Report, Told
-from kvtrace.record.calls import AttentionCall
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.capture.generate import meet_generate
+from kvtrace.record.capture.inputs import named, tokens_in
 from kvtrace.record.flow import FlowWatch
-from kvtrace.record.forward import Forward
-from kvtrace.record.generate import meet_generate
-from kvtrace.record.inputs import named, tokens_in
 from kvtrace.record.lanes.snapshot import parameters_of
 from kvtrace.record.paged.engine import ENGINE
 from kvtrace.record.ranks import own_path

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtrace.record.patch import Method, Patches
+from kvtrace.record.capture.patch import Method, Patches
 
 
 def _install(patches: Patches) -> None:

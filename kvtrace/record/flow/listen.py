@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtrace.record.calls import AttentionCall
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.kinds import kind_of
 from kvtrace.record.flow.arrange import AmbiguousError, NotOverTokensError, Sizes
 from kvtrace.record.flow.call import along, read, unrepeated
 from kvtrace.record.flow.explain import UnexplainedError
@@ -29,7 +30,6 @@ from kvtrace.record.flow.places import place
 from kvtrace.record.flow.plan import Certain, Mix, Plan, make, signature
 from kvtrace.record.flow.prove import FlowCall, refusal
 from kvtrace.record.flow.route import Walk
-from kvtrace.record.kinds import kind_of
 from kvtrace.trace import OTHER_AXIS
 
 Sink = Callable[[AttentionCall], None]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kvtrace.record.capture.running import depth_of_our_work
 from kvtrace.record.flow.contraction import (
     Contraction,
     Unfinished,
@@ -45,7 +46,6 @@ from kvtrace.record.flow.places import place
 from kvtrace.record.flow.plan import Mix
 from kvtrace.record.flow.ran import Ran, without_override
 from kvtrace.record.flow.tainted import Tainted
-from kvtrace.record.running import depth_of_our_work
 
 PENDING = 16
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.capture.kinds import is_two_sided
+from kvtrace.record.capture.overlay import Overlay
 from kvtrace.record.flow.inline import INLINED
-from kvtrace.record.kinds import is_two_sided
-from kvtrace.record.overlay import Overlay
 
 Forward = Callable[..., Any]
 Around = Callable[["Frame", Callable[[], Any]], Any]

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kvtrace.record.capture.running import depth_of_our_work
 from kvtrace.record.flow.call import EVERY, only_hides
 from kvtrace.record.flow.follow import Args, Kwargs
 from kvtrace.record.flow.listener import Listener
@@ -21,7 +22,6 @@ from kvtrace.record.flow.names import DIVIDE, MULTIPLY
 from kvtrace.record.flow.places import place
 from kvtrace.record.flow.plan import Mix
 from kvtrace.record.flow.route import LONGEST, Done, Route, Told, Walk, learn
-from kvtrace.record.running import depth_of_our_work
 
 MOST = 8
 """Routes of one site that turned out not to be gone again, before no more are learnt."""

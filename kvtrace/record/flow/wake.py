@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kvtrace.record.capture.overlay import Overlay
+from kvtrace.record.capture.running import depth_of_our_work
 from kvtrace.record.flow.mode import FlowMode
 from kvtrace.record.flow.modules import Frame
 from kvtrace.record.flow.routed import RoutedMode
-from kvtrace.record.overlay import Overlay
-from kvtrace.record.running import depth_of_our_work
 
 _stack_length = torch._C._len_torch_function_stack
 

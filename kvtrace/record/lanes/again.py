@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kvtrace.record.calls import AttentionCall
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.choices import Chooser
+from kvtrace.record.capture.entrances import asking
+from kvtrace.record.capture.forward import Beginning, Forward
+from kvtrace.record.capture.inputs import tokens_of
+from kvtrace.record.capture.interface import without_pool
+from kvtrace.record.capture.watch import Watch
 from kvtrace.record.chance import own_chance
-from kvtrace.record.choices import Chooser
-from kvtrace.record.entrances import asking
-from kvtrace.record.forward import Beginning, Forward
-from kvtrace.record.inputs import tokens_of
-from kvtrace.record.interface import without_pool
 from kvtrace.record.lanes.asked import arguments_for, filled, padded_for
 from kvtrace.record.lanes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
@@ -30,7 +31,6 @@ from kvtrace.record.lanes.held import held
 from kvtrace.record.lanes.paths import Path
 from kvtrace.record.lanes.snapshot import Snapshot, keeps_nothing, take
 from kvtrace.record.lanes.ties import Ties
-from kvtrace.record.watch import Watch
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -13,8 +13,8 @@ from math import inf
 import torch
 from torch import Tensor
 
-from kvtrace.record.calls import AttentionCall
-from kvtrace.record.forward import Forward
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.extras import Extras
 from kvtrace.record.lanes.paths import Path

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvtrace.record.calls import AttentionCall
-from kvtrace.record.forward import Forward
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes import cached
 from kvtrace.record.lanes.again import Batch
 from kvtrace.record.lanes.differ import apart, beyond

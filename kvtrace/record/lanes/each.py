@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.files import FileSource
-from kvtrace.record.forward import Forward
+from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.compare import Comparer
 from kvtrace.record.lanes.extras import Extras

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtrace.record.inputs import is_source
+from kvtrace.record.capture.inputs import is_source
 
 _CACHE = re.compile(r"past|cache|kv|present|mems|memory|state", re.IGNORECASE)
 _POSITION = re.compile(r"pos|offset|start|cur_len|seq_?len|cache_len|step", re.IGNORECASE)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kvtrace.record.forward import Forward
+from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.paths import Path
 
 MAX_TEXTS = 256

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.choices import Choice, Selection
+from kvtrace.record.capture.choices import Choice, Selection
+from kvtrace.record.capture.running import our_work, passes
 from kvtrace.record.flow.explain import HIDDEN_BELOW
 from kvtrace.record.lanes.by_token import by_token, in_layout
 from kvtrace.record.lanes.paths import Path
 from kvtrace.record.lanes.ties import Key, Tie, Ties
-from kvtrace.record.running import our_work, passes
 
 _SCORES = 2.0
 """Two scores are compared, each with its own rounding."""

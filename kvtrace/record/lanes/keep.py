@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from kvtrace.files import StepRows
-from kvtrace.record.calls import AttentionCall
-from kvtrace.record.forward import Forward
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.again import Batch
 from kvtrace.record.lanes.heads import with_heads
-from kvtrace.record.masks import Compact, Compactor
-from kvtrace.record.rows import as_stored
+from kvtrace.record.steps.masks import Compact, Compactor
+from kvtrace.record.steps.rows import as_stored
 from kvtrace.trace import CacheStep, Lane, Mask, Meta, Run, Site, SiteStep, Step, Trace
 from kvtrace.trace.dtypes import Array
 

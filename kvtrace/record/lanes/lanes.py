@@ -17,7 +17,7 @@ from torch import nn
 
 from kvtrace.errors import TraceError
 from kvtrace.files import FileSource
-from kvtrace.record.forward import Beginning, Forward
+from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.lanes.again import Again, CannotRecomputeError
 from kvtrace.record.lanes.each import EachPass
 from kvtrace.record.lanes.extras import Extras

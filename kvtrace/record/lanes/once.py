@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Protocol
 
 from kvtrace.files import StepRows
-from kvtrace.record.forward import Forward
+from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.causal import looks_ahead
 from kvtrace.record.lanes.compare import Comparer, in_turn

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvtrace.record.forward import Forward
-from kvtrace.record.named import holders
+from kvtrace.record.cache.named import holders
+from kvtrace.record.capture.forward import Forward
 from kvtrace.trace import Meta, Trace
 
 _NEVER_KEPT = "uncached"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from kvtrace.record.capture.forward import Forward
 from kvtrace.record.chance import own_chance
-from kvtrace.record.forward import Forward
 from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.trace import NOT_REPEATABLE, Note
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.inputs import tokens_in
+from kvtrace.record.capture.inputs import tokens_in
 from kvtrace.record.lanes.extend import FirstCall
 from kvtrace.record.lanes.private import Copier
 

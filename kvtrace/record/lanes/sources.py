@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kvtrace.record.forward import Forward
-from kvtrace.record.running import our_work
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.capture.running import our_work
 from kvtrace.trace import Note, Site, Step, Trace
 
 _MOST = 64

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
-from kvtrace.record.choices import Choice
+from kvtrace.record.capture.choices import Choice
 from kvtrace.record.lanes.by_token import by_token
 from kvtrace.trace import Note, Site
 

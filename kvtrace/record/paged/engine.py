@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from kvtrace.record.patch import Make, Method, Patches
-from kvtrace.record.running import passes
+from kvtrace.record.capture.patch import Make, Method, Patches
+from kvtrace.record.capture.running import passes
 
 
 class Request(NamedTuple):

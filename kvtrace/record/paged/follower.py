@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kvtrace.record.forward import Forward
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.capture.running import Followed, Pass, RawCall
+from kvtrace.record.capture.tracker import CacheTracker
 from kvtrace.record.paged.batch import Batch, batch, is_packed
 from kvtrace.record.paged.engine import Listener, PagedUpdate, Request, listen
 from kvtrace.record.paged.places import Slots
 from kvtrace.record.paged.split import Packed, parts
-from kvtrace.record.running import Followed, Pass, RawCall
-from kvtrace.record.tracker import CacheTracker
 
 MAX_REQUESTS = 4096
 """Requests that are remembered; older ones are new ones if they come back."""

@@ -14,11 +14,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kvtrace.record.calls import AttentionCall
-from kvtrace.record.choices import Choice
-from kvtrace.record.clock import Took
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.choices import Choice
+from kvtrace.record.capture.clock import Took
+from kvtrace.record.capture.forward import CacheUpdate, Forward
 from kvtrace.record.cost.measured import Measured
-from kvtrace.record.forward import CacheUpdate, Forward
 from kvtrace.record.paged.batch import Batch, Group
 from kvtrace.record.paged.engine import PagedUpdate
 from kvtrace.record.paged.places import Part, Placed, Slots

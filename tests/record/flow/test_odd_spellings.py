@@ -8,8 +8,8 @@ import torch
 from builders import attentions, odd_attentions
 from builders.attentions import Model, token_ids
 from builders.odd_attentions import OTHER, PIECES, SAME, TOLD
-from kvtrace.record.check import check
 from kvtrace.record.flow import FlowWatch
+from kvtrace.record.steps.check import check
 
 
 def watched(model, ids, past=None):

@@ -2,8 +2,8 @@
 
 import torch
 
+from kvtrace.record.capture.running import our_work
 from kvtrace.record.flow import FlowWatch
-from kvtrace.record.running import our_work
 
 
 def attend():

@@ -1,0 +1,1 @@
+"""Whose rows attention was given: what every cache layer holds, and what a step did to it."""

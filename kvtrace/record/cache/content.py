@@ -1,0 +1,138 @@
+"""Following rows by content, where arithmetic can't tell.
+
+Caches of unknown kinds, and edited ones: what was handed in and what was handed back are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kvtrace.record.cache import books, runs
+from kvtrace.record.cache.books import Book, Entry, Row
+from kvtrace.record.cache.runs import Runs
+from kvtrace.record.cache.stores import Stores
+from kvtrace.record.capture.forward import CacheUpdate
+from kvtrace.record.match import digests
+
+Key = tuple[int, int]
+Rows = tuple[Tensor, Tensor]
+
+
+class Recogniser:
+    """Remembers the content of rows that must be recognised.
+
+    Attributes:
+        attended: (cache, cache layer) to the rows its attention was given last.
+    """
+
+    def __init__(self, stores: Stores) -> None:
+        self.attended: dict[Key, tuple[Runs, ...]] = {}
+        self._stores = stores
+        self._held: dict[Key, list[list[Row]]] = {}
+
+    def drop(self, key: Key) -> None:
+        """Forget the content of a cache layer: arithmetic follows it now, or it was changed."""
+        if self._held:
+            self._held.pop(key, None)
+
+    def update(
+        self,
+        key: Key,
+        update: CacheUpdate,
+        book: Book,
+        places: Sequence[Sequence[int]],
+        sizes: tuple[int, int],
+    ) -> tuple[Entry, Rows]:
+        """An update, by the content of what it handed back.
+
+        Args:
+            key: Cache and cache layer.
+            update: It.
+            book: What was held before.
+            places: Positions of the new rows.
+            sizes: (rows handed to the attention, rows kept).
+        """
+        store = key[1]
+        seq, kept = sizes
+        keys, values = update.keys[:, :, :seq], update.values[:, :, :seq]
+        known = self._held.get(key) or self._earlier(key, update)
+        new = digests(update.new_keys, update.new_values)
+        seen = digests(keys, values)
+        first = self._stores.next_cell[store]
+        whole = [_stretched(line, seq) for line in places]
+        rows, fresh = books.recognise(seen, known, new, first, whole)
+        self._stores.take(store, len(fresh) * len(seen))
+        attended = tuple(books.as_runs(line) for line in rows)
+        held = self._kept(update, rows, kept)
+        self._held[key] = held
+        after = Book(tuple(books.as_runs(line) for line in held))
+        rewritten = max(0, len(fresh) - update.new_keys.shape[2])
+        before = book.rows if book.held else _came_along(update)
+        entry = Entry(attended, after, first, len(fresh), before, rewritten)
+        return entry, (_slots(keys, fresh), _slots(values, fresh))
+
+    def edited(self, update: CacheUpdate, attended: tuple[Runs, ...], kept: int) -> Book:
+        """What a layer holds after somebody changed it, once its attention had been given it."""
+        rows = _rows(digests(update.keys, update.values), attended)
+        held = self._kept(update, rows, kept)
+        return Book(tuple(books.as_runs(line) for line in held))
+
+    def _earlier(self, key: Key, update: CacheUpdate) -> list[list[Row]]:
+        """What was handed back last time, recognisable."""
+        attended = self.attended.get(key)
+        if update.earlier is None or attended is None:
+            return []
+        keys, values = update.earlier
+        if keys.shape[0] != len(attended):
+            return []
+        return _rows(digests(keys, values), attended)
+
+    def _kept(self, update: CacheUpdate, rows: list[list[Row]], kept: int) -> list[list[Row]]:
+        """Which of the rows attended to the layer holds now."""
+        seq = len(rows[0]) if rows else 0
+        held = update.held_keys
+        if held is None or update.held_values is None or "Quantized" in update.class_name:
+            return rows
+        if held.shape[2] == seq == kept and held.data_ptr() == update.keys.data_ptr():
+            return rows
+        if held.shape[:2] != update.keys.shape[:2]:
+            return rows
+        out = []
+        numbers = digests(held[:, :, :kept], update.held_values[:, :, :kept])
+        for line, mine in zip(rows, numbers, strict=True):
+            by_digest = {row.digest: row for row in line}
+            out.append([by_digest[number] for number in mine if number in by_digest])
+        return out
+
+
+def _came_along(update: CacheUpdate) -> int:
+    """Rows that a cache had when it was first met: of tokens that nobody saw."""
+    if update.part != "self" or update.continuous:
+        return 0
+    return max(0, update.length - update.new_keys.shape[2])
+
+
+def _rows(numbers: list[list[int]], attended: Sequence[Runs]) -> list[list[Row]]:
+    """Rows by content, from their digests and their cells."""
+    found = []
+    for mine, line in zip(numbers, attended, strict=False):
+        pairs = zip(mine, runs.expanded(line), strict=False)
+        found.append([Row(number, *row) for number, row in pairs])
+    return found
+
+
+def _stretched(places: Sequence[int], seq: int) -> list[int]:
+    """Positions for every slot, the given ones at the end."""
+    new = len(places)
+    start = places[0] if places else 0
+    return list(range(start - (seq - new), start)) + list(places)
+
+
+def _slots(rows: Tensor, slots: list[int]) -> Tensor:
+    """Some rows of [sequences, heads, seq, dim]; a view where they follow each other."""
+    if not slots:
+        return rows[:, :, :0]
+    first, after = slots[0], slots[-1] + 1
+    return rows[:, :, first:after] if after - first == len(slots) else rows[:, :, slots]

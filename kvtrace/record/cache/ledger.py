@@ -1,0 +1,400 @@
+"""Cells and runs of every cache layer: what a forward wrote, what its attention was given.
+
+From updates and calls to `CacheStep`s. A cache of a known kind that nobody touched is followed by
+arithmetic; everything else row by row, by content. Knows no files; keeps references to tensors
+only where rows must be compared with those of the next forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from kvtrace.record.cache import books
+from kvtrace.record.cache.adopted import Copies
+from kvtrace.record.cache.books import EMPTY, Book, Entry
+from kvtrace.record.cache.content import Recogniser
+from kvtrace.record.cache.derived import Derived
+from kvtrace.record.cache.events import joined
+from kvtrace.record.cache.own import Own
+from kvtrace.record.cache.pool import Pools
+from kvtrace.record.cache.reads import Read, reads
+from kvtrace.record.cache.routine import Routine, routine
+from kvtrace.record.cache.stores import Stores
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Forward
+from kvtrace.record.capture.positions import Positions
+from kvtrace.record.flow.slots import Numbers
+from kvtrace.trace import CacheEvent, CacheStep
+
+MAX_BOOKS = 4096
+"""Cache layers of cache objects that are remembered; older ones start anew if they come back."""
+
+
+@dataclass(slots=True)
+class LedgerStep:
+    """What the ledger says of one forward.
+
+    Attributes:
+        groups: Per group of cache layers.
+        events: Changes since the forward before.
+        reads: Per attention call: where its rows came from.
+        stores: Per attention call: the cache layer it reads.
+        rows: Cache layer to the keys and values written, [sequences, kv_heads, rows, dim].
+        seq: Cache layer to the rows its attention was given; static buffers hold more.
+        caches: Serial numbers of the caches that were updated or read.
+        slots: Cache layer to the slots of a buffer that hold rows, where not all do.
+        parent: Step whose rows this one goes on with, as the rows tell it.
+        donor: Step whose rows a request goes on with that had none of its own.
+        copied: Cache with whose rows another one, met in this step, goes on.
+        grown: Tokens more than those of the step before, which were computed again.
+        own_bytes: Memory of caches of the model's own.
+        routine: As the step before in all but the number of rows.
+    """
+
+    groups: tuple[CacheStep, ...] = ()
+    events: tuple[CacheEvent, ...] = ()
+    reads: list[Read] = field(default_factory=list)
+    stores: list[int] = field(default_factory=list)
+    rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    seq: dict[int, int] = field(default_factory=dict)
+    caches: set[int] = field(default_factory=set)
+    slots: dict[int, Numbers] = field(default_factory=dict)
+    parent: int | None = None
+    donor: int | None = None
+    copied: int | None = None
+    grown: int = 0
+    own_bytes: int = 0
+    routine: bool = False
+
+
+@dataclass(slots=True)
+class _Work:
+    """One forward being entered.
+
+    Attributes:
+        forward: It.
+        positions: Of its tokens.
+        out: What will be said of it.
+        stores: Cache layer of each update.
+        entries: Cache layer to what happened to it.
+        memo: What was worked out already, for layers that share it.
+    """
+
+    forward: Forward
+    positions: Positions
+    out: LedgerStep
+    stores: list[int] = field(default_factory=list)
+    entries: dict[int, Entry] = field(default_factory=dict)
+    memo: dict[tuple[object, ...], Entry] = field(default_factory=dict)
+
+
+class Ledger:
+    """Follows every cache layer through the run."""
+
+    def __init__(self) -> None:
+        self.stores = Stores()
+        self._books: dict[tuple[int, int], Book] = {}
+        self._homes: dict[tuple[int, int], int] = {}
+        self._content = Recogniser(self.stores)
+        self._own = Own(self.stores)
+        self._pools = Pools(self.stores)
+        self._copies = Copies()
+        self._routine: Routine | None = None
+
+    def step(self, forward: Forward, positions: Positions, number: int = 0) -> LedgerStep:
+        """Enter a forward.
+
+        Args:
+            forward: With its updates, changes and calls.
+            positions: Of its tokens.
+            number: Of the step.
+        """
+        self._pools.begin(number)
+        again = self._again(forward, positions)
+        if again is not None:
+            return again
+        out = LedgerStep(reads=reads(forward))
+        events = [self._change(one) for one in forward.changes]
+        out.events = joined(event for event in events if event.layers)
+        work = _Work(forward, positions, out)
+        read = {one.update for one in out.reads if one.source == "cache"}
+        self._own.begin()
+        made_from = {one.update for one in out.reads if one.source == "derived"} - read
+        for index, (nth, update) in enumerate(_numbered(forward.updates)):
+            store = self.stores.of_update(update, nth, latent=index in made_from)
+            work.stores.append(store)
+            update = self._copies.adopted(index, store, forward, self._books)
+            out.caches.add(update.cache)
+            work.entries[store] = self._update(store, update, work)
+            self._homes[update.cache, update.layer] = store
+        self._copies.over(out)
+        for place, call in enumerate(forward.calls):
+            out.stores.append(self._read(place, call, work))
+        self._own_caches(out)
+        self._borrowed(work)
+        # a layer may write several parts of its memory; the last time all are there
+        for memory in {(one.cache, one.layer): one for one in forward.recurrent}.values():
+            self.stores.of_recurrent(memory)
+        out.groups = _grouped(work.entries)
+        self._forget()
+        self._routine = routine(forward, out, work.stores)
+        return out
+
+    def _again(self, forward: Forward, positions: Positions) -> LedgerStep | None:
+        """The step before once more, a few rows on: worked out once for all cache layers."""
+        last = self._routine
+        if last is None or not last.fits(forward, positions):
+            return None
+        batch, next_cell = forward.batch, self.stores.next_cell
+        cache = forward.updates[0].cache if batch is None else batch.pattern.cache
+        keys = [(cache, store) for store in last.stores]
+        book, first = self._books.get(keys[0]), next_cell[last.stores[0]]
+        seq = forward.updates[0].keys.shape[2] if batch is None else batch.seq
+        if book is None or book.rows + forward.new != seq:
+            return None
+        if any(self._books.get(key) is not book or next_cell[key[1]] != first for key in keys):
+            return None
+        entry = books.append(book, first, positions, seq, seq)
+        after = first + entry.rows * len(positions)
+        for key in keys:
+            self._books[key] = entry.after
+            self._content.attended[key] = entry.attended
+            next_cell[key[1]] = after
+        rows = {}
+        if batch is None:
+            for store, update in zip(last.stores, forward.updates, strict=True):
+                rows[store] = (update.new_keys, update.new_values)
+        group = _cache_step(last.stores, entry)
+        out = LedgerStep((group,), (), last.reads, last.read_stores, rows, {}, {cache})
+        out.routine = True
+        out.seq = dict.fromkeys(last.stores, seq)
+        return out
+
+    @property
+    def derived(self) -> Derived:
+        """Is told of calls while they run, and of forwards that begin."""
+        return self._own.derived
+
+    def at(self, forward: Forward) -> tuple[int, ...] | None:
+        """Position of a forward's first token per sequence, as its rows tell it; None: unknown."""
+        return self._own.at(forward)
+
+    def intact(self, call: AttentionCall) -> bool:
+        """Whether what a call was given is there still, as it was when the call was made."""
+        return self._own.intact(call)
+
+    # -- updates ---------------------------------------------------------------------------
+
+    def _update(self, store: int, update: CacheUpdate, work: _Work) -> Entry:
+        key = (update.cache, store)
+        if update.placed is not None:
+            entry, work.out.rows[store] = self._pools.update(
+                store, update, update.placed, work.positions[0]
+            )
+            self._books[key] = entry.after
+            work.out.seq[store] = update.keys.shape[2]
+            return entry
+        book = self._books.get(key, EMPTY)
+        places = _places(update, work.forward, work.positions, book)
+        seq, kept = _sizes(update)
+        if _simple(update, book, seq, kept):
+            entry = self._appended(store, book, places, (seq, kept), work)
+            if not update.settled:
+                entry = replace(entry, after=self._content.edited(update, entry.attended, kept))
+            work.out.rows[store] = _new_rows(update)
+            self._content.drop(key)
+        else:
+            entry, rows = self._content.update(key, update, book, places, (seq, kept))
+            work.out.rows[store] = rows
+        self._content.attended[key] = entry.attended
+        self._books[key] = entry.after
+        work.out.seq[store] = seq
+        return entry
+
+    def _appended(
+        self,
+        store: int,
+        book: Book,
+        places: Sequence[Sequence[int]],
+        sizes: tuple[int, int],
+        work: _Work,
+    ) -> Entry:
+        """An update by arithmetic; worked out once for all layers with the same history."""
+        first = self.stores.next_cell[store]
+        same = id(places) if places is work.positions else places
+        order = (id(book), first, sizes, same)
+        entry = work.memo.get(order)
+        if entry is None:
+            entry = work.memo[order] = books.append(book, first, places, *sizes)
+        self.stores.take(store, entry.rows * len(places))
+        return entry
+
+    # -- reads -----------------------------------------------------------------------------
+
+    def _read(self, place: int, call: AttentionCall, work: _Work) -> int:
+        """The cache layer a call reads; entered if no update did."""
+        out = work.out
+        read = out.reads[place]
+        if read.source == "cache" and read.update is not None:
+            return work.stores[read.update]
+        if read.source == "cache" and read.lingering is not None:
+            left = work.forward.lingering[read.lingering]
+            out.caches.add(left.cache)
+            store = self._homes.get((left.cache, left.layer))
+            if store is not None:
+                book = self._books.get((left.cache, store), EMPTY)
+                if store not in work.entries:
+                    work.entries[store] = self._untouched(store, book, work)
+                out.seq.setdefault(store, call.keys.shape[2])
+                return store
+        origin = limit = None
+        if read.source == "derived" and read.update is not None:
+            update = work.forward.updates[read.update]
+            origin = (work.entries[work.stores[read.update]], update)
+            # a buffer is expanded whole; only rows that are written count
+            if call.keys.shape[2] == update.keys.shape[2]:
+                limit = out.seq[work.stores[read.update]]
+        made = self._own.made(call, work.forward, origin, limit)
+        if made.cached:
+            out.reads[place] = Read("cache")
+        if made.slots is not None:
+            out.slots[made.store] = made.slots
+        work.entries[made.store], out.rows[made.store] = made.entry, made.rows
+        out.seq[made.store] = made.seen.step.cells.shape[1]
+        return made.store
+
+    def _own_caches(self, out: LedgerStep) -> None:
+        """What caches of the model's own say of the whole step."""
+        own = self._own
+        out.events += own.events
+        out.parent, out.own_bytes = own.parent, own.nbytes
+        out.grown = own.derived.grown if own.parent is not None else 0
+        own.derived.over()
+
+    def _borrowed(self, work: _Work) -> None:
+        """Rows of another request that this one begins with."""
+        donor = self._pools.donor
+        if donor is not None:
+            work.out.donor = donor.step
+            layers = tuple(work.entries)
+            if donor.length > donor.kept:
+                before, after = (donor.length,) * len(layers), (donor.kept,) * len(layers)
+                work.out.events += (CacheEvent("crop", layers, before, after),)
+        self._pools.over(tuple(work.out.caches))
+
+    def _untouched(self, store: int, book: Book, work: _Work) -> Entry:
+        """A step that read rows and wrote none."""
+        first = self.stores.next_cell[store]
+        entry = work.memo.get((id(book), first))
+        if entry is None:
+            entry = work.memo[id(book), first] = Entry(book.held, book, first, 0, book.rows)
+        return entry
+
+    # -- changes ---------------------------------------------------------------------------
+
+    def _change(self, change: CacheChange) -> CacheEvent:
+        """Move the books as the cache was changed; books shared before are shared after."""
+        moved: dict[tuple[int, int, int], Book] = {}
+        touched, before, after, order = [], [], [], change.order[:0]
+        for place, layer in enumerate(change.layers):
+            store = self._homes.get((change.cache, layer))
+            if store is None:
+                continue
+            key = (change.cache, store)
+            book = self._books.get(key, EMPTY)
+            order = books.order_of(book, change)
+            same = (id(book), change.removed[place], change.after[place])
+            if same not in moved:
+                moved[same] = books.changed(book, change, layer)
+            self._books[key] = moved[same]
+            self._content.drop(key)
+            touched.append(store)
+            before.append(change.before[place])
+            after.append(change.after[place])
+        return CacheEvent(change.kind, tuple(touched), tuple(before), tuple(after), order)
+
+    def _forget(self) -> None:
+        """Drop what belongs to caches not seen for long."""
+        while len(self._books) > MAX_BOOKS:
+            key = next(iter(self._books))
+            del self._books[key]
+            self._content.drop(key)
+            self._content.attended.pop(key, None)
+        while len(self._homes) > MAX_BOOKS:
+            del self._homes[next(iter(self._homes))]
+
+
+def _numbered(updates: Sequence[CacheUpdate]) -> Iterator[tuple[int, CacheUpdate]]:
+    """Each update with the number of earlier ones of the same layer and part."""
+    counts: dict[tuple[str, int], int] = {}
+    for update in updates:
+        key = (update.part, update.layer)
+        yield counts.get(key, 0), update
+        counts[key] = counts.get(key, 0) + 1
+
+
+def _simple(update: CacheUpdate, book: Book, seq: int, kept: int) -> bool:
+    """Whether arithmetic tells what the update did."""
+    sequences, _, new, _ = update.new_keys.shape
+    whole = book.rows + new
+    fits = not book.held or len(book.held) == sequences
+    same_rows = seq == whole or (update.window is not None and seq < whole)
+    return update.known and update.continuous and fits and same_rows and kept <= whole
+
+
+def _places(
+    update: CacheUpdate, forward: Forward, positions: Positions, book: Book
+) -> Sequence[Sequence[int]]:
+    """Positions of the new rows, [sequences][new]."""
+    sequences, _, new, _ = update.new_keys.shape
+    if update.part == "self" and new == forward.new and sequences == len(positions):
+        return positions
+    start = 0 if update.part == "cross" else book.rows
+    return (tuple(range(start, start + new)),) * sequences
+
+
+def _sizes(update: CacheUpdate) -> tuple[int, int]:
+    """(rows handed to the attention, rows kept): written ones only."""
+    seq = update.keys.shape[2]
+    kept = seq if update.held_keys is None else update.held_keys.shape[2]
+    if update.capacity is not None:
+        seq, kept = min(seq, update.length), min(kept, update.length)
+    if "Quantized" in update.class_name:
+        kept = seq
+    return seq, kept
+
+
+def _new_rows(update: CacheUpdate) -> tuple[Tensor, Tensor]:
+    """The rows an update wrote, as they were handed back."""
+    if update.new_keys.dtype == update.keys.dtype:
+        return update.new_keys, update.new_values
+    new = update.new_keys.shape[2]
+    return update.keys[:, :, -new:], update.values[:, :, -new:]
+
+
+def _grouped(entries: dict[int, Entry]) -> tuple[CacheStep, ...]:
+    """One CacheStep for all cache layers that share an entry."""
+    groups: dict[int, list[int]] = {}
+    by_id = {}
+    for store, entry in entries.items():
+        groups.setdefault(id(entry), []).append(store)
+        by_id[id(entry)] = entry
+    return tuple(_cache_step(tuple(layers), by_id[key]) for key, layers in groups.items())
+
+
+def _cache_step(layers: tuple[int, ...], entry: Entry) -> CacheStep:
+    held = entry.after.held or ((),) * len(entry.attended)
+    return CacheStep(
+        layers,
+        entry.first_cell,
+        entry.rows,
+        entry.attended,
+        held,
+        entry.before,
+        entry.after.rows,
+        entry.rewritten,
+        entry.pool,
+    )

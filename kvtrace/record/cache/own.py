@@ -1,0 +1,394 @@
+"""Caches of people's own: what a step did to rows that no known cache handed over.
+
+A site is taken to keep its rows once a step read rows that it did not compute, or, until a step
+could have, once something that lasts is found to hold them. What turns out later is said later:
+kind, limits and place of a cache layer are filled in as they become known.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import Tensor
+
+from kvtrace.record.cache import handed, named, runs
+from kvtrace.record.cache.books import Book, Entry
+from kvtrace.record.cache.derived import Derived, Seen
+from kvtrace.record.cache.named import Found, Holder
+from kvtrace.record.cache.runs import Runs
+from kvtrace.record.cache.stores import Stores
+from kvtrace.record.cache.turned import find_turned
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.forward import CacheUpdate, Forward
+from kvtrace.record.flow.rows import RowStep
+from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN, Numbers
+from kvtrace.record.flow.standing import for_none
+from kvtrace.record.match import holds
+from kvtrace.trace import CacheEvent
+
+ROTATED = "keys are kept unrotated and rotated anew at each step; the tokens' rows stay the same"
+UNROTATED = "keys are kept before RoPE"
+Slots = tuple[int, ...]
+
+LOOKS = 3
+"""Forwards after which a cache layer that nothing was found to hold is not looked for any more."""
+
+
+@dataclass(slots=True)
+class _Use:
+    """What is known of how a site uses its rows.
+
+    Attributes:
+        read: A step attended to rows that it had not computed.
+        repeated: A step computed all rows again.
+        keys, values: What holds them.
+        turned: What holds the keys as they were before RoPE.
+        looks: Forwards in which that was looked for.
+        left: Slots of the rows that were kept of the last step, where not all were.
+    """
+
+    read: bool = False
+    repeated: bool = False
+    keys: Found | None = None
+    values: Found | None = None
+    turned: Found | None = None
+    looks: int = 0
+    left: Slots | None = None
+
+    @property
+    def found(self) -> list[Found]:
+        return [one for one in (self.keys, self.values) if one is not None]
+
+    @property
+    def cached(self) -> bool:
+        """Whether its rows are kept from step to step."""
+        return self.read or (bool(self.found) and not self.repeated)
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing more to look for."""
+        best = len(self.found) == 2 and min(one.rank for one in self.found) > 0
+        return best or self.looks >= LOOKS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """What a call did to rows of its own.
+
+    Attributes:
+        store: Its cache layer.
+        entry: One step of it.
+        rows: Keys and values written.
+        slots: Slots that hold rows, where a buffer has more; None: all.
+        cached: They are kept from step to step.
+        seen: All that is known of the call.
+    """
+
+    store: int
+    entry: Entry
+    rows: tuple[Tensor, Tensor]
+    slots: np.ndarray | None
+    cached: bool
+    seen: Seen
+
+
+@dataclass(slots=True)
+class Own:
+    """Follows such caches; `derived` is told of calls while they run."""
+
+    stores: Stores
+    derived: Derived = field(init=False)
+    _uses: dict[int, _Use] = field(default_factory=dict)
+    _made: dict[int, Made] = field(default_factory=dict)
+    _seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
+    _last: dict[int, tuple[int, tuple[Runs, ...]]] = field(default_factory=dict)
+    _memo: dict[tuple[object, ...], Entry] = field(default_factory=dict)
+    _grown: dict[tuple[object, ...], tuple[Entry, object]] = field(default_factory=dict)
+    _holders: list[Holder] | None = None
+
+    def __post_init__(self) -> None:
+        self.derived = Derived(self.stores)
+
+    def begin(self) -> None:
+        """A forward is entered."""
+        self._made, self._seen, self._memo, self._holders = {}, {}, {}, None
+        self._grown = {}
+
+    def made(
+        self,
+        call: AttentionCall,
+        forward: Forward,
+        origin: tuple[Entry, CacheUpdate] | None = None,
+        limit: int | None = None,
+    ) -> Made:
+        """Enter a call.
+
+        Args:
+            call: It.
+            forward: Its forward.
+            origin: The step of the known cache layer its rows were made from, if they were, and
+                what it handed back.
+            limit: Rows that are written, where a buffer has more.
+        """
+        seen = self.derived.of(call, limit)
+        use = self._uses.setdefault(seen.store, _Use())
+        if use.left is not None:
+            seen = replace(seen, step=replace(seen.step, before=len(use.left)))
+        if origin is None:
+            self._learn(use, call, seen, forward)
+        cached = origin is None and use.cached
+        entry = self._entry(seen, origin, use.left if cached else None, cached=cached)
+        slots = None if seen.step.whole else seen.step.slots
+        made = Made(seen.store, entry, (seen.keys, seen.values), slots, cached, seen)
+        self._made[seen.store] = made
+        self._seen[call.module, call.call] = seen
+        self._say(use, made, derived=origin is not None)
+        return made
+
+    # -- one step --------------------------------------------------------------------------
+
+    def _entry(
+        self,
+        seen: Seen,
+        source: tuple[Entry, CacheUpdate] | None,
+        left: Slots | None,
+        *,
+        cached: bool,
+    ) -> Entry:
+        store, step, last = seen.store, seen.step, self._last.get(seen.store)
+        # of rows that were only added: once for all layers that went on alike
+        only_added = source is None and left is None and step.fresh is not None
+        before = (0, 0) if last is None else (last[0], id(last[1]))
+        alike = (id(step.cells), id(step.positions), step.parent, step.before, before, cached)
+        known = self._grown.get(alike) if only_added else None
+        if known is not None:
+            self._last[store] = (self.derived.number, known[0].attended)
+            return known[0]
+        found = self._entered(seen, source, left, cached=cached)
+        # what layers attended to alike is one and the same from here on
+        self._last[store] = (self.derived.number, found.attended)
+        if only_added:
+            self._grown[alike] = (found, (step, last))
+        return found
+
+    def _entered(
+        self,
+        seen: Seen,
+        source: tuple[Entry, CacheUpdate] | None,
+        left: Slots | None,
+        *,
+        cached: bool,
+    ) -> Entry:
+        store, step = seen.store, seen.step
+        origin = None if source is None else source[0]
+        told = () if source is None else _told(seen, *source)
+        attended = self._attended(store, step, told)
+        before = step.before if step.parent is not None else 0
+        if origin is not None:
+            before = origin.before
+        new = step.rows if origin is None else origin.rows
+        none = _for_none(step, told)
+        new += none if origin is not None else 0
+        rewritten = 0
+        if before and (cached or origin is not None):
+            rewritten = max(step.again, step.rows - new, step.rows - step.new - none)
+        if origin is None and not cached:
+            before = 0
+        key = (attended, step.first_cell, step.rows, before, rewritten, left, cached, not origin)
+        found = self._memo.get(key)
+        if found is None:
+            kept = Book(attended)
+            if origin is None and not cached:
+                kept = Book(((),) * len(attended))
+            elif left is not None:
+                kept = Book(tuple(_only(one, left) for one in attended))
+            entry = Entry(attended, kept, step.first_cell, step.rows, before, rewritten)
+            found = self._memo[key] = entry
+        return found
+
+    def _attended(self, store: int, step: RowStep, told: Sequence[Numbers]) -> tuple[Runs, ...]:
+        """What each sequence attended to; of rows that were only added, the old runs and more."""
+        last = self._last.get(store)
+        if step.fresh is not None and last is not None and not told and last[0] == step.parent:
+            first = step.cells.shape[1] - step.rows
+            found = tuple(
+                runs.appended(old, runs.written(int(step.cells[b, first]), places.tolist(), 0))
+                for b, (old, places) in enumerate(
+                    zip(last[1], step.positions[:, first:], strict=True)
+                )
+            )
+        else:
+            found = tuple(_runs(step, b, told) for b in range(len(step.at)))
+        return found
+
+    # -- what is learnt of a cache layer ---------------------------------------------------
+
+    def _learn(self, use: _Use, call: AttentionCall, seen: Seen, forward: Forward) -> None:
+        """Whether its rows are kept, and by what."""
+        use.left = None
+        step, self_attention = seen.step, call.kind == "self"
+        if self.derived.grown:
+            use.repeated = True
+        elif step.parent is not None and not step.computed and self_attention:
+            use.read = True
+        if use.settled or call.kind == "encoder" or call.level == 1:
+            return
+        use.looks += 1
+        if self._holders is None:
+            self._holders = named.holders(forward.model, forward.arguments, forward.result)
+        old = np.flatnonzero((step.origin[0] != NOWHERE) & (step.cells[0] != UNWRITTEN))
+        new = step.written[0] if step.rows else old
+        for name, rows in (("keys", call.keys), ("values", call.values)):
+            lasting = [one for one in self._holders if one.rank]
+            found = named.find(rows, old[::-1].tolist(), lasting) if len(old) else None
+            if found is None:
+                found = named.find(rows, new[::-1].tolist(), self._holders)
+            elif found.kept is not None:  # the rows of the step before: too few by those of this
+                found = replace(found, kept=None)
+            earlier: Found | None = getattr(use, name)
+            if found is not None and (earlier is None or found.rank >= earlier.rank):
+                setattr(use, name, found)
+                use.left = found.kept
+        if use.keys is None and use.values is not None and use.turned is None:
+            use.turned = find_turned(call.keys, old[::-1].tolist(), self._holders)
+
+    def _say(self, use: _Use, made: Made, *, derived: bool) -> None:
+        """Fill in what is known of the cache layer now."""
+        step, store = made.seen.step, made.store
+        if derived:
+            self.stores.say(store, kind="derived")
+            return
+        if not made.cached:
+            self.stores.say(store, kind="uncached")
+            return
+        rows = len(step.slots)
+        layer = self.stores.layers[store]
+        room = max((one.slots for one in use.found), default=0)
+        if not step.whole:
+            room = max(room, step.cells.shape[1])
+        capacity = layer.capacity or (room if room > rows or use.left is not None else None)
+        window = layer.window
+        if step.gone and not step.computed and rows == step.before and not step.cropped:
+            window = window or rows
+        kind = "sliding" if window else "static" if capacity else "dynamic"
+        remark = layer.remark
+        if step.rotated and step.again > 1:
+            remark = ROTATED
+        elif use.turned is not None and use.keys is None and not remark.startswith(ROTATED):
+            remark = f"{UNROTATED}, in {use.turned.told(grows=capacity is None)}"
+        grows = capacity is None
+        if use.looks <= 1 and not layer.shared_dim and holds(*made.rows):
+            self.stores.say(store, shared_dim=layer.value_dim)
+        where = ", ".join(dict.fromkeys(one.told(grows=grows) for one in use.found))
+        if len(use.found) == 1:
+            where = f"{'keys' if use.keys else 'values'}: {where}"
+        self.stores.say(
+            store, kind=kind, capacity=capacity, window=window, where=where, remark=remark
+        )
+
+    # -- the whole forward -----------------------------------------------------------------
+
+    @property
+    def parent(self) -> int | None:
+        """The step whose rows this one goes on with."""
+        found = [one.seen.step.parent for one in self._made.values()]
+        return max((one for one in found if one is not None), default=None)
+
+    @property
+    def events(self) -> tuple[CacheEvent, ...]:
+        """What happened to the caches between the step before and this one."""
+        cached = {store: one.seen.step for store, one in self._made.items() if one.cached}
+        out = []
+        cut = {store: step for store, step in cached.items() if self._cropped(step)}
+        if cut:
+            before = tuple(step.before for step in cut.values())
+            after = tuple(step.before - self._cropped(step) for step in cut.values())
+            out.append(CacheEvent("crop", tuple(cut), before, after))
+        orders = Counter(
+            tuple(int(n) for n in step.taken) for step in cached.values() if step.before
+        )
+        if orders:
+            order, _ = orders.most_common(1)[0]
+            layers = tuple(
+                store for store, step in cached.items() if tuple(step.taken.tolist()) == order
+            )
+            if order != tuple(range(len(order))):
+                sizes = tuple(cached[store].before for store in layers)
+                out.append(CacheEvent("reorder", layers, sizes, sizes, order))
+        return tuple(out)
+
+    @staticmethod
+    def _cropped(step: RowStep) -> int:
+        """Rows that were taken off the end before the step."""
+        return 0 if step.parent is None or step.computed else step.cropped
+
+    def at(self, forward: Forward) -> tuple[int, ...] | None:
+        """Position of the forward's first token per sequence, as its rows tell it."""
+        if forward.updates:
+            return None
+        for call in forward.calls:
+            if call.kind == "self" and call.queries.shape[2] == forward.new:
+                step = self.derived.of(call).step
+                if len(step.at) == forward.sequences:
+                    return tuple(int(n) for n in step.at)
+        return None
+
+    def intact(self, call: AttentionCall) -> bool:
+        """Whether what a call was given is there still, as it was when the call was made."""
+        seen = self._seen.get((call.module, call.call))
+        return seen is None or seen.intact(call)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that these caches hold: of buffers all of it, of others their rows."""
+        total, buffers = 0, []
+        for store, made in self._made.items():
+            if not made.cached:
+                continue
+            found = self._uses[store].found
+            if self.stores.layers[store].capacity and len(found) == 2:
+                buffers += found
+                continue
+            layer = self.stores.layers[store]
+            rows = sum(runs.count(one) for one in made.entry.attended)
+            total += rows * layer.num_kv_heads * layer.held_dim * made.rows[0].element_size()
+        return total + named.nbytes(buffers)
+
+
+def _only(attended: Runs, slots: Slots) -> Runs:
+    """The rows of some slots."""
+    wanted = set(slots)
+    rows = (
+        (run.cell + n, run.position + n)
+        for run in attended
+        for n in range(run.count)
+        if run.slot + n in wanted
+    )
+    return runs.picked(rows)
+
+
+def _told(seen: Seen, origin: Entry, update: CacheUpdate) -> Sequence[Numbers]:
+    """Position of each row as the cache layer that it was made from says it, per sequence."""
+    slots = seen.step.slots
+    if all(runs.count(one) == len(slots) for one in origin.attended):
+        return [handed.places(one) for one in origin.attended]
+    return [one[slots] for one in handed.among(seen.digests, update, origin.attended)]
+
+
+def _for_none(step: RowStep, told: Sequence[Numbers]) -> int:
+    """Rows that the first sequence wrote and that stand for no single token."""
+    if not step.rows:
+        return 0
+    places = told[0] if told else step.positions[0, step.slots]
+    written = np.isin(step.slots, step.written[0])
+    return int(for_none(places[written]).sum())
+
+
+def _runs(step: RowStep, b: int, told: Sequence[Numbers]) -> Runs:
+    """What a sequence attended to."""
+    slots = step.slots
+    positions = told[b] if b < len(told) else step.positions[b, slots]
+    return runs.stretches(step.cells[b, slots], slots, positions)

@@ -1,0 +1,156 @@
+"""The table of cache layers a trace names: one entry for every set of K,V rows of one shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.forward import CacheUpdate, Recurrent
+from kvtrace.trace import CacheLayer, dtypes
+
+Key = tuple[object, ...]
+
+PACKED = "rows are packed in memory; here they are as attention was given them"
+
+
+@dataclass(slots=True)
+class Stores:
+    """Cache layers in the order they were met, and the next cell of each."""
+
+    layers: list[CacheLayer] = field(default_factory=list)
+    next_cell: list[int] = field(default_factory=list)
+    dtypes: list[torch.dtype] = field(default_factory=list)
+    _index: dict[Key, int] = field(default_factory=dict)
+    _row_bytes: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    def of_update(self, update: CacheUpdate, nth: int, *, latent: bool) -> int:
+        """The layer that an update belongs to.
+
+        Args:
+            update: It.
+            nth: Earlier updates of this layer of this cache in the same forward.
+            latent: No attention is given these rows as they are.
+        """
+        dtype = common(update.keys, update.values)
+        shape = _shape(update.keys, update.values)
+        key = (update.part, update.layer, nth, *shape, dtype)
+        found = self._index.get(key)
+        if found is not None:
+            return found
+        kind = "latent" if latent else "cross" if update.part == "cross" else _kind(update)
+        store = self._add(key, update.layer, kind, shape, dtype, (update.window, update.capacity))
+        if kind == "quantised":
+            self.say(store, remark=PACKED)
+        if update.is_one:
+            self.say(store, shared_dim=shape[2])
+        return store
+
+    def of_call(self, call: AttentionCall) -> int:
+        """The layer of rows that no known cache handed to a call."""
+        dtype = common(call.keys, call.values)
+        shape = _shape(call.keys, call.values)
+        key = ("call", call.module, call.call, *shape, dtype)
+        found = self._index.get(key)
+        return self._add(key, -1, "uncached", shape, dtype) if found is None else found
+
+    def say(self, store: int, **more: Any) -> None:
+        """Say more of a layer than was known when it was met: its kind, limits, where it is."""
+        now = self.layers[store]
+        if any(getattr(now, name) != value for name, value in more.items()):
+            self.layers[store] = replace(now, **more)
+            self._row_bytes.clear()
+
+    def of_recurrent(self, one: Recurrent) -> int:
+        """The layer of a recurrent memory."""
+        key = ("state", one.layer)
+        found = self._index.get(key)
+        if found is not None:
+            return found
+        return self._add(key, one.layer, "state", (1, 1, 1), torch.float32, nbytes=one.nbytes)
+
+    def row_bytes(self, layers: tuple[int, ...]) -> int:
+        """Memory of one row of each of these layers; rows that no cache holds have none."""
+        found = self._row_bytes.get(layers)
+        if found is None:
+            found = sum(_row_bytes(self.layers[index]) for index in layers)
+            self._row_bytes[layers] = found
+        return found
+
+    def take(self, store: int, cells: int) -> int:
+        """Number the next cells of a layer; the first one's number."""
+        first = self.next_cell[store]
+        self.next_cell[store] += cells
+        return first
+
+    def _add(
+        self,
+        key: Key,
+        layer: int,
+        kind: str,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        limits: tuple[int | None, int | None] = (None, None),
+        nbytes: int = 0,
+    ) -> int:
+        index = self._index[key] = len(self.layers)
+        heads, key_dim, value_dim = shape
+        window, capacity = limits
+        self.layers.append(
+            CacheLayer(
+                index,
+                layer,
+                kind,
+                heads,
+                key_dim,
+                value_dim,
+                dtype_name(dtype),
+                window,
+                capacity,
+                nbytes,
+            )
+        )
+        self.next_cell.append(0)
+        self.dtypes.append(dtype)
+        return index
+
+
+def _row_bytes(layer: CacheLayer) -> int:
+    width = layer.held_dim * dtypes.itemsize(layer.dtype)
+    return layer.num_kv_heads * width if layer.held else 0
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as the trace calls it."""
+    found = _NAMES.get(dtype)
+    if found is None:
+        found = _NAMES[dtype] = str(dtype).removeprefix("torch.")
+    return found
+
+
+_NAMES: dict[torch.dtype, str] = {}
+
+
+def common(one: Tensor, other: Tensor) -> torch.dtype:
+    """The dtype that holds the numbers of both: some models make one of two in float32."""
+    if one.dtype == other.dtype:
+        return one.dtype
+    try:
+        return torch.promote_types(one.dtype, other.dtype)
+    except RuntimeError:  # 8 bits promote to nothing
+        return torch.float32
+
+
+def _shape(keys: Tensor, values: Tensor) -> tuple[int, int, int]:
+    return keys.shape[1], keys.shape[3], values.shape[3]
+
+
+def _kind(update: CacheUpdate) -> str:
+    name = update.class_name
+    for part, kind in (("Quantized", "quantised"), ("Static", "static"), ("Sliding", "sliding")):
+        if part in name:
+            return kind
+    return "static" if update.capacity is not None else "dynamic"

@@ -1,0 +1,144 @@
+"""Which modules level 1 will see, which need the data flow, and which nobody saw.
+
+A module that asks transformers' attention interface is seen for nothing; the data flow costs time,
+so it is followed only in modules that look like attention and do not ask, or everywhere in a
+model where nothing asks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Set
+from time import perf_counter_ns
+from types import CodeType, FunctionType
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.running import Followed, Pass, passes
+from kvtrace.record.flow import FlowWatch
+
+_ASKS = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
+_LOOKS = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
+
+
+_asks: dict[type, bool] = {}
+
+
+def asks(kind: type) -> bool:
+    """Whether the code of a module class mentions the attention interface."""
+    found = _asks.get(kind)
+    if found is None:
+        found = _asks[kind] = _has_asking_method(kind)
+    return found
+
+
+def _has_asking_method(kind: type) -> bool:
+    for owner in kind.__mro__:
+        if owner is nn.Module or owner.__module__ == "transformers.modeling_utils":
+            break
+        for method in vars(owner).values():
+            function = inspect.unwrap(method) if callable(method) else None
+            if isinstance(function, FunctionType) and _mentions(function.__code__):
+                return True
+    return False
+
+
+def _mentions(code: CodeType) -> bool:
+    inner = (one for one in code.co_consts if isinstance(one, CodeType))
+    return not _ASKS.isdisjoint(code.co_names) or any(_mentions(one) for one in inner)
+
+
+def looks_like_attention(kind: type[nn.Module]) -> bool:
+    """Whether a class calls itself attention."""
+    return _LOOKS.search(kind.__name__) is not None
+
+
+def lower_levels(model: nn.Module) -> FlowWatch | None:
+    """What watches the data flow where it must be; None: level 1 will see everything."""
+    asking = {path for path, module in model.named_modules() if asks(type(module))}
+
+    def deliver(call: AttentionCall) -> None:
+        for one in passes():
+            if one.flow is flow:
+                one.calls.append(Followed(_kept(one, call), len(one.updates)))
+
+    if not asking:
+        # outside of its forward nothing of the model attends, and sampling stays as fast as it is
+        flow = FlowWatch(model, sink=deliver, only=lambda *_: True)
+        return flow
+    silent = {
+        path
+        for path, module in model.named_modules()
+        if looks_like_attention(type(module)) and not _related(path, asking)
+    }
+    if not silent:
+        return None
+    flow = FlowWatch(model, sink=deliver, only=lambda path, _: path in silent)
+    return flow
+
+
+def _kept(one: Pass, call: AttentionCall) -> AttentionCall:
+    """The call, as it stays when the model writes over what it has just read."""
+    if one.keep is None or one.updates:
+        return call
+    start = perf_counter_ns()
+    call = one.keep(call)
+    one.own_ns += perf_counter_ns() - start
+    return call
+
+
+def _related(path: str, others: Set[str]) -> bool:
+    """Whether a module is one of the others, inside of one, or around one."""
+    # the model itself, without a path, is around all of them
+    return any(
+        path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
+        for other in others
+    ) or (not path and bool(others))
+
+
+def note_runs(model: nn.Module, ran: set[str]) -> Callable[[], None]:
+    """Note which modules that call themselves attention run at all; returns how to stop.
+
+    Each is looked at once: its hook goes when it has run.
+    """
+    hooks: dict[str, RemovableHandle] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            ran.add(path)
+            hooks.pop(path).remove()
+
+        return hook
+
+    for path, module in model.named_modules():
+        if looks_like_attention(type(module)):
+            hooks[path] = module.register_forward_pre_hook(note(path))
+
+    def stop() -> None:
+        for handle in hooks.values():
+            handle.remove()
+        hooks.clear()
+
+    return stop
+
+
+def unseen(
+    model: nn.Module, seen: Set[str], ran: Set[str], flow: FlowWatch | None
+) -> Iterator[str]:
+    """Sentences: modules that call themselves attention, ran, and were not seen to attend.
+
+    Args:
+        model: The watched model.
+        seen: Paths of the modules that were.
+        ran: Paths of those that ran.
+        flow: What watched the data flow, if anything did; it knows its own reasons.
+    """
+    told = () if flow is None else flow.unseen
+    yield from told
+    named = {sentence.split(" ")[0].rstrip(":") for sentence in told}
+    for path, module in model.named_modules():
+        if path in ran and path not in named and not _related(path, seen):
+            yield f"{path} ({type(module).__name__}): looks like attention, and none was seen in it"

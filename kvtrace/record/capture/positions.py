@@ -1,0 +1,86 @@
+"""Where the tokens of a forward stand in their sequences; padding gets negative positions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kvtrace.record.capture.forward import Forward
+
+Positions = tuple[tuple[int, ...], ...]
+
+
+def positions(forward: Forward, at: tuple[int, ...] | None = None) -> Positions:
+    """[sequences][new]: position ids where given, else counted; left padding counts up to -1.
+
+    Args:
+        forward: It.
+        at: Position of its first token per sequence, where its rows tell it.
+    """
+    new, sequences = forward.new, forward.sequences
+    given_encoder = any(
+        name in forward.arguments for name in ("encoder_outputs", "decoder_input_ids")
+    )
+    mask = forward.argument("decoder_attention_mask" if given_encoder else "attention_mask")
+    start, pads = _past(forward), [0] * sequences
+    if mask is not None and mask.dim() == 2 and mask.shape[1] >= new:
+        start = mask.shape[1] - new
+        pads = _left_padding(mask, sequences)
+    given = _given(forward)
+    if start == 0 and given is not None and not any(pads):
+        pads = [_padding_told(given[row if len(given) > 1 else 0]) for row in range(sequences)]
+    if at is not None and given is None and len(at) == sequences:
+        return tuple(tuple(range(first, first + new)) for first in at)
+    out = []
+    for sequence, pad in enumerate(pads):
+        counted = range(start - pad, start - pad + new)
+        if given is None:
+            out.append(tuple(counted))
+            continue
+        told = given[sequence if len(given) > 1 else 0]
+        if pad <= start:
+            out.append(tuple(told))
+        else:
+            out.append(tuple(n if n < 0 else t for n, t in zip(counted, told, strict=True)))
+    return tuple(out)
+
+
+def _past(forward: Forward) -> int:
+    """Rows before this forward, by what the first updated layer says it has seen."""
+    if forward.batch is not None:
+        return forward.batch.seq - forward.new
+    for update in forward.updates:
+        if update.part == "self":
+            return max(0, update.length - update.new_keys.shape[2])
+    return 0
+
+
+def _left_padding(mask: Tensor, sequences: int) -> list[int]:
+    """Hidden tokens at the left, per sequence."""
+    column = mask[:, 0].tolist()
+    if all(column) or len(column) != sequences:
+        return [0] * sequences
+    found: list[int] = (mask != 0).int().argmax(dim=1).tolist()
+    return [0 if seen else pad for seen, pad in zip(column, found, strict=True)]
+
+
+def _padding_told(ids: list[int]) -> int:
+    """Hidden tokens at the left where only position ids tell: as in 1, 1, 1, 0, 1, 2."""
+    first = len(ids) - 1
+    while first > 0 and ids[first] - ids[first - 1] == 1:
+        first -= 1
+    hidden = ids[:first]
+    return first if hidden and ids[first] == 0 and hidden in ([0] * first, [1] * first) else 0
+
+
+def _given(forward: Forward) -> list[list[int]] | None:
+    """Position ids by row of the batch (or one row for all); None without usable ones."""
+    ids = forward.argument("position_ids")
+    if ids is None or ids.is_floating_point():
+        return None
+    if ids.dim() == 1:
+        ids = ids[None]
+    fits = ids.dim() == 2 and ids.shape[1] == forward.new and ids.shape[0] in (1, forward.sequences)
+    if not fits:
+        return None
+    found: list[list[int]] = ids.tolist()
+    return found

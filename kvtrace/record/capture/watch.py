@@ -1,0 +1,396 @@
+"""Watches a model: every outermost forward becomes one `Forward`, given to a callback.
+
+Joins the patches of the attention interface and of caches with hooks on the model. Everything is
+undone on exit, whatever happened inside. Knows nothing of traces.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from itertools import compress
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+from transformers.cache_utils import Cache
+
+from kvtrace.record.capture.alike import Pattern, pattern_of
+from kvtrace.record.capture.caches import CACHES, HALVES, beside, cross_half, follow, patch_given
+from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.choices import CHOICES, Chooser
+from kvtrace.record.capture.clean import CLEAN
+from kvtrace.record.capture.clock import DeviceClock, Took
+from kvtrace.record.capture.compiled import EAGERLY, Eagerly
+from kvtrace.record.capture.copied import copies
+from kvtrace.record.capture.entrances import around_forward, entrances
+from kvtrace.record.capture.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
+from kvtrace.record.capture.inputs import fitted, logits_of, shape_of, tokens_of
+from kvtrace.record.capture.interface import INTERFACE
+from kvtrace.record.capture.kinds import is_two_sided, kind_of
+from kvtrace.record.capture.levels import lower_levels, note_runs, unseen
+from kvtrace.record.capture.read import MaskReader, ModuleFacts, facts, read
+from kvtrace.record.capture.running import Followed, Pass, module_of, our_work, passes
+from kvtrace.record.capture.tracker import CacheTracker, lingering, updates_of
+from kvtrace.record.capture.turns import Turns
+from kvtrace.record.flow import FlowWatch
+from kvtrace.record.paged.follower import Follower
+
+__all__ = ["Beginning", "CacheChange", "CacheUpdate", "Forward", "Watch"]
+
+Callback = Callable[[Forward], None]
+
+
+class Watch:
+    """`with Watch(model, callback):` calls back at the end of every outermost forward.
+
+    The callback runs before the forward returns; its time is not the forward's. Errors it raises
+    pass through to the caller.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        on_forward: Callback,
+        *,
+        on_begin: Callable[[Beginning], None] | None = None,
+        on_failure: Callable[[], None] | None = None,
+        choosing: Callable[[], Chooser] | None = None,
+        on_chosen: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Nothing is touched before `with`.
+
+        Args:
+            model: Any module; its outermost calls are watched, its encoder's too if it has one.
+            on_forward: Given each finished forward.
+            on_begin: Told of each forward that begins.
+            on_failure: Told when one raised.
+            choosing: Makes what is shown the selections of one forward; None: nobody asks.
+            on_chosen: Told of tokens chosen for a request in a batch: (its cache, token).
+        """
+        self.model = model
+        self.num_forwards = 0
+        self.paused = False
+        self._on_forward = on_forward
+        self._on_begin = on_begin
+        self._on_failure = on_failure
+        self._choosing = choosing
+        self._names = {id(module): path for path, module in model.named_modules()}
+        self._two_sided = is_two_sided(self._names.values())
+        self._facts: dict[int, ModuleFacts] = {}
+        self._pattern: Pattern | None = None
+        self._tracker = CacheTracker()
+        self._clock = DeviceClock(one.device for one in model.parameters())
+        self._flow: FlowWatch | None = None
+        self._eagerly = Eagerly()
+        self.turns = Turns()
+        self._requests = Follower(self._tracker, on_chosen or (lambda _, __: None))
+        self._seen: set[str] = set()
+        self._odd: set[str] = set()
+        self._ran: set[str] = set()
+        self._signatures: dict[int, inspect.Signature] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Watch:
+        try:
+            self._undo.append(self._eagerly.begin())
+            for patches in (INTERFACE, CACHES, CLEAN, *([CHOICES] if self._choosing else ())):
+                patches.hold()
+                self._undo.append(patches.release)
+            self._undo += [follow(self._tracker), self._requests.listen()]
+            flow = self._flow = lower_levels(self.model)
+            if flow is not None:
+                flow.__enter__()
+                self._undo.append(partial(flow.__exit__, None, None, None))
+            for part, module in entrances(self.model):
+                self._hook(part, module)
+            self._undo.append(note_runs(self.model, self._ran))
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def bind(self) -> None:
+        """Only calls of this thread are watched."""
+        self.turns.bind()
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Sentences: modules that look like attention and were not seen to attend so far."""
+        odd = (f"{path}: attends over another batch than the model's" for path in sorted(self._odd))
+        return (*unseen(self.model, self._seen, self._ran, self._flow), *odd)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences: how the watching itself changed what is said, time above all."""
+        other = "calls in other threads while one was running were not recorded"
+        also = (*self._requests.says, *((other,) if self.turns.overlapped else ()))
+        also += (EAGERLY,) if self._eagerly.ran else ()
+        if self._flow is None or not self._flow.followed:
+            return also
+        slower = "the data flow was followed: milliseconds include the time this took"
+        return (slower, *also, *self._flow.notes)
+
+    def _stop(self) -> None:
+        with ExitStack() as undone:  # each of them, whatever another raises
+            for undo in self._undo:
+                undone.callback(undo)
+            self._undo.clear()
+            self.turns.close()
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Forwards of the model that begin inside are nobody's business."""
+        before, self.paused = self.paused, True
+        try:
+            with nullcontext() if self._flow is None else self._flow.paused():
+                yield
+        finally:
+            self.paused = before
+
+    def begin_step(self, arguments: Mapping[str, object]) -> Pass | None:
+        """A step begins that is no call of the model: some other code of it, or of nobody's."""
+        if self.paused:
+            return None
+        self._begin(arguments)
+        return next((one for one in passes() if one.names is self._names), None)
+
+    def end_step(self, arguments: Mapping[str, object], *, keep: bool) -> None:
+        """It is over.
+
+        Args:
+            arguments: What it was given.
+            keep: It is a step; else it was something else, and is forgotten.
+        """
+        stop = perf_counter_ns()
+        one = self._over()
+        with nullcontext() if one is None else self.turns.ending():
+            if one is not None and keep:
+                self._finish("model", self.model, one, arguments, None, self._clock.took(one, stop))
+            elif self._on_failure is not None:
+                self._on_failure()
+
+    def _hook(self, part: str, module: nn.Module) -> None:
+        """Watch one entrance of the model."""
+
+        def begin(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self.paused and called is module:
+                self._begin(self._arguments(module, args, kwargs))
+
+        def end(
+            called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+        ) -> None:
+            stop = perf_counter_ns()
+            one = None if self.paused or called is not module else self._over()
+            if one is None:
+                return
+            with self.turns.ending():
+                if result is not None:
+                    arguments = self._arguments(module, args, kwargs)
+                    self._finish(part, module, one, arguments, result, self._clock.took(one, stop))
+                elif self._on_failure is not None:
+                    self._on_failure()
+
+        def direct(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self.paused or any(one.names is self._names for one in passes()):
+                return run(*args, **kwargs)
+            begin(module, args, kwargs)
+            result = None
+            try:
+                result = run(*args, **kwargs)
+                return result
+            finally:
+                end(module, args, kwargs, result)
+
+        handles = (
+            module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True),
+            module.register_forward_hook(end, with_kwargs=True, always_call=True),
+        )
+        self._undo += [handle.remove for handle in handles]
+        self._undo.append(around_forward(module, direct))
+
+    def _begin(self, arguments: Mapping[str, object]) -> None:
+        """A forward begins: the outermost one becomes a pass."""
+        running = passes()
+        for one in running:
+            if one.names is self._names:
+                one.nested += 1
+                return
+        if not self.turns.begin():
+            return
+        given = arguments.get("past_key_values")
+        # a class of the model's own that is met late was followed by its rows so far, and stays so
+        if self.num_forwards == 0 or isinstance(given, Cache):
+            patch_given(given)
+        one = Pass(self._names, self._tracker, self._flow, self._choosing and self._choosing())
+        try:
+            self._requests.begin(one, arguments)
+            if self._on_begin is not None:
+                self._on_begin(self._beginning(arguments, one))
+        except BaseException:
+            self.turns.end()
+            raise
+        running.append(one)
+        self._clock.begin(one)
+
+    def _over(self) -> Pass | None:
+        """The pass that has ended now; None if it was an inner forward."""
+        running = passes()
+        place = next((i for i, one in enumerate(running) if one.names is self._names), None)
+        if place is None:
+            return None
+        one = running[place]
+        if one.nested:
+            one.nested -= 1
+            return None
+        del running[place:]
+        return one
+
+    def _beginning(self, arguments: Mapping[str, object], one: Pass) -> Beginning:
+        fed = self._requests.fed(one)
+        return Beginning(
+            arguments,
+            tokens_of(arguments),
+            self._given(arguments) | fed.keys(),
+            tuple(self._tracker.changes),
+            lambda: one.num_calls,
+            lambda keep: setattr(one, "keep", keep),
+            fed,
+        )
+
+    def _given(self, arguments: Mapping[str, object]) -> frozenset[int]:
+        """Serials of the caches among the arguments, as far as they were met."""
+        given = arguments.get("past_key_values")
+        parts = (given, *(getattr(given, part, None) for part in HALVES))
+        return frozenset(self._tracker.serial(one) for one in parts if self._tracker.met(one))
+
+    def _arguments(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Mapping[str, object]:
+        """All arguments by name."""
+        if not args:
+            return kwargs
+        signature = self._signatures.get(id(module))
+        if signature is None:
+            signature = self._signatures[id(module)] = inspect.signature(module.forward)
+        names = [name for name in signature.parameters if name not in kwargs]
+        return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def _finish(
+        self,
+        part: str,
+        module: nn.Module,
+        one: Pass,
+        arguments: Mapping[str, object],
+        result: Any,
+        took: Took,
+    ) -> None:
+        """Make the Forward, and hand it over."""
+        start = perf_counter_ns()
+        self._requests.see(one)
+        tokens = tokens_of(arguments)
+        shape = shape_of(tokens, arguments)
+        like = self._pattern
+        batch = like.batch(one, self._tracker) if like and shape == (like.sequences, 1) else None
+        calls: Sequence[AttentionCall]
+        updates: Sequence[CacheUpdate]
+        left: tuple[Lingering, ...] = ()
+        if batch is not None and like is not None:
+            calls, updates, before = batch.calls(), batch.updates(), batch.before
+            used = frozenset((like.cache,))
+        else:
+            cross = cross_half(arguments.get("past_key_values"), result)
+            updates = updates_of(self._tracker, one, cross)
+            calls, before = self._calls(one, part)
+            tokens, shape = fitted(tokens, shape, calls, logits_of(result, shape))
+            calls, before = self._fitting(calls, before, shape[0])
+            left = lingering(self._tracker, calls, updates)
+            used = self._given(arguments) | {update.cache for update in updates}
+            self._pattern = like = pattern_of(one, updates, calls, self._facts) or like
+        forward = Forward(
+            number=self.num_forwards,
+            model=module,
+            part=part,
+            arguments=arguments,
+            tokens=tokens,
+            sequences=shape[0],
+            new=shape[1],
+            calls=calls,
+            updates=updates,
+            took=took,
+            updates_before=before,
+            lingering=left,
+            copies=() if batch is not None else copies(self._tracker, updates),
+            changes=self._tracker.take_changes(used),
+            recurrent=(*one.recurrent, *beside(self._tracker, arguments, result, updates)),
+            logits=logits_of(result, shape),
+            result=result,
+            own_ns=one.own_ns + perf_counter_ns() - start,
+            choices=() if one.choosing is None else tuple(one.choosing.choices),
+            pattern=like,
+            batch=batch,
+        )
+        forwards = self._requests.parts(forward, one)
+        self.num_forwards += len(forwards)
+        if not forwards and self._on_failure is not None:
+            self._on_failure()
+        with our_work():
+            for each in forwards:
+                self._on_forward(each)
+
+    def _fitting(
+        self, calls: tuple[AttentionCall, ...], before: tuple[int, ...], sequences: int
+    ) -> tuple[tuple[AttentionCall, ...], tuple[int, ...]]:
+        """The calls over the model's own batch, and the updates before each."""
+        fits = [call.queries.shape[0] == sequences for call in calls]
+        if all(fits):
+            return calls, before
+        self._odd.update(call.module for call, fit in zip(calls, fits, strict=True) if not fit)
+        return tuple(compress(calls, fits)), tuple(compress(before, fits))
+
+    def _calls(self, one: Pass, part: str) -> tuple[tuple[AttentionCall, ...], tuple[int, ...]]:
+        """The raw calls, read, and the updates before each; calls of one module are numbered."""
+        counts: dict[int, int] = {}
+        masks = MaskReader()
+        found = []
+        before = []
+        followed = []
+        for raw in one.calls:
+            if isinstance(raw, Followed):
+                followed.append(raw)
+                continue
+            module = module_of(raw)
+            key = id(module)
+            if key not in self._names:
+                continue
+            number = counts.get(key, 0)
+            counts[key] = number + 1
+            known = self._facts.get(key)
+            if known is None:
+                path = self._names[key]
+                kind = kind_of(path, two_sided=self._two_sided)
+                kind = "encoder" if part == "encoder" and kind != "cross" else kind
+                known = facts(module, path, len(self._facts), kind)
+                self._facts[key] = known
+            call = read(known, raw, number, masks)
+            if call is not None:
+                found.append(call)
+                before.append(raw[4])
+        if followed:
+            asked = {call.module for call in found}
+            more = [each for each in followed if each.call.module not in asked]
+            found += [each.call for each in more]
+            before += [each.before for each in more]
+        self._seen.update([call.module for call in found])
+        return tuple(found), tuple(before)

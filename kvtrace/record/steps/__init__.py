@@ -1,0 +1,1 @@
+"""From forwards to the steps of a trace, worked out, checked and written one after the other."""

@@ -1,0 +1,44 @@
+"""Prefill or decode: whether a forward runs over a prompt, or extends it."""
+
+from __future__ import annotations
+
+from kvtrace.record.cache.ledger import LedgerStep
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.capture.positions import Positions
+from kvtrace.trace import Step
+
+
+class Phases:
+    """Tells the phases apart; a loop that knows its prompt says how long it is."""
+
+    def __init__(self) -> None:
+        self.prompt_rows: int | None = None
+        """Tokens of the prompt under way, padding included; None: nobody said."""
+
+    def of(self, forward: Forward, positions: Positions, entry: LedgerStep, grown: int) -> str:
+        """The phase of a forward, by its name in the trace.
+
+        Args:
+            forward: It.
+            positions: Of its tokens.
+            entry: What it did to the caches.
+            grown: Tokens that it has more than the one before, where it begins with those; else 0.
+        """
+        past = max((group.length_before for group in entry.groups), default=0)
+        start = max((row[0] for row in positions if row), default=0)
+        if forward.part == "encoder" or (past == 0 and start == 0 and forward.new > 0):
+            whole = self.prompt_rows is not None and past == 0 and not forward.updates
+            longer = whole and forward.new > (self.prompt_rows or 0)
+            # a model without a cache computes all tokens again, and extends them all the same
+            longer = longer or (self.prompt_rows is None and grown == 1)
+            return "decode" if longer and forward.part == "model" else "prefill"
+        if self.prompt_rows is not None:
+            return "decode" if start >= self.prompt_rows else "prefill"
+        return "decode" if forward.new == 1 else "prefill"
+
+    def decodes(self, new: int, before: Step) -> bool:
+        """Whether `new` tokens after a step continue it, instead of being more of a prompt."""
+        if self.prompt_rows is None:
+            return new == 1
+        ends = [row[-1] + 1 for row in before.positions if row]
+        return bool(ends) and max(ends) >= self.prompt_rows

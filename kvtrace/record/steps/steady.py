@@ -1,0 +1,154 @@
+"""Steps like the one before that are kept back, and worked out together: one operation for all.
+
+What is kept are copies of our own. What is worked out is what every step alone would say, to the
+last digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvtrace.files import Stacked, StepRows
+from kvtrace.record.cache.stores import dtype_name
+from kvtrace.record.capture.alike import Batch, Pattern
+from kvtrace.record.steps.attended import Attended, Checked
+from kvtrace.record.steps.copies import fetch
+from kvtrace.record.steps.masks import Compact
+from kvtrace.record.steps.rows import Copied, Stack, as_stored, nonfinite
+from kvtrace.record.steps.top import TopReader
+from kvtrace.trace import SiteStep, TopLogits
+from kvtrace.trace.dtypes import Array
+
+_KINDS = "qokv"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a step needs to be worked out later.
+
+    Attributes:
+        pattern: What it is like.
+        parts: Queries, output, new keys and new values, as in `Batch`.
+        logits: After each sequence, [sequences, vocab], a copy; None without any.
+        compact: Mask of all its sites.
+        checked: Place of a call to the outcome of its self-check.
+        sites: Of the calls, in order.
+        stores: Cache layers of the updates, in order.
+        reads: Cache layer of each call.
+    """
+
+    pattern: Pattern
+    parts: tuple[Tensor, Tensor, Tensor, Tensor]
+    logits: Tensor | None
+    compact: Compact
+    checked: Mapping[int, Checked]
+    sites: list[int]
+    stores: tuple[int, ...]
+    reads: list[int]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        logits = 0 if self.logits is None else self.logits.nbytes
+        return logits + sum([part.nbytes for part in self.parts])
+
+    def goes_with(self, other: Kept) -> bool:
+        """Whether both are worked out together."""
+        mine, theirs = self.logits, other.logits
+        shapes = [None if one is None else (one.shape, one.dtype) for one in (mine, theirs)]
+        alike = self.pattern is other.pattern and self.sites is other.sites
+        return alike and self.stores == other.stores and shapes[0] == shapes[1]
+
+
+def parts_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The tensors of a batch that are our own."""
+    return batch.queries, batch.output, batch.keys, batch.values
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """What was worked out of one step."""
+
+    top: tuple[TopLogits, ...]
+    sites: tuple[SiteStep, ...]
+    rows: StepRows
+
+
+@torch.no_grad()
+def work_out(kept: Sequence[Kept], reader: TopReader) -> list[Worked]:
+    """Steps that go together, in order."""
+    first = kept[0]
+    indices = (tuple(first.sites),) * 2 + (first.stores,) * 2
+    wholes, names, finite = _rows(kept, [len(one) for one in indices])
+    tops = _tops(kept, reader)
+    ascending = all(tuple(sorted(one)) == one for one in indices)
+    if not (finite and ascending):
+        return [
+            _singly(one, top, [whole[step] for whole in wholes], names, indices)
+            for step, (one, top) in enumerate(zip(kept, tops, strict=True))
+        ]
+    number, calls = wholes[1].shape[:2]
+    # of all steps as if they were sites of one
+    flat = wholes[1].reshape(number * calls, *wholes[1].shape[2:])
+    largest = Stack("o", tuple(range(number * calls)), flat, names[1]).largest()
+    none, zeros, sites = (None,) * calls, (0,) * calls, indices[0]
+    out = []
+    for step, (one, top) in enumerate(zip(kept, tops, strict=True)):
+        queries, output, keys, values = [
+            Stacked(index, whole[step]) for index, whole in zip(indices, wholes, strict=True)
+        ]
+        full = {} if one.compact.full is None else dict.fromkeys(sites, one.compact.full)
+        bias = {} if one.compact.bias is None else dict.fromkeys(sites, one.compact.bias)
+        errors: tuple[float | None, ...] = none
+        if one.checked:
+            found = [one.checked.get(place) for place in range(calls)]
+            errors = tuple([None if pair is None else pair[0] for pair in found])
+        scale = tuple(largest[step * calls : (step + 1) * calls])
+        attended = SiteStep(sites, one.compact.mask, errors, scale, zeros)
+        rows = StepRows(queries, output, keys, values, full, bias)
+        out.append(Worked(top, (attended,), rows))
+    return out
+
+
+def _rows(kept: Sequence[Kept], counts: Sequence[int]) -> tuple[list[Array], list[str], bool]:
+    """Queries, output, keys and values of all steps, [steps, indices, sequences, heads, 1, dim]."""
+    each = kept[0].pattern.each
+    flights = [fetch([one.parts[kind] for one in kept]) for kind in range(len(_KINDS))]
+    names = [dtype_name(part.dtype) for part in kept[0].parts]
+    flat = [as_stored(flight.land()) for flight in flights]
+    finite = not any(nonfinite(*pair).any() for pair in zip(flat, names, strict=True))
+    shaped = [
+        array.reshape(len(kept), count, *shape)
+        for array, count, shape in zip(flat, counts, each, strict=True)
+    ]
+    return shaped, names, finite
+
+
+def _tops(kept: Sequence[Kept], reader: TopReader) -> list[tuple[TopLogits, ...]]:
+    """The highest logits of each step."""
+    logits = [one.logits for one in kept if one.logits is not None]
+    if len(logits) < len(kept):
+        return [()] * len(kept)
+    found = reader.of(torch.cat(logits).float())
+    each = len(logits[0])
+    return [tuple(found[start : start + each]) for start in range(0, len(found), each)]
+
+
+def _singly(
+    one: Kept,
+    top: tuple[TopLogits, ...],
+    rows: Sequence[Array],
+    names: Sequence[str],
+    indices: Sequence[tuple[int, ...]],
+) -> Worked:
+    """One step, its rows looked at by themselves."""
+    stacks = tuple(map(Stack, _KINDS, indices, rows, names))
+    copied = Copied(stacks, finite=False)
+    calls = len(one.sites)
+    attended = Attended(one.sites, [one.compact] * calls, [1] * calls)
+    sites = attended.site_steps(copied, one.checked, one.reads, 1)
+    return Worked(top, sites, attended.step_rows(copied))
