@@ -312,3 +312,28 @@ def test_half_precision_rows_are_stored_as_they_are(tmp_path):
     assert trace.cache_layer(0).dtype == "bfloat16"
     rows = trace.source.cells(0, Tensor.KEYS, 0, 12, None)
     assert rows.dtype.itemsize == 2
+
+
+def test_a_cache_that_hands_out_other_rows_than_it_holds_still_holds_its_own(tmp_path):
+    class Shifted(DynamicCache):
+        """In decode steps the first kv head reads its old keys one slot too far."""
+
+        def update(self, keys, values, layer_idx, *args, **kwargs):
+            new = keys.shape[2]
+            keys, values = super().update(keys, values, layer_idx, *args, **kwargs)
+            shifted = keys.clone()
+            if new == 1:
+                shifted[:, 0, :-1] = shifted[:, 0, :-1].roll(1, dims=1)
+            return shifted, values
+
+    model = model_of("llama")
+    run = generate(model, past_key_values=Shifted(config=model.config), max_new_tokens=4)
+    trace, _, _ = record(model, run, tmp_path / "a.kvt")
+    groups = [step.caches[0] for step in trace]
+    assert [(one.length_before, one.length_after) for one in groups] == [
+        (0, 12),
+        (12, 13),
+        (13, 14),
+        (14, 15),
+    ]
+    assert_attention_explains_itself(trace)

@@ -65,7 +65,7 @@ class Recogniser:
         rows, fresh = books.recognise(seen, known, new, first, whole)
         self._stores.take(store, len(fresh) * len(seen))
         attended = tuple(books.as_runs(line) for line in rows)
-        held = self._kept(update, rows, kept)
+        held = self._kept(update, rows, kept, known)
         self._held[key] = held
         after = Book(tuple(books.as_runs(line) for line in held))
         rewritten = max(0, len(fresh) - update.new_keys.shape[2])
@@ -89,8 +89,14 @@ class Recogniser:
             return []
         return _rows(digests(keys, values), attended)
 
-    def _kept(self, update: CacheUpdate, rows: list[list[Row]], kept: int) -> list[list[Row]]:
-        """Which of the rows attended to the layer holds now."""
+    def _kept(
+        self,
+        update: CacheUpdate,
+        rows: list[list[Row]],
+        kept: int,
+        known: Sequence[Sequence[Row]] = (),
+    ) -> list[list[Row]]:
+        """Which of the rows attended to, or known of earlier, the layer holds now."""
         seq = len(rows[0]) if rows else 0
         held = update.held_keys
         if held is None or update.held_values is None or "Quantized" in update.class_name:
@@ -101,8 +107,9 @@ class Recogniser:
             return rows
         out = []
         numbers = digests(held[:, :, :kept], update.held_values[:, :, :kept])
-        for line, mine in zip(rows, numbers, strict=True):
-            by_digest = {row.digest: row for row in line}
+        earlier = (*known, *((),) * len(rows))
+        for line, mine, before in zip(rows, numbers, earlier, strict=False):
+            by_digest = {row.digest: row for row in (*before, *line)}
             out.append([by_digest[number] for number in mine if number in by_digest])
         return out
 
