@@ -1,4 +1,4 @@
-"""The part of a tensor that is in this process, where several share it."""
+"""The part of a tensor that is in this process, where several share it, and where it lies."""
 
 from __future__ import annotations
 
@@ -10,3 +10,11 @@ from torch import Tensor
 def here(tensor: Tensor) -> Tensor:
     """The shard of a distributed tensor that this process holds; any other tensor as it is."""
     return cast(Tensor, getattr(tensor, "_local_tensor", tensor))
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor's memory starts; views share it. 0 for tensors without memory."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # a wrapper, or functorch
+        return 0

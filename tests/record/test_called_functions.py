@@ -178,3 +178,16 @@ def test_what_lies_beside_very_much_data_is_put_back_all_the_same():
         assert data[0] == list(range(500))
     assert space["kept"] == {"layers": [{"k": 1}]}
     assert data[0][-1] == 7
+
+
+def test_look_ups_within_vmap_go_on_as_they_would_alone(tmp_path):
+    def look_up(ids, table):
+        return table[ids]
+
+    tables, ids = torch.randn(3, VOCAB, WIDTH), torch.tensor([[5, 3], [8, 1], [2, 2]])
+    expected = torch.stack([table[row] for table, row in zip(tables, ids, strict=True)])
+    with kvtrace.record(tmp_path / "a.kvt"):
+        both = torch.func.vmap(look_up)(ids, tables)
+        one = torch.func.vmap(look_up, in_dims=(None, 0))(ids[0], tables)
+    assert torch.equal(both, expected)
+    assert torch.equal(one[0], expected[0])

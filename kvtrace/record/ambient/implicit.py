@@ -21,6 +21,7 @@ from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.running import Followed, Pass
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.lanes.snapshot import Snapshot
+from kvtrace.record.local import address
 
 _FRAMES = 12
 """Callers that are looked at for the module whose method is running."""
@@ -155,7 +156,10 @@ def _ids(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tens
         return None
     if index.dim() not in (0, 1, 2) or not index.numel():
         return None
-    return (index.reshape(1, -1) if index.dim() < 2 else index), table.data_ptr()
+    if not address(index):
+        return None  # nothing that can be looked at: within vmap, or of no memory
+    place = table.data_ptr() if address(table) else 0
+    return (index.reshape(1, -1) if index.dim() < 2 else index), place
 
 
 def _counts(ids: Tensor) -> bool:

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.local import here
+from kvtrace.record.local import address, here
 
 
 def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
@@ -165,11 +165,3 @@ def plan(model: nn.Module, *, whole: bool) -> Plan:
             hides[kind] = hides_products(module, own=mine)
     whole = whole or any(hides.values())
     return Plan(model, whole, tuple(linears), tuple(own), frozenset(embeddings))
-
-
-def address(tensor: Tensor) -> int:
-    """Where a tensor's memory starts; views share it. 0 for tensors without memory."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from kvtrace.record.cost.formulas import may_multiply, product_flops
-from kvtrace.record.cost.plan import Plan, address
+from kvtrace.record.cost.plan import Plan
+from kvtrace.record.local import address
 
 Key = tuple[str, str, int]
 """Path of the owner, name of its weight, 0; or, for a product of activations: path, "", ordinal."""

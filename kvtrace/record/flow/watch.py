@@ -17,7 +17,7 @@ from kvtrace.record.flow.listen import Listening, Sink
 from kvtrace.record.flow.modules import Forwards, Frame, Only
 from kvtrace.record.flow.routed import RoutedMode
 from kvtrace.record.flow.wake import Waking
-from kvtrace.record.local import here
+from kvtrace.record.local import address, here
 
 _NAMED_ATTENTION = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
 
@@ -216,10 +216,8 @@ class FlowWatch:
 
     def _owns(self, tensor: Tensor) -> bool:
         """Whether a tensor lies in the memory of a parameter."""
-        try:
-            return tensor.untyped_storage().data_ptr() in self._storages
-        except (RuntimeError, NotImplementedError):  # no storage: a wrapper, or functorch
-            return False
+        place = address(tensor)
+        return place != 0 and place in self._storages
 
     # ------------------------------------------------------------------ torch's own fast paths
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.flow.modules import ORIGINAL
+from kvtrace.record.local import address
 
 LARGE_BYTES = 1 << 20
 """A memory up to this size is copied without a look at what it holds."""
@@ -82,7 +83,7 @@ class Copier:
         self._dtype = dtype
         self._known_zeros = frozenset(zeros)
         self._constant = constant
-        self._weights = {_address(one) for one in weights}
+        self._weights = {address(one) for one in weights}
         self._memories: dict[int, torch.UntypedStorage] = {}
         self._memo: dict[int, object] = {}
         self._alive: list[object] = []
@@ -118,7 +119,7 @@ class Copier:
     def _tensor(self, tensor: Tensor) -> Tensor:
         wide = self._dtype is not None and (tensor.is_floating_point() or tensor.is_complex())
         try:
-            weight = isinstance(tensor, nn.Parameter) or _address(tensor) in self._weights
+            weight = isinstance(tensor, nn.Parameter) or address(tensor) in self._weights
             if weight and not wide:
                 return tensor
             if wide:
@@ -337,14 +338,6 @@ def _as_it_copies(thing: Any) -> Any:
 def _slots(owner: type) -> Iterable[str]:
     found = vars(owner).get("__slots__", ())
     return (found,) if isinstance(found, str) else found
-
-
-def _address(tensor: Tensor) -> int:
-    """Of its memory; 0 where it has none."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0
 
 
 def _is_zero(memory: torch.UntypedStorage) -> bool:
