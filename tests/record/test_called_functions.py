@@ -191,3 +191,15 @@ def test_look_ups_within_vmap_go_on_as_they_would_alone(tmp_path):
         one = torch.func.vmap(look_up, in_dims=(None, 0))(ids[0], tables)
     assert torch.equal(both, expected)
     assert torch.equal(one[0], expected[0])
+
+
+def test_an_embedding_of_stacked_weights_goes_on_as_it_would_alone(tmp_path):
+    table, ids = torch.nn.Embedding(VOCAB, WIDTH), torch.tensor([[5, 3]])
+    stacked = {"weight": torch.randn(3, VOCAB, WIDTH)}
+
+    def look_up(weights):
+        return torch.func.functional_call(table, weights, (ids,))
+
+    with kvtrace.record(tmp_path / "a.kvt"):
+        found = torch.func.vmap(look_up)(stacked)
+    assert torch.equal(found, stacked["weight"][:, ids])

@@ -158,8 +158,12 @@ def _ids(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tens
         return None
     if not address(index):
         return None  # nothing that can be looked at: within vmap, or of no memory
-    place = table.data_ptr() if address(table) else 0
-    return (index.reshape(1, -1) if index.dim() < 2 else index), place
+    return (index.reshape(1, -1) if index.dim() < 2 else index), place_of(table)
+
+
+def place_of(table: Tensor) -> int:
+    """What tells one table from another; 0 where it has no memory of its own."""
+    return table.data_ptr() if address(table) else 0
 
 
 def _counts(ids: Tensor) -> bool:

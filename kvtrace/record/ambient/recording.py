@@ -21,7 +21,7 @@ from torch import nn
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import TraceWriter
 from kvtrace.record.ambient.evidence import Evidence
-from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups, owner_of
+from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups, owner_of, place_of
 from kvtrace.record.ambient.late import LateWriter
 from kvtrace.record.ambient.met import Met
 from kvtrace.record.ambient.outermost import Outermost, Run
@@ -261,7 +261,7 @@ class AmbientRecording:
             if isinstance(module, nn.Embedding) and (found := tokens_in(arguments)) is not None:
                 root = owner_of(module)
                 if root is not None or self._lookups is not None:
-                    self._step_of(root, found[1], module.weight.data_ptr())
+                    self._step_of(root, found[1], place_of(module.weight))
             return None
         self._leave_modes()
         return self._adopt(module)

@@ -27,6 +27,9 @@ _OURS = __name__.partition(".")[0] + "."
 _LIBRARIES = {"torch", *sys.stdlib_module_names} - {"__main__"}
 _MOST_FRAMES = 6
 _INT16 = 1 << 15
+_LOOKED_AT: dict[str, tuple[int, int]] = {}
+"""Modules that bound none, and how many names they had: thousands, and every recording looks."""
+
 _ALL_OPTIONS = 4096
 """A whole order of more options than this is no choice of a router."""
 
@@ -253,10 +256,16 @@ def _install(patches: Patches) -> None:
 def _imported(selecting: Mapping[int, str]) -> Iterator[tuple[ModuleType, str, str]]:
     """(module, name there, torch's name) of each function that was imported by name."""
     for path, module in list(sys.modules.items()):
-        if isinstance(module, ModuleType) and path.partition(".")[0] not in _LIBRARIES:
-            for bound, value in list(vars(module).items()):
-                if id(value) in selecting:
-                    yield module, bound, selecting[id(value)]
+        if not isinstance(module, ModuleType) or path.partition(".")[0] in _LIBRARIES:
+            continue
+        now = (id(module), len(vars(module)))
+        if _LOOKED_AT.get(path) == now:
+            continue
+        _LOOKED_AT[path] = now
+        for bound, value in list(vars(module).items()):
+            if id(value) in selecting:
+                _LOOKED_AT.pop(path, None)
+                yield module, bound, selecting[id(value)]
 
 
 CHOICES = Patches(_install)
