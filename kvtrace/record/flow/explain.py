@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvtrace.record.flow.prove import HALF, FlowCall, capped, products, rounding
+from kvtrace.record.flow.prove import HALF, FlowCall, capped, largest_finite, products, rounding
 
 # Masks in the wild: -inf, finfo.min, -1e9, -10000 (BERT), and -10000 divided by the root of the
 # head size. exp() of any of them is exactly 0 beside a score that is not masked.
@@ -87,7 +87,8 @@ def explain(
     if not everything:
         rest = torch.where(visible, rest, 0.0)
     largest = (logits if everything else torch.where(visible, logits, 0.0)).abs().amax()
-    reach = queries.norm(dim=-1).amax() * keys.norm(dim=-1).amax() * abs(scale)
+    # padding that sees nothing may have made whole sequences NaN
+    reach = largest_finite(queries.norm(dim=-1)) * largest_finite(keys.norm(dim=-1)) * abs(scale)
     # a bias is small beside 64 steps of 16 bits; product, scale and sum round to two at most
     half = added and any(one.dtype in HALF for one in (queries, keys, logits))
     steps = 4 if half else 64

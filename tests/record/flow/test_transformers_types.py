@@ -66,3 +66,14 @@ def test_alibi_of_bloom_grows_with_the_position_of_the_key():
     slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])
     bias = calls[0].bias[0, :, -1]
     torch.testing.assert_close(bias, slopes[:, None] * torch.arange(4.0), rtol=0, atol=1e-5)
+
+
+def test_sequences_that_padding_made_nan_do_not_hide_the_others():
+    model = tiny_model("mpt", dtype=torch.float64)  # its rows that see nothing become NaN there
+    ids, mask = torch.full((2, 6), 7), torch.ones(2, 6, dtype=torch.long)
+    mask[1, :2] = 0
+    with torch.no_grad(), FlowWatch(model, sink=(calls := []).append) as watch:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    assert bool(logits[1].isnan().any()) and bool(logits[0].isfinite().all())
+    assert watch.unseen == ()
+    assert len(calls) == 4
