@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -281,18 +281,7 @@ class _Parser(Parser):
         return values
 
 
-@dataclass(frozen=True, slots=True)
-class _Check(Verb):
-    """A verb that may run somebody's script."""
-
-    def parser(self) -> Parser:
-        """A parser that leaves the script's words alone."""
-        made = Verb.parser(self)
-        made.__class__ = _Parser
-        return made
-
-
-VERB = _Check(
+VERB = Verb(
     name="check",
     usage="MODEL [PROMPT] | TRACE... | SCRIPT.py [-- ARGS]  [-n N] [--ways A,B] [options]",
     summary="Rounding or bug? Compare what the cache gave with a forward without it, and name the "
@@ -311,4 +300,5 @@ VERB = _Check(
     ),
     arguments=_arguments,
     run=run,
+    reads=_Parser,
 )

@@ -52,6 +52,7 @@ class Verb:
         examples: Pairs of (command, what it does).
         arguments: Adds its arguments to a parser.
         run: Does it; returns the exit code.
+        reads: What parses them: another parser where words of somebody else follow ours.
     """
 
     name: str
@@ -60,11 +61,12 @@ class Verb:
     examples: tuple[tuple[str, str], ...]
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    reads: type[Parser] = Parser
 
     def parser(self) -> Parser:
         """A parser for its arguments."""
         prog = f"kvtrace {self.name}".rstrip()
-        parser = Parser(
+        parser = self.reads(
             prog=prog,
             usage=f"{prog} {self.usage}",
             description=self.summary,

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvtrace.cli import outputs
@@ -132,18 +131,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu", action="store_true", help="let `cuda` mean the CPU in the script")
 
 
-@dataclass(frozen=True, slots=True)
-class _Run(Verb):
-    """A verb whose last words belong to somebody else."""
-
-    def parser(self) -> Parser:
-        """A parser that leaves them alone."""
-        made = Verb.parser(self)
-        made.__class__ = _Parser
-        return made
-
-
-VERB = _Run(
+VERB = Verb(
     name="run",
     usage="[-o FILE] [--force] [--recompute HOW] [--open] [--cpu] (SCRIPT | -m MODULE) [ARGS …]",
     summary="Run a Python script untouched, and record what attends in it: every outermost call "
@@ -158,4 +146,5 @@ VERB = _Run(
     ),
     arguments=_arguments,
     run=run,
+    reads=_Parser,
 )

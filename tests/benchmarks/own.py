@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from time import process_time
 
 import torch
 from torch import nn
 
 import kvtrace
+from benchmarks.pairs import against_plain
 from benchmarks.table import Row
 from kvtrace_fixtures.custom.tuple_cat import GPT
 
@@ -49,16 +47,4 @@ def _row(what: str, model: nn.Module, goal: float | None, runs: int) -> Row:
             with kvtrace.record(model, path, force=True, recompute="off"):
                 plain()
 
-        plain()
-        recorded()
-        pairs = [(_seconds(plain), _seconds(recorded)) for _ in range(runs)]
-    ratios = [with_ / without for without, with_ in pairs]
-    base = median(without for without, _ in pairs) * 1e3
-    note = f"{min(ratios):.3f} to {max(ratios):.3f} in {runs} runs; plain {base:.0f} ms of CPU"
-    return Row(f"{what}, {PROMPT}+{NEW} tokens", median(ratios), "×", goal, note)
-
-
-def _seconds(run_once: Callable[[], None]) -> float:
-    start = process_time()
-    run_once()
-    return process_time() - start
+        return against_plain(f"{what}, {PROMPT}+{NEW} tokens", plain, recorded, goal, runs)

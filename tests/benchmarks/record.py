@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from time import process_time
 from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import kvtrace
+from benchmarks.pairs import against_plain
 from benchmarks.table import Row
 
 NAME = "Recording against plain generate"
@@ -54,13 +52,7 @@ def _row(what: str, model: Any, path: Path, goal: float | None, runs: int, **opt
         with kvtrace.record(model, path, force=True, **options):
             plain()
 
-    plain()
-    recorded()
-    pairs = [(_seconds(plain), _seconds(recorded)) for _ in range(runs)]
-    ratios = [with_ / without for without, with_ in pairs]
-    base = median(without for without, _ in pairs) * 1e3
-    note = f"{min(ratios):.3f} to {max(ratios):.3f} in {runs} runs; plain {base:.0f} ms of CPU"
-    return Row(f"{what}, {PROMPT}+{NEW} tokens", median(ratios), "×", goal, note)
+    return against_plain(f"{what}, {PROMPT}+{NEW} tokens", plain, recorded, goal, runs)
 
 
 def _check_row(model: Any, goal: float, runs: int) -> Row:
@@ -73,17 +65,5 @@ def _check_row(model: Any, goal: float, runs: int) -> Row:
     def checked() -> None:
         kvtrace.assert_cache_consistent(model, ids, new_tokens=NEW)
 
-    plain()
-    checked()
-    pairs = [(_seconds(plain), _seconds(checked)) for _ in range(runs)]
-    ratios = [with_ / without for without, with_ in pairs]
-    base = median(without for without, _ in pairs) * 1e3
-    note = f"{min(ratios):.3f} to {max(ratios):.3f} in {runs} runs; plain {base:.0f} ms of CPU"
     what = f"kvtrace.check in every way, referee included, 124M, {PROMPT}+{NEW} tokens"
-    return Row(what, median(ratios), "×", goal, note)
-
-
-def _seconds(run_once: Callable[[], None]) -> float:
-    start = process_time()
-    run_once()
-    return process_time() - start
+    return against_plain(what, plain, checked, goal, runs)

@@ -23,12 +23,12 @@ def t5(seed=0):
     return ready(T5ForConditionalGeneration(config).eval())
 
 
-def bart(seed=0):
+def bart(seed=0, **others):
     from transformers import BartConfig, BartForConditionalGeneration
 
     torch.manual_seed(seed)
     config = BartConfig(
-        vocab_size=99, max_position_embeddings=64, forced_eos_token_id=None, **_sizes()
+        vocab_size=99, max_position_embeddings=64, forced_eos_token_id=None, **_sizes(), **others
     )
     return ready(BartForConditionalGeneration(config).eval())
 

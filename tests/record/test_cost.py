@@ -3,8 +3,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     MistralConfig,
@@ -12,6 +10,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
+from builders.encoder_decoders import bart
 from builders.tiny_models import tiny_config, tiny_model
 from kvtrace.record.capture.running import passes
 from kvtrace.record.capture.watch import Watch
@@ -273,20 +272,7 @@ def test_what_is_only_estimated_is_named():
 
 
 def test_encoder_and_decoder_are_counted_apart_and_together_make_a_run():
-    config = BartConfig(
-        vocab_size=160,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        max_position_embeddings=64,
-        attn_implementation="eager",
-    )
-    torch.manual_seed(0)
-    model = BartForConditionalGeneration(config).eval()
+    model = bart(attn_implementation="eager")
     ids = torch.randint(4, 90, (2, 7))
     meter, found, past = CostMeter(model), [], [0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from builders.encoder_decoders import bart, t5
 from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
 from builders.tiny_models import tiny_model
 
@@ -184,46 +185,10 @@ def test_a_static_buffer_stores_only_what_was_written(tmp_path):
     assert view.slots.tolist() == list(range(13))
 
 
-def tiny_encoder_decoders():
-    from transformers import (
-        BartConfig,
-        BartForConditionalGeneration,
-        T5Config,
-        T5ForConditionalGeneration,
-    )
-
-    torch.manual_seed(0)
-    t5 = T5Config(
-        vocab_size=99,
-        d_model=32,
-        d_kv=8,
-        d_ff=37,
-        num_layers=2,
-        num_heads=4,
-        decoder_start_token_id=0,
-    )
-    bart = BartConfig(
-        vocab_size=99,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=37,
-        decoder_ffn_dim=37,
-        max_position_embeddings=64,
-        forced_eos_token_id=None,
-    )
-    return {
-        "t5": T5ForConditionalGeneration(t5).eval(),
-        "bart": BartForConditionalGeneration(bart).eval(),
-    }
-
-
-@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("build", [t5, bart])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_cross_attention_writes_once_and_reads_ever_after(name, beams, tmp_path):
-    model = quiet_generation(tiny_encoder_decoders()[name])
+def test_cross_attention_writes_once_and_reads_ever_after(build, beams, tmp_path):
+    model = quiet_generation(build())
 
     def run():
         return model.generate(IDS, num_beams=beams, do_sample=False, max_new_tokens=4)

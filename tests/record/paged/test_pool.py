@@ -9,7 +9,7 @@ import torch
 import kvtrace
 from builders.engines import after_each_forward, batched, engine_model, live_pool, settings
 from kvtrace.analysis.checks.verdict import check
-from record.paged.test_requests import kept, of_request
+from record.paged.test_requests import assert_equal_to_the_pool, of_request
 
 SHARED = list(range(3, 15))
 
@@ -31,17 +31,6 @@ def recorded(model, path, prompts, **options):
 
 
 ENGINE = ("num_blocks", "max_requests_per_batch", "max_batch_tokens", "allow_block_sharing")
-
-
-def assert_equal_to_the_pool(trace, pool):
-    for step in trace:
-        live = pool.rows[step.packed.request, step.positions[0][-1] + 1]
-        for site in trace.meta.sites:
-            keys, values, slots = kept(trace, step, site)
-            expected_keys, expected_values, expected_slots = live[site.layer]
-            assert np.array_equal(keys, expected_keys.transpose(0, 1).numpy())
-            assert np.array_equal(values, expected_values.transpose(0, 1).numpy())
-            assert slots == expected_slots
 
 
 def test_a_prompt_that_begins_like_another_goes_on_with_its_rows(model, tmp_path):

@@ -34,6 +34,18 @@ def run(request, tmp_path_factory):
     return model, kvtrace.open(path), pool, found
 
 
+def assert_equal_to_the_pool(trace, pool):
+    """What each step attended to is what the blocks of its request held, bit by bit."""
+    for step in trace:
+        live = pool.rows[step.packed.request, step.positions[0][-1] + 1]
+        for site in trace.meta.sites:
+            keys, values, slots = kept(trace, step, site)
+            expected_keys, expected_values, expected_slots = live[site.layer]
+            assert np.array_equal(keys, expected_keys.transpose(0, 1).numpy())
+            assert np.array_equal(values, expected_values.transpose(0, 1).numpy())
+            assert slots == expected_slots
+
+
 def of_request(trace):
     """Request to its steps."""
     found = {}
@@ -102,14 +114,7 @@ def kept(trace, step, site):
 
 def test_the_cache_of_each_request_is_what_its_blocks_hold_bit_by_bit(run):
     _, trace, pool, _ = run
-    for step in trace:
-        live = pool.rows[step.packed.request, step.positions[0][-1] + 1]
-        for site in trace.meta.sites:
-            keys, values, slots = kept(trace, step, site)
-            expected_keys, expected_values, expected_slots = live[site.layer]
-            assert np.array_equal(keys, expected_keys.transpose(0, 1).numpy())
-            assert np.array_equal(values, expected_values.transpose(0, 1).numpy())
-            assert slots == expected_slots
+    assert_equal_to_the_pool(trace, pool)
 
 
 def test_the_pool_and_its_blocks_are_named(run):
