@@ -24,6 +24,9 @@ MOST = 4096
 LARGEST = 1 << 26
 """Numbers of a tensor that is still searched for a row."""
 
+_TORCHS_OWN = frozenset(vars(nn.Module()))
+"""What every module has: its parameters, buffers and modules are looked at by themselves."""
+
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, FunctionType, ModuleType)
 
 
@@ -80,7 +83,7 @@ def holders(model: nn.Module, arguments: Mapping[str, object], result: object) -
     walk = _Walk(names)
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if not name.startswith("_") or isinstance(value, Tensor):
+            if name not in _TORCHS_OWN:
                 walk.into(f"{path}.{name}".lstrip("."), value, 2)
         for name, buffer in module.named_buffers(recurse=False):
             walk.into(f"{path}.{name}".lstrip("."), buffer, 2)
