@@ -23,7 +23,8 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
     """The argument that holds token ids, and the ids, [sequences, new].
 
     By name, else the first whole numbers of two dimensions, else of one, else a list of them. Where
-    names leave none, `token_indexes` and `start_tokens` are ids after all.
+    names leave none, `token_indexes` and `start_tokens` are ids after all. Last come three
+    dimensions: several ids for one position, as in music models.
     """
     for name in ("decoder_input_ids", "input_ids"):
         found = arguments.get(name)
@@ -48,7 +49,8 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
         for name, one in arguments.items()
         if not _NEVER.search(name) and isinstance(one, Tensor) and one.dim() == 2 and _whole(one)
     }
-    return next(iter(found.items()), None)
+    codes = {name: one for name, one in whole.items() if one.dim() == 3}
+    return next(iter((found or codes).items()), None)
 
 
 def is_source(name: str, value: object) -> bool:
@@ -144,7 +146,8 @@ def fitted(
     """
     decoding = [call for call in calls if call.kind != "encoder"] or list(calls)
     if not decoding or any(_size(call) == shape for call in decoding):
-        return tokens, shape
+        each = tokens is not None and tokens.dim() == 3 and tokens.shape[:2] == shape
+        return tokens[..., 0] if tokens is not None and each else tokens, shape
     sequences, new = _size(decoding[0])
     if tokens is None:
         return None, (sequences, new)

@@ -24,7 +24,7 @@ from kvtrace.record.capture.inputs import tokens_of
 from kvtrace.record.capture.interface import without_pool
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.chance import own_chance
-from kvtrace.record.lanes.asked import arguments_for, filled, padded_for
+from kvtrace.record.lanes.asked import arguments_for, cast, filled, padded_for
 from kvtrace.record.lanes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.held import held
@@ -285,7 +285,9 @@ class Again:
 def _ids_each(forward: Forward) -> int:
     """Ids for one position, as the codebooks of music models."""
     given, taken = tokens_of(forward.arguments), forward.tokens
-    if given is None or taken is None or not taken.numel() or given.shape[-1] != taken.shape[-1]:
+    if given is None or taken is None or not taken.numel():
+        return 1
+    if given.dim() < 3 and given.shape[-1] != taken.shape[-1]:
         return 1
     return given.numel() // taken.numel()
 
@@ -318,8 +320,9 @@ def recompute(
     choosing = held(ties, batch.paths, batch.rows, told=dtype is None)
     if dtype is None:
         return _forward(model, lambda: model(**arguments), choosing)
-    cast = _cast(model, DTYPES[dtype])
-    return _forward(model, lambda: functional_call(model, cast, (), arguments), choosing)
+    wide = _cast(model, DTYPES[dtype])
+    given = {name: cast(value, DTYPES[dtype]) for name, value in arguments.items()}
+    return _forward(model, lambda: functional_call(model, wide, (), given), choosing)
 
 
 def _forward(

@@ -1,0 +1,41 @@
+"""Models that take several ids for one position: the first of each stands for all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import kvtrace
+
+
+class Codes(nn.Module):
+    """Sums the embeddings of all ids of a position, and attends without a cache."""
+
+    def __init__(self, books_first: bool) -> None:
+        super().__init__()
+        self.books_first = books_first
+        self.books = nn.ModuleList(nn.Embedding(20, 16) for _ in range(3))
+        self.mix, self.head = nn.Linear(16, 48), nn.Linear(16, 20)
+
+    def forward(self, sequence):
+        codes = sequence if self.books_first else sequence.transpose(1, 2)
+        x = sum(book(codes[:, n]) for n, book in enumerate(self.books))
+        q, k, v = self.mix(x).view(*x.shape[:2], 3, 2, 8).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("books_first", [True, False], ids=["[B, K, T]", "[B, T, K]"])
+def test_ids_of_three_dimensions_are_a_step_whoever_calls(tmp_path, books_first):
+    model = Codes(books_first).eval()
+    codes = torch.arange(15).reshape(1, 3, 5)
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
+        model(codes if books_first else codes.transpose(1, 2))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.step(0).tokens == ((0, 1, 2, 3, 4),)
+    assert [note.text for note in trace.notes] == [
+        "could not compute the recomputed lane: it takes 3 ids for one position, and the first of "
+        "them is recorded"
+    ]
