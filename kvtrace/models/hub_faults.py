@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 
 from kvtrace.errors import HubError
 from kvtrace.text import safe
@@ -20,11 +20,13 @@ _DEMO = "the built-in demo needs no network: kvtrace demo"
 
 
 def shown_endpoint() -> str:
-    """The hub's host, and that it is not the usual one where HF_ENDPOINT says so."""
+    """The hub's host; of another one, that HF_ENDPOINT names it, and that it gets the token."""
     # the host alone: an endpoint may carry a password
     parts = urlsplit(constants.ENDPOINT)
     host = (parts.hostname or "?") + (f":{parts.port}" if parts.port else "")
-    return host if host == _DEFAULT_HOST else f"{safe(host)} (HF_ENDPOINT; your token goes there)"
+    if host == _DEFAULT_HOST:
+        return host
+    return f"{safe(host)} (HF_ENDPOINT{'; your token goes there' if get_token() else ''})"
 
 
 def unreachable(repo: str, cause: str) -> HubError:

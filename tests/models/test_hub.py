@@ -3,9 +3,11 @@
 import shutil
 
 import pytest
+from huggingface_hub import constants
 
 from builders.hub import Repository
 from kvtrace.errors import HubError
+from kvtrace.models.hub_faults import shown_endpoint
 from kvtrace_fixtures import BUILT_IN
 
 DEMO = BUILT_IN["demo"].directory
@@ -37,6 +39,16 @@ def test_a_fresh_download_names_the_endpoint(hub, child):
     loaded = child.load("owner/fresh", prompt="Anna")
     assert f"127.0.0.1:{hub.port} (HF_ENDPOINT; your token goes there)" in loaded.chosen
     assert "Bearer hf_secret" in hub.authorization
+
+
+def test_a_token_is_spoken_of_only_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert shown_endpoint() == "127.0.0.1:9 (HF_ENDPOINT; your token goes there)"
+    monkeypatch.delenv("HF_TOKEN")
+    assert shown_endpoint() == "127.0.0.1:9 (HF_ENDPOINT)"
 
 
 def test_a_cached_model_is_loaded_without_a_question(hub, child):
