@@ -20,7 +20,9 @@ def kind_of(path: str, *, two_sided: bool) -> str:
     """
     if _CROSS.search(path):
         return "cross"
-    encodes = two_sided and "encoder" in path.split(".")[:-1]
+    sides = [part for part in path.split(".")[:-1] if part in ("encoder", "decoder")]
+    # a decoder may call its layers an encoder: decoder.bert.encoder.layer.0
+    encodes = two_sided and sides[:1] == ["encoder"]
     return "encoder" if encodes or _SENSES.search(path) else "self"
 
 

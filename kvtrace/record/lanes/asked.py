@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container
-from typing import TYPE_CHECKING
+from collections.abc import Container, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,34 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
 
 
 def _going_on(given: Tensor, batch: Batch, device: torch.device) -> Tensor:
-    """Positions of whole paths, counted on from the position that each first token was given."""
+    """Positions of whole paths, counted on from the position that each first token was given.
+
+    Positions of several axes (time, height, width) stay as they were given, and go on from the
+    last one.
+    """
+    if given.dim() == 3:
+        known = given[..., : batch.rows].to(device)
+        more = torch.arange(1, 1 + batch.rows - known.shape[-1], device=device)
+        known = known.expand(-1, len(batch.paths), -1)
+        return torch.cat([known, known[..., -1:] + more], dim=-1)
     rows = given.expand(len(batch.paths), -1) if given.shape[0] == 1 else given
     pads = [min(path.padding, rows.shape[1] - 1) for path in batch.paths]
     first = [int(row[pad]) for row, pad in zip(rows, pads, strict=True)]
     start = torch.tensor([one - pad for one, pad in zip(first, pads, strict=True)], device=device)
     lowest = torch.tensor(first, device=device)[:, None]
     return torch.maximum(torch.arange(batch.rows, device=device)[None] + start[:, None], lowest)
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """An argument with all its floating tensors in another dtype."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        parts = {name: cast(part, dtype) for name, part in value.items()}
+        return type(value)(**parts) if type(value) is not dict else parts
+    if type(value) in (tuple, list):
+        return type(value)(cast(part, dtype) for part in value)
+    return value
 
 
 def filled(batch: Batch, device: torch.device) -> Tensor:

@@ -1,7 +1,11 @@
-"""What a pass over tokens needs besides them: an encoder's output, images; by text and sequence."""
+"""What a pass over tokens needs besides them: an encoder's output, images, kinds of tokens.
+
+Kept by text and sequence; what there is one of for each token also by step.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +32,9 @@ _REPLACED = {
     "labels",
 }
 
+_TOKEN = re.compile(r"token|type|segment|lang", re.IGNORECASE)
+"""What there is one of for each token, by its name."""
+
 
 @dataclass(slots=True)
 class Extras:
@@ -35,6 +42,8 @@ class Extras:
 
     _texts: dict[int, tuple[int, Mapping[str, object]]] = field(default_factory=dict)
     _last: tuple[int, ...] | None = None
+    _told: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    _names: frozenset[str] = frozenset()
 
     def add(self, step: int, forward: Forward) -> None:
         """A forward became a step: where it begins a text, keep what it was called with."""
@@ -42,7 +51,13 @@ class Extras:
             update.part == "self" and update.length > update.new_keys.shape[2]
             for update in forward.updates
         ):
+            if self._names:
+                given = {name: forward.argument(name) for name in self._names}
+                self._tell(step, given, forward, begins=False)
             return
+        kinds = _per_token(forward)
+        self._names |= kinds.keys()
+        self._tell(step, kinds, forward, begins=True)
         extra = _extra(forward)
         objects = (forward.sequences, *(id(value) for value in extra.values()))
         if objects == self._last:
@@ -51,6 +66,21 @@ class Extras:
         self._texts[step] = forward.sequences, extra
         while len(self._texts) > MAX_TEXTS:
             del self._texts[next(iter(self._texts))]
+            first = next(iter(self._texts))
+            self._told = {one: rows for one, rows in self._told.items() if one >= first}
+
+    def _tell(
+        self, step: int, kinds: Mapping[str, Tensor | None], forward: Forward, *, begins: bool
+    ) -> None:
+        """Keep what each new token was called; of a text that goes on, all but zeros."""
+        new = forward.new
+        rows = {
+            name: one[:, -new:].detach().cpu().clone()
+            for name, one in kinds.items()
+            if one is not None and one.shape[0] == forward.sequences and one.shape[1] >= new
+        }
+        if (begins and rows) or any(bool(one.any()) for one in rows.values()):
+            self._told[step] = rows
 
     def text(self, path: Path) -> int | None:
         """The step whose arguments go with a path; None: they were let go."""
@@ -64,9 +94,35 @@ class Extras:
             return {}
         sequences, extra = self._texts[step]
         rows = [path.row for path in paths]
-        if rows == list(range(sequences)) or max(rows) >= sequences:
-            return extra
-        return {name: _rows(value, rows, sequences) for name, value in extra.items()}
+        if rows != list(range(sequences)) and max(rows) < sequences:
+            extra = {
+                name: _positions(value, rows)
+                if name == "position_ids" and isinstance(value, Tensor)
+                else _rows(value, rows, sequences)
+                for name, value in extra.items()
+            }
+        return {**extra, **self._of_tokens(paths)}
+
+    def _of_tokens(self, paths: Sequence[Path]) -> Mapping[str, Tensor]:
+        """What each token of these paths was called, [paths, rows, …]; fillers and the rest 0."""
+        width = max(len(path.tokens) for path in paths)
+        found: dict[str, Tensor] = {}
+        for place, path in enumerate(paths):
+            begins = (path.root, path.row, 0)
+            nodes = ((node.step, node.sequence, node.start) for node in (*path.shared, *path.nodes))
+            for step, sequence, start in (begins, *nodes):
+                for name, told in self._told.get(step, {}).items():
+                    if name not in found:
+                        found[name] = told.new_zeros((len(paths), width, *told.shape[2:]))
+                    if sequence < told.shape[0]:
+                        part = told[sequence, : width - start]
+                        found[name][place, start : start + len(part)] = part
+        return found
+
+
+def _positions(given: Tensor, rows: Sequence[int]) -> Tensor:
+    """Positions of some sequences, [sequences, new] or with an axis more before."""
+    return given if given.shape[-2] == 1 else given[..., list(rows), :]
 
 
 def _rows(value: Any, rows: Sequence[int], sequences: int) -> Any:
@@ -85,6 +141,7 @@ def _rows(value: Any, rows: Sequence[int], sequences: int) -> Any:
 def _extra(forward: Forward) -> Mapping[str, object]:
     """Arguments that any pass over these tokens needs."""
     takes_decoder = "decoder_input_ids" in forward.arguments
+    kinds = _per_token(forward)
     found: dict[str, object] = {}
     for name, value in forward.arguments.items():
         if value is None or isinstance(value, bool):
@@ -93,13 +150,29 @@ def _extra(forward: Forward) -> Mapping[str, object]:
             continue
         if name == "attention_mask" and not takes_decoder:
             continue
-        per_token = isinstance(value, Tensor) and value.dim() == 2
-        if per_token and not takes_decoder:
+        if name in kinds:
             continue
         found[name] = value
     given = forward.argument("position_ids")
-    if given is not None and given.dim() == 2 and not takes_decoder:
+    if given is not None and given.dim() in (2, 3) and not takes_decoder:
         found["position_ids"] = given  # of the first tokens: those after them go on counting
     elif forward.argument("attention_mask") is not None and not takes_decoder:
         found["position_ids"] = None  # the model counts for itself, padding included
     return found
+
+
+def _per_token(forward: Forward) -> Mapping[str, Tensor]:
+    """Arguments with a whole number, or several, for each token: of a text, of an image."""
+    if "decoder_input_ids" in forward.arguments:
+        return {}
+    return {
+        name: value
+        for name, value in forward.arguments.items()
+        if name not in _REPLACED
+        and name != "attention_mask"
+        and isinstance(value, Tensor)
+        and not value.is_floating_point()
+        and value.dim() >= 2
+        and tuple(value.shape[:2]) == (forward.sequences, forward.new)
+        and (forward.new > 1 or _TOKEN.search(name))
+    }

@@ -205,7 +205,9 @@ class OncePass:
         encoders = {one.index for one in self.trace.meta.sites if one.kind == "encoder"}
         for step in self.trace:
             sites = {site for group in step.sites for site in group.sites}
-            if not sites or not sites <= encoders:
+            # what an encoder read is no path of the decoder, also where nobody saw it attend
+            encoded = sites <= encoders if sites else not (step.caches or step.top)
+            if not encoded:
                 paths.add(step)
         for path in paths.paths:
             path.nodes = [node for node in path.nodes if node.step >= self.since]

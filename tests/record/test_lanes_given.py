@@ -1,0 +1,106 @@
+"""Lanes of models that need more than tokens: images, kinds of tokens, an encoder's output."""
+
+import pytest
+import torch
+
+from builders.encoder_decoders import LISTENERS, READERS
+from builders.recorded import record
+from builders.seeing import SEEING
+from kvtrace.analysis.checks import check
+from kvtrace.record.capture.kinds import kind_of
+
+
+def generate(model, **asked):
+    with torch.no_grad():
+        return model.generate(max_new_tokens=5, do_sample=False, **asked)
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_a_model_that_looks_at_an_image_is_compared_with_that_image(name, tmp_path):
+    model, ids, asked = SEEING[name]()
+    trace, _, _ = record(
+        model,
+        lambda: generate(model, input_ids=ids, **asked),
+        tmp_path / "a.kvt",
+        recompute="once",
+        referee=True,
+    )
+    report = check(trace)
+    assert [(one.name, one.evidence) for one in report.findings] == []
+    assert report.verdict == "equal within rounding", report.reason
+    assert all(trace.compared(n, lane) for n in trace.numbers for lane in ("recomputed", "referee"))
+
+
+def test_what_a_caller_does_to_its_tensors_afterwards_reaches_no_lane(tmp_path):
+    model, ids, asked = SEEING["gemma3"]()
+
+    def run():
+        generate(model, input_ids=ids, **asked)
+        asked["token_type_ids"].zero_()
+
+    trace, _, _ = record(model, run, tmp_path / "a.kvt", recompute="once")
+    assert check(trace).findings == ()
+
+
+READS = {
+    "t5": lambda: (READERS["t5"](), {"input_ids": torch.arange(3, 12)[None]}),
+    "whisper": lambda: (LISTENERS["whisper"](), {"input_features": torch.ones(1, 8, 40)}),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_the_referee_reads_an_encoders_output_in_its_own_dtype(name, tmp_path):
+    model, asked = READS[name]()
+    run = lambda: generate(model, **asked)  # noqa: E731
+    trace, _, _ = record(model, run, tmp_path / "a.kvt", recompute="once", referee=True)
+    last = trace.numbers[-1]
+    assert trace.compared(last, "referee") is not None
+    assert [note.text for note in trace.notes if "referee" in note.text] == []
+
+
+def led():
+    from transformers import LEDConfig, LEDForConditionalGeneration
+
+    from builders.ways import ready
+
+    torch.manual_seed(0)
+    config = LEDConfig(
+        vocab_size=99,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=37,
+        decoder_ffn_dim=37,
+        max_encoder_position_embeddings=64,
+        max_decoder_position_embeddings=64,
+        attention_window=4,
+        decoder_start_token_id=1,
+    )
+    return ready(LEDForConditionalGeneration(config).eval())
+
+
+def test_a_decoder_is_compared_where_nobody_saw_its_encoder_attend(tmp_path):
+    model = led()
+    ids = torch.arange(3, 15)[None]
+    trace, _, _ = record(
+        model, lambda: generate(model, input_ids=ids), tmp_path / "a.kvt", recompute="once"
+    )
+    assert any("encoder" in sentence for sentence in trace.meta.unseen)
+    report = check(trace)
+    assert report.verdict == "equal within rounding", report.reason
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("encoder.encoder.layer.0.attention.self", "encoder"),
+        ("decoder.bert.encoder.layer.0.attention.self", "self"),
+        ("decoder.bert.encoder.layer.0.crossattention.self", "cross"),
+        ("model.decoder.layers.0.self_attn", "self"),
+        ("model.encoder.layers.0.self_attn", "encoder"),
+    ],
+)
+def test_a_decoder_may_call_its_layers_an_encoder(path, kind):
+    assert kind_of(path, two_sided=True) == kind
