@@ -69,6 +69,11 @@ class Implicit:
         self._open: Pass | None = None
         self._function = None if begins_at_once else StepFunction()
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a step has begun and is not over."""
+        return self._open is not None
+
     def looked_up(self, ids: Tensor, table: int) -> None:
         """Token ids were looked up, or positions.
 

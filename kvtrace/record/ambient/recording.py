@@ -199,26 +199,43 @@ class AmbientRecording:
                 self._step_of(None, ids, table)
 
     def _attended(self, call: AttentionCall) -> None:
-        if self._functions is not None and self._functions.implicit is not None:
+        """Attention that no model's own watcher saw: a function's, or a method's of a model."""
+        one = self._functions or (None if self._outermost.inside else self._stepping)
+        if one is not None and one.implicit is not None:
             with self._harmless():
-                self._functions.implicit.attended(call)
+                one.implicit.attended(call)
+
+    @property
+    def _stepping(self) -> Met | None:
+        """The model whose step is under way that no call of it began."""
+        found = [one for one in self._models.values() if one.implicit and one.implicit.under_way]
+        return found[-1] if found else None
 
     def _step_of(self, root: nn.Module | None, ids: torch.Tensor, table: int) -> None:
         """Ids were looked up by code that is no call of a model: a method's, or nobody's."""
+        root = self._holder_of(table) if root is None else root
         if root is None:
             if self._functions is None:
                 self._functions = self._adopt(Functions())
             one: Met | None = self._functions
-            if self._flow is not None:
-                self._flow.begin_step(*ids.shape)
         else:
             one = self._models.get(id(root)) or self._adopt(root)
         if one is None or one.recording is None:
             return
+        if self._flow is not None:
+            self._flow.begin_step(*ids.shape)
         if one.implicit is None:
             name = "tokens" if root is None else next(iter(parameters_of(root)), "tokens")
             one.implicit = Implicit(one.recording, name, begins_at_once=root is not None)
         one.implicit.looked_up(ids, table)
+
+    def _holder_of(self, table: int) -> nn.Module | None:
+        """The model with such steps that a table belongs to, whoever looks ids up in it."""
+        for one in self._models.values():
+            steps = one.implicit is not None and one.implicit.begins_at_once
+            if steps and any(place_of(part) == table for part in one.module.parameters()):
+                return one.module
+        return None
 
     # ------------------------------------------------------------------ around each call
 

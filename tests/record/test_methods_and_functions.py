@@ -1,0 +1,47 @@
+"""A model whose methods are called, and whose parts a function beside it calls, is one model."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import kvtrace
+
+
+class Both(nn.Module):
+    """A cache inside; no forward that is ever called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Embedding(20, 16), nn.Linear(16, 48), nn.Linear(16, 20)
+        self.kept = None
+
+    def generate_one(self, ids):
+        return self.go_on(self.embed(ids))
+
+    def go_on(self, x):
+        q, k, v = self.mix(x).view(1, -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        if self.kept is not None:
+            k, v = torch.cat([self.kept[0], k], 2), torch.cat([self.kept[1], v], 2)
+        self.kept = k, v
+        causal = q.shape[2] > 1
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+        return self.head(x)[:, -1].argmax(-1)
+
+
+def next_token(model, token):
+    """A function that looks the token up itself."""
+    return model.go_on(model.embed(token[:, None]))
+
+
+def test_steps_of_both_are_steps_of_the_model(tmp_path):
+    torch.manual_seed(0)
+    model = Both().eval()
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt") as recording:
+        token = model.generate_one(torch.tensor([[1, 2, 3, 4]]))
+        for _ in range(3):
+            token = next_token(model, token)
+    assert [one.model for one in recording.report.traces] == ["Both"]
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [trace.cache_step(n, 0).length_after for n in range(4)] == [4, 5, 6, 7]
