@@ -155,13 +155,27 @@ def _same_values(match: Match, given: Given, seen: Flags) -> bool:
 
 def live_slots(match: Match, given: Given, seen: Flags) -> Flags:
     """Slots that hold rows: all, unless there are more than can have been written."""
-    seq = len(seen)
+    seq, behind = len(seen), _left_behind(match, given, seen)
     known = 0 if match.text is None else match.text.count
     if seq <= known + given.new or bool(seen.all()) or not bool(seen.any()):
-        return np.ones(seq, bool)
+        return ~behind
     cells = cells_before(match)
     found: Flags = seen | (cells != UNWRITTEN).any(0) | match.changed
-    return found
+    return found & ~behind
+
+
+def _left_behind(match: Match, given: Given, seen: Flags) -> Flags:
+    """Hidden rows of tokens that a caller gave up who goes on from an earlier position, [seq].
+
+    A buffer holds them until they are written over: all that is seen ends just before them.
+    """
+    text, start = match.text, given.start
+    if text is None or start is None or start >= text.ends.min():
+        return np.zeros(len(seen), bool)
+    known = cells_before(match) != UNWRITTEN
+    places = np.where(known, text.positions[match.taken[:, None], match.origin], -1)
+    goes_on = places[:, seen].max(initial=-1) + 1 == start
+    return ~seen & (places >= start).any(0) & goes_on
 
 
 def cells_before(match: Match) -> Numbers:
