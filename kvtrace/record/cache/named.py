@@ -7,6 +7,7 @@ Parameters are never it. Only looks; keeps no tensor.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import FunctionType, ModuleType
@@ -117,10 +118,11 @@ class _Walk:
             self.into(name + more, part, rank, depth + 1)
 
     def _parts(self, value: object) -> Iterator[tuple[str, object]]:
-        if isinstance(value, Mapping):
+        # others that look like mappings and sequences may fetch what they give from a disk
+        if isinstance(value, dict):
             for key, part in list(value.items())[:MOST]:
                 yield f"[{self._key(key)}]", part
-        elif isinstance(value, list | tuple | Sequence):
+        elif isinstance(value, list | tuple | deque):
             if isinstance(value, tuple) and hasattr(value, "_fields"):
                 yield from (
                     (f".{name}", part) for name, part in zip(value._fields, value, strict=True)
