@@ -96,9 +96,9 @@ def error_of(failure: Failed) -> KvtraceError:
 
 
 def _kept(session: Session) -> str:
-    if not session.num_steps:
+    if not (number := session.num_steps):
         return "nothing was recorded"
-    return f"{session.num_steps} steps are in {safe(session.output)}"
+    return f"{number} step{' is' if number == 1 else 's are'} in {safe(session.output)}"
 
 
 class StatusLine:

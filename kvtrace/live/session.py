@@ -248,6 +248,10 @@ class Session:
         if self._asked_to_stop and not self._steps:
             self.ending = Ended("stopped", "before anything was recorded", "")
             return self.ending
+        if self._asked_to_stop and status == -signal.SIGKILL:
+            text = "killed, for the step under way took too long to wait for"
+            self.ending = Ended("stopped", text, self.output)
+            return self.ending
         kept = ""
         if self._steps:
             kept = f" {len(self._steps)} steps are safe: kvtrace open {self.output}."

@@ -76,7 +76,8 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
         keep_rows: Keep the other lanes' rows however large; else up to 256 MiB a pass.
         model_card: All that is said of the model, where the caller knows more than the module.
         sampling: How tokens are chosen, where the caller knows.
-        on_step: Told of each step that was written.
+        on_step: Told of each step that was written; under "each" once more when the pass beside
+            it was.
 
     Returns:
         A context manager: a `Recording`, or an `AmbientRecording` where no model is given.

@@ -276,17 +276,19 @@ class Recording:
                 recorder.paused = before
 
     def _written(self, step: Step) -> None:
-        """A step is in the file."""
+        """A step is in the file; it is told before the pass beside it, which may take long."""
         self.num_texts += step.parent is None and not _slides(step.tokens, self._tokens)
         self._tokens = step.tokens
+        if self._on_step is not None:
+            self._on_step(step)
         each = self._lanes.options.mode == "each" and self._agree(ready=True)
         if each and self.recorder is not None and self._writer is not None:
             try:
                 self.recorder.meta = self._lanes.written(step, self.recorder.meta, self._writer)
             except WriteError as error:
                 self.recorder.failure = error
-        if self._on_step is not None:
-            self._on_step(step)
+            if self._on_step is not None:
+                self._on_step(step)
 
     def _generation(self, run: Generation) -> None:
         """`generate` begins, or has ended."""

@@ -190,6 +190,9 @@ def test_close_kills_what_does_not_listen():
     session.close(patience=0.2)
     assert session.finished
     assert not exists(session.pid)
+    assert session.failure is None
+    text = "killed, for the step under way took too long to wait for"
+    assert session.ending == Ended("stopped", text, "a.kvt")
     session.close()
 
 

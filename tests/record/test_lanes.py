@@ -106,6 +106,16 @@ def test_each_step_has_a_pass_and_its_time(tmp_path):
     assert len(trace) == 5
 
 
+def test_a_step_is_told_before_the_pass_beside_it_which_may_take_long(tmp_path):
+    model, passes, told = tiny_model("llama"), [], []
+    model.register_forward_hook(lambda *_: passes.append(None))
+    options = {"recompute": "each", "on_step": lambda step: told.append((step.number, len(passes)))}
+    recorded(model, tmp_path / "a.kvt", ids(), options=options, max_new_tokens=2, min_new_tokens=2)
+    (_, own), (_, both), (_, next_own), (_, next_both) = told
+    assert [number for number, _ in told] == [0, 0, 1, 1]
+    assert 1 == own < both == next_own - 1 < next_both - 1
+
+
 def test_a_model_that_looks_ahead_is_found(tmp_path):
     model = tiny_model("llama", attn_implementation="eager")
     norm = model.model.layers[0].input_layernorm
