@@ -175,7 +175,8 @@ def _left_behind(match: Match, given: Given, seen: Flags) -> Flags:
     known = cells_before(match) != UNWRITTEN
     places = np.where(known, text.positions[match.taken[:, None], match.origin], -1)
     goes_on = places[:, seen].max(initial=-1) + 1 == start
-    return ~seen & (places >= start).any(0) & goes_on
+    behind: Flags = ~seen & (places >= start).any(0) & goes_on
+    return behind
 
 
 def cells_before(match: Match) -> Numbers:

@@ -230,8 +230,14 @@ class Lanes:
 
 
 def _lowest(meta: Meta, autocast: str) -> str:
-    """The dtype with the fewest digits: autocast multiplies in a lower one than the weights'."""
-    found = [meta.model.dtype, autocast, *(site.dtype for site in meta.sites)]
+    """The dtype with the fewest digits: autocast multiplies in a lower one than the weights'.
+
+    Of each call as it was first met: one that is less exact later on is what is to be found.
+    """
+    first: dict[tuple[str, int, str], str] = {}
+    for site in meta.sites:
+        first.setdefault((site.module, site.call, site.kind), site.dtype)
+    found = [meta.model.dtype, autocast, *first.values()]
     order = ["bfloat16", "float16", "float32", "float64"]
     known = [one for one in found if one in order]
     return min(known, key=order.index) if known else meta.model.dtype
