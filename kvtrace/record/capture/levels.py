@@ -1,8 +1,8 @@
 """Which modules level 1 will see, which need the data flow, and which nobody saw.
 
 A module that asks transformers' attention interface is seen for nothing; the data flow costs time,
-so it is followed only in modules that look like attention and do not ask, or everywhere in a
-model where nothing asks.
+so it is followed only in modules that look like attention and do not ask, or not for all of their
+settings, or everywhere in a model where nothing asks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.flow import FlowWatch
 
 _ASKS = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
+_WRITES = {"softmax", "scaled_dot_product_attention"}
+_CALLS_ON = {"super", "__class__"}
 _LOOKS = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
 
 
@@ -36,19 +38,33 @@ def asks(kind: type) -> bool:
 
 
 def _has_asking_method(kind: type) -> bool:
+    return any(_mentions(code, _ASKS) for code in _methods(kind))
+
+
+def may_bypass(kind: type) -> bool:
+    """Whether a class that asks also has attention written out, for some of its settings."""
+    return any(_mentions(code, _WRITES) for code in _methods(kind))
+
+
+def _methods(kind: type) -> Iterator[CodeType]:
+    """What runs when methods of a class are called: not what a subclass has replaced."""
+    replaced: set[str] = set()
     for owner in kind.__mro__:
         if owner is nn.Module or owner.__module__ == "transformers.modeling_utils":
-            break
-        for method in vars(owner).values():
+            return
+        for name, method in vars(owner).items():
             function = inspect.unwrap(method) if callable(method) else None
-            if isinstance(function, FunctionType) and _mentions(function.__code__):
-                return True
-    return False
+            if not isinstance(function, FunctionType) or name in replaced:
+                continue
+            yield function.__code__
+            if not _mentions(function.__code__, _CALLS_ON):
+                replaced.add(name)
 
 
-def _mentions(code: CodeType) -> bool:
+def _mentions(code: CodeType, names: Set[str]) -> bool:
     inner = (one for one in code.co_consts if isinstance(one, CodeType))
-    return not _ASKS.isdisjoint(code.co_names) or any(_mentions(one) for one in inner)
+    own = (*code.co_names, *code.co_freevars)
+    return not names.isdisjoint(own) or any(_mentions(one, names) for one in inner)
 
 
 def looks_like_attention(kind: type[nn.Module]) -> bool:
@@ -59,6 +75,13 @@ def looks_like_attention(kind: type[nn.Module]) -> bool:
 def lower_levels(model: nn.Module) -> FlowWatch | None:
     """What watches the data flow where it must be; None: level 1 will see everything."""
     asking = {path for path, module in model.named_modules() if asks(type(module))}
+    doubted = {
+        path: type(module).__module__.startswith("transformers.")
+        for path, module in model.named_modules()
+        if path in asking and looks_like_attention(type(module)) and may_bypass(type(module))
+    }
+    if getattr(getattr(model, "config", None), "_attn_implementation", "eager") != "eager":
+        doubted = {path: theirs for path, theirs in doubted.items() if not theirs}
 
     def deliver(call: AttentionCall) -> None:
         for one in passes():
@@ -73,10 +96,11 @@ def lower_levels(model: nn.Module) -> FlowWatch | None:
         path
         for path, module in model.named_modules()
         if looks_like_attention(type(module)) and not _related(path, asking)
-    }
+    } | doubted.keys()
     if not silent:
         return None
     flow = FlowWatch(model, sink=deliver, only=lambda path, _: path in silent)
+    flow.briefly({path: model.get_submodule(path) for path, theirs in doubted.items() if theirs})
     return flow
 
 

@@ -387,8 +387,10 @@ class Watch:
             if call is not None:
                 found.append(call)
                 before.append(raw[4])
+        asked = {call.module for call in found}
+        if self._flow is not None:
+            self._flow.asked(asked)
         if followed:
-            asked = {call.module for call in found}
             more = [each for each in followed if each.call.module not in asked]
             found += [each.call for each in more]
             before += [each.before for each in more]

@@ -71,6 +71,11 @@ class Listening:
         self._counts.clear()
         self.sizes = sizes
 
+    def forget(self, path: str) -> None:
+        """Whatever was said of a module."""
+        self.reasons = {one: why for one, why in self.reasons.items() if one[0] != path}
+        self.notes = {one: None for one in self.notes if not one.startswith(f"{path}: ")}
+
     @contextmanager
     def rehearsal(self) -> Iterator[list[AttentionCall]]:
         """Keep the calls seen meanwhile in a list instead of telling of them."""

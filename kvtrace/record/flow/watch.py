@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -57,6 +57,7 @@ class FlowWatch:
         self._stack = contextlib.ExitStack()
         self._scripted: tuple[str, ...] = ()
         self._silent: dict[str, str] = {}
+        self._brief: dict[str, nn.Module] = {}
 
     # ------------------------------------------------------------------ on and off
 
@@ -96,6 +97,18 @@ class FlowWatch:
         for path in self._forwards.compiled:
             name = path or type(model).__name__
             self._listening.notes[f"{name}: compiled code was run eagerly"] = None
+
+    def briefly(self, modules: Mapping[str, nn.Module]) -> None:
+        """Watch these, by path, only until they are known to ask for their attention."""
+        self._brief.update(modules)
+
+    def asked(self, paths: Iterable[str]) -> None:
+        """These asked for their attention: what was followed in them is forgotten."""
+        for path in self._brief.keys() & set(paths):
+            self._chosen[id(self._brief.pop(path))] = False
+            self._silent.pop(path, None)
+            self._listening.forget(path)
+            self.followed = False
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -1,0 +1,93 @@
+"""Modules that may ask for their attention, and may calculate it themselves."""
+
+import pytest
+import torch
+from torch import nn
+
+from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
+from builders.tiny_models import tiny_config, tiny_model
+from builders.ways import generate, ready
+
+SLOWER = "the data flow was followed: milliseconds include the time this took"
+
+
+def gpt2(**settings):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = tiny_config("gpt2").to_dict() | settings
+    torch.manual_seed(0)
+    config = GPT2Config(**sizes)
+    return ready(GPT2LMHeadModel._from_config(config, attn_implementation="eager").eval())
+
+
+def seen(model, folder):
+    expected = generate(model)()
+    trace, held, found = record(model, generate(model), folder / "a.kvt")
+    assert torch.equal(found, expected)
+    assert trace.meta.unseen == ()
+    assert_caches_agree(trace, held)
+    assert_attention_explains_itself(trace)
+    return trace
+
+
+@pytest.mark.parametrize(("upcast", "level"), [(True, 3), (False, 1)])
+def test_gpt2_is_seen_whether_or_not_it_reorders_and_upcasts(upcast, level, tmp_path):
+    trace = seen(gpt2(reorder_and_upcast_attn=upcast), tmp_path)
+    assert [(site.level, site.layer) for site in trace.meta.sites] == [(level, n) for n in range(4)]
+    assert all(len(step.sites[0].sites) == 4 for step in trace)
+    assert (SLOWER in trace.meta.not_recorded) is upcast
+
+
+def by_hand(kind):
+    """A subclass of an attention of transformers that calculates its attention itself."""
+
+    class Attention(kind):
+        def forward(self, hidden_states, position_embeddings, past_key_values=None, **_):
+            from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
+
+            shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+            q, k, v = (
+                part(hidden_states).view(shape).transpose(1, 2)
+                for part in (self.q_proj, self.k_proj, self.v_proj)
+            )
+            q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+            k, v = past_key_values.update(k, v, self.layer_idx)
+            k, v = (repeat_kv(rows, self.num_key_value_groups) for rows in (k, v))
+            scores = q @ k.mT * self.scaling
+            new, seq = scores.shape[-2:]
+            later = torch.ones(new, seq, dtype=torch.bool).triu(seq - new + 1)
+            weights = scores.masked_fill(later, float("-inf")).softmax(-1)
+            out = (weights @ v).transpose(1, 2).reshape(*hidden_states.shape[:-1], -1)
+            return self.o_proj(out), weights
+
+    return Attention
+
+
+class Sometimes(nn.Module):
+    """Mixed in: asks for the attention of a prompt, and calculates that of single tokens."""
+
+    def forward(self, hidden_states, **given):
+        if hidden_states.shape[1] > 1:
+            return super().forward(hidden_states, **given)
+        return self.alone(hidden_states, **given)
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 2, 3), (1, 2)])
+def test_a_subclass_that_calculates_its_attention_itself_is_seen(layers, tmp_path):
+    model = ready(tiny_model("llama"))
+    for number in layers:
+        attention = model.model.layers[number].self_attn
+        attention.__class__ = by_hand(type(attention))
+    trace = seen(model, tmp_path)
+    found = {site.layer: site.level for site in trace.meta.sites}
+    assert found == {n: 3 if n in layers else 1 for n in range(4)}
+
+
+def test_a_module_that_only_asks_for_the_attention_of_prompts_is_seen_whole(tmp_path):
+    model = ready(tiny_model("llama"))
+    for layer in model.model.layers:
+        kind = type(layer.self_attn)
+        mixed = type("Attention", (Sometimes, kind), {"alone": by_hand(kind).forward})
+        layer.self_attn.__class__ = mixed
+    trace = seen(model, tmp_path)
+    assert all(len(step.sites[0].sites) == 4 for step in trace)
