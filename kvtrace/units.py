@@ -1,4 +1,4 @@
-"""Integers as people read them: bytes, FLOPs, nanoseconds, ratios.
+"""Integers as people read them: counts, bytes, FLOPs, nanoseconds, ratios.
 
 The only module that formats numbers with units. It knows nothing of what they measure.
 """
@@ -24,6 +24,11 @@ def _three_digits(value: float) -> str:
     if size >= 99.95:
         return f"{value:.0f}"
     return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """How many of something: `1 row`, `2 rows`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def flops(count: int) -> str:

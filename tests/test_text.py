@@ -45,6 +45,8 @@ def test_a_tokens_leading_space_is_seen():
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
+        (units.counted(0, "step"), "0 steps"),
+        (units.counted(1, "step"), "1 step"),
         (units.flops(999), "999 FLOP"),
         (units.flops(250_000_000), "250 MFLOP"),
         (units.flops(13_900_000_000), "13.9 GFLOP"),

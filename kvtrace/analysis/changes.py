@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace import units
 from kvtrace.trace import CacheEvent, CacheStep, Run, Trace
 
 
@@ -41,7 +42,7 @@ class LayerChange:
     def text(self) -> str:
         """In words: `+1 row, 13 → 14`."""
         if not self.held:
-            return f"{self.attended} rows, not kept ({self.kind})"
+            return f"{_rows(self.attended)}, not kept ({self.kind})"
         words = []
         if self.appended:
             words.append(f"+{_rows(self.appended)}")
@@ -130,4 +131,4 @@ def _inside(runs: tuple[Run, ...], start: int, stop: int) -> int:
 
 
 def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"
+    return units.counted(count, "row")

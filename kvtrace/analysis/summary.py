@@ -197,7 +197,7 @@ def _time(elapsed_ns: int | None) -> str:
 
 
 def _count(rows: int) -> str:
-    return "1 row" if rows == 1 else f"{rows} rows"
+    return units.counted(rows, "row")
 
 
 def _each(rows: Extent) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kvtrace import units
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED
 from kvtrace.analysis.checks.spoken import spoken
 from kvtrace.analysis.diff import Diff, Parting, TokensPart
@@ -51,9 +52,8 @@ def lines(found: Diff, traces: tuple[Trace, Trace], files: tuple[str, str]) -> l
 def _headline(found: Diff, trace: Trace) -> str:
     if found.verdict == UNCHECKED:
         return f"could not check: {safe(found.reason, 1000)}"
-    plural = "" if found.tokens == 1 else "s"
     if found.first is None:
-        return f"equal within rounding ({found.tokens} token{plural} in common)"
+        return f"equal within rounding ({units.counted(found.tokens, 'token')} in common)"
     one = found.first
     kv = "kv head" if one.tensor in (Tensor.KEYS, Tensor.VALUES) else "head"
     name = "" if found.finding is None else f", looks like {found.finding.name}"
@@ -137,7 +137,8 @@ def _growth(found: Diff) -> list[str]:
 
 def _unfinished(traces: tuple[Trace, Trace]) -> list[str]:
     return [
-        f"Mind: {safe(trace.name)} is incomplete; its first {len(trace)} steps were compared."
+        f"Mind: {safe(trace.name)} is incomplete; its first "
+        f"{units.counted(len(trace), 'step')} were compared."
         for trace in traces
         if trace.ending is None or trace.damage
     ]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from kvtrace import units
 from kvtrace.cli.signals import Interrupted, as_exceptions
 from kvtrace.errors import (
     KvtraceError,
@@ -98,7 +99,8 @@ def error_of(failure: Failed) -> KvtraceError:
 def _kept(session: Session) -> str:
     if not (number := session.num_steps):
         return "nothing was recorded"
-    return f"{number} step{' is' if number == 1 else 's are'} in {safe(session.output)}"
+    are = "is" if number == 1 else "are"
+    return f"{units.counted(number, 'step')} {are} in {safe(session.output)}"
 
 
 class StatusLine:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvtrace.cli.grammar import Verb
 from kvtrace.text import safe
-from kvtrace.units import byte_size
+from kvtrace.units import byte_size, counted
 
 if TYPE_CHECKING:
     from kvtrace.files import FileReport
@@ -50,7 +50,7 @@ def _lines(report: FileReport) -> list[str]:
     ending = _unfinished(report) if report.ending is None else _ended(report)
     lines = [
         f"{safe(report.name)}: kvtrace trace, format {report.version}, {byte_size(report.size)}",
-        f"{report.steps} steps, {ending}",
+        f"{counted(report.steps, 'step')}, {ending}",
         "",
         "frames",
         *(

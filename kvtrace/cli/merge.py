@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kvtrace import units
 from kvtrace.cli import outputs
 from kvtrace.cli.grammar import Verb
 from kvtrace.errors import UsageError
@@ -27,8 +28,8 @@ def run(values: argparse.Namespace) -> int:
     paths = rank_files(folders[0]) if folders else given
     outputs.chosen(values.output, force=values.force)
     done = merge(paths, values.output, force=values.force)
-    files = "1 rank" if len(paths) == 1 else f"{len(paths)} ranks"
-    print(f"{safe(str(values.output))}: {done.steps} steps of {files}")
+    files = units.counted(len(paths), "rank")
+    print(f"{safe(str(values.output))}: {units.counted(done.steps, 'step')} of {files}")
     for text in done.text[:_LOSSES_SHOWN]:
         print(f"  {safe(text, 1000)}")
     if len(done.text) > _LOSSES_SHOWN:

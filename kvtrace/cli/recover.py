@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kvtrace import units
 from kvtrace.cli import outputs
 from kvtrace.cli.grammar import Verb
 from kvtrace.text import safe
@@ -20,7 +21,7 @@ def run(values: argparse.Namespace) -> int:
     target = values.output or source.parent / f"{source.stem}.recovered.kvt"
     outputs.chosen(target, force=values.force)
     done = recover(source, target, force=values.force)
-    print(f"{safe(str(target))}: {done.steps} steps")
+    print(f"{safe(str(target))}: {units.counted(done.steps, 'step')}")
     for text in done.text[:_LOSSES_SHOWN]:
         print(f"  lost: {safe(text, 1000)}")
     if len(done.text) > _LOSSES_SHOWN:

@@ -66,7 +66,7 @@ def head(trace: Trace) -> list[str]:
         ended = safe(ending.reason) + (f" ({safe(ending.text)})" if ending.text else "")
     versions = ", ".join(f"{name} {value}" for name, value in trace.meta.versions.items())
     rows = [
-        ["trace", f"{safe(trace.name)}, {len(trace)} steps, ended: {ended}"],
+        ["trace", f"{safe(trace.name)}, {units.counted(len(trace), 'step')}, ended: {ended}"],
         ["model", f"{safe(card.name)}: {safe(', '.join(filter(None, model)))}; {size}"],
         ["weights", safe(card.weights or "not pinned")],
         [
@@ -270,7 +270,9 @@ def _so_far(trace: Trace, numbers: Sequence[int]) -> list[str]:
     cost, memory = step_cost(trace, last), cache_memory(trace, last)
     conventions = {logits: step_cost(trace, last, logits) for logits in Logits}
     rows = [["", "cached", "without cache", "ratio"]]
-    rows.append(_pair(f"{total.steps} steps", total.cached_flops, total.recomputed_flops))
+    rows.append(
+        _pair(units.counted(total.steps, "step"), total.cached_flops, total.recomputed_flops)
+    )
     rows.append(["time", *times])
     rows.append(_pair(f"step {last}", cost.cached.flops, cost.recomputed.flops))
     rows += [_pair(f"  {part.title}", part.cached, part.recomputed) for part in cost.parts]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kvtrace import units
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import TraceWriter
 from kvtrace.record.ambient.evidence import Evidence
@@ -356,7 +357,7 @@ class AmbientRecording:
         for one in self._models.values():
             name = type(one.module).__name__
             if one.training:
-                calls = "1 call" if one.training == 1 else f"{one.training} calls"
+                calls = units.counted(one.training, "call")
                 were = "was" if one.training == 1 else "were"
                 out.append(f"{name}: {calls} trained or measured a loss and {were} not recorded")
             if one.recording is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from math import sqrt
 
+from kvtrace import units
+
 _HELD = {
     "float64": 1e-12,
     "float32": 2e-5,
@@ -26,7 +28,7 @@ def tolerance(dtype: str, layers: int) -> tuple[float, str]:
     """
     base = _HELD.get(dtype, _HELD["bfloat16"])
     grown = base * sqrt(max(1.0, layers / _MEASURED_LAYERS))
-    depth = f"{layers} layers" if layers != 1 else "1 layer"
+    depth = units.counted(layers, "layer")
     return grown, f"{dtype} rounding through {depth}; healthy models stay within {grown:.0e}"
 
 
