@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.identify import Identity, matches
-from kvtrace.analysis.checks.levels import quantised
+from kvtrace.analysis.checks.inexact import inexact
+from kvtrace.analysis.checks.parted import parted_features, parted_heads
 from kvtrace.analysis.checks.relations import (
     factor,
     factors,
     head_order,
     rotation,
-    rounded_to,
     same_numbers,
     shift,
     slope,
@@ -20,7 +22,9 @@ from kvtrace.analysis.checks.relations import (
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.rows import (
     Indices,
+    changed_before,
     differing,
+    differing_features,
     finding,
     named_slots,
     only_heads,
@@ -31,6 +35,7 @@ from kvtrace.analysis.checks.rows import (
 from kvtrace.analysis.checks.scene import Scene
 from kvtrace.trace.dtypes import Floats
 
+_VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
 _NUMBERS = 16
 """So many are not by chance the same in another order."""
 
@@ -153,31 +158,47 @@ def check_misaligned(scene: Scene, identity: Identity) -> Finding | None:
 
 def check_contents(scene: Scene, identity: Identity) -> Finding | None:
     """Rows that match no reference row: how are they related to the right one?"""
-    for tensor, found in (("k", identity.by_key), ("v", identity.by_value)):
-        rows = unknown(scene, found)
-        other = identity.by_value if tensor == "k" else identity.by_key
-        inside = rows[supposed_inside(scene, rows)]
-        if len(inside):
-            return _related(scene, tensor, inside, other)
-        if len(rows):
-            evidence = f"{tensor} of {named_slots(scene, rows)} matches no recomputed row"
-            return finding(scene, "CONTENT", tensor, evidence, rows)
+    first = _contents(scene, identity, "k")
+    if first is None or first.name != "DTYPE":
+        return first or _contents(scene, identity, "v")
+    # rounding is often meant: what is wrong with the values beside it is not
+    worse = _contents(scene, identity, "v")
+    if worse is None or worse.name in ("DTYPE", *_VAGUE):
+        return first
+    return replace(worse, evidence=f"{worse.evidence}; besides, {first.evidence} (DTYPE)")
+
+
+def _contents(scene: Scene, identity: Identity, tensor: str) -> Finding | None:
+    """The same of keys or values alone."""
+    known = identity.by_key, identity.by_value
+    found, other = known if tensor == "k" else known[::-1]
+    rows = unknown(scene, found)
+    inside = rows[supposed_inside(scene, rows)]
+    if len(inside):
+        return _related(scene, tensor, inside, other)
+    if len(rows):
+        evidence = f"{tensor} of {named_slots(scene, rows)} matches no recomputed row"
+        return finding(scene, "CONTENT", tensor, evidence, rows)
     return None
 
 
 def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Finding:
     mine, theirs, atol = pair(scene, tensor, rows, other)
-    changed = bool(scene.changed[rows].any())
+    old = changed_before(scene, rows)
     heads = differing(mine, theirs, atol)
     head, which = only_heads(heads, len(mine), "kv head")
     mine, theirs = mine[heads], theirs[heads]
+    part = differing_features(mine, theirs, atol)
 
     def found(name: str, evidence: str) -> Finding:
         return finding(scene, name, tensor, evidence + which, rows, head)
 
     size = float(np.abs(theirs).max())
-    known = None if head is None else _parted_heads(scene, tensor, rows, heads)
-    known = known or _less_exact(tensor, mine, theirs, size)
+    known = None if head is None else parted_heads(scene, tensor, rows, heads)
+    known = known or inexact(tensor, mine, theirs, size)
+    if known is None and part is not None:
+        known = inexact(tensor, mine[..., part], theirs[..., part], size)
+        known = known or parted_features(scene, tensor, rows, (heads, part))
     if known is not None:
         return found(*known)
     s = factor(mine, theirs, atol)
@@ -193,50 +214,11 @@ def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Findin
     if theirs.size >= _NUMBERS and same_numbers(mine, theirs, atol):
         return found("HEAD-RESHAPE", f"{tensor} holds the same numbers in another arrangement")
     far = float(np.abs(mine - theirs).max())
-    if changed:
-        held = rows[scene.changed[rows]]
-        evidence = f"{named_slots(scene, held)} changed since the step before, by up to {far:.3g}"
+    if len(old):
+        evidence = f"{named_slots(scene, old)} changed since the step before, by up to {far:.3g}"
         return found("OLD-ROWS-CHANGED", evidence)
     evidence = f"{tensor} of {named_slots(scene, rows)} is off by up to {far:.3g} of {size:.3g}"
     return found("CONTENT", evidence)
-
-
-def _parted_heads(
-    scene: Scene, tensor: str, rows: Indices, heads: Indices
-) -> tuple[str, str] | None:
-    """Some heads of a row alone are zero, or hold another token than the rest of it."""
-    lane, right = scene.cached, scene.reference
-    keys = tensor == "k"
-    held = (lane.keys if keys else lane.values)[heads][:, rows]
-    there = (right.keys if keys else right.values)[heads]
-    if not held.any() and there.any():
-        name = "K-NOT-WRITTEN" if keys else "V-NOT-WRITTEN"
-        return name, f"{tensor} of {named_slots(scene, rows)} is all zero"
-    limit = scene.atol.keys if keys else scene.atol.values
-    places = matches(held, there, scene.supposed[rows], limit)
-    if (places < 0).any():
-        return None
-    evidence = (
-        f"slot {scene.slots[rows[0]]}: {tensor} belongs to place {places[0]} in some heads, to "
-        f"place {scene.supposed[rows[0]]} in the others"
-    )
-    return "MISALIGNED", evidence
-
-
-def _less_exact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str, str] | None:
-    """Rows that are nearly right and were rounded."""
-    off = float(np.abs(mine - theirs).max())
-    smaller = rounded_to(mine, theirs) if off < 0.2 * size else None
-    if smaller is not None:
-        return "DTYPE", f"every number of {mine.shape[1]} rows of {tensor} fits in {smaller}"
-    grid = quantised(mine, theirs) if off < 0.35 * size else None
-    if grid is None:
-        return None
-    bits, what = grid
-    return "DTYPE", (
-        f"{mine.shape[1]} rows of {tensor} take evenly spaced values, {1 << bits} at most for "
-        f"each {what}: they were quantised to {bits} bits and back"
-    )
 
 
 def _turned(
@@ -247,7 +229,7 @@ def _turned(
     if turn is None:
         return None
     places = scene.supposed[rows] - scene.padding
-    old = bool(scene.changed[rows].any())
+    old = bool(len(changed_before(scene, rows)))
     rate = slope(turn, places)
     if rate is not None and (len(rows) > 1 or places[0] == 0):
         return _in_proportion(len(rows), float(rate[0]), old)

@@ -61,6 +61,19 @@ def differing(mine: Floats, theirs: Floats, atol: float) -> Indices:
     return heads if len(heads) else np.arange(len(mine))
 
 
+def differing_features(mine: Floats, theirs: Floats, atol: float) -> Indices | None:
+    """Features, the last axis of both, in which anything differs; None where it is all or none."""
+    apart = (np.abs(mine - theirs) > atol).any(axis=(0, 1))
+    features = np.flatnonzero(apart)
+    return features if 0 < len(features) < mine.shape[-1] else None
+
+
+def changed_before(scene: Scene, rows: Indices) -> Indices:
+    """Those of some rows whose slot changed since the step before, and not by its new tokens."""
+    new = np.isin(scene.supposed[rows], scene.places)
+    return rows[scene.changed[rows] & ~new]
+
+
 def only_heads(heads: Indices, count: int, what: str) -> tuple[int | None, str]:
     """The first of some heads, and which they are in words; (None, "") where it is all."""
     if len(heads) == count:

@@ -24,7 +24,8 @@ def check_visibility(scene: Scene, identity: Identity) -> Finding | None:
         want = set(np.flatnonzero(scene.reference.visible[query]).tolist())
         missing, extra = sorted(want - have), sorted(have - want)
         twice = len(places) - len(have)
-        name_evidence = _named(scene, query, have, (missing, extra, twice), want)
+        held = set(identity.place.tolist())
+        name_evidence = _named(scene, query, have, (missing, extra, twice), (want, held))
         if name_evidence is not None:
             name, tensor, evidence = name_evidence
             row = query if tensor == "mask" else _row(scene, rows, places, extra)
@@ -36,7 +37,8 @@ def said_of(
     scene: Scene, query: int, have: set[int], want: set[int]
 ) -> tuple[str, str, str] | None:
     """(kind, tensor, evidence) of a query that sees some places and should see others."""
-    return _named(scene, query, have, (sorted(want - have), sorted(have - want), 0), want)
+    difference = sorted(want - have), sorted(have - want), 0
+    return _named(scene, query, have, difference, (want, have))
 
 
 def _row(scene: Scene, rows: Rows, places: Rows, extra: list[int]) -> int | None:
@@ -61,13 +63,15 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
     query: int,
     have: set[int],
     difference: tuple[list[int], list[int], int],
-    want: set[int],
+    known: tuple[set[int], set[int]],
 ) -> tuple[str, str, str] | None:
-    missing, extra, twice = difference
+    (missing, extra, twice), (want, held) = difference, known
     place, new = int(scene.places[query]), len(scene.places)
-    who = f"the query of place {place}"
+    cross = scene.site.kind == "cross"
+    who = "a query" if cross else f"the query of place {place}"
     overwritten = scene.slots[scene.changed]
-    if scene.lost is not None and not scene.lost & set(missing):
+    hidden = set(missing) <= held  # the rows are there: only the mask keeps them from the query
+    if hidden or (scene.lost is not None and not scene.lost & set(missing)):
         overwritten = overwritten[:0]  # what was replaced is not what is missing
     if twice > 0 and not missing:
         return "DUPLICATE-ROWS", "k", f"{who} sees {twice} rows twice"
@@ -81,33 +85,47 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
         own = {int(p) for p in scene.places[: query + 1]}
         if have and have <= own:
             lost = f"{len(missing)} cached rows are missing"
+            if twice:
+                lost += f", in {twice} other slots it stands again"
             return "HISTORY-LOST", "k", f"{who} sees only {_list(have)}, {lost}"
         if have and have == {min(want)}:
             return "MASK-TOP-LEFT", "mask", f"{who} sees only place {min(want)}"
         if missing == [place]:
             return "NEWEST-MISSING", "mask", f"{who} sees {len(have)} rows, but not its own"
         oldest = sorted(want)[: len(missing)]
-        ring = _took(scene, place) if len(missing) == new == 1 and not len(overwritten) else None
+        alone = len(missing) == new == 1 and not len(overwritten) and not hidden
+        ring = _took(scene, place) if alone else None
         if missing == oldest and ring is not None:
             evidence = f"the new row stands in slot {ring}, among older ones; {_list(missing)} lost"
             return "ROW-OVERWRITTEN", "k", evidence
         if missing == oldest and len(overwritten) != 1:
-            return "EVICTED-EARLY", "k", f"{who} lacks the oldest {len(missing)}: {_list(missing)}"
+            return _too_soon(who, missing, hidden=hidden)
         if len(overwritten):
             evidence = f"slot {overwritten[0]} changed since the step before, {_list(missing)} lost"
             return "ROW-OVERWRITTEN", "k", evidence
         if missing == oldest:
-            return "EVICTED-EARLY", "k", f"{who} lacks the oldest {len(missing)}: {_list(missing)}"
+            return _too_soon(who, missing, hidden=hidden)
         return "MASK", "mask", f"{who} does not see place{_s(missing)} {_list(missing)}"
     if missing:
         slot = f"; slot {overwritten[0]} changed" if len(overwritten) else ""
         evidence = f"{who} lacks {_list(missing)} and sees {_list(extra)}{slot}"
         return "WRONG-SLOT", "k", evidence
+    if cross:  # what the first step hid of an encoder's rows can only be padding
+        return "PAD-VISIBLE", "mask", f"{who} sees padding of the encoder, places {_list(extra)}"
     if min(extra) < scene.padding:
         return "PAD-VISIBLE", "mask", f"{who} sees padding, places {_list(extra)}"
     if max(extra) < min(want, default=0):
         return "WINDOW", "mask", f"{who} sees {len(extra)} older rows: {_list(extra)}"
     return "MASK", "mask", f"{who} sees places {_list(extra)} that it should not"
+
+
+def _too_soon(who: str, missing: list[int], *, hidden: bool) -> tuple[str, str, str]:
+    """The oldest rows are not seen: they are gone, or hidden."""
+    evidence = f"{who} lacks the oldest {len(missing)}: {_list(missing)}"
+    if hidden:
+        are = "they are" if len(missing) > 1 else "it is"
+        return "EVICTED-EARLY", "mask", f"{evidence}; {are} still there, hidden by the mask"
+    return "EVICTED-EARLY", "k", evidence
 
 
 def _took(scene: Scene, place: int) -> int | None:

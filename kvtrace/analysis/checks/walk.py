@@ -215,10 +215,12 @@ def _said_by_the_recorder(trace: Trace, lane: str) -> Iterator[Finding]:
     is unknown there, or is about another lane, was only not compared: no divergence either.
     """
     others = [f"{one.name} lane" for one in trace.meta.lanes if one.name != lane]
+    told = set[str]()
     for note in trace.notes:
         name, _, evidence = note.text.partition(": ")
-        if note.kind != "finding" or name not in KINDS or name == "UNKNOWN":
+        if note.kind != "finding" or name not in KINDS or name == "UNKNOWN" or note.text in told:
             continue
+        told.add(note.text)
         if not any(other in evidence for other in others):
             chosen = name == "TIE"  # by some other module, and no tensor of the attention
             tensor, module = "" if chosen else "k", evidence.partition(" ")[0]

@@ -42,10 +42,8 @@ def test_kv_heads_that_nobody_wrote_are_too_many():
 
 def test_only_a_slot_whose_token_is_missing_was_overwritten():
     toy = Toy()
-    visible = toy.mask([11], np.arange(12))
-    visible[0, :2] = False
-    changed = np.arange(12) == 5
-    scene = toy.scene(visible=visible, changed=changed)
+    k, v, supposed = toy.k[:, 2:], toy.v[:, 2:], np.arange(2, 12)
+    scene = toy.scene(k=k, v=v, supposed=supposed, changed=np.arange(10) == 5)
     assert named(replace(scene, lost=frozenset({7}))) == "EVICTED-EARLY"
     assert named(replace(scene, lost=frozenset({1}))) == "ROW-OVERWRITTEN"
 

@@ -1,0 +1,56 @@
+"""Rows that are nearly right: rounded, quantised, or quantised and given another scale back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvtrace.analysis.checks.levels import quantised
+from kvtrace.analysis.checks.relations import rounded_to
+from kvtrace.trace.dtypes import Floats
+
+_LEFT = 0.25
+"""Of a difference, what may be left of it by quantising once a scale has explained the rest."""
+
+_SCALED = 0.02
+
+
+def inexact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str, str] | None:
+    """(kind, evidence) of rows that are nearly right; None where they are not.
+
+    Args:
+        tensor: Their letter.
+        mine: [heads, rows, dim].
+        theirs: What they should be, of the same shape.
+        size: The largest number of a right row.
+    """
+    off = float(np.abs(mine - theirs).max())
+    smaller = rounded_to(mine, theirs) if off < 0.2 * size else None
+    if smaller is not None:
+        return "DTYPE", f"every number of {mine.shape[1]} rows of {tensor} fits in {smaller}"
+    grid = quantised(mine, theirs) if off < size else None
+    if grid is None:
+        return None
+    bits, what = grid
+    levels = (
+        f"{mine.shape[1]} rows of {tensor} take evenly spaced values, {1 << bits} at most for "
+        f"each {what}: they were quantised to {bits} bits and back"
+    )
+    scaled = _scales(mine, theirs)
+    if scaled is not None:
+        return "OLD-ROWS-SCALED", (
+            f"{levels}, by another scale: about {scaled[0]:.3g} to {scaled[1]:.3g} × the "
+            "recomputed ones, each head of a row by a factor of its own"
+        )
+    return ("DTYPE", levels) if off < 0.35 * size else None
+
+
+def _scales(mine: Floats, theirs: Floats) -> tuple[float, float] | None:
+    """Smallest and largest factor of a head of a row; None where they explain little."""
+    wide, right = mine.astype(np.float64), theirs.astype(np.float64)
+    length = np.maximum((right * right).sum(axis=2), 1e-30)
+    factors = (wide * right).sum(axis=2) / length
+    left = np.abs(wide - factors[..., None] * right).max()
+    explained = left < _LEFT * np.abs(wide - right).max()
+    if not explained or np.abs(factors - 1).max() < _SCALED:
+        return None
+    return float(factors.min()), float(factors.max())
