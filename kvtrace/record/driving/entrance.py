@@ -6,7 +6,6 @@ called differs.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -59,16 +58,20 @@ def called_by(model: nn.Module, bound: Callable[[nn.Module], Callable[..., objec
     own, kind = bound(model), type(model)
 
     def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
-        return own(*args, **kwargs)
-
-    def deepcopy(self: nn.Module, memo: dict[int, object]) -> nn.Module:
-        made = called_by(copy.deepcopy(model, memo), bound)
-        memo[id(self)] = made
-        return made
+        if self.__dict__ is model.__dict__:
+            return own(*args, **kwargs)
+        return bound(_itself(kind, self))(*args, **kwargs)
 
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     forward.__signature__ = inspect.Signature([itself, *parameters_of(own)])  # type: ignore[attr-defined]
-    body = {"forward": forward, "__deepcopy__": deepcopy, "__module__": kind.__module__}
+    body = {"forward": forward, "__module__": kind.__module__}
     made: nn.Module = nn.Module.__new__(type(kind.__name__, (kind,), body))
     made.__dict__ = model.__dict__
+    return made
+
+
+def _itself(kind: type[nn.Module], entrance: nn.Module) -> nn.Module:
+    """A copy of an entrance as what it was copied from: its `forward` is the model's own again."""
+    made = nn.Module.__new__(kind)
+    made.__dict__ = entrance.__dict__
     return made

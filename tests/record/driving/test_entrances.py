@@ -1,0 +1,65 @@
+"""Methods besides forward, tried and recorded on copies that leave the model alone."""
+
+import torch
+from torch import nn
+
+from builders.driven import run_file
+from kvtrace.record.driving.entrance import through
+from kvtrace.record.driving.private import private_copy
+
+INFERENCE = """
+import torch
+from torch import nn
+
+class Trained(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Embedding(256, 8), nn.Linear(8, 24), nn.Linear(8, 256)
+        self.rows = torch.zeros(2, 1, 32, 8)
+
+    def forward(self, tokens, targets):
+        assert tokens.shape[1] == 32
+        return nn.functional.cross_entropy(self.head(self.embed(tokens)).mT, targets)
+
+    @torch.inference_mode()
+    def forward_inference(self, tokens, start_pos: int, window: int):
+        q, k, v = self.qkv(self.embed(tokens)).chunk(3, -1)
+        end = start_pos + tokens.shape[1]
+        self.rows[0, :, start_pos:end], self.rows[1, :, start_pos:end] = k, v
+        mask = torch.ones(tokens.shape[1], end).tril(start_pos).bool()
+        keys, values = self.rows[0, :, :end], self.rows[1, :, :end]
+        return self.head(nn.functional.scaled_dot_product_attention(q, keys, values, mask))
+"""
+
+
+class Counting(nn.Module):
+    """Counts in a buffer, by a method that calls its own forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, ids):
+        self.count += 1
+        return ids
+
+    def step(self, ids):
+        return self(ids)
+
+
+def test_a_copy_of_an_entrance_changes_nothing_of_the_model():
+    model = Counting()
+    entrance = through(model, "step")
+    copied = private_copy(entrance)
+    copied(torch.zeros(1, 1))
+    assert (model.count.item(), copied.count.item()) == (0, 1)
+    entrance(torch.zeros(1, 1))
+    assert (model.count.item(), copied.count.item()) == (1, 1)
+
+
+def test_a_method_beside_a_forward_that_trains_is_driven_with_its_cache(tmp_path):
+    (tmp_path / "trained.py").write_text(INFERENCE)
+    driven = run_file(f"{tmp_path / 'trained.py'}:Trained").driven
+    call = "model.forward_inference(tokens [1, new], start_pos=start, window=0)"
+    assert (driven.call, driven.said[1:]) == (call, ())
