@@ -1,4 +1,4 @@
-"""Caches in private attributes of a module: found, named, and held from the first step on."""
+"""Caches in attributes of a module: found, named, and held from the first step on."""
 
 from __future__ import annotations
 
@@ -67,3 +67,41 @@ def test_the_state_is_named_as_code_calls_it(trace):
 def test_the_first_row_is_kept_by_the_first_step(trace):
     lengths = [trace.cache_step(step.number, 0).length_after for step in trace]
     assert lengths == [1, 2, 3, 4, 5, 6, 6, 6]
+
+
+class Ring(nn.Module):
+    """Prefill attends to all rows; the last four are kept, and single tokens attend to those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.place, self.head = (
+            nn.Embedding(8, 16),
+            nn.Embedding(32, 16),
+            nn.Linear(16, 8),
+        )
+        self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
+        self.keys, self.values = torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, 4, 8)
+
+    def forward(self, ids, start_pos):
+        x = self.embed(ids)  # values know nothing of positions: equal tokens have equal ones
+        at = torch.arange(start_pos, start_pos + ids.shape[1])
+        placed = x + self.place(at)
+        q, k, v = (
+            one(rows).view(1, -1, 2, 8).transpose(1, 2)
+            for one, rows in ((self.query, placed), (self.key, placed), (self.value, x))
+        )
+        self.keys[:, :, at[-4:] % 4], self.values[:, :, at[-4:] % 4] = k[:, :, -4:], v[:, :, -4:]
+        if len(at) == 1:
+            k, v = self.keys, self.values
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=len(at) > 1)
+        return self.head(out.transpose(1, 2).flatten(2))
+
+
+def test_a_ring_keeps_its_own_rows_though_other_tokens_have_equal_values(tmp_path):
+    torch.manual_seed(0)
+    model = Ring().eval()
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        model(torch.tensor([[1, 2, 1, 2, 1, 2, 1, 2]]), 0)
+        model(torch.tensor([[1]]), 8)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [trace.cache_step(step.number, 0).length_after for step in trace] == [4, 4]

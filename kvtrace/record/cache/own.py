@@ -251,7 +251,9 @@ class Own:
             earlier: Found | None = getattr(use, name)
             if found is not None and (earlier is None or found.rank >= earlier.rank):
                 setattr(use, name, found)
-                use.left = found.kept
+                # values alone may be those of another token like it
+                kept = found.kept if use.left is None else use.left
+                use.left = kept and tuple(n for n in kept if n in (found.kept or kept))
         if use.keys is None and use.values is not None and use.turned is None:
             use.turned = find_turned(call.keys, old[::-1].tolist(), self._holders)
 
