@@ -27,7 +27,8 @@ _MAKES = re.compile(
     rf"_?(\w*_)?{_THING}(_\w+)?"
 )
 _RESETS = re.compile(
-    r"(reset|clear|flush|empty|wipe|zero|free)_?((\w*_)?(kv|kvs|cache|caches|state|states|memory"
+    r"(reset|clear|flush|empty|wipe|zero|free|forget|discard|erase|restart)_?((\w*_)?(kv|kvs|cache"
+    r"|caches|state|states|memory"
     r"|history|past|buffers?))?(_\w+)?"
 )
 _TABLES = re.compile(

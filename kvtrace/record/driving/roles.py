@@ -25,7 +25,7 @@ _PLAIN_IDS = re.compile(
 _TEXTS = r"(ids|input|inputs|input_ids|tokens|token_ids|seqs?|sequences?|text|x)"
 _SOURCE = re.compile(rf"src|sources?|(src|source|enc|encoder)_?{_TEXTS}")
 _TARGET = re.compile(rf"tgt|trg|targets?|(tgt|trg|target|dec|decoder)_?{_TEXTS}|prev_output_tokens")
-_LABELS = re.compile(r"targets?|labels?|y|ys|loss_mask|label_ids")
+LABELS = re.compile(r"targets?|labels?|y|ys|loss_mask|label_ids")
 _POSITION = re.compile(
     r"(start|input|cache|cur|curr|current|seq|token|begin|first)_?pos(ition)?s?"
     r"|pos(ition)?s?(_?ids?|_?idx|_?offset|ition)?|(\w+_)?offset|n_?past|index_?pos"
@@ -62,6 +62,7 @@ class Parameter:
         default: None when there is none.
         annotation: As text, empty when there is none.
         positional: Can only be passed by place.
+        told: The role is known, or tried, whatever the name says.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Parameter:
     default: object = None
     annotation: str = ""
     positional: bool = False
+    told: bool = False
 
     @property
     def wants_number(self) -> bool:
@@ -87,8 +89,9 @@ class Parameter:
 
     @property
     def turns_cache_on(self) -> bool:
-        """A flag whose name speaks of a cache."""
-        return self.role == "flag" and CACHE_FLAG.fullmatch(self.name.lower()) is not None
+        """A flag whose name speaks of a cache, or that is known to."""
+        named = CACHE_FLAG.fullmatch(self.name.lower()) is not None
+        return self.role == "flag" and (self.told or named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,7 @@ def _role(one: inspect.Parameter) -> Role:
         return "flag"
     if "mask" in name:
         return "mask"
-    if _LABELS.fullmatch(name):
+    if LABELS.fullmatch(name):
         return "other"
     if _POSITION.fullmatch(name):
         return "position"

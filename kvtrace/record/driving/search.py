@@ -18,6 +18,7 @@ from kvtrace.record.driving.patterns import Pattern
 from kvtrace.record.driving.private import private_copy
 from kvtrace.record.driving.roles import Signature, signature_of
 from kvtrace.record.driving.sizes import Sizes
+from kvtrace.record.driving.unnamed import shown, suspected
 from kvtrace.record.driving.way import Way
 from kvtrace.record.driving.wish import Wish
 from kvtrace.text import safe
@@ -84,12 +85,15 @@ class Search:
         trials = self._trials()
         plain = self._plain(signature, trials)
         theirs = observed(trials, signature)
+        signature = shown(signature, theirs, trials.prefill)
         # a way whose rows see nothing of each other took tokens for sequences
         sound = plain if plain is not None and trials.sees_the_first_token(plain) else None
         best = self._cached(self._ways(signature, sound), trials, theirs, plain)
         if best is None and sound is None:
             self._dead.clear()
             best = self._cached(self._singly(signature), trials, theirs, None)
+        if sound is not None and (best is None or best.verdict == "forgets"):
+            best = self._suspected(signature, trials, sound) or best
         if best is not None:
             return _cached(best, self.otherwise)
         if plain is None:
@@ -177,8 +181,20 @@ class Search:
             )
             yield from (replace(way, feeds="one") for way in ways if way.feeds == "new")
 
-    def _limited(self, ways: Iterable[Way]) -> Iterator[Way]:
-        tries, seconds = (TRIES, SECONDS) if self.thorough else (FEW_TRIES, FEW_SECONDS)
+    def _suspected(self, signature: Signature, trials: Trials, plain: Way) -> Tried | None:
+        """A way that agrees, in which parameters whose names say nothing are for the cache."""
+        variants = suspected(signature)
+        for way in self._limited(
+            (way for one in variants for way in self._ways(one, plain)), few=True
+        ):
+            tried = trials.run(way)
+            if tried.keeps and tried.verdict == "agrees" and not trials.forgets(way):
+                return tried
+        return None
+
+    def _limited(self, ways: Iterable[Way], *, few: bool = False) -> Iterator[Way]:
+        few = few or not self.thorough
+        tries, seconds = (FEW_TRIES, FEW_SECONDS) if few else (TRIES, SECONDS)
         until = time.monotonic() + seconds
         number = 0
         for way in ways:
