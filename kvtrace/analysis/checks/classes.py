@@ -92,7 +92,7 @@ _TABLE = (
     Kind(
         "ROW-OVERWRITTEN",
         "a cached row was overwritten and its token is lost",
-        "The write index points at a row that is still in use.",
+        "The write index points at a row in use, or the buffer is smaller than the mask's window.",
     ),
     Kind(
         "ZERO-ROWS-VISIBLE",

@@ -96,7 +96,8 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
         alone = len(missing) == new == 1 and not len(overwritten) and not hidden
         ring = _took(scene, place) if alone else None
         if missing == oldest and ring is not None:
-            evidence = f"the new row stands in slot {ring}, among older ones; {_list(missing)} lost"
+            lost = f"place {_list(missing)} is lost: {len(have)} rows seen instead of {len(want)}"
+            evidence = f"the new row stands in slot {ring}, among older ones; {lost}"
             return "ROW-OVERWRITTEN", "k", evidence
         if missing == oldest and len(overwritten) != 1:
             return _too_soon(who, missing, hidden=hidden)
