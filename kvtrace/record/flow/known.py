@@ -128,7 +128,8 @@ def is_new(match: Match, given: Given, seen: Flags, *, computed: bool) -> bool:
     """Whether a new text begins, though some of its rows are where an old one's were.
 
     A step that sees no more rows than it has tokens has read nothing. It goes on with a text if it
-    repeats its tokens, or if the old rows are all in place and only hidden from it.
+    repeats its tokens, or if the old rows are all in place and only hidden from it: then its own
+    are all that is seen besides, or all that there is besides, should they be hidden too.
     """
     text = match.text
     assert text is not None
@@ -141,8 +142,8 @@ def is_new(match: Match, given: Given, seen: Flags, *, computed: bool) -> bool:
     reach = min(len(seen), text.cells.shape[1])
     old = np.any(text.live[:, :reach], axis=0)
     in_place = bool((known[:reach] | ~old).all()) and len(seen) > given.new
-    fresh = int((seen & ~known).sum())
-    return not (in_place and fresh == given.new)
+    fresh = int((seen & ~known).sum()), int((match.origin == NOWHERE).any(0).sum())
+    return not (in_place and given.new in fresh)
 
 
 def _same_values(match: Match, given: Given, seen: Flags) -> bool:

@@ -158,6 +158,20 @@ def test_a_text_whose_history_is_hidden_from_it_is_still_the_same_text():
     assert (step.parent, step.computed, step.cells[0, :4].tolist()) == (0, False, [0, 1, 2, 3])
 
 
+def test_a_step_that_does_not_see_its_own_row_goes_on_with_the_text():
+    site, prompt = Site(), rows(3)
+    site.step(prompt, 3, sees(0, 1, 2, of=3, new=3))
+    step = site.step(joined(prompt, rows(1)), 1, sees(0, of=4))
+    assert (step.parent, step.computed, step.cells.tolist()) == (0, False, [[0, 1, 2, 3]])
+    assert (step.written.tolist(), step.again) == ([[3]], 0)
+
+
+def test_a_text_with_the_first_token_of_the_one_before_is_a_new_one():
+    site, buffer = Site(), rows(8)
+    site.step(buffer, 3, sees(0, 1, 2, of=8, new=3))
+    assert site.step(buffer, 1, sees(0, of=8)).parent is None
+
+
 def test_a_zero_row_that_is_seen_stands_for_no_token():
     site, prompt = Site(), rows(3)
     site.step(prompt, 3)
