@@ -7,7 +7,7 @@ read: new rows are copied, of the others only digests are kept. Knows no cache c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -127,6 +127,13 @@ class Derived:
         if not self._waits(call):
             self._seen[call.module, call.call] = self._follow(call, None)
         return replace(call, queries=call.queries.clone(), output=call.output.clone())
+
+    def see_all(self, calls: Sequence[AttentionCall]) -> None:
+        """Look at the calls of a forward that is over."""
+        for call in calls:
+            self._shown[call.module, call.call] = call.keys, call.values
+            if not self._waits(call):
+                self._seen[call.module, call.call] = self._follow(call, None)
 
     def of(self, call: AttentionCall, limit: int | None = None) -> Seen:
         """What is known of a call; it is looked at now if it was not before.

@@ -137,6 +137,7 @@ class Lingering:
 
 
 Keep = Callable[[AttentionCall], AttentionCall]
+KeepLate = Callable[[Sequence[AttentionCall]], Sequence[AttentionCall]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ class Beginning:
         changes: Changes of caches since the forward before.
         seen: Number of attention calls seen in it so far, whenever asked.
         keep: Takes what calls that read from no known cache are given to while the forward runs;
-            what that returns is kept in the call's place.
+            what that returns is kept in the call's place. And takes what all of them are given to
+            where the forward is over; None: nothing is.
         fed: First token of each request of a packed forward, by the number of its cache.
     """
 
@@ -159,7 +161,7 @@ class Beginning:
     caches: frozenset[int]
     changes: tuple[CacheChange, ...]
     seen: Callable[[], int]
-    keep: Callable[[Keep], None] = lambda _: None
+    keep: Callable[[Keep, KeepLate | None], None] = lambda *_: None
     fed: Mapping[int, int] = field(default_factory=dict)
 
 

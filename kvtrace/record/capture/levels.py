@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from time import perf_counter_ns
 from types import CodeType, FunctionType
 
@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.running import Followed, Pass, passes
-from kvtrace.record.flow import FlowWatch
+from kvtrace.record.flow import FlowWatch, Late
 
 _ASKS = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
 _WRITES = {"softmax", "scaled_dot_product_attention"}
@@ -90,7 +90,7 @@ def lower_levels(model: nn.Module) -> FlowWatch | None:
 
     if not asking:
         # outside of its forward nothing of the model attends, and sampling stays as fast as it is
-        flow = FlowWatch(model, sink=deliver, only=lambda *_: True)
+        flow = FlowWatch(model, sink=deliver, only=lambda *_: True, late=_late(lambda: flow))
         return flow
     silent = {
         path
@@ -102,6 +102,26 @@ def lower_levels(model: nn.Module) -> FlowWatch | None:
     flow = FlowWatch(model, sink=deliver, only=lambda path, _: path in silent)
     flow.briefly({path: model.get_submodule(path) for path, theirs in doubted.items() if theirs})
     return flow
+
+
+def _late(watch: Callable[[], FlowWatch]) -> Late:
+    """Calls of a forward that are told of when it is over."""
+
+    def mine() -> Pass | None:
+        return next((one for one in passes() if one.flow is watch()), None)
+
+    def ready() -> bool:
+        one = mine()
+        return one is not None and one.keep_late is not None and not one.updates
+
+    def take(calls: Sequence[AttentionCall]) -> None:
+        one = mine()
+        if one is not None and one.keep_late is not None:
+            start = perf_counter_ns()
+            one.calls += [Followed(call, 0) for call in one.keep_late(calls)]
+            one.own_ns += perf_counter_ns() - start
+
+    return Late(ready, take)
 
 
 def _kept(one: Pass, call: AttentionCall) -> AttentionCall:

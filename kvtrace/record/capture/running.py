@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from kvtrace.record.capture.calls import AttentionCall
     from kvtrace.record.capture.choices import Chooser
     from kvtrace.record.capture.clock import Marks
-    from kvtrace.record.capture.forward import Recurrent
+    from kvtrace.record.capture.forward import Keep, KeepLate, Recurrent
     from kvtrace.record.capture.tracker import CacheTracker
     from kvtrace.record.flow import FlowWatch
     from kvtrace.record.paged.engine import PagedUpdate
@@ -77,6 +77,7 @@ class Pass:
         own_ns: Time spent in patches.
         keep: Given each call of the data flow that read from no known cache, while the forward
             runs; what it returns is kept in the call's place.
+        keep_late: The same of all calls of a forward that is over, where that is early enough.
         paged: Updates of a pool that requests share.
         packed: The requests of a packed forward.
     """
@@ -94,9 +95,14 @@ class Pass:
     started: int = 0
     marks: Marks = ()
     own_ns: int = 0
-    keep: Callable[[AttentionCall], AttentionCall] | None = None
+    keep: Keep | None = None
+    keep_late: KeepLate | None = None
     paged: list[PagedUpdate] = field(default_factory=list)
     packed: Packed | None = None
+
+    def kept_by(self, keep: Keep, late: KeepLate | None) -> None:
+        """Calls are given to these."""
+        self.keep, self.keep_late = keep, late
 
     @property
     def num_calls(self) -> int:

@@ -265,7 +265,7 @@ class Watch:
             self._given(arguments) | fed.keys(),
             tuple(self._tracker.changes),
             lambda: one.num_calls,
-            lambda keep: setattr(one, "keep", keep),
+            one.kept_by,
             fed,
         )
 

@@ -59,6 +59,11 @@ class CostMeter:
         if checked or not self._decoder.done:
             self._watch = ProductWatch(self._plan, seen)
 
+    @property
+    def watches(self) -> bool:
+        """Whether the forward that runs is watched."""
+        return self._watch is not None
+
     def end(self, calls: int) -> None:
         """After a forward: the hooks are gone, what they saw is kept for `measure`.
 

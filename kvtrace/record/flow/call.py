@@ -126,6 +126,11 @@ def _uncounted(*tensors: Tensor) -> AbstractContextManager[object]:
     """Whoever counts the model's operators must not count ours."""
     if any(type(one) not in (Tensor, nn.Parameter) for one in tensors):
         return nullcontext()
+    return without_counting()
+
+
+def without_counting() -> AbstractContextManager[object]:
+    """Nobody counts the operators that run inside, on plain tensors."""
     guard: AbstractContextManager[object] = torch._C._DisableTorchDispatch()
     return guard
 

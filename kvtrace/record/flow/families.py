@@ -31,6 +31,7 @@ class Families:
         by_taint: A tensor was known to be made of parameters by its history alone.
         twice: Weights met values a second time.
         odd: Something else that needs a mode that is always awake.
+        inlined: A scripted function ran as Python, which it only does while a mode is awake.
         begun: Scores that were made so far.
     """
 
@@ -39,6 +40,7 @@ class Families:
     by_taint: bool = False
     twice: bool = False
     odd: bool = False
+    inlined: bool = False
     begun: int = 0
     _open: dict[int, tuple[Letters, int, bool]] = field(default_factory=dict)
     _closed: dict[int, Letters] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class Families:
     def look(self) -> None:
         """A forward begins."""
         self.announced = self.unannounced = self.by_taint = self.twice = self.odd = False
+        self.inlined = False
 
     def forget(self) -> None:
         """A forward is over."""

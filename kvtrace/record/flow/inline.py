@@ -43,8 +43,9 @@ def _run(python: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     families = getattr(mode, "families", None)
     before = getattr(families, "begun", 0)
     out = python(*args, **kwargs)
-    if families is not None and families.begun != before:
-        families.odd = True
+    if families is not None:
+        families.inlined = True
+        families.odd |= families.begun != before
     return out
 
 

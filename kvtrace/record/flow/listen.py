@@ -47,6 +47,7 @@ class Listening:
         notes: Sentences about what was assumed or looked at in another way.
         refused: A fused kernel that hides its rows; set for the frame that called it.
         plan_of_last: How the tensors of the call that was read last lie.
+        told: Calls that were told of lately, where somebody wants to know; else None.
     """
 
     forwards: Forwards
@@ -58,6 +59,7 @@ class Listening:
     refused: Frame | None = None
     plan_of_last: Plan | None = None
     loop: Loop = field(default_factory=Loop)
+    told: list[AttentionCall] | None = None
     _other: dict[str, int] = field(default_factory=dict)
     _crossing: set[str] = field(default_factory=set)
     _counts: Counter[str] = field(default_factory=Counter)
@@ -111,7 +113,7 @@ class Listening:
         scripted = mix.mark.normaliser == SCRIPTED
         call = None
         telling = suppress(Exception) if scripted else self._telling(mix.place)
-        with _aside(mix.product.out), telling:
+        with aside(mix.product.out), telling:
             if is_batched(mix.product.out):
                 raise UnexplainedError("it runs inside of torch.vmap, where no row can be read")
             call = self._read(mix)
@@ -138,7 +140,7 @@ class Listening:
     def walked(self, walk: Walk) -> None:
         """A call has gone a known route: read it as the one before."""
         call, output = None, walk.done[-1].out
-        with _aside(output), self._telling(walk.route.place):
+        with aside(output), self._telling(walk.route.place):
             call = along(walk)
         if call is not None:
             self._take(call, output)
@@ -190,7 +192,7 @@ class Listening:
         if self._is_other(where, first.shape[:-1]):
             return
         call = None
-        with _aside(first), self._telling(where):
+        with aside(first), self._telling(where):
             if kind == "sdpa":
                 whole = of_sdpa(args, kwargs, out, self.sizes_now, where)
             else:
@@ -227,7 +229,7 @@ class Listening:
         waiting = self.loop.take()
         if waiting:
             one = together(waiting, self._around(waiting[0].path))
-            with _aside(one.call.output):
+            with aside(one.call.output):
                 self._emit(replace(one, call=unrepeated(one.call)))
 
     def _around(self, path: str) -> str:
@@ -240,25 +242,31 @@ class Listening:
         call, path = one.call, one.path
         number = self._counts[path]
         self._counts[path] += 1
-        self.sink(
-            AttentionCall(
-                module=path,
-                call=number,
-                layer=layer_of(path, number),
-                kind=self._kind(path),
-                queries=call.queries,
-                keys=call.keys,
-                values=call.values,
-                output=call.output,
-                scale=call.scale,
-                softcap=call.softcap,
-                visible=call.visible,
-                bias=call.bias,
-                sinks=call.sinks,
-                level=call.level,
-                code=call.place,
-            )
+        told = AttentionCall(
+            module=path,
+            call=number,
+            layer=layer_of(path, number),
+            kind=self._kind(path),
+            queries=call.queries,
+            keys=call.keys,
+            values=call.values,
+            output=call.output,
+            scale=call.scale,
+            softcap=call.softcap,
+            visible=call.visible,
+            bias=call.bias,
+            sinks=call.sinks,
+            level=call.level,
+            code=call.place,
         )
+        if self.told is not None:
+            self.told.append(told)
+        self.sink(told)
+
+    def count(self, calls: Sequence[AttentionCall]) -> None:
+        """Somebody else told of these calls of the forward that runs."""
+        for call in calls:
+            self._counts[call.module] = max(self._counts[call.module], call.call + 1)
 
     def _kind(self, path: str) -> str:
         """By the module's name, else by what it was given."""
@@ -344,7 +352,7 @@ def layer_of(path: str, number: int) -> int:
 
 
 @contextmanager
-def _aside(like: Tensor) -> Iterator[None]:
+def aside(like: Tensor) -> Iterator[None]:
     """Calculate beside the model: no graph, no autocast, and nobody else who watches sees it."""
     device = like.device.type
     with torch.no_grad(), torch._C.DisableTorchFunction():

@@ -95,10 +95,11 @@ class Stride:
             given = args[place]
             if type(given) is not type(number) or given != number:
                 return False
-        return self.named is None or _equal(named, self.named)
+        return self.named is None or equal(named, self.named)
 
 
-def _equal(named: Mapping[str, object], mine: Mapping[str, object]) -> bool:
+def equal(named: Mapping[str, object], mine: Mapping[str, object]) -> bool:
+    """Whether named arguments are the same."""
     if len(named) != len(mine):
         return False
     for name, value in mine.items():
@@ -264,7 +265,7 @@ def _strides(
     first, last = log[0], log[-1]
     if any(one.named or one.name not in (*MATMUL, "einsum") for one in (first, last)):
         return None
-    numbers = _numbers(first.args, ())
+    numbers = numbers_of(first.args, ())
     if numbers is None or not isinstance(first.out, Tensor):
         return None
     results = [first.out]
@@ -288,15 +289,12 @@ def _stride(done: Done, results: list[Tensor]) -> Stride | None:
         return None
     if any(x is result for x in (*nested, *others) for result in results):
         return None
-    links = tuple(
-        (place, number)
-        for place, one in enumerate(args)
-        for number, result in enumerate(results)
-        if one is result
-    )
+    # a conversion to what a tensor is already gives back the tensor: the first of equals counts
+    first = {id(result): number for number, result in reversed(list(enumerate(results)))}
+    links = tuple((place, first[id(one)]) for place, one in enumerate(args) if id(one) in first)
     if not links:
         return Stride(done.function, len(args))
-    numbers = _numbers(args, [place for place, _ in links])
+    numbers = numbers_of(args, [place for place, _ in links])
     if numbers is None or _depends(done, results) or not all(map(_plain, others)):
         return None
     axes = done.out.dim() if isinstance(done.out, Tensor) else None
@@ -322,7 +320,7 @@ def _depends(done: Done, results: list[Tensor]) -> bool:
     return isinstance(done.out, list | tuple) and not isinstance(done.out, Size)
 
 
-def _numbers(args: Sequence[Any], links: Sequence[int]) -> Numbers | None:
+def numbers_of(args: Sequence[Any], links: Sequence[int]) -> Numbers | None:
     """Arguments that are no tensors; None where one can't be compared."""
     found = []
     for place, one in enumerate(args):

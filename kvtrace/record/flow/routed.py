@@ -31,11 +31,15 @@ Site = tuple[str, int]
 
 
 class RoutedMode(FlowMode):
-    """Follows scores to outputs, along known ways where it can."""
+    """Follows scores to outputs, along known ways where it can.
+
+    Attributes:
+        routes: Of the sites, as far as known.
+    """
 
     def __init__(self, listener: Listener, is_parameter: Callable[[Tensor], bool]) -> None:
         super().__init__(listener, is_parameter)
-        self._routes: dict[Site, Route] = {}
+        self.routes: dict[Site, Route] = {}
         self._left: Counter[Site] = Counter()
         self._walk: Walk | None = None
         self._log: list[Done] | None = None
@@ -100,7 +104,7 @@ class RoutedMode(FlowMode):
         site, frame = self._listener.site, self._listener.frame
         if site is None:
             return None
-        route = self._routes.get(site)
+        route = self.routes.get(site)
         if route is not None and route.begins(func, args, named, self._listener.sizes_now):
             self._walk = Walk(route, site, frame, [], [])
             return self._walk
@@ -145,7 +149,7 @@ class RoutedMode(FlowMode):
         whole = len(walk.done) + 1 == len(walk.route.strides)
         if not (whole and walk.route.plan.proven % EVERY == 0):
             self._left[walk.site] += 1
-            self._routes.pop(walk.site, None)
+            self.routes.pop(walk.site, None)
         for done in walk.done:
             super().__torch_function__(Told(done), (), done.args, done.named)
 
@@ -169,7 +173,7 @@ class RoutedMode(FlowMode):
             return
         route = learn(log, mix, plan, self._listener.sizes_now, self._kept)
         if route is not None:
-            self._routes[site[0]] = route
+            self.routes[site[0]] = route
 
     def _is_made_of_parameters(self, args: Args) -> bool:
         return any(self._tainted.has(one) for one in args if isinstance(one, Tensor))

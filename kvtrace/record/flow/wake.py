@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from kvtrace.record.capture.overlay import Overlay
 from kvtrace.record.capture.running import depth_of_our_work
+from kvtrace.record.flow.heard import Hearing
 from kvtrace.record.flow.mode import FlowMode
 from kvtrace.record.flow.modules import Frame
 from kvtrace.record.flow.routed import RoutedMode
@@ -46,6 +47,9 @@ METHODS = (
     *("baddbmm", "baddbmm_", "addmm"),
 )
 """Methods of tensors that make products: to replace one costs every tensor its caches."""
+
+SOFTMAX = ((torch, "softmax"), (torch.special, "softmax"))
+"""Where functions are looked up that are heard of, too; `F.softmax` calls the method."""
 
 SEEN_MOST = 128
 """A forward is looked at by a mode that is awake at every power of four, later once in so many."""
@@ -79,11 +83,13 @@ class Waking:
     Attributes:
         mode: It.
         tell: Given a sentence about a module's path.
+        hearing: Hears forwards that need not be followed at all.
         slept: Forwards that were slept through.
     """
 
     mode: RoutedMode
     tell: Callable[[str, str], None]
+    hearing: Hearing
     slept: int = 0
     _listens: bool = False
     _trial: bool = False
@@ -124,14 +130,17 @@ class Waking:
                 if sleeps:
                     self.slept += 1
                     self.mode.listen()
+                    self.hearing.begin(frame)
                     with self._asleep():
                         yield
+                    self.hearing.over(frame)
                 else:
                     self._trial = trial
                     with self.mode:
                         yield
             finally:
                 self._trial = False
+                self.hearing.stop()
         if not sleeps:
             seen = self.mode.families
             known.plain = not (seen.odd or seen.twice or seen.by_taint)
@@ -156,8 +165,9 @@ class Waking:
     def _replaced(self, modules: Iterable[str]) -> Iterator[None]:
         """The functions replaced; those of tensors stay so until all is over."""
         if not self._methods:
-            self._places = [*FUNCTIONS, *_imported(modules)]
-            self._methods = [Overlay(Tensor, name, self._method(name)) for name in METHODS]
+            self._places = [*FUNCTIONS, *SOFTMAX, *_imported(modules)]
+            names = (*METHODS, "softmax")
+            self._methods = [Overlay(Tensor, name, self._method(name)) for name in names]
         placed = [Overlay(owner, name, self._function) for owner, name in self._places]
         self._thread, self._base = get_ident(), _stack_length()
         self._depth, self._listens = depth_of_our_work(), True
@@ -188,14 +198,17 @@ class Waking:
         return made[1]
 
     def _wrapper(self, original: Any) -> Any:
-        linear = getattr(original, "__name__", "") == "linear"
-        product, me, parameter = self._product, self, nn.Parameter
+        name = getattr(original, "__name__", "")
+        linear, softmax = name == "linear", name == "softmax"
+        product = self._softmax if softmax else self._product
+        heard = self._softmax if softmax else self._heard
+        me, parameter, hearing = self, nn.Parameter, self.hearing
 
         @functools.wraps(original)
         def function(*args: Any, **kwargs: Any) -> Any:
             if not me._listens or (linear and len(args) > 1 and type(args[1]) is parameter):
                 return original(*args, **kwargs)
-            return product(original, args, kwargs)
+            return (heard if hearing.follows else product)(original, args, kwargs)
 
         return function
 
@@ -220,14 +233,43 @@ class Waking:
         elif not self._wakes(args, on):
             return original(*args, **kwargs)
         out = original(*args, **kwargs)
+        if self.hearing.learns:
+            self.hearing.note(original, args, kwargs, out)
         self._rest()
         return out
 
+    def _heard(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same in a forward of which only the score is heard."""
+        if get_ident() != self._thread or self._is_none(args):
+            return original(*args, **kwargs)
+        if _stack_length() > self._base or not self.hearing.expects(original):
+            self.hearing.leave()
+            return self._product(original, args, kwargs)
+        out = original(*args, **kwargs)
+        self.hearing.note(original, args, kwargs, out)
+        return out
+
+    def _softmax(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A softmax is called: nothing wakes, but it is heard."""
+        out = original(*args, **kwargs)
+        hearing = self.hearing
+        if (hearing.follows or hearing.learns) and get_ident() == self._thread:
+            ours = self._is_none(args) or not (hearing.learns or hearing.expects(original))
+            if not ours:
+                hearing.note(original, args, kwargs, out)
+        return out
+
+    def _is_none(self, args: tuple[Any, ...]) -> bool:
+        """Whether a function is work of ours, or is given a parameter."""
+        return (
+            any(type(one) is nn.Parameter for one in args)
+            or depth_of_our_work() != self._depth
+            or torch._C._is_torch_function_all_disabled()
+        )
+
     def _wakes(self, args: tuple[Any, ...], on: bool) -> bool:
         """Switch the mode on, if a product of these may be the first of an attention."""
-        if any(type(one) is nn.Parameter for one in args):
-            return False
-        if depth_of_our_work() != self._depth or torch._C._is_torch_function_all_disabled():
+        if self._is_none(args):
             return False
         if on and not self._only_ours(0):
             self.mode.families.odd = True
@@ -272,7 +314,7 @@ class Waking:
 
 def _imported(modules: Iterable[str]) -> list[tuple[ModuleType, str]]:
     """Where the model's own code has taken such functions by name."""
-    known = {id(getattr(owner, name)) for owner, name in FUNCTIONS}
+    known = {id(getattr(owner, name)) for owner, name in (*FUNCTIONS, *SOFTMAX)}
     own = [sys.modules[name] for name in dict.fromkeys(modules) if name in sys.modules]
     return [
         (module, name)

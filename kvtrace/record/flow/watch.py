@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kvtrace.record.capture.inputs import named, tokens_of
 from kvtrace.record.flow.arrange import Sizes
+from kvtrace.record.flow.heard import Hearing, Late
 from kvtrace.record.flow.listen import Listening, Sink
 from kvtrace.record.flow.modules import Forwards, Frame, Only
 from kvtrace.record.flow.routed import RoutedMode
@@ -36,19 +37,23 @@ class FlowWatch:
             references: copy what must outlive the forward.
         only: Watch only inside of modules for which this is true, (path, module) → bool; the
             rest of the model runs at full speed. None: watch everything, functions too.
+        late: Takes the calls of a forward that was only listened to, instead, when it is over.
 
     Attributes:
         followed: Anything was watched so far.
     """
 
-    def __init__(self, *models: nn.Module, sink: Sink, only: Only | None = None) -> None:
+    def __init__(
+        self, *models: nn.Module, sink: Sink, only: Only | None = None, late: Late | None = None
+    ) -> None:
         self._models = list(models)
         self._only = only
         self._forwards = Forwards(self._around)
         self._listening = Listening(self._forwards, sink)
         self._mode = RoutedMode(self._listening, self._owns)
         self._listening.last_parameter = lambda: self._mode.last_parameter
-        self._waking = Waking(self._mode, self._missed)
+        self._hearing = Hearing(self._listening, self._mode, late)
+        self._waking = Waking(self._mode, self._missed, self._hearing)
         self._modules: dict[str, None] = {}
         self._storages: set[int] = set()
         self._chosen: dict[int, bool] = {}
@@ -151,6 +156,14 @@ class FlowWatch:
     # ------------------------------------------------------------------ around each forward
 
     def _around(self, frame: Frame, run: Callable[[], Any]) -> Any:
+        if self._hearing.follows and isinstance(frame.module, _FAST_PATHS):
+            self._hearing.leave()
+        if self._hearing.follows:
+            out = run()
+            if not self._hearing.follows:  # woken meanwhile
+                with self._listening.harmless():
+                    self._after(frame, out)
+            return out
         if frame.outermost:
             with self._listening.harmless():
                 self._listening.begin(_sizes_of(frame, self._forwards.two_sided))

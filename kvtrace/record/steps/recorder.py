@@ -103,8 +103,9 @@ class Recorder:
                 waiting.told = waiting.told or self._lineage.fed(beginning, waiting)
             self._backlog.told()
             self._ledger.derived.begin(beginning.tokens, beginning.arguments, self.num_steps)
-            beginning.keep(self._keep)
             self._meter.begin(beginning.seen)
+            # who counts products must know which calls came before each
+            beginning.keep(self._keep, None if self._meter.watches else self._keep_late)
             if self._backlog.due():
                 self.flush()
 
@@ -139,6 +140,15 @@ class Recorder:
             except Exception as error:
                 self._fail(error)
         return call
+
+    def _keep_late(self, calls: Sequence[AttentionCall]) -> Sequence[AttentionCall]:
+        """Look at all calls of a forward that is over: nothing is changed any more."""
+        if self.failure is None and not self.paused:
+            try:
+                self._ledger.derived.see_all(calls)
+            except Exception as error:
+                self._fail(error)
+        return calls
 
     def _fail(self, error: Exception) -> None:
         self._scribe.fail(self.num_steps, error)
