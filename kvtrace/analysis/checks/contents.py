@@ -36,6 +36,9 @@ from kvtrace.analysis.checks.scene import Scene
 from kvtrace.trace.dtypes import Floats
 
 _VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
+_PLANES = 4
+"""So many are not turned by chance."""
+
 _NUMBERS = 16
 """So many are not by chance the same in another order."""
 
@@ -134,6 +137,11 @@ def check_swapped(scene: Scene, identity: Identity) -> Finding | None:
         if not len(rows):
             continue
         found = matches(held[:, rows], there, scene.supposed[rows], limit)
+        if (found < 0).all() and supposed_inside(scene, rows).all():
+            turn = rotation(held[:, rows], there[:, scene.supposed[rows]], limit)
+            if turn is not None and len(turn.angles[0]) >= _PLANES:
+                evidence = f"{len(rows)} rows of {tensor} are the recomputed {other}, but rotated"
+                return finding(scene, "KEYS-VALUES-SWAPPED", tensor, evidence, rows)
         if (found >= 0).all():
             evidence = f"{len(rows)} rows of {tensor} equal the recomputed {other}"
             return finding(scene, "KEYS-VALUES-SWAPPED", tensor, evidence, rows)

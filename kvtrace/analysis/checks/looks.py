@@ -22,6 +22,9 @@ Rows = NDArray[np.bool_]
 _LONGEST = 2048
 """Rows up to which sets are tried; each takes a table of the values."""
 
+_NEAR = 8
+"""So many rows beyond those wanted are tried one by one."""
+
 _LOWERED = 14.0
 """Scores lowered by more weigh less than rounding."""
 
@@ -80,6 +83,22 @@ def leaked(mix: Mixture) -> tuple[set[int], float] | None:
             if misfit <= mix.atol and lower > _LOWERED / 1000:
                 return set(mix.places[rows].tolist()), lower
     return None
+
+
+def best_only(mix: Mixture) -> int | None:
+    """How many rows each head mixes, where those are its highest scored ones; else None."""
+    count = len(mix.places)
+    if not bool(mix.wanted.all()) or not 2 < count <= _LONGEST:
+        return None
+    order = np.argsort(-mix.logits, axis=1, kind="stable")
+    logits = np.take_along_axis(mix.logits, order, 1)
+    values = np.take_along_axis(mix.values, order[..., None], 1)
+    shares = np.exp(logits - logits[:, :1])
+    made = np.cumsum(shares[..., None] * values, axis=1)
+    made /= np.cumsum(shares, axis=1)[..., None]
+    off = np.abs(made - mix.output[:, None]).max(axis=(0, 2))[:-1]
+    best = int(off.argmin())
+    return best + 1 if off[best] <= mix.atol else None
 
 
 def _explains(mix: Mixture, rows: Rows) -> bool:
@@ -172,6 +191,9 @@ def _more(mix: Mixture) -> Iterator[Rows]:
     for hidden in (padding, older, later):
         if hidden.any():
             yield wanted | hidden
-    for ahead in range(1, min(int(later.sum()), 8)):
+    for ahead in range(1, min(int(later.sum()), _NEAR)):
         yield wanted | (later & (places <= last + ahead))
+    first = int(places[wanted].min())
+    for back in range(1, min(int(older.sum()), _NEAR)):
+        yield wanted | (older & (places >= first - back))
     yield np.ones_like(wanted)

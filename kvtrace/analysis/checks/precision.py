@@ -8,7 +8,7 @@ guess fits far better than the difference is large.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,37 @@ def _guesses(one: Mixed) -> Iterator[tuple[str, Wide]]:
             inputs = what in ("inputs", "all")
             scores, weights = what in ("scores", "all"), what != "inputs"
             yield words.format(name), _mixed(one, name, (inputs, scores, weights))
+    yield from _quantised(one)
+
+
+def _quantised(one: Mixed) -> Iterator[tuple[str, Wide]]:
+    """Outputs where keys, or more, were quantised to eight bits for the product, row by row."""
+    for queries, values, words in (
+        (False, False, "k was"),
+        (True, False, "q and k were"),
+        (False, True, "k and v were"),
+    ):
+        narrow = replace(
+            one,
+            queries=_eight_bits(one.queries) if queries else one.queries,
+            keys=_eight_bits(one.keys),
+            values=_eight_bits(one.values) if values else one.values,
+        )
+        change = _product(narrow) - _product(one)
+        share = np.exp(one.logits + change - one.logits.max(axis=1, keepdims=True))
+        share /= share.sum(axis=1, keepdims=True)
+        made = np.einsum("hr,hrd->hd", share, narrow.values)
+        yield f"{words} quantised to 8 bits inside attention", made
+
+
+def _product(one: Mixed) -> Wide:
+    return np.asarray(np.einsum("hd,hrd->hr", one.queries, one.keys) * one.scale, np.float64)
+
+
+def _eight_bits(rows: Wide) -> Wide:
+    """Each row on 255 levels that reach from minus its largest number to it."""
+    scale = np.maximum(np.abs(rows).max(axis=-1, keepdims=True), 1e-30) / 127
+    return np.asarray(np.rint(rows / scale) * scale, np.float64)
 
 
 def _mixed(one: Mixed, name: str, rounded: tuple[bool, bool, bool]) -> Wide:

@@ -20,6 +20,7 @@ from kvtrace.analysis.checks.relations import (
     slope,
 )
 from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.rounded_input import rounded_input
 from kvtrace.analysis.checks.rows import differing, only_heads
 from kvtrace.analysis.checks.scene import Scene
 from kvtrace.trace.dtypes import Floats
@@ -60,6 +61,7 @@ def check_queries(scene: Scene) -> Finding | None:
     return found(
         *other
         or _between(scene, mine, theirs, places)
+        or rounded_input(scene, live[wrong])
         or _input(scene, int(places[0]), mine - theirs)
     )
 
@@ -177,11 +179,12 @@ def _rotated(
         return found("POSITION-ROPE", known)
     per_position = slope(turn, places - scene.padding)
     if per_position is not None or len(places) == 1:
-        first = turn.angles[0]
+        angles = turn.angles[0]
+        most = int(np.abs(angles).argmax())
         return found(
             "LENGTH-DEPENDENT-POSITIONS",
-            f"q of place {places[0]} is rotated, but by no whole number of positions: plane 0 by "
-            f"{first[0]:+.3f}, plane {len(first) - 1} by {first[-1]:+.2g} radians",
+            f"q of place {places[0]} is rotated, but by no whole number of positions: by up to "
+            f"{angles[most]:+.2g} radians, in plane {most} of {len(angles)}",
         )
     return found(
         "POSITION-ROPE", f"q of {len(places)} rows is rotated by angles that differ from row to row"

@@ -110,7 +110,7 @@ class Survey:
         sites = [self.trace.meta.sites[index] for index in self.uncompared_sites]
         if not sites:
             return ""
-        return f"not compared: {_some([site.module for site in sites])}"
+        return f"not compared: {_some([site.module or 'the model' for site in sites])}"
 
     def _right(self) -> str:
         if not self.padded:
@@ -124,7 +124,8 @@ class Survey:
     def _doubts(self) -> str:
         if not self._unexplained:
             return ""
-        modules = [self.trace.meta.sites[site].module for site in sorted(self._unexplained)]
+        sites = self.trace.meta.sites
+        modules = [sites[site].module or "the model" for site in sorted(self._unexplained)]
         far = max(self._unexplained.values())
         return (
             f"what was recorded of {_some(modules)} does not explain its output (off by "
@@ -148,5 +149,6 @@ def _reads_older_rows(step: Step) -> bool:
 
 def _some(names: list[str] | tuple[str, ...]) -> str:
     """The first few of many."""
+    names = list(dict.fromkeys(names))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

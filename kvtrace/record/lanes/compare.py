@@ -133,8 +133,9 @@ class _OneSite:
         rows = source.shape[2] if cross else self.batch.rows
         wanted = (len(self.batch.paths), heads, rows, site.dim(tensor))
         if tuple(source.shape) != wanted:
+            alike = self.call.queries.shape[1] == site.num_heads
             self.comparer.find(
-                "KV-HEADS" if kv and source.shape[1] != heads else "UNKNOWN",
+                "KV-HEADS" if kv and alike and source.shape[1] != heads else "UNKNOWN",
                 site,
                 f"{tensor.name.lower()} are {list(source.shape)} without a cache, "
                 f"expected {list(wanted)} from the cached run",
