@@ -20,6 +20,15 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def shown(path: Path) -> str:
+    """As people type it: from the working directory on, or from home on, or whole."""
+    whole = path.absolute()
+    for base, said in ((Path.cwd(), ""), (home("~"), "~/")):
+        if whole.is_relative_to(base):
+            return f"{said}{whole.relative_to(base)}"
+    return str(whole)
+
+
 def home(word: str) -> Path:
     """The path a word means, `~` and `~name` replaced where such a home is known."""
     return Path(os.path.expanduser(word))  # noqa: PTH111 - Path's own raises where it is not

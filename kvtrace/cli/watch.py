@@ -10,7 +10,7 @@ from kvtrace.cli import options, outputs, terminal
 from kvtrace.cli.grammar import Verb
 from kvtrace.cli.there import is_trace
 from kvtrace.live.messages import Request
-from kvtrace.paths import home
+from kvtrace.paths import shown
 from kvtrace.text import safe
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def run(values: argparse.Namespace) -> int:
     code = _watch(request, at=_finder(model, prompt), mouse=not values.no_mouse)
     if values.output is None and output.exists():
         print(
-            f"recorded in {_short(output)}, where the {outputs.KEPT} newest runs are kept\n"
-            f"open it again: kvtrace open {_short(output)}"
+            f"recorded in {safe(shown(output))}, where the {outputs.KEPT} newest runs are kept\n"
+            f"open it again: kvtrace open {safe(shown(output))}"
         )
     return code
 
@@ -94,14 +94,8 @@ def _print_summary(request: Request, *, debug: bool) -> int:
         return 0
     trace = open_trace(Path(ending.path))
     print("\n".join(text.whole(trace, list(trace.numbers))))
-    print(f"\nThe trace is {safe(str(_short(Path(ending.path))))}")
+    print(f"\nThe trace is {safe(shown(Path(ending.path)))}")
     return exit_code(trace)
-
-
-def _short(path: Path) -> Path:
-    """With `~` for the home directory."""
-    mine = home("~")
-    return Path("~") / path.relative_to(mine) if path.is_relative_to(mine) else path
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

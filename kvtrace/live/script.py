@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from kvtrace.errors import KvtraceError
+from kvtrace.paths import shown
 from kvtrace.text import safe
-from kvtrace.units import byte_size
+from kvtrace.units import byte_size, counted
 
 _HOME = str(Path(__file__).resolve().parent.parent)
 
@@ -197,13 +198,13 @@ def told(report: Any) -> list[str]:
 
 
 def _line(one: Any) -> str:
-    steps = _count(one.steps, "step")
-    texts = _count(one.texts, "prompt")
+    steps = counted(one.steps, "step")
+    texts = counted(one.texts, "prompt")
     compared = f", compared with {' and '.join(one.lanes)}" if one.lanes else ", not compared"
     unseen = f"; not seen: {len(one.unseen)} ({one.unseen[0]})" if one.unseen else ""
     size = byte_size(one.path.stat().st_size)
-    path = os.path.relpath(one.path)
-    places = f"{_count(one.sites, 'place')} of attention"
+    path = shown(Path(one.path))
+    places = f"{counted(one.sites, 'place')} of attention"
     return (
         f"{one.model}: {steps} from {texts}, {places}{compared}{unseen}. "
         f"{size} in {path}; see it with: kvtrace open {path}"
@@ -214,21 +215,18 @@ def _instead(report: Any) -> str:
     """What was seen instead of attention."""
     if report.silent:
         calls = ", ".join(
-            f"{name} ({_count(count, 'call')} with tokens)" for name, count in report.silent.items()
+            f"{name} ({counted(count, 'call')} with tokens)"
+            for name, count in report.silent.items()
         )
         return f"no attention was seen in {calls}: recurrent, or not in a form kvtrace can follow"
     if report.said:
         return "; ".join(report.said)
     if report.others:
         calls = ", ".join(
-            f"{name} ({_count(count, 'call')})" for name, count in list(report.others.items())[:4]
+            f"{name} ({counted(count, 'call')})" for name, count in list(report.others.items())[:4]
         )
         return f"modules were called, but none with token ids: {calls}"
     return "no torch module was called"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _say(line: str) -> None:

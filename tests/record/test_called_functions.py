@@ -138,6 +138,21 @@ def test_globals_are_what_they_were_before_the_first_call_and_afterwards(tmp_pat
     assert trace.cache_layer(0).where.startswith("global KEPT['past'][0] [rows, 32]")
 
 
+def test_a_referee_needs_weights_that_it_is_given(tmp_path):
+    with kvtrace.record(tmp_path / "given.kvt", referee=True):
+        through_arguments(3)
+    lanes = kvtrace.open(tmp_path / "given.kvt").meta.lanes
+    assert [one.name for one in lanes] == ["recomputed", "referee"]
+    with kvtrace.record(tmp_path / "elsewhere.kvt", referee=True):
+        through_globals(3)
+    trace = kvtrace.open(tmp_path / "elsewhere.kvt")
+    assert [one.name for one in trace.meta.lanes] == ["recomputed"]
+    assert [note.text for note in trace.notes if "referee" in note.text] == [
+        "could not compute the referee lane: with the tokens alone: its weights lie outside of "
+        "what it is given, and stay as they are"
+    ]
+
+
 def test_a_method_of_an_object_of_no_library_is_called_again(tmp_path):
     model = Plain()
     with kvtrace.record(tmp_path / "a.kvt"):

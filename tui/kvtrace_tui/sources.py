@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
+from kvtrace import paths
 from kvtrace.text import safe
 from kvtrace.trace import Trace
 
@@ -61,14 +62,8 @@ def source_of(trace: Trace, layer: int, here: Path) -> Source:
     for path in _places(name, here):
         lines = _read(path)
         if lines is not None and len(lines) >= number:
-            return Source(shown, number, safe(_short(path), 400), lines, _version(trace, path))
+            return Source(shown, number, safe(paths.shown(path), 400), lines, _version(trace, path))
     return Source(shown, number, remark=f"no {safe(name, 100)} with that line is on this machine")
-
-
-def _short(path: Path) -> str:
-    """With `~` for the home folder."""
-    home = Path.home()
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def _places(name: str, here: Path) -> Iterator[Path]:

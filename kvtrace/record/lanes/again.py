@@ -106,7 +106,7 @@ class Again:
     _sites: frozenset[tuple[str, int]] = frozenset()
     _crossing: frozenset[str] = frozenset()
     _causal: bool = False
-    _ready: tuple[object, Forward] | None = None
+    _ready: tuple[object, str | None, Forward] | None = None
 
     def begin(self, beginning: Beginning) -> None:
         """A forward of the model is about to run: before the first, take the snapshot."""
@@ -165,14 +165,14 @@ class Again:
             return None
         return self.snapshot.call.most
 
-    def settle(self, batch: Batch) -> None:
-        """Find out which way works.
+    def settle(self, batch: Batch, dtype: str | None = None) -> None:
+        """Find out which way works, and whether it does in a dtype.
 
         Raises:
             CannotRecomputeError: None does.
         """
-        if not self.reference:
-            self._ready = (_key(batch), self.run(batch))
+        if not self.reference or dtype is not None:
+            self._ready = (_key(batch), dtype, self.run(batch, dtype=dtype))
 
     def run(self, batch: Batch, *, dtype: str | None = None) -> Forward:
         """The tensors of a forward over a batch of paths, no cache.
@@ -185,8 +185,8 @@ class Again:
             CannotRecomputeError: It failed, or made nothing to compare.
         """
         ready, self._ready = self._ready, None
-        if ready is not None and dtype is None and ready[0] == _key(batch):
-            return ready[1]
+        if ready is not None and ready[:2] == (_key(batch), dtype):
+            return ready[2]
         if self._none:
             raise CannotRecomputeError(self._none)
         if self.snapshot is None:
@@ -230,6 +230,10 @@ class Again:
             choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
             forward = _forward(model, lambda: model(*places, **named), choosing)
         calls = forward.calls
+        if kind is not None and self._outside is not None and not _any_of(kind, calls):
+            raise CannotRecomputeError(
+                "its weights lie outside of what it is given, and stay as they are"
+            )
         if self._outside is not None and len(calls) == len(self._order):
             # without a module, a site is called by the function it lies in
             calls = tuple(
@@ -280,6 +284,10 @@ class Again:
                 "extended to all tokens; it shares the code of the cache, so that what is wrong in "
                 "both stays unseen"
             ] = None
+
+
+def _any_of(dtype: torch.dtype, calls: Sequence[AttentionCall]) -> bool:
+    return any(dtype in (one.queries.dtype, one.keys.dtype, one.values.dtype) for one in calls)
 
 
 def _ids_each(forward: Forward) -> int:

@@ -195,12 +195,14 @@ class Lanes:
                     self._said.add("not recomputed: which tokens went in was not recorded")
                 return meta
             self.again.ties.tolerance = self._tolerance(meta)[0]
-            try:
-                self.again.settle(batches[0])
-            except CannotRecomputeError as error:
-                self._said.add(f"could not compute the recomputed lane: {error}")
-                return meta
             for name, dtype, upcast in wanted:
+                try:
+                    self.again.settle(batches[0], upcast)
+                except CannotRecomputeError as error:
+                    self._said.add(f"could not compute the {name} lane: {error}")
+                    if upcast is None:
+                        return meta
+                    continue
                 lane = meta.lane(name)
                 if lane is None:
                     lane = self._lane(meta, name, "once", dtype)
