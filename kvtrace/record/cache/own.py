@@ -25,7 +25,7 @@ from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Forward
 from kvtrace.record.flow.rows import RowStep
 from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN, Numbers
-from kvtrace.record.flow.standing import for_none
+from kvtrace.record.flow.standing import for_none, slots_of_tokens
 from kvtrace.record.match import holds
 from kvtrace.trace import CacheEvent
 
@@ -48,6 +48,7 @@ class _Use:
         turned: What holds the keys as they were before RoPE.
         looks: Forwards in which that was looked for.
         left: Slots of the rows that were kept of the last step, where not all were.
+        beside: Rows that stand for no token are not kept: the model adds them each time.
     """
 
     read: bool = False
@@ -57,6 +58,7 @@ class _Use:
     turned: Found | None = None
     looks: int = 0
     left: Slots | None = None
+    beside: bool = False
 
     @property
     def found(self) -> list[Found]:
@@ -139,6 +141,9 @@ class Own:
             seen = replace(seen, step=replace(seen.step, before=len(use.left)))
         if origin is None:
             self._learn(use, call, seen, forward)
+            others = slots_of_tokens(seen.step.positions[0], seen.step.slots)
+            use.beside = others is not None and (use.beside or use.left == others)
+            use.left = others if use.beside else use.left
         cached = origin is None and use.cached
         entry = self._entry(seen, origin, use.left if cached else None, cached=cached)
         slots = None if seen.step.whole else seen.step.slots
@@ -204,7 +209,7 @@ class Own:
             if origin is None and not cached:
                 kept = Book(((),) * len(attended))
             elif left is not None:
-                kept = Book(tuple(_only(one, left) for one in attended))
+                kept = Book(tuple(runs.of_slots(one, left) for one in attended))
             entry = Entry(attended, kept, step.first_cell, step.rows, before, rewritten)
             found = self._memo[key] = entry
         return found
@@ -271,7 +276,8 @@ class Own:
         room = max((one.slots for one in use.found), default=0)
         if not step.whole:
             room = max(room, step.cells.shape[1])
-        capacity = layer.capacity or (room if room > rows or use.left is not None else None)
+        part = use.left is not None and not use.beside
+        capacity = layer.capacity or (room if room > rows or part else None)
         window = layer.window
         if step.gone and not step.computed and rows == step.before and not step.cropped:
             window = window or rows
@@ -355,21 +361,9 @@ class Own:
                 buffers += found
                 continue
             layer = self.stores.layers[store]
-            rows = sum(runs.count(one) for one in made.entry.attended)
+            rows = sum(runs.count(one) for one in made.entry.after.held)
             total += rows * layer.num_kv_heads * layer.held_dim * made.rows[0].element_size()
         return total + named.nbytes(buffers)
-
-
-def _only(attended: Runs, slots: Slots) -> Runs:
-    """The rows of some slots."""
-    wanted = set(slots)
-    rows = (
-        (run.cell + n, run.position + n)
-        for run in attended
-        for n in range(run.count)
-        if run.slot + n in wanted
-    )
-    return runs.picked(rows)
 
 
 def _told(seen: Seen, origin: Entry, update: CacheUpdate) -> Sequence[Numbers]:

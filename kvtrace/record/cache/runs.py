@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -119,3 +119,15 @@ def stretches(
 def picked(rows: Iterable[tuple[int, int]]) -> Runs:
     """Runs of (cell, position) pairs in slots from 0."""
     return joined((cell, slot, position) for slot, (cell, position) in enumerate(rows))
+
+
+def of_slots(attended: Runs, slots: Collection[int]) -> Runs:
+    """The rows of some slots, put together."""
+    wanted = set(slots)
+    rows = (
+        (run.cell + n, run.position + n)
+        for run in attended
+        for n in range(run.count)
+        if run.slot + n in wanted
+    )
+    return picked(rows)

@@ -20,6 +20,17 @@ def for_none(positions: Numbers) -> Flags:
     return found
 
 
+def slots_of_tokens(positions: Numbers, slots: Numbers) -> tuple[int, ...] | None:
+    """Slots of the rows that stand for a token each; None where all do.
+
+    Args:
+        positions: Of every slot.
+        slots: Those that hold rows.
+    """
+    none = for_none(positions[slots])
+    return tuple(slots[~none].tolist()) if none.any() else None
+
+
 def of_tokens(given: Given, *, computed: bool) -> Flags | None:
     """Which rows of a text that begins stand for one token each, [seq]; None: nothing says no.
 
@@ -38,11 +49,26 @@ def of_tokens(given: Given, *, computed: bool) -> Flags | None:
     first = _first_seen(given.visible, new, seq)
     if first is None:
         return np.zeros(seq, bool) if seq < new else None
+    return _told_by(first, given)
+
+
+def _told_by(first: Numbers, given: Given) -> Flags | None:
+    """The same, by the first query that sees each row."""
+    seq, new = len(first), given.new
     for start in np.flatnonzero(first[: max(0, seq - new)] == 0).tolist():
         if np.array_equal(first[start : start + new], np.arange(new)):
             return np.arange(seq) < start + new
+    if seq > new:
+        return None if given.resumed or given.start else _behind(first, new)
     newest = np.array_equal(np.sort(first), np.arange(new - seq, new))
-    return np.zeros(seq, bool) if seq < new and not newest else None
+    return None if newest else np.zeros(seq, bool)
+
+
+def _behind(first: Numbers, new: int) -> Flags | None:
+    """Tokens behind rows that all see, where there was no text before: those were learned."""
+    front = len(first) - new
+    learned = np.array_equal(first[front:], np.arange(new)) and not first[:front].any()
+    return np.arange(len(first)) >= front if learned else None
 
 
 def summaries(text: Text, b: int, fresh: Numbers, new: int, own: Flags | None) -> Numbers:

@@ -58,3 +58,25 @@ def test_the_last_rows_of_a_long_prompt_are_still_its_last_tokens():
 def test_patches_that_are_as_many_as_queries_but_not_as_tokens_are_none():
     assert places(Site().step(rows(3), 3, tokens=9)) == [NO_TOKEN, NO_TOKEN + 1, NO_TOKEN + 2]
     assert places(Site().step(rows(3), 3, tokens=3)) == [0, 1, 2]
+
+
+def after_learned(tokens, learned):
+    """Who sees what of learned rows in front, which all see, and of the tokens behind them."""
+    seen = torch.ones(tokens, learned + tokens, dtype=torch.bool).tril(learned)
+    return seen[None, None]
+
+
+def test_rows_that_stand_before_a_text_that_begins_are_none_of_its_tokens():
+    site, prompt = Site(), rows(8)
+    first = site.step(prompt, 5, after_learned(5, 3), tokens=5)
+    second = site.step(joined(prompt, rows(1)), tokens=1)
+
+    assert places(first) == [NO_TOKEN, NO_TOKEN + 1, NO_TOKEN + 2, 0, 1, 2, 3, 4]
+    assert places(second) == [*places(first), 5]
+    assert (first.at.tolist(), second.at.tolist()) == ([0], [5])
+
+
+def test_rows_before_a_text_that_goes_on_are_its_earlier_tokens():
+    told = Site().step(rows(8), 5, after_learned(5, 3), start=3, tokens=5)
+
+    assert places(told) == list(range(8))
