@@ -132,7 +132,7 @@ class Derived:
         """Look at the calls of a forward that is over."""
         for call in calls:
             self._shown[call.module, call.call] = call.keys, call.values
-            if not self._waits(call):
+            if not self._waits(call, over=True):
                 self._seen[call.module, call.call] = self._follow(call, None)
 
     def of(self, call: AttentionCall, limit: int | None = None) -> Seen:
@@ -232,7 +232,7 @@ class Derived:
     # -- calls of a step that most likely only added rows ----------------------------------
 
     @torch.no_grad()
-    def _waits(self, call: AttentionCall) -> bool:
+    def _waits(self, call: AttentionCall, *, over: bool = False) -> bool:
         """Copy what must be compared of a call's rows; all calls are looked at after the forward.
 
         Only where sizes say that rows were added and no more, and only of a site whose rows were
@@ -255,7 +255,7 @@ class Derived:
         versions = _version(keys), _version(values)
         if -1 in versions:
             return False
-        one = copied(follower, given)
+        one = copied(follower, given, over=over)
         self._waiting.append(_Waiting((call.module, call.call), memory, store, one, versions))
         self._waiting_at.add(memory)
         self._waiting_bytes += nbytes

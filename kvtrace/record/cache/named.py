@@ -39,11 +39,13 @@ class Holder:
         name: As code calls it.
         tensor: It.
         rank: How lasting the place is: 2 on a module, 1 an argument, 0 a result.
+        memory: Address of the tensor's memory.
     """
 
     name: str
     tensor: Tensor
     rank: int
+    memory: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ class _Walk:
         self._met.add(id(value))
         if isinstance(value, Tensor):
             if value.is_floating_point() and value.dim() > 1 and value.numel():
-                self.found.append(Holder(name, value, rank))
+                memory = value.untyped_storage().data_ptr()
+                self.found.append(Holder(name, value, rank, memory))
             return
         for more, part in self._parts(value):
             self.into(name + more, part, rank, depth + 1)
@@ -149,6 +152,24 @@ def _read(owner: object, name: str) -> object:
         return None
 
 
+def going_on(among: Sequence[Holder], last: str | None) -> Sequence[Holder]:
+    """The same, from one on: what held the rows of a layer is mostly beside the next layer's.
+
+    Args:
+        among: In the order of preference.
+        last: Name of it; those that are as lasting come before it after all others of their kind.
+    """
+    at = next((n for n, one in enumerate(among) if one.name == last), None)
+    if at is None:
+        return among
+    rank = among[at].rank
+    before = [one for one in among if one.rank > rank]
+    alike = [one for one in among if one.rank == rank]
+    after = [one for one in among if one.rank < rank]
+    turn = next(n for n, one in enumerate(alike) if one is among[at]) + 1
+    return [*before, *alike[turn:], *alike[:turn], *after]
+
+
 @torch.no_grad()
 def find(rows: Tensor, slots: Sequence[int], among: Sequence[Holder]) -> Found | None:
     """Who holds some of the rows an attention was given.
@@ -162,7 +183,7 @@ def find(rows: Tensor, slots: Sequence[int], among: Sequence[Holder]) -> Found |
     if not telling:
         return None
     memory = rows.untyped_storage().data_ptr()
-    sharing = [one for one in among if one.tensor.untyped_storage().data_ptr() == memory]
+    sharing = [one for one in among if one.memory == memory]
     for one in sorted(sharing, key=lambda one: one.tensor.data_ptr() != rows.data_ptr()):
         if _covers(one.tensor, rows):
             return described(one, _axis_of(rows, one.tensor))

@@ -29,27 +29,36 @@ class Copied:
         follower: Of the site.
         given: What it was given; its keys and values are still the model's own.
         part: The part of each row that is looked at; None: all of it.
-        looked: That part, [2 · sequences, kv_heads, seq, dim of it]: keys, then values.
-        fresh: New rows, [2 · sequences, kv_heads, new, dim].
+        looked: That part, [2 · sequences, kv_heads, seq, dim of it]: keys, then values; in one
+            tensor or in two.
+        fresh: New rows, [2 · sequences, kv_heads, new, dim]; in one tensor or in two.
     """
 
     follower: RowFollower
     given: Given
     part: int | None
-    looked: Tensor
-    fresh: Tensor
+    looked: tuple[Tensor, ...]
+    fresh: tuple[Tensor, ...]
 
 
-def copied(follower: RowFollower, given: Given) -> Copied:
-    """Copy what must be compared of a site's rows, whose keys and values have one shape."""
-    keys, values, part = given.keys, given.values, follower.next_part(given)
-    old = keys.shape[2] - given.new
-    if part is None:
-        looked = torch.cat((keys, values))
-        return Copied(follower, given, part, looked, looked[:, :, old:])
-    looked = torch.cat((keys[..., part::PARTS], values[..., part::PARTS]))
-    fresh = torch.cat((keys[:, :, old:], values[:, :, old:]))
-    return Copied(follower, given, part, looked, fresh)
+def copied(follower: RowFollower, given: Given, *, over: bool = False) -> Copied:
+    """Copy what must be compared of a site's rows, whose keys and values have one shape.
+
+    Args:
+        follower: Of the site.
+        given: What it was given.
+        over: Nobody changes the rows any more before they are compared: they need no copy.
+    """
+    part, both = follower.next_part(given), (given.keys, given.values)
+    old = given.keys.shape[2] - given.new
+    looked = both if part is None else tuple([rows[..., part::PARTS] for rows in both])
+    fresh = tuple([rows[:, :, old:] for rows in both])
+    if over:
+        return Copied(follower, given, part, looked, fresh)
+    whole = torch.cat(looked)
+    return Copied(
+        follower, given, part, (whole,), (whole[:, :, old:] if part is None else torch.cat(fresh),)
+    )
 
 
 def steps(sites: Sequence[Copied]) -> list[RowStep]:
@@ -68,7 +77,7 @@ def steps(sites: Sequence[Copied]) -> list[RowStep]:
 def _alike(sites: Sequence[Copied]) -> list[RowStep]:
     """Of sites with the same shapes."""
     part, dim = sites[0].part, sites[0].given.keys.shape[3]
-    now = glances([site.looked for site in sites], dim, part)
+    now = glances([rows for site in sites for rows in site.looked], dim, part)
     looked = now.reshape(len(sites), 2, -1, now.shape[-1])
     before = np.stack([site.follower.newest.looked_at(part) for site in sites])
     grew = (looked[..., : before.shape[-1]] == before).all((1, 2, 3)).tolist()
@@ -84,7 +93,9 @@ def _longer(sites: Sequence[Copied]) -> list[RowStep]:
     if not sites:
         return []
     texts = [site.follower.newest for site in sites]
-    fresh = torch.stack([site.fresh for site in sites])
+    fresh = torch.cat([rows for site in sites for rows in site.fresh]).unflatten(
+        0, (len(sites), -1)
+    )
     digests, parts, norms = _remembered(texts, fresh)
     shared: _Shared | None = None
     found = []
