@@ -45,3 +45,32 @@ def test_steps_of_both_are_steps_of_the_model(tmp_path):
     assert [one.model for one in recording.report.traces] == ["Both"]
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert [trace.cache_step(n, 0).length_after for n in range(4)] == [4, 5, 6, 7]
+
+
+class Inner(Both):
+    """A model that is called."""
+
+    def forward(self, ids):
+        return self.generate_one(ids)
+
+
+class Around(nn.Module):
+    """Looks a condition up itself, and lets a model inside of it write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.condition, self.writer = nn.Embedding(20, 16), Inner()
+
+    def write(self, ids, steps):
+        self.condition(ids)
+        token = self.writer(ids)
+        for _ in range(steps):
+            token = self.writer(token[:, None])
+
+
+def test_steps_of_a_model_inside_are_not_those_of_what_stands_around_it(tmp_path):
+    torch.manual_seed(0)
+    model = Around().eval()
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt") as recording:
+        model.write(torch.tensor([[1, 2, 3, 4]]), 3)
+    assert [(one.model, one.steps) for one in recording.report.traces] == [("Inner", 4)]

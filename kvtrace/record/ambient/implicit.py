@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from kvtrace.record.ambient.called import StepFunction
 from kvtrace.record.capture.calls import AttentionCall
-from kvtrace.record.capture.running import Followed, Pass
+from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.lanes.snapshot import Snapshot
 from kvtrace.record.local import address
@@ -73,6 +73,20 @@ class Implicit:
     def under_way(self) -> bool:
         """Whether a step has begun and is not over."""
         return self._open is not None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What runs inside is another model's; the step under way goes on afterwards."""
+        one, running = self._open, passes()
+        place = next((n for n, each in enumerate(running) if each is one), None)
+        if one is None or place is None:
+            yield
+            return
+        del running[place]
+        try:
+            yield
+        finally:
+            running.insert(place, one)
 
     def looked_up(self, ids: Tensor, table: int) -> None:
         """Token ids were looked up, or positions.

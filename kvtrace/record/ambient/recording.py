@@ -265,7 +265,11 @@ class AmbientRecording:
             one.training += 1
             with one.recording.unwatched():
                 return run()
-        return run()
+        around = self._stepping
+        if around is None or around is one or around.implicit is None:
+            return run()
+        with around.implicit.aside():  # what a model of its own does is its own step
+            return run()
 
     def _meet(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Met | None:
         """A module that nobody has called before: watched, if it is given tokens."""
