@@ -93,9 +93,8 @@ def _longer(sites: Sequence[Copied]) -> list[RowStep]:
     if not sites:
         return []
     texts = [site.follower.newest for site in sites]
-    fresh = torch.cat([rows for site in sites for rows in site.fresh]).unflatten(
-        0, (len(sites), -1)
-    )
+    fresh = torch.cat([rows for site in sites for rows in site.fresh])
+    fresh = fresh.reshape(len(sites), -1, *fresh.shape[1:])
     digests, parts, norms = _remembered(texts, fresh)
     shared: _Shared | None = None
     found = []
