@@ -23,6 +23,10 @@ def test_whole_numbers_that_are_no_ids_are_none(name):
     assert tokens_in({name: IDS}) is None
 
 
+def test_complex_rotations_are_no_ids():
+    assert tokens_in({"x": torch.zeros(1, 3, 4), "freqs_cis": torch.ones(3, 2) * 1j}) is None
+
+
 def test_indexes_beside_ids_are_not_taken_for_them():
     found = tokens_in({"layer_index": IDS, "start_index": IDS + 1, "x": IDS + 2})
     assert found is not None

@@ -9,8 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from kvtrace.record.capture.calls import AttentionCall
+
+UNKNOWN = -1
+"""Stands where a row of ids has no more of them."""
 
 _BESIDE = re.compile(r"mask|pos|offset|start|len|index|segment|type|label|target", re.IGNORECASE)
 _NEVER = re.compile(r"mask|pos|offset|segment|type|label|layer|batch", re.IGNORECASE)
@@ -63,9 +67,11 @@ def _given(arguments: Mapping[str, object]) -> set[str]:
 
 
 def _listed(name: str, one: object) -> Tensor | None:
-    """Ids in a Python list, or a single one under a name that ids have."""
+    """Ids in a Python list, rows of them in one, or a single one under a name that ids have."""
     if isinstance(one, list) and one and all(type(token) is int for token in one):
         return torch.tensor([one])
+    if isinstance(one, list | tuple) and one and all(_row(part) for part in one):
+        return pad_sequence(list(one), batch_first=True, padding_value=UNKNOWN)
     if _IDS.match(name) and (type(one) is int or (isinstance(one, Tensor) and one.dim() == 0)):
         whole = torch.as_tensor(one)
         return whole.reshape(1, 1) if _whole(whole) else None
@@ -88,8 +94,14 @@ def tokens_of(arguments: Mapping[str, object]) -> Tensor | None:
     return None if found is None else found[1]
 
 
+def _row(part: object) -> bool:
+    """Whether this is one sequence of ids, of those in a list."""
+    return isinstance(part, Tensor) and part.dim() == 1 and _whole(part) and part.numel() > 0
+
+
 def _whole(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() and tensor.dtype != torch.bool
+    fractions = tensor.is_floating_point() or tensor.is_complex()
+    return not fractions and tensor.dtype != torch.bool
 
 
 def shape_of(tokens: Tensor | None, arguments: Mapping[str, object]) -> tuple[int, int]:
