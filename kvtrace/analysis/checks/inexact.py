@@ -6,6 +6,7 @@ import numpy as np
 
 from kvtrace.analysis.checks.levels import quantised
 from kvtrace.analysis.checks.relations import rounded_to
+from kvtrace.analysis.checks.rounded_input import rounded_source
 from kvtrace.trace.dtypes import Floats
 
 _LEFT = 0.25
@@ -29,7 +30,8 @@ def inexact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str
         return "DTYPE", f"every number of {mine.shape[1]} rows of {tensor} fits in {smaller}"
     grid = quantised(mine, theirs) if off < size else None
     if grid is None:
-        return None
+        source = rounded_source(mine, theirs)
+        return None if source is None else ("DTYPE", _made_from(tensor, mine.shape[1], source))
     bits, what = grid
     levels = (
         f"{mine.shape[1]} rows of {tensor} take evenly spaced values, {1 << bits} at most for "
@@ -42,6 +44,13 @@ def inexact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str
             "recomputed ones, each head of a row by a factor of its own"
         )
     return ("DTYPE", levels) if off < 0.35 * size else None
+
+
+def _made_from(tensor: str, rows: int, source: str) -> str:
+    return (
+        f"{rows} rows of {tensor} are off alike in every head, by as much as rounding what they "
+        f"are made from (a latent, an input) to {source} makes"
+    )
 
 
 def _scales(mine: Floats, theirs: Floats) -> tuple[float, float] | None:

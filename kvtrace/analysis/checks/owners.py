@@ -70,7 +70,8 @@ def check_stale(scene: Scene, identity: Identity) -> Finding | None:
     seen = scene.seen
     foreign = seen[identity.place[seen] < 0]
     own = np.flatnonzero(identity.place >= 0)
-    more = len(seen) > len(scene.wanted)
+    # where rows are chosen, a wrong choice may see more of the text's own
+    more = len(seen) > max(len(scene.wanted), len(scene.live))
     hidden = len(own) and not np.isin(own, seen).any() and len(foreign)
     if not len(foreign) or identity.key_is_zero[foreign].any() or not (more or hidden):
         return None

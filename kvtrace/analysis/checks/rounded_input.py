@@ -50,6 +50,16 @@ def rounded_input(scene: Scene, new: Indices) -> tuple[str, str] | None:
     return None
 
 
+def rounded_source(mine: Floats, theirs: Floats) -> str | None:
+    """The smaller type of what rows were made from, by how far they are off; None: no such.
+
+    Args:
+        mine: [heads, rows, dim].
+        theirs: What they should be, of the same shape.
+    """
+    return next((name for name, share in _SHARE.items() if _off_by(share, mine, theirs)), None)
+
+
 def _off_by(share: float, mine: Floats, theirs: Floats) -> bool:
     """Whether rows are off by about that share of their size, and every head is."""
     apart = (mine - theirs).astype(np.float64)

@@ -150,3 +150,34 @@ def test_an_input_that_is_off_by_more_is_another_one(far):
     rng = np.random.default_rng(3)
     scene = projected(Toy(), lambda hidden: hidden + far * rng.standard_normal(hidden.shape))
     assert diagnose(scene).name == "UPSTREAM"
+
+
+def test_keys_made_from_a_rounded_latent_are_told_by_how_far_they_are_off():
+    toy = Toy(total=40, heads=4, kv_heads=4)
+    rng = np.random.default_rng(4)
+    latents, up = rng.standard_normal((40, 32)), rng.standard_normal((4, 32, 16)) / 6
+    exact, rounded = (
+        np.einsum("rl,hld->hrd", one, up).astype(np.float32)
+        for one in (latents, to_type(latents, "bfloat16"))
+    )
+    toy.k[:] = exact
+    k = exact.copy()
+    k[:, :30] = rounded[:, :30]
+    scene = toy.scene(k=k)
+    found = diagnose(replace(scene, atol=replace(scene.atol, keys=1e-6)))
+    assert (found.name, found.tensor) == ("DTYPE", "k")
+    assert "30 rows of k are off alike" in found.evidence
+
+
+def test_a_choice_of_more_rows_of_the_own_text_leaves_none_of_an_earlier_one():
+    toy = Toy()
+    scene = toy.scene(new=12, first_step=True)
+    wanted = scene.reference.visible & (np.arange(12) < 8)
+    k = toy.k.copy()
+    k[:, :4] += 0.1
+    scene = replace(
+        scene,
+        reference=replace(scene.reference, visible=wanted),
+        cached=replace(scene.cached, keys=k),
+    )
+    assert diagnose(scene).name != "STALE-CACHE"
