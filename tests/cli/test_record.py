@@ -90,7 +90,7 @@ def test_without_a_terminal_the_bare_command_prints_the_summary(tmp_path):
     assert "step 1 computed 1 row of Q, K, V instead of" in out
     kept = list((tmp_path / "kvtrace").iterdir())
     assert len(kept) == 1
-    assert str(kept[0]) in out
+    assert f"The trace is {kept[0].relative_to(tmp_path)}" in out
     assert open_trace(kept[0]).meta.prompt == "Anna has"
 
 
