@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 
 from torch import Tensor, nn
 
@@ -45,7 +45,7 @@ _BOOLEAN = re.compile(r"(use_?|enable_?|kv_?)*(cache|caching|kv_?cache)(_?enable
 
 
 def methods(module: nn.Module) -> Iterator[tuple[str, Callable[..., object]]]:
-    """Methods that the user wrote, base classes of libraries left out."""
+    """Methods that the user wrote, base classes of libraries left out; added ones come last."""
     for owner in type(module).__mro__:
         if owner is nn.Module or owner.__module__.startswith(("torch.", "transformers.")):
             break
@@ -54,6 +54,9 @@ def methods(module: nn.Module) -> Iterator[tuple[str, Callable[..., object]]]:
                 found = getattr(module, name, None)
                 if callable(found):
                     yield name, found
+    for name, value in list(vars(module).items()):
+        if isinstance(value, MethodType) and value.__self__ is module:
+            yield name, value
 
 
 def makers(model: nn.Module, script: ModuleType | None) -> list[Begin]:

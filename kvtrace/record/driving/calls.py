@@ -137,6 +137,8 @@ class Calls:
             self._room = room_inside(self.model) or self.capacity
         if (cache := self.way.cache) is not None:
             self._caches = [self._made(cache.begin) for _ in cache.names]
+            if any(isinstance(one, type(self.model)) for one in self._caches):
+                raise CannotBeginError(f"{cache.begin.said}: the model came back, no cache")
             self._began_empty = all(map(is_empty, self._caches))
 
     def _made(self, begin: Begin) -> object:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from types import MethodType
 
 from torch import nn
 
@@ -44,8 +45,14 @@ def entrances(model: nn.Module) -> Iterator[str]:
 
 
 def through(model: nn.Module, method: str) -> nn.Module:
-    """The model, called by another method of its own."""
-    return called_by(model, lambda one: getattr(one, method))
+    """The model, called by another method of its own, one added to this very object included."""
+
+    def bound(one: nn.Module) -> Callable[..., object]:
+        found: Callable[..., object] = getattr(one, method)
+        added = vars(one).get(method)
+        return MethodType(added.__func__, one) if isinstance(added, MethodType) else found
+
+    return called_by(model, bound)
 
 
 def called_by(model: nn.Module, bound: Callable[[nn.Module], Callable[..., object]]) -> nn.Module:

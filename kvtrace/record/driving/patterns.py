@@ -8,6 +8,9 @@ from torch import Tensor
 
 from kvtrace.record.driving.roles import Signature
 
+_DEPTH, _PARTS = 4, 64
+"""How far into a container is looked, and at how many parts of each."""
+
 Pattern = dict[str, object]
 """Parameter to what it was given; what equals a default is left out."""
 
@@ -31,9 +34,20 @@ def _kind(value: object) -> object:
     if isinstance(value, Tensor):
         kind = "floats" if value.is_floating_point() else "whole"
         return kind, tuple(value.shape)
-    if isinstance(value, dict | list | tuple):
-        return type(value).__name__
-    return type(value).__name__
+    return _built(value, _DEPTH)
+
+
+def _built(value: object, depth: int) -> str:
+    """How a container is built, down to the types in it; of what repeats, once.
+
+    A list of None is no list of (None, None): one may stand for no cache, the other for an empty
+    one. How long a part is, or a tensor in it, depends on the room that was asked for.
+    """
+    name = type(value).__name__
+    if not depth or not isinstance(value, dict | list | tuple) or not value:
+        return name
+    parts = list(value.values() if isinstance(value, dict) else value)[:_PARTS]
+    return f"{name}[{', '.join(dict.fromkeys(_built(one, depth - 1) for one in parts))}]"
 
 
 def _same(value: object, default: object) -> bool:

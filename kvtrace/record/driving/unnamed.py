@@ -60,8 +60,8 @@ def _by_calls(one: Parameter, first: Pattern, second: Pattern, prompt: int) -> R
     places = [(prompt,), (1,)], [(1, prompt), (1, 1)]
     if [before, after] in [[("whole", shape) for shape in pair] for pair in places]:
         return "position"
-    kept = after in _CONTAINERS or (before is None and isinstance(after, str))
-    return "cache" if kept else None
+    kind = after.partition("[")[0] if isinstance(after, str) else None
+    return "cache" if kind in _CONTAINERS or (before is None and kind) else None
 
 
 def _by_default(one: Parameter) -> Role | None:

@@ -63,3 +63,42 @@ def test_a_method_beside_a_forward_that_trains_is_driven_with_its_cache(tmp_path
     driven = run_file(f"{tmp_path / 'trained.py'}:Trained").driven
     call = "model.forward_inference(tokens [1, new], start_pos=start, window=0)"
     assert (driven.call, driven.said[1:]) == (call, ())
+
+
+ADDED = """
+import types
+import torch
+from torch import nn
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Embedding(256, 8), nn.Linear(8, 24), nn.Linear(8, 256)
+
+    def forward(self, ids):
+        q, k, v = self.qkv(self.embed(ids)).chunk(3, -1)
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+def add_cache_support(model):
+    def forward_with_cache(self, ids, past=None, use_cache=False):
+        if not use_cache:
+            return self(ids), None
+        q, k, v = self.qkv(self.embed(ids)).chunk(3, -1)
+        if past is not None:
+            k, v = torch.cat((past[0], k), 1), torch.cat((past[1], v), 1)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        return self.head(y), (k, v)
+    model.forward_with_cache = types.MethodType(forward_with_cache, model)
+    return model
+
+def build():
+    return add_cache_support(Plain())
+"""
+
+
+def test_a_method_that_was_added_to_the_object_is_driven_with_its_cache(tmp_path):
+    (tmp_path / "added.py").write_text(ADDED)
+    driven = run_file(f"{tmp_path / 'added.py'}:build").driven
+    call = "model.forward_with_cache(ids [1, new], past=cache, use_cache=True)"
+    assert (driven.call, driven.said[1:]) == (call, ())
