@@ -64,6 +64,7 @@ def attention_is(trace: Trace, layer: int, number: int | None = None) -> tuple[s
         _kept_as(trace, layer),
         "learned sinks" if site.sinks else "",
         f"softcap {site.softcap:g}" if site.softcap else "",
+        "" if site.rule == "softmax" else f"{site.rule} of each score, no softmax",
         "" if number is None else _bias(trace, number, layer),
     ]
     return tuple(filter(None, found))

@@ -137,6 +137,7 @@ class Site:
         code: "file.py:line" of the attention in the model's own code, where known.
         first_head, all_heads: Where its heads begin among those of the whole model, and how many
             those are, where several processes share them; 0, 0: all are here.
+        rule: How scores become weights: "softmax" over the rows, or "sigmoid" of each alone.
     """
 
     index: int
@@ -160,6 +161,7 @@ class Site:
     code: str = ""
     first_head: int = 0
     all_heads: int = 0
+    rule: str = "softmax"
 
     def kv_head(self, head: int) -> int:
         """The kv head that query head `head` reads."""

@@ -2,8 +2,10 @@
 
 weights = softmax(softcap(q·kᵀ·scale) + bias + mask, with the sink as one more column), as in
 "Attention Is All You Need" (Vaswani et al., 2017, eq. 1), with Gemma-2's softcap and gpt-oss'
-sinks. Stored they would be many times the rest of a trace; derived from q, k and the mask they
-equal what the module calculated, up to float32 rounding.
+sinks; or, where a site says so, the sigmoid of each score (Ramapuram et al., 2024, "Theory,
+Analysis, and Best Practices for Sigmoid Self-Attention"). Stored they would be many times the rest
+of a trace; derived from q, k and the mask they equal what the module calculated, up to float32
+rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Weights:
     """Attention weights of one site in one step.
 
     Attributes:
-        weights: [heads, new, seq]; a row sums to 1 - sink_share.
+        weights: [heads, new, seq]; a row sums to 1 - sink_share, those of a sigmoid to anything.
         sink_share: Weight on the learned sink, [heads, new]; zeros without sinks.
     """
 
@@ -66,13 +68,15 @@ def derive(
     """Attention weights of some query heads over their kv heads.
 
     Args:
-        site: Gives scale, softcap and sinks; sinks are used when all heads are given.
+        site: Gives scale, softcap, rule and sinks; sinks are used when all heads are given.
         queries: [heads, new, key_dim].
         keys: [kv_heads, seq, key_dim].
         visible: Broadcasts to [heads, new, seq]. A query that sees nothing gets zero weights.
         bias: Broadcasts to [heads, new, seq].
     """
     logits = np.where(visible, scores(site, queries, keys, bias), -np.inf)
+    if site.rule == "sigmoid":
+        return Weights(1 / (1 + np.exp(-logits)), np.zeros(logits.shape[:2], logits.dtype))
     top = logits.max(axis=-1, keepdims=True, initial=-np.inf)
     sinks = None
     if len(site.sinks) == queries.shape[0]:

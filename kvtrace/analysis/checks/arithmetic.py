@@ -63,7 +63,9 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
 
 
 def _query(scene: Scene, identity: Identity, query: int) -> Query | None:
-    """The rows of a query; None unless it sees exactly what it should."""
+    """The rows of a query; None unless it sees exactly what it should, by a softmax."""
+    if scene.site.rule != "softmax":
+        return None
     rows = np.flatnonzero(scene.cached.visible[query])
     places = identity.place[rows]
     if not len(rows) or (places < 0).any() or len(set(places.tolist())) != len(rows):

@@ -28,10 +28,11 @@ def lines(trace: Trace, found: At, *, numbers: bool) -> list[str]:
         out += section("looks at", _looks(trace, found, found.looks))
     if found.check is not None:
         verdict = "passed" if found.check.passed else "FAILED"
+        rule = safe(trace.site(here.layer).rule, 20)
         out += section(
             "self-check",
             [
-                f"{verdict}: softmax(q·kᵀ)·v from the recorded rows differs from the recorded "
+                f"{verdict}: {rule}(q·kᵀ)·v from the recorded rows differs from the recorded "
                 f"output by {found.check.error:.2e}, {found.check.relative:.1e} of it"
             ],
         )

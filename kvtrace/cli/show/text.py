@@ -118,6 +118,7 @@ def _site_shape(site: Site) -> tuple[str, ...]:
     more = [
         site.kind if site.kind != "self" else "",
         f"softcap {site.softcap:g}" if site.softcap else "",
+        f"weights by {safe(site.rule, 20)}" if site.rule != "softmax" else "",
         f"window {site.window}" if site.window else "",
         "learned sinks" if site.sinks else "",
         f"seen at level {site.level}" if site.level != 1 else "",

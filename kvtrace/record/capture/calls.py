@@ -34,6 +34,7 @@ class AttentionCall:
         window: Sliding window in rows, where the module declares one.
         level: 1 attention interface, 2 SDPA, 3 softmax pattern, 4 explicit.
         code: "file.py:line" of the attention in the model's own code, where known.
+        rule: How scores become weights: "softmax" or "sigmoid".
     """
 
     module: str
@@ -53,3 +54,4 @@ class AttentionCall:
     window: int | None = None
     level: int = 1
     code: str = ""
+    rule: str = "softmax"

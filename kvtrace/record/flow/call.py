@@ -18,7 +18,7 @@ from kvtrace.record.flow.explain import (
     same_mask,
     seen_in,
 )
-from kvtrace.record.flow.follow import DIVIDED, ROUNDED
+from kvtrace.record.flow.follow import DIVIDED, ROUNDED, SIGMOIDAL
 from kvtrace.record.flow.kvheads import repeats, widened
 from kvtrace.record.flow.marks import Mark
 from kvtrace.record.flow.names import COPIES, RANDOM
@@ -167,6 +167,7 @@ def _proved(mix: Mix, plan: Plan, rows: tuple[Tensor, Tensor, Tensor, Tensor]) -
         place=mix.place,
         weights=random,
         assumed=plan.assumed,
+        rule=SIGMOIDAL if mark.normaliser == SIGMOIDAL else "softmax",
     )
     why = refusal(call)
     if why:
@@ -176,6 +177,7 @@ def _proved(mix: Mix, plan: Plan, rows: tuple[Tensor, Tensor, Tensor, Tensor]) -
     plan.group = group
     special = (how.bias, how.shift, how.head_scale, sinks, random)
     plan.plain = all(x is None for x in special) and not odd and mark.logits is not None
+    plan.plain = plan.plain and call.rule == "softmax"
     return call
 
 
@@ -185,7 +187,8 @@ def _how(mix: Mix, plan: Plan, q: Tensor, k: Tensor) -> tuple[Explained, Tensor 
     if mark.logits is None or plan.logits is None:
         return from_weights(q, k, plan.weights.apply(mix.weights[0])), None
     logits, column = _without_sink(mark, plan.logits.apply(mark.logits), k.shape[2])
-    how = explain(q, k, logits, mark.scale, mark.softcap, added=mark.added)
+    shifts = mark.normaliser != SIGMOIDAL
+    how = explain(q, k, logits, mark.scale, mark.softcap, added=mark.added, shifts=shifts)
     if column is None and mark.normaliser == DIVIDED:
         column = _left_over(logits, plan.weights.apply(mix.weights[0]))
     return how, None if column is None else _same_for_all(column, how.shift)

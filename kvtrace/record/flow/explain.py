@@ -65,6 +65,7 @@ def explain(
     softcap: float | None,
     *,
     added: bool,
+    shifts: bool = True,
 ) -> Explained:
     """Split logits into product, mask, bias and row shift.
 
@@ -75,6 +76,7 @@ def explain(
         scale: Factor on q·kᵀ, as seen.
         softcap: Cap, as seen.
         added: Whether an addition was seen, so that a bias may be there.
+        shifts: What is taken off a whole row makes no difference, as to a softmax.
 
     Raises:
         UnexplainedError: A difference is left and no addition was seen.
@@ -97,7 +99,7 @@ def explain(
     if float(rest.abs().amax()) <= noise:
         return Explained(scale, softcap, mask, None)
     shift = _shift(rest, mask)
-    if float((rest - shift).masked_fill(~visible, 0.0).abs().amax()) <= noise:
+    if shifts and float((rest - shift).masked_fill(~visible, 0.0).abs().amax()) <= noise:
         return Explained(scale, softcap, mask, None, shift=shift)
     if added:
         return Explained(scale, softcap, mask, _compact(rest, noise))

@@ -27,6 +27,7 @@ from kvtrace.record.flow.names import (
     NOT_FOLLOWED,
     RANDOM,
     REVERSED_SUBTRACT,
+    SIGMOID,
     SOFTMAX,
     STORE,
     SUBTRACT,
@@ -52,6 +53,9 @@ DIVIDED = "exp and sum"
 
 SCRIPTED = "scripted"
 """What made weights that came out of code nobody can look into."""
+
+SIGMOIDAL = "sigmoid"
+"""What made weights that are each a sigmoid of their own score."""
 
 UNSUMMED = (Stage.PRODUCT, Stage.MIXED, Stage.UNDIVIDED)
 
@@ -160,6 +164,10 @@ def _of_two(name: str, held: list[tuple[Tensor, Mark]], args: Args, out: Tensor)
         elif name not in ADD:
             return None
         return summed(first, second) if out.shape == x.shape else None
+    if name in MULTIPLY and SIGMOIDAL in (first.normaliser, second.normaliser):
+        # gates on weights: those that are no gates count
+        kept, of = (second, y) if first.normaliser == SIGMOIDAL else (first, x)
+        return replace(kept, changed=(*kept.changed, name)) if out.shape == of.shape else None
     if first.letters is second.letters and out.shape == x.shape:
         # where(mask, weights, scores) and the like stay with the later stage
         late = second if second.stage is Stage.WEIGHTS else first
@@ -213,6 +221,33 @@ def exponentials(mark: Mark, logits: Tensor) -> Mark | None:
         key=mark.axes[-1],
         added=True,
     )
+
+
+def gates(mark: Mark, logits: Tensor) -> Mark | None:
+    """Scores after a sigmoid: each is a weight by itself. What is summed over shows later."""
+    if mark.axes is None or mark.stage is not Stage.SCORES:
+        return None
+    return replace(
+        mark,
+        stage=Stage.WEIGHTS,
+        logits=logits,
+        logits_axes=mark.axes,
+        normaliser=SIGMOIDAL,
+    )
+
+
+def summed_over(mark: Mark, names: str, contracted: str) -> Mark:
+    """Weights of a sigmoid whose keys are the axis that their product with values sums over.
+
+    Args:
+        mark: Of the weights.
+        names: Their letters in the product.
+        contracted: Those that it sums over.
+    """
+    if mark.axes is None or len(mark.axes) != len(names):
+        return mark
+    named = dict(zip(names, mark.axes, strict=True))
+    return replace(mark, key="".join(named.get(one, "") for one in contracted))
 
 
 def divided_before(mark: Mark, tensor: Tensor) -> Mark:
@@ -275,10 +310,10 @@ def followed(marks: Marks, function: Function, args: Args, kwargs: Kwargs) -> An
         if axes is not None:
             marks.set(out, replace(mark, axes=axes))
         return out
-    if name in EXP and len(held) == 1:
+    if name in (*EXP, *SIGMOID) and len(held) == 1:
         logits = x.detach().clone() if name.endswith("_") else x
         out = function(*args, **kwargs)
-        new = exponentials(mark, logits)
+        new = exponentials(mark, logits) if name in EXP else gates(mark, logits)
     elif name in SOFTMAX:
         out = function(*args, **kwargs)
         new = normalised(mark, x, softmax_axis(x, args, kwargs), name)

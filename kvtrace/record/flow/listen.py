@@ -22,7 +22,7 @@ from kvtrace.record.capture.kinds import kind_of
 from kvtrace.record.flow.arrange import AmbiguousError, NotOverTokensError, Sizes
 from kvtrace.record.flow.call import along, read, unrepeated
 from kvtrace.record.flow.explain import UnexplainedError
-from kvtrace.record.flow.follow import SCRIPTED, Args, Kwargs, is_batched
+from kvtrace.record.flow.follow import SCRIPTED, SIGMOIDAL, Args, Kwargs, is_batched
 from kvtrace.record.flow.fused import of_flex, of_sdpa
 from kvtrace.record.flow.loops import COLLECTS, Loop, Waiting, together
 from kvtrace.record.flow.modules import Forwards, Frame
@@ -66,6 +66,7 @@ class Listening:
     _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
     _certain: dict[tuple[str, int, int], Certain] = field(default_factory=dict)
     _proven: set[str] = field(default_factory=set)
+    _sigmoids: set[str] = field(default_factory=set)
 
     def begin(self, sizes: Sizes) -> None:
         """A new step: calls of a module are counted from 0 again."""
@@ -109,6 +110,8 @@ class Listening:
             return False
         if self._is_other(mix.place, mix.weights[0].shape[:-1]):
             return True
+        if mix.mark.normaliser == SIGMOIDAL:
+            return self._gated(mix)
         # weights that only look like those of an earlier product: nothing but a proof makes them so
         scripted = mix.mark.normaliser == SCRIPTED
         call = None
@@ -120,6 +123,24 @@ class Listening:
         if call is not None:
             self._take(call, mix.product.out)
         return call is not None or not scripted
+
+    def _gated(self, mix: Mix) -> bool:
+        """Sigmoids of scores met values: attention once a prompt hid later rows, else gates.
+
+        A layer of features does the same, over weights made on the way, and hides nothing.
+        """
+        known, call = mix.place in self._sigmoids, None
+        telling = self._telling(mix.place) if known else suppress(Exception)
+        with aside(mix.product.out), telling:
+            found = read(mix, self._plan(mix))
+            if known or _hides_later(found):
+                call = found
+        if call is None:
+            return known
+        self._sigmoids.add(mix.place)
+        self._proven.add(self._path())
+        self._take(call, mix.product.out)
+        return True
 
     def _read(self, mix: Mix) -> FlowCall:
         """The call; unproved only where the same module has proved itself before.
@@ -258,6 +279,7 @@ class Listening:
             sinks=call.sinks,
             level=call.level,
             code=call.place,
+            rule=call.rule,
         )
         if self.told is not None:
             self.told.append(told)
@@ -330,6 +352,15 @@ class Listening:
         # of two texts, rows of both may be given
         inner = tuple(dict.fromkeys(inner)) if self.forwards.two_sided else inner[:1]
         return Sizes(self.sizes.batch, (*inner, *self.sizes.tokens))
+
+
+def _hides_later(call: FlowCall) -> bool:
+    """Whether the first of several queries sees no later row, and the last one something."""
+    new, seq = call.queries.shape[2], call.keys.shape[2]
+    if call.visible is None or not 1 < new == seq:
+        return False
+    seen = call.visible.expand(*call.visible.shape[:2], new, seq)
+    return not bool(seen[:, :, 0, 1:].any()) and bool(seen[:, :, -1].any())
 
 
 def _reads_another_text(frame: Frame, call: FlowCall) -> bool:

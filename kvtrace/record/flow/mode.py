@@ -28,6 +28,7 @@ from kvtrace.record.flow.contraction import (
 )
 from kvtrace.record.flow.families import Families
 from kvtrace.record.flow.follow import (
+    SIGMOIDAL,
     Args,
     Function,
     Kwargs,
@@ -37,6 +38,7 @@ from kvtrace.record.flow.follow import (
     multiplied,
     opaque,
     sum_axes,
+    summed_over,
     unsummed,
 )
 from kvtrace.record.flow.listener import Listener
@@ -354,6 +356,9 @@ class FlowMode(TorchFunctionMode):
         return None
 
     def _mixed(self, mix: Mix) -> bool:
+        if mix.mark.normaliser == SIGMOIDAL:
+            mark = summed_over(mix.mark, mix.weights[1], mix.product.contracted)
+            mix = replace(mix, mark=mark)
         ended = self._listener.mixed(mix)
         if ended:
             self.families.end(mix.mark)

@@ -15,6 +15,7 @@ ADD = ("add", "add_", "__add__", "__radd__", "__iadd__")
 SUBTRACT = ("sub", "sub_", "subtract", "subtract_", "__sub__", "__isub__")
 REVERSED_SUBTRACT = ("rsub", "__rsub__")
 SOFTMAX = ("softmax", "special_softmax")
+SIGMOID = ("sigmoid", "sigmoid_", "special_expit")
 EXP = ("exp", "exp_", "special_exp")
 TANH = ("tanh", "tanh_")
 CONCATENATE = ("cat", "concat", "concatenate")
@@ -59,7 +60,7 @@ NOT_FOLLOWED = frozenset(
         *("__ge__", "__le__", "__eq__", "__ne__", "equal", "allclose", "isclose"),
         *("ones_like", "zeros_like", "empty_like", "full_like", "rand_like", "randn_like"),
         *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "cross_entropy"),
-        *("backward", "register_hook", "retain_grad", "sigmoid", "sigmoid_", "relu", "relu_"),
+        *("backward", "register_hook", "retain_grad", "relu", "relu_"),
         *("softplus", "elu", "gelu", "silu", "abs", "square", "pow", "log_softmax", "log"),
     )
 )

@@ -33,6 +33,7 @@ class FlowCall:
         place: "file.py:line" in the model's code.
         weights: What the softmax made, where something random came after it.
         assumed: What was taken by convention, in a few words.
+        rule: How scores become weights: "softmax" or "sigmoid".
     """
 
     queries: Tensor
@@ -48,6 +49,7 @@ class FlowCall:
     place: str = ""
     weights: Tensor | None = None
     assumed: str = ""
+    rule: str = "softmax"
 
     @property
     def detached(self) -> FlowCall:
@@ -94,6 +96,8 @@ def weights_of(call: FlowCall) -> tuple[Tensor, Tensor]:
     hidden = logits
     if call.visible is not None:
         hidden = logits.masked_fill(~call.visible, float("-inf"))
+    if call.rule == "sigmoid":
+        return hidden.sigmoid(), logits
     if call.sinks is not None:
         column = call.sinks.to(logits.dtype)[None, :, None, None]
         column = column.expand(*logits.shape[:-1], 1)
@@ -138,7 +142,8 @@ def refusal(call: FlowCall) -> str:
     error = float(differs.amax())
     if error <= allowed or (isnan(error) and not bool(call.output.isfinite().all())):
         return ""
-    return f"softmax(q·kᵀ·scale)·v differs from its output by {error:.2g}, allowed {allowed:.2g}"
+    made = f"{call.rule}(q·kᵀ·scale)·v"
+    return f"{made} differs from its output by {error:.2g}, allowed {allowed:.2g}"
 
 
 def largest_finite(tensor: Tensor) -> float:

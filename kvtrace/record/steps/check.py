@@ -78,6 +78,7 @@ def _alike(call: AttentionCall) -> tuple[object, ...]:
         None if call.visible is None else id(call.visible),
         None if call.bias is None else id(call.bias),
         call.sinks is None,
+        call.rule,
     )
 
 
@@ -149,7 +150,10 @@ def _attention(calls: Sequence[AttentionCall], rows: _Rows) -> tuple[Tensor, Ten
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
         sees = visible.any(-1, keepdim=True)
-    weights = _softmax(scores, [call.sinks for call in calls], sees)
+    if first.rule == "sigmoid":
+        weights = scores.sigmoid()
+    else:
+        weights = _softmax(scores, [call.sinks for call in calls], sees)
     mixed = weights.reshape(number, sequences, kv_heads, -1, rows.seq) @ values
     return mixed.reshape(number, sequences, heads, checked, -1), sees
 

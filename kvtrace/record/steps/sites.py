@@ -61,6 +61,7 @@ class Sites:
                 level=call.level,
                 dtype=dtype_name(dtype),
                 code=call.code,
+                rule=call.rule,
             )
         )
         return index

@@ -201,8 +201,8 @@ def test_no_attention_is_reported(mixer, tokens):
     assert told == []
 
 
-class Sigmoid(nn.Module):
-    """Attention without a softmax: not what a trace can say."""
+class Squares(nn.Module):
+    """Attention without a softmax or sigmoid: not what a trace can say."""
 
     def __init__(self):
         super().__init__()
@@ -210,22 +210,22 @@ class Sigmoid(nn.Module):
 
     def forward(self, x):
         q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
-        return (torch.sigmoid(q @ k.mT) @ v).transpose(1, 2).flatten(2)
+        return ((q @ k.mT).relu().square() @ v).transpose(1, 2).flatten(2)
 
 
-class SigmoidAttention(Sigmoid):
+class SquaresAttention(Squares):
     """The same under a name that promises attention."""
 
 
 def test_a_module_named_attention_that_was_not_seen_is_named():
-    model = Around(SigmoidAttention)
+    model = Around(SquaresAttention)
     with FlowWatch(model, sink=(calls := []).append) as watch:
         model(token_ids(1, 5))
     assert calls == []
     assert watch.unseen == ("mixer: named attention, but none was seen in it",)
 
 
-class Difference(Sigmoid):
+class Difference(Squares):
     """Two softmaxes subtracted before the values."""
 
     def forward(self, x):
@@ -234,7 +234,7 @@ class Difference(Sigmoid):
         return ((first - 0.5 * second) @ v).transpose(1, 2).flatten(2)
 
 
-class Tempered(Sigmoid):
+class Tempered(Squares):
     """Weights raised to a power after the softmax and not normalised again."""
 
     def forward(self, x):

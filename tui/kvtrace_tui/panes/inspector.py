@@ -100,7 +100,8 @@ class InspectorPane(Pane):
             return [_pair(width, "check", ("output not recorded", ink.DIM))]
         sign, style = ("✓", ink.GOOD) if found.passed else ("✗", ink.BAD)
         words = f"{sign} {found.error:.1e}"
-        return [_pair(width, "check", (words, style), (" softmax(qkᵀ)v − out", ink.DIM))]
+        rule = text.safe(trace.site(where[1]).rule, 20)
+        return [_pair(width, "check", (words, style), (f" {rule}(qkᵀ)v − out", ink.DIM))]
 
     def _statistics_lines(
         self, trace: Trace, cursor: Cursor, tensor: Tensor, values: Floats | None, width: int
