@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -122,6 +123,25 @@ def gone_on(texts: Sequence[Text], given: Given) -> Match:
         grown = seq == text.live.shape[1] + given.new
         follows = text.count > 0 and (grown or (given.resumed and given.new == 1))
     return Match(text, none.origin, none.taken, none.changed) if follows else none
+
+
+def without_chance(match: Match, given: Given, seen: Flags, *, computed: bool) -> Match:
+    """The match, but for rows of the step's own tokens that equal earlier ones by chance.
+
+    Rows of a first layer hold a token and its position, or not even that. After some were taken
+    away, those of a prompt that follows may equal some of them. Where all rows before the step's
+    own are known, its own are the last ones, if any of these is new.
+    """
+    own = given.new
+    known = match.origin != NOWHERE
+    if computed or match.text is None or not 1 < own < len(seen) or not seen.all():
+        return match
+    if not known[:, :-own].all() or known[:, -own:].all() or not known[:, -own:].any():
+        return match
+    origin, changed = match.origin.copy(), match.changed.copy()
+    origin[:, -own:] = NOWHERE
+    changed[-own:] = np.arange(len(seen))[-own:] < match.text.live.shape[1]
+    return replace(match, origin=origin, changed=changed)
 
 
 def is_new(match: Match, given: Given, seen: Flags, *, computed: bool) -> bool:

@@ -43,7 +43,10 @@ def give_places(
         own = None  # slots of a buffer that nobody has written
     text.mixed = own is not None or (not begins and match.text is not None and match.text.mixed)
     for b in range(sequences):
-        twins = _twins(match, text, b, written[b], given.new)
+        # as many as the step's tokens are theirs, though values of earlier tokens may be equal
+        all_own = not computed and written.shape[1] <= given.new
+        none = np.full(written.shape[1], NOWHERE)
+        twins = none if all_own else _twins(match, text, b, written[b], given.new)
         old = twins >= 0
         if old.any() and match.text is not None:
             source = int(match.taken[b])

@@ -15,7 +15,15 @@ import numpy as np
 from torch import Tensor
 
 from kvtrace.record.flow import slots as where
-from kvtrace.record.flow.known import cells_before, find, gone_on, is_new, live_slots, unknown
+from kvtrace.record.flow.known import (
+    cells_before,
+    find,
+    gone_on,
+    is_new,
+    live_slots,
+    unknown,
+    without_chance,
+)
 from kvtrace.record.flow.order import give_places
 from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN, Numbers
 from kvtrace.record.flow.texts import Given, Text, in_turns, longer, remembered
@@ -142,6 +150,7 @@ class RowFollower:
         if match.text is None:
             match = gone_on(self._texts, given)
         computed = computed and (match.text is None or given.grown)
+        match = without_chance(match, given, seen, computed=computed)
         live = live_slots(match, given, seen)
         text = remembered(match, given, now if part is None else None)
         cells = cells_before(match)
