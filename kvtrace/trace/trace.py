@@ -100,15 +100,18 @@ class Trace:
     # -- tokens ----------------------------------------------------------------------------
 
     def token_text(self, token: int) -> str:
-        """Text of a token id, raw (pass it through `text.token` to show it)."""
+        """Text of a token id, raw (pass it through `text.token` to show it); – for none."""
+        if token < 0:
+            return "–"
         text = self._source.token_text(token)
         return f"<{token}>" if text is None else text
 
     def chosen(self, number: int, sequence: int = 0) -> int | None:
         """The token chosen after a step: recorded in it, noted later, or fed to its successor."""
         step = self.step(number)
-        if sequence < len(step.chosen) and step.chosen[sequence] is not None:
-            return step.chosen[sequence]
+        known = step.chosen[sequence] if sequence < len(step.chosen) else None
+        if known is not None:
+            return known if known >= 0 else None
         noted = self._noted(number, sequence)
         if noted is not None:
             return noted
@@ -120,7 +123,8 @@ class Trace:
         reordered = any(event.kind != "crop" for event in child.events)
         follows = child.parent == number and child.phase == "decode" and not reordered
         fits = sequence < child.num_sequences and child.new > 0
-        return child.tokens[sequence][0] if follows and fits else None
+        fed = child.tokens[sequence][0] if follows and fits else -1
+        return fed if fed >= 0 else None
 
     def _noted(self, number: int, sequence: int) -> int | None:
         """The chosen token according to a later note."""

@@ -1,4 +1,4 @@
-"""Models that take several ids for one position: the first of each stands for all."""
+"""Ids in other shapes than [sequences, new]: several for one position, or a list of sequences."""
 
 from __future__ import annotations
 
@@ -39,3 +39,38 @@ def test_ids_of_three_dimensions_are_a_step_whoever_calls(tmp_path, books_first)
         "could not compute the recomputed lane: it takes 3 ids for one position, and the first of "
         "them is recorded"
     ]
+
+
+class Lists(nn.Module):
+    """Takes a list of sequences, as speech models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Embedding(20, 16), nn.Linear(16, 48), nn.Linear(16, 20)
+
+    def forward(self, text_list):
+        x = nn.utils.rnn.pad_sequence([self.embed(ids) for ids in text_list], batch_first=True)
+        q, k, v = self.mix(x).view(*x.shape[:2], 3, 2, 8).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        return self.head(x)
+
+
+def test_a_list_of_sequences_is_a_batch_and_what_a_shorter_one_lacks_is_no_token(tmp_path):
+    model = Lists().eval()
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
+        model([torch.tensor([3, 1, 4]), torch.tensor([1, 5])])
+    assert kvtrace.open(tmp_path / "a.kvt").step(0).tokens == ((3, 1, 4), (1, 5, -1))
+
+
+def test_ids_that_are_not_known_are_no_words_and_choose_nothing(tmp_path):
+    model = Lists().eval()
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
+        for size in (2, 3):
+            model([torch.arange(size), torch.arange(1)])
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [trace.token_text(token) for token in (*trace.step(0).tokens[1], 7)] == [
+        "<0>",
+        "–",
+        "<7>",
+    ]
+    assert trace.chosen(0, 1) is None
