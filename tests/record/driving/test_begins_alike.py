@@ -1,4 +1,4 @@
-"""Empty caches that look alike from afar: None may stand for no cache, a pair of it for a new one."""
+"""Empty caches that look alike from afar: None may stand for no cache, a pair of it for one."""
 
 from builders.driven import run_file
 
