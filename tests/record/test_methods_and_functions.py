@@ -74,3 +74,47 @@ def test_steps_of_a_model_inside_are_not_those_of_what_stands_around_it(tmp_path
     with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt") as recording:
         model.write(torch.tensor([[1, 2, 3, 4]]), 3)
     assert [(one.model, one.steps) for one in recording.report.traces] == [("Inner", 4)]
+
+
+class Attending(nn.Module):
+    """A layer that is handed its cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(16, 48)
+
+    def forward(self, x, kept):
+        q, k, v = self.mix(x).view(1, -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        if kept["k"] is not None:
+            k, v = torch.cat([kept["k"], k], 2), torch.cat([kept["v"], v], 2)
+        kept["k"], kept["v"] = k, v
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+        return x.transpose(1, 2).flatten(2)
+
+
+class Speaking(nn.Module):
+    """A method that keeps the cache in a variable, and does not call itself `self`."""
+
+    def __init__(me) -> None:  # noqa: N805 - as some people write it
+        super().__init__()
+        me.embed, me.layer, me.head = nn.Embedding(20, 16), Attending(), nn.Linear(16, 20)
+
+    def infer(me, ids, steps):  # noqa: N805 - as some people write it
+        cache = {"k": None, "v": None}
+        for step in range(steps):
+            last = ids if step == 0 else ids[:, -1:]
+            logits = me.head(me.layer(me.embed(last), cache))
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+        return ids
+
+
+def test_a_cache_in_a_variable_of_a_method_is_named_and_holds_the_prompt(tmp_path):
+    torch.manual_seed(0)
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt") as recording:
+        Speaking().eval().infer(torch.tensor([[1, 2, 3]]), 3)
+    assert [one.model for one in recording.report.traces] == ["Speaking"]
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [trace.cache_step(n, 0).length_after for n in range(3)] == [3, 4, 5]
+    assert trace.meta.cache_layers[0].where == (
+        "local cache['k'] [1, 2, rows, 8], local cache['v'] [1, 2, rows, 8]"
+    )

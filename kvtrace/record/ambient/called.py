@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 
@@ -113,6 +113,21 @@ class StepFunction:
         made = {name: one for name, one in frame.f_locals.items() if name not in found}
         found |= {f"local {name}": one for name, one in made.items() if isinstance(one, _HOLDS)}
         return {name: one for name, one in found.items() if _may_hold(one)}
+
+
+def made_by(frames: Iterable[FrameType]) -> dict[str, object]:
+    """What code that runs may keep rows of a step in, by name: containers and numbers it made."""
+    found: dict[str, object] = {}
+    for frame in frames:
+        made = {f"local {name}": one for name, one in frame.f_locals.items()}
+        found |= {name: one for name, one in made.items() if name not in found}
+    return {name: one for name, one in found.items() if isinstance(one, _HOLDS) and _may_hold(one)}
+
+
+def theirs(frames: Iterable[FrameType]) -> list[FrameType]:
+    """Those that run somebody's own code."""
+    names = ((one, str(one.f_globals.get("__name__", ""))) for one in frames)
+    return [one for one, name in names if name.partition(".")[0] not in _NOT_THEIRS]
 
 
 def _may_hold(value: object) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kvtrace.record.ambient.called import StepFunction
+from kvtrace.record.ambient.called import StepFunction, made_by, theirs
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.capture.watch import Watch
@@ -68,6 +68,7 @@ class Implicit:
         self._table: int | None = None
         self._open: Pass | None = None
         self._function = None if begins_at_once else StepFunction()
+        self._frames: list[FrameType] = []
 
     @property
     def under_way(self) -> bool:
@@ -121,6 +122,7 @@ class Implicit:
     def close(self) -> None:
         """The step under way is over, if it attended."""
         one, self._open, ids, self._ids = self._open, None, self._ids, None
+        frames, self._frames = self._frames, []
         watch = self._recording.watch
         if one is None or watch is None or ids is None:
             return
@@ -132,12 +134,15 @@ class Implicit:
             if found is not None:
                 self._recording.ask_instead(found[0], found[1].as_before)
             given = self._function.given()
+        else:
+            given = made_by(frames)  # the method may keep its cache in a variable
         watch.end_step({self._name: ids, **given}, keep=bool(one.calls))
 
     def _begin(self) -> None:
         watch = self._recording.watch
         if watch is not None and self._ids is not None:
             self._open = watch.begin_step({self._name: self._ids})
+            self._frames = theirs(_callers()) if self.begins_at_once else []
 
 
 class Lookups(TorchFunctionMode):
@@ -195,10 +200,18 @@ def owner_of(module: nn.Module) -> nn.Module | None:
     """The outermost module with a method running that holds another one; None: no such."""
     found = None
     for frame in _callers():
-        own = frame.f_locals.get("self")
+        own = _self_of(frame)
         if isinstance(own, nn.Module) and any(one is module for one in own.modules()):
             found = own
     return found
+
+
+def _self_of(frame: FrameType) -> object:
+    """The object whose method is running, whatever the method calls it; None: no method."""
+    code = frame.f_code
+    own = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    named = code.co_argcount and code.co_varnames[0] == "self"
+    return own if named or hasattr(type(own), code.co_name) else frame.f_locals.get("self")
 
 
 def _callers() -> Iterator[FrameType]:
