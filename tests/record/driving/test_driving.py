@@ -329,6 +329,11 @@ ROLES = {
         "layer_past": "cache",
         "kv_len": "position",
     },
+    "def forward(self, x, kv_cache=None, current_position_ids=None): ...": {
+        "x": "ids",
+        "kv_cache": "cache",
+        "current_position_ids": "position",
+    },
     "def forward(self, q, /, k_cache, v_cache, *, offset=0): ...": {
         "q": "ids",
         "k_cache": "cache",
