@@ -54,7 +54,7 @@ def steps(model, ids, prompt, chunks=(), **options):
     sizes = [prompt, *chunks]
     sizes += [1] * (ids.shape[1] - sum(sizes))
     with torch.no_grad():
-        with Watch(model, over, on_begin=lambda _: meter.begin(lambda: len(passes()[-1].calls))):
+        with Watch(model, over, on_begin=lambda _: meter.begin(lambda: passes()[-1].num_calls)):
             outputs = run(model, ids, sizes, options)
         oracle, cache, start = [], None, 0
         for new, watched in zip(sizes, outputs, strict=True):
@@ -285,7 +285,7 @@ def test_encoder_and_decoder_are_counted_apart_and_together_make_a_run():
         found.append(meter.measure(sizes))
 
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "num_beams": 1}
-    with Watch(model, over, on_begin=lambda _: meter.begin(lambda: len(passes()[-1].calls))):
+    with Watch(model, over, on_begin=lambda _: meter.begin(lambda: passes()[-1].num_calls)):
         model.generate(ids, **options)
     flops, _ = counted(lambda: model.generate(ids, **options))
     assert len(found) == 7
