@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvtrace.analysis.checks.levels import quantised
+from kvtrace.analysis.checks.levels import from_table, quantised
 from kvtrace.analysis.checks.relations import rounded_to
 from kvtrace.analysis.checks.rounded_input import rounded_source
 from kvtrace.trace.dtypes import Floats
@@ -29,6 +29,13 @@ def inexact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str
     if smaller is not None:
         return "DTYPE", f"every number of {mine.shape[1]} rows of {tensor} fits in {smaller}"
     grid = quantised(mine, theirs) if off < size else None
+    table = from_table(mine, theirs) if grid is None and off < 0.35 * size else None
+    if table is not None:
+        values, what = table
+        return "DTYPE", (
+            f"{mine.shape[1]} rows of {tensor} take {values} values, once divided by the largest "
+            f"of each {what}: they were quantised by a table and back"
+        )
     if grid is None:
         source = rounded_source(mine, theirs)
         return None if source is None else ("DTYPE", _made_from(tensor, mine.shape[1], source))

@@ -1,7 +1,8 @@
 """Rows that take few evenly spaced values: what quantising and scaling back leaves of them.
 
 Symmetric or not, the smallest and the largest number of a group are two of its levels, so the
-levels are found without knowing scale and zero point. Knows nothing of grids that are not even.
+levels are found without knowing scale and zero point. Levels that are not even are those of a
+table, times the largest number of a group.
 """
 
 from __future__ import annotations
@@ -22,6 +23,14 @@ _GROUPS = 48
 
 _OFF_GRID = 0.01
 
+_TABLE = 32
+"""Values of a table: 16 of four bits, and a zero or a sign more."""
+
+_TIMES = 6
+"""So many numbers for each value are not few by chance."""
+
+_DIGITS = 1e4
+
 
 def quantised(rows: Floats, reference: Floats) -> tuple[int, str] | None:
     """(bits, of what a group is made) of rows on a grid on which the reference is not.
@@ -35,6 +44,26 @@ def quantised(rows: Floats, reference: Floats) -> tuple[int, str] | None:
         if steps and not _steps(theirs):
             return max(steps.bit_length(), 1), what
     return None
+
+
+def from_table(rows: Floats, reference: Floats) -> tuple[int, str] | None:
+    """(values, of what a group is made) of rows that take few values over each group's largest.
+
+    Args:
+        rows: [heads, rows, dim].
+        reference: Of the same shape; it takes many.
+    """
+    for what, mine, theirs in _grouped(rows, reference):
+        count = _values(mine)
+        if mine.size >= _TIMES * count and count <= _TABLE < _values(theirs):
+            return count, what
+    return None
+
+
+def _values(groups: NDArray[np.float64]) -> int:
+    """Different numbers, once each group is divided by its largest."""
+    most = np.maximum(np.abs(groups).max(axis=1, keepdims=True), 1e-30)
+    return len(np.unique(np.rint(groups / most * _DIGITS)))
 
 
 def _grouped(

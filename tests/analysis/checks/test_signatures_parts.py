@@ -91,3 +91,15 @@ def test_only_of_an_encoder_hidden_rows_are_surely_padding(kind):
         reference=replace(scene.reference, visible=hidden),
     )
     assert named(scene) == ("PAD-VISIBLE" if kind == "cross" else "MASK", "mask")
+
+
+def test_values_of_a_table_that_is_not_even_are_quantised_too():
+    toy = Toy()
+    table = np.sinh(np.linspace(-2, 2, 14)) / np.sinh(2)
+    most = np.abs(toy.v[:, :11]).max(-1, keepdims=True)
+    nearest = np.abs(toy.v[:, :11, :, None] / most[..., None] - table).argmin(-1)
+    v = toy.v.copy()
+    v[:, :11] = table[nearest] * most
+    found = diagnose(toy.scene(v=v))
+    assert (found.name, found.tensor) == ("DTYPE", "v")
+    assert "take 14 values" in found.evidence
