@@ -1,6 +1,8 @@
 """What kind of attention a module has, as far as its place and its memory say it."""
 
-from kvtrace.record.capture.kinds import linear
+import pytest
+
+from kvtrace.record.capture.kinds import kind_of, linear
 
 UNSEEN = (
     "model.layers.0.self_attn: named attention, but none was seen in it",
@@ -21,3 +23,17 @@ def test_layers_that_keep_a_state_attend_without_rows():
 def test_without_such_a_layer_every_module_stays_unseen():
     assert linear(UNSEEN, {1, 2}) == (UNSEEN, "")
     assert linear(("mixer: named attention, but none was seen in it",), {0})[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("cross_decoder.layers.0.mixer", "self"),
+        ("layers.3.cross_layer_attention", "self"),
+        ("layers.3.cross_attention", "cross"),
+        ("layers.3.crossattention.self", "cross"),
+        ("decoder.layers.0.encoder_attn", "cross"),
+    ],
+)
+def test_layers_that_share_rows_with_others_do_not_attend_to_an_encoder(path, kind):
+    assert kind_of(path, two_sided=False) == kind

@@ -6,7 +6,8 @@ import re
 from collections.abc import Container, Iterable
 from functools import lru_cache
 
-_CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec", re.IGNORECASE)
+# a cross-decoder and cross-layer attention share the rows of a text with other layers of it
+_CROSS = re.compile(r"cross(?!_?decoder|_?layer_?att)|encoder_attn|encdec|enc_dec", re.IGNORECASE)
 _SENSES = re.compile(r"vision|visual|image|audio|speech", re.IGNORECASE)
 
 
