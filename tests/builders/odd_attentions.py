@@ -325,7 +325,7 @@ OTHER = (
     gated_in_place,
 )
 """Numbers of their own, one attention a layer, and all it takes to repeat it is recorded."""
-PIECES = (gated_branches, query_chunks)
+PIECES = (gated_branches, query_chunks, differential)
 """Several attentions a layer, each recorded as what it is."""
-TOLD = (talking_heads, differential, distances, tiles, vmapped_heads)
+TOLD = (talking_heads, distances, tiles, vmapped_heads)
 """Not softmax(q·kᵀ)·v, or out of sight: named, never passed off as something else."""

@@ -35,6 +35,7 @@ class AttentionCall:
         level: 1 attention interface, 2 SDPA, 3 softmax pattern, 4 explicit.
         code: "file.py:line" of the attention in the model's own code, where known.
         rule: How scores become weights: "softmax" or "sigmoid".
+        mixes: The model multiplied values for it; False: its weights were added to another's first.
     """
 
     module: str
@@ -55,3 +56,4 @@ class AttentionCall:
     level: int = 1
     code: str = ""
     rule: str = "softmax"
+    mixes: bool = True

@@ -33,7 +33,7 @@ def attention_flops(call: AttentionCall) -> tuple[int, int]:
     sequences, heads, new, key_dim = call.queries.shape
     seq, value_dim = call.keys.shape[2], call.values.shape[3]
     pairs = 2 * sequences * heads * new * seq
-    return pairs * key_dim, pairs * value_dim
+    return pairs * key_dim, pairs * value_dim * call.mixes
 
 
 _multiplying: dict[object, bool] = {}

@@ -151,7 +151,8 @@ class CostMeter:
             self._names, self._groups = names, {}
             for index, call in enumerate(measured.calls):
                 heads = call.queries.size(1)
-                kind = (heads * call.queries.size(3), heads * call.values.size(3), call.kind)
+                mixed = heads * call.values.size(3) * call.mixes
+                kind = (heads * call.queries.size(3), mixed, call.kind)
                 self._groups.setdefault(kind, []).append(index)
         return self._groups
 

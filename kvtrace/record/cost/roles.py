@@ -79,8 +79,11 @@ def without_attention(products: Sequence[Product], calls: Sequence[AttentionCall
     they are told by their FLOPs and by running next to each other.
     """
     wanted: dict[int, int] = {}
+    joint = 0
     for call in calls:
-        for flops in attention_flops(call):
+        scores, mix = attention_flops(call)
+        joint = scores if call.mixes else joint + scores
+        for flops in (scores, mix if call.mixes else joint):  # one product may be both scores
             wanted[flops] = wanted.get(flops, 0) + 1
     kept: list[Product] = []
     previous: Product | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -251,3 +252,15 @@ def unrepeated(call: FlowCall) -> FlowCall:
     keys, values = widened(call.keys, call.values)
     group = repeats(keys, values)
     return replace(call, keys=keys[:, ::group], values=values[:, ::group])
+
+
+@contextmanager
+def aside(like: Tensor) -> Iterator[None]:
+    """Calculate beside the model: no graph, no autocast, and nobody else who watches sees it."""
+    device = like.device.type
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                yield
+        else:
+            yield

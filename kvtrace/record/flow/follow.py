@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvtrace.record.flow.axes import Letters
 from kvtrace.record.flow.contraction import Unfinished
+from kvtrace.record.flow.difference import added_up, part_of, term
 from kvtrace.record.flow.explain import HIDDEN_BELOW
 from kvtrace.record.flow.marks import Mark, Marks, Stage, summed
 from kvtrace.record.flow.names import (
@@ -92,6 +93,8 @@ def after(
         axes = None
         if mark.axes is not None:
             axes = VIEWS[name](mark.axes, mark.letters, x, out, (args[1:], kwargs))
+            if axes is None and mark.stage is Stage.WEIGHTS:
+                return part_of(mark, x, out) or replace(mark, axes=None)
         return replace(mark, axes=axes)
     if name in COPIES:
         return mark
@@ -115,6 +118,8 @@ def _of_one(
         return replace(moved, stage=Stage.WEIGHTS, normaliser=DIVIDED)
     if name in RANDOM and moved.weights is None and out is not x:
         moved = replace(moved, weights=x)
+    elif name not in RANDOM and mark.stage is Stage.WEIGHTS and out is not x:
+        moved = replace(moved, base=term(mark, x))
     return replace(moved, changed=(*moved.changed, name))
 
 
@@ -164,6 +169,8 @@ def _of_two(name: str, held: list[tuple[Tensor, Mark]], args: Args, out: Tensor)
         elif name not in ADD:
             return None
         return summed(first, second) if out.shape == x.shape else None
+    if first.stage is Stage.WEIGHTS is second.stage and name in (*ADD, *SUBTRACT):
+        return added_up((x, first), (y, second))
     if name in MULTIPLY and SIGMOIDAL in (first.normaliser, second.normaliser):
         # gates on weights: those that are no gates count
         kept, of = (second, y) if first.normaliser == SIGMOIDAL else (first, x)
@@ -347,17 +354,18 @@ def softmax_axis(x: Tensor, args: Args, kwargs: Kwargs) -> int:
 def _mark_pieces(marks: Marks, name: str, x: Tensor, mark: Mark, out: Sequence[object]) -> None:
     """chunk, split and the like: a piece as long as the whole keeps its axes."""
     for piece in out:
-        if isinstance(piece, Tensor) and piece.dtype.is_floating_point and name != "unbind":
+        if isinstance(piece, Tensor) and piece.dtype.is_floating_point:
             axes = mark.axes if piece.shape == x.shape else None
-            if mark.axes is not None and axes is None:
+            if mark.axes is not None and axes is None and name != "unbind":
                 differs = [n for n in range(x.dim()) if piece.shape[n] != x.shape[n]]
                 if len(differs) == 1:
                     at = differs[0]
                     first = int(piece.storage_offset() - x.storage_offset()) // max(1, x.stride(at))
                     cut = mark.letters.cut(mark.axes[at], first, piece.shape[at])
                     axes = None if cut is None else (*mark.axes[:at], cut, *mark.axes[at + 1 :])
-            if axes is not None:
-                marks.set(piece, replace(mark, axes=axes))
+            part = replace(mark, axes=axes) if axes is not None else part_of(mark, x, piece)
+            if part is not None:
+                marks.set(piece, part)
 
 
 def unsummed(mark: Mark | None, product: Unfinished, place: str) -> Mark:

@@ -16,7 +16,8 @@ import torch
 
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.flow.arrange import Sizes
-from kvtrace.record.flow.listen import Listening, aside
+from kvtrace.record.flow.call import aside
+from kvtrace.record.flow.listen import Listening
 from kvtrace.record.flow.modules import Frame
 from kvtrace.record.flow.parts import Note, Part, intact, nbytes_of, read, told
 from kvtrace.record.flow.route import Route

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.kinds import kind_of
 from kvtrace.record.flow.arrange import AmbiguousError, NotOverTokensError, Sizes
-from kvtrace.record.flow.call import along, read, unrepeated
+from kvtrace.record.flow.call import along, aside, read, unrepeated, without_counting
+from kvtrace.record.flow.difference import factors, mixes, said
 from kvtrace.record.flow.explain import UnexplainedError
 from kvtrace.record.flow.follow import SCRIPTED, SIGMOIDAL, Args, Kwargs, is_batched
 from kvtrace.record.flow.fused import of_flex, of_sdpa
@@ -112,6 +112,8 @@ class Listening:
             return True
         if mix.mark.normaliser == SIGMOIDAL:
             return self._gated(mix)
+        if mix.mark.terms:
+            return self._differs(mix)
         # weights that only look like those of an earlier product: nothing but a proof makes them so
         scripted = mix.mark.normaliser == SCRIPTED
         call = None
@@ -133,13 +135,29 @@ class Listening:
         telling = self._telling(mix.place) if known else suppress(Exception)
         with aside(mix.product.out), telling:
             found = read(mix, self._plan(mix))
-            if known or _hides_later(found):
+            if known or found.hides_later:
                 call = found
         if call is None:
             return known
         self._sigmoids.add(mix.place)
         self._proven.add(self._path())
         self._take(call, mix.product.out)
+        return True
+
+    def _differs(self, mix: Mix) -> bool:
+        """Several softmaxes added up met values: a call for each of them, and none of the whole."""
+        with aside(mix.product.out), without_counting(), self._telling(mix.place):
+            alone = mixes(mix)
+            plans = [self._plan(one) for one in alone]
+            calls = [read(one, plan) for one, plan in zip(alone, plans, strict=True)]
+            parts = [plan.weights.apply(o.weights[0]) for o, plan in zip(alone, plans, strict=True)]
+            found = factors(plans[0].weights.apply(mix.weights[0]), parts)
+            if self._path() not in self._proven:
+                self.notes[f"{self._path()}: {said(found)}"] = None
+                self._proven.add(self._path())
+            for number, (one, call) in enumerate(zip(alone, calls, strict=True)):
+                self._take(replace(call, mixes=not number), one.product.out)
+                self.flush()
         return True
 
     def _read(self, mix: Mix) -> FlowCall:
@@ -280,6 +298,7 @@ class Listening:
             level=call.level,
             code=call.place,
             rule=call.rule,
+            mixes=call.mixes,
         )
         if self.told is not None:
             self.told.append(told)
@@ -354,15 +373,6 @@ class Listening:
         return Sizes(self.sizes.batch, (*inner, *self.sizes.tokens))
 
 
-def _hides_later(call: FlowCall) -> bool:
-    """Whether the first of several queries sees no later row, and the last one something."""
-    new, seq = call.queries.shape[2], call.keys.shape[2]
-    if call.visible is None or not 1 < new == seq:
-        return False
-    seen = call.visible.expand(*call.visible.shape[:2], new, seq)
-    return not bool(seen[:, :, 0, 1:].any()) and bool(seen[:, :, -1].any())
-
-
 def _reads_another_text(frame: Frame, call: FlowCall) -> bool:
     """Whether keys come from rows that a module was given beside those of its queries."""
     new, seq = call.queries.shape[2], call.keys.shape[2]
@@ -380,18 +390,6 @@ def layer_of(path: str, number: int) -> int:
     """The first number in a module's path; without one, the n-th call is the layer."""
     found = re.search(r"(?:^|[._])(\d+)(?:[._]|$)", path)
     return int(found.group(1)) if found else number
-
-
-@contextmanager
-def aside(like: Tensor) -> Iterator[None]:
-    """Calculate beside the model: no graph, no autocast, and nobody else who watches sees it."""
-    device = like.device.type
-    with torch.no_grad(), torch._C.DisableTorchFunction():
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                yield
-        else:
-            yield
 
 
 def _line(error: Exception) -> str:

@@ -57,6 +57,8 @@ class Mark:
         normaliser: Function that made them weights.
         place: "file.py:line" where the scores were computed.
         mixed: A product that is not summed, or not divided, yet.
+        base: What the softmax made, once it was multiplied by something.
+        terms: What several softmaxes made, of which these weights are the sum.
     """
 
     stage: Stage
@@ -73,6 +75,8 @@ class Mark:
     normaliser: str = ""
     place: str = ""
     mixed: Unfinished | None = None
+    base: Term | None = None
+    terms: tuple[Term, ...] = ()
 
     def scaled(self, factor: float) -> Mark:
         """After a multiplication by a number."""
@@ -94,6 +98,14 @@ class Mark:
     def scale(self) -> float:
         """Factor on the first product, softcap taken out."""
         return self.products[0].alpha * (1.0 if self.cap is None else self.cap)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """What one softmax made, and the mark of that."""
+
+    weights: Tensor
+    mark: Mark
 
 
 def start(product: Contraction, place: str) -> Mark:

@@ -26,6 +26,7 @@ from kvtrace.record.flow.contraction import (
     of_sublists,
     of_tensordot,
 )
+from kvtrace.record.flow.difference import term
 from kvtrace.record.flow.families import Families
 from kvtrace.record.flow.follow import (
     SIGMOIDAL,
@@ -245,9 +246,8 @@ class FlowMode(TorchFunctionMode):
         out = func(*args, **kwargs)
         of = left if first else right
         if weights is not None and out.shape == of.shape:
-            mark = self.marks.get(of)
-            assert mark is not None
-            self.marks.set(out, replace(mark, changed=(*mark.changed, func.__name__)))
+            changed = (*weights.changed, func.__name__)
+            self.marks.set(out, replace(weights, changed=changed, base=term(weights, of)))
         elif multiplied(left, right, out) and not self._parameter_of(
             self.is_parameter, left, right
         ):

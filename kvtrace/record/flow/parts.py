@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.calls import AttentionCall
-from kvtrace.record.flow.call import ROUNDINGS, without_counting
+from kvtrace.record.flow.call import ROUNDINGS, aside, without_counting
 from kvtrace.record.flow.explain import UnexplainedError, explain, same_mask, seen_in
 from kvtrace.record.flow.fused import of_sdpa
-from kvtrace.record.flow.listen import Listening, aside
+from kvtrace.record.flow.listen import Listening
 from kvtrace.record.flow.prove import FlowCall, capped, refusal
 from kvtrace.record.flow.route import Numbers, Route, equal, numbers_of
 

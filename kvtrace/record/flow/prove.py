@@ -34,6 +34,7 @@ class FlowCall:
         weights: What the softmax made, where something random came after it.
         assumed: What was taken by convention, in a few words.
         rule: How scores become weights: "softmax" or "sigmoid".
+        mixes: The model multiplied values for it; False: its weights were added to another's first.
     """
 
     queries: Tensor
@@ -50,6 +51,16 @@ class FlowCall:
     weights: Tensor | None = None
     assumed: str = ""
     rule: str = "softmax"
+    mixes: bool = True
+
+    @property
+    def hides_later(self) -> bool:
+        """Whether the first of several queries sees no later row, and the last one something."""
+        new, seq = self.queries.shape[2], self.keys.shape[2]
+        if self.visible is None or not 1 < new == seq:
+            return False
+        seen = self.visible.expand(*self.visible.shape[:2], new, seq)
+        return not bool(seen[:, :, 0, 1:].any()) and bool(seen[:, :, -1].any())
 
     @property
     def detached(self) -> FlowCall:

@@ -216,7 +216,8 @@ def learn(
         kept: Names of functions that must be followed each time.
     """
     mark, last = mix.mark, log[-1]
-    if not plan.plain or plan.proven < FIRST or len(mark.products) != 1 or len(plan.parts) != 1:
+    alone = len(mark.products) == len(plan.parts) == 1 and not mark.terms
+    if not plan.plain or plan.proven < FIRST or not alone:
         return None
     if len(log) > LONGEST or mix.product.out is not last.out or mark.logits is None:
         return None

@@ -225,15 +225,6 @@ def test_a_module_named_attention_that_was_not_seen_is_named():
     assert watch.unseen == ("mixer: named attention, but none was seen in it",)
 
 
-class Difference(Squares):
-    """Two softmaxes subtracted before the values."""
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
-        first, second = (q @ k.mT).softmax(-1), (q[..., :4] @ k[..., :4].mT).softmax(-1)
-        return ((first - 0.5 * second) @ v).transpose(1, 2).flatten(2)
-
-
 class Tempered(Squares):
     """Weights raised to a power after the softmax and not normalised again."""
 
@@ -251,13 +242,6 @@ def test_weights_changed_after_the_softmax_are_told_of_and_not_reported():
     assert sentence.startswith("mixer (test_silence.py:")
     assert "softmax(q·kᵀ·scale)·v differs from its output" in sentence
     assert sentence.endswith("after mul")
-
-
-def test_a_difference_of_two_softmaxes_is_never_passed_off_as_one():
-    model = Around(Difference)
-    with FlowWatch(model, sink=(calls := []).append):
-        model(token_ids(1, 5))
-    assert calls == []
 
 
 class PoolsThenAttends(nn.Module):
