@@ -115,6 +115,12 @@ def _phrases(step: Step, rows: Extent, cost: StepCost) -> Iterator[Phrase]:
     said = " of ".join(about)
     name = f"step {step.number} ({said})" if said else f"step {step.number}"
     saved = rows.without_cache > rows.computed
+    if not step.sites:
+        price = f"{units.flops(cost.cached.flops)}, {_time(cost.cached.elapsed_ns)}"
+        yield Phrase(f"{name} took in ")
+        yield Phrase(units.counted(step.new, "token"), CACHED)
+        yield Phrase(f"{_each(rows)}, and no attention was seen in it: {price}")
+        return
     yield Phrase(f"{name} computed ")
     yield Phrase(_count(rows.computed), CACHED)
     yield Phrase(f" of {'Q and latents' if rows.latents else 'Q, K, V'}{_each(rows)}")

@@ -147,11 +147,6 @@ def test_a_model_without_a_cache_is_told_what_one_would_save():
     )
 
 
-def test_a_step_without_any_recorded_attention_still_has_a_sentence():
-    trace = with_step(synthetic_trace(), 3, caches=(), sites=())
-    assert sentence(trace, 3).startswith("step 3 computed 1 row of Q, K, V and kept none of them")
-
-
 def test_the_summary_names_tokens_layers_and_events():
     event = CacheEvent("crop", (0, 1, 2), (9, 9, 9), (6, 6, 6))
     trace = with_step(synthetic_trace(), 2, events=(event,))
@@ -190,3 +185,11 @@ def test_a_chosen_token_outside_the_recorded_ones_has_no_probability():
     assert found.chosen.token == 7
     assert found.chosen.probability is None
     assert candidates(with_step(trace, 3, top=(), chosen=(7,)), 3).ranked == ()
+
+
+def test_a_step_without_attention_claims_no_rows():
+    trace = with_step(synthetic_trace(), 6, sites=(), caches=(), elapsed_ns=900_000)
+    trace = with_step(trace, 6, cost=Cost(Flops(qkv=2_000_000), Flops(qkv=2_000_000)))
+    assert sentence(trace, 6) == (
+        "step 6 took in 1 token, and no attention was seen in it: 2.00 MFLOP, 0.90 ms"
+    )
