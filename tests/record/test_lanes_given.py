@@ -6,6 +6,8 @@ import torch
 from builders.encoder_decoders import LISTENERS, READERS
 from builders.recorded import record
 from builders.seeing import SEEING
+from builders.tiny_models import tiny_model
+from builders.ways import ready
 from kvtrace.analysis.checks import check
 from kvtrace.record.capture.kinds import kind_of
 
@@ -61,8 +63,6 @@ def test_the_referee_reads_an_encoders_output_in_its_own_dtype(name, tmp_path):
 def led():
     from transformers import LEDConfig, LEDForConditionalGeneration
 
-    from builders.ways import ready
-
     torch.manual_seed(0)
     config = LEDConfig(
         vocab_size=99,
@@ -104,3 +104,20 @@ def test_a_decoder_is_compared_where_nobody_saw_its_encoder_attend(tmp_path):
 )
 def test_a_decoder_may_call_its_layers_an_encoder(path, kind):
     assert kind_of(path, two_sided=True) == kind
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("cpmant", "not recomputed: 11 ids were given for 15 rows: which row is which token's"),
+        ("xlnet", "`perm_mask` and `target_mapping` of its first step fit no other number of"),
+    ],
+)
+def test_a_lane_that_can_not_be_computed_says_why(model_type, said, tmp_path):
+    model = tiny_model(model_type)
+    ids = torch.arange(3, 14)[None]
+    trace, _, _ = record(
+        model, lambda: generate(ready(model), input_ids=ids), tmp_path / "a.kvt", recompute="once"
+    )
+    assert trace.meta.lanes == ()
+    assert any(said in note.text for note in trace.notes)

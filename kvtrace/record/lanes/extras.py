@@ -176,3 +176,15 @@ def _per_token(forward: Forward) -> Mapping[str, Tensor]:
         and tuple(value.shape[:2]) == (forward.sequences, forward.new)
         and (forward.new > 1 or _TOKEN.search(name))
     }
+
+
+def bound(extra: Mapping[str, object]) -> Sequence[str]:
+    """Names of tables of numbers over the tokens of one step, which say nothing of others."""
+    return [
+        name
+        for name, value in extra.items()
+        if isinstance(value, Tensor)
+        and value.dim() == 3
+        and value.is_floating_point()
+        and re.search(r"mask|mapping|bias", name, re.IGNORECASE)
+    ]

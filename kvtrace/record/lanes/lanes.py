@@ -18,9 +18,10 @@ from torch import nn
 from kvtrace.errors import TraceError
 from kvtrace.files import FileSource
 from kvtrace.record.capture.forward import Beginning, Forward
+from kvtrace.record.capture.inputs import tokens_of
 from kvtrace.record.lanes.again import Again, CannotRecomputeError
 from kvtrace.record.lanes.each import EachPass
-from kvtrace.record.lanes.extras import Extras
+from kvtrace.record.lanes.extras import Extras, bound
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, OncePass, with_lanes
 from kvtrace.record.lanes.outlive import never_kept, nobody_holds
@@ -73,6 +74,7 @@ class Lanes:
     _unheld: bool = False
     _passes: dict[str, int] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
+    _unlike: str = ""
 
     @property
     def again(self) -> Again:
@@ -99,6 +101,7 @@ class Lanes:
         self._sources.add(step, forward)
         if not self._arguments_seen:
             self._arguments_seen = True
+            self._unlike = _unlike(forward)
             self.again.first(forward)
             self._weights = Weights(self.model)
             self._unheld = nobody_holds(forward)
@@ -192,14 +195,19 @@ class Lanes:
             batches = one.batches() if wanted else []
             if not batches:
                 if wanted:
-                    self._said.add("not recomputed: which tokens went in was not recorded")
+                    why = self._unlike or "which tokens went in was not recorded"
+                    self._said.add(f"not recomputed: {why}")
                 return meta
             self.again.ties.tolerance = self._tolerance(meta)[0]
             for name, dtype, upcast in wanted:
                 try:
                     self.again.settle(batches[0], upcast)
                 except CannotRecomputeError as error:
-                    self._said.add(f"could not compute the {name} lane: {error}")
+                    names = " and ".join(f"`{one}`" for one in bound(batches[0].extra))
+                    fits = f"{names} of its first step fit no other number of tokens: "
+                    self._said.add(
+                        f"could not compute the {name} lane: {fits if names else ''}{error}"
+                    )
                     if upcast is None:
                         return meta
                     continue
@@ -243,3 +251,14 @@ def _lowest(meta: Meta, autocast: str) -> str:
     order = ["bfloat16", "float16", "float32", "float64"]
     known = [one for one in found if one in order]
     return min(known, key=order.index) if known else meta.model.dtype
+
+
+def _unlike(forward: Forward) -> str:
+    """Why the rows of a forward are not those of the ids it was given; empty where they are."""
+    ids = tokens_of(forward.arguments)
+    if forward.tokens is not None or ids is None:
+        return ""
+    return (
+        f"{ids.shape[-1]} ids were given for {forward.new} rows: which row is which token's is not "
+        "known"
+    )
