@@ -69,8 +69,9 @@ def looks_ahead(
     call, far = found
     sites = trace.meta.sites
     site = next((s.index for s in sites if (s.module, s.call) == (call.module, call.call)), None)
+    module = call.module or "the model"
     text = (
-        f"NOT-CAUSAL: without any cache, rows of the first {end} tokens in {call.module or 'the model'} move by "
+        f"NOT-CAUSAL: without any cache, rows of the first {end} tokens in {module} move by "
         f"{far:.1e} of their largest value when the later tokens follow; no cache can equal that"
     )
     return Note("finding", text, step=min(later), site=site)
