@@ -12,6 +12,9 @@ from enum import StrEnum
 from kvtrace import units
 from kvtrace.trace import Flops, Trace
 
+EXTRAPOLATED = "are extrapolated from single steps"
+"""What the recorder says of FLOPs whose growth with the text it could not learn for sure."""
+
 
 class Logits(StrEnum):
     """Which rows of logits are counted."""
@@ -84,6 +87,7 @@ class StepCost:
         weight_bytes: Parameters, read once by either.
         cache_bytes: Memory the cache holds after the step.
         logits: The convention used for the last part.
+        estimated: FLOPs without the cache are extrapolated, as the trace says of some modules.
     """
 
     parts: tuple[Part, ...]
@@ -92,6 +96,7 @@ class StepCost:
     weight_bytes: int
     cache_bytes: int
     logits: Logits
+    estimated: bool = False
 
     @property
     def flops_ratio(self) -> float | None:
@@ -141,7 +146,13 @@ def step_cost(
         0,
         lane_elapsed_ns(trace, number, lane),
     )
-    return StepCost((*parts, head), cached, recomputed, cost.weight_bytes, cost.cache_bytes, logits)
+    held = cost.weight_bytes, cost.cache_bytes
+    return StepCost((*parts, head), cached, recomputed, *held, logits, extrapolates(trace))
+
+
+def extrapolates(trace: Trace) -> bool:
+    """Whether FLOPs of a longer forward are an estimate, as the recorder said."""
+    return any(EXTRAPOLATED in sentence for sentence in trace.meta.not_recorded)
 
 
 def lane_elapsed_ns(trace: Trace, number: int, lane: str = "recomputed") -> int | None:

@@ -178,7 +178,8 @@ def _prices(cost: StepCost, saved: bool) -> Iterator[Phrase]:
     if not saved:
         yield Phrase(f"{units.flops(mine.flops)}, {_time(mine.elapsed_ns)}")
         return
-    yield from _instead(units.flops(mine.flops), units.flops(theirs.flops))
+    about = "about " if cost.estimated else ""
+    yield from _instead(units.flops(mine.flops), units.flops(theirs.flops), about)
     yield Phrase(", ")
     if mine.elapsed_ns is None:
         yield Phrase("time not measured")
@@ -189,12 +190,12 @@ def _prices(cost: StepCost, saved: bool) -> Iterator[Phrase]:
         yield from _instead(_time(mine.elapsed_ns), _time(theirs.elapsed_ns))
 
 
-def _instead(mine: str, theirs: str) -> Iterator[Phrase]:
+def _instead(mine: str, theirs: str, about: str = "") -> Iterator[Phrase]:
     """`2.1 MFLOP instead of 28.9`: the unit once where both have the same."""
     number, _, unit = theirs.partition(" ")
     same = mine.partition(" ")[2] == unit
     yield Phrase(mine, CACHED)
-    yield Phrase(" instead of ")
+    yield Phrase(f" instead of {about}")
     yield Phrase(number if same else theirs, WITHOUT_CACHE)
 
 

@@ -8,6 +8,7 @@ from builders import Shape, synthetic_trace
 from kvtrace.analysis.costs import Logits, step_cost, why
 from kvtrace.analysis.history import history, so_far
 from kvtrace.analysis.memory import cache_memory
+from kvtrace.analysis.summary import sentence
 from kvtrace.trace import CacheLayer, Cost, Flops, Trace
 
 
@@ -27,6 +28,16 @@ def test_each_convention_counts_its_own_logits():
     assert step_cost(trace, 3).cached.flops == 41
     assert [part.name for part in step_cost(trace, 3).parts][-1] == "head"
     assert sum(part.cached for part in step_cost(trace, 3).parts) == 41
+
+
+def test_flops_that_were_extrapolated_are_called_an_estimate():
+    cost = Cost(Flops(qkv=2_000_000), Flops(qkv=20_000_000))
+    sure, unsure = with_cost(cost), with_cost(cost)
+    said = "FLOPs of layers.0.conv are extrapolated from single steps."
+    unsure.source.meta = replace(unsure.meta, not_recorded=(said,))
+    assert [step_cost(one, 3).estimated for one in (sure, unsure)] == [False, True]
+    assert "2.00 MFLOP instead of 20.0," in sentence(sure, 3)
+    assert "2.00 MFLOP instead of about 20.0," in sentence(unsure, 3)
 
 
 def test_bytes_are_weights_once_and_rows_read_and_written():

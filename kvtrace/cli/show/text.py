@@ -270,7 +270,8 @@ def _so_far(trace: Trace, numbers: Sequence[int]) -> list[str]:
     times = [_time(total.elapsed_ns), _time(total.lane_ns)]
     cost, memory = step_cost(trace, last), cache_memory(trace, last)
     conventions = {logits: step_cost(trace, last, logits) for logits in Logits}
-    rows = [["", "cached", "without cache", "ratio"]]
+    about = ", about" if cost.estimated else ""
+    rows = [["", "cached", f"without cache{about}", "ratio"]]
     rows.append(
         _pair(units.counted(total.steps, "step"), total.cached_flops, total.recomputed_flops)
     )
