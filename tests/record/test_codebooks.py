@@ -74,3 +74,20 @@ def test_ids_that_are_not_known_are_no_words_and_choose_nothing(tmp_path):
         "<7>",
     ]
     assert trace.chosen(0, 1) is None
+
+
+class Rows(Lists):
+    """A model without a head: what it returns are rows, not logits."""
+
+    def forward(self, text_list):
+        x = nn.utils.rnn.pad_sequence([self.embed(ids) for ids in text_list], batch_first=True)
+        q, k, v = self.mix(x).view(*x.shape[:2], 3, 2, 8).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(("kind", "seen"), [(Lists, 1), (Rows, 0)])
+def test_rows_of_a_model_without_a_head_are_no_logits(tmp_path, kind, seen):
+    model = kind().eval()
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
+        model([torch.tensor([3, 1, 4])])
+    assert len(kvtrace.open(tmp_path / "a.kvt").step(0).top) == seen

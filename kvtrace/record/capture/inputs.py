@@ -114,20 +114,31 @@ def shape_of(tokens: Tensor | None, arguments: Mapping[str, object]) -> tuple[in
     return 1, 0
 
 
-def logits_of(result: Any, shape: tuple[int, int]) -> Tensor | None:
+def hidden_width(model: nn.Module) -> int:
+    """Features of a model's rows, where logits over its tokens are wider; 0: that is not known."""
+    tables = [one for one in model.modules() if isinstance(one, nn.Embedding)]
+    table = max(tables, key=lambda one: one.num_embeddings, default=None)
+    if table is None or table.num_embeddings <= table.embedding_dim:
+        return 0
+    return table.embedding_dim
+
+
+def logits_of(result: Any, shape: tuple[int, int], hidden: int = 0) -> Tensor | None:
     """The logits among what a model returned, [sequences, rows, vocab].
 
     Args:
         result: A tensor, an object or mapping with `logits`, or a tuple or list with them.
         shape: (sequences, new) that went in.
+        hidden: As many numbers a row, under no name, are no logits but the rows themselves.
     """
     found = getattr(result, "logits", None)
     if found is None and isinstance(result, Mapping):
         found = result.get("logits")
-    if isinstance(result, Tensor):
+    if isinstance(result, Tensor) and result.shape[-1:] != (hidden,):
         found = result
     if found is None and isinstance(result, tuple | list):
         tensors = [part for part in result if isinstance(part, Tensor) and part.numel() > 1]
+        tensors = [part for part in tensors if part.shape[-1:] != (hidden,)]
         # a loss stands before or after; past keys and values have more dimensions
         found = next((one for one in tensors if one.dim() == 3), None)
         found = next((one for one in tensors if one.dim() == 2), None) if found is None else found

@@ -28,7 +28,7 @@ from kvtrace.record.capture.compiled import EAGERLY, Eagerly
 from kvtrace.record.capture.copied import copies
 from kvtrace.record.capture.entrances import around_forward, entrances
 from kvtrace.record.capture.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
-from kvtrace.record.capture.inputs import fitted, logits_of, shape_of, tokens_of
+from kvtrace.record.capture.inputs import fitted, hidden_width, logits_of, shape_of, tokens_of
 from kvtrace.record.capture.interface import INTERFACE
 from kvtrace.record.capture.kinds import is_two_sided, kind_of
 from kvtrace.record.capture.levels import lower_levels, note_runs, unseen
@@ -80,6 +80,7 @@ class Watch:
         self._choosing = choosing
         self._names = {id(module): path for path, module in model.named_modules()}
         self._two_sided = is_two_sided(self._names.values())
+        self._hidden = hidden_width(model)
         self._facts: dict[int, ModuleFacts] = {}
         self._pattern: Pattern | None = None
         self._tracker = CacheTracker()
@@ -334,7 +335,7 @@ class Watch:
             copies=() if batch is not None else copies(self._tracker, updates),
             changes=self._tracker.take_changes(used),
             recurrent=(*one.recurrent, *beside(self._tracker, arguments, result, updates)),
-            logits=logits_of(result, shape),
+            logits=logits_of(result, shape, self._hidden),
             result=result,
             own_ns=one.own_ns + perf_counter_ns() - start,
             choices=() if one.choosing is None else tuple(one.choosing.choices),
