@@ -11,6 +11,7 @@ import torch
 
 from builders.recorded import caches_disagree, greatest_error, record
 from builders.tiny_models import tiny_model
+from kvtrace.analysis.checks import check
 from sweep.softmaxes import attending
 
 PROMPT, NEW = 11, 6
@@ -104,6 +105,7 @@ def _examine(row, model, path):
         row.error = greatest_error(trace)
         row.rows_equal = _rows_equal(trace, held)
     row.lane = _lane(trace)
+    row.says += [f"{one.name}: {one.evidence}" for one in _found(trace) if one.name != "UNKNOWN"]
 
 
 def _seen(trace, expected):
@@ -130,6 +132,13 @@ def _near(found, path):
 def _rows_equal(trace, held):
     compared, wrong = caches_disagree(trace, held)
     return None if wrong else compared
+
+
+def _found(trace):
+    """What the checks find, each kind once, beyond what a note says already."""
+    told = {note.text.partition(":")[0] for note in trace.notes}
+    findings = {one.name: one for one in check(trace).findings if one.name not in told}
+    return list(findings.values())
 
 
 def _lane(trace):
