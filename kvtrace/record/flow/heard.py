@@ -115,7 +115,8 @@ class Hearing:
         """Something else runs than was expected: read what was heard, the rest is followed."""
         stack = self.listening.forwards.stack
         if self.follows and stack:
-            self._read(stack[0])
+            with self.listening.harmless():
+                self._read(stack[0])
             self._scores.pop(stack[0].path, None)
         self._forget()
 

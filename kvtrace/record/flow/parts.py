@@ -270,16 +270,18 @@ def _routed(route: Route, notes: Sequence[Note], plain: tuple[bool, bool]) -> Fl
     v, out = plan.values.apply(last.args[route.values.place]), plan.output.apply(last.out)
     if q.shape[1] != out.shape[1]:
         q = q.expand(-1, out.shape[1], -1, -1)
-    logits = None if plan.logits is None else plan.logits.apply(softmax.args[0])
     alike, all_seen = plain
-    if alike or logits is None:
+    logits = None
+    if plan.logits is not None and not (alike and all_seen):
+        logits = plan.logits.apply(softmax.args[0])
+    if alike:
         plan.proven += 1
-        visible = None
-        if not all_seen and logits is not None:
-            visible = same_mask(seen_in(logits))
+        visible = None if logits is None else same_mask(seen_in(logits))
         k, v = k[:, :: plan.group], v[:, :: plan.group]
         factors = route.scale, route.softcap
         return FlowCall(q, k, v, out, *factors, visible, place=route.place, assumed=plan.assumed)
+    if logits is None:
+        raise UnexplainedError("it is not like the call before, and its logits were not seen")
     return _anew(route, (q, k, v, out), logits)
 
 

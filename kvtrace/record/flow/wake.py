@@ -261,11 +261,10 @@ class Waking:
 
     def _is_none(self, args: tuple[Any, ...]) -> bool:
         """Whether a function is work of ours, or is given a parameter."""
-        return (
-            any(type(one) is nn.Parameter for one in args)
-            or depth_of_our_work() != self._depth
-            or torch._C._is_torch_function_all_disabled()
-        )
+        for one in args:
+            if type(one) is nn.Parameter:
+                return True
+        return depth_of_our_work() != self._depth or torch._C._is_torch_function_all_disabled()
 
     def _wakes(self, args: tuple[Any, ...], on: bool) -> bool:
         """Switch the mode on, if a product of these may be the first of an attention."""
