@@ -118,3 +118,11 @@ def test_a_cache_in_a_variable_of_a_method_is_named_and_holds_the_prompt(tmp_pat
     assert trace.meta.cache_layers[0].where == (
         "local cache['k'] [1, 2, rows, 8], local cache['v'] [1, 2, rows, 8]"
     )
+
+
+def test_the_axis_of_heads_is_not_taken_for_that_of_rows(tmp_path):
+    torch.manual_seed(0)
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
+        Speaking().eval().infer(torch.tensor([[1]]), 3)  # a prompt of one token: one row of each
+    layer = kvtrace.open(tmp_path / "a.kvt").meta.cache_layers[0]
+    assert (layer.kind, layer.capacity) == ("dynamic", None)
