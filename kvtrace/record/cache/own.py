@@ -206,7 +206,8 @@ class Own:
         found = self._memo.get(key)
         if found is None:
             kept = Book(attended)
-            if origin is None and not cached:
+            # what a first step's rows become shows later: none, should its cache layer be uncached
+            if origin is None and not cached and step.parent is not None:
                 kept = Book(((),) * len(attended))
             elif left is not None:
                 kept = Book(tuple(runs.of_slots(one, left) for one in attended))
