@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, FalconConfig
 from transformers.cache_utils import (
     Cache,
     DynamicCache,
@@ -20,8 +21,9 @@ from builders.recorded import (
     bits,
     record,
 )
-from builders.tiny_models import tiny_model
+from builders.tiny_models import tiny_config, tiny_model
 from builders.ways import IDS, generate, ready
+from kvtrace.analysis.nature import rows_are
 from kvtrace.trace import Tensor
 
 
@@ -337,3 +339,15 @@ def test_a_cache_that_hands_out_other_rows_than_it_holds_still_holds_its_own(tmp
         (14, 15),
     ]
     assert_attention_explains_itself(trace)
+
+
+def test_heads_that_are_repeated_before_they_are_cached_are_no_latents(tmp_path):
+    config = tiny_config("falcon").to_dict() | {"new_decoder_architecture": True, "num_kv_heads": 2}
+    config.pop("num_key_value_heads", None)
+    model = ready(AutoModelForCausalLM.from_config(FalconConfig(**config)).eval())
+    trace, held, _ = record(model, generate(model), tmp_path / "a.kvt")
+    assert_caches_agree(trace, held)
+    assert [trace.site(0).num_kv_heads, held[0][0, False][0].shape[1]] == [2, 4]
+    kinds = {(layer.kind, layer.num_kv_heads) for layer in trace.meta.cache_layers}
+    assert kinds == {("dynamic", 4), ("derived", 2)}
+    assert rows_are(trace, 0) == "derived"

@@ -41,7 +41,8 @@ class Stores:
         found = self._index.get(key)
         if found is not None:
             return found
-        kind = "latent" if latent else "cross" if update.part == "cross" else _kind(update)
+        one = latent and shape[0] == 1  # several heads are heads, put together anew when read
+        kind = "latent" if one else "cross" if update.part == "cross" else _kind(update)
         store = self._add(key, update.layer, kind, shape, dtype, (update.window, update.capacity))
         if kind == "quantised":
             self.say(store, remark=PACKED)
