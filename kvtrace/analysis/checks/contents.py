@@ -23,6 +23,7 @@ from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.rows import (
     Indices,
     changed_before,
+    counted,
     differing,
     differing_features,
     finding,
@@ -140,10 +141,10 @@ def check_swapped(scene: Scene, identity: Identity) -> Finding | None:
         if (found < 0).all() and supposed_inside(scene, rows).all():
             turn = rotation(held[:, rows], there[:, scene.supposed[rows]], limit)
             if turn is not None and len(turn.angles[0]) >= _PLANES:
-                evidence = f"{len(rows)} rows of {tensor} are the recomputed {other}, but rotated"
+                evidence = f"{counted(len(rows))} of {tensor}: the recomputed {other}, but rotated"
                 return finding(scene, "KEYS-VALUES-SWAPPED", tensor, evidence, rows)
         if (found >= 0).all():
-            evidence = f"{len(rows)} rows of {tensor} equal the recomputed {other}"
+            evidence = f"{counted(len(rows))} of {tensor} = the recomputed {other}"
             return finding(scene, "KEYS-VALUES-SWAPPED", tensor, evidence, rows)
     return None
 
@@ -216,7 +217,7 @@ def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Findin
     each = (s, "") if s is not None else factors(mine, theirs, atol)
     if each is not None:
         own = f", each {each[1]} by a factor of its own" if each[1] else ""
-        evidence = f"{len(rows)} rows of {tensor} = {each[0]:.4g} × the recomputed ones{own}"
+        evidence = f"{counted(len(rows))} of {tensor} = {each[0]:.4g} × the recomputed ones{own}"
         return found("OLD-ROWS-SCALED", evidence)
     # few numbers may be the same ones by chance
     if theirs.size >= _NUMBERS and same_numbers(mine, theirs, atol):
@@ -251,7 +252,7 @@ def _turned(
         return "KEYS-NOT-ROTATED", f"k of place {places[0]} is rotated {by}"
     if n is not None and len(rows) == 1 and n == -int(places[0]) and n < -1:
         by += ", all of its position (as at position 0, or not rotated at all)"
-    return "POSITION-ROPE-K", f"k of {len(rows)} rows is rotated {by}, q is right"
+    return "POSITION-ROPE-K", f"k of {counted(len(rows))} is rotated {by}, q is right"
 
 
 def _others_turned(scene: Scene, rows: Indices) -> bool:

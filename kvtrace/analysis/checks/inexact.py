@@ -7,6 +7,7 @@ import numpy as np
 from kvtrace.analysis.checks.levels import from_table, quantised
 from kvtrace.analysis.checks.relations import rounded_to
 from kvtrace.analysis.checks.rounded_input import rounded_source
+from kvtrace.analysis.checks.rows import counted
 from kvtrace.trace.dtypes import Floats
 
 _LEFT = 0.25
@@ -27,7 +28,7 @@ def inexact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str
     off = float(np.abs(mine - theirs).max())
     smaller = rounded_to(mine, theirs) if off < 0.2 * size else None
     if smaller is not None:
-        return "DTYPE", f"every number of {mine.shape[1]} rows of {tensor} fits in {smaller}"
+        return "DTYPE", f"every number of {counted(mine.shape[1])} of {tensor} fits in {smaller}"
     grid = quantised(mine, theirs) if off < size else None
     table = from_table(mine, theirs) if grid is None and off < 0.35 * size else None
     if table is not None:

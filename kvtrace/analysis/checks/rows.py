@@ -47,6 +47,11 @@ def named_slots(scene: Scene, rows: Indices) -> str:
     return "slots " + ", ".join(map(str, slots[:4])) + more
 
 
+def counted(rows: int) -> str:
+    """How many rows: "1 row", "9 rows"."""
+    return f"{rows} row{'' if rows == 1 else 's'}"
+
+
 def finding(
     scene: Scene, name: str, tensor: str, evidence: str, rows: Indices, head: int | None = None
 ) -> Finding:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.identify import Identity
 from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.rows import counted
 from kvtrace.analysis.checks.scene import Scene
 
 Rows = NDArray[np.intp]
@@ -74,7 +75,7 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
     if hidden or (scene.lost is not None and not scene.lost & set(missing)):
         overwritten = overwritten[:0]  # what was replaced is not what is missing
     if twice > 0 and not missing:
-        return "DUPLICATE-ROWS", "k", f"{who} sees {twice} rows twice"
+        return "DUPLICATE-ROWS", "k", f"{who} sees {counted(twice)} twice"
     if not missing and not extra:
         return None
     if extra and max(extra) > place:
@@ -116,7 +117,7 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
     if min(extra) < scene.padding:
         return "PAD-VISIBLE", "mask", f"{who} sees padding, places {_list(extra)}"
     if max(extra) < min(want, default=0):
-        return "WINDOW", "mask", f"{who} sees {len(extra)} older rows: {_list(extra)}"
+        return "WINDOW", "mask", f"{who} sees {len(extra)} older row{_s(extra)}: {_list(extra)}"
     return "MASK", "mask", f"{who} sees places {_list(extra)} that it should not"
 
 
