@@ -276,3 +276,11 @@ def test_sequences_that_change_places_take_their_rows_along(tmp_path):
     for sequence in range(3):
         view = trace.cache(1, 0, sequence)
         np.testing.assert_array_equal(view.keys, past[0][0][sequence].numpy())
+
+
+def test_a_cache_that_grows_has_no_capacity_after_a_shorter_text(tmp_path):
+    runs = [(ids(12), 9, ()), (ids(7), 4, ())]
+    trace, _ = recorded("tuple_cat", tmp_path / "a.kvt", *runs)
+    assert len(trace) > 4
+    layers = [trace.cache_layer(layer) for layer in range(len(trace.meta.sites))]
+    assert {(layer.kind, layer.capacity) for layer in layers} == {("dynamic", None)}

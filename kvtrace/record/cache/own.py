@@ -47,6 +47,7 @@ class _Use:
         keys, values: What holds them.
         turned: What holds the keys as they were before RoPE.
         looks: Forwards in which that was looked for.
+        room: Slots of what was found in this forward; 0: it was not looked for.
         left: Slots of the rows that were kept of the last step, where not all were.
         beside: Rows that stand for no token are not kept: the model adds them each time.
     """
@@ -57,6 +58,7 @@ class _Use:
     values: Found | None = None
     turned: Found | None = None
     looks: int = 0
+    room: int = 0
     left: Slots | None = None
     beside: bool = False
 
@@ -110,6 +112,7 @@ class Own:
     _memo: dict[tuple[object, ...], Entry] = field(default_factory=dict)
     _grown: dict[tuple[object, ...], tuple[Entry, object]] = field(default_factory=dict)
     _holders: list[Holder] | None = None
+    _held_last: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.derived = Derived(self.stores)
@@ -234,7 +237,7 @@ class Own:
 
     def _learn(self, use: _Use, call: AttentionCall, seen: Seen, forward: Forward) -> None:
         """Whether its rows are kept, and by what."""
-        use.left = None
+        use.left, use.room = None, 0
         step, self_attention = seen.step, call.kind == "self"
         if self.derived.grown:
             use.repeated = True
@@ -248,20 +251,28 @@ class Own:
         old = np.flatnonzero((step.origin[0] != NOWHERE) & (step.cells[0] != UNWRITTEN))
         new = step.written[0] if step.rows else old
         for name, rows in (("keys", call.keys), ("values", call.values)):
-            lasting = [one for one in self._holders if one.rank]
-            found = named.find(rows, old[::-1].tolist(), lasting) if len(old) else None
-            if found is None:
-                found = named.find(rows, new[::-1].tolist(), self._holders)
-            elif found.kept is not None:  # the rows of the step before: too few by those of this
-                found = replace(found, kept=None)
-            earlier: Found | None = getattr(use, name)
-            if found is not None and (earlier is None or found.rank >= earlier.rank):
-                setattr(use, name, found)
-                # values alone may be those of another token like it
-                kept = found.kept if use.left is None else use.left
-                use.left = kept and tuple(n for n in kept if n in (found.kept or kept))
+            self._learn_holder(use, name, rows, old, new)
         if use.keys is None and use.values is not None and use.turned is None:
             use.turned = find_turned(call.keys, old[::-1].tolist(), self._holders)
+
+    def _learn_holder(self, use: _Use, name: str, rows: Tensor, old: Numbers, new: Numbers) -> None:
+        """What holds the keys, or the values: rows of before first, those of this step else."""
+        among = named.going_on(self._holders or [], self._held_last.get(name))
+        lasting = [one for one in among if one.rank]
+        found = named.find(rows, old[::-1].tolist(), lasting) if len(old) else None
+        if found is None:
+            found = named.find(rows, new[::-1].tolist(), among)
+            if found is None:
+                return
+        else:  # the rows of the step before: too few by those of this
+            found = replace(found, kept=None)
+        use.room, self._held_last[name] = max(use.room, found.slots), found.name
+        earlier: Found | None = getattr(use, name)
+        if earlier is not None and found.rank < earlier.rank:
+            return
+        setattr(use, name, found)
+        kept = found.kept if use.left is None else use.left  # values alone may be another token's
+        use.left = kept and tuple(n for n in kept if n in (found.kept or kept))
 
     def _say(self, use: _Use, made: Made, *, derived: bool) -> None:
         """Fill in what is known of the cache layer now."""
@@ -274,9 +285,7 @@ class Own:
             return
         rows = len(step.slots)
         layer = self.stores.layers[store]
-        room = max((one.slots for one in use.found), default=0)
-        if not step.whole:
-            room = max(room, step.cells.shape[1])
+        room = use.room if step.whole else max(use.room, step.cells.shape[1])
         part = use.left is not None and not use.beside
         capacity = layer.capacity or (room if room > rows or part else None)
         window = layer.window
