@@ -110,21 +110,18 @@ class Trace:
         """The token chosen after a step: recorded in it, noted later, or fed to its successor."""
         step = self.step(number)
         known = step.chosen[sequence] if sequence < len(step.chosen) else None
-        if known is not None:
-            return known if known >= 0 else None
-        noted = self._noted(number, sequence)
-        if noted is not None:
-            return noted
-        numbers = self.numbers
-        after = bisect_right(numbers, number)
-        if after == len(numbers):
+        for ask in (self._noted, self._fed_next):
+            known = ask(number, sequence) if known is None else known
+        return None if known is None or known < 0 else known
+
+    def _fed_next(self, number: int, sequence: int) -> int | None:
+        """The token that the step after it was fed, where that goes on from it."""
+        child = next(map(self.step, self.numbers[bisect_right(self.numbers, number) :]), None)
+        if child is None or child.parent != number or child.phase != "decode":
             return None
-        child = self.step(numbers[after])
         reordered = any(event.kind != "crop" for event in child.events)
-        follows = child.parent == number and child.phase == "decode" and not reordered
         fits = sequence < child.num_sequences and child.new > 0
-        fed = child.tokens[sequence][0] if follows and fits else -1
-        return fed if fed >= 0 else None
+        return child.tokens[sequence][0] if fits and not reordered else None
 
     def _noted(self, number: int, sequence: int) -> int | None:
         """The chosen token according to a later note."""
@@ -370,8 +367,7 @@ class Trace:
         visible = self.visible(number, layer, sequence, query)
         bias = self.bias(number, layer, sequence, query)
         if query is not None:
-            row = query % queries.shape[1]
-            queries = queries[:, row : row + 1]
+            queries = queries[:, query % queries.shape[1]][:, None]
         if head is not None:
             site = replace(site, sinks=site.sinks[head : head + 1])
             visible = visible[head : head + 1] if visible.shape[0] > 1 else visible
