@@ -13,7 +13,7 @@ import runpy
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(recording: Any, prepared: Callable[[], object]) -> int:
     """Their code inside of the recording; its exit code."""
+    before = frozenset(threading.enumerate())
     try:
         with recording:
             prepared()
-            _join()
+            _join(before)
     except SystemExit as error:
         return _exit_code(error)
     except KeyboardInterrupt as error:
@@ -120,10 +121,10 @@ def _on_cpu(*, wanted: bool) -> contextlib.AbstractContextManager[None]:
     return cuda_means_cpu(pretend=True)
 
 
-def _join() -> None:
+def _join(others: Container[threading.Thread]) -> None:
     """Their threads may still be generating: the interpreter would wait for them, too."""
     for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+        if thread not in others and not thread.daemon:
             thread.join()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 
 import pytest
 import torch
@@ -173,3 +174,13 @@ def test_ctrl_c_keeps_the_trace(run, tmp_path):
     assert err.splitlines()[-2] == "KeyboardInterrupt"
     trace = kvtrace.open("a.kvt")
     assert (len(trace), trace.ending.reason) == (5, "stopped")
+
+
+def test_threads_that_were_there_before_are_not_waited_for(run, tmp_path):
+    (tmp_path / "short.py").write_text("print('done')\n")
+    over = threading.Event()
+    threading.Thread(target=over.wait).start()
+    try:
+        assert run("short.py")[:2] == (0, "done\n")
+    finally:
+        over.set()
