@@ -6,6 +6,7 @@ from torch import nn
 
 import kvtrace
 from builders.custom_drives import build
+from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import DIVERGED, EQUAL, check
 from kvtrace.files import open_trace
 
@@ -83,3 +84,13 @@ def test_two_healthy_texts_in_one_recording_are_silent(tmp_path):
             model.reset_cache()
             decode(model, text)
     assert check(open_trace(tmp_path / "a.kvt")).findings == ()
+
+
+def test_rows_that_are_computed_anew_in_every_step_are_left_of_nothing(tmp_path):
+    model = tiny_model("blt")  # attends to patches, which are no tokens
+    model.generation_config.pad_token_id = 0
+    ids = torch.randint(3, 90, (1, 11), generator=torch.Generator().manual_seed(0))
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False)
+    report = check(open_trace(tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings) == (EQUAL, ())

@@ -83,8 +83,10 @@ def beyond(trace: Trace, step: Step | None = None) -> dict[int, int]:
 
 
 def _own(trace: Trace, step: Step) -> list[int]:
-    sites = (site for group in step.sites for site in group.sites)
-    return [site for site in sites if trace.site(site).kind == "self"]
+    """Sites that attend to their own text, and whose rows may be kept from one step to the next."""
+    sites = [site for group in step.sites for site in group.sites]
+    kept = [site for site in sites if trace.cache_layer(site).kind != "uncached"]
+    return [site for site in kept if trace.site(site).kind == "self"]
 
 
 def _seen(trace: Trace, step: Step, site: int) -> int:
