@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from threading import Thread
@@ -324,7 +325,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
 
     def _check(self, trace: Trace, lane: str) -> None:
         """Ask the analysis, in a thread and on a reader of its own; ends with the app."""
-        with suppress(RuntimeError), _yielding():
+        with suppress(RuntimeError, CancelledError), _yielding():
             call = self.app.call_from_thread
             try:
                 another = Trace(trace.source.again())
