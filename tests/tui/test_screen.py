@@ -1,4 +1,3 @@
-from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import pytest
@@ -150,22 +149,6 @@ async def test_breakpoints_and_findings_are_marked_and_reached(trace):
         assert "step 4/6" in shown(app)[0]
         assert "L1" in shown(app)[0]
         assert "planted" in shown(app)[1]
-
-
-@pytest.mark.parametrize("gone", [RuntimeError, CancelledError])
-async def test_a_check_that_outlives_the_screen_ends_without_a_word(trace, monkeypatch, gone):
-    app = app_of(trace)
-    async with app.run_test(size=(120, 40)) as pilot:
-        await until(pilot, lambda: app.screen.desk.answer.verdict not in ("", "checking"))
-        screen, said = app.screen, []
-
-        def closed(*words):
-            said.append(words)
-            raise gone
-
-        monkeypatch.setattr(app, "call_from_thread", closed)
-        screen._check(trace, "recomputed")
-    assert len(said) == 1
 
 
 async def test_copy_reaches_the_clipboard(trace):
