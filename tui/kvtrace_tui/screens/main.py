@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from threading import Thread
@@ -320,13 +320,16 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         if desk.recording.live or desk.trace.meta.lane(desk.cursor.lane) is None:
             return
         desk.answer = Answer("checking")
-        arguments = desk.trace, desk.cursor.lane
+        arguments = desk.trace, desk.cursor.lane, asyncio.get_running_loop()
         Thread(target=self._check, args=arguments, daemon=True, name="findings").start()
 
-    def _check(self, trace: Trace, lane: str) -> None:
+    def _check(self, trace: Trace, lane: str, loop: asyncio.AbstractEventLoop) -> None:
         """Ask the analysis, in a thread and on a reader of its own; ends with the app."""
-        with suppress(RuntimeError, CancelledError), _yielding():
-            call = self.app.call_from_thread
+
+        def call(function: Callable[..., None], value: object) -> None:
+            loop.call_soon_threadsafe(self._if_open, function, value)
+
+        with suppress(RuntimeError), _yielding():  # the loop is closed: so is the app
             try:
                 another = Trace(trace.source.again())
             except KvtraceError as error:
@@ -334,6 +337,11 @@ class MainScreen(DirectScreen, inherit_bindings=False):
             else:
                 answer = findings.search(another, lane, lambda one: call(self._met, one))
             call(self._answered, answer)
+
+    def _if_open(self, function: Callable[..., None], value: object) -> None:
+        """Take what a thread tells, unless the screen is gone."""
+        if self.is_running:
+            self.call_later(function, value)
 
     def _met(self, one: Found) -> None:
         self.desk.found = findings.merged(self.desk.found, one)
