@@ -8,6 +8,7 @@ from torch import nn
 import kvtrace
 from builders.attentions import HEADS, token_ids
 from builders.recorded import assert_attention_explains_itself
+from builders.stacked import Stacked, decoded
 from kvtrace.analysis.checks import check
 from kvtrace.analysis.nature import attention_is
 from kvtrace.analysis.selfcheck import self_check
@@ -45,38 +46,16 @@ class Sigmoid(nn.Module):
         return (weights @ v).transpose(1, 2).flatten(2), (k, v)
 
 
-class Model(nn.Module):
-    def __init__(self, weigh):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed = nn.Embedding(50, HEADS * DIM)
-        self.layers = nn.ModuleList(Sigmoid(weigh) for _ in range(2))
-        self.head = nn.Linear(HEADS * DIM, 50)
-
-    def forward(self, ids, past=None):
-        x, cache = self.embed(ids), []
-        for number, layer in enumerate(self.layers):
-            out, kept = layer(x, None if past is None else past[number])
-            x, cache = x + out, [*cache, kept]
-        return self.head(x), cache
-
-
-@torch.no_grad()
-def run(model):
-    logits, past = model(token_ids(2, 6))
-    found = [logits]
-    for _ in range(3):
-        logits, past = model(logits[:, -1:].argmax(-1), past)
-        found.append(logits)
-    return found
+def built(weigh):
+    return Stacked(lambda: Sigmoid(weigh), HEADS * DIM)
 
 
 @pytest.mark.parametrize("weigh", [masked, afterwards, in_place])
 def test_sigmoid_attention_is_recorded_with_its_rows_and_repeats_its_output(weigh, tmp_path):
-    model = Model(weigh)
-    expected = run(model)
+    model = built(weigh)
+    expected = decoded(model, 3)
     with kvtrace.record(model, tmp_path / "a.kvt", recompute="once"):
-        found = run(model)
+        found = decoded(model, 3)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert trace.meta.unseen == ()
@@ -90,9 +69,9 @@ def test_sigmoid_attention_is_recorded_with_its_rows_and_repeats_its_output(weig
 
 
 def test_weights_are_sigmoids_of_the_recorded_scores_and_sum_to_anything(tmp_path):
-    model = Model(masked)
+    model = built(masked)
     with kvtrace.record(model, tmp_path / "a.kvt"):
-        run(model)
+        decoded(model, 3)
     trace = kvtrace.open(tmp_path / "a.kvt")
     weights = trace.weights(1, 0, 0).weights[0, 0]
     q = trace.rows(1, 0, kvtrace.trace.Tensor.QUERIES)[0, 0]
@@ -103,7 +82,7 @@ def test_weights_are_sigmoids_of_the_recorded_scores_and_sum_to_anything(tmp_pat
 
 
 def test_a_bug_in_a_cache_of_sigmoid_attention_is_found(tmp_path):
-    model = Model(masked)
+    model = built(masked)
     forward = Sigmoid.forward
 
     def crops(self, x, past=None):
@@ -111,7 +90,7 @@ def test_a_bug_in_a_cache_of_sigmoid_attention_is_found(tmp_path):
 
     model.layers[1].forward = crops.__get__(model.layers[1])
     with kvtrace.record(model, tmp_path / "a.kvt", recompute="once"):
-        run(model)
+        decoded(model, 3)
     found = check(kvtrace.open(tmp_path / "a.kvt")).findings[0]
     assert (found.name, found.layer) == ("EVICTED-EARLY", 1)
 

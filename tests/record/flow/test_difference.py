@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import kvtrace
 from builders.attentions import HEADS, token_ids
 from builders.recorded import assert_attention_explains_itself
+from builders.stacked import Stacked, decoded
 from kvtrace.analysis.checks import check
 from kvtrace.record.flow import FlowWatch
 
@@ -60,20 +61,8 @@ class Differential(nn.Module):
         return mixed.transpose(1, 2).flatten(2), (k, v)
 
 
-class Model(nn.Module):
-    def __init__(self, combine):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed = nn.Embedding(50, HEADS * WIDE)
-        self.layers = nn.ModuleList(Differential(combine) for _ in range(2))
-        self.head = nn.Linear(HEADS * WIDE, 50)
-
-    def forward(self, ids, past=None):
-        x, cache = self.embed(ids), []
-        for number, layer in enumerate(self.layers):
-            out, kept = layer(x, None if past is None else past[number])
-            x, cache = x + out, [*cache, kept]
-        return self.head(x), cache
+def built(combine):
+    return Stacked(lambda: Differential(combine), HEADS * WIDE)
 
 
 def heads_of(combine, number):
@@ -82,19 +71,9 @@ def heads_of(combine, number):
     return every.view(2, HEADS)[number] if combine in (halves, apart) else every[number::2]
 
 
-@torch.no_grad()
-def run(model):
-    logits, past = model(token_ids(2, 6))
-    found = [logits]
-    for _ in range(4):
-        logits, past = model(logits[:, -1:].argmax(-1), past)
-        found.append(logits)
-    return found
-
-
 @pytest.mark.parametrize("combine", [halves, pairs, strided, unbound, apart])
 def test_each_softmax_is_a_call_of_its_own(combine):
-    model = Model(combine)
+    model = built(combine)
     layer, ids = model.layers[0], token_ids(2, 6)
     with FlowWatch(model, sink=(calls := []).append) as watch, torch.no_grad():
         model(ids)
@@ -119,10 +98,10 @@ def test_each_softmax_is_a_call_of_its_own(combine):
 
 @pytest.mark.parametrize("combine", [halves, pairs])
 def test_a_recording_of_it_changes_nothing_and_proves_itself(combine, tmp_path):
-    model = Model(combine)
-    expected = run(model)
+    model = built(combine)
+    expected = decoded(model, 4)
     with kvtrace.record(model, tmp_path / "a.kvt", recompute="once"):
-        found = run(model)
+        found = decoded(model, 4)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert trace.meta.unseen == ()
@@ -133,7 +112,7 @@ def test_a_recording_of_it_changes_nothing_and_proves_itself(combine, tmp_path):
 
 @torch.no_grad()
 def test_the_values_are_multiplied_once_and_counted_once(tmp_path):
-    model, ids = Model(pairs), token_ids(1, 6)
+    model, ids = built(pairs), token_ids(1, 6)
     with FlopCounterMode(display=False) as counter:
         model(ids)
     with kvtrace.record(model, tmp_path / "a.kvt"):
@@ -155,7 +134,7 @@ def crossed(weights):
 
 @pytest.mark.parametrize("combine", [bent, crossed])
 def test_weights_that_are_no_sum_of_softmaxes_are_told_of_and_not_reported(combine):
-    model = Model(combine)
+    model = built(combine)
     with FlowWatch(model, sink=(calls := []).append) as watch, torch.no_grad():
         model(token_ids(1, 6))
     assert calls == []
