@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import kvtrace
 from builders.custom_drives import STYLES, build, ids, through_the_cache
 from builders.slept import (
     DIM,
     HEADS,
+    Encoded,
     Text,
     assert_same,
     awake,
@@ -153,23 +153,9 @@ def test_an_exception_in_a_heard_forward_leaves_nothing_of_it():
     assert not watch._hearing.follows
 
 
-class Mixed(Text):
-    """Beside its own attention it runs a fused layer of torch's, now and then."""
-
-    def __init__(self):
-        super().__init__(manual)
-        self.encoder = nn.MultiheadAttention(HEADS * DIM, HEADS, batch_first=True)
-
-    def forward(self, tokens):
-        x = super().forward(tokens)
-        if self.layers[0].past[0].shape[2] in (1, 11):
-            x = x + self.encoder(x, x, x, need_weights=False)[0]
-        return x
-
-
 def test_a_fused_layer_in_a_forward_that_is_heard_is_seen():
-    calls, out, watch = heard(Mixed().eval(), steps)
-    others, expected, _ = awake(Mixed().eval(), steps)
+    calls, out, watch = heard(Encoded().eval(), steps)
+    others, expected, _ = awake(Encoded().eval(), steps)
     assert [call.module for call in others].count("encoder") == 2
     assert_same(calls, others)
     assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))

@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from builders.custom_drives import STYLES, build, ids, through_the_cache
 from builders.slept import (
     DIM,
     HEADS,
+    Encoded,
     Text,
     asleep,
     assert_same,
@@ -189,21 +190,6 @@ def test_a_forward_that_makes_many_scores_is_followed_to_its_end(monkeypatch):
     others, _, _ = awake(Text(manual), steps)
     assert len(calls) == 2 * 15
     assert_same(calls, others)
-
-
-class Encoded(Text):
-    """Beside its own attention it runs a fused layer of torch's, now and then."""
-
-    def __init__(self):
-        super().__init__(manual)
-        self.encoder = nn.MultiheadAttention(HEADS * DIM, HEADS, batch_first=True)
-
-    def forward(self, tokens):
-        x = super().forward(tokens)
-        if self.layers[0].past[0].shape[2] in (1, 11):
-            with torch.no_grad():
-                x = x + self.encoder(x, x, x, need_weights=False)[0]
-        return x
 
 
 def test_a_fused_layer_in_a_forward_that_is_slept_through_is_seen():
