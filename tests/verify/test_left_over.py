@@ -94,3 +94,10 @@ def test_rows_that_are_computed_anew_in_every_step_are_left_of_nothing(tmp_path)
         model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False)
     report = check(open_trace(tmp_path / "a.kvt"))
     assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+def test_rows_of_a_stream_beside_the_cache_are_left_of_nothing():
+    model = tiny_model("prophetnet")  # predicts from its own rows, beside those that are cached
+    ids = torch.randint(5, 60, (1, 11), generator=torch.Generator().manual_seed(1))
+    report = kvtrace.check(model, ids, new_tokens=4, ways=[])
+    assert [one.name for one in report.findings] == ["NOT-CAUSAL"]

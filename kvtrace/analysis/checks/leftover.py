@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.changes import cells_of
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.spoken import spoken
 from kvtrace.trace import Step, Trace
@@ -79,7 +83,7 @@ def beyond(trace: Trace, step: Step | None = None) -> dict[int, int]:
         step = next(attends, None)
     if step is None:
         return {}
-    return {site: _seen(trace, step, site) - step.new for site in _own(trace, step)}
+    return {site: _beyond(trace, step, site) for site in _own(trace, step)}
 
 
 def _own(trace: Trace, step: Step) -> list[int]:
@@ -91,16 +95,51 @@ def _own(trace: Trace, step: Step) -> list[int]:
 
 def _seen(trace: Trace, step: Step, site: int) -> int:
     """Rows that the last new token sees in any head, in the sequence in which it sees most."""
-    return max(
-        int(trace.visible(step.number, site, sequence, query=-1).any(axis=0).sum())
+    return max(int(mask.sum()) for mask in _visible(trace, step, site))
+
+
+def _visible(trace: Trace, step: Step, site: int) -> list[NDArray[np.bool_]]:
+    """Per sequence, the rows that the last new token sees in any head, [seq]."""
+    return [
+        np.asarray(trace.visible(step.number, site, sequence, query=-1).any(axis=(0, 1)))
         for sequence in range(step.num_sequences)
-    )
+    ]
+
+
+def _beyond(trace: Trace, step: Step, site: int) -> int:
+    """Rows beyond its own; those that were computed for this step alone are left of nothing."""
+    count = _seen(trace, step, site) - step.new
+    number = _next(trace, step, site) if count > 0 else None
+    if number is None or not 0 < _kept(trace, step, number, site) <= step.new:
+        return count
+    return 0
+
+
+def _next(trace: Trace, step: Step, site: int) -> int | None:
+    """The step that goes on with this one, if the site attends in it."""
+    after = (n for n in trace.numbers if n > step.number and trace.step(n).parent == step.number)
+    number = next(after, None)
+    there = number is not None and trace.step(number).site_step(site) is not None
+    return number if there else None
 
 
 def _grows(trace: Trace, step: Step, site: int, count: int) -> bool:
     """Whether the next step sees those rows still, and its own as well."""
-    after = (n for n in trace.numbers if n > step.number and trace.step(n).parent == step.number)
-    number = next(after, None)
-    if number is None or trace.step(number).site_step(site) is None:
-        return False
-    return _seen(trace, trace.step(number), site) > step.new + count
+    number = _next(trace, step, site)
+    return number is not None and _seen(trace, trace.step(number), site) > step.new + count
+
+
+def _kept(trace: Trace, step: Step, number: int, site: int) -> int:
+    """Rows that the last new token sees and a later step is given too, where they are most.
+
+    0: that step is given other ones, as by a cache whose rows are made anew.
+    """
+    sequences = zip(
+        _visible(trace, step, site),
+        trace.cache_step(step.number, site).attended,
+        trace.cache_step(number, site).attended,
+        strict=False,
+    )
+    return max(
+        int(np.isin(cells_of(now)[seen], cells_of(then)).sum()) for seen, now, then in sequences
+    )
