@@ -242,6 +242,16 @@ class Recording:
         if self._lanes.options.mode != "off":
             self._lanes.again.instead(snapshot, outside)
 
+    def ask_also(self, method: str, snapshot: Snapshot) -> None:
+        """Lanes call this method of the model, where its forward does not do.
+
+        Args:
+            method: Its name.
+            snapshot: Of the model with it as its forward.
+        """
+        if self._lanes.options.mode != "off":
+            self._lanes.again.also(method, snapshot)
+
     @property
     def watch(self) -> Watch | None:
         """What watches the model; None before and after."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kvtrace.record.ambient.outside import Outside
 from kvtrace.record.capture.inputs import tokens_in
+from kvtrace.record.driving.entrance import through
 from kvtrace.record.lanes.snapshot import Snapshot, take
 
 _FRAMES, _DEEP = 24, 1000
@@ -52,7 +53,7 @@ class Called(nn.Module):
 class _Candidate:
     frame: FrameType
     snapshot: Snapshot
-    outside: Outside
+    outside: Outside | None
 
 
 class StepFunction:
@@ -90,8 +91,12 @@ class StepFunction:
             running = {id(frame) for frame in _callers()}
             self._candidates = [one for one in self._candidates if id(one.frame) in running]
 
-    def found(self) -> tuple[Snapshot, Outside] | None:
-        """The step is over: the innermost that has returned, and what lies outside of it."""
+    def found(self) -> tuple[str, Snapshot, Outside | None] | None:
+        """The step is over: the innermost that has returned, and what lies outside of it.
+
+        Returns:
+            Its name, itself, and what it keeps elsewhere; nothing for a method of a model.
+        """
         if self._over:
             return None
         self._over = True
@@ -100,7 +105,7 @@ class StepFunction:
         for one in candidates:
             if id(one.frame) not in running:  # else it makes many steps
                 self._frame, self._code = one.frame, one.frame.f_code
-                return one.snapshot, one.outside
+                return self._code.co_name, one.snapshot, one.outside
         return None
 
     def given(self) -> dict[str, object]:
@@ -142,8 +147,8 @@ def _may_hold(value: object) -> bool:
 
 def _candidate(frame: FrameType, ids: Tensor) -> _Candidate | None:
     """A function that runs, if it was given some ids and can be copied with all it was given."""
-    code, space = frame.f_code, frame.f_globals
-    package = str(space.get("__name__", "")).partition(".")[0]
+    code = frame.f_code
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
     if code.co_flags & _SUSPENDS or code.co_name.startswith("<") or package in _NOT_THEIRS:
         return None
     arguments = _arguments(frame)
@@ -152,18 +157,35 @@ def _candidate(frame: FrameType, ids: Tensor) -> _Candidate | None:
         return None
     if not bool((given[1].flatten().to(ids.device) == ids.flatten()).all()):
         return None
+    first = next(iter(arguments))
+    own = arguments[first]
+    if isinstance(own, nn.Module) and hasattr(type(own), code.co_name):
+        del arguments[first]
+        return _of_method(frame, own, arguments)
+    return _of_function(frame, arguments)
+
+
+def _of_method(frame: FrameType, own: nn.Module, arguments: dict[str, object]) -> _Candidate | None:
+    """A method of a model that runs; none where it is the forward, which is called anyway."""
+    name = frame.f_code.co_name
+    snapshot = "" if name == "forward" else take(through(own, name), arguments)
+    return None if isinstance(snapshot, str) else _Candidate(frame, snapshot, None)
+
+
+def _of_function(frame: FrameType, arguments: dict[str, object]) -> _Candidate | None:
+    """A function, or a method of something that is no module."""
     function = _function(frame)
     if function is None:
         return None
     held: Callable[..., object] = function
-    if next(iter(arguments), "") == "self":
+    if next(iter(arguments)) == "self":
         held = MethodType(function, arguments.pop("self"))
     snapshot = take(Called(held), arguments, weights_are_given=True)
     if isinstance(snapshot, str):
         return None
     parameters = inspect.signature(held).parameters
     call = replace(snapshot.call, parameters=parameters)
-    return _Candidate(frame, replace(snapshot, call=call), Outside(space))
+    return _Candidate(frame, replace(snapshot, call=call), Outside(frame.f_globals))
 
 
 def _arguments(frame: FrameType) -> dict[str, object] | None:

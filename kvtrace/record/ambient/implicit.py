@@ -43,6 +43,9 @@ class Steps(Protocol):
     ) -> None:
         """This function can be called again."""
 
+    def ask_also(self, method: str, snapshot: Snapshot) -> None:
+        """This method can be called again, where forward does not do."""
+
 
 class Implicit:
     """The steps of one recording, by look-ups and attention.
@@ -67,7 +70,7 @@ class Implicit:
         self._in: int = 0
         self._table: int | None = None
         self._open: Pass | None = None
-        self._function = None if begins_at_once else StepFunction()
+        self._function = StepFunction()
         self._frames: list[FrameType] = []
 
     @property
@@ -103,7 +106,7 @@ class Implicit:
         better = better or (not known and table == self._table)
         if better and self._open is None:
             self._ids, self._in = ids, table
-        if self._function is not None and self._open is None:
+        if self._open is None:
             self._function.looked_up(ids)
         if self.begins_at_once and self._open is None:
             self._begin()
@@ -114,8 +117,7 @@ class Implicit:
             if self._ids is None:
                 return
             self._begin()
-        if self._function is not None:
-            self._function.attended()
+        self._function.attended()
         if self._open is not None:
             self._open.calls.append(Followed(call, len(self._open.updates)))
 
@@ -128,13 +130,15 @@ class Implicit:
             return
         if self._table is None and ids.shape[1] > 1 and not _counts(ids):
             self._table = self._in  # a single id would not tell tokens from positions
-        given: dict[str, object] = {}
-        if self._function is not None:
-            found = self._function.found()
-            if found is not None:
-                self._recording.ask_instead(found[0], found[1].as_before)
-            given = self._function.given()
-        else:
+        found = self._function.found()
+        if found is not None:
+            name, snapshot, outside = found
+            if outside is None:
+                self._recording.ask_also(name, snapshot)
+            else:
+                self._recording.ask_instead(snapshot, outside.as_before)
+        given = self._function.given()
+        if self.begins_at_once:
             given = made_by(frames)  # the method may keep its cache in a variable
         watch.end_step({self._name: ids, **given}, keep=bool(one.calls))
 

@@ -20,7 +20,6 @@ from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.choices import Chooser
 from kvtrace.record.capture.entrances import asking
 from kvtrace.record.capture.forward import Beginning, Forward
-from kvtrace.record.capture.inputs import tokens_of
 from kvtrace.record.capture.interface import without_pool
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.chance import own_chance
@@ -29,6 +28,7 @@ from kvtrace.record.lanes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.held import held
 from kvtrace.record.lanes.paths import Path
+from kvtrace.record.lanes.shown import any_of, heads_of, ids_each, is_causal, trimmed
 from kvtrace.record.lanes.snapshot import Snapshot, keeps_nothing, take
 from kvtrace.record.lanes.ties import Ties
 
@@ -102,7 +102,9 @@ class Again:
     _none: str = ""
     _outside: Callable[[], AbstractContextManager[None]] | None = None
     _only_own: bool = False
+    _also: list[tuple[str, Snapshot]] = field(default_factory=list)
     _order: tuple[tuple[str, int], ...] = ()
+    _heads: tuple[tuple[int, int], ...] = ()
     _sites: frozenset[tuple[str, int]] = frozenset()
     _crossing: frozenset[str] = frozenset()
     _causal: bool = False
@@ -142,28 +144,43 @@ class Again:
         for odd in snapshot.odd:
             self.notes[f"recomputed lane: shares {odd} with the program"] = None
 
+    def also(self, method: str, snapshot: Snapshot) -> None:
+        """Where its forward does not do: a method of the model that can be called again.
+
+        Args:
+            method: Its name.
+            snapshot: Of the model with it as its forward, before its first call.
+        """
+        self._none = ""
+        self._also.append((method, snapshot))
+
     def first(self, forward: Forward) -> None:
         """The first forward is over: what it attended with is what others must."""
         calls = [call for call in forward.calls if call.kind == "self"]
         self._sites = frozenset((call.module, call.call) for call in calls)
         self._order = tuple((call.module, call.call) for call in forward.calls)
+        self._heads = tuple(heads_of(call) for call in forward.calls)
         self._crossing = frozenset(one.module for one in forward.calls if one.kind == "cross")
-        self._causal = forward.new > 1 and all(_is_causal(call) for call in calls)
-        each = _ids_each(forward)
+        self._causal = forward.new > 1 and all(is_causal(call) for call in calls)
+        each = ids_each(forward)
         if each > 1:
             self._none = f"it takes {each} ids for one position, and the first of them is recorded"
         self._only_own = all(call.keys.shape[2] == forward.new for call in calls)
+        # only the attention tells tokens from sequences
         if self.snapshot is not None:
-            # only the attention tells tokens from sequences
-            call = replace(self.snapshot.call, new=forward.new)
-            self.snapshot = replace(self.snapshot, call=call)
+            self.snapshot = _of_tokens(self.snapshot, forward.new)
+        self._also = [(method, _of_tokens(one, forward.new)) for method, one in self._also]
 
     @property
     def most(self) -> int | None:
         """Paths that go into one call at most; None: any number."""
-        if self.snapshot is None:
-            return None
-        return self.snapshot.call.most
+        return min((one.call.most for _, one in self._snapshots), default=None)
+
+    @property
+    def _snapshots(self) -> list[tuple[str, Snapshot]]:
+        """Those that may be called: (method, snapshot), no method for the model's own forward."""
+        own = [] if self.snapshot is None else [("", self.snapshot)]
+        return [*own, *self._also]
 
     def settle(self, batch: Batch, dtype: str | None = None) -> None:
         """Find out which way works, and whether it does in a dtype.
@@ -189,20 +206,24 @@ class Again:
             return ready[2]
         if self._none:
             raise CannotRecomputeError(self._none)
-        if self.snapshot is None:
+        if not self._snapshots:
             with as_then(self.autocast, dtype):
                 found = recompute(self.model, batch, self.ties, dtype=dtype, device=self._device)
             self.reference = "bare"
             return found
         reasons: dict[str, str] = {}
-        for name in [self.reference] if self.reference else _WAYS:
-            try:
-                found = self._called(self.snapshot, name, batch, dtype)
-            except (CannotRecomputeError, CannotExtendError) as error:
-                reasons.setdefault(str(error), _TRIED[name])
-                continue
-            self._settled(name)
-            return found
+        for method, snapshot in self._snapshots:
+            ways = ["replayed"] if method else list(_WAYS)
+            for name in [self.reference] if self.reference else ways:
+                try:
+                    found = self._called(snapshot, name, batch, dtype)
+                except (CannotRecomputeError, CannotExtendError) as error:
+                    through = f"through {method}, " if method else ""
+                    reasons.setdefault(str(error), f"{through}{_TRIED[name]}")
+                    continue
+                self.snapshot, self._also = snapshot, []
+                self._settled(name)
+                return found
         raise CannotRecomputeError("; ".join(f"{how}: {why}" for why, how in reasons.items()))
 
     def _called(self, snapshot: Snapshot, name: str, batch: Batch, dtype: str | None) -> Forward:
@@ -230,12 +251,13 @@ class Again:
             choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
             forward = _forward(model, lambda: model(*places, **named), choosing)
         calls = forward.calls
-        if kind is not None and self._outside is not None and not _any_of(kind, calls):
+        if kind is not None and self._outside is not None and not any_of(kind, calls):
             raise CannotRecomputeError(
                 "its weights lie outside of what it is given, and stay as they are"
             )
-        if self._outside is not None and len(calls) == len(self._order):
-            # without a module, a site is called by the function it lies in
+        same = len(calls) == len(self._order)
+        if same and (self._outside is not None or self._otherwise_named(calls)):
+            # where no module was called, a site is called by the function it lies in
             calls = tuple(
                 replace(one, module=module, call=number)
                 for one, (module, number) in zip(calls, self._order, strict=True)
@@ -247,6 +269,12 @@ class Again:
         if why:
             raise CannotRecomputeError(why)
         return forward
+
+    def _otherwise_named(self, calls: Sequence[AttentionCall]) -> bool:
+        """Whether these are the first forward's calls, in order, each by another name."""
+        known = {module for module, _ in self._order}
+        same = tuple(heads_of(call) for call in calls) == self._heads
+        return same and not any(call.module in known for call in calls)
 
     def _kinded(self, call: AttentionCall) -> AttentionCall:
         """The call as the first forward showed it: two texts of one length look like one."""
@@ -268,7 +296,7 @@ class Again:
                 return f"{site[0]} read rows that it keeps outside of what it is given"
         if self._causal and batch.rows > 1:
             loose = next(
-                (calls[one] for one in sorted(self._sites) if not _is_causal(calls[one])), None
+                (calls[one] for one in sorted(self._sites) if not is_causal(calls[one])), None
             )
             if loose is not None:
                 return f"{loose.module} saw later tokens: its mask is an argument"
@@ -286,18 +314,9 @@ class Again:
             ] = None
 
 
-def _any_of(dtype: torch.dtype, calls: Sequence[AttentionCall]) -> bool:
-    return any(dtype in (one.queries.dtype, one.keys.dtype, one.values.dtype) for one in calls)
-
-
-def _ids_each(forward: Forward) -> int:
-    """Ids for one position, as the codebooks of music models."""
-    given, taken = tokens_of(forward.arguments), forward.tokens
-    if given is None or taken is None or not taken.numel():
-        return 1
-    if given.dim() < 3 and given.shape[-1] != taken.shape[-1]:
-        return 1
-    return given.numel() // taken.numel()
+def _of_tokens(snapshot: Snapshot, new: int) -> Snapshot:
+    """A snapshot whose first call had so many tokens in each sequence."""
+    return replace(snapshot, call=replace(snapshot.call, new=new))
 
 
 def _key(batch: Batch) -> object:
@@ -351,41 +370,6 @@ def _forward(
     if not forwards:
         raise CannotRecomputeError("its forward was not seen")
     return forwards[-1]
-
-
-def trimmed(call: AttentionCall, rows: int) -> AttentionCall:
-    """A call without the slots of a larger buffer that no query saw.
-
-    Args:
-        call: Its keys may have more rows than there are tokens.
-        rows: Tokens.
-    """
-    seq = call.keys.shape[2]
-    if seq <= rows or call.visible is None or call.kind != "self":
-        return call
-    seen = call.visible.expand(*call.visible.shape[:-1], seq).reshape(-1, seq).any(dim=0)
-    live = seen.nonzero().flatten()
-    if len(live) != rows:
-        return call
-    return replace(
-        call,
-        keys=call.keys[:, :, live],
-        values=call.values[:, :, live],
-        visible=call.visible.expand(*call.visible.shape[:-1], seq)[..., live],
-        bias=None if call.bias is None else call.bias.expand(*call.bias.shape[:-1], seq)[..., live],
-    )
-
-
-def _is_causal(call: AttentionCall) -> bool:
-    """Whether no query sees a key that is newer than itself, as far as the mask says."""
-    new, seq = call.queries.shape[2], call.keys.shape[2]
-    if call.causal or new < 2:
-        return True
-    if call.visible is None:
-        return False
-    table = call.visible.expand(*call.visible.shape[:-2], new, seq).reshape(-1, new, seq)
-    first = bool(table[:, 0].sum(dim=-1).le(max(1, seq - new + 1)).all())
-    return first and not bool(table[:, 0].eq(table[:, -1]).all())
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

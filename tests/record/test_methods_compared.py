@@ -1,0 +1,100 @@
+"""Steps that are calls of a method other than forward are compared like any other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import kvtrace
+from kvtrace.analysis.checks.report import EQUAL
+from kvtrace.analysis.checks.verdict import check
+
+
+class Layer(nn.Module):
+    """Attention as a method of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(16, 48)
+
+    def attend(self, x, past=None):
+        q, k, v = self.mix(x).view(1, -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        causal = q.shape[2] > 1
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+        return x + out, (k, v)
+
+
+class Stepping(nn.Module):
+    """Two methods decode, with the cache inside; no forward."""
+
+    skipped = 0
+    """How many positions a step is told too many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Embedding(20, 16), nn.Embedding(32, 16)
+        self.layers = nn.ModuleList(Layer() for _ in range(2))
+        self.head = nn.Linear(16, 20)
+        self.kept = [None, None]
+
+    def prefill(self, prompt):
+        self.kept = [None, None]
+        return self.run(prompt, 0)
+
+    def decode_step(self, token, at):
+        return self.run(token, at + self.skipped)
+
+    def run(self, ids, at):
+        x = self.embed(ids) + self.places(torch.arange(at, at + ids.shape[1]))
+        for number, layer in enumerate(self.layers):
+            x, self.kept[number] = layer.attend(x, self.kept[number])
+        return self.head(x)[:, -1:]
+
+
+class Trained(Stepping):
+    """Beside them, a forward that knows nothing of the cache."""
+
+    def forward(self, ids):
+        x = self.embed(ids) + self.places(torch.arange(ids.shape[1]))
+        for layer in self.layers:
+            x, _ = layer.attend(x)
+        return self.head(x)
+
+
+class Skipping(Trained):
+    """Counts its positions wrongly."""
+
+    skipped = 1
+
+
+def decoded(model, path):
+    torch.manual_seed(0)
+    model = model().eval()
+    with torch.no_grad(), kvtrace.record(path):
+        ids = torch.tensor([[3, 1, 4, 1, 5]])
+        logits = model.prefill(ids)
+        for at in range(5, 9):
+            logits = model.decode_step(logits[:, -1].argmax(-1, keepdim=True), at)
+    return kvtrace.open(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "reference"), [(Trained, "bare"), (Stepping, "replayed")], ids=["forward", "method"]
+)
+def test_its_forward_is_the_reference_or_else_the_method_that_was_called_first(
+    tmp_path, model, reference
+):
+    trace = decoded(model, tmp_path / "a.kvt")
+    lane = trace.meta.lane("recomputed")
+    assert lane is not None
+    assert lane.reference == reference
+    assert check(trace).verdict == EQUAL
+
+
+def test_what_a_method_does_wrong_is_found(tmp_path):
+    found = check(decoded(Skipping, tmp_path / "a.kvt")).findings[0]
+    assert (found.name, found.step, found.layer) == ("POSITION-EMBEDDING", 1, 0)
