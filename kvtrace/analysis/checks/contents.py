@@ -10,15 +10,7 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.identify import Identity, matches
 from kvtrace.analysis.checks.inexact import inexact
 from kvtrace.analysis.checks.parted import parted_features, parted_heads
-from kvtrace.analysis.checks.relations import (
-    factor,
-    factors,
-    head_order,
-    rotation,
-    same_numbers,
-    shift,
-    slope,
-)
+from kvtrace.analysis.checks.relations import factor, factors, head_order, same_numbers
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.rows import (
     Indices,
@@ -34,6 +26,7 @@ from kvtrace.analysis.checks.rows import (
     unknown,
 )
 from kvtrace.analysis.checks.scene import Scene
+from kvtrace.analysis.checks.turned import rotation, shift, slope
 from kvtrace.trace.dtypes import Floats
 
 _VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")

@@ -7,22 +7,19 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.checks.relations import (
-    Rotation,
-    close,
-    factor,
-    head_order,
-    in_proportion,
-    less_exact,
-    rotation,
-    same_numbers,
-    shift,
-    slope,
-)
+from kvtrace.analysis.checks.relations import close, factor, head_order, same_numbers
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.rounded_input import rounded_input
 from kvtrace.analysis.checks.rows import differing, only_heads
 from kvtrace.analysis.checks.scene import Scene
+from kvtrace.analysis.checks.turned import (
+    Rotation,
+    in_proportion,
+    less_exact,
+    rotation,
+    shift,
+    slope,
+)
 from kvtrace.trace.dtypes import Floats
 
 _NUMBERS = 16

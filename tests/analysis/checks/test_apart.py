@@ -6,7 +6,7 @@ import pytest
 from builders.scenes import Toy, replace, rope
 from kvtrace.analysis.checks.apart import diagnose_apart
 from kvtrace.analysis.checks.diagnose import diagnose
-from kvtrace.analysis.checks.relations import rotation
+from kvtrace.analysis.checks.turned import rotation
 
 
 def named(scene):
