@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -29,7 +30,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from kvtrace.errors import ModelError
-from kvtrace.models.config import CONFIG
+from kvtrace.models.config import CONFIG, read_config
 from kvtrace.models.patience import Patience, patiently
 from kvtrace.models.request import AUTO
 from kvtrace.models.tokens import guarded
@@ -85,6 +86,12 @@ def load_config(folder: Path, trusted: bool) -> PreTrainedConfig:
     Raises:
         ModelError: transformers does not know or accept it.
     """
+    kind = read_config(folder).get("model_type")
+    if isinstance(kind, str) and kind not in CONFIG_MAPPING and not trusted:
+        raise ModelError(
+            f"{CONFIG}: model type {safe(kind, 60)!r} is not known to transformers "
+            f"{transformers.__version__}; a newer one may know it (pip install -U transformers)"
+        )
     config = guarded(
         CONFIG,
         lambda: AutoConfig.from_pretrained(

@@ -7,12 +7,13 @@ builder run for ever. Knows JSON, not transformers.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from kvtrace.errors import ModelError, TrustError
-from kvtrace.models.weights import Weights
+from kvtrace.models.weights import Weights, only_adapter
 from kvtrace.text import safe
 
 CONFIG = "config.json"
@@ -39,9 +40,7 @@ def read_config(folder: Path) -> Json:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise ModelError(
-            f"no {CONFIG} in the model's directory; it must be one that save_pretrained() wrote"
-        )
+        raise ModelError(_without(folder))
     if path.stat().st_size > _MAX_BYTES:
         raise ModelError(f"{CONFIG}: {path.stat().st_size} bytes; a configuration is smaller")
     raw = path.read_bytes()
@@ -56,6 +55,20 @@ def read_config(folder: Path) -> Json:
     if _deeper_than(values, _MAX_DEPTH):
         raise ModelError(f"{CONFIG}: nested more than {_MAX_DEPTH} deep")
     return values
+
+
+def _without(folder: Path) -> str:
+    """What is said of a directory whose configuration can't be read."""
+    if os.path.lexists(folder / CONFIG):
+        return f"{CONFIG}: not a regular file, or a link that leads to none; copy the file itself"
+    if adapter := only_adapter(folder):
+        return adapter
+    if packed := sorted(folder.glob("*.gguf")):
+        return (
+            f"{safe(packed[0].name)}: weights packed for llama.cpp, without a {CONFIG}; take the "
+            "model's repository in safetensors format"
+        )
+    return f"no {CONFIG} in the model's directory; it must be one that save_pretrained() wrote"
 
 
 def check_sizes(config: Json, weights: Weights) -> None:

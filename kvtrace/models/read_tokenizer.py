@@ -12,6 +12,7 @@ from kvtrace.models.config import Json, code_files, needs_trust
 from kvtrace.models.loaded import Tokenizer
 from kvtrace.models.patience import Patience, patiently
 from kvtrace.models.tokens import ByteTokenizer, HubTokenizer, WrappedTokenizer, guarded
+from kvtrace.text import safe
 
 _FILES = (
     "tokenizer.json",
@@ -51,11 +52,24 @@ def read_tokenizer(folder: Path, commit: str, trusted: bool, wait: Patience) -> 
     try:
         inner = guarded("tokenizer", lambda: patiently(read, wait.build_s, lambda: endless))
     except ModelError:
+        if damaged := _damaged(folder):
+            raise ModelError(damaged) from None
         files = code_files(_small_json(folder / _SETTINGS))
         if files and not trusted:
             raise needs_trust(files, _SETTINGS, commit) from None
         raise
     return WrappedTokenizer(inner, _ends(folder))
+
+
+def _damaged(folder: Path) -> str:
+    """Which of a tokenizer's files is no JSON, and why; empty: all are, or there is none."""
+    for name in _FILES:
+        if name.endswith(".json") and (folder / name).is_file():
+            try:
+                json.loads((folder / name).read_bytes())
+            except (ValueError, RecursionError) as error:
+                return f"{name}: not JSON ({safe(str(error), 100)}); download the file again"
+    return ""
 
 
 def _ends(folder: Path) -> frozenset[int]:

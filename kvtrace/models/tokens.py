@@ -17,6 +17,7 @@ from kvtrace.text import safe
 
 T = TypeVar("T")
 _OURS = str(Path(__file__).resolve().parent.parent)
+_PYTHON = str(Path(traceback.__file__).parent)
 
 
 class HubTokenizer(Protocol):
@@ -63,7 +64,9 @@ def _line_of(error: BaseException) -> str:
     """Where a person's own code raised it: `, tok.py:12`; empty: in a package."""
     frames = traceback.extract_tb(error.__traceback__)
     place = next((one for one in reversed(frames) if "<" not in one.filename), None)
-    if place is None or "site-packages" in place.filename or place.filename.startswith(_OURS):
+    if place is None or "site-packages" in place.filename:
+        return ""
+    if place.filename.startswith((_OURS, _PYTHON)):
         return ""
     return f", {Path(place.filename).name}:{place.lineno}"
 

@@ -1,6 +1,7 @@
 """Directories: whole ones, damaged ones, and hostile ones."""
 
 import json
+import os
 import struct
 
 import pytest
@@ -229,6 +230,37 @@ def test_no_weights_says_what_was_found(child, copy):
     assert "(found: other.gguf)" in loaded.message
 
 
+OTHERS = {
+    "adapter_config.json": "an adapter (LoRA)",
+    "model.gguf": "weights packed for llama.cpp",
+    "notes.txt": "no config.json",
+}
+
+
+@pytest.mark.parametrize("holds", OTHERS)
+def test_a_directory_without_a_configuration_is_called_what_it_is(child, copy, holds):
+    (copy / "config.json").rename(copy / holds)
+    loaded = child.load(str(copy), prompt="Anna")
+    assert loaded.error == "ModelError"
+    assert OTHERS[holds] in loaded.message
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_is_a_pipe_or_leads_nowhere_is_named(child, copy, name):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    assert f"{name}: not a regular file" in child.load(str(copy), prompt="Anna").message
+    (copy / name).unlink()
+    (copy / name).symlink_to("nowhere")
+    assert f"{name}: not a regular file" in child.load(str(copy), prompt="Anna").message
+
+
+def test_an_unknown_type_names_the_version_that_does_not_know_it(child, copy):
+    edit(copy, model_type="gpt9000")
+    message = child.load(str(copy), prompt="Anna").message
+    assert "model type 'gpt9000' is not known to transformers 5." in message
+
+
 def test_a_shard_that_is_missing_or_leaves_the_directory_is_named(child, copy):
     (copy / "model.safetensors").rename(copy / "one.safetensors")
     index = copy / "model.safetensors.index.json"
@@ -299,7 +331,7 @@ def test_a_hostile_tokenizer_gets_one_line(child, copy):
     assert loaded.error == "ModelError"
     assert loaded.message.startswith("tokenizer")
     path.write_bytes(b"\x00garbage")
-    assert child.load(str(copy), prompt="Anna").message.startswith("tokenizer")
+    assert child.load(str(copy), prompt="Anna").message.startswith("tokenizer.json: not JSON")
 
 
 def test_a_panic_in_a_tokenizer_is_caught():
