@@ -17,6 +17,7 @@ from kvtrace.record.driving.adapter import adapted
 from kvtrace.record.driving.calls import Calls
 from kvtrace.record.driving.entrance import entrances, plain_entrances, through
 from kvtrace.record.driving.generating import Generating, by_generating
+from kvtrace.record.driving.paired import Pair, pairs, together
 from kvtrace.record.driving.roles import parameters_of
 from kvtrace.record.driving.search import Found, Search
 from kvtrace.record.driving.wish import Wish
@@ -78,12 +79,12 @@ def _by_trying(model: nn.Module, wish: Wish) -> Driven:
     try:
         search, found = _searched(model, wish)
     except ModelError:
-        ways = (_by_entrance, _by_inner, _by_plain_entrance, _by_generating)
+        ways = (_by_pair, _by_entrance, _by_inner, _by_plain_entrance, _by_generating)
         driven = next((made for way in ways if (made := way(model, wish))), None)
         if driven is None:
             raise
         return driven
-    if not found.way.caches and (driven := _by_entrance(model, wish)):
+    if not found.way.caches and (driven := _by_pair(model, wish) or _by_entrance(model, wish)):
         return driven
     return _driven(search, found)
 
@@ -106,6 +107,20 @@ def _by_entrance(model: nn.Module, wish: Wish) -> Driven | None:
     """By a method besides forward whose cached steps agree."""
     ways = _through_each(model, wish, entrances(model))
     return next((way for way, found in ways if found.way.caches and found.agrees), None)
+
+
+def _by_pair(model: nn.Module, wish: Wish) -> Driven | None:
+    """By a method for the prompt and one for what follows, whose cached steps agree."""
+    for pair in pairs(model):
+        remake = None if wish.remake is None else partial(_remade_together, wish.remake, pair)
+        try:
+            search, found = _searched(together(model, pair), replace(wish, remake=remake))
+        except ModelError:
+            continue
+        # all tokens at every step would be a prompt at every step
+        if found.way.caches and found.agrees and found.way.feeds == "new":
+            return _driven(search, found, str(pair))
+    return None
 
 
 def _by_plain_entrance(model: nn.Module, wish: Wish) -> Driven | None:
@@ -148,6 +163,10 @@ def _by_generating(model: nn.Module, wish: Wish) -> Driven | None:
 
 def _remade_through(remake: Callable[[], nn.Module], name: str) -> nn.Module:
     return through(remake(), name)
+
+
+def _remade_together(remake: Callable[[], nn.Module], pair: Pair) -> nn.Module:
+    return together(remake(), pair)
 
 
 def _by_inner(model: nn.Module, wish: Wish) -> Driven | None:

@@ -288,7 +288,7 @@ class Again:
         for site in sorted(self._sites):
             call = calls.get(site)
             if call is None:
-                return f"{site[0]} did not attend"
+                return f"{site[0] or 'the model'} did not attend"
             found = (call.queries.shape[0], call.queries.shape[2])
             if found != wanted:
                 return f"{site[0]} had {found[1]} new rows for {wanted[1]} tokens"

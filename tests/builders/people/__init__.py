@@ -40,7 +40,9 @@ STYLES = {
     "past_length": "model(x [1, new], past=cache, past_length=start)",
     "positions_and_list": "model(input_ids [1, new], kv_caches=cache, "
     "position_ids=positions [1, new])",
+    "prefill_and_step": "model.prefill, then model.decode_step(token [1, new], pos=start)",
     "prefill_flag": "model(tokens [1, new], is_prefill=first call)",
+    "prefill_then_decode": "model.prefill, then model.decode(token [1, new], cache=cache)",
     "remembers_masks": "model(x [1, all])",
     "set_and_clear": "model(idx [1, new], input_pos=positions [new])",
     "setup_caches": "model(idx [1, new], input_pos=positions [new])",
