@@ -22,7 +22,8 @@ MODEL is one of
   gpt2, org/name     a repository of the Hugging Face hub (hf:NAME is exact)
   ./folder           a local directory with config.json and safetensors
   file.py:factory    your own code: a function, class or variable that gives a model, or
-                     (model, tokenizer); it runs with your rights. package.module:factory too
+                     (model, tokenizer); it runs with your rights. package.module:factory
+                     and file.py:Class.method too
 PROMPT is text in quotes, or - for standard input."""
 
 

@@ -51,9 +51,14 @@ def find_factory(module: ModuleType, source: Source, left_out: Definitions | Non
         found = _of_value(getattr(module, name), name, module, source)
         said = (f"{name} was taken for the factory", *found.said)
         return Factory(found.make, said, found.once)
-    value = getattr(module, source.factory, None)
-    if value is None and source.factory not in vars(module):
+    first, *inner = source.factory.split(".")
+    value: object = getattr(module, first, None)
+    if value is None and first not in vars(module):
         raise UsageError(_missing(module, source, left_out))
+    for name in inner:
+        if not hasattr(value, name):
+            raise UsageError(f"{source.name}: {first} has no {name}")
+        first, value = f"{first}.{name}", getattr(value, name)
     return _of_value(value, source.factory, module, source)
 
 
@@ -215,8 +220,8 @@ def _missing(module: ModuleType, source: Source, left_out: Definitions | None) -
             f"{source.name}: {source.factory} is made in line {line}, which --definitions leaves "
             f"out; name a function or class instead ({_there(module)})"
         )
-    there = _there(module)
-    return f"{source.name}: no function or class {source.factory!r} there; {there}{_or_run(source)}"
+    there, name = _there(module), source.factory.partition(".")[0]
+    return f"{source.name}: no function or class {name!r} there; {there}{_or_run(source)}"
 
 
 def _or_run(source: Source) -> str:

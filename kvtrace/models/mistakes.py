@@ -72,7 +72,8 @@ def wants_gpu(error: BaseException, source: Source) -> bool:
 def _elsewhere(error: BaseException, own: list[traceback.FrameSummary]) -> str:
     """Where it was raised, if that is in somebody's code that is not in the user's directory."""
     frames = traceback.extract_tb(error.__traceback__)
-    inner = frames[frames.index(own[-1]) + 1 :] if own else frames
+    last = max((n for n, one in enumerate(frames) if own and one == own[-1]), default=-1)
+    inner = frames[last + 1 :]
     theirs_too = [one for one in inner if _is_somebodys(Path(one.filename))]
     return _place(theirs_too[-1]) if theirs_too else ""
 

@@ -16,8 +16,9 @@ from kvtrace.text import safe
 from kvtrace_fixtures import BUILT_IN
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
-_FACTORY = re.compile(r"(?P<where>.+):(?P<name>[A-Za-z_]\w*)")
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_NAMES = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+_FACTORY = re.compile(rf"(?P<where>.+):(?P<name>{_NAMES})")
+_DOTTED = re.compile(_NAMES)
 _EXACT_PATH = ("./", "../", "/", "~")
 
 Kind = Literal["built-in", "directory", "hub", "file", "module"]
@@ -31,7 +32,8 @@ class Source:
         kind: What sort of place.
         name: What the trace and the screen call it; no directory above the model's own.
         place: Path of a directory or file, id of a hub repository, or dotted module.
-        factory: Function, class or variable, for files and modules; empty: the obvious one.
+        factory: Function, class or variable, or one of such a one's (`GPT.from_config`), for files
+            and modules; empty: the obvious one.
         note: A sentence when the name could have meant something else, else empty.
     """
 

@@ -66,6 +66,29 @@ def test_a_class_is_a_factory_too(mine):
     assert type(loaded("mine.py:Small").model).__name__ == "Small"
 
 
+BY_CLASS = """
+    @classmethod
+    def of_size(cls, vocabulary=400):
+        return cls(vocabulary)
+"""
+
+
+def test_what_makes_the_model_may_belong_to_a_class(mine):
+    mine(PLAIN.replace("\ndef make", BY_CLASS + "\ndef make"))
+    found = loaded("mine.py:Small.of_size")
+    assert found.card.vocab_size == 400
+    assert found.card.name == "mine.py:Small.of_size"
+    with pytest.raises(UsageError, match=r"mine.py:Small.nothing: Small has no nothing"):
+        loaded("mine.py:Small.nothing")
+
+
+def test_an_endless_recursion_names_its_line_once(mine):
+    mine("def make():\n    return make()\n")
+    with pytest.raises(ModelError, match=r"mine.py:2: RecursionError") as failed:
+        loaded("mine.py:make")
+    assert str(failed.value).count("mine.py:2") == 1
+
+
 def test_a_module_on_the_path_is_imported(mine, tmp_path):
     (tmp_path / "pack").mkdir()
     mine(PLAIN, "pack/inner.py")
