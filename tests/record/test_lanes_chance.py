@@ -33,6 +33,28 @@ def test_dropout_that_is_left_on_is_no_look_ahead(tmp_path, recompute):
     assert any("call model.eval()" in text for text in report.caveats)
 
 
+def noisy(module, _, out):
+    """The first rows of a longer text draw the same numbers where the seed is the same."""
+    return torch.nn.functional.dropout(out, 0.1, True)
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("layers.0.mlp", "UPSTREAM"),
+        ("embed_tokens", "POSITION-EMBEDDING"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chance_outside_attention_is_told_and_raises_no_threshold(tmp_path, where, name, dtype):
+    model = tiny_model("llama").to(dtype)
+    hook = model.model.get_submodule(where).register_forward_hook(noisy)
+    report = run(model, tmp_path / "a.kvt", referee=True)
+    hook.remove()
+    assert report.findings[0].name == name
+    assert "random numbers (dropout, noise), not the cache" in report.findings[0].evidence
+
+
 @pytest.mark.parametrize("kind", ["gpt_neox", "phi", "llama"])
 def test_positions_one_too_small_are_one_finding(tmp_path, kind):
     def positions(start, end):

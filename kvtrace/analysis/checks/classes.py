@@ -243,3 +243,11 @@ _TABLE = (
 )
 
 KINDS = {kind.name: kind for kind in _TABLE}
+
+AFTERWARDS = Kind(
+    "UPSTREAM",
+    "the logits differ though all attention is equal",
+    "What follows the last attention (an MLP, the final norm, the head) depends on the cache, or "
+    "the logits of another row are given.",
+)
+"""What UPSTREAM means of logits."""

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from kvtrace.analysis.checks.contents import check_zero_rows
 from kvtrace.analysis.checks.identify import identify
-from kvtrace.analysis.checks.noise import Noise, largest
+from kvtrace.analysis.checks.noise import Noise, drawn, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.stage import stage
-from kvtrace.trace import NOT_REPEATABLE, Tensor, Trace
+from kvtrace.trace import Tensor, Trace
+
+_VAGUE = ("UNKNOWN", "CONTENT", "UPSTREAM", "POSITION-EMBEDDING", "OLD-ROWS-CHANGED")
 
 
 def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding:
@@ -25,19 +27,14 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
         return _turned_for_good(trace, found, lane, limits) or found
     if found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
         return _written_apart(trace, found, lane, limits) or found
-    if found.name == "UNKNOWN" and found.tensor == "output" and _random(trace):
-        return replace(
-            found,
-            name="WEIGHTS-NOT-NORMALISED",
-            tensor="weights",
-            evidence=f"{found.evidence}; it is another one in every call, without a cache too",
-        )
+    if found.name in _VAGUE and drawn(trace):
+        again = f"{found.evidence}; it is another one in every call, without a cache too"
+        if found.name == "UNKNOWN" and found.tensor == "output":
+            found = replace(found, name="WEIGHTS-NOT-NORMALISED", tensor="weights")
+        else:
+            again += ": random numbers (dropout, noise), not the cache"
+        return replace(found, evidence=again)
     return found
-
-
-def _random(trace: Trace) -> bool:
-    """Whether the model gave other numbers when it was called twice without a cache."""
-    return any(note.text.startswith(NOT_REPEATABLE) for note in trace.notes)
 
 
 def _turned_for_good(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:

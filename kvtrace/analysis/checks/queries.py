@@ -25,6 +25,9 @@ from kvtrace.trace.dtypes import Floats
 _NUMBERS = 16
 """So many are not by chance the same in another order."""
 
+_FAR = 8.0
+"""Times what is rounding."""
+
 
 def check_queries(scene: Scene) -> Finding | None:
     """Queries of live rows that differ from the reference, and how."""
@@ -84,7 +87,9 @@ def _between(
 ) -> tuple[str, str] | None:
     """Values of the same tokens are right, so the input is: what follows the projection differs."""
     place, pair = int(places[0]), _values(scene, places)
-    if pair is None or not close(*pair, scene.atol.values):
+    far = float(np.abs(mine - theirs).max())
+    # a little more than rounding need not show in the values
+    if pair is None or not close(*pair, scene.atol.values) or far < _FAR * scene.atol.queries:
         return None
     length, expected = (np.linalg.norm(one, axis=2) for one in (mine, theirs))
     if close(length, expected, 4 * scene.atol.queries):
@@ -92,7 +97,6 @@ def _between(
             f"q of place {place} keeps its length in every head and v is right, but it is turned "
             "in other planes than the recomputed q (halves for pairs?) or by another sign"
         )
-    far = float(np.abs(mine - theirs).max())
     return "UNKNOWN", (
         f"q of place {place} is off by up to {far:.3g} while v of the same token is right: what "
         "comes between projection and attention differs (rotary embedding, norm of q and k)"

@@ -85,7 +85,8 @@ def same_numbers(left: Floats, right: Floats, atol: float) -> bool:
         return False
     one, other = np.sort(left, axis=None), np.sort(right, axis=None)
     # many numbers lie close to those of any other rows: the same ones lie much closer
-    return close(one, other, atol) and bool(np.abs(one - other).mean() <= atol / 4)
+    near = min(atol / 8, float(np.abs(left - right).mean()) / 10)
+    return close(one, other, atol) and bool(np.abs(one - other).mean() <= near)
 
 
 def rounded_to(rows: Floats, reference: Floats) -> str | None:

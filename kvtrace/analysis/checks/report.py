@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvtrace.analysis.checks.classes import KINDS, Kind
+from kvtrace.analysis.checks.classes import AFTERWARDS, KINDS, Kind
 
 EQUAL, DIVERGED, UNCHECKED = "equal within rounding", "diverged", "could not check"
 
@@ -53,7 +53,8 @@ class Finding:
     @property
     def kind(self) -> Kind:
         """What it means and what usually causes it."""
-        return KINDS[self.name]
+        after = self.name == AFTERWARDS.name and self.tensor == "logits"
+        return AFTERWARDS if after else KINDS[self.name]
 
     @property
     def at(self) -> str:

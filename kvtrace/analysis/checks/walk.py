@@ -200,7 +200,7 @@ def _after_attention(trace: Trace, step: Step, lane: str, limits: Noise) -> Find
             last = max((site for group in step.sites for site in group.sites), default=0)
             evidence = (
                 f"the logits of sequence {sequence} differ by {one.max_abs:.3g}, the highest "
-                f"are up to {size:.3g}; all attention that was compared is equal"
+                f"are up to {size:.3g}"
             )
             found = Finding("UPSTREAM", step.number, last, "logits", evidence)
             whose = spoken(trace.meta, last)

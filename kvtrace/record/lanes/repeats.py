@@ -47,6 +47,7 @@ def varies(again: Again, batch: Batch, forward: Forward, dtype: str | None = Non
             return Note(
                 "note",
                 f"{NOT_REPEATABLE} two calls over the same tokens, neither with a cache, differ "
-                f"by {float(far / size):.1e} of the largest output of {one.module}; {why}",
+                f"by {float(far / size):.1e} of the largest output of "
+                f"{one.module or 'the model'}; {why}",
             )
     return None
