@@ -71,7 +71,8 @@ def _either(
 
     def run(*args: object, **named: object) -> object:
         given = declared.bind(*args, **named).arguments
-        assert then.ids is not None and first.ids is not None
+        assert then.ids is not None
+        assert first.ids is not None
         ids = given.pop(then.ids.name)
         if _begins(ids, given, then):
             shared = {name: value for name, value in given.items() if name in takes}
