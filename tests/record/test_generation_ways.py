@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+import kvtrace
 from builders.recorded import (
     Witness,
     assert_attention_explains_itself,
@@ -16,6 +17,7 @@ from builders.recorded import (
 )
 from builders.tiny_models import tiny_model
 from builders.ways import IDS, WAYS, assisted, generate, ready
+from kvtrace.analysis.checks import EQUAL, check
 
 EVERYWHERE = [
     "beams of a padded batch",
@@ -119,25 +121,35 @@ def test_an_end_at_once_is_one_step(tmp_path):
     assert trace.step(0).chosen == (first,)
 
 
-def test_embeddings_are_recorded_without_ids_and_not_recomputed(tmp_path):
-    model = ready(tiny_model("llama"))
-    rows = model.get_input_embeddings()(IDS).detach()
+@pytest.mark.parametrize(("model_type", "beams"), [("llama", 1), ("llama", 3), ("gpt2", 1)])
+def test_rows_that_went_in_without_ids_go_into_the_other_lane_too(model_type, beams, tmp_path):
+    model = ready(tiny_model(model_type))
+    rows = model.get_input_embeddings()(IDS).detach() + 0.01
 
     def run():
-        return model.generate(inputs_embeds=rows, do_sample=False, max_new_tokens=4)
+        options = {"do_sample": False, "max_new_tokens": 4, "num_beams": beams}
+        return model.generate(inputs_embeds=rows, **options)
 
     trace, compared = recorded(model, run, tmp_path / "a.kvt")
-    assert compared == 16
-    assert trace.step(0).tokens == ((-1,) * 12,)
+    assert compared == 16 * beams
+    assert trace.step(0).tokens == ((-1,) * 12,) * beams
     assert [step.phase for step in trace] == ["prefill", "decode", "decode", "decode"]
     assert trace.ending.text == "generate made 4 new tokens"
-    assert trace.meta.lane("recomputed") is None
-    assert any("not recomputed" in note.text for note in trace.notes)
+    assert_lanes_agree(trace)
+
+
+@pytest.mark.parametrize("mode", ["once", "each"])
+def test_two_texts_of_rows_are_told_apart_by_the_rows_alone(tmp_path, mode):
+    model = ready(tiny_model("llama"))
+    rows = model.get_input_embeddings()(IDS).detach()
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute=mode):
+        for given in (rows, rows + 1):
+            model.generate(inputs_embeds=given, do_sample=False, max_new_tokens=3)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert (report.verdict, report.steps) == (EQUAL, 6)
 
 
 def test_a_full_context_ends_the_run_and_keeps_the_steps(tmp_path):
-    import kvtrace
-
     model = ready(tiny_model("gpt2"))
     room = model.config.n_positions
     path = tmp_path / "a.kvt"

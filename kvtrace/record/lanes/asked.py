@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.lanes.embedded import NAME, joined
+
 if TYPE_CHECKING:
     from kvtrace.record.lanes.again import Batch
 
@@ -28,7 +30,11 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
         if "input_ids" in names
         else next(iter(names))
     )
-    arguments[first] = filled(batch, device)
+    ids, given_rows = filled(batch, device), batch.extra.get(NAME)
+    if isinstance(given_rows, Tensor):
+        arguments[NAME] = joined(model, ids, given_rows)
+    else:
+        arguments[first] = ids
     if any(path.padding for path in batch.paths):
         padded = padded_for(batch, device, names)
         padded = {k: v for k, v in padded.items() if k not in batch.extra}

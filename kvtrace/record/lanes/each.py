@@ -47,9 +47,12 @@ class EachPass:
     _before: tuple[list[list[int]], Tensor] | None = None
     _said: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self._paths.fed = self.extras.embedded
+
     def settle(self, step: Step) -> None:
         """Find out, on the first step, how the tokens can be computed again."""
-        paths = Paths()
+        paths = Paths(fed=self.extras.embedded)
         paths.add(step)
         chosen = [Path(path.tokens, path.padding, [], path.root, path.row) for path in paths.paths]
         if chosen:

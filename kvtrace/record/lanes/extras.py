@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from kvtrace.record.capture.forward import Forward
+from kvtrace.record.lanes.embedded import Embedded
 from kvtrace.record.lanes.paths import Path
 
 MAX_TEXTS = 256
@@ -38,8 +39,13 @@ _TOKEN = re.compile(r"token|type|segment|lang", re.IGNORECASE)
 
 @dataclass(slots=True)
 class Extras:
-    """Further arguments, by the step that a text begins with."""
+    """Further arguments, by the step that a text begins with.
 
+    Attributes:
+        embedded: Rows that went in instead of ids.
+    """
+
+    embedded: Embedded = field(default_factory=Embedded)
     _texts: dict[int, tuple[int, Mapping[str, object]]] = field(default_factory=dict)
     _last: tuple[int, ...] | None = None
     _told: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -101,7 +107,7 @@ class Extras:
                 else _rows(value, rows, sequences)
                 for name, value in extra.items()
             }
-        return {**extra, **self._of_tokens(paths)}
+        return {**extra, **self._of_tokens(paths), **self.embedded.of(paths)}
 
     def _of_tokens(self, paths: Sequence[Path]) -> Mapping[str, Tensor]:
         """What each token of these paths was called, [paths, rows, …]; fillers and the rest 0."""

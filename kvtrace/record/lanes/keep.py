@@ -108,7 +108,8 @@ def _step(
         phase="prefill",
         parent=None,
         tokens=tuple(
-            tuple(path.tokens) + (0,) * (places - len(path.tokens)) for path in batch.paths
+            tuple(max(-1, token) for token in path.tokens) + (0,) * (places - len(path.tokens))
+            for path in batch.paths
         ),
         positions=tuple(tuple(range(-path.padding, places - path.padding)) for path in batch.paths),
         chosen=(None,) * len(batch.paths),

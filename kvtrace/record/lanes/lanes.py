@@ -95,9 +95,13 @@ class Lanes:
 
     def forward(self, step: int, forward: Forward) -> None:
         """A forward became a step: keep what the trace does not hold of it."""
+        if forward.part == "encoder" and forward.model is self.model:
+            self.forget()  # its decoder is called by another method, with other arguments
         if forward.part == "encoder" or self.options.mode == "off":
             return
         self._extras.add(step, forward)
+        if self.again.snapshot is None:
+            self._extras.embedded.add(step, forward)
         self._sources.add(step, forward)
         if not self._arguments_seen:
             self._arguments_seen = True

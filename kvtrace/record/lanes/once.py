@@ -201,7 +201,7 @@ class OncePass:
         return tally
 
     def _paths(self) -> Paths:
-        paths = Paths()
+        paths = Paths(fed=self.extras.embedded)
         encoders = {one.index for one in self.trace.meta.sites if one.kind == "encoder"}
         for step in self.trace:
             sites = {site for group in step.sites for site in group.sites}

@@ -7,7 +7,7 @@ be recomputed along the tokens it really saw. Works on steps alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvtrace.trace import CacheStep, Run, Step
@@ -61,10 +61,13 @@ class Paths:
     Attributes:
         paths: All of them, in the order they began.
         unknown: Steps whose earlier tokens are not known, or that were fed embeddings.
+        fed: Steps that were fed embeddings which are known. Each has a negative number of its own
+            in the place of its tokens.
     """
 
     paths: list[Path] = field(default_factory=list)
     unknown: list[int] = field(default_factory=list)
+    fed: Container[int] = ()
     _ends: dict[int, list[tuple[Path, int] | None]] = field(default_factory=dict)
     _kept: dict[int, Kept] = field(default_factory=dict)
 
@@ -82,9 +85,9 @@ class Paths:
         kept = {} if step.parent is None else self._kept.get(step.parent, {})
         removed = _removed(step, kept, order[0] if order else 0)
         ends: list[tuple[Path, int] | None] = []
-        for sequence, tokens in enumerate(step.tokens):
+        for sequence, tokens in enumerate(self._tokens(step)):
             ends.append(None)
-            if not tokens or min(tokens) < 0:
+            if not tokens:
                 continue
             source = order[sequence] if order else sequence // _repeats(step, parents)
             before = parents[source] if source < len(parents) else None
@@ -104,6 +107,12 @@ class Paths:
             self.unknown.append(step.number)
         self._ends[step.number] = ends
         self._kept[step.number] = {group.layers[0]: group.kept for group in step.caches}
+
+    def _tokens(self, step: Step) -> list[Sequence[int]]:
+        """What each sequence was fed; nothing where that is not known."""
+        if step.number in self.fed:
+            return [[-2 - step.number] * len(tokens) for tokens in step.tokens]
+        return [tokens if min(tokens, default=-1) >= 0 else () for tokens in step.tokens]
 
     def _place(
         self,

@@ -1,0 +1,69 @@
+"""Rows that went in instead of token ids (soft prompts, images, a text as embeddings), kept.
+
+A pass over a whole path is given them again, and the table's rows for the ids after them. That is
+right where a model goes on from rows as from ids; where it looks ids up twice, it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.lanes.paths import Path
+
+NAME = "inputs_embeds"
+
+
+@dataclass(slots=True)
+class Embedded:
+    """By step, what went in: [sequences, new, width]."""
+
+    _given: dict[int, Tensor] = field(default_factory=dict)
+
+    def __contains__(self, step: object) -> bool:
+        return step in self._given
+
+    def add(self, step: int, forward: Forward) -> None:
+        """A forward became a step: keep its rows, if it was given no ids."""
+        rows = forward.argument(NAME)
+        if forward.tokens is not None or rows is None or rows.dim() != 3:
+            return
+        if tuple(rows.shape[:2]) == (forward.sequences, forward.new):
+            self._given[step] = rows.detach().clone()
+
+    def of(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """The rows that were given along these paths, [paths, rows, width]; 0 where ids were."""
+        width = max(len(path.tokens) for path in paths) if self._given else 0
+        found: Tensor | None = None
+        for place, path in enumerate(paths):
+            begins = (path.root, path.row, 0)
+            nodes = ((node.step, node.sequence, node.start) for node in (*path.shared, *path.nodes))
+            for step, sequence, start in (begins, *nodes):
+                given = self._given.get(step)
+                if given is None:
+                    continue
+                if found is None:
+                    found = given.new_zeros((len(paths), width, given.shape[2]))
+                part = given[sequence, : width - start]
+                found[place, start : start + len(part)] = part
+        return {} if found is None else {NAME: found}
+
+
+def joined(model: nn.Module, ids: Tensor, given: Tensor) -> Tensor:
+    """The rows of whole paths: those that were given, and the table's where there are ids.
+
+    Args:
+        model: Has the table.
+        ids: Negative where rows were given, [paths, rows].
+        given: [paths, rows, width].
+    """
+    table = getattr(model, "get_input_embeddings", lambda: None)()
+    if table is None:
+        return given
+    with torch.no_grad():
+        looked_up: Tensor = table(ids.clamp(min=0))
+    return torch.where((ids < 0)[..., None], given.to(looked_up), looked_up)
