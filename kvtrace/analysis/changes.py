@@ -63,28 +63,41 @@ def changes(trace: Trace, number: int) -> tuple[LayerChange, ...]:
     Raises:
         MissingError: There is no such step.
     """
-    found = [
-        change(trace, layer, group) for group in trace.step(number).caches for layer in group.layers
-    ]
+    found: list[LayerChange] = []
+    for group in trace.step(number).caches:
+        counts = _counts(group)  # once for all layers that were given the same rows
+        found += [_change(trace, layer, group, counts) for layer in group.layers]
     return tuple(sorted(found, key=lambda one: one.cache_layer))
 
 
 def change(trace: Trace, cache_layer: int, group: CacheStep) -> LayerChange:
     """What a group's step did to one of its cache layers."""
-    layer = trace.meta.cache_layers[cache_layer]
+    return _change(trace, cache_layer, group, _counts(group))
+
+
+def _counts(group: CacheStep) -> tuple[int, int, int]:
+    """Rows attended to, read and evicted, the most of any sequence."""
     attended = [row_count(runs) for runs in group.attended]
     own = group.first_cell, group.first_cell + group.rows * len(group.attended)
     read = [row_count(runs) - _inside(runs, *own) for runs in group.attended]
     lost = [evicted_cells(group, sequence).size for sequence in range(len(group.attended))]
+    return max(attended, default=0), max(read, default=0), max(lost, default=0)
+
+
+def _change(
+    trace: Trace, cache_layer: int, group: CacheStep, counts: tuple[int, int, int]
+) -> LayerChange:
+    layer = trace.meta.cache_layers[cache_layer]
+    attended, read, evicted = counts
     return LayerChange(
         cache_layer=cache_layer,
         kind=layer.kind,
         held=layer.held,
         appended=group.rows - group.rewritten,
         rewritten=group.rewritten,
-        attended=max(attended, default=0),
-        read=max(read, default=0) if layer.held else 0,
-        evicted=max(lost, default=0) if layer.held else 0,
+        attended=attended,
+        read=read if layer.held else 0,
+        evicted=evicted if layer.held else 0,
         length_before=group.length_before,
         length_after=group.length_after,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,13 +100,20 @@ def glyphs_of(signed: bool) -> str:
 
 def legend(look: Look, width: int = 16) -> list[tuple[str, Style]]:
     """A colour bar with the ends of the range, as pieces of a line."""
-    paint = painter(look.palette, look.depth, signed=look.shade.signed)
     if look.depth.half_blocks:
-        at = np.linspace(0, paint.levels - 1, width).round().astype(int).tolist()
-        bar = [("▀", paint.style((level << 8) | level)) for level in at]
+        bar = _colour_bar(look.palette, look.depth, look.shade.signed, width)
         return [*bar, (f" {look.shade.label}", ink.DIM)]
     glyphs = glyphs_of(look.shade.signed)
     return [(f"{glyphs} {look.shade.label}", ink.DIM)]
+
+
+@lru_cache(64)
+def _colour_bar(
+    palette: Palette, depth: Depth, signed: bool, width: int
+) -> tuple[tuple[str, Style], ...]:
+    paint = painter(palette, depth, signed=signed)
+    at = np.linspace(0, paint.levels - 1, width).round().astype(int).tolist()
+    return tuple(("▀", paint.style((level << 8) | level)) for level in at)
 
 
 def _levels(values: Floats, look: Look, paint: Painter) -> Levels:

@@ -8,7 +8,7 @@ they are not what it expects, `heat_strip` returns a plain Strip that looks the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -94,19 +94,20 @@ def painter(palette: Palette, depth: Depth, *, signed: bool) -> Painter:
     return Painter(palette, depth, signed=signed)
 
 
-def _runs(keys: Keys) -> tuple[list[int], list[int]]:
-    """Keys and lengths of the runs of equal cells."""
-    starts = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1))
-    lengths = np.diff(np.append(starts, keys.size))
-    return keys[starts].tolist(), lengths.tolist()
+def _runs(keys: Keys) -> Iterator[tuple[int, int]]:
+    """Key and length of each run of equal cells."""
+    cells, start = keys.tolist(), 0
+    ends = ((keys[1:] != keys[:-1]).nonzero()[0] + 1).tolist()
+    for end in (*ends, len(cells)):
+        yield cells[start], end - start
+        start = end
 
 
 def _written(keys: Keys, paint: Painter) -> str:
     """Cells as the terminal gets them."""
     if not keys.size:
         return ""
-    pairs = zip(*_runs(keys), strict=True)
-    return "".join([paint[key] + UPPER * length for key, length in pairs]) + _RESET
+    return "".join([paint[key] + UPPER * length for key, length in _runs(keys)]) + _RESET
 
 
 def _same(one: Strip | None, other: Strip | None) -> bool:
@@ -116,8 +117,7 @@ def _same(one: Strip | None, other: Strip | None) -> bool:
 def _segments(keys: Keys, paint: Painter) -> list[Segment]:
     if keys.size == 0:
         return []
-    pairs = zip(*_runs(keys), strict=True)
-    return [Segment(UPPER * length, paint.style(key)) for key, length in pairs]
+    return [Segment(UPPER * length, paint.style(key)) for key, length in _runs(keys)]
 
 
 class HeatStrip(Strip):
@@ -162,7 +162,7 @@ class HeatStrip(Strip):
         if self._paint is not old._paint or not _same(self._before, old._before):
             return 0, self.render(console)
         keys, shared = self._keys, min(self._keys.size, old._keys.size)
-        apart = np.flatnonzero(keys[:shared] != old._keys[:shared])
+        apart = (keys[:shared] != old._keys[:shared]).nonzero()[0]
         start = 0 if self._before is None else self._before.cell_length
         if keys.size == old._keys.size and _same(self._after, old._after):
             if not apart.size:

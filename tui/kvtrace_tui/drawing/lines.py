@@ -37,9 +37,9 @@ def _line(width: int, pieces: tuple[Piece, ...], fill: Style, right: tuple[Piece
     for text, style in pieces:
         if room <= 0:
             break
-        text, used = _cut(text, room)
-        segments.append(Segment(text, style))
-        room -= used
+        size = cell_len(text)
+        segments.append(Segment(text if size <= room else set_cell_size(text, room), style))
+        room -= size
     tail = sum(cell_len(text) for text, _ in right)
     if right and tail < room:
         segments.append(Segment(" " * (room - tail), fill))
@@ -119,8 +119,3 @@ def _fitted(strip: Strip, width: int, fill: Style) -> Strip:
     return (
         strip.crop(0, width) if strip.cell_length > width else strip.extend_cell_length(width, fill)
     )
-
-
-def _cut(text: str, room: int) -> tuple[str, int]:
-    size = cell_len(text)
-    return (text, size) if size <= room else (set_cell_size(text, room), room)

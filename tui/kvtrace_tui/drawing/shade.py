@@ -81,9 +81,8 @@ class Shade:
             part = self._spread(np.asarray(values, np.float32) / np.float32(self.high))
             if self.signed:
                 part = (part + 1) / 2
-            scaled = np.clip(part * count, 0, count - 1)
-        finite = np.isfinite(values)
-        return np.where(finite, np.nan_to_num(scaled), count).astype(np.uint8)
+            scaled = np.fmax(np.fmin(part * count, count - 1), 0)
+        return np.where(np.isfinite(values), scaled, count).astype(np.uint8)
 
     def _spread(self, part: Floats) -> Floats:
         """Values as parts of the range: -1 … 1, or 0 … 1."""

@@ -317,7 +317,8 @@ def _colours(look: Look, pooling: str, width: int) -> list[Piece]:
     return [*legend(look, _LEGEND if width >= _LEGEND * 6 else _LEGEND // 2), (said, ink.DIM)]
 
 
-def _dim_labels(down: Filling, mark: int, lines: int, per_line: int) -> list[Strip]:
+@lru_cache(64)
+def _dim_labels(down: Filling, mark: int, lines: int, per_line: int) -> tuple[Strip, ...]:
     """Numbers of the features, every fourth line and the crosshair's."""
     chosen = down.cells_of(mark)
     at = chosen.start // per_line if chosen else -1
@@ -330,7 +331,7 @@ def _dim_labels(down: Filling, mark: int, lines: int, per_line: int) -> list[Str
         elif y % 4 == 0 and abs(y - at) > 1 and indices:
             word = str(indices.start)
         strips.append(_gutter(word, style))
-    return strips
+    return tuple(strips)
 
 
 @lru_cache(1024)
