@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.spoken import spoken
-from kvtrace.trace import OTHER_AXIS, Site, Trace
+from kvtrace.trace import OTHER_AXIS, Site, Step, Tensor, Trace
 
 
 def where_it_begins(trace: Trace, found: Finding) -> Finding:
@@ -31,6 +31,38 @@ def where_it_begins(trace: Trace, found: Finding) -> Finding:
         code=", ".join(filter(None, (site.module, site.code))),
         spoken=spoken(trace.meta, site.index),
     )
+
+
+def calls_shifted(trace: Trace, step: Step, layer: int, lane: str) -> Finding | None:
+    """A module that attends several times in a forward, of which some were not seen here.
+
+    Its calls are known by their number: those after one that was not seen are taken for others.
+
+    Args:
+        trace: Whose step.
+        step: It.
+        layer: Site of the module.
+        lane: The reference.
+    """
+    site, reference = trace.site(layer), trace.reference(step.number, 0, lane)
+    here = {one for group in step.sites for one in group.sites}
+    calls = [one for one in trace.meta.sites if (one.module, one.kind) == (site.module, site.kind)]
+    seen = {one.call for one in calls if one.index in here}
+    if reference is None or not seen or len(calls) < 2:
+        return None
+    right = {one.call for one in calls if reference.rows(one.index, Tensor.QUERIES) is not None}
+    if right <= seen:
+        return None
+    module, (now, then) = site.module or "the model", (_listed(seen), _listed(right))
+    evidence = (
+        f"attention calls {now} of {module} were seen in this step, {then} without the cache: one "
+        "is written in a way that was not seen, here or before, and they can't be told apart"
+    )
+    return Finding("UNKNOWN", step.number, layer, "output", evidence)
+
+
+def _listed(calls: set[int]) -> str:
+    return ", ".join(map(str, sorted(calls)))
 
 
 def _absent(trace: Trace, found: Finding) -> Site | None:

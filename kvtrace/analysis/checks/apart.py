@@ -15,6 +15,7 @@ from kvtrace.analysis.checks.contents import (
     check_heads,
     check_swapped,
     check_unfilled_heads,
+    check_values,
     check_zero_rows,
 )
 from kvtrace.analysis.checks.identify import identify
@@ -24,6 +25,12 @@ from kvtrace.analysis.checks.scene import Scene
 from kvtrace.analysis.checks.visibility import check_visibility
 
 _VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
+
+_HELD = (
+    *("DTYPE", "OLD-ROWS-SCALED", "OLD-ROWS-CHANGED", "CONTENT", "HEAD-MAP"),
+    *("POSITION-ROPE-K", "KEYS-NOT-ROTATED", "KEYS-ROTATED-AGAIN"),
+)
+"""What rows hold, with nothing said of whose they are."""
 
 
 def diagnose_apart(scene: Scene) -> Finding | None:
@@ -45,6 +52,23 @@ def diagnose_apart(scene: Scene) -> Finding | None:
         if found is not None:
             return None if found.name in _VAGUE else found
     return None
+
+
+def diagnose_same(scene: Scene, first: Finding) -> Finding | None:
+    """Another cause at the very site of the first one, where neither explains the other.
+
+    Which rows are hidden says nothing of what the others hold, and keys nothing of values.
+
+    Args:
+        scene: Of the first finding.
+        first: It.
+    """
+    identity, found = identify(scene), None
+    if first.tensor == "mask":
+        found = check_contents(scene, identity)
+    elif first.tensor == "k" and first.name in _HELD:
+        found = check_values(scene, identity)
+    return None if found is None or found.name in _VAGUE else found
 
 
 def _with_right_new_rows(scene: Scene) -> Scene:

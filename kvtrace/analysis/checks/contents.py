@@ -170,6 +170,11 @@ def check_contents(scene: Scene, identity: Identity) -> Finding | None:
     return replace(worse, evidence=f"{worse.evidence}; besides, {first.evidence} (DTYPE)")
 
 
+def check_values(scene: Scene, identity: Identity) -> Finding | None:
+    """The same of values alone."""
+    return _contents(scene, identity, "v")
+
+
 def _contents(scene: Scene, identity: Identity, tensor: str) -> Finding | None:
     """The same of keys or values alone."""
     known = identity.by_key, identity.by_value

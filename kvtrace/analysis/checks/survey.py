@@ -30,7 +30,7 @@ class Survey:
         flips: Steps whose lanes prefer different tokens.
         logits: Steps whose logits were compared.
         reused: Whether an attention was given rows that an earlier step computed.
-        padded: Sequences that are padded at the right, which the lane is not.
+        padded: Sequences that are padded behind or within their text, which the lane is not.
     """
 
     trace: Trace
@@ -117,8 +117,8 @@ class Survey:
             return ""
         which = ", ".join(map(str, sorted(self.padded)))
         return (
-            f"sequence {which} is padded at the right, behind its text: the other lane knows "
-            "padding at the left only, and says nothing about it"
+            f"sequence {which} is padded behind or within its text: the other lane knows padding "
+            "at the left only, and says nothing about it"
         )
 
     def _doubts(self) -> str:

@@ -5,15 +5,16 @@ Reads one step at a time and stops where everything later is a consequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.checks.absent import where_it_begins
-from kvtrace.analysis.checks.apart import diagnose_apart
+from kvtrace.analysis.checks.absent import calls_shifted, where_it_begins
+from kvtrace.analysis.checks.ahead import ahead
 from kvtrace.analysis.checks.begin import begins
+from kvtrace.analysis.checks.beside import beside
 from kvtrace.analysis.checks.classes import KINDS
 from kvtrace.analysis.checks.cross import stale_cross
 from kvtrace.analysis.checks.diagnose import diagnose
@@ -24,8 +25,8 @@ from kvtrace.analysis.checks.later import reconsidered
 from kvtrace.analysis.checks.leftover import leftover
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.padded import padded_right
+from kvtrace.analysis.checks.placed import named, placed
 from kvtrace.analysis.checks.report import Finding
-from kvtrace.analysis.checks.scene import Scene, Side
 from kvtrace.analysis.checks.spoken import spoken
 from kvtrace.analysis.checks.stage import stage
 from kvtrace.analysis.checks.survey import NAMES, Survey
@@ -34,8 +35,8 @@ from kvtrace.errors import TraceError
 from kvtrace.trace import Site, Step, Tensor, Trace
 
 _STEPS_SEARCHED = 64
-_CAUSES = 3
-"""Further causes that are named in the step of the first one."""
+Turn = tuple[bool, int, bool]
+"""When a site attends within a step, as `_turn` says."""
 
 _LOGITS_TIMES = 50.0
 """Logits gather the rounding of a whole row of hidden numbers, on top of all layers'."""
@@ -44,9 +45,6 @@ _LOGITS_APART = 0.01
 """Less changes no probability by more than a hundredth of itself."""
 
 _VAGUE = ("UNKNOWN", "CONTENT", "UPSTREAM", "POSITION-EMBEDDING")
-
-_WEIGHED = ("weights", "mask", "output")
-"""What differs at the first attention already where queries see rows that come later."""
 
 
 def findings(
@@ -67,47 +65,99 @@ def findings(
     """
     told = list(_said_by_the_recorder(trace, lane))
     yield from told
-    # rows that see later ones have other weights in a longer pass, whatever the scores are
-    void = _WEIGHED if any(one.name == "NOT-CAUSAL" for one in told) else ()
-    explained: set[int] = set()
-    searched, done = 0, False
+    looking = ahead(trace, lane, limits, told)
+    causes, searched, astray = _Causes(trace), 0, False
     later: Finding | None = None
     fed, texts = FedAgain(), _Texts(trace, lane, limits, fresh)
     for step in trace:
         survey.add(step)
         fed.add(step)
-        here = texts.add(step, looking=not done)
+        looking.add(step)
+        here = texts.add(step, looking=not (astray or causes.of_all(step)))
         yield from here
         survey.padded |= texts.padded
         foreign = {one.name for one in here}
-        done = done or texts.astray
-        if done:
+        astray = astray or texts.astray
+        if astray or searched >= _STEPS_SEARCHED:
             continue
         places = _sites_beyond(trace, step, lane, limits)
-        if not places:
+        if not places and not causes.of_all(step):
             broken = _lost_numbers(step)
             later = later or _after_attention(trace, step, lane, limits)
             if broken is not None:
-                done = True
-                yield _placed(trace, broken, None, None)
-            continue
-        rest = [n for n in range(step.num_sequences) if n not in explained | texts.padded]
+                astray = True
+                yield placed(trace, broken, None, None)
+        places = causes.before(step, looking.left(places))
+        rest = causes.unknown(step, texts.padded)
         # the first site that has something to say: a row may differ that nobody looks at
-        each = ((place, _at(trace, step, place, rest, lane, limits)) for place in places)
-        place, here = next(((place, said) for place, said in each if said), (0, []))
-        for one in (reconsidered(trace, one, lane, limits) for one in here):
-            since = "" if explained else begins(trace, step.number, place)
-            if one.tensor not in void and one.name not in foreign:
+        each = (looking.beside(_at(trace, step, place, rest, lane, limits)) for place in places)
+        here = [reconsidered(trace, one, lane, limits) for one in next(filter(None, each), [])]
+        here = [one for one in here if causes.news(step, one)]
+        for one in here:
+            since = "" if causes.first is not None else begins(trace, step.number, one.layer)
+            if one.name not in foreign:
                 yield replace(where_it_begins(trace, one), since=since)
-            explained |= set(one.sequences or range(step.num_sequences))
-        yield from _beside(trace, step, here, lane, limits)
-        searched += 1
-        done = explained >= set(range(step.num_sequences)) or searched >= _STEPS_SEARCHED
-    if later is not None and not explained:
+        causes.add(step, here)
+        yield from causes.others(looking.beside(beside(trace, step, here, lane, limits)))
+        searched += bool(places)
+    if later is not None and causes.first is None:
         yield where_it_begins(trace, later)
     unused = fed.finding(trace)
     if unused is not None:
-        yield _placed(trace, unused, None, None)
+        yield placed(trace, unused, None, None)
+
+
+@dataclass(slots=True)
+class _Causes:
+    """What was found so far, and where something else may still be found.
+
+    Behind the first divergence, all that comes after it in a step differs, and in later steps all
+    layers do from there on. What comes before it is right, until it has a cause of its own.
+
+    Attributes:
+        trace: Whose steps.
+        first: The earliest turn within a step at which something was found; None: nothing was.
+    """
+
+    trace: Trace
+    first: Turn | None = None
+    _explained: set[int] = field(default_factory=set)
+    _names: set[str] = field(default_factory=set)
+
+    def of_all(self, step: Step) -> bool:
+        """Whether every sequence of a step has its cause."""
+        return self._explained >= set(range(step.num_sequences))
+
+    def before(self, step: Step, places: list[int]) -> list[int]:
+        """Sites that nothing found so far explains."""
+        first = self.first
+        if first is None or not self.of_all(step):
+            return places
+        return [site for site in places if _turn(self.trace.site(site)) < first]
+
+    def unknown(self, step: Step, padded: set[int]) -> list[int]:
+        """Sequences to look at."""
+        explained = set() if self.of_all(step) else self._explained
+        return [n for n in range(step.num_sequences) if n not in explained | padded]
+
+    def news(self, step: Step, found: Finding) -> bool:
+        """Whether a finding is more than the first one again; vague ones come first or not."""
+        return not self.of_all(step) or found.name not in {*self._names, *_VAGUE}
+
+    def add(self, step: Step, here: Sequence[Finding]) -> None:
+        """Findings of a step, at one site."""
+        for one in here:
+            turn = _turn(self.trace.site(one.layer))
+            self.first = turn if self.first is None else min(self.first, turn)
+            self._explained |= set(one.sequences or range(step.num_sequences))
+            self._names.add(one.name)
+
+    def others(self, found: Iterable[Finding]) -> Iterator[Finding]:
+        """Causes beside those, each remembered."""
+        for one in found:
+            if one.name not in self._names:
+                self._names.add(one.name)
+                yield one
 
 
 @dataclass(slots=True)
@@ -138,7 +188,7 @@ class _Texts:
             found = self._seen(step, before, looking=looking)
         except TraceError:
             found = []  # what can't be read is told of where lanes are compared
-        return [_placed(self.trace, one, None, None) for one in found]
+        return [placed(self.trace, one, None, None) for one in found]
 
     def _seen(self, step: Step, before: Step | None, *, looking: bool) -> list[Finding]:
         trace = self.trace
@@ -159,30 +209,6 @@ class _Texts:
         names = {one.name for one in said} - {*_VAGUE, found.name}
         # the tokens of another prompt may be the same ones
         return bool(names & {"WRONG-LAYER", "WRONG-BATCH-ROW"} if self.fresh else names)
-
-
-def _beside(
-    trace: Trace, step: Step, first: Sequence[Finding], lane: str, limits: Noise
-) -> Iterator[Finding]:
-    """Causes at later layers of a step that the first one does not explain, each kind once."""
-    if not first:
-        return
-    there, known = trace.site(first[0].layer).layer, {one.name for one in first}
-    again = first[0].layer if first[0].tensor == "q" else None
-    sites = sorted({site for group in step.sites for site in group.sites})
-    for site in sites:
-        if trace.site(site).layer <= there and site != again:
-            continue
-        if len(known) > len(first) + _CAUSES:
-            break
-        tolerance = float(limits.threshold[site].max())
-        for sequence in first[0].sequences or range(step.num_sequences):
-            scene = stage(trace, step.number, site, sequence, tolerance, lane)
-            one = _named(diagnose_apart, scene)
-            if one is not None and one.name not in known:
-                known.add(one.name)
-                found = replace(one, sequences=first[0].sequences)
-                yield _placed(trace, found, limits, lane, sequence)
 
 
 def _after_attention(trace: Trace, step: Step, lane: str, limits: Noise) -> Finding | None:
@@ -225,7 +251,7 @@ def _said_by_the_recorder(trace: Trace, lane: str) -> Iterator[Finding]:
             chosen = name == "TIE"  # by some other module, and no tensor of the attention
             tensor, module = "" if chosen else "k", evidence.partition(" ")[0]
             found = Finding(name, note.step or 0, note.site or 0, tensor, evidence, head=note.head)
-            found = _placed(trace, found, None, None)
+            found = placed(trace, found, None, None)
             yield replace(found, code=module) if chosen else found
 
 
@@ -243,7 +269,7 @@ def _sites_beyond(trace: Trace, step: Step, lane: str, limits: Noise) -> list[in
     return sorted(np.flatnonzero(over).tolist(), key=lambda site: _turn(trace.site(site)))
 
 
-def _turn(site: Site) -> tuple[bool, int, bool]:
+def _turn(site: Site) -> Turn:
     """When a site attends within a step: encoders first, in a layer self before cross."""
     return site.kind != "encoder", site.layer, site.kind == "cross"
 
@@ -252,83 +278,31 @@ def _at(
     trace: Trace, step: Step, layer: int, sequences: list[int], lane: str, limits: Noise
 ) -> list[Finding]:
     """What is wrong at one site, sequences that show the same together."""
+    shifted = calls_shifted(trace, step, layer, lane)
+    if shifted is not None:
+        return [placed(trace, shifted, limits, lane)]
     tolerance = float(limits.threshold[layer].max())
     groups: dict[str, list[Finding]] = {}
     staged = True
     for sequence in sequences:
         scene = stage(trace, step.number, layer, sequence, tolerance, lane)
         staged = staged and scene is not None
-        one = _named(diagnose, scene)
+        one = named(diagnose, scene)
         if one is not None:
             groups.setdefault(one.name, []).append(replace(one, sequences=(sequence,)))
     if not groups:
         unknown = _broken(trace, step, layer, sequences) or stale_cross(trace, step.number, layer)
         if unknown is None:
             unknown = _unexplained(trace, step, layer, lane, limits, sequences if staged else None)
-        out = [] if unknown is None else [_placed(trace, unknown, limits, lane)]
+        out = [] if unknown is None else [placed(trace, unknown, limits, lane)]
         return [one for one in out if not doubtful(trace, one, lane)]
     out = []
     for same in groups.values():
         rows = tuple(sorted(n for one in same for n in one.sequences))
         everyone = len(rows) == step.num_sequences
         found = replace(same[0], sequences=() if everyone else rows)
-        out.append(_placed(trace, found, limits, lane, same[0].sequences[0]))
+        out.append(placed(trace, found, limits, lane, same[0].sequences[0]))
     return [one for one in out if not doubtful(trace, one, lane)]
-
-
-def _placed(
-    trace: Trace, found: Finding, limits: Noise | None, lane: str | None, sequence: int = 0
-) -> Finding:
-    """A finding with what the trace knows of its place: how far apart, slot, source line."""
-    sites = trace.meta.sites
-    if not 0 <= found.layer < len(sites):
-        return found
-    site = sites[found.layer]
-    code = ", ".join(filter(None, (site.module, site.code)))
-    found = replace(found, code=code, spoken=spoken(trace.meta, found.layer))
-    compared = None if lane is None else trace.compared(found.step, lane)
-    if compared is not None and limits is not None and found.name != "NONFINITE":
-        here = largest(compared, len(sites))[found.layer]
-        if np.isfinite(here).any():
-            worst = int(np.nanargmax(here / limits.threshold[found.layer]))
-            limit = float(limits.threshold[found.layer, worst])
-            found = replace(found, apart=float(here[worst]), limit=limit)
-    if found.slot is None and found.row is not None and found.tensor in ("k", "v"):
-        found = replace(found, slot=_slot(trace, found, sequence))
-    return found
-
-
-def _slot(trace: Trace, found: Finding, sequence: int) -> int | None:
-    """Slot of an attended row."""
-    row = found.row or 0
-    for run in trace.cache_step(found.step, found.layer).attended[sequence]:
-        if row < run.count:
-            return run.slot + row
-        row -= run.count
-    return None
-
-
-def _named(diagnose: Callable[[Scene], Finding | None], scene: Scene | None) -> Finding | None:
-    """What a scene shows; nothing where the right numbers are no numbers, or no check can tell.
-
-    A signature that stumbles over numbers nobody has thought of must not hide the difference: it
-    is then unknown.
-    """
-    if scene is None or not _finite(scene.reference, scene):
-        return None
-    try:
-        return diagnose(scene)
-    except (ArithmeticError, LookupError, ValueError):
-        return None
-
-
-def _finite(side: Side, scene: Scene) -> bool:
-    """Whether the numbers of real tokens are; padding may be anything."""
-    live, wanted = scene.live, scene.wanted
-    rows = (side.queries[:, live], side.output[:, live])
-    return all(bool(np.isfinite(one).all()) for one in rows) and bool(
-        np.isfinite(side.keys[:, wanted]).all() and np.isfinite(side.values[:, wanted]).all()
-    )
 
 
 def _unexplained(

@@ -1,0 +1,69 @@
+"""A finding with what the trace knows of its place, and a check that may stumble over numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from kvtrace.analysis.checks.noise import Noise, largest
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scene import Scene, Side
+from kvtrace.analysis.checks.spoken import spoken
+from kvtrace.trace import Trace
+
+
+def placed(
+    trace: Trace, found: Finding, limits: Noise | None, lane: str | None, sequence: int = 0
+) -> Finding:
+    """A finding with what the trace knows of its place: how far apart, slot, source line."""
+    sites = trace.meta.sites
+    if not 0 <= found.layer < len(sites):
+        return found
+    site = sites[found.layer]
+    code = ", ".join(filter(None, (site.module, site.code)))
+    found = replace(found, code=code, spoken=spoken(trace.meta, found.layer))
+    compared = None if lane is None else trace.compared(found.step, lane)
+    if compared is not None and limits is not None and found.name != "NONFINITE":
+        here = largest(compared, len(sites))[found.layer]
+        if np.isfinite(here).any():
+            worst = int(np.nanargmax(here / limits.threshold[found.layer]))
+            limit = float(limits.threshold[found.layer, worst])
+            found = replace(found, apart=float(here[worst]), limit=limit)
+    if found.slot is None and found.row is not None and found.tensor in ("k", "v"):
+        found = replace(found, slot=_slot(trace, found, sequence))
+    return found
+
+
+def _slot(trace: Trace, found: Finding, sequence: int) -> int | None:
+    """Slot of an attended row."""
+    row = found.row or 0
+    for run in trace.cache_step(found.step, found.layer).attended[sequence]:
+        if row < run.count:
+            return run.slot + row
+        row -= run.count
+    return None
+
+
+def named(diagnose: Callable[[Scene], Finding | None], scene: Scene | None) -> Finding | None:
+    """What a scene shows; nothing where the right numbers are no numbers, or no check can tell.
+
+    A signature that stumbles over numbers nobody has thought of must not hide the difference: it
+    is then unknown.
+    """
+    if scene is None or not _finite(scene.reference, scene):
+        return None
+    try:
+        return diagnose(scene)
+    except (ArithmeticError, LookupError, ValueError):
+        return None
+
+
+def _finite(side: Side, scene: Scene) -> bool:
+    """Whether the numbers of real tokens are; padding may be anything."""
+    live, wanted = scene.live, scene.wanted
+    rows = (side.queries[:, live], side.output[:, live])
+    return all(bool(np.isfinite(one).all()) for one in rows) and bool(
+        np.isfinite(side.keys[:, wanted]).all() and np.isfinite(side.values[:, wanted]).all()
+    )
