@@ -166,6 +166,23 @@ def at(cursor: Cursor, trace: Trace, axis: Axis, index: int) -> Cursor:
     return clamp(replace(cursor, **places), trace)
 
 
+def again(before: Cursor, now: Cursor, trace: Trace) -> Cursor | None:
+    """Where the move from `before` to `now` leads when it is made once more.
+
+    None: that was no move along one axis, or it leads no further.
+    """
+    axis = next((one for one in Axis if getattr(before, one) != getattr(now, one)), None)
+    if axis is None:
+        return None
+    by = getattr(now, axis) - getattr(before, axis)
+    if axis is Axis.STEP:
+        by = 1 if by > 0 else -1  # numbers of steps may be apart
+    if along(before, trace, axis, by) != now:
+        return None
+    further = along(now, trace, axis, by)
+    return None if further == now else further
+
+
 def next_view(cursor: Cursor) -> Cursor:
     """Value → recomputed → absolute → relative → value."""
     order = list(View)

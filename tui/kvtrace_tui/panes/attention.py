@@ -24,6 +24,8 @@ _NEIGHBOURS = 9
 class AttentionPane(Pane):
     """A list of rows, the strongest first; below it the rows around the crosshair in order."""
 
+    spots = ("_rows",)
+
     def __init__(self, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._shelf = shelf

@@ -39,6 +39,7 @@ class CostPane(Pane):
     """A chart over all steps; beside it, where there is room, this step by part."""
 
     grows = True
+    spots = ("_columns",)
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

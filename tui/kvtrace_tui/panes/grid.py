@@ -114,6 +114,7 @@ class GridPane(Pane):
     """
 
     speaks = True
+    spots = None  # its measures are worked out when the keys are quiet anyway
 
     def __init__(self, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

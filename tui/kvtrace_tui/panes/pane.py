@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
@@ -35,6 +36,16 @@ class Moved(Message):
         self.changes = changes
 
 
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """Lines made before they are needed, and what drawing them left for `pointed`."""
+
+    key: Hashable
+    size: tuple[int, int]
+    lines: list[Strip]
+    left: Mapping[str, object]
+
+
 class Pane(Lined):
     """Base of all panes.
 
@@ -48,6 +59,8 @@ class Pane(Lined):
     """
 
     DEFAULT_CSS = "Pane { width: 1fr; height: 1fr; }"
+    spots: ClassVar[tuple[str, ...] | None] = ()
+    """What `draw` leaves for `pointed`, by name; None: it must not be drawn ahead of time."""
     grows: ClassVar[bool] = False
     """Whether it also shows steps that were added since."""
     speaks: ClassVar[bool] = False
@@ -63,19 +76,31 @@ class Pane(Lined):
         self._key: Hashable = None
         self._lines: list[Strip] | None = None
         self._drawn_size = (0, 0)
+        self._ahead: _Drawn | None = None
 
     # -- what screens call -------------------------------------------------------------------
 
     def show(self, trace: Trace, cursor: Cursor) -> None:
         """Show another place; redraws only if something it shows is different there."""
-        # at the end of a run the other lanes are there, for steps that were shown before
-        key: Hashable = (id(trace), self.depends(cursor), trace.ending is None)
-        if self.grows:
-            key = (key, len(trace), len(trace.notes))
+        key = self._key_of(trace, cursor)
         self._trace, self._cursor = trace, cursor
         if key != self._key:
             self._key = key
-            self.redraw()
+            self._lines = None
+            self.want_frame()
+
+    def foresee(self, trace: Trace, cursor: Cursor) -> None:
+        """Draw a place that is likely to be shown next, while nobody waits for it."""
+        key, size = self._key_of(trace, cursor), self.size
+        if self.spots is None or key == self._key or not self.display:
+            return
+        if self._ahead is not None and (self._ahead.key, self._ahead.size) == (key, size):
+            return
+        known = {name: getattr(self, name) for name in self.spots}
+        lines = self._made(trace, cursor, *size)
+        left = {name: getattr(self, name) for name in self.spots}
+        self._leave(known)
+        self._ahead = _Drawn(key, size, lines, left)
 
     def light(self, on: bool) -> None:
         """Say in the title whether the pane has the arrow keys."""
@@ -92,8 +117,18 @@ class Pane(Lined):
 
     def redraw(self) -> None:
         """Make the lines anew when they are next needed."""
-        self._lines = None
+        self._lines = self._ahead = None
         self.want_frame()
+
+    def _key_of(self, trace: Trace, cursor: Cursor) -> Hashable:
+        """What the lines depend on."""
+        # at the end of a run the other lanes are there, for steps that were shown before
+        key: Hashable = (id(trace), self.depends(cursor), trace.ending is None)
+        return (key, len(trace), len(trace.notes)) if self.grows else key
+
+    def _leave(self, spots: Mapping[str, object]) -> None:
+        for name, value in spots.items():
+            setattr(self, name, value)
 
     # -- what panes define -------------------------------------------------------------------
 
@@ -136,15 +171,20 @@ class Pane(Lined):
         """Made when they are asked for, at the size there then is."""
         width, height = self.size
         if self._lines is None or self._drawn_size != (width, height):
-            self._lines = self._made(width, height)
+            ahead = self._ahead
+            if ahead is not None and (ahead.key, ahead.size) == (self._key, (width, height)):
+                self._lines = ahead.lines
+                self._leave(ahead.left)
+            else:
+                self._lines = self._made(self._trace, self._cursor, width, height)
             self._drawn_size = (width, height)
         return self._lines
 
-    def _made(self, width: int, height: int) -> list[Strip]:
-        if self._trace is None or width <= 0 or height <= 0:
+    def _made(self, trace: Trace | None, cursor: Cursor, width: int, height: int) -> list[Strip]:
+        if trace is None or width <= 0 or height <= 0:
             return shown_in(page([], width, height), self.terminal)
         try:
-            strips = self.draw(self._trace, self._cursor, width, height)
+            strips = self.draw(trace, cursor, width, height)
         except KvtraceError as error:
             words: Piece = (text.safe(str(error), 2000), ink.BAD)
             strips = [*self.name_line(width), *wrapped([words], width)]

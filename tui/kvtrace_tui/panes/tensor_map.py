@@ -48,6 +48,8 @@ class MapPane(Pane):
         tensor: Which.
     """
 
+    spots = ("_bins",)
+
     def __init__(self, tensor: Tensor, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.tensor = tensor

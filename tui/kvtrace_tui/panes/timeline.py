@@ -32,6 +32,7 @@ class TimelinePane(Pane):
     """Four lines, and one for each sequence where there is room."""
 
     grows = True
+    spots = ("_told", "_rows", "_spans", "_columns")
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

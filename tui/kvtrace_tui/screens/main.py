@@ -30,6 +30,7 @@ from kvtrace_tui.found import Answer, Found
 from kvtrace_tui.panes.lined import Lined
 from kvtrace_tui.panes.pane import Moved, Pane
 from kvtrace_tui.panes.timeline import TimelinePane
+from kvtrace_tui.screens.ahead import Ahead
 from kvtrace_tui.screens.bars import (
     Drawn,
     FooterBar,
@@ -76,6 +77,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         self._later = _LATER
         self._wanted: set[Lined] | None = None
         self._placed = Placed(self._arranged)
+        self._ahead = Ahead(lambda seconds, call: self.set_timer(seconds, call))
         if follower.trace is not None:
             self.desk.trace = follower.trace
             self.desk.cursor = moves.start(follower.trace) if at is None else at
@@ -200,6 +202,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
     def action_act(self, name: str) -> None:
         """Do something from the table, or say why not."""
         action, desk = BY_ID[name], self.desk
+        before = desk.cursor
         reason = action.why_not(desk)
         if reason is not None:
             desk.say(reason)
@@ -207,6 +210,14 @@ class MainScreen(DirectScreen, inherit_bindings=False):
             desk.message = ""
             self.careful(lambda: action.do(desk))
         self.sync()
+        self._expect_more(before)
+
+    def _expect_more(self, before: Cursor) -> None:
+        """The same move once more is the likeliest next key, where no step may still change."""
+        trace, boxes = self.desk.trace, self._arranged(*self.size)
+        panes = [pane for name, pane in self._panes.items() if name in boxes]
+        if trace is not None and panes and not self._follower.may_change:
+            self._ahead.expect(before, self.desk.cursor, trace, panes)
 
     def careful(self, deed: Callable[[], None]) -> None:
         """Whatever is wrong with the trace is said, and nothing else happens."""
@@ -271,11 +282,13 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         desk = self.desk
         if desk.trace is None:
             return
-        cursor = moves.by_steps(desk.cursor, desk.trace, 1)
+        before = desk.cursor
+        cursor = moves.by_steps(before, desk.trace, 1)
         if cursor.step == desk.cursor.step and not self._follower.may_change:
             desk.playing = False
         desk.go(cursor)
         self.sync()
+        self._expect_more(before)
 
     def _poll(self) -> None:
         """What the recorder and the file have that is new."""
