@@ -62,6 +62,10 @@ def test_a_model_named_attention_is_seen_in_its_layers(tmp_path):
         ("model.vision_tower.layers.0.attn", False, "encoder"),
         ("model.layers.0.self_attn", False, "self"),
         ("self_attn_encoder", True, "self"),
+        ("enc_layers.0.self_attn", True, "encoder"),
+        ("text_encoder.blocks.0.attn", True, "encoder"),
+        ("dec_blocks.0.attn", True, "self"),
+        ("codec.0.attn", True, "self"),
     ],
 )
 def test_the_kind_of_an_attention_is_told_by_its_place(path, two_sided, kind):

@@ -98,3 +98,57 @@ def test_its_forward_is_the_reference_or_else_the_method_that_was_called_first(
 def test_what_a_method_does_wrong_is_found(tmp_path):
     found = check(decoded(Skipping, tmp_path / "a.kvt")).findings[0]
     assert (found.name, found.step, found.layer) == ("POSITION-EMBEDDING", 1, 0)
+
+
+class Translating(nn.Module):
+    """Reads a source by one method, and writes by another that is given the whole prefix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 16), nn.Linear(16, 20)
+        self.enc_layers = nn.ModuleList([Mixing()])
+        self.dec_layers = nn.ModuleList([Mixing(), Mixing()])
+
+    def look_up(self, ids):
+        return self.embed(ids)
+
+    def encode(self, src):
+        x = self.look_up(src)
+        for layer in self.enc_layers:
+            x = layer(x, x, causal=False)
+        return x
+
+    def decode_step(self, state, written):
+        x = self.look_up(written)
+        for layer in self.dec_layers:
+            x = layer(x, x, causal=True) + layer(x, state, causal=False)
+        return self.head(x)[:, -1]
+
+
+class Mixing(nn.Module):
+    """Attention to whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x, source, causal):
+        q = self.q(x).view(1, -1, 2, 8).transpose(1, 2)
+        k, v = (part(source).view(1, -1, 2, 8).transpose(1, 2) for part in (self.k, self.v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return out.transpose(1, 2).flatten(2)
+
+
+def test_what_encodes_is_no_step_of_the_text_and_what_decodes_is_compared(tmp_path):
+    torch.manual_seed(0)
+    model = Translating().eval()
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
+        state = model.encode(torch.tensor([[2, 7, 1, 8, 2, 8]]))
+        written = torch.tensor([[1]])
+        for _ in range(3):
+            chosen = model.decode_step(state, written).argmax(-1, keepdim=True)
+            written = torch.cat([written, chosen], 1)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [trace.site(site).kind for site in trace.step(0).sites[0].sites] == ["encoder"]
+    assert [step.tokens[0][:1] for step in trace][1:] == [(1,)] * 3
+    assert [bool(trace.compared(n, "recomputed")) for n in range(4)] == [False, True, True, True]

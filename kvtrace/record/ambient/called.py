@@ -92,7 +92,9 @@ class StepFunction:
             self._candidates = [one for one in self._candidates if id(one.frame) in running]
 
     def found(self) -> tuple[str, Snapshot, Outside | None] | None:
-        """The step is over: the innermost that has returned, and what lies outside of it.
+        """The step is over: the innermost function that has returned, or the outermost method.
+
+        What attends within a method may be a module that is watched on its own, and not told of.
 
         Returns:
             Its name, itself, and what it keeps elsewhere; nothing for a method of a model.
@@ -102,7 +104,9 @@ class StepFunction:
         self._over = True
         candidates, self._candidates = self._candidates, []
         running = {id(frame) for frame in _callers(_DEEP)}
-        for one in candidates:
+        functions = [one for one in candidates if one.outside is not None]
+        methods = [one for one in candidates if one.outside is None]
+        for one in (*reversed(methods), *functions):
             if id(one.frame) not in running:  # else it makes many steps
                 self._frame, self._code = one.frame, one.frame.f_code
                 return self._code.co_name, one.snapshot, one.outside

@@ -7,7 +7,7 @@ begins with a look-up, and ends when ids are looked up again after attention was
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from kvtrace.record.ambient.called import StepFunction, made_by, theirs
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.capture.watch import Watch
+from kvtrace.record.driving.roles import signature_of
 from kvtrace.record.lanes.snapshot import Snapshot
 from kvtrace.record.local import address
 
@@ -140,13 +141,20 @@ class Implicit:
         given = self._function.given()
         if self.begins_at_once:
             given = made_by(frames)  # the method may keep its cache in a variable
-        watch.end_step({self._name: ids, **given}, keep=bool(one.calls))
+        encoded = bool(one.calls) and all(
+            isinstance(each, Followed) and each.call.kind == "encoder" for each in one.calls
+        )
+        if encoded:
+            self._function = StepFunction()  # what encodes is not what decodes
+        part = "encoder" if encoded else "model" if one.calls else ""
+        watch.end_step({self._name: ids, **given}, part)
 
     def _begin(self) -> None:
         watch = self._recording.watch
         if watch is not None and self._ids is not None:
-            self._open = watch.begin_step({self._name: self._ids})
             self._frames = theirs(_callers()) if self.begins_at_once else []
+            beside = _beside(watch.model, self._frames)
+            self._open = watch.begin_step({**beside, self._name: self._ids})
 
 
 class Lookups(TorchFunctionMode):
@@ -207,6 +215,19 @@ def owner_of(module: nn.Module) -> nn.Module | None:
         own = _self_of(frame)
         if isinstance(own, nn.Module) and any(one is module for one in own.modules()):
             found = own
+    return found
+
+
+def _beside(model: nn.Module, frames: Iterable[FrameType]) -> dict[str, object]:
+    """What its forward can't do without, where methods that run were given it by that name."""
+    needed = [one for one in signature_of(model).parameters if one.required]
+    methods = [frame for frame in frames if _self_of(frame) is model]
+    found: dict[str, object] = {}
+    for frame in methods:
+        code = frame.f_code
+        given = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+        names = [one.name for one in needed if one.name in given and one.name in frame.f_locals]
+        found |= {name: frame.f_locals[name] for name in names if name not in found}
     return found
 
 

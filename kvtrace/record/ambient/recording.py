@@ -31,8 +31,8 @@ from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.generate import meet_generate
 from kvtrace.record.capture.inputs import named, tokens_in
+from kvtrace.record.driving.roles import signature_of
 from kvtrace.record.flow import FlowWatch
-from kvtrace.record.lanes.snapshot import parameters_of
 from kvtrace.record.paged.engine import ENGINE
 from kvtrace.record.ranks import own_path
 from kvtrace.record.recording import Recording
@@ -226,7 +226,7 @@ class AmbientRecording:
         if self._flow is not None:
             self._flow.begin_step(*ids.shape)
         if one.implicit is None:
-            name = "tokens" if root is None else next(iter(parameters_of(root)), "tokens")
+            name = "tokens" if root is None else _ids_of(root)
             one.implicit = Implicit(one.recording, name, begins_at_once=root is not None)
         one.implicit.looked_up(ids, table)
 
@@ -379,6 +379,12 @@ class AmbientRecording:
             raise
         except Exception as error:
             self._faults.append(f"watching failed: {type(error).__name__}: {error}".splitlines()[0])
+
+
+def _ids_of(model: nn.Module) -> str:
+    """What a model's own forward calls its ids."""
+    found = signature_of(model).ids
+    return "tokens" if found is None else found.name
 
 
 def _current_mode() -> object:

@@ -8,6 +8,9 @@ from functools import lru_cache
 
 # a cross-decoder and cross-layer attention share the rows of a text with other layers of it
 _CROSS = re.compile(r"cross(?!_?decoder|_?layer_?att)|encoder_attn|encdec|enc_dec", re.IGNORECASE)
+_SIDE = re.compile(
+    r"(?:\w+_)?(enc|dec)(?:oder)?s?(?:_?(?:layers?|blocks?|stack|net|transformer))?", re.IGNORECASE
+)
 _SENSES = re.compile(r"vision|visual|image|audio|speech", re.IGNORECASE)
 
 
@@ -21,9 +24,8 @@ def kind_of(path: str, *, two_sided: bool) -> str:
     """
     if _CROSS.search(path):
         return "cross"
-    sides = [part for part in path.split(".")[:-1] if part in ("encoder", "decoder")]
     # a decoder may call its layers an encoder: decoder.bert.encoder.layer.0
-    encodes = two_sided and sides[:1] == ["encoder"]
+    encodes = two_sided and _sides(path)[:1] == ["enc"]
     return "encoder" if encodes or _SENSES.search(path) else "self"
 
 
@@ -51,4 +53,13 @@ def linear(unseen: Iterable[str], states: Container[int]) -> tuple[tuple[str, ..
 
 def is_two_sided(paths: Iterable[str]) -> bool:
     """Whether a model with these modules has a decoder; BERT calls a mere projection that."""
-    return any("decoder" in path.split(".")[:-1] for path in paths)
+    known = list(paths)
+    if any("decoder" in path.split(".")[:-1] for path in known):
+        return True
+    return {"enc", "dec"} <= {side for path in known for side in _sides(path)[:1]}
+
+
+def _sides(path: str) -> list[str]:
+    """The sides that a module is on by the names around it, the outermost first."""
+    named = (_SIDE.fullmatch(part) for part in path.split(".")[:-1])
+    return [side[1].lower() for side in named if side is not None]

@@ -164,21 +164,21 @@ class Watch:
         """A step begins that is no call of the model: some other code of it, or of nobody's."""
         if self.paused:
             return None
+        if self._flow is not None:
+            self._flow.begin_step()
+            self._flow.of_parts = True
         self._begin(arguments)
         return next((one for one in passes() if one.names is self._names), None)
 
-    def end_step(self, arguments: Mapping[str, object], *, keep: bool) -> None:
-        """It is over.
-
-        Args:
-            arguments: What it was given.
-            keep: It is a step; else it was something else, and is forgotten.
-        """
+    def end_step(self, arguments: Mapping[str, object], part: str) -> None:
+        """It is over: a step of the "model" or of its "encoder"; "": of neither, forget it."""
         stop = perf_counter_ns()
+        if self._flow is not None:
+            self._flow.of_parts = False
         one = self._over()
         with nullcontext() if one is None else self.turns.ending():
-            if one is not None and keep:
-                self._finish("model", self.model, one, arguments, None, self._clock.took(one, stop))
+            if one is not None and part:
+                self._finish(part, self.model, one, arguments, None, self._clock.took(one, stop))
             elif self._on_failure is not None:
                 self._on_failure()
 

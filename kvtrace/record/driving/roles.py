@@ -23,8 +23,11 @@ _PLAIN_IDS = re.compile(
     r"x|xs|inputs?|inp|in|seqs?|sequences?|text|index|src|source|tgt|trg|data|t"
 )
 _TEXTS = r"(ids|input|inputs|input_ids|tokens|token_ids|seqs?|sequences?|text|x)"
-_SOURCE = re.compile(rf"src|sources?|(src|source|enc|encoder)_?{_TEXTS}")
-_TARGET = re.compile(rf"tgt|trg|targets?|(tgt|trg|target|dec|decoder)_?{_TEXTS}|prev_output_tokens")
+_SOURCE = re.compile(rf"src|sources?|(src|source|enc|encoder)_?{_TEXTS}(_\w+)?|(src|source)_in")
+_TARGET = re.compile(
+    rf"tgt|trg|targets?|(tgt|trg|target|dec|decoder)_?{_TEXTS}(_\w+)?|(tgt|trg|target)_in"
+    r"|prev_output_tokens"
+)
 LABELS = re.compile(r"targets?|labels?|y|ys|loss_mask|label_ids")
 _POSITION = re.compile(
     r"(start|input|cache|cur|curr|current|seq|token|begin|first|new|query|abs|absolute|rope|rotary)"

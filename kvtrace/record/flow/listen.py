@@ -68,10 +68,11 @@ class Listening:
     _proven: set[str] = field(default_factory=set)
     _sigmoids: set[str] = field(default_factory=set)
 
-    def begin(self, sizes: Sizes) -> None:
-        """A new step: calls of a module are counted from 0 again."""
+    def begin(self, sizes: Sizes, *, goes_on: bool = False) -> None:
+        """A new step, in which calls of a module are counted from 0 again, or a part of one."""
         self.flush()
-        self._counts.clear()
+        if not goes_on:
+            self._counts.clear()
         self.sizes = sizes
 
     def forget(self, path: str) -> None:

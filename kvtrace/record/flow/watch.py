@@ -41,6 +41,7 @@ class FlowWatch:
 
     Attributes:
         followed: Anything was watched so far.
+        of_parts: A step is under way in which parts of the model are called one by one.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class FlowWatch:
         self._storages: set[int] = set()
         self._chosen: dict[int, bool] = {}
         self._depth = 0
+        self.of_parts = False
         self.followed = False
         self._stack = contextlib.ExitStack()
         self._scripted: tuple[str, ...] = ()
@@ -166,7 +168,8 @@ class FlowWatch:
             return out
         if frame.outermost:
             with self._listening.harmless():
-                self._listening.begin(_sizes_of(frame, self._forwards.two_sided))
+                sizes = _sizes_of(frame, self._forwards.two_sided)
+                self._listening.begin(sizes, goes_on=self.of_parts)
         if not self._is_chosen(frame):
             return run()
         fused = isinstance(frame.module, _FAST_PATHS)

@@ -180,7 +180,11 @@ class Again:
     def _snapshots(self) -> list[tuple[str, Snapshot]]:
         """Those that may be called: (method, snapshot), no method for the model's own forward."""
         own = [] if self.snapshot is None else [("", self.snapshot)]
-        return [*own, *self._also]
+        return [
+            (method, replace(one, call=call))
+            for method, one in (*own, *self._also)
+            for call in one.call.layouts
+        ]
 
     def settle(self, batch: Batch, dtype: str | None = None) -> None:
         """Find out which way works, and whether it does in a dtype.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class FirstCall:
         shape: Of the ids as they were given: (), (new,), (sequences, new) or (new, sequences).
         arguments: All of them, by name.
         parameters: What `forward` takes, by name.
+        turned: The ids of a longer text are [new, sequences], as a single one does not tell.
     """
 
     ids: str
@@ -46,6 +47,13 @@ class FirstCall:
     shape: tuple[int, ...]
     arguments: Mapping[str, object]
     parameters: Mapping[str, inspect.Parameter]
+    turned: bool = False
+
+    @property
+    def layouts(self) -> tuple[FirstCall, ...]:
+        """This call, in each layout that its ids may have had."""
+        single = self.shape == (1, 1)
+        return (self, replace(self, turned=True)) if single else (self,)
 
     def optional(self, name: str) -> bool:
         """Whether an argument may be left out."""
@@ -118,7 +126,7 @@ class FirstCall:
             return [int(token) for token in tokens[0]]
         if len(self.shape) == 1:
             return tokens[0]
-        return tokens if self.shape[1] == self.new else tokens.t()
+        return tokens if self.shape[1] == self.new and not self.turned else tokens.t()
 
     def _per_token(self, value: object) -> bool:
         return isinstance(value, Tensor) and self.new > 1 and self.new in value.shape
