@@ -1,4 +1,4 @@
-"""Batches whose shorter rows are filled up behind their text, and masks of too few rows."""
+"""Batches whose rows are filled up behind or within their text, and masks of too few rows."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from transformers.cache_utils import DynamicCache
 
 import kvtrace
 from builders.tiny_models import tiny_model
-from kvtrace.analysis.checks import EQUAL, check
+from kvtrace.analysis.checks import EQUAL, UNCHECKED, check
 from kvtrace.files import open_trace
 
 TOKENS = torch.randint(3, 90, (2, 13), generator=torch.Generator().manual_seed(1))
@@ -37,12 +37,61 @@ def decoded(model, path, *, wrong=False):
 def test_a_row_that_is_padded_at_the_right_is_no_divergence(tmp_path):
     report = decoded(tiny_model("llama"), tmp_path / "a.kvt")
     assert (report.verdict, report.findings) == (EQUAL, ())
-    assert "sequence 0 is padded at the right" in report.caveats[0]
+    assert "sequence 0 is padded behind or within its text" in report.caveats[0]
 
 
 def test_the_other_rows_of_its_batch_are_compared_all_the_same(tmp_path):
     first = decoded(tiny_model("llama"), tmp_path / "a.kvt", wrong=True).findings[0]
     assert (first.name, first.step, first.sequences) == ("POSITION-ROPE", 1, (1,))
+
+
+def within(mask):
+    """Some tokens are hidden in the middle of the second text, as by a caller's mask."""
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    tokens = TOKENS[: len(mask)]
+
+    def run(path, mode):
+        with kvtrace.record(model, path, recompute=mode, force=True):
+            model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=3)
+        return check(open_trace(path))
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["once", "each"])
+def test_tokens_hidden_within_a_text_are_no_divergence_and_not_compared(tmp_path, mode):
+    mask = torch.ones_like(TOKENS)
+    mask[1, 3:6] = 0
+    report = within(mask)(tmp_path / "a.kvt", mode)
+    assert (report.verdict, report.findings, report.flips) == (EQUAL, (), ())
+    assert max(far for _, far in report.largest) < 1e-5  # of the first text alone
+    assert "sequence 1 is padded behind or within its text" in report.caveats[0]
+
+
+def test_a_text_alone_with_hidden_tokens_within_it_is_not_called_equal(tmp_path):
+    mask = torch.ones_like(TOKENS[:1])
+    mask[0, 3:6] = 0
+    report = within(mask)(tmp_path / "a.kvt", "once")
+    assert (report.verdict, report.findings) == (UNCHECKED, ())
+
+
+def test_a_second_turn_of_a_batch_that_is_padded_at_the_left_is_no_divergence(tmp_path):
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    mask = torch.ones_like(TOKENS)
+    mask[1, :2] = 0
+    again = torch.ones_like(mask)
+    again[1, :3] = 0
+    options = {"do_sample": False, "max_new_tokens": 2, "past_key_values": DynamicCache()}
+    with kvtrace.record(model, tmp_path / "a.kvt", keep_rows=True):
+        first = model.generate(TOKENS, attention_mask=mask, **options)
+        mask = torch.cat([mask, torch.ones(2, 2, dtype=torch.long), again], dim=1)
+        model.generate(torch.cat([first, TOKENS], dim=1), attention_mask=mask, **options)
+    report = check(open_trace(tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings, report.steps) == (EQUAL, (), 4)
 
 
 @pytest.mark.filterwarnings("error")  # a recording that stops says so in a warning

@@ -93,7 +93,11 @@ class _OneSite:
             if lane is None:
                 continue
             for place, path in enumerate(self.batch.paths):
-                nodes = [node for node in path.nodes if node.step in self.steps]
+                nodes = [
+                    node
+                    for node in path.nodes
+                    if node.step in self.steps and path.compares(node.step)
+                ]
                 rows = self._rows(tensor, path, nodes, kv=kv) if nodes else None
                 if rows is not None:
                     padding = 0 if kv and self.site.kind == "cross" else path.padding

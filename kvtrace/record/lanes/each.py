@@ -18,6 +18,7 @@ from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.compare import Comparer
 from kvtrace.record.lanes.extras import Extras
+from kvtrace.record.lanes.hidden import Hidden, ends, hidden_in
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, compare_logits
 from kvtrace.record.lanes.paths import Node, Path, Paths
@@ -44,6 +45,7 @@ class EachPass:
     lane: Lane
     extras: Extras = field(default_factory=Extras)
     _paths: Paths = field(default_factory=Paths)
+    _hidden: set[Hidden] = field(default_factory=set)
     _before: tuple[list[list[int]], Tensor] | None = None
     _said: set[str] = field(default_factory=set)
 
@@ -68,6 +70,7 @@ class EachPass:
             return
         self._paths.add(step)
         self._paths.forget(step.number - 64)
+        self._hidden.update(hidden_in(trace, step))
         batch, nodes = self._batch(step)
         if not nodes:
             return
@@ -98,6 +101,7 @@ class EachPass:
                     tokens = path.tokens[: node.end]
                     shared = list(path.shared)
                     chosen.append(Path(tokens, path.padding, [node], path.root, path.row, shared))
+                    chosen[-1].until = ends(chosen[-1], self._hidden)
             path.shared += path.nodes
             path.nodes.clear()
         keep = sorted({node.end - 1 for _, node in nodes})

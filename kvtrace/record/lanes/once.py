@@ -17,6 +17,7 @@ from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.causal import looks_ahead
 from kvtrace.record.lanes.compare import Comparer, in_turn
 from kvtrace.record.lanes.extras import Extras
+from kvtrace.record.lanes.hidden import ends, hidden_in
 from kvtrace.record.lanes.keep import crossed, pass_bytes, whole_pass
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.paths import Node, Path, Paths
@@ -209,7 +210,9 @@ class OncePass:
             encoded = sites <= encoders if sites else not (step.caches or step.top)
             if not encoded:
                 paths.add(step)
+        hidden = {one for step in self.trace for one in hidden_in(self.trace, step)}
         for path in paths.paths:
+            path.until = ends(path, hidden)
             path.nodes = [node for node in path.nodes if node.step >= self.since]
         return paths
 
@@ -267,7 +270,7 @@ def compare_logits(
     for number, nodes in here.items():
         for place, node in nodes:
             row = place_of.get(node.end - 1)
-            if row is None:
+            if row is None or not batch.paths[place].compares(number):
                 continue
             lane = forward.logits[place, row].detach().cpu()
             found = kept.compare(number, node.sequence, lane)

@@ -40,6 +40,7 @@ class Path:
         root: Step that its text began with.
         row: Sequence it was in that step.
         shared: Stretches before those, which are compared along the path it parted from.
+        until: The first step whose rows are not compared; None: all are.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -48,6 +49,11 @@ class Path:
     root: int = -1
     row: int = 0
     shared: list[Node] = field(default_factory=list)
+    until: int | None = None
+
+    def compares(self, step: int) -> bool:
+        """Whether rows of a step are compared along it."""
+        return self.until is None or step < self.until
 
 
 Kept = dict[int, tuple[tuple[Run, ...], ...]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +108,7 @@ class Tally:
             self._where[1, place],
             self._where[2, place],
             self._beyond[place],
-            logits=tuple(logits[one] for one in sorted(logits)),
+            # they are told by place: those after one that is missing would be another's
+            logits=tuple(logits[one] for one in takewhile(logits.__contains__, range(len(logits)))),
             elapsed_ns=self.elapsed_ns[place],
         )
