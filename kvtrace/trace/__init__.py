@@ -3,7 +3,14 @@
 from kvtrace.trace.lane import LaneStep, LogitDiff
 from kvtrace.trace.mask import Mask
 from kvtrace.trace.meta import CacheLayer, Lane, Meta, ModelCard, Rank, Sampling, Site, Tensor
-from kvtrace.trace.notes import NOT_REPEATABLE, OTHER_AXIS, Damage, Ending, Note
+from kvtrace.trace.notes import (
+    NOT_REPEATABLE,
+    OTHER_AXIS,
+    WEIGHTS_CHANGED,
+    Damage,
+    Ending,
+    Note,
+)
 from kvtrace.trace.reference import Reference
 from kvtrace.trace.source import CACHED, OVERVIEW, WRITES, Source
 from kvtrace.trace.step import (
@@ -30,6 +37,7 @@ __all__ = [
     "NO_TOKEN",
     "OTHER_AXIS",
     "OVERVIEW",
+    "WEIGHTS_CHANGED",
     "WRITES",
     "CacheEvent",
     "CacheLayer",

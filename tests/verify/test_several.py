@@ -56,14 +56,21 @@ class Decoder(nn.Module):
         return self.head(x)
 
 
-def found(model, path):
-    """(name, step, layer) of all that was found."""
+def reported(model, path, between=lambda start: None):
+    """What was found, and the trace."""
     tokens = torch.randperm(50, generator=torch.Generator().manual_seed(1))[None, :TOTAL]
     with kvtrace.record(model, path, keep_rows=True), torch.no_grad():
         for start, end in [(0, PROMPT), *((n, n + 1) for n in range(PROMPT, TOTAL))]:
+            between(start)
             model(tokens[:, start:end], start)
     trace = open_trace(path)
-    return [(one.name, one.step, trace.site(one.layer).layer) for one in check(trace).findings]
+    return check(trace).findings, trace
+
+
+def found(model, path):
+    """(name, step, layer) of all that was found."""
+    findings, trace = reported(model, path)
+    return [(one.name, one.step, trace.site(one.layer).layer) for one in findings]
 
 
 def old(rows, by):
@@ -133,3 +140,14 @@ def test_a_cause_is_told_in_front_of_a_layer_that_looks_ahead(tmp_path):
 def test_a_layer_that_looks_ahead_alone_is_one_finding(tmp_path):
     model = Decoder(after=lambda x: x - x.mean(1, keepdim=True)).eval()
     assert found(model, tmp_path / "a.kvt") == [("NOT-CAUSAL", 1, 1)]
+
+
+def test_rows_cached_with_other_weights_are_no_rows_of_a_wrong_scale(model, tmp_path):
+    def between(start):
+        if start == PROMPT + 2:
+            with torch.no_grad():
+                model.layers[0].qkv.weight[128:] *= 0.9  # the values
+
+    findings, _ = reported(model, tmp_path / "a.kvt", between)
+    assert (findings[0].name, findings[0].step) == ("CONTENT", 3)
+    assert "cached with other weights" in findings[0].evidence

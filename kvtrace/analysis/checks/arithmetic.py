@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.added import other_bias
 from kvtrace.analysis.checks.bent import bent
 from kvtrace.analysis.checks.identify import Identity
 from kvtrace.analysis.checks.looks import Mixture, best_only, leaked, seen_instead
@@ -53,6 +54,7 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
             or _looked(scene, identity, part, query, heads)
             or unlike_one(scene, part)
             or bent(part)
+            or other_bias(scene, part, query, heads)
             or _mapped(scene, one)
             or _rounded(part)
             or _narrow(scene, identity, part, query, heads)

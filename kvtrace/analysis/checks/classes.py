@@ -199,7 +199,7 @@ _TABLE = (
     ),
     Kind(
         "SCORE-BIAS",
-        "scores differ by a term linear in the position",
+        "something else is added to the scores: a bias of other positions",
         "ALiBi or relative bias is computed without the cached length.",
     ),
     Kind(

@@ -217,15 +217,36 @@ def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Findin
         own = f", each {each[1]} by a factor of its own" if each[1] else ""
         evidence = f"{counted(len(rows))} of {tensor} = {each[0]:.4g} × the recomputed ones{own}"
         return found("OLD-ROWS-SCALED", evidence)
-    # few numbers may be the same ones by chance
-    if theirs.size >= _NUMBERS and same_numbers(mine, theirs, atol):
-        return found("HEAD-RESHAPE", f"{tensor} holds the same numbers in another arrangement")
+    rearranged = _rearranged(scene, tensor, rows, (mine, theirs), atol)
+    if rearranged is not None:
+        return found("HEAD-RESHAPE", rearranged)
     far = float(np.abs(mine - theirs).max())
     if len(old):
         evidence = f"{named_slots(scene, old)} changed since the step before, by up to {far:.3g}"
         return found("OLD-ROWS-CHANGED", evidence)
     evidence = f"{tensor} of {named_slots(scene, rows)} is off by up to {far:.3g} of {size:.3g}"
     return found("CONTENT", evidence)
+
+
+def _rearranged(
+    scene: Scene, tensor: str, rows: Indices, both: tuple[Floats, Floats], atol: float
+) -> str | None:
+    """In words, that rows hold the right numbers in another arrangement; None where they don't."""
+    # few numbers may be the same ones by chance
+    if both[1].size >= _NUMBERS and same_numbers(*both, atol):
+        return f"{tensor} holds the same numbers in another arrangement"
+    keys, right_keys, near = pair(scene, "k", rows)
+    values, right_values, other = pair(scene, "v", rows)
+    if keys.shape != right_keys.shape or values.shape != right_values.shape:
+        return None
+    mine = np.concatenate((keys.ravel(), values.ravel()))
+    right = np.concatenate((right_keys.ravel(), right_values.ravel()))
+    if mine.size < _NUMBERS or not same_numbers(mine, right, min(near, other)):
+        return None
+    return (
+        "k and v together hold the same numbers, shared out otherwise: one tensor of both is split "
+        "or viewed wrongly"
+    )
 
 
 def _turned(

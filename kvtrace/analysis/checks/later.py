@@ -9,7 +9,7 @@ from kvtrace.analysis.checks.identify import identify
 from kvtrace.analysis.checks.noise import Noise, drawn, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.stage import stage
-from kvtrace.trace import Tensor, Trace
+from kvtrace.trace import WEIGHTS_CHANGED, Tensor, Trace
 
 _VAGUE = ("UNKNOWN", "CONTENT", "UPSTREAM", "POSITION-EMBEDDING", "OLD-ROWS-CHANGED")
 
@@ -27,6 +27,12 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
         return _turned_for_good(trace, found, lane, limits) or found
     if found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
         return _written_apart(trace, found, lane, limits) or found
+    if found.tensor in ("k", "v") and _of_other_weights(trace, found, lane):
+        evidence = (
+            f"{found.evidence}; the rows before this step were cached with other weights: those "
+            "of the model changed then"
+        )
+        return replace(found, name="CONTENT", evidence=evidence)
     if found.name in _VAGUE and drawn(trace):
         again = f"{found.evidence}; it is another one in every call, without a cache too"
         if found.name == "UNKNOWN" and found.tensor == "output":
@@ -35,6 +41,13 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
             again += ": random numbers (dropout, noise), not the cache"
         return replace(found, evidence=again)
     return found
+
+
+def _of_other_weights(trace: Trace, found: Finding, lane: str) -> bool:
+    """Whether the weights changed just before a finding: earlier steps were not compared."""
+    changed = any(note.text.endswith(WEIGHTS_CHANGED) for note in trace.notes)
+    parent = trace.step(found.step).parent
+    return changed and parent is not None and trace.compared(parent, lane) is None
 
 
 def _turned_for_good(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:

@@ -73,6 +73,8 @@ class Scene:
             reference's; None: they are the same, or not known.
         held: Position of each attended row as the steps gave them, [seq]; None: not known.
         spoken: What people call a layer.
+        biases: What is added to the scores of one new row, in both lanes: [heads or 1, seq] and
+            [heads or 1, places]; None where nothing is.
     """
 
     step: int
@@ -99,6 +101,7 @@ class Scene:
     told: NDArray[np.int64] | None = None
     held: NDArray[np.int64] | None = None
     spoken: Callable[[int], str] = "layer {}".format
+    biases: Callable[[int], tuple[Floats, Floats] | None] = lambda _: None
 
     @property
     def live(self) -> NDArray[np.int64]:

@@ -69,6 +69,13 @@ def stage(
         there = trace.reference(at, other if before < 0 else before, lane)
         return None if there is None else _kv(there, own)
 
+    def biases(row: int) -> tuple[Floats, Floats] | None:
+        mine, right = trace.bias(number, layer, sequence), reference.bias(same)
+        if mine is None or right is None:
+            return None
+        one, other = (bias[:, min(row, bias.shape[1] - 1)] for bias in (mine, right))
+        return one, other
+
     return Scene(
         step=number,
         layer=layer,
@@ -94,6 +101,7 @@ def stage(
         told=_told(step, sequence, reference),
         held=view.positions,
         spoken=lambda other: spoken(trace.meta, other),
+        biases=biases,
     )
 
 

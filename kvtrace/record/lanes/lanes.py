@@ -28,7 +28,7 @@ from kvtrace.record.lanes.outlive import never_kept, nobody_holds
 from kvtrace.record.lanes.sources import Sources
 from kvtrace.record.lanes.tolerance import higher, tolerance
 from kvtrace.record.lanes.weights import Weights
-from kvtrace.trace import Lane, Meta, Note, Step, Trace
+from kvtrace.trace import WEIGHTS_CHANGED, Lane, Meta, Note, Step, Trace
 
 RECOMPUTED, REFEREE = "recomputed", "referee"
 
@@ -110,10 +110,7 @@ class Lanes:
             self._weights = Weights(self.model)
             self._unheld = nobody_holds(forward)
         elif self._weights is not None and self._weights.changed() and step > self._since:
-            self._said.add(
-                f"steps {self._since} to {step - 1} were not compared: the weights changed after "
-                "them"
-            )
+            self._said.add(f"steps {self._since} to {step - 1} {WEIGHTS_CHANGED}")
             self._since = step
         self._logits.keep(step, forward.logits)
         self.again.ties.keep(step, forward.sequences, forward.new, forward.choices)

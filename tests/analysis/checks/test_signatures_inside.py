@@ -181,3 +181,30 @@ def test_a_choice_of_more_rows_of_the_own_text_leaves_none_of_an_earlier_one():
         cached=replace(scene.cached, keys=k),
     )
     assert diagnose(scene).name != "STALE-CACHE"
+
+
+@pytest.mark.parametrize(("n", "said"), [(1, "a distance 1 less"), (-2, "a distance 2 more")])
+def test_a_learned_bias_of_other_distances(n, said):
+    toy = Toy()
+    table = np.random.default_rng(5).standard_normal((toy.heads, toy.total + 4))
+    right_bias, bias = table[:, 2 : 2 + toy.total], table[:, 2 + n : 2 + n + toy.total]
+    scores, values = wide(toy)
+    weights = softmaxed(scores + right_bias)
+    scene = toy.scene()
+    scene = replace(
+        scene,
+        reference=replace(scene.reference, output=mix(weights, values).astype(np.float32)),
+        weights=lambda row: weights,
+        biases=lambda row: (bias, right_bias),
+    )
+    found = diagnose(with_output(scene, mix(softmaxed(scores + bias), values)))
+    assert found.name == "SCORE-BIAS"
+    assert said in found.evidence
+
+
+def test_keys_and_values_that_are_split_otherwise():
+    toy = Toy()
+    both = np.concatenate((toy.k, toy.v), axis=2)
+    found = diagnose(toy.scene(k=both[..., 0::2], v=both[..., 1::2]))
+    assert found.name == "HEAD-RESHAPE"
+    assert "k and v together hold the same numbers" in found.evidence
