@@ -8,7 +8,15 @@ from zlib import crc32
 
 import numpy as np
 
-from kvtrace.files.layout import HEAD_BYTES, HEADER_BYTES, Head, aligned, unpack_head
+from kvtrace.files.layout import (
+    HEAD_BYTES,
+    HEADER_BYTES,
+    Head,
+    Kind,
+    aligned,
+    pack_slot,
+    unpack_head,
+)
 
 
 @dataclass(frozen=True)
@@ -74,3 +82,11 @@ def _units(payload: bytes, crcs: list[int]) -> tuple[bytes, ...]:
 
 def joined(header: bytes, frames: list[RawFrame]) -> bytes:
     return header + b"".join(frame.packed() for frame in frames)
+
+
+def pointed(header: bytes, frames: list[RawFrame]) -> bytes:
+    """The file, with its hint slot at the INDEX wherever that is now."""
+    index = next(place for place, frame in enumerate(frames) if frame.kind == Kind.INDEX)
+    offset = len(header) + sum(len(frame.packed()) for frame in frames[:index])
+    slot = pack_slot(offset, frames[index].sequence)
+    return header[:16] + slot + bytes(24) + joined(b"", frames)

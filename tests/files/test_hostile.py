@@ -13,7 +13,7 @@ from zlib import crc32
 import pytest
 
 from builders import Shape, synthetic_trace
-from builders.raw_frames import RawFrame, joined, split
+from builders.raw_frames import RawFrame, joined, pointed, split
 from builders.reading import read_all
 from builders.written import write_trace
 from kvtrace.errors import TraceError, VersionError
@@ -142,16 +142,8 @@ def test_numbers_made_up_in_json_end_in_data_or_one_error(tmp_path, reference, c
             for _ in range(chance.choice((1, 1, 1, 2, 4))):
                 value = changed(value, chance)
             made = [*keep[:place], with_json(keep[place], value), *keep[place + 1 :]]
-            opened += survive(path, _pointed(start, made) if closed else joined(start, made))
+            opened += survive(path, pointed(start, made) if closed else joined(start, made))
     assert opened > 150
-
-
-def _pointed(header: bytes, frames: list[RawFrame]) -> bytes:
-    """The file, with its hint slot at the INDEX wherever that is now."""
-    index = next(place for place, frame in enumerate(frames) if frame.kind == Kind.INDEX)
-    offset = len(header) + sum(len(frame.packed()) for frame in frames[:index])
-    slot = pack_slot(offset, frames[index].sequence)
-    return header[:16] + slot + bytes(24) + joined(b"", frames)
 
 
 def test_numbers_made_up_in_heads_end_in_data_or_one_error(tmp_path, reference):
@@ -182,7 +174,7 @@ def test_tables_made_up_in_the_index_end_in_data_or_one_error(tmp_path, referenc
                 number = chance.choice(NUMBERS) & (2**64 - 1)
                 unit[at : at + 8] = number.to_bytes(8, "little")
             made = RawFrame(index.kind, 0, index.sequence, index.json, tuple(map(bytes, units)))
-            survive(tmp_path / "a.kvt", _pointed(header, [*frames[:place], made]))
+            survive(tmp_path / "a.kvt", pointed(header, [*frames[:place], made]))
 
 
 def test_random_damage_of_many_bytes_ends_in_data_or_one_error(tmp_path, reference):

@@ -173,14 +173,13 @@ class RowStore:
         high = max(run.cell + run.count for run in runs)
         if kept is not None and kept.first <= low and high <= kept.stop:
             return kept
-        last = self.trace.source.writes(cache_layer)[-1]
-        end = int(last["first_cell"] + last["rows"] * last["sequences"])
+        end = self._cells_written(cache_layer)
         start, first = low, low
         before: list[Floats] = []
         if kept is not None and kept.first <= low <= kept.stop:
             start, first, before = kept.first, kept.stop, [kept.rows]
         try:
-            rows = read(first, min(end, max(high, first + LOOK_AHEAD)))
+            rows = read(first, max(high, min(end, first + LOOK_AHEAD)))
         except TraceError:
             # a cell further on is damaged: that is no reason to hide these
             rows = read(first, high)
@@ -190,12 +189,16 @@ class RowStore:
         """float32 keys of all layers at the end of the trace."""
         total = 0
         for layer in self.trace.meta.cache_layers:
-            writes = self.trace.source.writes(layer.index)
-            if writes.size:
-                last = writes[-1]
-                cells = int(last["first_cell"] + last["rows"] * last["sequences"])
-                total += 4 * cells * layer.num_kv_heads * layer.key_dim
+            cells = self._cells_written(layer.index)
+            total += 4 * cells * layer.num_kv_heads * layer.key_dim
         return total
+
+    def _cells_written(self, cache_layer: int) -> int:
+        """Cells of a cache layer at the end of the trace; steps may claim more than was written."""
+        writes = self.trace.source.writes(cache_layer)
+        if not writes.size:
+            return 0
+        return int(writes[-1]["first_cell"] + writes[-1]["rows"] * writes[-1]["sequences"])
 
     def _pass_rows(
         self,
