@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import islice
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -82,9 +83,9 @@ class Found:
 
 def holders(model: nn.Module, arguments: Mapping[str, object], result: object) -> list[Holder]:
     """Everything that could hold rows, the most lasting places first."""
-    names = {id(module): path for path, module in model.named_modules()}
-    walk = _Walk(names)
-    for path, module in model.named_modules():
+    modules = list(model.named_modules())
+    walk = _Walk({id(module): path for path, module in modules})
+    for path, module in modules:
         for name, value in vars(module).items():
             if name not in _TORCHS_OWN:
                 walk.into(f"{path}.{name}".lstrip("."), value, 2)
@@ -171,15 +172,19 @@ def going_on(among: Sequence[Holder], last: str | None) -> Sequence[Holder]:
 
 
 @torch.no_grad()
-def find(rows: Tensor, slots: Sequence[int], among: Sequence[Holder]) -> Found | None:
+def find(
+    rows: Tensor, slots: Sequence[int], among: Sequence[Holder], *, which: bool = True
+) -> Found | None:
     """Who holds some of the rows an attention was given.
 
     Args:
         rows: As attended to, [sequences, kv_heads, seq, dim].
         slots: Rows to be found, the surest first; those of zeros are no evidence.
         among: In this order of preference.
+        which: Say which of the rows are held, where there is no room for all.
     """
-    telling = [slot for slot in slots if bool((rows[0, :, slot] != 0).any())][:2]
+    filled = (slot for slot in slots if bool((rows[0, :, slot] != 0).any()))
+    telling = list(islice(filled, 2))
     if not telling:
         return None
     memory = rows.untyped_storage().data_ptr()
@@ -192,7 +197,7 @@ def find(rows: Tensor, slots: Sequence[int], among: Sequence[Holder]) -> Found |
             axis = _by_content(rows, telling, one.tensor)
             if axis is not None:
                 found = described(one, axis)
-                if not 0 < found.slots < rows.shape[2]:
+                if not which or not 0 < found.slots < rows.shape[2]:
                     return found
                 return replace(found, kept=_kept(rows, one.tensor))
     return None

@@ -259,13 +259,12 @@ class Own:
         """What holds the keys, or the values: rows of before first, those of this step else."""
         among = named.going_on(self._holders or [], self._held_last.get(name))
         lasting = [one for one in among if one.rank]
-        found = named.find(rows, old[::-1].tolist(), lasting) if len(old) else None
+        # there the rows of the step before are: too few by those of this
+        found = named.find(rows, old[::-1].tolist(), lasting, which=False) if len(old) else None
         if found is None:
             found = named.find(rows, new[::-1].tolist(), among)
             if found is None:
                 return
-        else:  # the rows of the step before: too few by those of this
-            found = replace(found, kept=None)
         use.room, self._held_last[name] = max(use.room, found.slots), found.name
         earlier: Found | None = getattr(use, name)
         if earlier is not None and found.rank < earlier.rank:

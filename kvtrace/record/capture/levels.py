@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.flow import FlowWatch, Late
+from kvtrace.record.flow.call import uncounted
 
 _ASKS = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
 _WRITES = {"softmax", "scaled_dot_product_attention"}
@@ -129,7 +130,8 @@ def _kept(one: Pass, call: AttentionCall) -> AttentionCall:
     if one.keep is None or one.updates:
         return call
     start = perf_counter_ns()
-    call = one.keep(call)
+    with uncounted(call.queries, call.keys, call.values, call.output):
+        call = one.keep(call)
     one.own_ns += perf_counter_ns() - start
     return call
 

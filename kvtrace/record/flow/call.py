@@ -59,7 +59,7 @@ def read(mix: Mix, plan: Plan) -> FlowCall:
     known = plan.plain and plan.proven >= FIRST and plan.proven % EVERY
     if known and not (mark.added and _adds(mix, plan, q, k)):
         return plainly(plan, (q, k, v, out), mark.logits, (mark.scale, mark.softcap), mix.place)
-    with _uncounted(q, k, v, out):
+    with uncounted(q, k, v, out):
         return _proved(mix, plan, (q, k, v, out))
 
 
@@ -91,7 +91,7 @@ def plainly(
 
 def _adds(mix: Mix, plan: Plan, q: Tensor, k: Tensor) -> bool:
     """Whether what is added to the scores now does more than hide rows, as it did before."""
-    with _uncounted(q, k):
+    with uncounted(q, k):
         how, sinks = _how(mix, plan, q, k)
     return any(one is not None for one in (how.bias, how.shift, how.head_scale, sinks))
 
@@ -103,7 +103,7 @@ def only_hides(walk: Walk) -> bool:
     scores, logits = walk.results[0], walk.results[route.logits]
     if route.softcap is not None or scores.shape != logits.shape:
         return False
-    with _uncounted(scores, logits):
+    with uncounted(scores, logits):
         product = scores * route.scale
         rest = torch.where(seen_in(logits), logits - product, 0.0)
         allowed = ROUNDINGS * torch.finfo(logits.dtype).eps * product.abs().amax()
@@ -123,7 +123,7 @@ def along(walk: Walk) -> FlowCall:
     return plainly(plan, (q, k, v, out), logits, (route.scale, route.softcap), route.place)
 
 
-def _uncounted(*tensors: Tensor) -> AbstractContextManager[object]:
+def uncounted(*tensors: Tensor) -> AbstractContextManager[object]:
     """Whoever counts the model's operators must not count ours."""
     if any(type(one) not in (Tensor, nn.Parameter) for one in tensors):
         return nullcontext()

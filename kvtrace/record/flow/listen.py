@@ -19,7 +19,7 @@ from torch import Tensor
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.kinds import kind_of
 from kvtrace.record.flow.arrange import AmbiguousError, NotOverTokensError, Sizes
-from kvtrace.record.flow.call import along, aside, read, unrepeated, without_counting
+from kvtrace.record.flow.call import along, aside, read, uncounted, unrepeated, without_counting
 from kvtrace.record.flow.difference import factors, mixes, said
 from kvtrace.record.flow.explain import UnexplainedError
 from kvtrace.record.flow.follow import SCRIPTED, SIGMOIDAL, Args, Kwargs, is_batched
@@ -119,7 +119,7 @@ class Listening:
         scripted = mix.mark.normaliser == SCRIPTED
         call = None
         telling = suppress(Exception) if scripted else self._telling(mix.place)
-        with aside(mix.product.out), telling:
+        with aside(mix.product.out), uncounted(*mix.tensors), telling:
             if is_batched(mix.product.out):
                 raise UnexplainedError("it runs inside of torch.vmap, where no row can be read")
             call = self._read(mix)

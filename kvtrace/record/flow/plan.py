@@ -62,6 +62,12 @@ class Mix:
         return (mix.right, mix.right_axes) if self.weights_left else (mix.left, mix.left_axes)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All that was multiplied, and what came of it."""
+        ends = (self.product.left, self.product.right, self.product.out)
+        return [*ends, *(one for part in self.mark.products for one in (part.left, part.right))]
+
+    @property
     def contracts_keys(self) -> bool:
         """Whether the product contracts the axis of the softmax."""
         mark, mix = self.mark, self.product

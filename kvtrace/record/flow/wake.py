@@ -51,8 +51,8 @@ METHODS = (
 SOFTMAX = ((torch, "softmax"), (torch.special, "softmax"))
 """Where functions are looked up that are heard of, too; `F.softmax` calls the method."""
 
-SEEN_MOST = 128
-"""A forward is looked at by a mode that is awake at every power of four, later once in so many."""
+SEEN, SEEN_MOST = (1, 16), 128
+"""Forwards that are looked at by a mode that is awake; later one in so many."""
 
 
 @dataclass(slots=True)
@@ -120,8 +120,7 @@ class Waking:
         known = self._learnt.setdefault(frame.path, _Learnt())
         known.forwards += 1
         number = known.forwards
-        four = number & (number - 1) == 0 and number.bit_length() % 2 == 1
-        looks = four or number % SEEN_MOST == 0
+        looks = number in SEEN or number % SEEN_MOST == 0
         sleeps = known.good and not looks and known.doubted is None
         trial = not sleeps and known.plain and (known.bad < 2 or looks)
         self.mode.families.look()
