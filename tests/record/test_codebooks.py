@@ -8,37 +8,72 @@ import torch.nn.functional as F
 from torch import nn
 
 import kvtrace
+from kvtrace.analysis.checks.report import EQUAL
+from kvtrace.analysis.checks.verdict import check
 
 
 class Codes(nn.Module):
-    """Sums the embeddings of all ids of a position, and attends without a cache."""
+    """Sums the embeddings of all ids of a position; its cache is handed over and comes back."""
 
-    def __init__(self, books_first: bool) -> None:
+    lost = 0
+    """Ids of a position, of the last ones, that are not looked at once there is a cache."""
+
+    def __init__(self, layout: str) -> None:
         super().__init__()
-        self.books_first = books_first
+        self.layout = layout
         self.books = nn.ModuleList(nn.Embedding(20, 16) for _ in range(3))
         self.mix, self.head = nn.Linear(16, 48), nn.Linear(16, 20)
 
-    def forward(self, sequence):
-        codes = sequence if self.books_first else sequence.transpose(1, 2)
-        x = sum(book(codes[:, n]) for n, book in enumerate(self.books))
+    def forward(self, sequence, past=None):
+        if self.layout == "[B * K, T]":
+            sequence = sequence.unflatten(0, (-1, 3))
+        codes = sequence.transpose(1, 2) if self.layout == "[B, T, K]" else sequence
+        used = 3 if past is None else 3 - self.lost
+        x = sum(book(codes[:, n]) for n, book in list(enumerate(self.books))[:used])
         q, k, v = self.mix(x).view(*x.shape[:2], 3, 2, 8).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-        return self.head(x)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        causal = q.shape[2] > 1
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+        return self.head(x), (k, v)
 
 
-@pytest.mark.parametrize("books_first", [True, False], ids=["[B, K, T]", "[B, T, K]"])
-def test_ids_of_three_dimensions_are_a_step_whoever_calls(tmp_path, books_first):
-    model = Codes(books_first).eval()
-    codes = torch.arange(15).reshape(1, 3, 5)
-    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
-        model(codes if books_first else codes.transpose(1, 2))
-    trace = kvtrace.open(tmp_path / "a.kvt")
-    assert trace.step(0).tokens == ((0, 1, 2, 3, 4),)
-    assert [note.text for note in trace.notes] == [
-        "could not compute the recomputed lane: it takes 3 ids for one position, and the first of "
-        "them is recorded"
-    ]
+class Losing(Codes):
+    """Forgets the last of the three."""
+
+    lost = 1
+
+
+LAYOUTS = {
+    "[B, K, T]": lambda codes: codes,
+    "[B, T, K]": lambda codes: codes.transpose(1, 2),
+    "[B * K, T]": lambda codes: codes.flatten(0, 1),
+}
+
+
+def played(model, path, layout):
+    """Two sequences of five positions, then two more positions."""
+    codes = torch.arange(42).reshape(2, 3, 7) % 20
+    turn, past = LAYOUTS[layout], None
+    with torch.no_grad(), kvtrace.record(path):
+        for start, end in ((0, 5), (5, 6), (6, 7)):
+            _, past = model(turn(codes[:, :, start:end]), past)
+    return kvtrace.open(path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_several_ids_of_a_position_are_a_step_and_all_are_computed_again(tmp_path, layout):
+    torch.manual_seed(0)
+    trace = played(Codes(layout).eval(), tmp_path / "a.kvt", layout)
+    assert trace.step(0).tokens == ((0, 1, 2, 3, 4), (1, 2, 3, 4, 5))
+    assert [trace.cache_step(n, 0).length_after for n in range(3)] == [5, 6, 7]
+    assert check(trace).verdict == EQUAL
+
+
+def test_an_id_of_a_position_that_is_lost_is_found(tmp_path):
+    torch.manual_seed(0)
+    found = check(played(Losing("[B, K, T]").eval(), tmp_path / "a.kvt", "[B, K, T]")).findings[0]
+    assert (found.step, found.layer, found.tensor) == (1, 0, "q")
 
 
 class Lists(nn.Module):

@@ -6,6 +6,8 @@ from torch import nn
 
 import kvtrace
 from builders.tiny_models import tiny_model
+from kvtrace.analysis.checks.report import EQUAL
+from kvtrace.analysis.checks.verdict import check
 from kvtrace.record.capture.inputs import tokens_in
 
 IDS = torch.tensor([[3, 1, 4]])
@@ -54,14 +56,12 @@ def test_all_tokens_again_are_a_decode_step_where_nothing_attends(tmp_path):
     assert [step.phase for step in trace] == ["prefill", "decode", "decode"]
 
 
-def test_a_model_of_several_ids_for_one_position_is_not_recomputed_and_says_why(tmp_path):
+def test_a_model_of_several_ids_for_one_position_is_given_all_of_them_again(tmp_path):
     model = tiny_model("musicgen")
-    ids = torch.arange(4 * 5).reshape(4, 5)
+    ids = torch.arange(4 * 6).reshape(4, 6)
     with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
-        model(ids, use_cache=False)
+        past = model(ids[:, :5], use_cache=True).past_key_values
+        model(ids[:, 5:], past_key_values=past, use_cache=True)
     trace = kvtrace.open(tmp_path / "a.kvt")
-    assert trace.step(0).tokens == ((0, 1, 2, 3, 4),)
-    assert [note.text for note in trace.notes] == [
-        "could not compute the recomputed lane: it takes 4 ids for one position, and the first of "
-        "them is recorded"
-    ]
+    assert [step.tokens for step in trace] == [((0, 1, 2, 3, 4),), ((5,),)]
+    assert check(trace).verdict == EQUAL

@@ -25,6 +25,7 @@ from kvtrace.record.capture.watch import Watch
 from kvtrace.record.chance import own_chance
 from kvtrace.record.lanes.asked import arguments_for, cast, filled, padded_for
 from kvtrace.record.lanes.autocast import Autocast, as_then, autocast_of
+from kvtrace.record.lanes.codes import CODES, layout_of
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.held import held
 from kvtrace.record.lanes.paths import Path
@@ -163,7 +164,7 @@ class Again:
         self._crossing = frozenset(one.module for one in forward.calls if one.kind == "cross")
         self._causal = forward.new > 1 and all(is_causal(call) for call in calls)
         each = ids_each(forward)
-        if each > 1:
+        if each > 1 and layout_of(forward) is None:
             self._none = f"it takes {each} ids for one position, and the first of them is recorded"
         self._only_own = all(call.keys.shape[2] == forward.new for call in calls)
         # only the attention tells tokens from sequences
@@ -239,6 +240,7 @@ class Again:
         like = ids.dtype if isinstance(ids, Tensor) else torch.long
         tokens = filled(batch, device).to(like)
         arguments = _WAYS[name](call, tokens)
+        arguments[call.ids] = batch.extra.get(CODES, arguments[call.ids])
         if any(path.padding for path in batch.paths):
             # what was passed is taken, also by a forward that names only some and takes **the rest
             known = dict.fromkeys((*call.parameters, *call.arguments))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.lanes.codes import CODES
 from kvtrace.record.lanes.embedded import NAME, joined
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
     if isinstance(given_rows, Tensor):
         arguments[NAME] = joined(model, ids, given_rows)
     else:
-        arguments[first] = ids
+        arguments[first] = arguments.pop(CODES, ids)
     if any(path.padding for path in batch.paths):
         padded = padded_for(batch, device, names)
         padded = {k: v for k, v in padded.items() if k not in batch.extra}

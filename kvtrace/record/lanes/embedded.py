@@ -6,7 +6,7 @@ right where a model goes on from rows as from ids; where it looks ids up twice, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,20 +37,31 @@ class Embedded:
 
     def of(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """The rows that were given along these paths, [paths, rows, width]; 0 where ids were."""
-        width = max(len(path.tokens) for path in paths) if self._given else 0
-        found: Tensor | None = None
-        for place, path in enumerate(paths):
-            begins = (path.root, path.row, 0)
-            nodes = ((node.step, node.sequence, node.start) for node in (*path.shared, *path.nodes))
-            for step, sequence, start in (begins, *nodes):
-                given = self._given.get(step)
-                if given is None:
-                    continue
-                if found is None:
-                    found = given.new_zeros((len(paths), width, given.shape[2]))
-                part = given[sequence, : width - start]
-                found[place, start : start + len(part)] = part
+        found = along(paths, self._given)
         return {} if found is None else {NAME: found}
+
+
+def along(paths: Sequence[Path], given: Mapping[int, Tensor]) -> Tensor | None:
+    """What went in along paths, [paths, rows, …]; 0 where nothing is known, None: nowhere it is.
+
+    Args:
+        paths: In the order of a batch.
+        given: By step, [sequences, new, …].
+    """
+    width = max(len(path.tokens) for path in paths) if given else 0
+    found: Tensor | None = None
+    for place, path in enumerate(paths):
+        begins = (path.root, path.row, 0)
+        nodes = ((node.step, node.sequence, node.start) for node in (*path.shared, *path.nodes))
+        for step, sequence, start in (begins, *nodes):
+            rows = given.get(step)
+            if rows is None:
+                continue
+            if found is None:
+                found = rows.new_zeros((len(paths), width, *rows.shape[2:]))
+            part = rows[sequence, : width - start]
+            found[place, start : start + len(part)] = part
+    return found
 
 
 def joined(model: nn.Module, ids: Tensor, given: Tensor) -> Tensor:
@@ -61,6 +72,8 @@ def joined(model: nn.Module, ids: Tensor, given: Tensor) -> Tensor:
         ids: Negative where rows were given, [paths, rows].
         given: [paths, rows, width].
     """
+    if bool((ids < 0).all()):
+        return given  # nothing is looked up: it need not have a table
     table = getattr(model, "get_input_embeddings", lambda: None)()
     if table is None:
         return given

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from kvtrace.record.capture.forward import Forward
+from kvtrace.record.lanes.codes import Codes
 from kvtrace.record.lanes.embedded import Embedded
 from kvtrace.record.lanes.paths import Path
 
@@ -43,9 +44,11 @@ class Extras:
 
     Attributes:
         embedded: Rows that went in instead of ids.
+        codes: Ids, where a position has several.
     """
 
     embedded: Embedded = field(default_factory=Embedded)
+    codes: Codes = field(default_factory=Codes)
     _texts: dict[int, tuple[int, Mapping[str, object]]] = field(default_factory=dict)
     _last: tuple[int, ...] | None = None
     _told: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -53,6 +56,7 @@ class Extras:
 
     def add(self, step: int, forward: Forward) -> None:
         """A forward became a step: where it begins a text, keep what it was called with."""
+        self.codes.add(step, forward)
         if any(
             update.part == "self" and update.length > update.new_keys.shape[2]
             for update in forward.updates
@@ -107,7 +111,11 @@ class Extras:
                 else _rows(value, rows, sequences)
                 for name, value in extra.items()
             }
-        return {**extra, **self._of_tokens(paths), **self.embedded.of(paths)}
+        return {**extra, **self._of_tokens(paths), **self._of_rows(paths)}
+
+    def _of_rows(self, paths: Sequence[Path]) -> Mapping[str, Tensor]:
+        """What went in instead of an id for each position."""
+        return {**self.embedded.of(paths), **self.codes.of(paths)}
 
     def _of_tokens(self, paths: Sequence[Path]) -> Mapping[str, Tensor]:
         """What each token of these paths was called, [paths, rows, …]; fillers and the rest 0."""
