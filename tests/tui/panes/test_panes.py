@@ -51,7 +51,22 @@ async def test_the_timeline_names_tokens_step_and_what_could_have_come_next(one_
     assert "chose ·red 22.3%" in lines[3]
     assert "·the 60.7%" in lines[3]
     assert "␛[2J 8.2%" in lines[3]
-    assert "margin 1.00" in lines[3]
+    assert "best leads by 1.00:  ·the 60.7%" in lines[3]  # what was chosen led nothing
+    trace.source.steps[4] = replace(trace.step(4), top=(top,), chosen=(2,))
+    lines = await drawn(one_pane, TimelinePane(), trace, size=(120, 4))
+    assert "chose ·the 60.7%  margin 1.00 over  ·red 22.3%" in lines[3]
+
+
+async def test_a_candidate_is_shown_with_its_whole_number_or_not_at_all(one_pane):
+    trace = synthetic_trace()
+    top = TopLogits((2, 3, 8), (2.0, 1.0, 0.0), 2.5)
+    trace.source.steps[4] = replace(trace.step(4), top=(top,), chosen=(2,))
+    shown = set()
+    for width in range(30, 70):
+        line = (await drawn(one_pane, TimelinePane(), trace, size=(width, 4)))[3]
+        words = line.split("chose ")[1].replace("·the 60.7%", "")
+        shown.add(words.strip())
+    assert shown == {"", "·red 22.3%", "·red 22.3%  ␛[2J 8.2%"}
 
 
 async def test_breakpoints_and_findings_are_marked_where_they_are(one_pane):

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from math import isnan
 
 import numpy as np
+from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
@@ -197,11 +198,19 @@ def _rivals(found: Candidates, room: int) -> list[Piece]:
         pieces += [("chose ", ink.DIM), *_one(found.chosen, ink.CHOSEN)]
     if any(rival.probability is not None and isnan(rival.probability) for rival in found.ranked):
         return [*pieces, ("  the logits are not finite", ink.BAD)]
-    for rival in found.ranked:
-        if not rival.chosen:
-            pieces += [("  ", ink.DIM), *_one(rival, ink.TOKEN)]
     if found.margin is not None and room > 60:
-        pieces.insert(3 if found.chosen else 1, (f"  margin {found.margin:.2f} over", ink.DIM))
+        led = bool(found.ranked) and found.ranked[0].chosen
+        words = f"margin {found.margin:.2f} over" if led else f"best leads by {found.margin:.2f}:"
+        pieces.append((f"  {words}", ink.DIM))
+    room -= sum(cell_len(words) for words, _ in pieces)
+    for rival in found.ranked:
+        if rival.chosen:
+            continue
+        one: list[Piece] = [("  ", ink.DIM), *_one(rival, ink.TOKEN)]
+        room -= sum(cell_len(words) for words, _ in one)
+        if room < 0:  # half a number would be another number
+            break
+        pieces += one
     return pieces
 
 
