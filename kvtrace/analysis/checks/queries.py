@@ -25,6 +25,9 @@ from kvtrace.trace.dtypes import Floats
 _NUMBERS = 16
 """So many are not by chance the same in another order."""
 
+_WHOLE = 0.5
+"""Radians a position in the fastest plane, which scaled frequencies leave at about 1."""
+
 _FAR = 8.0
 """Times what is rounding."""
 
@@ -179,6 +182,10 @@ def _rotated(
     if known is not None:
         return found("POSITION-ROPE", known)
     per_position = slope(turn, places - scene.padding)
+    if per_position is not None and abs(per_position[0]) > _WHOLE:
+        what = "carry no rotation" if per_position[0] < 0 else "are rotated twice"
+        evidence = f"q of place p is rotated by {per_position[0]:+.2g}·p: queries {what} here"
+        return found("POSITION-ROPE", evidence)
     if per_position is not None or len(places) == 1:
         angles = turn.angles[0]
         most = int(np.abs(angles).argmax())

@@ -54,7 +54,11 @@ def scores_of_its_own(trace: Trace, scene: Scene, lane: str) -> Finding | None:
         reference=replace(supposed, output=output),
         weights=lambda row: weights[:, row],
     )
-    found = check_arithmetic(scene, identify(scene))
+    identity = identify(scene)
+    seen = scene.seen
+    if (np.stack((identity.by_key, identity.by_value))[:, seen] != scene.supposed[seen]).any():
+        return None
+    found = check_arithmetic(scene, identity)
     return None if found is None or found.name == "UNKNOWN" else found
 
 

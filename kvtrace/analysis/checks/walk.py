@@ -69,7 +69,7 @@ def findings(
     causes, searched, astray = _Causes(trace), 0, False
     later: Finding | None = None
     fed, texts = FedAgain(), _Texts(trace, lane, limits, fresh)
-    for step in trace:
+    for step in causes.steps():
         survey.add(step)
         fed.add(step)
         looking.add(step)
@@ -128,6 +128,12 @@ class _Causes:
         """Whether every sequence of a step has its cause."""
         return self._explained >= set(range(step.num_sequences))
 
+    def steps(self) -> Iterator[Step]:
+        """All steps; sequences that go on from an explained one, as beams do, are explained too."""
+        for step in self.trace:
+            self._explained |= {n for n, one in enumerate(step.order) if one in self._explained}
+            yield step
+
     def before(self, step: Step, places: list[int]) -> list[int]:
         """Sites that nothing found so far explains."""
         first = self.first
@@ -142,7 +148,9 @@ class _Causes:
 
     def news(self, step: Step, found: Finding) -> bool:
         """Whether a finding is more than the first one again; vague ones come first or not."""
-        return not self.of_all(step) or found.name not in {*self._names, *_VAGUE}
+        if found.name in _VAGUE:
+            return self.first is None
+        return not self.of_all(step) or found.name not in self._names
 
     def add(self, step: Step, here: Sequence[Finding]) -> None:
         """Findings of a step, at one site."""

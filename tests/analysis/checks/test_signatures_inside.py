@@ -208,3 +208,11 @@ def test_keys_and_values_that_are_split_otherwise():
     found = diagnose(toy.scene(k=both[..., 0::2], v=both[..., 1::2]))
     assert found.name == "HEAD-RESHAPE"
     assert "k and v together hold the same numbers" in found.evidence
+
+
+def test_queries_that_carry_no_rotation_are_no_length_dependent_positions():
+    toy = Toy()
+    scene = toy.scene(new=6, q=toy.plain_q[:, 6:])
+    found = diagnose(scene)
+    assert found.name == "POSITION-ROPE"
+    assert "carry no rotation" in found.evidence

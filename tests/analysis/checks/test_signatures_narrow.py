@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from builders.scenes import Toy, rope
+from builders.scenes import Toy, replace, rope
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.levels import quantised
 
@@ -145,3 +145,18 @@ def test_zero_rows_that_nobody_handed_over_take_their_share():
     found = diagnose(toy.scene(weights=lambda table: table * total / (total + 20)))
     assert found.name == "ZERO-ROWS-VISIBLE"
     assert "20 all-zero rows" in found.evidence
+
+
+def coarse(rows):
+    """Three bits of mantissa, as float8_e4m3fn has."""
+    fraction, exponent = np.frexp(rows)
+    return np.ldexp(np.rint(fraction * 16) / 16, exponent).astype(np.float32)
+
+
+def test_rows_that_are_each_within_rounding_and_together_are_not():
+    toy = Toy()
+    v = toy.v.copy()
+    v[:, :11] = coarse(v[:, :11])
+    scene = toy.scene(v=v)
+    scene = replace(scene, atol=replace(scene.atol, values=0.2, output=1e-3))
+    assert told(scene)[:2] == ("DTYPE", "v")
