@@ -30,6 +30,9 @@ async def test_a_bug_is_named_with_its_place(one_pane):
     trace.source.pass_tensors["recomputed", 0, Tensor.VALUES, 1][0, 1, 4, 2] += 1
     lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
     assert "✗ bug-sized V row 4 dim 2" in row_of(lines, "lanes")
+    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(30, 40))
+    assert "✗ bug-sized V row 4 dim 2" in " ".join(" ".join(lines).split())
+    assert row_of(lines, "check").rstrip().endswith(" |Δ| of out")
 
 
 async def test_the_cell_its_row_and_its_head_are_compared_apart(one_pane):

@@ -11,9 +11,10 @@ from builders.panes import AT, drawn, row_of
 from builders.screens import until
 from kvtrace.analysis.attention import attention
 from kvtrace.analysis.grid import Measure, grid
-from kvtrace.trace import TopLogits
+from kvtrace.trace import CacheEvent, TopLogits
 from kvtrace_tui.cursor import View
 from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.found import Found
 from kvtrace_tui.panes import all_panes, cost
 from kvtrace_tui.panes.attention import AttentionPane, weight_text
 from kvtrace_tui.panes.cost import CostPane
@@ -29,6 +30,15 @@ async def test_the_sentence_is_wrapped_between_words(one_pane):
     lines = await drawn(one_pane, SentencePane(), synthetic_trace(), size=(60, 3))
     said = " ".join(line.strip() for line in lines)
     assert "step 4 computed 1 row of Q, K, V instead of 9 and read 8 rows from the cache" in said
+
+
+async def test_a_finding_that_is_cut_says_so(one_pane):
+    for width in range(12, 80, 3):
+        pane = SentencePane()
+        pane.tell((Found(4, "POSITION-ROPE", "queries are rotated", grave=True),))
+        lines = await drawn(one_pane, pane, synthetic_trace(), size=(width, 1))
+        whole = "queries are rotated" in lines[0]
+        assert whole or lines[0].rstrip().endswith("…"), width
 
 
 async def test_a_banner_stands_before_the_sentence(one_pane):
@@ -62,7 +72,7 @@ async def test_a_candidate_is_shown_with_its_whole_number_or_not_at_all(one_pane
     top = TopLogits((2, 3, 8), (2.0, 1.0, 0.0), 2.5)
     trace.source.steps[4] = replace(trace.step(4), top=(top,), chosen=(2,))
     shown = set()
-    for width in range(30, 70):
+    for width in range(30, 70, 3):
         line = (await drawn(one_pane, TimelinePane(), trace, size=(width, 4)))[3]
         words = line.split("chose ")[1].replace("·the 60.7%", "")
         shown.add(words.strip())
@@ -94,6 +104,34 @@ async def test_sequences_have_a_line_each_that_shows_where_they_part(one_pane):
     assert lines[3][9:].rstrip() == "━" * 18 + "─" * 24
     assert lines[4][9:].rstrip() == "━" * 42
     assert "chose" in lines[5] or "not chosen" in lines[5]
+
+
+async def test_what_beams_went_on_with_is_told_where_no_choice_was_recorded(one_pane):
+    trace = parted(synthetic_trace())
+    took = CacheEvent("reorder", (0,), (8,), (8,), order=(0, 0))
+    top = TopLogits((2, 3), (2.0, 1.0), 2.5)
+    for number, step in list(trace.source.steps.items()):
+        events = (took,) if number == 4 else ()
+        trace.source.steps[number] = replace(step, events=events, top=(top, top))
+
+    async def said(step, sequence):
+        at = replace(AT, step=step, sequence=sequence)
+        return (await drawn(one_pane, TimelinePane(), trace, at, size=(120, 6)))[5]
+
+    heirs = [trace.token_text(row[0]).replace(" ", "·") for row in trace.step(4).tokens]
+    assert f"went on with {heirs[0]} {heirs[1]}  best leads" in await said(3, 0)
+    assert "nothing went on from here  best leads" in await said(3, 1)
+    assert "choice not recorded" in await said(6, 0)
+    trace.source.ending = None
+    assert "not chosen yet" in await said(6, 0)
+
+
+async def test_a_chosen_token_beyond_the_recorded_ones_was_no_likelier_than_they(one_pane):
+    trace = synthetic_trace()
+    top = TopLogits((2, 3, 8), (2.0, 1.0, 0.0), 2.5)
+    trace.source.steps[4] = replace(trace.step(4), top=(top,), chosen=(1,))
+    lines = await drawn(one_pane, TimelinePane(), trace, size=(120, 4))
+    assert f"chose {trace.token_text(1).replace(' ', '·')} ≤8.2%  best leads" in lines[3]
 
 
 async def test_a_click_on_the_line_of_a_sequence_chooses_it(one_pane):

@@ -100,8 +100,10 @@ class InspectorPane(Pane):
             return [_pair(width, "check", ("output not recorded", ink.DIM))]
         sign, style = ("✓", ink.GOOD) if found.passed else ("✗", ink.BAD)
         words = f"{sign} {found.error:.1e}"
-        rule = text.safe(trace.site(where[1]).rule, 20)
-        return [_pair(width, "check", (words, style), (f" {rule}(qkᵀ)v − out", ink.DIM))]
+        what = f" {text.safe(trace.site(where[1]).rule, 20)}(qkᵀ)v − out"
+        if len(words) + len(what) > width - _NAME - 1:
+            what = " |Δ| of out"  # half of it would be another formula
+        return [_pair(width, "check", (words, style), (what, ink.DIM))]
 
     def _statistics_lines(
         self, trace: Trace, cursor: Cursor, tensor: Tensor, values: Floats | None, width: int
@@ -308,7 +310,7 @@ def _verdict_lines(compared: dict[Tensor, Comparison], width: int) -> list[Strip
     if not worst.verdict.harmless:
         place = f" {LETTERS[tensor]} row {worst.row} dim {worst.dim}"
         pieces.append((place, ink.TEXT))
-    return [_pair(width, "lanes", *pieces)]
+    return _long(width, "lanes", *pieces)
 
 
 def _not_finite(found: Statistics) -> Iterator[Piece]:

@@ -36,10 +36,8 @@ class SentencePane(Pane):
             return [line(width, *said, ("nothing was recorded", ink.TEXT))]
         here = next((one for one in self.found if one.here(cursor.step, cursor.layer)), None)
         if here is not None and here.stops:
-            return wrapped(
-                [*said, (f"{here.sign} {here.sentence}", ink.BAD if here.grave else ink.WARN)],
-                width,
-            )
+            style = ink.BAD if here.grave else ink.WARN
+            return _marked(said, (f"{here.sign} {here.sentence}", style), width, height)
         found = phrases(trace, cursor.step)
         told = [(phrase.text, _INKS.get(phrase.lane, ink.TEXT)) for phrase in found]
         lines = wrapped([*said, *told], width)
@@ -47,3 +45,13 @@ class SentencePane(Pane):
             told.pop()  # a remark gives way, so that the sentence is whole
             lines = wrapped([*said, *told], width)
         return lines
+
+
+def _marked(before: list[Piece], said: Piece, width: int, height: int) -> list[Strip]:
+    """As many words as there is room for; `…` stands for the rest, which the inspector has."""
+    words, style = said
+    lines = wrapped([*before, said], width)
+    while len(lines) > height and " " in words:
+        words = words.rpartition(" ")[0]
+        lines = wrapped([*before, (f"{words} …", style)], width)
+    return lines

@@ -78,9 +78,36 @@ class TimelinePane(Pane):
             line(
                 width,
                 (" next    ", ink.DIM),
-                *_rivals(candidates(trace, cursor.step, cursor.sequence), room),
+                *self._next(trace, cursor, room),
             ),
         ]
+
+    def _next(self, trace: Trace, cursor: Cursor, room: int) -> list[Piece]:
+        """What was chosen, and what could have been."""
+        found = candidates(trace, cursor.step, cursor.sequence)
+        if found.chosen is None and not found.ranked:
+            return [("no logits were seen", ink.DIM)]
+        if found.chosen is None:
+            return _rivals(found, room, self._unchosen(trace, cursor))
+        least = found.ranked[-1].probability if found.ranked else None
+        return _rivals(found, room, [("chose ", ink.DIM), *_one(found.chosen, ink.CHOSEN, least)])
+
+    def _unchosen(self, trace: Trace, cursor: Cursor) -> list[Piece]:
+        """What became of a step whose choice is in no step and in no note: a beam, say."""
+        last = cursor.step == trace.numbers[-1]
+        if last and trace.ending is None:
+            return [("not chosen yet", ink.DIM)]
+        tree = None if self._chronicle is None else self._chronicle.tree
+        here = None if tree is None else tree.places.get((cursor.step, cursor.sequence))
+        if last or tree is None or here is None:
+            return [("choice not recorded", ink.DIM)]
+        heirs = [node.tokens[0] for node in tree.nodes if node.parent == here and node.tokens]
+        if not heirs:
+            return [("nothing went on from here", ink.DIM)]
+        pieces: list[Piece] = [("went on with", ink.DIM)]
+        for token in heirs:
+            pieces += [(" ", ink.DIM), (shown_token(trace.token_text(token), 16), ink.CHOSEN)]
+        return pieces
 
     def pointed(self, x: int, y: int) -> Mapping[str, int]:
         """The step under a cell: of a token in the first line, of a column in the others."""
@@ -187,15 +214,9 @@ def _merged(row: list[str], inks: list[Style]) -> list[Piece]:
     return pieces
 
 
-def _rivals(found: Candidates, room: int) -> list[Piece]:
+def _rivals(found: Candidates, room: int, chosen: list[Piece]) -> list[Piece]:
     """The chosen token first, then the others with their probabilities."""
-    if found.chosen is None and not found.ranked:
-        return [("no logits were seen", ink.DIM)]
-    pieces: list[Piece] = []
-    if found.chosen is None:
-        pieces.append(("not chosen yet", ink.DIM))
-    else:
-        pieces += [("chose ", ink.DIM), *_one(found.chosen, ink.CHOSEN)]
+    pieces = list(chosen)
     if any(rival.probability is not None and isnan(rival.probability) for rival in found.ranked):
         return [*pieces, ("  the logits are not finite", ink.BAD)]
     if found.margin is not None and room > 60:
@@ -214,9 +235,13 @@ def _rivals(found: Candidates, room: int) -> list[Piece]:
     return pieces
 
 
-def _one(one: Candidate, style: Style) -> list[Piece]:
-    known = one.probability is not None and not isnan(one.probability)
-    share = f"{one.probability:.1%}" if known else "?"
+def _one(one: Candidate, style: Style, least: float | None = None) -> list[Piece]:
+    """A token with its probability: at most `least`, that of the last one that was recorded."""
+    share = "?"
+    if one.probability is not None and not isnan(one.probability):
+        share = f"{one.probability:.1%}"
+    elif one.probability is None and least is not None and not isnan(least):
+        share = f"≤{least:.1%}"
     return [
         (shown_token(one.text, 16), style),
         (f" {share}", ink.STRONG if one.chosen else ink.DIM),
