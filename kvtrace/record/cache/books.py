@@ -6,13 +6,13 @@ all of them. Knows no tensors.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvtrace.record.cache import runs
 from kvtrace.record.cache.runs import Runs
 from kvtrace.record.capture.forward import CacheChange
-from kvtrace.trace import PoolRun
+from kvtrace.trace import CacheStep, PoolRun
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +55,11 @@ class Entry:
     before: int
     rewritten: int = 0
     pool: tuple[tuple[PoolRun, ...], ...] = ()
+
+    @property
+    def next_cell(self) -> int:
+        """The cell after those that were written."""
+        return self.first_cell + self.rows * len(self.attended)
 
 
 def append(
@@ -161,3 +166,29 @@ def changed(book: Book, change: CacheChange, layer: int) -> Book:
             return EMPTY
         return Book(tuple(book.held[one] for one in order))
     return EMPTY
+
+
+def grouped(entries: Mapping[int, Entry]) -> tuple[CacheStep, ...]:
+    """One CacheStep for all cache layers that share an entry."""
+    groups: dict[int, list[int]] = {}
+    by_id = {}
+    for store, entry in entries.items():
+        groups.setdefault(id(entry), []).append(store)
+        by_id[id(entry)] = entry
+    return tuple(cache_step(tuple(layers), by_id[key]) for key, layers in groups.items())
+
+
+def cache_step(layers: tuple[int, ...], entry: Entry) -> CacheStep:
+    """What happened to these cache layers, as the trace tells it."""
+    held = entry.after.held or ((),) * len(entry.attended)
+    return CacheStep(
+        layers,
+        entry.first_cell,
+        entry.rows,
+        entry.attended,
+        held,
+        entry.before,
+        entry.after.rows,
+        entry.rewritten,
+        entry.pool,
+    )

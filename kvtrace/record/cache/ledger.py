@@ -103,6 +103,7 @@ class Ledger:
         self._pools = Pools(self.stores)
         self._copies = Copies()
         self._routine: Routine | None = None
+        self._abreast: Entry | None = None
 
     def step(self, forward: Forward, positions: Positions, number: int = 0) -> LedgerStep:
         """Enter a forward.
@@ -116,6 +117,7 @@ class Ledger:
         again = self._again(forward, positions)
         if again is not None:
             return again
+        self._settle()
         out = LedgerStep(reads=reads(forward))
         events = [self._change(one) for one in forward.changes]
         out.events = joined(event for event in events if event.layers)
@@ -138,40 +140,42 @@ class Ledger:
         # a layer may write several parts of its memory; the last time all are there
         for memory in {(one.cache, one.layer): one for one in forward.recurrent}.values():
             self.stores.of_recurrent(memory)
-        out.groups = _grouped(work.entries)
+        out.groups = books.grouped(work.entries)
         self._forget()
         self._routine = routine(forward, out, work.stores)
+        self._abreast = next(iter(work.entries.values()), None)
         return out
 
     def _again(self, forward: Forward, positions: Positions) -> LedgerStep | None:
         """The step before once more, a few rows on: worked out once for all cache layers."""
-        last = self._routine
-        if last is None or not last.fits(forward, positions):
+        last, before = self._routine, self._abreast
+        if last is None or before is None or not last.fits(forward, positions):
             return None
-        batch, next_cell = forward.batch, self.stores.next_cell
-        cache = forward.updates[0].cache if batch is None else batch.pattern.cache
-        keys = [(cache, store) for store in last.stores]
-        book, first = self._books.get(keys[0]), next_cell[last.stores[0]]
+        batch = forward.batch
         seq = forward.updates[0].keys.shape[2] if batch is None else batch.seq
-        if book is None or book.rows + forward.new != seq:
+        if before.after.rows + forward.new != seq:
             return None
-        if any(self._books.get(key) is not book or next_cell[key[1]] != first for key in keys):
-            return None
-        entry = books.append(book, first, positions, seq, seq)
-        after = first + entry.rows * len(positions)
-        for key in keys:
-            self._books[key] = entry.after
-            self._content.attended[key] = entry.attended
-            next_cell[key[1]] = after
+        entry = self._abreast = books.append(before.after, before.next_cell, positions, seq, seq)
         rows = {}
         if batch is None:
             for store, update in zip(last.stores, forward.updates, strict=True):
                 rows[store] = (update.new_keys, update.new_values)
-        group = _cache_step(last.stores, entry)
-        out = LedgerStep((group,), (), last.reads, last.read_stores, rows, {}, {cache})
+        groups = (books.cache_step(last.stores, entry),)
+        out = LedgerStep(groups, (), last.reads, last.read_stores, rows, {}, {last.cache})
         out.routine = True
         out.seq = dict.fromkeys(last.stores, seq)
         return out
+
+    def _settle(self) -> None:
+        """The steps of a routine are over: its cache layers stand where the last one left them."""
+        last, entry, self._routine = self._routine, self._abreast, None
+        if last is None or entry is None:
+            return
+        for store in last.stores:
+            key = (last.cache, store)
+            self._books[key] = entry.after
+            self._content.attended[key] = entry.attended
+            self.stores.next_cell[store] = entry.next_cell
 
     @property
     def derived(self) -> Derived:
@@ -373,28 +377,3 @@ def _new_rows(update: CacheUpdate) -> tuple[Tensor, Tensor]:
         return update.new_keys, update.new_values
     new = update.new_keys.shape[2]
     return update.keys[:, :, -new:], update.values[:, :, -new:]
-
-
-def _grouped(entries: dict[int, Entry]) -> tuple[CacheStep, ...]:
-    """One CacheStep for all cache layers that share an entry."""
-    groups: dict[int, list[int]] = {}
-    by_id = {}
-    for store, entry in entries.items():
-        groups.setdefault(id(entry), []).append(store)
-        by_id[id(entry)] = entry
-    return tuple(_cache_step(tuple(layers), by_id[key]) for key, layers in groups.items())
-
-
-def _cache_step(layers: tuple[int, ...], entry: Entry) -> CacheStep:
-    held = entry.after.held or ((),) * len(entry.attended)
-    return CacheStep(
-        layers,
-        entry.first_cell,
-        entry.rows,
-        entry.attended,
-        held,
-        entry.before,
-        entry.after.rows,
-        entry.rewritten,
-        entry.pool,
-    )

@@ -27,6 +27,7 @@ class Routine:
     """What the next step must be like.
 
     Attributes:
+        cache: That all updates went to.
         layers: (cache, layer) of each update.
         shapes: Of the keys and values handed in.
         modules: Of each call.
@@ -37,6 +38,7 @@ class Routine:
         pattern: What `watch` compared such a step with, layer by layer.
     """
 
+    cache: int
     layers: tuple[tuple[int, int], ...]
     shapes: tuple[Size, Size]
     modules: tuple[str, ...]
@@ -115,6 +117,7 @@ def routine(forward: Forward, entry: LedgerStep, stores: Sequence[int]) -> Routi
     if not plain or len(found) != len(entry.reads):
         return None
     return Routine(
+        updates[0].cache,
         tuple((update.cache, update.layer) for update in updates),
         (updates[0].new_keys.shape, updates[0].new_values.shape),
         tuple(call.module for call in forward.calls),

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Recurrent
 from kvtrace.record.capture.patch import Make, Method, Patches
-from kvtrace.record.capture.running import passes
+from kvtrace.record.capture.running import passes, threads
 from kvtrace.record.capture.tracker import CacheTracker, is_theirs, layer_of, length, rows_held
 
 KINDS = {
@@ -36,17 +36,17 @@ HALVES = ("self_attention_cache", "cross_attention_cache")
 def _update(original: Method) -> Method:
     @wraps(original)
     def update(self: Any, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-        running = passes()
+        running = threads.passes
         if not running or running[-1].depth:
             return original(self, key_states, value_states, *args, **kwargs)
-        start = perf_counter_ns()
         index = args[0] if args else kwargs.get("layer_idx", 0)
         inner = running[-1]
         for one in running:
             if id(self) not in one.verdicts:
+                start = perf_counter_ns()
                 one.verdicts[id(self)] = one.tracker.judge(self)
+                inner.own_ns += perf_counter_ns() - start
         inner.depth = 1
-        inner.own_ns += perf_counter_ns() - start
         try:
             out = original(self, key_states, value_states, *args, **kwargs)
         finally:
@@ -169,11 +169,11 @@ def beside(
         result: What it gave back.
         updates: Of that forward: what lists hold for a layer with rows is those rows.
     """
-    rows = {(one.cache, one.layer) for one in updates}
     caches = (arguments.get("past_key_values"), getattr(result, "past_key_values", None))
     for cache in {id(one): one for one in caches if isinstance(one, Cache)}.values():
         if type(cache).__module__ == Cache.__module__:
             continue
+        rows = {(one.cache, one.layer) for one in updates}
         serial, sizes = tracker.serial(cache), dict[int, int]()
         for value in vars(cache).values():
             listed = value.items() if isinstance(value, dict) else _numbered(value)

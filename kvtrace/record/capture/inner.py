@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kvtrace.record.capture.entrances import entrances
 from kvtrace.record.capture.generate import meet_generate
 from kvtrace.record.capture.inputs import tokens_in
+from kvtrace.record.capture.running import passes
 from kvtrace.record.local import here
 
 _CONTAINERS = nn.ModuleList | nn.ModuleDict | nn.Sequential
@@ -25,32 +26,46 @@ Called = Callable[[nn.Module, "Mapping[str, object] | None"], None]
 def inner_models(model: nn.Module) -> list[nn.Module]:
     """Parts of a model that may be called in its place: they hold most of its parameters."""
     known = {id(one) for _, one in entrances(model)}
+    weights: dict[int, dict[int, int]] = {}
+    half = sum(_weigh(model, weights).values()) / 2
     return [
         part
-        for part in _heavy(model, _weight(model) / 2, set())
+        for part in _heavy(model, half, weights)
         if id(part) not in known
         and not isinstance(part, _CONTAINERS)
         and any(True for _ in part.children())
     ]
 
 
-def _heavy(module: nn.Module, half: float, met: set[int]) -> Iterator[nn.Module]:
+def _heavy(
+    module: nn.Module, half: float, weights: Mapping[int, Mapping[int, int]]
+) -> Iterator[nn.Module]:
     """A module and the parts of it that hold more than half; what is within others is lighter."""
-    if id(module) not in met and _weight(module) > half:
-        met.add(id(module))
-        yield module
+    met: set[int] = set()
+    waiting = [module]
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in met and sum(weights[id(one)].values()) > half:
+            met.add(id(one))
+            yield one
+            waiting += reversed(list(one.children()))
+
+
+def _weigh(module: nn.Module, weights: dict[int, dict[int, int]]) -> dict[int, int]:
+    """Bytes of each parameter in a module, by identity; those in its parts are noted, too."""
+    found = weights.get(id(module))
+    if found is None:
+        own = (one for one in module._parameters.values() if one is not None)
+        found = weights[id(module)] = {id(one): here(one).nbytes for one in own}
         for part in module.children():
-            yield from _heavy(part, half, met)
-
-
-def _weight(module: nn.Module) -> int:
-    return sum(here(one).nbytes for one in module.parameters())
+            found |= _weigh(part, weights)
+    return found
 
 
 def listen_inside(model: nn.Module, called: Called) -> Callable[[], None]:
     """Be told when a part of a model is called with tokens, or generates; returns how to stop.
 
-    Told of every such call, also of those within a call of the model.
+    Not told of those within a forward that is watched.
     """
     parts = inner_models(model)
     if not parts:
@@ -61,6 +76,8 @@ def listen_inside(model: nn.Module, called: Called) -> Callable[[], None]:
             called(one, None)
 
     def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if passes():
+            return
         given = _named(args, kwargs)
         embedded = isinstance(given.get("inputs_embeds"), Tensor)
         if embedded or tokens_in(given) is not None:

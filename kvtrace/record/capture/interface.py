@@ -11,13 +11,12 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import perf_counter_ns
 from typing import Any
 
 from transformers.modeling_utils import AttentionInterface
 
 from kvtrace.record.capture.patch import Method, Patches
-from kvtrace.record.capture.running import passes
+from kvtrace.record.capture.running import threads
 
 _SEEN = "__kvtrace__"
 
@@ -54,38 +53,36 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        running = passes()
-        if running:
-            start = perf_counter_ns()
-            for one in running:
-                one.calls.append((args, kwargs, result, eager, len(one.updates)))
-            running[-1].own_ns += perf_counter_ns() - start
+        for one in threads.passes:
+            one.calls.append((args, kwargs, result, eager, len(one.updates)))
         return result
 
     setattr(wrapper, _SEEN, True)
     return wrapper
 
 
-def _install(patches: Patches) -> None:
-    wrappers: dict[Callable[..., Any], Callable[..., Any]] = {}
+class _Wrappers(dict[Callable[..., Any], Callable[..., Any]]):
+    """By function; made when they are first asked for."""
 
-    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-        found = wrappers.get(function)
-        if found is None:
-            found = wrappers[function] = _watched(function)
+    def __missing__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        found = self[function] = _watched(function)
         return found
+
+
+def _install(patches: Patches) -> None:
+    wrappers = _Wrappers()
 
     def get_interface(original: Method) -> Method:
         def get_interface(self: AttentionInterface, *args: Any, **kwargs: Any) -> Any:
             if _thread.poolless and str(args[0] if args else "").startswith(PAGED):
                 args = ("eager", *args[1:])
-            return wrapped(original(self, *args, **kwargs))
+            return wrappers[original(self, *args, **kwargs)]
 
         return get_interface
 
     def get_item(original: Method) -> Method:
         def get_item(self: AttentionInterface, key: str) -> Any:
-            return wrapped(original(self, key))
+            return wrappers[original(self, key)]
 
         return get_item
 

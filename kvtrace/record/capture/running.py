@@ -124,24 +124,25 @@ class _Threads(threading.local):
         self.ours = 0
 
 
-_threads = _Threads()
+threads = _Threads()
+"""What runs in this thread."""
 
 
 def passes() -> list[Pass]:
     """Passes running in this thread, outermost first. The list is live: push and remove here."""
-    return _threads.passes
+    return threads.passes
 
 
 @contextmanager
 def our_work() -> Iterator[None]:
     """What runs inside is ours, not the model's: whoever listens to the model looks away."""
-    _threads.ours += 1
+    threads.ours += 1
     try:
         yield
     finally:
-        _threads.ours -= 1
+        threads.ours -= 1
 
 
 def depth_of_our_work() -> int:
     """How many `our_work` of this thread are inside of each other now."""
-    return _threads.ours
+    return threads.ours

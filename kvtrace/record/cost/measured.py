@@ -54,10 +54,10 @@ class Measured:
         return "encoder" in [call.kind for call in self.calls]
 
     @property
-    def modules(self) -> list[str]:
+    def modules(self) -> Sequence[str]:
         """Path of the module of each call."""
         if self.alike is not None:
-            return list(self.alike[0])
+            return self.alike[0]
         return [call.module for call in self.calls]
 
     def rows(self, places: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ nothing, as in torch's own counter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from operator import mul
 
@@ -43,9 +43,9 @@ class CostMeter:
         self._calls_watched = 0
         self._forwards = 0
         self._every_row = False
-        self._names: list[str] = []
+        self._names: Sequence[str] = ()
         self._groups: dict[tuple[int, int, str], list[int]] = {}
-        self._encoding = (Fraction(0), Fraction(0))
+        self._encoding: tuple[int | Fraction, int | Fraction] = (0, 0)
 
     def begin(self, seen: Callable[[], int]) -> None:
         """Before a forward: hook what must be watched, if anything still must.
@@ -122,9 +122,9 @@ class CostMeter:
     def _attention(self, measured: Measured) -> tuple[int, int, int, int]:
         """Scores and mix of this forward, scores and mix of an uncached one."""
         total, new, calls = measured.tokens, measured.new, measured.calls
-        kinds = {kind for _, _, kind in self._alike(measured)}
+        groups = self._alike(measured)
         scores = mix = again_scores = again_mix = 0
-        for (key_features, value_features, kind), members in self._alike(measured).items():
+        for (key_features, value_features, kind), members in groups.items():
             seq = measured.rows(members)
             pairs, again = new * seq, total * total * len(members)
             if kind == "cross":
@@ -137,7 +137,7 @@ class CostMeter:
             mix += value_features * pairs
             again_scores += key_features * again
             again_mix += value_features * again
-        if "encoder" in kinds and not measured.encodes:
+        if not measured.encodes and any(kind == "encoder" for _, _, kind in groups):
             self._encoding = _encoding(measured)
         each = 2 * measured.sequences
         once = [int(part * measured.sequences) for part in self._encoding]
@@ -147,13 +147,14 @@ class CostMeter:
     def _alike(self, measured: Measured) -> dict[tuple[int, int, str], list[int]]:
         """Query heads × key features, × value features, kind → calls; kept between steps."""
         names = measured.modules
-        if names != self._names:
-            self._names, self._groups = names, {}
+        if names is not self._names and list(names) != list(self._names):
+            self._groups = {}
             for index, call in enumerate(measured.calls):
                 heads = call.queries.size(1)
                 mixed = heads * call.values.size(3) * call.mixes
                 kind = (heads * call.queries.size(3), mixed, call.kind)
                 self._groups.setdefault(kind, []).append(index)
+        self._names = names
         return self._groups
 
     def _parts(self, measured: Measured, *, uncached: bool) -> dict[str, int]:

@@ -34,6 +34,8 @@ class SelfCheck:
         """(max |error|, max |output|) by place of the call; what is left out was not checked."""
         number, self._forwards = self._forwards, self._forwards + 1
         places = chosen(number, len(forward.calls))
+        if not places:
+            return {}
         return check([forward.calls[place] for place in places], places)
 
 
@@ -57,12 +59,13 @@ def check(calls: Sequence[AttentionCall], places: Sequence[int]) -> dict[int, tu
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, call in enumerate(calls):
         groups.setdefault(_alike(call), []).append(index)
-    outcomes: list[tuple[int, Tensor]] = []
+    outcomes: dict[int, tuple[float, float]] = {}
     with torch.no_grad():
         for members in groups.values():
-            both = _compared([calls[index] for index in members])
-            outcomes += [(places[index], row) for index, row in zip(members, both, strict=True)]
-    return {place: (float(pair[0]), float(pair[1])) for place, pair in outcomes}
+            errors, scales = _compared([calls[index] for index in members]).tolist()
+            pairs = zip(errors, scales, strict=True)
+            outcomes |= {places[at]: pair for at, pair in zip(members, pairs, strict=True)}
+    return outcomes
 
 
 def _alike(call: AttentionCall) -> tuple[object, ...]:
@@ -113,7 +116,7 @@ def _sampled(call: AttentionCall) -> _Rows:
 
 
 def _compared(calls: Sequence[AttentionCall]) -> Tensor:
-    """[calls, 2]: max |error| and max |output|."""
+    """[2, calls]: max |error| and max |output|."""
     first = calls[0]
     rows = _sampled(first)
     output = torch.stack([rows.of(call.output) for call in calls]).float()
@@ -122,7 +125,7 @@ def _compared(calls: Sequence[AttentionCall]) -> Tensor:
     if sees is not None:
         # what a query that sees nothing attends to is nobody's promise
         error = torch.where(sees, error, 0)
-    return torch.stack([error.flatten(1).amax(1), output.abs().flatten(1).amax(1)], dim=1).cpu()
+    return torch.stack([error.flatten(1).amax(1), output.abs().flatten(1).amax(1)]).cpu()
 
 
 def _attention(calls: Sequence[AttentionCall], rows: _Rows) -> tuple[Tensor, Tensor | None]:
