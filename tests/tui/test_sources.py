@@ -89,3 +89,16 @@ def test_looking_for_a_file_ends_in_a_large_tree(trace, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     Path(tmp_path, "f", "model.py").write_text(CODE)
     assert source_of(written(trace, "model.py:4"), 0, tmp_path).lines == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "code"), [("demo-cla", "cla.py:64"), ("zoo: rope-restarts", "decoder.py:142")]
+)
+def test_the_code_of_a_built_in_model_is_found_from_anywhere(trace, tmp_path, model, code):
+    written(trace, code)
+    assert source_of(trace, 0, tmp_path).path == ""  # another model's file is not taken for it
+    meta = trace.meta
+    trace.source.meta = replace(meta, model=replace(meta.model, name=model))
+    found = source_of(trace, 0, tmp_path)
+    assert found.path.endswith(code.partition(":")[0])
+    assert "kvtrace_fixtures" in found.path

@@ -1,7 +1,7 @@
 """The file a piece of a model is written in, if it is on this machine. Only read, never run.
 
 A trace names files without their folders. They are looked for where the user is, in what is
-beside it, and in the installed transformers.
+beside it, and in the installed transformers; those of built-in models where these are.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ def source_of(trace: Trace, layer: int, here: Path) -> Source:
         return Source(shown, 0, remark="where this attention is written was not seen")
     if name != PurePosixPath(name).name or not name.endswith(".py") or name.startswith("."):
         return Source(shown, number, remark="that is not the name of a Python file")
-    for path in _places(name, here):
+    for path in (*_built_in(trace, name), *_places(name, here)):
         lines = _read(path)
         if lines is not None and len(lines) >= number:
             return Source(shown, number, safe(paths.shown(path), 400), lines, _version(trace, path))
-    return Source(shown, number, remark=f"no {safe(name, 100)} with that line is on this machine")
+    where = "below this folder or in transformers: start kvtrace where the model's code is"
+    return Source(shown, number, remark=f"no {safe(name, 100)} with that line {where}")
 
 
 def _places(name: str, here: Path) -> Iterator[Path]:
@@ -81,13 +82,26 @@ def _places(name: str, here: Path) -> Iterator[Path]:
 
 
 def _in_transformers(name: str) -> Iterator[Path]:
-    """Files of the installed library; it is not imported."""
+    """Files of the installed library."""
+    for folder in _folders("transformers"):
+        yield from sorted(folder.joinpath("models").glob(f"*/{name}"))
+
+
+def _built_in(trace: Trace, name: str) -> Iterator[Path]:
+    """Files of models that come with kvtrace, where the trace is of one."""
+    if trace.meta.model.name.startswith(("demo", "zoo: ")):
+        for folder in _folders("kvtrace_fixtures"):
+            yield from sorted(folder.rglob(name))
+
+
+def _folders(package: str) -> list[Path]:
+    """Where an installed package is; it is not imported."""
     try:
-        spec = find_spec("transformers")
+        spec = find_spec(package)
     except (ImportError, ValueError):
-        return
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        yield from sorted(Path(folder, "models").glob(f"*/{name}"))
+        return []
+    found = None if spec is None else spec.submodule_search_locations
+    return [Path(folder) for folder in found or ()]
 
 
 def _read(path: Path) -> tuple[str, ...] | None:
