@@ -152,3 +152,46 @@ def test_what_encodes_is_no_step_of_the_text_and_what_decodes_is_compared(tmp_pa
     assert [trace.site(site).kind for site in trace.step(0).sites[0].sites] == ["encoder"]
     assert [step.tokens[0][:1] for step in trace][1:] == [(1,)] * 3
     assert [bool(trace.compared(n, "recomputed")) for n in range(4)] == [False, True, True, True]
+
+
+def test_a_layer_whose_methods_are_called_is_one_place_wherever_it_attends(tmp_path):
+    torch.manual_seed(0)
+    table, body = nn.Embedding(20, 16), Body()
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
+        _, kept = body.prefill(table(torch.tensor([[3, 1, 4]])))
+        for token in (1, 5):
+            _, kept = body.go_on(table(torch.tensor([[token]])), kept)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [site.module for site in trace.meta.sites] == ["layers.0", "layers.1"]
+    assert [trace.cache_step(n, 1).length_after for n in range(3)] == [3, 4, 5]
+
+
+class Twice(Layer):
+    """Attends in one method to a prompt, and in another to what follows."""
+
+    def first(self, x):
+        q, k, v = self.mix(x).view(1, -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return x + out.transpose(1, 2).flatten(2), (k, v)
+
+
+class Body(nn.Module):
+    """Layers that are given rows, not ids, and never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Twice() for _ in range(2))
+
+    def prefill(self, x):
+        kept = []
+        for layer in self.layers:
+            x, rows = layer.first(x)
+            kept.append(rows)
+        return x, kept
+
+    def go_on(self, x, kept):
+        new = []
+        for layer, rows in zip(self.layers, kept, strict=True):
+            x, rows = layer.attend(x, rows)
+            new.append(rows)
+        return x, new

@@ -156,7 +156,8 @@ def _by_generating(model: nn.Module, wish: Wish) -> Driven | None:
     call = f"model.{name}(ids [1, all], 1)"
     said = (
         f"called as {call}, as nothing else in it takes ids: it chooses the tokens itself and "
-        "begins anew at every step, so that no cache can be watched"
+        "begins anew at every step, so that no cache can be watched; `kvtrace run` of a script "
+        "that calls it shows what it keeps"
     )
     return Driven(Generating(watched), call, (said,), watched)
 

@@ -25,6 +25,7 @@ from kvtrace.record.flow.explain import UnexplainedError
 from kvtrace.record.flow.follow import SCRIPTED, SIGMOIDAL, Args, Kwargs, is_batched
 from kvtrace.record.flow.fused import of_flex, of_sdpa
 from kvtrace.record.flow.loops import COLLECTS, Loop, Waiting, together
+from kvtrace.record.flow.methods import method_path
 from kvtrace.record.flow.modules import Forwards, Frame
 from kvtrace.record.flow.places import place
 from kvtrace.record.flow.plan import Certain, Mix, Plan, make, signature
@@ -356,7 +357,7 @@ class Listening:
         if frame is not None:
             return frame.path
         owner = self.forwards.owner_of(self.last_parameter())
-        return place()[1] if owner is None else owner
+        return owner if owner is not None else method_path(self.forwards.paths) or place()[1]
 
     @property
     def sizes_now(self) -> Sizes:
