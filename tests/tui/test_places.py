@@ -27,7 +27,9 @@ def trace():
         ("l2h3", (1, 2, 3, 5, 0)),
         ("step 4 layer 1 row 2 dim 7", (4, 1, 0, 2, 7)),
         ("row 0", (1, 0, 0, 0, 0)),
-        ("layer 99", (1, 2, 0, 5, 0)),
+        ("4/2/3", (4, 2, 3, 5, 0)),
+        ("4/1/0/keys", (4, 1, 0, 5, 0)),
+        ("4/1", (4, 1, 0, 5, 0)),
     ],
 )
 def test_places_are_understood(trace, text, place):
@@ -44,6 +46,15 @@ def test_what_is_no_place_is_refused(trace, text):
 def test_a_step_that_is_not_there_is_refused_with_the_steps_there_are(trace):
     with pytest.raises(UsageError, match="steps 0 to 6"):
         go_to("7", moves.start(trace), trace)
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [("layer 3", 2), ("H4", 3), ("row 6", 5), ("dim 8", 7), ("1/9/0", 2), ("B1", 0), ("dim -1", 7)],
+)
+def test_a_place_that_is_not_there_is_refused_with_those_there_are(trace, text, last):
+    with pytest.raises(UsageError, match=f"from 0 to {last}"):
+        go_to(text, moves.start(trace), trace)
 
 
 @pytest.mark.parametrize("tensor", list(Tensor))

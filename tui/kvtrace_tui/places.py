@@ -20,18 +20,27 @@ _WORDS = {
     "sequence": "sequence", "b": "sequence", "query": "query", "q": "query",
     "row": "row", "r": "row", "dim": "dim", "d": "dim",
 }  # fmt: skip
+_ORDER = ("sequence", "layer", "head", "query", "row", "dim")
+"""The earlier ones say how many there are of the later ones."""
+
 _PART = re.compile(r"([a-z]*)\s*([+-]?\d{1,18})(?!\d)", re.IGNORECASE)
-_EXPECTED = "expected `12`, `+5`, `L3 H5`, `step 12 layer 3 row 7 dim 0`"
+_SLASHED = re.compile(r"\s*(\d+)/(\d+)(?:/(\d+))?(?:/[a-z]+)?\s*", re.IGNORECASE)
+"""As `--at` takes it: step/layer/head/tensor. Every tensor has its pane."""
+
+_EXPECTED = "expected `12`, `+5`, `12/3/5`, `L3 H5`, `step 12 layer 3 row 7 dim 0`"
 
 
 def go_to(text: str, cursor: Cursor, trace: Trace) -> Cursor:
-    """The cursor at a place as typed: `12`, `+5`, `L3 H5`, `step 12 layer 3 row 7`.
+    """The cursor at a place as typed: `12`, `+5`, `12/3/5`, `L3 H5`, `step 12 layer 3 row 7`.
 
     A number alone is a step; a sign makes it relative.
 
     Raises:
-        UsageError: It is no place, or the trace has no such step.
+        UsageError: It is no place, or the trace has no such step, layer or row.
     """
+    slashed = _SLASHED.fullmatch(text)
+    if slashed is not None:
+        text = f"step {slashed[1]} layer {slashed[2]} head {slashed[3] or cursor.head}"
     wanted: dict[str, int] = {}
     rest = text
     for match in _PART.finditer(text):
@@ -48,8 +57,11 @@ def go_to(text: str, cursor: Cursor, trace: Trace) -> Cursor:
     if numbers and not numbers[0] <= number <= numbers[-1]:
         raise UsageError(f"step {number}: the trace has steps {numbers[0]} to {numbers[-1]}.")
     moved = moves.to_step(cursor, trace, number)
-    for name, at in wanted.items():
+    for name, at in sorted(wanted.items(), key=lambda one: _ORDER.index(one[0])):
         moved = moves.at(moved, trace, Axis(name), at)
+        if getattr(moved, name) != at:
+            last = getattr(moves.at(moved, trace, Axis(name), 1 << 60), name)
+            raise UsageError(f"{name} {at}: here they go from 0 to {last}.")
     return moved
 
 
