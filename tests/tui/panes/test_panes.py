@@ -32,6 +32,11 @@ async def test_the_sentence_is_wrapped_between_words(one_pane):
     assert "step 4 computed 1 row of Q, K, V instead of 9 and read 8 rows from the cache" in said
 
 
+async def test_a_sentence_that_has_no_room_says_so(one_pane):
+    lines = await drawn(one_pane, SentencePane(), synthetic_trace(), size=(40, 1))
+    assert lines[0].rstrip() == " step 4 computed 1 row of Q, K, V …"
+
+
 async def test_a_finding_that_is_cut_says_so(one_pane):
     for width in range(12, 80, 3):
         pane = SentencePane()

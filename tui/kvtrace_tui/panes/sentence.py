@@ -37,21 +37,21 @@ class SentencePane(Pane):
         here = next((one for one in self.found if one.here(cursor.step, cursor.layer)), None)
         if here is not None and here.stops:
             style = ink.BAD if here.grave else ink.WARN
-            return _marked(said, (f"{here.sign} {here.sentence}", style), width, height)
+            return _marked([*said, (f"{here.sign} {here.sentence}", style)], width, height)
         found = phrases(trace, cursor.step)
         told = [(phrase.text, _INKS.get(phrase.lane, ink.TEXT)) for phrase in found]
-        lines = wrapped([*said, *told], width)
-        while len(lines) > height and told[-1][0].startswith(" ("):
+        while len(wrapped([*said, *told], width)) > height and told[-1][0].startswith(" ("):
             told.pop()  # a remark gives way, so that the sentence is whole
-            lines = wrapped([*said, *told], width)
-        return lines
+        return _marked([*said, *told], width, height)
 
 
-def _marked(before: list[Piece], said: Piece, width: int, height: int) -> list[Strip]:
-    """As many words as there is room for; `…` stands for the rest, which the inspector has."""
-    words, style = said
-    lines = wrapped([*before, said], width)
-    while len(lines) > height and " " in words:
-        words = words.rpartition(" ")[0]
-        lines = wrapped([*before, (f"{words} …", style)], width)
+def _marked(pieces: list[Piece], width: int, height: int) -> list[Strip]:
+    """As many words as there is room for; `…` stands for the rest, which other panes have."""
+    lines, kept = wrapped(pieces, width), list(pieces)
+    while len(lines) > height and kept:
+        words, style = kept.pop()
+        shorter = words.rstrip().rpartition(" ")[0]
+        if shorter:
+            kept.append((shorter, style))
+        lines = wrapped([*kept, (" …", ink.TEXT)], width)
     return lines
