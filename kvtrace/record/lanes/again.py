@@ -244,11 +244,16 @@ class Again:
         if any(path.padding for path in batch.paths):
             # what was passed is taken, also by a forward that names only some and takes **the rest
             known = dict.fromkeys((*call.parameters, *call.arguments))
-            if "attention_mask" not in known:
+            hides = "attention_mask" if "attention_mask" in known else call.padding
+            if hides is None:
                 raise CannotRecomputeError("it has padding at the left and takes no attention_mask")
             if call.arguments.get("position_ids") is None:
                 known.pop("position_ids", None)  # the model counts for itself, padding included
-            arguments |= padded_for(batch, device, known)
+            padded, given = padded_for(batch, device, known), call.arguments.get(hides)
+            mask = padded.pop("attention_mask")
+            if isinstance(given, Tensor) and given.dim() == mask.dim():
+                mask = mask.to(given.dtype)
+            arguments |= padded | {hides: mask}
         places, named = positional(call.parameters, arguments)
         if self._outside is not None and snapshot.changed:
             raise CannotRecomputeError("what it was first given was written to since")

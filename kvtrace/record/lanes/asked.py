@@ -90,11 +90,11 @@ def filled(batch: Batch, device: torch.device) -> Tensor:
     return torch.tensor(filled, device=device)
 
 
-def padded_for(batch: Batch, device: torch.device, names: Container[str]) -> dict[str, object]:
+def padded_for(batch: Batch, device: torch.device, names: Container[str]) -> dict[str, Tensor]:
     """The mask of padding at the left, and positions where they are asked for."""
     padding = torch.tensor([path.padding for path in batch.paths], device=device)
     places = torch.arange(batch.rows, device=device)[None] - padding[:, None]
-    found: dict[str, object] = {"attention_mask": (places >= 0).long()}
+    found = {"attention_mask": (places >= 0).long()}
     if "position_ids" in names:
         found["position_ids"] = places.clamp(min=0)
     return found

@@ -132,30 +132,45 @@ class FirstCall:
         return isinstance(value, Tensor) and self.new > 1 and self.new in value.shape
 
     def _extended(self, name: str, value: object, rows: int) -> object:
-        if isinstance(value, bool) or value is None or is_source(name, value):
-            return value
-        if isinstance(value, int):
+        if isinstance(value, int) and not isinstance(value, bool):
             return rows if value == self.new and _POSITION.search(name) and value > 1 else value
-        if not isinstance(value, Tensor) or (_CACHE.search(name) and not _POSITION.search(name)):
+        cache = _CACHE.search(name) and not _POSITION.search(name)
+        if not isinstance(value, Tensor) or value.dim() == 0 or cache or is_source(name, value):
             return value
-        if value.dim() == 0:
-            return value
+        if self._masks_padding(name, value):
+            return _longer(value, rows, 0)
         if not value.is_floating_point() and value.dtype != torch.bool:
             return self._whole(name, value, rows)
         return self._table(name, value, rows)
+
+    @property
+    def padding(self) -> str | None:
+        """The argument that hides padding at the left; None: none does."""
+        masks = (name for name, one in self.arguments.items() if self._masks_padding(name, one))
+        return next(masks, None)
+
+    def _masks_padding(self, name: str, value: object) -> bool:
+        """Whether it hides some of the first tokens, or none, and shows the others."""
+        if not isinstance(value, Tensor) or not _MASK.search(name) or not 0 < value.dim() <= 2:
+            return False
+        shown = value != 0
+        later = bool((shown[..., 1:] >= shown[..., :-1]).all())
+        return value.shape[-1] == self.new and later and bool(shown[..., -1].all())
 
     def _whole(self, name: str, value: Tensor, rows: int) -> Tensor:
         """Whole numbers: positions that go on counting, or a mask of ones."""
         last = value.shape[-1]
         if last != self.new and not (last == 1 and self.new == 1):
             return value
-        if _MASK.search(name) and bool((value != 0).all()) and value.dim() <= 2:
-            return value[..., :1].expand(*value.shape[:-1], rows).clone()
         steps = value[..., 1:] - value[..., :-1]
         if bool((steps == 1).all()):
             return value[..., :1] + torch.arange(rows, dtype=value.dtype, device=value.device)
         if steps.numel() and bool((steps == 0).all()):
             return value[..., :1].expand(*value.shape[:-1], rows).clone()
+        # padding at the left stands still before a text begins to count
+        late = (steps[..., 1:] >= steps[..., :-1]) & (steps[..., 1:] <= 1)
+        if steps.shape[-1] > 1 and bool(late.all()) and bool((steps[..., -1] == 1).all()):
+            return _longer(value, rows, 1)
         raise CannotExtendError(f"`{name}` neither counts nor stays the same")
 
     def _table(self, name: str, value: Tensor, rows: int) -> Tensor:
@@ -196,6 +211,12 @@ class FirstCall:
 
     def _hidden(self, mask: Tensor) -> Tensor:
         return mask[..., 0, 1].reshape(-1)[0]
+
+
+def _longer(value: Tensor, rows: int, step: int) -> Tensor:
+    """Numbers that go on from the last one, [.., rows]."""
+    more = torch.arange(1, rows - value.shape[-1] + 1, device=value.device) * step
+    return torch.cat((value, value[..., -1:] + more.to(value.dtype)), -1)
 
 
 def _PER_ROW(value: Tensor, whole: Tensor, axis: int) -> bool:  # noqa: N802
