@@ -228,6 +228,11 @@ async def test_comparing_lanes_shows_where_they_differ(one_pane):
         one_pane, GridPane(Shelf()), synthetic_trace(), replace(AT, view=View.ABSOLUTE)
     )
     assert "difference of the lanes" in lines[0]
+    narrow = await drawn(
+        one_pane, GridPane(Shelf()), synthetic_trace(), replace(AT, view=View.ABSOLUTE), (33, 12)
+    )
+    number = next(line for line in lines if " log " in line).split()[-1]
+    assert next(line for line in narrow if " log " in line).split()[-3:] == ["L1", "H3", number]
 
 
 async def test_a_click_in_the_grid_chooses_layer_and_head(one_pane):

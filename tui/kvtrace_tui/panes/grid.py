@@ -170,10 +170,12 @@ class GridPane(Pane):
         )
         value = float(table[mark]) if cursor.layer < layers and cursor.head < heads else np.nan
         said = "–" if np.isnan(value) else f"{value:.3g}"
+        where = f"L{cursor.layer} H{cursor.head} "
+        room = width - len(look.shade.label) - len(where) - len(said) - 2
         foot = line(
             width,
-            *legend(look, min(8, width // 4)),
-            right=[(f"L{cursor.layer} H{cursor.head} ", ink.DIM), (said, ink.ACCENT)],
+            *legend(look, max(min(8, width // 4, room), 2)),  # the bar gives way to the number
+            right=[(where, ink.DIM), (said, ink.ACCENT)],
         )
         return [self.title_line(width, "heads", measure.value), *drawn, foot]
 
