@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+import kvtrace
 from builders.encoder_decoders import LISTENERS, READERS
 from builders.recorded import record
 from builders.seeing import SEEING
 from builders.tiny_models import tiny_model
 from builders.ways import ready
-from kvtrace.analysis.checks import check
+from kvtrace.analysis.checks import EQUAL, check
 from kvtrace.record.capture.kinds import kind_of
 
 
@@ -31,6 +32,15 @@ def test_a_model_that_looks_at_an_image_is_compared_with_that_image(name, tmp_pa
     assert [(one.name, one.evidence) for one in report.findings] == []
     assert report.verdict == "equal within rounding", report.reason
     assert all(trace.compared(n, lane) for n in trace.numbers for lane in ("recomputed", "referee"))
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_beams_that_look_at_an_image_are_compared_each_with_its_own(name, tmp_path):
+    model, ids, asked = SEEING[name]()
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        generate(model, input_ids=ids, num_beams=3, **asked)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings, report.steps) == (EQUAL, (), 5), report.reason
 
 
 def test_what_a_caller_does_to_its_tensors_afterwards_reaches_no_lane(tmp_path):

@@ -71,11 +71,11 @@ class EachPass:
         self._paths.add(step)
         self._paths.forget(step.number - 64)
         self._hidden.update(hidden_in(trace, step))
-        batch, nodes = self._batch(step)
-        if not nodes:
-            return
         comparer = Comparer(trace, self.lane)
         try:
+            batch, nodes = self._batch(step)
+            if not nodes:
+                return
             forward = self.again.run(batch)
         except CannotRecomputeError as error:
             self._say(Note("note", f"could not compute the {self.lane.name} lane: {error}"), sink)

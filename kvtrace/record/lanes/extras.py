@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from kvtrace.record.capture.forward import Forward
+from kvtrace.record.lanes.again import CannotRecomputeError
 from kvtrace.record.lanes.codes import Codes
 from kvtrace.record.lanes.embedded import Embedded
 from kvtrace.record.lanes.paths import Path
@@ -97,14 +98,30 @@ class Extras:
         before = [step for step in self._texts if step <= path.root]
         return max(before, default=None)
 
+    def together(self, path: Path) -> int:
+        """Sequences of a text whose arguments can't be told apart; 0: they can."""
+        step = self.text(path)
+        sequences, extra = self._texts.get(-1 if step is None else step, (0, {}))
+        whole = (one for name, one in extra.items() if name != "position_ids")
+        return 0 if all(_one_each(value, sequences) for value in whole) else sequences
+
     def of(self, paths: Sequence[Path]) -> Mapping[str, object]:
-        """Arguments for paths of one text, in their order."""
+        """Arguments for paths of one text, in their order.
+
+        Raises:
+            CannotRecomputeError: They belong to other sequences, and can't be told apart.
+        """
         step = self.text(paths[0]) if paths else None
         if step is None:
             return {}
         sequences, extra = self._texts[step]
         rows = [path.row for path in paths]
         if rows != list(range(sequences)) and max(rows) < sequences:
+            if self.together(paths[0]):
+                raise CannotRecomputeError(
+                    "its other arguments belong to all its sequences at once, and these changed "
+                    "places; recompute once, not each step"
+                )
             extra = {
                 name: _positions(value, rows)
                 if name == "position_ids" and isinstance(value, Tensor)
@@ -118,7 +135,10 @@ class Extras:
         return {**self.embedded.of(paths), **self.codes.of(paths)}
 
     def _of_tokens(self, paths: Sequence[Path]) -> Mapping[str, Tensor]:
-        """What each token of these paths was called, [paths, rows, …]; fillers and the rest 0."""
+        """What each token of these paths was called, [paths, rows, …]; what is not known 0.
+
+        Fillers behind a shorter path are called what the last token of a longest one is.
+        """
         width = max(len(path.tokens) for path in paths)
         found: dict[str, Tensor] = {}
         for place, path in enumerate(paths):
@@ -131,7 +151,20 @@ class Extras:
                     if sequence < told.shape[0]:
                         part = told[sequence, : width - start]
                         found[name][place, start : start + len(part)] = part
+        longest = max(range(len(paths)), key=lambda place: (len(paths[place].tokens), -place))
+        for place, path in enumerate(paths):
+            for table in found.values():
+                table[place, len(path.tokens) :] = table[longest, -1]
         return found
+
+
+def _one_each(value: object, sequences: int) -> bool:
+    """Whether an argument has one row for each sequence, or nothing that could have."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 or value.shape[0] == sequences
+    if isinstance(value, Mapping):
+        return all(_one_each(part, sequences) for part in value.values())
+    return not isinstance(value, tuple | list)
 
 
 def _positions(given: Tensor, rows: Sequence[int]) -> Tensor:

@@ -191,9 +191,13 @@ class Lanes:
             self._passes,
         )
         with self.unwatched():
-            if self._each is not None:
-                one.keep_only(self._each.lane, sink)
-            batches = one.batches() if wanted else []
+            try:
+                if self._each is not None:
+                    one.keep_only(self._each.lane, sink)
+                batches = one.batches() if wanted else []
+            except CannotRecomputeError as error:
+                self._said.add(f"not recomputed: {error}")
+                return meta
             if not batches:
                 if wanted:
                     why = self._unlike or "which tokens went in was not recorded"

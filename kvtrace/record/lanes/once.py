@@ -6,9 +6,8 @@ step's recomputed q, k, v and output. Rows of the cached lane are read back from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import Protocol
 
 from kvtrace.files import StepRows
@@ -21,6 +20,7 @@ from kvtrace.record.lanes.hidden import ends, hidden_in
 from kvtrace.record.lanes.keep import crossed, pass_bytes, whole_pass
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.paths import Node, Path, Paths
+from kvtrace.record.lanes.portions import portions
 from kvtrace.record.lanes.tally import Tally
 from kvtrace.trace import Lane, LaneStep, Meta, Note, Step, Trace
 
@@ -230,19 +230,11 @@ class OncePass:
         size = min(max(sequences, min(8, TOKENS_AT_ONCE // widest)), self.again.most or len(ready))
         vocab = max(1, self.trace.meta.model.vocab_size)
         out = []
-        for chosen in _portions(ready, size, self.extras):
+        for chosen in portions(ready, size, self.extras):
             ends = {n.end - 1 for p in chosen for n in p.nodes if self.logits.has(n.step)}
             keep = sorted(ends)[: max(1, LOGITS_AT_ONCE // (vocab * len(chosen)))]
             out.append(Batch(chosen, keep or [0], self.extras.of(chosen)))
         return out
-
-
-def _portions(paths: Sequence[Path], size: int, extras: Extras) -> Iterator[list[Path]]:
-    """Paths of one text, so many at most, in their order."""
-    for _, same in groupby(paths, key=extras.text):
-        whole = list(same)
-        for start in range(0, len(whole), size):
-            yield whole[start : start + size]
 
 
 def compare_logits(
