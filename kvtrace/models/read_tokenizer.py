@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -25,6 +26,9 @@ _FILES = (
 )
 _SETTINGS = "tokenizer_config.json"
 _MAX_BYTES = 1 << 20
+_READERS = {"SentencePiece": ("sentencepiece", "protobuf"), "tiktoken": ("tiktoken",)}
+_PROTOBUF = b"\n"
+"""First byte of a SentencePiece file; one of tiktoken's is lines of base64."""
 
 
 def read_tokenizer(folder: Path, commit: str, trusted: bool, wait: Patience) -> Tokenizer:
@@ -52,8 +56,8 @@ def read_tokenizer(folder: Path, commit: str, trusted: bool, wait: Patience) -> 
     try:
         inner = guarded("tokenizer", lambda: patiently(read, wait.build_s, lambda: endless))
     except ModelError:
-        if damaged := _damaged(folder):
-            raise ModelError(damaged) from None
+        if why := _damaged(folder) or _lacks(folder):
+            raise ModelError(why) from None
         files = code_files(_small_json(folder / _SETTINGS))
         if files and not trusted:
             raise needs_trust(files, _SETTINGS, commit) from None
@@ -70,6 +74,28 @@ def _damaged(folder: Path) -> str:
             except (ValueError, RecursionError) as error:
                 return f"{name}: not JSON ({safe(str(error), 100)}); download the file again"
     return ""
+
+
+def _lacks(folder: Path) -> str:
+    """Which packages are not installed that its packed vocabulary needs; empty: all are."""
+    packed = [name for name in _FILES if name.endswith(".model") and (folder / name).is_file()]
+    if not packed:
+        return ""
+    with (folder / packed[0]).open("rb") as file:
+        kind = "SentencePiece" if file.read(1) == _PROTOBUF else "tiktoken"
+    lacking = [name for name in _READERS[kind] if not _installed(name)]
+    if not lacking:
+        return ""
+    names = " ".join(lacking)
+    return f"{packed[0]}: a {kind} vocabulary, which needs {names} to be read; pip install {names}"
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _ends(folder: Path) -> frozenset[int]:

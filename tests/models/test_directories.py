@@ -7,6 +7,9 @@ import struct
 import pytest
 
 from builders.tiny_models import tiny_model
+from kvtrace.errors import ModelError
+from kvtrace.models import read_tokenizer
+from kvtrace.models.patience import Patience
 from kvtrace_fixtures import BUILT_IN
 
 DEMO = BUILT_IN["demo"].directory
@@ -332,6 +335,22 @@ def test_a_hostile_tokenizer_gets_one_line(child, copy):
     assert loaded.message.startswith("tokenizer")
     path.write_bytes(b"\x00garbage")
     assert child.load(str(copy), prompt="Anna").message.startswith("tokenizer.json: not JSON")
+
+
+PACKED = {
+    b"\n\x0e\n\x05<unk>": "a SentencePiece vocabulary, which needs sentencepiece protobuf",
+    b"aGVsbG8= 0\n": "a tiktoken vocabulary, which needs tiktoken",
+}
+
+
+@pytest.mark.parametrize("raw", PACKED)
+def test_a_packed_vocabulary_names_the_packages_that_read_it(copy, raw, monkeypatch):
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (copy / "tokenizer.model").write_bytes(raw)
+    monkeypatch.setattr(read_tokenizer, "_installed", lambda package: False)
+    with pytest.raises(ModelError, match=f"tokenizer.model: {PACKED[raw]}"):
+        read_tokenizer.read_tokenizer(copy, "", False, Patience())
 
 
 def test_a_panic_in_a_tokenizer_is_caught():
