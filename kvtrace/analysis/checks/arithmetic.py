@@ -53,9 +53,10 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
     if one is not None:
         part = one.only(heads)
         whole = np.abs(np.exp(part.logits).sum(axis=1) - 1).max() < _WHOLE
-        if whole and part.misfit(part.logits).max() <= part.atol:
-            evidence = "k and v are within rounding of the right ones, what they add up to is not"
-            return found(*(_coarse(scene) or ("UNKNOWN", "output", evidence)))
+        fits = whole and part.misfit(part.logits).max() <= part.atol
+        coarse = _coarse(scene) if fits else None
+        if coarse is not None:
+            return found(*coarse)
         named = (
             _unwritten(scene, identity, part)
             or _looked(scene, identity, part, query, heads)

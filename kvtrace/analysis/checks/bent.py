@@ -16,6 +16,9 @@ _SHAPES: tuple[tuple[str, Shape], ...] = (
     ("clamp", lambda scores, cap: np.asarray(np.clip(scores, -cap, cap), np.float64)),
 )
 
+_ADDED = 1e-3
+"""Scores that differ by less from q·k·scale are that alone."""
+
 
 def bent(one: Query) -> tuple[str, str, str] | None:
     """One number that turns the right scores into those of the cached lane."""
@@ -64,7 +67,8 @@ def _line(one: Query) -> tuple[str, str, str] | None:
 
 def _nonlinear(one: Query) -> tuple[str, str, str] | None:
     """A cap or clamp that one lane has and the other has not."""
-    if one.misfit(one.raw).max() <= one.atol:
+    added = np.ptp(one.raw - one.logits, axis=1).max()
+    if added > _ADDED and one.misfit(one.raw).max() <= one.atol:
         return "SCORE-NONLINEAR", "weights", "the cached lane uses q·k·scale without cap or bias"
     for scores, of in _totals(one):
         reach = float(np.abs(scores).max())
