@@ -204,6 +204,20 @@ def test_go_to_and_find_move_the_cursor(desk):
     assert desk.message.startswith("no token of this step")
 
 
+def test_an_empty_answer_finds_the_same_again_and_goes_nowhere(desk):
+    before = desk.cursor
+    desk.stage.answer = ""
+    press(desk, "find", "go_to")
+    assert (desk.cursor, desk.message) == (before, "")
+    desk.stage.answer = desk.trace.token_text(desk.trace.step(1).tokens[0][0])
+    press(desk, "find")
+    said = desk.message.partition(": ")[2]
+    desk.stage.answer = ""
+    press(desk, "find")
+    assert desk.message.partition(": ")[2] == said
+    assert desk.stage.asked[-1] == (f"find a token (nothing: {desk.searched!r} again)", "")
+
+
 def test_copying_gives_the_exact_value_and_code_for_it(desk):
     press(desk, "copy", "copy_code")
     value, code = desk.stage.copied

@@ -105,7 +105,7 @@ def go_to(desk: Desk) -> None:
     desk.stage.ask(
         f"go to step 0…{last} (or +5, L3 H5, row 7 dim 0)",
         "",
-        lambda answer: desk.go(places.go_to(answer, desk.cursor, trace)),
+        lambda answer: desk.go(places.go_to(answer, desk.cursor, trace)) if answer else None,
     )
 
 
@@ -115,15 +115,18 @@ def find_token(desk: Desk) -> None:
 
     def take(answer: str) -> None:
         wanted = answer or desk.searched
+        if not wanted:
+            return
         desk.searched = wanted
-        found = places.find_token(wanted, desk.cursor, trace) if wanted else None
+        found = places.find_token(wanted, desk.cursor, trace)
         if found is None:
             desk.say(f"no token of this step has {text.safe(wanted)!r} in it")
             return
         desk.go(found)
         desk.say(f"row {found.row}: {text.token(places.row_texts(found, trace)[found.row])}")
 
-    desk.stage.ask("find a token", desk.searched, take)
+    again = f" (nothing: {text.safe(desk.searched, 24)!r} again)" if desk.searched else ""
+    desk.stage.ask(f"find a token{again}", "", take)
 
 
 # -- place ---------------------------------------------------------------------------------------

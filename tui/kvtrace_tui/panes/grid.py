@@ -40,6 +40,9 @@ from kvtrace_tui.panes.rows import RowStore, Shelf
 
 _KEPT = 256
 _FIRST_S, _SLICE_S, _PAUSE_S = 0.002, 0.008, 0.03
+_BREATH_S = 0.003
+"""Between two slices: a key that was pressed meanwhile comes first."""
+
 _ORDER = (
     Measure.ENTROPY,
     Measure.STRONGEST,
@@ -123,6 +126,7 @@ class GridPane(Pane):
         self._works: OrderedDict[Hashable, _Work] = OrderedDict()
         self._before: _Work | None = None
         self._timer: Timer | None = None
+        self._pause = _PAUSE_S
         self._expected_s = _FIRST_S
         self._high: dict[Measure, float] = {}
         self._layout = GridLayout.fit(0, 0, (1, 1), (0, 0))
@@ -228,7 +232,8 @@ class GridPane(Pane):
         """Go on when the keys are quiet."""
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_timer(_PAUSE_S, self._go_on)
+        self._timer = self.set_timer(self._pause, self._go_on)
+        self._pause = _PAUSE_S
 
     def _go_on(self) -> None:
         self._timer = None
@@ -241,6 +246,7 @@ class GridPane(Pane):
         if work.done > before:
             each = (perf_counter() - started) / (work.done - before)
             self._expected_s = each * len(self._trace.meta.sites)
+        self._pause = _BREATH_S
         self.redraw()
 
     def _shade(self, trace: Trace, cursor: Cursor, measure: Measure, table: Grid) -> Shade:
