@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
+
+from kvtrace.record.lanes.grouped import GroupedProducts
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,13 @@ def autocast_of(device: torch.device) -> Autocast | None:
         return None
 
 
-def as_then(autocast: Autocast | None, dtype: object = None) -> AbstractContextManager[object]:
-    """On as it was; off where a dtype is asked for."""
-    if autocast is None:
-        return nullcontext()
-    return torch.autocast(autocast.device, dtype=autocast.dtype, enabled=dtype is None)
+@contextmanager
+def as_then(autocast: Autocast | None, dtype: object = None) -> Iterator[None]:
+    """On as it was; off where a dtype is asked for, in which then everything can be multiplied."""
+    with ExitStack() as both:
+        if autocast is not None:
+            off = dtype is not None
+            both.enter_context(torch.autocast(autocast.device, autocast.dtype, enabled=not off))
+        if dtype is not None:
+            both.enter_context(GroupedProducts())
+        yield
