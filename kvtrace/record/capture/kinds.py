@@ -11,7 +11,10 @@ _CROSS = re.compile(r"cross(?!_?decoder|_?layer_?att)|encoder_attn|encdec|enc_de
 _SIDE = re.compile(
     r"(?:\w+_)?(enc|dec)(?:oder)?s?(?:_?(?:layers?|blocks?|stack|net|transformer))?", re.IGNORECASE
 )
-_SENSES = re.compile(r"vision|visual|image|audio|speech", re.IGNORECASE)
+_SENSES = re.compile(
+    r"vision|visual|image|audio|speech|(?:^|[._])(?:vit|clip|siglip|dino\w*)(?:[._]|$)",
+    re.IGNORECASE,
+)
 
 
 @lru_cache(maxsize=4096)

@@ -43,13 +43,29 @@ def of_tokens(given: Given, *, computed: bool) -> Flags | None:
         return None
     if seq == new:
         others = computed and given.tokens not in (0, new)
-        return np.zeros(seq, bool) if others else None
+        return np.zeros(seq, bool) if others and not _ends_in_text(given) else None
     if 0 < given.tokens < seq and new != given.tokens:
         return np.zeros(seq, bool)  # in blocks, each with rows of its own
     first = _first_seen(given.visible, new, seq)
     if first is None:
         return np.zeros(seq, bool) if seq < new else None
     return _told_by(first, given)
+
+
+def _ends_in_text(given: Given) -> bool:
+    """Whether the tokens are the last rows, each after the other, and those before go on to them.
+
+    An image before a text is such: it sees nothing of the text, and the text sees all of it.
+    """
+    seq, front = given.keys.shape[2], given.new - given.tokens
+    first = _first_seen(given.visible, given.new, seq)
+    if front < 0 or first is None or given.visible is None:
+        return False
+    table = given.visible.detach()[..., :seq].flatten(0, -3).all(0).cpu().numpy()
+    return bool(
+        np.array_equal(first[front:], np.arange(front, seq))
+        and np.array_equal(table[front:], np.tri(seq, dtype=bool)[front:])
+    )
 
 
 def _told_by(first: Numbers, given: Given) -> Flags | None:

@@ -29,7 +29,14 @@ from kvtrace.record.lanes.codes import CODES, layout_of
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.held import held
 from kvtrace.record.lanes.paths import Path
-from kvtrace.record.lanes.shown import any_of, heads_of, ids_each, is_causal, trimmed
+from kvtrace.record.lanes.shown import (
+    any_of,
+    heads_of,
+    ids_each,
+    is_causal,
+    rows_beyond_ids,
+    trimmed,
+)
 from kvtrace.record.lanes.snapshot import Snapshot, keeps_nothing, take
 from kvtrace.record.lanes.ties import Ties
 
@@ -169,8 +176,8 @@ class Again:
         self._only_own = all(call.keys.shape[2] == forward.new for call in calls)
         # only the attention tells tokens from sequences
         if self.snapshot is not None:
-            self.snapshot = _of_tokens(self.snapshot, forward.new)
-        self._also = [(method, _of_tokens(one, forward.new)) for method, one in self._also]
+            self.snapshot = _of_tokens(self.snapshot, forward)
+        self._also = [(method, _of_tokens(one, forward)) for method, one in self._also]
 
     @property
     def most(self) -> int | None:
@@ -239,6 +246,7 @@ class Again:
         device = ids.device if isinstance(ids, Tensor) else torch.device("cpu")
         like = ids.dtype if isinstance(ids, Tensor) else torch.long
         tokens = filled(batch, device).to(like)
+        tokens = call.given(tokens, [path.row for path in batch.paths])
         arguments = _WAYS[name](call, tokens)
         arguments[call.ids] = batch.extra.get(CODES, arguments[call.ids])
         if any(path.padding for path in batch.paths):
@@ -325,9 +333,12 @@ class Again:
             ] = None
 
 
-def _of_tokens(snapshot: Snapshot, new: int) -> Snapshot:
-    """A snapshot whose first call had so many tokens in each sequence."""
-    return replace(snapshot, call=replace(snapshot.call, new=new))
+def _of_tokens(snapshot: Snapshot, forward: Forward) -> Snapshot:
+    """A snapshot, its first call having as many tokens as the forward that it made."""
+    call = snapshot.call
+    more = rows_beyond_ids(forward)
+    call = replace(call, more=more) if more else replace(call, new=forward.new)
+    return replace(snapshot, call=call)
 
 
 def _key(batch: Batch) -> object:

@@ -20,12 +20,18 @@ NAME = "inputs_embeds"
 
 @dataclass(slots=True)
 class Embedded:
-    """By step, what went in: [sequences, new, width]."""
+    """By step, what went in: [sequences, new, width].
 
+    Attributes:
+        first: The first step, where its rows are more than its ids: its call is made again as it
+            was, so that they need not be kept.
+    """
+
+    first: int | None = None
     _given: dict[int, Tensor] = field(default_factory=dict)
 
     def __contains__(self, step: object) -> bool:
-        return step in self._given
+        return step in self._given or step == self.first
 
     def add(self, step: int, forward: Forward) -> None:
         """A forward became a step: keep its rows, if it was given no ids."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class FirstCall:
         arguments: All of them, by name.
         parameters: What `forward` takes, by name.
         turned: The ids of a longer text are [new, sequences], as a single one does not tell.
+        more: Rows that were made of it beyond its ids: of an image, say.
     """
 
     ids: str
@@ -48,12 +49,25 @@ class FirstCall:
     arguments: Mapping[str, object]
     parameters: Mapping[str, inspect.Parameter]
     turned: bool = False
+    more: int = 0
 
     @property
     def layouts(self) -> tuple[FirstCall, ...]:
         """This call, in each layout that its ids may have had."""
         single = self.shape == (1, 1)
         return (self, replace(self, turned=True)) if single else (self,)
+
+    def given(self, tokens: Tensor, rows: Sequence[int]) -> Tensor:
+        """Ids for whole paths: where its own made more rows than they are, those and what follows.
+
+        Args:
+            tokens: [paths, rows]; negative where no id stands for a row.
+            rows: Sequence of the first call that each path goes on with.
+        """
+        ids = self.arguments[self.ids]
+        if not self.more or not isinstance(ids, Tensor) or bool((tokens[:, 0] >= 0).any()):
+            return tokens
+        return torch.cat((ids[list(rows)], tokens[:, self.new + self.more :]), 1)
 
     def optional(self, name: str) -> bool:
         """Whether an argument may be left out."""

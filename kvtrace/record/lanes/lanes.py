@@ -25,6 +25,7 @@ from kvtrace.record.lanes.extras import Extras, bound
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, OncePass, with_lanes
 from kvtrace.record.lanes.outlive import never_kept, nobody_holds
+from kvtrace.record.lanes.shown import rows_beyond_ids
 from kvtrace.record.lanes.sources import Sources
 from kvtrace.record.lanes.tolerance import higher, tolerance
 from kvtrace.record.lanes.weights import Weights
@@ -107,6 +108,8 @@ class Lanes:
             self._arguments_seen = True
             self._unlike = _unlike(forward)
             self.again.first(forward)
+            if self.again.snapshot is not None and rows_beyond_ids(forward):
+                self._extras.embedded.first = step
             self._weights = Weights(self.model)
             self._unheld = nobody_holds(forward)
         elif self._weights is not None and self._weights.changed() and step > self._since:

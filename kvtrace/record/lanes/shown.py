@@ -65,3 +65,11 @@ def ids_each(forward: Forward) -> int:
     if given.dim() < 3 and given.shape[-1] != taken.shape[-1]:
         return 1
     return given.numel() // taken.numel()
+
+
+def rows_beyond_ids(forward: Forward) -> int:
+    """Rows that were made of something else than ids, as of an image before a text; 0: none."""
+    ids = tokens_of(forward.arguments)
+    if forward.tokens is not None or ids is None or ids.dim() != 2:
+        return 0
+    return max(0, forward.new - ids.shape[1]) if ids.shape[0] == forward.sequences else 0
