@@ -110,6 +110,25 @@ def test_an_assistant_of_an_encoder_decoder_is_rolled_back_too(tmp_path):
     assert any(event.kind == "crop" for step in trace for event in step.events)
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_tokens_taken_back_leave_what_the_encoder_said_in_place(name, tmp_path):
+    model = READERS[name]()
+    heard = model.get_encoder()(IDS)
+
+    def run():
+        cache = None
+        for tokens in ([1, 5, 7], [9], [4]):
+            options = {"encoder_outputs": heard, "past_key_values": cache, "use_cache": True}
+            found = model(decoder_input_ids=torch.tensor([tokens]), **options)
+            cache = found.past_key_values
+            if len(tokens) == 3:
+                cache.crop(-2)  # 5 and 7 are taken back
+        return found.logits
+
+    trace, _ = recorded(model, run, tmp_path / "a.kvt")
+    assert trace.step(1).positions == ((1,),)
+
+
 @pytest.mark.parametrize("name", [*READERS, *LISTENERS])
 def test_a_cross_cache_that_the_model_makes_for_itself_is_one(name, tmp_path):
     model = (READERS | LISTENERS)[name]()

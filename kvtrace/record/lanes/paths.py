@@ -188,7 +188,7 @@ def _removed(step: Step, kept: Kept, source: int) -> int:
     """
     found = [
         count
-        for group in step.caches
+        for group in _growing(step)
         if group.layers[0] in kept and not group.rewritten
         if (count := _off_the_end(kept[group.layers[0]][source : source + 1], group)) is not None
     ]
