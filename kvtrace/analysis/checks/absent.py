@@ -33,6 +33,12 @@ def where_it_begins(trace: Trace, found: Finding) -> Finding:
     )
 
 
+def some_absent(trace: Trace, step: Step) -> bool:
+    """Whether self-attention was not seen in a step that was in others."""
+    here = {trace.site(site).layer for group in step.sites for site in group.sites}
+    return any(one.kind == "self" and one.layer not in here for one in trace.meta.sites)
+
+
 def calls_shifted(trace: Trace, step: Step, layer: int, lane: str) -> Finding | None:
     """A module that attends several times in a forward, of which some were not seen here.
 

@@ -137,13 +137,14 @@ def _reads_older_rows(step: Step) -> bool:
     """Whether an attention was given rows that this step did not compute.
 
     Rows that come out as they were before are known again; where all tokens went in, they were
-    computed all the same.
+    computed all the same. Rows of tokens that did not go in come from a cache, though it gives
+    them otherwise every time.
     """
     return any(
-        any(run.cell < group.first_cell for run in runs)
+        any(run.cell < group.first_cell or 0 <= run.position < place[0] for run in runs)
         and sum(run.count for run in runs) > step.new
         for group in step.caches
-        for runs in group.attended
+        for place, runs in zip(step.positions, group.attended, strict=False)
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.checks.absent import calls_shifted, where_it_begins
+from kvtrace.analysis.checks.absent import calls_shifted, some_absent, where_it_begins
 from kvtrace.analysis.checks.ahead import ahead
 from kvtrace.analysis.checks.begin import begins
 from kvtrace.analysis.checks.beside import beside
@@ -40,6 +40,9 @@ Turn = tuple[bool, int, bool]
 
 _LOGITS_TIMES = 50.0
 """Logits gather the rounding of a whole row of hidden numbers, on top of all layers'."""
+
+_UNSEEN_TIMES = 2.0
+"""The same in narrow types, where some attention was not seen."""
 
 _LOGITS_APART = 0.01
 """Less changes no probability by more than a hundredth of itself."""
@@ -222,12 +225,14 @@ class _Texts:
 def _after_attention(trace: Trace, step: Step, lane: str, limits: Noise) -> Finding | None:
     """Logits that differ although every attention is equal: what follows the last one.
 
-    Only in wide types: in narrow ones the router of a last layer may flip by rounding.
+    In narrow types the router of a last layer may flip by rounding: they are only asked about
+    steps in which some attention was not seen.
     """
     compared = trace.compared(step.number, lane)
-    if compared is None or trace.meta.model.dtype not in ("float32", "float64"):
+    wide = trace.meta.model.dtype in ("float32", "float64")
+    if compared is None or not (wide or some_absent(trace, step)):
         return None
-    limit = _LOGITS_TIMES * float(limits.threshold.max())
+    limit = (_LOGITS_TIMES if wide else _UNSEEN_TIMES) * float(limits.threshold.max())
     for sequence, (one, top) in enumerate(zip(compared.logits, step.top, strict=False)):
         size = max(map(abs, (*top.logits, top.logsumexp)))
         if one.max_abs > max(limit * size, _LOGITS_APART):
