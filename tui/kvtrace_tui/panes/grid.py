@@ -39,7 +39,7 @@ from kvtrace_tui.panes.pane import Pane
 from kvtrace_tui.panes.rows import RowStore, Shelf
 
 _KEPT = 256
-_FIRST_S, _SLICE_S, _PAUSE_S = 0.002, 0.008, 0.03
+_FIRST_S, _SLICE_S, _PAUSE_S = 0.002, 0.008, 0.04
 _BREATH_S = 0.003
 """Between two slices: a key that was pressed meanwhile comes first."""
 
@@ -246,7 +246,7 @@ class GridPane(Pane):
         if work.done > before:
             each = (perf_counter() - started) / (work.done - before)
             self._expected_s = each * len(self._trace.meta.sites)
-        self._pause = _BREATH_S
+        self._pause = _PAUSE_S if work.complete else _BREATH_S
         self.redraw()
 
     def _shade(self, trace: Trace, cursor: Cursor, measure: Measure, table: Grid) -> Shade:
