@@ -46,7 +46,7 @@ def encode_texts(texts: Mapping[int, str]) -> bytes:
 def plain(value: object) -> dict[str, Any]:
     """A dataclass as a dict that JSON can hold; fields at their default are left out."""
     out: dict[str, Any] = {}
-    for name, default, convert in _plan(type(value)):
+    for name, default, convert in _PLANS.get(type(value)) or _plan(type(value)):
         item = getattr(value, name)
         if item is not default and item != default:
             out[name] = item if convert is None else convert(item)

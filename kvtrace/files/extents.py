@@ -130,12 +130,16 @@ class RowsOf:
 def rows_of(rows: StepRows) -> RowsOf:
     """What is in `rows`."""
     return RowsOf(
-        tuple(sorted(rows.queries)),
-        tuple(sorted(rows.output)),
-        tuple(sorted(rows.keys)),
+        _indices(rows.queries),
+        _indices(rows.output),
+        _indices(rows.keys),
         tuple((site, *rows.masks[site].shape) for site in sorted(rows.masks)),
         tuple((site, *rows.biases[site].shape) for site in sorted(rows.biases)),
     )
+
+
+def _indices(rows: Mapping[int, Array]) -> tuple[int, ...]:
+    return rows.indices if isinstance(rows, Stacked) else tuple(sorted(rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +248,7 @@ def _shapes(meta: Meta, step: Step, recorded: RowsOf) -> list[tuple[Tensor, int,
 def most_rows(step: Step) -> int:
     """Rows of the longest tensor of a step."""
     queries = [step.new if group.new is None else group.new for group in step.sites]
-    return max([step.new, *queries, *(group.rows for group in step.caches)])
+    return max([step.new, *queries, *[group.rows for group in step.caches]])
 
 
 def num_frames(step: Step) -> int:

@@ -139,7 +139,9 @@ class Tiler:
             return
         keys: Mapping[int, Array] = rows.keys
         for one in step.caches:
-            layers = tuple([layer for layer in one.layers if layer in keys])
+            layers = one.layers
+            if not (isinstance(keys, Stacked) and keys.indices == layers):
+                layers = tuple([layer for layer in layers if layer in keys])
             if not one.rows or not layers:
                 continue
             pending = self._pending.get(layers)

@@ -169,7 +169,7 @@ def _sound_runs(runs: Runs, longest: int) -> bool:
 
 
 def _sound_sites(group: SiteStep, sites: int, sequences: int, file_bytes: int) -> bool:
-    known = all(0 <= site < sites for site in group.sites)
+    known = not group.sites or (min(group.sites) >= 0 and max(group.sites) < sites)
     lengths = {len(group.check_error), len(group.check_scale), len(group.nonfinite)}
     mask = group.mask
     padding = len(mask.padding) in (0, sequences)

@@ -47,6 +47,8 @@ from kvtrace.trace.meta import FORMAT_VERSION
 Unit = Array | memoryview
 """A piece of payload that is read and checked in one go."""
 
+_TENSORS = tuple(Tensor)
+
 INDEX_EVERY = 256
 """Steps between INDEX frames: what a reader must scan after a crash."""
 
@@ -318,7 +320,7 @@ def packed(
 def _stacked(layout: Layout, rows: StepRows) -> list[Unit]:
     """The units of rows that lie together for all layers; empty where they do not."""
     pieces: list[list[memoryview]] = []
-    for tensor in Tensor:
+    for tensor in _TENSORS:
         stack = rows.of(tensor)
         if not isinstance(stack, Stacked) or tensor not in layout.alike:
             return []

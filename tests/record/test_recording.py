@@ -365,6 +365,17 @@ def test_top_logits_with_nan_do_not_stop_the_recording():
     assert len(top.ids) == 9
 
 
+def test_logits_made_in_inference_mode_are_read_in_it_and_out_of_it():
+    from kvtrace.record.steps.top import TopReader
+
+    reader = TopReader()
+    with torch.inference_mode():
+        logits = torch.randn(1, 1, 9)
+        inside = reader.read(logits, 1)
+    # where steps wait, another thread reads them
+    assert reader.read(logits, 1) == inside
+
+
 def test_an_argument_that_refuses_to_be_read_is_left_alone(tmp_path):
     # its config is a dataclass, and raises where layers differ
     model = tiny_model("gemma4_unified_text")

@@ -28,7 +28,7 @@ class Book:
     @property
     def rows(self) -> int:
         """Rows held."""
-        return max((runs.count(one) for one in self.held), default=0)
+        return max([runs.count(one) for one in self.held], default=0)
 
 
 EMPTY = Book()

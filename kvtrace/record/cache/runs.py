@@ -15,7 +15,7 @@ Runs = tuple[Run, ...]
 
 def count(runs: Runs) -> int:
     """Cells in all runs."""
-    return sum(run.count for run in runs)
+    return runs[0].count if len(runs) == 1 else sum([run.count for run in runs])
 
 
 def written(first_cell: int, positions: Sequence[int], slot: int) -> Runs:

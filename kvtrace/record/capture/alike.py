@@ -9,7 +9,9 @@ anything is no such step, and `watch` reads it in full.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Generic, TypeVar, overload
 
 import torch
@@ -103,7 +105,7 @@ class Pattern:
         cache, _, _, _, (first, _) = updates[0]
         verdicts = one.verdicts[id(cache)]
         known = tracker.met(cache) and tracker.serial(cache) == self.cache
-        if not known or not all(verdict[0] for verdict in verdicts.values()):
+        if not known or not all(map(_FIRST, verdicts.values())):
             return None
         raw = [call for call in calls if len(call) == 5]
         if len(raw) < len(calls) or not self._fits(cache, updates, raw, first.shape):
@@ -113,7 +115,11 @@ class Pattern:
             return None
         if tuple([one.dtype for one in found]) != self.dtypes:
             return None
-        tracker.note(cache, {update[1]: update[4] for update in updates}, verdicts)
+        outs = [update[4] for update in updates]
+        if self.layers == tuple(range(len(cache.layers))):
+            tracker.note_grown(cache, outs)
+        else:
+            tracker.note(cache, dict(zip(self.layers, outs, strict=True)), verdicts)
         mask = raw[0][0][4]
         return Batch(self, first, mask if isinstance(mask, Tensor) else None, *found, updates, raw)
 
@@ -218,12 +224,17 @@ class Batch:
         return Later(len(self._updates), make)
 
 
+_FIRST = itemgetter(0)
+_NO_GRAD = nullcontext()
+"""Where nobody keeps gradients anyway: torch's own costs as much as all the copies."""
+
+
 def _together(
     updates: Sequence[RawUpdate], calls: Sequence[RawCall]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Queries, outputs, new keys and new values of all layers; None where they differ in shape."""
     try:
-        with torch.no_grad():
+        with torch.no_grad() if torch.is_grad_enabled() else _NO_GRAD:
             return (
                 torch.cat([call[0][1] for call in calls]),
                 torch.cat([call[2][0] for call in calls]),

@@ -81,7 +81,7 @@ class DeviceClock:
 
     def _mark(self) -> Marks:
         """Where the queues end now."""
-        return tuple(_marked(device, module) for device, module in self._modules)
+        return tuple([_marked(device, module) for device, module in self._modules])
 
 
 def _marked(device: torch.device, module: Any) -> Any:

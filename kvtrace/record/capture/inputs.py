@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -114,9 +114,9 @@ def shape_of(tokens: Tensor | None, arguments: Mapping[str, object]) -> tuple[in
     return 1, 0
 
 
-def hidden_width(model: nn.Module) -> int:
+def hidden_width(modules: Iterable[nn.Module]) -> int:
     """Features of a model's rows, where logits over its tokens are wider; 0: that is not known."""
-    tables = [one for one in model.modules() if isinstance(one, nn.Embedding)]
+    tables = [one for one in modules if isinstance(one, nn.Embedding)]
     table = max(tables, key=lambda one: one.num_embeddings, default=None)
     if table is None or table.num_embeddings <= table.embedding_dim:
         return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from time import perf_counter_ns
 from types import CodeType, FunctionType
 
@@ -73,13 +73,20 @@ def looks_like_attention(kind: type[nn.Module]) -> bool:
     return _LOOKS.search(kind.__name__) is not None
 
 
-def lower_levels(model: nn.Module) -> FlowWatch | None:
-    """What watches the data flow where it must be; None: level 1 will see everything."""
-    asking = {path for path, module in model.named_modules() if asks(type(module))}
+def lower_levels(model: nn.Module, modules: Mapping[str, nn.Module]) -> FlowWatch | None:
+    """What watches the data flow where it must be; None: level 1 will see everything.
+
+    Args:
+        model: The watched model.
+        modules: All of its modules, by path.
+    """
+    asking = {path for path, module in modules.items() if asks(type(module))}
+    kinds = {type(modules[path]) for path in asking}
+    kinds = {kind for kind in kinds if looks_like_attention(kind) and may_bypass(kind)}
     doubted = {
         path: type(module).__module__.startswith("transformers.")
-        for path, module in model.named_modules()
-        if path in asking and looks_like_attention(type(module)) and may_bypass(type(module))
+        for path, module in modules.items()
+        if type(module) in kinds
     }
     if getattr(getattr(model, "config", None), "_attn_implementation", "eager") != "eager":
         doubted = {path: theirs for path, theirs in doubted.items() if not theirs}
@@ -95,13 +102,13 @@ def lower_levels(model: nn.Module) -> FlowWatch | None:
         return flow
     silent = {
         path
-        for path, module in model.named_modules()
+        for path, module in modules.items()
         if looks_like_attention(type(module)) and not _related(path, asking)
     } | doubted.keys()
     if not silent:
         return None
     flow = FlowWatch(model, sink=deliver, only=lambda path, _: path in silent)
-    flow.briefly({path: model.get_submodule(path) for path, theirs in doubted.items() if theirs})
+    flow.briefly({path: modules[path] for path, theirs in doubted.items() if theirs})
     return flow
 
 
@@ -145,7 +152,7 @@ def _related(path: str, others: Set[str]) -> bool:
     ) or (not path and bool(others))
 
 
-def note_runs(model: nn.Module, ran: set[str]) -> Callable[[], None]:
+def note_runs(modules: Mapping[str, nn.Module], ran: set[str]) -> Callable[[], None]:
     """Note which modules that call themselves attention run at all; returns how to stop.
 
     Each is looked at once: its hook goes when it has run.
@@ -159,7 +166,7 @@ def note_runs(model: nn.Module, ran: set[str]) -> Callable[[], None]:
 
         return hook
 
-    for path, module in model.named_modules():
+    for path, module in modules.items():
         if looks_like_attention(type(module)):
             hooks[path] = module.register_forward_pre_hook(note(path))
 

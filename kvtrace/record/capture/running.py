@@ -7,14 +7,14 @@ thread. Threads do not see each other's passes.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from kvtrace.record.capture.calls import AttentionCall
     from kvtrace.record.capture.choices import Chooser
@@ -133,14 +133,22 @@ def passes() -> list[Pass]:
     return threads.passes
 
 
-@contextmanager
-def our_work() -> Iterator[None]:
-    """What runs inside is ours, not the model's: whoever listens to the model looks away."""
-    threads.ours += 1
-    try:
-        yield
-    finally:
+class _Ours:
+    """Counts, for each thread, what is ours."""
+
+    def __enter__(self) -> None:
+        threads.ours += 1
+
+    def __exit__(self, *_: object) -> None:
         threads.ours -= 1
+
+
+_OURS = _Ours()
+
+
+def our_work() -> AbstractContextManager[None]:
+    """What runs inside is ours, not the model's: whoever listens to the model looks away."""
+    return _OURS
 
 
 def depth_of_our_work() -> int:

@@ -74,17 +74,36 @@ def held(layer: Any, out: tuple[Tensor, Tensor] | None) -> Held:
 
 Found = Mapping[int, Verdict]
 
+_UNTOUCHED: Verdict = (True, None)
+
+Grown = tuple[Tensor, Tensor, int, int]
+"""Keys and values of a layer that grew as layers do, and their versions."""
+
+
+def _as_grown(layers: Sequence[Any], grown: Sequence[Grown]) -> bool:
+    """Whether all layers of a cache still hold the same tensors, unchanged."""
+    if len(layers) != len(grown):
+        return False
+    for layer, (keys, values, key_version, value_version) in zip(layers, grown, strict=True):
+        # somebody may have put another kind of layer there
+        if getattr(layer, "keys", None) is not keys or layer.values is not values:
+            return False
+        if keys._version != key_version or values._version != value_version:
+            return False
+    return True
+
 
 class CacheTracker:
     """The cache objects one watcher has met, and what their layers held last."""
 
-    __slots__ = ("__weakref__", "_layers", "_serials", "changes", "num_caches")
+    __slots__ = ("__weakref__", "_grown", "_layers", "_serials", "changes", "num_caches")
 
     def __init__(self) -> None:
         self.num_caches = 0
         self.changes: list[CacheChange] = []
         self._serials: dict[int, int] = {}
         self._layers: dict[int, dict[int, Held]] = {}
+        self._grown: dict[int, Sequence[Grown]] = {}
 
     def serial(self, cache: Any) -> int:
         """Number of a cache object; it is forgotten when the object dies."""
@@ -101,6 +120,7 @@ class CacheTracker:
                 if tracker is not None:
                     tracker._serials.pop(key, None)
                     tracker._layers.pop(key, None)
+                    tracker._grown.pop(key, None)
 
             weakref.finalize(cache, forget, None).atexit = False
         return found
@@ -115,14 +135,19 @@ class CacheTracker:
         What was remembered is let go, so that memory of old rows is free during the forward.
         """
         self.serial(cache)
-        left, self._layers[id(cache)] = self._layers[id(cache)], {}
+        grown = self._grown.get(id(cache))
+        if grown is not None and _as_grown(getattr(cache, "layers", ()), grown):
+            del self._grown[id(cache)]
+            return dict.fromkeys(range(len(grown)), _UNTOUCHED)
+        left = self._held(id(cache))
+        self._layers[id(cache)] = {}
         verdicts: dict[int, Verdict] = {}
         for index, layer in enumerate(getattr(cache, "layers", ())):
             last = left.get(index)
             if last is None:
                 verdicts[index] = (not _filled(layer), None)
             elif last.untouched(layer):
-                verdicts[index] = (True, None)
+                verdicts[index] = _UNTOUCHED
             else:
                 verdicts[index] = (False, last.out if last.intact() else None)
         return verdicts
@@ -142,9 +167,31 @@ class CacheTracker:
             if fine and hasattr(layer, "keys"):
                 layers[index] = held(layer, out)
 
+    def note_grown(self, cache: Any, outs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """The same, where all layers of a cache hold what they handed back.
+
+        Args:
+            cache: It.
+            outs: Keys and values handed back by each of its layers.
+        """
+        try:
+            grown = [(keys, values, keys._version, values._version) for keys, values in outs]
+        except RuntimeError:  # inference tensors do not count their changes
+            self.note(cache, dict(enumerate(outs)), {})
+        else:
+            self._grown[id(cache)] = grown
+
+    def _held(self, key: int) -> dict[int, Held]:
+        """What each layer of a cache held, by the cache's id."""
+        layers = self._layers.get(key, {})
+        for index, (keys, values, *versions) in enumerate(self._grown.pop(key, ())):
+            key_version, value_version = versions
+            layers[index] = Held(keys, values, key_version, value_version, (keys, values))
+        return layers
+
     def refresh(self, cache: Any, untouched: dict[int, bool]) -> None:
         """Called after a change that is understood: take note of what the layers hold now."""
-        layers = self._layers.get(id(cache), {})
+        layers = self._held(id(cache))
         for index, fine in untouched.items():
             layer = layer_of(cache, index)
             if fine and layer is not None:
@@ -154,7 +201,7 @@ class CacheTracker:
 
     def untouched(self, cache: Any) -> dict[int, bool]:
         """Per layer met: whether it still holds what it held."""
-        layers = self._layers.get(id(cache), {})
+        layers = self._held(id(cache))
         return {
             index: (layer := layer_of(cache, index)) is not None and last.untouched(layer)
             for index, last in layers.items()
@@ -171,8 +218,8 @@ class CacheTracker:
 
     def live(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """(serial, layer, keys, values) of everything held."""
-        for key, layers in self._layers.items():
-            for index, last in layers.items():
+        for key in self._layers:
+            for index, last in self._held(key).items():
                 if isinstance(last.keys, Tensor) and last.keys.dim() == 4 and last.intact():
                     yield self._serials[key], index, last.keys, last.values
 

@@ -72,15 +72,16 @@ class Watch:
             on_chosen: Told of tokens chosen for a request in a batch: (its cache, token).
         """
         self.model = model
-        self.num_forwards = 0
-        self.paused = False
+        self.num_forwards, self.paused = 0, False
         self._on_forward = on_forward
         self._on_begin = on_begin
         self._on_failure = on_failure
         self._choosing = choosing
-        self._names = {id(module): path for path, module in model.named_modules()}
+        self._modules = dict(model.named_modules())
+        self._names = {id(module): path for path, module in self._modules.items()}
         self._two_sided = is_two_sided(self._names.values())
-        self._hidden = hidden_width(model)
+        self._hidden = hidden_width(self._modules.values())
+        self._patched: type | None = None
         self._facts: dict[int, ModuleFacts] = {}
         self._pattern: Pattern | None = None
         self._tracker = CacheTracker()
@@ -89,9 +90,7 @@ class Watch:
         self._eagerly = Eagerly()
         self.turns = Turns()
         self._requests = Follower(self._tracker, on_chosen or (lambda _, __: None))
-        self._seen: set[str] = set()
-        self._odd: set[str] = set()
-        self._ran: set[str] = set()
+        self._seen, self._odd, self._ran = set[str](), set[str](), set[str]()
         self._signatures: dict[int, inspect.Signature] = {}
         self._undo: list[Callable[[], None]] = []
 
@@ -102,13 +101,13 @@ class Watch:
                 patches.hold()
                 self._undo.append(patches.release)
             self._undo += [follow(self._tracker), self._requests.listen()]
-            flow = self._flow = lower_levels(self.model)
+            flow = self._flow = lower_levels(self.model, self._modules)
             if flow is not None:
                 flow.__enter__()
                 self._undo.append(partial(flow.__exit__, None, None, None))
             for part, module in entrances(self.model):
                 self._hook(part, module)
-            self._undo.append(note_runs(self.model, self._ran))
+            self._undo.append(note_runs(self._modules, self._ran))
         except BaseException:
             self._stop()
             raise
@@ -232,8 +231,10 @@ class Watch:
             return
         given = arguments.get("past_key_values")
         # a class of the model's own that is met late was followed by its rows so far, and stays so
-        if self.num_forwards == 0 or isinstance(given, Cache):
+        kind, first = type(given), self.num_forwards == 0 or isinstance(given, Cache)
+        if first and kind is not self._patched:
             patch_given(given)
+            self._patched = None if hasattr(given, HALVES[0]) else kind
         one = Pass(self._names, self._tracker, self._flow, self._choosing and self._choosing())
         try:
             self._requests.begin(one, arguments)
@@ -273,8 +274,8 @@ class Watch:
     def _given(self, arguments: Mapping[str, object]) -> frozenset[int]:
         """Serials of the caches among the arguments, as far as they were met."""
         given = arguments.get("past_key_values")
-        parts = (given, *(getattr(given, part, None) for part in HALVES))
-        return frozenset(self._tracker.serial(one) for one in parts if self._tracker.met(one))
+        parts = (given, *[getattr(given, part, None) for part in HALVES])
+        return frozenset([self._tracker.serial(one) for one in parts if self._tracker.met(one)])
 
     def _arguments(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -42,7 +42,7 @@ class Measured:
     @property
     def encodes(self) -> bool:
         """Whether it is an encoder's own pass: no logits, and nothing but encoder attention."""
-        if self.logits is not None or not self.calls or self.alike is not None:
+        if self.logits is not None or self.alike is not None or not self.calls:
             return False
         return all(call.kind == "encoder" for call in self.calls)
 

@@ -7,7 +7,7 @@ import inspect
 import opcode
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,7 @@ def hides_products(module: nn.Module, *, own: bool) -> bool:
     return any(not name.startswith("_") and name != "forward" for name in names)
 
 
+@lru_cache(maxsize=1 << 12)
 def _multiplies(code: bytes) -> bool:
     """Whether bytecode uses the operator `@`, or may."""
     pairs = {bytes((_BINARY, argument)) for argument in _MATRIX_MULTIPLY}
@@ -122,6 +123,8 @@ class Plan:
     @cached_property
     def absent(self) -> tuple[tuple[str, nn.Module], ...]:
         """(path, module) whose parameters are in memory only while it runs: offloaded ones."""
+        if not any(part.is_meta for _, _, part, _ in self.parameters):
+            return ()
         return tuple(
             (path, module)
             for path, module in self.model.named_modules()

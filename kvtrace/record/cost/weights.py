@@ -96,9 +96,9 @@ def _used(plan: Plan, growth: Mapping[Key, Sequence[Growth]]) -> dict[str, tuple
     whole: dict[Key, int] = {}
     for path, _, entering, leaving in plan.linears:
         whole[kinds[path]] = whole.get(kinds[path], 0) + 2 * entering * leaving
-    out: dict[str, tuple[Per, Fraction]] = {}
-    for path, kind in kinds.items():
+    shares: dict[Key, tuple[Per, Fraction]] = {}
+    for kind, size in whole.items():
         grows = per.get(kind, Per.NEW)
-        share = flops.get(kind, Fraction(0)) / whole[kind] if grows is Per.NEW else Fraction(1)
-        out[path] = (grows, share)
-    return out
+        share = flops.get(kind, Fraction(0)) / size if grows is Per.NEW else Fraction(1)
+        shares[kind] = (grows, share)
+    return {path: shares[kind] for path, kind in kinds.items()}

@@ -114,7 +114,8 @@ class Backlog:
         if self._clock is None and not self._closed.is_set():
             self._clock = threading.Thread(target=self._look, daemon=True)
             self._clock.start()
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
     def _look(self) -> None:
         """Write what has waited too long; runs in a thread."""

@@ -15,7 +15,7 @@ from kvtrace.record.steps.steady import Kept, work_out
 from kvtrace.record.steps.texts import Texts
 from kvtrace.record.steps.top import TopReader
 from kvtrace.text import safe
-from kvtrace.trace import Ending, Meta, Note, Step
+from kvtrace.trace import Ending, Meta, Note, SiteStep, Step, TopLogits
 
 
 class Sink(Protocol):
@@ -70,7 +70,8 @@ class Scribe:
         while start < len(waiting) and self.failure is None:
             first, end = waiting[start].kept, start + 1
             if first is None:
-                self._append(waiting[start])
+                step = waiting[start].step
+                self._append(waiting[start], step.top, step.sites)
             else:
                 kept = [first]
                 while end < len(waiting) and (one := waiting[end].kept) and one.goes_with(first):
@@ -90,21 +91,31 @@ class Scribe:
         each = (perf_counter_ns() - start) // len(kept)
         for one, found in zip(waiting, worked, strict=True):
             one.rows, one.spent_ns = found.rows, one.spent_ns + each
-            one.step = replace(one.step, top=found.top, sites=found.sites)
-            self._append(one)
+            self._append(one, found.top, found.sites)
 
-    def _append(self, waiting: Waiting) -> None:
-        """Write one step."""
+    def _append(
+        self, waiting: Waiting, top: tuple[TopLogits, ...], sites: tuple[SiteStep, ...]
+    ) -> None:
+        """Write one step, whose highest logits and sites are these."""
         step, chosen, texts = waiting.step, waiting.told, self._texts
         if self.failure is not None or waiting.rows is None:
             return
-        said = texts.of(_ids(step.tokens, step.top))
+        said = texts.of(_ids(step.tokens, top))
         if chosen is None or len(chosen) != step.num_sequences:
             chosen = step.chosen
         else:
-            said = {**said, **texts.of([token for token in chosen if token is not None])}
+            more = [token for token in chosen if token is not None]
+            said = {**said, **texts.of(more)}
         spent, ours = waiting.took.ns(), waiting.spent_ns
-        step = replace(step, chosen=chosen, texts=said, elapsed_ns=spent, recorder_ns=ours)
+        step = replace(
+            step,
+            chosen=chosen,
+            top=top,
+            sites=sites,
+            texts=said,
+            elapsed_ns=spent,
+            recorder_ns=ours,
+        )
         try:
             self._sink.append(step, waiting.rows)
         except KvtraceError as error:
@@ -114,9 +125,9 @@ class Scribe:
             self._on_step(step)
 
 
-def _ids(tokens: Tokens, top: tuple[object, ...]) -> list[int]:
+def _ids(tokens: Tokens, top: tuple[TopLogits, ...]) -> list[int]:
     """All token ids a step names."""
     found = [token for row in tokens for token in row]
     for one in top:
-        found += list(getattr(one, "ids", ()))
+        found += one.ids
     return found

@@ -116,16 +116,20 @@ def work_out(kept: Sequence[Kept], reader: TopReader) -> list[Worked]:
 
 def _rows(kept: Sequence[Kept], counts: Sequence[int]) -> tuple[list[Array], list[str], bool]:
     """Queries, output, keys and values of all steps, [steps, indices, sequences, heads, 1, dim]."""
-    each = kept[0].pattern.each
-    flights = [fetch([one.parts[kind] for one in kept]) for kind in range(len(_KINDS))]
-    names = [dtype_name(part.dtype) for part in kept[0].parts]
-    flat = [as_stored(flight.land()) for flight in flights]
-    finite = not any(nonfinite(*pair).any() for pair in zip(flat, names, strict=True))
-    shaped = [
-        array.reshape(len(kept), count, *shape)
-        for array, count, shape in zip(flat, counts, each, strict=True)
-    ]
-    return shaped, names, finite
+    each, dtypes = kept[0].pattern.each, [part.dtype for part in kept[0].parts]
+    wholes: dict[int, Array] = {}
+    finite = True
+    for dtype in dict.fromkeys(dtypes):
+        kinds = [kind for kind, other in enumerate(dtypes) if other == dtype]
+        flight = fetch([one.parts[kind] for kind in kinds for one in kept])
+        array, start = as_stored(flight.land()), 0
+        finite = finite and not nonfinite(array, dtype_name(dtype)).any()
+        for kind in kinds:
+            end = start + len(kept) * kept[0].parts[kind].numel()
+            wholes[kind] = array[start:end].reshape(len(kept), counts[kind], *each[kind])
+            start = end
+    names = [dtype_name(dtype) for dtype in dtypes]
+    return [wholes[kind] for kind in range(len(dtypes))], names, finite
 
 
 def _tops(kept: Sequence[Kept], reader: TopReader) -> list[tuple[TopLogits, ...]]:

@@ -50,7 +50,9 @@ class TopReader:
         """
         scratch = self._scratch
         if scratch.shape != rows.shape or scratch.device != rows.device:
-            scratch = self._scratch = torch.empty_like(rows)
+            # made in inference mode, it could not be written to out of it, where steps may wait
+            with torch.inference_mode(False):
+                scratch = self._scratch = torch.empty_like(rows)
         safe = [abs(value) < _SAFE for value in highest]
         if all(safe):
             torch.exp(rows, out=scratch)
