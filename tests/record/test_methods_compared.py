@@ -195,3 +195,52 @@ class Body(nn.Module):
             x, rows = layer.attend(x, rows)
             new.append(rows)
         return x, new
+
+
+class Looked(nn.Module):
+    """What people put around a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(20, 16), nn.LayerNorm(16)
+        self.places = nn.Parameter(torch.randn(1, 32, 16))
+
+    def forward(self, ids):
+        return self.norm(self.table(ids) * 4 + self.places[:, : ids.shape[1]])
+
+
+class Parts(Translating):
+    """Looks ids up in a module that is called on its own, as the tutorials do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = Looked()
+
+    def decode_step(self, state, written, seen):
+        x = self.look_up(written)
+        for layer in self.dec_layers:
+            parts = (layer.q, layer.k, layer.v)
+            q, k, v = (part(x).view(1, -1, 2, 8).transpose(1, 2) for part in parts)
+            scores = (q @ k.mT / 8**0.5).masked_fill(seen == 0, -torch.inf)
+            x = layer(x, state, causal=False) + (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return self.head(x)[:, -1]
+
+
+def test_a_table_with_something_around_it_is_no_model(tmp_path):
+    torch.manual_seed(0)
+    model = Parts().eval()
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt") as recording:
+        state, written = model.encode(torch.tensor([[2, 7, 1, 8]])), torch.tensor([[1]])
+        for new in range(1, 4):
+            seen = torch.ones(new, new, dtype=torch.long).tril()
+            chosen = model.decode_step(state, written, seen).argmax(-1, keepdim=True)
+            written = torch.cat([written, chosen], 1)
+    assert [(one.model, one.steps, one.lanes) for one in recording.report.traces] == [
+        ("Parts", 4, ())  # a mask of one token does not tell what later ones see
+    ]
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert sorted(site.kind for site in trace.meta.sites) == ["cross"] * 2 + [
+        "encoder",
+        "self",
+        "self",
+    ]

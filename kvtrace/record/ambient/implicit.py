@@ -208,6 +208,25 @@ def _counts(ids: Tensor) -> bool:
     return row.numel() > 1 and bool((row[1:] - row[:-1] == 1).all())
 
 
+def ids_of(model: nn.Module) -> str:
+    """What a model's own forward calls its ids."""
+    found = signature_of(model).ids
+    return "tokens" if found is None else found.name
+
+
+def table_of(module: nn.Module) -> nn.Embedding | None:
+    """The table of a module that looks ids up and does nothing more; None: it may do more.
+
+    Such are an embedding, and what people put around one: a scale, positions, a norm, dropout.
+    """
+    tables = [one for one in module.modules() if isinstance(one, nn.Embedding)]
+    theirs = {id(one.weight) for one in tables}
+    others = [one for one in module.parameters() if id(one) not in theirs]
+    # what attends has matrices; learned positions are a table of one text
+    beyond = any(sum(size > 1 for size in one.shape) > 1 and one.dim() != 3 for one in others)
+    return None if beyond or not tables else max(tables, key=lambda one: one.num_embeddings)
+
+
 def owner_of(module: nn.Module) -> nn.Module | None:
     """The outermost module with a method running that holds another one; None: no such."""
     found = None

@@ -21,8 +21,9 @@ from torch import nn
 from kvtrace import units
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import TraceWriter
+from kvtrace.record.ambient import implicit
 from kvtrace.record.ambient.evidence import Evidence
-from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups, owner_of, place_of
+from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups
 from kvtrace.record.ambient.late import LateWriter
 from kvtrace.record.ambient.met import Met
 from kvtrace.record.ambient.outermost import Outermost, Run
@@ -31,7 +32,6 @@ from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.generate import meet_generate
 from kvtrace.record.capture.inputs import named, tokens_in
-from kvtrace.record.driving.roles import signature_of
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.paged.engine import ENGINE
 from kvtrace.record.ranks import own_path
@@ -226,7 +226,7 @@ class AmbientRecording:
         if self._flow is not None:
             self._flow.begin_step(*ids.shape)
         if one.implicit is None:
-            name = "tokens" if root is None else _ids_of(root)
+            name = "tokens" if root is None else implicit.ids_of(root)
             one.implicit = Implicit(one.recording, name, begins_at_once=root is not None)
         one.implicit.looked_up(ids, table)
 
@@ -234,7 +234,7 @@ class AmbientRecording:
         """The model with such steps that a table belongs to, whoever looks ids up in it."""
         for one in self._models.values():
             steps = one.implicit is not None and one.implicit.begins_at_once
-            if steps and any(place_of(part) == table for part in one.module.parameters()):
+            if steps and any(implicit.place_of(part) == table for part in one.module.parameters()):
                 return one.module
         return None
 
@@ -278,12 +278,14 @@ class AmbientRecording:
         if not embeds and tokens_in(arguments) is None:
             self._others[type(module).__name__] += 1
             return None
-        if not any(module.children()):
+        if (table := implicit.table_of(module)) is not None:
             # an embedding on its own: some method of a model is running, or a plain function
-            if isinstance(module, nn.Embedding) and (found := tokens_in(arguments)) is not None:
-                root = owner_of(module)
-                if root is not None or self._lookups is not None:
-                    self._step_of(root, found[1], place_of(module.weight))
+            found = tokens_in(arguments)
+            root = implicit.owner_of(module)
+            if found is not None and (root is not None or self._lookups is not None):
+                self._step_of(root, found[1], implicit.place_of(table.weight))
+            return None
+        if not any(module.children()):
             return None
         self._leave_modes()
         return self._adopt(module)
@@ -379,12 +381,6 @@ class AmbientRecording:
             raise
         except Exception as error:
             self._faults.append(f"watching failed: {type(error).__name__}: {error}".splitlines()[0])
-
-
-def _ids_of(model: nn.Module) -> str:
-    """What a model's own forward calls its ids."""
-    found = signature_of(model).ids
-    return "tokens" if found is None else found.name
 
 
 def _current_mode() -> object:

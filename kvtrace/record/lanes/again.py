@@ -116,6 +116,7 @@ class Again:
     _sites: frozenset[tuple[str, int]] = frozenset()
     _crossing: frozenset[str] = frozenset()
     _causal: bool = False
+    _several: bool = False
     _ready: tuple[object, str | None, Forward] | None = None
 
     def begin(self, beginning: Beginning) -> None:
@@ -169,15 +170,16 @@ class Again:
         self._order = tuple((call.module, call.call) for call in forward.calls)
         self._heads = tuple(heads_of(call) for call in forward.calls)
         self._crossing = frozenset(one.module for one in forward.calls if one.kind == "cross")
-        self._causal = forward.new > 1 and all(is_causal(call) for call in calls)
+        self._causal = all(is_causal(call) for call in calls)  # one token does not tell
+        self._several = forward.new > 1
         each = ids_each(forward)
         if each > 1 and layout_of(forward) is None:
             self._none = f"it takes {each} ids for one position, and the first of them is recorded"
         self._only_own = all(call.keys.shape[2] == forward.new for call in calls)
         # only the attention tells tokens from sequences
-        if self.snapshot is not None:
-            self.snapshot = _of_tokens(self.snapshot, forward)
-        self._also = [(method, _of_tokens(one, forward)) for method, one in self._also]
+        size = forward.new, rows_beyond_ids(forward)
+        self.snapshot = None if self.snapshot is None else self.snapshot.of_tokens(*size)
+        self._also = [(method, one.of_tokens(*size)) for method, one in self._also]
 
     @property
     def most(self) -> int | None:
@@ -284,7 +286,7 @@ class Again:
         forward = replace(
             forward, calls=tuple(trimmed(self._kinded(one), batch.rows) for one in calls)
         )
-        why = self._misfit(forward, batch)
+        why = self._misfit(forward, batch, given_masks=name == "replayed")
         if why:
             raise CannotRecomputeError(why)
         return forward
@@ -300,7 +302,7 @@ class Again:
         crosses = call.kind == "self" and call.module in self._crossing
         return replace(call, kind="cross") if crosses else call
 
-    def _misfit(self, forward: Forward, batch: Batch) -> str:
+    def _misfit(self, forward: Forward, batch: Batch, *, given_masks: bool) -> str:
         """Why a forward is no other lane of these tokens; empty: it is one."""
         wanted = (len(batch.paths), batch.rows)
         calls = {(call.module, call.call): call for call in forward.calls}
@@ -313,7 +315,7 @@ class Again:
                 return f"{site[0]} had {found[1]} new rows for {wanted[1]} tokens"
             if self._outside is not None and self._only_own and call.keys.shape[2] != wanted[1]:
                 return f"{site[0]} read rows that it keeps outside of what it is given"
-        if self._causal and batch.rows > 1:
+        if self._causal and (self._several or given_masks) and batch.rows > 1:
             loose = next(
                 (calls[one] for one in sorted(self._sites) if not is_causal(calls[one])), None
             )
@@ -331,14 +333,6 @@ class Again:
                 "extended to all tokens; it shares the code of the cache, so that what is wrong in "
                 "both stays unseen"
             ] = None
-
-
-def _of_tokens(snapshot: Snapshot, forward: Forward) -> Snapshot:
-    """A snapshot, its first call having as many tokens as the forward that it made."""
-    call = snapshot.call
-    more = rows_beyond_ids(forward)
-    call = replace(call, more=more) if more else replace(call, new=forward.new)
-    return replace(snapshot, call=call)
 
 
 def _key(batch: Batch) -> object:

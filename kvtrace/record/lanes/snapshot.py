@@ -54,6 +54,11 @@ class Snapshot:
         call = self.call
         return model, replace(call, arguments=arguments)
 
+    def of_tokens(self, new: int, more: int) -> Snapshot:
+        """The same, of a first call that made so many rows, some of them of no id."""
+        call = replace(self.call, more=more) if more else replace(self.call, new=new)
+        return replace(self, call=call)
+
     def _is_shared(self, tensor: Tensor) -> bool:
         return any(tensor is one for one, _ in self.shared)
 
