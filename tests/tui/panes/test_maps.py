@@ -7,6 +7,7 @@ import pytest
 from textual.geometry import Region
 
 from builders import Shape, synthetic_trace
+from kvtrace.analysis.origin import tokens_of_rows
 from kvtrace.trace import Tensor
 from kvtrace_tui.cursor import ColourScale, Cursor, View
 from kvtrace_tui.drawing.depth import Depth
@@ -56,6 +57,17 @@ async def test_the_narrowest_pane_still_says_range_scale_and_pooling(one_pane):
     cursor = replace(AT, view=View.ABSOLUTE, scale=ColourScale.LOG)
     lines = await drawn(one_pane, trace, cursor, Tensor.QUERIES, size=(16, 12))
     assert any("≤" in line and "log" in line and "1×" in line for line in lines)
+
+
+async def test_a_token_that_a_narrow_map_cuts_is_marked(one_pane):
+    trace = synthetic_trace()
+    token = trace.token_text(int(tokens_of_rows(trace, 4, 1)[6])).replace(" ", "·")
+    cut = set()
+    for width in range(10, 34, 2):
+        last = (await drawn(one_pane, trace, AT, size=(width, 20)))[-1].rstrip()
+        cut.add(last.endswith("…"))
+        assert last.endswith("…") or token in last, width
+    assert cut == {True, False}
 
 
 async def test_positions_stand_below_the_map_not_indices(one_pane):

@@ -24,7 +24,7 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.axis import across_labels
 from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.heat import Look, heat_map, legend
-from kvtrace_tui.drawing.lines import Piece, line
+from kvtrace_tui.drawing.lines import Piece, elided, line
 from kvtrace_tui.drawing.numbers import number, number_table
 from kvtrace_tui.drawing.palettes import PALETTES
 from kvtrace_tui.drawing.pool import pooling_label
@@ -101,13 +101,14 @@ class MapPane(Pane):
         if cursor.numbers:
             room = height - 1 - (len(reading) if narrow else 1)
             table = self._numbers(trace, cursor, seen, (width, room))
-            foot = [line(width, *one) for one in reading]
+            foot = [line(width, *elided(one, width)) for one in reading]
             return [*lines, *table, *(foot if narrow else [line(width, *reading[0], *reading[1])])]
         room = height - 2 - (len(reading) + 1 if narrow else 1)
         room -= self._slotted(trace, cursor)
         drawn, colours = self._map(trace, cursor, seen, (width, max(room, 1)))
         if narrow:
-            return [*lines, *drawn, line(width, *colours), *(line(width, *one) for one in reading)]
+            foot = [line(width, *elided(one, width)) for one in (colours, *reading)]
+            return [*lines, *drawn, *foot]
         side = min(sum(cell_len(words) for words, _ in colours), width)
         foot = [line(width - side, *reading[0], *reading[1]), line(side, *colours)]
         return [*lines, *drawn, Strip.join(foot)]
