@@ -277,6 +277,15 @@ async def test_the_strongest_row_comes_first_with_its_exact_weight(one_pane):
     assert f"entropy {found.entropy:.2f} bits of 9 rows" in " ".join(lines)
 
 
+async def test_what_followed_the_asking_token_before_has_its_weight_whole(one_pane):
+    trace = synthetic_trace(Shape(prompt=60))
+    found = attention(trace, 4, 1, 3)
+    share = weight_text(found.induction)
+    for width, words in ((60, "·key"), (29, "·key"), (27, "·…")):
+        lines = await drawn(one_pane, AttentionPane(Shelf()), trace, size=(width, 24))
+        assert lines[2].rstrip() == f" after an earlier {words} {share}", width
+
+
 async def test_rows_around_the_crosshair_are_in_order(one_pane):
     lines = await drawn(one_pane, AttentionPane(Shelf()), synthetic_trace(Shape(prompt=60)))
     start = next(i for i, line in enumerate(lines) if "around the crosshair" in line)

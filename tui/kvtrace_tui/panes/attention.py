@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
 
+from rich.cells import cell_len
 from textual.strip import Strip
 
 from kvtrace.analysis.attention import Attention, attention
@@ -12,7 +13,7 @@ from kvtrace.trace import Tensor, Trace, stands_for_none
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import bar
-from kvtrace_tui.drawing.lines import Piece, line, padded
+from kvtrace_tui.drawing.lines import Piece, elided, line, padded
 from kvtrace_tui.drawing.tokens import shown_token
 from kvtrace_tui.panes.pane import Pane
 from kvtrace_tui.panes.rows import Shelf
@@ -49,11 +50,11 @@ class AttentionPane(Pane):
             0 if keys is None else len(keys),
             lambda: attention(trace, *where, cursor.query, keys=keys),
         )
-        about = f"L{cursor.layer} H{cursor.head}"
+        about, word = f"L{cursor.layer} H{cursor.head}", ""
         if found.query_token >= 0:
             word = shown_token(trace.token_text(found.query_token), 12)
             about = f"{about} of {found.query_position} {word}"
-        lines = [self.title_line(width, "attention", about), *_summary(found, width)]
+        lines = [self.title_line(width, "attention", about), *_summary(found, word, width)]
         self._rows = {}
         room = height - len(lines)
         below = min(_NEIGHBOURS, found.weights.size) if room >= 2 * _NEIGHBOURS else 0
@@ -116,18 +117,17 @@ def weight_text(weight: float) -> str:
     return f"{weight:.1e}" if weight < 0.001 else f"{weight:.4f}"
 
 
-def _summary(found: Attention, width: int) -> list[Strip]:
-    """Entropy, sink and lookup, in one or two lines."""
+def _summary(found: Attention, asking: str, width: int) -> list[Strip]:
+    """Entropy; the weight on a sink, and on what followed the asking token before, if any."""
     words: list[Piece] = [
         (" entropy ", ink.DIM), (f"{found.entropy:.2f}", ink.TEXT),
         (f" bits of {found.weights.size} row{'s' if found.weights.size != 1 else ''}", ink.DIM),
     ]  # fmt: skip
-    lines = [line(width, *words)]
-    more: list[Piece] = []
+    rows = [words]
     if found.sink_share > 0:
-        more += [(" sink ", ink.DIM), (weight_text(found.sink_share), ink.WARN)]
+        rows.append([(" sink ", ink.DIM), (weight_text(found.sink_share), ink.WARN)])
     if found.induction > 0 or found.same_token > 0:
-        more += [
-            (" after its earlier self ", ink.DIM), (weight_text(found.induction), ink.TEXT),
-        ]  # fmt: skip
-    return [*lines, line(width, *more)] if more else lines
+        lead, share = " after an earlier ", f" {weight_text(found.induction)}"
+        word = padded(asking, min(cell_len(asking), width - len(lead) - len(share)))
+        rows.append([(lead, ink.DIM), (word or "self", ink.TOKEN), (share, ink.TEXT)])
+    return [line(width, *elided(row, width)) for row in rows]
