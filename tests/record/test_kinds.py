@@ -2,6 +2,9 @@
 
 import pytest
 
+import kvtrace
+from builders.tiny_models import tiny_model
+from builders.ways import IDS, ready
 from kvtrace.record.capture.kinds import kind_of, linear
 
 UNSEEN = (
@@ -37,3 +40,11 @@ def test_without_such_a_layer_every_module_stays_unseen():
 )
 def test_layers_that_share_rows_with_others_do_not_attend_to_an_encoder(path, kind):
     assert kind_of(path, two_sided=False) == kind
+
+
+def test_a_module_that_knows_no_layer_is_of_the_one_whose_cache_it_reads(tmp_path):
+    model = ready(tiny_model("zamba2"))
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        model.generate(IDS, do_sample=False, max_new_tokens=3)
+    sites = kvtrace.open(tmp_path / "a.kvt").meta.sites
+    assert [site.layer for site in sites] == [1, 4]

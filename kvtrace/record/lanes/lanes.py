@@ -203,7 +203,7 @@ class Lanes:
                 return meta
             if not batches:
                 if wanted:
-                    why = self._unlike or "which tokens went in was not recorded"
+                    why = self._unlike or _earlier(trace) or "which tokens went in was not recorded"
                     self._said.add(f"not recomputed: {why}")
                 return meta
             self.again.ties.tolerance = self._tolerance(meta)[0]
@@ -259,6 +259,15 @@ def _lowest(meta: Meta, autocast: str) -> str:
     order = ["bfloat16", "float16", "float32", "float64"]
     known = [one for one in found if one in order]
     return min(known, key=order.index) if known else meta.model.dtype
+
+
+def _earlier(trace: Trace) -> str:
+    """Why no path is known from its first token on; empty where that is not why."""
+    first = trace.step(trace.numbers[0])
+    held = max((group.length_before for group in first.caches), default=0)
+    if first.parent is not None or not held:
+        return ""
+    return f"its first step goes on from {held} rows that were cached before the recording began"
 
 
 def _unlike(forward: Forward) -> str:

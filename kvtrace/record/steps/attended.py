@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from kvtrace.files import StepRows
 from kvtrace.record.cache.ledger import LedgerStep
 from kvtrace.record.capture.alike import Batch
-from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.steps.masks import Compact, Compactor
 from kvtrace.record.steps.rows import Copied, Copying, Name
@@ -62,7 +61,7 @@ class Attended:
                 self._together(forward, forward.batch, entry, compactor)
                 return
         else:
-            self._name(forward.calls, entry, sites)
+            self._name(forward, entry, sites)
         self.masks = [
             compactor.compact(call, entry.seq[store], entry.slots.get(store))
             for call, store in zip(forward.calls, entry.stores, strict=True)
@@ -92,10 +91,13 @@ class Attended:
         self.copying.add_whole("v", stores, batch.values, values)
         self.copying.start()
 
-    def _name(self, calls: Sequence[AttentionCall], entry: LedgerStep, sites: Sites) -> None:
+    def _name(self, forward: Forward, entry: LedgerStep, sites: Sites) -> None:
         """The site of each call."""
         readers: dict[int, int] = {}
-        for call, read, store in zip(calls, entry.reads, entry.stores, strict=True):
+        for call, read, store in zip(forward.calls, entry.reads, entry.stores, strict=True):
+            if call.layer < 0 and read.update is not None:
+                # a module that is shared by layers knows none: its caller says whose cache it is
+                call = replace(call, layer=forward.updates[read.update].layer)
             first = readers.get(store)
             if first is not None and sites.sites[first].module == call.module:
                 first = None
