@@ -185,4 +185,5 @@ def test_a_cache_filled_before_goes_on_from_tokens_that_were_not_recorded(tmp_pa
     # without the prefix other rows come out: that is no fault of the cache
     assert trace.compared(0) is None
     said = [note.text for note in trace.notes]
-    assert "not recomputed: which tokens went in was not recorded" in said
+    why = "its first step goes on from 6 rows that were cached before the recording began"
+    assert f"not recomputed: {why}" in said
