@@ -244,3 +244,28 @@ def test_a_table_with_something_around_it_is_no_model(tmp_path):
         "self",
         "self",
     ]
+
+
+def written_by_a_function(model, ids, steps):
+    """Generation that calls the parts of a model one by one, its cache in a variable."""
+    kept = [None, None]
+    for step in range(steps):
+        new = ids if step == 0 else ids[:, -1:]
+        start = ids.shape[1] - new.shape[1]
+        x = model.embed(new) + model.places(torch.arange(start, ids.shape[1]))
+        for number, layer in enumerate(model.layers):
+            x, kept[number] = layer.attend(x, kept[number])
+        ids = torch.cat([ids, model.head(x)[:, -1:].argmax(-1)], 1)
+    return ids
+
+
+def test_a_function_that_calls_the_parts_of_a_model_makes_steps_of_it(tmp_path):
+    torch.manual_seed(0)
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt") as recording:
+        written_by_a_function(Trained().eval(), torch.tensor([[3, 1, 4]]), 4)
+    assert [(one.model, one.steps) for one in recording.report.traces] == [("Trained", 4)]
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [site.module for site in trace.meta.sites] == ["layers.0", "layers.1"]
+    assert [trace.cache_step(n, 0).length_after for n in range(4)] == [3, 4, 5, 6]
+    assert trace.meta.lanes[0].reference == "bare"
+    assert check(trace).verdict == EQUAL

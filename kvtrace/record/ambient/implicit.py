@@ -228,13 +228,31 @@ def table_of(module: nn.Module) -> nn.Embedding | None:
 
 
 def owner_of(module: nn.Module) -> nn.Module | None:
-    """The outermost module with a method running that holds another one; None: no such."""
+    """The model that somebody's code is running, told by a module of it that it calls.
+
+    The outermost module with a method running that holds it, else the largest that a function
+    which runs has at hand; None: no such.
+    """
     found = None
-    for frame in _callers():
+    frames = list(_callers())
+    for frame in frames:
         own = _self_of(frame)
-        if isinstance(own, nn.Module) and any(one is module for one in own.modules()):
+        if isinstance(own, nn.Module) and _holds(own, module):
             found = own
-    return found
+    if found is not None:
+        return found
+    at_hand = [
+        one
+        for frame in theirs(frames)
+        for one in frame.f_locals.values()
+        if isinstance(one, nn.Module) and one is not module and _holds(one, module)
+        if not type(one).__module__.startswith(("torch.", "transformers."))
+    ]
+    return max(at_hand, key=lambda one: sum(1 for _ in one.modules()), default=None)
+
+
+def _holds(module: nn.Module, part: nn.Module) -> bool:
+    return any(one is part for one in module.modules())
 
 
 def _beside(model: nn.Module, frames: Iterable[FrameType]) -> dict[str, object]:

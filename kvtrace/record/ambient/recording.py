@@ -29,6 +29,7 @@ from kvtrace.record.ambient.met import Met
 from kvtrace.record.ambient.outermost import Outermost, Run
 from kvtrace.record.ambient.report import Report, Told
 from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.entrances import is_asking
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.generate import meet_generate
 from kvtrace.record.capture.inputs import named, tokens_in
@@ -195,12 +196,14 @@ class AmbientRecording:
             self._lookups = None
 
     def _looked_up(self, ids: torch.Tensor, table: int) -> None:
-        if not self._outermost.inside:
+        if not self._outermost.inside and not is_asking():
             with self._harmless():
                 self._step_of(None, ids, table)
 
     def _attended(self, call: AttentionCall) -> None:
         """Attention that no model's own watcher saw: a function's, or a method's of a model."""
+        if is_asking():
+            return  # another recording computes a lane
         one = self._functions or (None if self._outermost.inside else self._stepping)
         if one is not None and one.implicit is not None:
             with self._harmless():
@@ -226,6 +229,8 @@ class AmbientRecording:
         if self._flow is not None:
             self._flow.begin_step(*ids.shape)
         if one.implicit is None:
+            if self._flow is not None and root is not None:
+                self._flow.name(root)
             name = "tokens" if root is None else implicit.ids_of(root)
             one.implicit = Implicit(one.recording, name, begins_at_once=root is not None)
         one.implicit.looked_up(ids, table)

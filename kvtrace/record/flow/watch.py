@@ -42,6 +42,7 @@ class FlowWatch:
     Attributes:
         followed: Anything was watched so far.
         of_parts: A step is under way in which parts of the model are called one by one.
+        over: Nothing is watched any more; what was seen is known still.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class FlowWatch:
         self._chosen: dict[int, bool] = {}
         self._depth = 0
         self.of_parts = False
-        self.followed = False
+        self.followed = self.over = self._brief_alone = False
         self._stack = contextlib.ExitStack()
         self._scripted: tuple[str, ...] = ()
         self._silent: dict[str, str] = {}
@@ -105,9 +106,20 @@ class FlowWatch:
             name = path or type(model).__name__
             self._listening.notes[f"{name}: compiled code was run eagerly"] = None
 
-    def briefly(self, modules: Mapping[str, nn.Module]) -> None:
-        """Watch these, by path, only until they are known to ask for their attention."""
+    def name(self, model: nn.Module) -> None:
+        """Call the modules of a model by their paths, without watching them."""
+        for path, module in model.named_modules():
+            self._forwards.paths.setdefault(id(module), path)
+
+    def briefly(self, modules: Mapping[str, nn.Module], *, alone: bool) -> None:
+        """Watch these, by path, only until they are known to ask for their attention.
+
+        Args:
+            modules: They.
+            alone: Nothing else is watched: then it is over.
+        """
         self._brief.update(modules)
+        self._brief_alone = alone
 
     def asked(self, paths: Iterable[str]) -> None:
         """These asked for their attention: what was followed in them is forgotten."""
@@ -116,6 +128,9 @@ class FlowWatch:
             self._silent.pop(path, None)
             self._listening.forget(path)
             self.followed = False
+        if self._brief_alone and not self._brief and not self.over:
+            self.over = True
+            self.__exit__(None, None, None)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
