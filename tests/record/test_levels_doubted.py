@@ -91,3 +91,17 @@ def test_a_module_that_only_asks_for_the_attention_of_prompts_is_seen_whole(tmp_
         layer.self_attn.__class__ = mixed
     trace = seen(model, tmp_path)
     assert all(len(step.sites[0].sites) == 4 for step in trace)
+
+
+def test_a_model_that_asked_is_watched_for_nothing_from_then_on():
+    from kvtrace.record.capture.watch import Watch
+
+    model, forwards = gpt2(reorder_and_upcast_attn=False), []
+    kind = type(model.transformer.h[0].mlp)
+    plain, ids = kind.forward, torch.tensor([[5, 6, 7]])
+    with torch.no_grad(), Watch(model, forwards.append):
+        cache = model(ids).past_key_values
+        assert kind.forward is plain
+        for _ in range(3):
+            model(ids[:, :1], past_key_values=cache)
+    assert [one.batch is not None for one in forwards] == [False, False, True, True]

@@ -108,7 +108,8 @@ def lower_levels(model: nn.Module, modules: Mapping[str, nn.Module]) -> FlowWatc
     if not silent:
         return None
     flow = FlowWatch(model, sink=deliver, only=lambda path, _: path in silent)
-    flow.briefly({path: modules[path] for path, theirs in doubted.items() if theirs})
+    brief = {path: modules[path] for path, theirs in doubted.items() if theirs}
+    flow.briefly(brief, alone=silent == brief.keys())
     return flow
 
 

@@ -87,8 +87,7 @@ class Watch:
         self._tracker = CacheTracker()
         self._clock = DeviceClock(one.device for one in model.parameters())
         self._flow: FlowWatch | None = None
-        self._eagerly = Eagerly()
-        self.turns = Turns()
+        self._eagerly, self.turns = Eagerly(), Turns()
         self._requests = Follower(self._tracker, on_chosen or (lambda _, __: None))
         self._seen, self._odd, self._ran = set[str](), set[str](), set[str]()
         self._signatures: dict[int, inspect.Signature] = {}
@@ -235,7 +234,8 @@ class Watch:
         if first and kind is not self._patched:
             patch_given(given)
             self._patched = None if hasattr(given, HALVES[0]) else kind
-        one = Pass(self._names, self._tracker, self._flow, self._choosing and self._choosing())
+        flow = None if self._flow is None or self._flow.over else self._flow
+        one = Pass(self._names, self._tracker, flow, self._choosing and self._choosing())
         try:
             self._requests.begin(one, arguments)
             if self._on_begin is not None:
