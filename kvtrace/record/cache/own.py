@@ -21,6 +21,7 @@ from kvtrace.record.cache.named import Found, Holder
 from kvtrace.record.cache.runs import Runs
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.cache.turned import find_turned
+from kvtrace.record.cache.use import Slots, Use
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Forward
 from kvtrace.record.flow.rows import RowStep
@@ -31,51 +32,6 @@ from kvtrace.trace import CacheEvent
 
 ROTATED = "keys are kept unrotated and rotated anew at each step; the tokens' rows stay the same"
 UNROTATED = "keys are kept before RoPE"
-Slots = tuple[int, ...]
-
-LOOKS = 3
-"""Forwards after which a cache layer that nothing was found to hold is not looked for any more."""
-
-
-@dataclass(slots=True)
-class _Use:
-    """What is known of how a site uses its rows.
-
-    Attributes:
-        read: A step attended to rows that it had not computed.
-        repeated: A step computed all rows again.
-        keys, values: What holds them.
-        turned: What holds the keys as they were before RoPE.
-        looks: Forwards in which that was looked for.
-        room: Slots of what was found in this forward; 0: it was not looked for.
-        left: Slots of the rows that were kept of the last step, where not all were.
-        beside: Rows that stand for no token are not kept: the model adds them each time.
-    """
-
-    read: bool = False
-    repeated: bool = False
-    keys: Found | None = None
-    values: Found | None = None
-    turned: Found | None = None
-    looks: int = 0
-    room: int = 0
-    left: Slots | None = None
-    beside: bool = False
-
-    @property
-    def found(self) -> list[Found]:
-        return [one for one in (self.keys, self.values) if one is not None]
-
-    @property
-    def cached(self) -> bool:
-        """Whether its rows are kept from step to step."""
-        return self.read or (bool(self.found) and not self.repeated)
-
-    @property
-    def settled(self) -> bool:
-        """Whether there is nothing more to look for."""
-        best = len(self.found) == 2 and min(one.rank for one in self.found) > 0
-        return best or self.looks >= LOOKS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +61,7 @@ class Own:
 
     stores: Stores
     derived: Derived = field(init=False)
-    _uses: dict[int, _Use] = field(default_factory=dict)
+    _uses: dict[int, Use] = field(default_factory=dict)
     _made: dict[int, Made] = field(default_factory=dict)
     _seen: dict[tuple[str, int], Seen] = field(default_factory=dict)
     _last: dict[int, tuple[int, tuple[Runs, ...]]] = field(default_factory=dict)
@@ -139,7 +95,10 @@ class Own:
             limit: Rows that are written, where a buffer has more.
         """
         seen = self.derived.of(call, limit)
-        use = self._uses.setdefault(seen.store, _Use())
+        use = self._uses.setdefault(seen.store, Use())
+        if origin is None and use.goes_on(seen.step):
+            entry, rows = self._entry(seen, None, None, cached=True), (seen.keys, seen.values)
+            return self._note(call, Made(seen.store, entry, rows, None, cached=True, seen=seen))
         if use.left is not None:
             seen = replace(seen, step=replace(seen.step, before=len(use.left)))
         if origin is None:
@@ -151,9 +110,13 @@ class Own:
         entry = self._entry(seen, origin, use.left if cached else None, cached=cached)
         slots = None if seen.step.whole else seen.step.slots
         made = Made(seen.store, entry, (seen.keys, seen.values), slots, cached, seen)
-        self._made[seen.store] = made
-        self._seen[call.module, call.call] = seen
         self._say(use, made, derived=origin is not None)
+        return self._note(call, made)
+
+    def _note(self, call: AttentionCall, made: Made) -> Made:
+        """What a call did, for what is asked of the whole forward."""
+        self._made[made.store] = made
+        self._seen[call.module, call.call] = made.seen
         return made
 
     # -- one step --------------------------------------------------------------------------
@@ -235,7 +198,7 @@ class Own:
 
     # -- what is learnt of a cache layer ---------------------------------------------------
 
-    def _learn(self, use: _Use, call: AttentionCall, seen: Seen, forward: Forward) -> None:
+    def _learn(self, use: Use, call: AttentionCall, seen: Seen, forward: Forward) -> None:
         """Whether its rows are kept, and by what."""
         use.left, use.room = None, 0
         step, self_attention = seen.step, call.kind == "self"
@@ -255,7 +218,7 @@ class Own:
         if use.keys is None and use.values is not None and use.turned is None:
             use.turned = find_turned(call.keys, old[::-1].tolist(), self._holders)
 
-    def _learn_holder(self, use: _Use, name: str, rows: Tensor, old: Numbers, new: Numbers) -> None:
+    def _learn_holder(self, use: Use, name: str, rows: Tensor, old: Numbers, new: Numbers) -> None:
         """What holds the keys, or the values: rows of before first, those of this step else."""
         among = named.going_on(self._holders or [], self._held_last.get(name))
         lasting = [one for one in among if one.rank]
@@ -273,7 +236,7 @@ class Own:
         kept = found.kept if use.left is None else use.left  # values alone may be another token's
         use.left = kept and tuple(n for n in kept if n in (found.kept or kept))
 
-    def _say(self, use: _Use, made: Made, *, derived: bool) -> None:
+    def _say(self, use: Use, made: Made, *, derived: bool) -> None:
         """Fill in what is known of the cache layer now."""
         step, store = made.seen.step, made.store
         if derived:
@@ -317,6 +280,8 @@ class Own:
     @property
     def events(self) -> tuple[CacheEvent, ...]:
         """What happened to the caches between the step before and this one."""
+        if all(one.seen.step.fresh is not None for one in self._made.values()):
+            return ()
         cached = {store: one.seen.step for store, one in self._made.items() if one.cached}
         out = []
         cut = {store: step for store, step in cached.items() if self._cropped(step)}
@@ -387,9 +352,9 @@ def _for_none(step: RowStep, told: Sequence[Numbers]) -> int:
     """Rows that the first sequence wrote and that stand for no single token."""
     if not step.rows:
         return 0
-    places = told[0] if told else step.positions[0, step.slots]
-    written = np.isin(step.slots, step.written[0])
-    return int(for_none(places[written]).sum())
+    written = step.written[0]
+    places = told[0][np.isin(step.slots, written)] if told else step.positions[0, written]
+    return int(for_none(places).sum())
 
 
 def _runs(step: RowStep, b: int, told: Sequence[Numbers]) -> Runs:
