@@ -24,7 +24,8 @@ from kvtrace.verify.ways import WAYS
 _AGAIN_LENGTH, _AGAIN_STEPS = 12, 2
 _CHUNKS, _SINGLE, _FED = 3, 2, 48
 _TITLES = {"again": "another prompt", "chunks": "chunked prefill"}
-_BATCH_LENGTH, _BATCH_STEPS, _BEAMS, _BEAM_STEPS = 16, 3, 3, 4
+_BATCH_LENGTH, _BATCH_STEPS = 16, 3
+_BEAM_LENGTH, _BEAMS, _BEAM_STEPS = 8, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def _beams(model: Any, tokens: Sequence[int]) -> Plan:
         return Plan("beams", title, model, None, "it has no generate")
 
     def drive() -> None:
-        ids = torch.tensor([list(tokens[:_BATCH_LENGTH])], device=_device(model))
+        ids = torch.tensor([list(tokens[:_BEAM_LENGTH])], device=_device(model))
         _generate(model, ids, torch.ones_like(ids), _BEAM_STEPS, num_beams=_BEAMS)
 
     return Plan("beams", title, model, drive)
