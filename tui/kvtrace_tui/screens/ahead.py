@@ -28,17 +28,25 @@ class Ahead:
         self._set_timer = set_timer
         self._timer: Timer | None = None
 
-    def expect(self, before: Cursor, now: Cursor, trace: Trace, panes: Sequence[Pane]) -> None:
-        """Draw, soon, what the move from `before` to `now` leads to when it is made once more."""
+    def expect(
+        self, before: Cursor | None, now: Cursor, trace: Trace, panes: Sequence[Pane]
+    ) -> None:
+        """Draw, soon, what the move from `before` to `now` leads to when it is made once more.
+
+        Without a move before it, the likeliest one is a step on.
+        """
         if self._timer is not None:
             self._timer.stop()
             self._timer = None
         if before != now:
             self._later(_QUIET_S, lambda: self._begin(before, now, trace, panes))
 
-    def _begin(self, before: Cursor, now: Cursor, trace: Trace, panes: Sequence[Pane]) -> None:
+    def _begin(
+        self, before: Cursor | None, now: Cursor, trace: Trace, panes: Sequence[Pane]
+    ) -> None:
         try:
-            further = moves.again(before, now, trace)
+            step_on = moves.by_steps(now, trace, 1)
+            further = step_on if before is None else moves.again(before, now, trace)
         except KvtraceError:
             return  # the pane that can't show it says so when it is gone to
         if further is not None:

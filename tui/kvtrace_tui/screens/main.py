@@ -111,6 +111,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         self._later = frozenset()
         self.sync()
         self._look_for_findings()
+        self._expect_more(None)
 
     def on_screen_suspend(self) -> None:
         """A page opened before the first picture holds nothing up."""
@@ -212,7 +213,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         self.sync()
         self._expect_more(before)
 
-    def _expect_more(self, before: Cursor) -> None:
+    def _expect_more(self, before: Cursor | None) -> None:
         """The same move once more is the likeliest next key, where no step may still change."""
         trace, boxes = self.desk.trace, self._arranged(*self.size)
         panes = [pane for name, pane in self._panes.items() if name in boxes]
