@@ -44,8 +44,32 @@ def recorded(
         seen = [Path(path) for path in json.loads(told.read_text())] if told.exists() else []
     own = [path for path, stamp in _traces().items() if before.get(path) != stamp]
     known = {path.resolve() for path in seen}
-    paths = seen + [path for path in own if path.resolve() not in known]
-    return paths, f" ended with exit code {done.returncode}" if done.returncode else ""
+    more = [path for path in own if path.resolve() not in known]
+    return seen + _not_seen(
+        more, seen
+    ), f" ended with exit code {done.returncode}" if done.returncode else ""
+
+
+def _not_seen(own: Sequence[Path], seen: Sequence[Path]) -> list[Path]:
+    """Traces that a script recorded of runs that kvtrace did not see beside it."""
+    runs, known = [_run(path) for path in own], [_run(path) for path in seen]
+    return [
+        path
+        for path, run in zip(own, runs, strict=True)
+        if run is None or known.count(run) < runs.count(run)
+    ]
+
+
+def _run(path: Path) -> object:
+    """What model was run over which tokens, step by step; None where that can't be read."""
+    from kvtrace.errors import KvtraceError
+    from kvtrace.files import open_trace
+
+    try:
+        trace = open_trace(path)
+        return trace.meta.model.class_name, [(step.parent, step.tokens) for step in trace]
+    except KvtraceError:
+        return None  # the check of it tells why
 
 
 def _traces() -> dict[Path, int]:

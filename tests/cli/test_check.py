@@ -235,6 +235,18 @@ def test_a_script_is_run_untouched_and_what_it_left_is_judged(tmp_path):
     assert [path.name for path in tmp_path.glob("*.kvt")] == []
 
 
+def test_a_run_that_the_script_records_itself_is_judged_once(tmp_path):
+    own = SCRIPT.replace(
+        "with torch.no_grad():", "with torch.no_grad(), kvtrace.record('own.kvt'):"
+    )
+    (tmp_path / "sample.py").write_text(own)
+    env = environment(XDG_CACHE_HOME=str(tmp_path / "cache"))
+    code, out, err = run("check", "sample.py", cwd=tmp_path, env=env)
+    assert code == 0, err
+    assert out.startswith("equal within rounding (prefill of 4, 2 decode steps; 3 steps compared)")
+    assert (tmp_path / "own.kvt").is_file()
+
+
 def test_a_script_in_which_nothing_attends_could_not_be_checked(tmp_path):
     (tmp_path / "nothing.py").write_text("raise SystemExit(4)")
     env = environment(XDG_CACHE_HOME=str(tmp_path / "cache"))

@@ -91,7 +91,8 @@ def check_zero_rows(scene: Scene, identity: Identity) -> Finding | None:
         return finding(scene, "WRITE-POSITION", "k", evidence, both)
     after = scene.slots[both].min() > scene.slots[seen[~(key & value)]].max(initial=-1)
     name = "ZERO-ROWS-VISIBLE" if after else "ZERO-GAP"
-    evidence = f"{len(both)} all-zero rows are visible, {named_slots(scene, both)}"
+    are = "row is" if len(both) == 1 else "rows are"
+    evidence = f"{len(both)} all-zero {are} visible, {named_slots(scene, both)}"
     return finding(scene, name, "k", evidence, both)
 
 

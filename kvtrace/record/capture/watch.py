@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 from transformers.cache_utils import Cache
 
+from kvtrace.record.capture.ahead import Ran
 from kvtrace.record.capture.alike import Pattern, pattern_of
 from kvtrace.record.capture.caches import CACHES, HALVES, beside, cross_half, follow, patch_given
 from kvtrace.record.capture.calls import AttentionCall
@@ -26,12 +27,12 @@ from kvtrace.record.capture.clean import CLEAN
 from kvtrace.record.capture.clock import DeviceClock, Took
 from kvtrace.record.capture.compiled import EAGERLY, Eagerly
 from kvtrace.record.capture.copied import copies
-from kvtrace.record.capture.entrances import around_forward, entrances
+from kvtrace.record.capture.entrances import around_forward, entrances, is_asking
 from kvtrace.record.capture.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
 from kvtrace.record.capture.inputs import fitted, hidden_width, logits_of, shape_of, tokens_of
 from kvtrace.record.capture.interface import INTERFACE
 from kvtrace.record.capture.kinds import is_two_sided, kind_of
-from kvtrace.record.capture.levels import lower_levels, note_runs, unseen
+from kvtrace.record.capture.levels import attentions, lower_levels, unseen
 from kvtrace.record.capture.read import MaskReader, ModuleFacts, facts, read
 from kvtrace.record.capture.running import Followed, Pass, module_of, our_work, passes
 from kvtrace.record.capture.tracker import CacheTracker, lingering, updates_of
@@ -72,7 +73,7 @@ class Watch:
             on_chosen: Told of tokens chosen for a request in a batch: (its cache, token).
         """
         self.model = model
-        self.num_forwards, self.paused = 0, False
+        self.num_forwards, self.paused, self._asks = 0, False, False
         self._on_forward = on_forward
         self._on_begin = on_begin
         self._on_failure = on_failure
@@ -89,11 +90,12 @@ class Watch:
         self._flow: FlowWatch | None = None
         self._eagerly, self.turns = Eagerly(), Turns()
         self._requests = Follower(self._tracker, on_chosen or (lambda _, __: None))
-        self._seen, self._odd, self._ran = set[str](), set[str](), set[str]()
+        self._seen, self._odd, self._ran = set[str](), set[str](), Ran()
         self._signatures: dict[int, inspect.Signature] = {}
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Watch:
+        self._asks = is_asking()
         try:
             self._undo.append(self._eagerly.begin())
             for patches in (INTERFACE, CACHES, CLEAN, *([CHOICES] if self._choosing else ())):
@@ -106,7 +108,7 @@ class Watch:
                 self._undo.append(partial(flow.__exit__, None, None, None))
             for part, module in entrances(self.model):
                 self._hook(part, module)
-            self._undo.append(note_runs(self._modules, self._ran))
+            self._undo.append(self._ran.listen(attentions(self._modules)))
         except BaseException:
             self._stop()
             raise
@@ -133,8 +135,7 @@ class Watch:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences: how the watching itself changed what is said, time above all."""
-        other = "calls in other threads while one was running were not recorded"
-        also = (*self._requests.says, *((other,) if self.turns.overlapped else ()))
+        also = (*self._requests.says, *self.turns.says, *self._ran.says)
         also += (EAGERLY,) if self._eagerly.ran else ()
         if self._flow is None or not self._flow.followed:
             return also
@@ -147,6 +148,11 @@ class Watch:
                 undone.callback(undo)
             self._undo.clear()
             self.turns.close()
+
+    @property
+    def _deaf(self) -> bool:
+        """Whether a forward is nobody's business: a lane of ours, which another watch hears."""
+        return self.paused or (is_asking() and not self._asks)
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
@@ -184,14 +190,14 @@ class Watch:
         """Watch one entrance of the model."""
 
         def begin(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not self.paused and called is module:
+            if not self._deaf and called is module:
                 self._begin(self._arguments(module, args, kwargs))
 
         def end(
             called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
         ) -> None:
             stop = perf_counter_ns()
-            one = None if self.paused or called is not module else self._over()
+            one = None if self._deaf or called is not module else self._over()
             if one is None:
                 return
             with self.turns.ending():
@@ -202,7 +208,7 @@ class Watch:
                     self._on_failure()
 
         def direct(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self.paused or any(one.names is self._names for one in passes()):
+            if self._deaf or any(one.names is self._names for one in passes()):
                 return run(*args, **kwargs)
             begin(module, args, kwargs)
             result = None
