@@ -43,6 +43,17 @@ def test_beams_that_look_at_an_image_are_compared_each_with_its_own(name, tmp_pa
     assert (report.verdict, report.findings, report.steps) == (EQUAL, (), 5), report.reason
 
 
+def test_an_image_that_is_encoded_ahead_of_the_model_is_said_and_called_no_miss(tmp_path):
+    model, ids, asked = SEEING["gemma3"]()
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        generate(model, input_ids=ids, **asked)
+    meta = kvtrace.open(tmp_path / "a.kvt").meta
+    assert meta.unseen == ()
+    tower = "model.vision_tower.encoder.layers.0.self_attn and 3 more"
+    said = f"{tower}: attended before the model was called, as encoders of images do; "
+    assert f"{said}that is not recorded" in meta.not_recorded
+
+
 def test_what_a_caller_does_to_its_tensors_afterwards_reaches_no_lane(tmp_path):
     model, ids, asked = SEEING["gemma3"]()
 

@@ -14,8 +14,8 @@ from time import perf_counter_ns
 from types import CodeType, FunctionType
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
+from kvtrace.record.capture.ahead import Ran
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.flow import FlowWatch, Late
@@ -153,46 +153,23 @@ def _related(path: str, others: Set[str]) -> bool:
     ) or (not path and bool(others))
 
 
-def note_runs(modules: Mapping[str, nn.Module], ran: set[str]) -> Callable[[], None]:
-    """Note which modules that call themselves attention run at all; returns how to stop.
-
-    Each is looked at once: its hook goes when it has run.
-    """
-    hooks: dict[str, RemovableHandle] = {}
-
-    def note(path: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            ran.add(path)
-            hooks.pop(path).remove()
-
-        return hook
-
-    for path, module in modules.items():
-        if looks_like_attention(type(module)):
-            hooks[path] = module.register_forward_pre_hook(note(path))
-
-    def stop() -> None:
-        for handle in hooks.values():
-            handle.remove()
-        hooks.clear()
-
-    return stop
+def attentions(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those that call themselves attention."""
+    return {path: one for path, one in modules.items() if looks_like_attention(type(one))}
 
 
-def unseen(
-    model: nn.Module, seen: Set[str], ran: Set[str], flow: FlowWatch | None
-) -> Iterator[str]:
+def unseen(model: nn.Module, seen: Set[str], ran: Ran, flow: FlowWatch | None) -> Iterator[str]:
     """Sentences: modules that call themselves attention, ran, and were not seen to attend.
 
     Args:
         model: The watched model.
         seen: Paths of the modules that were.
-        ran: Paths of those that ran.
+        ran: Those that ran.
         flow: What watched the data flow, if anything did; it knows its own reasons.
     """
-    told = () if flow is None else flow.unseen
-    yield from told
-    named = {sentence.split(" ")[0].rstrip(":") for sentence in told}
+    told = [(one.split(" ")[0].rstrip(":"), one) for one in (() if flow is None else flow.unseen)]
+    yield from (one for path, one in told if path not in ran.only_ahead)
+    named = {path for path, _ in told}
     for path, module in model.named_modules():
-        if path in ran and path not in named and not _related(path, seen):
+        if path in ran.within and path not in named and not _related(path, seen):
             yield f"{path} ({type(module).__name__}): looks like attention, and none was seen in it"

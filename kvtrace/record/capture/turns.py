@@ -25,6 +25,12 @@ class Turns:
         self._over = False
         self._changed = Condition()
 
+    @property
+    def says(self) -> tuple[str, ...]:
+        """What was not recorded, as a sentence."""
+        other = "calls in other threads while one was running were not recorded"
+        return (other,) if self.overlapped else ()
+
     def begin(self) -> bool:
         """A call begins in this thread; whether it is followed."""
         with self._changed:
