@@ -109,6 +109,8 @@ def _uncompared(trace: Trace, lane: str) -> str:
             "recording began, of tokens that it has not seen; record from the first token on (if "
             "a new text begins there, its cache was not reset)"
         )
+    if len(trace) > 1 and all(one.kind == "uncached" for one in trace.meta.cache_layers):
+        return _no_cache(trace)
     notes = [note.text for note in trace.notes if note.kind == "note" and lane in note.text]
     if notes:
         return notes[0]
