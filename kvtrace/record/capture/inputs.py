@@ -79,12 +79,27 @@ def _listed(name: str, one: object) -> Tensor | None:
 
 
 def named(
-    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    known: dict[int, Sequence[str]] | None = None,
 ) -> Mapping[str, object]:
-    """All arguments of a call by name."""
+    """All arguments of a call by name.
+
+    Args:
+        module: What is called.
+        args: By place.
+        kwargs: By name.
+        known: What modules take, by their id, for whoever asks again and again.
+    """
     if not args:
         return kwargs
-    names = [name for name in inspect.signature(module.forward).parameters if name not in kwargs]
+    takes = None if known is None else known.get(id(module))
+    if takes is None:
+        takes = tuple(inspect.signature(module.forward).parameters)
+        if known is not None:
+            known[id(module)] = takes
+    names = [name for name in takes if name not in kwargs]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 

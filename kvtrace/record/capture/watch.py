@@ -6,7 +6,6 @@ undone on exit, whatever happened inside. Knows nothing of traces.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -29,7 +28,14 @@ from kvtrace.record.capture.compiled import EAGERLY, Eagerly
 from kvtrace.record.capture.copied import copies
 from kvtrace.record.capture.entrances import around_forward, entrances, is_asking
 from kvtrace.record.capture.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
-from kvtrace.record.capture.inputs import fitted, hidden_width, logits_of, shape_of, tokens_of
+from kvtrace.record.capture.inputs import (
+    fitted,
+    hidden_width,
+    logits_of,
+    named,
+    shape_of,
+    tokens_of,
+)
 from kvtrace.record.capture.interface import INTERFACE
 from kvtrace.record.capture.kinds import is_two_sided, kind_of
 from kvtrace.record.capture.levels import attentions, lower_levels, unseen
@@ -91,7 +97,7 @@ class Watch:
         self._eagerly, self.turns = Eagerly(), Turns()
         self._requests = Follower(self._tracker, on_chosen or (lambda _, __: None))
         self._seen, self._odd, self._ran = set[str](), set[str](), Ran()
-        self._signatures: dict[int, inspect.Signature] = {}
+        self._takes: dict[int, Sequence[str]] = {}
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Watch:
@@ -191,7 +197,7 @@ class Watch:
 
         def begin(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self._deaf and called is module:
-                self._begin(self._arguments(module, args, kwargs))
+                self._begin(named(module, args, kwargs, self._takes))
 
         def end(
             called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -202,7 +208,7 @@ class Watch:
                 return
             with self.turns.ending():
                 if result is not None:
-                    arguments = self._arguments(module, args, kwargs)
+                    arguments = named(module, args, kwargs, self._takes)
                     self._finish(part, module, one, arguments, result, self._clock.took(one, stop))
                 elif self._on_failure is not None:
                     self._on_failure()
@@ -282,18 +288,6 @@ class Watch:
         given = arguments.get("past_key_values")
         parts = (given, *[getattr(given, part, None) for part in HALVES])
         return frozenset([self._tracker.serial(one) for one in parts if self._tracker.met(one)])
-
-    def _arguments(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Mapping[str, object]:
-        """All arguments by name."""
-        if not args:
-            return kwargs
-        signature = self._signatures.get(id(module))
-        if signature is None:
-            signature = self._signatures[id(module)] = inspect.signature(module.forward)
-        names = [name for name in signature.parameters if name not in kwargs]
-        return {**dict(zip(names, args, strict=False)), **kwargs}
 
     def _finish(
         self,
