@@ -14,7 +14,7 @@ from kvtrace.analysis.changes import cells_of
 from kvtrace.trace import Step, Trace
 
 
-def padded_right(trace: Trace, step: Step) -> Iterator[int]:
+def padded_inside(trace: Trace, step: Step) -> Iterator[int]:
     """Sequences with new tokens behind others that no query sees, not even their own.
 
     Such tokens are padding where positions go on as if they were not there, or where other

@@ -24,7 +24,7 @@ from kvtrace.analysis.checks.forgotten import forgotten
 from kvtrace.analysis.checks.later import reconsidered
 from kvtrace.analysis.checks.leftover import leftover
 from kvtrace.analysis.checks.noise import Noise, largest
-from kvtrace.analysis.checks.padded import padded_right
+from kvtrace.analysis.checks.padded import padded_inside
 from kvtrace.analysis.checks.placed import named, placed
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.spoken import spoken
@@ -177,7 +177,7 @@ class _Texts:
 
     Attributes:
         trace, lane, limits, fresh: As `findings` was given them.
-        padded: Sequences of the text under way that are padded at the right.
+        padded: Sequences of the text under way that are padded behind or within it.
         astray: A text was taken for the rest of another: its lanes are compared for nothing.
     """
 
@@ -204,7 +204,7 @@ class _Texts:
     def _seen(self, step: Step, before: Step | None, *, looking: bool) -> list[Finding]:
         trace = self.trace
         lost, other = forgotten(trace, step, before), None
-        self.padded |= set(padded_right(trace, step))
+        self.padded |= set(padded_inside(trace, step))
         if looking and not self._stale:
             other = encoded_anew(trace, step) or leftover(trace, step, before, self.fresh)
         if other is not None and step.parent is None and self._known_better(step, other):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from kvtrace.analysis.checks.padded import padded_right
+from kvtrace.analysis.checks.padded import padded_inside
 from kvtrace.errors import TraceError
 from kvtrace.record.lanes.paths import Path
 from kvtrace.trace import Step, Trace
@@ -20,7 +20,7 @@ Hidden = tuple[int, int]
 def hidden_in(trace: Trace, step: Step) -> Iterator[Hidden]:
     """Sequences of a step in which they did."""
     try:
-        yield from ((step.number, sequence) for sequence in padded_right(trace, step))
+        yield from ((step.number, sequence) for sequence in padded_inside(trace, step))
     except TraceError:
         return  # what can't be read is told of where rows are read
 
