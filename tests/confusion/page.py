@@ -51,6 +51,19 @@ _BLIND = (
     "padding mask that kvtrace can't lengthen), 3 are in the pass without a cache too and were "
     "called NOT-CAUSAL, 2 begin beside the right place, where calls are counted and one is new. Of "
     "25 others, written after that, **23 at first sight**, 24 now.",
+    "",
+    "### A fourth such round",
+    "",
+    "Quoted, not counted again: 93 bugs with an effect, in 25 types of transformers and own "
+    "models in 12 styles: several at once, late ones, narrow types, and what is no fault of a "
+    "cache (chance, other weights, looking ahead); kinds and first places were written down "
+    "before any was run. **79 of 93 at first sight**, 4 of these with a second cause that was "
+    "not told. Two positions off in bfloat16 had passed as other frequencies, which are no "
+    "bug; 80 healthy runs were called nothing. **89 now**, second causes included. What is "
+    "left: a factor that grows with every call looks like rounding, one begins a step late "
+    "(within rounding before), and two are told where the model stood when it was asked "
+    "again. Of 20 others, written after that, **18 at first sight**; the other two held two "
+    "bugs, and both were told.",
 )
 
 EXPLAINED = ("LENGTH-DEPENDENT-POSITIONS", "TIE")
