@@ -121,7 +121,8 @@ class Pattern:
         else:
             tracker.note(cache, dict(zip(self.layers, outs, strict=True)), verdicts)
         mask = raw[0][0][4]
-        return Batch(self, first, mask if isinstance(mask, Tensor) else None, *found, updates, raw)
+        mask = mask if isinstance(mask, Tensor) else None
+        return Batch(self, first.shape[2], mask, *found, updates, raw)
 
     def _fits(
         self, cache: Any, updates: Sequence[RawUpdate], calls: Sequence[RawCall], seen: Size
@@ -162,7 +163,7 @@ class Batch:
 
     Attributes:
         pattern: It.
-        first: Keys that the first layer handed back, [sequences, kv_heads, seq, key_dim].
+        seq: Rows attended to, in every layer.
         mask: That all modules were given, if any.
         queries: [layers · sequences, heads, 1, key_dim].
         output: [layers · sequences, 1, heads, value_dim].
@@ -171,7 +172,7 @@ class Batch:
     """
 
     pattern: Pattern
-    first: Tensor
+    seq: int
     mask: Tensor | None
     queries: Tensor
     output: Tensor
@@ -179,11 +180,6 @@ class Batch:
     values: Tensor
     _updates: Sequence[RawUpdate]
     _calls: Sequence[RawCall]
-
-    @property
-    def seq(self) -> int:
-        """Rows attended to, in every layer."""
-        return self.first.shape[2]
 
     @property
     def before(self) -> tuple[int, ...]:

@@ -40,8 +40,9 @@ class WeightReads:
             starts: The step starts a sequence.
         """
         total = self.always + (self.start if starts else 0)
-        total += sum(int(size * min(Fraction(1), share * tokens)) for size, share in self.shares)
-        return total + sum(size * min(tokens, count) for size, count in self.rows)
+        if self.shares:
+            total += sum(int(size * min(Fraction(1), part * tokens)) for size, part in self.shares)
+        return total + sum([size * min(tokens, count) for size, count in self.rows])
 
 
 def weight_reads(

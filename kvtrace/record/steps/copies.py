@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -110,7 +111,7 @@ def fetch(
         tensors: On any devices.
         stream_of: The stream that carries what is on a device.
     """
-    groups = [list(group) for _, group in groupby(tensors, key=lambda one: one.device)]
+    groups = [list(group) for _, group in groupby(tensors, key=attrgetter("device"))]
     streams = [stream_of(group[0].device) for group in groups]
     if all(stream is None for stream in streams):
         parts = [_flattened(group).cpu() for group in groups]

@@ -24,8 +24,8 @@ class Phases:
             entry: What it did to the caches.
             grown: Tokens that it has more than the one before, where it begins with those; else 0.
         """
-        past = max((group.length_before for group in entry.groups), default=0)
-        start = max((row[0] for row in positions if row), default=0)
+        past = max([group.length_before for group in entry.groups], default=0)
+        start = max([row[0] for row in positions if row], default=0)
         if forward.part == "encoder" or (past == 0 and start == 0 and forward.new > 0):
             whole = self.prompt_rows is not None and past == 0 and not forward.updates
             longer = whole and forward.new > (self.prompt_rows or 0)

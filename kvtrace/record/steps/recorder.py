@@ -321,7 +321,7 @@ class Recorder:
         return Waiting(step, forward.took, frozenset(entry.caches), kept=kept)
 
     def _cost(self, forward: Forward, entry: LedgerStep, where: Positions) -> Cost:
-        past = max((row[0] for row in where if row), default=0)
+        past = max([row[0] for row in where if row], default=0)
         logits = None if forward.logits is None else tuple(forward.logits.shape)
         if forward.part_of is not None and forward.part_of.whole is not None:
             self._meter.measure(forward.part_of.whole)  # learns what a token costs

@@ -137,7 +137,7 @@ def _tops(kept: Sequence[Kept], reader: TopReader) -> list[tuple[TopLogits, ...]
     logits = [one.logits for one in kept if one.logits is not None]
     if len(logits) < len(kept):
         return [()] * len(kept)
-    found = reader.of(torch.cat(logits).float())
+    found = reader.of((logits[0] if len(logits) == 1 else torch.cat(logits)).float())
     each = len(logits[0])
     return [tuple(found[start : start + each]) for start in range(0, len(found), each)]
 
