@@ -209,9 +209,9 @@ def _counts(ids: Tensor) -> bool:
 
 
 def ids_of(model: nn.Module) -> str:
-    """What a model's own forward calls its ids."""
+    """What a model's own forward calls its ids; a name of ours where it takes none."""
     found = signature_of(model).ids
-    return "tokens" if found is None else found.name
+    return "tokens" if found is None or "embed" in found.name else found.name
 
 
 def table_of(module: nn.Module) -> nn.Embedding | None:
