@@ -52,17 +52,21 @@ def check_unfilled_heads(scene: Scene, identity: Identity) -> Finding | None:
 
 def check_heads(scene: Scene, identity: Identity) -> Finding | None:
     """Heads of K or V in another order: looked for first, since else every row looks wrong."""
-    for tensor, found in (("k", identity.by_key), ("v", identity.by_value)):
-        rows = unknown(scene, found)
-        rows = rows[supposed_inside(scene, rows)]
-        if not len(rows):
-            continue
-        mine, theirs, atol = pair(scene, tensor, rows)
-        order = head_order(mine, theirs, atol)
-        if order is not None:
-            evidence = f"kv heads {list(order)} of {tensor} stand where 0, 1, 2 … should"
-            return finding(scene, "HEAD-MAP", tensor, evidence, rows)
-    return None
+    return _heads(scene, "k", identity.by_key) or _heads(scene, "v", identity.by_value)
+
+
+def _heads(scene: Scene, tensor: str, found: Indices) -> Finding | None:
+    """The same of keys or values alone."""
+    rows = unknown(scene, found)
+    rows = rows[supposed_inside(scene, rows)]
+    if not len(rows):
+        return None
+    mine, theirs, atol = pair(scene, tensor, rows)
+    order = head_order(mine, theirs, atol)
+    if order is None:
+        return None
+    evidence = f"kv heads {list(order)} of {tensor} stand where 0, 1, 2 … should"
+    return finding(scene, "HEAD-MAP", tensor, evidence, rows)
 
 
 def check_zero_rows(scene: Scene, identity: Identity) -> Finding | None:
@@ -172,8 +176,8 @@ def check_contents(scene: Scene, identity: Identity) -> Finding | None:
 
 
 def check_values(scene: Scene, identity: Identity) -> Finding | None:
-    """The same of values alone."""
-    return _contents(scene, identity, "v")
+    """The same of values alone, their heads too."""
+    return _heads(scene, "v", identity.by_value) or _contents(scene, identity, "v")
 
 
 def _contents(scene: Scene, identity: Identity, tensor: str) -> Finding | None:

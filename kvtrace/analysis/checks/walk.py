@@ -166,9 +166,7 @@ class _Causes:
     def others(self, found: Iterable[Finding]) -> Iterator[Finding]:
         """Causes beside those, each remembered."""
         for one in found:
-            # heads in another order are so in V as in K, which may only look like other numbers
-            again = one.name == "HEAD-RESHAPE" and "HEAD-MAP" in self._names
-            if one.name not in self._names and not again:
+            if one.name not in self._names:
                 self._names.add(one.name)
                 yield one
 
