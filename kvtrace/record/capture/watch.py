@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from itertools import compress
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
@@ -37,10 +36,9 @@ from kvtrace.record.capture.inputs import (
     tokens_of,
 )
 from kvtrace.record.capture.interface import INTERFACE
-from kvtrace.record.capture.kinds import is_two_sided, kind_of
 from kvtrace.record.capture.levels import attentions, lower_levels, unseen
-from kvtrace.record.capture.read import MaskReader, ModuleFacts, facts, read
-from kvtrace.record.capture.running import Followed, Pass, module_of, our_work, passes
+from kvtrace.record.capture.reader import Reader
+from kvtrace.record.capture.running import Pass, our_work, passes
 from kvtrace.record.capture.tracker import CacheTracker, lingering, updates_of
 from kvtrace.record.capture.turns import Turns
 from kvtrace.record.flow import FlowWatch
@@ -79,24 +77,26 @@ class Watch:
             on_chosen: Told of tokens chosen for a request in a batch: (its cache, token).
         """
         self.model = model
-        self.num_forwards, self.paused, self._asks = 0, False, False
+        self.num_forwards = 0
+        self.paused = False
+        self._asks = False
         self._on_forward = on_forward
         self._on_begin = on_begin
         self._on_failure = on_failure
         self._choosing = choosing
         self._modules = dict(model.named_modules())
         self._names = {id(module): path for path, module in self._modules.items()}
-        self._two_sided = is_two_sided(self._names.values())
+        self._reader = Reader(self._names)
         self._hidden = hidden_width(self._modules.values())
         self._patched: type | None = None
-        self._facts: dict[int, ModuleFacts] = {}
         self._pattern: Pattern | None = None
         self._tracker = CacheTracker()
         self._clock = DeviceClock(one.device for one in model.parameters())
         self._flow: FlowWatch | None = None
-        self._eagerly, self.turns = Eagerly(), Turns()
+        self._eagerly = Eagerly()
+        self.turns = Turns()
         self._requests = Follower(self._tracker, on_chosen or (lambda _, __: None))
-        self._seen, self._odd, self._ran = set[str](), set[str](), Ran()
+        self._ran = Ran()
         self._takes: dict[int, Sequence[str]] = {}
         self._undo: list[Callable[[], None]] = []
 
@@ -135,8 +135,11 @@ class Watch:
     @property
     def unseen(self) -> tuple[str, ...]:
         """Sentences: modules that look like attention and were not seen to attend so far."""
-        odd = (f"{path}: attends over another batch than the model's" for path in sorted(self._odd))
-        return (*unseen(self.model, self._seen, self._ran, self._flow), *odd)
+        odd = (
+            f"{path}: attends over another batch than the model's"
+            for path in sorted(self._reader.odd)
+        )
+        return (*unseen(self.model, self._reader.seen, self._ran, self._flow), *odd)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -314,12 +317,12 @@ class Watch:
         else:
             cross = cross_half(arguments.get("past_key_values"), result)
             updates = updates_of(self._tracker, one, cross)
-            calls, before = self._calls(one, part)
-            tokens, shape = fitted(tokens, shape, calls, logits_of(result, shape))
-            calls, before = self._fitting(calls, before, shape[0])
+            found = self._reader.calls(one, part, self._flow)
+            tokens, shape = fitted(tokens, shape, found[0], logits_of(result, shape))
+            calls, before = self._reader.fitting(found, shape[0])
             left = lingering(self._tracker, calls, updates)
             used = self._given(arguments) | {update.cache for update in updates}
-            self._pattern = like = pattern_of(one, updates, calls, self._facts) or like
+            self._pattern = like = pattern_of(one, updates, calls, self._reader.facts) or like
         forward = Forward(
             number=self.num_forwards,
             model=module,
@@ -350,51 +353,3 @@ class Watch:
         with our_work():
             for each in forwards:
                 self._on_forward(each)
-
-    def _fitting(
-        self, calls: tuple[AttentionCall, ...], before: tuple[int, ...], sequences: int
-    ) -> tuple[tuple[AttentionCall, ...], tuple[int, ...]]:
-        """The calls over the model's own batch, and the updates before each."""
-        fits = [call.queries.shape[0] == sequences for call in calls]
-        if all(fits):
-            return calls, before
-        self._odd.update(call.module for call, fit in zip(calls, fits, strict=True) if not fit)
-        return tuple(compress(calls, fits)), tuple(compress(before, fits))
-
-    def _calls(self, one: Pass, part: str) -> tuple[tuple[AttentionCall, ...], tuple[int, ...]]:
-        """The raw calls, read, and the updates before each; calls of one module are numbered."""
-        counts: dict[int, int] = {}
-        masks = MaskReader()
-        found = []
-        before = []
-        followed = []
-        for raw in one.calls:
-            if isinstance(raw, Followed):
-                followed.append(raw)
-                continue
-            module = module_of(raw)
-            key = id(module)
-            if key not in self._names:
-                continue
-            number = counts.get(key, 0)
-            counts[key] = number + 1
-            known = self._facts.get(key)
-            if known is None:
-                path = self._names[key]
-                kind = kind_of(path, two_sided=self._two_sided)
-                kind = "encoder" if part == "encoder" and kind != "cross" else kind
-                known = facts(module, path, len(self._facts), kind)
-                self._facts[key] = known
-            call = read(known, raw, number, masks)
-            if call is not None:
-                found.append(call)
-                before.append(raw[4])
-        asked = {call.module for call in found}
-        if self._flow is not None:
-            self._flow.asked(asked)
-        if followed:
-            more = [each for each in followed if each.call.module not in asked]
-            found += [each.call for each in more]
-            before += [each.before for each in more]
-        self._seen.update([call.module for call in found])
-        return tuple(found), tuple(before)

@@ -61,7 +61,9 @@ class FlowWatch:
         self._chosen: dict[int, bool] = {}
         self._depth = 0
         self.of_parts = False
-        self.followed = self.over = self._brief_alone = False
+        self.followed = False
+        self.over = False
+        self._brief_alone = False
         self._stack = contextlib.ExitStack()
         self._scripted: tuple[str, ...] = ()
         self._silent: dict[str, str] = {}
