@@ -45,9 +45,8 @@ def recorded(
     own = [path for path, stamp in _traces().items() if before.get(path) != stamp]
     known = {path.resolve() for path in seen}
     more = [path for path in own if path.resolve() not in known]
-    return seen + _not_seen(
-        more, seen
-    ), f" ended with exit code {done.returncode}" if done.returncode else ""
+    ended = f" ended with exit code {done.returncode}" if done.returncode else ""
+    return seen + _not_seen(more, seen), ended
 
 
 def _not_seen(own: Sequence[Path], seen: Sequence[Path]) -> list[Path]:

@@ -13,9 +13,10 @@ import numpy as np
 
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.survey import NAMES
 from kvtrace.trace import Step, Tensor, Trace
 
-_LETTERS = {"q": Tensor.QUERIES, "k": Tensor.KEYS, "v": Tensor.VALUES}
+_GIVEN = ("q", "k", "v")
 
 
 @dataclass(slots=True)
@@ -55,8 +56,8 @@ class Ahead:
         if self.since is None or self.trace.site(found.layer).layer < self.since:
             return False
         # rows that see later ones have other weights in a longer pass, whatever the scores are
-        tensor = _LETTERS.get(found.tensor)
-        return tensor is None or tensor in self._moved.get(found.layer, ())
+        moved = {NAMES[one] for one in self._moved.get(found.layer, ())}
+        return found.tensor not in _GIVEN or found.tensor in moved
 
 
 def ahead(trace: Trace, lane: str, limits: Noise, told: Sequence[Finding]) -> Ahead:

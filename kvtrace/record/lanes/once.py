@@ -16,7 +16,7 @@ from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.causal import looks_ahead
 from kvtrace.record.lanes.compare import Comparer, in_turn
 from kvtrace.record.lanes.extras import Extras
-from kvtrace.record.lanes.hidden import ends, hidden_in
+from kvtrace.record.lanes.hidden import Hidden, ends, hidden_in
 from kvtrace.record.lanes.keep import crossed, pass_bytes, whole_pass
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.paths import Node, Path, Paths
@@ -204,13 +204,14 @@ class OncePass:
     def _paths(self) -> Paths:
         paths = Paths(fed=self.extras.embedded)
         encoders = {one.index for one in self.trace.meta.sites if one.kind == "encoder"}
+        hidden: set[Hidden] = set()
         for step in self.trace:
+            hidden.update(hidden_in(self.trace, step))
             sites = {site for group in step.sites for site in group.sites}
             # what an encoder read is no path of the decoder, also where nobody saw it attend
             encoded = sites <= encoders if sites else not (step.caches or step.top)
             if not encoded:
                 paths.add(step)
-        hidden = {one for step in self.trace for one in hidden_in(self.trace, step)}
         for path in paths.paths:
             path.until = ends(path, hidden)
             path.nodes = [node for node in path.nodes if node.step >= self.since]
