@@ -102,3 +102,11 @@ def test_the_code_of_a_built_in_model_is_found_from_anywhere(trace, tmp_path, mo
     found = source_of(trace, 0, tmp_path)
     assert found.path.endswith(code.partition(":")[0])
     assert "kvtrace_fixtures" in found.path
+
+
+def test_a_file_of_ones_own_that_is_called_like_a_built_in_is_not_taken_for_it(trace, tmp_path):
+    Path(tmp_path, "decoder.py").write_text(CODE)
+    written(trace, "decoder.py:4")
+    meta = trace.meta
+    trace.source.meta = replace(meta, model=replace(meta.model, name="demo.py:make"))
+    assert "kvtrace_fixtures" not in source_of(trace, 0, tmp_path).path

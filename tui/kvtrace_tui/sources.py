@@ -7,6 +7,7 @@ beside it, and in the installed transformers; those of built-in models where the
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,9 @@ from kvtrace.text import safe
 from kvtrace.trace import Trace
 
 LARGEST = 4 << 20
+_OURS = re.compile(r"demo(-\w+)?|zoo: .+")
+"""Names of models that come with kvtrace; people's own have a path or a colon."""
+
 _FOLDERS = 400
 """Folders below the current one that are looked into."""
 
@@ -89,7 +93,7 @@ def _in_transformers(name: str) -> Iterator[Path]:
 
 def _built_in(trace: Trace, name: str) -> Iterator[Path]:
     """Files of models that come with kvtrace, where the trace is of one."""
-    if trace.meta.model.name.startswith(("demo", "zoo: ")):
+    if _OURS.fullmatch(trace.meta.model.name):
         for folder in _folders("kvtrace_fixtures"):
             yield from sorted(folder.rglob(name))
 
