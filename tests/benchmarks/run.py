@@ -11,20 +11,18 @@ import platform
 import sys
 from datetime import date
 from pathlib import Path
+from types import ModuleType
 
 TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
-HELPERS = {"__init__", "run", "table"}
 
 
 def main(names: list[str]) -> int:
     """Run them and print each table; 0 whatever they say: goals are shown, not gated."""
     sys.path.insert(0, str(TESTS))
     table = importlib.import_module("benchmarks.table")
-    found = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
     sections = []
-    for name in names or [stem for stem in found if stem not in HELPERS]:
-        module = importlib.import_module(f"benchmarks.{name}")
+    for module in benchmarks(names):
         if not getattr(module, "possible", lambda: True)():
             print(f"{module.NAME}: not on this machine", file=sys.stderr, flush=True)
             continue
@@ -37,6 +35,13 @@ def main(names: list[str]) -> int:
         target.write_text("\n".join([heading(), *sections]), encoding="utf-8")
         print(f"written: {target.relative_to(ROOT)}", file=sys.stderr)
     return 0
+
+
+def benchmarks(names: list[str]) -> list[ModuleType]:
+    """Those of some names, or all: modules beside this one that have a NAME to print."""
+    stems = names or sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
+    modules = [importlib.import_module(f"benchmarks.{stem}") for stem in stems]
+    return [module for module in modules if hasattr(module, "NAME")]
 
 
 def heading() -> str:
