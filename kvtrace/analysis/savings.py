@@ -1,4 +1,4 @@
-"""What the shape of a cache saves: the same rows with less sharing, in bytes and times."""
+"""What the shape of a cache saves: the same rows with less or more sharing, in bytes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from kvtrace.trace import Trace
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """One thing that makes the cache smaller.
+    """The cache in another shape.
 
     Attributes:
-        what: The cache without it, as a condition: "if every head had its own K and V".
+        what: That shape, as a condition: "if every head had its own K and V".
         held_bytes: What the cache holds.
         otherwise_bytes: What it would hold.
     """
@@ -32,10 +32,23 @@ def savings(trace: Trace, number: int) -> tuple[Saving, ...]:
         MissingError: There is no such step.
     """
     memory: CacheMemory = cache_memory(trace, number)
-    held = memory.held_bytes
     cases = (
         ("if every layer had its own K and V", memory.unshared),
         ("if every head had its own K and V", memory.mha + memory.state_bytes),
         ("if every layer kept every row", memory.unwindowed),
     )
+    held = memory.held_bytes
     return tuple(Saving(what, held, other) for what, other in cases if held and other > held)
+
+
+def further(trace: Trace, number: int) -> Saving | None:
+    """What it would hold as multi-query attention; None: no less than it does.
+
+    Raises:
+        MissingError: There is no such step.
+    """
+    memory = cache_memory(trace, number)
+    other = memory.mqa + memory.state_bytes
+    if not memory.mqa or other >= memory.held_bytes:
+        return None
+    return Saving("if all heads shared one K and V", memory.held_bytes, other)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from builders import Shape, synthetic_trace
-from kvtrace.analysis.savings import savings
+from kvtrace.analysis.savings import further, savings
 
 ROWS, ROW = 11, 2 * (8 + 8) * 4
 
@@ -38,3 +38,14 @@ def test_a_window_saves_the_rows_that_left_it():
 
 def test_a_cache_that_saves_nothing_says_nothing():
     assert savings(synthetic_trace(Shape(heads=2, kv_heads=2)), 6) == ()
+
+
+def test_one_k_and_v_for_all_heads_would_hold_less():
+    found = further(synthetic_trace(Shape(layers=3, heads=6, kv_heads=2)), 6)
+    assert found is not None
+    assert found.what == "if all heads shared one K and V"
+    assert (found.held_bytes, found.otherwise_bytes) == (3 * ROWS * ROW, 3 * ROWS * ROW // 2)
+
+
+def test_a_cache_of_one_kv_head_can_share_no_further():
+    assert further(synthetic_trace(Shape(layers=2, heads=4, kv_heads=1)), 6) is None

@@ -7,7 +7,7 @@ from builders import MemorySource, Shape, synthetic_trace
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Meta, ModelCard, Trace
 from kvtrace_tui import moves
-from kvtrace_tui.actions import ACTIONS, BY_ID, footer, markdown
+from kvtrace_tui.actions import ACTIONS, BY_ID, footer
 from kvtrace_tui.cursor import View
 from kvtrace_tui.desk import TRAITS, Desk, Recording
 from kvtrace_tui.found import Found
@@ -67,13 +67,6 @@ def test_no_key_is_swallowed_by_terminals_or_editors():
     keys = [key for action in ACTIONS for key in action.keys]
     assert not [key for key in keys if key.startswith("alt+")]
     assert not {"ctrl+enter", "ctrl+s", "ctrl+o", "ctrl+k"} & set(keys)
-
-
-def test_the_table_is_the_one_of_the_documentation():
-    text = markdown()
-    for action in ACTIONS:
-        assert action.help in text
-    assert "| `n` | Go to the next step" in text
 
 
 def test_every_action_works_or_says_why_not_on_any_trace(desk):

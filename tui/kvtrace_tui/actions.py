@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from kvtrace_tui import deeds, jumps, moves, reasons
-from kvtrace_tui.action import SHOWN, Action
+from kvtrace_tui.action import Action
 from kvtrace_tui.arrangement import PANES
 from kvtrace_tui.cursor import Axis
 from kvtrace_tui.deeds import FAR, PAGE, Deed, along, arrow, changed
@@ -176,16 +176,3 @@ def footer(desk: Desk) -> list[Action]:
         if action.weight and (action.group != RUN or desk.recording.live)
     ]
     return sorted(found, key=lambda action: action.weight)
-
-
-def markdown() -> str:
-    """The keys as tables for the documentation."""
-    lines = []
-    for group in GROUPS:
-        lines += [f"### {group.capitalize()}", "", "| key | does |", "|---|---|"]
-        for action in ACTIONS:
-            if action.group == group:
-                keys = " ".join(f"`{SHOWN.get(key, key)}`" for key in action.keys) or "palette"
-                lines.append(f"| {keys} | {action.help} |")
-        lines.append("")
-    return "\n".join(lines)

@@ -32,16 +32,6 @@ def _closest(error: UnicodeError) -> tuple[str, int]:
     return "".join(c if c.isascii() else "?" for c in part), error.end
 
 
-def speaks_unicode() -> bool:
-    """Whether block characters can be written."""
-    encoding = getattr(sys.__stderr__, "encoding", None) or "ascii"
-    try:
-        "▀█…".encode(encoding)
-    except (UnicodeError, LookupError):
-        return False
-    return True
-
-
 @contextmanager
 def writable() -> Iterator[None]:
     """Let the streams Textual writes to take any character, in any locale."""

@@ -17,7 +17,7 @@ from kvtrace.analysis.history import history, so_far
 from kvtrace.analysis.memory import cache_memory
 from kvtrace.analysis.packed import part_text
 from kvtrace.analysis.parting import first_parting, largest_difference, worst
-from kvtrace.analysis.savings import savings
+from kvtrace.analysis.savings import further, savings
 from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError
@@ -295,11 +295,12 @@ def _so_far(trace: Trace, numbers: Sequence[int]) -> list[str]:
 
 
 def _saved(trace: Trace, number: int) -> list[str]:
-    """What the cache would hold without what makes it smaller."""
+    """What the cache would hold without what makes it smaller, and as multi-query attention."""
+    less = further(trace, number)
     cases = [
         f"{units.byte_size(one.otherwise_bytes)} "
         f"({units.ratio(one.otherwise_bytes, one.held_bytes)}) {one.what}"
-        for one in savings(trace, number)
+        for one in (*savings(trace, number), *([less] if less else []))
     ]
     return [f"It would hold {', '.join(cases)}."] if cases else []
 

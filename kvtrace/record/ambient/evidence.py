@@ -19,20 +19,18 @@ class Evidence:
 
     Attributes:
         losses: Losses computed so far.
-        backwards: Gradients asked for so far.
     """
 
     def __init__(self, on_loss: Callable[[], None], on_backward: Callable[[], None]) -> None:
         """Nothing is replaced before `with`."""
         self.losses = 0
-        self.backwards = 0
         self._tell = {"loss": on_loss, "backward": on_backward}
         self._overlays: list[Overlay] = []
 
     def __enter__(self) -> Evidence:
         for name in _LOSSES:
             self._replace(F, name, self._loss)
-        self._replace(torch.autograd, "backward", self._backward)
+        self._replace(torch.autograd, "backward", self._tell["backward"])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,10 +40,6 @@ class Evidence:
     def _loss(self) -> None:
         self.losses += 1
         self._tell["loss"]()
-
-    def _backward(self) -> None:
-        self.backwards += 1
-        self._tell["backward"]()
 
     def _replace(self, owner: Any, name: str, tell: Callable[[], None]) -> None:
         def make(overlay: Overlay) -> Any:

@@ -179,11 +179,6 @@ class Sizes:
         named = type(self.model).__name__ in str(one.annotation)
         return part if isinstance(part, nn.Module) and not named else self.model
 
-    @property
-    def is_grouped(self) -> bool:
-        """Fewer kv heads than heads."""
-        return self.of("kv_heads") != self.of("heads")
-
 
 def _layers(model: nn.Module) -> int | None:
     """Length of the longest list of modules of one class, the user's own before torch's."""

@@ -7,7 +7,7 @@ from textual.strip import Strip
 from kvtrace.trace import NO_TOKEN
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.axis import across_labels
-from kvtrace_tui.drawing.bars import bar, layered, spark, stacked, strongest
+from kvtrace_tui.drawing.bars import bar, layered, spark, strongest
 from kvtrace_tui.drawing.depth import Depth, depth_of
 from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.grid import GridLayout, layer_grid
@@ -49,11 +49,6 @@ def test_sparks_show_each_value():
     assert spark([0, 4, 8], 8.0) == "▁▄█"
     assert spark([1, 2], 0) == "▁▁"
     assert spark([-1.0], 4) == " "
-
-
-def test_stacked_parts_fill_the_bar_without_gaps():
-    pieces = stacked([(1 / 3, ink.CACHED), (1 / 3, ink.GOOD), (1 / 3, ink.BAD)], 10)
-    assert [len(text) for text, _ in pieces] == [3, 4, 3]
 
 
 def test_the_strongest_of_each_bin_is_kept():

@@ -30,19 +30,6 @@ def bar(part: float, width: int) -> str:
     return ("█" * whole + (_ACROSS[rest] if rest else "")).ljust(width)
 
 
-def stacked(parts: Sequence[tuple[float, Style]], width: int) -> list[tuple[str, Style]]:
-    """One bar made of several parts, as pieces of a line; whole cells, none lost to rounding."""
-    edges, total = [0], 0.0
-    for part, _ in parts:
-        total += max(part, 0.0)
-        edges.append(min(round(total * width), width))
-    return [
-        ("█" * (stop - start), style)
-        for (_, style), start, stop in zip(parts, edges[:-1], edges[1:], strict=True)
-        if stop > start
-    ]
-
-
 def spark(values: Sequence[float], high: float) -> str:
     """One glyph a value, `▁` … `█`; a space where there is none."""
     if not high > 0:

@@ -18,7 +18,7 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import spark, strongest
 from kvtrace_tui.drawing.binning import Binning
 from kvtrace_tui.drawing.lines import Piece, line, padded
-from kvtrace_tui.drawing.tokens import shown_token, token_strip
+from kvtrace_tui.drawing.tokens import TokenStrip, shown_token, token_strip
 from kvtrace_tui.panes.chronicle import Chronicle, Told
 from kvtrace_tui.panes.pane import Pane
 
@@ -33,7 +33,7 @@ class TimelinePane(Pane):
     """Four lines, and one for each sequence where there is room."""
 
     grows = True
-    spots = ("_told", "_rows", "_spans", "_columns")
+    spots = ("_told", "_rows", "_strip", "_columns")
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
@@ -41,7 +41,7 @@ class TimelinePane(Pane):
         self._chronicle: Chronicle | None = None
         self._told = Told([], [], -1)
         self._rows: dict[int, int] = {}
-        self._spans: tuple[tuple[int, int, int], ...] = ()
+        self._strip = TokenStrip((), ())
         self._columns = Binning(0, 1, 1)
 
     def mark(self, breakpoints: Iterable[int], findings: Iterable[int]) -> None:
@@ -60,14 +60,13 @@ class TimelinePane(Pane):
         chronicle = self._read(trace)
         told = self._told = chronicle.told(cursor.step, cursor.sequence)
         room = max(width - _GUTTER, 1)
-        strip = token_strip(told.texts, told.current, room, told.rejected)
-        self._spans = strip.spans
+        self._strip = token_strip(told.texts, told.current, room, told.rejected)
         self._columns = Binning.fit(len(trace), min(room, len(trace) * _WIDEST))
         row = int(np.searchsorted(trace.overview["number"], cursor.step))
         at = self._columns.cells_of(row)
         named = ink.TITLE_FOCUSED if self.focused_title else ink.DIM
         return [
-            line(width, (" tokens ", named), (" ", ink.DIM), *strip.pieces),
+            line(width, (" tokens ", named), (" ", ink.DIM), *self._strip.pieces),
             line(width, (" ms/step ", ink.DIM), *self._times(trace, at)),
             line(
                 width,
@@ -114,7 +113,7 @@ class TimelinePane(Pane):
         if self._trace is None or self._chronicle is None or x < _GUTTER:
             return {}
         if y == 0:
-            found = next((i for a, b, i in self._spans if a <= x - _GUTTER < b), None)
+            found = self._strip.token_at(x - _GUTTER)
             return {} if found is None else {"step": self._told.steps[found]}
         numbers = self._trace.numbers
         rows = self._columns.indices_of(x - _GUTTER)

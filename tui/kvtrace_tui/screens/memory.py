@@ -10,7 +10,7 @@ from rich.style import Style
 
 from kvtrace import units
 from kvtrace.analysis.memory import CacheMemory, LayerMemory, cache_memory
-from kvtrace.analysis.savings import savings
+from kvtrace.analysis.savings import further, savings
 from kvtrace.text import safe
 from kvtrace.trace import CacheLayer, Trace
 from kvtrace_tui.drawing import ink
@@ -130,15 +130,16 @@ def _kind(layer: CacheLayer) -> str:
 
 def _saved(trace: Trace, number: int, memory: CacheMemory, width: int) -> Iterator[Row]:
     """What the cache would hold in another shape."""
-    cases = savings(trace, number)
+    less = further(trace, number)
+    cases = (*savings(trace, number), *([less] if less else []))
     if not cases:
         return
-    yield [(" what its shape saves", ink.ACCENT)]
-    most = max(one.otherwise_bytes for one in cases)
+    yield [(" what its shape saves, and could", ink.ACCENT)]
+    most = max(memory.held_bytes, *(one.otherwise_bytes for one in cases))
     lines = [("as it is", memory.held_bytes, ink.CACHED)]
     lines += [(one.what, one.otherwise_bytes, ink.RECOMPUTED) for one in cases]
     for what, size, style in lines:
-        times = units.ratio(size, memory.held_bytes) if size > memory.held_bytes else ""
+        times = units.ratio(size, memory.held_bytes) if size != memory.held_bytes else ""
         yield [
             (f"   {padded(what, _NAMES)}", ink.TEXT),
             (f"{units.byte_size(size):>{_NUMBERS}}", style),
