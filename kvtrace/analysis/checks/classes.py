@@ -60,7 +60,7 @@ _TABLE = (
     ),
     Kind(
         "HISTORY-LOST",
-        "the query sees only the new rows",
+        "rows of earlier steps are not seen",
         "The cache is not passed on, or is replaced instead of appended to.",
     ),
     Kind("DUPLICATE-ROWS", "rows stand twice in the cache", "New rows are appended twice."),

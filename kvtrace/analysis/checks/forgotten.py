@@ -1,35 +1,90 @@
-"""A text that goes on with an empty cache: nothing is compared wrongly, for nothing is left.
+"""A text that goes on without its newest rows: nothing is compared wrongly, for nothing is left.
 
 A step that begins a cache begins a text. Where it is told to begin at the very position at which
-the step before it ended, it is no new text: the cache was dropped on the way.
+the step before it ended, it is no new text: the cache was dropped on the way. Tokens tell the same:
+who feeds the one that the step before holds for the likeliest means to go on from there, not from
+a cache that is empty or ends where that step began. Once may be chance, twice in a row is none.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.trace import Step, Trace
 
 
-def forgotten(trace: Trace, step: Step, before: Step | None) -> Finding | None:
-    """A step that goes on where the one before ended, without any of its rows.
+@dataclass(slots=True)
+class Forgotten:
+    """Looks for steps that go on where the one before ended, without its rows.
 
-    Args:
+    Attributes:
         trace: Whose steps.
-        step: Any.
-        before: The one recorded before it; None: there is none.
     """
-    if before is None or step.parent is not None or step.packed is not None:
-        return None
-    if not step.caches or any(group.length_before for group in step.caches):
-        return None
+
+    trace: Trace
+    _maybe: Finding | None = None
+    _named: bool = False
+
+    def add(self, step: Step, before: Step | None) -> Finding | None:
+        """What the next step shows, of itself or of the step before.
+
+        Args:
+            step: Any.
+            before: The one recorded before it; None: there is none.
+        """
+        maybe, self._maybe = self._maybe, None
+        if before is None or step.packed is not None or not step.caches:
+            return None
+        empty = not any(group.length_before for group in step.caches)
+        if step.parent is None and empty and _told_to_go_on(step, before):
+            where = f"was given position {step.positions[0][0]}, where step {before.number} ended"
+            return self._finding(step, before, where)
+        if self._named or not (_cropped(step, before) or (step.parent is None and empty)):
+            return None
+        if not _fed_the_likeliest(step, before):
+            return None
+        self._maybe = self._finding(step, before, f"was fed what step {before.number} chose")
+        self._named = maybe is not None
+        return maybe and replace(
+            maybe, evidence=f"{maybe.evidence}; so it is in step {step.number}"
+        )
+
+    def _finding(self, step: Step, before: Step, where: str) -> Finding:
+        layer = step.caches[0].layers[0]
+        site = next((one.index for one in self.trace.meta.sites if one.reads == layer), 0)
+        left = _begins_with(step, layer)
+        missing = max(row[-1] + 1 for row in before.positions if row) - left
+        has = f"begins with only {left} rows" if left else "is empty"
+        are = "row is" if missing == 1 else "rows are"
+        evidence = f"the step {where}, but its cache {has}: {missing} {are} missing"
+        return Finding("HISTORY-LOST", step.number, site, "k", evidence, row=0)
+
+
+def _told_to_go_on(step: Step, before: Step) -> bool:
+    """Whether the step was given the positions that follow those of the step before."""
     ends = [row[-1] + 1 for row in before.positions if row]
     starts = [row[0] for row in step.positions if row]
-    if not starts or starts != ends or min(starts) < 1:
-        return None
-    layer = step.caches[0].layers[0]
-    site = next((one.index for one in trace.meta.sites if one.reads == layer), 0)
-    evidence = (
-        f"the step was given position {starts[0]}, where step {before.number} ended, but its cache "
-        f"is empty: {starts[0]} rows are missing"
-    )
-    return Finding("HISTORY-LOST", step.number, site, "k", evidence, row=0)
+    return bool(starts) and starts == ends and min(starts) >= 1
+
+
+def _cropped(step: Step, before: Step) -> bool:
+    """Whether every row of the step before was dropped again, and nothing else happened."""
+    layers = [layer for group in step.caches for layer in group.layers]
+    only = bool(step.events) and all(one.kind == "crop" for one in step.events)
+    return only and all(0 < _begins_with(step, one) <= _begins_with(before, one) for one in layers)
+
+
+def _begins_with(step: Step, layer: int) -> int:
+    """Rows that a cache layer holds when a step begins."""
+    for event in reversed(step.events):
+        if layer in event.layers:
+            return event.lengths_after[event.layers.index(layer)]
+    group = step.cache_step(layer)
+    return 0 if group is None else group.length_before
+
+
+def _fed_the_likeliest(step: Step, before: Step) -> bool:
+    """Whether each sequence was fed the one token that the step before holds for the likeliest."""
+    likeliest = [(one.ids[0],) if one.ids else () for one in before.top]
+    return step.new == 1 and bool(likeliest) and list(step.tokens) == likeliest

@@ -20,7 +20,7 @@ from kvtrace.analysis.checks.cross import stale_cross
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.doubt import doubtful
 from kvtrace.analysis.checks.encoders import encoded_anew
-from kvtrace.analysis.checks.forgotten import forgotten
+from kvtrace.analysis.checks.forgotten import Forgotten
 from kvtrace.analysis.checks.later import reconsidered
 from kvtrace.analysis.checks.leftover import leftover
 from kvtrace.analysis.checks.noise import Noise, largest
@@ -189,6 +189,10 @@ class _Texts:
     astray: bool = False
     _stale: bool = False
     _before: Step | None = None
+    _lost: Forgotten = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._lost = Forgotten(self.trace)
 
     def add(self, step: Step, *, looking: bool) -> list[Finding]:
         """What the next step shows; of rows of another text only as long as somebody looks."""
@@ -203,7 +207,7 @@ class _Texts:
 
     def _seen(self, step: Step, before: Step | None, *, looking: bool) -> list[Finding]:
         trace = self.trace
-        lost, other = forgotten(trace, step, before), None
+        lost, other = self._lost.add(step, before), None
         self.padded |= set(padded_inside(trace, step))
         if looking and not self._stale:
             other = encoded_anew(trace, step) or leftover(trace, step, before, self.fresh)

@@ -1,0 +1,63 @@
+"""Caches that lose their newest rows between steps: every step alone is right, the text is not."""
+
+import torch
+
+import kvtrace
+from kvtrace.analysis.checks import DIVERGED, EQUAL
+from kvtrace_fixtures.custom import einsum_heads, tuple_cat
+
+PROMPT = [5, 9, 30, 7, 81, 44, 9, 12]
+
+
+class Kept(tuple_cat.GPT):
+    """Gives back the past that it was given."""
+
+    def forward(self, idx, past=None):
+        logits, presents = super().forward(idx, past)
+        return logits, past or presents
+
+
+class Replaced(einsum_heads.EinsumLM):
+    """Begins its cache anew in every call."""
+
+    def forward(self, tokens, use_cache=False):
+        self.reset_cache()
+        return super().forward(tokens, use_cache)
+
+
+def made(of):
+    torch.manual_seed(3)
+    return of().eval()
+
+
+def first(report):
+    (found,) = report.findings
+    return found.name, found.step, found.layer
+
+
+def test_a_past_that_is_never_renewed_loses_every_row_after_the_prompt():
+    report = kvtrace.check(made(Kept), PROMPT, new_tokens=6, ways=())
+    assert (report.verdict, first(report)) == (DIVERGED, ("HISTORY-LOST", 2, 0))
+    assert "fed what step 1 chose, but its cache begins with only 8 rows" in (
+        report.findings[0].evidence
+    )
+
+
+def test_a_cache_that_is_replaced_in_every_step_is_no_model_without_one():
+    report = kvtrace.check(made(Replaced), PROMPT, new_tokens=6, ways=())
+    assert (report.verdict, first(report)) == (DIVERGED, ("HISTORY-LOST", 1, 0))
+    assert "its cache is empty: 8 rows are missing" in report.findings[0].evidence
+
+
+@torch.no_grad()
+def answers(model, tokens):
+    """What may follow one prompt, tried one after another on the same rows."""
+    _, past = model(torch.tensor([PROMPT]))
+    for token in tokens:
+        model(torch.tensor([[token]]), past)
+
+
+def test_answers_that_are_tried_on_one_prompt_lose_nothing():
+    model = made(tuple_cat.GPT)
+    report = kvtrace.check(model, run=lambda: answers(model, (3, 77, 140, 21)))
+    assert (report.verdict, report.findings) == (EQUAL, ())
