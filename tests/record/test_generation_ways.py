@@ -17,7 +17,7 @@ from builders.recorded import (
 )
 from builders.tiny_models import tiny_model
 from builders.ways import IDS, WAYS, assisted, generate, ready
-from kvtrace.analysis.checks import EQUAL, check
+from kvtrace.analysis.checks import EQUAL, UNCHECKED, check
 
 EVERYWHERE = [
     "beams of a padded batch",
@@ -74,6 +74,8 @@ def test_caches_lanes_and_attention_are_right(model_type, way, tmp_path):
     assert_lanes_agree(trace)
     assert trace.meta.unseen == ()
     assert not [note for note in trace.notes if note.kind == "finding"]
+    verdict = check(trace).verdict
+    assert verdict.startswith(EQUAL if compared else UNCHECKED), verdict
 
 
 def test_only_the_model_that_checks_an_assistants_drafts_is_recorded(tmp_path):
@@ -109,6 +111,11 @@ def test_drafts_of_the_first_layers_have_few_sites_and_are_said(tmp_path):
     trace, _ = recorded(model, WAYS["early exit"](model), tmp_path / "a.kvt")
     seen = {sum(len(group.sites) for group in step.sites) for step in trace}
     assert seen == {2, 4}
+    assert check(trace).verdict.startswith(EQUAL)
+    compared = {
+        len(step.sites[0].sites): bool(trace.compared(step.number).logits) for step in trace
+    }
+    assert compared == {2: False, 4: True}
     assert any("first layers" in text for text in trace.meta.not_recorded)
 
 

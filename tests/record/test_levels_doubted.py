@@ -83,6 +83,30 @@ def test_a_subclass_that_calculates_its_attention_itself_is_seen(layers, tmp_pat
     assert found == {n: 3 if n in layers else 1 for n in range(4)}
 
 
+@pytest.mark.parametrize("layers", [(0, 1, 2, 3), (1, 2)])
+def test_attention_that_was_put_into_a_module_is_seen(layers, tmp_path):
+    model = ready(tiny_model("llama"))
+    for number in layers:
+        attention = model.model.layers[number].self_attn
+        attention.forward = by_hand(type(attention)).forward.__get__(attention)
+    trace = seen(model, tmp_path)
+    found = {site.layer: site.level for site in trace.meta.sites}
+    assert found == {n: 3 if n in layers else 1 for n in range(4)}
+
+
+def test_a_module_whose_own_forward_is_only_wrapped_still_asks(tmp_path):
+    model = ready(tiny_model("llama"))
+    for layer in model.model.layers:
+
+        def counted(*given, original=layer.self_attn.forward, **more):
+            return original(*given, **more)
+
+        layer.self_attn.forward = counted
+    trace = seen(model, tmp_path)
+    assert [site.level for site in trace.meta.sites] == [1] * 4
+    assert SLOWER not in trace.meta.not_recorded
+
+
 def test_a_module_that_only_asks_for_the_attention_of_prompts_is_seen_whole(tmp_path):
     model = ready(tiny_model("llama"))
     for layer in model.model.layers:

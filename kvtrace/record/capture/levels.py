@@ -7,9 +7,11 @@ settings, or everywhere in a model where nothing asks.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from time import perf_counter_ns
 from types import CodeType, FunctionType
 
@@ -27,19 +29,34 @@ _CALLS_ON = {"super", "__class__"}
 _LOOKS = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
 
 
-_asks: dict[type, bool] = {}
+def asks(module: nn.Module) -> bool:
+    """Whether the code that runs in a module mentions the attention interface."""
+    own = vars(module)
+    if "forward" not in own:
+        return _asks(type(module), type(module).forward)
+    # put there by somebody, in place of what the class has; it may call that one
+    return any(_mentions(code, _ASKS) for one in own.values() for code in _reached(one))
 
 
-def asks(kind: type) -> bool:
-    """Whether the code of a module class mentions the attention interface."""
-    found = _asks.get(kind)
-    if found is None:
-        found = _asks[kind] = _has_asking_method(kind)
-    return found
-
-
-def _has_asking_method(kind: type) -> bool:
+@functools.cache
+def _asks(kind: type[nn.Module], _: Hashable) -> bool:
+    """The same of a class, as long as this is its `forward`."""
     return any(_mentions(code, _ASKS) for code in _methods(kind))
+
+
+def _reached(called: object, depth: int = 2) -> Iterator[CodeType]:
+    """The code of a function, and of those that it was made with."""
+    function = inspect.unwrap(called) if callable(called) else None
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, FunctionType):
+        return
+    yield function.__code__
+    if depth:
+        for kept in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            yield from _reached(kept, depth - 1)
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # an empty one
+                yield from _reached(cell.cell_contents, depth - 1)
 
 
 def may_bypass(kind: type) -> bool:
@@ -80,7 +97,7 @@ def lower_levels(model: nn.Module, modules: Mapping[str, nn.Module]) -> FlowWatc
         model: The watched model.
         modules: All of its modules, by path.
     """
-    asking = {path for path, module in modules.items() if asks(type(module))}
+    asking = {path for path, module in modules.items() if asks(module)}
     kinds = {type(modules[path]) for path in asking}
     kinds = {kind for kind in kinds if looks_like_attention(kind) and may_bypass(kind)}
     doubted = {

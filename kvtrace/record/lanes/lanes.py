@@ -76,6 +76,10 @@ class Lanes:
     _passes: dict[str, int] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
     _unlike: str = ""
+    _depth: object = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._depth = _depth(self.model)
 
     @property
     def again(self) -> Again:
@@ -115,7 +119,9 @@ class Lanes:
         elif self._weights is not None and self._weights.changed() and step > self._since:
             self._said.add(f"steps {self._since} to {step - 1} {WEIGHTS_CHANGED}")
             self._since = step
-        self._logits.keep(step, forward.logits)
+        # drafts of the first layers alone are not what all layers say when asked at the end
+        if self.options.mode == "each" or _depth(self.model) == self._depth:
+            self._logits.keep(step, forward.logits)
         self.again.ties.keep(step, forward.sequences, forward.new, forward.choices)
 
     def written(self, step: Step, meta: Meta, sink: LaneSink) -> Meta:
@@ -245,6 +251,11 @@ class Lanes:
         autocast = self.again.autocast
         lowest = _lowest(meta, "" if autocast is None else autocast.name)
         return tolerance(lowest, max(1, len(meta.sites)))
+
+
+def _depth(model: nn.Module) -> object:
+    """How many layers its configuration says that a model has now."""
+    return getattr(getattr(model, "config", None), "num_hidden_layers", None)
 
 
 def _lowest(meta: Meta, autocast: str) -> str:
