@@ -7,10 +7,9 @@ settings, or everywhere in a model where nothing asks.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from time import perf_counter_ns
 from types import CodeType, FunctionType
@@ -29,19 +28,20 @@ _CALLS_ON = {"super", "__class__"}
 _LOOKS = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
 
 
+_classes: dict[tuple[type[nn.Module], object], bool] = {}
+
+
 def asks(module: nn.Module) -> bool:
     """Whether the code that runs in a module mentions the attention interface."""
     own = vars(module)
-    if "forward" not in own:
-        return _asks(type(module), type(module).forward)
-    # put there by somebody, in place of what the class has; it may call that one
-    return any(_mentions(code, _ASKS) for one in own.values() for code in _reached(one))
-
-
-@functools.cache
-def _asks(kind: type[nn.Module], _: Hashable) -> bool:
-    """The same of a class, as long as this is its `forward`."""
-    return any(_mentions(code, _ASKS) for code in _methods(kind))
+    if "forward" in own:
+        # put there by somebody, in place of what the class has; it may call that one
+        return any(_mentions(code, _ASKS) for one in own.values() for code in _reached(one))
+    key = type(module), type(module).forward
+    found = _classes.get(key)
+    if found is None:
+        found = _classes[key] = any(_mentions(code, _ASKS) for code in _methods(key[0]))
+    return found
 
 
 def _reached(called: object, depth: int = 2) -> Iterator[CodeType]:
