@@ -56,11 +56,15 @@ def read(mix: Mix, plan: Plan) -> FlowCall:
         v = v.narrow(2, mark.letters.longer[mark.key][1], k.shape[2])
     if q.shape[1] != out.shape[1]:
         q = q.expand(-1, out.shape[1], -1, -1)
-    known = plan.plain and plan.proven >= FIRST and plan.proven % EVERY
-    if known and not (mark.added and _adds(mix, plan, q, k)):
+    if plan.plain and not due(plan) and not (mark.added and _adds(mix, plan, q, k)):
         return plainly(plan, (q, k, v, out), mark.logits, (mark.scale, mark.softcap), mix.place)
     with uncounted(q, k, v, out):
         return _proved(mix, plan, (q, k, v, out))
+
+
+def due(plan: Plan) -> bool:
+    """Whether the next call of a plan is to be calculated again in full."""
+    return plan.proven < FIRST or plan.proven % EVERY == 0
 
 
 def plainly(

@@ -82,14 +82,20 @@ class Hearing:
     _scores: dict[str, Score] = field(default_factory=dict)
     _tries: dict[str, int] = field(default_factory=dict)
 
-    def begin(self, frame: Frame) -> None:
-        """A forward begins, of a module that may be slept through."""
+    def begin(self, frame: Frame, *, awake: bool = False) -> None:
+        """A forward begins.
+
+        Args:
+            frame: Its.
+            awake: It is followed all along, and may at most teach its score.
+        """
         self._forget()
-        if self.late is None or not frame.outermost or not self.late.ready():
+        if self.late is None or not frame.outermost:
             return
         score = self._scores.get(frame.path)
         if score is not None and score.sizes == self.listening.sizes:
-            self._score, self.follows = score, True
+            if not awake and self.late.ready():
+                self._score, self.follows = score, True
         elif self._tries.get(frame.path, 0) < TRIES:
             self.learns, self.listening.told = True, []
 
@@ -148,7 +154,7 @@ class Hearing:
         both = [(part, part.among(self.notes)) for part in score.parts]
         heard = [(part, notes) for part, notes in both if len(notes) == len(part.places)]
         self._heard += 1
-        calls, alike = read(heard, self.listening, proved=self._heard)
+        calls, alike = read(heard, self.listening, self._heard)
         if not alike or not late.ready():
             self._scores.pop(frame.path, None)
         frame.attended += len(calls)
@@ -167,7 +173,7 @@ class Hearing:
         if not calls or self.mode.families.inlined:
             return
         if self.late is None or not self.late.ready():
-            return
+            return  # its caches are updated while it runs, and which call read which must be seen
         found = _parts(calls, notes, self._calls, self.mode.routes)
         if found is None or _share_memory(calls):
             return
@@ -175,7 +181,7 @@ class Hearing:
         heard = [(part, part.among(used)) for part in parts]
         if nbytes_of(used) > ROOM or not all(intact(own) for _, own in heard):
             return
-        again, alike = read(heard, self.listening, proved=0)
+        again, alike = read(heard, self.listening, None)
         if alike and all(map(_same, again, calls)):
             steps = tuple([(note.function, note.path) for note in used])
             self._scores[path] = Score(tuple(parts), steps, self.listening.sizes)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.calls import AttentionCall
-from kvtrace.record.flow.call import ROUNDINGS, aside, without_counting
+from kvtrace.record.flow.call import FIRST, ROUNDINGS, aside, without_counting
 from kvtrace.record.flow.explain import UnexplainedError, explain, same_mask, seen_in
 from kvtrace.record.flow.fused import of_sdpa
 from kvtrace.record.flow.listen import Listening
@@ -136,14 +136,15 @@ def _bare(call: AttentionCall) -> AttentionCall:
 
 @torch.no_grad()
 def read(
-    heard: Sequence[Heard], listening: Listening, proved: int
+    heard: Sequence[Heard], listening: Listening, number: int | None
 ) -> tuple[list[AttentionCall], bool]:
     """The calls, in order; those that can't be read are left out, and it is said why.
 
     Args:
         heard: Of each call.
         listening: Is told of what could not be read.
-        proved: Which of the fused calls is calculated again: one each time.
+        number: Of the forward: of fused calls, another one is calculated again each time; of
+            others, all while they are new. None: the calls were read before, in another way.
 
     Returns:
         They, and whether all of them are like those before.
@@ -162,9 +163,10 @@ def read(
                 if not intact(notes):
                     raise UnexplainedError(WRITTEN_OVER)
                 if part.route is None:
-                    call = _fused(part, notes[0], listening, proved % len(heard) == place)
+                    turn = number is not None and number % len(heard) == place
+                    call = _fused(part, notes[0], listening, turn)
                 else:
-                    call = _routed(part.route, notes, plain)
+                    call = _routed(part.route, notes, plain, again=number is None)
             except Exception as error:
                 listening.reasons.setdefault(where, str(error).partition("\n")[0])
                 continue
@@ -262,8 +264,17 @@ def _are(given: object, weights: Tensor) -> bool:
     return torch.equal(given, weights.to(given.dtype).reshape(given.shape))
 
 
-def _routed(route: Route, notes: Sequence[Note], plain: tuple[bool, bool]) -> FlowCall:
-    """A call that went a route, or begins and ends like one."""
+def _routed(
+    route: Route, notes: Sequence[Note], plain: tuple[bool, bool], *, again: bool
+) -> FlowCall:
+    """A call that went a route, or begins and ends like one.
+
+    Args:
+        route: It.
+        notes: Of the call.
+        plain: What `_hides` says of it.
+        again: It was read before.
+    """
     plan, (first, softmax, last) = route.plan, notes
     _, _, query, key = plan.parts[0]
     q, k = query.apply(first.args[route.queries.place]), key.apply(first.args[route.keys.place])
@@ -275,11 +286,15 @@ def _routed(route: Route, notes: Sequence[Note], plain: tuple[bool, bool]) -> Fl
     if plan.logits is not None and not (alike and all_seen):
         logits = plan.logits.apply(softmax.args[0])
     if alike:
-        plan.proven += 1
         visible = None if logits is None else same_mask(seen_in(logits))
         k, v = k[:, :: plan.group], v[:, :: plan.group]
         factors = route.scale, route.softcap
-        return FlowCall(q, k, v, out, *factors, visible, place=route.place, assumed=plan.assumed)
+        call = FlowCall(q, k, v, out, *factors, visible, place=route.place, assumed=plan.assumed)
+        why = refusal(call) if plan.proven < FIRST and not again else ""
+        if why:
+            raise UnexplainedError(why)
+        plan.proven += not again
+        return call
     if logits is None:
         raise UnexplainedError("it is not like the call before, and its logits were not seen")
     return _anew(route, (q, k, v, out), logits)

@@ -16,7 +16,6 @@ import torch
 from torch import Size, Tensor, nn
 
 from kvtrace.record.flow.arrange import Sizes
-from kvtrace.record.flow.call import FIRST
 from kvtrace.record.flow.names import CONCATENATE, DIVIDE, MATMUL, MULTIPLY, STORE
 from kvtrace.record.flow.plan import Mix, Plan, growing_letters
 
@@ -217,7 +216,7 @@ def learn(
     """
     mark, last = mix.mark, log[-1]
     alone = len(mark.products) == len(plan.parts) == 1 and not mark.terms
-    if not plan.plain or plan.proven < FIRST or not alone:
+    if not plan.plain or not plan.proven or not alone:
         return None
     if len(log) > LONGEST or mix.product.out is not last.out or mark.logits is None:
         return None

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from kvtrace.record.capture.running import depth_of_our_work
-from kvtrace.record.flow.call import EVERY, only_hides
+from kvtrace.record.flow.call import due, only_hides
 from kvtrace.record.flow.follow import Args, Kwargs
 from kvtrace.record.flow.listener import Listener
 from kvtrace.record.flow.mode import FlowMode
@@ -119,7 +119,7 @@ class RoutedMode(FlowMode):
         if not stride.fits(func, args, named, walk.results):
             return self._leave_at(walk, func, args, named)
         last = place_in == len(route.strides)
-        if last and (route.plan.proven % EVERY == 0 or not self._arrives(walk, args)):
+        if last and (due(route.plan) or not self._arrives(walk, args)):
             return self._leave_at(walk, func, args, named)
         out = func(*args, **named)
         done.append(Done(func, tuple(args), named, out))
@@ -147,7 +147,7 @@ class RoutedMode(FlowMode):
         """Follow what has run so far."""
         self._walk = None
         whole = len(walk.done) + 1 == len(walk.route.strides)
-        if not (whole and walk.route.plan.proven % EVERY == 0):
+        if not (whole and due(walk.route.plan)):
             self._left[walk.site] += 1
             self.routes.pop(walk.site, None)
         for done in walk.done:

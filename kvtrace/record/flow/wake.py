@@ -135,8 +135,11 @@ class Waking:
                     self.hearing.over(frame)
                 else:
                     self._trial = trial
+                    if trial:
+                        self.hearing.begin(frame, awake=True)
                     with self.mode:
                         yield
+                    self.hearing.over(frame)
             finally:
                 self._trial = False
                 self.hearing.stop()
@@ -222,20 +225,28 @@ class Waking:
             self.mode.families.announced = True
             # somebody else's mode may be taken off in place of ours
             self.mode.families.odd |= not self._only_ours(1)
+            if self.mode.is_idle and not self._is_none(args):
+                self.mode.woken()
             try:
-                return original(*args, **kwargs)
+                out = original(*args, **kwargs)
             finally:
                 self.mode.families.announced = False
+            self._note(original, args, kwargs, out)
+            return out
         if self._awake:
             if not on:
                 return original(*args, **kwargs)
         elif not self._wakes(args, on):
             return original(*args, **kwargs)
         out = original(*args, **kwargs)
-        if self.hearing.learns:
-            self.hearing.note(original, args, kwargs, out)
+        self._note(original, args, kwargs, out)
         self._rest()
         return out
+
+    def _note(self, original: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Learn what a forward like this one will sound like."""
+        if self.hearing.learns and not self._is_none(args):
+            self.hearing.note(original, args, kwargs, out)
 
     def _heard(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same in a forward of which only the score is heard."""
@@ -305,7 +316,7 @@ class Waking:
 
     def rest(self) -> None:
         """A module is over; what it followed may be gone."""
-        if self._awake:
+        if self._awake or self._trial:
             self.mode.over()
             self._rest()
 

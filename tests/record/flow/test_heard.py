@@ -56,6 +56,13 @@ def test_a_custom_model_shows_the_same_when_it_is_only_heard(style):
     assert (num_heard(watch) > 0) is (style not in NEVER_HEARD)
 
 
+@pytest.mark.parametrize("how", [manual, fused])
+def test_two_forwards_are_followed_before_all_others_are_only_heard(how):
+    calls, _, watch = heard(Text(how), steps)
+    assert len(calls) == 2 * 15
+    assert num_heard(watch) == 15 - 2
+
+
 @pytest.mark.parametrize("later", [fused, spelled, other_scale, biased])
 @pytest.mark.parametrize("first", [manual, fused])
 def test_code_that_changes_at_a_length_is_read_all_the_same(first, later):
