@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
+from kvtrace.record.prepared import prepared, prepares
 from kvtrace.trace import Ending
 
 
@@ -39,10 +40,11 @@ class Drive(Protocol):
 
 
 class Standard:
-    """Calls a model as those of transformers are called."""
+    """Calls a model as those of transformers are called, by its own preparation if it has one."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._prepares = prepares(model)
         self._device = next((one.device for one in model.parameters()), torch.device("cpu"))
         self._cache: object = None
         self._fed = 0
@@ -53,12 +55,18 @@ class Standard:
         Raises:
             ModelError: The model returned no logits, or none of one sequence.
         """
-        ids = torch.tensor([list(tokens[self._fed :])], device=self._device)
         with torch.no_grad():
-            result = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True)
+            result = self._model(**self._given(tokens))
         self._cache = getattr(result, "past_key_values", None)
         self._fed = 0 if self._cache is None else len(tokens)
         return _last(result)
+
+    def _given(self, tokens: Sequence[int]) -> dict[str, Any]:
+        ids = torch.tensor([list(tokens)], device=self._device)
+        if self._prepares:
+            return prepared(self._model, ids, self._fed, self._cache)
+        new = ids[:, self._fed :]
+        return {"input_ids": new, "past_key_values": self._cache, "use_cache": True}
 
 
 class Free:

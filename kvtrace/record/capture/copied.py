@@ -6,6 +6,7 @@ A cache that is met with rows in it is held, bit by bit, against those that are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from torch import Tensor
 
@@ -20,7 +21,7 @@ def copies(tracker: CacheTracker, updates: Sequence[CacheUpdate]) -> tuple[CopyO
     if not met:
         return ()
     live: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
-    for cache, layer, keys, values in tracker.live():
+    for cache, layer, keys, values in chain(tracker.live(), tracker.outlived.live()):
         live.setdefault(layer, []).append((cache, keys, values))
     found = (_copy_of(index, one, live.get(one.layer, ())) for index, one in met)
     return tuple(one for one in found if one is not None)

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Lingering
+from kvtrace.record.capture.outlived import Outlived, version
 from kvtrace.record.capture.running import Pass, RawUpdate, Verdict
 
 
@@ -50,17 +51,7 @@ class Held:
 
     def intact(self) -> bool:
         """Whether its tensors still hold what they held, wherever they are now."""
-        return (
-            _version(self.keys) == self.key_version and _version(self.values) == self.value_version
-        )
-
-
-def _version(tensor: object) -> int:
-    """Counts changes in place; inference tensors don't count, and say -1."""
-    try:
-        return int(tensor._version)  # type: ignore[attr-defined]
-    except (AttributeError, RuntimeError):
-        return -1
+        return version(self.keys) == self.key_version and version(self.values) == self.value_version
 
 
 def held(layer: Any, out: tuple[Tensor, Tensor] | None) -> Held:
@@ -69,7 +60,7 @@ def held(layer: Any, out: tuple[Tensor, Tensor] | None) -> Held:
     try:
         return Held(keys, values, keys._version, values._version, out)
     except (AttributeError, RuntimeError):
-        return Held(keys, values, _version(keys), _version(values), out)
+        return Held(keys, values, version(keys), version(values), out)
 
 
 Found = Mapping[int, Verdict]
@@ -96,7 +87,15 @@ def _as_grown(layers: Sequence[Any], grown: Sequence[Grown]) -> bool:
 class CacheTracker:
     """The cache objects one watcher has met, and what their layers held last."""
 
-    __slots__ = ("__weakref__", "_grown", "_layers", "_serials", "changes", "num_caches")
+    __slots__ = (
+        "__weakref__",
+        "_grown",
+        "_layers",
+        "_serials",
+        "changes",
+        "num_caches",
+        "outlived",
+    )
 
     def __init__(self) -> None:
         self.num_caches = 0
@@ -104,6 +103,7 @@ class CacheTracker:
         self._serials: dict[int, int] = {}
         self._layers: dict[int, dict[int, Held]] = {}
         self._grown: dict[int, Sequence[Grown]] = {}
+        self.outlived = Outlived()
 
     def serial(self, cache: Any) -> int:
         """Number of a cache object; it is forgotten when the object dies."""
@@ -118,12 +118,20 @@ class CacheTracker:
             def forget(_: object) -> None:
                 tracker = mine()
                 if tracker is not None:
-                    tracker._serials.pop(key, None)
-                    tracker._layers.pop(key, None)
-                    tracker._grown.pop(key, None)
+                    tracker._forget(key)
 
             weakref.finalize(cache, forget, None).atexit = False
         return found
+
+    def _forget(self, key: int) -> None:
+        """A cache died. Its rows may live on with somebody who makes a new cache of them."""
+        serial, held = self._serials.pop(key), self._held(key)
+        del self._layers[key]
+        rows = {
+            index: (one.keys, one.values, one.key_version, one.value_version)
+            for index, one in held.items()
+        }
+        self.outlived.add(serial, rows)
 
     def met(self, cache: object) -> bool:
         """Whether it was ever updated in a watched forward."""

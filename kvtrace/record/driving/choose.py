@@ -21,6 +21,7 @@ from kvtrace.record.driving.paired import Pair, pairs, together
 from kvtrace.record.driving.roles import parameters_of
 from kvtrace.record.driving.search import Found, Search
 from kvtrace.record.driving.wish import Wish
+from kvtrace.record.prepared import METHOD, prepares
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
         return Driven(drive, call, (f"driven by {call}",), watched)
     if _called_as_transformers(model):
         call = "model(input_ids, past_key_values=cache, use_cache=True)"
+        if prepares(model):
+            call = f"model(**model.{METHOD}(ids, …)), as generate() does"
         return Driven(Standard(model), call, (f"called as {call}",), model)
     return _by_trying(model, wish)
 

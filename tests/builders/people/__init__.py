@@ -25,6 +25,7 @@ STYLES = {
     "flat_ids": "model(tokens [new], past=cache)",
     "generates_only": "model.generate(ids [1, all], 1)",
     "hub_like": "model(input_ids, past_key_values=cache, use_cache=True)",
+    "hub_prepared": "model(**model.prepare_inputs_for_generation(ids, …)), as generate() does",
     "inference_params": "model(input_ids [1, new], inference_params=cache)",
     "keys_and_values": "model(tokens [1, new], k_cache=cache, v_cache=cache)",
     "last_row_only": "model(idx [1, all])",

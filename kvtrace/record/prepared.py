@@ -1,0 +1,61 @@
+"""What a step of generation gives a forward, where a model's class says that itself.
+
+A class written for transformers outside of it has a `prepare_inputs_for_generation` of its own:
+where its positions come from, and which mask it wants, stands there and nowhere else. A forward
+called past it may count every token as the first.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+METHOD = "prepare_inputs_for_generation"
+
+_FIRST = "is_first"
+"""How flags begin that say whether a call is that of the prompt."""
+
+
+def prepares(model: nn.Module) -> bool:
+    """Whether a class outside transformers has such a method of its own."""
+    method = getattr(type(model), METHOD, None)
+    return inspect.isfunction(method) and not method.__module__.startswith("transformers.")
+
+
+def prepared(model: nn.Module, ids: Tensor, before: int, cache: object) -> dict[str, Any]:
+    """Arguments of a forward: the model's own; the usual ones where its method raises.
+
+    Args:
+        model: One that prepares.
+        ids: All tokens so far, [1, rows].
+        before: How many of them were fed.
+        cache: What the last forward gave back; None before the first.
+    """
+    places = torch.arange(before, ids.shape[1], device=ids.device)
+    mask = torch.ones_like(ids)
+    known: dict[str, Any] = {"cache_position": places}
+    declared = _names(model.prepare_inputs_for_generation)
+    known |= {name: before == 0 for name in declared if name.startswith(_FIRST)}
+    told = {name: value for name, value in known.items() if name in declared}
+    try:
+        given = dict(
+            model.prepare_inputs_for_generation(  # type: ignore[operator]
+                ids, past_key_values=cache, attention_mask=mask, use_cache=True, **told
+            )
+        )
+    except Exception:  # written for another transformers: what they all give
+        given = {"input_ids": ids[:, before:], "past_key_values": cache, "attention_mask": mask}
+        given["position_ids"] = places[None]
+        taken = _names(model.forward)
+        given = {name: value for name, value in given.items() if name in taken}
+    if given.get("use_cache") is None and "use_cache" in _names(model.forward):
+        given["use_cache"] = True
+    return given
+
+
+def _names(function: Callable[..., object] | object) -> set[str]:
+    return set(inspect.signature(function).parameters)  # type: ignore[arg-type]

@@ -1,0 +1,38 @@
+"""Classes outside transformers say themselves what a step is given, and keep tuples as a cache."""
+
+import importlib
+import sys
+
+import pytest
+
+import kvtrace
+from builders.driven import forgotten
+from builders.people import HERE
+from kvtrace.analysis.checks import EQUAL, check
+from kvtrace.record.decode import Limits, decode
+
+PROMPT, STEPS = list(b"hello"), 7
+
+
+@pytest.fixture(params=["build", "build_outdated"])
+def trace(request, tmp_path):
+    path = tmp_path / "prepared.kvt"
+    with forgotten():
+        sys.path.insert(0, str(HERE))
+        model = getattr(importlib.import_module("hub_prepared"), request.param)().eval()
+        with kvtrace.record(model, path, recompute="each"):
+            decode(model, PROMPT, limits=Limits(STEPS))
+    return kvtrace.open(path)
+
+
+def test_its_cached_steps_are_those_of_a_pass_over_all_tokens(trace):
+    report = check(trace)
+    assert (report.verdict, report.steps) == (EQUAL, STEPS)
+
+
+def test_a_cache_made_anew_of_tuples_goes_on_with_their_rows(trace):
+    assert [one.kind for one in trace.meta.cache_layers] == ["dynamic"] * 2
+    for number in range(1, STEPS):
+        (group,) = trace.step(number).caches
+        rows = group.length_before, group.length_after, group.rewritten
+        assert (group.layers, rows) == ((0, 1), (4 + number, 5 + number, 0))
