@@ -10,7 +10,7 @@ OTHER_AXIS = "its softmax ran over another axis than the keys now and then"
 NOT_REPEATABLE = "not repeatable:"
 """How a note begins about a model that gives other numbers in every call."""
 
-WEIGHTS_CHANGED = "were not compared: the weights changed after them"
+WEIGHTS_CHANGED = "not compared, for the weights changed afterwards"
 """How a note ends about steps that another model took, so to speak."""
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import kvtrace
-from kvtrace.analysis.checks.report import EQUAL
+from kvtrace.analysis.checks.report import EQUAL, UNCHECKED
 from kvtrace.analysis.checks.verdict import check
 
 
@@ -74,6 +74,24 @@ def test_an_id_of_a_position_that_is_lost_is_found(tmp_path):
     torch.manual_seed(0)
     found = check(played(Losing("[B, K, T]").eval(), tmp_path / "a.kvt", "[B, K, T]")).findings[0]
     assert (found.step, found.layer, found.tensor) == (1, 0, "q")
+
+
+class Speaking(Codes):
+    """Reads a text of single ids, and goes on with codes."""
+
+    def forward(self, sequence, past=None):
+        several = sequence if sequence.dim() == 3 else sequence[:, None].expand(-1, 3, -1)
+        return super().forward(several, past)
+
+
+def test_a_text_that_goes_on_as_codes_is_said_to_be_compared_with_nothing(tmp_path):
+    model = Speaking("[B, K, T]").eval()
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        _, past = model(torch.tensor([[3, 1, 4, 1, 5]]))
+        model(torch.tensor([[[9], [2], [6]]]), past)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert report.verdict == UNCHECKED
+    assert "given one id for each position, and others several" in report.reason
 
 
 class Lists(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from builders.encoder_decoders import LISTENERS, READERS
 from builders.recorded import assert_attention_explains_itself, caches_disagree, record
 from builders.ways import IDS
+from kvtrace.analysis.checks import UNCHECKED, check
 from kvtrace.trace import Tensor
 
 SOUND = torch.randn(1, 8, 40, generator=torch.Generator().manual_seed(0))
@@ -97,6 +98,17 @@ def test_an_encoder_decoder_is_traced_whole(name, way, tmp_path):
     assert_kept_near(trace)
     rows = 20 if name in LISTENERS else 12
     assert written(trace) == [rows, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_encoders_rows_that_are_computed_anew_each_step_are_no_cache(name, tmp_path):
+    model = READERS[name]()
+    trace, _ = recorded(
+        model, lambda: model.generate(IDS, max_new_tokens=4, use_cache=False), tmp_path / "a.kvt"
+    )
+    report = check(trace)
+    assert report.verdict == UNCHECKED
+    assert "has no KV cache" in report.reason
 
 
 def test_an_assistant_of_an_encoder_decoder_is_rolled_back_too(tmp_path):

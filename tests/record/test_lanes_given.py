@@ -7,7 +7,7 @@ import kvtrace
 from builders.encoder_decoders import LISTENERS, READERS
 from builders.recorded import record
 from builders.seeing import SEEING
-from builders.tiny_models import tiny_model
+from builders.tiny_models import tiny_config, tiny_model
 from builders.ways import ready
 from kvtrace.analysis.checks import EQUAL, check
 from kvtrace.record.capture.kinds import kind_of
@@ -52,6 +52,21 @@ def test_an_image_that_is_encoded_ahead_of_the_model_is_said_and_called_no_miss(
     tower = "model.vision_tower.encoder.layers.0.self_attn and 3 more"
     said = f"{tower}: attended before the model was called, as encoders of images do; "
     assert f"{said}that is not recorded" in meta.not_recorded
+
+
+def test_what_attends_between_calls_of_a_model_is_said_to(tmp_path):
+    model, ids = tiny_model("llama"), torch.tensor([[5, 6, 7]])
+    model.side = type(model)(
+        type(model.config)(**tiny_config("llama").to_dict() | {"num_hidden_layers": 1})
+    )
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        cache = model(ids).past_key_values
+        model.side(ids)
+        model(ids[:, :1], past_key_values=cache)
+    meta = kvtrace.open(tmp_path / "a.kvt").meta
+    assert meta.unseen == ()
+    said = "attended between calls of the model, and in none of them; that is not recorded"
+    assert f"side.model.layers.0.self_attn: {said}" in meta.not_recorded
 
 
 def test_what_a_caller_does_to_its_tensors_afterwards_reaches_no_lane(tmp_path):

@@ -59,6 +59,8 @@ def test_a_model_named_attention_is_seen_in_its_layers(tmp_path):
         ("bert.encoder.layer.0.attention.self", False, "self"),
         ("decoder.block.0.layer.1.EncDecAttention", True, "cross"),
         ("decoder.layers.0.encoder_attn", True, "cross"),
+        ("decoder.layer.0.encoder_decoder_attention.attention", True, "cross"),
+        ("encoder_decoder.decoder.layers.0.self_attn", True, "self"),
         ("model.vision_tower.layers.0.attn", False, "encoder"),
         ("model.layers.0.self_attn", False, "self"),
         ("self_attn_encoder", True, "self"),

@@ -7,6 +7,8 @@ from torch import nn
 
 import kvtrace
 from builders.custom_drives import STYLES, build, ids, through_the_cache
+from builders.tiny_models import tiny_model
+from kvtrace.analysis.checks import UNCHECKED, check
 from kvtrace.record.lanes.private import Copier
 
 PROMPT, TOTAL = 6, 12
@@ -92,6 +94,21 @@ def test_steps_before_a_change_of_weights_are_not_compared_with_the_new_ones(tmp
     assert trace.compared(0) is None
     assert not (trace.compared(1).beyond > 0).any()
     assert any("the weights changed" in note.text for note in trace.notes)
+
+
+def test_steps_of_weights_that_are_gone_in_the_end_are_not_compared_with_others(tmp_path):
+    model, tokens = tiny_model("llama"), ids(TOTAL) % 50
+    weight = model.model.layers[1].self_attn.v_proj.weight
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        weight.add_(1)
+        cache = model(tokens[:, :5]).past_key_values
+        model(tokens[:, 5:7], past_key_values=cache)
+        weight.sub_(1)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [trace.compared(number) for number in trace.numbers] == [None, None]
+    report = check(trace)
+    assert report.verdict == UNCHECKED
+    assert report.reason == "steps 0 to 1: not compared, for the weights changed afterwards"
 
 
 def test_autocast_is_as_it_was_at_the_first_call(tmp_path):

@@ -50,7 +50,7 @@ class Survey:
         if self.on_step is not None:
             self.on_step(step.number)
         self._self_checks(step)
-        self.reused = self.reused or _reads_older_rows(step)
+        self.reused = self.reused or _reads_older_rows(self.trace, step)
         found = self.trace.compared(step.number, self.lane)
         sites = self.trace.meta.sites
         if found is None or found.relative.size == 0:
@@ -133,17 +133,19 @@ class Survey:
         )
 
 
-def _reads_older_rows(step: Step) -> bool:
+def _reads_older_rows(trace: Trace, step: Step) -> bool:
     """Whether an attention was given rows that this step did not compute.
 
     Rows that come out as they were before are known again; where all tokens went in, they were
     computed all the same. Rows of tokens that did not go in come from a cache, though it gives
-    them otherwise every time.
+    them otherwise every time. Those of an encoder are its own, however few tokens went in.
     """
+    crossed = {site.reads for site in trace.meta.sites if site.kind == "cross"}
     return any(
         any(run.cell < group.first_cell or 0 <= run.position < place[0] for run in runs)
         and sum(run.count for run in runs) > step.new
         for group in step.caches
+        if group.length_after or not crossed.issuperset(group.layers)
         for place, runs in zip(step.positions, group.attended, strict=False)
     )
 

@@ -13,7 +13,7 @@ from kvtrace.analysis.checks.survey import Survey
 from kvtrace.analysis.checks.walk import findings
 from kvtrace.analysis.course import course
 from kvtrace.errors import TraceError
-from kvtrace.trace import Trace
+from kvtrace.trace import WEIGHTS_CHANGED, Trace
 
 Told = Callable[[Finding], None]
 
@@ -111,7 +111,8 @@ def _uncompared(trace: Trace, lane: str) -> str:
         )
     if len(trace) > 1 and all(one.kind == "uncached" for one in trace.meta.cache_layers):
         return _no_cache(trace)
-    notes = [note.text for note in trace.notes if note.kind == "note" and lane in note.text]
+    said = [note.text for note in trace.notes if note.kind == "note"]
+    notes = [text for text in said if lane in text or text.endswith(WEIGHTS_CHANGED)]
     if notes:
         return notes[0]
     again = "record it again without `--recompute off`, or run `kvtrace check MODEL PROMPT`"

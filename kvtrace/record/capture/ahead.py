@@ -1,6 +1,7 @@
-"""Which modules that look like attention run at all: in the model's forwards, or ahead of them.
+"""Which modules that look like attention run at all: in the model's forwards, or beside them.
 
-`generate` has images and sounds encoded before it calls the model: that is nobody's step.
+`generate` has images and sounds encoded before it calls the model: that is nobody's step. So is
+what another model does between two of its calls, as one that says several codes for each position.
 """
 
 from __future__ import annotations
@@ -20,28 +21,33 @@ class Ran:
 
     Attributes:
         within: In a forward that was watched.
-        ahead: While none was running.
+        ahead: While none was running, before the first.
+        between: While none was running, after another.
     """
 
     within: set[str] = field(default_factory=set)
     ahead: set[str] = field(default_factory=set)
+    between: set[str] = field(default_factory=set)
 
     @property
     def only_ahead(self) -> list[str]:
-        """Those that never ran in a forward, in their order."""
-        return sorted(self.ahead - self.within)
+        """Those that ran beside forwards, and never in one, in their order."""
+        return sorted((self.ahead | self.between) - self.within)
 
     @property
     def says(self) -> tuple[str, ...]:
-        """What was not recorded of them, as a sentence."""
-        paths = self.only_ahead
-        if not paths:
-            return ()
-        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        return (
-            f"{paths[0]}{more}: attended before the model was called, as encoders of images do; "
-            "that is not recorded",
+        """What was not recorded of them, as sentences."""
+        told = (
+            (self.ahead, "before the model was called, as encoders of images do"),
+            (self.between - self.ahead, "between calls of the model, and in none of them"),
         )
+        found = []
+        for paths, when in told:
+            first, *others = sorted(paths - self.within) or [""]
+            more = f" and {len(others)} more" if others else ""
+            if first:
+                found.append(f"{first}{more}: attended {when}; that is not recorded")
+        return tuple(found)
 
     def listen(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
         """Note which of some modules run; returns how to stop.
@@ -53,7 +59,7 @@ class Ran:
         def note(path: str) -> Callable[..., None]:
             def hook(*_: object) -> None:
                 if not passes():
-                    self.ahead.add(path)
+                    (self.between if self.within else self.ahead).add(path)
                     return
                 self.within.add(path)
                 hooks.pop(path).remove()

@@ -7,7 +7,10 @@ from collections.abc import Container, Iterable
 from functools import lru_cache
 
 # a cross-decoder and cross-layer attention share the rows of a text with other layers of it
-_CROSS = re.compile(r"cross(?!_?decoder|_?layer_?att)|encoder_attn|encdec|enc_dec", re.IGNORECASE)
+_CROSS = re.compile(
+    r"cross(?!_?decoder|_?layer_?att)|encoder_attn|encdec|enc_dec|encoder_?decoder_?att",
+    re.IGNORECASE,
+)
 _SIDE = re.compile(
     r"(?:\w+_)?(enc|dec)(?:oder)?s?(?:_?(?:layers?|blocks?|stack|net|transformer))?", re.IGNORECASE
 )

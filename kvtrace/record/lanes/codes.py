@@ -42,6 +42,11 @@ class Codes:
         if tuple(rows.shape[:2]) == (forward.sequences, forward.new):
             self._given[step] = rows.detach().clone()
 
+    def mixed(self, paths: Sequence[Path]) -> bool:
+        """Whether some steps of these paths had several ids for a position, and some had one."""
+        steps = {node.step for path in paths for node in (*path.shared, *path.nodes)}
+        return 0 < len(steps & self._given.keys()) < len(steps)
+
     def of(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """The ids that were given along these paths, in their layout."""
         found = along(paths, self._given)

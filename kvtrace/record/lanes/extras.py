@@ -132,6 +132,10 @@ class Extras:
 
     def _of_rows(self, paths: Sequence[Path]) -> Mapping[str, Tensor]:
         """What went in instead of an id for each position."""
+        if self.codes.mixed(paths):
+            raise CannotRecomputeError(
+                "some of its steps were given one id for each position, and others several"
+            )
         return {**self.embedded.of(paths), **self.codes.of(paths)}
 
     def _of_tokens(self, paths: Sequence[Path]) -> Mapping[str, Tensor]:

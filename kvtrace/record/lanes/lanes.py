@@ -116,13 +116,22 @@ class Lanes:
                 self._extras.embedded.first = step
             self._weights = Weights(self.model)
             self._unheld = nobody_holds(forward)
-        elif self._weights is not None and self._weights.changed() and step > self._since:
-            self._said.add(f"steps {self._since} to {step - 1} {WEIGHTS_CHANGED}")
-            self._since = step
+        else:
+            self._leave_out_changed(step)
         # drafts of the first layers alone are not what all layers say when asked at the end
         if self.options.mode == "each" or _depth(self.model) == self._depth:
             self._logits.keep(step, forward.logits)
         self.again.ties.keep(step, forward.sequences, forward.new, forward.choices)
+
+    def _leave_out_changed(self, end: int) -> None:
+        """Steps before this one are not compared where the weights are others by now."""
+        if self._weights is None or not self._weights.changed() or end <= self._since:
+            return
+        last = end - 1
+        steps = f"steps {self._since} to {last}" if last > self._since else f"step {last}"
+        if self._each is None:
+            self._said.add(f"{steps}: {WEIGHTS_CHANGED}")
+        self._since = end
 
     def written(self, step: Step, meta: Meta, sink: LaneSink) -> Meta:
         """A step is in the file: compare it at once, in mode "each".
@@ -165,6 +174,7 @@ class Lanes:
             if self._unheld:
                 meta = never_kept(meta, trace)
                 sink.extend(meta)
+            self._leave_out_changed(len(trace))
             if self._since < len(trace):
                 meta = self._run(trace, meta, sink, on_progress, wanted)
                 self._since = len(trace)
