@@ -14,7 +14,7 @@ from kvtrace.text import safe
 from kvtrace.units import byte_size, counted
 
 if TYPE_CHECKING:
-    from kvtrace.files import FileReport
+    from kvtrace.files.describe import FileReport
 
 _QUIET_S = 1.0
 """Before anything is said about how far it is."""
@@ -23,7 +23,7 @@ _QUIET_S = 1.0
 def run(values: argparse.Namespace) -> int:
     """Print the report; 4 when something of the trace is missing."""
     from kvtrace.cli.follow import StatusLine
-    from kvtrace.files import describe
+    from kvtrace.files.describe import describe
     from kvtrace.live.messages import Progress
 
     line, began, shown = StatusLine(debug=False), time.monotonic(), 0

@@ -22,26 +22,32 @@ def run(values: argparse.Namespace) -> int:
     gc.disable()
     # numpy comes up sooner without threads for products that a screen never makes
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from kvtrace.cli.show.pick import Wish, parse
+    if not values.at:
+        return show_trace(values.file, mouse=not values.no_mouse)
+    from kvtrace.cli.show.pick import parse
 
-    wish = parse(values.at) if values.at else Wish()
-    return show_trace(values.file, wish, mouse=not values.no_mouse)
+    return show_trace(values.file, parse(values.at), mouse=not values.no_mouse)
 
 
 def show_trace(path: Path, wish: Wish | None = None, *, mouse: bool = True) -> int:
     """Open a file on whatever there is to show it on."""
     from kvtrace.cli.show import exit_code
-    from kvtrace.cli.show.pick import place
     from kvtrace.files import open_trace
 
     trace = open_trace(path)
-    asked = place(trace, wish) if wish is not None and wish.particular else None
+    asked = None if wish is None else _place(trace, wish)
     if not terminal.can_draw():
         return _print(trace, asked)
     from kvtrace_tui.app import run as run_screen
 
     code = run_screen(lambda: trace, at=asked, mouse=mouse)
     return code or exit_code(trace)
+
+
+def _place(trace: Trace, wish: Wish) -> Place | None:
+    from kvtrace.cli.show.pick import place
+
+    return place(trace, wish) if wish.particular else None
 
 
 def _print(trace: Trace, asked: Place | None) -> int:

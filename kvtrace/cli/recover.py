@@ -16,7 +16,7 @@ _LOSSES_SHOWN = 20
 def run(values: argparse.Namespace) -> int:
     """Write the copy; 4 when something was lost."""
     source: Path = values.file
-    from kvtrace.files import recover
+    from kvtrace.files.recover import recover
 
     target = values.output or source.parent / f"{source.stem}.recovered.kvt"
     outputs.chosen(target, force=values.force)

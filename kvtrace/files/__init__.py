@@ -1,27 +1,24 @@
-"""Floor 2: the trace on disk. Standard library and numpy; knows nothing of torch or screens."""
+"""Floor 2: the trace on disk. Standard library and numpy; knows nothing of torch or screens.
+
+Reading and writing are here; `describe` and `recover` are in files of their own.
+"""
 
 from pathlib import Path
 
-from kvtrace.files.describe import FileReport, describe
 from kvtrace.files.extents import Stacked, StepRows
 from kvtrace.files.notes import append_note
-from kvtrace.files.recover import Recovery, recover
 from kvtrace.files.source import FileSource
 from kvtrace.files.writer import TraceWriter
 from kvtrace.paths import is_folder
 from kvtrace.trace import Trace
 
 __all__ = [
-    "FileReport",
     "FileSource",
-    "Recovery",
     "Stacked",
     "StepRows",
     "TraceWriter",
     "append_note",
-    "describe",
     "open_trace",
-    "recover",
 ]
 
 

@@ -14,7 +14,8 @@ from builders.reading import read_all, same, wrong
 from builders.written import rows_of, write_trace
 from kvtrace.analysis.grid import divergence
 from kvtrace.errors import TraceError, VersionError
-from kvtrace.files import FileSource, TraceWriter, describe, open_trace
+from kvtrace.files import FileSource, TraceWriter, open_trace
+from kvtrace.files.describe import describe
 from kvtrace.files.layout import HEAD_BYTES, HEADER_BYTES, MAGIC, Kind, pack_header
 from kvtrace.trace import Note, Tensor, Trace
 

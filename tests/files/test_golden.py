@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from builders.reading import read_all, same
-from kvtrace.files import describe, open_trace
+from kvtrace.files import open_trace
+from kvtrace.files.describe import describe
 from kvtrace.trace import Tensor
 from kvtrace_fixtures.traces import GOLDEN, format_1
 

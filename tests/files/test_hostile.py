@@ -17,8 +17,10 @@ from builders.raw_frames import RawFrame, joined, pointed, split
 from builders.reading import read_all
 from builders.written import write_trace
 from kvtrace.errors import TraceError, VersionError
-from kvtrace.files import describe, open_trace, recover
+from kvtrace.files import open_trace
+from kvtrace.files.describe import describe
 from kvtrace.files.layout import Kind, pack_header, pack_slot
+from kvtrace.files.recover import recover
 from kvtrace.trace import Note, Tensor
 
 NUMBERS = (0, -1, 1, 2, 7, 63, 64, 65, 255, 256, 2**16, 2**31, 2**32, 2**48, 2**62, 2**63, 10**30)

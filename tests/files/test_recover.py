@@ -9,8 +9,9 @@ from builders.raw_frames import split
 from builders.reading import read_all, same, wrong
 from builders.written import write_trace
 from kvtrace.errors import MissingError, OutputExistsError, TraceError
-from kvtrace.files import open_trace, recover
+from kvtrace.files import open_trace
 from kvtrace.files.layout import Kind
+from kvtrace.files.recover import recover
 from kvtrace.trace import Note, Tensor
 
 SHAPE = Shape(layers=2, prompt=70, decode=70)

@@ -14,7 +14,8 @@ from builders import Shape, synthetic_trace
 from builders.reading import read_all, wrong
 from builders.written import rows_of, write_trace
 from kvtrace.errors import OutputExistsError, TraceError, WriteError
-from kvtrace.files import TraceWriter, append_note, describe, open_trace, writer
+from kvtrace.files import TraceWriter, append_note, open_trace, writer
+from kvtrace.files.describe import describe
 from kvtrace.trace import Ending, Note
 
 KILLS = int(os.environ.get("KVTRACE_KILLS", "120"))

@@ -12,6 +12,7 @@ import numpy as np  # noqa: F401 - before Textual: its import is faster with a s
 from textual import events
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.screen import Screen
 
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe
@@ -21,7 +22,6 @@ from kvtrace_tui.cursor import Axis, Cursor
 from kvtrace_tui.follow import Follower, Opener
 from kvtrace_tui.live_run import LiveRun
 from kvtrace_tui.panes import all_panes
-from kvtrace_tui.screens.loading import LoadingScreen
 from kvtrace_tui.screens.main import POLL_S, MainScreen, PaneMaker
 from kvtrace_tui.terminal import EXIT_CODES, hung_up, on_signals, writable
 
@@ -85,23 +85,28 @@ class KvtraceApp(App[int]):
         self._at = at
         self.failure: BaseException | None = None
 
+    def get_default_screen(self) -> Screen[None]:
+        """The trace, where there is one: no empty screen is made and drawn before it."""
+        trace = self._follower.trace
+        return super().get_default_screen() if trace is None else self._main(trace)
+
     def on_mount(self) -> None:
         """Begin once Textual has: what is drawn before that is thrown away."""
         on_signals(self.exit)
         if not self.is_headless:
             self.set_interval(_HANG_UP_S, self._leave_with_terminal)
-        self.call_later(self._begin)
+        if self._follower.trace is None:
+            self.call_later(self._load)
 
     def _leave_with_terminal(self) -> None:
         """Without a terminal nobody watches, and the recorder must not go on alone."""
         if hung_up():
             self.exit(EXIT_CODES[signal.SIGHUP])
 
-    def _begin(self) -> None:
-        """Show the trace, or that it is on its way."""
-        if self._follower.trace is not None:
-            self._show(self._follower.trace)
-            return
+    def _load(self) -> None:
+        """Say that the trace is on its way."""
+        from kvtrace_tui.screens.loading import LoadingScreen
+
         gc.enable()
         self.push_screen(LoadingScreen(self._follower, self._what))
         self._waiting = self.set_interval(POLL_S, self._wait)
@@ -116,17 +121,13 @@ class KvtraceApp(App[int]):
             return
         if self._follower.trace is not None:
             self._waiting.stop()
-            self._show(self._follower.trace)
+            self.switch_screen(self._main(self._follower.trace))
         elif self._follower.failure is not None or self._follower.ended:
             self.exit(0)
 
-    def _show(self, trace: Trace) -> None:
+    def _main(self, trace: Trace) -> MainScreen:
         cursor = None if self._at is None else _cursor(trace, self._at)
-        main = MainScreen(self._follower, self._make_panes, cursor)
-        if isinstance(self.screen, LoadingScreen):
-            self.switch_screen(main)
-        else:
-            self.push_screen(main)
+        return MainScreen(self._follower, self._make_panes, cursor)
 
     def on_key(self, event: events.Key) -> None:
         """Keys typed faster than a question appears belong to the question."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvtrace.analysis.compare import Comparison, compare, head_verdicts
 from kvtrace.analysis.origin import attended_rows
-from kvtrace.analysis.parting import Place
 from kvtrace.analysis.tensors import CACHE_TENSORS
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import CACHED, Tensor, Trace
 from kvtrace_tui import moves
 from kvtrace_tui.cursor import Cursor, View
 from kvtrace_tui.found import Found
+
+if TYPE_CHECKING:
+    from kvtrace.analysis.parting import Place
 
 TENSORS = {
     "q": Tensor.QUERIES, "k": Tensor.KEYS, "v": Tensor.VALUES, "output": Tensor.OUTPUT,

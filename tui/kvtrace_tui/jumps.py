@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvtrace import text
-from kvtrace.analysis.parting import largest_difference
 from kvtrace.errors import UsageError
 from kvtrace.trace import CACHED, Tensor
 from kvtrace_tui import breakpoints, differences, moves
@@ -62,6 +61,8 @@ def jump_to_difference(desk: Desk) -> None:
     """Go where the lanes differ most."""
     if desk.trace is None:
         raise UsageError("nothing is recorded yet.")
+    from kvtrace.analysis.parting import largest_difference
+
     place = largest_difference(desk.trace, desk.cursor.lane)
     if place is None:
         desk.say(f"nothing was compared with the {desk.cursor.lane} lane")

@@ -1,8 +1,12 @@
-"""What every step cost, cached against recomputed, and why the time saved is less."""
+"""What every step cost, cached against recomputed, and why the time saved is less.
+
+What it asks loads when it is first drawn: the first picture comes sooner, and is without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +15,6 @@ from textual.strip import Strip
 
 from kvtrace import units
 from kvtrace.analysis.costs import StepCost, step_cost, why
-from kvtrace.analysis.history import History, SoFar, history, so_far
-from kvtrace.analysis.savings import Saving, savings
 from kvtrace.trace import Trace
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
@@ -20,6 +22,10 @@ from kvtrace_tui.drawing.bars import layered, strongest
 from kvtrace_tui.drawing.binning import Binning
 from kvtrace_tui.drawing.lines import Piece, beside, columns, line
 from kvtrace_tui.panes.pane import Pane, wrapped
+
+if TYPE_CHECKING:
+    from kvtrace.analysis.history import History, SoFar
+    from kvtrace.analysis.savings import Saving
 
 _PARTS = 46
 _TITLE = len(" cost  FLOPs per step  ")
@@ -56,6 +62,9 @@ class CostPane(Pane):
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """Title, this step and all so far, chart, and why."""
+        from kvtrace.analysis.history import so_far
+        from kvtrace.analysis.savings import savings
+
         cost = step_cost(trace, cursor.step)
         past = self._past(trace)
         sums = so_far(past, cursor.step)
@@ -84,6 +93,8 @@ class CostPane(Pane):
         return {"step": int(self._history[1].numbers[rows.start])} if rows else {}
 
     def _past(self, trace: Trace) -> History:
+        from kvtrace.analysis.history import history
+
         kept = self._history
         before = None
         if kept is not None and kept[0] is trace:
