@@ -48,7 +48,7 @@ class Appender:
         self.size = os.fstat(self._fd).st_size
         self.failed = False
         self._sync_error: OSError | None = None
-        self._dirty = threading.Event()
+        self._dirty = False
         self._closing = threading.Event()
         self._syncer = threading.Thread(target=self._sync_now_and_then, daemon=True)
         self._syncer.start()
@@ -62,7 +62,7 @@ class Appender:
         start = self.size
         self._put(data, start)
         self.size = start + len(data)
-        self._dirty.set()
+        self._dirty = True
         return start
 
     def rewrite(self, data: bytes, offset: int) -> None:
@@ -103,8 +103,8 @@ class Appender:
 
     def _sync_now_and_then(self) -> None:
         while not self._closing.wait(_SYNC_SECONDS):
-            if self._dirty.is_set():
-                self._dirty.clear()
+            if self._dirty:
+                self._dirty = False
                 try:
                     os.fsync(self._fd)
                 except OSError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from kvtrace.record.capture.calls import AttentionCall
     from kvtrace.record.capture.choices import Chooser
@@ -80,6 +80,7 @@ class Pass:
         keep_late: The same of all calls of a forward that is over, where that is early enough.
         paged: Updates of a pool that requests share.
         packed: The requests of a packed forward.
+        interfaces: What answered to those who asked for their attention, by what they asked.
     """
 
     names: Mapping[int, str]
@@ -99,6 +100,7 @@ class Pass:
     keep_late: KeepLate | None = None
     paged: list[PagedUpdate] = field(default_factory=list)
     packed: Packed | None = None
+    interfaces: dict[tuple[object, ...], Callable[..., Any]] = field(default_factory=dict)
 
     def kept_by(self, keep: Keep, late: KeepLate | None) -> None:
         """Calls are given to these."""

@@ -57,7 +57,8 @@ class Turns:
         """The call that was followed is over."""
         with self._changed:
             self._running = None
-            self._changed.notify_all()
+            if self._over:  # nobody waits before
+                self._changed.notify_all()
 
     @contextmanager
     def ending(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from kvtrace.record.cost.learn import Learner
 from kvtrace.record.cost.measured import Measured
 from kvtrace.record.cost.plan import plan
 from kvtrace.record.cost.products import Product, ProductWatch
+from kvtrace.record.cost.rate import Rate
 from kvtrace.trace import Flops
 
 CHECKED = frozenset({3, 4, 6, 10, 18, 34})
@@ -46,6 +47,7 @@ class CostMeter:
         self._names: Sequence[str] = ()
         self._groups: dict[tuple[int, int, str], list[int]] = {}
         self._encoding: tuple[int | Fraction, int | Fraction] = (0, 0)
+        self._rate: Rate | None = None
 
     def begin(self, seen: Callable[[], int]) -> None:
         """Before a forward: hook what must be watched, if anything still must.
@@ -84,6 +86,9 @@ class CostMeter:
     def measure(self, measured: Measured) -> tuple[Flops, Flops]:
         """FLOPs of the step that ended, and of a forward over all tokens so far, uncached."""
         products, self._products, self._calls_watched = self._products, [], 0
+        rate = self._rate
+        if rate is not None and not products and rate.fits(measured, every_row=self._every_row):
+            return rate.at(measured.rows((0,)), measured.tokens)
         learner = self._learner(measured)
         exact = learner.add(measured, products) if products else None
         if measured.new > 1 and measured.logits:
@@ -97,8 +102,23 @@ class CostMeter:
         if measured.encodes:
             return cached, cached
         head = int(row * sequences * (total if self._every_row else 1))
+        self._rate = None if products else self._steady(measured, cached)
         parts = self._parts(measured, uncached=True)
         return cached, _flops(parts, (again_scores, again_mix, head), (row, sequences, total))
+
+    def _steady(self, measured: Measured, cached: Flops) -> Rate | None:
+        """What the steps after this one cost if they are like it; None: that is to be seen."""
+        learner, groups = self._decoder, self._groups
+        own = measured.alike is not None and measured.past > 0
+        even = learner.done and learner.flat.keys() <= {Per.NEW} and not learner.following
+        if not (own and even) or any(self._encoding) or any(kind != "self" for *_, kind in groups):
+            return None
+        scores = sum([key * len(calls) for (key, _, _), calls in groups.items()])
+        mix = sum([value * len(calls) for (_, value, _), calls in groups.items()])
+        size = (measured.sequences, measured.new, measured.logits)
+        each = learner.flat.get(Per.NEW, {})
+        rows = (learner.head_row, self._every_row)
+        return Rate(measured.modules, *size, cached, each, (scores, mix), *rows)
 
     def _learner(self, measured: Measured) -> Learner:
         """An encoder that runs on its own is learned on its own."""
