@@ -5,6 +5,7 @@ import torch
 import kvtrace
 from kvtrace.analysis.checks import DIVERGED, EQUAL
 from kvtrace_fixtures.custom import einsum_heads, tuple_cat
+from verify import bugs
 
 PROMPT = [5, 9, 30, 7, 81, 44, 9, 12]
 
@@ -60,4 +61,25 @@ def answers(model, tokens):
 def test_answers_that_are_tried_on_one_prompt_lose_nothing():
     model = made(tuple_cat.GPT)
     report = kvtrace.check(model, run=lambda: answers(model, (3, 77, 140, 21)))
+    assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+@torch.no_grad()
+def timed(model, token):
+    """One step many times: its token is the likeliest after itself."""
+    past = model(torch.tensor([PROMPT]), use_cache=True).past_key_values
+    for _ in range(4):
+        model(torch.tensor([[token]]), past_key_values=past)
+        past.crop(-1)
+
+
+def test_a_step_that_is_repeated_loses_nothing():
+    model = bugs.gpt2()
+    logits = model(torch.tensor([[*PROMPT, 77]])).logits[0, -1]
+    head = model.lm_head
+    model.lm_head = torch.nn.Linear(head.in_features, head.out_features)
+    model.lm_head.weight.data[:] = head.weight.data
+    model.lm_head.bias.data[:] = -logits.detach()
+    model.lm_head.bias.data[77] += 100
+    report = kvtrace.check(model, run=lambda: timed(model, 77))
     assert (report.verdict, report.findings) == (EQUAL, ())

@@ -158,3 +158,46 @@ def test_rows_of_an_encoder_that_has_read_something_else_since_are_stale(tmp_pat
 def test_an_encoder_that_is_given_the_same_in_every_step_is_silent(tmp_path, how):
     report, places = exchanged(tmp_path / "a.kvt", how)
     assert (report.verdict, places, report.steps) == (EQUAL, [], 4)
+
+
+def two_texts(path, spoil):
+    """What a check says first of three decode steps in a batch of two, after another text.
+
+    `spoil` is given the cache of that text and the one to go on with.
+    """
+    bart, pasts = model(), []
+    with kvtrace.record(bart, path, keep_rows=True), torch.no_grad():
+        for seed in (1, 2):
+            tokens = torch.randint(3, 90, (4, 12), generator=torch.Generator().manual_seed(seed))
+            encoded, past, start = bart.get_encoder()(input_ids=tokens[:2]), None, 0
+            for end in (3, 4, 5, 6):
+                if seed == 2 and end == 5:
+                    spoil(pasts[0], past)
+                out = bart(
+                    encoder_outputs=encoded,
+                    decoder_input_ids=tokens[2:, start:end],
+                    past_key_values=past,
+                    use_cache=True,
+                )
+                past, start = out.past_key_values, end
+            pasts.append(past)
+    trace = open_trace(path)
+    first = check(trace).findings[0]
+    return first.name, trace.site(first.layer).kind, trace.site(first.layer).layer
+
+
+def exchange(_, past):
+    for layer in past.cross_attention_cache.layers:
+        layer.keys, layer.values = layer.keys.flip(0), layer.values.flip(0)
+
+
+def take_back(before, past):
+    past.cross_attention_cache.layers[1] = before.cross_attention_cache.layers[1]
+
+
+def test_rows_of_two_encoded_texts_that_change_places(tmp_path):
+    assert two_texts(tmp_path / "a.kvt", exchange) == ("WRONG-BATCH-ROW", "cross", 0)
+
+
+def test_one_layer_that_goes_back_to_the_encoded_text_before(tmp_path):
+    assert two_texts(tmp_path / "a.kvt", take_back) == ("STALE-CACHE", "cross", 1)

@@ -33,8 +33,8 @@ def beside(
         lane: The reference.
         limits: What is rounding.
     """
-    if not first:
-        return
+    if not first or first[0].name == "NONFINITE":
+        return  # behind numbers that are none, nothing is right
     there, known = trace.site(first[0].layer).layer, {one.name for one in first}
     for site in sorted({site for group in step.sites for site in group.sites}):
         if trace.site(site).layer <= there and site != first[0].layer:

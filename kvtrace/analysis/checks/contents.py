@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.identify import Identity, matches
 from kvtrace.analysis.checks.inexact import inexact
 from kvtrace.analysis.checks.parted import parted_features, parted_heads
-from kvtrace.analysis.checks.relations import factor, factors, head_order, same_numbers
+from kvtrace.analysis.checks.relations import factor, factors, head_order, moved, same_numbers
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.rows import (
     Indices,
@@ -26,7 +26,7 @@ from kvtrace.analysis.checks.rows import (
     unknown,
 )
 from kvtrace.analysis.checks.scene import Scene
-from kvtrace.analysis.checks.turned import rotation, shift, slope
+from kvtrace.analysis.checks.turned import rotation, shift, slope, whole
 from kvtrace.trace.dtypes import Floats
 
 _VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
@@ -225,12 +225,12 @@ def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Findin
     rearranged = _rearranged(scene, tensor, rows, (mine, theirs), atol)
     if rearranged is not None:
         return found("HEAD-RESHAPE", rearranged)
-    far = float(np.abs(mine - theirs).max())
+    far, how = float(np.abs(mine - theirs).max()), moved(mine, theirs, atol)
     if len(old):
         evidence = f"{named_slots(scene, old)} changed since the step before, by up to {far:.3g}"
-        return found("OLD-ROWS-CHANGED", evidence)
+        return found("OLD-ROWS-CHANGED", evidence + how)
     evidence = f"{tensor} of {named_slots(scene, rows)} is off by up to {far:.3g} of {size:.3g}"
-    return found("CONTENT", evidence)
+    return found("CONTENT", evidence + how)
 
 
 def _rearranged(
@@ -265,7 +265,7 @@ def _turned(
     old = bool(len(changed_before(scene, rows)))
     rate = slope(turn, places)
     if rate is not None and (len(rows) > 1 or places[0] == 0):
-        return _in_proportion(len(rows), float(rate[0]), old)
+        return _in_proportion(len(rows), rate, old)
     n = shift(turn, int(scene.reference.keys.shape[1]) + 64)
     by = "by angles that vary" if n is None else f"by {n:+d} positions"
     if old and n is not None and len(rows) == 1 and n == -int(places[0]):
@@ -285,12 +285,13 @@ def _others_turned(scene: Scene, rows: Indices) -> bool:
     return bool((scene.supposed[others] > scene.padding).any())
 
 
-def _in_proportion(rows: int, rate: float, old: bool) -> tuple[str, str]:
-    """Row p is rotated by rate·p in the fastest plane, whose right rate is about 1."""
-    if rate > 0.5:
+def _in_proportion(rows: int, rates: NDArray[np.float64], old: bool) -> tuple[str, str]:
+    """Row p is rotated by rate·p in each plane."""
+    rate = float(rates[0])
+    if whole(rates) and rate > 0:
         which = "old rows" if old else "rows"
         return "KEYS-ROTATED-AGAIN", f"row p of {rows} {which} is rotated by {rate:+.2g}·p"
-    if rate < -0.5:
+    if whole(rates):
         evidence = f"row p of {rows} rows is the recomputed one rotated by {rate:+.2g}·p"
         return "KEYS-NOT-ROTATED", evidence
     return (

@@ -48,6 +48,12 @@ def stage_cross(
         whose = trace.cache(first, other, sequence)
         return whose.keys, whose.values
 
+    def sequence_rows(other: int) -> tuple[Floats, Floats] | None:
+        if other >= step.num_sequences:
+            return None
+        whose = trace.cache(first, there, other)
+        return whose.keys, whose.values
+
     return Scene(
         step=number,
         layer=layer,
@@ -69,7 +75,7 @@ def stage_cross(
         ),
         weights=lambda row: np.zeros((site.num_heads, size), np.float32),
         layer_rows=layer_rows,
-        sequence_rows=lambda other: None,
+        sequence_rows=sequence_rows,
         layers=len(trace.meta.sites),
         sequences=step.num_sequences,
         spoken=lambda other: spoken(trace.meta, other),
@@ -99,12 +105,32 @@ def stale_cross(trace: Trace, number: int, layer: int) -> Finding | None:
     return Finding("STALE-CACHE", number, layer, "k", evidence, row=0)
 
 
+def of_earlier_text(trace: Trace, found: Finding) -> str | None:
+    """In words, which text's rows a cross-attention reads, if an earlier one's; else None.
+
+    Args:
+        trace: Whose finding.
+        found: About keys or values that match none of the right ones.
+    """
+    site, step = trace.site(found.layer), trace.step(found.step)
+    first = first_read(trace, step, site) if site.kind == "cross" else None
+    if first is None:
+        return None
+    sequence = found.sequences[0] if found.sequences else 0
+    mine = trace.cache(step.number, site.index, sequence)
+    for number in (one for one in trace.numbers if one < first[0]):
+        there = _attended(trace, trace.step(number), site)
+        if there is None or sequence >= trace.step(number).num_sequences:
+            continue
+        theirs = trace.cache(number, there, sequence)
+        if np.array_equal(mine.keys, theirs.keys) and np.array_equal(mine.values, theirs.values):
+            return f"they are the rows that step {number} attended to, in a text before"
+    return None
+
+
 def first_read(trace: Trace, step: Step, site: Site) -> tuple[int, int] | None:
     """(step, site) of the first ancestor in which the same call attended; rows as they are now."""
     found = None
-    same = [
-        one.index for one in trace.meta.sites if (one.module, one.call) == (site.module, site.call)
-    ]
     known, count = set(trace.numbers), step.num_sequences
     while step.parent is not None and step.parent in known:
         if any(event.order for event in step.events):
@@ -112,10 +138,17 @@ def first_read(trace: Trace, step: Step, site: Site) -> tuple[int, int] | None:
         step = trace.step(step.parent)
         if step.num_sequences != count:
             return None
-        there = next((one for one in same if step.site_step(one) is not None), None)
+        there = _attended(trace, step, site)
         if there is not None:
             found = step.number, there
     return found
+
+
+def _attended(trace: Trace, step: Step, site: Site) -> int | None:
+    """The site by which the same call attended in a step; None: it did not."""
+    here = (trace.site(one) for group in step.sites for one in group.sites)
+    same = (one.index for one in here if (one.module, one.call) == (site.module, site.call))
+    return next(same, None)
 
 
 def _side(queries: Floats, view: CacheView, output: Floats, visible: NDArray[np.bool_]) -> Side:

@@ -85,6 +85,10 @@ def _begins_with(step: Step, layer: int) -> int:
 
 
 def _fed_the_likeliest(step: Step, before: Step) -> bool:
-    """Whether each sequence was fed the one token that the step before holds for the likeliest."""
+    """Whether each sequence was fed the one token that the step before holds for the likeliest.
+
+    The same token again tells nothing: a step may be repeated, to time it.
+    """
     likeliest = [(one.ids[0],) if one.ids else () for one in before.top]
-    return step.new == 1 and bool(likeliest) and list(step.tokens) == likeliest
+    again = [row[-1:] for row in before.tokens]
+    return step.new == 1 and bool(likeliest) and list(step.tokens) == likeliest != again

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvtrace.analysis.checks.contents import check_zero_rows
+from kvtrace.analysis.checks.cross import of_earlier_text
 from kvtrace.analysis.checks.identify import identify
 from kvtrace.analysis.checks.noise import Noise, drawn, largest
 from kvtrace.analysis.checks.report import Finding
@@ -27,6 +28,9 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
         return _turned_for_good(trace, found, lane, limits) or found
     if found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
         return _written_apart(trace, found, lane, limits) or found
+    stale = of_earlier_text(trace, found) if found.name in ("CONTENT", "OLD-ROWS-CHANGED") else None
+    if stale is not None:
+        return replace(found, name="STALE-CACHE", evidence=f"{found.evidence}; {stale}")
     if found.tensor in ("k", "v") and _of_other_weights(trace, found, lane):
         evidence = (
             f"{found.evidence}; the rows before this step were cached with other weights: those "

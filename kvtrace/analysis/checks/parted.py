@@ -13,7 +13,7 @@ _FEATURES = 4
 def parted_features(
     scene: Scene, tensor: str, rows: Indices, where: tuple[Indices, Indices]
 ) -> tuple[str, str] | None:
-    """Some features of rows alone are wrong, and hold those of another token."""
+    """Some features of rows alone are wrong: they are zero, or those of another token."""
     heads, part = where
     lane, right = scene.cached, scene.reference
     held, there, atol = (
@@ -22,10 +22,16 @@ def parted_features(
         else (lane.values, right.values, scene.atol.values)
     )
     mine, theirs = held[heads][:, rows][..., part], there[heads][..., part]
-    places = matches(mine, theirs, scene.supposed[rows], atol)
-    if len(part) * len(heads) < _FEATURES or (places < 0).any():
-        return None
     first, last = int(part[0]), int(part[-1])
+    if len(part) * len(heads) < _FEATURES:
+        return None
+    if not mine.any() and theirs.any():
+        name = "K-NOT-WRITTEN" if tensor == "k" else "V-NOT-WRITTEN"
+        which = f"features {first} to {last} of {tensor}, {named_slots(scene, rows)},"
+        return name, f"{which} are all zero, the others are right"
+    places = matches(mine, theirs, scene.supposed[rows], atol)
+    if (places < 0).any():
+        return None
     evidence = (
         f"slot {scene.slots[rows[0]]}: features {first} to {last} of {tensor} belong to place "
         f"{places[0]}, the others to place {scene.supposed[rows[0]]}"

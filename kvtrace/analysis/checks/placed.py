@@ -11,7 +11,9 @@ from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene, Side
 from kvtrace.analysis.checks.spoken import spoken
-from kvtrace.trace import Trace
+from kvtrace.trace import INEXACT, Trace
+
+_CHANGED = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
 
 
 def placed(
@@ -31,9 +33,19 @@ def placed(
             worst = int(np.nanargmax(here / limits.threshold[found.layer]))
             limit = float(limits.threshold[found.layer, worst])
             found = replace(found, apart=float(here[worst]), limit=limit)
+    if trace.meta.cache_layers[site.reads].remark.startswith(INEXACT):
+        found = _of_its_cache(found)
     if found.slot is None and found.row is not None and found.tensor in ("k", "v"):
         found = replace(found, slot=_slot(trace, found, sequence))
     return found
+
+
+def _of_its_cache(found: Finding) -> Finding:
+    """Rows that a cache is known to change are its doing, not of what computes them."""
+    if found.tensor not in ("k", "v") or found.name not in (*_CHANGED, "DTYPE"):
+        return found
+    name = "DTYPE" if found.name in _CHANGED and found.apart and found.apart < 1 else found.name
+    return replace(found, name=name, evidence=f"{found.evidence.rstrip('.')}; {INEXACT}")
 
 
 def _slot(trace: Trace, found: Finding, sequence: int) -> int | None:

@@ -7,29 +7,40 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.checks.relations import close, factor, head_order, same_numbers
+from kvtrace.analysis.checks.relations import (
+    close,
+    factor,
+    head_order,
+    rounded_to,
+    same_numbers,
+)
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.rounded_input import rounded_input
 from kvtrace.analysis.checks.rows import differing, only_heads
 from kvtrace.analysis.checks.scene import Scene
 from kvtrace.analysis.checks.turned import (
+    EIGHT_BITS,
     Rotation,
     in_proportion,
     less_exact,
     rotation,
     shift,
     slope,
+    whole,
 )
 from kvtrace.trace.dtypes import Floats
 
 _NUMBERS = 16
 """So many are not by chance the same in another order."""
 
-_WHOLE = 0.5
-"""Radians a position in the fastest plane, which scaled frequencies leave at about 1."""
-
 _FAR = 8.0
 """Times what is rounding."""
+
+_ROUNDED = 0.05
+"""Of the largest number: rounding to a smaller type changes no more."""
+
+_OTHERS_RIGHT = 50.0
+"""Times what is rounding: where some heads are off by so much, others are not right by chance."""
 
 
 def check_queries(scene: Scene) -> Finding | None:
@@ -55,7 +66,7 @@ def check_queries(scene: Scene) -> Finding | None:
     s = factor(mine, theirs, atol)
     if s is not None:
         return found(*_scaled(scene, s, places))
-    less = less_exact(mine, theirs, atol)
+    less = less_exact(mine, theirs, atol) or _narrow_values(scene, mine, theirs, places)
     if less is not None:
         return found("DTYPE", f"q of place {places[0]}: {less}")
     turn = rotation(mine, theirs, atol)
@@ -63,6 +74,8 @@ def check_queries(scene: Scene) -> Finding | None:
         return _rotated(scene, turn, places, found)
     return found(
         *other
+        or _shared_out(scene, live[wrong])
+        or (_other_heads(places, mine - theirs, atol) if which else None)
         or _between(scene, mine, theirs, places)
         or rounded_input(scene, live[wrong])
         or _input(scene, int(places[0]), mine - theirs)
@@ -83,6 +96,18 @@ def _values(scene: Scene, places: NDArray[np.int64]) -> tuple[Floats, Floats] | 
     if not len(rows) or scene.cached.values.shape[::2] != scene.reference.values.shape[::2]:
         return None
     return scene.cached.values[:, rows], scene.reference.values[:, scene.supposed[rows]]
+
+
+def _narrow_values(
+    scene: Scene, mine: Floats, theirs: Floats, places: NDArray[np.int64]
+) -> str | None:
+    """Values of the same tokens that fit in a smaller type, where q is off by no more than that."""
+    far, size = float(np.abs(mine - theirs).max()), float(np.abs(theirs).max())
+    pair = _values(scene, places) if far < _ROUNDED * size else None
+    smaller = None if pair is None else rounded_to(*pair)
+    if smaller is None:
+        return None
+    return f"it is off by {far:.2g} of {size:.3g}, and every number of its v fits in {smaller}"
 
 
 def _between(
@@ -114,6 +139,37 @@ def _other(mine: Floats, theirs: Floats, atol: float) -> tuple[str, str] | None:
     if theirs.size >= _NUMBERS and same_numbers(mine, theirs, atol):
         return "HEAD-RESHAPE", "q holds the same numbers in another arrangement"
     return None
+
+
+def _shared_out(scene: Scene, new: NDArray[np.int64]) -> tuple[str, str] | None:
+    """Queries, keys and values that hold the right numbers together, each of them wrong ones."""
+    rows = np.flatnonzero(np.isin(scene.supposed, scene.places[new]))
+    lane, right = scene.cached, scene.reference
+    if len(rows) != len(new) or lane.keys.shape[::2] != right.keys.shape[::2]:
+        return None
+    there = scene.supposed[rows]
+    mine = lane.queries[:, new], lane.keys[:, rows], lane.values[:, rows]
+    theirs = right.queries[:, new], right.keys[:, there], right.values[:, there]
+    one, other = (np.concatenate([rows.ravel() for rows in side]) for side in (mine, theirs))
+    if not same_numbers(one, other, scene.atol.queries):
+        return None
+    return "HEAD-RESHAPE", (
+        "q, k and v together hold the same numbers, shared out otherwise: one tensor of all three "
+        "is split or viewed wrongly"
+    )
+
+
+def _other_heads(
+    places: NDArray[np.int64], difference: Floats, atol: float
+) -> tuple[str, str] | None:
+    """Some heads are far off and the others right: so is what the layer was given."""
+    far = float(np.abs(difference).max())
+    if far < _OTHERS_RIGHT * atol:
+        return None
+    return "UNKNOWN", (
+        f"q of place {places[0]} is off by up to {far:.3g} in some heads and right in the others, "
+        "so the input of the layer is right: the projection, or what follows it, differs"
+    )
 
 
 def _input(scene: Scene, place: int, difference: Floats) -> tuple[str, str]:
@@ -169,6 +225,8 @@ def _rotated(
             why = ": counted from 0 again"
         elif abs(n) == 1:
             why = ": off by one"
+        elif abs(n) == EIGHT_BITS:
+            why = ": as if counted in eight bits"
         elif n == -2 * (int(places[0]) - scene.padding):
             why = ": turned the other way, by the sign of the sine"
         elif scene.padding and abs(n) == scene.padding:
@@ -182,7 +240,7 @@ def _rotated(
     if known is not None:
         return found("POSITION-ROPE", known)
     per_position = slope(turn, places - scene.padding)
-    if per_position is not None and abs(per_position[0]) > _WHOLE:
+    if per_position is not None and whole(per_position):
         what = "carry no rotation" if per_position[0] < 0 else "are rotated twice"
         evidence = f"q of place p is rotated by {per_position[0]:+.2g}·p: queries {what} here"
         return found("POSITION-ROPE", evidence)

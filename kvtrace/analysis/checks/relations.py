@@ -79,6 +79,32 @@ def head_order(left: Floats, right: Floats, atol: float) -> tuple[int, ...] | No
     return tuple(order) if order != list(range(len(order))) else None
 
 
+def moved(left: Floats, right: Floats, atol: float) -> str:
+    """What rows that are off have in common, in words that follow; empty: nothing.
+
+    Args:
+        left: [heads, rows, dim].
+        right: Of the same shape.
+        atol: Absolute difference that counts as equal.
+    """
+    _, rows, dim = left.shape
+    apart = left - right
+    # what was quantised besides is off by a little more
+    near = max(2 * atol, float(np.abs(apart).max()) / 50)
+    if dim >= _NUMBERS and close(apart, np.broadcast_to(apart[..., :1], apart.shape), near):
+        return ", each head of a row by one number: a zero point is lost, or added twice"
+    if rows >= _NUMBERS and close(apart, np.broadcast_to(apart[:, :1], apart.shape), near):
+        return ", all by the same vector: a bias is left out, or added again"
+    if dim >= _NUMBERS and rows >= _NUMBERS:
+        one, other = (np.linalg.norm(side, axis=2) for side in (left, right))
+        if close(one, other, 2 * atol):
+            return (
+                ", while every head of a row keeps its length: turned by some matrix, which the "
+                "other side may lack"
+            )
+    return ""
+
+
 def same_numbers(left: Floats, right: Floats, atol: float) -> bool:
     """Whether both hold the same multiset of numbers in another arrangement."""
     if left.size != right.size or left.size < 2:

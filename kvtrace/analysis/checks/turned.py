@@ -25,6 +25,12 @@ _EXPLAINED = 0.5
 _FEWEST_PLANES = 4
 """So many may fall geometrically by no chance."""
 
+EIGHT_BITS = 256
+"""Where numbers in eight bits begin anew."""
+
+_ABOUT_ONE = 0.15
+"""How near to one radian a position the fastest plane turns, however the others are scaled."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
@@ -148,6 +154,24 @@ def slope(turn: Rotation, positions: NDArray[np.int64]) -> NDArray[np.float64] |
     return wrap(rate) if bool((fits | ~told).all()) and told.any() else None
 
 
+def whole(rate: NDArray[np.float64]) -> bool:
+    """Whether rows that are off by so many radians a position lost a whole rotation, or got two.
+
+    Scaled frequencies differ from the usual ones by less, and in other planes more. Where all
+    positions are divided by a factor, what was lost is less than one radian, and falls as they do.
+
+    Args:
+        rate: Radians per position, [planes].
+    """
+    first = float(rate[0])
+    if abs(abs(first) - 1) < _ABOUT_ONE:
+        return True
+    if first > -_EXACT[0] or len(rate) < _FEWEST_PLANES:
+        return False
+    fall = min(max(float(rate[1]) / first, 0.0), 1.0)
+    return bool((np.abs(rate - first * fall ** np.arange(len(rate))) < _EXACT[0]).all())
+
+
 def shift(turn: Rotation, furthest: int) -> int | None:
     """Positions by which all rows are turned alike; None if they are not.
 
@@ -156,7 +180,7 @@ def shift(turn: Rotation, furthest: int) -> int | None:
 
     Args:
         turn: The rotation.
-        furthest: Largest shift to consider.
+        furthest: Largest shift to consider; that of numbers in eight bits is, too.
     """
     sure = turn.sure.all(axis=0)
     spread = np.abs(wrap(turn.angles - turn.angles[:1])).max(axis=0)
@@ -165,7 +189,10 @@ def shift(turn: Rotation, furthest: int) -> int | None:
     angles = _mean(turn.angles)
     planes = np.flatnonzero(sure)
     best: tuple[float, int] | None = None
-    for size in range(1, furthest + 1):
+    sizes = list(range(1, furthest + 1))
+    if furthest < EIGHT_BITS and len(planes) >= _FEWEST_PLANES:
+        sizes.append(EIGHT_BITS)
+    for size in sizes:
         for n in (-size, size):
             misfit = _misfit(angles, planes, n, turn.exact)
             if misfit < max(_EXACT[0], turn.exact / 2):

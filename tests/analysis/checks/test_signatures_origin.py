@@ -1,0 +1,73 @@
+"""Signatures that tell where wrong rows and queries come from, on rows made by hand."""
+
+import numpy as np
+
+from builders.scenes import Toy, rope
+from kvtrace.analysis.checks.diagnose import diagnose
+from kvtrace.analysis.checks.relations import moved
+from kvtrace.analysis.checks.turned import whole
+
+LENGTHS = np.arange(8)
+USUAL = 10000.0 ** (-LENGTHS / 8)
+"""Radians a position of eight planes."""
+
+
+def test_a_rotation_that_is_missing_turns_every_plane_by_its_rate():
+    assert whole(-USUAL)
+    assert whole(USUAL)
+    assert whole(-USUAL / 4)  # positions divided by four
+
+
+def test_other_frequencies_leave_a_part_of_each_rotation():
+    assert not whole(USUAL * (1 - 1 / (2.0 + LENGTHS)))  # one factor a plane
+    assert not whole(500000.0 ** (-LENGTHS / 8) - USUAL)  # another base
+
+
+def test_positions_that_begin_anew_after_eight_bits():
+    toy = Toy()
+    where = np.arange(12) + 118
+    toy.q = rope(toy.plain_q, where, toy.style, toy.base).astype(np.float32)
+    toy.k = rope(toy.plain_k, where, toy.style, toy.base).astype(np.float32)
+    turned = rope(toy.plain_q[:, -1:], where[-1:] - 256, toy.style, toy.base).astype(np.float32)
+    found = diagnose(toy.scene(q=turned))
+    assert found.name == "POSITION-ROPE"
+    assert "rotated by -256 positions: as if counted in eight bits" in found.evidence
+
+
+def test_half_of_every_key_that_is_zero():
+    toy = Toy()
+    keys = toy.k.copy()
+    keys[..., 8:] = 0
+    found = diagnose(toy.scene(k=keys))
+    assert found.name == "K-NOT-WRITTEN"
+    assert "features 8 to 15 of k" in found.evidence
+
+
+def test_queries_of_some_heads_alone_are_not_wrong_by_their_input():
+    toy = Toy()
+    queries = toy.q[:, -1:].copy()
+    queries[1:] += np.random.default_rng(1).standard_normal(queries[1:].shape).astype(np.float32)
+    found = diagnose(toy.scene(q=queries))
+    assert found.name == "UNKNOWN"
+    assert "so the input of the layer is right" in found.evidence
+
+
+def test_queries_beside_values_in_a_smaller_type_were_calculated_in_it():
+    toy = Toy()
+    values = toy.v.copy()
+    values[:, -1] = values[:, -1].astype(np.float16)
+    queries = toy.q[:, -1:] + 2e-3 * np.random.default_rng(1).standard_normal((4, 1, 16))
+    found = diagnose(toy.scene(q=queries.astype(np.float32), v=values))
+    assert found.name == "DTYPE"
+    assert "every number of its v fits in float16" in found.evidence
+
+
+def test_rows_that_are_off_say_what_they_have_in_common():
+    rng = np.random.default_rng(3)
+    right = rng.standard_normal((2, 6, 16)).astype(np.float32)
+    each, vector = rng.standard_normal((2, 6, 1)), rng.standard_normal((2, 1, 16))
+    square = np.linalg.qr(rng.standard_normal((16, 16)))[0]
+    assert "zero point" in moved(right + each, right, 1e-5)
+    assert "a bias is left out" in moved(right + vector, right, 1e-5)
+    assert "turned by some matrix" in moved(right @ square, right, 1e-5)
+    assert moved(right + rng.standard_normal(right.shape), right, 1e-5) == ""
