@@ -136,6 +136,10 @@ def _late(watch: Callable[[], FlowWatch]) -> Late:
     def mine() -> Pass | None:
         return next((one for one in passes() if one.flow is watch()), None)
 
+    def alone() -> bool:
+        one = mine()
+        return one is not None and not one.updates
+
     def ready() -> bool:
         one = mine()
         return one is not None and one.keep_late is not None and not one.updates
@@ -144,10 +148,10 @@ def _late(watch: Callable[[], FlowWatch]) -> Late:
         one = mine()
         if one is not None and one.keep_late is not None:
             start = perf_counter_ns()
-            one.calls += [Followed(call, 0) for call in one.keep_late(calls)]
+            one.calls += [Followed(call, len(one.updates)) for call in one.keep_late(calls)]
             one.own_ns += perf_counter_ns() - start
 
-    return Late(ready, take)
+    return Late(ready, take, alone)
 
 
 def _kept(one: Pass, call: AttentionCall) -> AttentionCall:

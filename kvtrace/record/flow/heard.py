@@ -52,10 +52,12 @@ class Late:
     Attributes:
         ready: Whether nobody needs to be told of them while it runs.
         take: Given all of them.
+        alone: Whether no cache was updated so far in the forward that runs.
     """
 
     ready: Callable[[], bool]
     take: Callable[[Sequence[AttentionCall]], None]
+    alone: Callable[[], bool] = lambda: True
 
 
 @dataclass(slots=True)
@@ -172,7 +174,7 @@ class Hearing:
         self._tries[path] = self._tries.get(path, 0) + 1
         if not calls or self.mode.families.inlined:
             return
-        if self.late is None or not self.late.ready():
+        if self.late is None or not self.late.alone():
             return  # its caches are updated while it runs, and which call read which must be seen
         found = _parts(calls, notes, self._calls, self.mode.routes)
         if found is None or _share_memory(calls):

@@ -193,3 +193,17 @@ def test_a_recording_holds_the_same_whether_steps_were_heard_or_followed(
         for site in range(len(one.meta.sites)):
             a, b = one.queries(mine.number, site), other.queries(mine.number, site)
             assert (a == b).all()
+
+
+def test_a_recording_hears_all_forwards_after_the_first_decode_step(tmp_path, monkeypatch):
+    read, heard_of = hearing.Hearing._read, []
+
+    def counted(self, frame):
+        heard_of.append(frame.path)
+        read(self, frame)
+
+    monkeypatch.setattr(hearing.Hearing, "_read", counted)
+    model = Text(manual)
+    with kvtrace.record(model, tmp_path / "heard.kvt", recompute="off"):
+        steps(model)
+    assert len(heard_of) == 15 - 2
