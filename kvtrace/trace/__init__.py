@@ -4,6 +4,7 @@ from kvtrace.trace.lane import LaneStep, LogitDiff
 from kvtrace.trace.mask import Mask
 from kvtrace.trace.meta import CacheLayer, Lane, Meta, ModelCard, Rank, Sampling, Site, Tensor
 from kvtrace.trace.notes import (
+    INEXACT,
     NOT_REPEATABLE,
     OTHER_AXIS,
     WEIGHTS_CHANGED,
@@ -33,6 +34,7 @@ from kvtrace.trace.weights import Weights
 
 __all__ = [
     "CACHED",
+    "INEXACT",
     "NOT_REPEATABLE",
     "NO_TOKEN",
     "OTHER_AXIS",
