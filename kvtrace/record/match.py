@@ -19,6 +19,9 @@ from torch import Tensor
 PARTS = 8
 """Features are looked at in so many turns where a row is long."""
 
+_ALIKE = 0.8
+"""Cosine of a row and of what two bits a number leave of it, at least."""
+
 Digests = NDArray[np.int64]
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -126,6 +129,12 @@ def same(now: Tensor, before: Tensor) -> bool:
         return False
     bits = _BITS[now.element_size()]
     return torch.equal(now.contiguous().view(bits), before.contiguous().view(bits))
+
+
+def nearly(one: Tensor, other: Tensor) -> bool:
+    """Whether every row points where its other one does, as a coarse quantiser leaves it."""
+    alike = torch.cosine_similarity(one.float(), other.float(), dim=-1)
+    return bool((alike > _ALIKE).all())
 
 
 def holds(keys: Tensor, values: Tensor) -> bool:

@@ -131,6 +131,7 @@ class Ledger:
             update = self._copies.adopted(index, store, forward, self._books)
             out.caches.add(update.cache)
             work.entries[store] = self._update(store, update, work)
+            self.stores.judge(store, update)
             self._homes[update.cache, update.layer] = store
         self._copies.over(out)
         for place, call in enumerate(forward.calls):

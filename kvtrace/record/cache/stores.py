@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Recurrent
-from kvtrace.trace import CacheLayer, dtypes
+from kvtrace.record.match import nearly, same
+from kvtrace.trace import INEXACT, CacheLayer, dtypes
 
 Key = tuple[object, ...]
 
@@ -64,6 +65,18 @@ class Stores:
         if any(getattr(now, name) != value for name, value in more.items()):
             self.layers[store] = replace(now, **more)
             self._row_bytes.clear()
+
+    def judge(self, store: int, update: CacheUpdate) -> None:
+        """Say of somebody's own cache that it hands back other numbers than it was given."""
+        if update.known or self.layers[store].remark:
+            return
+        new = update.new_keys.shape[2]
+        for given, rows in ((update.new_keys, update.keys), (update.new_values, update.values)):
+            back = rows[:, :, rows.shape[2] - new :]
+            if back.shape == given.shape and not same(back.to(given.dtype), given):
+                if nearly(back, given):  # else its newest rows stand elsewhere
+                    self.say(store, remark=INEXACT)
+                return
 
     def of_recurrent(self, one: Recurrent) -> int:
         """The layer of a recurrent memory."""
