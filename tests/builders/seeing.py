@@ -66,12 +66,12 @@ def paligemma():
     return _built(PaliGemmaForConditionalGeneration, config), ids, asked
 
 
-def qwen2_vl():
+def qwen2_vl(depth=2):
     """Rows of an image have positions of three axes."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     looks = {
-        "depth": 2,
+        "depth": depth,
         "embed_dim": 32,
         "hidden_size": 64,
         "num_heads": 4,

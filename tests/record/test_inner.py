@@ -8,8 +8,10 @@ from torch import nn
 
 import kvtrace
 from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
+from builders.seeing import SEEING
 from builders.tiny_models import tiny_model
 from builders.ways import IDS, generate, ready
+from kvtrace.analysis.checks import EQUAL, check
 
 
 class Wrapper(nn.Module):
@@ -48,6 +50,29 @@ def test_what_a_wrapper_generates_with_is_recorded_whole(model, tmp_path):
     said = "the model here is LlamaForCausalLM, a part of Wrapper: it was called, not the whole"
     assert said in trace.meta.not_recorded
     assert not trace.meta.unseen
+
+
+def test_what_generates_is_recorded_however_little_of_the_wrapper_it_is(model, tmp_path):
+    wrapper = Wrapper(model)
+    wrapper.tower = nn.Linear(1000, 1000)
+    expected = generate(model)()
+    with kvtrace.record(wrapper, tmp_path / "a.kvt"):
+        result = generate(wrapper)()
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert torch.equal(result, expected)
+    assert len(trace) == 6
+    assert check(trace).verdict == EQUAL
+
+
+def test_a_tower_that_is_most_of_a_model_and_is_asked_first_is_not_the_model(tmp_path):
+    model, ids, asked = SEEING["qwen2_vl"](depth=20)
+    weights = sum(one.numel() for one in model.parameters())
+    assert sum(one.numel() for one in model.model.visual.parameters()) > weights / 2
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        model.generate(input_ids=ids, max_new_tokens=3, do_sample=False, **asked)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.meta.model.class_name == "Qwen2VLForConditionalGeneration"
+    assert check(trace).verdict == EQUAL
 
 
 def test_the_cache_of_what_a_wrapper_calls_is_the_live_one(model, tmp_path):

@@ -133,6 +133,11 @@ def meet_generate(arrive: Callable[[nn.Module], None]) -> Callable[[], None]:
     return stop
 
 
+def generates(model: nn.Module) -> bool:
+    """Whether a model that is followed generates in this thread."""
+    return id(model) in _running.models
+
+
 def _begun(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Generation:
     """What its arguments tell of a call of `generate`."""
     eos, says = _eos(model, kwargs), tuple(_companions(kwargs))

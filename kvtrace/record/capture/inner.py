@@ -1,18 +1,20 @@
 """What is called instead of the model: a part of it that a wrapper, or a loop of one's own, calls.
 
-`PeftModel.generate` calls the model it adapts; so does many a wrapper's own `generate`. Whoever
-records the wrapper means what it calls.
+`PeftModel.generate` calls the model it adapts; so does many a wrapper's own `generate`, after it
+had an image encoded. Whoever records the wrapper means what goes on with the text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from kvtrace.record.capture.entrances import entrances
-from kvtrace.record.capture.generate import meet_generate
+from kvtrace.record.capture.generate import generates, meet_generate
 from kvtrace.record.capture.inputs import tokens_in
 from kvtrace.record.capture.running import passes
 from kvtrace.record.local import here
@@ -34,7 +36,15 @@ def inner_models(model: nn.Module) -> list[nn.Module]:
         if id(part) not in known
         and not isinstance(part, _CONTAINERS)
         and any(True for _ in part.children())
+        and not _encodes(part)
     ]
+
+
+def _encodes(part: nn.Module) -> bool:
+    """Whether this is a model of transformers that could go on with no cache: it reads images."""
+    return isinstance(part, PreTrainedModel) and not any(
+        name.startswith(("past_", "cache_")) for name in signature(part.forward).parameters
+    )
 
 
 def _heavy(
@@ -65,18 +75,20 @@ def _weigh(module: nn.Module, weights: dict[int, dict[int, int]]) -> dict[int, i
 def listen_inside(model: nn.Module, called: Called) -> Callable[[], None]:
     """Be told when a part of a model is called with tokens, or generates; returns how to stop.
 
-    Not told of those within a forward that is watched.
+    Of those called, only large ones count, and none while the model itself generates. Not told of
+    those within a forward that is watched.
     """
     parts = inner_models(model)
-    if not parts:
+    own = {id(part) for part in model.modules()}
+    if len(own) == 1:
         return lambda: None
 
     def arrive(one: nn.Module) -> None:
-        if any(one is part for part in parts):
+        if id(one) in own and one is not model:
             called(one, None)
 
     def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if passes():
+        if passes() or generates(model):
             return
         given = _named(args, kwargs)
         embedded = isinstance(given.get("inputs_embeds"), Tensor)
