@@ -1,10 +1,11 @@
 """What is put in place of an attribute goes away again, in whatever order its owners end."""
 
 import itertools
+from types import ModuleType
 
 import pytest
 
-from kvtrace.record.capture.overlay import Overlay
+from kvtrace.record.capture.overlay import Overlay, Overlays
 
 
 class Base:
@@ -74,3 +75,57 @@ def test_an_object_gets_its_own_attribute_back():
     assert (one.say(), other.say()) == ("mine and ours", "base")
     overlay.stop()
     assert one.say is own
+
+
+def _module():
+    found = ModuleType("found")
+    found.say = found.also = lambda: "own"
+    return found
+
+
+def _around(word):
+    def make(under):
+        return lambda: f"{under()} {word}"
+
+    return make
+
+
+def test_a_function_with_two_names_is_given_back_under_both():
+    module = _module()
+    own = module.say
+    placed = Overlays([(module, "say"), (module, "also"), (module, "gone")], _around("a"))
+    for _ in range(3):
+        placed.start()
+        assert (module.say(), module.also()) == ("own a", "own a")
+        placed.stop()
+        assert module.say is module.also is own
+        assert not hasattr(module, "gone")
+
+
+def test_what_takes_the_place_is_made_once_and_anew_where_the_function_changes():
+    module, made = _module(), []
+    own = module.say
+    placed = Overlays([(module, "say")], lambda under: made.append(under) or _around("a")(under))
+    for _ in range(3):
+        placed.start()
+        placed.stop()
+    assert made == [own]
+    module.say = lambda: "other"
+    placed.start()
+    assert module.say() == "other a"
+    placed.stop()
+    assert module.say() == "other"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_functions_replaced_twice_at_once_come_back_in_either_order(first):
+    module = _module()
+    own = module.say
+    both = [Overlays([(module, "say")], _around(word)) for word in "ab"]
+    for _ in range(2):
+        for one in both:
+            one.start()
+        assert module.say() == "own a b"
+        both[first].stop()
+        both[1 - first].stop()
+        assert module.say is own

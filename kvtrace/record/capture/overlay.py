@@ -7,7 +7,8 @@ that is over but not on top stays until those upon it are over too, and must let
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any
 
 _lock = threading.RLock()
@@ -40,16 +41,70 @@ class Overlay:
             _installed[id(self._mine)] = self
             _put(owner, name, self._mine)
 
+    @classmethod
+    def beneath(cls, owner: Any, name: str, under: Any, mine: Any) -> Overlay:
+        """What is in place already, maybe with something upon it."""
+        one = cls.__new__(cls)
+        one._owner, one._name, one.under, one._mine, one.over = owner, name, under, mine, False
+        _installed[id(mine)] = one
+        return one
+
     def stop(self) -> None:
         """Take it away, and those under it that are over; not what somebody else put upon it."""
         with _lock:
             self.over = True
-            owner, name = self._owner, self._name
-            now = owner.__dict__.get(name)
-            while (top := _installed.get(id(now))) is not None and top.over:
-                del _installed[id(now)]
-                now = top.under
-                _put(owner, name, now)
+            self._uncover()
+
+    def _uncover(self) -> None:
+        """Take away what is over, from the top."""
+        owner, name = self._owner, self._name
+        now = owner.__dict__.get(name)
+        while (top := _installed.get(id(now))) is not None and top.over:
+            del _installed[id(now)]
+            now = top.under
+            _put(owner, name, now)
+
+
+class Overlays:
+    """Functions of modules, replaced again and again, for a short while each time."""
+
+    __slots__ = ("_make", "_placed")
+
+    def __init__(
+        self, places: Iterable[tuple[ModuleType, str]], make: Callable[[Any], Any]
+    ) -> None:
+        """Replace none yet.
+
+        Args:
+            places: Module and name of each.
+            make: From a function, what takes its place; asked again only if that changes.
+        """
+        self._make = make
+        self._placed: list[tuple[ModuleType, str, Any, Any]] = [
+            (owner, name, None, None) for owner, name in places
+        ]
+
+    def start(self) -> None:
+        """Put them in place."""
+        with _lock:
+            for place, (owner, name, under, mine) in enumerate(self._placed):
+                now = owner.__dict__.get(name)
+                if now is not under:
+                    mine = None if now is None else self._make(now)
+                    self._placed[place] = (owner, name, now, mine)
+                if mine is not None:
+                    owner.__dict__[name] = mine
+
+    def stop(self) -> None:
+        """Take them away again; what somebody else put upon one lies upon it until that ends."""
+        with _lock:
+            for owner, name, under, mine in self._placed:
+                if mine is None:
+                    continue
+                if owner.__dict__.get(name) is mine and id(under) not in _installed:
+                    owner.__dict__[name] = under
+                else:
+                    Overlay.beneath(owner, name, under, mine).stop()
 
 
 def _put(owner: Any, name: str, value: Any) -> None:

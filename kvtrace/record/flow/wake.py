@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kvtrace.record.capture.overlay import Overlay
+from kvtrace.record.capture.overlay import Overlay, Overlays
 from kvtrace.record.capture.running import depth_of_our_work
 from kvtrace.record.flow.heard import Hearing
 from kvtrace.record.flow.mode import FlowMode
@@ -99,15 +99,13 @@ class Waking:
     _depth: int = 0
     _learnt: dict[str, _Learnt] = field(default_factory=dict)
     _methods: list[Overlay] = field(default_factory=list)
-    _wrapped: dict[int, tuple[Any, Any]] = field(default_factory=dict)
-    _places: list[tuple[ModuleType, str]] = field(default_factory=list)
+    _functions: Overlays | None = None
 
     def stop(self) -> None:
         """Give all functions back."""
         while self._methods:
             self._methods.pop().stop()
-        self._places.clear()
-        self._wrapped.clear()
+        self._functions = None
 
     @contextmanager
     def around(self, frame: Frame, modules: Iterable[str]) -> Iterator[None]:
@@ -166,19 +164,20 @@ class Waking:
     @contextmanager
     def _replaced(self, modules: Iterable[str]) -> Iterator[None]:
         """The functions replaced; those of tensors stay so until all is over."""
-        if not self._methods:
-            self._places = [*FUNCTIONS, *SOFTMAX, *_imported(modules)]
+        functions = self._functions
+        if functions is None:
+            places = [*FUNCTIONS, *SOFTMAX, *_imported(modules)]
+            functions = self._functions = Overlays(places, self._wrapper)
             names = (*METHODS, "softmax")
             self._methods = [Overlay(Tensor, name, self._method(name)) for name in names]
-        placed = [Overlay(owner, name, self._function) for owner, name in self._places]
+        functions.start()
         self._thread, self._base = get_ident(), _stack_length()
         self._depth, self._listens = depth_of_our_work(), True
         try:
             yield
         finally:
             self._listens = False
-            for one in reversed(placed):
-                one.stop()
+            functions.stop()
 
     @contextmanager
     def _asleep(self) -> Iterator[None]:
@@ -190,14 +189,6 @@ class Waking:
     def _method(self, name: str) -> Callable[[Overlay], Any]:
         original = getattr(Tensor, name)
         return lambda _: self._wrapper(original)
-
-    def _function(self, overlay: Overlay) -> Any:
-        """What takes the place of a function; made once."""
-        original = overlay.under
-        made = self._wrapped.get(id(original))
-        if made is None:
-            made = self._wrapped[id(original)] = (original, self._wrapper(original))
-        return made[1]
 
     def _wrapper(self, original: Any) -> Any:
         name = getattr(original, "__name__", "")

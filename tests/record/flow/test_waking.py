@@ -125,12 +125,12 @@ def test_a_mode_of_the_model_around_its_attention_keeps_ours_awake():
 
 
 def test_functions_are_given_back_when_the_watch_is_over():
-    names = ("matmul", "einsum", "bmm")
+    names = ("matmul", "einsum", "tensordot", "bmm")
     before = [getattr(torch, name) for name in names] + [F.linear, Tensor.matmul]
     model = Text(manual)
     with FlowWatch(model, sink=lambda _: None, only=lambda *_: True):
         steps(model)
-        assert [getattr(torch, name) for name in names] == before[:3]  # between forwards too
+        assert [getattr(torch, name) for name in names] == before[:4]  # between forwards too
     after = [getattr(torch, name) for name in names] + [F.linear, Tensor.matmul]
     assert after == before
     assert "__matmul__" not in Tensor.__dict__
