@@ -18,16 +18,19 @@ class Attention:
 
     Attributes:
         weights: Exact; they and `sink_share` sum to 1.
+        seen: Rows that the mask lets the query look at.
         tokens: Token id of each row; -1: unknown.
         positions, slots: Of each row; a negative position is padding.
         query_token, query_position: Of the row that asks.
         sink_share: Weight on the learned sink; 0 without one.
-        entropy: Of the weights over rows, in bits: 0 looks at one row, log2(seq) at all alike.
+        entropy: Of the weights over rows, in bits: 0 looks at one row, log2 of the seen ones at
+            all alike.
         induction: Weight on the rows just after an earlier occurrence of the asking token.
         same_token: Weight on earlier occurrences of the asking token itself.
     """
 
     weights: Floats
+    seen: NDArray[np.bool_]
     tokens: NDArray[np.int64]
     positions: NDArray[np.int64]
     slots: NDArray[np.int64]
@@ -74,9 +77,11 @@ def attention(
     tokens = tokens_of_rows(trace, number, layer, sequence)
     rows = attended_rows(trace, number, layer, sequence)
     own_token, own_position = query_of(trace, number, layer, sequence, query)
+    seen = trace.visible(number, layer, sequence, query)
     earlier = earlier_occurrences(tokens, rows.positions, own_token, own_position)
     return Attention(
         weights=weights,
+        seen=np.broadcast_to(seen[head if len(seen) > 1 else 0, 0], weights.shape),
         tokens=tokens,
         positions=rows.positions,
         slots=rows.slots,

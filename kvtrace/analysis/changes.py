@@ -23,7 +23,8 @@ class LayerChange:
         rewritten: Older rows that were replaced in place.
         attended: Rows the attention was given, the new ones among them.
         read: Rows attended to that earlier steps had written.
-        evicted: Rows attended to and no longer held afterwards, largest over the sequences.
+        evicted: Rows no longer held afterwards, the most of any sequence: attended to once more,
+            or gone before, as where a ring writes over its oldest row.
         length_before, length_after: Rows held around the step.
     """
 
@@ -76,7 +77,7 @@ def change(trace: Trace, cache_layer: int, group: CacheStep) -> LayerChange:
 
 
 def _counts(group: CacheStep) -> tuple[int, int, int]:
-    """Rows attended to, read and evicted, the most of any sequence."""
+    """Rows attended to, read, and attended to for the last time, the most of any sequence."""
     attended = [row_count(runs) for runs in group.attended]
     own = group.first_cell, group.first_cell + group.rows * len(group.attended)
     read = [row_count(runs) - _inside(runs, *own) for runs in group.attended]
@@ -88,16 +89,18 @@ def _change(
     trace: Trace, cache_layer: int, group: CacheStep, counts: tuple[int, int, int]
 ) -> LayerChange:
     layer = trace.meta.cache_layers[cache_layer]
-    attended, read, evicted = counts
+    attended, read, lost = counts
+    appended = group.rows - group.rewritten
+    gone = group.length_before + appended - group.length_after
     return LayerChange(
         cache_layer=cache_layer,
         kind=layer.kind,
         held=layer.held,
-        appended=group.rows - group.rewritten,
+        appended=appended,
         rewritten=group.rewritten,
         attended=attended,
         read=read if layer.held else 0,
-        evicted=evicted if layer.held else 0,
+        evicted=max(lost, gone) if layer.held else 0,
         length_before=group.length_before,
         length_after=group.length_after,
     )

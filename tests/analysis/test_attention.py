@@ -31,6 +31,7 @@ def test_weights_are_exact_and_sum_to_one():
 def test_an_earlier_query_of_a_prefill_sees_only_what_is_before_it():
     found = attention(synthetic_trace(), 0, 0, 0, query=1)
     assert np.count_nonzero(found.weights) == 2
+    assert found.seen.tolist() == [True, True, False, False, False]
     assert found.query_position == 1
 
 

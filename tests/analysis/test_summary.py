@@ -167,6 +167,14 @@ def test_a_window_says_what_it_evicts():
     assert changes(trace, 5)[0].text == "+1 row, 1 row evicted, 3 → 3"
 
 
+def test_the_row_that_a_ring_writes_over_is_evicted_though_nothing_looked_at_it_again():
+    trace = synthetic_trace(Shape(layers=1))
+    window = (Run(6, 2, 0, 6), Run(5, 1, 2, 5))  # position 6 went where 3 was
+    group = CacheStep((0,), 7, 1, (window,), (window,), 3, 3)
+    trace.source.steps[3] = replace(trace.step(3), caches=(group,))
+    assert changes(trace, 3)[0].text == "+1 row, 1 row evicted, 3 → 3"
+
+
 def test_probabilities_are_the_softmax_of_all_logits():
     trace = synthetic_trace()
     top = TopLogits((4, 2, 9), (2.0, 1.0, 0.0), 2.5)

@@ -91,7 +91,8 @@ def _looks(trace: Trace, found: At, looks: Attention) -> list[str]:
                 *([pool_text(trace, here.step, here.layer, row, here.sequence)] if pooled else ()),
             ]
         )
-    measures = f"entropy {looks.entropy:.2f} bits of {math.log2(max(looks.weights.size, 1)):.2f}"
+    seen = int(looks.seen.sum())
+    measures = f"entropy {looks.entropy:.2f} bits of {math.log2(max(seen, 1)):.2f}"
     measures += f", after an earlier {asks or 'same token'}: {looks.induction:.4f}"
     measures += f", sink {looks.sink_share:.4f}" if looks.sink_share else ""
     asking = f"asking: {asks or '–'} at position {looks.query_position}; {measures}"

@@ -136,6 +136,13 @@ async def test_the_strongest_row_comes_first_with_its_exact_weight(one_pane):
     assert f"entropy {found.entropy:.2f} bits of 9 rows" in " ".join(lines)
 
 
+async def test_rows_behind_the_mask_are_called_masked_and_not_counted(one_pane):
+    trace = synthetic_trace()
+    lines = await drawn(one_pane, AttentionPane(Shelf()), trace, replace(AT, step=0, query=1))
+    assert "bits of 2 rows, 3 masked" in lines[1]
+    assert sum(line.rstrip().endswith("masked") for line in lines[2:]) >= 3
+
+
 async def test_what_followed_the_asking_token_before_has_its_weight_whole(one_pane):
     trace = synthetic_trace(Shape(prompt=60))
     found = attention(trace, 4, 1, 3)

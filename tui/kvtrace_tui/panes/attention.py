@@ -8,6 +8,7 @@ from functools import lru_cache
 from rich.cells import cell_len
 from textual.strip import Strip
 
+from kvtrace import units
 from kvtrace.analysis.attention import Attention, attention
 from kvtrace.trace import Tensor, Trace, stands_for_none
 from kvtrace_tui.cursor import Cursor
@@ -90,11 +91,12 @@ def _row(trace: Trace, found: Attention, row: int, chosen: int, scale: tuple[int
         word = "no token"
     if token >= 0 and not word:
         word = shown_token(trace.token_text(token), 16)
-    return _listed(position, word, weight, weight / high, (row == chosen, width))
+    value = weight_text(weight) if found.seen[row] else "masked"
+    return _listed(position, word, value, weight / high, (row == chosen, width))
 
 
 @lru_cache(2048)
-def _listed(position: int, word: str, weight: float, part: float, place: tuple[bool, int]) -> Strip:
+def _listed(position: int, word: str, weight: str, part: float, place: tuple[bool, int]) -> Strip:
     """The line of one row: its place in the list does not matter, so that it is made once."""
     here, width = place
     names = min(max((width - _WEIGHT - 8) // 2, 4), 14)
@@ -106,7 +108,7 @@ def _listed(position: int, word: str, weight: float, part: float, place: tuple[b
         (padded(number, 6, right=True) + " ", lead),
         (padded(word, names), ink.SELECTED if here else ink.TOKEN),
         (" " + bar(part, bars), ink.CACHED),
-        (padded(weight_text(weight), _WEIGHT, right=True), ink.STRONG if here else ink.TEXT),
+        (padded(weight, _WEIGHT, right=True), ink.STRONG if here else ink.TEXT),
     )
 
 
@@ -119,10 +121,14 @@ def weight_text(weight: float) -> str:
 
 def _summary(found: Attention, asking: str, width: int) -> list[Strip]:
     """Entropy; the weight on a sink, and on what followed the asking token before, if any."""
+    seen = int(found.seen.sum())
+    hidden = found.weights.size - seen
     words: list[Piece] = [
         (" entropy ", ink.DIM), (f"{found.entropy:.2f}", ink.TEXT),
-        (f" bits of {found.weights.size} row{'s' if found.weights.size != 1 else ''}", ink.DIM),
+        (f" bits of {units.counted(seen, 'row')}", ink.DIM),
     ]  # fmt: skip
+    if hidden:
+        words.append((f", {hidden} masked", ink.DIM))
     rows = [words]
     if found.sink_share > 0:
         rows.append([(" sink ", ink.DIM), (weight_text(found.sink_share), ink.WARN)])
