@@ -60,8 +60,15 @@ def answers(model, tokens):
 
 def test_answers_that_are_tried_on_one_prompt_lose_nothing():
     model = made(tuple_cat.GPT)
+    report = kvtrace.check(model, run=lambda: answers(model, (3, 77, 140)))
+    assert (report.verdict, report.findings, report.caveats) == (EQUAL, (), ())
+
+
+def test_many_answers_in_a_row_may_be_one_text_and_that_is_said():
+    model = made(tuple_cat.GPT)
     report = kvtrace.check(model, run=lambda: answers(model, (3, 77, 140, 21)))
     assert (report.verdict, report.findings) == (EQUAL, ())
+    assert report.caveats[0].startswith("3 steps of one token each begin without the row")
 
 
 @torch.no_grad()

@@ -20,11 +20,15 @@ class Forgotten:
 
     Attributes:
         trace: Whose steps.
+        apart: The longest row of steps, of one token each, that all lack the row of the one before.
+        named: A finding says so already.
     """
 
     trace: Trace
+    apart: int = 0
+    named: bool = False
+    _in_a_row: int = 0
     _maybe: Finding | None = None
-    _named: bool = False
 
     def add(self, step: Step, before: Step | None) -> Finding | None:
         """What the next step shows, of itself or of the step before.
@@ -34,18 +38,22 @@ class Forgotten:
             before: The one recorded before it; None: there is none.
         """
         maybe, self._maybe = self._maybe, None
+        in_a_row, self._in_a_row = self._in_a_row, 0
         if before is None or step.packed is not None or not step.caches:
             return None
         empty = not any(group.length_before for group in step.caches)
         if step.parent is None and empty and _told_to_go_on(step, before):
             where = f"was given position {step.positions[0][0]}, where step {before.number} ended"
             return self._finding(step, before, where)
-        if self._named or not (_cropped(step, before) or (step.parent is None and empty)):
+        if self.named or not (_cropped(step, before) or (step.parent is None and empty)):
             return None
+        if step.new == 1:
+            self._in_a_row = in_a_row + 1
+            self.apart = max(self.apart, self._in_a_row)
         if not _fed_the_likeliest(step, before):
             return None
         self._maybe = self._finding(step, before, f"was fed what step {before.number} chose")
-        self._named = maybe is not None
+        self.named = maybe is not None
         return maybe and replace(
             maybe, evidence=f"{maybe.evidence}; so it is in step {step.number}"
         )

@@ -16,6 +16,9 @@ from kvtrace.trace import NOT_REPEATABLE, Step, Tensor, Trace
 NAMES = {Tensor.QUERIES: "q", Tensor.KEYS: "k", Tensor.VALUES: "v", Tensor.OUTPUT: "output"}
 _FLIPS_KEPT = 1000
 
+_SEVERAL = 3
+"""Steps in a row that look like answers to one text, or like one that loses its rows."""
+
 
 @dataclass(slots=True)
 class Survey:
@@ -31,6 +34,7 @@ class Survey:
         logits: Steps whose logits were compared.
         reused: Whether an attention was given rows that an earlier step computed.
         padded: Sequences that are padded behind or within their text, which the lane is not.
+        apart: So many steps of one token each, one after the other, lack the row of the one before.
     """
 
     trace: Trace
@@ -42,6 +46,7 @@ class Survey:
     logits: int = 0
     reused: bool = False
     padded: set[int] = field(default_factory=set)
+    apart: int = 0
     _top: NDArray[np.float64] | None = None
     _unexplained: dict[int, float] = field(default_factory=dict)
 
@@ -94,7 +99,7 @@ class Survey:
     def caveats(self) -> tuple[str, ...]:
         """What a verdict does not cover."""
         told = (self._random(), self._unseen(), self._left_out(), self._right(), self._doubts())
-        return tuple(filter(None, told))
+        return tuple(filter(None, (*told, self._each_anew())))
 
     def _random(self) -> str:
         found = (one.text for one in self.trace.notes if one.text.startswith(NOT_REPEATABLE))
@@ -119,6 +124,14 @@ class Survey:
         return (
             f"sequence {which} is padded behind or within its text: the other lane knows padding "
             "at the left only, and says nothing about it"
+        )
+
+    def _each_anew(self) -> str:
+        if self.apart < _SEVERAL:
+            return ""
+        return (
+            f"{self.apart} steps of one token each begin without the row of the step before, as if "
+            "each were another answer to the same text: if they are one text, its cache loses them"
         )
 
     def _doubts(self) -> str:

@@ -78,7 +78,7 @@ def findings(
         looking.add(step)
         here = texts.add(step, looking=not (astray or causes.of_all(step)))
         yield from here
-        survey.padded |= texts.padded
+        texts.tell(survey)
         foreign = {one.name for one in here}
         astray = astray or texts.astray
         if astray or searched >= _STEPS_SEARCHED:
@@ -193,6 +193,11 @@ class _Texts:
 
     def __post_init__(self) -> None:
         self._lost = Forgotten(self.trace)
+
+    def tell(self, survey: Survey) -> None:
+        """Tell what the comparison of lanes does not cover."""
+        survey.padded |= self.padded
+        survey.apart = 0 if self._lost.named else self._lost.apart
 
     def add(self, step: Step, *, looking: bool) -> list[Finding]:
         """What the next step shows; of rows of another text only as long as somebody looks."""
