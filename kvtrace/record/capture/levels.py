@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
+from functools import lru_cache
 from time import perf_counter_ns
 from types import CodeType, FunctionType
 
@@ -87,7 +88,12 @@ def _mentions(code: CodeType, names: Set[str]) -> bool:
 
 def looks_like_attention(kind: type[nn.Module]) -> bool:
     """Whether a class calls itself attention."""
-    return _LOOKS.search(kind.__name__) is not None
+    return _is_attention(kind.__name__)
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_attention(name: str) -> bool:
+    return _LOOKS.search(name) is not None
 
 
 def lower_levels(model: nn.Module, modules: Mapping[str, nn.Module]) -> FlowWatch | None:
@@ -191,6 +197,11 @@ def unseen(model: nn.Module, seen: Set[str], ran: Ran, flow: FlowWatch | None) -
     told = [(one.split(" ")[0].rstrip(":"), one) for one in (() if flow is None else flow.unseen)]
     yield from (one for path, one in told if path not in ran.only_ahead)
     named = {path for path, _ in told}
-    for path, module in model.named_modules():
-        if path in ran.within and path not in named and not _related(path, seen):
+    parts = dict(model.named_modules())
+    # what several layers share has one path, and is within each of them
+    attended = {id(parts[path]) for path in seen if path in parts}
+    for path, module in parts.items():
+        if path not in ran.within or path in named or _related(path, seen):
+            continue
+        if not any(id(one) in attended for one in module.modules()):
             yield f"{path} ({type(module).__name__}): looks like attention, and none was seen in it"

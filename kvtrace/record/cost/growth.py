@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 from kvtrace.record.cost.products import Key
 
@@ -30,9 +31,8 @@ class Per(Enum):
     SINGLE = "new rows, where there is one"
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The sizes of one forward.
+class Sizes(NamedTuple):
+    """The sizes of one forward. A tuple, because every product has some.
 
     Attributes:
         sequences: Rows of the batch.
@@ -69,12 +69,11 @@ class Growth:
     """
 
     per: Per
-    flops: Fraction
+    flops: int | Fraction
     sure: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """What a product cost in one forward.
 
     Attributes:
@@ -84,6 +83,12 @@ class Seen:
 
     flops: int
     sizes: Sizes
+
+
+def ratio(number: int | Fraction, of: int) -> int | Fraction:
+    """A fraction, or the int that it is: arithmetic on fractions is slow."""
+    found = Fraction(number, of)
+    return found.numerator if found.denominator == 1 else found
 
 
 def growth(seen: Sequence[Seen], *, weight: bool) -> Growth | None:
@@ -99,11 +104,11 @@ def growth(seen: Sequence[Seen], *, weight: bool) -> Growth | None:
     if len(ran) < len(seen):
         if weight and ran[0] is seen[0]:
             # the encoder's and the cross attention's: once for each sequence
-            return Growth(Per.START, Fraction(ran[0].flops, ran[0].sizes.sequences))
+            return Growth(Per.START, ratio(ran[0].flops, ran[0].sizes.sequences))
         return None
     order = (Per.NEW, Per.SEQ, Per.SEQUENCE) if weight else tuple(Per)[:4]
     for per in order:
-        each = {Fraction(one.flops, one.sizes.amount(per)) for one in ran}
+        each = {ratio(one.flops, one.sizes.amount(per)) for one in ran}
         if len(each) == 1:
             return Growth(per, each.pop(), sure=len(seen) > 1)
     return None
@@ -159,7 +164,7 @@ def _together(members: Sequence[Sequence[Seen]], *, weight: bool) -> tuple[Growt
     longest = max(ran, key=lambda one: one.sizes.new)
     if len(ran) < len(total):
         per = Per.LONG if longest.sizes.new > 1 else Per.SINGLE
-        return (Growth(per, Fraction(longest.flops, longest.sizes.amount(per)), sure=False),)
+        return (Growth(per, ratio(longest.flops, longest.sizes.amount(per)), sure=False),)
     return _affine(longest, min(ran, key=lambda one: one.sizes.new))
 
 

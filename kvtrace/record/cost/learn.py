@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 from torch import nn
 
 from kvtrace.record.cost import roles
-from kvtrace.record.cost.growth import Growth, Per, Seen, Sizes, family, fit
+from kvtrace.record.cost.growth import Growth, Per, Seen, Sizes, family, fit, ratio
 from kvtrace.record.cost.measured import Measured
 from kvtrace.record.cost.plan import Plan
 from kvtrace.record.cost.products import Key, Product
@@ -41,12 +41,12 @@ class _Observed:
 
     Attributes:
         sizes: Of the forward; `seq` counts all tokens so far.
-        attended: Rows by attention module.
+        attended: The same for each attention module; `seq` counts the rows that it attends to.
         flops: By product.
     """
 
     sizes: Sizes
-    attended: Mapping[str, int]
+    attended: Mapping[str, Sizes]
     flops: Mapping[Key, int]
 
 
@@ -101,11 +101,12 @@ class Learner:
             by_role[role] = by_role.get(role, 0) + product.flops
         rows = measured.logit_rows
         if by_role.get(roles.HEAD) and rows:
-            self.head_row = _plain(Fraction(by_role[roles.HEAD], rows))
-        attended = {call.module: int(call.keys.shape[2]) for call in measured.calls}
-        observed = _Observed(
-            Sizes(measured.sequences, measured.new, measured.tokens), attended, flops
-        )
+            self.head_row = ratio(by_role[roles.HEAD], rows)
+        whole = Sizes(measured.sequences, measured.new, measured.tokens)
+        attended = {
+            call.module: whole._replace(seq=int(call.keys.shape[2])) for call in measured.calls
+        }
+        observed = _Observed(whole, attended, flops)
         if self.done:
             self._check(observed, starts=measured.starts)
         elif not self._observed or self._tells_more(measured):
@@ -116,13 +117,13 @@ class Learner:
     def _check(self, observed: _Observed, *, starts: bool) -> None:
         """Hold what was learned against one more forward; what it got wrong is only estimated."""
         modules = self._modules()
-        found: dict[Key, list[Fraction]] = {}
+        found: dict[Key, list[int | Fraction]] = {}
         for key, flops in observed.flops.items():
             if self._roles[key] != roles.HEAD:
-                found.setdefault(family(key), [Fraction(0), Fraction(0)])[0] += flops
+                found.setdefault(family(key), [0, 0])[0] += flops
         for key, terms in self.growth.items():
             sizes = _seen(observed, key, roles.attention_owner(key[0], modules)).sizes
-            pair = found.setdefault(family(key), [Fraction(0), Fraction(0)])
+            pair = found.setdefault(family(key), [0, 0])
             for one in terms:
                 if one.per is not Per.START or starts:
                     pair[1] += one.flops * sizes.amount(one.per)
@@ -152,7 +153,7 @@ class Learner:
             self.following.append(Following(role, module, growth))
             return
         of = self.flat.setdefault(growth.per, {})
-        of[role] = _plain(of.get(role, 0) + growth.flops)
+        of[role] = ratio(of.get(role, 0) + growth.flops, 1)
 
     def _modules(self) -> frozenset[str]:
         return frozenset(module for one in self._observed for module in one.attended)
@@ -184,11 +185,6 @@ class Learner:
         return (f"FLOPs of {_named(unsure)} are extrapolated from single steps.",)
 
 
-def _plain(number: int | Fraction) -> int | Fraction:
-    """An int where it is one: arithmetic on fractions is slow."""
-    return number.numerator if number.denominator == 1 else number
-
-
 def _named(paths: Iterable[str]) -> str:
     """The first few of them, and how many there are."""
     every = sorted(set(paths))
@@ -198,9 +194,7 @@ def _named(paths: Iterable[str]) -> str:
 
 def _seen(observed: _Observed, key: Key, module: str | None) -> Seen:
     """One product in one forward, with the rows that its module attended to."""
-    sizes = observed.sizes
-    if module is not None and module in observed.attended:
-        sizes = replace(sizes, seq=observed.attended[module])
+    sizes = observed.sizes if module is None else observed.attended.get(module, observed.sizes)
     return Seen(observed.flops.get(key, 0), sizes)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from kvtrace.record.cost.growth import Growth, Per, family
+from kvtrace.record.cost.growth import Growth, Per, family, ratio
 from kvtrace.record.cost.plan import Plan
 from kvtrace.record.cost.products import Key
 
@@ -29,7 +29,7 @@ class WeightReads:
 
     always: int = 0
     start: int = 0
-    shares: tuple[tuple[int, Fraction], ...] = ()
+    shares: tuple[tuple[int, int | Fraction], ...] = ()
     rows: tuple[tuple[int, int], ...] = ()
 
     def read(self, tokens: int, *, starts: bool) -> int:
@@ -41,7 +41,7 @@ class WeightReads:
         """
         total = self.always + (self.start if starts else 0)
         if self.shares:
-            total += sum(int(size * min(Fraction(1), part * tokens)) for size, part in self.shares)
+            total += sum(int(size * min(1, part * tokens)) for size, part in self.shares)
         return total + sum([size * min(tokens, count) for size, count in self.rows])
 
 
@@ -58,10 +58,10 @@ def weight_reads(
     used = _used(plan, growth)
     heads = {at for path, _, _, at in plan.parameters if path in head_paths}
     always = start = 0
-    shares: list[tuple[int, Fraction]] = []
+    shares: list[tuple[int, int | Fraction]] = []
     rows: list[tuple[int, int]] = []
     for path, name, parameter, at in plan.parameters:
-        per, share = used.get(path, (Per.NEW, Fraction(1)))
+        per, share = used.get(path, (Per.NEW, 1))
         if parameter.ndim == 3 and (path, name, 0) in growth:
             share = _share(growth[path, name, 0], parameter.numel())
         if at in heads:
@@ -78,28 +78,30 @@ def weight_reads(
     return WeightReads(always, start, tuple(shares), tuple(rows))
 
 
-def _share(terms: Sequence[Growth], elements: int) -> Fraction:
+def _share(terms: Sequence[Growth], elements: int) -> int | Fraction:
     """Share of a matrix that one token multiplies."""
-    flops = sum((one.flops for one in terms if one.per is Per.NEW), Fraction(0))
-    return min(Fraction(1), flops / (2 * elements))
+    flops = sum([one.flops for one in terms if one.per is Per.NEW])
+    return min(1, ratio(flops, 2 * elements))
 
 
-def _used(plan: Plan, growth: Mapping[Key, Sequence[Growth]]) -> dict[str, tuple[Per, Fraction]]:
+def _used(
+    plan: Plan, growth: Mapping[Key, Sequence[Growth]]
+) -> dict[str, tuple[Per, int | Fraction]]:
     """How each plain linear layer is used, and by which share of the tokens; 0: never ran."""
-    flops: dict[Key, Fraction] = {}
+    flops: dict[Key, int | Fraction] = {}
     per: dict[Key, Per] = {}
     for key, terms in growth.items():
         if key[1]:
             kind = family(key)
             per[kind] = terms[0].per
-            flops[kind] = flops.get(kind, Fraction(0)) + sum(one.flops for one in terms)
+            flops[kind] = flops.get(kind, 0) + sum([one.flops for one in terms])
     kinds = {path: family((path, "weight", 0)) for path, *_ in plan.linears}
     whole: dict[Key, int] = {}
     for path, _, entering, leaving in plan.linears:
         whole[kinds[path]] = whole.get(kinds[path], 0) + 2 * entering * leaving
-    shares: dict[Key, tuple[Per, Fraction]] = {}
+    shares: dict[Key, tuple[Per, int | Fraction]] = {}
     for kind, size in whole.items():
         grows = per.get(kind, Per.NEW)
-        share = flops.get(kind, Fraction(0)) / size if grows is Per.NEW else Fraction(1)
+        share = ratio(flops.get(kind, 0), size) if grows is Per.NEW else 1
         shares[kind] = (grows, share)
     return {path: shares[kind] for path, kind in kinds.items()}
