@@ -80,7 +80,17 @@ def _cropped(step: Step, before: Step) -> bool:
     """Whether every row of the step before was dropped again, and nothing else happened."""
     layers = [layer for group in step.caches for layer in group.layers]
     only = bool(step.events) and all(one.kind == "crop" for one in step.events)
-    return only and all(0 < _begins_with(step, one) <= _begins_with(before, one) for one in layers)
+    return only and all(_begins_with(step, one) and _dropped(step, before, one) for one in layers)
+
+
+def _dropped(step: Step, before: Step, layer: int) -> bool:
+    """Whether a step attends to no row that the step before wrote to a layer."""
+    here, wrote = step.cache_step(layer), before.cache_step(layer)
+    if here is None or wrote is None:
+        return False
+    cells = range(wrote.first_cell, wrote.first_cell + wrote.rows * before.num_sequences)
+    runs = (run for sequence in here.attended for run in sequence)
+    return not any(run.cell < cells.stop and cells.start < run.cell + run.count for run in runs)
 
 
 def _begins_with(step: Step, layer: int) -> int:
