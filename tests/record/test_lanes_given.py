@@ -9,7 +9,7 @@ from builders.recorded import record
 from builders.seeing import SEEING
 from builders.tiny_models import tiny_config, tiny_model
 from builders.ways import ready
-from kvtrace.analysis.checks import EQUAL, check
+from kvtrace.analysis.checks import EQUAL, UNCHECKED, check
 from kvtrace.record.capture.kinds import kind_of
 
 
@@ -157,3 +157,33 @@ def test_a_lane_that_can_not_be_computed_says_why(model_type, said, tmp_path):
     )
     assert trace.meta.lanes == ()
     assert any(said in note.text for note in trace.notes)
+
+
+@pytest.mark.parametrize("mode", ["once", "each"])
+def test_branches_that_are_fed_at_once_are_called_no_text(tmp_path, mode):
+    trace = branching(tmp_path / "a.kvt", [[0], [0, 1], [2], [2, 3]], recompute=mode)
+    report = check(trace)
+    assert (report.verdict, report.findings) == (UNCHECKED, ())
+    assert trace.compared(0) is not None
+    assert "step 1 is the first that was not" in report.reason
+    assert any("fed several branches of the text at once" in note.text for note in trace.notes)
+
+
+def test_positions_that_are_counted_twice_by_tokens_that_see_each_other_are_a_bug(tmp_path):
+    trace = branching(tmp_path / "a.kvt", [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]])
+    assert check(trace).findings[0].name == "POSITION-ROPE"
+
+
+def branching(path, sees, **wishes):
+    """Six tokens, then two and two that stand side by side; each sees those of its list."""
+    model = tiny_model("llama")
+    shown = torch.zeros(1, 1, 4, 10, dtype=torch.bool)
+    shown[..., :6] = True
+    for place, others in enumerate(sees):
+        shown[0, 0, place, [6 + other for other in others]] = True
+    places = torch.tensor([[6, 7, 6, 7]])
+    with torch.no_grad(), kvtrace.record(model, path, **wishes):
+        cache = model(torch.tensor([[5, 6, 7, 8, 9, 10]])).past_key_values
+        drafts = {"attention_mask": shown, "position_ids": places, "past_key_values": cache}
+        model(torch.tensor([[11, 12, 13, 14]]), **drafts)
+    return kvtrace.open(path)

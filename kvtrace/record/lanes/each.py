@@ -50,11 +50,11 @@ class EachPass:
     _said: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._paths.fed = self.extras.embedded
+        self._paths.fed, self._paths.trees = self.extras.embedded, self.extras.trees
 
     def settle(self, step: Step) -> None:
         """Find out, on the first step, how the tokens can be computed again."""
-        paths = Paths(fed=self.extras.embedded)
+        paths = Paths(fed=self.extras.embedded, trees=self.extras.trees)
         paths.add(step)
         chosen = [Path(path.tokens, path.padding, [], path.root, path.row) for path in paths.paths]
         if chosen:

@@ -17,6 +17,7 @@ from kvtrace.record.lanes.again import CannotRecomputeError
 from kvtrace.record.lanes.codes import Codes
 from kvtrace.record.lanes.embedded import Embedded
 from kvtrace.record.lanes.paths import Path
+from kvtrace.record.lanes.shown import branches
 
 MAX_TEXTS = 256
 """Texts whose arguments are kept; the oldest are let go, and not recomputed."""
@@ -46,10 +47,12 @@ class Extras:
     Attributes:
         embedded: Rows that went in instead of ids.
         codes: Ids, where a position has several.
+        trees: Steps that were fed several branches of a text at once.
     """
 
     embedded: Embedded = field(default_factory=Embedded)
     codes: Codes = field(default_factory=Codes)
+    trees: set[int] = field(default_factory=set)
     _texts: dict[int, tuple[int, Mapping[str, object]]] = field(default_factory=dict)
     _last: tuple[int, ...] | None = None
     _told: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -58,6 +61,8 @@ class Extras:
     def add(self, step: int, forward: Forward) -> None:
         """A forward became a step: where it begins a text, keep what it was called with."""
         self.codes.add(step, forward)
+        if branches(forward):
+            self.trees.add(step)
         if any(
             update.part == "self" and update.length > update.new_keys.shape[2]
             for update in forward.updates

@@ -32,6 +32,10 @@ from kvtrace.record.lanes.weights import Weights
 from kvtrace.trace import WEIGHTS_CHANGED, Lane, Meta, Note, Step, Trace
 
 RECOMPUTED, REFEREE = "recomputed", "referee"
+_TREE = (
+    "was fed several branches of the text at once, as trees of drafts are: it is not compared, nor "
+    "what goes on from it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,8 @@ class Lanes:
         if forward.part == "encoder" or self.options.mode == "off":
             return
         self._extras.add(step, forward)
+        if self._extras.trees == {step}:
+            self._said.add(f"step {step} {_TREE}")
         if self.again.snapshot is None:
             self._extras.embedded.add(step, forward)
         self._sources.add(step, forward)

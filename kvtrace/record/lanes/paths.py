@@ -69,11 +69,13 @@ class Paths:
         unknown: Steps whose earlier tokens are not known, or that were fed embeddings.
         fed: Steps that were fed embeddings which are known. Each has a negative number of its own
             in the place of its tokens.
+        trees: Steps that were fed several branches at once; they lie on no path.
     """
 
     paths: list[Path] = field(default_factory=list)
     unknown: list[int] = field(default_factory=list)
     fed: Container[int] = ()
+    trees: Container[int] = ()
     _ends: dict[int, list[tuple[Path, int] | None]] = field(default_factory=dict)
     _kept: dict[int, Kept] = field(default_factory=dict)
 
@@ -115,7 +117,9 @@ class Paths:
         self._kept[step.number] = {group.layers[0]: group.kept for group in step.caches}
 
     def _tokens(self, step: Step) -> list[Sequence[int]]:
-        """What each sequence was fed; nothing where that is not known."""
+        """What each sequence was fed; nothing where that is not known, or no sequence."""
+        if step.number in self.trees:
+            return [()] * step.num_sequences
         if step.number in self.fed:
             return [[-2 - step.number] * len(tokens) for tokens in step.tokens]
         return [tokens if min(tokens, default=-1) >= 0 else () for tokens in step.tokens]

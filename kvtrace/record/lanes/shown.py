@@ -73,3 +73,21 @@ def rows_beyond_ids(forward: Forward) -> int:
     if forward.tokens is not None or ids is None or ids.dim() != 2:
         return 0
     return max(0, forward.new - ids.shape[1]) if ids.shape[0] == forward.sequences else 0
+
+
+def branches(forward: Forward) -> bool:
+    """Whether tokens stand side by side at one place of a text, hidden from each other."""
+    ids = forward.argument("position_ids")
+    if forward.new < 2 or ids is None or ids.dim() != 2 or ids.shape[1] != forward.new:
+        return False
+    call = next((one for one in forward.calls if one.kind == "self"), None)
+    if call is None or call.visible is None or call.keys.shape[2] <= forward.new:
+        return False
+    where = ids[0]
+    twice = (where[:, None] == where).tril(-1)
+    if not bool(twice.any()):
+        return False
+    shown = call.visible.expand(*call.visible.shape[:-2], forward.new, call.keys.shape[2])
+    mine = shown.reshape(-1, *shown.shape[-2:])[0, :, -forward.new :]
+    # a token that padding hides is hidden from all that follow
+    return bool((mine.diagonal() & twice.any(0)).any()) and not bool(mine[twice].any())
