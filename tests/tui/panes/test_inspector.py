@@ -90,3 +90,16 @@ async def test_without_another_lane_nothing_is_called_equal(one_pane):
     lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
     assert "not compared" in row_of(lines, "lanes")
     assert "equal" not in "".join(lines)
+
+
+async def test_a_low_pane_shows_everything_in_two_columns_with_whole_numbers(one_pane):
+    trace = synthetic_trace()
+    tall = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(40, 40))
+    low = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(80, 15))
+    assert all(len(line) == 80 for line in low)
+    halves = [line[start : start + 40].rstrip() for line in low[1:] for start in (0, 40)]
+    assert sorted(filter(None, halves)) == sorted(
+        line.rstrip() for line in tall[1:] if line.strip()
+    )
+    apart = trace.cache(4, 1).keys[1, 6, 5] - trace.cache(4, 1, lane="recomputed").keys[1, 6, 5]
+    assert row_of(tall, "K ").endswith(f"{abs(apart):+.1e}")

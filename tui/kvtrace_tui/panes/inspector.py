@@ -21,7 +21,7 @@ from kvtrace.trace import CACHED, LaneStep, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.cursor import Cursor
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.lines import Piece, line, padded
+from kvtrace_tui.drawing.lines import Piece, beside, line, padded
 from kvtrace_tui.drawing.numbers import number
 from kvtrace_tui.found import Found
 from kvtrace_tui.panes.pane import Pane, wrapped
@@ -38,6 +38,9 @@ _VERDICT_INKS: dict[Verdict, Style] = {
     Verdict.NOT_COMPARED: ink.DIM,
 }
 _NAME = 8
+_COLUMN = 40
+_LOW = 24
+"""Lines that hold everything one below the other; lower panes get two columns, where they fit."""
 
 
 class InspectorPane(Pane):
@@ -63,21 +66,38 @@ class InspectorPane(Pane):
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """Row, numbers, verdict, self-check, statistics, what the step did to the layer."""
         about = f"row {cursor.row} dim {cursor.dim}"
-        lines = [self.title_line(width, "inspector", about)]
-        lines += _found_lines(self.found, cursor, width)
-        lines += _kind_lines(trace, cursor, width)
-        lines += _origin_lines(trace, cursor, width)
-        found = {one: _Read(self._shelf.of(trace), one, cursor) for one in _ORDER}
-        lines += _number_lines(found, cursor, width)
+        title = self.title_line(width, "inspector", about)
+        found = _found_lines(self.found, cursor, width)
+        room = height - 1 - len(found)
+        if room < _LOW and width >= 2 * _COLUMN:
+            blocks = self._blocks(trace, cursor, width // 2, 2 * room)
+            return [title, *found, *_in_columns(blocks, width, room)]
+        blocks = self._blocks(trace, cursor, width, room)
+        return [title, *found, *(one for block in blocks for one in block)]
+
+    def _blocks(self, trace: Trace, cursor: Cursor, width: int, room: int) -> list[list[Strip]]:
+        """Lines that belong together, what matters most first."""
+        read = {one: _Read(self._shelf.of(trace), one, cursor) for one in _ORDER}
         step = trace.compared(cursor.step, cursor.lane)
-        lines += _difference_lines(step, found, width)
-        lines += self._check_lines(trace, cursor, found, width)
-        if len(lines) < height:
-            lines += _layer_lines(trace, cursor, width)
-        for one in _ORDER:
-            if len(lines) < height:
-                lines += self._statistics_lines(trace, cursor, one, found[one].value, width)
-        return [*lines, *_memory_lines(trace, cursor, width)]
+        blocks = [
+            [*_kind_lines(trace, cursor, width), *_origin_lines(trace, cursor, width)],
+            _number_lines(read, cursor, width),
+            _difference_lines(step, read, width),
+            self._check_lines(trace, cursor, read, width),
+        ]
+        left = room - sum(map(len, blocks))
+        if left > 0:
+            blocks.append(_layer_lines(trace, cursor, width))
+            left -= len(blocks[-1])
+        told = _ORDER[: max(left, 0)]
+        blocks.append(
+            [
+                strip
+                for one in told
+                for strip in self._statistics_lines(trace, cursor, one, read[one].value, width)
+            ]
+        )
+        return [*blocks, _memory_lines(trace, cursor, width)]
 
     def _check_lines(
         self, trace: Trace, cursor: Cursor, read: dict[Tensor, _Read], width: int
@@ -158,6 +178,15 @@ class _Read:
         return float(values[row, dim])
 
 
+def _in_columns(blocks: Sequence[list[Strip]], width: int, height: int) -> list[Strip]:
+    """Two columns of whole blocks: each at the left while there is room, else at the right."""
+    left: list[Strip] = []
+    right: list[Strip] = []
+    for block in blocks:
+        (left if len(left) + len(block) <= height else right).extend(block)
+    return beside([(left, width // 2), (right, width - width // 2)])
+
+
 def _found_lines(found: Sequence[Found], cursor: Cursor, width: int) -> list[Strip]:
     """What was found here, what it means, and its usual cause."""
     lines: list[Strip] = []
@@ -235,10 +264,13 @@ def _number_lines(found: dict[Tensor, _Read], cursor: Cursor, width: int) -> lis
     """The numbers under the crosshair in both lanes, side by side."""
     wide = width >= 40
     size = 10 if wide else max((width - _NAME - 2) // 2, 6)
-    head = [(lane, LANE_INKS.get(lane, ink.TEXT)) for lane in (cursor.base, cursor.lane)]
+    head: list[Piece] = [
+        (padded(lane, size, right=True) + " ", LANE_INKS.get(lane, ink.TEXT))
+        for lane in (cursor.base, cursor.lane)
+    ]
     if wide:
-        head.append(("|Δ|", ink.DIM))
-    lines = [_pair(width, "", *[(padded(w, size, right=True) + " ", s) for w, s in head])]
+        head.append((padded("|Δ|", size - 1, right=True), ink.DIM))
+    lines = [_pair(width, "", *head)]
     for tensor, read in found.items():
         value = read.element(read.value)
         if value is None:
@@ -251,7 +283,7 @@ def _number_lines(found: dict[Tensor, _Read], cursor: Cursor, width: int) -> lis
             (padded(_other(other), size, right=True) + " ", ink.TEXT),
         ]
         if wide:
-            cells.append((padded(_other(apart), size, right=True) + " ", ink.DIM))
+            cells.append((padded(_other(apart), size - 1, right=True), ink.DIM))
         lines.append(_pair(width, LETTERS[tensor], *cells))
     return lines
 
