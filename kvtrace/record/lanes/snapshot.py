@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.inputs import tokens_in
+from kvtrace.record.capture.levels import looks_like_attention
 from kvtrace.record.lanes.extend import FirstCall
 from kvtrace.record.lanes.private import Copier
 
@@ -113,8 +114,21 @@ def take(
 
 
 def keeps_nothing(model: nn.Module) -> bool:
-    """Whether a model is known to keep nothing between calls: its cache is an argument."""
-    return type(model).__module__.startswith("transformers.")
+    """Whether a model is known to keep nothing between calls: its cache is an argument.
+
+    Attention that somebody else has put into a model of transformers may keep what it wants.
+    """
+    if not type(model).__module__.startswith("transformers."):
+        return False
+    parts = (one for one in model.modules() if looks_like_attention(type(one)))
+    return all(map(_is_theirs, parts))
+
+
+def _is_theirs(module: nn.Module) -> bool:
+    """Whether a module does what transformers or torch wrote."""
+    code = [type(module), inspect.unwrap(type(module).forward)]
+    added = "forward" in vars(module)
+    return not added and all(one.__module__.startswith(("transformers.", "torch.")) for one in code)
 
 
 def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
