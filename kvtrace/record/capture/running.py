@@ -109,8 +109,6 @@ class Pass:
     @property
     def num_calls(self) -> int:
         """Attention calls so far; one that asked for its attention and was followed counts once."""
-        if self.flow is None:
-            return len(self.calls)
         followed = [raw for raw in self.calls if isinstance(raw, Followed)]
         if not followed:
             return len(self.calls)
