@@ -6,6 +6,8 @@ name.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 from transformers import DynamicCache
@@ -25,10 +27,14 @@ def check_caches(model: nn.Module) -> None:
         output = _one_token(model)
     except Exception:
         return
-    if _keys(getattr(output, "past_key_values", None)) or _fills(model):
+    if _keys(_made(output, "cache", "past_key_values")) or _fills(model):
         return
-    kept = [name for name in ("cache_params", "state") if getattr(output, name, None) is not None]
-    what = "a recurrent state of constant size" if kept else "nothing that is kept between steps"
+    state = _made(output, "cache", "cache_params", "state")
+    what = (
+        "a recurrent state of constant size"
+        if state is not None
+        else "nothing that is kept between steps"
+    )
     raise ModelError(
         f"has no KV cache (found: {type(model).__name__}, {what}); use a model with attention"
     )
@@ -44,10 +50,25 @@ def _fills(model: nn.Module) -> bool:
     """Whether it writes into a cache that it is given; some models do not return theirs."""
     cache = DynamicCache(config=getattr(model, "config", None))
     try:
-        _one_token(model, past_key_values=cache)
+        _one_token(model, **{_name(model): cache})
     except Exception:
         return False
     return _keys(cache)
+
+
+def _name(model: nn.Module) -> str:
+    """What its forward calls a cache: `cache` since transformers 5.24."""
+    names = inspect.signature(model.forward).parameters
+    return "past_key_values" if "past_key_values" in names else "cache"
+
+
+def _made(output: object, *names: str) -> object:
+    """What came back under the first of some names; old ones are not asked for as attributes.
+
+    They would make transformers warn.
+    """
+    there = output if isinstance(output, dict) else getattr(output, "__dict__", {})
+    return next((there[name] for name in names if dict.get(there, name) is not None), None)
 
 
 def _keys(cache: object) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
+from kvtrace.record.capture.handing import cache_made, cache_name
 from kvtrace.record.prepared import prepared, prepares
 from kvtrace.trace import Ending
 
@@ -46,6 +47,7 @@ class Standard:
         self._model = model
         self._prepares = prepares(model)
         self._device = next((one.device for one in model.parameters()), torch.device("cpu"))
+        self._name = cache_name(model.forward)
         self._cache: object = None
         self._fed = 0
 
@@ -57,7 +59,7 @@ class Standard:
         """
         with torch.no_grad():
             result = self._model(**self._given(tokens))
-        self._cache = getattr(result, "past_key_values", None)
+        self._cache = cache_made(result)
         self._fed = 0 if self._cache is None else len(tokens)
         return _last(result)
 
@@ -66,7 +68,7 @@ class Standard:
         if self._prepares:
             return prepared(self._model, ids, self._fed, self._cache)
         new = ids[:, self._fed :]
-        return {"input_ids": new, "past_key_values": self._cache, "use_cache": True}
+        return {"input_ids": new, self._name: self._cache, "use_cache": True}
 
 
 class Free:

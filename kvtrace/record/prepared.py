@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.capture.handing import cache_name
+
 METHOD = "prepare_inputs_for_generation"
 
 _FIRST = "is_first"
@@ -40,15 +42,20 @@ def prepared(model: nn.Module, ids: Tensor, before: int, cache: object) -> dict[
     known: dict[str, Any] = {"cache_position": places}
     declared = _names(model.prepare_inputs_for_generation)
     known |= {name: before == 0 for name in declared if name.startswith(_FIRST)}
+    held = {cache_name(getattr(model, METHOD)): cache}
     told = {name: value for name, value in known.items() if name in declared}
     try:
         given = dict(
             model.prepare_inputs_for_generation(  # type: ignore[operator]
-                ids, past_key_values=cache, attention_mask=mask, use_cache=True, **told
+                ids, **held, attention_mask=mask, use_cache=True, **told
             )
         )
     except Exception:  # written for another transformers: what they all give
-        given = {"input_ids": ids[:, before:], "past_key_values": cache, "attention_mask": mask}
+        given = {
+            "input_ids": ids[:, before:],
+            cache_name(model.forward): cache,
+            "attention_mask": mask,
+        }
         given["position_ids"] = places[None]
         taken = _names(model.forward)
         given = {name: value for name, value in given.items() if name in taken}

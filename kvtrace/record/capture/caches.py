@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Recurrent
+from kvtrace.record.capture.handing import cache_given, cache_made
 from kvtrace.record.capture.patch import Make, Method, Patches
 from kvtrace.record.capture.running import passes, threads
 from kvtrace.record.capture.tracker import CacheTracker, is_theirs, layer_of, length, rows_held
@@ -169,7 +170,7 @@ def beside(
         result: What it gave back.
         updates: Of that forward: what lists hold for a layer with rows is those rows.
     """
-    caches = (arguments.get("past_key_values"), getattr(result, "past_key_values", None))
+    caches = (cache_given(arguments), cache_made(result))
     for cache in {id(one): one for one in caches if isinstance(one, Cache)}.values():
         if type(cache).__module__ == Cache.__module__:
             continue
@@ -235,7 +236,7 @@ def patch_given(cache: object) -> None:
 
 def cross_half(given: object, result: Any) -> object:
     """The second half of an encoder-decoder cache, whether it was given or made."""
-    made = getattr(result, "past_key_values", None)
+    made = cache_made(result)
     parts = result if isinstance(result, tuple) else ()
     found = (getattr(one, "cross_attention_cache", None) for one in (given, made, *parts))
     return next((one for one in found if one is not None), None)

@@ -27,6 +27,7 @@ from kvtrace.record.capture.compiled import EAGERLY, Eagerly
 from kvtrace.record.capture.copied import copies
 from kvtrace.record.capture.entrances import around_forward, entrances, is_asking
 from kvtrace.record.capture.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
+from kvtrace.record.capture.handing import cache_given
 from kvtrace.record.capture.inputs import (
     fitted,
     hidden_width,
@@ -243,7 +244,7 @@ class Watch:
                 return
         if not self.turns.begin():
             return
-        given = arguments.get("past_key_values")
+        given = cache_given(arguments)
         # a class of the model's own that is met late was followed by its rows so far, and stays so
         kind, first = type(given), self.num_forwards == 0 or isinstance(given, Cache)
         if first and kind is not self._patched:
@@ -288,7 +289,7 @@ class Watch:
 
     def _given(self, arguments: Mapping[str, object]) -> frozenset[int]:
         """Serials of the caches among the arguments, as far as they were met."""
-        given = arguments.get("past_key_values")
+        given = cache_given(arguments)
         parts = (given, *[getattr(given, part, None) for part in HALVES])
         return frozenset([self._tracker.serial(one) for one in parts if self._tracker.met(one)])
 
@@ -315,7 +316,7 @@ class Watch:
             calls, updates, before = batch.calls(), batch.updates(), batch.before
             used = frozenset((like.cache,))
         else:
-            cross = cross_half(arguments.get("past_key_values"), result)
+            cross = cross_half(cache_given(arguments), result)
             updates = updates_of(self._tracker, one, cross)
             found = self._reader.calls(one, part, self._flow)
             tokens, shape = fitted(tokens, shape, found[0], logits_of(result, shape))

@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 
 from kvtrace.errors import ModelError
+from kvtrace.record.capture.handing import NAMES, cache_name
 from kvtrace.record.decode import Drive, Standard
 from kvtrace.record.driving.adapter import adapted
 from kvtrace.record.driving.calls import Calls
@@ -54,7 +55,7 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
         drive, watched = adapted(model, wish.functions, wish.capacity, search.shape(), wish.script)
         return Driven(drive, call, (f"driven by {call}",), watched)
     if _called_as_transformers(model):
-        call = "model(input_ids, past_key_values=cache, use_cache=True)"
+        call = f"model(input_ids, {cache_name(model.forward)}=cache, use_cache=True)"
         if prepares(model):
             call = f"model(**model.{METHOD}(ids, …)), as generate() does"
         return Driven(Standard(model), call, (f"called as {call}",), model)
@@ -68,7 +69,7 @@ def _called_as_transformers(model: nn.Module) -> bool:
     from transformers import PreTrainedModel
 
     return isinstance(model, PreTrainedModel) and any(
-        one.name == "past_key_values" or one.kind is one.VAR_KEYWORD
+        one.name in NAMES or one.kind is one.VAR_KEYWORD
         for one in parameters_of(model.forward)
     )
 

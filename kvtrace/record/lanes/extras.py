@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.again import CannotRecomputeError
@@ -200,7 +201,7 @@ def _extra(forward: Forward) -> Mapping[str, object]:
     kinds = _per_token(forward)
     found: dict[str, object] = {}
     for name, value in forward.arguments.items():
-        if value is None or isinstance(value, bool):
+        if value is None or isinstance(value, bool | Cache):
             continue
         if name in _REPLACED and not (takes_decoder and name == "input_ids"):
             continue

@@ -1,0 +1,42 @@
+"""The cache that a forward is handed and hands back, under either name that transformers gives it.
+
+`past_key_values` is called `cache` since transformers 5.24. Asking for the old name there makes
+transformers warn whoever runs the model, so the new one is asked for first.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+
+from transformers.cache_utils import Cache
+from transformers.utils.generic import ModelOutput
+
+OLD, NEW = NAMES = ("past_key_values", "cache")
+
+
+def cache_given(arguments: Mapping[str, object]) -> object:
+    """The cache among a forward's arguments; None: none of a kind that has these names.
+
+    Under `cache`, people's own models take things of their own: those are not meant.
+    """
+    given = arguments.get(OLD)
+    return _theirs(arguments.get(NEW)) if given is None else given
+
+
+def cache_made(result: object) -> object:
+    """The cache in what a forward gave back; None: there is none under these names."""
+    if isinstance(result, ModelOutput):
+        return dict.get(result, NEW, dict.get(result, OLD))
+    made = getattr(result, OLD, None)
+    return _theirs(getattr(result, NEW, None)) if made is None else made
+
+
+def cache_name(function: Callable[..., object]) -> str:
+    """The name under which a forward, or what prepares its arguments, takes the cache."""
+    names = inspect.signature(function).parameters
+    return NEW if NEW in names and OLD not in names else OLD
+
+
+def _theirs(value: object) -> object:
+    return value if isinstance(value, Cache) else None
