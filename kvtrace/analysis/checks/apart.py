@@ -64,7 +64,7 @@ def diagnose_same(scene: Scene, first: Finding) -> Finding | None:
         first: It.
     """
     identity, found = identify(scene), None
-    if first.tensor == "mask":
+    if first.tensor == "mask" or first.name == "MASK":
         found = check_contents(scene, identity)
     elif first.tensor == "k" and first.name in _HELD:
         found = check_values(scene, identity)

@@ -29,6 +29,8 @@ def check_visibility(scene: Scene, identity: Identity) -> Finding | None:
         name_evidence = _named(scene, query, have, (missing, extra, twice), (want, held))
         if name_evidence is not None:
             name, tensor, evidence = name_evidence
+            if (name, tensor) == ("MASK", "k"):
+                evidence += ": no such row is there, it was dropped or never written"
             row = query if tensor == "mask" else _row(scene, rows, places, extra)
             return Finding(name, scene.step, scene.layer, tensor, evidence, row=row)
     return None
@@ -107,7 +109,8 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
             return "ROW-OVERWRITTEN", "k", evidence
         if missing == oldest:
             return _too_soon(who, missing, hidden=hidden)
-        return "MASK", "mask", f"{who} does not see place{_s(missing)} {_list(missing)}"
+        evidence = f"{who} does not see place{_s(missing)} {_list(missing)}"
+        return "MASK", "mask" if hidden else "k", evidence
     if missing:
         slot = f"; slot {overwritten[0]} changed" if len(overwritten) else ""
         evidence = f"{who} lacks {_list(missing)} and sees {_list(extra)}{slot}"

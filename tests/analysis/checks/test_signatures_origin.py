@@ -62,6 +62,26 @@ def test_queries_beside_values_in_a_smaller_type_were_calculated_in_it():
     assert "every number of its v fits in float16" in found.evidence
 
 
+def without(rows, gone):
+    return np.delete(rows, gone, axis=1)
+
+
+def test_a_row_in_the_middle_that_is_gone_is_not_hidden():
+    toy = Toy()
+    places = np.delete(np.arange(12), 4)
+    found = diagnose(toy.scene(k=without(toy.k, 4), v=without(toy.v, 4), supposed=places))
+    assert (found.name, found.tensor) == ("MASK", "k")
+    assert "does not see place 4: no such row is there" in found.evidence
+
+
+def test_keys_and_values_that_lack_different_tokens_have_parted():
+    toy = Toy()
+    places = np.delete(np.arange(12), 4)
+    found = diagnose(toy.scene(k=without(toy.k, 4), v=without(toy.v, 3), supposed=places))
+    assert found.name == "MISALIGNED"
+    assert "slot 3: k belongs to place 3, v to place 4" in found.evidence
+
+
 def test_rows_that_are_off_say_what_they_have_in_common():
     rng = np.random.default_rng(3)
     right = rng.standard_normal((2, 6, 16)).astype(np.float32)
