@@ -90,6 +90,23 @@ def test_blocks_side_by_side_are_filled():
     assert [strip.text for strip in beside([(left, 2), (right, 1)])] == ["abc", "  d"]
 
 
+def test_sixteen_colours_keep_cached_blue_recomputed_orange_and_bugs_red():
+    def numbers(style):
+        shown = ink.fitting(style, Depth.ANSI)
+        return shown.color.number, shown.bgcolor.number
+
+    assert numbers(ink.CACHED) == (14, 0)  # bright cyan on black
+    assert numbers(ink.RECOMPUTED) == (11, 0)  # yellow: there is no orange
+    assert numbers(ink.BAD) == (9, 0)
+    assert numbers(ink.GOOD) == (10, 0)
+    assert numbers(ink.NEGATIVE) == (13, 0)
+    assert numbers(ink.TEXT) == (7, 0)
+    assert numbers(ink.DIM) == (8, 0)
+    assert numbers(ink.CHOSEN) == (0, 11)
+    assert numbers(ink.SELECTED) == (15, 4)
+    assert ink.fitting(ink.STRONG, Depth.ANSI).bold
+
+
 def test_without_colour_a_lit_background_becomes_reverse_video():
     (plain,) = shown_in([line(4, ("ab", ink.CHOSEN), ("cd", ink.TEXT))], Depth.NONE)
     styles = [style for _, style, _ in plain]

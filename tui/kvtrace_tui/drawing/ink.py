@@ -6,6 +6,7 @@ does not say too. Every style names its background, so that lines need no other 
 
 from __future__ import annotations
 
+from colorsys import rgb_to_hls
 from functools import lru_cache
 
 from rich.color import Color
@@ -53,6 +54,9 @@ SELECTED = _ink("#f1f5fa", "#2f435c", bold=True)
 FUTURE = _ink("#566374")
 REJECTED = Style(color="#b0646c", bgcolor=PAPER, strike=True)
 
+_HUES = (20, 1), (70, 3), (170, 2), (208, 6), (255, 4), (340, 5), (361, 1)
+"""Where a hue ends, in degrees, and its number: red, yellow, green, cyan, blue, magenta, red."""
+
 _PAPERS = frozenset(Color.parse(name).get_truecolor() for name in (PAPER, RAISED, SUNK))
 
 
@@ -71,6 +75,32 @@ def without_colour(style: Style | None) -> Style:
     )
 
 
-def fitting(style: Style, depth: Depth) -> Style:
+@lru_cache(4096)
+def in_sixteen(style: Style | None) -> Style:
+    """The same in the 16 colours every terminal has; the nearest ones turn orange into red."""
+    if style is None:
+        return Style(color="white", bgcolor="black")
+    colour, paper = (
+        None if one is None else Color.from_ansi(_sixteenth(one))
+        for one in (style.color, style.bgcolor)
+    )
+    return style + Style.from_color(colour, paper)
+
+
+def _sixteenth(colour: Color) -> int:
+    """Number of the colour of that hue: 0 black to 7 grey, 8 more are their bright ones."""
+    parts = colour.get_truecolor().normalized
+    hue, lightness, _ = rgb_to_hls(*parts)
+    if lightness < 0.2:
+        return 0
+    if max(parts) - min(parts) < 0.15:
+        return 8 if lightness < 0.7 else 7 if lightness < 0.9 else 15
+    number = next(number for end, number in _HUES if hue * 360 < end)
+    return number + 8 if lightness > 0.5 else number
+
+
+def fitting(style: Style | None, depth: Depth) -> Style | None:
     """The style as this terminal can show it."""
-    return without_colour(style) if depth is Depth.NONE else style
+    if depth is Depth.NONE:
+        return without_colour(style)
+    return in_sixteen(style) if depth is Depth.ANSI else style

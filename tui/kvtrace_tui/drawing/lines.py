@@ -103,12 +103,12 @@ def beside(parts: Sequence[tuple[Sequence[Strip], int]], fill: Style = ink.TEXT)
 
 
 def shown_in(strips: Sequence[Strip], depth: Depth) -> list[Strip]:
-    """The lines as this terminal can show them: without colour where it has none."""
-    if depth is not Depth.NONE:
+    """The lines as this terminal can show them: in few colours, or none, where it has no more."""
+    if depth in (Depth.TRUE, Depth.XTERM):
         return list(strips)
     return [
         Strip(
-            [Segment(text, ink.without_colour(style)) for text, style, _ in strip],
+            [Segment(text, ink.fitting(style, depth)) for text, style, _ in strip],
             strip.cell_length,
         )
         for strip in strips
