@@ -103,3 +103,14 @@ async def test_a_low_pane_shows_everything_in_two_columns_with_whole_numbers(one
     )
     apart = trace.cache(4, 1).keys[1, 6, 5] - trace.cache(4, 1, lane="recomputed").keys[1, 6, 5]
     assert row_of(tall, "K ").endswith(f"{abs(apart):+.1e}")
+
+
+async def test_what_a_step_did_to_shared_rows_names_the_layer_that_wrote_them(one_pane):
+    trace = synthetic_trace()
+    meta = trace.source.meta
+    shared = replace(meta.sites[2], reads=1, source="shared", shared_from=1)
+    trace.source.meta = replace(meta, sites=(*meta.sites[:2], shared))
+    lines = await drawn(
+        one_pane, InspectorPane(Shelf()), trace, replace(AT, layer=2), size=(60, 30)
+    )
+    assert "L1 wrote: +1 row, 8 → 9" in row_of(lines, "did")

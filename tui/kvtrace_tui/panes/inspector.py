@@ -357,6 +357,8 @@ def _layer_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     site = trace.site(cursor.layer)
     group = trace.cache_step(cursor.step, cursor.layer)
     did = change(trace, site.reads, group).text
+    if site.shared_from is not None:
+        did = f"L{site.shared_from} wrote: {did}"
     lines = _long(width, "did", (did, ink.TEXT))
     lines.append(_pair(width, "module", (_ending(text.safe(site.module, 120), width), ink.TEXT)))
     others = readers(trace, cursor.layer)
