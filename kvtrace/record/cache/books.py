@@ -82,9 +82,9 @@ def append(
     held = book.held or ((),) * sequences
     attended, after = [], []
     for sequence, places in enumerate(positions):
-        fresh = runs.written(first_cell + sequence * new, places, 0)
-        whole = runs.appended(held[sequence], fresh)
-        size = runs.count(whole)
+        size = runs.count(held[sequence])
+        fresh = runs.written(first_cell + sequence * new, places, size)
+        whole, size = runs.joint(held[sequence], fresh), size + new
         attended.append(whole if seq >= size else runs.last(whole, seq))
         after.append(whole if kept >= size else runs.last(whole, kept))
     return Entry(tuple(attended), Book(tuple(after)), first_cell, new, book.rows)

@@ -27,6 +27,8 @@ def step_bytes(groups: Sequence[CacheStep], stores: Stores) -> tuple[int, int]:
 
 def held_bytes(forward: Forward) -> int:
     """Memory of everything the caches of a forward hold after it: the live tensors' bytes."""
+    if not (forward.lingering or forward.recurrent):
+        return forward.cache_bytes
     parts = {
         (part.data_ptr(), part.nbytes): part.nbytes
         for one in forward.lingering

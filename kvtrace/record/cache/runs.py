@@ -49,8 +49,11 @@ def joined(cells: Iterable[tuple[int, int, int]]) -> Runs:
 
 def appended(runs: Runs, more: Runs) -> Runs:
     """The runs, then more in the slots that follow; the seam merged."""
-    slot = count(runs)
-    more = renumbered(more, slot)
+    return joint(runs, renumbered(more, count(runs)))
+
+
+def joint(runs: Runs, more: Runs) -> Runs:
+    """The runs, then those in the slots that follow; the seam merged."""
     if runs and more:
         last, first = runs[-1], more[0]
         after = (last.cell + last.count, last.position + last.count)

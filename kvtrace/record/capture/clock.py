@@ -81,6 +81,8 @@ class DeviceClock:
 
     def _mark(self) -> Marks:
         """Where the queues end now."""
+        if not self._modules:
+            return ()
         return tuple([_marked(device, module) for device, module in self._modules])
 
 

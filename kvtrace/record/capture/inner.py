@@ -65,10 +65,12 @@ def _weigh(module: nn.Module, weights: dict[int, dict[int, int]]) -> dict[int, i
     """Bytes of each parameter in a module, by identity; those in its parts are noted, too."""
     found = weights.get(id(module))
     if found is None:
-        own = (one for one in module._parameters.values() if one is not None)
-        found = weights[id(module)] = {id(one): here(one).nbytes for one in own}
-        for part in module.children():
-            found |= _weigh(part, weights)
+        own = module._parameters.values()
+        found = {id(one): here(one).nbytes for one in own if one is not None}
+        weights[id(module)] = found
+        for part in module._modules.values():
+            if part is not None:
+                found |= _weigh(part, weights)
     return found
 
 

@@ -68,8 +68,10 @@ class Lineage:
         """Prefill or decode; an engine says how long the prompt of a request is."""
         prompt = None if forward.part_of is None else forward.part_of.prompt
         if prompt is None:
-            again = _extends(tokens, self._before) and len(tokens[0]) - len(self._before[0])
-            return self._phases.of(forward, where, entry, entry.grown or int(again))
+            again = 0
+            if not entry.routine and _extends(tokens, self._before):
+                again = len(tokens[0]) - len(self._before[0])
+            return self._phases.of(forward, where, entry, entry.grown or again)
         return "decode" if where[0][0] >= prompt else "prefill"
 
     def fed(self, beginning: Beginning, waiting: Waiting) -> tuple[int | None, ...] | None:
