@@ -1,4 +1,4 @@
-"""Caches of one's own that compress: what they do to rows is said to be their doing."""
+"""Caches of one's own that compress or evict: what they do to rows is said to be their doing."""
 
 import pytest
 import torch
@@ -68,3 +68,31 @@ def test_a_cache_that_keeps_rows_exactly_is_not_said_to_change_them(kind, tmp_pa
     assert {one.remark for one in trace.meta.cache_layers} == {""}
     if kind is Exact:
         assert check(trace).verdict == EQUAL
+
+
+class SinksAndRecent(DynamicCache):
+    """Hands back all it has, and then keeps the first two rows and the last four."""
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        layer = self.layers[layer_idx]
+        layer.keys, layer.values = (
+            torch.cat((rows[:, :, :2], rows[:, :, -4:]), 2) for rows in (keys, values)
+        )
+        return keys, values
+
+
+def test_rows_that_a_cache_was_seen_to_drop_are_called_evicted(tmp_path):
+    model, cache, path = ready(tiny_model("llama")), SinksAndRecent(), tmp_path / "a.kvt"
+    with kvtrace.record(model, path), torch.no_grad():
+        logits = model(PROMPT, past_key_values=cache).logits
+        model(
+            logits[:, -1:].argmax(-1),
+            past_key_values=cache,
+            position_ids=torch.tensor([[PROMPT.shape[1]]]),
+            attention_mask=torch.ones(1, 7),
+        )
+    first = check(kvtrace.open(path)).findings[0]
+    assert (first.name, first.step, first.tensor) == ("EVICTED-EARLY", 1, "k")
+    assert "does not see places 2 to 7" in first.evidence
+    assert first.evidence.endswith("after step 0 its cache kept 6 of 12 rows")

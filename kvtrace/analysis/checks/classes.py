@@ -66,8 +66,8 @@ _TABLE = (
     Kind("DUPLICATE-ROWS", "rows stand twice in the cache", "New rows are appended twice."),
     Kind(
         "EVICTED-EARLY",
-        "the oldest rows are gone too soon",
-        "The cache is cropped or its window is shorter than the model's.",
+        "older rows are gone too soon",
+        "The cache is cropped, evicts rows by a rule, or its window is shorter than the model's.",
     ),
     Kind(
         "WINDOW",

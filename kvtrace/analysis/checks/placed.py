@@ -35,6 +35,8 @@ def placed(
             found = replace(found, apart=float(here[worst]), limit=limit)
     if trace.meta.cache_layers[site.reads].remark.startswith(INEXACT):
         found = _of_its_cache(found)
+    if found.tensor == "k" and found.name in ("MASK", "EVICTED-EARLY"):
+        found = _let_go(trace, found, site.reads, sequence)
     if found.slot is None and found.row is not None and found.tensor in ("k", "v"):
         found = replace(found, slot=_slot(trace, found, sequence))
     return found
@@ -46,6 +48,21 @@ def _of_its_cache(found: Finding) -> Finding:
         return found
     name = "DTYPE" if found.name in _CHANGED and found.apart and found.apart < 1 else found.name
     return replace(found, name=name, evidence=f"{found.evidence.rstrip('.')}; {INEXACT}")
+
+
+def _let_go(trace: Trace, found: Finding, store: int, sequence: int) -> Finding:
+    """Rows that are not there, of a cache that was seen to drop rows: it evicted them."""
+    for number in reversed([one for one in trace.numbers if one < found.step]):
+        group = next((one for one in trace.step(number).caches if store in one.layers), None)
+        if group is None or sequence >= len(group.kept):
+            continue
+        had, kept = (
+            sum(run.count for run in runs[sequence]) for runs in (group.attended, group.kept)
+        )
+        if kept < had:
+            more = f"after step {number} its cache kept {kept} of {had} rows"
+            return replace(found, name="EVICTED-EARLY", evidence=f"{found.evidence}; {more}")
+    return found
 
 
 def _slot(trace: Trace, found: Finding, sequence: int) -> int | None:
