@@ -65,6 +65,16 @@ async def test_a_compact_screen_shows_the_pane_that_is_asked_for(trace):
             assert not any("K cache" in line for line in shown(app)[8:]), key
 
 
+async def test_tabs_that_do_not_fit_are_numbers_and_the_shown_one_has_its_name(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(40, 14)) as pilot:
+        await press(pilot, "6")
+        (tabs,) = [line for line in shown(app) if line.startswith(" 1 ")]
+        assert tabs.split() == ["1", "2", "3", "4", "5", "6", "inspect", "7"]
+        await pilot.click("#tabs", offset=(tabs.index("7"), 0))
+        await until(pilot, lambda: any(" 7 cost " in line for line in shown(app)))
+
+
 async def test_a_refused_key_says_why(trace):
     app = app_of(trace)
     async with app.run_test(size=(120, 40)) as pilot:

@@ -212,16 +212,16 @@ class TabBar(Drawn):
     fill = ink.TITLE
 
     def draw(self, width: int, height: int) -> list[Strip]:
-        """Number and name of each."""
-        pieces: list[Piece] = []
+        """Number and name of each; where they do not fit, the name of the shown one."""
         short = {"grid": "grid", "attention": "attn", "inspector": "inspect"}
-        for index, name in enumerate(PANES):
+        names = {name: short.get(name, TRAITS[name].title.split(" ")[0]) for name in PANES}
+        named = sum(len(words) + 5 for words in names.values()) <= width + 1
+        pieces: list[Piece] = []
+        for index, (name, words) in enumerate(names.items()):
             chosen = name == self.desk.shown
-            words = short.get(name, TRAITS[name].title.split(" ")[0])
-            pieces += [
-                (f" {index + 1} {words} ", ink.CHOSEN if chosen else ink.TITLE),
-                (" ", ink.TITLE),
-            ]
+            label = f"{index + 1} {words}" if named or chosen else str(index + 1)
+            style = ink.CHOSEN if chosen else ink.TITLE
+            pieces += [(f" {label} ", style), (" ", ink.TITLE)]
         return [line(width, *pieces, fill=ink.TITLE)]
 
     def on_click(self, event: events.Click) -> None:
