@@ -59,6 +59,11 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._seen = seen
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled while a forward is watched, and to say so costs every operator."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: torch._ops.OpOverload | torch._ops.HigherOrderOperator,
