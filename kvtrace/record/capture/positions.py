@@ -59,8 +59,9 @@ def _left_padding(mask: Tensor, sequences: int) -> list[int]:
     column = mask[:, 0].tolist()
     if all(column) or len(column) != sequences:
         return [0] * sequences
-    found: list[int] = (mask != 0).int().argmax(dim=1).tolist()
-    return [0 if seen else pad for seen, pad in zip(column, found, strict=True)]
+    # of a prompt that is fed in chunks, the first may hold nothing but padding
+    found: list[int] = (mask != 0).int().cumsum(dim=1).eq(0).sum(dim=1).tolist()
+    return found
 
 
 def _padding_told(ids: list[int]) -> int:

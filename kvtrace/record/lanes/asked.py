@@ -55,8 +55,8 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
 def _going_on(given: Tensor, batch: Batch, device: torch.device) -> Tensor:
     """Positions of whole paths, counted on from the position that each first token was given.
 
-    Positions of several axes (time, height, width) stay as they were given, and go on from the
-    last one.
+    Where a first chunk is padding alone, tokens are counted from 0. Positions of several axes
+    (time, height, width) stay as they were given, and go on from the last one.
     """
     if given.dim() == 3:
         known = given[..., : batch.rows].to(device)
@@ -64,8 +64,8 @@ def _going_on(given: Tensor, batch: Batch, device: torch.device) -> Tensor:
         known = known.expand(-1, len(batch.paths), -1)
         return torch.cat([known, known[..., -1:] + more], dim=-1)
     rows = given.expand(len(batch.paths), -1) if given.shape[0] == 1 else given
-    pads = [min(path.padding, rows.shape[1] - 1) for path in batch.paths]
-    first = [int(row[pad]) for row, pad in zip(rows, pads, strict=True)]
+    pads = [path.padding for path in batch.paths]
+    first = [int(row[pad]) if pad < len(row) else 0 for row, pad in zip(rows, pads, strict=True)]
     start = torch.tensor([one - pad for one, pad in zip(first, pads, strict=True)], device=device)
     lowest = torch.tensor(first, device=device)[:, None]
     return torch.maximum(torch.arange(batch.rows, device=device)[None] + start[:, None], lowest)

@@ -262,8 +262,8 @@ def compare_logits(
     place_of = {row: place for place, row in enumerate(rows)}
     for number, nodes in here.items():
         for place, node in nodes:
-            row = place_of.get(node.end - 1)
-            if row is None or not batch.paths[place].compares(number):
+            row, path = place_of.get(node.end - 1), batch.paths[place]
+            if row is None or node.end <= path.padding or not path.compares(number):
                 continue
             lane = forward.logits[place, row].detach().cpu()
             found = kept.compare(number, node.sequence, lane)

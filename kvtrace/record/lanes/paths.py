@@ -107,8 +107,8 @@ class Paths:
                 continue
             if path.root < 0:
                 path.root, path.row = step.number, sequence
-            if past == 0:
-                path.padding = sum(1 for place in step.positions[sequence] if place < 0)
+            if start in (0, path.padding):  # a first chunk may be padding alone
+                path.padding = start + sum(place < 0 for place in step.positions[sequence])
             path.nodes.append(Node(step.number, sequence, start, start + len(tokens)))
             ends[-1] = (path, start + len(tokens))
         if None in ends:
