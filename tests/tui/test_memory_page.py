@@ -19,6 +19,16 @@ def test_layers_that_are_alike_share_a_line_with_rows_and_bytes():
     assert "2.00×" in shown
 
 
+def test_a_layer_that_the_cache_does_not_number_has_the_number_of_its_reader():
+    trace = synthetic_trace(Shape(layers=3))
+    meta = trace.meta
+    unnumbered = tuple(replace(layer, layer=-1) for layer in meta.cache_layers)
+    trace.source.meta = replace(meta, cache_layers=unnumbered)
+    assert "\n   0–2      dynamic" in text(trace)
+    trace.source.meta = replace(meta, cache_layers=unnumbered, sites=())
+    assert "\n   –        dynamic" in text(trace)
+
+
 def test_states_are_constant_and_hold_no_rows():
     trace = synthetic_trace(Shape(layers=2))
     meta = trace.meta

@@ -88,8 +88,7 @@ def _layers(trace: Trace, memory: CacheMemory, width: int) -> Iterator[Row]:
     for _, group in groupby(memory.layers, alike):
         layers = list(group)
         first, one = layers[0], known[layers[0].cache_layer]
-        names = [known[layer.cache_layer].layer for layer in layers]
-        name = _numbers(names)
+        name = _numbers([_model_layer(trace, known[layer.cache_layer]) for layer in layers])
         each = " each" if len(layers) > 1 else ""
         rows = "–" if one.kind == "state" else str(first.rows)
         if first.slots > first.rows:
@@ -106,8 +105,16 @@ def _layers(trace: Trace, memory: CacheMemory, width: int) -> Iterator[Row]:
         ]
 
 
+def _model_layer(trace: Trace, layer: CacheLayer) -> int:
+    """The cache's own number of it, else that of the layer whose attention reads it; -1: none."""
+    readers = (site.layer for site in trace.meta.sites if site.reads == layer.index)
+    return layer.layer if layer.layer >= 0 else next(readers, -1)
+
+
 def _numbers(names: Sequence[int]) -> str:
-    """Layer numbers: "3", "0–11", "1, 3, 5 …"."""
+    """Layer numbers: "3", "0–11", "1, 3, 5 …"; a dash where one is not known."""
+    if min(names) < 0:
+        return "–"
     if len(names) == 1:
         return str(names[0])
     if list(names) == list(range(names[0], names[0] + len(names))):
