@@ -15,6 +15,10 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "cannot allocate mem
 
 _NEEDED = ("torch", "transformers", "tokenizers", "safetensors")
 
+_EVERYBODYS = ("torch", "transformers", "accelerate")
+_OURS = Path(__file__).resolve().parent.parent
+_PYTHON = Path(traceback.__file__).resolve().parent
+
 
 def error_of(error: BaseException, script: ModuleType | None) -> KvtraceError:
     """The error to end with.
@@ -35,11 +39,13 @@ def error_of(error: BaseException, script: ModuleType | None) -> KvtraceError:
             f"recording needs {error.name}, which this Python does not have; `pip install "
             f"{error.name}` (traces open without it)"
         )
+    from kvtrace.models.outdated import outdated
+
     where = place(error, script)
     if isinstance(error, SystemExit):
         return RecordError(f"{where}: the model's code ended the recorder (exit {error.code})")
     notes = (str(note).strip().partition("\n")[0] for note in getattr(error, "__notes__", ()))
-    said = [first_line(error), *notes]
+    said = [first_line(error), *notes, *filter(None, [outdated(error)])]
     return RecordError(f"{where}: {type(error).__name__}: {'; '.join(said)}")
 
 
@@ -52,13 +58,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def place(error: BaseException, script: ModuleType | None) -> str:
-    """`file.py:line` of the deepest call in the user's script, or of the deepest call there is."""
+    """`file.py:line` of the deepest call in the user's script, in somebody's code, or at all."""
     stack = traceback.extract_tb(error.__traceback__)
     if not stack:
         return "the recorder"
     own = getattr(script, "__file__", None)
     mine = [call for call in stack if own and _same(call.filename, own)]
-    call = (mine or list(stack))[-1]
+    somebodys = [call for call in stack if not _is_librarys(call.filename)]
+    call = (mine or somebodys or list(stack))[-1]
     return f"{Path(call.filename).name}:{call.lineno}"
 
 
@@ -66,6 +73,15 @@ def first_line(error: BaseException) -> str:
     """Of its message; its name when it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def _is_librarys(file: str) -> bool:
+    """Whether a file is of Python, of ours, or of what everybody's model goes through."""
+    path = Path(file)
+    if "site-packages" in path.parts:
+        package = path.parts[path.parts.index("site-packages") + 1]
+        return package in _EVERYBODYS
+    return not path.is_absolute() or _OURS in path.parents or _PYTHON in path.parents
 
 
 def _same(one: str, other: str) -> bool:

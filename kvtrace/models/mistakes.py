@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from kvtrace.errors import KvtraceError, ModelError
+from kvtrace.models.outdated import outdated
 from kvtrace.models.spec import Source
 from kvtrace.text import safe
 
@@ -119,7 +120,7 @@ def _remedy(error: BaseException, source: Source, gpu: bool, at_import: bool) ->
         return "it asks for input, and there is no keyboard here: let the factory do without"
     if at_import and not isinstance(error, ImportError):
         return "the file does this when imported: --definitions runs its definitions only"
-    return ""
+    return outdated(error)
 
 
 def _of_package(name: str, source: Source) -> str:

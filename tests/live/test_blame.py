@@ -72,3 +72,31 @@ def test_notes_of_an_error_stand_behind_it(tmp_path):
     error, _ = raised(tmp_path / "my.py", "raise ValueError('too long')\n")
     error.add_note("8 tokens went well")
     assert str(error_of(error, None)).endswith("ValueError: too long; 8 tokens went well")
+
+
+def test_a_line_of_somebodys_code_is_named_before_a_librarys(tmp_path):
+    text = "from transformers import LlamaConfig\ndef step():\n    LlamaConfig().nothing\nstep()\n"
+    error, _ = raised(tmp_path / "remote.py", text)
+    assert str(error_of(error, None)).startswith("remote.py:3: AttributeError: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from transformers import LlamaConfig\nLlamaConfig().pretraining",
+        "from transformers import DynamicCache\nDynamicCache.from_something",
+        "from transformers.utils import NothingKwargs",
+    ],
+)
+def test_a_name_that_transformers_lacks_points_to_another_version(tmp_path, text):
+    import transformers
+
+    error, module = raised(tmp_path / "my.py", text)
+    hint = f"it may be written for another transformers than {transformers.__version__}"
+    assert str(error_of(error, module)).endswith(hint)
+
+
+@pytest.mark.parametrize("text", ["object().nothing", "import nothing_at_all", "[][0]"])
+def test_other_errors_do_not(tmp_path, text):
+    error, module = raised(tmp_path / "my.py", text)
+    assert "another transformers" not in str(error_of(error, module))
