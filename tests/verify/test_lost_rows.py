@@ -3,6 +3,7 @@
 import torch
 
 import kvtrace
+from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import DIVERGED, EQUAL
 from kvtrace_fixtures.custom import einsum_heads, tuple_cat
 from verify import bugs
@@ -89,4 +90,16 @@ def test_a_step_that_is_repeated_loses_nothing():
     model.lm_head.bias.data[:] = -logits.detach()
     model.lm_head.bias.data[77] += 100
     report = kvtrace.check(model, run=lambda: timed(model, 77))
+    assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+def test_a_window_that_slides_on_loses_nothing():
+    model = tiny_model("mistral", seed=3)
+    tokens = torch.tensor([PROMPT[:6] * 2])
+    report = kvtrace.check(
+        model,
+        run=lambda: model.generate(
+            tokens, prompt_lookup_num_tokens=3, max_new_tokens=12, pad_token_id=0
+        ),
+    )
     assert (report.verdict, report.findings) == (EQUAL, ())
