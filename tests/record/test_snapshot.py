@@ -111,6 +111,53 @@ def test_steps_of_weights_that_are_gone_in_the_end_are_not_compared_with_others(
     assert report.reason == "steps 0 to 1: not compared, for the weights changed afterwards"
 
 
+class Adapted(nn.Module):
+    """A projection with something beside it that can be turned off, as adapters are."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.beside = base, nn.Linear(base.in_features, base.out_features)
+        self.disable_adapters = False
+
+    def forward(self, x):
+        return self.base(x) if self.disable_adapters else self.base(x) + self.beside(x)
+
+
+def decode(model, tokens):
+    cache = model(tokens[:, :5]).past_key_values
+    model(tokens[:, 5:7], past_key_values=cache)
+
+
+def test_steps_with_adapters_that_are_off_in_the_end_are_not_compared_without(tmp_path):
+    model, tokens = tiny_model("llama"), ids(TOTAL) % 50
+    attention = model.model.layers[1].self_attn
+    adapted = attention.v_proj = Adapted(attention.v_proj)
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        decode(model, tokens)
+        adapted.disable_adapters = True
+        decode(model, tokens)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [trace.compared(number) is None for number in trace.numbers] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert not (trace.compared(3).beyond > 0).any()
+
+
+def test_steps_with_weights_that_are_lent_for_a_call_are_not_compared_with_the_models(tmp_path):
+    model, tokens = tiny_model("llama"), ids(TOTAL) % 50
+    lent = {name: 2 * one.detach() for name, one in model.named_parameters()}
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        cache = torch.func.functional_call(model, lent, (tokens[:, :5],)).past_key_values
+        given = {"past_key_values": cache}
+        torch.func.functional_call(model, lent, (tokens[:, 5:7],), given)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert report.verdict == UNCHECKED
+    assert "the weights changed" in report.reason
+
+
 def test_autocast_is_as_it_was_at_the_first_call(tmp_path):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         trace, _ = recorded("tuple_cat", build("tuple_cat"), tmp_path / "a.kvt")

@@ -123,15 +123,16 @@ class Lanes:
             self._weights = Weights(self.model)
             self._unheld = nobody_holds(forward)
         else:
-            self._leave_out_changed(step)
+            self._leave_out_changed(step, whole=forward.new > 1)
         # drafts of the first layers alone are not what all layers say when asked at the end
         if self.options.mode == "each" or _depth(self.model) == self._depth:
             self._logits.keep(step, forward.logits)
         self.again.ties.keep(step, forward.sequences, forward.new, forward.choices)
 
-    def _leave_out_changed(self, end: int) -> None:
+    def _leave_out_changed(self, end: int, *, whole: bool = True) -> None:
         """Steps before this one are not compared where the weights are others by now."""
-        if self._weights is None or not self._weights.changed() or end <= self._since:
+        changed = self._weights is not None and self._weights.changed(whole=whole)
+        if not changed or end <= self._since:
             return
         last = end - 1
         steps = f"steps {self._since} to {last}" if last > self._since else f"step {last}"
