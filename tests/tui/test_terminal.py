@@ -1,11 +1,23 @@
 import os
 import signal
+import sys
 
 import pytest
 
 from builders import Shape, synthetic_trace
-from builders.terminal import kvtrace
+from builders.terminal import Terminal, kvtrace
 from builders.written import write_trace
+
+_BROKEN = """
+import sys
+from kvtrace.cli import main
+from kvtrace_tui import moves
+def broken(trace, number=None):
+    text = "\\x1b]0;owned\\x07"
+    raise ValueError(f"planted {text}")
+moves.start = broken
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +152,14 @@ def test_foreign_text_never_reaches_the_terminal_raw(tmp_path):
         terminal.keys("q")
         assert terminal.ended() == 0
         assert terminal.restored
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_an_error_of_ours_is_one_safe_line_and_debug_shows_where(path, debug):
+    with Terminal([sys.executable, "-c", _BROKEN, "open", str(path), *debug]) as terminal:
+        assert terminal.ended() == 3
+        assert terminal.restored
+        terminal.read()
+        assert b"internal error, ValueError: planted" in terminal.output
+        assert (b"Traceback" in terminal.output) == bool(debug)
+        assert b"\x1b]0;owned" not in terminal.output

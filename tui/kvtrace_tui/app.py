@@ -152,6 +152,10 @@ class KvtraceApp(App[int]):
         self.failure = error
         super()._handle_exception(error)
 
+    def _fatal_error(self) -> None:
+        """Nothing is printed here: Textual's traceback shows locals, and text as it is in them."""
+        self._close_messages_no_wait()
+
 
 def run(
     trace: Path | Opener,
