@@ -284,3 +284,35 @@ def test_a_cache_that_grows_has_no_capacity_after_a_shorter_text(tmp_path):
     assert len(trace) > 4
     layers = [trace.cache_layer(layer) for layer in range(len(trace.meta.sites))]
     assert {(layer.kind, layer.capacity) for layer in layers} == {("dynamic", None)}
+
+
+def test_a_cache_that_began_with_one_row_and_outgrew_its_heads_has_no_capacity(tmp_path):
+    core = StartsWithOne()
+    past, ids = None, torch.tensor([[1]])
+    with kvtrace.record(core, tmp_path / "a.kvt"), torch.no_grad():
+        for _ in range(7):
+            logits, past = core(ids, past)
+            ids = logits[:, -1:].argmax(-1)
+    layers = kvtrace.open(tmp_path / "a.kvt").meta.cache_layers
+    assert [(one.kind, one.capacity) for one in layers] == [("dynamic", None)]
+
+
+class StartsWithOne(torch.nn.Module):
+    """Its mask hides all rows but the first: what is held is more than what is seen."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv = torch.nn.Embedding(32, 16), torch.nn.Linear(16, 48)
+
+    def forward(self, ids, past=None):
+        q, k, v = (
+            one.view(*ids.shape, 4, 4).transpose(1, 2)
+            for one in self.qkv(self.embed(ids)).split(16, -1)
+        )
+        if past is not None:
+            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
+        seen = torch.ones(ids.shape[1], k.shape[2], dtype=torch.bool).tril()
+        scores = (q @ k.transpose(-1, -2) / 2).masked_fill(~seen, -torch.inf)
+        out = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return out @ self.embed.weight.T, (k, v)

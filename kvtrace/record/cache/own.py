@@ -250,6 +250,8 @@ class Own:
         room = use.room if step.whole else max(use.room, step.cells.shape[1])
         part = use.left is not None and not use.beside
         capacity = layer.capacity or (room if room > rows or part else None)
+        if capacity is not None and capacity < rows:
+            capacity = None  # one row does not tell along which axis there is room for more
         window = layer.window
         if step.gone and not step.computed and rows == step.before and not step.cropped:
             window = window or rows
