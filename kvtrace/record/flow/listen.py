@@ -212,15 +212,16 @@ class Listening:
 
     def _plan(self, mix: Mix) -> Plan:
         """How the tensors lie, as far as possible from an earlier call of the same code."""
-        sizes = self.sizes_now
-        key = (self._path(), *signature(mix), sizes)
-        plan = self._plans.get(key)
+        path, sizes = self._path(), self.sizes_now
+        code = (*signature(mix), sizes)
+        plan = self._plans.get((path, *code))
         if plan is None:
             known = (mix.place, mix.product.left.dim(), mix.product.right.dim())
-            plan = make(mix, sizes, self._certain.get(known))
+            same = self._plans.get(code)
+            plan = same.afresh if same else make(mix, sizes, self._certain.get(known))
             if plan.certain is not None:
-                self._certain[known] = plan.certain
-            self._plans[key] = plan
+                self._certain[known], self._plans[code] = plan.certain, plan
+            self._plans[path, *code] = plan
         return plan
 
     def fused(self, kind: str, args: Args, kwargs: Kwargs, out: Any) -> None:

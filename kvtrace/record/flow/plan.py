@@ -6,7 +6,7 @@ number of keys, share it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -107,6 +107,11 @@ class Plan:
     proven: int = 0
     plain: bool = False
     group: int = 1
+
+    @property
+    def afresh(self) -> Plan:
+        """The same for another module that runs this code, where nothing is proved yet."""
+        return replace(self, proven=0, plain=False, group=1)
 
 
 def signature(mix: Mix) -> tuple[object, ...]:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kvtrace.record.flow import FlowWatch
+from kvtrace.record.flow import FlowWatch, call, listen
 from kvtrace.record.flow.listen import Listening
 from kvtrace.record.flow.wake import Waking
 from record.flow.test_waking import DIM, HEADS, Text, asleep, assert_same, awake, kept, steps
@@ -194,3 +194,14 @@ def test_nothing_is_kept_of_a_forward_that_is_over():
         assert mode._walk is None
         assert mode._log is None
         assert mode.is_idle
+
+
+def test_how_like_layers_lie_is_worked_out_once_and_proved_for_each(monkeypatch):
+    made, proved = [], []
+    make, refusal = listen.make, call.refusal
+    monkeypatch.setattr(listen, "make", lambda *a: made.append(a[0].place) or make(*a))
+    monkeypatch.setattr(call, "refusal", lambda one: proved.append(one) or refusal(one))
+    calls, _, _ = asleep(Text(scaled), steps)
+    assert len(calls) == 2 * 15
+    assert len(made) == 2  # with one row, and with more
+    assert len(proved) >= 2 * (1 + 2)
