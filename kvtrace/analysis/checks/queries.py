@@ -75,8 +75,8 @@ def check_queries(scene: Scene) -> Finding | None:
     return found(
         *other
         or _shared_out(scene, live[wrong])
-        or (_other_heads(places, mine - theirs, atol) if which else None)
         or _between(scene, mine, theirs, places)
+        or (_other_heads(places, mine - theirs, atol) if which else None)
         or rounded_input(scene, live[wrong])
         or _input(scene, int(places[0]), mine - theirs)
     )

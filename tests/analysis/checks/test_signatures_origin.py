@@ -47,7 +47,9 @@ def test_queries_of_some_heads_alone_are_not_wrong_by_their_input():
     toy = Toy()
     queries = toy.q[:, -1:].copy()
     queries[1:] += np.random.default_rng(1).standard_normal(queries[1:].shape).astype(np.float32)
-    found = diagnose(toy.scene(q=queries))
+    values = toy.v.copy()
+    values[:, -1] = toy.other[0, :, -1]
+    found = diagnose(toy.scene(q=queries, v=values))
     assert found.name == "UNKNOWN"
     assert "so the input of the layer is right" in found.evidence
 
