@@ -61,7 +61,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: nothing is compiled while a forward is watched, and to say so costs every operator."""
+        """No: nothing is compiled while a forward is watched, and asking costs every operator."""
         return False
 
     def __torch_dispatch__(
