@@ -70,6 +70,25 @@ def test_a_cache_that_keeps_rows_exactly_is_not_said_to_change_them(kind, tmp_pa
         assert check(trace).verdict == EQUAL
 
 
+class DropsBefore(DynamicCache):
+    """Lets go of its third row before its fourteenth is handed back."""
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        layer = self.layers[layer_idx]
+        if keys.shape[2] == 14:
+            keys, values = (torch.cat((r[:, :, :2], r[:, :, 3:]), 2) for r in (keys, values))
+            layer.keys, layer.values = keys, values
+        return keys, values
+
+
+def test_rows_that_a_cache_drops_before_it_answers_are_called_evicted(tmp_path):
+    first = check(decoded(DropsBefore(), tmp_path / "a.kvt")).findings[0]
+    assert (first.name, first.step, first.tensor) == ("EVICTED-EARLY", 2, "k")
+    assert "does not see place 2" in first.evidence
+    assert first.evidence.endswith("in step 2 its cache kept 13 of 14 rows")
+
+
 class SinksAndRecent(DynamicCache):
     """Hands back all it has, and then keeps the first two rows and the last four."""
 
@@ -95,4 +114,4 @@ def test_rows_that_a_cache_was_seen_to_drop_are_called_evicted(tmp_path):
     first = check(kvtrace.open(path)).findings[0]
     assert (first.name, first.step, first.tensor) == ("EVICTED-EARLY", 1, "k")
     assert "does not see places 2 to 7" in first.evidence
-    assert first.evidence.endswith("after step 0 its cache kept 6 of 12 rows")
+    assert first.evidence.endswith("in step 0 its cache kept 6 of 12 rows")

@@ -52,15 +52,16 @@ def _of_its_cache(found: Finding) -> Finding:
 
 def _let_go(trace: Trace, found: Finding, store: int, sequence: int) -> Finding:
     """Rows that are not there, of a cache that was seen to drop rows: it evicted them."""
-    for number in reversed([one for one in trace.numbers if one < found.step]):
+    for number in reversed([one for one in trace.numbers if one <= found.step]):
         group = next((one for one in trace.step(number).caches if store in one.layers), None)
         if group is None or sequence >= len(group.kept):
             continue
-        had, kept = (
-            sum(run.count for run in runs[sequence]) for runs in (group.attended, group.kept)
-        )
+        # of its own step, what was dropped before the attention looked
+        rows = group.attended if number == found.step else group.kept
+        had = group.length_before + group.rows - group.rewritten
+        kept = sum(run.count for run in rows[sequence])
         if kept < had:
-            more = f"after step {number} its cache kept {kept} of {had} rows"
+            more = f"in step {number} its cache kept {kept} of {had} rows"
             return replace(found, name="EVICTED-EARLY", evidence=f"{found.evidence}; {more}")
     return found
 
