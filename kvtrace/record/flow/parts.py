@@ -287,7 +287,8 @@ def _routed(
         logits = plan.logits.apply(softmax.args[0])
     if alike:
         visible = None if logits is None else same_mask(seen_in(logits))
-        k, v = k[:, :: plan.group], v[:, :: plan.group]
+        if plan.group > 1:
+            k, v = k[:, :: plan.group], v[:, :: plan.group]
         factors = route.scale, route.softcap
         call = FlowCall(q, k, v, out, *factors, visible, place=route.place, assumed=plan.assumed)
         why = refusal(call) if plan.proven < FIRST and not again else ""
