@@ -69,8 +69,7 @@ def _called_as_transformers(model: nn.Module) -> bool:
     from transformers import PreTrainedModel
 
     return isinstance(model, PreTrainedModel) and any(
-        one.name in NAMES or one.kind is one.VAR_KEYWORD
-        for one in parameters_of(model.forward)
+        one.name in NAMES or one.kind is one.VAR_KEYWORD for one in parameters_of(model.forward)
     )
 
 
