@@ -195,3 +195,20 @@ def test_beams_change_places_once_in_both_halves(tmp_path):
         kinds = {trace.cache_layer(layer).kind for layer in event.layers}
         assert kinds == {"dynamic", "cross"}
     assert all(len(step.events) <= 1 for step in trace)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_prefixes_of_a_decoder_that_are_padded_are_recomputed_beside_a_padded_source(
+    name, tmp_path
+):
+    model, source = READERS[name](), torch.arange(5, 19).reshape(2, 7)
+    heard, said = torch.ones_like(source), torch.tensor([[1, 5, 6], [0, 1, 7]])
+    heard[0, :2] = 0
+    asked = {"attention_mask": heard, "decoder_attention_mask": (said != 0).long()}
+
+    def run():
+        return model.generate(source, decoder_input_ids=said, max_new_tokens=4, **asked)
+
+    trace, compared = recorded(model, run, tmp_path / "a.kvt")
+    assert compared
+    assert check(trace).findings == ()

@@ -197,15 +197,24 @@ def test_a_cache_filled_before_goes_on_from_tokens_that_were_not_recorded(tmp_pa
 
 
 @pytest.mark.parametrize("mode", ["once", "each"])
-@pytest.mark.parametrize(("name", "chunk"), [("gemma3_text", 4), ("gpt2", 3), ("bloom", 2)])
-def test_a_first_chunk_may_be_padding_alone(tmp_path, name, chunk, mode):
+@pytest.mark.parametrize(
+    ("name", "chunk", "kind"),
+    [
+        ("gemma3_text", 4, "dynamic"),
+        ("gpt2", 3, "dynamic"),
+        ("bloom", 2, "dynamic"),
+        ("gemma3_text", 4, "static"),
+        ("gptj", 3, "static"),
+    ],
+)
+def test_a_first_chunk_may_be_padding_alone(tmp_path, name, chunk, kind, mode):
     model = ready(tiny_model(name))
     ids = torch.arange(5, 31).reshape(2, 13)
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
     asked = {"attention_mask": mask, "prefill_chunk_size": chunk, "do_sample": False}
     with kvtrace.record(model, tmp_path / "a.kvt", recompute=mode):
-        model.generate(ids, max_new_tokens=4, **asked)
+        model.generate(ids, max_new_tokens=4, cache_implementation=kind, **asked)
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert trace.step(0).positions[1] == tuple(range(-chunk, 0))
     report = check(trace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kvtrace.record.capture.forward import Forward
@@ -25,8 +26,10 @@ def positions(forward: Forward, at: tuple[int, ...] | None = None) -> Positions:
     if mask is not None and mask.dim() == 2 and mask.shape[1] >= new:
         start = mask.shape[1] - new
         pads = _left_padding(mask, sequences)
-    given = _given(forward)
-    if start == 0 and given is not None and not any(pads):
+    given, blind = _given(forward), _blind(forward)
+    if any(blind):
+        pads = [start + hidden if hidden else 0 for hidden in blind]
+    elif start == 0 and given is not None and not any(pads):
         pads = [_padding_told(given[row if len(given) > 1 else 0]) for row in range(sequences)]
     if at is not None and given is None and len(at) == sequences:
         return tuple(tuple(range(first, first + new)) for first in at)
@@ -62,6 +65,27 @@ def _left_padding(mask: Tensor, sequences: int) -> list[int]:
     # of a prompt that is fed in chunks, the first may hold nothing but padding
     found: list[int] = (mask != 0).int().cumsum(dim=1).eq(0).sum(dim=1).tolist()
     return found
+
+
+def _blind(forward: Forward) -> list[int]:
+    """Queries at the left that a whole mask shows nothing, per sequence: padding has such.
+
+    Those that follow in a chunk of a prompt see none but each other.
+    """
+    masks = forward.arguments.get("attention_mask")
+    masks = next(iter(masks.values()), None) if isinstance(masks, dict) else masks
+    whole = (forward.sequences, 1, forward.new)
+    if forward.new < 2 or not isinstance(masks, Tensor) or masks.shape[:-1] != whole:
+        return []
+    if masks.is_floating_point():
+        masks = masks > torch.finfo(masks.dtype).min / 2
+    seen = (masks[:, 0] != 0).sum(-1)
+    found: list[int] = seen.cumsum(-1).eq(0).sum(-1).tolist()
+    most = torch.arange(1, forward.new + 1, device=seen.device)
+    return [
+        n if bool((row <= (most - n).clamp(min=0)).all()) else 0
+        for row, n in zip(seen, found, strict=True)
+    ]
 
 
 def _padding_told(ids: list[int]) -> int:

@@ -38,10 +38,9 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
         arguments[first] = arguments.pop(CODES, ids)
     if any(path.padding for path in batch.paths):
         padded = padded_for(batch, device, names)
-        padded = {k: v for k, v in padded.items() if k not in batch.extra}
         if decoder:
             padded["decoder_attention_mask"] = padded.pop("attention_mask")
-        arguments |= padded
+        arguments |= {k: v for k, v in padded.items() if k not in batch.extra}
     given = arguments.pop("position_ids", None)
     if isinstance(given, Tensor) and "position_ids" in names:
         arguments["position_ids"] = _going_on(given, batch, device)
