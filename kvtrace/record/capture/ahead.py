@@ -1,4 +1,4 @@
-"""Which modules that look like attention run at all: in the model's forwards, or beside them.
+"""Which modules that look like attention run at all: in the model's forwards, or ahead of them.
 
 `generate` has images and sounds encoded before it calls the model: that is nobody's step. So is
 what another model does between two of its calls, as one that says several codes for each position.
