@@ -335,12 +335,8 @@ def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheU
     )
 
 
-_PLAIN = {
-    DynamicLayer,
-    cache_utils.DynamicSlidingWindowLayer,
-    cache_utils.StaticLayer,
-    cache_utils.StaticSlidingWindowLayer,
-}
+_PLAIN: set[type] = {DynamicLayer, cache_utils.DynamicSlidingWindowLayer}
+_PLAIN |= {cache_utils.StaticLayer, cache_utils.StaticSlidingWindowLayer}
 """Layers that hold keys and values and nothing else."""
 
 _COUNTED = {"keys", "values", "conv_states", "recurrent_states"}
