@@ -132,4 +132,4 @@ class Backlog:
         self._closed.set()
         self._wake.set()
         if self._clock is not None and self._clock is not threading.current_thread():
-            self._clock.join(timeout=1)
+            self._clock.join(timeout=10)  # a busy machine takes its time; a dead disk forever
