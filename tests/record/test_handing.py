@@ -4,19 +4,23 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.generic import ModelOutput
 
 import kvtrace
 from kvtrace.record.capture.handing import cache_given, cache_made, cache_name
+from kvtrace.record.capture.inner import inner_models
 
 
 @dataclass
 class Renamed(ModelOutput):
     logits: Tensor | None = None
     cache: Cache | None = None
+
+
+SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 50, "n_positions": 32}
 
 
 class NewName(GPT2LMHeadModel):
@@ -27,8 +31,7 @@ class NewName(GPT2LMHeadModel):
 
 def test_a_model_that_says_cache_is_recorded_and_recomputed(tmp_path):
     torch.manual_seed(0)
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 50, "n_positions": 32}
-    model = NewName(GPT2Config(**sizes)).eval()
+    model = NewName(GPT2Config(**SIZES)).eval()
     ids = torch.tensor([[7, 3, 9, 11, 4]])
     with kvtrace.record(model, tmp_path / "a.kvt"), torch.no_grad():
         out = model(ids)
@@ -38,6 +41,12 @@ def test_a_model_that_says_cache_is_recorded_and_recomputed(tmp_path):
     keys = out.cache.layers[1].keys[0]
     assert torch.equal(torch.from_numpy(trace.cache(1, layer=1).keys.copy()), keys)
     assert trace.compared(1).relative.max() < 1e-5
+
+
+def test_a_part_that_says_cache_is_no_encoder_of_images():
+    wrapper = nn.Module()
+    wrapper.part = NewName(GPT2Config(**SIZES))
+    assert inner_models(wrapper)[0] is wrapper.part
 
 
 def test_under_the_name_cache_only_a_cache_of_transformers_is_meant():

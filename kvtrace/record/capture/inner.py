@@ -43,7 +43,7 @@ def inner_models(model: nn.Module) -> list[nn.Module]:
 def _encodes(part: nn.Module) -> bool:
     """Whether this is a model of transformers that could go on with no cache: it reads images."""
     return isinstance(part, PreTrainedModel) and not any(
-        name.startswith(("past_", "cache_")) for name in signature(part.forward).parameters
+        name.startswith(("past_", "cache")) for name in signature(part.forward).parameters
     )
 
 
