@@ -51,6 +51,15 @@ def test_every_width_is_kept():
         assert text(synthetic_trace(), width=width)
 
 
+def test_no_line_is_cut_on_a_small_screen():
+    trace = synthetic_trace(Shape(layers=3, heads=4, kv_heads=2))
+    meta = trace.meta
+    state = CacheLayer(3, 3, "state", 1, 1, 1, state_bytes=123_456)
+    model = replace(meta.model, context_length=131_072)
+    trace.source.meta = replace(meta, model=model, cache_layers=(*meta.cache_layers, state))
+    assert max(len(line.rstrip()) for line in text(trace, width=78).splitlines()) <= 78
+
+
 def test_what_a_full_context_takes_is_said_for_one_sequence_of_a_batch():
     trace = synthetic_trace(Shape(layers=2, kv_heads=2, dim=8, prompt=5))
     meta = trace.meta

@@ -45,20 +45,20 @@ def memory_rows(trace: Trace, number: int, width: int) -> list[Row]:
 
 def _totals(trace: Trace, number: int, memory: CacheMemory) -> Iterator[Row]:
     """What is held, what one more token adds, and how far that goes."""
+    counted = "rows and states" if memory.state_bytes else "rows"
     yield [
         (f" After step {number} the cache holds ", ink.TEXT),
         (units.byte_size(memory.measured_bytes), ink.CACHED),
-        (f" in its tensors; counted by rows, {units.byte_size(memory.held_bytes)}.", ink.TEXT),
+        (f"; its {counted} take {units.byte_size(memory.held_bytes)}.", ink.TEXT),
     ]
     grows = units.byte_size(memory.token_bytes)
     more = f" One more token of one sequence adds {grows}." if memory.token_bytes else ""
     if not memory.token_bytes:
         more = " One more token adds nothing: its layers are full, windowed or constant."
-    if memory.state_bytes:
-        more += (
-            f" Recurrent states take {units.byte_size(memory.state_bytes)}, whatever the length."
-        )
     yield [(more, ink.TEXT)]
+    if memory.state_bytes:
+        states = units.byte_size(memory.state_bytes)
+        yield [(f" Recurrent states take {states}, whatever the length.", ink.TEXT)]
     length = trace.meta.model.context_length
     rows = max((layer.rows for layer in memory.layers), default=0)
     if length > rows and memory.token_bytes:
