@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.lanes.snapshot import version
+from kvtrace.record.version import version
 
 _DEPTH = 4
 _MANY = 10_000

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
+from kvtrace.record.version import version
+
 Rows = tuple[int, "weakref.ref[Tensor]", "weakref.ref[Tensor]", int, int]
 """A layer's index, its keys and its values, and the versions of both."""
 
@@ -46,14 +48,6 @@ class Outlived:
                     continue
                 if [version(keys), version(values)] == versions:
                     yield serial, index, keys, values
-
-
-def version(tensor: object) -> int:
-    """Counts changes in place; inference tensors don't count, and say -1."""
-    try:
-        return int(tensor._version)  # type: ignore[attr-defined]
-    except (AttributeError, RuntimeError):
-        return -1
 
 
 def _alive(rows: Rows) -> bool:

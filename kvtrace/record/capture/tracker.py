@@ -18,8 +18,9 @@ from transformers.cache_utils import DynamicLayer
 
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Lingering
-from kvtrace.record.capture.outlived import Outlived, version
+from kvtrace.record.capture.outlived import Outlived
 from kvtrace.record.capture.running import Pass, RawUpdate, Verdict
+from kvtrace.record.version import version
 
 
 @dataclass(slots=True)

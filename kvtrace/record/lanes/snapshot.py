@@ -18,6 +18,7 @@ from kvtrace.record.capture.inputs import tokens_in
 from kvtrace.record.capture.levels import looks_like_attention
 from kvtrace.record.lanes.extend import FirstCall
 from kvtrace.record.lanes.private import Copier
+from kvtrace.record.version import version
 
 _CONSTANT = re.compile(
     r"mask|bias|tril|causal|freq|rope|rotary|cos|sin|alibi|slopes|pos|table|pe$", re.IGNORECASE
@@ -137,11 +138,3 @@ def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(model.forward).parameters
     except (TypeError, ValueError):
         return {}
-
-
-def version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; -1 where that is not counted."""
-    try:
-        return tensor._version
-    except RuntimeError:
-        return -1

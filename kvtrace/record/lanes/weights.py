@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from kvtrace.record.lanes.snapshot import version
+from kvtrace.record.version import version
 
 
 class Weights:
