@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvtrace.record.cache.repeats import KEPT, Repeats
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.flow.abreast import Copied, copied, steps
 from kvtrace.record.flow.rows import RowFollower, RowStep
 from kvtrace.record.flow.texts import Given
 from kvtrace.record.match import Digests, digest
+from kvtrace.record.version import version
 
 _POSITION = re.compile(r"(^|_)(pos|position|positions|start|offset|past_len|past_length)(_|s?$)")
-_KEPT = re.compile(r"past|cache|kv|state|mems|memory")
 
 ROOM = 1 << 26
 """Bytes of keys and values of a forward that are looked at after it, of all its sites."""
@@ -53,7 +54,7 @@ class Seen:
 
     def intact(self, call: AttentionCall) -> bool:
         """Whether what the call was given is still what it was when it was seen."""
-        now = _version(call.keys), _version(call.values)
+        now = version(call.keys), version(call.values)
         if now == self.versions and -1 not in now:
             return True
         seq, slots = self.step.cells.shape[1], self.step.slots
@@ -108,6 +109,7 @@ class Derived:
         self._resumed_told: bool | None = None
         self._told: tuple[bool, int | None, tuple[int, ...] | None] | None = None
         self._rows: int | None = None
+        self._handed, self._repeats = Repeats(), False
 
     def begin(self, tokens: Tensor | None, arguments: Mapping[str, object], number: int) -> None:
         """A forward begins.
@@ -120,6 +122,7 @@ class Derived:
         self._clear()
         self._tokens, self._arguments, self.number = tokens, arguments, number
         self._told = self._resumed_told = self._rows = None
+        self._repeats = self._handed.same(arguments, tokens, self._before)
 
     def see(self, call: AttentionCall) -> AttentionCall:
         """Look at a call while the model runs; the call with nothing left that may be changed."""
@@ -171,7 +174,7 @@ class Derived:
         """
         for key, (keys, values) in self._shown.items():
             seen = self._seen[key]
-            calm = (_version(keys), _version(values)) == seen.versions
+            calm = (version(keys), version(values)) == seen.versions
             before = self._calm.get(seen.store, 0)
             self._calm[seen.store] = before + 1 if calm and before >= 0 else NEVER
 
@@ -209,7 +212,7 @@ class Derived:
             follower.succeed(self._followers[before])
         self._stores_of[call.module, call.call] = store
         step = follower.step(self._given(call, keys, values, visible))
-        versions = _version(call.keys), _version(call.values)
+        versions = version(call.keys), version(call.values)
         rows = step.fresh or (_written(keys, step), _written(values, step))
         return Seen(store, step, *rows, versions, follower.digests)
 
@@ -227,7 +230,8 @@ class Derived:
         tokens = 0
         if call.kind == "self" and self._tokens is not None:
             tokens = self._in_rows(self._tokens).shape[-1]
-        return Given(keys, values, new, visible, grown, start, pads, number, resumed, tokens)
+        again = self._repeats and call.kind == "self"
+        return Given(keys, values, new, visible, grown, start, pads, number, resumed, tokens, again)
 
     # -- calls of a step that most likely only added rows ----------------------------------
 
@@ -252,7 +256,7 @@ class Derived:
         taken = memory in self._memory or memory in self._waiting_at
         if taken or not follower.may_have_grown(given):
             return False
-        versions = _version(keys), _version(values)
+        versions = version(keys), version(values)
         if -1 in versions:
             return False
         one = copied(follower, given, over=over)
@@ -273,8 +277,8 @@ class Derived:
             given = one.copied.given
             rows = step.fresh or (_written(given.keys, step), _written(given.values, step))
             if step.fresh is None and one.versions != (
-                _version(given.keys),
-                _version(given.values),
+                version(given.keys),
+                version(given.values),
             ):
                 self._stores.say(one.store, remark=WRITTEN_OVER.format(self.number))
             digests = one.copied.follower.digests
@@ -286,7 +290,7 @@ class Derived:
         """Whether an argument named for it holds what an earlier step left there."""
         if self._resumed_told is None:
             self._resumed_told = any(
-                _KEPT.search(name) and not isinstance(value, bool | int | str) and _filled(value)
+                KEPT.search(name) and not isinstance(value, bool | int | str) and _filled(value)
                 for name, value in self._arguments.items()
             )
         return self._resumed_told
@@ -338,14 +342,6 @@ def _filled(value: object) -> bool:
     if isinstance(value, list | tuple):
         return any(isinstance(one, Tensor) or _filled(one) for one in value)
     return value is not None and not isinstance(value, Tensor)
-
-
-def _version(tensor: Tensor) -> int:
-    """Counts changes in place; inference tensors don't count, and say -1."""
-    try:
-        return int(tensor._version)
-    except (AttributeError, RuntimeError):
-        return -1
 
 
 def _written(rows: Tensor, step: RowStep) -> Tensor:

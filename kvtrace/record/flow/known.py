@@ -144,6 +144,18 @@ def without_chance(match: Match, given: Given, seen: Flags, *, computed: bool) -
     return replace(match, origin=origin, changed=changed)
 
 
+def repeated(match: Match, given: Given) -> Match:
+    """The match, but for the own rows of a step that repeats the one before: they equal its."""
+    text, known = match.text, match.origin != NOWHERE
+    if not given.again or text is None or text.number != given.number - 1 or not known.all():
+        return match
+    own = np.argsort(cells_before(match), axis=1)[:, -given.new :]
+    origin, changed = match.origin.copy(), match.changed.copy()
+    np.put_along_axis(origin, own, NOWHERE, 1)
+    changed[np.unique(own)] = True
+    return replace(match, origin=origin, changed=changed)
+
+
 def is_new(match: Match, given: Given, seen: Flags, *, computed: bool) -> bool:
     """Whether a new text begins, though some of its rows are where an old one's were.
 

@@ -21,6 +21,7 @@ from kvtrace.record.flow.known import (
     gone_on,
     is_new,
     live_slots,
+    repeated,
     unknown,
     without_chance,
 )
@@ -150,7 +151,7 @@ class RowFollower:
         if match.text is None:
             match = gone_on(self._texts, given)
         computed = computed and (match.text is None or given.grown)
-        match = without_chance(match, given, seen, computed=computed)
+        match = without_chance(repeated(match, given), given, seen, computed=computed)
         live = live_slots(match, given, seen)
         text = remembered(match, given, now if part is None else None)
         cells = cells_before(match)

@@ -30,6 +30,7 @@ class Given:
         number: Of the step.
         resumed: The model was given what an earlier step had filled.
         tokens: Tokens per sequence that came in; 0 where the rows need not be theirs.
+        again: The model was handed the tokens of the step before, and what that one was handed.
     """
 
     keys: Tensor
@@ -42,6 +43,7 @@ class Given:
     number: int = 0
     resumed: bool = False
     tokens: int = 0
+    again: bool = False
 
 
 @dataclass(slots=True, eq=False)
