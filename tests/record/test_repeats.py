@@ -55,3 +55,10 @@ def test_what_has_no_cache_among_its_arguments_repeats_nothing():
     repeats, tokens = Repeats(), ids(1)
     assert not repeats.same({"idx": tokens}, tokens, None)
     assert not repeats.same({"idx": tokens}, tokens, tokens)
+
+
+def test_a_container_that_holds_itself_is_looked_through_once():
+    repeats, tokens, state = Repeats(), ids(1), {}
+    state["self"] = state
+    assert not repeats.same({"state": state}, tokens, None)
+    assert not repeats.same({"state": state}, tokens, tokens)

@@ -17,6 +17,9 @@ from kvtrace.record.version import version
 KEPT = re.compile(r"past|cache|kv|state|mems|memory")
 """What arguments are called that hold what earlier steps left."""
 
+_DEEPEST = 3
+"""Containers in containers; one may hold itself."""
+
 
 class Repeats:
     """Remembers what the forward before was handed; holds nothing of it."""
@@ -47,13 +50,10 @@ class Repeats:
         return tokens is not None and before is not None and torch.equal(tokens, before)
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
+def _tensors(value: object, depth: int = _DEEPEST) -> Iterator[Tensor]:
     """Those in lists, tuples and tables."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
+    elif depth and isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(one, depth - 1)
