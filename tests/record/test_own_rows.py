@@ -156,3 +156,24 @@ def test_padding_at_the_left_has_negative_positions(tmp_path):
     for sequence in range(2):
         np.testing.assert_array_equal(trace.cache(1, 0, sequence).keys, past[0][sequence].numpy())
     assert trace.cache(1, 0, 1).positions.tolist() == [-2, -1, 0, 1, 2, 3]
+
+
+class HoldsItself(nn.Module):
+    """Takes a table that holds itself, as objects that point to one another do."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.qkv, self.head = nn.Embedding(40, 8), nn.Linear(8, 24), nn.Linear(8, 40)
+
+    def forward(self, tokens, state):
+        q, k, v = self.qkv(self.embed(tokens)).chunk(3, -1)
+        state["self"] = state
+        return self.head(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def test_an_argument_that_holds_itself_ends_no_recording(tmp_path):
+    model, state = HoldsItself(), {}
+    with kvtrace.record(model, tmp_path / "a.kvt"), torch.no_grad():
+        for end in (3, 4):
+            model(ids(4)[:, :end] % 40, state)
+    assert len(kvtrace.open(tmp_path / "a.kvt")) == 2

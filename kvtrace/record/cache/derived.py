@@ -335,12 +335,12 @@ def _memory(call: AttentionCall) -> tuple[object, ...]:
     )
 
 
-def _filled(value: object) -> bool:
+def _filled(value: object, depth: int = 3) -> bool:
     """Whether a container holds tensors; anything else that is neither tensor nor None does."""
     if isinstance(value, Mapping):
-        return _filled(list(value.values()))
+        return _filled(list(value.values()), depth)
     if isinstance(value, list | tuple):
-        return any(isinstance(one, Tensor) or _filled(one) for one in value)
+        return any(isinstance(one, Tensor) or (depth and _filled(one, depth - 1)) for one in value)
     return value is not None and not isinstance(value, Tensor)
 
 
