@@ -23,7 +23,7 @@ from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.interface import without_pool
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.chance import own_chance
-from kvtrace.record.lanes.asked import arguments_for, cast, filled, padded_for
+from kvtrace.record.lanes.asked import arguments_for, cast, filled, padded_for, read_beside
 from kvtrace.record.lanes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.codes import CODES, layout_of
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
@@ -251,6 +251,7 @@ class Again:
         tokens = call.given(tokens, [path.row for path in batch.paths])
         arguments = _WAYS[name](call, tokens)
         arguments[call.ids] = batch.extra.get(CODES, arguments[call.ids])
+        arguments |= read_beside(call.ids, batch, kind)
         if any(path.padding for path in batch.paths):
             # what was passed is taken, also by a forward that names only some and takes **the rest
             known = dict.fromkeys((*call.parameters, *call.arguments))

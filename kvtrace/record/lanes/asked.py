@@ -15,6 +15,9 @@ from kvtrace.record.lanes.embedded import NAME, joined
 if TYPE_CHECKING:
     from kvtrace.record.lanes.again import Batch
 
+DECODER = "decoder_input_ids"
+"""The ids that a decoder is fed, where an encoder reads others."""
+
 
 def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -> dict[str, object]:
     """What the model is called with; only names that its forward takes."""
@@ -22,15 +25,9 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
     if device is None:
         there = (one.device for one in model.parameters() if not one.is_meta)
         device = next(there, torch.device("cpu"))
-    decoder = "decoder_input_ids" in names
+    decoder = DECODER in names
     arguments: dict[str, object] = {k: v for k, v in batch.extra.items() if v is not None}
-    first = (
-        "decoder_input_ids"
-        if decoder
-        else "input_ids"
-        if "input_ids" in names
-        else next(iter(names))
-    )
+    first = DECODER if decoder else "input_ids" if "input_ids" in names else next(iter(names))
     ids, given_rows = filled(batch, device), batch.extra.get(NAME)
     if isinstance(given_rows, Tensor):
         arguments[NAME] = joined(model, ids, given_rows)
@@ -49,6 +46,20 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
     if batch.keep is not None and "logits_to_keep" in names:
         arguments["logits_to_keep"] = torch.tensor(list(batch.keep), device=device)
     return arguments
+
+
+def read_beside(ids: str, batch: Batch, dtype: torch.dtype | None) -> dict[str, object]:
+    """What an encoder said or reads to these paths: it is another thing for another text.
+
+    Args:
+        ids: Name of the argument with the paths' ids.
+        batch: The paths, and what goes with them.
+        dtype: Of its floating tensors; None: as they are.
+    """
+    if ids != DECODER:
+        return {}
+    given = {name: one for name, one in batch.extra.items() if name != CODES and one is not None}
+    return given if dtype is None else {name: cast(one, dtype) for name, one in given.items()}
 
 
 def _going_on(given: Tensor, batch: Batch, device: torch.device) -> Tensor:

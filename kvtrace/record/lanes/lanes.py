@@ -104,8 +104,8 @@ class Lanes:
 
     def forward(self, step: int, forward: Forward) -> None:
         """A forward became a step: keep what the trace does not hold of it."""
-        if forward.part == "encoder" and forward.model is self.model:
-            self.forget()  # its decoder is called by another method, with other arguments
+        if forward.part == "encoder":
+            self.forget()  # its decoder is called after it, with other arguments
         if forward.part == "encoder" or self.options.mode == "off":
             return
         self._extras.add(step, forward)

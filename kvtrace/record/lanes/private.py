@@ -263,7 +263,10 @@ class Copier:
             return self._give_up(thing, "its class can't be made empty")
         self._memo[id(thing)] = made
         if isinstance(thing, dict):
-            dict.update(made, {self.of(k): self.of(v) for k, v in thing.items()})
+            # an ordered one keeps its order beside the plain dict that it is
+            put = (OrderedDict if isinstance(thing, OrderedDict) else dict).__setitem__
+            for name, value in thing.items():
+                put(made, self.of(name), self.of(value))
         elif isinstance(thing, list):
             list.extend(made, [self.of(one) for one in thing])
         for name, value in getattr(thing, "__dict__", {}).items():
