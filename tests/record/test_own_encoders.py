@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from builders.encoder_decoders import bart, t5
 
 import kvtrace
+from builders.encoder_decoders import bart, t5
 
 
 @pytest.fixture(params=[bart, t5])

@@ -262,6 +262,16 @@ class Copier:
         except TypeError:
             return self._give_up(thing, "its class can't be made empty")
         self._memo[id(thing)] = made
+        self._fill(made, thing)
+        for name, value in getattr(thing, "__dict__", {}).items():
+            made.__dict__[name] = self.of(value)
+        for name in slots:
+            if hasattr(thing, name):
+                object.__setattr__(made, name, self.of(getattr(thing, name)))
+        return made
+
+    def _fill(self, made: Any, thing: object) -> None:
+        """What a dictionary or list holds, into an empty one of its class."""
         if isinstance(thing, dict):
             # an ordered one keeps its order beside the plain dict that it is
             put = (OrderedDict if isinstance(thing, OrderedDict) else dict).__setitem__
@@ -269,12 +279,6 @@ class Copier:
                 put(made, self.of(name), self.of(value))
         elif isinstance(thing, list):
             list.extend(made, [self.of(one) for one in thing])
-        for name, value in getattr(thing, "__dict__", {}).items():
-            made.__dict__[name] = self.of(value)
-        for name in slots:
-            if hasattr(thing, name):
-                object.__setattr__(made, name, self.of(getattr(thing, name)))
-        return made
 
     def _give_up(self, thing: object, why: str) -> object:
         self.odd.append(f"{type(thing).__name__} ({why})")
