@@ -135,6 +135,12 @@ class Report:
 
         return "\n".join(lines(self))
 
+    def __repr__(self) -> str:
+        """One line, as a prompt or a notebook shows it."""
+        from kvtrace.analysis.checks.advice import headline
+
+        return f"<Report: {headline(self)}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:

@@ -10,7 +10,6 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.running import RawCall
+from kvtrace.record.written import file_of
 
 _NAMES = ("query", "key", "value", "attention_mask")
 # Masks in the wild: -inf, finfo.min, -1e9, -10000. No bias comes near.
@@ -78,7 +78,7 @@ def _window(module: nn.Module, layer: int) -> int | None:
 def _code(module: nn.Module) -> str:
     """Where its forward is written: "file.py:line"."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return f"{PurePath(code.co_filename).name}:{code.co_firstlineno}" if code else ""
+    return f"{file_of(code)}:{code.co_firstlineno}" if code else ""
 
 
 class MaskReader:

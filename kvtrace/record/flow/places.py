@@ -8,6 +8,8 @@ from types import CodeType
 
 import torch
 
+from kvtrace.record.written import file_of
+
 _OURS = str(Path(__file__).parent)
 _LIBRARIES = (str(Path(torch.__file__).parent), _OURS)
 _HELPERS = ("einops", "opt_einsum", "contextlib.py", "functools.py")
@@ -29,7 +31,7 @@ def _user_file(code: CodeType) -> str | None:
         path = Path(code.co_filename)
         theirs = code.co_filename.startswith(_LIBRARIES)
         theirs = theirs or any(part in _HELPERS for part in path.parts)
-        known = _files[id(code)] = (code, None if theirs else path.name)
+        known = _files[id(code)] = (code, None if theirs else file_of(code))
     return known[1]
 
 

@@ -122,3 +122,11 @@ def test_hostile_names_reach_no_terminal():
 def test_a_report_prints_as_the_command_does():
     report = together([Trial("decode", diverged(ROPE))])
     assert str(report).splitlines() == lines(report)
+
+
+def test_a_prompt_and_a_notebook_show_a_report_in_one_line():
+    found = Finding("POSITION-ROPE", 1, 0, "q", "off by one")
+    assert repr(Report(DIVERGED, (found,))) == (
+        "<Report: diverged: queries are rotated to another position (POSITION-ROPE) "
+        "at step 1, layer 0, queries>"
+    )
