@@ -81,4 +81,6 @@ def check_stale(scene: Scene, identity: Identity) -> Finding | None:
     evidence = (
         f"{len(foreign)} rows that are no token of this prompt, {named_slots(scene, foreign)}"
     )
+    if scene.step == 0:
+        evidence += ", in the first step recorded: left of what ran before, if anything did"
     return finding(scene, "STALE-CACHE", "k", evidence, foreign)

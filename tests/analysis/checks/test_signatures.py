@@ -1,5 +1,7 @@
 """Each planted fault in one attention is named by its signature; the healthy twin is silent."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -236,6 +238,9 @@ def test_rows_of_an_earlier_prompt():
     visible = np.concatenate([np.ones((12, 12), bool), np.tri(12, dtype=bool)], axis=1)
     scene = toy.scene(12, k=k, v=v, supposed=supposed, visible=visible, first_step=True)
     assert name(scene) == "STALE-CACHE"
+    assert "left of what ran before" not in diagnose(scene).evidence
+    first = diagnose(replace(scene, step=0))
+    assert first.evidence.endswith("left of what ran before, if anything did")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn"])
