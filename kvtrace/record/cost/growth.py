@@ -1,9 +1,10 @@
 """How the cost of a matrix product grows, learned from two forwards.
 
-A product costs so much per new row, per attended row (MLA expands its latents anew at every step),
-per pair of both, or per sequence. Prefill and first decode step tell which: in the one `new` equals
-`seq`, in the other it is 1. What fits none of these is summed over its siblings first: which expert
-gets how many rows is a matter of the text, but together they get `new × top-k`.
+A product costs so much per new row, per row of logits, per attended row (MLA expands its latents
+anew at every step), per pair of both, or per sequence. Prefill and first decode step tell which: in
+the one `new` equals `seq`, in the other it is 1; where both fit, the multiplied rows tell. What
+fits none of these is summed over its siblings first: which expert gets how many rows is a matter
+of the text, but together they get `new × top-k`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Per(Enum):
     """What a cost is proportional to, for each sequence of the batch."""
 
     NEW = "new rows"
+    LOGITS = "rows of logits"
     SEQ = "attended rows"
     PAIR = "new × attended rows"
     SEQUENCE = "sequences, each pass"
@@ -38,16 +40,20 @@ class Sizes(NamedTuple):
         sequences: Rows of the batch.
         new: Tokens in, per sequence.
         seq: Rows attended to.
+        logits: Rows of logits, of all sequences.
     """
 
     sequences: int
     new: int
     seq: int
+    logits: int = 0
 
     def amount(self, per: Per) -> int:
         """How much of `per` there is."""
         if per is Per.NEW:
             return self.sequences * self.new
+        if per is Per.LOGITS:
+            return self.logits
         if per in (Per.LONG, Per.SINGLE):
             fits = (self.new > 1) is (per is Per.LONG)
             return self.sequences * self.new if fits else 0
@@ -79,10 +85,12 @@ class Seen(NamedTuple):
     Attributes:
         flops: 0: it did not run.
         sizes: Of the forward, as this product's module saw them.
+        rows: Rows that a weight was multiplied with; 0: not known.
     """
 
     flops: int
     sizes: Sizes
+    rows: int = 0
 
 
 def ratio(number: int | Fraction, of: int) -> int | Fraction:
@@ -106,12 +114,40 @@ def growth(seen: Sequence[Seen], *, weight: bool) -> Growth | None:
             # the encoder's and the cross attention's: once for each sequence
             return Growth(Per.START, ratio(ran[0].flops, ran[0].sizes.sequences))
         return None
-    order = (Per.NEW, Per.SEQ, Per.SEQUENCE) if weight else tuple(Per)[:4]
-    for per in order:
-        each = {ratio(one.flops, one.sizes.amount(per)) for one in ran}
-        if len(each) == 1:
-            return Growth(per, each.pop(), sure=len(seen) > 1)
+    fitting = {
+        per: each for per in (OF_A_WEIGHT if weight else OF_ROWS) if (each := _each(ran, per))
+    }
+    # several may fit: by the very rows that were multiplied, by whole multiples of them, by any
+    for whole in (_as_many, _as_often, _anyhow):
+        for per, each in fitting.items():
+            if all(whole(one.rows, one.sizes.amount(per)) for one in ran):
+                return Growth(per, each, sure=len(seen) > 1)
     return None
+
+
+OF_A_WEIGHT = (Per.NEW, Per.LOGITS, Per.SEQ, Per.SEQUENCE)
+OF_ROWS = (Per.NEW, Per.SEQ, Per.PAIR, Per.SEQUENCE)
+
+
+def _each(ran: Sequence[Seen], per: Per) -> int | Fraction | None:
+    """What all of them cost for each of `per`; None: not the same."""
+    amounts = [one.sizes.amount(per) for one in ran]
+    if not all(amounts):
+        return None
+    each = {ratio(one.flops, amount) for one, amount in zip(ran, amounts, strict=True)}
+    return each.pop() if len(each) == 1 else None
+
+
+def _as_many(rows: int, amount: int) -> bool:
+    return rows == amount
+
+
+def _as_often(rows: int, amount: int) -> bool:
+    return rows > 0 and rows % amount == 0
+
+
+def _anyhow(rows: int, amount: int) -> bool:
+    return True
 
 
 @lru_cache(maxsize=1 << 14)
@@ -155,7 +191,8 @@ def fit(seen: Mapping[Key, Sequence[Seen]]) -> dict[Key, tuple[Growth, ...]]:
 def _together(members: Sequence[Sequence[Seen]], *, weight: bool) -> tuple[Growth, ...]:
     """Growth of a sum; unsure where even that fits nothing."""
     total = [
-        Seen(sum(one.flops for one in same), same[0].sizes) for same in zip(*members, strict=True)
+        Seen(sum(one.flops for one in same), same[0].sizes, sum(one.rows for one in same))
+        for same in zip(*members, strict=True)
     ]
     found = growth(total, weight=weight)
     if found is not None:

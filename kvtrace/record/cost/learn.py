@@ -43,11 +43,13 @@ class _Observed:
         sizes: Of the forward; `seq` counts all tokens so far.
         attended: The same for each attention module; `seq` counts the rows that it attends to.
         flops: By product.
+        rows: Rows multiplied with a weight, by product.
     """
 
     sizes: Sizes
     attended: Mapping[str, Sizes]
     flops: Mapping[Key, int]
+    rows: Mapping[Key, int]
 
 
 class Learner:
@@ -94,19 +96,21 @@ class Learner:
         kept = roles.without_attention(products, measured.calls)
         roles.assign(kept, measured.calls, self._heads(kept, measured), self._roles)
         flops: dict[Key, int] = {}
+        multiplied: dict[Key, int] = {}
         by_role: dict[str, int] = {}
         for product in kept:
             role = self._roles[product.key]
             flops[product.key] = flops.get(product.key, 0) + product.flops
+            multiplied[product.key] = multiplied.get(product.key, 0) + product.rows
             by_role[role] = by_role.get(role, 0) + product.flops
         rows = measured.logit_rows
         if by_role.get(roles.HEAD) and rows:
             self.head_row = ratio(by_role[roles.HEAD], rows)
-        whole = Sizes(measured.sequences, measured.new, measured.tokens)
+        whole = Sizes(measured.sequences, measured.new, measured.tokens, rows)
         attended = {
             call.module: whole._replace(seq=int(call.keys.shape[2])) for call in measured.calls
         }
-        observed = _Observed(whole, attended, flops)
+        observed = _Observed(whole, attended, flops, multiplied)
         if self.done:
             self._check(observed, starts=measured.starts)
         elif not self._observed or self._tells_more(measured):
@@ -195,7 +199,7 @@ def _named(paths: Iterable[str]) -> str:
 def _seen(observed: _Observed, key: Key, module: str | None) -> Seen:
     """One product in one forward, with the rows that its module attended to."""
     sizes = observed.sizes if module is None else observed.attended.get(module, observed.sizes)
-    return Seen(observed.flops.get(key, 0), sizes)
+    return Seen(observed.flops.get(key, 0), sizes, observed.rows.get(key, 0))
 
 
 def _head_paths(plan: Plan) -> frozenset[str]:

@@ -14,6 +14,7 @@ from operator import mul
 
 from torch import nn
 
+from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.cost import roles
 from kvtrace.record.cost.formulas import attention_flops
 from kvtrace.record.cost.growth import Per, Sizes
@@ -46,6 +47,8 @@ class CostMeter:
         self._every_row = False
         self._names: Sequence[str] = ()
         self._groups: dict[tuple[int, int, str], list[int]] = {}
+        # layers that work out no more than the logits are made of
+        self._few: set[int] = set()
         self._encoding: tuple[int | Fraction, int | Fraction] = (0, 0)
         self._rate: Rate | None = None
 
@@ -143,6 +146,9 @@ class CostMeter:
         """Scores and mix of this forward, scores and mix of an uncached one."""
         total, new, calls = measured.tokens, measured.new, measured.calls
         groups = self._alike(measured)
+        if measured.alike is None:
+            places = [n for n, call in enumerate(calls) if call.kind == "self"]
+            self._few |= {n for n in places if calls[n].queries.size(2) != new}
         scores = mix = again_scores = again_mix = 0
         for (key_features, value_features, kind), members in groups.items():
             seq = measured.rows(members)
@@ -150,9 +156,10 @@ class CostMeter:
             if kind == "cross":
                 again = total * seq
             elif kind != "self":
-                sizes = [calls[index].queries.size(2) for index in members]
-                seqs = [calls[index].keys.size(2) for index in members]
-                pairs, again = sum(map(mul, sizes, seqs)), 0
+                pairs, again = _pairs(calls, members), 0
+            elif few := self._few.intersection(members):
+                pairs = _pairs(calls, members)
+                again -= 0 if self._every_row else (total - 1) * total * len(few)
             scores += key_features * pairs
             mix += value_features * pairs
             again_scores += key_features * again
@@ -168,7 +175,7 @@ class CostMeter:
         """Query heads × key features, × value features, kind → calls; kept between steps."""
         names = measured.modules
         if names is not self._names and list(names) != list(self._names):
-            self._groups = {}
+            self._groups, self._few = {}, set()
             for index, call in enumerate(measured.calls):
                 heads = call.queries.size(1)
                 mixed = heads * call.values.size(3) * call.mixes
@@ -180,7 +187,9 @@ class CostMeter:
     def _parts(self, measured: Measured, *, uncached: bool) -> dict[str, int]:
         """FLOPs by role from what was learned, attention and head left out."""
         new = measured.tokens if uncached else measured.new
-        whole = Sizes(measured.sequences, new, measured.tokens)
+        sequences = measured.sequences
+        rows = sequences * (new if self._every_row else 1) if uncached else measured.logit_rows
+        whole = Sizes(sequences, new, measured.tokens, rows)
         learner = self._learner(measured)
         flat = learner.flat
         amount = whole.amount(Per.NEW)
@@ -198,8 +207,7 @@ class CostMeter:
             seq = measured.tokens
             if one.module is not None and not (uncached and _sees_itself(measured, one.module)):
                 seq = measured.attended(one.module)
-            sizes = Sizes(measured.sequences, new, seq)
-            more = one.growth.flops * sizes.amount(one.growth.per)
+            more = one.growth.flops * whole._replace(seq=seq).amount(one.growth.per)
             totals[one.role] = totals.get(one.role, 0) + more
         return {role: int(flops) for role, flops in totals.items()}
 
@@ -220,6 +228,12 @@ def _flops(
         head_all=int(row * sequences * rows),
         other=parts.get(roles.OTHER, 0),
     )
+
+
+def _pairs(calls: Sequence[AttentionCall], members: Sequence[int]) -> int:
+    """Pairs of a query and a key, of some of the calls."""
+    sizes = [calls[index].queries.size(2) for index in members]
+    return sum(map(mul, sizes, [calls[index].keys.size(2) for index in members]))
 
 
 def _encoding(measured: Measured) -> tuple[Fraction, Fraction]:

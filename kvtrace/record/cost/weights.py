@@ -80,7 +80,7 @@ def weight_reads(
 
 def _share(terms: Sequence[Growth], elements: int) -> int | Fraction:
     """Share of a matrix that one token multiplies."""
-    flops = sum([one.flops for one in terms if one.per is Per.NEW])
+    flops = sum([one.flops for one in terms if one.per in (Per.NEW, Per.LOGITS)])
     return min(1, ratio(flops, 2 * elements))
 
 
