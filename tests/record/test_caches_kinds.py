@@ -68,6 +68,7 @@ KINDS = {
     "every head its own": ("gpt2", lambda config: DynamicCache(config=config)),
     "shared by layers": ("gemma3n_text", lambda config: DynamicCache(config=config)),
     "chunks": ("llama4_text", lambda config: DynamicCache(config=config)),
+    "differential": ("diffllama", lambda config: DynamicCache(config=config)),
     "sinks": ("gpt_oss", lambda config: DynamicCache(config=config)),
     "state space": ("bamba", lambda config: DynamicCache(config=config)),
     "made without a config": ("llama", lambda _: DynamicCache()),
@@ -88,6 +89,21 @@ def test_a_cache_of_any_kind_is_rebuilt_and_its_bytes_are_the_live_ones(kind, tm
     assert_caches_agree(trace, held)
     assert_attention_explains_itself(trace)
     assert [step.cost.cache_bytes for step in trace] == live
+
+
+def test_parts_of_rows_that_are_attended_to_apart_are_no_second_cache(tmp_path):
+    model = model_of("diffllama")
+    live = []
+
+    def see(module, args, kwargs, result):
+        live.append(held_nbytes(result.past_key_values))
+
+    handle = model.register_forward_hook(see, with_kwargs=True)
+    trace, held, _ = record(model, generate(model, num_beams=3), tmp_path / "a.kvt")
+    handle.remove()
+    assert_caches_agree(trace, held)
+    assert [step.cost.cache_bytes for step in trace] == live
+    assert {site.source for site in trace.meta.sites} == {"derived"}
 
 
 OWN = {

@@ -5,6 +5,7 @@ By identity of memory first; by content where a module repeats heads or copies b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,7 @@ def reads(forward: Forward) -> list[Read]:
         if index is not None and _is(call, forward.lingering[index]):
             found.append(Read("cache", lingering=index))
             continue
-        found.append(_by_content(forward, place, call))
+        found.append(_by_content(forward, place, call, found))
     return found
 
 
@@ -71,8 +72,15 @@ def _plain(given: Tensor, rows: Tensor) -> bool:
     )
 
 
-def _by_content(forward: Forward, place: int, call: AttentionCall) -> Read:
-    """Equal to what an update handed back, or made from it, or neither."""
+def _by_content(forward: Forward, place: int, call: AttentionCall, earlier: Sequence[Read]) -> Read:
+    """Equal to what an update handed back, or made from it, or neither.
+
+    Args:
+        forward: It.
+        place: Of the call in it.
+        call: The call.
+        earlier: What the calls before it read.
+    """
     before = forward.updates_before[place]
     previous = forward.updates_before[place - 1] if place else 0
     mine = [i for i, one in enumerate(forward.updates[:before]) if one.layer == call.layer]
@@ -85,9 +93,23 @@ def _by_content(forward: Forward, place: int, call: AttentionCall) -> Read:
         repeats = _repeats(call, one) if one.layer == call.layer else 0
         if repeats:
             return Read("cache", lingering=index, repeats=repeats)
-    if recent and call.kind != "encoder":
-        return Read("derived", recent[-1])
-    return Read("uncached")
+    if call.kind == "encoder":
+        return Read("uncached")
+    origin = recent[-1] if recent else _with_the_one_before(forward, place, earlier)
+    return Read("uncached") if origin is None else Read("derived", origin)
+
+
+def _with_the_one_before(forward: Forward, place: int, earlier: Sequence[Read]) -> int | None:
+    """The update whose rows a module attends to once more, in other parts: differential heads."""
+    if not place:
+        return None
+    call, before = forward.calls[place], forward.calls[place - 1]
+    alike = (call.module, call.kind, call.keys.shape[2]) == (
+        before.module,
+        before.kind,
+        before.keys.shape[2],
+    )
+    return earlier[-1].update if alike else None
 
 
 def _repeats(call: AttentionCall, rows: CacheUpdate | Lingering) -> int:
