@@ -26,7 +26,7 @@ from kvtrace.analysis.checks.rows import (
     unknown,
 )
 from kvtrace.analysis.checks.scene import Scene
-from kvtrace.analysis.checks.turned import rotation, shift, slope, whole
+from kvtrace.analysis.checks.turned import Rotation, rotation, shift, slope, whole
 from kvtrace.trace.dtypes import Floats
 
 _VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
@@ -263,9 +263,9 @@ def _turned(
         return None
     places = scene.supposed[rows] - scene.padding
     old = bool(len(changed_before(scene, rows)))
-    rate = slope(turn, places)
-    if rate is not None and (len(rows) > 1 or places[0] == 0):
-        return _in_proportion(len(rows), rate, old)
+    rated = _rated(scene, turn, places, old)
+    if rated is not None:
+        return rated
     n = shift(turn, int(scene.reference.keys.shape[1]) + 64)
     by = "by angles that vary" if n is None else f"by {n:+d} positions"
     if old and n is not None and len(rows) == 1 and n == -int(places[0]):
@@ -277,6 +277,20 @@ def _turned(
     if n is not None and len(rows) == 1 and n == -int(places[0]) and n < -1:
         by += ", all of its position (as at position 0, or not rotated at all)"
     return "POSITION-ROPE-K", f"k of {counted(len(rows))} is rotated {by}, q is right"
+
+
+def _rated(scene: Scene, turn: Rotation, places: Indices, old: bool) -> tuple[str, str] | None:
+    """Keys that are rotated in proportion to their position, or to their distance to the end."""
+    rate = slope(turn, places)
+    if rate is not None and (len(places) > 1 or places[0] == 0):
+        return _in_proportion(len(places), rate, old)
+    newest = int(scene.supposed.max()) - scene.padding
+    rate = slope(turn, places - newest) if len(places) > 1 else None
+    if rate is None or not whole(rate) or rate[0] > 0:
+        return None
+    # what the newest row is rotated with is laid over all of them
+    evidence = f"k of {counted(len(places))} is rotated to position {newest}, as the newest one is"
+    return "KEYS-ROTATED-AGAIN" if old else "POSITION-ROPE-K", evidence
 
 
 def _others_turned(scene: Scene, rows: Indices) -> bool:

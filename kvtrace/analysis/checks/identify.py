@@ -46,6 +46,7 @@ def identify(scene: Scene) -> Identity:
     # where one of both is ambiguous, the other decides
     by_value = _prefer(by_value, by_key, values, scene.reference.values, scene.atol.values)
     by_key = _prefer(by_key, by_value, keys, scene.reference.keys, scene.atol.keys)
+    by_key, by_value = _by_chance(scene, by_key, by_value)
     # what a padding token holds is nobody's promise: it is where it is supposed to be
     padding = (scene.supposed >= 0) & (scene.supposed < scene.padding)
     by_key = np.where(padding & (by_key < 0), scene.supposed, by_key)
@@ -111,6 +112,29 @@ def _prefer(
     out = found.copy()
     out[ask[fits]] = other[ask[fits]]
     return out
+
+
+def _by_chance(
+    scene: Scene, by_key: NDArray[np.int64], by_value: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where most keys match none, one that is an equal token's is not that token's row.
+
+    Keys that all stand at a wrong position are those of equal tokens that do stand there.
+    """
+    known = (scene.supposed >= 0) & (scene.supposed < scene.reference.values.shape[1])
+    inside = np.flatnonzero(known)
+    places = scene.supposed[inside]
+    right = scene.reference.values[:, places]
+    if scene.cached.values[:, inside].shape != right.shape:
+        return by_key, by_value
+    far = np.abs(scene.cached.values[:, inside] - right).max(axis=(0, 2), initial=0)
+    own = inside[far <= scene.atol.values]
+    if 2 * np.count_nonzero(by_key[own] < 0) <= len(own):
+        return by_key, by_value
+    astray = own[(by_key[own] >= 0) & (by_key[own] != scene.supposed[own])]
+    by_key, by_value = by_key.copy(), by_value.copy()
+    by_key[astray], by_value[astray] = -1, scene.supposed[astray]
+    return by_key, by_value
 
 
 def _zero(rows: Floats) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from builders.scenes import Toy
+from builders.scenes import Toy, rope
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.relations import factors
 
@@ -67,3 +67,16 @@ def test_a_new_key_turned_back_by_its_whole_position_may_not_be_turned_at_all():
     found = diagnose(toy.scene(k=k))
     assert found.name == "POSITION-ROPE-K"
     assert "not rotated at all" in found.evidence
+
+
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+@pytest.mark.parametrize("repeated", [(), (4, 8)])
+def test_keys_that_all_stand_at_the_newest_position_are_rotated_again(style, repeated):
+    toy = Toy(style=style)
+    for place in repeated:  # the token of the newest row stood there before
+        toy.plain_k[:, place], toy.v[:, place] = toy.plain_k[:, 11], toy.v[:, 11]
+    toy.k = rope(toy.plain_k, np.arange(12), style).astype(np.float32)
+    k = rope(toy.plain_k, np.full(12, 11), style).astype(np.float32)
+    found = diagnose(toy.scene(k=k, changed=np.arange(12) < 11))
+    assert (found.name, found.tensor) == ("KEYS-ROTATED-AGAIN", "k")
+    assert "11 rows is rotated to position 11, as the newest one is" in found.evidence
