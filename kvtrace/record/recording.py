@@ -301,9 +301,9 @@ class Recording:
                 self._on_step(step)
 
     def _generation(self, run: Generation) -> None:
-        """`generate` begins, or has ended."""
-        recorder = self.recorder
-        if recorder is None:
+        """`generate` begins, or has ended; what other threads generate is not recorded."""
+        recorder, watch = self.recorder, self._watch
+        if recorder is None or watch is None or watch.turns.are_others():
             return
         recorder.phases.prompt_rows = None if run.over else run.prompt_rows
         self.said += [text for text in run.says if text not in self.said]

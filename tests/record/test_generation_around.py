@@ -109,3 +109,50 @@ def test_a_second_thread_in_the_middle_of_a_run_gets_its_text_and_is_said_to_be_
     assert len(trace) == 4
     assert trace.meta.model.class_name == "LlamaForCausalLM"
     assert any("thread" in text for text in trace.meta.not_recorded)
+
+
+def test_two_threads_in_the_same_module_at_once_are_not_mixed_up(model, tmp_path):
+    options = {"do_sample": False, "max_new_tokens": 4}
+    expected = [model.generate(ids, **options) for ids in (IDS, IDS[:, :-2] + 1)]
+    found, faults = {}, []
+    inside, left = threading.Barrier(2, timeout=60), threading.Event()
+    begun, met = threading.Event(), threading.local()
+    rotary, forward = model.model.rotary_emb, model.model.rotary_emb.forward
+
+    def other():
+        try:
+            assert begun.wait(60)
+            found[1] = model.generate(IDS[:, :-2] + 1, **options)
+        except BaseException as error:
+            faults.append(error)
+
+    def held(*args, **kwargs):
+        """Both are in here at once; the first thread leaves first, and the other while it waits."""
+        if not hasattr(met, "once"):
+            met.once = True
+            begun.set()
+            inside.wait()
+            if threading.current_thread() is thread:
+                assert left.wait(60)
+        return forward(*args, **kwargs)
+
+    def go_on(_module, _args):
+        if threading.current_thread() is not thread and not left.is_set():
+            left.set()
+            thread.join()
+
+    thread = threading.Thread(target=other)
+    rotary.forward = held
+    handle = model.model.layers[0].register_forward_pre_hook(go_on)
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        thread.start()
+        found[0] = model.generate(IDS, **options)
+    handle.remove()
+    del rotary.forward
+    assert faults == []
+    assert all(torch.equal(found[one], expected[one]) for one in (0, 1))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    steps = [trace.step(number) for number in trace.numbers]
+    assert [step.phase for step in steps] == ["prefill", "decode", "decode", "decode"]
+    chosen = [step.chosen[0] for step in steps]
+    assert chosen == found[0][0, -4:].tolist()

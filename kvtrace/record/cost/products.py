@@ -3,7 +3,7 @@
 Weight-bearing modules get a light forward hook; a module that multiplies parameters or buffers of
 its own (experts, routers, rotary tables) runs under a counting mode, as does the whole of a model
 that may call `.forward` around its hooks. Neither changes what is computed. All of it is gone when
-the forward ends.
+the forward ends. Other threads that call the model meet the hooks too, and are none of its matter.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,7 @@ class ProductWatch:
         self._ordinals: dict[str, int] = {}
         self._handles: list[RemovableHandle] = []
         self._inside: list[tuple[str, nn.Module]] = []
+        self._thread = get_ident()
         self._mode = _Counting(self._operator)
         self._enter_absent()
         self._whole = plan.whole
@@ -141,10 +143,12 @@ class ProductWatch:
         """Know which offloaded module runs: only then do its parameters have an address."""
 
         def enter(path: str, module: nn.Module, args: object) -> None:
-            self._inside.append((path, module))
+            if get_ident() == self._thread:
+                self._inside.append((path, module))
 
         def leave(module: nn.Module, args: object, out: object) -> None:
-            self._inside.pop()
+            if get_ident() == self._thread:
+                self._inside.pop()
 
         for path, module in self._plan.absent:
             self._handles.append(module.register_forward_pre_hook(partial(enter, path)))
@@ -168,7 +172,7 @@ class ProductWatch:
         key = (path, "weight", 0)
 
         def after(module: nn.Module, args: tuple[object, ...], out: object) -> None:
-            if len(self._owners) == 1:
+            if len(self._owners) == 1 and get_ident() == self._thread:
                 rows = _rows(args, out, entering, leaving)
                 flops = 2 * rows * entering * leaving
                 before = self._seen()
@@ -180,11 +184,15 @@ class ProductWatch:
         self, path: str
     ) -> tuple[Callable[[nn.Module, object], None], Callable[[nn.Module, object, object], None]]:
         def before(module: nn.Module, args: object) -> None:
+            if get_ident() != self._thread:
+                return
             if len(self._owners) == 1:
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
             self._owners.append(path)
 
         def after(module: nn.Module, args: object, out: object) -> None:
+            if get_ident() != self._thread:
+                return
             self._owners.pop()
             if len(self._owners) == 1:
                 self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]

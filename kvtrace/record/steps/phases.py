@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 from kvtrace.record.cache.ledger import LedgerStep
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.positions import Positions
 from kvtrace.trace import Step
 
 
-class Phases:
-    """Tells the phases apart; a loop that knows its prompt says how long it is."""
+class Phases(threading.local):
+    """Tells the phases apart; a loop that knows its prompt says how long it is, in its thread."""
 
     def __init__(self) -> None:
         self.prompt_rows: int | None = None
