@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from kvtrace.analysis.checks.arithmetic import check_arithmetic
+from kvtrace.analysis.checks.by_head import check_rows_of_heads
 from kvtrace.analysis.checks.contents import (
     check_contents,
     check_heads,
@@ -76,6 +77,7 @@ def diagnose(scene: Scene) -> Finding | None:
         check_owner,
         check_zero_rows,
         check_swapped,
+        check_rows_of_heads,
         _check_seen,
         check_contents,
         check_misaligned,

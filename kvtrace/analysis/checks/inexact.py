@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvtrace.analysis.checks.levels import from_table, quantised
+from kvtrace.analysis.checks.levels import from_table, quantised, scaled_floats
 from kvtrace.analysis.checks.relations import rounded_to
 from kvtrace.analysis.checks.rounded_input import rounded_source
 from kvtrace.analysis.checks.rows import counted
@@ -37,14 +37,11 @@ def inexact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str
             f"{mine.shape[1]} rows of {tensor} take {values} values, once divided by the largest "
             f"of each {what}: they were quantised by a table and back"
         )
-    if grid is None:
+    floats = scaled_floats(mine, theirs) if grid is None and off < size else None
+    if grid is None and floats is None:
         source = rounded_source(mine, theirs)
         return None if source is None else ("DTYPE", _made_from(tensor, mine.shape[1], source))
-    bits, what = grid
-    levels = (
-        f"{mine.shape[1]} rows of {tensor} take evenly spaced values, {1 << bits} at most for "
-        f"each {what}: they were quantised to {bits} bits and back"
-    )
+    levels = _levels(tensor, mine.shape[1], grid, floats)
     scaled = _scales(mine, theirs)
     if scaled is not None:
         return "OLD-ROWS-SCALED", (
@@ -52,6 +49,23 @@ def inexact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str
             "recomputed ones, each head of a row by a factor of its own"
         )
     return ("DTYPE", levels) if off < 0.35 * size else None
+
+
+def _levels(
+    tensor: str, rows: int, grid: tuple[int, str] | None, floats: tuple[str, str] | None
+) -> str:
+    """What rows were made of that lie on a grid, or else are small floats times a factor."""
+    if grid is None:
+        name, what = floats or ("", "")
+        return (
+            f"every number of {counted(rows)} of {tensor} fits in {name}, once it is divided by a "
+            f"scale of each {what}: they were quantised to it and back"
+        )
+    bits, what = grid
+    return (
+        f"{rows} rows of {tensor} take evenly spaced values, {1 << bits} at most for each {what}: "
+        f"they were quantised to {bits} bits and back"
+    )
 
 
 def _made_from(tensor: str, rows: int, source: str) -> str:

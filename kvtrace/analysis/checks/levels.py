@@ -31,6 +31,15 @@ _TIMES = 6
 
 _DIGITS = 1e4
 
+_FLOATS = (("float8_e5m2", 2), ("float8_e4m3fn", 3))
+"""Types of eight bits, and how many of them are mantissa."""
+
+_FEWEST_FLOATS = 16
+"""In a group; fewer fit by chance."""
+
+_OFF_DIGIT = 0.05
+"""Of the last bit: what scaling back may round, in bfloat16 too."""
+
 
 def quantised(rows: Floats, reference: Floats) -> tuple[int, str] | None:
     """(bits, of what a group is made) of rows on a grid on which the reference is not.
@@ -58,6 +67,39 @@ def from_table(rows: Floats, reference: Floats) -> tuple[int, str] | None:
         if mine.size >= _TIMES * count and count <= _TABLE < _values(theirs):
             return count, what
     return None
+
+
+def scaled_floats(rows: Floats, reference: Floats) -> tuple[str, str] | None:
+    """(type, of what a group is made) of rows that are small floats times a factor for each group.
+
+    A float of few mantissa bits is a small whole number times a power of two, also below the
+    smallest normal one. Times what the largest number of its group was, every number is.
+
+    Args:
+        rows: [heads, rows, dim].
+        reference: Of the same shape; it is none.
+    """
+    # a factor of all is one of each row too: the widest group that fits is told
+    for what, mine, theirs in reversed(list(_grouped(rows, reference))):
+        if mine.shape[1] < _FEWEST_FLOATS:
+            continue
+        for name, bits in _FLOATS:
+            if _fits_floats(mine, bits):
+                return None if _fits_floats(theirs, bits) else (name, what)
+    return None
+
+
+def _fits_floats(groups: NDArray[np.float64], bits: int) -> bool:
+    """Whether every number has so many bits of mantissa, once its group's factor is taken out."""
+    most = np.abs(groups).max(axis=1, keepdims=True)
+    groups, most = groups[most[:, 0] > 0], most[most[:, 0] > 0]
+    if not len(groups):
+        return False
+    fits = np.zeros(len(groups), bool)
+    for largest in range(1 << bits, 2 << bits):
+        digits = np.frexp(groups / most * largest)[0] * (2 << bits)
+        fits |= (np.abs(digits - np.rint(digits)) <= _OFF_DIGIT).all(axis=1)
+    return bool(fits.all())
 
 
 def _values(groups: NDArray[np.float64]) -> int:

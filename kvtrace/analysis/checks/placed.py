@@ -35,7 +35,8 @@ def placed(
             found = replace(found, apart=float(here[worst]), limit=limit)
     if trace.meta.cache_layers[site.reads].remark.startswith(INEXACT):
         found = _of_its_cache(found)
-    if found.tensor == "k" and found.name in ("MASK", "EVICTED-EARLY"):
+    whole = found.tensor == "k" and found.head is None
+    if whole and found.name in ("MASK", "EVICTED-EARLY"):
         found = _let_go(trace, found, site.reads, sequence)
     if found.slot is None and found.row is not None and found.tensor in ("k", "v"):
         found = replace(found, slot=_slot(trace, found, sequence))

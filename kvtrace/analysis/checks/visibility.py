@@ -86,7 +86,7 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
         if new > 1 and have == set(range(scene.padding, scene.padding + query + 1)):
             return "MASK-TOP-LEFT", "mask", f"{who} (row {query} of {new}) sees only {_list(have)}"
         own = {int(p) for p in scene.places[: query + 1]}
-        if have and have <= own:
+        if have and have <= own and not set(missing) <= own:
             lost = f"{len(missing)} cached rows are missing"
             if twice:
                 lost += f", in {twice} other slots it stands again"
