@@ -35,6 +35,7 @@ class Survey:
         reused: Whether an attention was given rows that an earlier step computed.
         padded: Sequences that are padded behind or within their text, which the lane is not.
         apart: So many steps of one token each, one after the other, lack the row of the one before.
+        again: That a text was fed again on top of itself, a sentence; empty: it was not.
     """
 
     trace: Trace
@@ -47,6 +48,7 @@ class Survey:
     reused: bool = False
     padded: set[int] = field(default_factory=set)
     apart: int = 0
+    again: str = ""
     _top: NDArray[np.float64] | None = None
     _unexplained: dict[int, float] = field(default_factory=dict)
 
@@ -99,7 +101,7 @@ class Survey:
     def caveats(self) -> tuple[str, ...]:
         """What a verdict does not cover."""
         told = (self._random(), self._unseen(), self._left_out(), self._right(), self._doubts())
-        return tuple(filter(None, (*told, self._each_anew())))
+        return tuple(filter(None, (*told, self._each_anew(), self.again)))
 
     def _random(self) -> str:
         found = (one.text for one in self.trace.notes if one.text.startswith(NOT_REPEATABLE))

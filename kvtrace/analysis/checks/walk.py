@@ -105,7 +105,7 @@ def findings(
         searched += bool(places)
     if later is not None and causes.first is None:
         yield where_it_begins(trace, later)
-    unused = fed.finding(trace)
+    unused, survey.again = fed.finding(trace), fed.once
     if unused is not None:
         yield placed(trace, unused, None, None)
 

@@ -1,0 +1,50 @@
+"""Users' own loops that feed again what the cache still holds."""
+
+import torch
+from transformers import DynamicCache
+
+import kvtrace
+from kvtrace.analysis.checks import EQUAL
+from verify import bugs
+
+TEXT = torch.tensor([[5, 9, 30, 7, 81, 44, 9, 12, 60]])
+
+
+def checked(drive):
+    model = bugs.llama()
+    with torch.no_grad():
+        return kvtrace.check(model, run=lambda: drive(model))
+
+
+def test_a_loop_that_feeds_the_whole_text_on_top_of_its_cache_has_every_row_twice():
+    def loop(model):
+        ids, cache = TEXT, DynamicCache()
+        for _ in range(3):
+            out = model(ids, past_key_values=cache)
+            ids = torch.cat((ids, out.logits[:, -1:].argmax(-1)), 1)
+
+    (found,) = checked(loop).findings
+    assert (found.name, found.step) == ("DUPLICATE-ROWS", 1)
+    assert "fed all 9 tokens again that the cache still holds, and so were 1 more" in found.evidence
+
+
+def test_a_conversation_that_is_fed_again_once_is_told_and_not_called_a_bug():
+    def chat(model):
+        cache = DynamicCache()
+        model(TEXT[:, :6], past_key_values=cache)
+        model(TEXT[:, 6:7], past_key_values=cache)
+        model(TEXT, past_key_values=cache)
+
+    report = checked(chat)
+    assert (report.verdict, report.findings) == (EQUAL, ())
+    assert any("step 2 was fed all 7 tokens before it again" in one for one in report.caveats)
+
+
+def test_chunks_of_one_repeated_token_are_fed_once():
+    def dummy(model):
+        cache = DynamicCache()
+        for rows in (3, 6, 12):
+            model(torch.ones(1, rows, dtype=torch.long), past_key_values=cache)
+
+    report = checked(dummy)
+    assert (report.verdict, report.findings, report.caveats) == (EQUAL, (), ())
