@@ -110,9 +110,7 @@ def diff(old: Trace, new: Trace) -> Diff:
     why = _other_model(old, new)
     if why:
         return Diff(UNCHECKED, why, settings)
-    mine, theirs = paths(old), paths(new)
-    pairs = list(zip(mine, theirs, strict=False))
-    shared = [common(*pair) for pair in pairs]
+    pairs, shared, told = _aligned(old, new)
     parts = tuple(_parts(old, new, pairs, shared))
     total = sum(map(len, shared))
     if not total:
@@ -134,8 +132,25 @@ def diff(old: Trace, new: Trace) -> Diff:
         )
         return Diff(UNCHECKED, f"{why} within rounding", settings, total, parts)
     verdict = EQUAL if first is None else DIVERGED
-    finding = None if first is None else diagnosed(old, new, first, pairs[first.sequence])
+    finding = (
+        None if first is None else diagnosed(old, new, first, pairs[first.sequence], told=told)
+    )
     return Diff(verdict, reason, settings, total, parts, first, finding, growth, limits)
+
+
+def _aligned(old: Trace, new: Trace) -> tuple[list[tuple[Path, Path]], list[list[int]], bool]:
+    """Paths of both, the places they share, and whether places are positions that were told.
+
+    Positions may be what differs: then more tokens agree in the order in which they were fed.
+    """
+    found: list[tuple[list[tuple[Path, Path]], list[list[int]], bool]] = []
+    for told in (True, False):
+        pairs = list(zip(paths(old, told=told), paths(new, told=told), strict=False))
+        shared = [common(*pair) for pair in pairs]
+        found.append((pairs, shared, told))
+    by_position, by_order = found
+    more = sum(map(len, by_order[1])) > sum(map(len, by_position[1]))
+    return by_order if more else by_position
 
 
 def _compare(

@@ -29,7 +29,7 @@ class Fed:
 
 
 Path = dict[int, Fed]
-"""Logical position to the token that stands there at the end of the run."""
+"""Place to the token that stands there at the end of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,14 @@ class Stretch:
     count: int
 
 
-def paths(trace: Trace) -> list[Path]:
-    """The final path of each sequence."""
+def paths(trace: Trace, *, told: bool = True) -> list[Path]:
+    """The final path of each sequence.
+
+    Args:
+        trace: Whose.
+        told: Places are the positions that the steps were told, and one that is told again takes
+            the place of what stood there; else tokens are counted as they were fed.
+    """
     out: list[Path] = []
     for step in trace:
         before = [dict(path) for path in out] if step.parent is not None else []
@@ -58,12 +64,38 @@ def paths(trace: Trace) -> list[Path]:
             zip(step.tokens, step.positions, strict=True)
         ):
             path = out[sequence]
+            if not told:
+                _count_on(path, step.number, sequence, tokens, positions)
+                continue
             live = [place for place in positions if place >= 0]
             if live and live[0] in path:
                 path = out[sequence] = {at: fed for at, fed in path.items() if at < live[0]}
             for row, (token, place) in enumerate(zip(tokens, positions, strict=True)):
                 if place >= 0:
                     path[place] = Fed(token, step.number, sequence, row)
+    return out
+
+
+def _count_on(
+    path: Path, step: int, sequence: int, tokens: Sequence[int], positions: Sequence[int]
+) -> None:
+    """Add a step's tokens to a path, each behind the one before."""
+    for row, (token, place) in enumerate(zip(tokens, positions, strict=True)):
+        if place >= 0:
+            path[len(path)] = Fed(token, step, sequence, row)
+
+
+def places_of(trace: Trace, number: int, layer: int, path: Path) -> dict[int, int]:
+    """Cells that a layer was given up to a step, and the place of each in a path."""
+    known = {(fed.step, fed.sequence, fed.row): place for place, fed in path.items()}
+    out: dict[int, int] = {}
+    for step in {fed.step for fed in path.values() if fed.step <= number}:
+        group = trace.cache_step(step, layer)
+        for sequence in range(trace.step(step).num_sequences):
+            for row in range(group.rows):
+                place = known.get((step, sequence, row))
+                if place is not None:
+                    out[group.first_cell + sequence * group.rows + row] = place
     return out
 
 

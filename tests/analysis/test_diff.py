@@ -8,6 +8,7 @@ import torch
 
 import kvtrace
 from builders import Shape, synthetic_trace
+from builders.encoder_decoders import bart
 from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED
 from kvtrace.analysis.diff import diff
 from kvtrace.trace import Tensor
@@ -124,3 +125,35 @@ def test_what_differs_between_the_runs_is_listed():
     old, new = synthetic_trace(), synthetic_trace()
     new.source.meta = replace(new.meta, versions={"torch": "2.14.0"})
     assert diff(old, new).settings == (("torch", "2.13.0", "2.14.0"),)
+
+
+def test_positions_that_a_change_moved_are_found_in_the_order_of_what_was_fed(model, tmp_path):
+    def told(path, places):
+        ids, cache = torch.tensor([TOKENS]), None
+        with kvtrace.record(model, path, recompute="off"), torch.no_grad():
+            for start, end in ((0, 6), (6, 7), (7, 8)):
+                places_here = torch.tensor([places[start:end]])
+                out = model(ids[:, start:end], past_key_values=cache, position_ids=places_here)
+                cache = out.past_key_values
+        return kvtrace.open(path)
+
+    right = told(tmp_path / "a.kvt", list(range(8)))
+    found = diff(right, told(tmp_path / "b.kvt", [*range(6), 5, 6]))
+    assert (found.verdict, found.tokens, found.parts) == (DIVERGED, 8, ())
+    assert (found.first.new_step, found.first.layer, found.first.tensor) == (1, 0, Tensor.QUERIES)
+    assert found.finding.name == "POSITION-ROPE"
+    assert "rotated by -1 positions" in found.finding.evidence
+
+
+def test_an_encoders_rows_that_a_change_scaled_are_those_of_no_earlier_text(tmp_path):
+    def listened(path, factor):
+        model = bart()
+        model.model.decoder.layers[1].encoder_attn.v_proj.weight.data.mul_(factor)
+        model.model.decoder.layers[1].encoder_attn.v_proj.bias.data.mul_(factor)
+        with kvtrace.record(model, path, recompute="off"):
+            model.generate(torch.tensor([TOKENS]), max_new_tokens=3, do_sample=False)
+        return kvtrace.open(path)
+
+    found = diff(listened(tmp_path / "a.kvt", 1.0), listened(tmp_path / "b.kvt", 1.5))
+    assert (found.finding.name, found.finding.tensor) == ("OLD-ROWS-SCALED", "v")
+    assert "rows of v = 1.5 × the recomputed ones" in found.finding.evidence
