@@ -77,6 +77,11 @@ class Learner:
         self.weights = WeightReads()
 
     @property
+    def begun(self) -> bool:
+        """Whether anything is learned."""
+        return bool(self._observed)
+
+    @property
     def done(self) -> bool:
         """Whether everything is learned."""
         return len(self._observed) >= WATCHED
@@ -86,6 +91,11 @@ class Learner:
         """Whether every product but attention is one of a weight with the new rows."""
         every = [one for terms in self.growth.values() for one in terms]
         return all(one.sure and one.per is Per.NEW for one in every)
+
+    @property
+    def only_long(self) -> bool:
+        """Whether no forward over a single row was among those that it was learned from."""
+        return self.done and all(one.sizes.new > 1 for one in self._observed)
 
     def add(self, measured: Measured, products: Sequence[Product]) -> dict[str, int]:
         """Learn from a watched forward.
@@ -111,7 +121,11 @@ class Learner:
             call.module: whole._replace(seq=int(call.keys.shape[2])) for call in measured.calls
         }
         observed = _Observed(whole, attended, flops, multiplied)
-        if self.done:
+        if self.only_long and measured.new == 1:
+            # one row is often computed in another way than several: it tells more than a chunk
+            self._observed[-1] = observed
+            self._fit()
+        elif self.done:
             self._check(observed, starts=measured.starts)
         elif not self._observed or self._tells_more(measured):
             self._observed.append(observed)

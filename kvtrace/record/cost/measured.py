@@ -60,6 +60,13 @@ class Measured:
             return self.alike[0]
         return [call.module for call in self.calls]
 
+    @property
+    def layers(self) -> frozenset[str]:
+        """Paths of the modules that attended to the text itself."""
+        if self.alike is not None:
+            return frozenset(self.alike[0])
+        return frozenset(call.module for call in self.calls if call.kind == "self")
+
     def rows(self, places: Sequence[int]) -> int:
         """Rows attended to, over some of the calls."""
         if self.alike is not None:

@@ -28,6 +28,11 @@ from kvtrace.trace import Flops
 CHECKED = frozenset({3, 4, 6, 10, 18, 34})
 """Forwards that are watched once more, of models that do more than multiply rows by weights."""
 
+KINDS, PATIENCE = 4, 12
+"""Sets of layers that are told apart, and forwards that are watched for one that was met late."""
+
+UNSEEN = "FLOPs of the first forward through other layers are those of the layers before it"
+
 
 class CostMeter:
     """FLOPs of every step of one model.
@@ -38,8 +43,10 @@ class CostMeter:
     def __init__(self, model: nn.Module) -> None:
         """Look at the model's modules; nothing is hooked yet."""
         self._plan = plan(model, whole=not _calls_its_modules(model))
-        self._decoder = Learner(self._plan)
+        self._decoder = self._last = Learner(self._plan)
         self._encoder: Learner | None = None
+        self._learners: dict[frozenset[str], Learner] = {}
+        self._patience, self._single, self._unseen = 0, False, False
         self._watch: ProductWatch | None = None
         self._products: list[Product] = []
         self._calls_watched = 0
@@ -60,8 +67,11 @@ class CostMeter:
         """
         self.drop()
         self._forwards += 1
-        checked = self._forwards in CHECKED and not self._decoder.simple
-        if checked or not self._decoder.done:
+        last = self._last
+        checked = self._forwards in CHECKED or (self._single and last.only_long)
+        waits = self._patience > 0 and not all(one.done for one in self._learners.values())
+        self._patience -= waits
+        if waits or not self._decoder.done or (checked and not last.simple):
             self._watch = ProductWatch(self._plan, seen)
 
     @property
@@ -92,11 +102,15 @@ class CostMeter:
         rate = self._rate
         if rate is not None and not products and rate.fits(measured, every_row=self._every_row):
             return rate.at(measured.rows((0,)), measured.tokens)
-        learner = self._learner(measured)
+        self._last = learner = self._learner(measured)
+        self._single = measured.new == 1
         exact = learner.add(measured, products) if products else None
+        if not learner.begun:
+            self._unseen = True
+            learner = self._decoder
         if measured.new > 1 and measured.logits:
             self._every_row = measured.logit_rows == measured.sequences * measured.new
-        parts = exact if exact is not None else self._parts(measured, uncached=False)
+        parts = exact if exact is not None else self._parts(learner, measured, uncached=False)
         scores, mix, again_scores, again_mix = self._attention(measured)
         sequences, total = measured.sequences, measured.tokens
         row = learner.head_row
@@ -106,12 +120,12 @@ class CostMeter:
             return cached, cached
         head = int(row * sequences * (total if self._every_row else 1))
         self._rate = None if products else self._steady(measured, cached)
-        parts = self._parts(measured, uncached=True)
+        parts = self._parts(learner, measured, uncached=True)
         return cached, _flops(parts, (again_scores, again_mix, head), (row, sequences, total))
 
     def _steady(self, measured: Measured, cached: Flops) -> Rate | None:
         """What the steps after this one cost if they are like it; None: that is to be seen."""
-        learner, groups = self._decoder, self._groups
+        learner, groups = self._last, self._groups
         own = measured.alike is not None and measured.past > 0
         even = learner.done and learner.flat.keys() <= {Per.NEW} and not learner.following
         if not (own and even) or any(self._encoding) or any(kind != "self" for *_, kind in groups):
@@ -124,21 +138,30 @@ class CostMeter:
         return Rate(measured.modules, *size, cached, each, (scores, mix), *rows)
 
     def _learner(self, measured: Measured) -> Learner:
-        """An encoder that runs on its own is learned on its own."""
-        if not measured.encodes:
-            return self._decoder
-        if self._encoder is None:
-            self._encoder = Learner(self._plan)
-        return self._encoder
+        """Forwards through other layers are learned on their own: an encoder's, and drafts'."""
+        if measured.encodes:
+            self._encoder = self._encoder or Learner(self._plan)
+            return self._encoder
+        layers = measured.layers
+        found = self._learners.get(layers, self._decoder)
+        if layers not in self._learners and len(self._learners) < KINDS:
+            # the first of them is the decoder
+            found = Learner(self._plan) if self._learners else self._decoder
+            self._learners[layers], self._patience = found, PATIENCE
+        return found
 
     def weight_bytes(self, measured: Measured) -> int:
         """Parameter bytes that the step had to read, each once; see `weights`."""
         tokens = measured.sequences * measured.new
-        return self._learner(measured).weights.read(tokens, starts=measured.starts)
+        learner = self._learner(measured)
+        weights = (learner if learner.begun else self._decoder).weights
+        return weights.read(tokens, starts=measured.starts)
 
     def gaps(self) -> tuple[str, ...]:
         """Sentences: what the FLOPs do not count, or only estimate."""
-        return self._decoder.gaps()
+        every = (self._decoder, *self._learners.values())
+        said = dict.fromkeys(gap for one in every for gap in one.gaps())
+        return (*said, *((UNSEEN,) if self._unseen else ()))
 
     # -- arithmetic ------------------------------------------------------------------------
 
@@ -184,13 +207,12 @@ class CostMeter:
         self._names = names
         return self._groups
 
-    def _parts(self, measured: Measured, *, uncached: bool) -> dict[str, int]:
+    def _parts(self, learner: Learner, measured: Measured, *, uncached: bool) -> dict[str, int]:
         """FLOPs by role from what was learned, attention and head left out."""
         new = measured.tokens if uncached else measured.new
         sequences = measured.sequences
         rows = sequences * (new if self._every_row else 1) if uncached else measured.logit_rows
         whole = Sizes(sequences, new, measured.tokens, rows)
-        learner = self._learner(measured)
         flat = learner.flat
         amount = whole.amount(Per.NEW)
         each = flat.get(Per.NEW, {})
