@@ -46,6 +46,24 @@ def test_every_step_costs_what_torch_counts(model_type, options, tmp_path):
     assert not any("extrapolated" in text for text in trace.meta.not_recorded)
 
 
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "olmo_hybrid"])
+def test_a_single_row_after_chunks_costs_what_it_costs_a_recurrent_layer(model_type, tmp_path):
+    model = ready(tiny_model(model_type, attn_implementation="eager"))
+    run = generate(model, prefill_chunk_size=5)
+    trace, _, _ = record(model, run, tmp_path / "a.kvt")
+    assert [step.cost.cached.total for step in trace] == counted(model, run)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "minicpm3"])
+def test_drafts_of_the_first_layers_cost_as_much_as_those(model_type, tmp_path):
+    model = ready(tiny_model(model_type, attn_implementation="eager"))
+    run = generate(model, assistant_early_exit=2)
+    trace, held, _ = record(model, run, tmp_path / "a.kvt")
+    assert [step.cost.cached.total for step in trace] == counted(model, run)
+    live = [sum(keys.nbytes + values.nbytes for keys, values in one.values()) for one in held]
+    assert [step.cost.cache_bytes for step in trace] == live
+
+
 @pytest.mark.parametrize("model_type", ["camembert", "gemma3n_text", "llama"])
 def test_without_a_cache_the_last_token_alone_is_asked_for_as_well(model_type, tmp_path):
     model = ready(tiny_model(model_type, attn_implementation="eager"))

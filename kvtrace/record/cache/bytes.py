@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from kvtrace.record.cache.runs import count
 from kvtrace.record.cache.stores import Stores
@@ -25,13 +25,19 @@ def step_bytes(groups: Sequence[CacheStep], stores: Stores) -> tuple[int, int]:
     return read, written
 
 
-def held_bytes(forward: Forward) -> int:
-    """Memory of everything the caches of a forward hold after it: the live tensors' bytes."""
+def held_bytes(forward: Forward, caches: Set[int]) -> int:
+    """Memory of everything the caches of a forward hold after it: the live tensors' bytes.
+
+    Args:
+        forward: It.
+        caches: Those that it updated or read; others are somebody else's.
+    """
     if not (forward.lingering or forward.recurrent):
         return forward.cache_bytes
     parts = {
         (part.data_ptr(), part.nbytes): part.nbytes
         for one in forward.lingering
+        if one.cache in caches
         for part in (one.keys, one.values)
     }
     left = sum(parts.values())

@@ -335,7 +335,7 @@ class Recorder:
             self._meter.weight_bytes(sizes),
             read,
             written,
-            held_bytes(forward) + entry.own_bytes,
+            held_bytes(forward, entry.caches) + entry.own_bytes,
         )
 
     def _extend(self) -> None:
