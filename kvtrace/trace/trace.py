@@ -7,7 +7,6 @@ where that was recorded).
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from kvtrace.errors import MissingError
 from kvtrace.trace import dtypes
 from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.fed import fed_after
 from kvtrace.trace.lane import LaneStep
 from kvtrace.trace.mask import only_sequence
 from kvtrace.trace.meta import CacheLayer, Meta, Site, Tensor
@@ -110,18 +110,9 @@ class Trace:
         """The token chosen after a step: recorded in it, noted later, or fed to its successor."""
         step = self.step(number)
         known = step.chosen[sequence] if sequence < len(step.chosen) else None
-        for ask in (self._noted, self._fed_next):
-            known = ask(number, sequence) if known is None else known
+        known = self._noted(number, sequence) if known is None else known
+        known = fed_after(self, number, sequence) if known is None else known
         return None if known is None or known < 0 else known
-
-    def _fed_next(self, number: int, sequence: int) -> int | None:
-        """The token that the step after it was fed, where that goes on from it."""
-        child = next(map(self.step, self.numbers[bisect_right(self.numbers, number) :]), None)
-        if child is None or child.parent != number or child.phase != "decode":
-            return None
-        reordered = any(event.kind != "crop" for event in child.events)
-        fits = sequence < child.num_sequences and child.new > 0
-        return child.tokens[sequence][0] if fits and not reordered else None
 
     def _noted(self, number: int, sequence: int) -> int | None:
         """The chosen token according to a later note."""

@@ -1,5 +1,7 @@
 """The trace floor: rows by address, derived weights, tokens chosen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,33 @@ def test_a_window_evicts_and_the_cache_shows_only_what_is_visible():
 def test_the_chosen_token_is_the_next_steps_input():
     trace = synthetic_trace()
     assert trace.chosen(2) == trace.step(3).tokens[0][0]
+
+
+def with_parents(parents):
+    trace = synthetic_trace()
+    for number, step in trace.source.steps.items():
+        parent = parents.get(number, step.parent)
+        trace.source.steps[number] = replace(step, parent=parent, chosen=(None,))
+    return trace
+
+
+def test_of_texts_that_take_turns_each_goes_on_with_its_own_token():
+    trace = with_parents({1: None, 2: 0, 3: 1, 4: 2, 5: 3, 6: 4})
+    for number, successor in ((0, 2), (1, 3), (2, 4), (3, 5), (4, 6)):
+        assert trace.chosen(number) == trace.step(successor).tokens[0][0]
+    assert trace.chosen(5) is trace.chosen(6) is None
+
+
+def test_of_later_ways_on_with_other_tokens_none_was_chosen():
+    trace = with_parents({2: None, 3: 1, 4: 1})
+    assert trace.step(3).tokens[0] != trace.step(4).tokens[0]
+    assert trace.chosen(1) is None
+
+
+def test_the_very_next_step_tells_the_token_whatever_goes_on_later():
+    trace = with_parents({4: 1})
+    assert trace.step(2).tokens[0] != trace.step(4).tokens[0]
+    assert trace.chosen(1) == trace.step(2).tokens[0][0]
 
 
 def test_rows_absent_from_a_lane_are_nan_and_never_zero():
