@@ -175,6 +175,12 @@ class Recording:
         """End the recording now; the model goes on unwatched. Safe to call twice."""
         self._close(ending or self._ending or Ending("stopped"))
 
+    def drop(self) -> None:
+        """End it, with nothing more in its file."""
+        self._held = None
+        self._lanes = Lanes(self._model, self.path, LaneOptions("off"))
+        self._close(Ending("stopped"))
+
     def end_with(self, ending: Ending) -> None:
         """Say why it ended, to be written at the exit."""
         self._ending = ending
@@ -258,9 +264,9 @@ class Recording:
         return self._watch
 
     @property
-    def waits(self) -> bool:
-        """Whether a forward waits for its verdict."""
-        return self._held is not None
+    def waits(self) -> Forward | None:
+        """The forward that waits for its verdict; None: none does."""
+        return self._held
 
     def compare_so_far(self) -> None:
         """The weights are about to change: compute the other lanes of what there is now."""

@@ -283,3 +283,8 @@ def _callers() -> Iterator[FrameType]:
         if frame.f_back is None:
             return
         frame = frame.f_back
+
+
+def current_mode() -> object:
+    """The function mode that sees torch functions first."""
+    return torch.overrides._get_current_function_mode()  # type: ignore[no-untyped-call]

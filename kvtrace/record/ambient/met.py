@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import nn
 
-from kvtrace.record.ambient.implicit import Implicit
+from kvtrace import units
+from kvtrace.record.ambient.implicit import Implicit, place_of
 from kvtrace.record.ambient.late import LateWriter
 from kvtrace.record.recording import Recording
 
 
 @dataclass(slots=True)
 class Met:
-    """A model that is called with tokens.
+    """A model that is called with tokens, or a layer that is called on its own.
 
     Attributes:
         module: It.
@@ -25,6 +29,7 @@ class Met:
         proven: Kind of call → times in a row it was training.
         compared: Steps whose other lanes were computed.
         implicit: Its steps, where they are no calls of it.
+        with_ids: It is called with token ids; a layer on its own is given rows.
     """
 
     module: nn.Module
@@ -37,3 +42,59 @@ class Met:
     proven: Counter[tuple[object, ...]] = field(default_factory=Counter)
     compared: int = 0
     implicit: Implicit | None = None
+    with_ids: bool = True
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a layer on its own, and recorded."""
+        return not self.with_ids and self.recording is not None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing of it is recorded yet, nor waits to be."""
+        waits = None if self.recording is None else self.recording.waits
+        return not (waits and waits.calls) and (self.late is None or self.late.writer is None)
+
+    def give_up(self) -> None:
+        """End its recording, and leave none."""
+        recording, self.recording = self.recording, None
+        late, self.late = self.late, None
+        if recording is None:
+            return
+        recording.drop()
+        if late is not None and late.writer is not None:
+            recording.path.unlink(missing_ok=True)
+
+
+def holder_of(models: Iterable[Met], table: int) -> nn.Module | None:
+    """The model that a table belongs to, of those whose steps are no calls, whoever looks in it."""
+    for one in models:
+        steps = one.implicit is not None and one.implicit.begins_at_once
+        if steps and any(place_of(part) == table for part in one.module.parameters()):
+            return one.module
+    return None
+
+
+def kind_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...]:
+    """What calls of a training loop have in common."""
+    shapes = tuple(tuple(x.shape) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+    return (module.training, torch.is_grad_enabled(), *shapes)
+
+
+def left_out(models: Iterable[Met], most: int) -> list[str]:
+    """Sentences: what of these was not recorded.
+
+    Args:
+        models: That were met.
+        most: So many are recorded.
+    """
+    out = []
+    for one in models:
+        name = type(one.module).__name__
+        if one.training:
+            calls = units.counted(one.training, "call")
+            were = "was" if one.training == 1 else "were"
+            out.append(f"{name}: {calls} trained or measured a loss and {were} not recorded")
+        if one.recording is None and one.with_ids:
+            out.append(f"{name}: only the first {most} models are recorded")
+    return out

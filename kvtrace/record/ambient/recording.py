@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from kvtrace import units
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import TraceWriter
 from kvtrace.record.ambient import implicit
 from kvtrace.record.ambient.evidence import Evidence
 from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups
 from kvtrace.record.ambient.late import LateWriter
-from kvtrace.record.ambient.met import Met
+from kvtrace.record.ambient.met import Met, holder_of, kind_of, left_out
 from kvtrace.record.ambient.outermost import Outermost, Run
 from kvtrace.record.ambient.report import Report, Told
+from kvtrace.record.capture.bare_rows import rows_in
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.entrances import is_asking
 from kvtrace.record.capture.forward import Forward
@@ -186,12 +186,12 @@ class AmbientRecording:
         self._lookups = Lookups(self._looked_up)
         modes.enter_context(self._lookups)
         modes.enter_context(flow)
-        self._modes, self._flow_mode = modes, _current_mode()
+        self._modes, self._flow_mode = modes, implicit.current_mode()
         stack.callback(modes.close)
 
     def _leave_modes(self) -> None:
         """A model was met that is called: everything else goes at full speed again."""
-        if self._functions is None and _current_mode() is self._flow_mode:
+        if self._functions is None and implicit.current_mode() is self._flow_mode:
             self._modes.close()
             self._lookups = None
 
@@ -217,7 +217,7 @@ class AmbientRecording:
 
     def _step_of(self, root: nn.Module | None, ids: torch.Tensor, table: int) -> None:
         """Ids were looked up by code that is no call of a model: a method's, or nobody's."""
-        root = self._holder_of(table) if root is None else root
+        root = holder_of(self._models.values(), table) if root is None else root
         if root is None:
             if self._functions is None:
                 self._functions = self._adopt(Functions())
@@ -234,14 +234,6 @@ class AmbientRecording:
             name = "tokens" if root is None else implicit.ids_of(root)
             one.implicit = Implicit(one.recording, name, begins_at_once=root is not None)
         one.implicit.looked_up(ids, table)
-
-    def _holder_of(self, table: int) -> nn.Module | None:
-        """The model with such steps that a table belongs to, whoever looks ids up in it."""
-        for one in self._models.values():
-            steps = one.implicit is not None and one.implicit.begins_at_once
-            if steps and any(implicit.place_of(part) == table for part in one.module.parameters()):
-                return one.module
-        return None
 
     # ------------------------------------------------------------------ around each call
 
@@ -264,23 +256,31 @@ class AmbientRecording:
         one.recording.settle(keep=True)
         one.calls += 1
         one.losses = self._evidence.losses
-        one.kind = _kind(module, args, kwargs)
+        one.kind = kind_of(module, args, kwargs)
         self._last = one
         if one.proven[one.kind] >= PROVEN:
             one.training += 1
             with one.recording.unwatched():
                 return run()
         around = self._stepping
-        if around is None or around is one or around.implicit is None:
-            return run()
-        with around.implicit.aside():  # what a model of its own does is its own step
-            return run()
+        if around is not None and around is not one and around.implicit is not None:
+            with around.implicit.aside():  # what a model of its own does is its own step
+                return run()
+        result = run()
+        if one.is_layer and one.is_silent:
+            with self._harmless():
+                self._let_go(one)
+                self._enter_modes(self._stack)
+        return result
 
     def _meet(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Met | None:
         """A module that nobody has called before: watched, if it is given tokens."""
         arguments = named(module, args, kwargs)
         embeds = any("embeds" in name and value is not None for name, value in kwargs.items())
         if not embeds and tokens_in(arguments) is None:
+            if any(module.children()) and rows_in(arguments) is not None and self._no_ids_yet():
+                self._leave_modes()
+                return self._adopt(module, with_ids=False)
             self._others[type(module).__name__] += 1
             return None
         if (table := implicit.table_of(module)) is not None:
@@ -301,9 +301,22 @@ class AmbientRecording:
             with self._harmless():
                 self._adopt(model)
 
-    def _adopt(self, module: nn.Module) -> Met:
-        """Watch a model from now on."""
-        one = self._models[id(module)] = Met(module)
+    def _no_ids_yet(self) -> bool:
+        """Whether a layer on its own is all there may be."""
+        return self._functions is None and not any(one.with_ids for one in self._models.values())
+
+    def _let_go(self, one: Met) -> None:
+        """A layer on its own is not recorded after all."""
+        self._written = [other for other in self._written if other is not one]
+        self._others[type(one.module).__name__] += one.calls
+        with self._outermost.off():
+            one.give_up()
+
+    def _adopt(self, module: nn.Module, *, with_ids: bool = True) -> Met:
+        """Watch a model from now on; what layers did on their own is nothing beside it."""
+        for layer in [one for one in self._models.values() if one.is_layer] if with_ids else ():
+            self._let_go(layer)
+        one = self._models[id(module)] = Met(module, with_ids=with_ids)
         watched = [other for other in self._models.values() if other.recording is not None]
         if len(watched) >= MODELS:
             return one
@@ -364,15 +377,7 @@ class AmbientRecording:
 
     def _said(self) -> tuple[str, ...]:
         """Sentences: what was left out."""
-        out = []
-        for one in self._models.values():
-            name = type(one.module).__name__
-            if one.training:
-                calls = units.counted(one.training, "call")
-                were = "was" if one.training == 1 else "were"
-                out.append(f"{name}: {calls} trained or measured a loss and {were} not recorded")
-            if one.recording is None:
-                out.append(f"{name}: only the first {MODELS} models are recorded")
+        out = left_out(self._models.values(), MODELS)
         if self._outermost.compiled:
             out.append("compiled code was run eagerly, so that it could be watched")
         return (*out, *self._faults)
@@ -386,14 +391,3 @@ class AmbientRecording:
             raise
         except Exception as error:
             self._faults.append(f"watching failed: {type(error).__name__}: {error}".splitlines()[0])
-
-
-def _current_mode() -> object:
-    """The function mode that sees torch functions first."""
-    return torch.overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
-
-
-def _kind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...]:
-    """What calls of a training loop have in common."""
-    shapes = tuple(tuple(x.shape) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
-    return (module.training, torch.is_grad_enabled(), *shapes)

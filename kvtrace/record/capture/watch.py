@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from kvtrace.record.capture.ahead import Ran
 from kvtrace.record.capture.alike import Pattern, pattern_of
+from kvtrace.record.capture.bare_rows import width_in
 from kvtrace.record.capture.caches import CACHES, HALVES, beside, cross_half, follow, patch_given
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.choices import CHOICES, Chooser
@@ -340,7 +341,7 @@ class Watch:
             copies=() if batch is not None else copies(self._tracker, updates),
             changes=self._tracker.take_changes(used),
             recurrent=(*one.recurrent, *beside(self._tracker, arguments, result, updates)),
-            logits=logits_of(result, shape, self._hidden),
+            logits=logits_of(result, shape, self._hidden or width_in(arguments)),
             result=result,
             own_ns=one.own_ns + perf_counter_ns() - start,
             choices=() if one.choosing is None else tuple(one.choosing.choices),

@@ -23,9 +23,17 @@ from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.interface import without_pool
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.chance import own_chance
-from kvtrace.record.lanes.asked import arguments_for, cast, filled, padded_for, read_beside
+from kvtrace.record.lanes.asked import (
+    arguments_for,
+    beside_ids,
+    cast,
+    cast_all,
+    filled,
+    padded_for,
+    read_beside,
+)
 from kvtrace.record.lanes.autocast import Autocast, as_then, autocast_of
-from kvtrace.record.lanes.codes import CODES, layout_of
+from kvtrace.record.lanes.codes import layout_of
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.held import held
 from kvtrace.record.lanes.paths import Path
@@ -250,7 +258,7 @@ class Again:
         tokens = filled(batch, device).to(like)
         tokens = call.given(tokens, [path.row for path in batch.paths])
         arguments = _WAYS[name](call, tokens)
-        arguments[call.ids] = batch.extra.get(CODES, arguments[call.ids])
+        arguments |= beside_ids(call, batch.extra, kind)
         arguments |= read_beside(call.ids, batch, kind)
         if any(path.padding for path in batch.paths):
             # what was passed is taken, also by a forward that names only some and takes **the rest
@@ -313,7 +321,7 @@ class Again:
                 return f"{site[0] or 'the model'} did not attend"
             found = (call.queries.shape[0], call.queries.shape[2])
             if found != wanted:
-                return f"{site[0]} had {found[1]} new rows for {wanted[1]} tokens"
+                return f"{site[0] or 'the model'} had {found[1]} new rows for {wanted[1]} tokens"
             if self._outside is not None and self._only_own and call.keys.shape[2] != wanted[1]:
                 return f"{site[0]} read rows that it keeps outside of what it is given"
         if self._causal and (self._several or given_masks) and batch.rows > 1:
@@ -321,7 +329,7 @@ class Again:
                 (calls[one] for one in sorted(self._sites) if not is_causal(calls[one])), None
             )
             if loose is not None:
-                return f"{loose.module} saw later tokens: its mask is an argument"
+                return f"{loose.module or 'the model'} saw later tokens: its mask is an argument"
         return ""
 
     def _settled(self, name: str) -> None:
@@ -364,7 +372,7 @@ def recompute(
     choosing = held(ties, batch.paths, batch.rows, told=dtype is None)
     if dtype is None:
         return _forward(model, lambda: model(**arguments), choosing)
-    wide = _cast(model, DTYPES[dtype])
+    wide = cast_all(model, DTYPES[dtype])
     given = {name: cast(value, DTYPES[dtype]) for name, value in arguments.items()}
     return _forward(model, lambda: functional_call(model, wide, (), given), choosing)
 
@@ -387,9 +395,3 @@ def _forward(
     if not forwards:
         raise CannotRecomputeError("its forward was not seen")
     return forwards[-1]
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every floating parameter and buffer in another dtype, by name; the model keeps its own."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: one.detach().to(dtype) for name, one in named if one.is_floating_point()}

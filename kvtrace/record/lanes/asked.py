@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kvtrace.record.lanes.codes import CODES
 from kvtrace.record.lanes.embedded import NAME, joined
+from kvtrace.record.lanes.extend import FirstCall
 
 if TYPE_CHECKING:
     from kvtrace.record.lanes.again import Batch
@@ -81,6 +82,22 @@ def _going_on(given: Tensor, batch: Batch, device: torch.device) -> Tensor:
     return torch.maximum(torch.arange(batch.rows, device=device)[None] + start[:, None], lowest)
 
 
+def beside_ids(
+    call: FirstCall, extra: Mapping[str, object], kind: torch.dtype | None
+) -> dict[str, object]:
+    """What stands in the place of ids in a call: rows, or several ids for a position.
+
+    Args:
+        call: That is made again.
+        extra: Arguments of whole paths.
+        kind: Rows are taken in this dtype; None: as they are.
+    """
+    given = extra.get(NAME)
+    if call.rows and isinstance(given, Tensor):
+        return call.filled(given if kind is None else given.to(kind))
+    return {call.ids: extra[CODES]} if CODES in extra else {}
+
+
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """An argument with all its floating tensors in another dtype."""
     if isinstance(value, Tensor):
@@ -91,6 +108,12 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     if type(value) in (tuple, list):
         return type(value)(cast(part, dtype) for part in value)
     return value
+
+
+def cast_all(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every floating parameter and buffer in another dtype, by name; the model keeps its own."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: one.detach().to(dtype) for name, one in named if one.is_floating_point()}
 
 
 def filled(batch: Batch, device: torch.device) -> Tensor:

@@ -33,12 +33,21 @@ class Embedded:
     def __contains__(self, step: object) -> bool:
         return step in self._given or step == self.first
 
-    def add(self, step: int, forward: Forward) -> None:
-        """A forward became a step: keep its rows, if it was given no ids."""
-        rows = forward.argument(NAME)
+    def add(self, step: int, forward: Forward, name: str = NAME) -> None:
+        """A forward became a step: keep its rows, if it was given no ids.
+
+        Args:
+            step: Its number.
+            forward: It.
+            name: Of the argument that holds them.
+        """
+        rows = forward.argument(name)
         if forward.tokens is not None or rows is None or rows.dim() != 3:
             return
-        if tuple(rows.shape[:2]) == (forward.sequences, forward.new):
+        shape = (forward.sequences, forward.new)
+        if tuple(rows.shape[:2]) == shape[::-1] != shape:
+            rows = rows.transpose(0, 1)
+        if tuple(rows.shape[:2]) == shape:
             self._given[step] = rows.detach().clone()
 
     def of(self, paths: Sequence[Path]) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ class FirstCall:
         parameters: What `forward` takes, by name.
         turned: The ids of a longer text are [new, sequences], as a single one does not tell.
         more: Rows that were made of it beyond its ids: of an image, say.
+        rows: Names of the arguments that held rows in place of ids; the first is `ids`.
     """
 
     ids: str
@@ -50,6 +51,7 @@ class FirstCall:
     parameters: Mapping[str, inspect.Parameter]
     turned: bool = False
     more: int = 0
+    rows: tuple[str, ...] = ()
 
     @property
     def layouts(self) -> tuple[FirstCall, ...]:
@@ -69,6 +71,14 @@ class FirstCall:
             return tokens
         return torch.cat((ids[list(rows)], tokens[:, self.new + self.more :]), 1)
 
+    def filled(self, rows: Tensor) -> dict[str, object]:
+        """The arguments that hold rows in place of ids, with those of whole paths.
+
+        Args:
+            rows: [paths, rows, width].
+        """
+        return dict.fromkeys(self.rows, self._shaped(rows))
+
     def optional(self, name: str) -> bool:
         """Whether an argument may be left out."""
         known = self.parameters.get(name)
@@ -85,7 +95,7 @@ class FirstCall:
         """
         out: dict[str, object] = {self.ids: self._shaped(tokens)}
         for name, value in self.arguments.items():
-            if name == self.ids or _TRAINING.match(name):
+            if name in (self.ids, *self.rows) or _TRAINING.match(name):
                 continue
             if is_source(name, value):
                 out[name] = value
@@ -117,7 +127,7 @@ class FirstCall:
         rows = tokens.shape[1]
         out: dict[str, object] = {self.ids: self._shaped(tokens)}
         for name, value in self.arguments.items():
-            if name != self.ids and not _TRAINING.match(name):
+            if name not in (self.ids, *self.rows) and not _TRAINING.match(name):
                 out[name] = self._extended(name, value, rows)
         return out
 
@@ -140,7 +150,8 @@ class FirstCall:
             return [int(token) for token in tokens[0]]
         if len(self.shape) == 1:
             return tokens[0]
-        return tokens if self.shape[1] == self.new and not self.turned else tokens.t()
+        kept = self.shape[1] == self.new and not self.turned
+        return tokens if kept else tokens.transpose(0, 1)
 
     def _per_token(self, value: object) -> bool:
         return isinstance(value, Tensor) and self.new > 1 and self.new in value.shape

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.capture.bare_rows import rows_in
 from kvtrace.record.capture.inputs import tokens_in
 from kvtrace.record.capture.levels import looks_like_attention
 from kvtrace.record.lanes.extend import FirstCall
@@ -81,7 +82,7 @@ def take(
         weights_are_given: They are no parameters of it: whatever is large is believed to be one,
             or another table that stays.
     """
-    found = tokens_in(arguments)
+    found = tokens_in(arguments) or rows_in(arguments)
     if found is None:
         return "its first call was given no token ids"
     name, tokens = found
@@ -105,6 +106,8 @@ def take(
     except Exception as error:  # whatever a class of the user's does when it is copied
         return f"it can't be copied, {type(error).__name__}: {error}".splitlines()[0]
     call = FirstCall(name, tokens.shape[1], shape, kept, parameters_of(model))
+    if tokens.is_floating_point():
+        call = replace(call, rows=tuple(n for n, one in arguments.items() if one is tokens))
     return Snapshot(
         copied,
         call,
