@@ -84,3 +84,31 @@ def test_learned_rows_shift_no_token_and_are_held_only_where_the_cache_holds_the
     assert trace.step(2).cost.cache_bytes == held
     assert {layer.kind for layer in trace.meta.cache_layers} == {"dynamic"}
     assert check(trace).findings == ()
+
+
+class Whole(Model):
+    """Is given the whole text at every step, and takes the tokens that its cache does not have."""
+
+    def forward(self, ids, past=None):
+        return super().forward(ids if past is None else ids[:, -1:], past)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@torch.no_grad()
+def test_rows_behind_learned_ones_are_compared_in_a_model_that_is_given_the_whole_text(
+    broken, tmp_path
+):
+    model, past = Whole(kept=False), None
+    text = torch.tensor([[5, 7, 9, 11, 6, 8, 4]])
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        for length in (5, 6, 7):
+            _, past = model(text[:, :length], past)
+            if broken:
+                past = [layer.clone() for layer in past]
+                past[1][0, :, :, 1] *= 2
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [step.tokens[0] for step in trace] == [(5, 7, 9, 11, 6), (8,), (4,)]
+    verdict = check(trace)
+    assert bool(verdict.findings) == broken
+    if not broken:
+        assert all(far > 0 for _, far in verdict.largest)

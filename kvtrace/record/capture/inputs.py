@@ -179,8 +179,9 @@ def fitted(
 
     A model may take several ids for one position, as the codebooks of music models, side by side
     in the batch or in a dimension more; the first of each stands for all. It may be given all
-    tokens and take the last ones, those that its cache does not have. One that has logits for
-    every token took them all, though it attends to them in blocks.
+    tokens and take the last ones, those that its cache does not have; it attends to a row of each,
+    and may put rows of its own in front. One that has logits for every token took them all, though
+    it attends to them in blocks.
     """
     decoding = [call for call in calls if call.kind != "encoder"] or list(calls)
     if not decoding or any(_size(call) == shape for call in decoding):
@@ -195,7 +196,7 @@ def fitted(
     if tuple(tokens.shape) == (new, sequences):
         return tokens.t(), (sequences, new)
     rows = tokens.reshape(-1, tokens.shape[-1])
-    if rows.shape[0] == sequences and decoding[0].keys.shape[2] == rows.shape[1] > new:
+    if rows.shape[0] == sequences and decoding[0].keys.shape[2] >= rows.shape[1] > new:
         return rows[:, -new:], (sequences, new)
     fits = rows.shape[1] == new and not rows.shape[0] % sequences
     return (rows[:: rows.shape[0] // sequences] if fits else None), (sequences, new)

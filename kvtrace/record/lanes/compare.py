@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from kvtrace.record.lanes.differ import apart, beyond
 from kvtrace.record.lanes.heads import with_heads
 from kvtrace.record.lanes.paths import Node, Path
 from kvtrace.record.lanes.tally import Tally
-from kvtrace.trace import Lane, Note, Site, Step, Tensor, Trace, stands_for_none
+from kvtrace.trace import Lane, Note, Run, Site, Step, Tensor, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 
 STEPS_AT_ONCE = 128
@@ -71,7 +72,11 @@ class Comparer:
 
 @dataclass(slots=True)
 class _OneSite:
-    """One site in one batch."""
+    """One site in one batch.
+
+    Attributes:
+        front: Rows in front of those of the tokens, which stand for none: learned ones.
+    """
 
     comparer: Comparer
     site: Site
@@ -79,6 +84,7 @@ class _OneSite:
     batch: Batch
     steps: dict[int, Step]
     read: dict[tuple[int, int], Floats] = field(default_factory=dict)
+    front: int = 0
 
     def compare(self, tally: Tally) -> None:
         """All tensors, all paths."""
@@ -105,17 +111,20 @@ class _OneSite:
 
     def _uneven(self, *, kv: bool) -> bool:
         """Whether rows are not one a token, so that a longer text has others."""
-        lengths = set()
+        lengths, fronts = set(), set()
         for step in self.steps.values():
             group = step.cache_step(self.site.reads)
             runs = group.attended[0] if group is not None and group.attended else ()
             lengths.add(sum(run.count for run in runs))
             none = [stands_for_none(run.position) for run in runs]
-            if (
-                (kv and any(none))
-                or (none and all(none))
-                or step.new_at(self.site.index) > step.new
-            ):
+            if (none and all(none)) or step.new_at(self.site.index) > step.new:
+                return True
+            fronts.add(_front(runs))
+        if kv:
+            if None in fronts or len(fronts) > 1:
+                return True
+            self.front = max((front or 0 for front in fronts), default=0)
+            if self.front and self.call.keys.shape[2] != self.batch.rows + self.front:
                 return True
         return kv and self.site.kind == "cross" and len(lengths) > 1
 
@@ -132,7 +141,7 @@ class _OneSite:
         source = lane_tensor(self.call, tensor)
         site, heads = self.site, self.site.heads(tensor)
         if kv:
-            source = with_heads(source, heads)
+            source = with_heads(source, heads)[:, :, self.front :]
         cross = kv and site.kind == "cross"
         rows = source.shape[2] if cross else self.batch.rows
         wanted = (len(self.batch.paths), heads, rows, site.dim(tensor))
@@ -169,6 +178,13 @@ class _OneSite:
         if tally.add(steps, self.site.index, int(tensor), sequences, found, limit):
             counts = beyond(mine, theirs, rows.starts, limit * found.reference)
             tally.count_beyond(steps, self.site.index, int(tensor), counts)
+
+
+def _front(runs: Sequence[Run]) -> int | None:
+    """Rows before the first token's that stand for none; None where some stand behind it."""
+    none = [run.count for run in runs if stands_for_none(run.position)]
+    first = takewhile(lambda run: stands_for_none(run.position), runs)
+    return sum(none) if len(list(first)) == len(none) else None
 
 
 def _inside(site: Site, calls: Sequence[AttentionCall]) -> AttentionCall | None:
