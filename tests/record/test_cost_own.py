@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import kvtrace
-from builders.attentions import Model
+from builders.attentions import Model, matmul
 from builders.tiny_models import tiny_model
 
 
@@ -32,3 +33,22 @@ def test_a_model_with_flex_attention_is_recorded_and_its_products_counted(tmp_pa
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert len(trace.meta.sites) == 2
     assert trace.step(0).cost.cached.qkv
+
+
+class Narrow(Model):
+    """The width of a part is rounded down to a multiple of 256, as many do it: to nothing."""
+
+    def __init__(self):
+        super().__init__(matmul)
+        self.up, self.down = nn.Linear(4, 0), nn.Linear(0, 4)
+
+    def forward(self, ids):
+        return super().forward(ids)[0] + self.down(self.up(torch.ones(1, 4))).sum()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_width_costs_nothing_and_stops_no_recording(tmp_path):
+    model = Narrow()
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"), torch.no_grad():
+        model(torch.tensor([[3, 4, 5, 6, 7]]))
+    assert kvtrace.open(tmp_path / "a.kvt").step(0).cost.cached.qkv

@@ -155,7 +155,8 @@ def plan(model: nn.Module, *, whole: bool) -> Plan:
             continue
         sizes = linear_sizes(module)
         if sizes is not None:
-            linears.append((path, module, *sizes))
+            if all(sizes):  # tiny models are left without width where sizes are rounded down
+                linears.append((path, module, *sizes))
             continue
         if isinstance(module, nn.Embedding):
             embeddings.append(path)
