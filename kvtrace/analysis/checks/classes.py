@@ -210,8 +210,8 @@ _TABLE = (
     Kind(
         "LENGTH-DEPENDENT-POSITIONS",
         "positions are encoded with other frequencies",
-        "Dynamic NTK or longrope: cached keys keep the frequencies of the length they were "
-        "written at. A true property of the method, not of the cache code.",
+        "Dynamic NTK, longrope or xPos: rows are encoded for the length that the text had when "
+        "they were computed. A true property of the method, not of the cache code.",
         bug=False,
     ),
     Kind(

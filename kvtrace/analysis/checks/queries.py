@@ -66,6 +66,12 @@ def check_queries(scene: Scene) -> Finding | None:
     s = factor(mine, theirs, atol)
     if s is not None:
         return found(*_scaled(scene, s, places))
+    if _compensated(scene, live) and rotation(mine, theirs, atol) is None:
+        return found(
+            "LENGTH-DEPENDENT-POSITIONS",
+            f"q of place {places[0]} is off by up to {float(np.abs(mine - theirs).max()):.3g}, and "
+            "the keys are off the other way: each q·k, and the output, is the recomputed one",
+        )
     less = less_exact(mine, theirs, atol) or _narrow_values(scene, mine, theirs, places)
     if less is not None:
         return found("DTYPE", f"q of place {places[0]}: {less}")
@@ -80,6 +86,28 @@ def check_queries(scene: Scene) -> Finding | None:
         or rounded_input(scene, live[wrong])
         or _input(scene, int(places[0]), mine - theirs)
     )
+
+
+def _compensated(scene: Scene, live: NDArray[np.int64]) -> bool:
+    """Whether every product of a query with a row is right, though neither of both is.
+
+    So it is where a length enters both sides and cancels out, as in xPos: q is stretched as much
+    as k is shrunk.
+    """
+    rows = scene.seen[scene.supposed[scene.seen] >= 0]
+    lane, right = scene.cached, scene.reference
+    if not len(rows) or lane.keys.shape[::2] != right.keys.shape[::2]:
+        return False
+    if not close(lane.output[:, live], right.output[:, live], scene.atol.output):
+        return False
+    q, expected_q = lane.queries[:, live], right.queries[:, live]
+    k, expected_k = lane.keys[:, rows], right.keys[:, scene.supposed[rows]]
+    share = len(q) // len(k)
+    k, expected_k = (np.repeat(one, share, axis=0) for one in (k, expected_k))
+    scores, expected = q @ k.swapaxes(1, 2), expected_q @ expected_k.swapaxes(1, 2)
+    longest = np.linalg.norm(expected_q, axis=2).max() * np.linalg.norm(expected_k, axis=2).max()
+    relative = scene.atol.queries / float(np.abs(expected_q).max())
+    return close(scores, expected, _FAR * relative * longest)
 
 
 def _scaled(scene: Scene, s: float, places: NDArray[np.int64]) -> tuple[str, str]:

@@ -68,7 +68,7 @@ def test_a_true_difference_is_explained_and_is_no_bug():
     told = text(together([Trial("decode", equal(findings=(NTK,)))]))
     assert told.startswith("equal within rounding")
     assert "LENGTH-DEPENDENT-POSITIONS" in told
-    assert "why          Dynamic NTK or longrope" in told
+    assert "why          Dynamic NTK, longrope or xPos" in told
 
 
 def test_a_flip_within_rounding_is_called_a_coin_toss():
