@@ -38,7 +38,7 @@ class Plan:
         model: What is to be recorded: the model, or the part of it that is called.
         drive: Runs it, inside a recording; None: not possible.
         why_not: Why it is not possible.
-        keeps: The model has no method that empties what it keeps inside.
+        keeps: It may keep rows inside, and the model has no method that empties them.
     """
 
     way: str
@@ -100,7 +100,8 @@ def _again(model: nn.Module, tokens: Sequence[int], start: Start) -> Plan:
         _TITLES["again"],
         driven.model,
         lambda: decode(driven.model, other, drive=driven.drive, limits=limits),
-        keeps=not resets(model),
+        # a cache that is an argument begins with every text: then nothing inside may be left
+        keeps=not resets(model) and not isinstance(driven.drive, Standard),
     )
 
 

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from torch import nn
+from transformers import DynamicCache, LlamaForCausalLM
 
 import kvtrace
 from builders.custom_drives import build
 from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import DIVERGED, EQUAL, check
 from kvtrace.files import open_trace
+from verify import bugs
 
 TEXTS = [torch.arange(3 + 20 * n, 15 + 20 * n)[None] for n in range(2)]
 
@@ -54,6 +56,23 @@ def test_a_model_that_nothing_empties_is_not_called_wrong_for_the_prompt_before(
     report = kvtrace.check(build("hooked_dict"), TEXTS[0][:, :9], new_tokens=4)
     assert report.verdict == EQUAL
     assert "has no method that empties its cache" in report.trials[1].report.reason
+
+
+def test_a_model_that_is_given_a_cache_for_each_text_and_keeps_its_own_is_stale():
+    kept = DynamicCache()
+
+    class Keeping(LlamaForCausalLM):
+        def forward(self, *args, past_key_values=None, use_cache=None, **more):
+            past_key_values = kept if use_cache is not False else None
+            return super().forward(
+                *args, past_key_values=past_key_values, use_cache=use_cache, **more
+            )
+
+    report = kvtrace.check(bugs.llama(Keeping), TEXTS[0][:, :9], new_tokens=4, ways=("again",))
+    (first,) = report.findings
+    assert [one.report.verdict for one in report.trials] == [EQUAL, DIVERGED]
+    assert (first.name, first.step, first.layer) == ("STALE-CACHE", 0, 0)
+    assert "12 were there before it" in first.evidence
 
 
 @pytest.mark.parametrize("forgotten", [(0,), (1,)])

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from kvtrace.analysis.checks.leftover import leftover
 from kvtrace.analysis.checks.noise import Noise, noise
+from kvtrace.analysis.checks.placed import placed
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report, Trial
 from kvtrace.analysis.checks.survey import Survey
 from kvtrace.analysis.checks.walk import findings
@@ -41,7 +43,10 @@ def check(
     """
     why = _hopeless(trace, lane)
     if why:
-        return Report(UNCHECKED, reason=why)
+        left = _left_alone(trace, fresh)
+        if left is None:
+            return Report(UNCHECKED, reason=why)
+        return Report(DIVERGED, (left,), noise(trace, lane).reason)
     survey, found, trouble = Survey(trace, lane, on_step), [], ""
     reason = ""
     try:
@@ -95,6 +100,17 @@ def _hopeless(trace: Trace, lane: str) -> str:
         trace.compared(number, lane) is not None for number in trace.numbers
     )
     return "" if compared else _uncompared(trace, lane)
+
+
+def _left_alone(trace: Trace, fresh: Mapping[int, int] | None) -> Finding | None:
+    """Rows of another text in the first step of a run that nothing can be held against for them.
+
+    Only who knows how the model begins a text can tell: alone, a recording may have begun late.
+    """
+    if not fresh or not len(trace):
+        return None
+    found = leftover(trace, trace.step(trace.numbers[0]), None, fresh)
+    return None if found is None else placed(trace, found, None, None)
 
 
 def _uncompared(trace: Trace, lane: str) -> str:
