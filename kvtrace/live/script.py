@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     words = list(arguments[1:])
     from kvtrace.record import record
 
+    home = os.getpid()
     own = _module if wishes["module"] else _script
     try:
         recording = record(
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     except KvtraceError as error:
         _say(str(error))
         return error.exit_code
+    if os.getpid() != home:
+        return code  # a fork of the script that has ended: it recorded nothing
     for line in told(recording.report):
         _say(line)
     if wishes.get("list"):

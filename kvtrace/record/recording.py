@@ -309,7 +309,7 @@ class Recording:
     def _generation(self, run: Generation) -> None:
         """`generate` begins, or has ended; what other threads generate is not recorded."""
         recorder, watch = self.recorder, self._watch
-        if recorder is None or watch is None or watch.turns.are_others():
+        if recorder is None or watch is None or watch.is_fork or watch.turns.are_others():
             return
         recorder.phases.prompt_rows = None if run.over else run.prompt_rows
         self.said += [text for text in run.says if text not in self.said]
@@ -333,7 +333,7 @@ class Recording:
             self._undo.pop()()
         watch = self._stop_watching()
         writer = self._writer
-        if writer is None:
+        if writer is None or (watch is not None and watch.is_fork):
             return
         failure: KvtraceError | None = None
         try:

@@ -56,3 +56,18 @@ def test_no_script_is_a_mistake_with_an_example(tmp_path):
         2,
         "kvtrace: no script: kvtrace run script.py, or kvtrace run -m package.module\n",
     )
+
+
+def test_a_fork_of_the_script_that_exits_says_nothing_of_ours(tmp_path):
+    write(tmp_path)
+    (tmp_path / "forks.py").write_text(
+        "import os, runpy, sys\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    sys.exit(5)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5\n"
+        "runpy.run_path('sample.py', run_name='__main__')\n"
+    )
+    code, _, err = run("run", "forks.py", cwd=tmp_path)
+    assert code == 0, err
+    assert err.count("kvtrace:") == 1

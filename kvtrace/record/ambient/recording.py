@@ -115,7 +115,7 @@ class AmbientRecording:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if os.getpid() != self._process:
+        if self._is_fork:
             return
         told = []
         try:
@@ -134,6 +134,11 @@ class AmbientRecording:
             if one.late is not None and one.late.writer is None and one.calls > one.training
         }
         self.report = Report(tuple(told), self._said(), silent, self._others)
+
+    @property
+    def _is_fork(self) -> bool:
+        """Whether this is a fork of the program, which has no trace of its own."""
+        return os.getpid() != self._process
 
     def _close_steps(self) -> None:
         """Steps that are no calls end where everything does."""
@@ -196,13 +201,13 @@ class AmbientRecording:
             self._lookups = None
 
     def _looked_up(self, ids: torch.Tensor, table: int) -> None:
-        if not self._outermost.inside and not is_asking():
+        if not (self._outermost.inside or is_asking() or self._is_fork):
             with self._harmless():
                 self._step_of(None, ids, table)
 
     def _attended(self, call: AttentionCall) -> None:
         """Attention that no model's own watcher saw: a function's, or a method's of a model."""
-        if is_asking():
+        if is_asking() or self._is_fork:
             return  # another recording computes a lane
         one = self._functions or (None if self._outermost.inside else self._stepping)
         if one is not None and one.implicit is not None:
@@ -241,7 +246,7 @@ class AmbientRecording:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run
     ) -> Any:
         one = self._models.get(id(module))
-        if os.getpid() != self._process:  # a fork of the program has no trace of its own
+        if self._is_fork:
             with (
                 contextlib.nullcontext()
                 if one is None or one.recording is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from os import getpid
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
@@ -82,6 +83,7 @@ class Watch:
         self.num_forwards = 0
         self.paused = False
         self._asks = False
+        self._process = getpid()
         self._on_forward = on_forward
         self._on_begin = on_begin
         self._on_failure = on_failure
@@ -161,9 +163,17 @@ class Watch:
             self.turns.close()
 
     @property
+    def is_fork(self) -> bool:
+        """Whether this is a fork of the process that watches."""
+        return getpid() != self._process
+
+    @property
     def _deaf(self) -> bool:
-        """Whether a forward is nobody's business: a lane of ours, which another watch hears."""
-        return self.paused or (is_asking() and not self._asks)
+        """Whether a forward is nobody's business: another watch hears lanes of ours.
+
+        Nor is what a fork of the process does: the file is its parent's.
+        """
+        return self.paused or (is_asking() and not self._asks) or self.is_fork
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
@@ -177,7 +187,7 @@ class Watch:
 
     def begin_step(self, arguments: Mapping[str, object]) -> Pass | None:
         """A step begins that is no call of the model: some other code of it, or of nobody's."""
-        if self.paused:
+        if self.paused or self.is_fork:
             return None
         if self._flow is not None:
             self._flow.begin_step()
