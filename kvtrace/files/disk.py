@@ -118,6 +118,7 @@ class Appender:
         self._syncer.join()
         with contextlib.suppress(OSError):
             os.fsync(self._fd)
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # a fork that lives on has the file open, too
         os.close(self._fd)
 
 

@@ -200,6 +200,16 @@ def test_a_second_writer_is_refused(tmp_path, short_run):
     TraceWriter(path, short_run.meta, force=True).close()
 
 
+def test_a_fork_that_lives_on_keeps_no_trace_from_being_replaced(tmp_path, short_run):
+    with TraceWriter(tmp_path / "a.kvt", short_run.meta):
+        child = in_child(lambda: signal.pause())
+    try:
+        TraceWriter(tmp_path / "a.kvt", short_run.meta, force=True).close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 @pytest.mark.parametrize("name", ["absent/a.kvt", "folder", "nul\0.kvt"])
 def test_places_that_can_not_be_written_are_named_in_one_line(tmp_path, short_run, name):
     (tmp_path / "folder").mkdir()
