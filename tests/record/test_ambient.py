@@ -125,6 +125,15 @@ def test_a_fork_of_the_program_writes_nothing(tmp_path, what):
     assert (len(trace), trace.ending.reason, list(trace.damage)) == (1, "done", [])
 
 
+def test_the_file_is_where_the_program_was_when_the_recording_began(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with kvtrace.record("a.kvt"), torch.no_grad():
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        build("alibi")(ids(5))
+    assert len(kvtrace.open(tmp_path / "a.kvt")) == 1
+
+
 def test_after_an_exception_everything_is_as_before(tmp_path):
     def fails():
         with kvtrace.record(tmp_path / "a.kvt"), torch.no_grad():

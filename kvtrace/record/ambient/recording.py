@@ -98,6 +98,7 @@ class AmbientRecording:
                 f"{self.path}: the file exists; force=True replaces it, or name another"
             )
         self._process = os.getpid()
+        self.path = self.path.absolute()  # the file is made later, wherever the program is then
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self._evidence)
