@@ -105,9 +105,8 @@ class CostMeter:
         self._last = learner = self._learner(measured)
         self._single = measured.new == 1
         exact = learner.add(measured, products) if products else None
-        if not learner.begun:
-            self._unseen = True
-            learner = self._decoder
+        if not (learner.begun or learner is self._decoder):
+            self._unseen, learner = True, self._decoder
         if measured.new > 1 and measured.logits:
             self._every_row = measured.logit_rows == measured.sequences * measured.new
         parts = exact if exact is not None else self._parts(learner, measured, uncached=False)
