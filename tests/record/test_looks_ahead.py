@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 import kvtrace
+from builders.tiny_models import tiny_model
+from builders.ways import generate, ready
 from kvtrace.analysis.checks.verdict import check
 
 
@@ -42,3 +44,28 @@ def test_looking_ahead_is_found_in_a_loop_without_a_cache_and_one_with(tmp_path)
     assert [one.partition(":")[0] for one in notes] == ["NOT-CAUSAL"]
     # without a mask the weights differ too, which says nothing of their scores
     assert [one.name for one in check(trace).findings] == ["NOT-CAUSAL"]
+
+
+class Rounded(nn.Linear):
+    """Rounds its input to 255 steps between the numbers of all rows, as dynamic int8 does."""
+
+    def forward(self, x):
+        step = x.abs().max() / 127
+        return super().forward((x / step).round() * step)
+
+
+def test_layers_that_round_by_all_rows_at_once_are_no_bug_of_a_cache(tmp_path):
+    model = ready(tiny_model("llama"))
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for child in part.children():
+                if isinstance(child, nn.Linear):
+                    child.__class__ = Rounded
+    # the largest number of the text is in its prompt, whatever follows
+    with torch.no_grad():
+        model.model.embed_tokens.weight[9] *= 0.01
+        model.model.embed_tokens.weight[9, 0] = 9
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="once"):
+        generate(model)()
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert {one.name for one in report.findings} == {"NOT-CAUSAL"}

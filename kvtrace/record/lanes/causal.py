@@ -8,6 +8,7 @@ moves no row that goes in: those have names of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import inf
 
 import torch
@@ -24,6 +25,8 @@ from kvtrace.trace import Lane, Note, Trace
 
 _TIMES = 4.0
 """Times what is rounding in the dtype of the lane: in other shapes, numbers round otherwise."""
+FEW = 2
+"""Tokens of a short text; one alone may be taken for a step that has a cache."""
 
 
 def looks_ahead(
@@ -48,23 +51,27 @@ def looks_ahead(
     whole_known = all(len(path.tokens) >= end for path in batch.paths)
     if not later or not whole_known:
         return None
-    cut = [
-        Path(p.tokens[:end], p.padding, [], p.root, p.row, [n for n in p.nodes if n.end <= end])
-        for p in batch.paths
-    ]
     dtype = None if lane.dtype == trace.meta.model.dtype else lane.dtype
+    cut = _cut(batch.paths, end, extras)
     try:
-        short = again.run(Batch(cut, [end - 1], extras.of(cut)), dtype=dtype)
+        short = again.run(cut, dtype=dtype)
     except CannotRecomputeError:
         return None
     # a wider lane is not exact to its own last bits: models round to float32 inside, in softmax,
     # norms and rotary tables
     limit, _ = tolerance("float32", max(1, len(trace.meta.sites)))
     wide = lane.dtype in ("float32", "float64")
-    found = _moved(short.calls, forward.calls, cut, _TIMES * limit) if wide else None
+    found = _moved(short.calls, forward.calls, cut.paths, _TIMES * limit) if wide else None
+    few = max(path.padding for path in batch.paths) + FEW
+    if wide and found is None and few < end:
+        # layers that round by the largest number of a text: it may have been among the first
+        end, fewer = few, _cut(batch.paths, few, extras)
+        with suppress(CannotRecomputeError):
+            tokens = again.run(fewer, dtype=dtype)
+            found = _moved(tokens.calls, forward.calls, fewer.paths, _TIMES * limit)
     # the first rows of a longer text may draw the same random numbers
     if found is not None or dtype is None:
-        random = varies(again, Batch(cut, [end - 1], extras.of(cut)), short, dtype)
+        random = varies(again, cut, short, dtype)
         if random is not None:
             return random
     if found is None:
@@ -79,6 +86,15 @@ def looks_ahead(
         f"{far:.1e} of their largest value when the later tokens follow; no cache can equal that"
     )
     return Note("finding", text, step=min(later), site=site)
+
+
+def _cut(paths: Sequence[Path], end: int, extras: Extras) -> Batch:
+    """The same texts, of so many tokens."""
+    cut = [
+        Path(p.tokens[:end], p.padding, [], p.root, p.row, [n for n in p.nodes if n.end <= end])
+        for p in paths
+    ]
+    return Batch(cut, [end - 1], extras.of(cut))
 
 
 def _moved(
