@@ -24,10 +24,15 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
         lane: The reference.
         limits: What is rounding.
     """
+    otherwise: Finding | None = None
     if found.name == "LENGTH-DEPENDENT-POSITIONS" and found.tensor == "q":
-        return _turned_for_good(trace, found, lane, limits) or found
-    if found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
-        return _written_apart(trace, found, lane, limits) or found
+        otherwise = _turned_for_good(trace, found, lane, limits)
+    elif found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
+        otherwise = _written_apart(trace, found, lane, limits)
+    elif found.tensor in ("weights", "output"):
+        otherwise = _switched(trace, found)
+    if otherwise is not None:
+        return otherwise
     stale = of_earlier_text(trace, found) if found.name in ("CONTENT", "OLD-ROWS-CHANGED") else None
     if stale is not None:
         return replace(found, name="STALE-CACHE", evidence=f"{found.evidence}; {stale}")
@@ -45,6 +50,31 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
             again += ": random numbers (dropout, noise), not the cache"
         return replace(found, evidence=again)
     return found
+
+
+def _switched(trace: Trace, found: Finding) -> Finding | None:
+    """A layer that reads another layer's cache than before.
+
+    Its rows are right then, as those of the cache that it reads: only the output is not.
+    """
+    site = trace.site(found.layer)
+    before = next(
+        (
+            one
+            for one in trace.meta.sites[: site.index]
+            if (one.module, one.call, one.kind) == (site.module, site.call, site.kind)
+        ),
+        None,
+    )
+    stores = [] if before is None else [trace.cache_layer(one.index) for one in (site, before)]
+    if len({store.layer for store in stores}) < 2 or stores[0].layer == site.layer:
+        return None
+    now, then = (store.layer for store in stores)
+    evidence = (
+        f"{site.module or 'the model'} reads the rows of layer {now}'s cache in this step, and "
+        f"read those of layer {then} before"
+    )
+    return replace(found, name="WRONG-LAYER", tensor="k", evidence=evidence)
 
 
 def _of_other_weights(trace: Trace, found: Finding, lane: str) -> bool:
