@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kvtrace.record.flow.joined import joined
 from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN, Flags, Numbers, equal_slots, paired
 from kvtrace.record.flow.texts import Given, Match, Text
 from kvtrace.record.match import Digests, digest
@@ -18,7 +19,8 @@ Glance = Digests
 def find(texts: Sequence[Text], now: Glance, part: int | None, given: Given, seen: Flags) -> Match:
     """The remembered text that these rows go on with, and where its rows are now.
 
-    The newest one that explains all rows but the step's own, else the one that explains most.
+    The newest one that explains all rows but the step's own, else the one that explains most;
+    several together where each explains all rows of some sequences.
 
     Args:
         texts: Remembered, the newest last.
@@ -35,6 +37,8 @@ def find(texts: Sequence[Text], now: Glance, part: int | None, given: Given, see
             best, most = text, score
         if most >= sequences * max(1, int(seen.sum()) - given.new):
             break
+    if best is not None and most < sequences * (seq - given.new):
+        best = joined(texts, now, part, given.new, seen) or best
     if best is None and texts and _all_there(now, texts[-1], part):
         best = texts[-1]
     if best is None:

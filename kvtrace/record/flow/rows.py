@@ -32,7 +32,7 @@ from kvtrace.record.match import PARTS, Digests, glance
 
 WHOLE = 1 << 14
 """Numbers of K that are looked at whole in each step; longer caches in turns."""
-MAX_TEXTS = 4
+MAX_TEXTS = 8
 """Texts whose rows are remembered; a text that was left for others can be gone on with."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 
+from kvtrace.record.lanes.writers import Origin, Writers
 from kvtrace.trace import CacheStep, Run, Step
 
 
@@ -78,6 +79,7 @@ class Paths:
     trees: Container[int] = ()
     _ends: dict[int, list[tuple[Path, int] | None]] = field(default_factory=dict)
     _kept: dict[int, Kept] = field(default_factory=dict)
+    _writers: Writers = field(default_factory=Writers)
 
     def add(self, step: Step) -> None:
         """Follow a step."""
@@ -92,13 +94,13 @@ class Paths:
         order = step.order
         kept = {} if step.parent is None else self._kept.get(step.parent, {})
         removed = _removed(step, kept, order[0] if order else 0)
+        sources = self._sources(step, len(parents))
         ends: list[tuple[Path, int] | None] = []
         for sequence, tokens in enumerate(self._tokens(step)):
             ends.append(None)
             if not tokens:
                 continue
-            source = order[sequence] if order else sequence // _repeats(step, parents)
-            before = parents[source] if source < len(parents) else None
+            before = self._end(sources[sequence])
             start = 0 if before is None else before[1] - removed
             if before is not None and step.positions[sequence][0] + before[0].padding == before[1]:
                 start = before[1]  # its place says that nothing was taken off: rows were lost
@@ -114,7 +116,29 @@ class Paths:
         if None in ends:
             self.unknown.append(step.number)
         self._ends[step.number] = ends
+        self._writers.add(step)
         self._kept[step.number] = {group.layers[0]: group.kept for group in step.caches}
+
+    def _sources(self, step: Step, parents: int) -> Sequence[Origin | None]:
+        """The step and sequence that each sequence goes on with, as far as there is one.
+
+        Args:
+            step: Which goes on.
+            parents: Sequences of its parent.
+        """
+        if step.parent is None:
+            return [None] * step.num_sequences
+        if step.order:
+            return [(step.parent, source) for source in step.order]
+        grew = 0 < parents < step.num_sequences
+        times = _repeats(step, parents)
+        joined = self._writers.joined(step) if grew else None
+        return joined or [(step.parent, one // times) for one in range(step.num_sequences)]
+
+    def _end(self, source: Origin | None) -> tuple[Path, int] | None:
+        """Where the text of a sequence ended."""
+        ends = [] if source is None else self._ends.get(source[0], [])
+        return ends[source[1]] if source is not None and source[1] < len(ends) else None
 
     def _tokens(self, step: Step) -> list[Sequence[int]]:
         """What each sequence was fed; nothing where that is not known, or no sequence."""
@@ -175,9 +199,9 @@ def _begins(tokens: Sequence[int], known: Sequence[int]) -> bool:
     return len(tokens) >= len(known) and list(tokens[: len(known)]) == list(known)
 
 
-def _repeats(step: Step, parents: Sequence[object]) -> int:
+def _repeats(step: Step, parents: int) -> int:
     """How often each of the parent's sequences was repeated, one after the other."""
-    return max(1, step.num_sequences // len(parents)) if parents else 1
+    return max(1, step.num_sequences // parents) if parents else 1
 
 
 def _removed(step: Step, kept: Kept, source: int) -> int:
