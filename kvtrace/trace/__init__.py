@@ -4,6 +4,7 @@ from kvtrace.trace.lane import LaneStep, LogitDiff
 from kvtrace.trace.mask import Mask
 from kvtrace.trace.meta import CacheLayer, Lane, Meta, ModelCard, Rank, Sampling, Site, Tensor
 from kvtrace.trace.notes import (
+    HOOKS_CHANGED,
     INEXACT,
     NOT_REPEATABLE,
     OTHER_AXIS,
@@ -34,6 +35,7 @@ from kvtrace.trace.weights import Weights
 
 __all__ = [
     "CACHED",
+    "HOOKS_CHANGED",
     "INEXACT",
     "NOT_REPEATABLE",
     "NO_TOKEN",

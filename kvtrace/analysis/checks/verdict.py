@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from kvtrace.analysis.checks.survey import Survey
 from kvtrace.analysis.checks.walk import findings
 from kvtrace.analysis.course import course
 from kvtrace.errors import TraceError
-from kvtrace.trace import WEIGHTS_CHANGED, Trace
+from kvtrace.trace import HOOKS_CHANGED, WEIGHTS_CHANGED, Note, Trace
 
 Told = Callable[[Finding], None]
 
@@ -142,6 +142,13 @@ def _report(
 ) -> Report:
     """The verdict over what was seen."""
     verdict = DIVERGED if any(one.kind.bug for one in found) else EQUAL
+    hooked = max((note.step or 0 for note in _hook_notes(trace)), default=-1)
+    if verdict == DIVERGED and all(one.step <= hooked for one in found if one.kind.bug):
+        reason = (
+            f"step {found[0].step} differs, but up to step {hooked} the model had other hooks than "
+            "when the tokens were recomputed; keep them on, or off, for the whole recording"
+        )
+        return Report(UNCHECKED, (), reason, steps=survey.compared, logits=survey.logits)
     caveats = survey.caveats
     if trouble:
         caveats = (f"damaged: {trouble}", *caveats)
@@ -161,6 +168,10 @@ def _report(
         survey.logits,
         caveats,
     )
+
+
+def _hook_notes(trace: Trace) -> Iterator[Note]:
+    return (note for note in trace.notes if note.text.startswith(HOOKS_CHANGED))
 
 
 def _gap(trace: Trace, survey: Survey) -> str:

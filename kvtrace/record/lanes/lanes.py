@@ -22,6 +22,7 @@ from kvtrace.record.capture.inputs import tokens_of
 from kvtrace.record.lanes.again import Again, CannotRecomputeError
 from kvtrace.record.lanes.each import EachPass
 from kvtrace.record.lanes.extras import Extras, bound
+from kvtrace.record.lanes.hooks import Hooks
 from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, OncePass, with_lanes
 from kvtrace.record.lanes.outlive import never_kept, nobody_holds
@@ -29,7 +30,7 @@ from kvtrace.record.lanes.shown import rows_beyond_ids
 from kvtrace.record.lanes.sources import Sources
 from kvtrace.record.lanes.tolerance import higher, tolerance
 from kvtrace.record.lanes.weights import Weights
-from kvtrace.trace import WEIGHTS_CHANGED, Lane, Meta, Note, Step, Trace
+from kvtrace.trace import HOOKS_CHANGED, WEIGHTS_CHANGED, Lane, Meta, Note, Step, Trace
 
 RECOMPUTED, REFEREE = "recomputed", "referee"
 _TREE = (
@@ -75,6 +76,7 @@ class Lanes:
     _arguments_seen: bool = False
     _again: Again | None = None
     _weights: Weights | None = None
+    _hooks: Hooks | None = None
     _since: int = 0
     _unheld: bool = False
     _passes: dict[str, int] = field(default_factory=dict)
@@ -122,7 +124,7 @@ class Lanes:
             self.again.first(forward)
             if self.again.snapshot is not None and rows_beyond_ids(forward):
                 self._extras.embedded.first = step
-            self._weights = Weights(self.model)
+            self._weights, self._hooks = Weights(self.model), Hooks(self.model)
             self._unheld = nobody_holds(forward)
         else:
             self._leave_out_changed(step, whole=forward.new > 1)
@@ -133,6 +135,8 @@ class Lanes:
 
     def _leave_out_changed(self, end: int, *, whole: bool = True) -> None:
         """Steps before this one are not compared where the weights are others by now."""
+        if whole and self._hooks is not None:
+            self._hooks.look(end)
         changed = self._weights is not None and self._weights.changed(whole=whole)
         if not changed or end <= self._since:
             return
@@ -191,6 +195,8 @@ class Lanes:
                 sink.note(note)
         except TraceError as error:
             sink.note(Note("note", f"lanes were not compared: {error}"))
+        if self._hooks is not None and self._each is None and (step := self._hooks.before):
+            sink.note(Note("note", f"{HOOKS_CHANGED} step {step}", step - 1))
         for text in sorted(self._said.union(self.again.notes)):
             sink.note(Note("note", text))
         for note in self.again.ties.notes(meta.sites):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
 
 from kvtrace.record.version import version
+
+_SAMPLE = 64
+"""Bytes of each weight that are looked at: what changes through `.data` changes all of them."""
 
 
 class Weights:
@@ -21,7 +27,8 @@ class Weights:
         """Whether any was changed since last asked.
 
         Args:
-            whole: Look, too, for other weights in their places, and at which adapters are in use.
+            whole: Look, too, for other weights in their places or other numbers in them, and at
+                which adapters are in use.
         """
         before, self._versions = self._versions, self._count()
         which, self._which = self._which, self._identities() if whole else self._which
@@ -32,8 +39,22 @@ class Weights:
 
     def _identities(self) -> list[object]:
         """Of the weights that stay where they are, and what modules say of adapters."""
-        found: list[object] = [id(one) for one in self._model.parameters() if not one.is_meta]
+        there = [one for one in self._model.parameters() if not one.is_meta]
+        found: list[object] = [(id(one), one.dtype) for one in there]
         for module in self._model.modules():
             said = (value for name, value in vars(module).items() if "adapter" in name)
             found += (repr(value) for value in said if isinstance(value, bool | str | list))
-        return found
+        return [*found, *_samples(there)]
+
+
+def _samples(weights: Sequence[nn.Parameter]) -> Iterator[object]:
+    """Sums of some bytes of each plain weight, from each device at once."""
+    sums: dict[torch.device, list[Tensor]] = {}
+    for one in weights:
+        if type(one) is nn.Parameter and one.is_contiguous() and one.numel():
+            raw = one.detach().view(-1).view(torch.uint8)
+            # an odd stride looks at each byte of a number in turn
+            stride = raw.numel() // _SAMPLE | 1
+            sums.setdefault(one.device, []).append(raw[::stride].sum())
+    for each in sums.values():
+        yield torch.stack(each).tolist()
