@@ -61,12 +61,20 @@ class Forgotten:
     def _finding(self, step: Step, before: Step, where: str) -> Finding:
         layer = step.caches[0].layers[0]
         site = next((one.index for one in self.trace.meta.sites if one.reads == layer), 0)
+        at = (step.number, site, "k")
+        if step.parent is not None and not step.events:
+            place = step.positions[0][0]
+            evidence = (
+                f"the step {where}, and goes on at position {place} as that step did: its row is "
+                "written over that one's"
+            )
+            return Finding("ROW-OVERWRITTEN", *at, evidence, row=0)
         left = _begins_with(step, layer)
         missing = max(row[-1] + 1 for row in before.positions if row) - left
         has = f"begins with only {left} rows" if left else "is empty"
         are = "row is" if missing == 1 else "rows are"
         evidence = f"the step {where}, but its cache {has}: {missing} {are} missing"
-        return Finding("HISTORY-LOST", step.number, site, "k", evidence, row=0)
+        return Finding("HISTORY-LOST", *at, evidence, row=0)
 
 
 def _told_to_go_on(step: Step, before: Step) -> bool:
@@ -77,10 +85,19 @@ def _told_to_go_on(step: Step, before: Step) -> bool:
 
 
 def _cropped(step: Step, before: Step) -> bool:
-    """Whether every row of the step before was dropped again, and nothing else happened."""
+    """Whether every row of the step before was dropped again, and nothing else happened.
+
+    A buffer is not cropped, but written over: by a step at a position that the one before had.
+    """
     layers = [layer for group in step.caches for layer in group.layers]
-    only = bool(step.events) and all(one.kind == "crop" for one in step.events)
+    only = all(one.kind == "crop" for one in step.events) if step.events else _over(step, before)
     return only and all(_begins_with(step, one) and _dropped(step, before, one) for one in layers)
+
+
+def _over(step: Step, before: Step) -> bool:
+    """Whether each sequence of a step goes on at a position that the step before had."""
+    pairs = [*zip(step.positions, before.positions, strict=False)]
+    return bool(pairs) and all(row and last and row[0] <= last[-1] for row, last in pairs)
 
 
 def _dropped(step: Step, before: Step, layer: int) -> bool:

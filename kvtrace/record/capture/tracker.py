@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Lingering
 from kvtrace.record.capture.outlived import Outlived
+from kvtrace.record.capture.reached import reached
 from kvtrace.record.capture.running import Pass, RawUpdate, Verdict
 from kvtrace.record.version import version
 
@@ -311,8 +312,8 @@ def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheU
         seen = out[0].shape[2] if keys is None else keys.shape[2]
     else:
         seen = length(layer) if layer is not None else out[0].shape[2]
-        capacity = getattr(layer, "max_cache_len", None)
-        window = None
+        capacity, window = getattr(layer, "max_cache_len", None), None
+        seen = seen if kind in _PLAIN else reached(seen, new_keys, out[0], capacity)
         if getattr(layer, "is_sliding", False):
             window = getattr(layer, "sliding_window", capacity)
     return CacheUpdate(
