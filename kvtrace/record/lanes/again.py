@@ -185,7 +185,7 @@ class Again:
             self._none = f"it takes {each} ids for one position, and the first of them is recorded"
         self._only_own = all(call.keys.shape[2] == forward.new for call in calls)
         # only the attention tells tokens from sequences
-        size = forward.new, rows_beyond_ids(forward)
+        size = forward.new, rows_beyond_ids(forward), forward.arguments
         self.snapshot = None if self.snapshot is None else self.snapshot.of_tokens(*size)
         self._also = [(method, one.of_tokens(*size)) for method, one in self._also]
 
@@ -324,6 +324,8 @@ class Again:
                 return f"{site[0] or 'the model'} had {found[1]} new rows for {wanted[1]} tokens"
             if self._outside is not None and self._only_own and call.keys.shape[2] != wanted[1]:
                 return f"{site[0]} read rows that it keeps outside of what it is given"
+            if given_masks and self._only_own and call.keys.shape[2] < wanted[1]:
+                return f"{site[0]} read fewer rows than tokens, as an argument says"
         if self._causal and (self._several or given_masks) and batch.rows > 1:
             loose = next(
                 (calls[one] for one in sorted(self._sites) if not is_causal(calls[one])), None

@@ -21,6 +21,7 @@ from kvtrace.record.capture.inputs import is_source
 _CACHE = re.compile(r"past|cache|kv|present|mems|memory|state", re.IGNORECASE)
 _POSITION = re.compile(r"pos|offset|start|cur_len|seq_?len|cache_len|step", re.IGNORECASE)
 _MASK = re.compile(r"mask|bias", re.IGNORECASE)
+_COUNT = re.compile(r"len|total|count|num_?tok|n_?tok", re.IGNORECASE)
 _FLAG = re.compile(r"^(use|return|output|with)_?(kv_?)?(cach|past|present)", re.IGNORECASE)
 _TRAINING = re.compile(r"^(targets?|labels?|y)$")
 
@@ -42,6 +43,7 @@ class FirstCall:
         turned: The ids of a longer text are [new, sequences], as a single one does not tell.
         more: Rows that were made of it beyond its ids: of an image, say.
         rows: Names of the arguments that held rows in place of ids; the first is `ids`.
+        written: Arguments that the call itself wrote to, as to a cache.
     """
 
     ids: str
@@ -52,6 +54,7 @@ class FirstCall:
     turned: bool = False
     more: int = 0
     rows: tuple[str, ...] = ()
+    written: frozenset[str] = frozenset()
 
     @property
     def layouts(self) -> tuple[FirstCall, ...]:
@@ -103,7 +106,7 @@ class FirstCall:
             cached = _CACHE.search(name) or _POSITION.search(name) or _MASK.search(name)
             if _FLAG.match(name):
                 out[name] = False
-            elif cached or self._per_token(value):
+            elif cached or self._per_token(value) or (name in self.written and self.optional(name)):
                 if not self.optional(name):
                     if value is not None:
                         raise CannotExtendError(f"`{name}` can't be left out")
@@ -158,7 +161,8 @@ class FirstCall:
 
     def _extended(self, name: str, value: object, rows: int) -> object:
         if isinstance(value, int) and not isinstance(value, bool):
-            return rows if value == self.new and _POSITION.search(name) and value > 1 else value
+            counts = _POSITION.search(name) or _COUNT.search(name)
+            return rows if value == self.new and counts and value > 1 else value
         cache = _CACHE.search(name) and not _POSITION.search(name)
         if not isinstance(value, Tensor) or value.dim() == 0 or cache or is_source(name, value):
             return value

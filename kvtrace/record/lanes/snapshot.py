@@ -19,6 +19,7 @@ from kvtrace.record.capture.inputs import tokens_in
 from kvtrace.record.capture.levels import looks_like_attention
 from kvtrace.record.lanes.extend import FirstCall
 from kvtrace.record.lanes.private import Copier
+from kvtrace.record.lanes.written_to import written_to
 from kvtrace.record.version import version
 
 _CONSTANT = re.compile(
@@ -57,10 +58,16 @@ class Snapshot:
         call = self.call
         return model, replace(call, arguments=arguments)
 
-    def of_tokens(self, new: int, more: int) -> Snapshot:
-        """The same, of a first call that made so many rows, some of them of no id."""
+    def of_tokens(self, new: int, more: int, after: Mapping[str, object]) -> Snapshot:
+        """The same, once its first call is over.
+
+        Args:
+            new: Rows that it made.
+            more: Of them, those of no id.
+            after: What it was given, as that is now.
+        """
         call = replace(self.call, more=more) if more else replace(self.call, new=new)
-        return replace(self, call=call)
+        return replace(self, call=replace(call, written=written_to(call.arguments, after)))
 
     def _is_shared(self, tensor: Tensor) -> bool:
         return any(tensor is one for one, _ in self.shared)

@@ -1,0 +1,77 @@
+"""Models that are told how many rows to read, as those over pages of a pool are."""
+
+import torch
+from torch import nn
+
+import kvtrace
+from kvtrace.analysis.checks import EQUAL, UNCHECKED, check
+
+PROMPT = [5, 9, 30, 7, 81, 44, 9, 12, 3]
+BLOCK = 4
+
+
+class Paged(nn.Module):
+    """One layer over a pool of rows that the caller holds, read by a table of blocks.
+
+    Attributes:
+        pool: Keys and values, [2, rows, 16].
+        table: Blocks of the text, [blocks].
+    """
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.emb, self.qkv, self.head = nn.Embedding(90, 16), nn.Linear(16, 48), nn.Linear(16, 90)
+
+    def forward(self, ids, pos, table, length, pool):
+        q, k, v = self.qkv(self.emb(ids) + pos[:, None] / 20).chunk(3, -1)
+        slots = table[pos // BLOCK] * BLOCK + pos % BLOCK
+        pool[0, slots], pool[1, slots] = k, v
+        rows = (table[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[:length]
+        hidden = torch.arange(len(rows)) > pos[:, None]
+        scores = (q @ pool[0, rows].T / 4).masked_fill(hidden, float("-inf"))
+        return self.head(scores.softmax(-1) @ pool[1, rows])
+
+
+@torch.no_grad()
+def answer(model, blocks, steps=4):
+    pool, ids, done = torch.zeros(2, 64, 16), list(PROMPT), 0
+    for _ in range(steps):
+        table = torch.arange(blocks or -(-len(ids) // BLOCK))
+        logits = model(
+            torch.tensor(ids[done:]), torch.arange(done, len(ids)), table, len(ids), pool
+        )
+        done = len(ids)
+        ids.append(int(logits[-1].argmax()))
+
+
+def judged(tmp_path, blocks):
+    model = Paged()
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        answer(model, blocks)
+    return check(kvtrace.open(tmp_path / "a.kvt"))
+
+
+def test_a_count_of_rows_to_read_grows_with_the_tokens(tmp_path):
+    report = judged(tmp_path, blocks=8)
+    assert (report.verdict, report.findings, report.steps) == (EQUAL, (), 4), report.reason
+
+
+class Budgeted(nn.Module):
+    """Reads no more rows of its pool than it is told, by a name that says nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.paged = Paged()
+
+    def forward(self, ids, pos, table, upto, pool):
+        return self.paged(ids, pos, table, upto, pool)
+
+
+def test_a_pass_that_read_fewer_rows_than_it_has_tokens_is_no_reference(tmp_path):
+    model = Budgeted()
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        answer(model, 8)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings) == (UNCHECKED, ())
+    assert "read fewer rows than tokens" in report.reason
