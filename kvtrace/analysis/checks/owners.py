@@ -9,6 +9,7 @@ from kvtrace.analysis.checks.identify import Identity, matches
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.rows import (
     Indices,
+    counted,
     finding,
     named_slots,
     pair,
@@ -16,11 +17,15 @@ from kvtrace.analysis.checks.rows import (
     unknown,
 )
 from kvtrace.analysis.checks.scene import Scene
+from kvtrace.analysis.checks.supposed import TAKEN_BACK
 from kvtrace.trace.dtypes import Floats
 
 
 def check_owner(scene: Scene, identity: Identity) -> Finding | None:
-    """Rows of another layer, or of another sequence."""
+    """Rows of another layer, of another sequence, or of tokens that were taken back."""
+    back = _taken_back(scene, identity)
+    if back is not None:
+        return back
     for tensor, known in (("k", identity.by_key), ("v", identity.by_value)):
         rows = unknown(scene, known)
         for name, what, own, count, get in (
@@ -43,6 +48,19 @@ def check_owner(scene: Scene, identity: Identity) -> Finding | None:
                     )
                     return finding(scene, name, tensor, evidence, owned)
     return None
+
+
+def _taken_back(scene: Scene, identity: Identity) -> Finding | None:
+    """Rows of a rejected draft, or of another branch, that this layer did not drop."""
+    rows = unknown(scene, identity.by_key)
+    rows = rows[scene.supposed[rows] == TAKEN_BACK]
+    if not len(rows):
+        return None
+    evidence = (
+        f"{counted(len(rows))} in {named_slots(scene, rows)}: of tokens that were taken back "
+        "(a rejected draft, another branch); this layer did not drop them"
+    )
+    return finding(scene, "STALE-CACHE", "k", evidence, rows)
 
 
 def _owned(scene: Scene, tensor: str, rows: Indices, there: Floats) -> NDArray[np.bool_]:
@@ -69,7 +87,7 @@ def check_stale(scene: Scene, identity: Identity) -> Finding | None:
         return None
     seen = scene.seen
     foreign = seen[identity.place[seen] < 0]
-    own = np.flatnonzero(identity.place >= 0)
+    own = np.flatnonzero(identity.place >= scene.padding)
     # where rows are chosen, a wrong choice may see more of the text's own
     more = len(seen) > max(len(scene.wanted), len(scene.live))
     hidden = len(own) and not np.isin(own, seen).any() and len(foreign)

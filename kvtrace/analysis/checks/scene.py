@@ -57,7 +57,7 @@ class Scene:
         reference: Keys and values by place, [kv_heads, places, dim]; queries and output of the
             new rows; visible [new, places].
         places: Place of each new row, [new].
-        supposed: Place each attended row is supposed to hold, [seq]; -1: none.
+        supposed: Place each attended row is supposed to hold, [seq]; negative: none.
         slots: Slot of each attended row, [seq].
         changed: Attended rows whose slot held something else in the step before, [seq].
         padding: Places below are padding.

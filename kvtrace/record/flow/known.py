@@ -86,10 +86,7 @@ def _matched(now: Glance, then: Glance, text: Text, new: int) -> Match:
     origin, taken = np.full((sequences, seq), NOWHERE), np.zeros(sequences, np.int64)
     for b in range(sequences):
         mine = now[:, b]
-        counts = [
-            int((equal_slots(mine, then[:, s]) & live[s, :seq]).sum()) for s in range(len(live))
-        ]
-        source = b if b < len(counts) and counts[b] == max(counts) else counts.index(max(counts))
+        source = _source(mine, then, live, b)
         taken[b] = source
         stayed = equal_slots(mine, then[:, source])
         origin[b, : len(stayed)][stayed] = np.flatnonzero(stayed)
@@ -107,6 +104,37 @@ def _matched(now: Glance, then: Glance, text: Text, new: int) -> Match:
     changed = np.zeros(seq, bool)
     changed[:both] = (origin[:, :both] != np.arange(both)).any(0)
     return Match(text, origin, taken, changed)
+
+
+def _source(mine: Glance, then: Glance, live: Flags, row: int) -> int:
+    """The sequence that a row of the batch goes on with, itself where others fit no better.
+
+    Keys may say another one than values: who reorders or drops sequences may forget one of both.
+    What was moved was meant to be.
+
+    Args:
+        mine: Of the row, [2, seq].
+        then: Of the step before, [2, sequences, slots].
+        live: Slots that held rows, [sequences, slots].
+        row: Which it is.
+    """
+    seq = mine.shape[-1]
+
+    def best(tensors: slice) -> tuple[int, int]:
+        """The sequence of which most rows are there, and how many."""
+        counts = [
+            int((equal_slots(mine[tensors], then[tensors, s]) & live[s, :seq]).sum())
+            for s in range(len(live))
+        ]
+        most = max(counts)
+        return (row if row < len(counts) and counts[row] == most else counts.index(most)), most
+
+    source, known = best(slice(None))
+    if len(live) == 1 or known >= live[source, :seq].sum():
+        return source
+    alone = (best(slice(1)), best(slice(1, 2)))
+    moved = [one for one, count in alone if one != row and count > known]
+    return moved[0] if moved else source
 
 
 def gone_on(texts: Sequence[Text], given: Given) -> Match:

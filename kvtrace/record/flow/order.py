@@ -47,12 +47,15 @@ def give_places(
         all_own = not computed and written.shape[1] <= given.new
         none = np.full(written.shape[1], NOWHERE)
         twins = none if all_own else _twins(match, text, b, written[b], given.new)
+        if not all_own:  # written once more beside other sequences that changed
+            twins = np.where(twins < 0, match.origin[b, written[b]], twins)
         old = twins >= 0
         if old.any() and match.text is not None:
             source = int(match.taken[b])
             text.positions[b, written[b][old]] = match.text.positions[source, twins[old]]
             lengths = match.text.lengths[source, twins[old]], text.lengths[b, written[b][old]]
-            rotated &= _as_long(*lengths)
+            values = match.text.values[source, twins[old]], text.values[b, written[b][old]]
+            rotated &= _as_long(*lengths) and np.array_equal(*values)
             again = max(again, int(old.sum()))
         end = None if match.text is None else int(match.text.ends[match.taken[b]])
         fresh = written[b][~old]
@@ -69,7 +72,7 @@ def give_places(
 
 
 def _twins(match: Match, text: Text, b: int, written: Numbers, new: int) -> Numbers:
-    """For each written row the old slot of a row with the same values, which is gone; or -1."""
+    """For each written row the old slot of a row with its values or key, which is gone; or -1."""
     none = np.full(len(written), NOWHERE)
     before = match.text
     if before is None or not len(written):
@@ -82,7 +85,10 @@ def _twins(match: Match, text: Text, b: int, written: Numbers, new: int) -> Numb
         return none
     count = min(text.cells.shape[1], len(free))
     inside = written[written < count]
-    same = inside[free[inside] & (before.values[source, inside] == text.values[b, inside])]
+    equal = before.values[source, inside] == text.values[b, inside]
+    keys = text.keys[b, inside]  # in place, they tell as much where values were mixed up
+    equal |= (before.keys[source, inside] == keys) & (keys != 0)
+    same = inside[free[inside] & equal]
     wanted = np.zeros(text.cells.shape[1], bool)
     wanted[written] = True
     moved = where.paired(text.values[b], before.values[source], wanted, free, new)

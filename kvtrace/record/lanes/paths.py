@@ -101,9 +101,10 @@ class Paths:
             if not tokens:
                 continue
             before = self._end(sources[sequence])
-            start = 0 if before is None else before[1] - removed
-            if before is not None and step.positions[sequence][0] + before[0].padding == before[1]:
-                start = before[1]  # its place says that nothing was taken off: rows were lost
+            start = 0 if before is None else before[1] - min(removed)
+            told = 0 if before is None else step.positions[sequence][0] + before[0].padding
+            if before is not None and before[1] - told in (0, *removed):
+                start = told  # its place says what was taken off: the rest was lost, or forgotten
             path, start = self._place(step, before, past, (tokens, start))
             if path is None:
                 continue
@@ -204,8 +205,8 @@ def _repeats(step: Step, parents: int) -> int:
     return max(1, step.num_sequences // parents) if parents else 1
 
 
-def _removed(step: Step, kept: Kept, source: int) -> int:
-    """Rows that were cropped off before the step.
+def _removed(step: Step, kept: Kept, source: int) -> list[int]:
+    """Rows that were cropped off before the step, as each of its caches says.
 
     A window that is cropped also drops rows at its start: only those at the end count.
 
@@ -221,10 +222,10 @@ def _removed(step: Step, kept: Kept, source: int) -> int:
         if (count := _off_the_end(kept[group.layers[0]][source : source + 1], group)) is not None
     ]
     if found:
-        return min(found)
+        return found
     crops = (event for event in step.events if event.kind == "crop")
     lengths = (zip(one.lengths_before, one.lengths_after, strict=True) for one in crops)
-    return sum(max((before - after for before, after in one), default=0) for one in lengths)
+    return [sum(max((before - after for before, after in one), default=0) for one in lengths)]
 
 
 def _off_the_end(kept: tuple[tuple[Run, ...], ...], group: CacheStep) -> int | None:
