@@ -22,7 +22,7 @@ from kvtrace.analysis.checks.identify import identify
 from kvtrace.analysis.checks.owners import check_owner
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene
-from kvtrace.analysis.checks.visibility import check_visibility
+from kvtrace.analysis.checks.visibility import check_ahead, check_visibility
 
 _VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
 
@@ -43,6 +43,7 @@ def diagnose_apart(scene: Scene) -> Finding | None:
         check_unfilled_heads,
         check_heads,
         check_owner,
+        check_ahead,
         check_zero_rows,
         check_swapped,
         check_visibility,

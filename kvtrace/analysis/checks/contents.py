@@ -207,9 +207,9 @@ def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Findin
 
     size = float(np.abs(theirs).max())
     known = None if head is None else parted_heads(scene, tensor, rows, heads)
-    known = known or inexact(tensor, mine, theirs, size)
+    known = known or inexact(tensor, mine, theirs, size, atol)
     if known is None and part is not None:
-        known = inexact(tensor, mine[..., part], theirs[..., part], size)
+        known = inexact(tensor, mine[..., part], theirs[..., part], size, atol)
         known = known or parted_features(scene, tensor, rows, (heads, part))
     if known is not None:
         return found(*known)

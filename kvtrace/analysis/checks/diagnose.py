@@ -26,7 +26,7 @@ from kvtrace.analysis.checks.owners import check_owner, check_stale
 from kvtrace.analysis.checks.queries import check_queries
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene
-from kvtrace.analysis.checks.visibility import check_visibility
+from kvtrace.analysis.checks.visibility import check_ahead, check_visibility
 
 
 def check_nonfinite(scene: Scene) -> Finding | None:
@@ -75,6 +75,7 @@ def diagnose(scene: Scene) -> Finding | None:
         return found
     for check in (
         check_owner,
+        check_ahead,
         check_zero_rows,
         check_swapped,
         check_rows_of_heads,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvtrace.analysis.checks.levels import from_table, quantised, scaled_floats
-from kvtrace.analysis.checks.relations import rounded_to
+from kvtrace.analysis.checks.relations import factor, factors, rounded_to
 from kvtrace.analysis.checks.rounded_input import rounded_source
 from kvtrace.analysis.checks.rows import counted
 from kvtrace.trace.dtypes import Floats
@@ -16,7 +16,9 @@ _LEFT = 0.25
 _SCALED = 0.02
 
 
-def inexact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str, str] | None:
+def inexact(
+    tensor: str, mine: Floats, theirs: Floats, size: float, atol: float
+) -> tuple[str, str] | None:
     """(kind, evidence) of rows that are nearly right; None where they are not.
 
     Args:
@@ -24,6 +26,7 @@ def inexact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str
         mine: [heads, rows, dim].
         theirs: What they should be, of the same shape.
         size: The largest number of a right row.
+        atol: Absolute difference that counts as equal.
     """
     off = float(np.abs(mine - theirs).max())
     smaller = rounded_to(mine, theirs) if off < 0.2 * size else None
@@ -39,7 +42,8 @@ def inexact(tensor: str, mine: Floats, theirs: Floats, size: float) -> tuple[str
         )
     floats = scaled_floats(mine, theirs) if grid is None and off < size else None
     if grid is None and floats is None:
-        source = rounded_source(mine, theirs)
+        times = factor(mine, theirs, atol) or factors(mine, theirs, atol)
+        source = rounded_source(mine, theirs) if times is None else None
         return None if source is None else ("DTYPE", _made_from(tensor, mine.shape[1], source))
     levels = _levels(tensor, mine.shape[1], grid, floats)
     scaled = _scales(mine, theirs)

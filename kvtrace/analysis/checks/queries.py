@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.relations import (
     close,
     factor,
+    factors,
     head_order,
     rounded_to,
     same_numbers,
@@ -147,6 +148,12 @@ def _between(
     # a little more than rounding need not show in the values
     if pair is None or not close(*pair, scene.atol.values) or far < _FAR * scene.atol.queries:
         return None
+    each = factors(mine, theirs, scene.atol.queries)
+    if each is not None:
+        return "SCALE", (
+            f"q of place {place} = {each[0]:.4g} × the recomputed q, each {each[1]} by a factor of "
+            "its own, while v is right: a norm of q, or its weights, are used on one path only"
+        )
     length, expected = (np.linalg.norm(one, axis=2) for one in (mine, theirs))
     if close(length, expected, 4 * scene.atol.queries):
         return "POSITION-ROPE", (

@@ -36,6 +36,12 @@ def check_visibility(scene: Scene, identity: Identity) -> Finding | None:
     return None
 
 
+def check_ahead(scene: Scene, identity: Identity) -> Finding | None:
+    """Later tokens that are seen: the last query then sees a row that nobody has written yet."""
+    found = check_visibility(scene, identity)
+    return found if found is not None and found.name == "MASK-FUTURE" else None
+
+
 def said_of(
     scene: Scene, query: int, have: set[int], want: set[int]
 ) -> tuple[str, str, str] | None:

@@ -80,3 +80,31 @@ def test_keys_that_all_stand_at_the_newest_position_are_rotated_again(style, rep
     found = diagnose(toy.scene(k=k, changed=np.arange(12) < 11))
     assert (found.name, found.tensor) == ("KEYS-ROTATED-AGAIN", "k")
     assert "11 rows is rotated to position 11, as the newest one is" in found.evidence
+
+
+def test_a_factor_is_told_though_rounding_makes_rows_as_far_off():
+    toy = Toy()
+    for times in (1.002, 0.998):
+        v = toy.v.copy()
+        v[:, :11] *= np.float32(times)
+        found = diagnose(toy.scene(v=v))
+        assert (found.name, found.tensor) == ("OLD-ROWS-SCALED", "v")
+        assert f"= {times} ×" in found.evidence
+
+
+def test_a_mask_that_is_one_too_long_shows_later_tokens_before_a_row_of_zeros():
+    toy = Toy()
+    k, v = (np.concatenate((one, np.zeros_like(one[:, :1])), 1) for one in (toy.k, toy.v))
+    places = np.arange(13)
+    seen = places <= np.arange(8, 12)[:, None] + 1
+    scene = toy.scene(4, k=k, v=v, visible=seen, supposed=places)
+    assert named(scene) == ("MASK-FUTURE", "mask")
+
+
+def test_a_query_without_its_norm_is_scaled_head_by_head():
+    toy = Toy()
+    q = toy.q.copy()
+    q *= np.linspace(0.5, 2, len(q), dtype=np.float32)[:, None, None]
+    found = diagnose(toy.scene(q=q[:, -1:]))
+    assert (found.name, found.tensor) == ("SCALE", "q")
+    assert "each head of a row by a factor of its own, while v is right" in found.evidence
