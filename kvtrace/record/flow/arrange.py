@@ -81,11 +81,13 @@ class Evidence:
         outside: Of several shared letters, those that lie outside of the queries in memory.
         before: Places of (query among free, batch among shared) in an earlier, certain call of
             the same code; None without one.
+        proven: The module is known to attend to tokens.
     """
 
     masked_along: Callable[[list[str]], list[str]]
     outside: Callable[[list[str], str], list[str]]
     before: tuple[int | None, int | None] | None = None
+    proven: bool = False
 
 
 def structure(weights: Axes, query: Axes, key: str, key_axes: Axes, letters: Letters) -> Structure:
@@ -115,7 +117,9 @@ def roles(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence) 
         AmbiguousError: Two axes could be the query axis or the batch axis.
     """
     own = [x for x in found.shared if letters.sizes[x] in sizes.tokens]
-    if own and not found.free and sizes.tokens[-1] > 1:
+    # code that attended to tokens before has heads, which are as many as tokens came in now
+    known = evidence.proven and evidence.before is not None
+    if own and not found.free and sizes.tokens[-1] > 1 and not known:
         raise NotOverTokensError("each token attends to a set of its own")
     query = _query(found, letters, sizes, evidence)
     batch, assumed = _batch(found, letters, sizes, evidence, query)

@@ -200,8 +200,7 @@ class Listening:
         It was taken for that because one of its axes was as long as the prompt. If that axis keeps
         its length when there are fewer tokens, it holds heads, and the code is given back its name.
         """
-        size = self._other.get(where)
-        if size is None:
+        if (size := self._other.get(where)) is None:
             return False
         tokens = self.sizes_now.tokens
         if size == 1 or (tokens and tokens[-1] == size) or size not in shape:
@@ -218,7 +217,8 @@ class Listening:
         if plan is None:
             known = (mix.place, mix.product.left.dim(), mix.product.right.dim())
             same = self._plans.get(code)
-            plan = same.afresh if same else make(mix, sizes, self._certain.get(known))
+            proven = path in self._proven
+            plan = same.afresh if same else make(mix, sizes, self._certain.get(known), proven)
             if plan.certain is not None:
                 self._certain[known], self._plans[code] = plan.certain, plan
             self._plans[path, *code] = plan

@@ -142,13 +142,14 @@ def growing_letters(mark: Mark) -> str:
     return key + mark.key if len(key) == 1 and key not in mark.letters.parts else ""
 
 
-def make(mix: Mix, sizes: Sizes, before: Certain | None) -> Plan:
+def make(mix: Mix, sizes: Sizes, before: Certain | None, proven: bool = False) -> Plan:
     """Work a plan out.
 
     Args:
         mix: The last product, weights · values.
         sizes: What is known from outside.
         before: What an earlier call of the same code taught.
+        proven: The module is known to attend to tokens.
 
     Raises:
         AmbiguousError: Sizes coincide so that the axes can't be told apart.
@@ -163,7 +164,7 @@ def make(mix: Mix, sizes: Sizes, before: Certain | None) -> Plan:
     queries = first.left if left_first else first.right
     shape = structure(mark.axes, query_axes, key + mark.key, key_axes, letters)
     _over_tokens(shape, query_axes, key_axes, letters, sizes)
-    evidence = Evidence(_MaskedAlong(mark), _Outside(queries, query_axes, letters), before)
+    evidence = Evidence(_MaskedAlong(mark), _Outside(queries, query_axes, letters), before, proven)
     found = roles(shape, letters, sizes, evidence)
     named = _named(mix, key)
     mixed_key = letters.whole("".join(named[x] for x in product.contracted)) or key

@@ -40,6 +40,9 @@ _REPLACED = {
 _TOKEN = re.compile(r"token|type|segment|lang", re.IGNORECASE)
 """What there is one of for each token, by its name."""
 
+_MASK = re.compile(r"mask|bias", re.IGNORECASE)
+"""A table of queries and keys has a row for each token, too."""
+
 
 @dataclass(slots=True)
 class Extras:
@@ -232,6 +235,7 @@ def _per_token(forward: Forward) -> Mapping[str, Tensor]:
         and value.dim() >= 2
         and tuple(value.shape[:2]) == (forward.sequences, forward.new)
         and (forward.new > 1 or _TOKEN.search(name))
+        and not (_MASK.search(name) and value.dim() == 3 and value.shape[2] >= forward.new)
     }
 
 

@@ -249,10 +249,10 @@ class PoolsThenAttends(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.attention = Attention(matmul)
+        self.first, self.second = Attention(matmul), Attention(matmul)
 
     def forward(self, x):
-        last, _ = self.attention(x[:, -1:], self.attention(x)[1])
+        last, _ = self.second(x[:, -1:], self.first(x)[1])
         return last
 
 
@@ -264,3 +264,22 @@ def test_an_axis_as_long_as_the_prompt_that_keeps_its_length_holds_heads():
         model(token_ids(1, 6))
     assert [call.queries.shape[1] for call in calls] == [4, 4]
     assert any("a prompt of 4 tokens is as long as another axis" in one for one in watch.unseen)
+
+
+class AttendsAgain(PoolsThenAttends):
+    """The same by one module, which attends to all tokens first."""
+
+    def forward(self, x):
+        last, _ = self.first(x[:, -1:], self.first(x)[1])
+        return last
+
+
+def test_what_attended_to_tokens_before_has_heads_where_they_are_as_many_as_tokens():
+    model = Around(AttendsAgain)
+    with FlowWatch(model, sink=(calls := []).append) as watch, torch.no_grad():
+        model(token_ids(1, 4))
+    assert [(*call.queries.shape[1:3], call.keys.shape[2]) for call in calls] == [
+        (4, 4, 4),
+        (4, 1, 5),
+    ]
+    assert watch.unseen == ()
