@@ -56,7 +56,8 @@ _TABLE = (
     Kind(
         "POSITION-EMBEDDING",
         "the input of the first layer differs and it is no rotation",
-        "Absolute position embeddings restart at 0 in a decode step, or another token was fed.",
+        "Absolute position embeddings restart at 0 in a decode step, another token was fed, or "
+        "what mixes tokens before the attention (convolution, token shift) forgets earlier ones.",
     ),
     Kind(
         "HISTORY-LOST",
