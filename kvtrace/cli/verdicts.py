@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
@@ -114,7 +115,8 @@ def write_junit(report: Report, path: Path, suite: str) -> None:
     Raises:
         OSError: It can't be written.
     """
-    cases = [_case(one, suite) for one in report.trials or (Trial(suite, report),)]
+    trials = _told_apart(report.trials or (Trial(suite, report),))
+    cases = [_case(one, suite) for one in trials]
     failures = sum("<failure" in case for case in cases)
     errors = sum("<error" in case for case in cases)
     skipped = sum("<skipped" in case for case in cases)
@@ -124,6 +126,17 @@ def write_junit(report: Report, path: Path, suite: str) -> None:
     )
     text = "\n".join(['<?xml version="1.0" encoding="utf-8"?>', head, *cases, "</testsuite>", ""])
     path.write_text(text, encoding="utf-8")
+
+
+def _told_apart(trials: Sequence[Trial]) -> list[Trial]:
+    """Runs that did the same are named by their traces too: programs know a case by its name."""
+    names = [one.name for one in trials]
+    return [
+        replace(one, name=f"{one.name} ({Path(one.trace).name})")
+        if names.count(one.name) > 1 and one.trace
+        else one
+        for one in trials
+    ]
 
 
 def _case(one: Trial, suite: str) -> str:

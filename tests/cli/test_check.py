@@ -109,6 +109,15 @@ def test_junit_has_one_case_a_run(kvtrace, trace_file, tmp_path):
     assert "rounding explains" in failed.find("failure").text
 
 
+def test_junit_tells_traces_apart_that_did_the_same(kvtrace, trace_file, tmp_path):
+    report, other = tmp_path / "junit.xml", tmp_path / "other.kvt"
+    other.write_bytes(trace_file.read_bytes())
+    kvtrace("check", trace_file, other, "--junit", report)
+    names = [case.get("name") for case in ET.parse(report).getroot()]
+    assert len(set(names)) == 2
+    assert names[1].endswith(" (other.kvt)")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

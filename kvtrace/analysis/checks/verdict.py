@@ -151,7 +151,7 @@ def _report(
         return Report(UNCHECKED, (), reason, steps=survey.compared, logits=survey.logits)
     caveats = survey.caveats
     if trouble:
-        caveats = (f"damaged: {trouble}", *caveats)
+        caveats = (f"damaged: {trouble.rstrip('.')}", *caveats)
     if trace.ending is None or trace.damage:
         caveats = (f"{trace.name} is incomplete: the first {len(trace)} steps are there", *caveats)
     if verdict == EQUAL:
