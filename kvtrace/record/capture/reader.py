@@ -28,6 +28,7 @@ class Reader:
         self.facts: dict[int, ModuleFacts] = {}
         self.seen: set[str] = set()
         self.odd: set[str] = set()
+        self._across: set[str] = set()
         self._names = names
         self._two_sided = is_two_sided(names.values())
 
@@ -49,13 +50,23 @@ class Reader:
         self.seen.update([call.module for call, _ in found])
         return tuple([call for call, _ in found]), tuple([before for _, before in found])
 
-    def fitting(self, found: Found, sequences: int) -> Found:
-        """Those over the model's own batch."""
+    def fitting(self, found: Found, sequences: int, new: int) -> Found:
+        """Those over the model's own batch and text.
+
+        Args:
+            found: All of them.
+            sequences: Rows of the model's batch.
+            new: Tokens in, per sequence.
+        """
         calls, before = found
-        fits = [call.queries.shape[0] == sequences for call in calls]
+        self._across |= {call.module for call in calls if _is_across(call, new)}
+        fits = [
+            call.queries.shape[0] == sequences and call.module not in self._across for call in calls
+        ]
         if all(fits):
             return found
-        self.odd.update(call.module for call, fit in zip(calls, fits, strict=True) if not fit)
+        odd = {call.module for call, fit in zip(calls, fits, strict=True) if not fit}
+        self.odd |= odd - self._across
         return tuple(compress(calls, fits)), tuple(compress(before, fits))
 
     def _read(self, raws: list[RawCall], part: str) -> Iterator[tuple[AttentionCall, int]]:
@@ -78,3 +89,10 @@ class Reader:
             call = read(known, raw, number, masks)
             if call is not None:
                 yield call, raw[4]
+
+
+def _is_across(call: AttentionCall, new: int) -> bool:
+    """Whether each token attends on its own, to what layers made of it: tokens stand as heads."""
+    heads, rows = call.queries.shape[1:3]
+    kv_heads, seq = call.keys.shape[1:3]
+    return call.kind == "self" and heads == kv_heads == new > max(rows, seq)

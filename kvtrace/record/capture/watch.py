@@ -331,7 +331,7 @@ class Watch:
             updates = updates_of(self._tracker, one, cross)
             found = self._reader.calls(one, part, self._flow)
             tokens, shape = fitted(tokens, shape, found[0], logits_of(result, shape))
-            calls, before = self._reader.fitting(found, shape[0])
+            calls, before = self._reader.fitting(found, *shape[:2])
             left = lingering(self._tracker, calls, updates)
             used = self._given(arguments) | {update.cache for update in updates}
             self._pattern = like = pattern_of(one, updates, calls, self._reader.facts) or like
