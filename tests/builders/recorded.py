@@ -26,8 +26,8 @@ class Witness:
 
     def _see(self, module, args, kwargs, result):
         cache = getattr(result, "past_key_values", None)
-        if cache is None:
-            cache = kwargs.get("past_key_values")
+        if cache is None:  # from transformers 5.24 on it has another name
+            cache = kwargs.get("past_key_values", kwargs.get("cache"))
         found = {}
         for part in ("self_attention_cache", "cross_attention_cache"):
             half = getattr(cache, part, None)

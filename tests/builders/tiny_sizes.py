@@ -45,7 +45,7 @@ SIZES = {
         "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size "
         "expert_ffn_hidden_size q_lora_rank",
     ),
-    **_same(VOCAB, "vocab_size decoder_vocab_size vocab_size_per_layer_input"),
+    **_same(VOCAB, "vocab_size unpadded_vocab_size decoder_vocab_size vocab_size_per_layer_input"),
     **_same(
         128,
         "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions "
