@@ -11,7 +11,7 @@ from kvtrace.record.capture.forward import CacheUpdate, Forward
 from kvtrace.trace import CacheEvent
 
 if TYPE_CHECKING:
-    from kvtrace.record.cache.ledger import LedgerStep
+    from kvtrace.record.cache.step import LedgerStep
 
 
 class _Taken(NamedTuple):

@@ -6,23 +6,22 @@ read: new rows are copied, of the others only digests are kept. Knows no cache c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from kvtrace.record.cache import told
+from kvtrace.record.cache.march import March, Marched
 from kvtrace.record.cache.repeats import KEPT, Repeats
+from kvtrace.record.cache.seen import Seen, Waiting, memory_of, seen_of, written_rows
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.flow.abreast import Copied, copied, steps
-from kvtrace.record.flow.rows import RowFollower, RowStep
+from kvtrace.record.flow.rows import RowFollower
 from kvtrace.record.flow.texts import Given
-from kvtrace.record.match import Digests, digest
 from kvtrace.record.version import version
-
-_POSITION = re.compile(r"(^|_)(pos|position|positions|start|offset|past_len|past_length)(_|s?$)")
 
 ROOM = 1 << 26
 """Bytes of keys and values of a forward that are looked at after it, of all its sites."""
@@ -31,57 +30,6 @@ CALM = 2
 NEVER = -1
 
 WRITTEN_OVER = "rows of step {} were written over before they could be looked at"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """One call, as far as it must be known after the model has gone on.
-
-    Attributes:
-        store: Its cache layer.
-        step: What became of its rows.
-        keys, values: Rows it wrote, [sequences, kv_heads, rows, dim].
-        versions: Changes in place of its keys and values when it was seen; -1: not counted.
-        digests: Of its keys and values, [sequences, seq].
-    """
-
-    store: int
-    step: RowStep
-    keys: Tensor
-    values: Tensor
-    versions: tuple[int, int]
-    digests: tuple[Digests, Digests]
-
-    def intact(self, call: AttentionCall) -> bool:
-        """Whether what the call was given is still what it was when it was seen."""
-        now = version(call.keys), version(call.values)
-        if now == self.versions and -1 not in now:
-            return True
-        seq, slots = self.step.cells.shape[1], self.step.slots
-        pairs = zip((call.keys, call.values), self.digests, strict=True)
-        return all(
-            bool((digest(rows[:, :, :seq])[:, slots] == before[:, slots]).all())
-            for rows, before in pairs
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
-    """A call that is looked at when the forward is over, for what was copied of its rows.
-
-    Attributes:
-        key: (module, number) of the call.
-        memory: Where its rows lie.
-        store: Its cache layer.
-        copied: What was copied.
-        versions: Changes in place of its keys and values when it was seen.
-    """
-
-    key: tuple[str, int]
-    memory: tuple[object, ...]
-    store: int
-    copied: Copied
-    versions: tuple[int, int]
 
 
 class Derived:
@@ -95,7 +43,7 @@ class Derived:
         self._stores = stores
         self._followers: dict[int, RowFollower] = {}
         self._seen: dict[tuple[str, int], Seen] = {}
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._waiting_at: set[tuple[object, ...]] = set()
         self._waiting_bytes = 0
         self._calm: dict[int, int] = {}
@@ -110,6 +58,8 @@ class Derived:
         self._told: tuple[bool, int | None, tuple[int, ...] | None] | None = None
         self._rows: int | None = None
         self._handed, self._repeats = Repeats(), False
+        self._march: March | None = None
+        self._in_line = False
 
     def begin(self, tokens: Tensor | None, arguments: Mapping[str, object], number: int) -> None:
         """A forward begins.
@@ -126,6 +76,7 @@ class Derived:
 
     def see(self, call: AttentionCall) -> AttentionCall:
         """Look at a call while the model runs; the call with nothing left that may be changed."""
+        self._halt()
         self._shown[call.module, call.call] = call.keys, call.values
         if not self._waits(call):
             self._seen[call.module, call.call] = self._follow(call, None)
@@ -133,10 +84,13 @@ class Derived:
 
     def see_all(self, calls: Sequence[AttentionCall]) -> None:
         """Look at the calls of a forward that is over."""
+        if self._marches(calls):
+            return
         for call in calls:
             self._shown[call.module, call.call] = call.keys, call.values
             if not self._waits(call, over=True):
                 self._seen[call.module, call.call] = self._follow(call, None)
+        self._in_line = 0 < len(self._waiting) == len(calls)
 
     def of(self, call: AttentionCall, limit: int | None = None) -> Seen:
         """What is known of a call; it is looked at now if it was not before.
@@ -147,10 +101,19 @@ class Derived:
         """
         key = (call.module, call.call)
         self._settle()
-        found = self._seen.get(key)
+        found = self._seen.get(key) or self._marched(call)
         if found is None:
             found = self._seen[key] = self._follow(call, limit)
         return found
+
+    def marched(self, calls: Sequence[AttentionCall]) -> Marched | None:
+        """What calls did, if they are a whole step like the one before."""
+        self._settle()
+        done = None if self._march is None else self._march.done
+        if done is None or len(done.calls) != len(calls):
+            return None
+        same = all(one is other for one, other in zip(done.calls, calls, strict=True))
+        return done if same else None
 
     @property
     def grown(self) -> int:
@@ -161,7 +124,7 @@ class Derived:
         """A forward is over; its tokens are kept only where rows were followed."""
         self._settle()
         self._calm_down()
-        if self._seen:
+        if self._seen or (self._march is not None and self._march.done is not None):
             self._known  # noqa: B018 - compared with the tokens before, while those are known
             tokens = self._tokens
             self._before = None if tokens is None else tokens.detach().clone()
@@ -177,9 +140,17 @@ class Derived:
             calm = (version(keys), version(values)) == seen.versions
             before = self._calm.get(seen.store, 0)
             self._calm[seen.store] = before + 1 if calm and before >= 0 else NEVER
+        done = None if self._march is None else self._march.done
+        restless = [] if done is None else done.written_over()
+        self._calm.update(dict.fromkeys(restless, NEVER))
+        if restless:
+            self._march = None
 
     def _clear(self) -> None:
         """Forget the calls of a forward."""
+        if self._march is not None:
+            self._march.rest()
+        self._in_line = False
         self._shown.clear()
         self._seen.clear()
         self._memory.clear()
@@ -191,7 +162,7 @@ class Derived:
 
     @torch.no_grad()
     def _follow(self, call: AttentionCall, limit: int | None) -> Seen:
-        memory = _memory(call)
+        memory = memory_of(call)
         if memory in self._waiting_at:
             self._settle()
         same = self._memory.get(memory)
@@ -213,7 +184,7 @@ class Derived:
         self._stores_of[call.module, call.call] = store
         step = follower.step(self._given(call, keys, values, visible))
         versions = version(call.keys), version(call.values)
-        rows = step.fresh or (_written(keys, step), _written(values, step))
+        rows = step.fresh or (written_rows(keys, step), written_rows(values, step))
         return Seen(store, step, *rows, versions, follower.digests)
 
     def _given(
@@ -252,7 +223,7 @@ class Derived:
         if self._waiting_bytes + nbytes > ROOM or self._stores.of_call(call) != store:
             return False
         follower, given = self._followers[store], self._given(call, keys, values, call.visible)
-        memory = _memory(call)
+        memory = memory_of(call)
         taken = memory in self._memory or memory in self._waiting_at
         if taken or not follower.may_have_grown(given):
             return False
@@ -260,7 +231,7 @@ class Derived:
         if -1 in versions:
             return False
         one = copied(follower, given, over=over)
-        self._waiting.append(_Waiting((call.module, call.call), memory, store, one, versions))
+        self._waiting.append(Waiting((call.module, call.call), memory, store, one, versions))
         self._waiting_at.add(memory)
         self._waiting_bytes += nbytes
         return True
@@ -268,6 +239,11 @@ class Derived:
     @torch.no_grad()
     def _settle(self) -> None:
         """Look at the rows that were copied."""
+        march = self._march
+        if march is not None and march.calls and march.done is None:
+            part = march.look(self.number)
+            if march.done is None:
+                self._waiting, self._march = self._fallen_out(march, part), None
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
@@ -275,7 +251,7 @@ class Derived:
         found = steps([one.copied for one in waiting])
         for one, step in zip(waiting, found, strict=True):
             given = one.copied.given
-            rows = step.fresh or (_written(given.keys, step), _written(given.values, step))
+            rows = step.fresh or (written_rows(given.keys, step), written_rows(given.values, step))
             if step.fresh is None and one.versions != (
                 version(given.keys),
                 version(given.values),
@@ -284,13 +260,60 @@ class Derived:
             digests = one.copied.follower.digests
             seen = Seen(one.store, step, *rows, one.versions, digests)
             self._seen[one.key] = self._memory[one.memory] = seen
+        if self._in_line:
+            line = [one.key for one in waiting], [one.store for one in waiting]
+            self._march = March.of(*line, [one.copied for one in waiting], found)
+
+    # -- steps like the one before -----------------------------------------------------------
+
+    def _marches(self, calls: Sequence[AttentionCall]) -> bool:
+        """Whether the calls of a forward that is over are, by their sizes, as in the one before."""
+        march = self._march
+        if march is None or not calls:
+            return False
+        if self._rows is None and calls[0].kind == "self":
+            self._rows = calls[0].queries.shape[2]
+        grown, start, _ = self._known
+        nbytes = 2 * len(calls) * calls[0].keys.nbytes
+        if grown or nbytes > ROOM or not march.begin(calls, start):
+            self._march = None
+        return self._march is not None
+
+    def _fallen_out(self, march: March, part: int | None) -> list[Waiting]:
+        """The calls of a step that was not like the one before, each by itself."""
+        found = []
+        for place, (call, store) in enumerate(zip(march.calls, march.stores, strict=True)):
+            given = self._given(call, call.keys, call.values, call.visible)
+            looked = march.looked(place, part)
+            one = Copied(march.followers[place], given, part, *looked)
+            key, versions = march.keys[place], march.versions[place]
+            found.append(Waiting(key, memory_of(call), store, one, versions))
+        return found
+
+    def _marched(self, call: AttentionCall) -> Seen | None:
+        """What is known of a call of a step like the one before."""
+        done = None if self._march is None else self._march.done
+        place = None if done is None else done.place(call)
+        if done is None or place is None:
+            return None
+        seen = seen_of(done, place)
+        self._seen[call.module, call.call] = self._memory[memory_of(call)] = seen
+        return seen
+
+    def _halt(self) -> None:
+        """More calls follow those of a forward that seemed to be over."""
+        march = self._march
+        if march is not None and march.calls:
+            self._settle()
+            for call in march.calls if march.done is not None else ():
+                self._marched(call)
 
     @property
     def _resumed(self) -> bool:
         """Whether an argument named for it holds what an earlier step left there."""
         if self._resumed_told is None:
             self._resumed_told = any(
-                KEPT.search(name) and not isinstance(value, bool | int | str) and _filled(value)
+                KEPT.search(name) and not isinstance(value, bool | int | str) and told.filled(value)
                 for name, value in self._arguments.items()
             )
         return self._resumed_told
@@ -313,81 +336,13 @@ class Derived:
         """(goes on with the tokens before, position of the first token, padding) of the forward."""
         if self._told is None:
             new = 0 if self._tokens is None else self._tokens.shape[-1]
-            start = _start(self._arguments, self._tokens, new)
+            start = told.start(self._arguments, self._tokens, new)
             extends = False
             if self._tokens is not None and self._before is not None:
                 tokens = self._in_rows(self._tokens)
-                new, extends = tokens.shape[-1], _extends(tokens, self._in_rows(self._before))
+                new, extends = tokens.shape[-1], told.extends(tokens, self._in_rows(self._before))
             # a model may be given all tokens and take the new ones itself: nothing is repeated
             if extends and self._rows == self._longer:
                 extends, start = False, new - self._rows if start is None else start
-            self._told = (extends, start, _padding(self._arguments))
+            self._told = (extends, start, told.padding(self._arguments))
         return self._told
-
-
-def _memory(call: AttentionCall) -> tuple[object, ...]:
-    """Where the rows of a call lie: two calls with the same share them."""
-    keys, values = call.keys, call.values
-    return (
-        (keys.data_ptr(), keys.shape, keys.stride()),
-        (values.data_ptr(), values.shape, values.stride()),
-        call.queries.shape[2],
-    )
-
-
-def _filled(value: object, depth: int = 3) -> bool:
-    """Whether a container holds tensors; anything else that is neither tensor nor None does."""
-    if isinstance(value, Mapping):
-        return _filled(list(value.values()), depth)
-    if isinstance(value, list | tuple):
-        return any(isinstance(one, Tensor) or (depth and _filled(one, depth - 1)) for one in value)
-    return value is not None and not isinstance(value, Tensor)
-
-
-def _written(rows: Tensor, step: RowStep) -> Tensor:
-    """A copy of the rows that a step wrote."""
-    rows, written = rows.detach(), step.written
-    if not written.size:
-        return rows[:, :, :0]
-    first, count = int(written[0, 0]), written.shape[1]
-    if (written == range(first, first + count)).all():
-        return rows[:, :, first : first + count].clone()
-    return torch.stack([rows[b][:, slots.tolist()] for b, slots in enumerate(written)])
-
-
-def _extends(tokens: Tensor, before: Tensor) -> bool:
-    """Whether every sequence begins with what it was before, and goes on."""
-    if tokens.dim() != 2 or before.dim() != 2:
-        return False
-    count = before.shape[1]
-    longer = tokens.shape[0] == before.shape[0] and tokens.shape[1] > count > 0
-    return longer and torch.equal(tokens[:, :count].to(before.device), before)
-
-
-def _start(arguments: Mapping[str, object], tokens: Tensor | None, new: int) -> int | None:
-    """Position of the first token as an argument says it; None where none does."""
-    mask = arguments.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2 and tokens is not None:
-        whole = mask.shape[0] == tokens.shape[0] and not mask.is_floating_point()
-        if whole and mask.shape[1] > new:
-            return int(mask.shape[1]) - new
-    for name, value in arguments.items():
-        if value is tokens or not _POSITION.search(name):
-            continue
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return value
-        if isinstance(value, Tensor) and not value.is_floating_point() and value.numel():
-            fits = value.dim() == 0 or value.shape[-1] in (1, new)
-            first = int(value.flatten()[0]) if fits else -1
-            if first >= 0:
-                return first
-    return None
-
-
-def _padding(arguments: Mapping[str, object]) -> tuple[int, ...] | None:
-    """Hidden tokens at the left, per sequence, as an attention mask says it."""
-    mask = arguments.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        return None
-    shown = mask != 0
-    return tuple(int(n) for n in torch.where(shown.any(1), shown.int().argmax(1), 0).tolist())

@@ -22,52 +22,15 @@ from kvtrace.record.cache.own import Own
 from kvtrace.record.cache.pool import Pools
 from kvtrace.record.cache.reads import Read, reads
 from kvtrace.record.cache.routine import Routine, routine
+from kvtrace.record.cache.step import LedgerStep, marched_on
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Forward
 from kvtrace.record.capture.positions import Positions
-from kvtrace.record.flow.slots import Numbers
-from kvtrace.trace import CacheEvent, CacheStep
+from kvtrace.trace import CacheEvent
 
 MAX_BOOKS = 4096
 """Cache layers of cache objects that are remembered; older ones start anew if they come back."""
-
-
-@dataclass(slots=True)
-class LedgerStep:
-    """What the ledger says of one forward.
-
-    Attributes:
-        groups: Per group of cache layers.
-        events: Changes since the forward before.
-        reads: Per attention call: where its rows came from.
-        stores: Per attention call: the cache layer it reads.
-        rows: Cache layer to the keys and values written, [sequences, kv_heads, rows, dim].
-        seq: Cache layer to the rows its attention was given; static buffers hold more.
-        caches: Serial numbers of the caches that were updated or read.
-        slots: Cache layer to the slots of a buffer that hold rows, where not all do.
-        parent: Step whose rows this one goes on with, as the rows tell it.
-        donor: Step whose rows a request goes on with that had none of its own.
-        copied: Cache with whose rows another one, met in this step, goes on.
-        grown: Tokens more than those of the step before, which were computed again.
-        own_bytes: Memory of caches of the model's own.
-        routine: As the step before in all but the number of rows.
-    """
-
-    groups: tuple[CacheStep, ...] = ()
-    events: tuple[CacheEvent, ...] = ()
-    reads: list[Read] = field(default_factory=list)
-    stores: list[int] = field(default_factory=list)
-    rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    seq: dict[int, int] = field(default_factory=dict)
-    caches: set[int] = field(default_factory=set)
-    slots: dict[int, Numbers] = field(default_factory=dict)
-    parent: int | None = None
-    donor: int | None = None
-    copied: int | None = None
-    grown: int = 0
-    own_bytes: int = 0
-    routine: bool = False
 
 
 @dataclass(slots=True)
@@ -114,7 +77,7 @@ class Ledger:
             number: Of the step.
         """
         self._pools.begin(number)
-        again = self._again(forward, positions)
+        again = self._again(forward, positions) or self._marched(forward)
         if again is not None:
             return again
         self._settle()
@@ -166,6 +129,18 @@ class Ledger:
         out.routine = True
         out.seq = dict.fromkeys(last.stores, seq)
         return out
+
+    def _marched(self, forward: Forward) -> LedgerStep | None:
+        """The same of a cache of the model's own."""
+        if forward.updates or forward.changes or forward.recurrent or forward.lingering:
+            return None
+        found = self._own.marched(forward.calls)
+        if found is None:
+            return None
+        self._settle()
+        step = marched_on(*found)
+        self._own.derived.over()
+        return step
 
     def _settle(self) -> None:
         """The steps of a routine are over: its cache layers stand where the last one left them."""
@@ -277,7 +252,7 @@ class Ledger:
         out.events += own.events
         out.parent, out.own_bytes = own.parent, own.nbytes
         out.grown = own.derived.grown if own.parent is not None else 0
-        own.derived.over()
+        own.over()
 
     def _borrowed(self, work: _Work) -> None:
         """Rows of another request that this one begins with."""

@@ -14,11 +14,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor
 
-from kvtrace.record.cache import handed, named, runs
+from kvtrace.record.cache import named, runs
 from kvtrace.record.cache.books import Book, Entry
-from kvtrace.record.cache.derived import Derived, Seen
+from kvtrace.record.cache.derived import Derived
+from kvtrace.record.cache.made import Line, Made, attended_runs, rows_for_none, told_places
+from kvtrace.record.cache.march import Marched
 from kvtrace.record.cache.named import Found, Holder
 from kvtrace.record.cache.runs import Runs
+from kvtrace.record.cache.seen import Seen, seen_of
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.cache.turned import find_turned
 from kvtrace.record.cache.use import Slots, Use
@@ -26,33 +29,12 @@ from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Forward
 from kvtrace.record.flow.rows import RowStep
 from kvtrace.record.flow.slots import NOWHERE, UNWRITTEN, Numbers
-from kvtrace.record.flow.standing import for_none, slots_of_tokens
+from kvtrace.record.flow.standing import slots_of_tokens
 from kvtrace.record.match import holds
 from kvtrace.trace import CacheEvent
 
 ROTATED = "keys are kept unrotated and rotated anew at each step; the tokens' rows stay the same"
 UNROTATED = "keys are kept before RoPE"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Made:
-    """What a call did to rows of its own.
-
-    Attributes:
-        store: Its cache layer.
-        entry: One step of it.
-        rows: Keys and values written.
-        slots: Slots that hold rows, where a buffer has more; None: all.
-        cached: They are kept from step to step.
-        seen: All that is known of the call.
-    """
-
-    store: int
-    entry: Entry
-    rows: tuple[Tensor, Tensor]
-    slots: np.ndarray | None
-    cached: bool
-    seen: Seen
 
 
 @dataclass(slots=True)
@@ -69,6 +51,8 @@ class Own:
     _grown: dict[tuple[object, ...], tuple[Entry, object]] = field(default_factory=dict)
     _holders: list[Holder] | None = None
     _held_last: dict[str, str] = field(default_factory=dict)
+    _line: Line | None = None
+    _marched: Marched | None = None
 
     def __post_init__(self) -> None:
         self.derived = Derived(self.stores)
@@ -76,7 +60,7 @@ class Own:
     def begin(self) -> None:
         """A forward is entered."""
         self._made, self._seen, self._memo, self._holders = {}, {}, {}, None
-        self._grown = {}
+        self._grown, self._marched = {}, None
 
     def made(
         self,
@@ -112,6 +96,34 @@ class Own:
         made = Made(seen.store, entry, (seen.keys, seen.values), slots, cached, seen)
         self._say(use, made, derived=origin is not None)
         return self._note(call, made)
+
+    def marched(self, calls: Sequence[AttentionCall]) -> tuple[Entry, Marched, int] | None:
+        """Enter all calls of a forward at once, if each only went on as in the step before.
+
+        Returns:
+            What happened to each cache layer, what the calls did, and memory of the caches.
+        """
+        line, found = self._line, self.derived.marched(calls)
+        if line is None or found is None or found.march.stores != line.stores:
+            return None
+        self.begin()
+        entry = self._entry(seen_of(found, 0), None, None, cached=True)
+        self._last.update(dict.fromkeys(line.stores, (self.derived.number, entry.attended)))
+        self._marched = replace(found, calls=())
+        rows = sum(runs.count(one) for one in entry.after.held)
+        return entry, found, rows * line.row_bytes + line.buffer_bytes
+
+    def over(self) -> None:
+        """All calls of a forward are entered: whether the next one's may be entered at once."""
+        made = list(self._made.values())
+        self._line = None
+        if made and all(
+            one.entry is made[0].entry and self._uses[one.store].goes_on(one.seen.step)
+            for one in made
+        ):
+            _, row_bytes, buffer_bytes = self._memory()
+            self._line = Line(tuple(self._made), row_bytes, buffer_bytes)
+        self.derived.over()
 
     def _note(self, call: AttentionCall, made: Made) -> Made:
         """What a call did, for what is asked of the whole forward."""
@@ -155,13 +167,13 @@ class Own:
     ) -> Entry:
         store, step = seen.store, seen.step
         origin = None if source is None else source[0]
-        told = () if source is None else _told(seen, *source)
+        told = () if source is None else told_places(seen, *source)
         attended = self._attended(store, step, told)
         before = step.before if step.parent is not None else 0
         if origin is not None:
             before = origin.before
         new = step.rows if origin is None else origin.rows
-        none = _for_none(step, told)
+        none = rows_for_none(step, told)
         new += none if origin is not None else 0
         rewritten = 0
         if before and (cached or origin is not None):
@@ -193,7 +205,7 @@ class Own:
                 )
             )
         else:
-            found = tuple(_runs(step, b, told) for b in range(len(step.at)))
+            found = tuple(attended_runs(step, b, told) for b in range(len(step.at)))
         return found
 
     # -- what is learnt of a cache layer ---------------------------------------------------
@@ -323,44 +335,28 @@ class Own:
     def intact(self, call: AttentionCall) -> bool:
         """Whether what a call was given is there still, as it was when the call was made."""
         seen = self._seen.get((call.module, call.call))
+        place = None if self._marched is None else self._marched.place(call)
+        if self._marched is not None and place is not None:
+            seen = seen_of(self._marched, place)
         return seen is None or seen.intact(call)
 
     @property
     def nbytes(self) -> int:
         """Memory that these caches hold: of buffers all of it, of others their rows."""
-        total, buffers = 0, []
+        total, _, buffers = self._memory()
+        return total + buffers
+
+    def _memory(self) -> tuple[int, int, int]:
+        """Of caches that hold no more than their rows: all, and a row of each; that of buffers."""
+        total, each, buffers = 0, 0, []
         for store, made in self._made.items():
             if not made.cached:
                 continue
-            found = self._uses[store].found
-            if self.stores.layers[store].capacity and len(found) == 2:
+            layer, found = self.stores.layers[store], self._uses[store].found
+            if layer.capacity and len(found) == 2:
                 buffers += found
                 continue
-            layer = self.stores.layers[store]
-            rows = sum(runs.count(one) for one in made.entry.after.held)
-            total += rows * layer.num_kv_heads * layer.held_dim * made.rows[0].element_size()
-        return total + named.nbytes(buffers)
-
-
-def _told(seen: Seen, origin: Entry, update: CacheUpdate) -> Sequence[Numbers]:
-    """Position of each row as the cache layer that it was made from says it, per sequence."""
-    slots = seen.step.slots
-    if all(runs.count(one) == len(slots) for one in origin.attended):
-        return [handed.places(one) for one in origin.attended]
-    return [one[slots] for one in handed.among(seen.digests, update, origin.attended)]
-
-
-def _for_none(step: RowStep, told: Sequence[Numbers]) -> int:
-    """Rows that the first sequence wrote and that stand for no single token."""
-    if not step.rows:
-        return 0
-    written = step.written[0]
-    places = told[0][np.isin(step.slots, written)] if told else step.positions[0, written]
-    return int(for_none(places).sum())
-
-
-def _runs(step: RowStep, b: int, told: Sequence[Numbers]) -> Runs:
-    """What a sequence attended to."""
-    slots = step.slots
-    positions = told[b] if b < len(told) else step.positions[b, slots]
-    return runs.stretches(step.cells[b, slots], slots, positions)
+            row = layer.num_kv_heads * layer.held_dim * made.rows[0].element_size()
+            each += row
+            total += row * sum(runs.count(one) for one in made.entry.after.held)
+        return total, each, named.nbytes(buffers)

@@ -18,7 +18,7 @@ from kvtrace.record.capture.forward import CacheUpdate, Forward
 from kvtrace.record.capture.positions import Positions
 
 if TYPE_CHECKING:
-    from kvtrace.record.cache.ledger import LedgerStep
+    from kvtrace.record.cache.step import LedgerStep
     from kvtrace.record.capture.alike import Pattern
 
 

@@ -49,7 +49,8 @@ def copied(follower: RowFollower, given: Given, *, over: bool = False) -> Copied
         given: What it was given.
         over: Nobody changes the rows any more before they are compared: they need no copy.
     """
-    part, both = follower.next_part(given), (given.keys, given.values)
+    both = (given.keys, given.values)
+    part = follower.next_part(*both)
     old = given.keys.shape[2] - given.new
     looked = both if part is None else tuple([rows[..., part::PARTS] for rows in both])
     fresh = tuple([rows[:, :, old:] for rows in both])

@@ -117,16 +117,21 @@ class RowStep:
 
 @dataclass(slots=True)
 class RowFollower:
-    """Follows the rows of one site through the steps of its texts."""
+    """Follows the rows of one site through the steps of its texts.
+
+    Attributes:
+        next_cell: Number of the next cell that is written.
+        looks: Steps that were compared so far: the turn of the parts of long rows.
+    """
 
     next_cell: int = 0
+    looks: int = 0
     _texts: list[Text] = field(default_factory=list)
-    _looks: int = 0
     _makes_more: bool = False
 
     def step(self, given: Given) -> RowStep:
         """Compare a step with those before."""
-        part = self.next_part(given)
+        part = self.next_part(given.keys, given.values)
         now = glance(given.keys, given.values, part)
         if self.grew(given, now, part):
             return self._longer(given)
@@ -249,11 +254,11 @@ class RowFollower:
         step = grown_step(before, text.cells, text.positions, first)
         return step.with_rows(before, (keys, values))
 
-    def next_part(self, given: Given) -> int | None:
+    def next_part(self, keys: Tensor, values: Tensor) -> int | None:
         """The part of each row that is looked at this time; None: all of it."""
-        self._looks += 1
-        whole = given.keys.numel() <= WHOLE or not in_turns(given.keys, given.values)
-        return None if whole else self._looks % PARTS
+        self.looks += 1
+        whole = keys.numel() <= WHOLE or not in_turns(keys, values)
+        return None if whole else self.looks % PARTS
 
     def _remember(self, text: Text, before: Text | None) -> None:
         if before is not None:

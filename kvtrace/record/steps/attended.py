@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.files import StepRows
-from kvtrace.record.cache.ledger import LedgerStep
+from kvtrace.record.cache.step import LedgerStep
 from kvtrace.record.capture.alike import Batch
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.steps.masks import Compact, Compactor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvtrace.record.cache.ledger import LedgerStep
+from kvtrace.record.cache.step import LedgerStep
 from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.positions import Positions
 from kvtrace.record.steps.backlog import Waiting

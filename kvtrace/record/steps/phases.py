@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from kvtrace.record.cache.ledger import LedgerStep
+from kvtrace.record.cache.step import LedgerStep
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.positions import Positions
 from kvtrace.trace import Step

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from kvtrace.errors import KvtraceError, WriteError
 from kvtrace.record.cache.bytes import held_bytes, step_bytes
-from kvtrace.record.cache.ledger import Ledger, LedgerStep
+from kvtrace.record.cache.ledger import Ledger
+from kvtrace.record.cache.step import LedgerStep
 from kvtrace.record.capture import kinds
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import Beginning, Forward
@@ -22,9 +23,10 @@ from kvtrace.record.capture.positions import Positions, positions
 from kvtrace.record.card import text_config
 from kvtrace.record.cost import CostMeter, Measured
 from kvtrace.record.paged.places import packed_of
-from kvtrace.record.steps.attended import Attended, Checked, mask_of
+from kvtrace.record.steps.attended import Attended, Checked
 from kvtrace.record.steps.backlog import Backlog, Chosen, Waiting
 from kvtrace.record.steps.lineage import Lineage, Tokens
+from kvtrace.record.steps.marched import marched_parts
 from kvtrace.record.steps.masks import Compactor
 from kvtrace.record.steps.phases import Phases
 from kvtrace.record.steps.scribe import Scribe, Sink
@@ -267,22 +269,20 @@ class Recorder:
 
     def _kept(self, forward: Forward, entry: LedgerStep, compactor: Compactor) -> Kept | None:
         """What is worked out later of a step like the one before; None: all of it now."""
-        batch, sites = forward.batch, self._named
-        if batch is None or sites is None or not (self._options.patient and entry.routine):
+        sites, parts = self._named, None
+        if sites is None or not (self._options.patient and entry.routine):
             return None
-        if forward.part_of is not None:
+        if forward.part_of is None and forward.batch is not None:
+            parts = parts_of(forward, forward.batch, compactor)
+        elif forward.part_of is None and entry.marched is not None:
+            dtypes = {self._sites.dtypes[site] for site in sites}
+            parts = marched_parts(forward, entry.marched, compactor, dtypes)
+        if parts is None:
             return None
-        logits = last_rows(forward.logits, forward.sequences)
-        return Kept(
-            batch.pattern,
-            parts_of(batch),
-            None if logits is None else logits.clone(),
-            mask_of(forward, batch, compactor),
-            self._checked(forward),
-            sites,
-            tuple(entry.seq),
-            entry.stores,
-        )
+        last = last_rows(forward.logits, forward.sequences)
+        logits = None if last is None else last.clone()
+        checked = self._checked(forward)
+        return Kept(*parts, logits, checked, sites, tuple(entry.seq), entry.stores)
 
     def _checked(self, forward: Forward) -> Mapping[int, Checked]:
         """The self-check, but for calls whose rows are not there any more."""

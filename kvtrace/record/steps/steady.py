@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from kvtrace.files import Stacked, StepRows
 from kvtrace.record.cache.stores import dtype_name
-from kvtrace.record.capture.alike import Batch, Pattern
-from kvtrace.record.steps.attended import Attended, Checked
+from kvtrace.record.capture.alike import Batch
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.steps.attended import Attended, Checked, mask_of
 from kvtrace.record.steps.copies import fetch
-from kvtrace.record.steps.masks import Compact
+from kvtrace.record.steps.masks import Compact, Compactor
 from kvtrace.record.steps.rows import Copied, Stack, as_stored, nonfinite
 from kvtrace.record.steps.top import TopReader
 from kvtrace.trace import SiteStep, TopLogits
@@ -26,25 +28,40 @@ from kvtrace.trace.dtypes import Array
 _KINDS = "qokv"
 
 
+Sizes = tuple[Size, Size, Size, Size]
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Parts(NamedTuple):
+    """What makes a step one of many that are alike, see `Kept`."""
+
+    pattern: object
+    each: Sizes
+    parts: Four
+    compact: Compact
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What a step needs to be worked out later.
 
     Attributes:
         pattern: What it is like.
-        parts: Queries, output, new keys and new values, as in `Batch`.
-        logits: After each sequence, [sequences, vocab], a copy; None without any.
+        each: [sequences, heads, new, dim] of the parts, of one site or cache layer.
+        parts: Queries, output, new keys and new values of all of them.
         compact: Mask of all its sites.
+        logits: After each sequence, [sequences, vocab], a copy; None without any.
         checked: Place of a call to the outcome of its self-check.
         sites: Of the calls, in order.
         stores: Cache layers of the updates, in order.
         reads: Cache layer of each call.
     """
 
-    pattern: Pattern
-    parts: tuple[Tensor, Tensor, Tensor, Tensor]
-    logits: Tensor | None
+    pattern: object
+    each: Sizes
+    parts: Four
     compact: Compact
+    logits: Tensor | None
     checked: Mapping[int, Checked]
     sites: list[int]
     stores: tuple[int, ...]
@@ -61,12 +78,14 @@ class Kept:
         mine, theirs = self.logits, other.logits
         shapes = [None if one is None else (one.shape, one.dtype) for one in (mine, theirs)]
         alike = self.pattern is other.pattern and self.sites is other.sites
+        alike = alike and self.each == other.each
         return alike and self.stores == other.stores and shapes[0] == shapes[1]
 
 
-def parts_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The tensors of a batch that are our own."""
-    return batch.queries, batch.output, batch.keys, batch.values
+def parts_of(forward: Forward, batch: Batch, compactor: Compactor) -> Parts:
+    """What is kept of a step in which every module asked for its attention."""
+    tensors = batch.queries, batch.output, batch.keys, batch.values
+    return Parts(batch.pattern, batch.pattern.each, tensors, mask_of(forward, batch, compactor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +135,7 @@ def work_out(kept: Sequence[Kept], reader: TopReader) -> list[Worked]:
 
 def _rows(kept: Sequence[Kept], counts: Sequence[int]) -> tuple[list[Array], list[str], bool]:
     """Queries, output, keys and values of all steps, [steps, indices, sequences, heads, 1, dim]."""
-    each, dtypes = kept[0].pattern.each, [part.dtype for part in kept[0].parts]
+    each, dtypes = kept[0].each, [part.dtype for part in kept[0].parts]
     wholes: dict[int, Array] = {}
     finite = True
     for dtype in dict.fromkeys(dtypes):
