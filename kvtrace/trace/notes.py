@@ -13,8 +13,8 @@ NOT_REPEATABLE = "not repeatable:"
 WEIGHTS_CHANGED = "not compared, for the weights changed afterwards"
 """How a note ends about steps that another model took, so to speak."""
 
-HOOKS_CHANGED = "hooks on the model came or went before"
-"""How a note begins about the last step that the model took with other hooks than later on."""
+HOOKS_CHANGED = "hooks on the model came or went after it"
+"""A note on the last step that the model took with other hooks than later on."""
 
 INEXACT = "its cache hands back other numbers than it was given: it does not keep rows exactly"
 """What a cache layer's remark says of a cache that compresses what it is given."""

@@ -67,6 +67,7 @@ def test_a_hook_that_only_looks_is_no_matter(model, tmp_path):
     report = two_texts(model, tmp_path / "a.kvt", handle.remove)
     assert seen
     assert report.verdict == EQUAL
+    assert not kvtrace.open(tmp_path / "a.kvt").notes
 
 
 def test_a_bug_after_the_last_hook_has_gone_is_a_bug(model, tmp_path):

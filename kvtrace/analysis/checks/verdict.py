@@ -171,7 +171,7 @@ def _report(
 
 
 def _hook_notes(trace: Trace) -> Iterator[Note]:
-    return (note for note in trace.notes if note.text.startswith(HOOKS_CHANGED))
+    return (note for note in trace.notes if note.text == HOOKS_CHANGED)
 
 
 def _gap(trace: Trace, survey: Survey) -> str:

@@ -195,8 +195,8 @@ class Lanes:
                 sink.note(note)
         except TraceError as error:
             sink.note(Note("note", f"lanes were not compared: {error}"))
-        if self._hooks is not None and self._each is None and (step := self._hooks.before):
-            sink.note(Note("note", f"{HOOKS_CHANGED} step {step}", step - 1))
+        if self._differed_before_hooks() and self._hooks is not None:
+            sink.note(Note("note", HOOKS_CHANGED, self._hooks.before - 1))
         for text in sorted(self._said.union(self.again.notes)):
             sink.note(Note("note", text))
         for note in self.again.ties.notes(meta.sites):
@@ -204,6 +204,14 @@ class Lanes:
         self._said.clear()
         self.again.notes.clear()
         return meta
+
+    def _differed_before_hooks(self) -> bool:
+        """Whether steps differ that ran with other hooks than the lanes: most only look."""
+        if self._hooks is None or self._each is not None:
+            return False
+        trace, before = Trace(FileSource(self.path)), self._hooks.before
+        found = (trace.compared(number) for number in trace.numbers if number < before)
+        return any(one is not None and bool((one.beyond > 0).any()) for one in found)
 
     def _run(
         self,
