@@ -31,8 +31,10 @@ class Weights:
                 which adapters are in use.
         """
         before, self._versions = self._versions, self._count()
-        which, self._which = self._which, self._identities() if whole else self._which
-        return before != self._versions or which != self._which
+        counted, which = before != self._versions, self._which
+        if whole or counted:
+            self._which = self._identities()
+        return counted or which != self._which
 
     def _count(self) -> int:
         return sum(version(one) for one in self._weights)
