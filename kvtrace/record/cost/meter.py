@@ -170,7 +170,7 @@ class CostMeter:
         groups = self._alike(measured)
         if measured.alike is None:
             places = [n for n, call in enumerate(calls) if call.kind == "self"]
-            self._few |= {n for n in places if calls[n].queries.size(2) != new}
+            self._few |= {n for n in places if calls[n].queries.size(2) < new}
         scores = mix = again_scores = again_mix = 0
         for (key_features, value_features, kind), members in groups.items():
             seq = measured.rows(members)
