@@ -120,3 +120,14 @@ def test_rows_of_a_stream_beside_the_cache_are_left_of_nothing():
     ids = torch.randint(5, 60, (1, 11), generator=torch.Generator().manual_seed(1))
     report = kvtrace.check(model, ids, new_tokens=4, ways=[])
     assert [one.name for one in report.findings] == ["NOT-CAUSAL"]
+
+
+@pytest.mark.parametrize("length", [5, 7, 12])
+def test_rows_that_compress_several_tokens_are_left_of_nothing(tmp_path, length):
+    model = tiny_model("deepseek_v4")
+    model.generation_config.pad_token_id = 0
+    ids = torch.randint(3, 90, (1, length), generator=torch.Generator().manual_seed(0))
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        model.generate(ids, max_new_tokens=5, do_sample=False)
+    report = check(open_trace(tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings) == (EQUAL, ())

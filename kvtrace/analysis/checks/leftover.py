@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from kvtrace.analysis.changes import cells_of
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.spoken import spoken
-from kvtrace.trace import Step, Trace
+from kvtrace.trace import Step, Trace, stands_for_none
+from kvtrace.trace.step import Runs
 
 
 def leftover(
@@ -99,11 +100,24 @@ def _seen(trace: Trace, step: Step, site: int) -> int:
 
 
 def _visible(trace: Trace, step: Step, site: int) -> list[NDArray[np.bool_]]:
-    """Per sequence, the rows that the last new token sees in any head, [seq]."""
-    return [
+    """Per sequence, the rows that the last new token sees in any head, [seq].
+
+    Rows that are made of those in the cache, and compress several tokens, are left out.
+    """
+    seen = [
         np.asarray(trace.visible(step.number, site, sequence, query=-1).any(axis=(0, 1)))
         for sequence in range(step.num_sequences)
     ]
+    if trace.cache_layer(site).kind != "derived":
+        return seen
+    runs = trace.cache_step(step.number, site).attended
+    return [one & _of_tokens(its) for one, its in zip(seen, runs, strict=True)]
+
+
+def _of_tokens(runs: Runs) -> NDArray[np.bool_]:
+    """Rows that stand for a token each, [seq]."""
+    one = [not stands_for_none(run.position) for run in runs]
+    return np.repeat(np.array(one, np.bool_), [run.count for run in runs])
 
 
 def _beyond(trace: Trace, step: Step, site: int) -> int:
