@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
 from kvtrace.record.capture.handing import cache_made, cache_name
-from kvtrace.record.prepared import prepared, prepares
+from kvtrace.record.prepared import positions_for, prepared, prepares
 from kvtrace.trace import Ending
 
 
@@ -41,7 +41,7 @@ class Drive(Protocol):
 
 
 class Standard:
-    """Calls a model as those of transformers are called, by its own preparation if it has one."""
+    """Calls a model as `generate` of transformers does, by its own preparation if it has one."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -67,8 +67,11 @@ class Standard:
         ids = torch.tensor([list(tokens)], device=self._device)
         if self._prepares:
             return prepared(self._model, ids, self._fed, self._cache)
-        new = ids[:, self._fed :]
-        return {"input_ids": new, self._name: self._cache, "use_cache": True}
+        given = {"input_ids": ids[:, self._fed :], self._name: self._cache, "use_cache": True}
+        positions = positions_for(self._model, ids)
+        if positions is not None:
+            given["position_ids"] = positions[..., self._fed :]
+        return given
 
 
 class Free:

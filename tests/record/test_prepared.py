@@ -4,10 +4,12 @@ import importlib
 import sys
 
 import pytest
+import torch
 
 import kvtrace
 from builders.driven import forgotten
 from builders.people import HERE
+from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import EQUAL, check
 from kvtrace.record.decode import Limits, decode
 
@@ -36,3 +38,14 @@ def test_a_cache_made_anew_of_tuples_goes_on_with_their_rows(trace):
         (group,) = trace.step(number).caches
         rows = group.length_before, group.length_after, group.rewritten
         assert (group.layers, rows) == ((0, 1), (4 + number, 5 + number, 0))
+
+
+@pytest.mark.parametrize("kind", ["bamba", "camembert", "gpt2", "llama", "opt", "bloom"])
+def test_the_text_is_the_one_that_generate_makes(kind):
+    # some classes count positions from 0 in every step where they are given none
+    model, made = tiny_model(kind), []
+    model.generation_config.pad_token_id = 0
+    ids = torch.randint(5, 60, (1, 9), generator=torch.Generator().manual_seed(1))
+    text = model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    decode(model, ids[0].tolist(), limits=Limits(6), on_token=made.append)
+    assert made == text[0, 9:].tolist()
