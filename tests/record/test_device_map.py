@@ -55,7 +55,8 @@ def test_an_offloaded_model_is_recorded_as_if_it_were_in_memory(kind, tmp_path):
             for tensor in (Tensor.QUERIES, Tensor.OUTPUT):
                 mine = trace.source.site_rows(one.number, site, tensor, None)
                 theirs = plain.source.site_rows(one.number, site, tensor, None)
-                assert np.array_equal(mine, theirs)
+                # kernels may round by where a matrix lies in memory
+                assert np.abs(mine - theirs).max() <= 1e-6
         assert trace.compared(one.number) is not None
     assert [module.forward for module in offloaded.modules()] == forwards
     assert trace.meta.model.device == "cpu, disk"

@@ -98,13 +98,13 @@ def test_rows_of_the_first_layer_are_equal_and_later_ones_within_rounding(folder
                 one = merged.source.site_rows(number, layer, tensor, None)
                 other = single.source.site_rows(number, layer, tensor, None)
                 assert one.shape == other.shape
-                assert np.abs(one - other).max() <= (1e-6 if layer == 0 else 1e-5)
+                assert np.abs(one - other).max() <= (4e-6 if layer == 0 else 1e-5)
     for layer in (0, 1):
         rows = len(script.PROMPT[0]) + script.NEW - 1
         for tensor in (Tensor.KEYS, Tensor.VALUES):
             one = merged.source.cells(layer, tensor, 0, rows, None)
             other = single.source.cells(layer, tensor, 0, rows, None)
-            assert np.abs(one - other).max() <= (1e-6 if layer == 0 else 1e-5)
+            assert np.abs(one - other).max() <= (4e-6 if layer == 0 else 1e-5)
             assert np.abs(one[0] - other[1]).max() > 0.01
 
 
