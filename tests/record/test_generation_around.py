@@ -156,3 +156,35 @@ def test_two_threads_in_the_same_module_at_once_are_not_mixed_up(model, tmp_path
     assert [step.phase for step in steps] == ["prefill", "decode", "decode", "decode"]
     chosen = [step.chosen[0] for step in steps]
     assert chosen == found[0][0, -4:].tolist()
+
+
+class Interrupt(BaseException):
+    """As Ctrl-C is: no hook is called for it."""
+
+
+@pytest.mark.parametrize("where", ["model.rotary_emb", "model.layers.1.mlp"])
+@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("named", [True, False])
+def test_after_an_interrupted_generation_the_next_one_is_recorded(tmp_path, where, at, named):
+    model = ready(tiny_model("llama"))
+    inner, calls = model.get_submodule(where).forward, []
+
+    def forward(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == at:
+            raise Interrupt
+        return inner(*args, **kwargs)
+
+    model.get_submodule(where).forward = forward
+    expected = generate(ready(tiny_model("llama")))()
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack
+    with kvtrace.record(*[model][:named], tmp_path / "a.kvt"):
+        with pytest.raises(Interrupt):
+            generate(model)()
+        assert not modes()
+        assert torch.equal(generate(model)(), expected)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    new = expected.shape[1] - IDS.shape[1]
+    assert len(trace) == at - 1 + new
+    report = check(trace)
+    assert (report.verdict, report.steps) == (EQUAL, len(trace))

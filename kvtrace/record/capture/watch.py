@@ -229,8 +229,11 @@ class Watch:
                     self._on_failure()
 
         def direct(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self._deaf or any(one.names is self._names for one in passes()):
+            if self._deaf:
                 return run(*args, **kwargs)
+            if any(one.names is self._names for one in passes()):
+                with self._interruptible():
+                    return run(*args, **kwargs)
             begin(module, args, kwargs)
             result = None
             try:
@@ -285,6 +288,27 @@ class Watch:
             return None
         del running[place:]
         return one
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """A forward that is interrupted in here, by Ctrl-C for one, is over, however deep it was.
+
+        Even a hook that is always called is only called for an `Exception`.
+        """
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            running = passes()
+            place = next((i for i, one in enumerate(running) if one.names is self._names), None)
+            if place is not None:
+                running[place].nested = 0
+                self._over()
+                with self.turns.ending():
+                    if self._on_failure is not None:
+                        self._on_failure()
+            raise
 
     def _beginning(self, arguments: Mapping[str, object], one: Pass) -> Beginning:
         fed = self._requests.fed(one)

@@ -126,8 +126,10 @@ class ProductWatch:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._whole:
+        # a module that was interrupted was not left
+        if self._whole or len(self._owners) > 1:
             self._whole = False
+            del self._owners[1:]
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _hook(self) -> None:
