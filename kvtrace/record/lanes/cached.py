@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from kvtrace.trace import CacheStep, Site, Step, Tensor, Trace, dtypes, stands_f
 from kvtrace.trace.dtypes import Floats
 
 NOWHERE = -1
+
+MOST_BYTES = 64 << 20
+"""Of rows that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,39 @@ class Rows:
     where: NDArray[np.int64]
     starts: NDArray[np.int64]
     nodes: Sequence[Node]
+
+
+@dataclass(slots=True)
+class Memory:
+    """Rows that were read for one lane, for the next to be held against: as far as they fit.
+
+    Attributes:
+        bytes_left: Room for more.
+    """
+
+    bytes_left: int = MOST_BYTES
+    _known: dict[tuple[int, Tensor, tuple[Node, ...]], Rows | None] = field(default_factory=dict)
+
+    def rows(
+        self, site: int, tensor: Tensor, nodes: Sequence[Node], read: Callable[[], Rows | None]
+    ) -> Rows | None:
+        """Those of a site along some stretches.
+
+        Args:
+            site: Index of the site.
+            tensor: Which.
+            nodes: Stretches of one path.
+            read: Reads them.
+        """
+        key = site, tensor, tuple(nodes)
+        if key in self._known:
+            return self._known[key]
+        found = read()
+        size = 0 if found is None else found.rows.nbytes
+        if size <= self.bytes_left:
+            self.bytes_left -= size
+            self._known[key] = found
+        return found
 
 
 def site_rows(

@@ -32,11 +32,13 @@ class Comparer:
     Attributes:
         trace: What was recorded.
         lane: The other lane.
+        memory: Rows that were read already.
         findings: What could not be compared, each said once.
     """
 
     trace: Trace
     lane: Lane
+    memory: cached.Memory = field(default_factory=lambda: cached.Memory(0))
     findings: dict[str, Note] = field(default_factory=dict)
     _uneven: dict[str, int] = field(default_factory=dict)
 
@@ -132,9 +134,13 @@ class _OneSite:
         self, tensor: Tensor, path: Path, nodes: Sequence[Node], *, kv: bool
     ) -> cached.Rows | None:
         trace, site = self.comparer.trace, self.site
-        if kv:
-            return cached.kv_rows(trace, site, tensor, nodes, self.steps, path.padding)
-        return cached.site_rows(trace, site, tensor, nodes, self.read)
+
+        def read() -> cached.Rows | None:
+            if kv:
+                return cached.kv_rows(trace, site, tensor, nodes, self.steps, path.padding)
+            return cached.site_rows(trace, site, tensor, nodes, self.read)
+
+        return self.comparer.memory.rows(site.index, tensor, nodes, read)
 
     def _lane(self, tensor: Tensor, *, kv: bool) -> Floats | None:
         """The lane's tensor, [sequences, heads, rows, dim]; None, and a finding, if it misfits."""

@@ -13,6 +13,7 @@ from typing import Protocol
 from kvtrace.files import StepRows
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
+from kvtrace.record.lanes.cached import Memory
 from kvtrace.record.lanes.causal import looks_ahead
 from kvtrace.record.lanes.compare import Comparer, in_turn
 from kvtrace.record.lanes.extras import Extras
@@ -74,6 +75,7 @@ class OncePass:
     since: int = 0
     passes: dict[str, int] = field(default_factory=dict)
     _rows: dict[int, dict[int, tuple[int, int, int]]] = field(default_factory=dict)
+    _memory: Memory = field(default_factory=Memory)
 
     def run(self, lane: Lane, sink: LaneSink, *, dtype: str | None = None) -> bool:
         """Compute the lane and write its comparisons.
@@ -86,7 +88,7 @@ class OncePass:
         Returns:
             Whether anything was compared.
         """
-        comparer = Comparer(self.trace, lane)
+        comparer = Comparer(self.trace, lane, self._memory)
         self._rows.clear()
         paths = self._paths()
         batches = self._batches(paths)
