@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
 from kvtrace.record.capture.handing import cache_made, cache_name
-from kvtrace.record.prepared import positions_for, prepared, prepares
+from kvtrace.record.prepared import positions_of, prepared, prepares
 from kvtrace.trace import Ending
 
 
@@ -46,6 +46,7 @@ class Standard:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._prepares = prepares(model)
+        self._positions = positions_of(model)
         self._device = next((one.device for one in model.parameters()), torch.device("cpu"))
         self._name = cache_name(model.forward)
         self._cache: object = None
@@ -68,7 +69,7 @@ class Standard:
         if self._prepares:
             return prepared(self._model, ids, self._fed, self._cache)
         given = {"input_ids": ids[:, self._fed :], self._name: self._cache, "use_cache": True}
-        positions = positions_for(self._model, ids)
+        positions = self._positions(ids)
         if positions is not None:
             given["position_ids"] = positions[..., self._fed :]
         return given

@@ -28,27 +28,27 @@ def prepares(model: nn.Module) -> bool:
     return inspect.isfunction(method) and not method.__module__.startswith("transformers.")
 
 
-def positions_for(model: nn.Module, ids: Tensor) -> Tensor | None:
+def positions_of(model: nn.Module) -> Callable[[Tensor], Tensor | None]:
     """Positions that `generate` gives a class of transformers: some count from 0 without them.
 
-    Args:
-        model: Any.
-        ids: All tokens so far, [1, rows].
-
     Returns:
-        [1, rows], or with an axis for each kind of position before; None: it is given none.
+        From all token ids so far, [1, rows]: [1, rows], or with an axis for each kind of position
+        before; None: it is given none.
     """
     make = getattr(model, "_prepare_position_ids_for_generation", None)
-    if make is None or "position_ids" not in _names(model.forward):
-        return None
-    if getattr(model.config, "is_encoder_decoder", False):
-        return None
-    try:
-        found = make(ids, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    except Exception:  # of another version: what is asked for then may be anything
-        return None
-    right = isinstance(found, Tensor) and found.shape[-1] == ids.shape[1]
-    return found if right else None
+    takes = make is not None and "position_ids" in _names(model.forward)
+    if make is None or not takes or getattr(model.config, "is_encoder_decoder", False):
+        return lambda _: None
+
+    def positions(ids: Tensor) -> Tensor | None:
+        try:
+            found = make(ids, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        except Exception:  # of another version: what is asked for then may be anything
+            return None
+        right = isinstance(found, Tensor) and found.shape[-1] == ids.shape[1]
+        return found if right else None
+
+    return positions
 
 
 def prepared(model: nn.Module, ids: Tensor, before: int, cache: object) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from kvtrace.record.driving.begins import resets
 from kvtrace.verify.ways import WAYS
 
 _AGAIN_LENGTH, _AGAIN_STEPS = 12, 2
-_CHUNKS, _SINGLE, _FED = 3, 2, 48
+_CHUNKS, _SINGLE, _FED = 3, 2, 40
 _TITLES = {"again": "another prompt", "chunks": "chunked prefill"}
 _BATCH_LENGTH, _BATCH_STEPS = 16, 3
 _BEAM_LENGTH, _BEAMS, _BEAM_STEPS = 8, 3, 4

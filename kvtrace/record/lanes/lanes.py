@@ -207,9 +207,10 @@ class Lanes:
 
     def _differed_before_hooks(self) -> bool:
         """Whether steps differ that ran with other hooks than the lanes: most only look."""
-        if self._hooks is None or self._each is not None:
+        before = 0 if self._hooks is None or self._each is not None else self._hooks.before
+        if not before:
             return False
-        trace, before = Trace(FileSource(self.path)), self._hooks.before
+        trace = Trace(FileSource(self.path))
         found = (trace.compared(number) for number in trace.numbers if number < before)
         return any(one is not None and bool((one.beyond > 0).any()) for one in found)
 
