@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kvtrace.analysis.writers import Writers
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Step, Trace
 
@@ -96,14 +97,19 @@ def branches(trace: Trace) -> Branches:
     places: dict[Place, int] = {}
     origins: dict[Place, int] = {}
     known: dict[tuple[int, int, tuple[int, ...]], int] = {}
+    writers = Writers()
     for number in trace.numbers:
         try:
             step = trace.step(number)
         except KvtraceError:
             continue
+        joined = writers.joined(step)
+        writers.add(step)
         for sequence, origin in enumerate(_origins(trace, step)):
             origins[number, sequence] = origin
             parent = -1 if step.parent is None else places.get((step.parent, origin), -1)
+            if joined is not None:
+                parent = _of_another(nodes, parent, places.get(joined[sequence] or (-1, -1), -1))
             pairs = list(zip(step.tokens[sequence], step.positions[sequence], strict=True))
             tokens = tuple(token for token, position in pairs if position >= 0)
             begun = number if parent < 0 else -1
@@ -116,6 +122,18 @@ def branches(trace: Trace) -> Branches:
                 first = min((position for _, position in pairs if position >= 0), default=0)
                 _keep(nodes, parent, sum(0 <= position < first for position in before))
     return Branches(_with_heights(nodes), places, origins)
+
+
+def _of_another(nodes: Sequence[Node], parent: int, writer: int) -> int:
+    """The node that wrote the rows that are gone on with, where that is another text's."""
+    return writer if writer >= 0 and _root(nodes, writer) != _root(nodes, parent) else parent
+
+
+def _root(nodes: Sequence[Node], index: int) -> int:
+    """Where the text of a node begins; -1 for none."""
+    while index >= 0 and nodes[index].parent >= 0:
+        index = nodes[index].parent
+    return index
 
 
 def _origins(trace: Trace, step: Step) -> Sequence[int]:

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.branches import branches, single, twigs
-from kvtrace.trace import CacheEvent
+from kvtrace.trace import CacheEvent, Run
 
 
 def told(steps):
@@ -92,3 +92,19 @@ def test_steps_that_are_lost_leave_the_rest():
     tree = branches(trace)
     assert lines(tree) == [("", [1]), ("", [3])]
     assert tree.line(1, 0) == []
+
+
+def test_a_batch_that_was_joined_goes_on_from_the_text_of_each():
+    trace = told([(((1, 2),), 0, ()), (((3, 4),), 0, ()), (((5,), (6,)), 2, ())])
+    wrote = {0: (0, 2), 1: (2, 2), 2: (4, 1)}  # first cell, rows for each sequence
+    for number, (first, rows) in wrote.items():
+        step = trace.step(number)
+        attended = ((Run(first, rows, 0, 0),),)
+        if number == 2:
+            attended = tuple(
+                (Run(old, 2, 0, 0), Run(4 + row, 1, 2, 2)) for row, old in enumerate((0, 2))
+            )
+        group = replace(step.caches[0], first_cell=first, rows=rows, attended=attended)
+        parent = 1 if number == 2 else None
+        trace.source.steps[number] = replace(step, parent=parent, caches=(group,))
+    assert lines(branches(trace)) == [("", [1, 2, 5]), ("", [3, 4, 6])]

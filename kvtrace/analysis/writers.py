@@ -37,7 +37,7 @@ class Writers:
     def joined(self, step: Step) -> Sequence[Origin | None] | None:
         """Whom each sequence goes on with, where a batch was joined of several; else None."""
         group = next((one for one in step.caches if one.rows and one.attended), None)
-        if group is None:
+        if group is None or len(group.attended) != step.num_sequences:
             return None
         found = [self._origin(group, sequence) for sequence in range(step.num_sequences)]
         return found if len({one[0] for one in found if one is not None}) > 1 else None
