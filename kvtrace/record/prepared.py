@@ -31,12 +31,15 @@ def prepares(model: nn.Module) -> bool:
 def positions_of(model: nn.Module) -> Callable[[Tensor], Tensor | None]:
     """Positions that `generate` gives a class of transformers: some count from 0 without them.
 
+    Somebody's own class is given none: how it counts by itself is what is asked.
+
     Returns:
         From all token ids so far, [1, rows]: [1, rows], or with an axis for each kind of position
         before; None: it is given none.
     """
     make = getattr(model, "_prepare_position_ids_for_generation", None)
-    takes = make is not None and "position_ids" in _names(model.forward)
+    known = make is not None and type(model).__module__.startswith("transformers.")
+    takes = known and "position_ids" in _names(model.forward)
     if make is None or not takes or getattr(model.config, "is_encoder_decoder", False):
         return lambda _: None
 

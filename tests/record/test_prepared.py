@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 import kvtrace
 from builders.driven import forgotten
@@ -49,3 +50,14 @@ def test_the_text_is_the_one_that_generate_makes(kind):
     text = model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
     decode(model, ids[0].tolist(), limits=Limits(6), on_token=made.append)
     assert made == text[0, 9:].tolist()
+
+
+def test_somebodys_own_class_counts_its_positions_itself():
+    class Own(LlamaForCausalLM):
+        def forward(self, *args, position_ids=None, **kwargs):
+            told.append(position_ids)
+            return super().forward(*args, position_ids=position_ids, **kwargs)
+
+    model, told = Own(tiny_model("llama").config).eval(), []
+    decode(model, [5, 6, 7], limits=Limits(2))
+    assert told == [None, None]
