@@ -85,3 +85,16 @@ def test_a_bug_after_the_last_hook_has_gone_is_a_bug(model, tmp_path):
     report = two_texts(model, tmp_path / "a.kvt", between)
     found = [(one.name, one.step) for one in report.findings if one.kind.bug and one.step > 2]
     assert found == [("POSITION-ROPE", 4)]
+
+
+def test_hooks_explain_no_text_that_is_right_in_its_first_step(model, tmp_path):
+    mlp, seen = model.model.layers[0].mlp, []
+    handle = mlp.register_forward_hook(lambda _module, _args, out: seen.append(out.shape))
+    rotary, turn = model.model.rotary_emb, model.model.rotary_emb.forward
+
+    def restarts(x, position_ids):
+        return turn(x, position_ids if x.shape[1] > 1 else position_ids * 0)
+
+    rotary.forward = restarts
+    report = two_texts(model, tmp_path / "a.kvt", handle.remove)
+    assert (report.findings[0].name, report.findings[0].step) == ("POSITION-ROPE", 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -143,7 +143,7 @@ def _report(
     """The verdict over what was seen."""
     verdict = DIVERGED if any(one.kind.bug for one in found) else EQUAL
     hooked = max((note.step or 0 for note in _hook_notes(trace)), default=-1)
-    if verdict == DIVERGED and all(one.step <= hooked for one in found if one.kind.bug):
+    if verdict == DIVERGED and _by_hooks(trace, found, hooked):
         reason = (
             f"step {found[0].step} differs, but up to step {hooked} the model had other hooks than "
             "when the tokens were recomputed; keep them on, or off, for the whole recording"
@@ -168,6 +168,12 @@ def _report(
         survey.logits,
         caveats,
     )
+
+
+def _by_hooks(trace: Trace, found: Sequence[Finding], last: int) -> bool:
+    """Whether other hooks up to a step explain it: they change a text from its first step on."""
+    bugs = [one for one in found if one.kind.bug]
+    return all(one.step <= last for one in bugs) and trace.step(bugs[0].step).parent is None
 
 
 def _hook_notes(trace: Trace) -> Iterator[Note]:
