@@ -97,6 +97,7 @@ def branches(trace: Trace) -> Branches:
     places: dict[Place, int] = {}
     origins: dict[Place, int] = {}
     known: dict[tuple[int, int, tuple[int, ...]], int] = {}
+    roots: list[int] = []
     writers = Writers()
     for number in trace.numbers:
         try:
@@ -108,32 +109,22 @@ def branches(trace: Trace) -> Branches:
         for sequence, origin in enumerate(_origins(trace, step)):
             origins[number, sequence] = origin
             parent = -1 if step.parent is None else places.get((step.parent, origin), -1)
-            if joined is not None:
-                parent = _of_another(nodes, parent, places.get(joined[sequence] or (-1, -1), -1))
+            writer = -1 if joined is None else places.get(joined[sequence] or (-1, -1), -1)
+            if writer >= 0 and (parent < 0 or roots[writer] != roots[parent]):
+                parent = writer  # the rows that are gone on with are another text's
             pairs = list(zip(step.tokens[sequence], step.positions[sequence], strict=True))
             tokens = tuple(token for token, position in pairs if position >= 0)
             begun = number if parent < 0 else -1
             index = known.setdefault((parent, begun, tokens), len(nodes))
             if index == len(nodes):
                 nodes.append(Node(number, sequence, parent, tokens, 0))
+                roots.append(index if parent < 0 else roots[parent])
             places[number, sequence] = index
             if parent >= 0:
                 before = trace.step(nodes[parent].step).positions[nodes[parent].sequence]
                 first = min((position for _, position in pairs if position >= 0), default=0)
                 _keep(nodes, parent, sum(0 <= position < first for position in before))
     return Branches(_with_heights(nodes), places, origins)
-
-
-def _of_another(nodes: Sequence[Node], parent: int, writer: int) -> int:
-    """The node that wrote the rows that are gone on with, where that is another text's."""
-    return writer if writer >= 0 and _root(nodes, writer) != _root(nodes, parent) else parent
-
-
-def _root(nodes: Sequence[Node], index: int) -> int:
-    """Where the text of a node begins; -1 for none."""
-    while index >= 0 and nodes[index].parent >= 0:
-        index = nodes[index].parent
-    return index
 
 
 def _origins(trace: Trace, step: Step) -> Sequence[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvtrace.record.lanes.cached import Memory, Rows
+from kvtrace.record.lanes.cached import MOST_BYTES, Memory, Rows
 from kvtrace.record.lanes.paths import Node
 from kvtrace.trace import Tensor
 
@@ -21,14 +21,14 @@ def reader(reads):
 
 
 def test_rows_are_read_once_for_all_lanes():
-    memory, reads = Memory(), []
+    memory, reads = Memory(MOST_BYTES), []
     first = memory.rows(0, Tensor.KEYS, NODES, reader(reads))
     assert memory.rows(0, Tensor.KEYS, NODES, reader(reads)) is first
     assert len(reads) == 1
 
 
 def test_other_sites_tensors_and_stretches_are_other_rows():
-    memory, reads = Memory(), []
+    memory, reads = Memory(MOST_BYTES), []
     for site, tensor, nodes in (
         (0, Tensor.KEYS, NODES),
         (1, Tensor.KEYS, NODES),

@@ -61,3 +61,9 @@ def test_somebodys_own_class_counts_its_positions_itself():
     model, told = Own(tiny_model("llama").config).eval(), []
     decode(model, [5, 6, 7], limits=Limits(2))
     assert told == [None, None]
+
+
+def test_positions_that_only_generate_gives_are_given(tmp_path):
+    with kvtrace.record(model := tiny_model("bamba"), tmp_path / "a.kvt"):
+        decode(model, list(range(5, 12)), limits=Limits(4))
+    assert check(kvtrace.open(tmp_path / "a.kvt")).verdict == EQUAL

@@ -43,7 +43,7 @@ class Memory:
         bytes_left: Room for more.
     """
 
-    bytes_left: int = MOST_BYTES
+    bytes_left: int = 0
     _known: dict[tuple[int, Tensor, tuple[Node, ...]], Rows | None] = field(default_factory=dict)
 
     def rows(

@@ -38,7 +38,7 @@ class Comparer:
 
     trace: Trace
     lane: Lane
-    memory: cached.Memory = field(default_factory=lambda: cached.Memory(0))
+    memory: cached.Memory = field(default_factory=cached.Memory)
     findings: dict[str, Note] = field(default_factory=dict)
     _uneven: dict[str, int] = field(default_factory=dict)
 

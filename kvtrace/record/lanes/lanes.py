@@ -20,6 +20,7 @@ from kvtrace.files import FileSource
 from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.inputs import tokens_of
 from kvtrace.record.lanes.again import Again, CannotRecomputeError
+from kvtrace.record.lanes.cached import MOST_BYTES, Memory
 from kvtrace.record.lanes.each import EachPass
 from kvtrace.record.lanes.extras import Extras, bound
 from kvtrace.record.lanes.hooks import Hooks
@@ -232,6 +233,7 @@ class Lanes:
             on_progress,
             self._since,
             self._passes,
+            Memory(MOST_BYTES if len(wanted) > 1 else 0),
         )
         with self.unwatched():
             try:

@@ -64,6 +64,7 @@ class OncePass:
         on_progress: Told how many of how many paths are done.
         since: The first step that is compared; earlier ones were before, or can't be any more.
         passes: Passes kept so far, by lane.
+        memory: Rows that were read for one lane, for the others.
     """
 
     again: Again
@@ -74,8 +75,8 @@ class OncePass:
     on_progress: Callable[[int, int], None] | None = None
     since: int = 0
     passes: dict[str, int] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
     _rows: dict[int, dict[int, tuple[int, int, int]]] = field(default_factory=dict)
-    _memory: Memory = field(default_factory=Memory)
 
     def run(self, lane: Lane, sink: LaneSink, *, dtype: str | None = None) -> bool:
         """Compute the lane and write its comparisons.
@@ -88,7 +89,7 @@ class OncePass:
         Returns:
             Whether anything was compared.
         """
-        comparer = Comparer(self.trace, lane, self._memory)
+        comparer = Comparer(self.trace, lane, self.memory)
         self._rows.clear()
         paths = self._paths()
         batches = self._batches(paths)
