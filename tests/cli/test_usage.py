@@ -133,3 +133,13 @@ def test_help_and_usage_errors_load_nothing_heavy(arguments):
     )
     loaded = set(done.stderr.split())
     assert not loaded & {"numpy", "torch", "transformers", "textual", "rich"}
+
+
+def test_python_m_is_the_same_command():
+    ran = subprocess.run(
+        [sys.executable, "-m", "kvtrace", "--version"], capture_output=True, text=True
+    )
+    command = subprocess.run(["kvtrace", "--version"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, command.stdout)
+    helped = subprocess.run([sys.executable, "-m", "kvtrace", "-h"], capture_output=True, text=True)
+    assert "__main__" not in helped.stdout
