@@ -36,6 +36,7 @@ def recorded(
             "force": values.force,
             "module": False,
             "referee": True,
+            "keep_rows": True,
             "list": str(told),
         }
         command = [sys.executable, "-P", "-m", "kvtrace.live.script", json.dumps(wishes)]

@@ -62,6 +62,11 @@ def _run_options(group: argparse._ArgumentGroup) -> None:
         help="compare with a run without a cache: one pass at the end (default), one for each "
         "step (slow, measures its time), or not at all",
     )
+    group.add_argument(
+        "--keep-rows",
+        action="store_true",
+        help="keep the recomputed lane's rows however large; default: up to 256 MiB a pass",
+    )
 
 
 def _model_options(group: argparse._ArgumentGroup) -> None:
@@ -168,6 +173,7 @@ def request(
         device=values.device,
         attention=values.attn,
         recompute=values.recompute,
+        keep_rows=values.keep_rows,
         allow_missing=values.allow_missing,
         allow_pickle=values.allow_pickle,
         trust_remote_code=values.trust_remote_code,

@@ -32,6 +32,7 @@ def run(values: argparse.Namespace) -> int:
     wishes = {
         "output": str(output.resolve()),
         "recompute": values.recompute,
+        "keep_rows": values.keep_rows,
         "cpu": values.cpu,
         "force": values.force,
         "module": values.module,
@@ -127,13 +128,19 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="compare with the same tokens computed without a cache: once at the end (default), "
         "after each step, or not at all",
     )
+    parser.add_argument(
+        "--keep-rows",
+        action="store_true",
+        help="keep the recomputed lane's rows however large; default: up to 256 MiB a pass",
+    )
     parser.add_argument("--open", action="store_true", help="open the trace when it is over")
     parser.add_argument("--cpu", action="store_true", help="let `cuda` mean the CPU in the script")
 
 
 VERB = Verb(
     name="run",
-    usage="[-o FILE] [--force] [--recompute HOW] [--open] [--cpu] (SCRIPT | -m MODULE) [ARGS …]",
+    usage="[-o FILE] [--force] [--recompute HOW] [--keep-rows] [--open] [--cpu]\n"
+    "    (SCRIPT | -m MODULE) [ARGS …]",
     summary="Run a Python script untouched, and record what attends in it: every outermost call "
     "of a\nmodel with tokens is a step, training is left out. Options of kvtrace come before the "
     "script;\nwhat comes after is the script's. Its input, output and exit code are its own; "

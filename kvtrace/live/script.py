@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
             force=wishes["force"],
             tokenizer=_Found(),
             referee=wishes.get("referee", False),
-            keep_rows=wishes.get("referee", False),
+            keep_rows=wishes["keep_rows"],
         )
         with _on_cpu(wanted=wishes["cpu"]), _kept_main():
             prepared = own(words)

@@ -11,6 +11,8 @@ from builders.commands import environment, run
 from builders.hub import FakeHub, Repository
 from builders.tiny_models import tiny_model
 from kvtrace.analysis.summary import sentence
+from kvtrace.cli import options
+from kvtrace.cli.entry import load
 from kvtrace.cli.show.plain import plain
 from kvtrace.files import open_trace
 
@@ -139,3 +141,10 @@ def test_the_built_in_model_on_screen_is_timed_in_both_lanes_unless_told_otherwi
     (lane,) = open_trace(tmp_path / "a.kvt").meta.lanes
     assert (lane.name, lane.mode) == ("recomputed", "each")
     assert "recomputed (each" in out
+
+
+@pytest.mark.parametrize("words", [[], ["--keep-rows"]])
+def test_keep_rows_is_handed_to_the_recorder(words):
+    parsed = load("record").parser().parse_args(["demo", "one", *words])
+    asked = options.request(parsed, "demo", "one", Path("a.kvt"))
+    assert asked.keep_rows is bool(words)

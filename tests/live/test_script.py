@@ -21,10 +21,11 @@ def run(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.delitem(sys.modules, "model", raising=False)
 
-    def run(*words, module=False, force=False):
+    def run(*words, module=False, force=False, keep_rows=False):
         wishes = {
             "output": str(tmp_path / "a.kvt"),
             "recompute": "once",
+            "keep_rows": keep_rows,
             "cpu": False,
             "module": module,
             "force": force,
@@ -184,3 +185,12 @@ def test_threads_that_were_there_before_are_not_waited_for(run, tmp_path):
         assert run("short.py")[:2] == (0, "done\n")
     finally:
         over.set()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_rows_of_large_passes_are_kept_where_they_are_asked_for(run, monkeypatch, wanted):
+    monkeypatch.setattr("kvtrace.record.lanes.once.KEPT_BYTES", 0)
+    code, _, err = run("sample.py", keep_rows=wanted)
+    assert code == 0, err
+    compared = kvtrace.open("a.kvt").compared(1)
+    assert bool(compared.passes) is wanted

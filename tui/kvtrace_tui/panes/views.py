@@ -165,4 +165,5 @@ def _why_absent(trace: Trace, cursor: Cursor) -> str:
     if trace.compared(cursor.step, cursor.lane) is None:
         return f"this step was not compared with the {cursor.lane} lane"
     when = " yet" if trace.ending is None else ""
-    return f"the {cursor.lane} lane's rows are not in this trace{when}: only its differences are"
+    why = f"the {cursor.lane} lane's rows are not in this trace{when}: only its differences are"
+    return why if when else f"{why} (record with --keep-rows for both)"
