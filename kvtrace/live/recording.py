@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from kvtrace.errors import KvtraceError
 from kvtrace.files import append_note
 from kvtrace.live.messages import Ended, Progress, Request, Said, Stepped
 from kvtrace.live.orders import Orders
@@ -20,7 +21,7 @@ from kvtrace.live.voice import Voice
 from kvtrace.trace import Ending, Meta, Note, Sampling
 
 if TYPE_CHECKING:
-    from kvtrace.models import Loaded
+    from kvtrace.models import Loaded, Tokenizer
     from kvtrace.record.driving import Driven
 
 PATIENCE = 300.0
@@ -109,7 +110,12 @@ class Recording:
                 loaded.prompt.ids,
                 drive=None if driven is None else driven.drive,
                 choice=Choice(asked.temperature, asked.top_k, asked.seed),
-                limits=Limits(loaded.new_tokens, loaded.tokenizer.eos, loaded.context_length),
+                limits=Limits(
+                    loaded.new_tokens,
+                    loaded.tokenizer.eos,
+                    loaded.context_length,
+                    lambda token: _named(loaded.tokenizer, token),
+                ),
                 control=turn,
                 on_token=turn.chosen,
             )
@@ -173,3 +179,12 @@ class Recording:
         if text != before or now - told > _PROGRESS_EVERY:
             self._said = (text, now)
             self._voice.say(Progress(text, share, PATIENCE))
+
+
+def _named(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token that ended a text; its number where it has none to show."""
+    try:
+        text = tokenizer.decode(token).strip()
+    except KvtraceError:
+        text = ""
+    return text or f"token {token}"

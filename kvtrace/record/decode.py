@@ -110,11 +110,13 @@ class Limits:
         new_tokens: Tokens to choose at most.
         eos: Token ids that end the text.
         context_length: Positions the model has; 0 when unbounded.
+        named: What the ending calls the token that ended the text.
     """
 
     new_tokens: int = 32
     eos: frozenset[int] = frozenset()
     context_length: int = 0
+    named: Callable[[int], str] = "token {}".format
 
 
 class Sampler:
@@ -185,7 +187,7 @@ def decode(
         tokens.append(token)
         made += 1
         if token in limits.eos:
-            return Ending("eos", f"the model ended the text with token {token}")
+            return Ending("eos", f"the model ended the text with {limits.named(token)}")
         if made >= limits.new_tokens:
             return Ending("length", f"{made} new tokens, as asked for")
         if limits.context_length and len(tokens) > limits.context_length:

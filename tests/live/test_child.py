@@ -100,6 +100,18 @@ def test_a_paused_run_obeys_step_by_step_and_takes_the_users_token(script, tmp_p
     assert session.failure is None
 
 
+def test_a_text_that_ends_names_the_token_that_ended_it(tmp_path):
+    path = tmp_path / "a.kvt"
+    request = Request("demo", str(path), new_tokens=4, recompute="off", paused=True)
+    driven = Driven(request)
+    with driven.session as session:
+        driven.until_paused(1, 0)
+        session.send("choose", 0)
+        driven.to_the_end()
+    ending = open_trace(path).ending
+    assert ending.text == "the model ended the text with <|endoftext|>"
+
+
 def test_a_pause_at_the_last_step_still_records_its_token(tmp_path):
     path = tmp_path / "a.kvt"
     request = Request("demo", str(path), new_tokens=1, recompute="off", paused=True)
