@@ -168,9 +168,12 @@ def _bias(trace: Trace, number: int, layer: int) -> str:
     try:
         if not trace.site_step(number, layer).mask.bias:
             return ""
-        bias = trace.bias(number, layer, query=-1)
     except KvtraceError:
         return ""
+    try:
+        bias = trace.bias(number, layer, query=-1)
+    except KvtraceError:
+        bias = None
     if bias is None:
         return "additive bias"
     slopes = np.diff(np.asarray(bias[:, -1], np.float64), axis=-1)

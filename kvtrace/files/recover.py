@@ -36,8 +36,8 @@ class Recovery:
 def recover(path: Path, output: Path, *, force: bool = False) -> Recovery:
     """Copy every readable step, comparison, pass and note.
 
-    A step without some of its rows is kept, and a note in it names them: reading them says that
-    they are not recorded. One without a mask or bias is left out: its weights would read as whole.
+    A step without its rows, or a mask or bias, is kept, and a note in it names them: reading them
+    says that they are not recorded.
 
     Raises:
         TraceError: No step can be read; `output` was not touched.
@@ -93,12 +93,11 @@ def _opened(path: Path) -> FileSource:
 
 
 def _readable(source: FileSource, number: int) -> bool:
-    lost: list[str] = []
     try:
-        rows = rows_of_step(source, source.step(number), lost)
+        source.step(number)
     except TraceError:
         return False
-    return not lost or any((rows.queries, rows.output, rows.keys))
+    return True
 
 
 def _kept(copy: Callable[[], None], lost: list[str]) -> bool:

@@ -115,6 +115,7 @@ class RowReader:
         offset = self._offsets.get((holder.lane, step.number, part))
         what = holder.name(tensor, index)
         if offset is None:
+            self._catalog.damage.add(f"{holder.what}: rows are lost", holder.frame.offset)
             raise TraceError(f"{self._steps.name}: {what}: lost to damage in this file.")
         return self._steps.frame(offset, what), extent
 
@@ -153,7 +154,7 @@ class RowReader:
         if not holder.parts:
             inline = self._steps.layout(holder.step, recorded, holder.dtype)
             size, units = inline.size, inline.units
-        what = f"{holder.what}, layer {site}, mask"
+        what = f"{holder.what}, layer {site}, {'mask' if dtype == 'uint8' else 'bias'}"
         stored = [(one, "uint8") for one in recorded.masks]
         stored += [(one, "float32") for one in recorded.biases]
         for shape, kind in stored:
@@ -178,5 +179,5 @@ class RowReader:
         if any(size not in sizes for size, sizes in zip(shape, allowed, strict=False)):
             raise TraceError(
                 f"{self._steps.name}: {what}: {list(shape)} does not fit the step. Use "
-                "`kvtrace recover` to leave that step out."
+                "`kvtrace recover` to leave it out."
             )

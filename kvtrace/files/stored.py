@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from kvtrace.errors import TraceError
@@ -61,11 +62,7 @@ def _read_copies(source: Stored, layer: int) -> None:
 
 
 def rows_of_step(source: Stored, step: Step, lost: list[str]) -> StepRows:
-    """The rows of a step as they were stored; those that can't be read are named in `lost`.
-
-    Raises:
-        TraceError: A mask or bias is damaged.
-    """
+    """The rows of a step as they were stored; those that can't be read are named in `lost`."""
     written = {layer: cache for cache in step.caches for layer in cache.layers}
 
     def tensor(tensor: Tensor, index: int) -> Array | None:
@@ -79,12 +76,14 @@ def rows_of_step(source: Stored, step: Step, lost: list[str]) -> StepRows:
                 lost.append(str(error))
             return copied
 
-    found = _gathered(
-        step,
-        tensor,
-        lambda site: source.full_mask(step.number, site),
-        lambda site: source.bias(step.number, site),
-    )
+    def beside(read: Callable[[int, int], Array | None], site: int) -> Array | None:
+        try:
+            return read(step.number, site)
+        except TraceError as error:
+            lost.append(str(error))
+            return None
+
+    found = _gathered(step, tensor, partial(beside, source.full_mask), partial(beside, source.bias))
     both = found.keys.keys() & found.values.keys()
     return replace(
         found,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.errors import TraceError
 from kvtrace.trace.dtypes import Array
 
 
@@ -62,9 +63,19 @@ class Mask:
         return table
 
 
-def only_sequence(stored: Array, sequence: int, row: int | None = None) -> Array:
-    """One sequence of a mask or bias [sequences|1, heads|1, new|1, seq], or one row of it."""
+def only_sequence(stored: Array, sequence: int, seq: int, query: int | None = None) -> Array:
+    """One sequence of a mask or bias [sequences|1, heads|1, new|1, seq], or one query of it.
+
+    Raises:
+        TraceError: It is not of as many rows as were attended to.
+    """
+    if stored.shape[3] != seq:
+        raise TraceError(
+            f"a stored mask or bias is for {stored.shape[3]} rows, and {seq} were attended to: "
+            "damaged. Record again, or use another copy."
+        )
     part: Array = stored[sequence if stored.shape[0] > 1 else 0]
-    if row is not None and part.shape[1] > 1:
+    if query is not None and part.shape[1] > 1:
+        row = query % part.shape[1]
         part = part[:, row : row + 1]
     return part

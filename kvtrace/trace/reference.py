@@ -131,17 +131,22 @@ class Reference:
         found = self.site_step(layer)
         if found is None:
             return None
-        rows, seq, places = slice(self.first, self.places), self.step.new, self.places
-        if self.crosses(layer):
-            group = self.step.cache_step(self._sites[layer].reads)
-            seq = places = 0 if group is None else group.rows
+        rows, seq = slice(self.first, self.places), self._seq(layer)
+        places = seq if self.crosses(layer) else self.places
         if not found.mask.full:
             return found.mask.visible(self.sequence, self.step.new, seq)[None, rows, :places]
         stored = self._source.pass_mask(self.lane.name, self.step.number, self._sites[layer].index)
         if stored is None:
             return None
-        part = only_sequence(stored, self.sequence).astype(np.bool_)
+        part = only_sequence(stored, self.sequence, seq).astype(np.bool_)
         return part[:, rows if part.shape[1] > 1 else slice(None), :places]
+
+    def _seq(self, layer: int) -> int:
+        """Rows that a site attends to in the whole pass."""
+        if not self.crosses(layer):
+            return self.step.new
+        group = self.step.cache_step(self._sites[layer].reads)
+        return 0 if group is None else group.rows
 
     def bias(self, layer: int) -> Floats | None:
         """Additive bias of the new rows, [1 or heads, 1 or new, places]; None without one."""
@@ -151,7 +156,7 @@ class Reference:
         stored = self._source.pass_bias(self.lane.name, self.step.number, self._sites[layer].index)
         if stored is None:
             return None
-        part = only_sequence(stored, self.sequence).astype(np.float32)
+        part = only_sequence(stored, self.sequence, self._seq(layer)).astype(np.float32)
         places = part.shape[2] if self.crosses(layer) else self.places
         return part[:, slice(self.first, self.places) if part.shape[1] > 1 else slice(None)][
             ..., :places

@@ -298,30 +298,37 @@ class Trace:
     def visible(
         self, number: int, layer: int, sequence: int = 0, query: int | None = None
     ) -> NDArray[np.bool_]:
-        """Which rows each query could see: [1 or heads, new, seq]; with `query`, [.., 1, seq]."""
-        mask = self.site_step(number, layer).mask
-        new = self.step(number).new_at(self.site(layer).index)
-        row = None if query is None else query % max(new, 1)
+        """Which rows each query could see: [1 or heads, new, seq]; with `query`, [.., 1, seq].
+
+        Raises:
+            MissingError: The mask is not in this trace.
+        """
+        mask, site = self.site_step(number, layer).mask, self.site(layer).index
+        seq = sum(run.count for run in self.cache_step(number, layer).attended[sequence])
         if not mask.full:
-            seq = sum(run.count for run in self.cache_step(number, layer).attended[sequence])
+            new = self.step(number).new_at(site)
+            row = None if query is None else query % max(new, 1)
             return mask.visible(sequence, new, seq, query_row=row)[None]
-        stored = self._source.full_mask(number, self.site(layer).index)
+        stored = self._source.full_mask(number, site)
         if stored is None:
             raise MissingError(f"{self.name}: step {number}, layer {layer}: mask not recorded.")
-        return np.asarray(only_sequence(stored, sequence, row), np.bool_)
+        return np.asarray(only_sequence(stored, sequence, seq, query), np.bool_)
 
     def bias(
         self, number: int, layer: int, sequence: int = 0, query: int | None = None
     ) -> Floats | None:
-        """The additive bias on the scores, [1 or heads, 1 or new, seq]; None without one."""
+        """The additive bias on the scores, [1 or heads, 1 or new, seq]; None without one.
+
+        Raises:
+            MissingError: There was one, and it is not in this trace.
+        """
         if not self.site_step(number, layer).mask.bias:
             return None
         stored = self._source.bias(number, self.site(layer).index)
         if stored is None:
-            return None
-        new = self.step(number).new_at(self.site(layer).index)
-        row = None if query is None else query % max(new, 1)
-        return np.asarray(only_sequence(stored, sequence, row), np.float32)
+            raise MissingError(f"{self.name}: step {number}, layer {layer}: bias not recorded.")
+        seq = sum(run.count for run in self.cache_step(number, layer).attended[sequence])
+        return np.asarray(only_sequence(stored, sequence, seq, query), np.float32)
 
     def weights(
         self,

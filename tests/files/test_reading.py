@@ -288,3 +288,14 @@ def test_a_prefix_over_tiles_is_read_in_few_pieces(tmp_path, monkeypatch):
     reads.clear()
     trace.source.cells(1, Tensor.KEYS, 0, 512, 3)
     assert [sum(map(len, parts)) for _, _, parts in reads] == [64 * 2 * 4] * 8
+
+
+def test_a_mask_or_bias_for_other_rows_than_were_attended_to_is_damage(tmp_path):
+    with TraceWriter(tmp_path / "a.kvt", BATCH_META) as writer:
+        for number in (1, 4):
+            writer.append(*batch(number))
+    trace = open_trace(tmp_path / "a.kvt")
+    for read in (trace.visible, trace.bias):
+        with pytest.raises(TraceError, match="for 7 rows, and 4 were attended to"):
+            read(1, 0)
+        read(4, 0)

@@ -1,15 +1,17 @@
 """Recovery: whole, lossy or nothing, and what was lost is named."""
 
 import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
-from builders.raw_frames import split
+from builders.raw_frames import joined, split
 from builders.reading import read_all, same, wrong
-from builders.written import write_trace
+from builders.written import rows_of, write_trace
 from kvtrace.errors import MissingError, OutputExistsError, TraceError
-from kvtrace.files import open_trace
+from kvtrace.files import TraceWriter, open_trace
 from kvtrace.files.layout import Kind
 from kvtrace.files.recover import recover
 from kvtrace.trace import Note, Tensor
@@ -149,3 +151,52 @@ def test_what_is_recovered_is_never_replaced_by_what_is_left_of_it(tmp_path, who
         with pytest.raises(OutputExistsError, match="is a trace that is read here"):
             recover(whole, output, force=True)
     assert whole.read_bytes() == before
+
+
+def test_a_step_whose_mask_or_bias_is_damaged_keeps_its_rows_and_is_never_shown_without_it(
+    tmp_path,
+):
+    truth = synthetic_trace(Shape(layers=1, prompt=3, decode=4))
+
+    def masked(number):
+        step = truth.step(number)
+        mask = replace(step.sites[0].mask, offset=None, full=True, bias=True)
+        seq = sum(run.count for run in step.caches[0].attended[0])
+        ones = np.ones((1, 1, step.new, seq))
+        extra = {"masks": {0: ones.astype("u1")}, "biases": {0: ones.astype("f4")}}
+        masked = replace(step, sites=(replace(step.sites[0], mask=mask),))
+        return masked, replace(rows_of(truth, step), **extra)
+
+    path = tmp_path / "a.kvt"
+    with TraceWriter(path, truth.meta) as writer:
+        for number in truth.numbers:
+            writer.append(*masked(number))
+    first, second = steps_of(path)[1], steps_of(path)[3]
+    in_mask = payload(first) + sum(map(len, first.units[:-2]))
+    in_bias = payload(second) + sum(map(len, second.units[:-1]))
+    done = recover(damaged(path, in_mask, in_bias), tmp_path / "b.kvt")
+    trace = open_trace(tmp_path / "b.kvt")
+    assert (done.steps, trace.damage) == (5, [])
+    assert any("step 1, layer 0, mask: damaged" in text for text in done.text)
+    assert any("step 3, layer 0, bias: damaged" in text for text in done.text)
+    for number, what in ((1, "mask"), (3, "bias")):
+        assert same(trace.cache(number, 0).keys, truth.cache(number, 0).keys)
+        with pytest.raises(MissingError, match=f"step {number}, layer 0: {what} not recorded"):
+            trace.weights(number, 0)
+    trace.weights(2, 0)
+
+
+def test_steps_that_lost_all_their_rows_are_recovered_with_what_they_say(tmp_path, whole):
+    truth = open_trace(whole).step(0)
+    header, frames = split(whole)
+    left = [frame for frame in frames if frame.kind not in (Kind.ROWS, Kind.INDEX, Kind.TILE)]
+    left = [left[0], next(one for one in left if one.kind == Kind.STEP), left[-1]]
+    left = [replace(frame, sequence=place) for place, frame in enumerate(left)]
+    whole.write_bytes(joined(header[:16] + bytes(48), left))
+    damage = open_trace(whole)
+    with pytest.raises(TraceError, match="step 0, layer 0, queries: lost to damage"):
+        damage.queries(0, 0)
+    assert [one.text for one in damage.damage] == ["step 0: rows are lost"]
+    done = recover(whole, tmp_path / "b.kvt")
+    assert (done.steps, done.lossy) == (1, True)
+    assert open_trace(tmp_path / "b.kvt").step(0).tokens == truth.tokens
