@@ -88,7 +88,8 @@ _TABLE = (
     Kind(
         "WRONG-SLOT",
         "a row is missing and another stands in its place",
-        "The index of a ring buffer is off by one, or wraps at the wrong length.",
+        "The index of a ring buffer is off by one or wraps at the wrong length, or a table of "
+        "blocks points at another block.",
     ),
     Kind(
         "ROW-OVERWRITTEN",

@@ -10,6 +10,7 @@ from kvtrace.analysis.checks.identify import identify
 from kvtrace.analysis.checks.noise import Noise, drawn, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.stage import stage
+from kvtrace.analysis.checks.turned import rotation, shift
 from kvtrace.trace import WEIGHTS_CHANGED, Tensor, Trace
 
 _VAGUE = ("UNKNOWN", "CONTENT", "UPSTREAM", "POSITION-EMBEDDING", "OLD-ROWS-CHANGED")
@@ -27,6 +28,8 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
     otherwise: Finding | None = None
     if found.name == "LENGTH-DEPENDENT-POSITIONS" and found.tensor == "q":
         otherwise = _turned_for_good(trace, found, lane, limits)
+    elif found.name == "POSITION-ROPE" and found.tensor == "q":
+        otherwise = _written_over(trace, found, lane, limits)
     elif found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
         otherwise = _written_apart(trace, found, lane, limits)
     elif found.tensor in ("weights", "output"):
@@ -102,6 +105,35 @@ def _turned_for_good(trace: Trace, found: Finding, lane: str, limits: Noise) -> 
         "or the scaling of the rotary tables differs"
     )
     return replace(found, name="POSITION-ROPE", evidence=evidence)
+
+
+def _written_over(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
+    """A query at the position that follows, whose row took the slot of the one before.
+
+    A single token that nobody rejected is not fed for another one: the text goes on, and the
+    buffer does not.
+    """
+    step = trace.step(found.step)
+    if step.parent is None or step.events or step.packed is not None:
+        return None
+    before, sequence = trace.step(step.parent), found.sequences[0] if found.sequences else 0
+    if (step.new, before.new) != (1, 1):
+        return None
+    place = step.positions[sequence][0]
+    tolerance = float(limits.threshold[found.layer].max())
+    again = before.positions[sequence][0] == place
+    scene = stage(trace, found.step, found.layer, sequence, tolerance, lane) if again else None
+    if scene is None or not scene.changed[scene.supposed == scene.places[0]].any():
+        return None
+    turn = rotation(scene.cached.queries, scene.reference.queries, scene.atol.queries)
+    if turn is None or shift(turn, 1) != 1:
+        return None
+    slot = scene.slots[scene.supposed == scene.places[0]][0]
+    evidence = (
+        f"the query is that of position {place + 1}, and its row stands in slot {slot}, over that "
+        f"of position {place}"
+    )
+    return replace(found, name="ROW-OVERWRITTEN", tensor="k", evidence=evidence, row=int(slot))
 
 
 def _written_apart(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:

@@ -115,12 +115,14 @@ def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the ord
             return "ROW-OVERWRITTEN", "k", evidence
         if missing == oldest:
             return _too_soon(who, missing, hidden=hidden)
-        evidence = f"{who} does not see place{_s(missing)} {_list(missing)}"
-        return "MASK", "mask" if hidden else "k", evidence
+        return _some_gone(who, missing, twice, hidden=hidden)
     if missing:
+        evidence = f"{who} lacks {_list(missing)} and sees {_list(extra)}"
+        if _taken_back(scene, missing, extra):
+            older = f"{evidence}, older than its window: the rows are those of an earlier moment"
+            return "HISTORY-LOST", "k", older
         slot = f"; slot {overwritten[0]} changed" if len(overwritten) else ""
-        evidence = f"{who} lacks {_list(missing)} and sees {_list(extra)}{slot}"
-        return "WRONG-SLOT", "k", evidence
+        return "WRONG-SLOT", "k", evidence + slot
     if cross:  # what the first step hid of an encoder's rows can only be padding
         return "PAD-VISIBLE", "mask", f"{who} sees padding of the encoder, places {_list(extra)}"
     if min(extra) < scene.padding:
@@ -137,6 +139,21 @@ def _too_soon(who: str, missing: list[int], *, hidden: bool) -> tuple[str, str, 
         are = "they are" if len(missing) > 1 else "it is"
         return "EVICTED-EARLY", "mask", f"{evidence}; {are} still there, hidden by the mask"
     return "EVICTED-EARLY", "k", evidence
+
+
+def _some_gone(who: str, missing: list[int], twice: int, *, hidden: bool) -> tuple[str, str, str]:
+    """Rows within the text are not seen: others stand there, or none."""
+    evidence = f"{who} does not see place{_s(missing)} {_list(missing)}"
+    if twice and not hidden:
+        again = "another row stands" if twice == 1 else f"{twice} other rows stand"
+        return "WRONG-SLOT", "k", f"{evidence}: {again} there once more"
+    return "MASK", "mask" if hidden else "k", evidence
+
+
+def _taken_back(scene: Scene, missing: list[int], extra: list[int]) -> bool:
+    """Whether several of the newest cached rows are gone, and older ones stand there again."""
+    newest = range(int(scene.places[0]) - len(missing), int(scene.places[0]))
+    return len(missing) > 1 and missing == [*newest] and max(extra) < missing[0]
 
 
 def _took(scene: Scene, place: int) -> int | None:
