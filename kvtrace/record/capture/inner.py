@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from kvtrace.record.capture.entrances import entrances
 from kvtrace.record.capture.generate import generates, meet_generate
-from kvtrace.record.capture.inputs import tokens_in
+from kvtrace.record.capture.inputs import named, tokens_in
 from kvtrace.record.capture.running import passes
 from kvtrace.record.local import here
 
@@ -92,7 +92,7 @@ def listen_inside(model: nn.Module, called: Called) -> Callable[[], None]:
     def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if passes() or generates(model):
             return
-        given = _named(args, kwargs)
+        given = named(part, args, kwargs)
         embedded = isinstance(given.get("inputs_embeds"), Tensor)
         if embedded or tokens_in(given) is not None:
             called(part, given)
@@ -108,7 +108,3 @@ def listen_inside(model: nn.Module, called: Called) -> Callable[[], None]:
             undo.pop()()
 
     return stop
-
-
-def _named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, object]:
-    return {**{f"argument {place}": one for place, one in enumerate(args)}, **kwargs}

@@ -33,7 +33,7 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
     for name in ("decoder_input_ids", "input_ids"):
         found = arguments.get(name)
         if isinstance(found, Tensor):
-            return name, found
+            return name, found if found.dim() > 1 else found.reshape(1, -1)
     if not {"inputs_embeds", "decoder_inputs_embeds"}.isdisjoint(_given(arguments)):
         return None
     encodes = any(is_source(name, one) for name, one in arguments.items())

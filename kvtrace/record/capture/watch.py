@@ -287,6 +287,8 @@ class Watch:
             one.nested -= 1
             return None
         del running[place:]
+        if self._flow is not None:
+            self._flow.of_parts = False  # also where `begin_step` began what a hook ends
         return one
 
     @contextmanager

@@ -36,6 +36,7 @@ from kvtrace.record.lanes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.codes import layout_of
 from kvtrace.record.lanes.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.held import held
+from kvtrace.record.lanes.of_text import of_text
 from kvtrace.record.lanes.paths import Path
 from kvtrace.record.lanes.shown import (
     any_of,
@@ -259,7 +260,7 @@ class Again:
         tokens = call.given(tokens, [path.row for path in batch.paths])
         arguments = _WAYS[name](call, tokens)
         arguments |= beside_ids(call, batch.extra, kind)
-        arguments |= read_beside(call.ids, batch, kind)
+        arguments |= read_beside(call.ids, batch, kind) | of_text(call, arguments, batch, kind)
         if any(path.padding for path in batch.paths):
             # what was passed is taken, also by a forward that names only some and takes **the rest
             known = dict.fromkeys((*call.parameters, *call.arguments))
