@@ -88,20 +88,8 @@ def summary(trace: Trace, number: int, sequence: int = 0, *, lane: str = "recomp
     )
 
 
-def sentence(trace: Trace, number: int, *, lane: str = "recomputed") -> str:
-    """What a step did and saved.
-
-    "step 7 computed 1 row of Q, K, V instead of 14 and read 13 rows from the cache: 2.1 MFLOP
-    instead of 28.9, 0.9 ms instead of 1.3".
-
-    Raises:
-        MissingError: There is no such step.
-    """
-    return "".join(phrase.text for phrase in phrases(trace, number, lane=lane))
-
-
 def phrases(trace: Trace, number: int, *, lane: str = "recomputed") -> tuple[Phrase, ...]:
-    """The same sentence in pieces that say which lane their number belongs to.
+    """What a step did and saved: a sentence, in pieces that say whose lane a number is of.
 
     Raises:
         MissingError: There is no such step.

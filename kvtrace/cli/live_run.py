@@ -37,14 +37,14 @@ def _live(event: Event) -> LiveEvent | None:
         case Said():
             live = LiveEvent(LiveKind.LOG, event.text)
         case Stepped():
-            live = LiveEvent(LiveKind.STEP, number=event.number)
+            live = LiveEvent(LiveKind.STEP)
         case Paused():
-            live = LiveEvent(LiveKind.PAUSED, number=event.number)
+            live = LiveEvent(LiveKind.PAUSED)
         case Ended():
             text = event.reason + (f": {event.text}" if event.text else "")
             live = LiveEvent(LiveKind.ENDED, text)
         case Failed():
-            live = LiveEvent(LiveKind.FAILED, event.text, code=event.code)
+            live = LiveEvent(LiveKind.FAILED, event.text)
         case _:
             return None
     return live

@@ -26,11 +26,9 @@ class Header:
 
     Attributes:
         shapes: Shape of each tensor by name.
-        file_bytes: Size of the file.
     """
 
     shapes: dict[str, tuple[int, ...]]
-    file_bytes: int
 
     @property
     def elements(self) -> int:
@@ -63,7 +61,7 @@ def read_header(path: Path) -> Header:
             f"{path.name}: cut off: {size} bytes of {8 + length + data_bytes}; copy or "
             "download the file again"
         )
-    return Header(shapes, size)
+    return Header(shapes)
 
 
 def _not_safetensors(path: Path, size: int, start: bytes) -> str:

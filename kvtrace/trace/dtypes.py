@@ -37,13 +37,6 @@ def is_float(name: str) -> bool:
     return name in ("float64", "float32", "float16", "bfloat16")
 
 
-def missing(name: str, shape: tuple[int, ...]) -> Array:
-    """Rows that are absent: all NaN, in storage dtype."""
-    if name == "bfloat16":
-        return np.full(shape, 0x7FC0, "<u2")
-    return np.full(shape, np.nan, storage(name))
-
-
 def storage(name: str) -> np.dtype[np.generic]:
     """The numpy dtype that holds the bits of `name`.
 

@@ -8,7 +8,7 @@ from builders import Shape, synthetic_trace
 from kvtrace.analysis.costs import Logits, step_cost, why
 from kvtrace.analysis.history import history, so_far
 from kvtrace.analysis.memory import cache_memory
-from kvtrace.analysis.summary import sentence
+from kvtrace.analysis.summary import summary
 from kvtrace.trace import CacheLayer, Cost, Flops, Trace
 
 
@@ -36,8 +36,8 @@ def test_flops_that_were_extrapolated_are_called_an_estimate():
     said = "FLOPs of layers.0.conv are extrapolated from single steps."
     unsure.source.meta = replace(unsure.meta, not_recorded=(said,))
     assert [step_cost(one, 3).estimated for one in (sure, unsure)] == [False, True]
-    assert "2.00 MFLOP instead of 20.0," in sentence(sure, 3)
-    assert "2.00 MFLOP instead of about 20.0," in sentence(unsure, 3)
+    assert "2.00 MFLOP instead of 20.0," in summary(sure, 3).sentence
+    assert "2.00 MFLOP instead of about 20.0," in summary(unsure, 3).sentence
 
 
 def test_bytes_are_weights_once_and_rows_read_and_written():

@@ -7,7 +7,7 @@ from dataclasses import replace
 from builders import synthetic_trace
 from kvtrace.analysis.course import course
 from kvtrace.analysis.packed import part_text, pool_text
-from kvtrace.analysis.summary import sentence
+from kvtrace.analysis.summary import summary
 from kvtrace.trace import Packed, PoolRun
 
 POOL = ((PoolRun(12, 4), PoolRun(-1, 1)),)
@@ -27,7 +27,7 @@ def packed_trace(request="a"):
 
 def test_a_step_names_its_request_and_its_place_in_the_forward():
     trace = packed_trace()
-    assert sentence(trace, 0).startswith("step 0 (prefill of a) computed 5 rows")
+    assert summary(trace, 0).sentence.startswith("step 0 (prefill of a) computed 5 rows")
     assert part_text(trace.step(0)) == (
         "request a, 2 of 3 in forward 7 of the engine, which took 2.00 ms; the step's time is its "
         "share"
@@ -53,4 +53,4 @@ def test_the_run_is_told_by_its_requests_and_forwards():
 
 
 def test_the_name_of_a_request_is_made_safe():
-    assert "\x1b" not in sentence(packed_trace("\x1b]0;x\x07"), 0)
+    assert "\x1b" not in summary(packed_trace("\x1b]0;x\x07"), 0).sentence

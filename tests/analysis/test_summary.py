@@ -6,7 +6,7 @@ from builders import Shape, synthetic_trace
 from kvtrace.analysis.candidates import candidates
 from kvtrace.analysis.changes import changes, event_text
 from kvtrace.analysis.extent import extent
-from kvtrace.analysis.summary import sentence, summary
+from kvtrace.analysis.summary import summary
 from kvtrace.trace import CacheEvent, CacheStep, Cost, Flops, Run, TopLogits, Trace
 
 
@@ -20,7 +20,7 @@ def test_a_decode_step_says_what_it_computed_read_and_saved():
     trace = synthetic_trace()
     cost = Cost(Flops(qkv=2_000_000, head=100_000), Flops(qkv=28_800_000, head=100_000))
     trace = with_step(trace, 6, cost=cost, elapsed_ns=900_000)
-    assert sentence(trace, 6) == (
+    assert summary(trace, 6).sentence == (
         "step 6 computed 1 row of Q, K, V instead of 11 and read 10 rows from the cache: "
         "2.10 MFLOP instead of 28.9, 0.90 ms instead of 1.30"
     )
@@ -29,19 +29,19 @@ def test_a_decode_step_says_what_it_computed_read_and_saved():
 def test_units_are_named_twice_when_they_differ():
     trace = synthetic_trace()
     trace = with_step(trace, 6, cost=Cost(Flops(qkv=900), Flops(qkv=9_000_000)))
-    assert "900 FLOP instead of 9.00 MFLOP" in sentence(trace, 6)
+    assert "900 FLOP instead of 9.00 MFLOP" in summary(trace, 6).sentence
 
 
 def test_time_without_the_cache_is_not_invented():
     trace = synthetic_trace()
     lane = trace.source.lane_steps["recomputed", 6]
     trace.source.lane_steps["recomputed", 6] = replace(lane, elapsed_ns=None)
-    assert sentence(trace, 6).endswith("0.90 ms (without the cache: not measured)")
-    assert sentence(with_step(trace, 6, elapsed_ns=0), 6).endswith("time not measured")
+    assert summary(trace, 6).sentence.endswith("0.90 ms (without the cache: not measured)")
+    assert summary(with_step(trace, 6, elapsed_ns=0), 6).sentence.endswith("time not measured")
 
 
 def test_a_prefill_fills_an_empty_cache_and_saves_nothing():
-    said = sentence(synthetic_trace(), 0)
+    said = summary(synthetic_trace(), 0).sentence
     assert said.startswith(
         "step 0 (prefill) computed 5 rows of Q, K, V and put K and V into an empty cache: "
     )
@@ -51,7 +51,9 @@ def test_a_prefill_fills_an_empty_cache_and_saves_nothing():
 def test_a_second_chunk_of_a_prefill_reads_the_first():
     trace = synthetic_trace()
     trace = with_step(trace, 1, phase="prefill")
-    assert sentence(trace, 1).startswith("step 1 (prefill) computed 1 row of Q, K, V instead of 6")
+    assert summary(trace, 1).sentence.startswith(
+        "step 1 (prefill) computed 1 row of Q, K, V instead of 6"
+    )
 
 
 def test_a_cache_that_is_written_anew_was_not_empty():
@@ -59,7 +61,7 @@ def test_a_cache_that_is_written_anew_was_not_empty():
     (group,) = trace.step(6).caches
     runs = ((Run(20, 11, 0, 0),),)
     anew = replace(group, first_cell=20, rows=11, attended=runs, kept=runs, rewritten=10)
-    assert sentence(with_step(trace, 6, caches=(anew,)), 6).startswith(
+    assert summary(with_step(trace, 6, caches=(anew,)), 6).sentence.startswith(
         "step 6 computed 1 row of Q, K, V instead of 11 and wrote 10 rows of the cache anew: "
     )
 
@@ -77,7 +79,7 @@ def test_rows_made_from_latents_are_not_said_to_be_read():
     (group,) = source.steps[6].caches
     held = replace(group, layers=tuple(one.index for one in latent))
     trace = with_step(trace, 6, caches=(group, held))
-    assert sentence(trace, 6).startswith(
+    assert summary(trace, 6).sentence.startswith(
         "step 6 computed 1 row of Q and latents instead of 11, read 10 rows from the cache "
         "and made K, V from 11: "
     )
@@ -96,7 +98,10 @@ def test_a_batch_says_how_many_sequences():
     group = step.caches[0]
     two = CacheStep(group.layers, 6, 1, group.attended * 2, group.kept * 2, 6, 7)
     trace = with_step(trace, 2, tokens=step.tokens * 2, positions=step.positions * 2, caches=(two,))
-    assert "computed 1 row of Q, K, V in each of 2 sequences instead of 7" in sentence(trace, 2)
+    assert (
+        "computed 1 row of Q, K, V in each of 2 sequences instead of 7"
+        in summary(trace, 2).sentence
+    )
 
 
 def test_sliding_layers_beside_full_ones_read_fewer_rows():
@@ -109,7 +114,7 @@ def test_sliding_layers_beside_full_ones_read_fewer_rows():
         replace(full, layers=(1,), attended=(window,), kept=((Run(9, 2, 0, 9),),)),
     )
     trace = with_step(trace, 6, caches=groups)
-    assert "read 2 to 10 rows from the cache, by layer" in sentence(trace, 6)
+    assert "read 2 to 10 rows from the cache, by layer" in summary(trace, 6).sentence
     assert [one.evicted for one in changes(trace, 6)] == [0, 1, 0]
 
 
@@ -141,7 +146,7 @@ def test_a_model_without_a_cache_is_told_what_one_would_save():
         caches=(group,),
         cost=cost,
     )
-    assert sentence(trace, 2) == (
+    assert summary(trace, 2).sentence == (
         "step 2 computed 7 rows of Q, K, V though only 1 row was new: 7.01 kFLOP, 0.90 ms; "
         "with a cache about 1.01 kFLOP would do"
     )
@@ -154,7 +159,6 @@ def test_the_summary_names_tokens_layers_and_events():
     assert found.tokens == trace.step(2).tokens[0]
     assert [layer.text for layer in found.layers] == ["+1 row, 6 → 7"] * 3
     assert found.events == ("crop: 9 → 6 rows",)
-    assert found.sentence == sentence(trace, 2)
 
 
 def test_a_reorder_says_who_took_over_whom():
@@ -198,6 +202,6 @@ def test_a_chosen_token_outside_the_recorded_ones_has_no_probability():
 def test_a_step_without_attention_claims_no_rows():
     trace = with_step(synthetic_trace(), 6, sites=(), caches=(), elapsed_ns=900_000)
     trace = with_step(trace, 6, cost=Cost(Flops(qkv=2_000_000), Flops(qkv=2_000_000)))
-    assert sentence(trace, 6) == (
+    assert summary(trace, 6).sentence == (
         "step 6 took in 1 token, and no attention was seen in it: 2.00 MFLOP, 0.90 ms"
     )

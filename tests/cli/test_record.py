@@ -10,7 +10,7 @@ import pytest
 from builders.commands import environment, run
 from builders.hub import FakeHub, Repository
 from builders.tiny_models import tiny_model
-from kvtrace.analysis.summary import sentence
+from kvtrace.analysis.summary import summary
 from kvtrace.cli import options
 from kvtrace.cli.entry import load
 from kvtrace.cli.show.plain import plain
@@ -68,7 +68,7 @@ def test_without_torch_json_says_the_numbers_of_the_api(recorded, without_torch)
     assert (code, err) == (0, "")
     told, trace = json.loads(out), open_trace(recorded)
     assert [step["sentence"] for step in told["steps"]] == [
-        sentence(trace, number) for number in trace.numbers
+        summary(trace, number).sentence for number in trace.numbers
     ]
     for step in told["steps"]:
         assert step["recorded"]["cost"] == plain(trace.step(step["number"]).cost)

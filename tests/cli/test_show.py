@@ -10,7 +10,7 @@ from builders.synthetic import synthetic_trace
 from builders.written import write_trace
 from kvtrace.analysis.compare import compare
 from kvtrace.analysis.costs import step_cost
-from kvtrace.analysis.summary import sentence
+from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.plain import plain
 from kvtrace.cli.show.text import head
 from kvtrace.files import TraceWriter, open_trace
@@ -30,7 +30,7 @@ def test_json_says_the_numbers_of_the_api(kvtrace, trace_file):
     assert told["complete"] is True
     assert told["num_steps"] == len(told["steps"]) == len(trace)
     for number, step in enumerate(told["steps"]):
-        assert step["sentence"] == sentence(trace, number)
+        assert step["sentence"] == summary(trace, number).sentence
         cost = step_cost(trace, number)
         assert step["cost"]["as computed"]["cached"]["flops"] == cost.cached.flops
         assert step["cost"]["as computed"]["flops_ratio"] == cost.flops_ratio
@@ -53,7 +53,7 @@ def test_text_says_what_every_step_did(kvtrace, trace_file, trace):
     code, out, err = kvtrace("show", trace_file)
     assert (code, err) == (0, "")
     for step in trace:
-        assert sentence(trace, step.number) in out
+        assert summary(trace, step.number).sentence in out
     assert "recomputed: rounding" in out
     assert "self-check: largest error 1.0e-07" in out
     assert "weights · v" in out

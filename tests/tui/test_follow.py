@@ -51,12 +51,12 @@ def test_a_live_run_is_followed_from_loading_to_its_end(tmp_path, recorded):
     assert list(follower.log) == ["warning: ␛[31mred"]
     with TraceWriter(path, recorded.meta) as writer:
         append(writer, recorded, 0)
-        run.says(LiveKind.STEP, number=0)
+        run.says(LiveKind.STEP)
         assert follower.poll()
         assert (follower.recording, len(follower.trace)) == (Recording.RUNNING, 1)
         assert not follower.poll()
         append(writer, recorded, 1)
-        run.says(LiveKind.PAUSED, number=1)
+        run.says(LiveKind.PAUSED)
         assert follower.poll()
         assert (follower.recording, len(follower.trace)) == (Recording.PAUSED, 2)
         follower.send("step")
@@ -76,9 +76,9 @@ def test_a_recorder_that_fails_keeps_what_it_recorded(tmp_path, recorded):
     follower = Follower(lambda: open_trace(path), run)
     writer = TraceWriter(path, recorded.meta)
     append(writer, recorded, 0)
-    run.says(LiveKind.STEP, number=0)
+    run.says(LiveKind.STEP)
     follower.poll()
-    run.says(LiveKind.FAILED, "killed (9), likely memory", code=3)
+    run.says(LiveKind.FAILED, "killed (9), likely memory")
     assert follower.poll()
     assert follower.recording is Recording.FAILED
     assert len(follower.trace) == 1
@@ -92,7 +92,7 @@ def test_a_trace_without_an_end_whose_recorder_has_ended_does_not_count_as_growi
     follower = Follower(lambda: open_trace(path), run)
     with TraceWriter(path, recorded.meta) as writer:
         append(writer, recorded, 0)
-        run.says(LiveKind.STEP, number=0)
+        run.says(LiveKind.STEP)
         run.says(LiveKind.ENDED, "stopped")
         assert follower.poll()
         assert follower.recording is Recording.INCOMPLETE
@@ -101,10 +101,10 @@ def test_a_trace_without_an_end_whose_recorder_has_ended_does_not_count_as_growi
 def test_a_recorder_that_fails_at_once_leaves_no_trace(tmp_path):
     run = Run()
     follower = Follower(lambda: open_trace(tmp_path / "a.kvt"), run)
-    run.says(LiveKind.FAILED, "no such model", code=3)
+    run.says(LiveKind.FAILED, "no such model")
     follower.poll()
     assert follower.trace is None
-    assert (follower.failure.text, follower.failure.code) == ("no such model", 3)
+    assert follower.failure.text == "no such model"
 
 
 def test_a_file_somebody_else_writes_is_followed_and_later_counts_as_cut_off(tmp_path, recorded):

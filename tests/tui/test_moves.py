@@ -147,12 +147,6 @@ def test_zoom_never_goes_below_fit():
     assert moves.zoomed(Cursor(zoom=moves.MAX_ZOOM), 1).zoom == moves.MAX_ZOOM
 
 
-def test_changes_names_the_fields_that_differ():
-    cursor = Cursor()
-    assert cursor.changes(replace(cursor, step=3, view=View.ABSOLUTE)) == {"step", "view"}
-    assert cursor.changes(cursor) == frozenset()
-
-
 def test_a_prefill_is_first_looked_at_from_its_last_query():
     trace = synthetic_trace(Shape(prompt=5))
     cursor = moves.start(trace, 0)

@@ -194,6 +194,14 @@ async def test_a_click_gives_a_pane_the_arrows_and_moves_the_crosshair(trace):
         assert app.screen.desk.cursor.layer == 1
 
 
+async def test_a_click_on_the_sentence_leaves_the_arrows_where_they_are(trace):
+    async with app_of(trace).run_test(size=(160, 45)) as pilot:
+        await pilot.click("#sentence", offset=(4, 0))
+        assert pilot.app.screen.desk.focus == "keys"
+        await press(pilot, "y", "tab", "down")
+        assert pilot.app.failure is None
+
+
 async def test_ctrl_z_lends_the_terminal_to_the_shell(trace, monkeypatch):
     app, asked = app_of(trace), []
     monkeypatch.setattr(app, "action_suspend_process", lambda: asked.append("stop"))
@@ -311,12 +319,12 @@ async def test_a_live_run_opens_at_once_and_is_followed_to_its_end(tmp_path, tra
         with TraceWriter(path, trace.meta) as writer:
             for number in (0, 1):
                 writer.append(trace.step(number), rows_of(trace, trace.step(number)))
-                run.waiting.append(LiveEvent(LiveKind.STEP, number=number))
+                run.waiting.append(LiveEvent(LiveKind.STEP))
                 await until(pilot, lambda n=number: f"step {n}/{n}" in shown(app)[0])
             assert "● live" in shown(app)[0]
             await press(pilot, "N")
             writer.append(trace.step(2), rows_of(trace, trace.step(2)))
-            run.waiting.append(LiveEvent(LiveKind.STEP, number=2))
+            run.waiting.append(LiveEvent(LiveKind.STEP))
             await until(pilot, lambda: "step 0/2" in shown(app)[0])
             await press(pilot, "x")
             assert run.sent == ["stop"]
@@ -329,7 +337,7 @@ async def test_a_run_that_fails_before_its_first_step_ends_the_app(tmp_path):
     run = Run()
     app = app_of(None, run, lambda: open_trace(tmp_path / "none.kvt"))
     async with app.run_test(size=(80, 24)) as pilot:
-        run.waiting.append(LiveEvent(LiveKind.FAILED, "no such model", code=3))
+        run.waiting.append(LiveEvent(LiveKind.FAILED, "no such model"))
         await until(pilot, lambda: app._exit)
     assert app.return_value == 0
 
@@ -350,7 +358,7 @@ async def test_keys_pressed_while_loading_leave_the_run_alone(tmp_path, trace, k
         assert isinstance(app.screen, LoadingScreen)
         with TraceWriter(path, trace.meta) as writer:
             writer.append(trace.step(0), rows_of(trace, trace.step(0)))
-            run.waiting.append(LiveEvent(LiveKind.STEP, number=0))
+            run.waiting.append(LiveEvent(LiveKind.STEP))
             await until(pilot, lambda: "step 0/0" in shown(app)[0])
         assert [type(screen) for screen in app.screen_stack[1:]] == [MainScreen]
 
@@ -361,9 +369,9 @@ async def test_a_failed_recorder_leaves_its_steps_on_the_screen(tmp_path, trace)
     async with app.run_test(size=(120, 40)) as pilot:
         writer = TraceWriter(path, trace.meta)
         writer.append(trace.step(0), rows_of(trace, trace.step(0)))
-        run.waiting.append(LiveEvent(LiveKind.STEP, number=0))
+        run.waiting.append(LiveEvent(LiveKind.STEP))
         await until(pilot, lambda: "step 0/0" in shown(app)[0])
-        run.waiting.append(LiveEvent(LiveKind.FAILED, "killed (9), likely memory", code=3))
+        run.waiting.append(LiveEvent(LiveKind.FAILED, "killed (9), likely memory"))
         await until(pilot, lambda: "killed (9), likely memory" in shown(app)[-1])
         assert "✗ recorder failed" in shown(app)[0]
         assert app.screen.desk.recording is Recording.FAILED

@@ -6,7 +6,7 @@ Knows nothing of Textual or of files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -98,8 +98,3 @@ class Cursor:
             return self.lane
         gap = f"|{self.base} − {self.lane}|"
         return gap if self.view is View.ABSOLUTE else f"{gap} ÷ max|{self.lane}|"
-
-    def changes(self, other: Cursor) -> frozenset[str]:
-        """Names of the fields that are different in `other`."""
-        mine, names = self, (field.name for field in fields(self))
-        return frozenset(name for name in names if getattr(mine, name) != getattr(other, name))

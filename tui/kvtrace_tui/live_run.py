@@ -32,15 +32,11 @@ class LiveEvent:
         text: PROGRESS: what is being done. LOG: one line that was printed. ENDED: the reason.
             FAILED: the one line for people. Raw: made safe before it is shown.
         share: PROGRESS: done of it, 0 to 1; None when unknown.
-        number: STEP and PAUSED: the step that is in the file.
-        code: FAILED: exit code.
     """
 
     kind: LiveKind
     text: str = ""
     share: float | None = None
-    number: int = -1
-    code: int = 0
 
 
 class LiveRun(Protocol):

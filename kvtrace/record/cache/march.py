@@ -131,11 +131,6 @@ class March:
         return cls(tuple(keys), tuple(stores), first.new, band, like)
 
     @property
-    def waits(self) -> bool:
-        """Whether a step like that is under way, or over, and not yet forgotten."""
-        return bool(self.calls)
-
-    @property
     def followers(self) -> Sequence[RowFollower]:
         """Of the sites."""
         return self._band.followers

@@ -65,7 +65,6 @@ class FlowWatch:
         self.over = False
         self._brief_alone = False
         self._stack = contextlib.ExitStack()
-        self._scripted: tuple[str, ...] = ()
         self._silent: dict[str, str] = {}
         self._brief: dict[str, nn.Module] = {}
 

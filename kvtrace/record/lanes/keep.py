@@ -34,14 +34,14 @@ def crossed(trace: Trace, batch: Batch) -> Crossed:
     return {layer: min(found) for layer, found in lengths.items() if len(found) == 1}
 
 
-def pass_bytes(meta: Meta, batch: Batch, rows: Crossed, itemsize: int = 4) -> int:
+def pass_bytes(meta: Meta, batch: Batch, rows: Crossed) -> int:
     """About how large a pass over all sites would be."""
     places = sum(
         (site.key_dim + site.value_dim)
         * (site.num_heads * batch.rows + site.num_kv_heads * rows.get(site.reads, batch.rows))
         for site in meta.sites
     )
-    return places * len(batch.paths) * itemsize
+    return 4 * places * len(batch.paths)  # in float32
 
 
 def whole_pass(

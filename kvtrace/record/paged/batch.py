@@ -22,7 +22,6 @@ class Group:
     """A group of layers whose rows lie in the same slots of the pool.
 
     Attributes:
-        allocator: The engine's own object for it.
         number: Its number.
         keys: Where the rows of each request begin among those attended to, and the last ends.
         reads: Slots that rows are read from, one a row attended to; empty: nothing is read.
@@ -32,7 +31,6 @@ class Group:
         capacity: Slots of the pool.
     """
 
-    allocator: object
     number: int
     keys: tuple[int, ...]
     reads: Slots
@@ -123,7 +121,6 @@ def _group(allocator: Any, keys: Sequence[int], arguments: Mapping[str, Any], ne
     if len(writes) != new or (reads.size and reads.size < keys[-1]):
         raise ValueError("indices do not fit the tokens")
     return Group(
-        allocator,
         number,
         tuple(int(one) for one in keys),
         reads,

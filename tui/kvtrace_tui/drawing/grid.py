@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,7 +62,6 @@ def layer_grid(
     look: Look,
     mark: tuple[int, int],
     *,
-    labels: Sequence[str] | None = None,
     run_until: int | None = None,
     flagged: Collection[tuple[int, bool]] = (),
 ) -> list[Strip]:
@@ -73,7 +72,6 @@ def layer_grid(
         layout: Where they stand.
         look: How they are painted.
         mark: The (layer, head) of the cursor.
-        labels: Names of the layers; their numbers by default.
         run_until: Layers after this one have not run yet.
         flagged: Layers with something to say, and whether they say it now; ✗ beside the layer.
     """
@@ -84,7 +82,7 @@ def layer_grid(
     for y in range(layout.down.bins):
         layers = layout.down.indices_of(y)
         selected = mark[0] in layers
-        name = labels[layers.start] if labels else str(layers.start)
+        name = str(layers.start)
         name = name[: layout.gutter - 1].rjust(layout.gutter - 1)
         gutter = Segment(name, ink.STRONG if selected else ink.DIM), _flag(layers, flagged)
         waiting = run_until is not None and layers.start > run_until
