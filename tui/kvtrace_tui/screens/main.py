@@ -250,9 +250,9 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         self.sync()
 
     def on_click(self, event: events.Click) -> None:
-        """A click gives its pane the arrows."""
+        """A click gives its pane the arrows, if there is anything for them to move in it."""
         widget, _ = self.get_widget_at(event.screen_x, event.screen_y)
-        if isinstance(widget, Pane) and widget.id in self._panes:
+        if isinstance(widget, Pane) and widget.id in TRAITS:
             self.desk.focus_on(widget.id)
             self.sync()
 
