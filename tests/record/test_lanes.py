@@ -190,3 +190,13 @@ def test_a_model_that_hands_no_cache_back_is_no_divergence(tmp_path):
 def test_a_cache_that_is_handed_back_and_not_used_is_found(tmp_path):
     report = fed_again(tiny_model("gpt2"), tmp_path / "a.kvt")
     assert [one.name for one in report.findings] == ["CACHE-NOT-USED"]
+
+
+def test_a_state_that_a_chunk_forgets_is_named_before_what_it_changes(tmp_path):
+    model, cache = tiny_model("jamba"), None
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        for chunk in ids(tokens=12).split(6, dim=1):
+            cache = model(chunk, past_key_values=cache, use_cache=True).past_key_values
+    (found,) = check(open_trace(tmp_path / "a.kvt")).findings
+    assert found.name == "UPSTREAM"
+    assert "layer 0 before it keeps a recurrent state, of which only the size" in found.evidence

@@ -1,4 +1,4 @@
-"""Attention that is none in one step: what the next layers' input shows, told where it begins."""
+"""Layers whose rows can't be compared in a step, where the input of the next ones differs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from kvtrace.trace import OTHER_AXIS, Site, Step, Tensor, Trace
 def where_it_begins(trace: Trace, found: Finding) -> Finding:
     """A finding of another input, moved to attention before it that was none in this step.
 
+    Where there is none, layers before it are named that keep a state in place of rows.
+
     Args:
         trace: Its META says whose softmax ran over another axis, or what else was not seen.
         found: Any finding; one that is about something else is given back.
     """
-    site = _absent(trace, found) if found.name == "UPSTREAM" else None
-    if site is None:
+    if found.name != "UPSTREAM":
         return found
+    site = _absent(trace, found)
+    if site is None:
+        return replace(found, evidence=found.evidence + _states(trace, found))
     module = site.module or "the model"
     name, tensor, why = _why(trace, site, module)
     return replace(
@@ -80,6 +84,18 @@ def _absent(trace: Trace, found: Finding) -> Site | None:
         if before and site.kind == "self" and site.layer not in here:
             return site
     return None
+
+
+def _states(trace: Trace, found: Finding) -> str:
+    """Which layers before a finding keep a state, of which nothing but its size is recorded."""
+    logits, end = found.tensor == "logits", trace.site(found.layer).layer
+    states = {one.layer for one in trace.meta.cache_layers if one.kind == "state"}
+    before = sorted(layer for layer in states if logits or layer < end)
+    if not before:
+        return ""
+    which = f"layer {before[0]}" if len(before) == 1 else f"layers {_listed(set(before))}"
+    verb = "keeps" if len(before) == 1 else "keep"
+    return f"; {which} before it {verb} a recurrent state, of which only the size is recorded"
 
 
 def _why(trace: Trace, site: Site, module: str) -> tuple[str, str, str]:

@@ -145,6 +145,16 @@ def test_an_input_that_was_rounded_is_told_by_how_far_all_three_are_off(dtype, l
     assert f"rounding the input of this layer to {dtype}" in found.evidence
 
 
+def test_rounding_spares_no_token_of_a_step():
+    toy = Toy()
+    scene = projected(toy, lambda hidden: to_type(hidden, "float16"))
+    tight = replace(scene.atol, queries=1e-6, keys=1e-6, values=1e-6, output=1e-6)
+    queries = np.concatenate([toy.q[:, -2:-1], scene.cached.queries], axis=1)
+    more = toy.scene(new=2, q=queries, k=scene.cached.keys, v=scene.cached.values)
+    found = diagnose(replace(more, atol=tight))
+    assert (found.name, found.row) == ("UPSTREAM", 1)
+
+
 @pytest.mark.parametrize("far", [0.02, 1.0])
 def test_an_input_that_is_off_by_more_is_another_one(far):
     rng = np.random.default_rng(3)
