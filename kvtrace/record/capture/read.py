@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.capture.added import as_it_was_taken
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.running import RawCall
 from kvtrace.record.written import file_of
@@ -147,7 +148,7 @@ def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> Atte
     if output.dim() == 3:
         output = output.reshape(*output.shape[:2], q_shape[1], -1)
     # by position: seventeen keywords cost more than all the rest
-    return AttentionCall(
+    made = AttentionCall(
         known.path,
         call,
         known.layer,
@@ -166,6 +167,8 @@ def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> Atte
         1,
         known.code,
     )
+    boolean = eager and visible is not None and mask.dtype == torch.bool
+    return as_it_was_taken(made) if boolean else made
 
 
 def _sinks(

@@ -47,6 +47,7 @@ from kvtrace.record.lanes.shown import (
     trimmed,
 )
 from kvtrace.record.lanes.snapshot import Snapshot, keeps_nothing, take
+from kvtrace.record.lanes.tables import too_short
 from kvtrace.record.lanes.ties import Ties
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -83,14 +84,8 @@ _WAYS: dict[str, Way] = {"bare": FirstCall.bare, "replayed": FirstCall.replayed}
 _TRIED = {"bare": "with the tokens alone", "replayed": "with its first arguments extended"}
 
 _FAULTS = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    LookupError,
-    AssertionError,
-    ArithmeticError,
-    NotImplementedError,
+    *(RuntimeError, TypeError, ValueError, AttributeError),
+    *(LookupError, AssertionError, ArithmeticError),
 )
 """What a model may raise that is called in a way nobody wrote it for."""
 
@@ -371,6 +366,9 @@ def recompute(
     Raises:
         CannotRecomputeError: It failed, or returned nothing to compare.
     """
+    why = too_short(batch.extra, batch.rows)
+    if why:
+        raise CannotRecomputeError(why)
     arguments = arguments_for(model, batch, device)
     choosing = held(ties, batch.paths, batch.rows, told=dtype is None)
     if dtype is None:

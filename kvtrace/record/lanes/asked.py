@@ -27,7 +27,7 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
         there = (one.device for one in model.parameters() if not one.is_meta)
         device = next(there, torch.device("cpu"))
     decoder = DECODER in names
-    arguments: dict[str, object] = {k: v for k, v in batch.extra.items() if v is not None}
+    arguments = {k: v for k, v in without(batch.extra).items() if v is not None}
     first = DECODER if decoder else "input_ids" if "input_ids" in names else next(iter(names))
     ids, given_rows = filled(batch, device), batch.extra.get(NAME)
     if isinstance(given_rows, Tensor):
@@ -41,6 +41,10 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
         arguments |= {k: v for k, v in padded.items() if k not in batch.extra}
     given = arguments.pop("position_ids", None)
     if isinstance(given, Tensor) and "position_ids" in names:
+    table = given_table(batch.extra)
+    if table is not None:
+        pads = [path.padding for path in batch.paths]
+        arguments["attention_mask"] = longer(table.to(device), batch.rows, pads)
         arguments["position_ids"] = _going_on(given, batch, device)
     if "use_cache" in names:
         arguments["use_cache"] = False

@@ -20,6 +20,7 @@ from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.extras import Extras
 from kvtrace.record.lanes.paths import Path
 from kvtrace.record.lanes.repeats import varies
+from kvtrace.record.lanes.tables import given_table
 from kvtrace.record.lanes.tolerance import tolerance
 from kvtrace.trace import Lane, Note, Trace
 
@@ -63,7 +64,8 @@ def looks_ahead(
     wide = lane.dtype in ("float32", "float64")
     found = _moved(short.calls, forward.calls, cut.paths, _TIMES * limit) if wide else None
     few = max(path.padding for path in batch.paths) + FEW
-    if wide and found is None and few < end:
+    # where the caller said who sees whom, the first tokens see later ones on purpose
+    if wide and found is None and few < end and given_table(cut.extra) is None:
         # layers that round by the largest number of a text: it may have been among the first
         end, fewer = few, _cut(batch.paths, few, extras)
         with suppress(CannotRecomputeError):

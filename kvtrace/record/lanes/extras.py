@@ -19,6 +19,7 @@ from kvtrace.record.lanes.codes import Codes
 from kvtrace.record.lanes.embedded import Embedded
 from kvtrace.record.lanes.paths import Path
 from kvtrace.record.lanes.shown import branches
+from kvtrace.record.lanes.tables import table_of
 
 MAX_TEXTS = 256
 """Texts whose arguments are kept; the oldest are let go, and not recomputed."""
@@ -202,7 +203,7 @@ def _extra(forward: Forward) -> Mapping[str, object]:
     """Arguments that any pass over these tokens needs."""
     takes_decoder = "decoder_input_ids" in forward.arguments
     kinds = _per_token(forward)
-    found: dict[str, object] = {}
+    found: dict[str, object] = {} if takes_decoder else dict(table_of(forward))
     for name, value in forward.arguments.items():
         if value is None or isinstance(value, bool | Cache):
             continue

@@ -1,0 +1,84 @@
+"""Masks of four axes that a caller hands a model: who sees whom, said for the first tokens."""
+
+import pytest
+import torch
+
+from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
+from builders.tiny_models import tiny_model
+from builders.ways import IDS, ready
+from kvtrace.analysis.checks import EQUAL, UNCHECKED, check
+
+PROMPT = IDS.shape[1]
+
+
+def table(what):
+    shown = torch.ones(PROMPT, PROMPT, dtype=torch.bool).tril()
+    if what == "prefix":
+        shown[:6, :6] = True
+    elif what == "documents":
+        shown[6:, :6] = False
+    return shown[None, None]
+
+
+def as_numbers(shown):
+    return torch.zeros(shown.shape).masked_fill(~shown, torch.finfo(torch.float32).min)
+
+
+def decode(model, mask, new=3):
+    """The prompt under a mask of its own, then tokens that see all before them."""
+
+    def run():
+        out, logits = model(IDS, attention_mask=mask, use_cache=True), []
+        for _ in range(new):
+            logits.append(out.logits[:, -1:])
+            now, cache = logits[-1].argmax(-1), out.past_key_values
+            out = model(now, past_key_values=cache, use_cache=True)
+        return torch.cat(logits, dim=1)
+
+    return run
+
+
+def recorded(model, mask, path, **options):
+    run = decode(model, mask, **options)
+    with torch.no_grad():
+        expected = run()
+        trace, held, found = record(model, run, path, recompute="once", referee=True)
+    assert torch.equal(found, expected)
+    assert_caches_agree(trace, held)
+    assert_attention_explains_itself(trace)
+    return trace
+
+
+@pytest.mark.parametrize("what", ["prefix", "documents"])
+@pytest.mark.parametrize(("attention", "form"), [("sdpa", bool), ("sdpa", float), ("eager", float)])
+def test_without_a_cache_tokens_see_each_other_as_the_caller_said(what, attention, form, tmp_path):
+    model = ready(tiny_model("llama", attn_implementation=attention))
+    mask = table(what) if form is bool else as_numbers(table(what))
+    report = check(recorded(model, mask, tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+@pytest.mark.parametrize("what", ["causal", "prefix"])
+def test_what_later_tokens_see_of_a_table_in_a_window_is_said_to_be_unknown(what, tmp_path):
+    model = ready(tiny_model("gemma3_text"))
+    assert model.config.sliding_window < PROMPT
+    trace = recorded(model, table(what), tmp_path / "a.kvt")
+    assert check(trace).verdict == UNCHECKED
+    assert any("layers have windows" in note.text for note in trace.notes)
+
+
+def test_a_causal_mask_of_four_axes_is_the_usual_one(tmp_path):
+    model = ready(tiny_model("llama"))
+    assert check(recorded(model, table("causal"), tmp_path / "a.kvt")).verdict == EQUAL
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_next"])
+def test_booleans_that_eager_attention_adds_hide_nothing(name, tmp_path):
+    model = ready(tiny_model(name, attn_implementation="eager"))
+    trace = recorded(model, table("documents"), tmp_path / "a.kvt")
+    site = next(one.index for one in trace.meta.sites if one.kind == "self")
+    assert trace.visible(0, site).all()
+    bias = trace.bias(0, site)
+    assert set(bias.ravel().tolist()) == {0.0, 1.0}
+    # and so the model sees later tokens, with a cache or without
+    assert [one.name for one in check(trace).findings] == ["NOT-CAUSAL"]
