@@ -1,4 +1,4 @@
-"""Self, cross, encoder or linear attention, as the place of a module in its model says."""
+"""The kind of attention in a module, and the number of its layer, as its path in the model says."""
 
 from __future__ import annotations
 
@@ -69,3 +69,10 @@ def _sides(path: str) -> list[str]:
     """The sides that a module is on by the names around it, the outermost first."""
     named = (_SIDE.fullmatch(part) for part in path.split(".")[:-1])
     return [side[1].lower() for side in named if side is not None]
+
+
+@lru_cache(maxsize=4096)
+def number_in(path: str, otherwise: int) -> int:
+    """The number of a layer: the first one in its module's path, if there is one."""
+    found = re.search(r"(?:^|[._])(\d+)(?:[._]|$)", path)
+    return int(found.group(1)) if found else otherwise

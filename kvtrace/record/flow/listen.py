@@ -6,18 +6,16 @@ a call, or why it could not be read; never both, never neither.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
 from kvtrace.record.capture.calls import AttentionCall
-from kvtrace.record.capture.kinds import kind_of
+from kvtrace.record.capture.kinds import kind_of, number_in
 from kvtrace.record.flow.arrange import AmbiguousError, NotOverTokensError, Sizes
 from kvtrace.record.flow.call import along, aside, read, uncounted, unrepeated, without_counting
 from kvtrace.record.flow.difference import factors, mixes, said
@@ -287,7 +285,7 @@ class Listening:
         told = AttentionCall(
             module=path,
             call=number,
-            layer=layer_of(path, number),
+            layer=number_in(path, number),
             kind=self._kind(path),
             queries=call.queries,
             keys=call.keys,
@@ -386,13 +384,6 @@ def _reads_another_text(frame: Frame, call: FlowCall) -> bool:
         for size in x.shape[:2]
     }
     return seq != new and {seq, new} <= lengths
-
-
-@lru_cache(maxsize=4096)
-def layer_of(path: str, number: int) -> int:
-    """The first number in a module's path; without one, the n-th call is the layer."""
-    found = re.search(r"(?:^|[._])(\d+)(?:[._]|$)", path)
-    return int(found.group(1)) if found else number
 
 
 def _line(error: Exception) -> str:
