@@ -1,10 +1,15 @@
 """A caller who goes back to an earlier position leaves rows behind that no query sees."""
 
+import pytest
 import torch
+from transformers import StaticCache
 
 from builders.custom_drives import build, ids
 from confusion.score import recorded
+from kvtrace import record
 from kvtrace.analysis.checks import EQUAL, check
+from kvtrace.files import open_trace
+from verify.bugs import llama
 
 PROMPT, ACCEPTED, DRAFTED = 9, 11, 13
 
@@ -49,3 +54,22 @@ def test_going_back_too_far_gives_up_an_accepted_row_as_well():
     trace = recorded(model, drafted(model, ids(18), (12, 13, 14), back=ACCEPTED - 1))
     assert trace.step(2).positions == ((ACCEPTED - 1,),)
     assert trace.cache(2, 0, 0).positions.tolist() == list(range(ACCEPTED))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_static_buffer_that_is_told_to_count_fewer_rows_was_cropped(inference, tmp_path):
+    model, path = llama(), tmp_path / "run.kvt"
+    cache = StaticCache(config=model.config, max_cache_len=32)
+    with torch.inference_mode(inference), torch.no_grad(), record(model, path, referee=True):
+        tokens = torch.arange(20, 32)[None]
+        for _ in range(5):
+            tokens = model(tokens, past_key_values=cache).logits[:, -1:].argmax(-1)
+        for layer in cache.layers:
+            layer.cumulative_length.fill_(13)
+        for tokens in ([[50, 51]], [[52]]):
+            model(torch.tensor(tokens), past_key_values=cache)
+    trace = open_trace(path)
+    assert check(trace).verdict == EQUAL
+    step = trace.step(5)
+    assert (step.parent, step.positions) == (4, ((13, 14),))
+    assert [(one.kind, one.lengths_after) for one in step.events] == [("crop", (13, 13))]

@@ -18,9 +18,10 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Recurrent
 from kvtrace.record.capture.handing import cache_given, cache_made
+from kvtrace.record.capture.held import length
 from kvtrace.record.capture.patch import Make, Method, Patches
 from kvtrace.record.capture.running import passes, threads
-from kvtrace.record.capture.tracker import CacheTracker, is_theirs, layer_of, length, rows_held
+from kvtrace.record.capture.tracker import CacheTracker, is_theirs, layer_of, rows_held
 
 KINDS = {
     "crop": "crop",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +17,10 @@ from transformers.cache_utils import DynamicLayer
 
 from kvtrace.record.capture.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Lingering
+from kvtrace.record.capture.held import Held, held, length, set_back
 from kvtrace.record.capture.outlived import Outlived
 from kvtrace.record.capture.reached import reached
 from kvtrace.record.capture.running import Pass, RawUpdate, Verdict
-from kvtrace.record.version import version
-
-
-@dataclass(slots=True)
-class Held:
-    """What a cache layer held when it was last seen."""
-
-    keys: Any
-    values: Any
-    key_version: int
-    value_version: int
-    out: tuple[Tensor, Tensor] | None
-
-    def untouched(self, layer: Any) -> bool:
-        """Whether the layer still holds the same tensors, unchanged."""
-        try:
-            return (
-                layer.keys is self.keys
-                and layer.values is self.values
-                and self.keys._version == self.key_version
-                and self.values._version == self.value_version
-            )
-        except (AttributeError, RuntimeError):
-            return self._same_inference_tensors(layer)
-
-    def _same_inference_tensors(self, layer: Any) -> bool:
-        """The same, for tensors that do not count their changes."""
-        same = getattr(layer, "keys", None) is self.keys
-        return same and getattr(layer, "values", None) is self.values and self.intact()
-
-    def intact(self) -> bool:
-        """Whether its tensors still hold what they held, wherever they are now."""
-        return version(self.keys) == self.key_version and version(self.values) == self.value_version
-
-
-def held(layer: Any, out: tuple[Tensor, Tensor] | None) -> Held:
-    """What it holds now."""
-    keys, values = layer.keys, layer.values
-    try:
-        return Held(keys, values, keys._version, values._version, out)
-    except (AttributeError, RuntimeError):
-        return Held(keys, values, version(keys), version(values), out)
-
 
 Found = Mapping[int, Verdict]
 
@@ -160,6 +117,9 @@ class CacheTracker:
                 verdicts[index] = _UNTOUCHED
             else:
                 verdicts[index] = (False, last.out if last.intact() else None)
+        change = set_back(self.serial(cache), getattr(cache, "layers", ()), left)
+        if change is not None:
+            self.changes.append(change)
         return verdicts
 
     def note(self, cache: Any, updated: Mapping[int, tuple[Tensor, Tensor]], found: Found) -> None:
@@ -260,12 +220,6 @@ def layer_of(cache: Any, index: int) -> Any:
 def _filled(layer: Any) -> bool:
     keys = getattr(layer, "keys", None)
     return isinstance(keys, Tensor) and keys.numel() > 0 and length(layer) > 0
-
-
-def length(layer: Any) -> int:
-    """Rows a layer has seen."""
-    ask = getattr(layer, "get_seq_length", None)
-    return int(ask()) if ask is not None else 0
 
 
 def rows_held(layer: Any) -> int:

@@ -1,0 +1,95 @@
+"""What a cache layer held when it was last seen, and whether that is what it holds now.
+
+Knows no cells, and nothing of what was done to a layer in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import StaticLayer
+
+from kvtrace.record.capture.forward import CacheChange
+from kvtrace.record.version import version
+
+
+@dataclass(slots=True)
+class Held:
+    """What a cache layer held when it was last seen.
+
+    Attributes:
+        keys, values: Its tensors.
+        key_version, value_version: How often those were changed then.
+        out: What it handed back last.
+        rows: How many it had seen, if it is a buffer that counts them; else None.
+    """
+
+    keys: Any
+    values: Any
+    key_version: int
+    value_version: int
+    out: tuple[Tensor, Tensor] | None
+    rows: int | None = None
+
+    def untouched(self, layer: Any) -> bool:
+        """Whether the layer still holds the same tensors, unchanged."""
+        try:
+            return (
+                layer.keys is self.keys
+                and layer.values is self.values
+                and self.keys._version == self.key_version
+                and self.values._version == self.value_version
+            )
+        except (AttributeError, RuntimeError):
+            return self._same_inference_tensors(layer)
+
+    def _same_inference_tensors(self, layer: Any) -> bool:
+        """The same, for tensors that do not count their changes."""
+        same = getattr(layer, "keys", None) is self.keys
+        return same and getattr(layer, "values", None) is self.values and self.intact()
+
+    def intact(self) -> bool:
+        """Whether its tensors still hold what they held, wherever they are now."""
+        return version(self.keys) == self.key_version and version(self.values) == self.value_version
+
+
+def held(layer: Any, out: tuple[Tensor, Tensor] | None) -> Held:
+    """What it holds now."""
+    keys, values = layer.keys, layer.values
+    rows = length(layer) if type(layer) is StaticLayer else None
+    try:
+        return Held(keys, values, keys._version, values._version, out, rows)
+    except (AttributeError, RuntimeError):
+        return Held(keys, values, version(keys), version(values), out, rows)
+
+
+def length(layer: Any) -> int:
+    """Rows a layer has seen."""
+    ask = getattr(layer, "get_seq_length", None)
+    return int(ask()) if ask is not None else 0
+
+
+def set_back(serial: int, layers: Sequence[Any], left: Mapping[int, Held]) -> CacheChange | None:
+    """A crop by hand: somebody told buffers that fewer rows count than they have written.
+
+    Args:
+        serial: Of the cache.
+        layers: Its layers, before a forward's first update.
+        left: What they held after the one before.
+
+    Returns:
+        None where no buffer was told so.
+    """
+    then = {index: one.rows for index, one in left.items() if one.rows is not None}
+    now = {index: length(layers[index]) for index in then if index < len(layers)}
+    cut = {
+        index: (then[index] or 0, rows) for index, rows in now.items() if rows < (then[index] or 0)
+    }
+    if not cut:
+        return None
+    before, after = zip(*cut.values(), strict=True)
+    removed = tuple(old - rows for old, rows in cut.values())
+    return CacheChange(serial, "crop", tuple(cut), before, after, removed)
