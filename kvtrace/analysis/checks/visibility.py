@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,62 @@ from kvtrace.analysis.checks.scene import Scene
 Rows = NDArray[np.intp]
 
 
+@dataclass(slots=True)
+class _Sight:
+    """What one query sees, against what it should see.
+
+    Attributes:
+        scene: Where.
+        query: Which, of the new rows.
+        seen: Place of each row that it sees; one that stands there twice is named twice.
+        want: Places that it should see.
+        held: Places of all rows that are there, hidden or not.
+        have: Places that it sees.
+        missing, extra: Places that it lacks, and that it sees beyond those wanted.
+        hidden: Whether the rows it lacks are there: only the mask keeps them from it.
+        overwritten: Slots that were changed since the step before, where that may explain it.
+    """
+
+    scene: Scene
+    query: int
+    seen: list[int]
+    want: set[int]
+    held: set[int]
+    have: set[int] = field(init=False)
+    missing: list[int] = field(init=False)
+    extra: list[int] = field(init=False)
+    hidden: bool = field(init=False)
+    overwritten: Rows = field(init=False)
+
+    def __post_init__(self) -> None:
+        scene, self.have = self.scene, set(self.seen)
+        self.missing, self.extra = sorted(self.want - self.have), sorted(self.have - self.want)
+        self.hidden = set(self.missing) <= self.held
+        self.overwritten = scene.slots[scene.changed]
+        if self.hidden or (scene.lost is not None and not scene.lost & set(self.missing)):
+            self.overwritten = self.overwritten[:0]  # what was replaced is not what is missing
+
+    @property
+    def twice(self) -> int:
+        """Rows that stand there again."""
+        return len(self.seen) - len(self.have)
+
+    @property
+    def place(self) -> int:
+        """Its own place in the text."""
+        return int(self.scene.places[self.query])
+
+    @property
+    def cross(self) -> bool:
+        """Whether it attends to an encoder."""
+        return self.scene.site.kind == "cross"
+
+    @property
+    def who(self) -> str:
+        """As a sentence begins."""
+        return "a query" if self.cross else f"the query of place {self.place}"
+
+
 def check_visibility(scene: Scene, identity: Identity) -> Finding | None:
     """Compare, for the first and last live query, the places seen with the places wanted."""
     live = scene.live
@@ -21,17 +79,14 @@ def check_visibility(scene: Scene, identity: Identity) -> Finding | None:
         places = identity.place[rows]
         if (places < 0).any():
             continue
-        have = set(places.tolist())
         want = set(np.flatnonzero(scene.reference.visible[query]).tolist())
-        missing, extra = sorted(want - have), sorted(have - want)
-        twice = len(places) - len(have)
-        held = set(identity.place.tolist())
-        name_evidence = _named(scene, query, have, (missing, extra, twice), (want, held))
-        if name_evidence is not None:
-            name, tensor, evidence = name_evidence
+        sight = _Sight(scene, query, places.tolist(), want, set(identity.place.tolist()))
+        named = _named(sight)
+        if named is not None:
+            name, tensor, evidence = named
             if (name, tensor) == ("MASK", "k"):
                 evidence += ": no such row is there, it was dropped or never written"
-            row = query if tensor == "mask" else _row(scene, rows, places, extra)
+            row = query if tensor == "mask" else _row(scene, rows, places, sight.extra)
             return Finding(name, scene.step, scene.layer, tensor, evidence, row=row)
     return None
 
@@ -46,8 +101,7 @@ def said_of(
     scene: Scene, query: int, have: set[int], want: set[int]
 ) -> tuple[str, str, str] | None:
     """(kind, tensor, evidence) of a query that sees some places and should see others."""
-    difference = sorted(want - have), sorted(have - want), 0
-    return _named(scene, query, have, difference, (want, have))
+    return _named(_Sight(scene, query, sorted(have), want, have))
 
 
 def _row(scene: Scene, rows: Rows, places: Rows, extra: list[int]) -> int | None:
@@ -67,87 +121,99 @@ def _row(scene: Scene, rows: Rows, places: Rows, extra: list[int]) -> int | None
     return int(changed[0]) if len(changed) else None
 
 
-def _named(  # noqa: C901, PLR0911, PLR0912 - one signature a branch, in the order that tells them apart
-    scene: Scene,
-    query: int,
-    have: set[int],
-    difference: tuple[list[int], list[int], int],
-    known: tuple[set[int], set[int]],
-) -> tuple[str, str, str] | None:
-    (missing, extra, twice), (want, held) = difference, known
-    place, new = int(scene.places[query]), len(scene.places)
-    cross = scene.site.kind == "cross"
-    who = "a query" if cross else f"the query of place {place}"
-    overwritten = scene.slots[scene.changed]
-    hidden = set(missing) <= held  # the rows are there: only the mask keeps them from the query
-    if hidden or (scene.lost is not None and not scene.lost & set(missing)):
-        overwritten = overwritten[:0]  # what was replaced is not what is missing
-    if twice > 0 and not missing:
-        return "DUPLICATE-ROWS", "k", f"{who} sees {counted(twice)} twice"
+def _named(sight: _Sight) -> tuple[str, str, str] | None:
+    """(kind, tensor, evidence), told apart in this order; None: it sees what it should."""
+    who, missing, extra = sight.who, sight.missing, sight.extra
+    if sight.twice > 0 and not missing:
+        return "DUPLICATE-ROWS", "k", f"{who} sees {counted(sight.twice)} twice"
     if not missing and not extra:
         return None
-    if extra and max(extra) > place:
+    if extra and max(extra) > sight.place:
         return "MASK-FUTURE", "mask", f"{who} sees {_later(extra)}"
-    if missing and not extra:
-        if new > 1 and have == set(range(scene.padding, scene.padding + query + 1)):
-            return "MASK-TOP-LEFT", "mask", f"{who} (row {query} of {new}) sees only {_list(have)}"
-        own = {int(p) for p in scene.places[: query + 1]}
-        if have and have <= own and not set(missing) <= own:
-            lost = f"{len(missing)} cached rows are missing"
-            if twice:
-                lost += f", in {twice} other slots it stands again"
-            return "HISTORY-LOST", "k", f"{who} sees only {_list(have)}, {lost}"
-        if have and have == {min(want)}:
-            return "MASK-TOP-LEFT", "mask", f"{who} sees only place {min(want)}"
-        if missing == [place]:
-            return "NEWEST-MISSING", "mask", f"{who} sees {len(have)} rows, but not its own"
-        oldest = sorted(want)[: len(missing)]
-        alone = len(missing) == new == 1 and not len(overwritten) and not hidden
-        ring = _took(scene, place) if alone else None
-        if missing == oldest and ring is not None:
-            lost = f"place {_list(missing)} is lost: {len(have)} rows seen instead of {len(want)}"
-            evidence = f"the new row stands in slot {ring}, among older ones; {lost}"
-            return "ROW-OVERWRITTEN", "k", evidence
-        if missing == oldest and len(overwritten) != 1:
-            return _too_soon(who, missing, hidden=hidden)
-        if len(overwritten):
-            evidence = f"slot {overwritten[0]} changed since the step before, {_list(missing)} lost"
-            return "ROW-OVERWRITTEN", "k", evidence
-        if missing == oldest:
-            return _too_soon(who, missing, hidden=hidden)
-        return _some_gone(who, missing, twice, hidden=hidden)
-    if missing:
-        evidence = f"{who} lacks {_list(missing)} and sees {_list(extra)}"
-        if _taken_back(scene, missing, extra):
-            older = f"{evidence}, older than its window: the rows are those of an earlier moment"
-            return "HISTORY-LOST", "k", older
-        slot = f"; slot {overwritten[0]} changed" if len(overwritten) else ""
-        return "WRONG-SLOT", "k", evidence + slot
-    if cross:  # what the first step hid of an encoder's rows can only be padding
-        return "PAD-VISIBLE", "mask", f"{who} sees padding of the encoder, places {_list(extra)}"
-    if min(extra) < scene.padding:
-        return "PAD-VISIBLE", "mask", f"{who} sees padding, places {_list(extra)}"
-    if max(extra) < min(want, default=0):
-        return "WINDOW", "mask", f"{who} sees {len(extra)} older row{_s(extra)}: {_list(extra)}"
-    return "MASK", "mask", f"{who} sees places {_list(extra)} that it should not"
+    if missing and extra:
+        return _others_instead(sight)
+    return _too_few(sight) if missing else _too_many(sight)
 
 
-def _too_soon(who: str, missing: list[int], *, hidden: bool) -> tuple[str, str, str]:
+def _too_few(sight: _Sight) -> tuple[str, str, str]:
+    """Rows are missing, and none is there instead."""
+    scene, who, have, missing = sight.scene, sight.who, sight.have, sight.missing
+    new = len(scene.places)
+    if new > 1 and have == set(range(scene.padding, scene.padding + sight.query + 1)):
+        only = f"(row {sight.query} of {new}) sees only {_list(have)}"
+        return "MASK-TOP-LEFT", "mask", f"{who} {only}"
+    own = {int(p) for p in scene.places[: sight.query + 1]}
+    if have and have <= own and not set(missing) <= own:
+        lost = f"{len(missing)} cached rows are missing"
+        if sight.twice:
+            lost += f", in {sight.twice} other slots it stands again"
+        return "HISTORY-LOST", "k", f"{who} sees only {_list(have)}, {lost}"
+    if have and have == {min(sight.want)}:
+        return "MASK-TOP-LEFT", "mask", f"{who} sees only place {min(sight.want)}"
+    if missing == [sight.place]:
+        return "NEWEST-MISSING", "mask", f"{who} sees {len(have)} rows, but not its own"
+    return _older_lost(sight)
+
+
+def _older_lost(sight: _Sight) -> tuple[str, str, str]:
+    """Some older rows are missing: overwritten, dropped too soon, or hidden."""
+    missing, overwritten = sight.missing, sight.overwritten
+    oldest = missing == sorted(sight.want)[: len(missing)]
+    alone = len(missing) == len(sight.scene.places) == 1 and not len(overwritten)
+    ring = _took(sight.scene, sight.place) if oldest and alone and not sight.hidden else None
+    if ring is not None:
+        seen = f"{len(sight.have)} rows seen instead of {len(sight.want)}"
+        lost = f"place {_list(missing)} is lost: {seen}"
+        evidence = f"the new row stands in slot {ring}, among older ones; {lost}"
+        return "ROW-OVERWRITTEN", "k", evidence
+    if oldest and len(overwritten) != 1:
+        return _too_soon(sight)
+    if len(overwritten):
+        evidence = f"slot {overwritten[0]} changed since the step before, {_list(missing)} lost"
+        return "ROW-OVERWRITTEN", "k", evidence
+    return _some_gone(sight)
+
+
+def _too_soon(sight: _Sight) -> tuple[str, str, str]:
     """The oldest rows are not seen: they are gone, or hidden."""
-    evidence = f"{who} lacks the oldest {len(missing)}: {_list(missing)}"
-    if hidden:
+    missing = sight.missing
+    evidence = f"{sight.who} lacks the oldest {len(missing)}: {_list(missing)}"
+    if sight.hidden:
         are = "they are" if len(missing) > 1 else "it is"
         return "EVICTED-EARLY", "mask", f"{evidence}; {are} still there, hidden by the mask"
     return "EVICTED-EARLY", "k", evidence
 
 
-def _some_gone(who: str, missing: list[int], twice: int, *, hidden: bool) -> tuple[str, str, str]:
+def _some_gone(sight: _Sight) -> tuple[str, str, str]:
     """Rows within the text are not seen: others stand there, or none."""
-    evidence = f"{who} does not see place{_s(missing)} {_list(missing)}"
-    if twice and not hidden:
-        again = "another row stands" if twice == 1 else f"{twice} other rows stand"
+    evidence = f"{sight.who} does not see place{_s(sight.missing)} {_list(sight.missing)}"
+    if sight.twice and not sight.hidden:
+        again = "another row stands" if sight.twice == 1 else f"{sight.twice} other rows stand"
         return "WRONG-SLOT", "k", f"{evidence}: {again} there once more"
-    return "MASK", "mask" if hidden else "k", evidence
+    return "MASK", "mask" if sight.hidden else "k", evidence
+
+
+def _others_instead(sight: _Sight) -> tuple[str, str, str]:
+    """Rows are missing, and others are seen."""
+    missing, extra, slots = sight.missing, sight.extra, sight.overwritten
+    evidence = f"{sight.who} lacks {_list(missing)} and sees {_list(extra)}"
+    if _taken_back(sight.scene, missing, extra):
+        older = f"{evidence}, older than its window: the rows are those of an earlier moment"
+        return "HISTORY-LOST", "k", older
+    changed = f"; slot {slots[0]} changed" if len(slots) else ""
+    return "WRONG-SLOT", "k", evidence + changed
+
+
+def _too_many(sight: _Sight) -> tuple[str, str, str]:
+    """Rows are seen that should not be, and none is missing."""
+    who, extra, padding = sight.who, sight.extra, sight.scene.padding
+    if sight.cross:  # what the first step hid of an encoder's rows can only be padding
+        return "PAD-VISIBLE", "mask", f"{who} sees padding of the encoder, places {_list(extra)}"
+    if min(extra) < padding:
+        return "PAD-VISIBLE", "mask", f"{who} sees padding, places {_list(extra)}"
+    if max(extra) < min(sight.want, default=0):
+        return "WINDOW", "mask", f"{who} sees {len(extra)} older row{_s(extra)}: {_list(extra)}"
+    return "MASK", "mask", f"{who} sees places {_list(extra)} that it should not"
 
 
 def _taken_back(scene: Scene, missing: list[int], extra: list[int]) -> bool:
