@@ -6,13 +6,11 @@ import argparse
 from pathlib import Path
 
 from kvtrace import units
-from kvtrace.cli import outputs
+from kvtrace.cli import losses, outputs
 from kvtrace.cli.grammar import Verb
 from kvtrace.errors import UsageError
 from kvtrace.paths import is_folder
 from kvtrace.text import safe
-
-_LOSSES_SHOWN = 20
 
 
 def run(values: argparse.Namespace) -> int:
@@ -30,11 +28,7 @@ def run(values: argparse.Namespace) -> int:
     done = merge(paths, values.output, force=values.force)
     files = units.counted(len(paths), "rank")
     print(f"{safe(str(values.output))}: {units.counted(done.steps, 'step')} of {files}")
-    for text in done.text[:_LOSSES_SHOWN]:
-        print(f"  {safe(text, 1000)}")
-    if len(done.text) > _LOSSES_SHOWN:
-        print(f"  and {len(done.text) - _LOSSES_SHOWN} more")
-    return 4 if done.lossy else 0
+    return losses.told(done)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,9 @@ import argparse
 from pathlib import Path
 
 from kvtrace import units
-from kvtrace.cli import outputs
+from kvtrace.cli import losses, outputs
 from kvtrace.cli.grammar import Verb
 from kvtrace.text import safe
-
-_LOSSES_SHOWN = 20
 
 
 def run(values: argparse.Namespace) -> int:
@@ -22,11 +20,7 @@ def run(values: argparse.Namespace) -> int:
     outputs.chosen(target, force=values.force)
     done = recover(source, target, force=values.force)
     print(f"{safe(str(target))}: {units.counted(done.steps, 'step')}")
-    for text in done.text[:_LOSSES_SHOWN]:
-        print(f"  lost: {safe(text, 1000)}")
-    if len(done.text) > _LOSSES_SHOWN:
-        print(f"  and {len(done.text) - _LOSSES_SHOWN} more")
-    return 4 if done.lossy else 0
+    return losses.told(done, lead="lost: ")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -60,12 +60,7 @@ def find_logits(result: object, fed: int, vocab_sizes: tuple[int, ...], width: i
 
 def last_row(result: object, where: Logits) -> Tensor:
     """Logits of the last token, [vocab]."""
-    found = part_of(result, where.path)
-    if not isinstance(found, Tensor):
-        raise NoLogitsError(f"it returned no logits at {spelled(where.path)} any more")
-    if where.across:
-        found = found.transpose(1, 2)
-    return found.reshape(-1, found.shape[-1])[-1]
+    return all_rows(result, where)[-1]
 
 
 def all_rows(result: object, where: Logits) -> Tensor:
