@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from kvtrace.errors import TraceError
 
@@ -22,9 +22,10 @@ T = TypeVar("T")
 Fields = Mapping[str, object]
 """A parsed JSON object."""
 
+_Read = Callable[[Any], Any]
+
 _LIMIT = 1 << 62
 _PLANS: dict[type[Any], tuple[tuple[str, object, Callable[[Any], Any] | None], ...]] = {}
-_HINTS: dict[type[Any], tuple[tuple[str, Any, Field[Any]], ...]] = {}
 _JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
@@ -114,70 +115,151 @@ def decode(cls: type[T], value: object, where: str) -> T:
     Raises:
         TraceError: A field is missing, or has the wrong type.
     """
-    if not isinstance(value, dict):
-        raise TraceError(f"{where}: an object was expected, found {type(value).__name__}.")
-    arguments: dict[str, object] = {}
-    for name, hint, field in _hints(cls):
-        if name in value:
-            arguments[name] = _typed(hint, value[name], f"{where}.{name}")
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise TraceError(f"{where}: {name} is missing.")
-    return cls(**arguments)
+    try:
+        return cast(T, _reader(cls)(value))
+    except _MisfitError as error:
+        raise TraceError(f"{where}{error.path}: {error.text}") from None
 
 
 def _hints(cls: type[Any]) -> tuple[tuple[str, Any, Field[Any]], ...]:
-    if cls not in _HINTS:
-        hints = typing.get_type_hints(cls)
-        _HINTS[cls] = tuple((field.name, hints[field.name], field) for field in fields(cls))
-    return _HINTS[cls]
+    """Name, type and field of every field."""
+    hints = typing.get_type_hints(cls)
+    return tuple((field.name, hints[field.name], field) for field in fields(cls))
 
 
-def _typed(hint: Any, value: Any, where: str) -> object:
-    """Check one value against its type hint."""
-    simple = _simple(hint, value)
-    if simple is not None:
-        return simple[0]
-    origin = typing.get_origin(hint)
+class _MisfitError(Exception):
+    """A value that does not fit its field.
+
+    Attributes:
+        text: What is wrong.
+        path: The fields that lead to it.
+    """
+
+    def __init__(self, text: str, path: str = "") -> None:
+        super().__init__(text)
+        self.text, self.path = text, path
+
+
+def _reader(hint: Any) -> _Read:
+    """What checks a value against a type hint and makes it that type; worked out once a hint."""
+    read = _READERS.get(hint)
+    if read is None:
+        read = _READERS[hint] = _made_reader(hint)
+    return read
+
+
+def _made_reader(hint: Any) -> _Read:
+    arguments, origin = typing.get_args(hint), typing.get_origin(hint)
     if origin in (UnionType, typing.Union):
-        return _optional(hint, value, where)
-    if origin is tuple and isinstance(value, list):
-        item, *rest = typing.get_args(hint)
-        if rest[-1:] != [Ellipsis] and len(value) != 1 + len(rest):
-            raise TraceError(f"{where}: {len(value)} numbers, expected {1 + len(rest)}.")
-        return tuple([_typed(item, part, where) for part in value])
-    if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
-        key, item = typing.get_args(hint)
-        return {_key(key, name, where): _typed(item, part, where) for name, part in value.items()}
+        return _optional(arguments)
+    if origin is tuple:
+        return _tuple(hint, *arguments)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return _mapping(hint, *arguments)
     if isinstance(hint, type) and is_dataclass(hint):
-        return decode(hint, value, where)
-    raise TraceError(f"{where}: found {type(value).__name__}, expected {_name(hint)}.")
+        return _object(hint)
+
+    def never(value: Any) -> object:
+        raise _misfit(hint, value)
+
+    return never
 
 
-def _simple(hint: Any, value: Any) -> tuple[object] | None:
-    kind = type(value)
-    if hint is int and kind is int and -_LIMIT < value < _LIMIT:
-        return (value,)
-    if hint is float and (kind is float or (kind is int and -_LIMIT < value < _LIMIT)):
-        return (float(value),)
-    if (hint is str and kind is str) or (hint is bool and kind is bool):
-        return (value,)
-    return None
+def _misfit(hint: Any, value: Any) -> _MisfitError:
+    wanted = getattr(hint, "__name__", str(hint))
+    return _MisfitError(f"found {type(value).__name__}, expected {wanted}.")
 
 
-def _optional(hint: Any, value: Any, where: str) -> object:
-    choices = typing.get_args(hint)
-    if value is None and NoneType in choices:
-        return None
-    return _typed(next(choice for choice in choices if choice is not NoneType), value, where)
+def _object(cls: type[Any]) -> _Read:
+    missing = object()
+    plan = [
+        (name, _reader(hint), field.default is MISSING and field.default_factory is MISSING)
+        for name, hint, field in _hints(cls)
+    ]
+
+    def read(value: Any) -> object:
+        if not isinstance(value, dict):
+            raise _MisfitError(f"an object was expected, found {type(value).__name__}.")
+        arguments: dict[str, object] = {}
+        for name, read_field, required in plan:
+            given = value.get(name, missing)
+            if given is not missing:
+                try:
+                    arguments[name] = read_field(given)
+                except _MisfitError as error:
+                    raise _MisfitError(error.text, f".{name}{error.path}") from None
+            elif required:
+                raise _MisfitError(f"{name} is missing.")
+        return cls(**arguments)
+
+    return read
 
 
-def _key(hint: Any, name: str, where: str) -> object:
-    if hint is str:
-        return name
+def _tuple(hint: Any, item: Any, *rest: Any) -> _Read:
+    read_item, size = _reader(item), None if rest[-1:] == (Ellipsis,) else 1 + len(rest)
+
+    def read(value: Any) -> object:
+        if not isinstance(value, list):
+            raise _misfit(hint, value)
+        if size is not None and len(value) != size:
+            raise _MisfitError(f"{len(value)} numbers, expected {size}.")
+        return tuple([read_item(part) for part in value])
+
+    return read
+
+
+def _mapping(hint: Any, key: Any, item: Any) -> _Read:
+    read_key, read_item = (_number if key is int else str), _reader(item)
+
+    def read(value: Any) -> object:
+        if not isinstance(value, dict):
+            raise _misfit(hint, value)
+        return {read_key(name): read_item(part) for name, part in value.items()}
+
+    return read
+
+
+def _number(name: str) -> int:
     if not (name.lstrip("-").isdecimal() and len(name) < 20):
-        raise TraceError(f"{where}: the key {name[:20]!r} is not a number.")
+        raise _MisfitError(f"the key {name[:20]!r} is not a number.")
     return int(name)
 
 
-def _name(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint))
+def _optional(choices: tuple[Any, ...]) -> _Read:
+    read_one = _reader(next(choice for choice in choices if choice is not NoneType))
+
+    def read(value: Any) -> object:
+        return None if value is None else read_one(value)
+
+    return read
+
+
+def _int(value: Any) -> object:
+    if type(value) is int and -_LIMIT < value < _LIMIT:
+        return value
+    raise _misfit(int, value)
+
+
+def _float(value: Any) -> object:
+    if type(value) is float:
+        return value
+    if type(value) is int and -_LIMIT < value < _LIMIT:
+        return float(value)
+    raise _misfit(float, value)
+
+
+def _exactly(kind: type[Any]) -> _Read:
+    def read(value: Any) -> object:
+        if type(value) is kind:
+            return value
+        raise _misfit(kind, value)
+
+    return read
+
+
+_READERS: dict[Any, _Read] = {
+    int: _int,
+    float: _float,
+    str: _exactly(str),
+    bool: _exactly(bool),
+}
