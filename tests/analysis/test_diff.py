@@ -89,8 +89,22 @@ def test_a_narrow_type_is_rounding_and_is_named(whole, tmp_path):
     found = diff(whole, narrow)
     assert found.verdict == EQUAL
     assert ("dtype", "float32", "bfloat16") in found.settings
-    assert found.limits.min() >= 2e-2
+    assert found.limits.min() >= 4 * 2e-2
     assert found.growth.max() > 1e-4
+    assert found.reason.endswith("; 4 times that, as the runs differ in dtype")
+
+
+def test_other_kernels_round_otherwise_where_numbers_are_narrow():
+    def limits(dtype, attention):
+        trace = synthetic_trace()
+        card = replace(trace.meta.model, dtype=dtype, attention=attention)
+        trace.source.meta = replace(trace.meta, model=card)
+        return diff(synthetic_trace(), trace), diff(trace, trace)
+
+    for dtype, times in (("bfloat16", 4), ("float32", 1)):
+        other, same = limits(dtype, "sdpa")
+        assert other.limits == pytest.approx(times * same.limits)
+        assert ("attention" in other.reason) is (times > 1)
 
 
 def test_the_first_place_is_the_first_token_then_the_first_layer():
