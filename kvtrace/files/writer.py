@@ -114,16 +114,6 @@ class TraceWriter:
         self.close()
 
     @property
-    def path(self) -> Path:
-        """The file."""
-        return self._file.path
-
-    @property
-    def meta(self) -> Meta:
-        """The newest META."""
-        return self._meta
-
-    @property
     def size(self) -> int:
         """Bytes written so far."""
         return self._file.size

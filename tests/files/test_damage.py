@@ -1,5 +1,6 @@
 """Flipped bits and cut files: never damage read as good, and everything else stays usable."""
 
+import errno
 import gzip
 import json
 import os
@@ -182,6 +183,20 @@ def test_a_file_that_shrinks_while_it_is_open_is_an_error_and_not_a_crash(tmp_pa
         "a.kvt: cut short while it was open; nothing more of it is read. Open it again.",
     ]
     assert not trace.source.refresh()
+
+
+def test_a_disk_that_refuses_to_read_is_an_error_and_not_a_crash(tmp_path, small, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = write_trace(tmp_path / "a.kvt", small)
+    trace = open_trace(path)
+    monkeypatch.setattr(os, "pread", refuse)
+    monkeypatch.setattr(os, "preadv", refuse)
+    with pytest.raises(TraceError, match=r"can't be read: Input/output error.*kvtrace recover"):
+        trace.queries(1, 0)
+    with pytest.raises(TraceError, match="Input/output error"):
+        open_trace(path)
 
 
 def test_another_run_written_into_an_open_file_is_never_mixed_with_the_first(tmp_path, small):

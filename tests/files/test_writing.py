@@ -14,7 +14,7 @@ from builders import Shape, synthetic_trace
 from builders.reading import read_all, wrong
 from builders.written import rows_of, write_trace
 from kvtrace.errors import OutputExistsError, TraceError, WriteError
-from kvtrace.files import TraceWriter, append_note, open_trace, writer
+from kvtrace.files import TraceWriter, append_note, disk, open_trace, writer
 from kvtrace.files.describe import describe
 from kvtrace.trace import Ending, Note
 
@@ -148,8 +148,8 @@ def test_interrupted_and_short_writes_are_carried_on(tmp_path, short_run, fault)
 
 
 def test_after_a_failed_write_nothing_more_is_added(tmp_path, short_run):
-    disk = FailingDisk(6, errno.ENOSPC)
-    file = TraceWriter(tmp_path / "a.kvt", short_run.meta, write=disk)
+    full = FailingDisk(6, errno.ENOSPC)
+    file = TraceWriter(tmp_path / "a.kvt", short_run.meta, write=full)
     for number in (0, 1):
         file.append(short_run.step(number), rows_of(short_run, short_run.step(number)))
     step = short_run.step(2)
@@ -160,6 +160,27 @@ def test_after_a_failed_write_nothing_more_is_added(tmp_path, short_run):
         file.end(Ending("length"))
     file.close()
     assert (tmp_path / "a.kvt").stat().st_size == size
+
+
+def test_a_disk_that_can_not_keep_what_was_written_fails_the_next_write(
+    tmp_path, short_run, monkeypatch
+):
+    def refuse(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(disk, "_SYNC_SECONDS", 0.001)
+    path = tmp_path / "a.kvt"
+    file = TraceWriter(path, short_run.meta)
+    first, second = short_run.step(0), short_run.step(1)
+    monkeypatch.setattr(os, "fsync", refuse)
+    file.append(first, rows_of(short_run, first))
+    until = time.monotonic() + 20
+    while file._file._sync_error is None and time.monotonic() < until:
+        time.sleep(0.001)
+    with pytest.raises(WriteError, match=r"Input/output error after .* Check the disk"):
+        file.append(second, rows_of(short_run, second))
+    file.close()
+    assert open_trace(path).numbers == [0]
 
 
 def test_an_existing_file_is_refused_and_left_as_it_is(tmp_path, short_run):
