@@ -207,7 +207,6 @@ class _Judge:
     def _tried(self, event: Tried) -> None:
         """A way was tried."""
         from kvtrace.analysis.checks.leftover import beyond
-        from kvtrace.analysis.checks.noise import noise
         from kvtrace.analysis.checks.report import UNCHECKED, Report, Trial
         from kvtrace.files import open_trace
 
@@ -219,9 +218,9 @@ class _Judge:
         path = Path(event.path)
         fresh = self._fresh if event.way == "again" else None
         self._trials.append(_look(path, self._teller, self._limits, event.way, fresh))
-        if first and self._trials[0].report.verdict != UNCHECKED:
-            trace = open_trace(path)
-            self._limits, self._fresh = noise(trace, "recomputed"), beyond(trace)
+        limits = self._trials[0].report.limits
+        if first and limits is not None:
+            self._limits, self._fresh = limits, beyond(open_trace(path))
 
 
 def _ways(text: str) -> Sequence[str]:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from torch import nn
 
 from kvtrace.analysis.checks.leftover import beyond
-from kvtrace.analysis.checks.noise import Noise, noise
+from kvtrace.analysis.checks.noise import Noise
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Report, Trial, together
 from kvtrace.analysis.checks.verdict import checked
 from kvtrace.errors import KvtraceError, RecordError, UsageError
@@ -117,11 +117,13 @@ class _Check:
         model: To drive.
         folder: For the traces.
         tokenizer: The caller's, may be None.
+        first: What was recorded first.
     """
 
     model: nn.Module
     folder: Path
     tokenizer: object
+    first: Trace | None = None
 
     def report(
         self,
@@ -136,11 +138,11 @@ class _Check:
         trials = [
             self._decoded(ids, new_tokens, f"decode{at or ''}") for at, ids in enumerate(given)
         ]
-        if trials[0].report.verdict != UNCHECKED:
-            first = open_trace(self.folder / "decode.kvt")
-            others = given if len(given) > 1 else ()
-            planned = plans(self.model, tokens_of(first), self._start, others=others, ways=ways)
-            trials += self._others(first, planned)
+        limits = trials[0].report.limits
+        if limits is not None and self.first is not None:
+            tokens, others = tokens_of(self.first), given if len(given) > 1 else ()
+            planned = plans(self.model, tokens, self._start, others=others, ways=ways)
+            trials += self._others(limits, beyond(self.first), planned)
         return together(trials)
 
     def _start(self, ids: Sequence[int], new_tokens: int) -> Driven:
@@ -178,11 +180,14 @@ class _Check:
                 raise
             # the model's own, or one of ours that is no verdict either
             return Trial(name, Report(UNCHECKED, reason=_blamed(error)))
-        return checked(open_trace(path), str(path))
+        trace = open_trace(path)
+        self.first = self.first or trace
+        return checked(trace, str(path))
 
-    def _others(self, first: Trace, planned: Sequence[Plan]) -> list[Trial]:
+    def _others(
+        self, limits: Noise, fresh: Mapping[int, int], planned: Sequence[Plan]
+    ) -> list[Trial]:
         """What the other ways say, judged by what the first run told of rounding."""
-        limits, fresh = noise(first, "recomputed"), beyond(first)
         found = tried(planned, lambda way: self.folder / f"{way}.kvt", tokenizer=self.tokenizer)
         return [_judged(one, limits, fresh if one.way == "again" else None) for one in found]
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kvtrace.analysis.checks.classes import AFTERWARDS, KINDS, Kind
+
+if TYPE_CHECKING:
+    from kvtrace.analysis.checks.noise import Noise
 
 EQUAL, DIVERGED, UNCHECKED = "equal within rounding", "diverged", "could not check"
 
@@ -107,6 +111,7 @@ class Report:
         logits: Of these, steps whose logits were compared too.
         caveats: What the verdict does not cover, a sentence each.
         trials: The runs this one is about, when it is about several; each with its own report.
+        limits: What counted as rounding; None where nothing was compared, or for several runs.
     """
 
     verdict: str
@@ -118,6 +123,7 @@ class Report:
     logits: int = 0
     caveats: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
+    limits: Noise | None = field(default=None, compare=False, repr=False)
 
     @property
     def ok(self) -> bool:

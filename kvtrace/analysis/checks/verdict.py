@@ -48,17 +48,16 @@ def check(
             return Report(UNCHECKED, reason=why)
         return Report(DIVERGED, (left,), noise(trace, lane).reason)
     survey, found, trouble = Survey(trace, lane, on_step), [], ""
-    reason = ""
+    limits: Noise | None = None
     try:
         limits = _raised(noise(trace, lane), at_least)
-        reason = limits.reason
         for one in findings(trace, lane, limits, survey, fresh):
             found.append(one)
             if on_finding is not None:
                 on_finding(one)
     except TraceError as error:
         trouble = str(error)
-    return _report(trace, survey, found, reason, trouble)
+    return _report(trace, survey, found, limits, trouble)
 
 
 def checked(
@@ -138,9 +137,10 @@ def _uncompared(trace: Trace, lane: str) -> str:
 
 
 def _report(
-    trace: Trace, survey: Survey, found: list[Finding], reason: str, trouble: str
+    trace: Trace, survey: Survey, found: list[Finding], limits: Noise | None, trouble: str
 ) -> Report:
     """The verdict over what was seen."""
+    reason = "" if limits is None else limits.reason
     verdict = DIVERGED if any(one.kind.bug for one in found) else EQUAL
     hooked = max((note.step or 0 for note in _hook_notes(trace)), default=-1)
     if verdict == DIVERGED and _by_hooks(trace, found, hooked):
@@ -167,6 +167,7 @@ def _report(
         survey.compared,
         survey.logits,
         caveats,
+        limits=None if verdict == UNCHECKED else limits,
     )
 
 
