@@ -256,3 +256,12 @@ def test_zoom_says_when_it_can_go_no_further(desk):
     assert desk.message == "all of it is shown already"
     press(desk, "zoom_in", "zoom_fit")
     assert desk.cursor.zoom == 0
+
+
+@pytest.mark.parametrize(
+    ("focus", "axis"), [("timeline", "step"), ("grid", "head"), ("keys", "row"), ("cost", "step")]
+)
+def test_page_keys_move_along_what_a_pane_is_about(desk, focus, axis):
+    desk.focus_on(focus)
+    press(desk, "first_step", "page_on")
+    assert getattr(desk.cursor, axis) > 0

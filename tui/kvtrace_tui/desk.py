@@ -73,6 +73,11 @@ class PaneTraits:
     down: Axis | None = None
     tensor: Tensor = Tensor.KEYS
 
+    @property
+    def main(self) -> Axis | None:
+        """What the page keys move along."""
+        return self.across or self.down
+
 
 TRAITS: Mapping[str, PaneTraits] = {
     "timeline": PaneTraits("timeline", across=Axis.STEP),
