@@ -111,12 +111,8 @@ def _take_apart(mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> AttentionCall | None:
     """Make the call; None when it was not called with q, k and v of four dimensions."""
-    given, kwargs, result, eager, _ = raw
-    args: Sequence[Any] = given
-    if len(args) < 5:
-        named = dict(zip(_NAMES, args[1:], strict=False))
-        args = [None, *(named.get(name, kwargs.get(name)) for name in _NAMES)]
-    q, k, v, mask = args[1:5]
+    _, kwargs, result, eager, _ = raw
+    q, k, v, mask = _consumed(raw)
     if not (_is_four(q) and _is_four(k) and _is_four(v)):
         return None
     q_shape, k_shape = q.shape, k.shape
@@ -131,11 +127,8 @@ def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> Atte
         if causal and seq > new:
             # a static buffer in prefill: the kernel gets the first rows only
             k, v, seq = k[:, :, :new], v[:, :, :new], new
-    if visible is not None and visible.shape[-1] > seq:
-        visible = visible[..., :seq]
-        bias = None if bias is None else bias[..., :seq]
-    elif visible is not None and 1 < visible.shape[-1] < seq:
-        visible = bias = None  # of fewer rows than there are: another one was used, if any
+    if visible is not None:
+        visible, bias = _over(visible, bias, seq)
     position_bias = kwargs.get("position_bias")
     if position_bias is not None:
         part = position_bias[..., :seq]
@@ -169,6 +162,25 @@ def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> Atte
     )
     boolean = eager and visible is not None and mask.dtype == torch.bool
     return as_it_was_taken(made) if boolean else made
+
+
+def _consumed(raw: RawCall) -> Sequence[Any]:
+    """Queries, keys, values and the mask, by place or by name."""
+    given, kwargs = raw[0], raw[1]
+    if len(given) >= 5:
+        return given[1:5]
+    named = dict(zip(_NAMES, given[1:], strict=False))
+    return [named.get(name, kwargs.get(name)) for name in _NAMES]
+
+
+def _over(visible: Tensor, bias: Tensor | None, seq: int) -> tuple[Tensor | None, Tensor | None]:
+    """Of a mask, the part that is over the keys there are.
+
+    One of fewer keys than there are is none: another one was used, if any.
+    """
+    if visible.shape[-1] > seq:
+        return visible[..., :seq], None if bias is None else bias[..., :seq]
+    return (None, None) if 1 < visible.shape[-1] < seq else (visible, bias)
 
 
 def _sinks(
