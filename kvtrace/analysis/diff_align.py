@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from kvtrace.errors import TraceError
 from kvtrace.trace import Step, Trace
 
 
@@ -48,6 +49,24 @@ class Stretch:
     count: int
 
 
+def readable(trace: Trace) -> Iterator[Step]:
+    """The steps of a trace that are not damaged."""
+    for number in trace.numbers:
+        try:
+            yield trace.step(number)
+        except TraceError:
+            continue
+
+
+def unreadable(trace: Trace) -> Iterator[str]:
+    """What is wrong with the others."""
+    for number in trace.numbers:
+        try:
+            trace.step(number)
+        except TraceError as error:
+            yield str(error)
+
+
 def paths(trace: Trace, *, told: bool = True) -> list[Path]:
     """The final path of each sequence.
 
@@ -57,7 +76,7 @@ def paths(trace: Trace, *, told: bool = True) -> list[Path]:
             the place of what stood there; else tokens are counted as they were fed.
     """
     out: list[Path] = []
-    for step in trace:
+    for step in readable(trace):
         before = [dict(path) for path in out] if step.parent is not None else []
         out = [_source(step, before, sequence) for sequence in range(step.num_sequences)]
         for sequence, (tokens, positions) in enumerate(

@@ -10,13 +10,15 @@ import numpy as np
 from kvtrace import units
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED
 from kvtrace.analysis.checks.spoken import spoken
-from kvtrace.analysis.diff import Diff, Parting, TokensPart
+from kvtrace.analysis.diff import Diff, TokensPart
+from kvtrace.analysis.diff_rows import Parting
 from kvtrace.cli.show.tables import table
 from kvtrace.text import safe, token
 from kvtrace.trace import Tensor, Trace
 
 _WIDTH = 100
 _LAYERS_SHOWN = 16
+_DAMAGE_SHOWN = 4
 _NAMES = {Tensor.QUERIES: "q", Tensor.KEYS: "k", Tensor.VALUES: "v", Tensor.OUTPUT: "output"}
 _LONG = {
     Tensor.QUERIES: "queries",
@@ -46,6 +48,8 @@ def lines(found: Diff, traces: tuple[Trace, Trace], files: tuple[str, str]) -> l
     if found.verdict != UNCHECKED:
         out += ["", *textwrap.wrap(f"Counted as rounding: {safe(found.reason, 1000)}.", _WIDTH)]
     out += _unfinished(traces)
+    beside = (one.text for trace in traces for one in trace.damage)
+    out += _damaged(tuple(dict.fromkeys((*found.unread, *beside))))
     return out
 
 
@@ -140,5 +144,13 @@ def _unfinished(traces: tuple[Trace, Trace]) -> list[str]:
         f"Mind: {safe(trace.name)} is incomplete; its first "
         f"{units.counted(len(trace), 'step')} were compared."
         for trace in traces
-        if trace.ending is None or trace.damage
+        if trace.ending is None
     ]
+
+
+def _damaged(unread: tuple[str, ...]) -> list[str]:
+    """What could not be read; of much some."""
+    told = [f"Mind: {safe(one, 500)}" for one in unread[:_DAMAGE_SHOWN]]
+    if len(unread) > len(told):
+        told.append(f"Mind: {len(unread) - len(told)} more like these could not be read.")
+    return [line for one in told for line in textwrap.wrap(one, _WIDTH, subsequent_indent="  ")]

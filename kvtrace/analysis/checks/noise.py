@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.trace import NOT_REPEATABLE, LaneStep, Reference, Tensor, Trace
+from kvtrace.trace import NOT_REPEATABLE, LaneStep, Reference, Tensor, Trace, rounded_by
 
 # Relative to max|row|; measured on random models of 185 architectures, 4 layers.
 FLOOR = {"float64": 1e-12, "float32": 2e-5, "float16": 3e-3, "bfloat16": 2e-2}
@@ -34,12 +34,13 @@ class Noise:
     reason: str
 
 
-def noise(trace: Trace, lane: str) -> Noise:
+def noise(trace: Trace, lane: str, *, referee: bool = True) -> Noise:
     """Thresholds for a trace.
 
     Args:
         trace: Its LANE comparisons are read, no rows.
         lane: The lane that is compared.
+        referee: Ask the referee too, if there is one.
     """
     sites = trace.meta.sites
     dtype = trace.meta.model.dtype
@@ -53,12 +54,17 @@ def noise(trace: Trace, lane: str) -> Noise:
     told = found.reason.partition(" ")[0] if found else ""
     kind = told if told in FLOOR else dtype
     reason = f"{kind} rounding: {floor:.0e} of the largest number, growing with depth"
-    far = _referee_distance(trace, lane)
-    referee = trace.meta.lane("referee")
-    if far is not None and referee is not None:
+    inside = max(filter(None, map(rounded_by, trace.notes)), default=None)
+    if inside is not None:
+        reason += f"; rounding inside of the model moves rows by {inside:.1e}"
+        reason += f", raised to {TIMES_REFEREE:.0f} times that"
+        threshold = np.maximum(threshold, TIMES_REFEREE * inside)
+    far = _referee_distance(trace, lane) if referee else None
+    truth = trace.meta.lane("referee")
+    if far is not None and truth is not None:
         # numbers that are drawn anew in every call tell nothing of rounding
         raised = 0 * far if drawn(trace) else TIMES_REFEREE * far
-        off = f"recomputing itself is off from {referee.dtype} by up to {np.nanmax(far):.1e}"
+        off = f"recomputing itself is off from {truth.dtype} by up to {np.nanmax(far):.1e}"
         times = f", raised to {TIMES_REFEREE:.0f} times that" if (raised > threshold).any() else ""
         reason += f"; {off}{times}"
         threshold = np.fmax(threshold, raised)
