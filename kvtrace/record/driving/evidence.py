@@ -30,6 +30,9 @@ from kvtrace.record.driving.way import Way
 
 NOT_FINITE = "no logit is finite"
 
+PREFILL, STEPS = 5, 2
+"""Tokens of a trial. Five at once, so that a size of one is told from a size of many."""
+
 Verdict = Literal["agrees", "differs", "forgets", "fails"]
 
 _LIBRARIES = re.compile(r"[/\\\\](site-packages|dist-packages|kvtrace[/\\\\]record)[/\\\\]|^<")
@@ -52,6 +55,7 @@ class Tried:
         as_theirs: The user's own generation calls it so.
         reached: Calls that went well before one failed.
         begins: What comes before the first call went well.
+        alone: No pass over all tokens was at hand to hold its steps against.
     """
 
     way: Way
@@ -64,6 +68,7 @@ class Tried:
     as_theirs: bool = False
     reached: int = 0
     begins: bool = True
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +92,17 @@ class Trials:
     script: ModuleType | None = None
     _seen: dict[str, Tensor] = field(default_factory=dict)
 
-    def run(self, way: Way) -> Tried:
+    def run(self, way: Way, plain: Way | None = None) -> Tried:
         """Try a cached way: the prompt, then single tokens, against passes over all tokens.
 
         Where nothing takes more than one token there is no such pass: seeing the earlier tokens
         is all that can be asked.
+
+        Args:
+            way: What to try.
+            plain: How a pass is made of a way that never takes more than one token.
         """
+        alone = way.feeds == "one" and plain is None
         steps: list[Tensor] = []
         try:
             with nothing_left(self.model, self.script), _calm():
@@ -100,13 +110,15 @@ class Trials:
                 for end in range(self.prefill, len(self.tokens) + 1):
                     steps.append(calls.step(self.tokens[:end]).clone())
                 keeps = self._keeps(way)
-            whole = steps[1:] if way.feeds == "one" else self._whole(way)
+            whole = steps[1:] if alone else self._whole(way if way.feeds != "one" else plain or way)
         except Exception as error:
             begins = not isinstance(error, CannotBeginError)
             return Tried(way, "fails", why=reason_of(error), begins=begins, reached=len(steps))
-        told = Tried(way, "agrees", 0.0, "", keeps, calls.comes_back, tuple(calls.seen))
+        told = Tried(
+            way, "agrees", 0.0, "", keeps, calls.comes_back, tuple(calls.seen), alone=alone
+        )
         difference = max(map(_difference, steps[1:], whole), default=0.0)
-        if difference <= self.tolerance and (way.feeds != "one" or not self._forgets(way, steps)):
+        if difference <= self.tolerance and not (alone and self._forgets(way, steps)):
             return replace(told, difference=difference)
         forgets = self._forgets(way, steps)
         return replace(told, verdict="forgets" if forgets else "differs", difference=difference)
@@ -257,3 +269,23 @@ def reason_of(error: BaseException) -> str:
     theirs = [one for one in frames if not _LIBRARIES.search(one.filename)]
     place = f" ({Path(theirs[-1].filename).name}:{theirs[-1].lineno})" if theirs else ""
     return f"{type(error).__name__}: {text}".rstrip(": ") + place
+
+
+def tokens_to_try(prompt: Sequence[int], vocabulary: int, context: int) -> list[int]:
+    """Different ids, the prompt's first.
+
+    Args:
+        prompt: What the run begins with.
+        vocabulary: Ids that there are; 0: that is not known.
+        context: Tokens that the model takes at most; 0: any number.
+    """
+    count = PREFILL + STEPS
+    if context:
+        count = min(count, context)
+    found = list(dict.fromkeys(prompt))
+    limit = vocabulary or max(found, default=0) + 1
+    found += [one for one in range(min(limit, 10 * count)) if one not in found]
+    found = found[:count]
+    while len(found) < count:  # a vocabulary smaller than the trial
+        found.append(found[len(found) % max(1, limit)])
+    return found

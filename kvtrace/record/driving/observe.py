@@ -1,14 +1,17 @@
 """How the user's own generation calls the model: watched on a private copy.
 
 Where their code already decodes with a cache, a token at a time, that is the way to call it, right
-or wrong: what it does wrong is what kvtrace is there to show.
+or wrong: what it does wrong is what kvtrace is there to show. Where it passes the whole text anew
+at every step, what it passes beside it holds no rows for the next one: memories of segments, say.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -37,37 +40,57 @@ _TOTALS = re.compile(r"(max_)?(seq_)?len(gth)?|seq_len|total_len|max_length")
 _IDS = re.compile(r"(\w+_)?(ids?|idx|tokens?|prompts?|input_ids|inputs?|x|context|start\w*|seq)s?")
 
 
-def observed(trials: Trials, signature: Signature) -> list[Pattern]:
-    """Calls of the first of their generations that feeds single tokens; empty where none does.
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What their generations show.
+
+    Attributes:
+        calls: Of the first that feeds single tokens; empty where none does.
+        unfilled: Where none does, what the first that passes all tokens anew passes beside them,
+            each time the same.
+    """
+
+    calls: Sequence[Pattern] = ()
+    unfilled: frozenset[str] = frozenset()
+
+
+def observed(trials: Trials, signature: Signature) -> Observed:
+    """What the user's own generations pass to the model.
 
     Args:
         trials: Makes private copies of the model, and has a prompt.
         signature: Of its forward.
     """
     prompt = trials.tokens[: trials.prefill]
+    unfilled: frozenset[str] = frozenset()
     for call in _generations(trials.model, trials.script):
         with nothing_left(trials.model, trials.script):
-            calls = _watched(call, trials.fresh(), signature, prompt)
-        if _feeds_single_tokens(calls, signature, len(prompt)):
-            return calls
-    return []
+            calls, given = _watched(call, trials.fresh(), signature, prompt)
+        if _feeds(calls, signature, len(prompt), 1):
+            return Observed(calls)
+        if not unfilled and _feeds(calls, signature, len(prompt), len(prompt) + 1):
+            first, second = calls[:2]
+            unfilled = frozenset(name for name in given if first.get(name) == second.get(name))
+    return Observed((), unfilled)
 
 
 def _watched(
     call: Generation, model: nn.Module, signature: Signature, prompt: Sequence[int]
-) -> list[Pattern]:
-    """What the model is given while they generate; nothing where that raises early."""
+) -> tuple[list[Pattern], set[str]]:
+    """What the model is given while they generate, and what by name; nothing if that raises early.
+
+    Its `forward` may be called without the call around it.
+    """
     calls: list[Pattern] = []
-    hook = model.register_forward_pre_hook(_recorder(signature, calls), with_kwargs=True)
+    given: set[str] = set()
+    object.__setattr__(model, "forward", _recording(model.forward, signature, calls, given))
     try:
         with torch.no_grad():
             call(model, prompt)
     except Exception:
         if len(calls) < NEW_TOKENS:
             calls.clear()
-    finally:
-        hook.remove()
-    return calls
+    return calls, given
 
 
 def matches(seen: Sequence[Pattern], calls: Sequence[Pattern]) -> bool:
@@ -102,7 +125,11 @@ def _call(
     """Their function with a prompt and a number of new tokens."""
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
     ids = torch.tensor([list(prompt)], device=device)
-    result = function(**generation_arguments(function, ids, NEW_TOKENS, first))
+    named = generation_arguments(function, ids, NEW_TOKENS, first)
+    # a decorator may hide what it takes
+    hidden = (ids, ids.shape[1] + NEW_TOKENS)
+    unnamed = () if named else hidden if first is None else (first, *hidden)
+    result = function(*unnamed, **named)
     if inspect.isgenerator(result):
         for _, _ in zip(range(NEW_TOKENS), result, strict=False):
             pass
@@ -111,14 +138,19 @@ def _call(
 def generation_arguments(
     function: Callable[..., object], ids: Tensor, count: int, first: nn.Module | None = None
 ) -> dict[str, object]:
-    """Ids and a number of new tokens, by name; whatever else has a default keeps it."""
+    """Ids and a number of new tokens, by name; whatever else has a default keeps it.
+
+    Where no name says that it is for ids, they come first.
+    """
     values: dict[str, object] = {}
     declared = [one for one in parameters_of(function) if one.kind is one.POSITIONAL_OR_KEYWORD]
     if first is not None and declared:
         values[declared.pop(0).name] = first
+    named = [one.name for one in declared if _IDS.fullmatch(one.name.lower())]
+    place = next(iter(named or [one.name for one in declared[:1] if one.default is one.empty]), "")
     for one in declared:
         name = one.name.lower()
-        if _IDS.fullmatch(name) and not any(each is ids for each in values.values()):
+        if one.name == place and (named or not _COUNTS.fullmatch(name)):
             values[one.name] = ids
         elif _COUNTS.fullmatch(name):
             values[one.name] = count + (ids.shape[1] if _TOTALS.fullmatch(name) else 0)
@@ -134,22 +166,28 @@ def generators(model: nn.Module) -> Iterator[str]:
             yield name
 
 
-def _recorder(signature: Signature, calls: list[Pattern]) -> Callable[..., None]:
+def _recording(
+    forward: Callable[..., object], signature: Signature, calls: list[Pattern], given: set[str]
+) -> Callable[..., object]:
+    """A forward that notes what its first calls are given, and by what names."""
     names = [one.name for one in signature.parameters]
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    @functools.wraps(forward)
+    def noting(*args: Any, **kwargs: Any) -> object:
         if len(calls) < NEW_TOKENS:
             values = dict(zip(names, args, strict=False)) | kwargs
+            given.update(values)
             calls.append(pattern(signature, values))
+        return forward(*args, **kwargs)
 
-    return hook
+    return noting
 
 
-def _feeds_single_tokens(calls: list[Pattern], signature: Signature, prompt: int) -> bool:
-    """Whether the prompt went in at once, and then one token."""
+def _feeds(calls: list[Pattern], signature: Signature, prompt: int, then: int) -> bool:
+    """Whether the prompt went in at once, and then so many tokens."""
     ids = signature.ids
     if ids is None or len(calls) < 2:
         return False
     shapes = [call.get(ids.name) for call in calls[:2]]
-    wanted = [(1, prompt), (1, 1)], [(prompt,), (1,)]
+    wanted = [(1, prompt), (1, then)], [(prompt,), (then,)]
     return shapes in [[("whole", shape) for shape in pair] for pair in wanted]

@@ -12,7 +12,7 @@ from torch import nn
 from kvtrace.errors import ModelError
 from kvtrace.record.driving.calls import Shape
 from kvtrace.record.driving.candidates import cached_ways, plain_ways
-from kvtrace.record.driving.evidence import NOT_FINITE, Trials, Tried
+from kvtrace.record.driving.evidence import NOT_FINITE, STEPS, Trials, Tried, tokens_to_try
 from kvtrace.record.driving.observe import matches, observed
 from kvtrace.record.driving.patterns import Pattern
 from kvtrace.record.driving.private import private_copy
@@ -26,9 +26,6 @@ from kvtrace.text import safe
 _RAISED = re.compile(r"\w+(Error|Exception|Interrupt|Exit)\b")
 
 _ANY_SHAPE = re.compile(r"\[.*?\]|\d+")
-
-PREFILL, STEPS = 5, 2
-"""Tokens of a trial. Five at once, so that a size of one is told from a size of many."""
 
 TRIES, SECONDS = 400, 10.0
 """After this many ways, or this long, the best one so far is taken."""
@@ -85,15 +82,19 @@ class Search:
         trials = self._trials()
         plain = self._plain(signature, trials)
         theirs = observed(trials, signature)
-        signature = shown(signature, theirs, trials.prefill)
+        signature = shown(signature, theirs.calls, trials.prefill)
         # a way whose rows see nothing of each other took tokens for sequences
         sound = plain if plain is not None and trials.sees_the_first_token(plain) else None
-        best = self._cached(self._ways(signature, sound), trials, theirs, plain)
+        best = self._cached(self._ways(signature, sound), trials, theirs.calls, plain)
+        if sound is not None and best is not None and _is_left_empty(best, theirs.unfilled):
+            best = None
         if best is None and sound is None:
             self._dead.clear()
-            best = self._cached(self._singly(signature), trials, theirs, None)
+            best = self._cached(self._singly(signature), trials, theirs.calls, None)
         if sound is not None and (best is None or best.verdict == "forgets"):
             best = self._suspected(signature, trials, sound) or best
+        if sound is not None and best is not None and best.verdict == "forgets":
+            best = self._one_by_one(signature, trials, sound) or best
         if best is not None:
             return _cached(best, self.otherwise)
         if plain is None:
@@ -181,6 +182,20 @@ class Search:
             )
             yield from (replace(way, feeds="one") for way in ways if way.feeds == "new")
 
+    def _one_by_one(self, signature: Signature, trials: Trials, plain: Way) -> Tried | None:
+        """A way that agrees if the prompt, too, goes in a token at a time.
+
+        A model may take the last token it is given as soon as it is handed a cache, even an empty
+        one.
+        """
+        self._dead.clear()
+        ways = (way for way in self._ways(signature, plain) if way.feeds == "new" and way.cache)
+        for way in self._limited((replace(way, feeds="one") for way in ways), few=True):
+            tried = trials.run(way, plain)
+            if tried.keeps and tried.verdict == "agrees":
+                return tried
+        return None
+
     def _suspected(self, signature: Signature, trials: Trials, plain: Way) -> Tried | None:
         """A way that agrees, in which parameters whose names say nothing are for the cache."""
         variants = suspected(signature)
@@ -223,7 +238,7 @@ class Search:
     def _trials(self) -> Trials:
         shape = self.shape()
         vocabulary = shape.vocab_sizes[0] if shape.vocab_sizes else 0
-        tokens = _tokens(self.wish.prompt, vocabulary, self.wish.context)
+        tokens = tokens_to_try(self.wish.prompt, vocabulary, self.wish.context)
         prefill = max(1, len(tokens) - STEPS)
         return Trials(self._copier(), self.model, tokens, prefill, shape, self.wish.script)
 
@@ -257,6 +272,12 @@ class Search:
         )
 
 
+def _is_left_empty(best: Tried, unfilled: frozenset[str]) -> bool:
+    """Whether what does not do as a cache is what their own generation never passes rows in."""
+    cache = best.way.cache
+    return best.verdict != "agrees" and cache is not None and unfilled.issuperset(cache.names)
+
+
 def _closest_first(differing: list[Tried], slicing: Sequence[Tried]) -> list[Tried]:
     """Ways whose steps differ; those of a model that takes its new tokens itself, if far closer."""
     near = min(slicing, key=lambda tried: tried.difference, default=None)
@@ -269,7 +290,7 @@ def _cached(best: Tried, otherwise: Tried | None) -> Found:
     way = best.way
     theirs = ", as its own code does" if best.as_theirs else ""
     said = [f"called as {way}{theirs}: {_feeding(way)}{_cache_of(way, best.back)}"]
-    if way.feeds == "one" and best.verdict == "agrees":
+    if best.alone and best.verdict == "agrees":
         said.append("it takes no more than one token, so that no pass over all of them is at hand")
         return Found(way, tuple(said), True)
     if best.verdict == "agrees":
@@ -361,17 +382,3 @@ def _uncached(plain: Way, trials: Trials, wish: Wish, stumbled: Tried | None) ->
             "its rows change when tokens are added: it is not causal, no cache can serve it"
         )
     return Found(plain, tuple(said), causal is not False)
-
-
-def _tokens(prompt: Sequence[int], vocabulary: int, context: int) -> list[int]:
-    """Different ids, the prompt's first."""
-    count = PREFILL + STEPS
-    if context:
-        count = min(count, context)
-    found = list(dict.fromkeys(prompt))
-    limit = vocabulary or max(found, default=0) + 1
-    found += [one for one in range(min(limit, 10 * count)) if one not in found]
-    found = found[:count]
-    while len(found) < count:  # a vocabulary smaller than the trial
-        found.append(found[len(found) % max(1, limit)])
-    return found
