@@ -39,3 +39,24 @@ def test_all_tokens_in_and_one_row_computed_is_a_step_that_reads_the_cache(tmp_p
     assert [trace.cache_step(n, 0).length_before for n in range(3)] == [0, 4, 5]
     assert (trace.cache(2, 0).keys == cache[0][0].numpy()).all()
     assert not any((trace.compared(n).beyond > 0).any() for n in range(3))
+
+
+class Remembering(Slicing):
+    """As it, but it keeps the output of every token, too: it has logits for all of them."""
+
+    def forward(self, x, cache=None):
+        logits, rows = super().forward(x, None if cache is None else cache[:2])
+        whole = logits if cache is None else torch.cat((cache[2], logits), 1)
+        return whole, (*rows, whole)
+
+
+def test_logits_of_kept_outputs_do_not_make_a_step_of_one_row_one_of_all(tmp_path):
+    model, tokens = Remembering(), torch.tensor([[3, 1, 4, 1, 5, 9]])
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        cache = None
+        for end in (4, 5, 6):
+            logits, cache = model(tokens[:, :end], cache)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [step.tokens for step in trace] == [((3, 1, 4, 1),), ((5,),), ((9,),)]
+    assert trace.step(2).top[0].ids[0] == int(logits[0, -1].argmax())
+    assert not any((trace.compared(n).beyond > 0).any() for n in range(3))

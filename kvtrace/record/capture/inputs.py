@@ -181,7 +181,8 @@ def fitted(
     in the batch or in a dimension more; the first of each stands for all. It may be given all
     tokens and take the last ones, those that its cache does not have; it attends to a row of each,
     and may put rows of its own in front. One that has logits for every token took them all, though
-    it attends to them in blocks.
+    it attends to them in blocks; not where each place attends once, to a row of every token: then
+    it kept what came out of the earlier ones, too.
     """
     decoding = [call for call in calls if call.kind != "encoder"] or list(calls)
     if not decoding or any(_size(call) == shape for call in decoding):
@@ -191,6 +192,7 @@ def fitted(
     if tokens is None:
         return None, (sequences, new)
     whole = logits is not None and logits.shape[:2] == tokens.shape == shape
+    whole = whole and any(call.call or call.keys.shape[2] != shape[1] for call in decoding)
     if whole and sequences == shape[0] and new < shape[1]:
         return tokens, shape
     if tuple(tokens.shape) == (new, sequences):
