@@ -145,11 +145,11 @@ def _case(one: Trial, suite: str) -> str:
     if report.ok:
         return f"{head}/>"
     message = headline(Report(report.verdict, report.findings, report.reason, trials=(one,)))
-    kind = "failure"
+    kind, what = "failure", next((found.name for found in report.findings), report.verdict)
     if report.verdict == UNCHECKED:
-        kind = "error" if one.essential else "skipped"
+        kind, what = "error" if one.essential else "skipped", report.verdict
     told = escape("\n".join(lines(Report(report.verdict, report.findings, report.reason))))
-    body = f"<{kind} message={_attribute(message)}>{told}</{kind}>"
+    body = f"<{kind} type={_attribute(what)} message={_attribute(message)}>{told}</{kind}>"
     return f"{head}>{body}</testcase>"
 
 

@@ -105,6 +105,7 @@ def test_junit_has_one_case_a_run(kvtrace, trace_file, tmp_path):
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     healthy, failed = suite.findall("testcase")
     assert healthy.find("failure") is None
+    assert failed.find("failure").get("type") == "SCALE"
     assert "(SCALE)" in failed.find("failure").get("message")
     assert "rounding explains" in failed.find("failure").text
 
