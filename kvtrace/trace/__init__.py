@@ -8,10 +8,12 @@ from kvtrace.trace.notes import (
     INEXACT,
     NOT_REPEATABLE,
     OTHER_AXIS,
+    ROUNDS_INSIDE,
     WEIGHTS_CHANGED,
     Damage,
     Ending,
     Note,
+    rounded_by,
 )
 from kvtrace.trace.reference import Reference
 from kvtrace.trace.source import CACHED, OVERVIEW, WRITES, Source
@@ -41,6 +43,7 @@ __all__ = [
     "NO_TOKEN",
     "OTHER_AXIS",
     "OVERVIEW",
+    "ROUNDS_INSIDE",
     "WEIGHTS_CHANGED",
     "WRITES",
     "CacheEvent",
@@ -72,5 +75,6 @@ __all__ = [
     "TopLogits",
     "Trace",
     "Weights",
+    "rounded_by",
     "stands_for_none",
 ]

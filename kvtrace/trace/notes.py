@@ -10,6 +10,9 @@ OTHER_AXIS = "its softmax ran over another axis than the keys now and then"
 NOT_REPEATABLE = "not repeatable:"
 """How a note begins about a model that gives other numbers in every call."""
 
+ROUNDS_INSIDE = "rounds inside:"
+"""How a note begins about a model whose rows move far by rounding; how far comes next."""
+
 WEIGHTS_CHANGED = "not compared, for the weights changed afterwards"
 """How a note ends about steps that another model took, so to speak."""
 
@@ -39,6 +42,17 @@ class Note:
     site: int | None = None
     head: int | None = None
     sequence: int = 0
+
+
+def rounded_by(note: Note) -> float | None:
+    """How far rounding moves rows, relative to the largest number, as a note says; None: not it."""
+    if not note.text.startswith(ROUNDS_INSIDE):
+        return None
+    word = note.text.removeprefix(ROUNDS_INSIDE).split(maxsplit=1)[0]
+    try:
+        return float(word)
+    except ValueError:  # in somebody's own words
+        return None
 
 
 @dataclass(frozen=True, slots=True)

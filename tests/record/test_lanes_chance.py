@@ -9,12 +9,12 @@ from kvtrace.analysis.checks import check
 from kvtrace.files import open_trace
 
 
-def run(model, path, positions=None, **options):
-    """A prefill of six tokens and four decode steps."""
-    tokens = torch.randperm(80, generator=torch.Generator().manual_seed(0))[None, :10] + 3
+def run(model, path, positions=None, prompt=6, **options):
+    """A prefill of six tokens, or more, and four decode steps."""
+    tokens = torch.randperm(80, generator=torch.Generator().manual_seed(0))[None] + 3
     past, start = None, 0
     with kvtrace.record(model, path, keep_rows=True, **options), torch.no_grad():
-        for end in range(6, 11):
+        for end in range(prompt, prompt + 5):
             given = {} if positions is None else {"position_ids": positions(start, end)}
             out = model(tokens[:, start:end], past_key_values=past, use_cache=True, **given)
             past, start = out.past_key_values, end
@@ -77,3 +77,39 @@ def test_a_cache_that_is_dropped_on_the_way_is_history_lost(tmp_path, told):
     found = [(one.name, one.step) for one in check(open_trace(tmp_path / "a.kvt")).findings]
     # a step that is not told its position may as well begin another text
     assert found == ([("HISTORY-LOST", 1)] if told else [])
+
+
+class Rounding(torch.nn.Linear):
+    """Rounds what it is given to few values a token, as layers with quantised activations do."""
+
+    def forward(self, x):
+        scale = x.abs().amax(-1, keepdim=True) / 1023
+        return super().forward((x / scale).round() * scale)
+
+
+def rounding():
+    torch.manual_seed(0)
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name, one in list(part.named_children()):
+                if isinstance(one, torch.nn.Linear):
+                    coarse = Rounding(one.in_features, one.out_features, bias=False)
+                    coarse.weight.data = one.weight.data * 8
+                    setattr(part, name, coarse)
+    return model
+
+
+@pytest.mark.parametrize("recompute", ["once", "each"])
+def test_activations_that_are_quantised_are_told_as_rounding(tmp_path, recompute):
+    report = run(rounding(), tmp_path / "a.kvt", prompt=60, recompute=recompute)
+    assert (report.findings, report.verdict) == ((), "equal within rounding")
+    assert "rounding inside of the model" in report.reason
+
+
+def test_a_bug_beyond_what_is_rounded_inside_is_named(tmp_path):
+    def positions(start, end):
+        return torch.arange(start, end)[None] - (1 if start else 0)
+
+    report = run(rounding(), tmp_path / "a.kvt", positions, prompt=60)
+    assert [one.name for one in report.findings] == ["POSITION-ROPE"]

@@ -20,6 +20,7 @@ from kvtrace.record.lanes.again import Again, Batch, CannotRecomputeError
 from kvtrace.record.lanes.extras import Extras
 from kvtrace.record.lanes.paths import Path
 from kvtrace.record.lanes.repeats import varies
+from kvtrace.record.lanes.rounds import rounds_inside
 from kvtrace.record.lanes.tables import given_table
 from kvtrace.record.lanes.tolerance import tolerance
 from kvtrace.trace import Lane, Note, Trace
@@ -76,6 +77,11 @@ def looks_ahead(
         random = varies(again, cut, short, dtype)
         if random is not None:
             return random
+    if wide and (found is not None or dtype is None):
+        moved, plain = (0.0 if found is None else found[1]), (forward if dtype is None else None)
+        rounding = rounds_inside(again, batch, _TIMES * limit, moved=moved, plain=plain)
+        if rounding is not None:
+            return rounding
     if found is None:
         return None
     call, far = found

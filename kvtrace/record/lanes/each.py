@@ -23,8 +23,15 @@ from kvtrace.record.lanes.logits import KeptLogits
 from kvtrace.record.lanes.once import LaneSink, compare_logits
 from kvtrace.record.lanes.paths import Node, Path, Paths
 from kvtrace.record.lanes.repeats import varies
+from kvtrace.record.lanes.rounds import rounds_inside
 from kvtrace.record.lanes.tally import Tally
 from kvtrace.trace import Lane, Note, Step, Trace
+
+_TIMES = 4.0
+"""Times what is rounding: so far parameters that differ in their last bits move no rows."""
+
+_EXPLAINED = {"NOT-CAUSAL", "not repeatable", "rounds inside"}
+"""What tells why rows of earlier tokens move, once and for all."""
 
 
 @dataclass(slots=True)
@@ -48,6 +55,7 @@ class EachPass:
     _hidden: set[Hidden] = field(default_factory=set)
     _before: tuple[list[list[int]], Tensor] | None = None
     _said: set[str] = field(default_factory=set)
+    _parted: bool = False
 
     def __post_init__(self) -> None:
         self._paths.fed, self._paths.trees = self.extras.embedded, self.extras.trees
@@ -84,9 +92,16 @@ class EachPass:
         comparer.compare(forward, batch, tally)
         compare_logits(self.logits, forward, batch, {step.number: nodes}, tally)
         self.logits.drop(step.number)
+        apart = tally.any_beyond(0)
         tally.elapsed_ns[0] = forward.took.ns()
         sink.compare(tally.finish(self.lane.name, 0))
         self._causal(step, forward, batch, sink)
+        if apart and not self._parted:
+            self._parted = True
+            least = _TIMES * self.lane.tolerance
+            rounding = rounds_inside(self.again, batch, least, plain=forward)
+            if rounding is not None:
+                self._say(rounding, sink)
         for note in comparer.findings.values():
             self._say(replace(note, step=step.number), sink)
 
@@ -125,10 +140,11 @@ class EachPass:
         if old.shape != new.shape or not old.numel():
             return
         moved = float((old - new).abs().max() / new.abs().max().clamp(min=torch.finfo().tiny))
-        if moved > self.lane.tolerance and not self._said & {"NOT-CAUSAL", "not repeatable"}:
-            random = varies(self.again, batch, forward)
-            if random is not None:
-                self._say(random, sink)
+        if moved > self.lane.tolerance and not self._said & _EXPLAINED:
+            other = varies(self.again, batch, forward)
+            other = other or rounds_inside(self.again, batch, 0.0, moved=moved, plain=forward)
+            if other is not None:
+                self._say(other, sink)
                 return
             text = (
                 f"NOT-CAUSAL: keys of earlier tokens in {calls[-1].module} moved by {moved:.1e} of "
