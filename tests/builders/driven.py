@@ -10,6 +10,21 @@ from kvtrace.models import LoadRequest, load
 from kvtrace.record.decode import Limits, decode
 from kvtrace.record.driving import Wish, choose_drive
 
+SMALL = """
+import torch
+from torch import nn
+
+class Small(nn.Module):
+    def __init__(self, vocabulary=300):
+        super().__init__()
+        self.table = nn.Embedding(vocabulary, 8)
+        self.head = nn.Linear(8, vocabulary)
+
+    def forward(self, ids):
+        return self.head(self.table(ids))
+"""
+"""A user's file with a small model that keeps nothing."""
+
 
 @dataclass
 class Run:

@@ -6,24 +6,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from builders.driven import forgotten
+from builders.driven import SMALL, forgotten
 from kvtrace.errors import KvtraceError, ModelError, UsageError
 from kvtrace.models import LoadRequest, load
 from kvtrace.models.found_tokenizer import find_tokenizer
-
-SMALL = """
-import torch
-from torch import nn
-
-class Small(nn.Module):
-    def __init__(self, vocabulary=300):
-        super().__init__()
-        self.table = nn.Embedding(vocabulary, 8)
-        self.head = nn.Linear(8, vocabulary)
-
-    def forward(self, ids):
-        return self.head(self.table(ids))
-"""
 
 
 @pytest.fixture

@@ -6,41 +6,23 @@ import textwrap
 import pytest
 import torch
 
+from builders.driven import SMALL, forgotten
 from kvtrace.errors import ModelError, UsageError
 from kvtrace.models import LoadRequest, load
 
-PLAIN = """
-import torch
-from torch import nn
-
-class Small(nn.Module):
-    def __init__(self, vocabulary=300):
-        super().__init__()
-        self.table = nn.Embedding(vocabulary, 8)
-        self.head = nn.Linear(8, vocabulary)
-
-    def forward(self, ids):
-        return self.head(self.table(ids))
-
-def make():
-    return Small()
-"""
+PLAIN = f"{SMALL}\ndef make():\n    return Small()\n"
 
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """Writes a user's file, and forgets what was imported from it."""
     monkeypatch.chdir(tmp_path)
-    before, path = set(sys.modules), list(sys.path)
+    with forgotten():
 
-    def write(code: str, name: str = "mine.py"):
-        (tmp_path / name).write_text(textwrap.dedent(code))
+        def write(code: str, name: str = "mine.py"):
+            (tmp_path / name).write_text(textwrap.dedent(code))
 
-    yield write
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-    sys.path[:] = path
+        yield write
 
 
 def loaded(spec, **options):
