@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from zlib import crc32
 
 import numpy as np
@@ -105,12 +104,7 @@ class TraceWriter:
     def __enter__(self) -> TraceWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
