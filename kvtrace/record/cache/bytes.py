@@ -37,7 +37,7 @@ def held_bytes(forward: Forward, caches: Set[int]) -> int:
     parts = {
         (part.data_ptr(), part.nbytes): part.nbytes
         for one in forward.lingering
-        if one.cache in caches
+        if one.cache in caches or one.given
         for part in (one.keys, one.values)
     }
     left = sum(parts.values())

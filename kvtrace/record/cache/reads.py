@@ -95,7 +95,9 @@ def _by_content(forward: Forward, place: int, call: AttentionCall, earlier: Sequ
             return Read("cache", lingering=index, repeats=repeats)
     if call.kind == "encoder":
         return Read("uncached")
-    origin = recent[-1] if recent else _with_the_one_before(forward, place, earlier)
+    # one call may read what several updates handed back: an encoder's rows beside those of the text
+    own = [i for i in recent if forward.updates[i].part == call.kind] or recent
+    origin = own[-1] if own else _with_the_one_before(forward, place, earlier)
     return Read("uncached") if origin is None else Read("derived", origin)
 
 

@@ -128,12 +128,14 @@ class Lingering:
         cache: Serial number of the cache object.
         layer: The cache's own layer index.
         keys, values: What it holds.
+        given: Whether its cache is the second half of the one that the forward was given.
     """
 
     cache: int
     layer: int
     keys: Tensor
     values: Tensor
+    given: bool = False
 
 
 Keep = Callable[[AttentionCall], AttentionCall]

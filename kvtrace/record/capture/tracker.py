@@ -195,15 +195,26 @@ class CacheTracker:
 
 
 def lingering(
-    tracker: CacheTracker, calls: Sequence[AttentionCall], updates: Sequence[CacheUpdate]
+    tracker: CacheTracker,
+    calls: Sequence[AttentionCall],
+    updates: Sequence[CacheUpdate],
+    cross: object,
 ) -> tuple[Lingering, ...]:
-    """What else is in the caches, if a call read something that no update handed back."""
+    """What else is in the caches, if a call read something that no update handed back.
+
+    Args:
+        tracker: Knows them.
+        calls: Of a forward.
+        updates: Of it.
+        cross: The second half of the cache that it was given, if that is an encoder-decoder's.
+    """
     handed = {update.keys.data_ptr() for update in updates}
     if all(call.keys.data_ptr() in handed for call in calls):
         return ()
     updated = {(update.cache, update.layer) for update in updates}
+    half = None if cross is None else tracker.serial(cross)
     return tuple(
-        Lingering(serial, layer, keys, values)
+        Lingering(serial, layer, keys, values, serial == half)
         for serial, layer, keys, values in tracker.live()
         if (serial, layer) not in updated
     )

@@ -358,7 +358,7 @@ class Watch:
             found = self._reader.calls(one, part, self._flow)
             tokens, shape = fitted(tokens, shape, found[0], logits_of(result, shape))
             calls, before = self._reader.fitting(found, *shape[:2])
-            left = lingering(self._tracker, calls, updates)
+            left = lingering(self._tracker, calls, updates, cross)
             used = self._given(arguments) | {update.cache for update in updates}
             self._pattern = like = pattern_of(one, updates, calls, self._reader.facts) or like
         forward = Forward(

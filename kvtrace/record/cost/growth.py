@@ -198,11 +198,36 @@ def _together(members: Sequence[Sequence[Seen]], *, weight: bool) -> tuple[Growt
     if found is not None:
         return (found,)
     ran = [one for one in total if one.flops]
+    begun = _begun(total, len(members)) if weight else ()
+    if begun:
+        return begun
     longest = max(ran, key=lambda one: one.sizes.new)
     if len(ran) < len(total):
         per = Per.LONG if longest.sizes.new > 1 else Per.SINGLE
         return (Growth(per, ratio(longest.flops, longest.sizes.amount(per)), sure=False),)
     return _affine(longest, min(ran, key=lambda one: one.sizes.new))
+
+
+def _begun(total: Sequence[Seen], members: int) -> tuple[Growth, ...]:
+    """So much per new row, and more where a text begins: one weight for it and for what it reads.
+
+    Args:
+        total: Sums over some weights, a forward that begins a text first.
+        members: How many weights.
+    """
+    first, then = total[0], total[-1]
+    rows = then.sizes.amount(Per.NEW) * members
+    more = first.rows - first.sizes.amount(Per.NEW) * members
+    if (
+        len(total) < 2
+        or then.rows != rows
+        or more <= 0
+        or first.rows * then.flops != rows * first.flops
+    ):
+        return ()
+    each = ratio(then.flops, then.sizes.amount(Per.NEW))
+    extra = ratio(first.flops * more, first.rows * first.sizes.sequences)
+    return (Growth(Per.NEW, each), Growth(Per.START, extra))
 
 
 def _affine(longer: Seen, shorter: Seen) -> tuple[Growth, ...]:

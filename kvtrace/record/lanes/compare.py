@@ -78,6 +78,7 @@ class _OneSite:
 
     Attributes:
         front: Rows in front of those of the tokens, which stand for none: learned ones.
+        behind: Rows behind those, which stand for none: an encoder's, say.
     """
 
     comparer: Comparer
@@ -87,6 +88,7 @@ class _OneSite:
     steps: dict[int, Step]
     read: dict[tuple[int, int], Floats] = field(default_factory=dict)
     front: int = 0
+    behind: int = 0
 
     def compare(self, tally: Tally) -> None:
         """All tensors, all paths."""
@@ -113,7 +115,7 @@ class _OneSite:
 
     def _uneven(self, *, kv: bool) -> bool:
         """Whether rows are not one a token, so that a longer text has others."""
-        lengths, fronts = set(), set()
+        lengths, margins = set(), set()
         for step in self.steps.values():
             group = step.cache_step(self.site.reads)
             runs = group.attended[0] if group is not None and group.attended else ()
@@ -121,12 +123,13 @@ class _OneSite:
             none = [stands_for_none(run.position) for run in runs]
             if (none and all(none)) or step.new_at(self.site.index) > step.new:
                 return True
-            fronts.add(_front(runs))
-        if kv:
-            if None in fronts or len(fronts) > 1:
+            margins.add(_margins(runs))
+        if kv and margins:
+            found = margins.pop()
+            if margins or found is None:
                 return True
-            self.front = max((front or 0 for front in fronts), default=0)
-            if self.front and self.call.keys.shape[2] != self.batch.rows + self.front:
+            self.front, self.behind = found
+            if any(found) and self.call.keys.shape[2] != self.batch.rows + sum(found):
                 return True
         return kv and self.site.kind == "cross" and len(lengths) > 1
 
@@ -148,6 +151,7 @@ class _OneSite:
         site, heads = self.site, self.site.heads(tensor)
         if kv:
             source = with_heads(source, heads)[:, :, self.front :]
+            source = source[:, :, : source.shape[2] - self.behind]
         cross = kv and site.kind == "cross"
         rows = source.shape[2] if cross else self.batch.rows
         wanted = (len(self.batch.paths), heads, rows, site.dim(tensor))
@@ -186,11 +190,14 @@ class _OneSite:
             tally.count_beyond(steps, self.site.index, int(tensor), counts)
 
 
-def _front(runs: Sequence[Run]) -> int | None:
-    """Rows before the first token's that stand for none; None where some stand behind it."""
-    none = [run.count for run in runs if stands_for_none(run.position)]
-    first = takewhile(lambda run: stands_for_none(run.position), runs)
-    return sum(none) if len(list(first)) == len(none) else None
+def _margins(runs: Sequence[Run]) -> tuple[int, int] | None:
+    """Rows that stand for none, before the tokens' and behind them; None: some are among them."""
+    none = sum(run.count for run in runs if stands_for_none(run.position))
+    front, behind = (
+        sum(run.count for run in takewhile(lambda run: stands_for_none(run.position), order))
+        for order in (runs, reversed(runs))
+    )
+    return (front, behind) if front + behind == none else None
 
 
 def _inside(site: Site, calls: Sequence[AttentionCall]) -> AttentionCall | None:
