@@ -3,9 +3,11 @@
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, GPTJConfig
+from transformers.cache_utils import Cache, DynamicLayer
 
 import kvtrace
 from builders.recorded import assert_attention_explains_itself
+from builders.tiny_models import tiny_model
 from kvtrace.errors import TraceError
 from kvtrace.files import TraceWriter
 
@@ -35,6 +37,30 @@ def test_queries_in_float32_over_an_output_in_bfloat16_are_both_recorded(tmp_pat
     ] * 2
     assert [site.source for site in trace.meta.sites] == ["cache"] * 2
     assert trace.meta.unseen == ()
+
+
+def test_a_cache_of_keys_and_values_in_two_dtypes_says_so(tmp_path):
+    class AsGiven(DynamicLayer):
+        """Values begin in the dtype they come in, not in that of the keys."""
+
+        def lazy_initialization(self, key_states, value_states):
+            super().lazy_initialization(key_states, value_states)
+            self.values = self.values.to(value_states.dtype)
+
+    model = tiny_model("llama")
+    cache = Cache(layers=[AsGiven() for _ in model.model.layers])
+    recording = kvtrace.record(model, tmp_path / "a.kvt", recompute="off")
+    with torch.no_grad(), recording, torch.autocast("cpu", torch.bfloat16):
+        model(torch.tensor([[5, 6, 7]]), past_key_values=cache)
+    layer = cache.layers[0]
+    assert (layer.keys.dtype, layer.values.dtype) == (torch.float32, torch.bfloat16)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert {one.remark for one in trace.meta.cache_layers} == {
+        "keys are float32 and values bfloat16 in the cache; rows of both are kept here, and "
+        "counted, as float32"
+    }
+    view = trace.cache(0, 0)
+    assert (view.values == layer.values[0].float().numpy()).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

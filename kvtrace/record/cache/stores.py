@@ -17,6 +17,8 @@ Key = tuple[object, ...]
 
 PACKED = "rows are packed in memory; here they are as attention was given them"
 
+MIXED = "keys are {} and values {} in the cache; rows of both are kept here, and counted, as {}"
+
 
 @dataclass(slots=True)
 class Stores:
@@ -47,6 +49,9 @@ class Stores:
         store = self._add(key, update.layer, kind, shape, dtype, (update.window, update.capacity))
         if kind == "quantised":
             self.say(store, remark=PACKED)
+        elif update.keys.dtype != update.values.dtype:
+            each = (update.keys.dtype, update.values.dtype, dtype)
+            self.say(store, remark=MIXED.format(*map(dtype_name, each)))
         if update.is_one:
             self.say(store, shared_dim=shape[2])
         return store
