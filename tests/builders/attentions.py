@@ -65,6 +65,22 @@ def einsum_implicit(q, k, v):
     return torch.einsum("...ts,...sd->...td", [torch.softmax(scores, -1), v]).transpose(1, 2)
 
 
+def einsum_in_sublists(q, k, v):
+    scores = torch.einsum(q, [0, 1, 2, 3], k, [0, 4, 2, 3], [0, 2, 1, 4]) * SCALE
+    weights = torch.where(hidden(q, k), -torch.inf, scores).softmax(-1)
+    return torch.einsum(weights, [0, 2, 1, 4], v, [0, 4, 2, 3], [0, 1, 2, 3])
+
+
+def with_spare_axes(q, k, v):
+    m = hidden(q, k)
+    q, k, v = [x[:, None] for x in turned(q, k, v)]
+    scores = (q @ k.mT).squeeze(1)[..., None].select(-1, 0) * SCALE
+    weights = scores.masked_fill(m, float("-inf")).softmax(-1)
+    return (
+        (weights[:, None] @ v).squeeze().reshape(weights.shape[:3] + v.shape[-1:]).transpose(1, 2)
+    )
+
+
 def keys_first(q, k, v):
     """Scores [batch, seq, new, heads], softmax over axis 1."""
     scores = torch.einsum("bshd,bthd->bsth", k, q) * SCALE
@@ -181,14 +197,18 @@ def with_alibi(q, k, v):
     return (scores.masked_fill(m, -torch.inf).softmax(-1) @ v).transpose(1, 2)
 
 
-def with_sinks(q, k, v):
+def with_sinks(q, k, v, cut=lambda weights: weights[..., :-1]):
     m = hidden(q, k)
     q, k, v = turned(q, k, v)
     scores = (q @ k.mT * SCALE).masked_fill(m, -torch.inf)
     column = SINKS.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
     both = torch.cat([scores, column], -1)
     both = both - both.max(-1, keepdim=True).values
-    return (both.softmax(-1)[..., :-1] @ v).transpose(1, 2)
+    return (cut(both.softmax(-1)) @ v).transpose(1, 2)
+
+
+def with_sinks_narrowed_away(q, k, v):
+    return with_sinks(q, k, v, lambda weights: weights.narrow(-1, 0, k.shape[1]))
 
 
 PLAIN = (
@@ -197,6 +217,8 @@ PLAIN = (
     in_place,
     einsum,
     einsum_implicit,
+    einsum_in_sublists,
+    with_spare_axes,
     keys_first,
     transposed_scores,
     merged_bmm,

@@ -106,8 +106,9 @@ def test_alibi_is_a_bias_and_never_holds_the_mask():
     assert calls[0].bias.shape[0] == 1
 
 
-def test_sinks_are_given_per_head_though_the_row_maximum_was_taken_off():
-    model = Model(attentions.with_sinks)
+@pytest.mark.parametrize("how", [attentions.with_sinks, attentions.with_sinks_narrowed_away])
+def test_sinks_are_given_per_head_though_the_row_maximum_was_taken_off(how):
+    model = Model(how)
     with torch.no_grad():
         (_, past), calls, _ = watched(model, token_ids(2, 5))
         _, later, _ = watched(model, token_ids(2, 1), past)
