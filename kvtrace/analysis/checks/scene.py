@@ -72,6 +72,7 @@ class Scene:
         told: Positions that the step gave its new rows, [new], where they are others than the
             reference's; None: they are the same, or not known.
         held: Position of each attended row as the steps gave them, [seq]; None: not known.
+        cropped: Rows were taken off the end of the cache before the step.
         spoken: What people call a layer.
         biases: What is added to the scores of one new row, in both lanes: [heads or 1, seq] and
             [heads or 1, places]; None where nothing is.
@@ -100,6 +101,7 @@ class Scene:
     first_site: bool = False
     told: NDArray[np.int64] | None = None
     held: NDArray[np.int64] | None = None
+    cropped: bool = False
     spoken: Callable[[int], str] = "layer {}".format
     biases: Callable[[int], tuple[Floats, Floats] | None] = lambda _: None
 

@@ -100,6 +100,7 @@ def stage(
         lost=frozenset(reference.places_of(np.array(sorted(lost), np.int64)).tolist()),
         told=_told(step, sequence, reference),
         held=view.positions,
+        cropped=any(event.kind == "crop" for event in step.events),
         spoken=lambda other: spoken(trace.meta, other),
         biases=biases,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.contents import check_misaligned
 from kvtrace.analysis.checks.identify import Identity
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.rows import counted
@@ -158,6 +159,10 @@ def _too_few(sight: _Sight) -> tuple[str, str, str]:
 def _older_lost(sight: _Sight) -> tuple[str, str, str]:
     """Some older rows are missing: overwritten, dropped too soon, or hidden."""
     missing, overwritten = sight.missing, sight.overwritten
+    if sight.scene.cropped and not sight.hidden and _newest(sight.scene, missing):
+        evidence = f"{sight.who} does not see place{_s(missing)} {_list(missing)}"
+        cropped = f"{evidence}: the cache was cropped, and the position not set back with it"
+        return "HISTORY-LOST", "k", cropped
     oldest = missing == sorted(sight.want)[: len(missing)]
     alone = len(missing) == len(sight.scene.places) == 1 and not len(overwritten)
     ring = _took(sight.scene, sight.place) if oldest and alone and not sight.hidden else None
@@ -218,8 +223,13 @@ def _too_many(sight: _Sight) -> tuple[str, str, str]:
 
 def _taken_back(scene: Scene, missing: list[int], extra: list[int]) -> bool:
     """Whether several of the newest cached rows are gone, and older ones stand there again."""
-    newest = range(int(scene.places[0]) - len(missing), int(scene.places[0]))
-    return len(missing) > 1 and missing == [*newest] and max(extra) < missing[0]
+    return len(missing) > 1 and _newest(scene, missing) and max(extra) < missing[0]
+
+
+def _newest(scene: Scene, missing: list[int]) -> bool:
+    """Whether places are the last ones before the new rows."""
+    first = int(scene.places[0])
+    return missing == [*range(first - len(missing), first)]
 
 
 def _took(scene: Scene, place: int) -> int | None:

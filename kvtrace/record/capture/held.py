@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from kvtrace.record.capture.forward import CacheChange
 from kvtrace.record.version import version
+
+_COUNTING = (StaticLayer, StaticSlidingWindowLayer)
+"""Buffers whose rows count as far as they say; a class of somebody's may count wrongly."""
 
 
 @dataclass(slots=True)
@@ -59,7 +62,7 @@ class Held:
 def held(layer: Any, out: tuple[Tensor, Tensor] | None) -> Held:
     """What it holds now."""
     keys, values = layer.keys, layer.values
-    rows = length(layer) if type(layer) is StaticLayer else None
+    rows = length(layer) if type(layer) in _COUNTING else None
     try:
         return Held(keys, values, keys._version, values._version, out, rows)
     except (AttributeError, RuntimeError):
@@ -83,13 +86,18 @@ def set_back(serial: int, layers: Sequence[Any], left: Mapping[int, Held]) -> Ca
     Returns:
         None where no buffer was told so.
     """
-    then = {index: one.rows for index, one in left.items() if one.rows is not None}
-    now = {index: length(layers[index]) for index in then if index < len(layers)}
-    cut = {
-        index: (then[index] or 0, rows) for index, rows in now.items() if rows < (then[index] or 0)
-    }
+    cut: dict[int, tuple[int, int]] = {}
+    room: list[int] = []
+    for index, one in left.items():
+        if one.rows is None or index >= len(layers) or type(layers[index]) not in _COUNTING:
+            continue
+        now, most = length(layers[index]), int(layers[index].max_cache_len)
+        # of a window that has moved on, rows that were taken back can't be there again
+        if now < one.rows and (one.rows <= most or not now):
+            cut[index] = one.rows, now
+            room.append(most)
     if not cut:
         return None
-    before, after = zip(*cut.values(), strict=True)
-    removed = tuple(old - rows for old, rows in cut.values())
+    before, after = (tuple(map(min, side, room)) for side in zip(*cut.values(), strict=True))
+    removed = tuple(then - now for then, now in cut.values())
     return CacheChange(serial, "crop", tuple(cut), before, after, removed)
