@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from kvtrace.record.lanes.codes import CODES
 from kvtrace.record.lanes.embedded import NAME, joined
 from kvtrace.record.lanes.extend import FirstCall
-from kvtrace.record.lanes.tables import given_table, longer, without
-from kvtrace.record.lanes.wider import wider
 
 if TYPE_CHECKING:
     from kvtrace.record.lanes.again import Batch
@@ -41,12 +39,12 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
         if decoder:
             padded["decoder_attention_mask"] = padded.pop("attention_mask")
         arguments |= {k: v for k, v in padded.items() if k not in batch.extra}
+    given = arguments.pop("position_ids", None)
+    if isinstance(given, Tensor) and "position_ids" in names:
     table = given_table(batch.extra)
     if table is not None:
         pads = [path.padding for path in batch.paths]
         arguments["attention_mask"] = longer(table.to(device), batch.rows, pads)
-    given = arguments.pop("position_ids", None)
-    if isinstance(given, Tensor) and "position_ids" in names:
         arguments["position_ids"] = _going_on(given, batch, device)
     if "use_cache" in names:
         arguments["use_cache"] = False
@@ -119,11 +117,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
 def cast_all(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every floating parameter and buffer in another dtype, by name; the model keeps its own."""
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {
-        name: one.detach() if one.dtype == dtype else wider(one, dtype)
-        for name, one in named
-        if one.is_floating_point()
-    }
+    return {name: one.detach().to(dtype) for name, one in named if one.is_floating_point()}
 
 
 def filled(batch: Batch, device: torch.device) -> Tensor:

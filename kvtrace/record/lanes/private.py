@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.flow.modules import ORIGINAL
-from kvtrace.record.lanes.wider import wider
 from kvtrace.record.local import address
 
 LARGE_BYTES = 1 << 20
@@ -118,11 +117,14 @@ class Copier:
     # ------------------------------------------------------------------ tensors
 
     def _tensor(self, tensor: Tensor) -> Tensor:
+        wide = self._dtype is not None and (tensor.is_floating_point() or tensor.is_complex())
         try:
-            if self._dtype is not None and (tensor.is_floating_point() or tensor.is_complex()):
-                return _cast(tensor, _WIDER.get(tensor.dtype, self._dtype))
             weight = isinstance(tensor, nn.Parameter) or address(tensor) in self._weights
-            return tensor if weight else self._rebuilt(tensor)
+            if weight and not wide:
+                return tensor
+            if wide:
+                return self._cast(tensor)
+            return self._rebuilt(tensor)
         except (RuntimeError, NotImplementedError, TypeError):
             # no plain memory: quantised, sparse, a wrapper of another library
             return self._cloned(tensor)
@@ -155,6 +157,14 @@ class Copier:
             found = memory.clone() if found is None else found  # type: ignore[no-untyped-call]
             self._memories[key] = found
         return found
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        wanted = _WIDER.get(tensor.dtype, self._dtype)
+        with torch.no_grad():
+            out = tensor.detach().to(wanted, copy=True)
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(out, requires_grad=tensor.requires_grad)
+        return out
 
     def _cloned(self, tensor: Tensor) -> Tensor:
         try:
@@ -353,14 +363,6 @@ def _zeros(like: torch.UntypedStorage) -> torch.UntypedStorage:
 
 def _is_ours(thing: Any) -> bool:
     return str(getattr(thing, "__module__", "")).startswith("kvtrace.")
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    with torch.no_grad():
-        out = wider(tensor, dtype)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(out, requires_grad=tensor.requires_grad)
-    return out
 
 
 def _drop_ours(hooks: dict[int, Any]) -> None:
