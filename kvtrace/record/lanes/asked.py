@@ -39,12 +39,12 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
         if decoder:
             padded["decoder_attention_mask"] = padded.pop("attention_mask")
         arguments |= {k: v for k, v in padded.items() if k not in batch.extra}
-    given = arguments.pop("position_ids", None)
-    if isinstance(given, Tensor) and "position_ids" in names:
     table = given_table(batch.extra)
     if table is not None:
         pads = [path.padding for path in batch.paths]
         arguments["attention_mask"] = longer(table.to(device), batch.rows, pads)
+    given = arguments.pop("position_ids", None)
+    if isinstance(given, Tensor) and "position_ids" in names:
         arguments["position_ids"] = _going_on(given, batch, device)
     if "use_cache" in names:
         arguments["use_cache"] = False
