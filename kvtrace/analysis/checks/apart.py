@@ -22,7 +22,7 @@ from kvtrace.analysis.checks.identify import identify
 from kvtrace.analysis.checks.owners import check_owner
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene
-from kvtrace.analysis.checks.visibility import check_ahead, check_visibility
+from kvtrace.analysis.checks.visibility import check_ahead, check_seen
 
 _VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
 
@@ -46,7 +46,7 @@ def diagnose_apart(scene: Scene) -> Finding | None:
         check_ahead,
         check_zero_rows,
         check_swapped,
-        check_visibility,
+        check_seen,
         check_contents,
     ):
         found = check(scene, identity)

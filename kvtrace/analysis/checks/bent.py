@@ -69,7 +69,9 @@ def _nonlinear(one: Query) -> tuple[str, str, str] | None:
     """A cap or clamp that one lane has and the other has not."""
     added = np.ptp(one.raw - one.logits, axis=1).max()
     if added > _ADDED and one.misfit(one.raw).max() <= one.atol:
-        return "SCORE-NONLINEAR", "weights", "the cached lane uses q·k·scale without cap or bias"
+        if _capped(one):
+            return "SCORE-NONLINEAR", "weights", "the cached lane uses q·k·scale without the cap"
+        return "SCORE-BIAS", "weights", "the cached lane uses q·k·scale, and no bias is added to it"
     for scores, of in _totals(one):
         reach = float(np.abs(scores).max())
         for what, shape in _SHAPES:
@@ -82,6 +84,19 @@ def _nonlinear(one: Query) -> tuple[str, str, str] | None:
                 evidence = f"a {what} of {cap:.4g}{of} explains the scores"
                 return "SCORE-NONLINEAR", "weights", evidence
     return None
+
+
+def _capped(one: Query) -> bool:
+    """Whether the right output is that of scores that are bent by one number."""
+    reach = float(np.abs(one.raw).max())
+    for _, shape in _SHAPES:
+
+        def off(cap: float, shape: Shape = shape) -> float:
+            return float(one.misfit(shape(one.raw, cap), one.right).max())
+
+        if least(off, np.geomspace(reach / 64, reach * 256, 193))[1] <= one.atol:
+            return True
+    return False
 
 
 def _totals(one: Query) -> Iterator[tuple[Wide, str]]:

@@ -21,12 +21,12 @@ from kvtrace.analysis.checks.contents import (
     check_unfilled_heads,
     check_zero_rows,
 )
-from kvtrace.analysis.checks.identify import Identity, identify
+from kvtrace.analysis.checks.identify import identify
 from kvtrace.analysis.checks.owners import check_owner, check_stale
 from kvtrace.analysis.checks.queries import check_queries
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scene import Scene
-from kvtrace.analysis.checks.visibility import check_ahead, check_visibility
+from kvtrace.analysis.checks.visibility import check_ahead, check_seen
 
 
 def check_nonfinite(scene: Scene) -> Finding | None:
@@ -50,14 +50,6 @@ def check_nonfinite(scene: Scene) -> Finding | None:
     return None
 
 
-def _check_seen(scene: Scene, identity: Identity) -> Finding | None:
-    """Which rows are seen; where some are gone in no known way, keys and values may have parted."""
-    found = check_visibility(scene, identity)
-    if found is None or (found.name, found.tensor) != ("MASK", "k"):
-        return found
-    return check_misaligned(scene, identity) or found
-
-
 def diagnose(scene: Scene) -> Finding | None:
     """The first thing wrong in a scene; None when both lanes agree."""
     if not len(scene.live):
@@ -79,7 +71,7 @@ def diagnose(scene: Scene) -> Finding | None:
         check_zero_rows,
         check_swapped,
         check_rows_of_heads,
-        _check_seen,
+        check_seen,
         check_contents,
         check_misaligned,
         check_arithmetic,

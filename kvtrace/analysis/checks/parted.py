@@ -48,6 +48,8 @@ def parted_heads(
     held = (lane.keys if keys else lane.values)[heads][:, rows]
     there = (right.keys if keys else right.values)[heads]
     if not held.any() and there.any():
+        if keys and not lane.values[heads][:, rows].any() and right.values[heads].any():
+            return "ZERO-GAP", f"k and v of {named_slots(scene, rows)} are all zero"
         name = "K-NOT-WRITTEN" if keys else "V-NOT-WRITTEN"
         return name, f"{tensor} of {named_slots(scene, rows)} is all zero"
     limit = scene.atol.keys if keys else scene.atol.values

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 
-from kvtrace.analysis.checks.query import Query
+from kvtrace.analysis.checks.query import Query, Wide
 from kvtrace.analysis.checks.relations import factor
 from kvtrace.analysis.checks.scene import Scene
+
+_SOLVED = 4
+"""So many features are not by chance those of a sum with some rows left out."""
+
+_DROPPED, _DROPPED_OF = 3, 40
+"""Weights of a head that dropout may have left out, and the rows that are searched for them."""
 
 
 def unlike_one(scene: Scene, one: Query) -> tuple[str, str, str] | None:
@@ -15,9 +23,51 @@ def unlike_one(scene: Scene, one: Query) -> tuple[str, str, str] | None:
         return _other_sink(one)
     sums = factors_of(one) or _solved_sums(one) or _sums_by_row(one)
     if sums is None or max(abs(total - 1) for total in sums) <= 0.01:
-        return None
+        return _dropped(one)
     spread = f"{min(sums):.3f} to {max(sums):.3f}"
     return "WEIGHTS-NOT-NORMALISED", "weights", f"weights of the heads sum to {spread}"
+
+
+def _dropped(one: Query) -> tuple[str, str, str] | None:
+    """Some weights are 0 and all others larger by one number, as dropout leaves them."""
+    heads, rows, dim = one.values.shape
+    if dim < _SOLVED or rows > _DROPPED_OF:
+        return None
+    gone, larger = 0, list[float]()
+    for mixed, right, output in zip(
+        np.exp(one.logits)[..., None] * one.values, one.right, one.output, strict=True
+    ):
+        found = _left_out(mixed, right, output, one.atol)
+        if found is None:
+            return None
+        gone, larger = gone + found[0], [*larger, found[1]]
+    if not gone or min(larger) < 1.005 or max(larger) - min(larger) > 0.02:
+        return None
+    evidence = (
+        f"{gone} of {heads * rows} weights are 0, the others {np.median(larger):.3g} times the "
+        "right ones: dropout is active"
+    )
+    return "WEIGHTS-NOT-NORMALISED", "weights", evidence
+
+
+def _left_out(mixed: Wide, right: Wide, output: Wide, atol: float) -> tuple[int, float] | None:
+    """(rows left out of a head's sum, factor of the rest) that give its output; few rows only.
+
+    Args:
+        mixed: Each row's share of the right output, [rows, dim].
+        right: It, [dim].
+        output: Of the cached lane, [dim].
+        atol: What is rounding.
+    """
+    for count in range(_DROPPED + 1):
+        sets = np.array([*combinations(range(len(mixed)), count)], np.int64)
+        rest = right - mixed[sets.reshape(len(sets), count)].sum(axis=1)
+        factors = rest @ output / np.maximum((rest * rest).sum(axis=1), np.finfo(float).tiny)
+        misfit = np.abs(rest * factors[:, None] - output).max(axis=1)
+        best = int(misfit.argmin())
+        if misfit[best] <= atol:
+            return count, float(factors[best])
+    return None
 
 
 def _other_sink(one: Query) -> tuple[str, str, str] | None:

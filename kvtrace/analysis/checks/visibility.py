@@ -98,6 +98,30 @@ def check_ahead(scene: Scene, identity: Identity) -> Finding | None:
     return found if found is not None and found.name == "MASK-FUTURE" else None
 
 
+def check_seen(scene: Scene, identity: Identity) -> Finding | None:
+    """Which rows are seen; where some are gone in no known way, keys and values may have parted."""
+    found = check_visibility(scene, identity)
+    if found is None:
+        return None
+    dropped = (found.name, found.tensor) == ("MASK", "k")
+    apart = dropped or _keys_alone(scene, identity)
+    return (check_misaligned(scene, identity) if apart else None) or found
+
+
+def _keys_alone(scene: Scene, identity: Identity) -> bool:
+    """Whether the values that the last query sees are those it should, and its keys are not.
+
+    Rows whose values are nobody's say nothing: what is wrong before this layer changes new ones.
+    """
+    query = int(scene.live[-1])
+    rows = np.flatnonzero(scene.cached.visible[query])
+    known = rows[identity.by_value[rows] >= 0]
+    other = np.setdiff1d(rows, known)
+    want = np.setdiff1d(np.flatnonzero(scene.reference.visible[query]), scene.supposed[other])
+    keys, values = identity.by_key[known], identity.by_value[known]
+    return np.array_equal(np.sort(values), want) and bool(((keys >= 0) & (keys != values)).any())
+
+
 def said_of(
     scene: Scene, query: int, have: set[int], want: set[int]
 ) -> tuple[str, str, str] | None:
@@ -185,6 +209,9 @@ def _too_soon(sight: _Sight) -> tuple[str, str, str]:
     evidence = f"{sight.who} lacks the oldest {len(missing)}: {_list(missing)}"
     if sight.hidden:
         are = "they are" if len(missing) > 1 else "it is"
+        if missing[-1] + 1 in sight.scene.paddings():
+            whose = "the padding of another sequence is hidden here"
+            return "MASK", "mask", f"{evidence}; {are} still there: {whose}"
         return "EVICTED-EARLY", "mask", f"{evidence}; {are} still there, hidden by the mask"
     return "EVICTED-EARLY", "k", evidence
 
