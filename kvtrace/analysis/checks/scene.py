@@ -73,6 +73,7 @@ class Scene:
             reference's; None: they are the same, or not known.
         held: Position of each attended row as the steps gave them, [seq]; None: not known.
         cropped: Rows were taken off the end of the cache before the step.
+        paddings: Padding of all sequences of this step and of the one before.
         spoken: What people call a layer.
         biases: What is added to the scores of one new row, in both lanes: [heads or 1, seq] and
             [heads or 1, places]; None where nothing is.
@@ -102,6 +103,7 @@ class Scene:
     told: NDArray[np.int64] | None = None
     held: NDArray[np.int64] | None = None
     cropped: bool = False
+    paddings: Callable[[], frozenset[int]] = frozenset[int]
     spoken: Callable[[int], str] = "layer {}".format
     biases: Callable[[int], tuple[Floats, Floats] | None] = lambda _: None
 

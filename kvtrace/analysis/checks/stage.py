@@ -101,9 +101,21 @@ def stage(
         told=_told(step, sequence, reference),
         held=view.positions,
         cropped=any(event.kind == "crop" for event in step.events),
+        paddings=lambda: _paddings(trace, step, lane),
         spoken=lambda other: spoken(trace.meta, other),
         biases=biases,
     )
+
+
+def _paddings(trace: Trace, step: Step, lane: str) -> frozenset[int]:
+    """Padding of all sequences of a step and of the one before."""
+    steps = [step] if step.parent is None else [step, trace.step(step.parent)]
+    each = (
+        trace.reference(one.number, sequence, lane)
+        for one in steps
+        for sequence in range(one.num_sequences)
+    )
+    return frozenset(int((one.positions < 0).sum()) for one in each if one is not None)
 
 
 def _told(step: Step, sequence: int, reference: Reference) -> NDArray[np.int64] | None:
