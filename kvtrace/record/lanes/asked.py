@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kvtrace.record.lanes.codes import CODES
 from kvtrace.record.lanes.embedded import NAME, joined
 from kvtrace.record.lanes.extend import FirstCall
+from kvtrace.record.lanes.tables import given_table, longer, without
 
 if TYPE_CHECKING:
     from kvtrace.record.lanes.again import Batch
