@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kvtrace.errors import KvtraceError
+from kvtrace.live.elsewhere import CHILDREN, WORTH_S, exec_is_said, spent
 from kvtrace.paths import shown
 from kvtrace.text import safe
 from kvtrace.units import byte_size, counted
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     words = list(arguments[1:])
     from kvtrace.record import record
 
-    home = os.getpid()
+    home, children = os.getpid(), spent()
     own = _module if wishes["module"] else _script
     try:
         recording = record(
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
             referee=wishes.get("referee", False),
             keep_rows=wishes["keep_rows"],
         )
-        with _on_cpu(wanted=wishes["cpu"]), _kept_main():
+        with _on_cpu(wanted=wishes["cpu"]), _kept_main(), exec_is_said(_say):
             prepared = own(words)
             code = _run(recording, prepared)
     except KvtraceError as error:
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str]) -> int:
         return code  # a fork of the script that has ended: it recorded nothing
     for line in told(recording.report):
         _say(line)
+    if not recording.report.traces and spent() - children > WORTH_S:
+        _say(CHILDREN)
     if wishes.get("list"):
         paths = [str(one.path) for one in recording.report.traces]
         Path(wishes["list"]).write_text(json.dumps(paths), encoding="utf-8")
@@ -84,16 +87,16 @@ def _run(recording: Any, prepared: Callable[[], object]) -> int:
 
 def _script(words: list[str]) -> Callable[[], object]:
     """A file as Python itself would run it."""
-    path = Path(words[0])
+    path = Path(words[0]).absolute()  # a script may go elsewhere, and ask where it lies
     sys.argv = words
     sys.path.insert(0, str(path.resolve().parent))
     main_module = types.ModuleType("__main__")
-    main_module.__file__ = words[0]
+    main_module.__file__ = str(path)
     main_module.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = main_module
 
     def run() -> None:
-        code = compile(path.read_bytes(), words[0], "exec", dont_inherit=True)
+        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
         exec(code, main_module.__dict__)
 
     return run
@@ -125,7 +128,13 @@ def _on_cpu(*, wanted: bool) -> contextlib.AbstractContextManager[None]:
 
 
 def _join(others: Container[threading.Thread]) -> None:
-    """Their threads may still be generating: the interpreter would wait for them, too."""
+    """Their threads may still be generating: the interpreter would wait for them, too.
+
+    Threads of a pool wait for work until they are told to end, as the interpreter tells them.
+    """
+    told: list[Callable[[], object]] = getattr(threading, "_threading_atexits", [])
+    while told:
+        told.pop()()
     for thread in threading.enumerate():
         if thread not in others and not thread.daemon:
             thread.join()

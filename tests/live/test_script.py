@@ -1,6 +1,7 @@
 """Scripts of people, run untouched: what `kvtrace run` does once it has its own process."""
 
 import json
+import os
 import sys
 import threading
 
@@ -194,3 +195,46 @@ def test_rows_of_large_passes_are_kept_where_they_are_asked_for(run, monkeypatch
     assert code == 0, err
     compared = kvtrace.open("a.kvt").compared(1)
     assert bool(compared.passes) is wanted
+
+
+def test_a_pool_of_threads_that_nobody_shuts_down_holds_nothing_up(run, tmp_path):
+    (tmp_path / "pool.py").write_text(
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "import torch\n"
+        "from model import GPT\n"
+        "model, pool = GPT(), ThreadPoolExecutor(2)\n"
+        "prompts = [torch.arange(n)[None] for n in (3, 4, 5)]\n"
+        "print(len(list(pool.map(lambda ids: model.generate(ids, 3), prompts))))\n"
+    )
+    code, out, _ = run("pool.py")
+    assert (code, out) == (0, "3\n")
+    trace = kvtrace.open("a.kvt")
+    assert agreed(trace) == len(trace) == 9
+
+
+def test_a_script_knows_where_it_lies_wherever_it_goes(run, tmp_path):
+    (tmp_path / "lies.py").write_text(
+        "import os\nos.chdir('/')\nprint(os.path.exists(__file__), __import__('sys').argv[0])\n"
+    )
+    assert run("lies.py")[:2] == (0, "True lies.py\n")
+
+
+def test_a_script_that_becomes_another_program_is_said_to_go_unrecorded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "execv", lambda *_: sys.exit(5))
+    (tmp_path / "anew.py").write_text(
+        "import os, sys\nos.execv(sys.executable, [sys.executable])\n"
+    )
+    code, _, err = run("anew.py")
+    assert code == 5
+    assert err.startswith("kvtrace: the script goes on as another program (exec)")
+
+
+def test_processes_that_a_script_starts_are_said_to_go_unrecorded(run, tmp_path):
+    (tmp_path / "starts.py").write_text(
+        "import subprocess, sys\n"
+        "work = 'import time\\nwhile time.process_time() < 0.6: pass'\n"
+        "subprocess.run([sys.executable, '-c', work])\n"
+    )
+    code, _, err = run("starts.py")
+    assert code == 0
+    assert "what the processes that it started do is not recorded" in err
