@@ -5,16 +5,19 @@ import pickle
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import kvtrace
 from builders.commands import environment
 from builders.custom_drives import STYLES, build, ids, through_the_cache
 from builders.tiny_models import tiny_model
 from kvtrace.errors import OutputExistsError
+from kvtrace.record.ambient import outermost
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -70,6 +73,96 @@ def test_modules_can_be_scripted_traced_and_defined_meanwhile(tmp_path):
         torch.jit.trace(Gate(), torch.ones(2, 4))
         original = Gate.forward.__wrapped__
     assert Gate.forward is original
+
+
+class Scored(nn.Module):
+    """Asks for a name of this file, and attends."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(256, 8)
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        return self.mix(F.softmax(x @ x.transpose(-1, -2), -1) @ x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("way", [torch.jit.script, lambda one: torch.jit.trace(one, ids(6))])
+def test_what_torch_jit_makes_of_a_model_is_the_same_and_named(way, tmp_path):
+    torch.manual_seed(0)
+    model = Scored()
+    plain = way(model)
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        seen = way(model)
+        out = seen(ids(6))
+    kinds = [[node.kind() for node in one.graph.nodes()] for one in (seen, plain)]
+    assert kinds[0] == kinds[1]
+    assert torch.equal(out, plain(ids(6)))
+    assert recording.report.traces == ()
+    assert [said.split(" and ")[0] for said in recording.report.said] == [
+        "Scored: torch.jit runs it"
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_watched_model_can_be_scripted(tmp_path):
+    model = Scored().eval()
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        plain = model(ids(6))
+        assert torch.equal(torch.jit.script(model)(ids(6)), plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*quantiz:UserWarning")
+def test_a_model_whose_matrices_are_no_parameters_is_no_table(tmp_path):
+    model = torch.ao.quantization.quantize_dynamic(Scored().eval(), {nn.Linear})
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        model(ids(6))
+    assert [one.model for one in recording.report.traces] == ["Scored"]
+
+
+def test_calls_that_overlap_in_threads_are_steps_one_after_the_other(tmp_path):
+    model, together = build("tuple_cat"), threading.Barrier(3)
+    plain = through_the_cache("tuple_cat", build("tuple_cat"), ids(10), 5)
+    found = []
+
+    def work():
+        together.wait()
+        found.append(through_the_cache("tuple_cat", model, ids(10), 5))
+
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(torch.equal(a, b) for one in found for a, b in zip(plain, one, strict=True))
+    assert [one.steps for one in recording.report.traces] == [3 * 6]
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert not any((trace.compared(number).beyond > 0).any() for number in trace.numbers)
+
+
+def test_a_call_that_waits_for_one_in_another_thread_waits_for_kvtrace_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(outermost, "PATIENCE_S", 0.2)
+    inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.pool = nn.Embedding(256, 4), ThreadPoolExecutor(1)
+            self.head = nn.Linear(4, 20)
+
+        def forward(self, ids):
+            return self.head(self.pool.submit(inner, self.table(ids)).result())
+
+    model = Pooled()
+    plain = model(ids(5))
+    with kvtrace.record(tmp_path / "a.kvt"):
+        assert torch.equal(model(ids(5)), plain)
+        assert torch.equal(model(ids(5)), plain)
+    model.pool.shutdown()
 
 
 def test_a_model_in_a_thread_of_its_own_is_recorded(tmp_path):

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from kvtrace.record.ambient.called import StepFunction, made_by, theirs
 from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.entrances import is_asking
 from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.driving.roles import signature_of
@@ -168,7 +169,8 @@ class Lookups(TorchFunctionMode):
         """See one torch function."""
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if name in ("__getitem__", "embedding", "index_select") and isinstance(out, Tensor):
+        looks_up = name in ("__getitem__", "embedding", "index_select")
+        if looks_up and isinstance(out, Tensor) and not is_asking():
             found = _ids(name, args, kwargs or {})
             if found is not None:
                 self._tell(*found)
@@ -224,7 +226,15 @@ def table_of(module: nn.Module) -> nn.Embedding | None:
     others = [one for one in module.parameters() if id(one) not in theirs]
     # what attends has matrices; learned positions are a table of one text
     beyond = any(sum(size > 1 for size in one.shape) > 1 and one.dim() != 3 for one in others)
+    beyond = beyond or any(map(_is_quantised, module.modules()))
     return None if beyond or not tables else max(tables, key=lambda one: one.num_embeddings)
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Whether it keeps a matrix that is no parameter: packed away, or in whole numbers."""
+    kept = (one for one in module.buffers(recurse=False) if one.dim() == 2)
+    small = (one.dtype in (torch.int8, torch.uint8) and min(one.shape) > 1 for one in kept)
+    return callable(getattr(module, "weight", None)) or any(small)
 
 
 def owner_of(module: nn.Module) -> nn.Module | None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from kvtrace.record.capture.entrances import is_asking
 from kvtrace.record.capture.overlay import Overlay
+from kvtrace.record.capture.scripting import SCRIPTING
 
 Run = Callable[[], Any]
 Around = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Run], Any]
@@ -33,6 +34,10 @@ _THROUGH = {
 """Modules that only stand around another one."""
 
 _OWN = ("torch.", "kvtrace.")
+
+
+PATIENCE_S = 5.0
+"""How long a call in another thread is waited for; one that takes longer is waited for no more."""
 
 
 class _Here(threading.local):
@@ -50,11 +55,14 @@ class Outermost:
         """Nothing is replaced before `with`."""
         self._around = around
         self.compiled = False
+        self._scripted: dict[str, None] = {}
         self._here = _Here()
+        self._turn, self._waits = threading.Lock(), True
         self._overlays: list[Overlay] = []
         self._known: set[type] = set()
 
     def __enter__(self) -> Outermost:
+        SCRIPTING.hold()
         self._replace_call()
         for kind in list(_subclasses(nn.Module)):
             self._replace_forward(kind)
@@ -65,11 +73,23 @@ class Outermost:
         while self._overlays:
             self._overlays.pop().stop()
         self._known.clear()
+        SCRIPTING.release()
 
     @property
     def inside(self) -> bool:
         """Whether a module is running, in this thread."""
         return self._here.inside
+
+    @property
+    def says(self) -> tuple[str, ...]:
+        """Sentences: what could not be looked into, or only in another way than it ran."""
+        compiled = "compiled code was run eagerly, so that it could be watched"
+        scripted = (
+            f"{name}: torch.jit runs it and shows nothing of what it does; record the model that "
+            "it was made of"
+            for name in self._scripted
+        )
+        return (*scripted, *((compiled,) if self.compiled else ()))
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -86,6 +106,9 @@ class Outermost:
         here = self._here
         if type(module).__name__ == "OptimizedModule":
             self.compiled = True
+        if isinstance(module, torch.jit.ScriptModule) and not (here.inside or is_asking()):
+            self._scripted[str(getattr(module, "original_name", type(module).__name__))] = None
+            return original(module, *args, **kwargs)
         if (
             here.inside
             or is_asking()
@@ -96,9 +119,24 @@ class Outermost:
         here.inside = True
         try:
             run = functools.partial(original, module, *args, **kwargs)
-            return self._around(module, args, kwargs, run)
+            with self._in_turn():
+                return self._around(module, args, kwargs, run)
         finally:
             here.inside = False
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Calls of several threads run one after the other: a model is followed in one at a time.
+
+        One may wait for another within its call. That is found out once, by waiting.
+        """
+        mine = self._turn.acquire(timeout=PATIENCE_S if self._waits else 0)
+        self._waits = self._waits and mine
+        try:
+            yield
+        finally:
+            if mine:
+                self._turn.release()
 
     def _replace_call(self) -> None:
         enter, here = self._enter, self._here

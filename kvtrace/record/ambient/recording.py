@@ -384,9 +384,7 @@ class AmbientRecording:
     def _said(self) -> tuple[str, ...]:
         """Sentences: what was left out."""
         out = left_out(self._models.values(), MODELS)
-        if self._outermost.compiled:
-            out.append("compiled code was run eagerly, so that it could be watched")
-        return (*out, *self._faults)
+        return tuple(dict.fromkeys((*out, *self._outermost.says, *self._faults)))
 
     @contextlib.contextmanager
     def _harmless(self) -> Iterator[None]:

@@ -42,6 +42,7 @@ from kvtrace.record.capture.interface import INTERFACE
 from kvtrace.record.capture.levels import attentions, lower_levels, unseen
 from kvtrace.record.capture.reader import Reader
 from kvtrace.record.capture.running import Pass, our_work, passes
+from kvtrace.record.capture.scripting import SCRIPTING
 from kvtrace.record.capture.tracker import CacheTracker, lingering, updates_of
 from kvtrace.record.capture.turns import Turns
 from kvtrace.record.flow import FlowWatch
@@ -108,7 +109,13 @@ class Watch:
         self._asks = is_asking()
         try:
             self._undo.append(self._eagerly.begin())
-            for patches in (INTERFACE, CACHES, CLEAN, *([CHOICES] if self._choosing else ())):
+            for patches in (
+                INTERFACE,
+                CACHES,
+                CLEAN,
+                SCRIPTING,
+                *([CHOICES] if self._choosing else ()),
+            ):
                 patches.hold()
                 self._undo.append(patches.release)
             self._undo += [follow(self._tracker), self._requests.listen()]
