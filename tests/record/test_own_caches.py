@@ -316,3 +316,21 @@ class StartsWithOne(torch.nn.Module):
         scores = (q @ k.transpose(-1, -2) / 2).masked_fill(~seen, -torch.inf)
         out = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
         return out @ self.embed.weight.T, (k, v)
+
+
+@pytest.mark.parametrize("order", ["012012012", "0122200011"])
+def test_texts_that_say_the_same_side_by_side_go_on_each_with_its_own(order, tmp_path):
+    model, tokens = build("tuple_cat"), ids(10)
+    caches, ends = [None] * 3, [0] * 3
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        for one in map(int, order):
+            new = 1 if ends[one] else 5
+            part = tokens[:, ends[one] : ends[one] + new]
+            caches[one], ends[one] = model(part, caches[one])[1], ends[one] + new
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    seen, before = dict.fromkeys(range(3), 0), [(step.positions[0], step.parent) for step in trace]
+    for one, (positions, parent) in zip(map(int, order), before, strict=True):
+        assert positions == tuple(range(seen[one], seen[one] + len(positions)))
+        assert (parent is None) == (seen[one] == 0)
+        seen[one] += len(positions)
+    assert not any((trace.compared(number).beyond > 0).any() for number in trace.numbers)

@@ -37,6 +37,9 @@ def find(texts: Sequence[Text], now: Glance, part: int | None, given: Given, see
             best, most = text, score
         if most >= sequences * max(1, int(seen.sum()) - given.new):
             break
+    own = sequences * given.new
+    if best is not None and most > sequences * int(seen.sum()) - own and not given.again:
+        best = _left_alone(texts, now, part, sequences * int(seen.sum()) - own) or best
     if best is not None and most < sequences * (seq - given.new):
         best = joined(texts, now, part, given.new, seen) or best
     if best is None and texts and _all_there(now, texts[-1], part):
@@ -44,6 +47,26 @@ def find(texts: Sequence[Text], now: Glance, part: int | None, given: Given, see
     if best is None:
         return unknown(sequences, seq)
     return _matched(now, best.looked_at(part), best, given.new)
+
+
+def _left_alone(texts: Sequence[Text], now: Glance, part: int | None, old: int) -> Text | None:
+    """The text that all rows but the step's own are, where a twin of it has rows like those too.
+
+    Of texts that run side by side and say the same, each goes on with its own.
+
+    Args:
+        texts: Remembered, the newest last.
+        now: Digests of the rows.
+        part: Of what part of them.
+        old: Rows of all sequences but the step's own.
+    """
+    for text in reversed(texts):
+        live = text.live
+        if old and int(live.sum()) == old and live.shape[0] == now.shape[1]:
+            equal = equal_slots(now, text.looked_at(part))
+            if int((equal & live[:, : equal.shape[1]]).sum()) == old:
+                return text
+    return None
 
 
 def unknown(sequences: int, seq: int) -> Match:
