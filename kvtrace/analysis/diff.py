@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding
 from kvtrace.analysis.diff_align import Path, common, paths, readable, stretches, unreadable
+from kvtrace.analysis.diff_logits import LogitsPart, logits_part
 from kvtrace.analysis.diff_rows import Parting, Rows
 from kvtrace.analysis.diff_stage import diagnosed
 from kvtrace.errors import TraceError
@@ -64,6 +65,7 @@ class Diff:
         finding: What kind of difference it looks like, taking the old run as right.
         growth: Largest relative difference, [sites, 4]; NaN where nothing was compared.
         limits: What counts as rounding, [sites, 4].
+        logits: The first logits that differ, where all attention is equal.
         unread: What is damaged, in words: it was not compared, or says nothing of rounding.
     """
 
@@ -76,6 +78,7 @@ class Diff:
     finding: Finding | None = None
     growth: NDArray[np.float64] | None = None
     limits: NDArray[np.float64] | None = None
+    logits: LogitsPart | None = None
     unread: tuple[str, ...] = ()
 
     @property
@@ -111,13 +114,18 @@ def diff(old: Trace, new: Trace) -> Diff:
     if np.isnan(rows.growth).all():
         why = "no rows of these tokens can be read in both" if lost else _NOTHING_RECORDED
         return Diff(UNCHECKED, why, settings, total, unread=unread)
+    compared = rows.growth, limits
     if first is not None:
         finding = diagnosed(old, new, first, pairs[first.sequence], told=told)
-        verdict: tuple[str, str] = DIVERGED, reason
-    else:
-        finding, verdict = None, _equal(total, reason, parts, lost)
-    compared = rows.growth, limits
-    return Diff(*verdict, settings, total, parts, first, finding, *compared, unread)
+        more = (parts, first, finding, *compared)
+        return Diff(DIVERGED, reason, settings, total, *more, unread=unread)
+    behind = (
+        logits_part(old, new, pair, positions, float(limits.max()))
+        for pair, positions in zip(pairs, shared, strict=True)
+    )
+    logits = next(filter(None, behind), None)
+    verdict = _equal(total, reason, parts, lost) if logits is None else (DIVERGED, reason)
+    return Diff(*verdict, settings, total, parts, None, None, *compared, logits, unread)
 
 
 def _equal(

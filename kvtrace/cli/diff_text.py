@@ -11,6 +11,7 @@ from kvtrace import units
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED
 from kvtrace.analysis.checks.spoken import spoken
 from kvtrace.analysis.diff import Diff, TokensPart
+from kvtrace.analysis.diff_logits import LogitsPart
 from kvtrace.analysis.diff_rows import Parting
 from kvtrace.cli.show.tables import table
 from kvtrace.text import safe, token
@@ -39,6 +40,8 @@ def lines(found: Diff, traces: tuple[Trace, Trace], files: tuple[str, str]) -> l
     out = [_headline(found, traces[1])]
     if found.first is not None:
         out += ["", *_where(found, found.first, traces, files)]
+    if found.logits is not None:
+        out += ["", *_behind(found.logits, files)]
     if found.settings:
         out += ["", "The runs themselves differ:", *_settings(found)]
     if found.parts:
@@ -56,6 +59,9 @@ def lines(found: Diff, traces: tuple[Trace, Trace], files: tuple[str, str]) -> l
 def _headline(found: Diff, trace: Trace) -> str:
     if found.verdict == UNCHECKED:
         return f"could not check: {safe(found.reason, 1000)}"
+    if found.logits is not None:
+        step = found.logits.new_step
+        return f"{DIVERGED} at step {step}, the logits, though all attention is equal"
     if found.first is None:
         return f"equal within rounding ({units.counted(found.tokens, 'token')} in common)"
     one = found.first
@@ -91,6 +97,18 @@ def _where(
     letter = _NAMES[one.tensor]
     for step, file in ((one.old_step, files[0]), (one.new_step, files[1])):
         yield f"  kvtrace open {safe(file, 1000)} --at {step}/{one.layer}/{one.head}/{letter}"
+
+
+def _behind(one: LogitsPart, files: tuple[str, str]) -> Iterator[str]:
+    """Logits that differ, though the attention before them is equal."""
+    whose = f" of sequence {one.sequence}" if one.sequence else ""
+    yield (
+        f"  position {one.position}{whose}: off by {one.apart:.2g}, the highest are up to "
+        f"{one.size:.3g}; rounding explains {one.limit:.1g}"
+    )
+    yield "  Usual cause: what follows the last attention differs: MLP, final norm, head."
+    for step, file in ((one.old_step, files[0]), (one.new_step, files[1])):
+        yield f"  kvtrace open {safe(file, 1000)} --at {step}"
 
 
 def _paragraph(text: str) -> list[str]:

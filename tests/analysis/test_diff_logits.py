@@ -1,0 +1,76 @@
+"""Two runs that attend alike: what follows the last attention tells them apart."""
+
+import io
+import json
+from contextlib import redirect_stdout
+
+import pytest
+import torch
+
+import kvtrace
+from kvtrace.analysis.checks import DIVERGED, EQUAL
+from kvtrace.analysis.diff import diff
+from kvtrace.cli.entry import main
+from verify import bugs
+
+TOKENS = [5, 9, 30, 7, 81, 44]
+
+
+def fed(path, change=None, *, sizes=(4, 2), dtype=torch.float32):
+    model, cache, start = bugs.llama().to(dtype), None, 0
+    if change is not None:
+        change(model)
+    with kvtrace.record(model, path, recompute="off"), torch.no_grad():
+        for size in sizes:
+            part = torch.tensor([TOKENS[start : start + size]])
+            cache, start = model(part, past_key_values=cache).past_key_values, start + size
+    return kvtrace.open(path)
+
+
+def louder(model):
+    model.model.norm.weight.data *= 1.2
+
+
+def other_head(model):
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0) * 20)
+
+
+@pytest.mark.parametrize("change", [louder, other_head])
+def test_logits_that_differ_are_a_difference_though_attention_is_equal(change, tmp_path):
+    old, new = fed(tmp_path / "a.kvt"), fed(tmp_path / "b.kvt", change)
+    found = diff(old, new)
+    assert (found.verdict, found.exit_code, found.first) == (DIVERGED, 1, None)
+    assert (found.logits.new_step, found.logits.position) == (0, 3)
+    assert (found.growth == 0).all()
+    out = io.StringIO()
+    with redirect_stdout(out):
+        code = main(["diff", str(tmp_path / "a.kvt"), str(tmp_path / "b.kvt")])
+    assert code == 1
+    head, _, where, *_ = out.getvalue().splitlines()
+    assert head == "diverged at step 0, the logits, though all attention is equal"
+    assert where.startswith("  position 3: off by ")
+
+
+def test_programs_read_where_logits_part(tmp_path):
+    fed(tmp_path / "a.kvt")
+    fed(tmp_path / "b.kvt", louder)
+    out = io.StringIO()
+    with redirect_stdout(out):
+        main(["diff", str(tmp_path / "a.kvt"), str(tmp_path / "b.kvt"), "--json"])
+    told = json.loads(out.getvalue())
+    assert (told["exit_code"], told["logits"]["position"]) == (1, 3)
+
+
+def test_logits_of_equal_models_are_equal_whatever_steps_gave_them(tmp_path):
+    old, chunks = fed(tmp_path / "a.kvt"), fed(tmp_path / "b.kvt", sizes=(2, 3, 1))
+    found = diff(old, chunks)
+    assert (found.verdict, found.logits) == (EQUAL, None)
+
+
+def test_logits_of_narrow_types_are_left_alone(tmp_path):
+    # an expert that rounding chooses in the last layer moves them as far
+    changes = {"a.kvt": None, "b.kvt": louder}
+    narrow = [
+        fed(tmp_path / name, change, dtype=torch.bfloat16) for name, change in changes.items()
+    ]
+    assert diff(*narrow).verdict == EQUAL
