@@ -53,6 +53,31 @@ def test_a_terminal_that_is_gone_without_a_signal_ends_it(path):
         assert terminal.ended() == 129
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\xe9",
+        b"\x1b[999999999999~",
+        b"\x1b[1;1;99999999999u",
+        b"\x1b[<9;9",
+        b"\x1b[200~\xff\x1b[201~",
+    ],
+    ids=["latin-1", "no-character", "no-text", "half-a-click", "paste"],
+)
+def test_bytes_that_are_no_keys_are_passed_over(path, sent):
+    with kvtrace("open", path) as terminal:
+        terminal.wait_for("step 1/4")
+        terminal.forget()
+        os.write(terminal.fd, sent)
+        terminal.settle()
+        terminal.keys("N")
+        terminal.wait_for("0/4")
+        terminal.keys("q")
+        assert terminal.ended() == 0
+        assert b"Traceback" not in terminal.output
+        assert terminal.restored
+
+
 def test_ctrl_c_leaves_with_130(path):
     with kvtrace("open", path) as terminal:
         terminal.wait_for("recorded")

@@ -27,6 +27,7 @@ from kvtrace_tui.terminal import EXIT_CODES, hung_up, on_signals, writable
 
 if TYPE_CHECKING:
     from textual.command import Provider
+    from textual.driver import Driver
 
 _HANG_UP_S = 1.0
 
@@ -84,6 +85,15 @@ class KvtraceApp(App[int]):
         self._make_panes = make_panes
         self._at = at
         self.failure: BaseException | None = None
+
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's own, which bytes from the terminal can't end where it is the usual one."""
+        from textual.drivers.linux_driver import LinuxDriver
+
+        from kvtrace_tui.driver import SteadyDriver
+
+        usual = super().get_driver_class()
+        return SteadyDriver if usual is LinuxDriver else usual
 
     def get_default_screen(self) -> Screen[None]:
         """The trace, where there is one: no empty screen is made and drawn before it."""

@@ -252,8 +252,9 @@ class MainScreen(DirectScreen, inherit_bindings=False):
     def on_click(self, event: events.Click) -> None:
         """A click gives its pane the arrows, if there is anything for them to move in it."""
         widget, _ = self.get_widget_at(event.screen_x, event.screen_y)
-        if isinstance(widget, Pane) and widget.id in TRAITS:
-            self.desk.focus_on(widget.id)
+        name = widget.id if isinstance(widget, Pane) else None
+        if name is not None and name in TRAITS:
+            self.desk.focus_on(name)
             self.sync()
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
