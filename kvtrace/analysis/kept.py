@@ -20,7 +20,7 @@ from kvtrace.trace.view import expanded
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CacheContents:
     """What is held for one sequence of a layer.
 
     Attributes:
@@ -55,7 +55,7 @@ class Kept:
         return np.concatenate(parts) if parts else empty
 
 
-def kept(trace: Trace, number: int, layer: int, sequence: int = 0) -> Kept | None:
+def kept(trace: Trace, number: int, layer: int, sequence: int = 0) -> CacheContents | None:
     """What the cache holds for a layer after a step; None: nothing.
 
     Raises:
@@ -71,4 +71,4 @@ def kept(trace: Trace, number: int, layer: int, sequence: int = 0) -> Kept | Non
         expanded([(run.slot, run.count) for run in runs]),
         expanded([(run.position, run.count) for run in runs]),
     )
-    return Kept(store, rows, runs)
+    return CacheContents(store, rows, runs)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from kvtrace import units
 from kvtrace.analysis.candidates import Candidates, candidates
 from kvtrace.analysis.changes import LayerChange, changes, event_text
-from kvtrace.analysis.costs import StepCost, step_cost
-from kvtrace.analysis.extent import Extent, extent
+from kvtrace.analysis.cost.costs import StepCost, step_cost
+from kvtrace.analysis.cost.extent import Extent, extent
 from kvtrace.analysis.packed import request_name
 from kvtrace.trace import CACHED, Step, Trace
 

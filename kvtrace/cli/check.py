@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrace.cli import options, outputs
-from kvtrace.cli.grammar import Parser, Verb
-from kvtrace.cli.there import is_trace
+from kvtrace.cli.shared import options, outputs
+from kvtrace.cli.shared.grammar import Parser, Verb
+from kvtrace.cli.shared.is_trace import is_trace
 from kvtrace.errors import RecordError, UsageError
 from kvtrace.live.messages import Progress, Request, Tried
 from kvtrace.paths import is_file, is_folder
@@ -20,7 +20,7 @@ from kvtrace.verify.ways import WAYS, beside, named
 if TYPE_CHECKING:
     from kvtrace.analysis.checks.noise import Noise
     from kvtrace.analysis.checks.report import Finding, Report, Trial
-    from kvtrace.cli.verdicts import Teller
+    from kvtrace.cli.shared.verdicts import Teller
 
 _NEW_TOKENS = 16
 _TICK = 0.2
@@ -28,7 +28,7 @@ _TICK = 0.2
 
 def run(values: argparse.Namespace) -> int:
     """Check; the exit code says the verdict."""
-    from kvtrace.cli.verdicts import Teller, write_junit
+    from kvtrace.cli.shared.verdicts import Teller, write_junit
 
     how = next((name for name in ("json", "quiet", "verbose") if getattr(values, name)), "text")
     teller = Teller(how)
@@ -101,7 +101,7 @@ class _Looking:
     """How far a long trace has been looked at, on a terminal's stderr."""
 
     def __init__(self, name: str, steps: int) -> None:
-        from kvtrace.cli.follow import StatusLine
+        from kvtrace.cli.shared.follow import StatusLine
 
         self._line = StatusLine(debug=False)
         self.clear = self._line.clear
@@ -131,7 +131,7 @@ def _script(values: argparse.Namespace) -> Path | None:
 def _of_script(script: Path, values: argparse.Namespace, teller: Teller) -> Report:
     """Run it untouched, and judge every trace that it left."""
     from kvtrace.analysis.checks.report import UNCHECKED, Report, Trial, together
-    from kvtrace.cli.check_script import recorded
+    from kvtrace.cli.shared.check_script import recorded
 
     output = outputs.temporary(script.name) if values.output is None else values.output
     outputs.chosen(output, force=values.force)
@@ -194,7 +194,7 @@ class _Judge:
             KvtraceError: What the recorder gave up with, unless it just could not record.
         """
         from kvtrace.analysis.checks.report import UNCHECKED, Report, Trial, together
-        from kvtrace.cli.follow import follow
+        from kvtrace.cli.shared.follow import follow
 
         try:
             follow(request, debug=debug, on_tried=self._tried)
@@ -206,8 +206,8 @@ class _Judge:
 
     def _tried(self, event: Tried) -> None:
         """A way was tried."""
-        from kvtrace.analysis.checks.leftover import beyond
         from kvtrace.analysis.checks.report import UNCHECKED, Report, Trial
+        from kvtrace.analysis.checks.whole_run.leftover import beyond
         from kvtrace.files import open_trace
 
         first = event.way == "decode"

@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrace.cli.grammar import Verb
+from kvtrace.cli.shared.grammar import Verb
 
 if TYPE_CHECKING:
-    from kvtrace.analysis.diff import Diff
+    from kvtrace.analysis.two_runs.diff import Diff
 
 
 def run(values: argparse.Namespace) -> int:
     """Compare; the exit code says the verdict."""
-    from kvtrace.analysis.diff import diff
+    from kvtrace.analysis.two_runs.diff import diff
     from kvtrace.files import open_trace
 
     old, new = open_trace(values.old), open_trace(values.new)
@@ -23,7 +23,7 @@ def run(values: argparse.Namespace) -> int:
     if values.json:
         print(json.dumps(_facts(found), indent=1))
         return found.exit_code
-    from kvtrace.cli import diff_text
+    from kvtrace.cli.shared import diff_text
 
     names = str(values.old), str(values.new)
     told = diff_text.lines(found, (old, new), names)

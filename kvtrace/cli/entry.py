@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TextIO
 
-from kvtrace.cli.grammar import VERBS, Verb
-from kvtrace.cli.signals import Interrupted
-from kvtrace.cli.terminal import fill_closed_streams
+from kvtrace.cli.shared.grammar import VERBS, Verb
+from kvtrace.cli.shared.signals import Interrupted
+from kvtrace.cli.shared.terminal import fill_closed_streams
 from kvtrace.errors import KvtraceError, UsageError
 from kvtrace.text import safe, safe_lines
 
@@ -83,7 +83,7 @@ def load(name: str) -> Verb:
 
 
 def _about(option: str) -> int:
-    from kvtrace.cli.grammar import overview
+    from kvtrace.cli.shared.grammar import overview
     from kvtrace.version import __version__
 
     print(f"kvtrace {__version__}" if option == "--version" else overview(load("")))

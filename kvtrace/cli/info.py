@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrace.cli.grammar import Verb
+from kvtrace.cli.shared.grammar import Verb
 from kvtrace.text import safe
 from kvtrace.units import byte_size, counted
 
@@ -22,7 +22,7 @@ _QUIET_S = 1.0
 
 def run(values: argparse.Namespace) -> int:
     """Print the report; 4 when something of the trace is missing."""
-    from kvtrace.cli.follow import StatusLine
+    from kvtrace.cli.shared.follow import StatusLine
     from kvtrace.files.describe import describe
     from kvtrace.live.messages import Progress
 

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrace.cli import terminal
-from kvtrace.cli.grammar import Verb
+from kvtrace.cli.shared import terminal
+from kvtrace.cli.shared.grammar import Verb
 
 if TYPE_CHECKING:
     from kvtrace.cli.show.pick import Place, Wish

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kvtrace.cli import options, outputs
-from kvtrace.cli.grammar import Verb
-from kvtrace.cli.options import MODEL_HELP
+from kvtrace.cli.shared import options, outputs
+from kvtrace.cli.shared.grammar import Verb
+from kvtrace.cli.shared.options import MODEL_HELP
 from kvtrace.errors import WriteError
 from kvtrace.paths import is_file
 from kvtrace.text import safe
@@ -23,7 +23,7 @@ def run(values: argparse.Namespace) -> int:
         else outputs.chosen(values.output, force=values.force)
     )
     request = options.request(values, model, prompt, output)
-    from kvtrace.cli.follow import follow, size_of
+    from kvtrace.cli.shared.follow import follow, size_of
 
     ending = follow(request, debug=values.debug)
     if not is_file(Path(ending.path)):

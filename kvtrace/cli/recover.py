@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from kvtrace import units
-from kvtrace.cli import losses, outputs
-from kvtrace.cli.grammar import Verb
+from kvtrace.cli.shared import losses, outputs
+from kvtrace.cli.shared.grammar import Verb
 from kvtrace.text import safe
 
 

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvtrace.cli import outputs
-from kvtrace.cli.grammar import Parser, Verb
-from kvtrace.cli.options import RECOMPUTE
+from kvtrace.cli.shared import outputs
+from kvtrace.cli.shared.grammar import Parser, Verb
+from kvtrace.cli.shared.options import RECOMPUTE
 from kvtrace.errors import UsageError
 
 

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrace.cli import options, outputs, terminal
-from kvtrace.cli.grammar import Verb
-from kvtrace.cli.there import is_trace
+from kvtrace.cli.shared import options, outputs, terminal
+from kvtrace.cli.shared.grammar import Verb
+from kvtrace.cli.shared.is_trace import is_trace
 from kvtrace.live.messages import Request
 from kvtrace.paths import shown
 from kvtrace.text import safe
@@ -70,9 +70,9 @@ def _finder(model: str, prompt: str | None) -> Place | None:
 
 
 def _watch(request: Request, *, at: Place | None, mouse: bool) -> int:
-    from kvtrace.cli.follow import error_of
-    from kvtrace.cli.live_run import SessionRun
-    from kvtrace.cli.signals import as_exceptions
+    from kvtrace.cli.shared.follow import error_of
+    from kvtrace.cli.shared.live_run import SessionRun
+    from kvtrace.cli.shared.signals import as_exceptions
     from kvtrace.live.session import Session
     from kvtrace_tui.app import run as run_screen
 
@@ -85,7 +85,7 @@ def _watch(request: Request, *, at: Place | None, mouse: bool) -> int:
 
 
 def _print_summary(request: Request, *, debug: bool) -> int:
-    from kvtrace.cli.follow import follow
+    from kvtrace.cli.shared.follow import follow
     from kvtrace.cli.show import exit_code, text
     from kvtrace.files import open_trace
 

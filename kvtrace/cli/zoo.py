@@ -12,8 +12,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrace.cli import outputs
-from kvtrace.cli.grammar import Verb
+from kvtrace.cli.shared import outputs
+from kvtrace.cli.shared.grammar import Verb
 from kvtrace.errors import RecordError, UsageError
 from kvtrace.text import safe
 from kvtrace.units import byte_size

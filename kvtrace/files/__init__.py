@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvtrace.files.extents import Stacked, StepRows
 from kvtrace.files.notes import append_note
-from kvtrace.files.source import FileSource
+from kvtrace.files.reading.source import FileSource
 from kvtrace.files.writer import TraceWriter
 from kvtrace.paths import is_folder
 from kvtrace.trace import Trace

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from kvtrace.errors import TraceError
 from kvtrace.files.layout import Kind
-from kvtrace.files.source import FileSource
-from kvtrace.files.stored import read_everything
+from kvtrace.files.reading.source import FileSource
+from kvtrace.files.reading.stored import read_everything
 from kvtrace.trace import Ending
 
 

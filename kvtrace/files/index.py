@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from kvtrace.errors import TraceError
 from kvtrace.files import codec
-from kvtrace.files.frames import Frame, FrameFile
 from kvtrace.files.layout import Kind
+from kvtrace.files.reading.frames import Frame, FrameFile
 from kvtrace.files.tables import FRAMES, GROUP_WRITES, Group
 from kvtrace.trace import OVERVIEW
 

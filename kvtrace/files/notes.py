@@ -6,10 +6,10 @@ from pathlib import Path
 
 from kvtrace.errors import TraceError
 from kvtrace.files import codec
-from kvtrace.files.catalog import Catalog
 from kvtrace.files.disk import Appender
-from kvtrace.files.frames import FrameFile
 from kvtrace.files.layout import Kind
+from kvtrace.files.reading.catalog import Catalog
+from kvtrace.files.reading.frames import FrameFile
 from kvtrace.files.writer import packed
 from kvtrace.trace import Note
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from kvtrace.errors import TraceError
 from kvtrace.files.disk import check_other
-from kvtrace.files.source import FileSource
-from kvtrace.files.stored import Stored, rows_of_pass, rows_of_step
+from kvtrace.files.reading.source import FileSource
+from kvtrace.files.reading.stored import Stored, rows_of_pass, rows_of_step
 from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import Ending, Note, Step
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from kvtrace.errors import OutputExistsError, TraceError
 from kvtrace.files import codec
-from kvtrace.files.catalog import frame_row
 from kvtrace.files.comparison import lane_arrays, lane_fields
 from kvtrace.files.disk import Appender, Write, check_free
 from kvtrace.files.extents import (
@@ -35,6 +34,7 @@ from kvtrace.files.layout import (
     pack_header,
     pack_slot,
 )
+from kvtrace.files.reading.catalog import frame_row
 from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, overview_row
 from kvtrace.files.tiles import Tiler
 from kvtrace.files.validate import MAX_CELL, check_meta, check_step

@@ -39,7 +39,7 @@ def error_of(error: BaseException, script: ModuleType | None) -> KvtraceError:
             f"recording needs {error.name}, which this Python does not have; `pip install "
             f"{error.name}` (traces open without it)"
         )
-    from kvtrace.models.outdated import outdated
+    from kvtrace.models.scripts.outdated import outdated
 
     where = place(error, script)
     if isinstance(error, SystemExit):

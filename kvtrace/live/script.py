@@ -122,7 +122,7 @@ def _kept_main() -> Iterator[None]:
 def _on_cpu(*, wanted: bool) -> contextlib.AbstractContextManager[None]:
     if not wanted:
         return contextlib.nullcontext()
-    from kvtrace.models.on_cpu import cuda_means_cpu
+    from kvtrace.models.scripts.on_cpu import cuda_means_cpu
 
     return cuda_means_cpu(pretend=True)
 
@@ -150,7 +150,7 @@ class _Found:
     def __call__(self, token: int) -> str:
         if not self._looked:
             self._looked = True
-            from kvtrace.models.found_tokenizer import find_tokenizer
+            from kvtrace.models.scripts.found_tokenizer import find_tokenizer
 
             found = find_tokenizer(sys.modules["__main__"], types.SimpleNamespace())
             self._decode = None if found is None else found[0].decode

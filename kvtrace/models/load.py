@@ -10,13 +10,13 @@ from importlib import import_module
 from pathlib import Path
 
 from kvtrace.errors import UsageError
-from kvtrace.models.directory import Origin, judge, load_directory
-from kvtrace.models.hub import Hub
+from kvtrace.models.hub.directory import Origin, judge, load_directory
+from kvtrace.models.hub.repository import Hub
 from kvtrace.models.loaded import Loaded, Progress
 from kvtrace.models.patience import Patience
 from kvtrace.models.quiet import quiet
 from kvtrace.models.request import LoadRequest
-from kvtrace.models.scripts import load_script
+from kvtrace.models.scripts.script import load_script
 from kvtrace.models.spec import parse_spec
 from kvtrace.text import safe
 from kvtrace_fixtures import BUILT_IN

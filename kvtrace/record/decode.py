@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
-from kvtrace.record.capture.handing import cache_made, cache_name
+from kvtrace.record.capture.caches.handing import cache_made, cache_name
 from kvtrace.record.prepared import positions_of, prepared, prepares
 from kvtrace.trace import Ending
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.capture.handing import cache_name
+from kvtrace.record.capture.caches.handing import cache_name
 
 METHOD = "prepare_inputs_for_generation"
 

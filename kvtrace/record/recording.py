@@ -14,17 +14,17 @@ from torch import nn
 
 from kvtrace.errors import KvtraceError, WriteError
 from kvtrace.files import TraceWriter
-from kvtrace.record.capture.choices import Noted
 from kvtrace.record.capture.forward import Beginning, Forward
-from kvtrace.record.capture.generate import Generation, follow_generate
 from kvtrace.record.capture.inner import listen_inside
+from kvtrace.record.capture.replaced.choices import Noted
+from kvtrace.record.capture.replaced.generate import Generation, follow_generate
 from kvtrace.record.capture.running import passes
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.card import card
 from kvtrace.record.companions import Companions
 from kvtrace.record.lanes import LaneOptions, Lanes
-from kvtrace.record.lanes.once import LaneSink
-from kvtrace.record.lanes.snapshot import Snapshot
+from kvtrace.record.lanes.given.snapshot import Snapshot
+from kvtrace.record.lanes.passes.at_end import LaneSink
 from kvtrace.record.steps.recorder import Options, Recorder
 from kvtrace.record.steps.scribe import Sink
 from kvtrace.text import safe

@@ -10,13 +10,13 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from kvtrace.analysis.checks.leftover import beyond
 from kvtrace.analysis.checks.noise import Noise
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Report, Trial, together
 from kvtrace.analysis.checks.verdict import checked
+from kvtrace.analysis.checks.whole_run.leftover import beyond
 from kvtrace.errors import KvtraceError, RecordError, UsageError
 from kvtrace.files import open_trace
-from kvtrace.models.architecture import positions
+from kvtrace.models.hub.architecture import positions
 from kvtrace.record import record
 from kvtrace.record.decode import Limits, decode
 from kvtrace.record.driving import Driven, Wish, choose_drive

@@ -18,7 +18,7 @@ from kvtrace.errors import RecordError
 from kvtrace.models.quiet import quiet
 from kvtrace.record.decode import Limits, Standard, decode
 from kvtrace.record.driving import Driven
-from kvtrace.record.driving.begins import resets
+from kvtrace.record.driving.ways.begins import resets
 from kvtrace.verify.ways import WAYS
 
 _AGAIN_LENGTH, _AGAIN_STEPS = 12, 2

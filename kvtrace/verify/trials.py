@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvtrace.analysis.checks.leftover import beyond
+from kvtrace.analysis.checks.whole_run.leftover import beyond
 from kvtrace.errors import WriteError
 from kvtrace.files import open_trace
 from kvtrace.record import record

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from builders import synthetic_trace
-from kvtrace.analysis.between import between
+from kvtrace.analysis.lanes.between import between
 from kvtrace.trace import Tensor
 
 LANES = ("recomputed", "referee")

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from builders import Shape, synthetic_trace
-from kvtrace.analysis.costs import Logits, step_cost, why
-from kvtrace.analysis.history import history, so_far
-from kvtrace.analysis.memory import cache_memory
+from kvtrace.analysis.cost.costs import Logits, step_cost, why
+from kvtrace.analysis.cost.history import history, so_far
+from kvtrace.analysis.cost.memory import cache_memory
 from kvtrace.analysis.summary import summary
 from kvtrace.trace import CacheLayer, Cost, Flops, Trace
 

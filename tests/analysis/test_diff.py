@@ -10,7 +10,7 @@ import kvtrace
 from builders import Shape, synthetic_trace
 from builders.encoder_decoders import bart
 from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED
-from kvtrace.analysis.diff import diff
+from kvtrace.analysis.two_runs.diff import diff
 from kvtrace.trace import Tensor
 from verify import bugs
 

@@ -9,7 +9,7 @@ import torch
 
 import kvtrace
 from kvtrace.analysis.checks import DIVERGED, EQUAL
-from kvtrace.analysis.diff import diff
+from kvtrace.analysis.two_runs.diff import diff
 from kvtrace.cli.entry import main
 from verify import bugs
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from builders import Shape, synthetic_trace
-from kvtrace.analysis.savings import further, savings
+from kvtrace.analysis.cost.savings import further, savings
 
 ROWS, ROW = 11, 2 * (8 + 8) * 4
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk.cursor import Cursor
 
 AT = Cursor(step=4, layer=1, head=3, row=6, dim=5)
 

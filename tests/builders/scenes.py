@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvtrace.analysis.checks.scene import Scales, Scene, Side
+from kvtrace.analysis.checks.scenes.scene import Scales, Scene, Side
 from kvtrace.trace import Site
 
 

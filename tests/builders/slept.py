@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kvtrace.record.flow import FlowWatch, Late, families
+from kvtrace.record.flow import FlowWatch, Late
+from kvtrace.record.flow.marks import families
 
 HEADS, DIM = 2, 4
 

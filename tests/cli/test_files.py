@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from kvtrace.cli import outputs
+from kvtrace.cli.shared import outputs
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import TraceWriter, open_trace
 from kvtrace.units import byte_size

@@ -11,8 +11,8 @@ from builders.commands import environment, run
 from builders.hub import FakeHub, Repository
 from builders.tiny_models import tiny_model
 from kvtrace.analysis.summary import summary
-from kvtrace.cli import options
 from kvtrace.cli.entry import load
+from kvtrace.cli.shared import options
 from kvtrace.cli.show.plain import plain
 from kvtrace.files import open_trace
 

@@ -8,8 +8,8 @@ import pytest
 from builders.memory import MemorySource
 from builders.synthetic import synthetic_trace
 from builders.written import write_trace
-from kvtrace.analysis.compare import compare
-from kvtrace.analysis.costs import step_cost
+from kvtrace.analysis.cost.costs import step_cost
+from kvtrace.analysis.lanes.compare import compare
 from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.plain import plain
 from kvtrace.cli.show.text import head

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kvtrace.cli import outputs
-from kvtrace.cli.there import is_trace
+from kvtrace.cli.shared import outputs
+from kvtrace.cli.shared.is_trace import is_trace
 from kvtrace.errors import OutputExistsError, UsageError
 from kvtrace.models.spec import parse_spec
 from kvtrace.paths import is_file, is_folder

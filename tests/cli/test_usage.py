@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from kvtrace.cli.entry import load
-from kvtrace.cli.grammar import VERBS
+from kvtrace.cli.shared.grammar import VERBS
 
 WRONG = {
     ("--frobnicate",): "unrecognized arguments: --frobnicate",

@@ -13,7 +13,7 @@ from builders.reading import read_all, same, wrong
 from builders.written import pass_of, rows_of, write_trace
 from kvtrace.errors import MissingError, TraceError
 from kvtrace.files import StepRows, TraceWriter, open_trace
-from kvtrace.files.frames import FrameFile
+from kvtrace.files.reading.frames import FrameFile
 from kvtrace.trace import (
     CacheLayer,
     CacheStep,

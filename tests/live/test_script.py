@@ -190,7 +190,7 @@ def test_threads_that_were_there_before_are_not_waited_for(run, tmp_path):
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_rows_of_large_passes_are_kept_where_they_are_asked_for(run, monkeypatch, wanted):
-    monkeypatch.setattr("kvtrace.record.lanes.once.KEPT_BYTES", 0)
+    monkeypatch.setattr("kvtrace.record.lanes.passes.at_end.KEPT_BYTES", 0)
     code, _, err = run("sample.py", keep_rows=wanted)
     assert code == 0, err
     compared = kvtrace.open("a.kvt").compared(1)

@@ -7,7 +7,7 @@ from huggingface_hub import constants
 
 from builders.hub import Repository
 from kvtrace.errors import HubError
-from kvtrace.models.hub_faults import shown_endpoint
+from kvtrace.models.hub.faults import shown_endpoint
 from kvtrace_fixtures import BUILT_IN
 
 DEMO = BUILT_IN["demo"].directory

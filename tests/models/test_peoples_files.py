@@ -9,7 +9,7 @@ import pytest
 from builders.driven import SMALL, forgotten
 from kvtrace.errors import KvtraceError, ModelError, UsageError
 from kvtrace.models import LoadRequest, load
-from kvtrace.models.found_tokenizer import find_tokenizer
+from kvtrace.models.scripts.found_tokenizer import find_tokenizer
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from builders.folders import edit
 from kvtrace.errors import ModelError
-from kvtrace.models import read_tokenizer
+from kvtrace.models.hub import read_tokenizer
 from kvtrace.models.patience import Patience
 from kvtrace.models.tokens import guarded
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from kvtrace.record.capture import caches, choices, clean, compiled, generate, interface, overlay
+from kvtrace.record.capture.caches import updates
+from kvtrace.record.capture.replaced import choices, clean, compiled, generate, interface, overlay
 from kvtrace.record.paged import engine
 
 _PATCHES = {
-    "caches": caches.CACHES,
+    "caches": updates.CACHES,
     "choices": choices.CHOICES,
     "copies": clean.CLEAN,
     "compiled calls": compiled._CALLS,

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
-from kvtrace.analysis.savings import savings
+from kvtrace.analysis.cost.savings import savings
 from kvtrace.trace import Tensor
 from kvtrace_fixtures import BUILT_IN
 

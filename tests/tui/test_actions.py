@@ -6,10 +6,10 @@ import pytest
 from builders import MemorySource, Shape, synthetic_trace
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Meta, ModelCard, Trace
-from kvtrace_tui import moves
 from kvtrace_tui.actions import ACTIONS, BY_ID, footer
-from kvtrace_tui.cursor import View
-from kvtrace_tui.desk import TRAITS, Desk, Recording
+from kvtrace_tui.desk import moves
+from kvtrace_tui.desk.cursor import View
+from kvtrace_tui.desk.desk import TRAITS, Desk, Recording
 from kvtrace_tui.found import Found
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from builders import Shape, synthetic_trace
 from builders.screens import app_of, press, until
-from kvtrace_tui import moves
+from kvtrace_tui.desk import moves
 
 SIZE = (160, 45)
 FOR_A_STEP = {"timeline", "sentence", "keys", "values", "queries", "output", "attention",

@@ -2,7 +2,7 @@ import pytest
 
 from builders import Shape, synthetic_trace
 from kvtrace.errors import UsageError
-from kvtrace_tui.breakpoints import (
+from kvtrace_tui.desk.breakpoints import (
     DEFAULT,
     BreakKind,
     Breakpoint,

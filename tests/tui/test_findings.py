@@ -5,9 +5,10 @@ import pytest
 
 from builders import Shape, synthetic_trace
 from kvtrace.trace import Damage, Note, Tensor
-from kvtrace_tui import findings, moves
-from kvtrace_tui.cursor import View
-from kvtrace_tui.differences import show_found
+from kvtrace_tui import findings
+from kvtrace_tui.desk import moves
+from kvtrace_tui.desk.cursor import View
+from kvtrace_tui.desk.differences import show_found
 from kvtrace_tui.found import Answer, Found
 from kvtrace_tui.screens.findings import answer_rows, finding_rows, found_rows
 

@@ -5,7 +5,7 @@ from builders.written import rows_of, write_trace
 from kvtrace.errors import TraceError
 from kvtrace.files import TraceWriter, append_note, open_trace
 from kvtrace.trace import Note
-from kvtrace_tui.desk import Recording
+from kvtrace_tui.desk.desk import Recording
 from kvtrace_tui.follow import QUIET_S, Follower
 from kvtrace_tui.live_run import LiveEvent, LiveKind
 

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 from builders import MemorySource, Shape, synthetic_trace
 from kvtrace.trace import Meta, ModelCard, Trace
-from kvtrace_tui import moves
-from kvtrace_tui.cursor import Axis, ColourScale, Cursor, View
+from kvtrace_tui.desk import moves
+from kvtrace_tui.desk.cursor import Axis, ColourScale, Cursor, View
 
 
 def test_the_first_cursor_is_on_the_first_decode_step_and_its_newest_row():

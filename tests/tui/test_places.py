@@ -8,8 +8,8 @@ from builders.written import write_trace
 from kvtrace.analysis.tensors import head_rows
 from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor
-from kvtrace_tui import moves
-from kvtrace_tui.places import expression, find_token, go_to, row_texts
+from kvtrace_tui.desk import moves
+from kvtrace_tui.desk.places import expression, find_token, go_to, row_texts
 
 
 @pytest.fixture

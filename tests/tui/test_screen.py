@@ -9,7 +9,7 @@ from builders.screens import app_of, press, shown, until
 from builders.written import rows_of
 from kvtrace.files import TraceWriter, open_trace
 from kvtrace.trace import Note
-from kvtrace_tui.desk import Recording
+from kvtrace_tui.desk.desk import Recording
 from kvtrace_tui.live_run import LiveEvent, LiveKind
 from kvtrace_tui.screens.loading import LoadingScreen
 from kvtrace_tui.screens.main import MainScreen

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvtrace_tui import reasons
-from kvtrace_tui.deeds import Deed
-from kvtrace_tui.reasons import Reason
+from kvtrace_tui.desk import reasons
+from kvtrace_tui.desk.deeds import Deed
+from kvtrace_tui.desk.reasons import Reason
 
 SHOWN = {
     "left": "←", "right": "→", "up": "↑", "down": "↓", "pageup": "pgup", "pagedown": "pgdn",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from kvtrace_tui import deeds, jumps, moves, reasons
 from kvtrace_tui.action import Action
 from kvtrace_tui.arrangement import PANES
-from kvtrace_tui.cursor import Axis
-from kvtrace_tui.deeds import FAR, PAGE, Deed, along, arrow, changed
-from kvtrace_tui.desk import TRAITS, Desk
+from kvtrace_tui.desk import deeds, jumps, moves, reasons
+from kvtrace_tui.desk.cursor import Axis
+from kvtrace_tui.desk.deeds import FAR, PAGE, Deed, along, arrow, changed
+from kvtrace_tui.desk.desk import TRAITS, Desk
 from kvtrace_tui.drawing.palettes import PALETTES
 
 TIME, PLACE, VIEW, RUN, SCREEN = GROUPS = ("time", "place", "view", "recorder", "screen")

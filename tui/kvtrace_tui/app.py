@@ -17,8 +17,8 @@ from textual.screen import Screen
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe
 from kvtrace.trace import Trace
-from kvtrace_tui import moves
-from kvtrace_tui.cursor import Axis, Cursor
+from kvtrace_tui.desk import moves
+from kvtrace_tui.desk.cursor import Axis, Cursor
 from kvtrace_tui.follow import Follower, Opener
 from kvtrace_tui.live_run import LiveRun
 from kvtrace_tui.panes import all_panes

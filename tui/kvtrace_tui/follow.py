@@ -12,7 +12,7 @@ from collections.abc import Callable
 from kvtrace.errors import KvtraceError, VersionError
 from kvtrace.text import safe
 from kvtrace.trace import Trace
-from kvtrace_tui.desk import Recording
+from kvtrace_tui.desk.desk import Recording
 from kvtrace_tui.live_run import LiveEvent, LiveKind, LiveRun
 
 Opener = Callable[[], Trace]

@@ -11,9 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from kvtrace.analysis.checks.arithmetic import check_arithmetic
-from kvtrace.analysis.checks.by_head import check_rows_of_heads
-from kvtrace.analysis.checks.contents import (
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scenes.identify import identify
+from kvtrace.analysis.checks.scenes.scene import Scene
+from kvtrace.analysis.checks.wrong_output.arithmetic import check_arithmetic
+from kvtrace.analysis.checks.wrong_output.visibility import check_ahead, check_seen
+from kvtrace.analysis.checks.wrong_rows.by_head import check_rows_of_heads
+from kvtrace.analysis.checks.wrong_rows.contents import (
     check_contents,
     check_heads,
     check_misaligned,
@@ -21,12 +25,8 @@ from kvtrace.analysis.checks.contents import (
     check_unfilled_heads,
     check_zero_rows,
 )
-from kvtrace.analysis.checks.identify import identify
-from kvtrace.analysis.checks.owners import check_owner, check_stale
-from kvtrace.analysis.checks.queries import check_queries
-from kvtrace.analysis.checks.report import Finding
-from kvtrace.analysis.checks.scene import Scene
-from kvtrace.analysis.checks.visibility import check_ahead, check_seen
+from kvtrace.analysis.checks.wrong_rows.owners import check_owner, check_stale
+from kvtrace.analysis.checks.wrong_rows.queries import check_queries
 
 
 def check_nonfinite(scene: Scene) -> Finding | None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
-from kvtrace.analysis.checks.scene import Scene, Side
-from kvtrace.analysis.checks.spoken import spoken
+from kvtrace.analysis.checks.scenes.place_names import spoken
+from kvtrace.analysis.checks.scenes.scene import Scene, Side
 from kvtrace.trace import INEXACT, Trace
 
 _CHANGED = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from kvtrace.analysis.checks.leftover import leftover
 from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.placed import placed
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report, Trial
-from kvtrace.analysis.checks.survey import Survey
 from kvtrace.analysis.checks.walk import findings
+from kvtrace.analysis.checks.whole_run.leftover import leftover
+from kvtrace.analysis.checks.whole_run.survey import Survey
 from kvtrace.analysis.course import course
 from kvtrace.errors import TraceError
 from kvtrace.trace import HOOKS_CHANGED, WEIGHTS_CHANGED, Note, Trace

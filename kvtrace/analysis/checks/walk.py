@@ -11,26 +11,26 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.checks.absent import calls_shifted, some_absent, where_it_begins
-from kvtrace.analysis.checks.ahead import ahead
-from kvtrace.analysis.checks.begin import begins
-from kvtrace.analysis.checks.beside import beside
 from kvtrace.analysis.checks.classes import KINDS
-from kvtrace.analysis.checks.cross import stale_cross
 from kvtrace.analysis.checks.diagnose import diagnose
-from kvtrace.analysis.checks.doubt import doubtful
-from kvtrace.analysis.checks.encoders import encoded_anew
-from kvtrace.analysis.checks.forgotten import Forgotten
-from kvtrace.analysis.checks.later import reconsidered
-from kvtrace.analysis.checks.leftover import leftover
 from kvtrace.analysis.checks.noise import Noise, largest
-from kvtrace.analysis.checks.padded import padded_inside
 from kvtrace.analysis.checks.placed import named, placed
 from kvtrace.analysis.checks.report import Finding
-from kvtrace.analysis.checks.spoken import spoken
-from kvtrace.analysis.checks.stage import stage
-from kvtrace.analysis.checks.survey import NAMES, Survey
-from kvtrace.analysis.checks.unused import FedAgain
+from kvtrace.analysis.checks.scenes.cross import stale_cross
+from kvtrace.analysis.checks.scenes.place_names import spoken
+from kvtrace.analysis.checks.scenes.stage import stage
+from kvtrace.analysis.checks.whole_run.absent import calls_shifted, some_absent, where_it_begins
+from kvtrace.analysis.checks.whole_run.ahead import ahead
+from kvtrace.analysis.checks.whole_run.begin import begins
+from kvtrace.analysis.checks.whole_run.doubt import doubtful
+from kvtrace.analysis.checks.whole_run.encoders import encoded_anew
+from kvtrace.analysis.checks.whole_run.forgotten import Forgotten
+from kvtrace.analysis.checks.whole_run.later import reconsidered
+from kvtrace.analysis.checks.whole_run.leftover import leftover
+from kvtrace.analysis.checks.whole_run.more_causes import beside
+from kvtrace.analysis.checks.whole_run.padded import padded_inside
+from kvtrace.analysis.checks.whole_run.survey import NAMES, Survey
+from kvtrace.analysis.checks.whole_run.unused import FedAgain
 from kvtrace.errors import TraceError
 from kvtrace.trace import Site, Step, Tensor, Trace
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrace.cli.grammar import Verb, natural
+from kvtrace.cli.shared.grammar import Verb, natural
 
 if TYPE_CHECKING:
     from kvtrace.cli.show import pick

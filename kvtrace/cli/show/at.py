@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtrace.analysis.attention import Attention, attention
-from kvtrace.analysis.compare import Comparison, compare
 from kvtrace.analysis.grid import Measure, grid
+from kvtrace.analysis.lanes.compare import Comparison, compare
 from kvtrace.analysis.selfcheck import SelfCheck, self_check
 from kvtrace.analysis.statistics import Statistics, statistics
 from kvtrace.analysis.tensors import head_rows, tensor_head

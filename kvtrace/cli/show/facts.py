@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from kvtrace.analysis.costs import Logits, step_cost, why
-from kvtrace.analysis.history import history, so_far
-from kvtrace.analysis.memory import cache_memory
-from kvtrace.analysis.parting import Place as Parting
-from kvtrace.analysis.parting import first_parting, largest_difference, worst
+from kvtrace.analysis.cost.costs import Logits, step_cost, why
+from kvtrace.analysis.cost.history import history, so_far
+from kvtrace.analysis.cost.memory import cache_memory
+from kvtrace.analysis.lanes.parting import Place as Parting
+from kvtrace.analysis.lanes.parting import first_parting, largest_difference, worst
 from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.plain import Plain, plain
 from kvtrace.errors import KvtraceError

@@ -11,13 +11,13 @@ from functools import partial
 from itertools import groupby
 
 from kvtrace import units
-from kvtrace.analysis.compare import reason_of
-from kvtrace.analysis.costs import Logits, step_cost, why
-from kvtrace.analysis.history import history, so_far
-from kvtrace.analysis.memory import cache_memory
+from kvtrace.analysis.cost.costs import Logits, step_cost, why
+from kvtrace.analysis.cost.history import history, so_far
+from kvtrace.analysis.cost.memory import cache_memory
+from kvtrace.analysis.cost.savings import further, savings
+from kvtrace.analysis.lanes.compare import reason_of
+from kvtrace.analysis.lanes.parting import first_parting, largest_difference, worst
 from kvtrace.analysis.packed import part_text
-from kvtrace.analysis.parting import first_parting, largest_difference, worst
-from kvtrace.analysis.savings import further, savings
 from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.files.source import FileSource
+from kvtrace.files.reading.source import FileSource
 
 _COMPARED = ("phase", "sequences", "new", "token", "chosen", "parent")
 _WORDS = {

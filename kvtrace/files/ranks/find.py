@@ -9,7 +9,7 @@ from pathlib import Path
 from kvtrace.errors import TraceError
 from kvtrace.files.ranks.heads import said
 from kvtrace.files.ranks.source import JoinedSource
-from kvtrace.files.source import FileSource
+from kvtrace.files.reading.source import FileSource
 from kvtrace.text import safe
 from kvtrace.trace import Rank
 

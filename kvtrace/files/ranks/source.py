@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.errors import MissingError, TraceError
-from kvtrace.files.damage import DamageList
-from kvtrace.files.kept import Kept
 from kvtrace.files.ranks.agree import agreement
 from kvtrace.files.ranks.heads import Heads
 from kvtrace.files.ranks.join import counted_once, join_comparisons, join_steps
 from kvtrace.files.ranks.plan import Plan, plan
-from kvtrace.files.source import FileSource
+from kvtrace.files.reading.damage import DamageList
+from kvtrace.files.reading.recent import Recent
+from kvtrace.files.reading.source import FileSource
 from kvtrace.trace import Damage, Ending, LaneStep, Meta, Note, Step, Tensor
 from kvtrace.trace.dtypes import Array
 
@@ -38,8 +38,8 @@ class JoinedSource:
         self.name = name
         self._ranks = tuple(ranks)
         self._names = tuple(rank.name for rank in ranks)
-        self._steps: Kept[int, Step] = Kept(_STEPS_KEPT)
-        self._passes: Kept[tuple[str, int], Step] = Kept(_STEPS_KEPT)
+        self._steps: Recent[int, Step] = Recent(_STEPS_KEPT)
+        self._passes: Recent[tuple[str, int], Step] = Recent(_STEPS_KEPT)
         self._twins = DamageList()
         self._metas: tuple[Meta, ...] = ()
         self._put_together()

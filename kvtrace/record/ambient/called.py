@@ -17,9 +17,9 @@ from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 from torch import Tensor, nn
 
 from kvtrace.record.ambient.outside import Outside
-from kvtrace.record.capture.inputs import tokens_in
+from kvtrace.record.capture.tokens.inputs import tokens_in
 from kvtrace.record.driving.entrance import through
-from kvtrace.record.lanes.snapshot import Snapshot, take
+from kvtrace.record.lanes.given.snapshot import Snapshot, take
 
 _FRAMES, _DEEP = 24, 1000
 """Callers that are looked at; all there may be."""

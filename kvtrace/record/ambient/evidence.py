@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kvtrace.record.capture.overlay import Overlay
+from kvtrace.record.capture.replaced.overlay import Overlay
 
 _LOSSES = ("cross_entropy", "nll_loss")
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kvtrace.record.ambient.called import StepFunction, made_by, theirs
-from kvtrace.record.capture.calls import AttentionCall
-from kvtrace.record.capture.entrances import is_asking
+from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.capture.watch import Watch
-from kvtrace.record.driving.roles import signature_of
-from kvtrace.record.lanes.snapshot import Snapshot
+from kvtrace.record.driving.ways.roles import signature_of
+from kvtrace.record.lanes.given.snapshot import Snapshot
 from kvtrace.record.local import address
 
 _FRAMES = 12

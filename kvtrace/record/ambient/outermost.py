@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from kvtrace.record.capture.entrances import is_asking
-from kvtrace.record.capture.overlay import Overlay
-from kvtrace.record.capture.scripting import SCRIPTING
+from kvtrace.record.capture.replaced.entrances import is_asking
+from kvtrace.record.capture.replaced.overlay import Overlay
+from kvtrace.record.capture.replaced.scripting import SCRIPTING
 
 Run = Callable[[], Any]
 Around = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Run], Any]

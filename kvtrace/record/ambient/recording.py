@@ -26,13 +26,13 @@ from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups
 from kvtrace.record.ambient.late import LateWriter
 from kvtrace.record.ambient.met import Met, holder_of, kind_of, left_out
 from kvtrace.record.ambient.outermost import Outermost, Run
-from kvtrace.record.ambient.report import Report, Told
-from kvtrace.record.capture.bare_rows import rows_in
-from kvtrace.record.capture.calls import AttentionCall
-from kvtrace.record.capture.entrances import is_asking
+from kvtrace.record.ambient.report import ModelReport, Report
+from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
-from kvtrace.record.capture.generate import meet_generate
-from kvtrace.record.capture.inputs import named, tokens_in
+from kvtrace.record.capture.replaced.entrances import is_asking
+from kvtrace.record.capture.replaced.generate import meet_generate
+from kvtrace.record.capture.tokens.bare_rows import rows_in
+from kvtrace.record.capture.tokens.inputs import named, tokens_in
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.paged.engine import ENGINE
 from kvtrace.record.ranks import own_path
@@ -156,7 +156,7 @@ class AmbientRecording:
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> Told | None:
+    ) -> ModelReport | None:
         recording, late = one.recording, one.late
         if recording is None or late is None:
             return None
@@ -173,7 +173,7 @@ class AmbientRecording:
         if late.writer is None or recording.recorder is None:
             return None
         meta = recording.recorder.meta
-        return Told(
+        return ModelReport(
             recording.path,
             type(one.module).__name__,
             recording.steps,

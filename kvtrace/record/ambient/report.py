@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ModelReport:
     """One trace that was written.
 
     Attributes:
@@ -41,7 +41,7 @@ class Report:
         others: Classes of modules that were called without tokens → calls.
     """
 
-    traces: tuple[Told, ...] = ()
+    traces: tuple[ModelReport, ...] = ()
     said: tuple[str, ...] = ()
     silent: Mapping[str, int] = field(default_factory=dict)
     others: Mapping[str, int] = field(default_factory=dict)

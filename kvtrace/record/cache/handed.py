@@ -12,8 +12,8 @@ import numpy as np
 
 from kvtrace.record.cache.runs import Runs
 from kvtrace.record.capture.forward import CacheUpdate
-from kvtrace.record.flow.slots import Numbers
-from kvtrace.record.flow.standing import for_none
+from kvtrace.record.flow.rows.slots import Numbers
+from kvtrace.record.flow.rows.standing import for_none
 from kvtrace.record.match import Digests, digest
 from kvtrace.trace import NO_TOKEN
 from kvtrace.trace.view import expanded

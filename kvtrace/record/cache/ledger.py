@@ -16,17 +16,17 @@ from kvtrace.record.cache import books
 from kvtrace.record.cache.adopted import Copies
 from kvtrace.record.cache.books import EMPTY, Book, Entry
 from kvtrace.record.cache.content import Recogniser
-from kvtrace.record.cache.derived import Derived
 from kvtrace.record.cache.events import joined
-from kvtrace.record.cache.own import Own
+from kvtrace.record.cache.own.caches import OwnCaches
+from kvtrace.record.cache.own.derived import Derived
 from kvtrace.record.cache.pool import Pools
 from kvtrace.record.cache.reads import Read, reads
 from kvtrace.record.cache.routine import Routine, routine
-from kvtrace.record.cache.step import LedgerStep, marched_on
+from kvtrace.record.cache.step import LedgerStep, step_of_steady
 from kvtrace.record.cache.stores import Stores
-from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Forward
-from kvtrace.record.capture.positions import Positions
+from kvtrace.record.capture.tokens.positions import Positions
 from kvtrace.trace import CacheEvent
 
 MAX_BOOKS = 4096
@@ -62,7 +62,7 @@ class Ledger:
         self._books: dict[tuple[int, int], Book] = {}
         self._homes: dict[tuple[int, int], int] = {}
         self._content = Recogniser(self.stores)
-        self._own = Own(self.stores)
+        self._own = OwnCaches(self.stores)
         self._pools = Pools(self.stores)
         self._copies = Copies()
         self._routine: Routine | None = None
@@ -77,7 +77,7 @@ class Ledger:
             number: Of the step.
         """
         self._pools.begin(number)
-        again = self._again(forward, positions) or self._marched(forward)
+        again = self._steady_step(forward, positions) or self._own_steady_step(forward)
         if again is not None:
             return again
         self._settle()
@@ -110,7 +110,7 @@ class Ledger:
         self._abreast = next(iter(work.entries.values()), None)
         return out
 
-    def _again(self, forward: Forward, positions: Positions) -> LedgerStep | None:
+    def _steady_step(self, forward: Forward, positions: Positions) -> LedgerStep | None:
         """The step before once more, a few rows on: worked out once for all cache layers."""
         last, before = self._routine, self._abreast
         if last is None or before is None or not last.fits(forward, positions):
@@ -130,15 +130,15 @@ class Ledger:
         out.seq = dict.fromkeys(last.stores, seq)
         return out
 
-    def _marched(self, forward: Forward) -> LedgerStep | None:
+    def _own_steady_step(self, forward: Forward) -> LedgerStep | None:
         """The same of a cache of the model's own."""
         if forward.updates or forward.changes or forward.recurrent or forward.lingering:
             return None
-        found = self._own.marched(forward.calls)
+        found = self._own.steady_step(forward.calls)
         if found is None:
             return None
         self._settle()
-        step = marched_on(*found)
+        step = step_of_steady(*found)
         self._own.derived.over()
         return step
 

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kvtrace.record.cache.reads import Read
 from kvtrace.record.capture.forward import CacheUpdate, Forward
-from kvtrace.record.capture.positions import Positions
+from kvtrace.record.capture.tokens.positions import Positions
 
 if TYPE_CHECKING:
     from kvtrace.record.cache.step import LedgerStep

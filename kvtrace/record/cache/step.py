@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kvtrace.record.cache import books
 from kvtrace.record.cache.books import Entry
-from kvtrace.record.cache.march import Marched
+from kvtrace.record.cache.own.steady import SteadyStep
 from kvtrace.record.cache.reads import Read
-from kvtrace.record.flow.slots import Numbers
+from kvtrace.record.flow.rows.slots import Numbers
 from kvtrace.trace import CacheEvent, CacheStep
 
 
@@ -33,8 +33,8 @@ class LedgerStep:
         grown: Tokens more than those of the step before, which were computed again.
         own_bytes: Memory of caches of the model's own.
         routine: As the step before in all but the number of rows.
-        marched: What its calls did, where their rows went on in a cache of the model's own, as in
-            the step before.
+        steady_step: What its calls did, where their rows went on in a cache of the model's own
+            as in the step before.
     """
 
     groups: tuple[CacheStep, ...] = ()
@@ -51,27 +51,27 @@ class LedgerStep:
     grown: int = 0
     own_bytes: int = 0
     routine: bool = False
-    marched: Marched | None = None
+    steady_step: SteadyStep | None = None
 
 
-def marched_on(entry: Entry, marched: Marched, own_bytes: int) -> LedgerStep:
+def step_of_steady(entry: Entry, steady_step: SteadyStep, own_bytes: int) -> LedgerStep:
     """The step of a cache of the model's own whose layers all went on as in the step before.
 
     Args:
         entry: What happened to each layer.
-        marched: The calls.
+        steady_step: The calls.
         own_bytes: Memory of the caches.
     """
-    stores, rows = marched.march.stores, marched.rows
-    seq = int(marched.step.cells.shape[1])
+    stores, rows = steady_step.sites.stores, steady_step.rows
+    seq = int(steady_step.step.cells.shape[1])
     return LedgerStep(
         groups=(books.cache_step(stores, entry),),
         reads=[Read("cache")] * len(stores),
         stores=list(stores),
         rows=dict(zip(stores, zip(rows[0].unbind(), rows[1].unbind(), strict=True), strict=True)),
         seq=dict.fromkeys(stores, seq),
-        parent=marched.before[0].number,
+        parent=steady_step.before[0].number,
         own_bytes=own_bytes,
         routine=True,
-        marched=marched,
+        steady_step=steady_step,
     )

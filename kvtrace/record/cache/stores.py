@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Recurrent
 from kvtrace.record.match import nearly, same
 from kvtrace.trace import INEXACT, CacheLayer, dtypes

@@ -18,11 +18,11 @@ import torch
 from torch import Size, Tensor
 from transformers.cache_utils import DynamicLayer
 
-from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.capture.attention.read import MaskReader, ModuleFacts, read
+from kvtrace.record.capture.caches.tracker import CacheTracker
 from kvtrace.record.capture.forward import CacheUpdate
-from kvtrace.record.capture.read import MaskReader, ModuleFacts, read
 from kvtrace.record.capture.running import Pass, RawCall, RawUpdate
-from kvtrace.record.capture.tracker import CacheTracker
 
 T = TypeVar("T")
 

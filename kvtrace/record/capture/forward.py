@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
-from kvtrace.record.capture.calls import AttentionCall
-from kvtrace.record.capture.choices import Choice
+from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.clock import Took
+from kvtrace.record.capture.replaced.choices import Choice
 from kvtrace.record.paged.places import Part, Placed
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kvtrace.record.capture.entrances import entrances
-from kvtrace.record.capture.generate import generates, meet_generate
-from kvtrace.record.capture.inputs import named, tokens_in
+from kvtrace.record.capture.replaced.entrances import entrances
+from kvtrace.record.capture.replaced.generate import generates, meet_generate
 from kvtrace.record.capture.running import passes
+from kvtrace.record.capture.tokens.inputs import named, tokens_in
 from kvtrace.record.local import here
 
 _CONTAINERS = nn.ModuleList | nn.ModuleDict | nn.Sequential

@@ -16,11 +16,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kvtrace.record.capture.calls import AttentionCall
-    from kvtrace.record.capture.choices import Chooser
+    from kvtrace.record.capture.attention.calls import AttentionCall
+    from kvtrace.record.capture.caches.tracker import CacheTracker
     from kvtrace.record.capture.clock import Marks
     from kvtrace.record.capture.forward import Keep, KeepLate, Recurrent
-    from kvtrace.record.capture.tracker import CacheTracker
+    from kvtrace.record.capture.replaced.choices import Chooser
     from kvtrace.record.flow import FlowWatch
     from kvtrace.record.paged.engine import PagedUpdate
     from kvtrace.record.paged.split import Packed

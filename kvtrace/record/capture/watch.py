@@ -17,20 +17,33 @@ from typing import Any
 from torch import nn
 from transformers.cache_utils import Cache
 
-from kvtrace.record.capture.ahead import Ran
 from kvtrace.record.capture.alike import Pattern, pattern_of
-from kvtrace.record.capture.bare_rows import width_in
-from kvtrace.record.capture.caches import CACHES, HALVES, beside, cross_half, follow, patch_given
-from kvtrace.record.capture.calls import AttentionCall
-from kvtrace.record.capture.choices import CHOICES, Chooser
-from kvtrace.record.capture.clean import CLEAN
+from kvtrace.record.capture.attention.ahead import Ran
+from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.capture.attention.levels import attentions, lower_levels, unseen
+from kvtrace.record.capture.attention.reader import Reader
+from kvtrace.record.capture.caches.copied import copies
+from kvtrace.record.capture.caches.handing import cache_given
+from kvtrace.record.capture.caches.tracker import CacheTracker, lingering, updates_of
+from kvtrace.record.capture.caches.updates import (
+    CACHES,
+    HALVES,
+    beside,
+    cross_half,
+    follow,
+    patch_given,
+)
 from kvtrace.record.capture.clock import DeviceClock, Took
-from kvtrace.record.capture.compiled import EAGERLY, Eagerly
-from kvtrace.record.capture.copied import copies
-from kvtrace.record.capture.entrances import around_forward, entrances, is_asking
 from kvtrace.record.capture.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
-from kvtrace.record.capture.handing import cache_given
-from kvtrace.record.capture.inputs import (
+from kvtrace.record.capture.replaced.choices import CHOICES, Chooser
+from kvtrace.record.capture.replaced.clean import CLEAN
+from kvtrace.record.capture.replaced.compiled import EAGERLY, Eagerly
+from kvtrace.record.capture.replaced.entrances import around_forward, entrances, is_asking
+from kvtrace.record.capture.replaced.interface import INTERFACE
+from kvtrace.record.capture.replaced.scripting import SCRIPTING
+from kvtrace.record.capture.running import Pass, our_work, passes
+from kvtrace.record.capture.tokens.bare_rows import width_in
+from kvtrace.record.capture.tokens.inputs import (
     fitted,
     hidden_width,
     logits_of,
@@ -38,12 +51,6 @@ from kvtrace.record.capture.inputs import (
     shape_of,
     tokens_of,
 )
-from kvtrace.record.capture.interface import INTERFACE
-from kvtrace.record.capture.levels import attentions, lower_levels, unseen
-from kvtrace.record.capture.reader import Reader
-from kvtrace.record.capture.running import Pass, our_work, passes
-from kvtrace.record.capture.scripting import SCRIPTING
-from kvtrace.record.capture.tracker import CacheTracker, lingering, updates_of
 from kvtrace.record.capture.turns import Turns
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.paged.follower import Follower

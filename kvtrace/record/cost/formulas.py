@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.attention.calls import AttentionCall
 
 
 class _Formula(Protocol):

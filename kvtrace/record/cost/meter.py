@@ -14,7 +14,7 @@ from operator import mul
 
 from torch import nn
 
-from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.cost import roles
 from kvtrace.record.cost.formulas import attention_flops
 from kvtrace.record.cost.growth import Per, Sizes

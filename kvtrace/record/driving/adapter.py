@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
-from kvtrace.record.driving.calls import Shape
 from kvtrace.record.driving.entrance import called_by
-from kvtrace.record.driving.outputs import Logits, NoLogitsError, find_logits, last_row
-from kvtrace.record.driving.private import nothing_left, private_copy
-from kvtrace.record.driving.roles import parameters_of
+from kvtrace.record.driving.trying.private import nothing_left, private_copy
+from kvtrace.record.driving.ways.calls import Shape
+from kvtrace.record.driving.ways.outputs import Logits, NoLogitsError, find_logits, last_row
+from kvtrace.record.driving.ways.roles import parameters_of
 
 Functions = Mapping[str, Callable[..., object]]
 

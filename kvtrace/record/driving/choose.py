@@ -12,15 +12,15 @@ from functools import partial
 from torch import nn
 
 from kvtrace.errors import ModelError
-from kvtrace.record.capture.handing import NAMES, cache_name
+from kvtrace.record.capture.caches.handing import NAMES, cache_name
 from kvtrace.record.decode import Drive, Standard
 from kvtrace.record.driving.adapter import adapted
-from kvtrace.record.driving.calls import Calls
 from kvtrace.record.driving.entrance import entrances, plain_entrances, through
 from kvtrace.record.driving.generating import Generating, by_generating
 from kvtrace.record.driving.paired import Pair, pairs, together
-from kvtrace.record.driving.roles import parameters_of
-from kvtrace.record.driving.search import Found, Search
+from kvtrace.record.driving.trying.search import FoundWay, Search
+from kvtrace.record.driving.ways.calls import Calls
+from kvtrace.record.driving.ways.roles import parameters_of
 from kvtrace.record.driving.wish import Wish
 from kvtrace.record.prepared import METHOD, prepares
 
@@ -92,12 +92,12 @@ def _by_trying(model: nn.Module, wish: Wish) -> Driven:
     return _driven(search, found)
 
 
-def _searched(model: nn.Module, wish: Wish, *, thorough: bool = True) -> tuple[Search, Found]:
+def _searched(model: nn.Module, wish: Wish, *, thorough: bool = True) -> tuple[Search, FoundWay]:
     search = Search(model, wish, thorough=thorough)
     return search, search.run()
 
 
-def _driven(search: Search, found: Found, name: str = "model") -> Driven:
+def _driven(search: Search, found: FoundWay, name: str = "model") -> Driven:
     wish = search.wish
     # shorter than the text: rows of the one side are never as many as those of the other
     source = wish.prompt[:-1] or wish.prompt
@@ -133,7 +133,7 @@ def _by_plain_entrance(model: nn.Module, wish: Wish) -> Driven | None:
 
 def _through_each(
     model: nn.Module, wish: Wish, names: Iterable[str]
-) -> Iterator[tuple[Driven, Found]]:
+) -> Iterator[tuple[Driven, FoundWay]]:
     """The methods that can be called, one after the other."""
     for name in names:
         remake = None if wish.remake is None else partial(_remade_through, wish.remake, name)

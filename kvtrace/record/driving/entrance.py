@@ -13,8 +13,8 @@ from types import MethodType
 
 from torch import nn
 
-from kvtrace.record.driving.begins import methods
-from kvtrace.record.driving.roles import parameters_of, signature_of
+from kvtrace.record.driving.ways.begins import methods
+from kvtrace.record.driving.ways.roles import parameters_of, signature_of
 
 _ENTRANCES = re.compile(
     r"(forward|decode|step|infer|inference|predict|run|call|incremental|cached|next)_?"

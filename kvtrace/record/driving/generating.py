@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
 from kvtrace.record.driving.entrance import through
-from kvtrace.record.driving.observe import generation_arguments, generators
-from kvtrace.record.driving.private import nothing_left, private_copy
+from kvtrace.record.driving.trying.observe import generation_arguments, generators
+from kvtrace.record.driving.trying.private import nothing_left, private_copy
 from kvtrace.record.driving.wish import Wish
 
 

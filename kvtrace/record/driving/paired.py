@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kvtrace.record.driving.begins import methods
 from kvtrace.record.driving.entrance import called_by, through
-from kvtrace.record.driving.roles import Signature, parameters_of, signature_of
+from kvtrace.record.driving.ways.begins import methods
+from kvtrace.record.driving.ways.roles import Signature, parameters_of, signature_of
 
 _PROMPT = re.compile(
     r"(\w+_)?(prefill|prime|ingest|(process|feed|encode|run|forward)_prompt)(_\w+)?"

@@ -9,7 +9,7 @@ from types import ModuleType
 from torch import nn
 
 from kvtrace.record.driving.adapter import Functions, call
-from kvtrace.record.driving.way import Begin
+from kvtrace.record.driving.ways.way import Begin
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ What others call:
 Knows no cache class, no trace, no transformers.
 """
 
-from kvtrace.record.flow.heard import Late
-from kvtrace.record.flow.rows import RowFollower, RowStep
-from kvtrace.record.flow.texts import Given
+from kvtrace.record.flow.modes.heard import Late
+from kvtrace.record.flow.rows.follower import RowFollower, RowStep
+from kvtrace.record.flow.rows.texts import GivenRows
 from kvtrace.record.flow.watch import FlowWatch
 
-__all__ = ["FlowWatch", "Given", "Late", "RowFollower", "RowStep"]
+__all__ = ["FlowWatch", "GivenRows", "Late", "RowFollower", "RowStep"]

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.capture.inputs import named, tokens_of
-from kvtrace.record.flow.arrange import Sizes
-from kvtrace.record.flow.heard import Hearing, Late
-from kvtrace.record.flow.listen import Listening, Sink
-from kvtrace.record.flow.modules import Forwards, Frame, Only
-from kvtrace.record.flow.routed import RoutedMode
-from kvtrace.record.flow.wake import Waking
+from kvtrace.record.capture.tokens.inputs import named, tokens_of
+from kvtrace.record.flow.calls.arrange import Sizes
+from kvtrace.record.flow.calls.listen import Listening, Sink
+from kvtrace.record.flow.modes.heard import Hearing, Late
+from kvtrace.record.flow.modes.modules import Forwards, Frame, Only
+from kvtrace.record.flow.modes.routed import RoutedMode
+from kvtrace.record.flow.modes.wake import Waking
 from kvtrace.record.local import address, here
 
 _NAMED_ATTENTION = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")

@@ -18,18 +18,18 @@ from torch import nn
 from kvtrace.errors import TraceError
 from kvtrace.files import FileSource
 from kvtrace.record.capture.forward import Beginning, Forward
-from kvtrace.record.capture.inputs import tokens_of
-from kvtrace.record.lanes.again import Again, CannotRecomputeError
-from kvtrace.record.lanes.cached import MOST_BYTES, Memory
-from kvtrace.record.lanes.each import EachPass
-from kvtrace.record.lanes.extras import Extras, bound
+from kvtrace.record.capture.tokens.inputs import tokens_of
+from kvtrace.record.lanes.compared.cached import MOST_BYTES, Memory
+from kvtrace.record.lanes.compared.logits import KeptLogits
+from kvtrace.record.lanes.compared.tolerance import higher, tolerance
+from kvtrace.record.lanes.given.extras import Extras, bound
+from kvtrace.record.lanes.given.shown import rows_beyond_ids
+from kvtrace.record.lanes.given.sources import Sources
 from kvtrace.record.lanes.hooks import Hooks
-from kvtrace.record.lanes.logits import KeptLogits
-from kvtrace.record.lanes.once import LaneSink, OncePass, with_lanes
 from kvtrace.record.lanes.outlive import never_kept, nobody_holds
-from kvtrace.record.lanes.shown import rows_beyond_ids
-from kvtrace.record.lanes.sources import Sources
-from kvtrace.record.lanes.tolerance import higher, tolerance
+from kvtrace.record.lanes.passes.at_end import LaneSink, OncePass, with_lanes
+from kvtrace.record.lanes.passes.each_step import EachPass
+from kvtrace.record.lanes.passes.recompute import CannotRecomputeError, Recomputer
 from kvtrace.record.lanes.weights import Weights
 from kvtrace.trace import HOOKS_CHANGED, WEIGHTS_CHANGED, Lane, Meta, Note, Step, Trace
 
@@ -75,7 +75,7 @@ class Lanes:
     _sources: Sources = field(default_factory=Sources)
     _each: EachPass | None = None
     _arguments_seen: bool = False
-    _again: Again | None = None
+    _again: Recomputer | None = None
     _weights: Weights | None = None
     _hooks: Hooks | None = None
     _since: int = 0
@@ -89,10 +89,10 @@ class Lanes:
         self._depth = _depth(self.model)
 
     @property
-    def again(self) -> Again:
+    def again(self) -> Recomputer:
         """How tokens are computed again."""
         if self._again is None:
-            self._again = Again(self.model)
+            self._again = Recomputer(self.model)
         return self._again
 
     def begin(self, beginning: Beginning) -> None:

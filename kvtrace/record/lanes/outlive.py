@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvtrace.record.cache.named import holders
+from kvtrace.record.cache.own.holders import holders
 from kvtrace.record.capture.forward import Forward
 from kvtrace.trace import Meta, Trace
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from kvtrace.record.capture.patch import Make, Method, Patches
+from kvtrace.record.capture.replaced.patch import Make, Method, Patches
 from kvtrace.record.capture.running import passes
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from kvtrace.record.capture.caches.tracker import CacheTracker
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.running import Followed, Pass, RawCall
-from kvtrace.record.capture.tracker import CacheTracker
 from kvtrace.record.paged.batch import Batch, batch, is_packed
 from kvtrace.record.paged.engine import Listener, PagedUpdate, Request, listen
 from kvtrace.record.paged.places import Slots

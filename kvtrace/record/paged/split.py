@@ -14,10 +14,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kvtrace.record.capture.calls import AttentionCall
-from kvtrace.record.capture.choices import Choice
+from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.clock import Took
 from kvtrace.record.capture.forward import CacheUpdate, Forward
+from kvtrace.record.capture.replaced.choices import Choice
 from kvtrace.record.cost.measured import Measured
 from kvtrace.record.paged.batch import Batch, Group
 from kvtrace.record.paged.engine import PagedUpdate

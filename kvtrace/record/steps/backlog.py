@@ -14,7 +14,7 @@ from time import perf_counter_ns
 
 from kvtrace.files import StepRows
 from kvtrace.record.capture.clock import Took
-from kvtrace.record.steps.steady import Kept
+from kvtrace.record.steps.steady import WaitingStep
 from kvtrace.trace import Step
 
 MOST, MOST_BYTES = 16, 32 << 20
@@ -43,7 +43,7 @@ class Waiting:
     took: Took
     caches: frozenset[int]
     rows: StepRows | None = None
-    kept: Kept | None = None
+    kept: WaitingStep | None = None
     told: Chosen | None = None
     spent_ns: int = 0
 

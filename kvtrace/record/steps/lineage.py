@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kvtrace.record.cache.step import LedgerStep
 from kvtrace.record.capture.forward import Beginning, Forward
-from kvtrace.record.capture.positions import Positions
+from kvtrace.record.capture.tokens.positions import Positions
 from kvtrace.record.steps.backlog import Waiting
 from kvtrace.record.steps.phases import Phases
 from kvtrace.trace import CacheLayer

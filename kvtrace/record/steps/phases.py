@@ -6,7 +6,7 @@ import threading
 
 from kvtrace.record.cache.step import LedgerStep
 from kvtrace.record.capture.forward import Forward
-from kvtrace.record.capture.positions import Positions
+from kvtrace.record.capture.tokens.positions import Positions
 from kvtrace.trace import Step
 
 

@@ -16,22 +16,22 @@ from kvtrace.errors import KvtraceError, WriteError
 from kvtrace.record.cache.bytes import held_bytes, step_bytes
 from kvtrace.record.cache.ledger import Ledger
 from kvtrace.record.cache.step import LedgerStep
-from kvtrace.record.capture import kinds
-from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.attention import kinds
+from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Beginning, Forward
-from kvtrace.record.capture.positions import Positions, positions
+from kvtrace.record.capture.tokens.positions import Positions, positions
 from kvtrace.record.card import text_config
 from kvtrace.record.cost import CostMeter, Measured
 from kvtrace.record.paged.places import packed_of
 from kvtrace.record.steps.attended import Attended, Checked
 from kvtrace.record.steps.backlog import Backlog, Chosen, Waiting
 from kvtrace.record.steps.lineage import Lineage, Tokens
-from kvtrace.record.steps.marched import marched_parts
 from kvtrace.record.steps.masks import Compactor
 from kvtrace.record.steps.phases import Phases
 from kvtrace.record.steps.scribe import Scribe, Sink
 from kvtrace.record.steps.sites import Sites
-from kvtrace.record.steps.steady import Kept, parts_of
+from kvtrace.record.steps.steady import WaitingStep, parts_of
+from kvtrace.record.steps.steady_own import steady_parts
 from kvtrace.record.steps.texts import Texts
 from kvtrace.record.steps.top import last_rows
 from kvtrace.trace import CacheLayer, Cost, Meta, Note, Site, Step
@@ -267,22 +267,24 @@ class Recorder:
         self._named = attended.sites
         return waiting
 
-    def _kept(self, forward: Forward, entry: LedgerStep, compactor: Compactor) -> Kept | None:
+    def _kept(
+        self, forward: Forward, entry: LedgerStep, compactor: Compactor
+    ) -> WaitingStep | None:
         """What is worked out later of a step like the one before; None: all of it now."""
         sites, parts = self._named, None
         if sites is None or not (self._options.patient and entry.routine):
             return None
         if forward.part_of is None and forward.batch is not None:
             parts = parts_of(forward, forward.batch, compactor)
-        elif forward.part_of is None and entry.marched is not None:
+        elif forward.part_of is None and entry.steady_step is not None:
             dtypes = {self._sites.dtypes[site] for site in sites}
-            parts = marched_parts(forward, entry.marched, compactor, dtypes)
+            parts = steady_parts(forward, entry.steady_step, compactor, dtypes)
         if parts is None:
             return None
         last = last_rows(forward.logits, forward.sequences)
         logits = None if last is None else last.clone()
         checked = self._checked(forward)
-        return Kept(*parts, logits, checked, sites, tuple(entry.seq), entry.stores)
+        return WaitingStep(*parts, logits, checked, sites, tuple(entry.seq), entry.stores)
 
     def _checked(self, forward: Forward) -> Mapping[int, Checked]:
         """The self-check, but for calls whose rows are not there any more."""
@@ -300,7 +302,7 @@ class Recorder:
         where: Positions,
         tokens: Tokens,
         *,
-        kept: Kept | None = None,
+        kept: WaitingStep | None = None,
     ) -> Waiting:
         """The step, but for its logits and what its sites did."""
         number, layers = self.num_steps, self._ledger.stores.layers

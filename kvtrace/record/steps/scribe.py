@@ -11,7 +11,7 @@ from kvtrace.errors import KvtraceError, RecordError
 from kvtrace.files import StepRows
 from kvtrace.record.steps.backlog import Waiting
 from kvtrace.record.steps.lineage import Tokens
-from kvtrace.record.steps.steady import Kept, work_out
+from kvtrace.record.steps.steady import WaitingStep, work_out
 from kvtrace.record.steps.texts import Texts
 from kvtrace.record.steps.top import TopReader
 from kvtrace.text import safe
@@ -80,7 +80,7 @@ class Scribe:
                 self._together(waiting[start:end], kept)
             start = end
 
-    def _together(self, waiting: Sequence[Waiting], kept: Sequence[Kept]) -> None:
+    def _together(self, waiting: Sequence[Waiting], kept: Sequence[WaitingStep]) -> None:
         """Write steps that are like each other."""
         start = perf_counter_ns()
         try:

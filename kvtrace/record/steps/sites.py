@@ -8,7 +8,7 @@ import torch
 
 from kvtrace.record.cache.reads import Read
 from kvtrace.record.cache.stores import common, dtype_name
-from kvtrace.record.capture.calls import AttentionCall
+from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.trace import Site
 
 

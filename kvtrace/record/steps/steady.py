@@ -33,7 +33,7 @@ Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Parts(NamedTuple):
-    """What makes a step one of many that are alike, see `Kept`."""
+    """What makes a step one of many that are alike, see `WaitingStep`."""
 
     pattern: object
     each: Sizes
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class WaitingStep:
     """What a step needs to be worked out later.
 
     Attributes:
@@ -73,7 +73,7 @@ class Kept:
         logits = 0 if self.logits is None else self.logits.nbytes
         return logits + sum([part.nbytes for part in self.parts])
 
-    def goes_with(self, other: Kept) -> bool:
+    def goes_with(self, other: WaitingStep) -> bool:
         """Whether both are worked out together."""
         mine, theirs = self.logits, other.logits
         shapes = [None if one is None else (one.shape, one.dtype) for one in (mine, theirs)]
@@ -98,7 +98,7 @@ class Worked:
 
 
 @torch.no_grad()
-def work_out(kept: Sequence[Kept], reader: TopReader) -> list[Worked]:
+def work_out(kept: Sequence[WaitingStep], reader: TopReader) -> list[Worked]:
     """Steps that go together, in order."""
     first = kept[0]
     indices = (tuple(first.sites),) * 2 + (first.stores,) * 2
@@ -133,7 +133,9 @@ def work_out(kept: Sequence[Kept], reader: TopReader) -> list[Worked]:
     return out
 
 
-def _rows(kept: Sequence[Kept], counts: Sequence[int]) -> tuple[list[Array], list[str], bool]:
+def _rows(
+    kept: Sequence[WaitingStep], counts: Sequence[int]
+) -> tuple[list[Array], list[str], bool]:
     """Queries, output, keys and values of all steps, [steps, indices, sequences, heads, 1, dim]."""
     each, dtypes = kept[0].each, [part.dtype for part in kept[0].parts]
     wholes: dict[int, Array] = {}
@@ -151,7 +153,7 @@ def _rows(kept: Sequence[Kept], counts: Sequence[int]) -> tuple[list[Array], lis
     return [wholes[kind] for kind in range(len(dtypes))], names, finite
 
 
-def _tops(kept: Sequence[Kept], reader: TopReader) -> list[tuple[TopLogits, ...]]:
+def _tops(kept: Sequence[WaitingStep], reader: TopReader) -> list[tuple[TopLogits, ...]]:
     """The highest logits of each step."""
     logits = [one.logits for one in kept if one.logits is not None]
     if len(logits) < len(kept):
@@ -162,7 +164,7 @@ def _tops(kept: Sequence[Kept], reader: TopReader) -> list[tuple[TopLogits, ...]
 
 
 def _singly(
-    one: Kept,
+    one: WaitingStep,
     top: tuple[TopLogits, ...],
     rows: Sequence[Array],
     names: Sequence[str],

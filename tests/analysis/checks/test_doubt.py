@@ -4,8 +4,8 @@ import torch
 
 import kvtrace
 from kvtrace.analysis.checks import UNCHECKED, check
-from kvtrace.analysis.checks.doubt import doubtful
 from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.whole_run.doubt import doubtful
 from kvtrace.files import open_trace
 from kvtrace_fixtures.zoo.drive import Course, drive
 from kvtrace_fixtures.zoo.plant import twin

@@ -7,8 +7,8 @@ import pytest
 
 from builders.scenes import Toy, rope
 from kvtrace.analysis.checks.diagnose import diagnose
-from kvtrace.analysis.checks.precision import to_type
-from kvtrace.analysis.checks.spoken import spoken
+from kvtrace.analysis.checks.scenes.place_names import spoken
+from kvtrace.analysis.checks.wrong_output.precision import to_type
 from kvtrace.trace import Meta, ModelCard
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from builders.scenes import Toy, replace, rope
 from kvtrace.analysis.checks.diagnose import diagnose
-from kvtrace.analysis.checks.precision import to_type
+from kvtrace.analysis.checks.wrong_output.precision import to_type
 
 
 def with_output(scene, output):

@@ -4,8 +4,8 @@ import numpy as np
 
 from builders.scenes import Toy, rope
 from kvtrace.analysis.checks.diagnose import diagnose
-from kvtrace.analysis.checks.relations import moved
-from kvtrace.analysis.checks.turned import whole
+from kvtrace.analysis.checks.scenes.relations import moved
+from kvtrace.analysis.checks.wrong_rows.turned import whole
 
 LENGTHS = np.arange(8)
 USUAL = 10000.0 ** (-LENGTHS / 8)

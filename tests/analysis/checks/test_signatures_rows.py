@@ -5,7 +5,7 @@ import pytest
 
 from builders.scenes import Toy, rope
 from kvtrace.analysis.checks.diagnose import diagnose
-from kvtrace.analysis.checks.relations import factors
+from kvtrace.analysis.checks.scenes.relations import factors
 
 
 def named(scene):

@@ -5,7 +5,8 @@ import tracemalloc
 from builders import Shape, synthetic_trace
 from builders.written import write_trace
 from kvtrace.analysis.checks import check
-from kvtrace.files import lanes, open_trace, steps
+from kvtrace.files import open_trace
+from kvtrace.files.reading import lanes, steps
 from kvtrace.trace import Tensor
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kvtrace.analysis.checks.relations import factor, same_numbers
-from kvtrace.analysis.checks.turned import rotation, shift, slope
+from kvtrace.analysis.checks.scenes.relations import factor, same_numbers
+from kvtrace.analysis.checks.wrong_rows.turned import rotation, shift, slope
 
 HEADS, DIM = 4, 32
 ATOL = {"float32": 2e-5, "float16": 3e-3, "bfloat16": 2e-2}

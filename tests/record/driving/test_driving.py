@@ -10,8 +10,8 @@ from builders.people import HERE
 from kvtrace.errors import ModelError
 from kvtrace.models import LoadRequest, load
 from kvtrace.record.driving import choose_drive
-from kvtrace.record.driving.private import private_copy
-from kvtrace.record.driving.roles import signature_of
+from kvtrace.record.driving.trying.private import private_copy
+from kvtrace.record.driving.ways.roles import signature_of
 
 CORE = f"""
 import sys

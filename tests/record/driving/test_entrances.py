@@ -5,7 +5,7 @@ from torch import nn
 
 from builders.driven import run_file
 from kvtrace.record.driving.entrance import through
-from kvtrace.record.driving.private import private_copy
+from kvtrace.record.driving.trying.private import private_copy
 
 INFERENCE = """
 import torch

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvtrace.record.driving.observe import generation_arguments
+from kvtrace.record.driving.trying.observe import generation_arguments
 
 IDS = torch.tensor([[3, 1, 4]])
 

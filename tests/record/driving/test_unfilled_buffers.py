@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kvtrace.record.driving import Wish, choose_drive
-from kvtrace.record.driving.contents import contents
+from kvtrace.record.driving.trying.contents import contents
 
 
 class Unfilled(nn.Module):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kvtrace.record.flow.abreast import copied, steps
-from kvtrace.record.flow.rows import Given, RowFollower
+from kvtrace.record.flow.rows.abreast import copied, steps
+from kvtrace.record.flow.rows.follower import Given, RowFollower
 
 SHAPES = [(4, 6), (64, 300)]
 """(features, rows): looked at whole, and in turns."""

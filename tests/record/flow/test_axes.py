@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kvtrace.record.flow.axes import Letters
-from kvtrace.record.flow.contraction import of_einsum, of_matmul, of_tensordot
-from kvtrace.record.flow.views import VIEWS, attribute, elementwise
+from kvtrace.record.flow.marks.axes import Letters
+from kvtrace.record.flow.marks.contraction import of_einsum, of_matmul, of_tensordot
+from kvtrace.record.flow.marks.views import VIEWS, attribute, elementwise
 
 
 def named(*sizes):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kvtrace.record.flow.band import Band, fresh_rows
-from kvtrace.record.flow.rows import RowFollower
-from kvtrace.record.flow.texts import Given
+from kvtrace.record.flow.rows.band import Band, fresh_rows
+from kvtrace.record.flow.rows.follower import RowFollower
+from kvtrace.record.flow.rows.texts import GivenRows
 from kvtrace.record.match import digest
 
 SITES, DIM = 3, 32
@@ -28,7 +28,7 @@ def begun():
     for step in range(3):
         keys, values = grown(keys, 2 * step), grown(values, 2 * step + 1)
         for follower, mine, theirs in zip(followers, keys, values, strict=True):
-            follower.step(Given(mine, theirs, 1, number=step))
+            follower.step(GivenRows(mine, theirs, 1, number=step))
     return Band.of(followers), keys, values
 
 
@@ -57,7 +57,7 @@ def test_a_site_goes_on_by_itself_where_the_band_left_it(begun):
     band, keys, values = begun
     keys, values = go_on(band, keys, values, 3)
     keys, values = grown(keys, 8), grown(values, 9)
-    found = band.followers[1].step(Given(keys[1], values[1], 1, number=4))
+    found = band.followers[1].step(GivenRows(keys[1], values[1], 1, number=4))
     assert (found.parent, found.rows, found.gone) == (3, 1, 0)
     assert found.fresh is not None
     assert not band.stands
@@ -73,5 +73,5 @@ def test_a_changed_row_of_one_site_shows(begun, which):
 
 def test_sites_that_wrote_at_other_steps_are_no_band(begun):
     band, keys, values = begun
-    band.followers[0].step(Given(*[one[0] for one in (keys, values)], 1, number=3, again=True))
+    band.followers[0].step(GivenRows(*[one[0] for one in (keys, values)], 1, number=3, again=True))
     assert Band.of(band.followers) is None

@@ -23,7 +23,7 @@ from builders.slept import (
     spelled,
     steps,
 )
-from kvtrace.record.flow import heard as hearing
+from kvtrace.record.flow.modes import heard as hearing
 
 TOTAL, PROMPT = 20, 5
 NEVER_HEARD = {

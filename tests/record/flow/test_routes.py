@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kvtrace.record.flow import FlowWatch, call, listen
-from kvtrace.record.flow.listen import Listening
-from kvtrace.record.flow.wake import Waking
+from kvtrace.record.flow import FlowWatch
+from kvtrace.record.flow.calls import call, listen
+from kvtrace.record.flow.calls.listen import Listening
+from kvtrace.record.flow.modes.wake import Waking
 from record.flow.test_waking import DIM, HEADS, Text, asleep, assert_same, awake, kept, steps
 
 TURN = 8

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kvtrace.record.flow.rows import Given, RowFollower
-from kvtrace.record.flow.slots import UNWRITTEN
+from kvtrace.record.flow.rows.follower import Given, RowFollower
+from kvtrace.record.flow.rows.slots import UNWRITTEN
 from kvtrace.record.match import PARTS, digest
 
 GENERATOR = torch.Generator().manual_seed(0)

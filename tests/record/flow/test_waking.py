@@ -22,8 +22,9 @@ from builders.slept import (
     spelled,
     steps,
 )
-from kvtrace.record.flow import FlowWatch, families
-from kvtrace.record.flow.mode import FlowMode
+from kvtrace.record.flow import FlowWatch
+from kvtrace.record.flow.marks import families
+from kvtrace.record.flow.modes.mode import FlowMode
 
 TOTAL, PROMPT = 20, 5
 NEVER_ASLEEP = ("multihead_module",)

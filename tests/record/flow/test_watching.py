@@ -18,7 +18,7 @@ from builders.attentions import (
     with_sdpa,
 )
 from kvtrace.record.flow import FlowWatch
-from kvtrace.record.flow.marks import Marks
+from kvtrace.record.flow.marks.mark import Marks
 
 
 def test_forward_called_directly_is_seen():

@@ -3,7 +3,7 @@ from rich.console import Console
 from rich.segment import Segment
 from textual.strip import Strip
 
-from kvtrace_tui.cursor import ColourScale
+from kvtrace_tui.desk.cursor import ColourScale
 from kvtrace_tui.drawing import heatstrip
 from kvtrace_tui.drawing.depth import Depth
 from kvtrace_tui.drawing.filling import Filling

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kvtrace_tui.cursor import ColourScale
+from kvtrace_tui.desk.cursor import ColourScale
 from kvtrace_tui.drawing.palettes import PALETTES, xterm
 from kvtrace_tui.drawing.shade import Shade, nice_ceiling
 

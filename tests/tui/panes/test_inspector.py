@@ -7,7 +7,7 @@ import numpy as np
 from builders import synthetic_trace
 from builders.panes import AT, drawn, row_of
 from kvtrace.trace import Tensor
-from kvtrace_tui.cursor import View
+from kvtrace_tui.desk.cursor import View
 from kvtrace_tui.panes.inspector import InspectorPane
 from kvtrace_tui.panes.rows import Shelf
 

@@ -2,7 +2,7 @@
 
 from builders import synthetic_trace
 from kvtrace.trace import Ending
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.panes.inspector import InspectorPane
 from kvtrace_tui.panes.rows import Shelf
 

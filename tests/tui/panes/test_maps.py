@@ -9,7 +9,7 @@ from textual.geometry import Region
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.origin import tokens_of_rows
 from kvtrace.trace import Tensor
-from kvtrace_tui.cursor import ColourScale, Cursor, View
+from kvtrace_tui.desk.cursor import ColourScale, Cursor, View
 from kvtrace_tui.drawing.depth import Depth
 from kvtrace_tui.panes.rows import RowStore, Shelf
 from kvtrace_tui.panes.tensor_map import MapPane, exactly

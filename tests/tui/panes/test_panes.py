@@ -11,7 +11,7 @@ from builders.panes import AT, drawn, row_of
 from builders.screens import until
 from kvtrace.analysis.attention import attention
 from kvtrace.analysis.grid import Measure, grid
-from kvtrace_tui.cursor import View
+from kvtrace_tui.desk.cursor import View
 from kvtrace_tui.drawing.depth import Depth
 from kvtrace_tui.found import Found
 from kvtrace_tui.panes import all_panes, cost

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.trace.dtypes import Floats
-from kvtrace_tui.cursor import ColourScale
+from kvtrace_tui.desk.cursor import ColourScale
 
 DECADES = 5
 _NICE = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)

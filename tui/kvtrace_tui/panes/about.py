@@ -13,7 +13,7 @@ from kvtrace.analysis.origin import NO_SINGLE, Origin, origin
 from kvtrace.analysis.packed import pool_text
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Trace
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece
 from kvtrace_tui.panes.named import NAME_WIDTH, long_pair, pair

@@ -11,7 +11,7 @@ from textual.strip import Strip
 from kvtrace import units
 from kvtrace.analysis.attention import Attention, attention
 from kvtrace.trace import Tensor, Trace, stands_for_none
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import bar
 from kvtrace_tui.drawing.lines import Piece, elided, line, padded

@@ -6,10 +6,10 @@ import numpy as np
 from rich.style import Style
 from textual.strip import Strip
 
-from kvtrace.analysis.compare import Comparison, Verdict, quotient, verdict
+from kvtrace.analysis.lanes.compare import Comparison, Verdict, quotient, verdict
 from kvtrace.trace import LaneStep, Tensor
 from kvtrace.trace.dtypes import Floats
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece, padded
 from kvtrace_tui.drawing.numbers import number

@@ -14,9 +14,9 @@ from rich.style import Style
 from textual.strip import Strip
 
 from kvtrace import units
-from kvtrace.analysis.costs import StepCost, step_cost, why
+from kvtrace.analysis.cost.costs import StepCost, step_cost, why
 from kvtrace.trace import Trace
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import layered, strongest
 from kvtrace_tui.drawing.binning import Binning
@@ -24,8 +24,8 @@ from kvtrace_tui.drawing.lines import Piece, beside, columns, line
 from kvtrace_tui.panes.pane import Pane, wrapped
 
 if TYPE_CHECKING:
-    from kvtrace.analysis.history import History, SoFar
-    from kvtrace.analysis.savings import Saving
+    from kvtrace.analysis.cost.history import History, SoFar
+    from kvtrace.analysis.cost.savings import Saving
 
 _PARTS = 46
 _TITLE = len(" cost  FLOPs per step  ")
@@ -62,8 +62,8 @@ class CostPane(Pane):
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """Title, this step and all so far, chart, and why."""
-        from kvtrace.analysis.history import so_far
-        from kvtrace.analysis.savings import savings
+        from kvtrace.analysis.cost.history import so_far
+        from kvtrace.analysis.cost.savings import savings
 
         cost = step_cost(trace, cursor.step)
         past = self._past(trace)
@@ -93,7 +93,7 @@ class CostPane(Pane):
         return {"step": int(self._history[1].numbers[rows.start])} if rows else {}
 
     def _past(self, trace: Trace) -> History:
-        from kvtrace.analysis.history import history
+        from kvtrace.analysis.cost.history import history
 
         kept = self._history
         before = None

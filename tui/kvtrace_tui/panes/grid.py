@@ -15,8 +15,6 @@ import numpy as np
 from textual.strip import Strip
 from textual.timer import Timer
 
-from kvtrace.analysis.between import between
-from kvtrace.analysis.compare import tolerance_of
 from kvtrace.analysis.grid import (
     WEIGHT_MEASURES,
     Grid,
@@ -25,10 +23,12 @@ from kvtrace.analysis.grid import (
     norm,
     weight_measures,
 )
+from kvtrace.analysis.lanes.between import between
+from kvtrace.analysis.lanes.compare import tolerance_of
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import CACHED, Trace
 from kvtrace.trace.dtypes import Floats
-from kvtrace_tui.cursor import ColourScale, Cursor
+from kvtrace_tui.desk.cursor import ColourScale, Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.grid import GridLayout, layer_grid
 from kvtrace_tui.drawing.heat import Look, legend

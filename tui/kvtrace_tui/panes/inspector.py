@@ -12,7 +12,7 @@ from kvtrace.analysis.statistics import Statistics, statistics
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import CACHED, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece, beside
 from kvtrace_tui.found import Found

@@ -16,7 +16,7 @@ from textual.strip import Strip
 from kvtrace import text
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Trace
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth, depth_of
 from kvtrace_tui.drawing.lines import Piece, line, page, shown_in

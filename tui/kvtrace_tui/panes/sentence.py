@@ -9,7 +9,7 @@ from textual.strip import Strip
 from kvtrace import text
 from kvtrace.analysis.summary import WITHOUT_CACHE, phrases
 from kvtrace.trace import CACHED, Trace
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece, line
 from kvtrace_tui.panes.pane import Pane, wrapped

@@ -19,7 +19,7 @@ from kvtrace.analysis.origin import NO_SINGLE, UNKNOWN, Rows, attended_rows, tok
 from kvtrace.analysis.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.trace import Tensor, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.axis import across_labels
 from kvtrace_tui.drawing.filling import Filling

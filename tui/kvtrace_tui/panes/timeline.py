@@ -13,7 +13,7 @@ from textual.strip import Strip
 from kvtrace.analysis.branches import Branches
 from kvtrace.analysis.candidates import Candidate, Candidates, candidates
 from kvtrace.trace import Trace
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import spark, strongest
 from kvtrace_tui.drawing.binning import Binning

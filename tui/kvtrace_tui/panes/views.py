@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtrace.analysis.compare import Comparison, Verdict, compare_rows, tolerance_of
 from kvtrace.analysis.kept import kept
+from kvtrace.analysis.lanes.compare import Comparison, Verdict, compare_rows, tolerance_of
 from kvtrace.analysis.tensors import CACHE_TENSORS
 from kvtrace.trace import CACHED, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
-from kvtrace_tui.cursor import Cursor, View
+from kvtrace_tui.desk.cursor import Cursor, View
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.shade import Shade, nice_ceiling
 from kvtrace_tui.panes.rows import RowStore

@@ -12,8 +12,8 @@ from textual.timer import Timer
 
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Trace
-from kvtrace_tui import moves
-from kvtrace_tui.cursor import Cursor
+from kvtrace_tui.desk import moves
+from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.panes.pane import Pane
 
 _QUIET_S, _PAUSE_S = 0.04, 0.002

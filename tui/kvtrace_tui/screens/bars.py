@@ -14,8 +14,8 @@ from kvtrace.trace import Site, Trace
 from kvtrace_tui.action import Action
 from kvtrace_tui.actions import footer
 from kvtrace_tui.arrangement import LEAST, PANES
-from kvtrace_tui.cursor import Cursor
-from kvtrace_tui.desk import TRAITS, Desk, Recording
+from kvtrace_tui.desk.cursor import Cursor
+from kvtrace_tui.desk.desk import TRAITS, Desk, Recording
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth, depth_of
 from kvtrace_tui.drawing.lines import Piece, elided, line, page, shown_in

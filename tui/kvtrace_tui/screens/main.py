@@ -20,11 +20,12 @@ from textual.timer import Timer
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe
 from kvtrace.trace import Trace
-from kvtrace_tui import breakpoints, findings, moves
+from kvtrace_tui import findings
 from kvtrace_tui.actions import ACTIONS, BY_ID
 from kvtrace_tui.arrangement import Boxes, arrange
-from kvtrace_tui.cursor import Axis, Cursor
-from kvtrace_tui.desk import TRAITS, Desk, Recording
+from kvtrace_tui.desk import breakpoints, moves
+from kvtrace_tui.desk.cursor import Axis, Cursor
+from kvtrace_tui.desk.desk import TRAITS, Desk, Recording
 from kvtrace_tui.follow import Follower
 from kvtrace_tui.found import Answer, Found
 from kvtrace_tui.panes.lined import Lined

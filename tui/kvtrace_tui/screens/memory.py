@@ -9,8 +9,8 @@ import numpy as np
 from rich.style import Style
 
 from kvtrace import units
-from kvtrace.analysis.memory import CacheMemory, LayerMemory, cache_memory
-from kvtrace.analysis.savings import further, savings
+from kvtrace.analysis.cost.memory import CacheMemory, LayerMemory, cache_memory
+from kvtrace.analysis.cost.savings import further, savings
 from kvtrace.text import safe
 from kvtrace.trace import CacheLayer, Trace
 from kvtrace_tui.drawing import ink

@@ -8,7 +8,7 @@ from textual.content import Content
 
 from kvtrace_tui.action import Action
 from kvtrace_tui.actions import ACTIONS
-from kvtrace_tui.desk import Desk
+from kvtrace_tui.desk.desk import Desk
 
 
 class ActionPalette(CommandPalette):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrace.text import safe
-from kvtrace_tui import jumps, moves
-from kvtrace_tui.cursor import Axis
+from kvtrace_tui.desk import jumps, moves
+from kvtrace_tui.desk.cursor import Axis
 from kvtrace_tui.follow import Follower
 from kvtrace_tui.panes.grid import GridPane
 

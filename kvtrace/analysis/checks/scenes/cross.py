@@ -1,0 +1,167 @@
+"""Sets a scene for attention to an encoder, whose rows never change.
+
+The first step that read them is what every later one must be given. Says nothing of queries and
+outputs, and nothing of the first step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scenes.place_names import spoken
+from kvtrace.analysis.checks.scenes.scene import Scales, Scene, Side
+from kvtrace.trace import CacheView, Site, Step, Trace
+from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.reference import places_of
+
+
+def stage_cross(
+    trace: Trace, number: int, layer: int, sequence: int, tolerance: float
+) -> Scene | None:
+    """The scene of a cross-attention; None in the first step that has one.
+
+    Args:
+        trace: Whose step.
+        number: Step.
+        layer: Site.
+        sequence: Row of the batch.
+        tolerance: Relative difference that is rounding.
+    """
+    step, site = trace.step(number), trace.site(layer)
+    found = first_read(trace, step, site)
+    if found is None:
+        return None
+    first, there = found
+    base, view = trace.cache(first, there, sequence), trace.cache(number, layer, sequence)
+    if base.keys.shape[::2] != view.keys.shape[::2]:
+        return None
+    before, now = _visible(trace, first, there, sequence), _visible(trace, number, layer, sequence)
+    queries, output = (read(number, layer, sequence) for read in (trace.queries, trace.output))
+    rows, size = queries.shape[1], len(base.cells)
+
+    def layer_rows(other: int) -> tuple[Floats, Floats] | None:
+        kind = trace.site(other).kind
+        if kind != "cross" or trace.step(first).site_step(other) is None:
+            return None
+        whose = trace.cache(first, other, sequence)
+        return whose.keys, whose.values
+
+    def sequence_rows(other: int) -> tuple[Floats, Floats] | None:
+        if other >= step.num_sequences:
+            return None
+        whose = trace.cache(first, there, other)
+        return whose.keys, whose.values
+
+    return Scene(
+        step=number,
+        layer=layer,
+        sequence=sequence,
+        site=site,
+        first_step=False,
+        cached=_side(queries, view, output, now),
+        reference=_side(queries, base, output, before),
+        places=np.arange(size, size + rows),
+        supposed=places_of(base.positions, view.positions),
+        slots=view.slots,
+        changed=np.zeros(len(view.cells), bool),
+        padding=0,
+        atol=Scales(
+            _atol(queries, tolerance),
+            _atol(base.keys, tolerance),
+            _atol(base.values, tolerance),
+            _atol(output, tolerance),
+        ),
+        weights=lambda row: np.zeros((site.num_heads, size), np.float32),
+        layer_rows=layer_rows,
+        sequence_rows=sequence_rows,
+        layers=len(trace.meta.sites),
+        sequences=step.num_sequences,
+        spoken=lambda other: spoken(trace.meta, other),
+    )
+
+
+def stale_cross(trace: Trace, number: int, layer: int) -> Finding | None:
+    """Attention to an encoder in the first step of a text that computes none of its rows.
+
+    Args:
+        trace: Whose step.
+        number: Step, whose lanes differ at the site.
+        layer: Site.
+    """
+    step, site = trace.step(number), trace.site(layer)
+    group = step.cache_step(site.reads)
+    if site.kind != "cross" or group is None or group.rows or step.parent is None:
+        return None
+    own = {one.reads for one in trace.meta.sites if one.kind == "self"}
+    begun = [one.length_before == 0 for one in step.caches if own & set(one.layers)]
+    if not begun or not all(begun):
+        return None
+    evidence = (
+        f"a new text begins here, but none of the {group.length_before} rows of the encoder were "
+        "computed for it: they are those of the text before"
+    )
+    return Finding("STALE-CACHE", number, layer, "k", evidence, row=0)
+
+
+def of_earlier_text(trace: Trace, found: Finding) -> str | None:
+    """In words, which text's rows a cross-attention reads, if an earlier one's; else None.
+
+    Args:
+        trace: Whose finding.
+        found: About keys or values that match none of the right ones.
+    """
+    site, step = trace.site(found.layer), trace.step(found.step)
+    first = first_read(trace, step, site) if site.kind == "cross" else None
+    if first is None:
+        return None
+    sequence = found.sequences[0] if found.sequences else 0
+    mine = trace.cache(step.number, site.index, sequence)
+    for number in (one for one in trace.numbers if one < first[0]):
+        there = _attended(trace, trace.step(number), site)
+        if there is None or sequence >= trace.step(number).num_sequences:
+            continue
+        theirs = trace.cache(number, there, sequence)
+        if np.array_equal(mine.keys, theirs.keys) and np.array_equal(mine.values, theirs.values):
+            return f"they are the rows that step {number} attended to, in a text before"
+    return None
+
+
+def first_read(trace: Trace, step: Step, site: Site) -> tuple[int, int] | None:
+    """(step, site) of the first ancestor in which the same call attended; rows as they are now."""
+    found = None
+    known, count = set(trace.numbers), step.num_sequences
+    while step.parent is not None and step.parent in known:
+        if any(event.order for event in step.events):
+            return None
+        step = trace.step(step.parent)
+        if step.num_sequences != count:
+            return None
+        there = _attended(trace, step, site)
+        if there is not None:
+            found = step.number, there
+    return found
+
+
+def _attended(trace: Trace, step: Step, site: Site) -> int | None:
+    """The site by which the same call attended in a step; None: it did not."""
+    here = (trace.site(one) for group in step.sites for one in group.sites)
+    same = (one.index for one in here if (one.module, one.call) == (site.module, site.call))
+    return next(same, None)
+
+
+def _side(queries: Floats, view: CacheView, output: Floats, visible: NDArray[np.bool_]) -> Side:
+    table = np.broadcast_to(visible, (queries.shape[1], visible.shape[1]))
+    return Side(queries, view.keys, view.values, output, table)
+
+
+def _visible(trace: Trace, number: int, layer: int, sequence: int) -> NDArray[np.bool_]:
+    """Rows that any query sees in any head, [1, seq]."""
+    seen = trace.visible(number, layer, sequence)
+    return np.asarray(seen.any(axis=(0, 1)), np.bool_)[None]
+
+
+def _atol(rows: Floats, tolerance: float) -> float:
+    finite = np.abs(rows[np.isfinite(rows)])
+    return tolerance * float(finite.max(initial=0.0)) + 1e-12

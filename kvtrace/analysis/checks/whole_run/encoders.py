@@ -1,0 +1,53 @@
+"""An encoder that read something else than in the step whose rows are attended to.
+
+Where the encoder runs again in a decode step, its own attention shows what it was given.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scenes.cross import first_read
+from kvtrace.trace import Step, Trace
+
+_ALIKE = 1e-2
+"""Of the largest number: encoding the same again may round otherwise."""
+
+
+def encoded_anew(trace: Trace, step: Step) -> Finding | None:
+    """A step whose encoder read another text, while attention reads the rows of the one before.
+
+    Args:
+        trace: Whose step.
+        step: Any.
+    """
+    kinds: dict[str, list[int]] = {"self": [], "cross": [], "encoder": []}
+    for site in sorted(site for group in step.sites for site in group.sites):
+        kinds[trace.site(site).kind].append(site)
+    if step.parent is None or not kinds["cross"] or not kinds["encoder"]:
+        return None
+    cross, encoder = kinds["cross"][0], kinds["encoder"][0]
+    group = step.cache_step(trace.site(cross).reads)
+    first = first_read(trace, step, trace.site(cross))
+    if group is None or group.rows or first is None:
+        return None
+    before = trace.step(first[0])
+    if before.site_step(encoder) is None:
+        return None
+    for sequence in range(step.num_sequences):
+        mine = trace.cache(step.number, encoder, sequence).keys
+        theirs = trace.cache(before.number, encoder, sequence).keys
+        if mine.shape == theirs.shape:
+            far, size = (float(np.abs(one).max(initial=0.0)) for one in (mine - theirs, theirs))
+            if far <= _ALIKE * size:
+                continue
+            what = f"its keys in the encoder differ by up to {far:.3g} of {size:.3g}"
+        else:
+            what = f"{mine.shape[1]} rows and not {theirs.shape[1]}"
+        evidence = (
+            f"the encoder read something else in this step than in step {before.number} ({what}), "
+            f"but the keys and values attended to are still those of step {before.number}"
+        )
+        return Finding("STALE-CACHE", step.number, cross, "k", evidence, row=0)
+    return None

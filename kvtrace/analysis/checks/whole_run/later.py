@@ -1,0 +1,153 @@
+"""What a later step, or another call, tells of a finding that looked like something else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvtrace.analysis.checks.noise import Noise, drawn, largest
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scenes.cross import of_earlier_text
+from kvtrace.analysis.checks.scenes.identify import identify
+from kvtrace.analysis.checks.scenes.stage import stage
+from kvtrace.analysis.checks.wrong_rows.contents import check_zero_rows
+from kvtrace.analysis.checks.wrong_rows.turned import rotation, shift
+from kvtrace.trace import WEIGHTS_CHANGED, Tensor, Trace
+
+_VAGUE = ("UNKNOWN", "CONTENT", "UPSTREAM", "POSITION-EMBEDDING", "OLD-ROWS-CHANGED")
+
+
+def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding:
+    """A finding, by another name where a later step shows what it is.
+
+    Args:
+        trace: Whose finding.
+        found: The first one.
+        lane: The reference.
+        limits: What is rounding.
+    """
+    otherwise: Finding | None = None
+    if found.name == "LENGTH-DEPENDENT-POSITIONS" and found.tensor == "q":
+        otherwise = _turned_for_good(trace, found, lane, limits)
+    elif found.name == "POSITION-ROPE" and found.tensor == "q":
+        otherwise = _written_over(trace, found, lane, limits)
+    elif found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
+        otherwise = _written_apart(trace, found, lane, limits)
+    elif found.tensor in ("weights", "output"):
+        otherwise = _switched(trace, found)
+    if otherwise is not None:
+        return otherwise
+    stale = of_earlier_text(trace, found) if found.name in ("CONTENT", "OLD-ROWS-CHANGED") else None
+    if stale is not None:
+        return replace(found, name="STALE-CACHE", evidence=f"{found.evidence}; {stale}")
+    if found.tensor in ("k", "v") and _of_other_weights(trace, found, lane):
+        evidence = (
+            f"{found.evidence}; the rows before this step were cached with other weights: those "
+            "of the model changed then"
+        )
+        return replace(found, name="CONTENT", evidence=evidence)
+    if found.name in _VAGUE and drawn(trace):
+        again = f"{found.evidence}; it is another one in every call, without a cache too"
+        if found.name == "UNKNOWN" and found.tensor == "output":
+            found = replace(found, name="WEIGHTS-NOT-NORMALISED", tensor="weights")
+        else:
+            again += ": random numbers (dropout, noise), not the cache"
+        return replace(found, evidence=again)
+    return found
+
+
+def _switched(trace: Trace, found: Finding) -> Finding | None:
+    """A layer that reads another layer's cache than before.
+
+    Its rows are right then, as those of the cache that it reads: only the output is not.
+    """
+    site = trace.site(found.layer)
+    before = next(
+        (
+            one
+            for one in trace.meta.sites[: site.index]
+            if (one.module, one.call, one.kind) == (site.module, site.call, site.kind)
+        ),
+        None,
+    )
+    stores = [] if before is None else [trace.cache_layer(one.index) for one in (site, before)]
+    if len({store.layer for store in stores}) < 2 or stores[0].layer == site.layer:
+        return None
+    now, then = (store.layer for store in stores)
+    evidence = (
+        f"{site.module or 'the model'} reads the rows of layer {now}'s cache in this step, and "
+        f"read those of layer {then} before"
+    )
+    return replace(found, name="WRONG-LAYER", tensor="k", evidence=evidence)
+
+
+def _of_other_weights(trace: Trace, found: Finding, lane: str) -> bool:
+    """Whether the weights changed just before a finding: earlier steps were not compared."""
+    changed = any(note.text.endswith(WEIGHTS_CHANGED) for note in trace.notes)
+    parent = trace.step(found.step).parent
+    return changed and parent is not None and trace.compared(parent, lane) is None
+
+
+def _turned_for_good(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
+    """Queries with other frequencies even in the last step, where both lanes are equally long.
+
+    Told only where the values are right: else queries differ as a consequence.
+    """
+    last = trace.numbers[-1]
+    compared = trace.compared(last, lane)
+    if compared is None or last == found.step:
+        return None
+    apart = largest(compared, len(limits.threshold))[found.layer]
+    beyond = apart > limits.threshold[found.layer]
+    if not beyond[Tensor.QUERIES] or not apart[Tensor.VALUES] >= 0 or beyond[Tensor.VALUES]:
+        return None
+    evidence = (
+        f"{found.evidence}; so it is in step {last}, where both lanes are equally long: the base "
+        "or the scaling of the rotary tables differs"
+    )
+    return replace(found, name="POSITION-ROPE", evidence=evidence)
+
+
+def _written_over(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
+    """A query at the position that follows, whose row took the slot of the one before.
+
+    A single token that nobody rejected is not fed for another one: the text goes on, and the
+    buffer does not.
+    """
+    step = trace.step(found.step)
+    if step.parent is None or step.events or step.packed is not None:
+        return None
+    before, sequence = trace.step(step.parent), found.sequences[0] if found.sequences else 0
+    if (step.new, before.new) != (1, 1):
+        return None
+    place = step.positions[sequence][0]
+    tolerance = float(limits.threshold[found.layer].max())
+    again = before.positions[sequence][0] == place
+    scene = stage(trace, found.step, found.layer, sequence, tolerance, lane) if again else None
+    if scene is None or not scene.changed[scene.supposed == scene.places[0]].any():
+        return None
+    turn = rotation(scene.cached.queries, scene.reference.queries, scene.atol.queries)
+    if turn is None or shift(turn, 1) != 1:
+        return None
+    slot = scene.slots[scene.supposed == scene.places[0]][0]
+    evidence = (
+        f"the query is that of position {place + 1}, and its row stands in slot {slot}, over that "
+        f"of position {place}"
+    )
+    return replace(found, name="ROW-OVERWRITTEN", tensor="k", evidence=evidence, row=int(slot))
+
+
+def _written_apart(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
+    """Half a row that was not there, and in the next step is, in another slot."""
+    after = (n for n in trace.numbers if n > found.step and trace.step(n).parent == found.step)
+    number = next(after, None)
+    if number is None:
+        return None
+    tolerance = float(limits.threshold[found.layer].max())
+    sequence = found.sequences[0] if found.sequences else 0
+    scene = stage(trace, number, found.layer, sequence, tolerance, lane)
+    one = None if scene is None else check_zero_rows(scene, identify(scene))
+    if one is None or one.name != "MISALIGNED":
+        return None
+    return replace(
+        found, name=one.name, evidence=f"{found.evidence}; in step {number} {one.evidence}"
+    )

@@ -1,0 +1,329 @@
+"""What the attended rows hold: zero, swapped, scaled, rotated, rounded, somebody else's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scenes.identify import Identity, matches
+from kvtrace.analysis.checks.scenes.relations import (
+    factor,
+    factors,
+    head_order,
+    moved,
+    same_numbers,
+)
+from kvtrace.analysis.checks.scenes.rows import (
+    Indices,
+    changed_before,
+    counted,
+    differing,
+    differing_features,
+    finding,
+    named_slots,
+    only_heads,
+    pair,
+    supposed_inside,
+    unknown,
+)
+from kvtrace.analysis.checks.scenes.scene import Scene
+from kvtrace.analysis.checks.wrong_rows.inexact import inexact
+from kvtrace.analysis.checks.wrong_rows.partly_right import parted_features, parted_heads
+from kvtrace.analysis.checks.wrong_rows.turned import Rotation, rotation, shift, slope, whole
+from kvtrace.trace.dtypes import Floats
+
+_VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
+_PLANES = 4
+"""So many are not turned by chance."""
+
+_NUMBERS = 16
+"""So many are not by chance the same in another order."""
+
+
+def check_unfilled_heads(scene: Scene, identity: Identity) -> Finding | None:
+    """Whole kv heads that are zero in every row: more were allocated than were written."""
+    seen = scene.seen
+    keys, values = scene.cached.keys[:, seen], scene.cached.values[:, seen]
+    empty = np.flatnonzero(((keys == 0).all((1, 2))) & ((values == 0).all((1, 2))))
+    if not len(seen) or not 0 < len(empty) < len(keys):
+        return None
+    if (scene.reference.keys[empty] == 0).all():
+        return None
+    evidence = f"kv heads {empty.tolist()} of {len(keys)} are zero in every row"
+    return finding(scene, "KV-HEADS", "k", evidence, seen)
+
+
+def check_heads(scene: Scene, identity: Identity) -> Finding | None:
+    """Heads of K or V in another order: looked for first, since else every row looks wrong."""
+    return _heads(scene, "k", identity.by_key) or _heads(scene, "v", identity.by_value)
+
+
+def _heads(scene: Scene, tensor: str, found: Indices) -> Finding | None:
+    """The same of keys or values alone."""
+    rows = unknown(scene, found)
+    rows = rows[supposed_inside(scene, rows)]
+    if not len(rows):
+        return None
+    mine, theirs, atol = pair(scene, tensor, rows)
+    order = head_order(mine, theirs, atol)
+    if order is None:
+        return None
+    evidence = f"kv heads {list(order)} of {tensor} stand where 0, 1, 2 … should"
+    return finding(scene, "HEAD-MAP", tensor, evidence, rows)
+
+
+def check_zero_rows(scene: Scene, identity: Identity) -> Finding | None:
+    """Rows that are visible and were never written."""
+    seen = scene.seen
+    key, value = identity.key_is_zero[seen], identity.value_is_zero[seen]
+    key &= ~_reference_zero(scene, seen, scene.reference.keys)
+    value &= ~_reference_zero(scene, seen, scene.reference.values)
+    both = seen[key & value]
+    if not len(both):
+        apart = _written_apart(scene, identity, seen[key | value])
+        if apart is not None:
+            return apart
+        for name, tensor, zero in (("K-NOT-WRITTEN", "k", key), ("V-NOT-WRITTEN", "v", value)):
+            if zero.any():
+                rows = seen[zero]
+                evidence = f"{tensor} of {named_slots(scene, rows)} is all zero, the other is not"
+                return finding(scene, name, tensor, evidence, rows)
+        return None
+    newest = int(scene.places[scene.live[-1]])
+    written = np.flatnonzero((identity.by_key == newest) & (identity.by_value == newest))
+    if len(written) and newest in scene.slots[both]:
+        return _misplaced(scene, int(written[0]), both, newest)
+    if newest in scene.supposed[both]:
+        evidence = f"the slot of place {newest} is zero, and no other that is seen holds its row"
+        return finding(scene, "WRITE-POSITION", "k", evidence, both)
+    after = scene.slots[both].min() > scene.slots[seen[~(key & value)]].max(initial=-1)
+    name = "ZERO-ROWS-VISIBLE" if after else "ZERO-GAP"
+    are = "row is" if len(both) == 1 else "rows are"
+    evidence = f"{len(both)} all-zero {are} visible, {named_slots(scene, both)}"
+    return finding(scene, name, "k", evidence, both)
+
+
+def _written_apart(scene: Scene, identity: Identity, half: Indices) -> Finding | None:
+    """A row of which one half is zero, and that half stands in another slot."""
+    for row in half.tolist():
+        place = identity.place[row]
+        for tensor, found in (("k", identity.by_key), ("v", identity.by_value)):
+            there = np.flatnonzero((found == place) & (np.arange(len(found)) != row))
+            if found[row] < 0 <= place and len(there):
+                evidence = (
+                    f"{tensor} of place {place} stands in slot {scene.slots[there[0]]}, "
+                    f"the other half in slot {scene.slots[row]}"
+                )
+                return finding(scene, "MISALIGNED", tensor, evidence, there)
+    return None
+
+
+def _misplaced(scene: Scene, row: int, zero: Indices, newest: int) -> Finding:
+    slot = int(scene.slots[row])
+    evidence = (
+        f"the row of place {newest} stands in slot {slot}, {named_slots(scene, zero)} is still zero"
+    )
+    return finding(scene, "WRITE-POSITION", "k", evidence, np.array([row]))
+
+
+def check_swapped(scene: Scene, identity: Identity) -> Finding | None:
+    """Keys that are the reference's values, or values that are its keys."""
+    mine, right, atol = scene.cached, scene.reference, scene.atol
+    if mine.keys.shape[2] != right.values.shape[2]:
+        return None
+    for tensor, other, held, there, limit, known in (
+        ("k", "v", mine.keys, right.values, atol.values, identity.by_key),
+        ("v", "k", mine.values, right.keys, atol.keys, identity.by_value),
+    ):
+        rows = unknown(scene, known)
+        if not len(rows):
+            continue
+        found = matches(held[:, rows], there, scene.supposed[rows], limit)
+        if (found < 0).all() and supposed_inside(scene, rows).all():
+            turn = rotation(held[:, rows], there[:, scene.supposed[rows]], limit)
+            if turn is not None and len(turn.angles[0]) >= _PLANES:
+                evidence = f"{counted(len(rows))} of {tensor}: the recomputed {other}, but rotated"
+                return finding(scene, "KEYS-VALUES-SWAPPED", tensor, evidence, rows)
+        if (found >= 0).all():
+            evidence = f"{counted(len(rows))} of {tensor} = the recomputed {other}"
+            return finding(scene, "KEYS-VALUES-SWAPPED", tensor, evidence, rows)
+    return None
+
+
+def check_misaligned(scene: Scene, identity: Identity) -> Finding | None:
+    """K and V of one slot that belong to different tokens."""
+    seen = scene.seen
+    key, value = identity.by_key[seen], identity.by_value[seen]
+    apart = seen[(key >= 0) & (value >= 0) & (key != value)]
+    if not len(apart):
+        return None
+    row = int(apart[0])
+    tensor = "v" if identity.by_key[row] == scene.supposed[row] else "k"
+    evidence = (
+        f"slot {scene.slots[row]}: k belongs to place {identity.by_key[row]}, "
+        f"v to place {identity.by_value[row]}"
+    )
+    return finding(scene, "MISALIGNED", tensor, evidence, apart)
+
+
+def check_contents(scene: Scene, identity: Identity) -> Finding | None:
+    """Rows that match no reference row: how are they related to the right one?"""
+    first = _contents(scene, identity, "k")
+    if first is None or first.name != "DTYPE":
+        return first or _contents(scene, identity, "v")
+    # rounding is often meant: what is wrong with the values beside it is not
+    worse = _contents(scene, identity, "v")
+    if worse is None or worse.name in ("DTYPE", *_VAGUE):
+        return first
+    return replace(worse, evidence=f"{worse.evidence}; besides, {first.evidence} (DTYPE)")
+
+
+def check_values(scene: Scene, identity: Identity) -> Finding | None:
+    """The same of values alone, their heads too."""
+    return _heads(scene, "v", identity.by_value) or _contents(scene, identity, "v")
+
+
+def _contents(scene: Scene, identity: Identity, tensor: str) -> Finding | None:
+    """The same of keys or values alone."""
+    known = identity.by_key, identity.by_value
+    found, other = known if tensor == "k" else known[::-1]
+    rows = unknown(scene, found)
+    inside = rows[supposed_inside(scene, rows)]
+    if len(inside):
+        return _related(scene, tensor, inside, other)
+    if len(rows):
+        evidence = f"{tensor} of {named_slots(scene, rows)} matches no recomputed row"
+        return finding(scene, "CONTENT", tensor, evidence, rows)
+    return None
+
+
+def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Finding:
+    mine, theirs, atol = pair(scene, tensor, rows, other)
+    old = changed_before(scene, rows)
+    heads = differing(mine, theirs, atol)
+    head, which = only_heads(heads, len(mine), "kv head")
+    mine, theirs = mine[heads], theirs[heads]
+    part = differing_features(mine, theirs, atol)
+
+    def found(name: str, evidence: str) -> Finding:
+        return finding(scene, name, tensor, evidence + which, rows, head)
+
+    size = float(np.abs(theirs).max())
+    known = None if head is None else parted_heads(scene, tensor, rows, heads)
+    known = known or inexact(tensor, mine, theirs, size, atol)
+    if known is None and part is not None:
+        known = inexact(tensor, mine[..., part], theirs[..., part], size, atol)
+        known = known or parted_features(scene, tensor, rows, (heads, part))
+    if known is not None:
+        return found(*known)
+    s = factor(mine, theirs, atol)
+    turned = _turned(scene, rows, mine, theirs, atol) if tensor == "k" and s is None else None
+    if turned is not None:
+        return found(*turned)
+    each = (s, "") if s is not None else factors(mine, theirs, atol)
+    if each is not None:
+        own = f", each {each[1]} by a factor of its own" if each[1] else ""
+        evidence = f"{counted(len(rows))} of {tensor} = {each[0]:.4g} × the recomputed ones{own}"
+        return found("OLD-ROWS-SCALED", evidence)
+    rearranged = _rearranged(scene, tensor, rows, (mine, theirs), atol)
+    if rearranged is not None:
+        return found("HEAD-RESHAPE", rearranged)
+    far, how = float(np.abs(mine - theirs).max()), moved(mine, theirs, atol)
+    if len(old):
+        evidence = f"{named_slots(scene, old)} changed since the step before, by up to {far:.3g}"
+        return found("OLD-ROWS-CHANGED", evidence + how)
+    evidence = f"{tensor} of {named_slots(scene, rows)} is off by up to {far:.3g} of {size:.3g}"
+    return found("CONTENT", evidence + how)
+
+
+def _rearranged(
+    scene: Scene, tensor: str, rows: Indices, both: tuple[Floats, Floats], atol: float
+) -> str | None:
+    """In words, that rows hold the right numbers in another arrangement; None where they don't."""
+    # few numbers may be the same ones by chance
+    if both[1].size >= _NUMBERS and same_numbers(*both, atol):
+        return f"{tensor} holds the same numbers in another arrangement"
+    keys, right_keys, near = pair(scene, "k", rows)
+    values, right_values, other = pair(scene, "v", rows)
+    if keys.shape != right_keys.shape or values.shape != right_values.shape:
+        return None
+    mine = np.concatenate((keys.ravel(), values.ravel()))
+    right = np.concatenate((right_keys.ravel(), right_values.ravel()))
+    if mine.size < _NUMBERS or not same_numbers(mine, right, min(near, other)):
+        return None
+    return (
+        "k and v together hold the same numbers, shared out otherwise: one tensor of both is split "
+        "or viewed wrongly"
+    )
+
+
+def _turned(
+    scene: Scene, rows: Indices, mine: Floats, theirs: Floats, atol: float
+) -> tuple[str, str] | None:
+    """Keys that are rotated: by the same for all, or in proportion to their position."""
+    turn = rotation(mine, theirs, atol)
+    if turn is None:
+        return None
+    places = scene.supposed[rows] - scene.padding
+    old = bool(len(changed_before(scene, rows)))
+    rated = _rated(scene, turn, places, old)
+    if rated is not None:
+        return rated
+    n = shift(turn, int(scene.reference.keys.shape[1]) + 64)
+    by = "by angles that vary" if n is None else f"by {n:+d} positions"
+    if old and n is not None and len(rows) == 1 and n == -int(places[0]):
+        return "KEYS-NOT-ROTATED", f"k of place {places[0]} lost its rotation: it is rotated {by}"
+    if old:
+        return "KEYS-ROTATED-AGAIN", f"{len(rows)} old rows are rotated {by} more"
+    if n is not None and n == -int(places[0]) and not _others_turned(scene, rows) and n < -1:
+        return "KEYS-NOT-ROTATED", f"k of place {places[0]} is rotated {by}"
+    if n is not None and len(rows) == 1 and n == -int(places[0]) and n < -1:
+        by += ", all of its position (as at position 0, or not rotated at all)"
+    return "POSITION-ROPE-K", f"k of {counted(len(rows))} is rotated {by}, q is right"
+
+
+def _rated(scene: Scene, turn: Rotation, places: Indices, old: bool) -> tuple[str, str] | None:
+    """Keys that are rotated in proportion to their position, or to their distance to the end."""
+    rate = slope(turn, places)
+    if rate is not None and (len(places) > 1 or places[0] == 0):
+        return _in_proportion(len(places), rate, old)
+    newest = int(scene.supposed.max()) - scene.padding
+    rate = slope(turn, places - newest) if len(places) > 1 else None
+    if rate is None or not whole(rate) or rate[0] > 0:
+        return None
+    # what the newest row is rotated with is laid over all of them
+    evidence = f"k of {counted(len(places))} is rotated to position {newest}, as the newest one is"
+    return "KEYS-ROTATED-AGAIN" if old else "POSITION-ROPE-K", evidence
+
+
+def _others_turned(scene: Scene, rows: Indices) -> bool:
+    """Whether rows beside these are seen, beyond the first, whose rotation is none."""
+    others = np.setdiff1d(scene.seen, rows)
+    return bool((scene.supposed[others] > scene.padding).any())
+
+
+def _in_proportion(rows: int, rates: NDArray[np.float64], old: bool) -> tuple[str, str]:
+    """Row p is rotated by rate·p in each plane."""
+    rate = float(rates[0])
+    if whole(rates) and rate > 0:
+        which = "old rows" if old else "rows"
+        return "KEYS-ROTATED-AGAIN", f"row p of {rows} {which} is rotated by {rate:+.2g}·p"
+    if whole(rates):
+        evidence = f"row p of {rows} rows is the recomputed one rotated by {rate:+.2g}·p"
+        return "KEYS-NOT-ROTATED", evidence
+    return (
+        "LENGTH-DEPENDENT-POSITIONS",
+        f"k of {rows} rows is rotated in proportion to its position, with other frequencies "
+        f"than the recomputed one (plane 0: {rate:+.2g} radians a position)",
+    )
+
+
+def _reference_zero(scene: Scene, rows: Indices, reference: Floats) -> NDArray[np.bool_]:
+    """Rows that are zero without the cache too."""
+    inside = supposed_inside(scene, rows)
+    out = np.zeros(len(rows), bool)
+    out[inside] = (reference[:, scene.supposed[rows[inside]]] == 0).all(axis=(0, 2))
+    return out

@@ -1,0 +1,91 @@
+"""Rows that are nearly right: rounded, quantised, or quantised and given another scale back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvtrace.analysis.checks.scenes.relations import factor, factors, rounded_to
+from kvtrace.analysis.checks.scenes.rows import counted
+from kvtrace.analysis.checks.wrong_rows.levels import from_table, quantised, scaled_floats
+from kvtrace.analysis.checks.wrong_rows.rounded_input import rounded_source
+from kvtrace.trace.dtypes import Floats
+
+_LEFT = 0.25
+"""Of a difference, what may be left of it by quantising once a scale has explained the rest."""
+
+_SCALED = 0.02
+
+
+def inexact(
+    tensor: str, mine: Floats, theirs: Floats, size: float, atol: float
+) -> tuple[str, str] | None:
+    """(kind, evidence) of rows that are nearly right; None where they are not.
+
+    Args:
+        tensor: Their letter.
+        mine: [heads, rows, dim].
+        theirs: What they should be, of the same shape.
+        size: The largest number of a right row.
+        atol: Absolute difference that counts as equal.
+    """
+    off = float(np.abs(mine - theirs).max())
+    smaller = rounded_to(mine, theirs) if off < 0.2 * size else None
+    if smaller is not None:
+        return "DTYPE", f"every number of {counted(mine.shape[1])} of {tensor} fits in {smaller}"
+    grid = quantised(mine, theirs) if off < size else None
+    table = from_table(mine, theirs) if grid is None and off < 0.35 * size else None
+    if table is not None:
+        values, what = table
+        return "DTYPE", (
+            f"{mine.shape[1]} rows of {tensor} take {values} values, once divided by the largest "
+            f"of each {what}: they were quantised by a table and back"
+        )
+    floats = scaled_floats(mine, theirs) if grid is None and off < size else None
+    if grid is None and floats is None:
+        times = factor(mine, theirs, atol) or factors(mine, theirs, atol)
+        source = rounded_source(mine, theirs) if times is None else None
+        return None if source is None else ("DTYPE", _made_from(tensor, mine.shape[1], source))
+    levels = _levels(tensor, mine.shape[1], grid, floats)
+    scaled = _scales(mine, theirs)
+    if scaled is not None:
+        return "OLD-ROWS-SCALED", (
+            f"{levels}, by another scale: about {scaled[0]:.3g} to {scaled[1]:.3g} × the "
+            "recomputed ones, each head of a row by a factor of its own"
+        )
+    return ("DTYPE", levels) if off < 0.35 * size else None
+
+
+def _levels(
+    tensor: str, rows: int, grid: tuple[int, str] | None, floats: tuple[str, str] | None
+) -> str:
+    """What rows were made of that lie on a grid, or else are small floats times a factor."""
+    if grid is None:
+        name, what = floats or ("", "")
+        return (
+            f"every number of {counted(rows)} of {tensor} fits in {name}, once it is divided by a "
+            f"scale of each {what}: they were quantised to it and back"
+        )
+    bits, what = grid
+    return (
+        f"{rows} rows of {tensor} take evenly spaced values, {1 << bits} at most for each {what}: "
+        f"they were quantised to {bits} bits and back"
+    )
+
+
+def _made_from(tensor: str, rows: int, source: str) -> str:
+    return (
+        f"{rows} rows of {tensor} are off alike in every head, by as much as rounding what they "
+        f"are made from (a latent, an input) to {source} makes"
+    )
+
+
+def _scales(mine: Floats, theirs: Floats) -> tuple[float, float] | None:
+    """Smallest and largest factor of a head of a row; None where they explain little."""
+    wide, right = mine.astype(np.float64), theirs.astype(np.float64)
+    length = np.maximum((right * right).sum(axis=2), 1e-30)
+    factors = (wide * right).sum(axis=2) / length
+    left = np.abs(wide - factors[..., None] * right).max()
+    explained = left < _LEFT * np.abs(wide - right).max()
+    if not explained or np.abs(factors - 1).max() < _SCALED:
+        return None
+    return float(factors.min()), float(factors.max())

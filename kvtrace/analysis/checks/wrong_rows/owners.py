@@ -1,0 +1,104 @@
+"""Rows that belong to somebody else: another layer, another sequence, an earlier prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scenes.identify import Identity, matches
+from kvtrace.analysis.checks.scenes.rows import (
+    Indices,
+    counted,
+    finding,
+    named_slots,
+    pair,
+    supposed_inside,
+    unknown,
+)
+from kvtrace.analysis.checks.scenes.scene import Scene
+from kvtrace.analysis.checks.scenes.supposed import TAKEN_BACK
+from kvtrace.trace.dtypes import Floats
+
+
+def check_owner(scene: Scene, identity: Identity) -> Finding | None:
+    """Rows of another layer, of another sequence, or of tokens that were taken back."""
+    back = _taken_back(scene, identity)
+    if back is not None:
+        return back
+    for tensor, known in (("k", identity.by_key), ("v", identity.by_value)):
+        rows = unknown(scene, known)
+        for name, what, own, count, get in (
+            ("WRONG-BATCH-ROW", "sequence", scene.sequence, scene.sequences, scene.sequence_rows),
+            ("WRONG-LAYER", "layer", scene.layer, scene.layers, scene.layer_rows),
+        ):
+            for other in range(count if len(rows) else 0):
+                there = None if other == own else get(other)
+                if there is None:
+                    continue
+                mine = _owned(scene, tensor, rows, there[0] if tensor == "k" else there[1])
+                if mine.mean() > 0.5:
+                    owned = rows[mine]
+                    whose = scene.spoken(other) if what == "layer" else f"{what} {other}"
+                    if what == "sequence" and other >= (scene.current or count):
+                        whose = f"a {what} that ended in the step before"
+                    evidence = (
+                        f"{len(owned)} of {len(rows)} unexpected rows of {tensor} are those of "
+                        f"{whose}"
+                    )
+                    return finding(scene, name, tensor, evidence, owned)
+    return None
+
+
+def _taken_back(scene: Scene, identity: Identity) -> Finding | None:
+    """Rows of a rejected draft, or of another branch, that this layer did not drop."""
+    rows = unknown(scene, identity.by_key)
+    rows = rows[scene.supposed[rows] == TAKEN_BACK]
+    if not len(rows):
+        return None
+    evidence = (
+        f"{counted(len(rows))} in {named_slots(scene, rows)}: of tokens that were taken back "
+        "(a rejected draft, another branch); this layer did not drop them"
+    )
+    return finding(scene, "STALE-CACHE", "k", evidence, rows)
+
+
+def _owned(scene: Scene, tensor: str, rows: Indices, there: Floats) -> NDArray[np.bool_]:
+    """Which rows are those of another layer or sequence, whole or as far as they are wrong."""
+    lane = scene.cached
+    held, atol = (lane.keys, scene.atol.keys) if tensor == "k" else (lane.values, scene.atol.values)
+    found = matches(held[:, rows], there, scene.supposed[rows], atol) >= 0
+    inside = supposed_inside(scene, rows)
+    if found.any() or not inside.all() or held.shape[::2] != there.shape[::2]:
+        return found
+    mine, theirs, _ = pair(scene, tensor, rows)
+    wrong = np.flatnonzero((np.abs(mine - theirs) > atol).any(axis=(0, 1)))
+    if 4 <= len(wrong) < mine.shape[2]:
+        places = scene.supposed[rows]
+        if places.max() < there.shape[1]:
+            apart = np.abs(mine - there[:, places])[:, :, wrong]
+            found = np.asarray((apart <= atol).all(axis=(0, 2)), np.bool_)
+    return found
+
+
+def check_stale(scene: Scene, identity: Identity) -> Finding | None:
+    """The first step sees more rows than its own tokens."""
+    if not scene.first_step:
+        return None
+    seen = scene.seen
+    foreign = seen[identity.place[seen] < 0]
+    own = np.flatnonzero(identity.place >= scene.padding)
+    # where rows are chosen, a wrong choice may see more of the text's own
+    more = len(seen) > max(len(scene.wanted), len(scene.live))
+    hidden = len(own) and not np.isin(own, seen).any() and len(foreign)
+    if not len(foreign) or identity.key_is_zero[foreign].any() or not (more or hidden):
+        return None
+    of_others = check_owner(scene, identity)
+    if of_others is not None:
+        return of_others
+    evidence = (
+        f"{len(foreign)} rows that are no token of this prompt, {named_slots(scene, foreign)}"
+    )
+    if scene.step == 0:
+        evidence += ", in the first step recorded: left of what ran before, if anything did"
+    return finding(scene, "STALE-CACHE", "k", evidence, foreign)

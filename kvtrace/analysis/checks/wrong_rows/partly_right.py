@@ -1,0 +1,63 @@
+"""Rows of which one part is right and the other is missing, or another token's."""
+
+from __future__ import annotations
+
+from kvtrace.analysis.checks.scenes.identify import matches
+from kvtrace.analysis.checks.scenes.rows import Indices, named_slots
+from kvtrace.analysis.checks.scenes.scene import Scene
+
+_FEATURES = 4
+"""So many are not by chance those of another token."""
+
+
+def parted_features(
+    scene: Scene, tensor: str, rows: Indices, where: tuple[Indices, Indices]
+) -> tuple[str, str] | None:
+    """Some features of rows alone are wrong: they are zero, or those of another token."""
+    heads, part = where
+    lane, right = scene.cached, scene.reference
+    held, there, atol = (
+        (lane.keys, right.keys, scene.atol.keys)
+        if tensor == "k"
+        else (lane.values, right.values, scene.atol.values)
+    )
+    mine, theirs = held[heads][:, rows][..., part], there[heads][..., part]
+    first, last = int(part[0]), int(part[-1])
+    if len(part) * len(heads) < _FEATURES:
+        return None
+    if not mine.any() and theirs.any():
+        name = "K-NOT-WRITTEN" if tensor == "k" else "V-NOT-WRITTEN"
+        which = f"features {first} to {last} of {tensor}, {named_slots(scene, rows)},"
+        return name, f"{which} are all zero, the others are right"
+    places = matches(mine, theirs, scene.supposed[rows], atol)
+    if (places < 0).any():
+        return None
+    evidence = (
+        f"slot {scene.slots[rows[0]]}: features {first} to {last} of {tensor} belong to place "
+        f"{places[0]}, the others to place {scene.supposed[rows[0]]}"
+    )
+    return "MISALIGNED", evidence
+
+
+def parted_heads(
+    scene: Scene, tensor: str, rows: Indices, heads: Indices
+) -> tuple[str, str] | None:
+    """Some heads of a row alone are zero, or hold another token than the rest of it."""
+    lane, right = scene.cached, scene.reference
+    keys = tensor == "k"
+    held = (lane.keys if keys else lane.values)[heads][:, rows]
+    there = (right.keys if keys else right.values)[heads]
+    if not held.any() and there.any():
+        if keys and not lane.values[heads][:, rows].any() and right.values[heads].any():
+            return "ZERO-GAP", f"k and v of {named_slots(scene, rows)} are all zero"
+        name = "K-NOT-WRITTEN" if keys else "V-NOT-WRITTEN"
+        return name, f"{tensor} of {named_slots(scene, rows)} is all zero"
+    limit = scene.atol.keys if keys else scene.atol.values
+    places = matches(held, there, scene.supposed[rows], limit)
+    if (places < 0).any():
+        return None
+    evidence = (
+        f"slot {scene.slots[rows[0]]}: {tensor} belongs to place {places[0]} in some heads, to "
+        f"place {scene.supposed[rows[0]]} in the others"
+    )
+    return "MISALIGNED", evidence

@@ -1,0 +1,295 @@
+"""The query of a new token: the first thing that can differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scenes.relations import (
+    close,
+    factor,
+    factors,
+    head_order,
+    rounded_to,
+    same_numbers,
+)
+from kvtrace.analysis.checks.scenes.rows import differing, only_heads
+from kvtrace.analysis.checks.scenes.scene import Scene
+from kvtrace.analysis.checks.wrong_rows.rounded_input import rounded_input
+from kvtrace.analysis.checks.wrong_rows.turned import (
+    EIGHT_BITS,
+    Rotation,
+    in_proportion,
+    less_exact,
+    rotation,
+    shift,
+    slope,
+    whole,
+)
+from kvtrace.trace.dtypes import Floats
+
+_NUMBERS = 16
+"""So many are not by chance the same in another order."""
+
+_FAR = 8.0
+"""Times what is rounding."""
+
+_ROUNDED = 0.05
+"""Of the largest number: rounding to a smaller type changes no more."""
+
+_OTHERS_RIGHT = 50.0
+"""Times what is rounding: where some heads are off by so much, others are not right by chance."""
+
+
+def check_queries(scene: Scene) -> Finding | None:
+    """Queries of live rows that differ from the reference, and how."""
+    live = scene.live
+    mine, theirs = scene.cached.queries[:, live], scene.reference.queries[:, live]
+    atol = scene.atol.queries
+    if close(mine, theirs, atol):
+        return None
+    wrong = np.flatnonzero((np.abs(mine - theirs) > atol).any(axis=(0, 2)))
+    row = int(live[wrong[0]])
+    mine, theirs = mine[:, wrong], theirs[:, wrong]
+    places = scene.places[live[wrong]]
+
+    heads = differing(mine, theirs, atol)
+    head, which = only_heads(heads, len(mine), "head")
+
+    def found(name: str, evidence: str) -> Finding:
+        return Finding(name, scene.step, scene.layer, "q", evidence + which, head, row)
+
+    other = _other(mine, theirs, atol)
+    mine, theirs = mine[heads], theirs[heads]
+    s = factor(mine, theirs, atol)
+    if s is not None:
+        return found(*_scaled(scene, s, places))
+    if _compensated(scene, live) and rotation(mine, theirs, atol) is None:
+        return found(
+            "LENGTH-DEPENDENT-POSITIONS",
+            f"q of place {places[0]} is off by up to {float(np.abs(mine - theirs).max()):.3g}, and "
+            "the keys are off the other way: each q·k, and the output, is the recomputed one",
+        )
+    less = less_exact(mine, theirs, atol) or _narrow_values(scene, mine, theirs, places)
+    if less is not None:
+        return found("DTYPE", f"q of place {places[0]}: {less}")
+    turn = rotation(mine, theirs, atol)
+    if turn is not None:
+        return _rotated(scene, turn, places, found)
+    return found(
+        *other
+        or _shared_out(scene, live[wrong])
+        or _between(scene, mine, theirs, places)
+        or (_other_heads(places, mine - theirs, atol) if which else None)
+        or rounded_input(scene, live[wrong])
+        or _input(scene, int(places[0]), mine - theirs)
+    )
+
+
+def _compensated(scene: Scene, live: NDArray[np.int64]) -> bool:
+    """Whether every product of a query with a row is right, and no longer with either one right.
+
+    So it is where a length enters both sides and cancels out, as in xPos: q is stretched as much
+    as k is shrunk.
+    """
+    rows = scene.seen[scene.supposed[scene.seen] >= 0]
+    lane, right = scene.cached, scene.reference
+    if not len(rows) or lane.keys.shape[::2] != right.keys.shape[::2]:
+        return False
+    if not close(lane.output[:, live], right.output[:, live], scene.atol.output):
+        return False
+    q, expected_q = lane.queries[:, live], right.queries[:, live]
+    k, expected_k = lane.keys[:, rows], right.keys[:, scene.supposed[rows]]
+    share = len(q) // len(k)
+    k, expected_k = (np.repeat(one, share, axis=0) for one in (k, expected_k))
+    expected = expected_q @ expected_k.swapaxes(1, 2)
+    longest = np.linalg.norm(expected_q, axis=2).max() * np.linalg.norm(expected_k, axis=2).max()
+    relative = scene.atol.queries / float(np.abs(expected_q).max())
+    atol = _FAR * relative * longest
+    if close(q @ expected_k.swapaxes(1, 2), expected, atol):
+        return False
+    return close(q @ k.swapaxes(1, 2), expected, atol)
+
+
+def _scaled(scene: Scene, s: float, places: NDArray[np.int64]) -> tuple[str, str]:
+    """Queries times a number: the scale of the scores, unless the values are as far off."""
+    pair = _values(scene, places)
+    if pair is not None and factor(*pair, scene.atol.values) is not None:
+        return "UPSTREAM", f"q of place {places[0]} is {s:.4g} × the recomputed one, and so is v"
+    return "SCALE", f"q = {s:.4g} × the recomputed q"
+
+
+def _values(scene: Scene, places: NDArray[np.int64]) -> tuple[Floats, Floats] | None:
+    """Values of some tokens in both lanes; None where they are not among the rows attended."""
+    rows = np.flatnonzero(np.isin(scene.supposed, places))
+    if not len(rows) or scene.cached.values.shape[::2] != scene.reference.values.shape[::2]:
+        return None
+    return scene.cached.values[:, rows], scene.reference.values[:, scene.supposed[rows]]
+
+
+def _narrow_values(
+    scene: Scene, mine: Floats, theirs: Floats, places: NDArray[np.int64]
+) -> str | None:
+    """Values of the same tokens that fit in a smaller type, where q is off by no more than that."""
+    far, size = float(np.abs(mine - theirs).max()), float(np.abs(theirs).max())
+    pair = _values(scene, places) if far < _ROUNDED * size else None
+    smaller = None if pair is None else rounded_to(*pair)
+    if smaller is None:
+        return None
+    return f"it is off by {far:.2g} of {size:.3g}, and every number of its v fits in {smaller}"
+
+
+def _between(
+    scene: Scene, mine: Floats, theirs: Floats, places: NDArray[np.int64]
+) -> tuple[str, str] | None:
+    """Values of the same tokens are right, so the input is: what follows the projection differs."""
+    place, pair = int(places[0]), _values(scene, places)
+    far = float(np.abs(mine - theirs).max())
+    # a little more than rounding need not show in the values
+    if pair is None or not close(*pair, scene.atol.values) or far < _FAR * scene.atol.queries:
+        return None
+    each = factors(mine, theirs, scene.atol.queries)
+    if each is not None:
+        return "SCALE", (
+            f"q of place {place} = {each[0]:.4g} × the recomputed q, each {each[1]} by a factor of "
+            "its own, while v is right: a norm of q, or its weights, are used on one path only"
+        )
+    length, expected = (np.linalg.norm(one, axis=2) for one in (mine, theirs))
+    if close(length, expected, 4 * scene.atol.queries):
+        return "POSITION-ROPE", (
+            f"q of place {place} keeps its length in every head and v is right, but it is turned "
+            "in other planes than the recomputed q (halves for pairs?) or by another sign"
+        )
+    return "UNKNOWN", (
+        f"q of place {place} is off by up to {far:.3g} while v of the same token is right: what "
+        "comes between projection and attention differs (rotary embedding, norm of q and k)"
+    )
+
+
+def _other(mine: Floats, theirs: Floats, atol: float) -> tuple[str, str] | None:
+    """A relation that is neither a factor nor a rotation."""
+    order = head_order(mine, theirs, atol)
+    if order is not None:
+        return "HEAD-MAP", f"query heads {list(order)} stand where 0, 1, 2 … should"
+    if theirs.size >= _NUMBERS and same_numbers(mine, theirs, atol):
+        return "HEAD-RESHAPE", "q holds the same numbers in another arrangement"
+    return None
+
+
+def _shared_out(scene: Scene, new: NDArray[np.int64]) -> tuple[str, str] | None:
+    """Queries, keys and values that hold the right numbers together, each of them wrong ones."""
+    rows = np.flatnonzero(np.isin(scene.supposed, scene.places[new]))
+    lane, right = scene.cached, scene.reference
+    if len(rows) != len(new) or lane.keys.shape[::2] != right.keys.shape[::2]:
+        return None
+    there = scene.supposed[rows]
+    mine = lane.queries[:, new], lane.keys[:, rows], lane.values[:, rows]
+    theirs = right.queries[:, new], right.keys[:, there], right.values[:, there]
+    one, other = (np.concatenate([rows.ravel() for rows in side]) for side in (mine, theirs))
+    if not same_numbers(one, other, scene.atol.queries):
+        return None
+    return "HEAD-RESHAPE", (
+        "q, k and v together hold the same numbers, shared out otherwise: one tensor of all three "
+        "is split or viewed wrongly"
+    )
+
+
+def _other_heads(
+    places: NDArray[np.int64], difference: Floats, atol: float
+) -> tuple[str, str] | None:
+    """Some heads are far off and the others right: so is what the layer was given."""
+    far = float(np.abs(difference).max())
+    if far < _OTHERS_RIGHT * atol:
+        return None
+    return "UNKNOWN", (
+        f"q of place {places[0]} is off by up to {far:.3g} in some heads and right in the others, "
+        "so the input of the layer is right: the projection, or what follows it, differs"
+    )
+
+
+def _input(scene: Scene, place: int, difference: Floats) -> tuple[str, str]:
+    """Unrelated: what the layer was given differs already."""
+    far = float(np.abs(difference).max())
+    if scene.first_site:
+        evidence = (
+            f"q of place {place} differs by up to {far:.3g} and is no rotation of the right q"
+            f"{_given(scene, place)}"
+        )
+        return "POSITION-EMBEDDING", evidence
+    return "UPSTREAM", f"q of place {place} already differs by up to {far:.3g}"
+
+
+def _scaled_shift(scene: Scene, turn: Rotation, place: int) -> str | None:
+    """A shift under frequencies that are not the usual ones, in words; None where it is none."""
+    given = _given(scene, place)
+    first = in_proportion(turn)
+    if not given and first is None:
+        return None
+    by = "is rotated" if first is None else f"is rotated by {first:+.3f} radians in plane 0"
+    more = "" if first is None else ", the other planes in proportion, as by another position"
+    return f"q of place {place} {by}{more}{given}"
+
+
+def _given(scene: Scene, place: int) -> str:
+    """What the step was told its position is, where that is not its place."""
+    row = int(np.searchsorted(scene.places, place))
+    if scene.told is None or scene.held is None or scene.told[row] == place - scene.padding:
+        return ""
+    told = int(scene.told[row])
+    others = np.flatnonzero((scene.held == told) & (scene.supposed != place) & (told > 0))
+    more = ""
+    if len(others):
+        more = (
+            f", and slot {scene.slots[others[0]]} holds a row of that position already: the "
+            "position was counted wrong, or that row should have been dropped from the cache "
+            "(a rejected draft, another branch)"
+        )
+    return f"; the step was given position {told} for it{more}"
+
+
+def _rotated(
+    scene: Scene, turn: Rotation, places: NDArray[np.int64], found: Callable[[str, str], Finding]
+) -> Finding:
+    """Name a rotation: one shift for all rows, or other frequencies."""
+    furthest = int(scene.reference.keys.shape[1]) + 2
+    n = shift(turn, max(furthest, 64))
+    if n is not None:
+        past = int(scene.places[0]) - scene.padding
+        why = ""
+        if n == -past and past > 1:
+            why = ": counted from 0 again"
+        elif abs(n) == 1:
+            why = ": off by one"
+        elif abs(n) == EIGHT_BITS:
+            why = ": as if counted in eight bits"
+        elif n == -2 * (int(places[0]) - scene.padding):
+            why = ": turned the other way, by the sign of the sine"
+        elif scene.padding and abs(n) == scene.padding:
+            why = ": padding counted as positions"
+        return found(
+            "POSITION-ROPE",
+            f"q of place {places[0]} = the recomputed q rotated by {n:+d} positions{why}; "
+            f"lengths equal{_given(scene, int(places[0]))}",
+        )
+    known = _scaled_shift(scene, turn, int(places[0]))
+    if known is not None:
+        return found("POSITION-ROPE", known)
+    per_position = slope(turn, places - scene.padding)
+    if per_position is not None and whole(per_position):
+        what = "carry no rotation" if per_position[0] < 0 else "are rotated twice"
+        evidence = f"q of place p is rotated by {per_position[0]:+.2g}·p: queries {what} here"
+        return found("POSITION-ROPE", evidence)
+    if per_position is not None or len(places) == 1:
+        angles = turn.angles[0]
+        most = int(np.abs(angles).argmax())
+        return found(
+            "LENGTH-DEPENDENT-POSITIONS",
+            f"q of place {places[0]} is rotated, but by no whole number of positions: by up to "
+            f"{angles[most]:+.2g} radians, in plane {most} of {len(angles)}",
+        )
+    return found(
+        "POSITION-ROPE", f"q of {len(places)} rows is rotated by angles that differ from row to row"
+    )

@@ -1,0 +1,1 @@
+"""What a step cost, and what the same tokens cost without a cache: FLOPs, bytes, time."""

@@ -1,0 +1,1 @@
+"""Two runs of one model: where they part."""

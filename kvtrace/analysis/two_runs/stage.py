@@ -1,0 +1,230 @@
+"""The first difference of two runs as a scene, so that the checks can name what it looks like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.diagnose import diagnose
+from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scenes.scene import Scales, Scene, Side
+from kvtrace.analysis.two_runs.align import Fed, Path, places_of
+from kvtrace.errors import TraceError
+from kvtrace.trace import Step, Trace
+from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.view import CacheView
+
+
+class At(Protocol):
+    """Where to look."""
+
+    @property
+    def old_step(self) -> int:
+        """Step of the run that is taken as right."""
+
+    @property
+    def new_step(self) -> int:
+        """Step of the other one."""
+
+    @property
+    def layer(self) -> int:
+        """Site."""
+
+    @property
+    def position(self) -> int:
+        """Of the first row compared."""
+
+    @property
+    def limit(self) -> float:
+        """Relative difference that is rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One step of one of the runs.
+
+    Attributes:
+        trace: The run.
+        fed: A token of the step.
+        path: Of its sequence.
+        told: Places are the positions that the steps were told.
+    """
+
+    trace: Trace
+    fed: Fed
+    path: Path
+    told: bool
+
+    @property
+    def step(self) -> Step:
+        """It."""
+        return self.trace.step(self.fed.step)
+
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """New rows that are no padding."""
+        return np.array([place >= 0 for place in self.step.positions[self.fed.sequence]])
+
+    @property
+    def fresh(self) -> NDArray[np.int64]:
+        """Places of those."""
+        if self.told:
+            positions = self.step.positions[self.fed.sequence]
+            return np.array([place for place in positions if place >= 0], np.int64)
+        here = (self.fed.step, self.fed.sequence)
+        places = [at for at, one in self.path.items() if (one.step, one.sequence) == here]
+        return np.array(sorted(places), np.int64)
+
+    def places(self, layer: int, view: CacheView) -> NDArray[np.int64]:
+        """Place of each attended row; negative: none."""
+        if self.told:
+            return view.positions
+        known = places_of(self.trace, self.fed.step, layer, self.path)
+        return np.array([known.get(int(cell), -1) for cell in view.cells], np.int64)
+
+
+def diagnosed(
+    old: Trace, new: Trace, at: At, pair: tuple[Path, Path], *, told: bool = True
+) -> Finding | None:
+    """What the difference looks like; None where the runs took other steps, or no check speaks.
+
+    Args:
+        old: The run that is taken as right.
+        new: The other one.
+        at: Where they part.
+        pair: Path of the sequence in each.
+        told: Places are the positions that the steps were told.
+    """
+    mine, theirs = (
+        _Run(trace, path[at.position], path, told)
+        for trace, path in zip((old, new), pair, strict=True)
+    )
+    if mine.fresh.tolist() != theirs.fresh.tolist():
+        return None
+    try:
+        crossing = new.site(at.layer).kind == "cross"
+        scene = (_cross_scene if crossing else _scene)(mine, theirs, at)
+        found = diagnose(scene)
+    except (TraceError, IndexError, ValueError):
+        return None  # rows that were not recorded, or of other shapes: the place itself is told
+    if found is not None and (found.name, found.tensor) == ("LENGTH-DEPENDENT-POSITIONS", "q"):
+        # both are equally long here: the length can't be the reason
+        evidence = f"{found.evidence}: the base or the scaling of the rotary tables differs"
+        return replace(found, name="POSITION-ROPE", evidence=evidence)
+    return found
+
+
+def _scene(right: _Run, mine: _Run, at: At) -> Scene:
+    old, new, theirs = right.trace, mine.trace, mine.fed.sequence
+    step, fresh = mine.step, right.fresh
+    reference = _side(right, at.layer, fresh)
+    view, cached = new.cache(at.new_step, at.layer, theirs), _given(mine, at.layer)
+    places = mine.places(at.layer, view)
+    known = (places >= 0) & (places <= int(fresh[-1]))
+    weights = old.weights(at.old_step, at.layer, sequence=right.fed.sequence).weights
+
+    def weight(row: int) -> Floats:
+        out = np.zeros((weights.shape[0], reference.keys.shape[1]), np.float32)
+        source = right.places(at.layer, old.cache(at.old_step, at.layer, right.fed.sequence))
+        live = source >= 0
+        offset = weights.shape[1] - len(fresh)
+        out[:, source[live]] = weights[:, offset + row][:, live]
+        return out
+
+    return Scene(
+        step=at.new_step,
+        layer=at.layer,
+        sequence=theirs,
+        site=new.site(at.layer),
+        first_step=new.cache_step(at.new_step, at.layer).length_before == 0,
+        cached=cached,
+        reference=reference,
+        places=fresh,
+        supposed=np.where(known, places, -1),
+        slots=view.slots,
+        changed=np.zeros(len(view.cells), bool),
+        padding=0,
+        atol=_scales(reference, at.limit),
+        weights=weight,
+        layer_rows=lambda other: None,
+        sequence_rows=lambda other: None,
+        layers=len(new.meta.sites),
+        sequences=step.num_sequences,
+        first_site=at.layer == 0 and new.site(0).layer == 0,
+    )
+
+
+def _cross_scene(right: _Run, mine: _Run, at: At) -> Scene:
+    """The same for attention to an encoder: a row's place is its slot, as its encoder made it."""
+    cached, reference = _given(mine, at.layer), _given(right, at.layer)
+    size, rows = reference.keys.shape[1], reference.queries.shape[1]
+    supposed = np.arange(cached.keys.shape[1])
+    derived = right.trace.weights(at.old_step, at.layer, sequence=right.fed.sequence)
+    weights = derived.weights[:, -rows:]
+    return Scene(
+        step=at.new_step,
+        layer=at.layer,
+        sequence=mine.fed.sequence,
+        site=mine.trace.site(at.layer),
+        first_step=False,
+        cached=cached,
+        reference=reference,
+        places=np.arange(size, size + rows),
+        supposed=np.where(supposed < size, supposed, -1),
+        slots=supposed,
+        changed=np.zeros(len(supposed), bool),
+        padding=0,
+        atol=_scales(reference, at.limit),
+        weights=lambda row: weights[:, row],
+        layer_rows=lambda other: None,
+        sequence_rows=lambda other: None,
+        layers=len(mine.trace.meta.sites),
+        sequences=mine.step.num_sequences,
+    )
+
+
+def _given(run: _Run, layer: int) -> Side:
+    """What a step's attention was given, and made, its rows in slot order."""
+    trace, number, sequence = run.trace, run.fed.step, run.fed.sequence
+    view, keep = trace.cache(number, layer, sequence), run.live
+    seen = trace.visible(number, layer, sequence).any(axis=0)
+    return Side(
+        trace.queries(number, layer, sequence)[:, keep],
+        view.keys,
+        view.values,
+        trace.output(number, layer, sequence)[:, keep],
+        np.broadcast_to(seen, (len(keep), len(view.cells)))[keep],
+    )
+
+
+def _side(run: _Run, layer: int, fresh: NDArray[np.int64]) -> Side:
+    """A step by places; rows it did not attend to are NaN."""
+    given = _given(run, layer)
+    size = int(fresh[-1]) + 1
+    places = run.places(layer, run.trace.cache(run.fed.step, layer, run.fed.sequence))
+    live = (places >= 0) & (places < size)
+    where = places[live]
+    visible = np.zeros((len(fresh), size), bool)
+    visible[:, where] = given.visible[:, live]
+    return replace(
+        given,
+        keys=_placed(given.keys, where, live, size),
+        values=_placed(given.values, where, live, size),
+        visible=visible,
+    )
+
+
+def _placed(rows: Floats, where: np.ndarray, live: np.ndarray, size: int) -> Floats:
+    out = np.full((rows.shape[0], size, rows.shape[2]), np.nan, np.float32)
+    out[:, where] = rows[:, live]
+    return out
+
+
+def _scales(side: Side, limit: float) -> Scales:
+    def atol(rows: Floats) -> float:
+        return limit * float(np.abs(rows[np.isfinite(rows)]).max(initial=0.0)) + 1e-12
+
+    return Scales(atol(side.queries), atol(side.keys), atol(side.values), atol(side.output))

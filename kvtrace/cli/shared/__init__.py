@@ -1,0 +1,1 @@
+"""What verbs share: how commands are written, options, outputs, signals, the terminal."""

@@ -1,0 +1,1 @@
+"""A trace file read lazily: frames found, checked, and given back as rows."""

@@ -1,0 +1,381 @@
+"""Where everything in a trace file is: built from INDEX frames, then by reading what follows.
+
+Keeps up with a growing file. A torn tail is not damage: the next look continues there. Steps
+ascend in number and rows in cell; what does not is damage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kvtrace.errors import TraceError, VersionError
+from kvtrace.files import codec
+from kvtrace.files.comparison import LaneFields
+from kvtrace.files.extents import RowsOf, num_frames
+from kvtrace.files.index import IndexPart, read_chain
+from kvtrace.files.layout import HEADER_BYTES, MUST_UNDERSTAND, Head, Kind
+from kvtrace.files.reading.damage import DamageList
+from kvtrace.files.reading.frames import Frame, FrameFile
+from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, Table, overview_row
+from kvtrace.files.tiles import TilePlace
+from kvtrace.files.validate import check_meta, check_step
+from kvtrace.trace import OVERVIEW, Damage, Ending, Meta, Note, Step
+
+_KINDS = frozenset(Kind)
+_MAX_CELL = 1 << 48
+
+
+class Catalog:
+    """Frames, steps and writes of one file; `refresh` looks for more."""
+
+    def __init__(self, file: FrameFile) -> None:
+        """Read what the INDEX frames say, then the frames after them.
+
+        Raises:
+            TraceError: There is no META.
+            VersionError: A frame must be understood and is not known.
+        """
+        self.file = file
+        self.notes: list[Note] = []
+        self.ending: Ending | None = None
+        self.damage = DamageList()
+        self.frames = Table(FRAMES)
+        self.overview = Table(OVERVIEW)
+        self.writes = Table(GROUP_WRITES)
+        self.groups = Groups()
+        self.numbers: list[int] = []
+        self.steps: dict[int, int] = {}
+        self.text_parts: list[IndexPart] = []
+        self.texts: dict[int, str] = {}
+        self._meta: Meta | None = None
+        self._offset, self._sequence, self._size = file.start, 0, -1
+        self._moment = (-1, 0)
+        self._last: tuple[int, Head] | None = None
+        self._pending: list[tuple[int, Head]] = []
+        if file.lacks_start:
+            self.damage.add(f"{file.name}: its first {HEADER_BYTES} bytes are damaged or lost.", 0)
+            self._meta = self._last_meta()
+        if file.hint is not None:
+            self._start_from_index(file.hint)
+        self.refresh()
+        if self._meta is None:
+            raise TraceError(
+                f"{file.name}: no META could be read: nothing can be shown. "
+                "The start of the file is missing or damaged; use another copy."
+            )
+
+    @property
+    def meta(self) -> Meta:
+        """The newest META.
+
+        Raises:
+            TraceError: None has been read yet.
+        """
+        if self._meta is None:
+            raise TraceError(f"{self.file.name}: a step comes before META.")
+        return self._meta
+
+    @property
+    def end(self) -> int:
+        """Where the last whole frame ends."""
+        return self._offset
+
+    @property
+    def next_sequence(self) -> int:
+        """Sequence number of the next frame."""
+        return self._sequence
+
+    # -- INDEX frames ----------------------------------------------------------------------
+
+    def _start_from_index(self, offset: int) -> None:
+        """Take over the tables of the INDEX frames, if all of them are whole and fit."""
+        try:
+            chain = read_chain(self.file, offset)
+        except TraceError:
+            return
+        newest = chain[-1]
+        tables = [np.concatenate(parts) for parts in _columns(chain)]
+        groups = Groups(newest.place.groups)
+        if len(groups) != len(newest.place.groups) or not _plausible(tables, groups, newest):
+            return
+        for table, rows in zip((self.frames, self.overview, self.writes), tables, strict=True):
+            table.extend(rows)
+        self.frames.extend([frame_row(part.frame.offset, part.frame.head) for part in chain])
+        self.groups, self.text_parts = groups, chain
+        self._offset, self._sequence = newest.frame.end, newest.frame.head.sequence + 1
+        self._last = newest.frame.offset, newest.frame.head
+        self._read_small_frames()
+        steps = tables[0][tables[0]["kind"] == Kind.STEP]
+        self.numbers = steps["step"].tolist()
+        self.steps = dict(zip(self.numbers, steps["offset"].tolist(), strict=True))
+
+    def _read_small_frames(self) -> None:
+        """META, notes and the ending, and whatever this version does not know."""
+        frames = self.frames.rows
+        known = np.isin(
+            frames["kind"], (Kind.STEP, Kind.ROWS, Kind.TILE, Kind.LANE, Kind.PASS, Kind.INDEX)
+        )
+        for row in frames[~known]:
+            offset = int(row["offset"])
+            try:
+                frame = self.file.frame(offset)
+                self._refuse_unknown(frame.head)
+                self._read_small(frame)
+            except VersionError:
+                raise
+            except TraceError as error:
+                self.damage.add(str(error), offset)
+
+    def _last_meta(self) -> Meta | None:
+        """The newest META of a file without its start, where steps may come before every META."""
+        file, found = self.file, None
+        offset: int | None = file.start
+        while offset is not None:
+            here = offset
+            try:
+                head = file.head(here, file.size())
+                offset = None if head is None else here + head.total
+                if head is not None and head.kind == Kind.META:
+                    meta = codec.decode(Meta, self.json(file.body(here, head)), file.name)
+                    check_meta(meta, None, file.name)
+                    found = meta
+            except TraceError:
+                offset = file.next_head(here, 0)
+        return found
+
+    # -- frames after the index ------------------------------------------------------------
+
+    def refresh(self) -> bool:
+        """Read frames that were added; whether there were any, or some are gone.
+
+        Raises:
+            VersionError: A frame must be understood and is not known.
+        """
+        moment = self.file.moment()
+        if moment == self._moment or self.file.lost:
+            return False
+        self._moment, size = moment, moment[0]
+        if self._lost(size):
+            return True
+        self._size, before = size, self._offset
+        self.damage.tail = None
+        while self._advance(size):
+            pass
+        return self._offset != before
+
+    def _lost(self, size: int) -> bool:
+        """Whether the file is shorter than what was read of it, or holds something else now.
+
+        Then nothing more is read: what stands there may be of another run.
+        """
+        if self._last is None:
+            return False
+        offset, head = self._last
+        try:
+            same = self.file.head(offset, size) == head
+        except TraceError:
+            same = False
+        if not same:
+            cut = size < offset + head.total
+            self.file.lost = (
+                f"{self.file.name}: {'cut short' if cut else 'written over'} while it was open; "
+                "nothing more of it is read. Open it again."
+            )
+            self.damage.add(self.file.lost, offset)
+        return not same
+
+    def _advance(self, size: int) -> bool:
+        """Go past one frame, or past damage to the next; False at the end."""
+        offset = self._offset
+        try:
+            head = self.file.head(offset, size)
+            if head is not None and head.sequence < self._sequence:
+                raise TraceError(f"{self.file.name}: the frame at byte {offset} is out of order.")
+        except TraceError as error:
+            return self._skip(error)
+        if head is None:
+            return False
+        self._refuse_unknown(head)
+        if head.sequence > self._sequence:
+            self.damage.add(f"{self.file.name}: frames before byte {offset} are missing.", offset)
+        self._offset, self._sequence = offset + head.total, head.sequence + 1
+        self._last = offset, head
+        try:
+            self._enter(offset, head)
+        except TraceError as error:
+            self.damage.add(str(error), offset)
+        if head.kind != Kind.ROWS:
+            self._pending = []
+        return True
+
+    def _skip(self, error: TraceError) -> bool:
+        """Go on at the next good head; False at a torn tail."""
+        found = self.file.next_head(self._offset, self._sequence)
+        if found is None:
+            self.damage.tail = Damage(str(error), self._offset)
+            return False
+        self.damage.add(str(error), self._offset)
+        head = self.file.head(found, self.file.size())
+        self._offset, self._sequence = found, head.sequence if head else self._sequence
+        return True
+
+    def _refuse_unknown(self, head: Head) -> None:
+        if head.kind not in _KINDS and head.flags & MUST_UNDERSTAND:
+            raise VersionError(
+                f"{self.file.name}: a frame of kind {head.kind} must be understood; this kvtrace "
+                f"knows kinds up to {max(_KINDS)}. Upgrade with `pip install -U kvtrace`."
+            )
+
+    def _enter(self, offset: int, head: Head) -> None:
+        if head.kind == Kind.ROWS:
+            self._pending.append((offset, head))
+            self.file.body(offset, head)
+            return
+        frame = self.file.body(offset, head)
+        if head.kind == Kind.STEP:
+            self._enter_step(frame)
+        elif head.kind == Kind.LANE:
+            fields = codec.decode(LaneFields, self.json(frame), self.file.name)
+            self._commit(frame, 0, fields.step, self._known_lane(fields.lane))
+        elif head.kind == Kind.PASS:
+            step, _, parts = self.read_step(frame, Kind.PASS)
+            name = self.json(frame).get("lane")
+            lane = self._known_lane(name if isinstance(name, str) else "")
+            self._commit(frame, parts, step.number, lane)
+        elif head.kind == Kind.TILE:
+            place = codec.decode(TilePlace, self.json(frame), self.file.name)
+            self._check_tile(place)
+            group = self.groups.number(place.layers)
+            row = frame_row(offset, head, cell=place.first_cell, part=place.count, group=group)
+            self.frames.extend([row])
+        else:
+            self._read_small(frame)
+            self.frames.extend([frame_row(offset, head)])
+
+    def _enter_step(self, frame: Frame) -> None:
+        step, _, parts = self.read_step(frame)
+        if self.numbers and step.number <= self.numbers[-1]:
+            raise TraceError(f"{self.file.name}: step {step.number} is out of order.")
+        self._commit(frame, parts, step.number, 0)
+        self.numbers.append(step.number)
+        self.steps[step.number] = frame.offset
+        self.overview.extend([overview_row(step)])
+        self.writes.extend(self.groups.writes(step))
+        self.texts.update(step.texts)
+
+    def _commit(self, frame: Frame, parts: int, number: int, lane: int) -> None:
+        """A frame of a step or lane, and the ROWS frames right before it, which it commits."""
+        first = frame.head.sequence - parts
+        rows = [
+            frame_row(offset, head, number, part=head.sequence - first, lane=lane)
+            for offset, head in self._pending
+            if head.sequence >= first
+        ]
+        self.frames.extend([*rows, frame_row(frame.offset, frame.head, number, lane=lane)])
+
+    def _check_tile(self, place: TilePlace) -> None:
+        layers = len(self.meta.cache_layers)
+        known = all(0 <= layer < layers for layer in place.layers)
+        sound = 0 <= place.first_cell < _MAX_CELL and 0 < place.count <= self._size
+        if not (known and sound and len(set(place.layers)) == len(place.layers)):
+            raise TraceError(f"{self.file.name}: copied rows of layers or cells that can't be.")
+
+    def _read_small(self, frame: Frame) -> None:
+        kind = frame.head.kind
+        if kind == Kind.META and not self.file.lacks_start:
+            meta = codec.decode(Meta, self.json(frame), self.file.name)
+            check_meta(meta, self._meta, self.file.name)
+            self._meta = meta
+        elif kind == Kind.NOTE:
+            self.notes.append(codec.decode(Note, self.json(frame), self.file.name))
+        elif kind == Kind.END:
+            self.ending = codec.decode(Ending, self.json(frame), self.file.name)
+
+    # -- one frame -------------------------------------------------------------------------
+
+    def json(self, frame: Frame) -> Mapping[str, object]:
+        """The JSON object of a frame.
+
+        Raises:
+            TraceError: It is none.
+        """
+        return codec.parse(frame.json, f"{self.file.name}: frame at byte {frame.offset}")
+
+    def read_step(self, frame: Frame, kind: Kind = Kind.STEP) -> tuple[Step, RowsOf, int]:
+        """A STEP or PASS frame: the step, which rows it has, and in how many ROWS frames.
+
+        Raises:
+            TraceError: It is none, or says what can't be.
+        """
+        if frame.head.kind != kind:
+            raise TraceError(
+                f"{self.file.name}: the frame at byte {frame.offset} is no {kind.name}."
+            )
+        fields = self.json(frame)
+        where = f"{self.file.name}: step at byte {frame.offset}"
+        step = codec.decode(Step, fields, where)
+        check_step(step, self.meta, self.file.size(), where)
+        recorded = codec.decode(RowsOf, fields.get("rows", {}), where)
+        parts = codec.count(fields, "parts")
+        if parts != num_frames(step):
+            raise TraceError(f"{where}: {parts} frames of rows, {num_frames(step)} expected.")
+        return step, recorded, parts
+
+    def lane_number(self, name: str) -> int:
+        """Number of a lane in the frame table; 0: META does not name it."""
+        names = [lane.name for lane in self.meta.lanes]
+        return names.index(name) + 1 if name in names else 0
+
+    def _known_lane(self, name: str) -> int:
+        number = self.lane_number(name)
+        if not number:
+            raise TraceError(f"{self.file.name}: a frame of a lane that META does not name.")
+        return number
+
+
+def frame_row(
+    offset: int,
+    head: Head,
+    step: int = -1,
+    *,
+    cell: int = -1,
+    part: int = 0,
+    group: int = -1,
+    lane: int = 0,
+) -> tuple[int, ...]:
+    """A frame as a row of `FRAMES`."""
+    sizes = (offset, head.sequence, head.payload_bytes)
+    return (*sizes, step, cell, part, group, head.kind, head.flags, lane)
+
+
+def _columns(chain: Sequence[IndexPart]) -> tuple[list[np.ndarray], ...]:
+    return (
+        [part.frames for part in chain],
+        [part.overview for part in chain],
+        [part.writes for part in chain],
+    )
+
+
+def _plausible(tables: Sequence[np.ndarray], groups: Groups, newest: IndexPart) -> bool:
+    """Whether every number of the tables stays inside the file, and steps ascend."""
+    frames, overview, writes = tables
+    end = newest.frame.offset
+    steps = frames["step"][frames["kind"] == Kind.STEP]
+    checks = (
+        frames["offset"] < end,
+        frames["payload"] < end,
+        frames["group"] < len(groups),
+        frames["part"] <= end,
+        frames["step"] >= -1,
+        frames["cell"] < _MAX_CELL,
+        overview["number"] >= 0,
+        (overview["parent"] >= -1) & (overview["parent"] < overview["number"]),
+        np.diff(overview["number"]) > 0,
+        (writes["group"] >= 0) & (writes["group"] < len(groups)),
+        (writes["rows"] > 0) & (writes["rows"] <= end),
+        (writes["sequences"] > 0) & (writes["sequences"] <= end),
+        (writes["first_cell"] >= 0) & (writes["first_cell"] < _MAX_CELL),
+    )
+    return np.array_equal(steps, overview["number"]) and all(bool(one.all()) for one in checks)

@@ -1,0 +1,199 @@
+"""From a configuration to the class that decodes with it, built first without storage.
+
+The configuration is read before anything is built and passed on with our own choice wherever it
+names something to fetch or run (attention kernels, fused modules, weight files). Knows
+transformers' tables of classes, no weight file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+)
+
+from kvtrace.errors import ModelError
+from kvtrace.models.hub.config import CONFIG, read_config
+from kvtrace.models.hub.weights import Weights
+from kvtrace.models.patience import Patience, patiently
+from kvtrace.models.request import AUTO
+from kvtrace.models.tokens import guarded
+from kvtrace.text import safe
+
+_POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "block_size",
+    "context_length",
+)
+# What a config.json may name that would be fetched, patched in, or read from another file.
+_NOT_ITS_CHOICE = ("_attn_implementation", "_experts_implementation")
+_DROPPED = ("transformers_weights", "fusion_config", "kernel_config", "distributed_config")
+_MORE_THAN_HELD = 4
+_TABLES = (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
+
+
+class AutoClass(Protocol):
+    """One of transformers' AutoModel classes."""
+
+    def from_config(self, config: PreTrainedConfig, **options: object) -> nn.Module:
+        """Build it, with random weights."""
+        ...
+
+    def from_pretrained(
+        self, path: Path, **options: object
+    ) -> tuple[nn.Module, dict[str, list[object]]]:
+        """Build it and read its weights; with `output_loading_info` also what was missing."""
+        ...
+
+
+def known(model_type: object) -> bool:
+    """Whether transformers itself has a decoder of that type, so that nobody's code is needed."""
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return False
+    kind = CONFIG_MAPPING[model_type]
+    return any(kind in table for table in _TABLES)
+
+
+def load_config(folder: Path, trusted: bool) -> PreTrainedConfig:
+    """The configuration as transformers understands it, with its own wishes taken out.
+
+    Raises:
+        ModelError: transformers does not know or accept it.
+    """
+    kind = read_config(folder).get("model_type")
+    if isinstance(kind, str) and kind not in CONFIG_MAPPING and not trusted:
+        raise ModelError(
+            f"{CONFIG}: model type {safe(kind, 60)!r} is not known to transformers "
+            f"{transformers.__version__}; a newer one may know it (pip install -U transformers)"
+        )
+    config = guarded(
+        CONFIG,
+        lambda: AutoConfig.from_pretrained(
+            folder, trust_remote_code=trusted, local_files_only=True
+        ),
+    )
+    for each in (config, *_parts(config)):
+        for name in _NOT_ITS_CHOICE:
+            setattr(each, name, None)
+        for name in _DROPPED:
+            each.__dict__.pop(name, None)
+    return config
+
+
+def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    parts = (getattr(config, name, None) for name in getattr(config, "sub_configs", {}))
+    found = [part for part in parts if isinstance(part, PreTrainedConfig)]
+    return found + [inner for part in found for inner in _parts(part)]
+
+
+def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a configuration that speaks of the decoder of text."""
+    part = guarded(CONFIG, lambda: config.get_text_config(decoder=True))
+    return part if isinstance(part, PreTrainedConfig) else config
+
+
+def positions(config: object) -> int:
+    """Positions that the model was made for; 0 when it does not say."""
+    for name in _POSITIONS:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 0
+
+
+def auto_class(config: PreTrainedConfig) -> AutoClass:
+    """The kind of model that decodes text with this configuration.
+
+    Raises:
+        ModelError: It decodes no text, or reads it in one go and keeps no cache.
+    """
+    kind = type(config)
+    named = (getattr(config, "architectures", None) or [""])[0]
+    reads_at_once = getattr(config, "is_decoder", True) is False and "Causal" not in str(named)
+    auto: AutoClass | None = None
+    if getattr(config, "is_encoder_decoder", False):
+        if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+            auto = AutoModelForSeq2SeqLM
+        elif kind in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
+            auto = AutoModelForSpeechSeq2Seq
+    elif "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}) or (
+        kind in MODEL_FOR_CAUSAL_LM_MAPPING and not reads_at_once
+    ):
+        auto = AutoModelForCausalLM
+    elif kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        auto = AutoModelForImageTextToText
+    if auto is not None:
+        return auto
+    found = safe(str(named) or kind.__name__)
+    raise ModelError(
+        f"{CONFIG}: has no KV cache (found: {found}, which reads a text at once and does not "
+        "decode); use a causal language model"
+    )
+
+
+def outline(
+    auto: AutoClass, config: PreTrainedConfig, attention: str, trusted: bool, wait: Patience
+) -> nn.Module:
+    """The model without storage for its weights: its modules, shapes and sizes.
+
+    Args:
+        auto: Kind of model.
+        config: From `load_config`.
+        attention: Asked for, or "auto".
+        trusted: Whether the repository's own code may run.
+        wait: Building takes at most `build_s`.
+
+    Raises:
+        ModelError: It can't be built, or building does not end.
+    """
+    options = {} if attention == AUTO else {"attn_implementation": attention}
+
+    def build() -> nn.Module:
+        with torch.device("meta"):
+            return auto.from_config(config, trust_remote_code=trusted, **options)
+
+    endless = ModelError(
+        f"{CONFIG}: building the model took more than {wait.build_s:.0f} s; are its sizes right?"
+    )
+    return guarded("building the model", lambda: patiently(build, wait.build_s, lambda: endless))
+
+
+def check_outline(model: nn.Module, weights: Weights) -> None:
+    """Refuse a configuration that describes a far larger model than the weights hold.
+
+    Raises:
+        ModelError: With both numbers.
+    """
+    described = sum(each.numel() for each in model.parameters())
+    # quantised weights pack up to 8 numbers into one
+    if weights.elements and described > _MORE_THAN_HELD * 8 * weights.elements:
+        raise ModelError(
+            f"{CONFIG}: describes a model of {described} parameters, but the weight files hold "
+            f"{weights.elements}; they do not belong together"
+        )

@@ -1,0 +1,1 @@
+"""From a factory in the user's own file to a model: found, imported, called, and judged."""

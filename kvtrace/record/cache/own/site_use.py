@@ -1,0 +1,60 @@
+"""What is known of how a site uses the rows of a cache of the model's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtrace.record.cache.own.holders import FoundHolder
+from kvtrace.record.flow.rows.follower import RowStep
+
+Slots = tuple[int, ...]
+
+LOOKS = 3
+"""Forwards after which a cache layer that nothing was found to hold is not looked for any more."""
+
+
+@dataclass(slots=True)
+class SiteUse:
+    """What is known of one cache layer.
+
+    Attributes:
+        read: A step attended to rows that it had not computed.
+        repeated: A step computed all rows again.
+        keys, values: What holds them.
+        turned: What holds the keys as they were before RoPE.
+        looks: Forwards in which that was looked for.
+        room: Slots of what was found in this forward; 0: it was not looked for.
+        left: Slots of the rows that were kept of the last step, where not all were.
+        beside: Rows that stand for no token are not kept: the model adds them each time.
+    """
+
+    read: bool = False
+    repeated: bool = False
+    keys: FoundHolder | None = None
+    values: FoundHolder | None = None
+    turned: FoundHolder | None = None
+    looks: int = 0
+    room: int = 0
+    left: Slots | None = None
+    beside: bool = False
+
+    @property
+    def found(self) -> list[FoundHolder]:
+        """What holds its rows."""
+        return [one for one in (self.keys, self.values) if one is not None]
+
+    @property
+    def cached(self) -> bool:
+        """Whether its rows are kept from step to step."""
+        return self.read or (bool(self.found) and not self.repeated)
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing more to look for."""
+        best = len(self.found) == 2 and min(one.rank for one in self.found) > 0
+        return best or self.looks >= LOOKS
+
+    def goes_on(self, step: RowStep) -> bool:
+        """Whether rows were added to those of before, as ever, and all else has been said."""
+        known = self.read and self.settled and self.left is None and not self.beside
+        return known and step.fresh is not None and step.parent is not None

@@ -1,0 +1,1 @@
+"""One attention call as transformers' attention interface saw it, and what sees which module."""

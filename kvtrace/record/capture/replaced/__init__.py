@@ -1,0 +1,1 @@
+"""What is replaced in torch, transformers and the model while watching, and put back exactly."""

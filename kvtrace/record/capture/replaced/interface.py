@@ -1,0 +1,108 @@
+"""Level 1: attention that asks transformers' attention interface.
+
+While held, every function that the interface hands out is wrapped; the wrapper calls it first and
+then tells the passes running in this thread. The config stays alone, so do masks and logits.
+Knows no cache; `read` turns what was seen into an `AttentionCall`.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers.modeling_utils import AttentionInterface
+
+from kvtrace.record.capture.replaced.patch import Method, Patches
+from kvtrace.record.capture.running import threads
+
+_SEEN = "__kvtrace__"
+
+PAGED = "paged|"
+"""How implementations begin that attend to the rows in an engine's pool alone."""
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.poolless = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def without_pool() -> Iterator[None]:
+    """Forwards of this thread have no pool, though an engine may have set the model up for one."""
+    before, _thread.poolless = _thread.poolless, True
+    try:
+        yield
+    finally:
+        _thread.poolless = before
+
+
+def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, telling the running passes of each call."""
+    if hasattr(function, _SEEN):
+        return function
+
+    # eager attention applies the mask it is given and no other; kernels add the causal rule
+    eager = getattr(function, "__name__", "").startswith("eager")
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        for one in threads.passes:
+            one.calls.append((args, kwargs, result, eager, len(one.updates)))
+        return result
+
+    setattr(wrapper, _SEEN, True)
+    return wrapper
+
+
+class _Wrappers(dict[Callable[..., Any], Callable[..., Any]]):
+    """By function; made when they are first asked for."""
+
+    def __missing__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        found = self[function] = _watched(function)
+        return found
+
+
+def _install(patches: Patches) -> None:
+    wrappers = _Wrappers()
+
+    def get_interface(original: Method) -> Method:
+        def get_interface(self: AttentionInterface, *args: Any, **kwargs: Any) -> Any:
+            running = threads.passes
+            if not running or kwargs:
+                return wrappers[asked(self, *args, **kwargs)]
+            # every layer of a forward asks the same, and what answers is slow
+            known, key = running[-1].interfaces, (id(self), _thread.poolless, *args)
+            try:
+                found = known.get(key)
+            except TypeError:  # what nobody can look up
+                return wrappers[asked(self, *args)]
+            if found is None:
+                found = known[key] = wrappers[asked(self, *args)]
+            return found
+
+        def asked(self: AttentionInterface, *args: Any, **kwargs: Any) -> Any:
+            if _thread.poolless and str(args[0] if args else "").startswith(PAGED):
+                args = ("eager", *args[1:])
+            return original(self, *args, **kwargs)
+
+        return get_interface
+
+    def get_item(original: Method) -> Method:
+        def get_item(self: AttentionInterface, key: str) -> Any:
+            return wrappers[original(self, key)]
+
+        return get_item
+
+    patches.replace(AttentionInterface, "get_interface", get_interface)
+    patches.replace(AttentionInterface, "__getitem__", get_item)
+
+
+INTERFACE = Patches(_install)
+"""The interface's patches; held by every watcher."""

@@ -1,0 +1,1 @@
+"""Trying ways on private copies, and watching the author's own calls."""

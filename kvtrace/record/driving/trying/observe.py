@@ -1,0 +1,193 @@
+"""How the user's own generation calls the model: watched on a private copy.
+
+Where their code already decodes with a cache, a token at a time, that is the way to call it, right
+or wrong: what it does wrong is what kvtrace is there to show. Where it passes the whole text anew
+at every step, what it passes beside it holds no rows for the next one: memories of segments, say.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kvtrace.record.driving.trying.evidence import Trials
+from kvtrace.record.driving.trying.patterns import Pattern, pattern
+from kvtrace.record.driving.trying.private import nothing_left
+from kvtrace.record.driving.ways.begins import methods
+from kvtrace.record.driving.ways.roles import Signature, parameters_of
+
+Generation = Callable[[nn.Module, Sequence[int]], object]
+
+NEW_TOKENS = 3
+_WINDOW = 1024
+_GENERATES = re.compile(
+    r"(\w+_)?(generate|generation|sample|greedy|decode|complete|infer|inference)(_\w+)?"
+)
+_COUNTS = re.compile(
+    r"(max_?)?(new_?)?(tokens?|steps?|length|len|n|num|count|gen_len)(_to_(generate|sample))?"
+    r"|n(um)?_?(new_?)?(tokens?|steps?)|(max|n|num)_?(new|gen|predict)(_tokens)?|steps?|k|seq_len"
+    r"|max_gen_len|total_len"
+)
+_TOTALS = re.compile(r"(max_)?(seq_)?len(gth)?|seq_len|total_len|max_length")
+_IDS = re.compile(r"(\w+_)?(ids?|idx|tokens?|prompts?|input_ids|inputs?|x|context|start\w*|seq)s?")
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What their generations show.
+
+    Attributes:
+        calls: Of the first that feeds single tokens; empty where none does.
+        unfilled: Where none does, what the first that passes all tokens anew passes beside them,
+            each time the same.
+    """
+
+    calls: Sequence[Pattern] = ()
+    unfilled: frozenset[str] = frozenset()
+
+
+def observed(trials: Trials, signature: Signature) -> Observed:
+    """What the user's own generations pass to the model.
+
+    Args:
+        trials: Makes private copies of the model, and has a prompt.
+        signature: Of its forward.
+    """
+    prompt = trials.tokens[: trials.prefill]
+    unfilled: frozenset[str] = frozenset()
+    for call in _generations(trials.model, trials.script):
+        with nothing_left(trials.model, trials.script):
+            calls, given = _watched(call, trials.fresh(), signature, prompt)
+        if _feeds(calls, signature, len(prompt), 1):
+            return Observed(calls)
+        if not unfilled and _feeds(calls, signature, len(prompt), len(prompt) + 1):
+            first, second = calls[:2]
+            unfilled = frozenset(name for name in given if first.get(name) == second.get(name))
+    return Observed((), unfilled)
+
+
+def _watched(
+    call: Generation, model: nn.Module, signature: Signature, prompt: Sequence[int]
+) -> tuple[list[Pattern], set[str]]:
+    """What the model is given while they generate, and what by name; nothing if that raises early.
+
+    Its `forward` may be called without the call around it.
+    """
+    calls: list[Pattern] = []
+    given: set[str] = set()
+    object.__setattr__(model, "forward", _recording(model.forward, signature, calls, given))
+    try:
+        with torch.no_grad():
+            call(model, prompt)
+    except Exception:
+        if len(calls) < NEW_TOKENS:
+            calls.clear()
+    return calls, given
+
+
+def matches(seen: Sequence[Pattern], calls: Sequence[Pattern]) -> bool:
+    """Whether a way's calls look like those that were seen: the prompt, then a single token."""
+    return len(seen) >= 2 and len(calls) >= 2 and list(seen[:2]) == list(calls[:2])
+
+
+# -- running theirs ------------------------------------------------------------------------------
+
+
+def _generations(model: nn.Module, script: ModuleType | None) -> Iterator[Generation]:
+    yield from map(_by_method, generators(model))
+    for name, function in [] if script is None else list(vars(script).items()):
+        if inspect.isfunction(function) and _GENERATES.fullmatch(name.lower()):
+            yield _by_function(function)
+
+
+def _by_method(name: str) -> Generation:
+    return lambda model, prompt: _call(getattr(model, name), None, model, prompt)
+
+
+def _by_function(function: Callable[..., object]) -> Generation:
+    return lambda model, prompt: _call(function, model, model, prompt)
+
+
+def _call(
+    function: Callable[..., object],
+    first: nn.Module | None,
+    model: nn.Module,
+    prompt: Sequence[int],
+) -> None:
+    """Their function with a prompt and a number of new tokens."""
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    ids = torch.tensor([list(prompt)], device=device)
+    named = generation_arguments(function, ids, NEW_TOKENS, first)
+    # a decorator may hide what it takes
+    hidden = (ids, ids.shape[1] + NEW_TOKENS)
+    unnamed = () if named else hidden if first is None else (first, *hidden)
+    result = function(*unnamed, **named)
+    if inspect.isgenerator(result):
+        for _, _ in zip(range(NEW_TOKENS), result, strict=False):
+            pass
+
+
+def generation_arguments(
+    function: Callable[..., object], ids: Tensor, count: int, first: nn.Module | None = None
+) -> dict[str, object]:
+    """Ids and a number of new tokens, by name; whatever else has a default keeps it.
+
+    Where no name says that it is for ids, they come first.
+    """
+    values: dict[str, object] = {}
+    declared = [one for one in parameters_of(function) if one.kind is one.POSITIONAL_OR_KEYWORD]
+    if first is not None and declared:
+        values[declared.pop(0).name] = first
+    named = [one.name for one in declared if _IDS.fullmatch(one.name.lower())]
+    place = next(iter(named or [one.name for one in declared[:1] if one.default is one.empty]), "")
+    for one in declared:
+        name = one.name.lower()
+        if one.name == place and (named or not _COUNTS.fullmatch(name)):
+            values[one.name] = ids
+        elif _COUNTS.fullmatch(name):
+            values[one.name] = count + (ids.shape[1] if _TOTALS.fullmatch(name) else 0)
+        elif one.default is one.empty:
+            values[one.name] = _WINDOW if "context" in name or "block" in name else None
+    return values
+
+
+def generators(model: nn.Module) -> Iterator[str]:
+    """Methods that generate, by their names."""
+    for name, _ in methods(model):
+        if _GENERATES.fullmatch(name.lower()):
+            yield name
+
+
+def _recording(
+    forward: Callable[..., object], signature: Signature, calls: list[Pattern], given: set[str]
+) -> Callable[..., object]:
+    """A forward that notes what its first calls are given, and by what names."""
+    names = [one.name for one in signature.parameters]
+
+    @functools.wraps(forward)
+    def noting(*args: Any, **kwargs: Any) -> object:
+        if len(calls) < NEW_TOKENS:
+            values = dict(zip(names, args, strict=False)) | kwargs
+            given.update(values)
+            calls.append(pattern(signature, values))
+        return forward(*args, **kwargs)
+
+    return noting
+
+
+def _feeds(calls: list[Pattern], signature: Signature, prompt: int, then: int) -> bool:
+    """Whether the prompt went in at once, and then so many tokens."""
+    ids = signature.ids
+    if ids is None or len(calls) < 2:
+        return False
+    shapes = [call.get(ids.name) for call in calls[:2]]
+    wanted = [(1, prompt), (1, then)], [(prompt,), (then,)]
+    return shapes in [[("whole", shape) for shape in pair] for pair in wanted]

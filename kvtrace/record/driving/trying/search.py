@@ -1,0 +1,384 @@
+"""Finds out how a model is called: by its signature, and by trying."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from kvtrace.errors import ModelError
+from kvtrace.record.driving.trying.evidence import NOT_FINITE, STEPS, Trials, Tried, tokens_to_try
+from kvtrace.record.driving.trying.observe import matches, observed
+from kvtrace.record.driving.trying.patterns import Pattern
+from kvtrace.record.driving.trying.private import private_copy
+from kvtrace.record.driving.trying.unnamed import shown, suspected
+from kvtrace.record.driving.ways.calls import Shape
+from kvtrace.record.driving.ways.candidates import cached_ways, plain_ways
+from kvtrace.record.driving.ways.roles import Signature, signature_of
+from kvtrace.record.driving.ways.sizes import Sizes
+from kvtrace.record.driving.ways.way import Way
+from kvtrace.record.driving.wish import Wish
+from kvtrace.text import safe
+
+_RAISED = re.compile(r"\w+(Error|Exception|Interrupt|Exit)\b")
+
+_ANY_SHAPE = re.compile(r"\[.*?\]|\d+")
+
+TRIES, SECONDS = 400, 10.0
+"""After this many ways, or this long, the best one so far is taken."""
+
+FEW_TRIES, FEW_SECONDS = 60, 3.0
+"""For modules inside of a model, of which there may be many."""
+
+_ENOUGH = 20
+"""Ways that agree, where none of them is how the user's own code calls the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundWay:
+    """How a model is called, and how that is known.
+
+    Attributes:
+        way: The one.
+        said: Sentences for people: the call, the cache, and what trying it showed.
+        agrees: Cached steps gave the logits of a pass over all tokens.
+    """
+
+    way: Way
+    said: tuple[str, ...]
+    agrees: bool
+
+
+@dataclass(slots=True)
+class Search:
+    """One search.
+
+    Attributes:
+        model: Never called itself; only copies of it are.
+        wish: What is known of it.
+        thorough: Look for long.
+        stumbled: The first way with a cache whose first call went well and whose next one raised.
+        otherwise: A likelier way with the same cache, whose steps differ.
+    """
+
+    model: nn.Module
+    wish: Wish = field(default_factory=lambda: Wish(()))
+    _why: dict[str, str] = field(default_factory=dict)
+    thorough: bool = True
+    stumbled: Tried | None = None
+    otherwise: Tried | None = None
+    _dead: set[str] = field(default_factory=set)
+
+    def run(self) -> FoundWay:
+        """The way to call it.
+
+        Raises:
+            ModelError: None works; says what was tried and what to add.
+        """
+        signature = signature_of(self.model)
+        trials = self._trials()
+        plain = self._plain(signature, trials)
+        theirs = observed(trials, signature)
+        signature = shown(signature, theirs.calls, trials.prefill)
+        # a way whose rows see nothing of each other took tokens for sequences
+        sound = plain if plain is not None and trials.sees_the_first_token(plain) else None
+        best = self._cached(self._ways(signature, sound), trials, theirs.calls, plain)
+        if sound is not None and best is not None and _is_left_empty(best, theirs.unfilled):
+            best = None
+        if best is None and sound is None:
+            self._dead.clear()
+            best = self._cached(self._singly(signature), trials, theirs.calls, None)
+        if sound is not None and (best is None or best.verdict == "forgets"):
+            best = self._suspected(signature, trials, sound) or best
+        if sound is not None and best is not None and best.verdict == "forgets":
+            best = self._one_by_one(signature, trials, sound) or best
+        if best is not None:
+            return _cached(best, self.otherwise)
+        if plain is None:
+            raise ModelError(self._complaint(signature))
+        return _uncached(plain, trials, self.wish, self.stumbled)
+
+    # -- without a cache -----------------------------------------------------------------------
+
+    def _plain(self, signature: Signature, trials: Trials) -> Way | None:
+        """The first way without a cache that works, and in which rows see what they should."""
+        fallback: Way | None = None
+        endless: Way | None = None
+        for way in self._limited(plain_ways(signature)):
+            tried = trials.plain(way)
+            if tried.verdict == "fails":
+                self._why.setdefault(tried.why, str(way))
+                endless = endless or (way if tried.why == NOT_FINITE else None)
+                continue
+            fallback = fallback or way
+            if trials.sees_the_first_token(way) and trials.is_causal(way) is not False:
+                return way
+        return fallback or endless
+
+    # -- with one --------------------------------------------------------------------------------
+
+    def _cached(
+        self, ways: Iterable[Way], trials: Trials, theirs: Sequence[Pattern], plain: Way | None
+    ) -> Tried | None:
+        """The best way with a cache; None when none runs.
+
+        Theirs, where their own generation shows one; else the first whose cached steps agree with
+        a pass over all tokens; else the first that sees the tokens before; else the first.
+        """
+        agreeing: list[Tried] = []
+        differing: list[Tried] = []
+        slicing: list[Tried] = []
+        forgetting: list[Tried] = []
+        for way in self._limited(ways):
+            tried = trials.run(way)
+            if tried.verdict == "fails":
+                self._failed(tried)
+            elif tried.keeps and theirs and matches(theirs, tried.seen):
+                return replace(tried, as_theirs=True)
+            elif tried.keeps and tried.verdict == "agrees":
+                if plain is not None and trials.forgets(way):
+                    continue  # whatever was passed as a cache, the model's layers saw nothing
+                agreeing.append(tried)
+                if not theirs or len(agreeing) > _ENOUGH:
+                    break
+            elif tried.keeps and way.feeds != "all":
+                (differing if tried.verdict == "differs" else forgetting).append(tried)
+            elif tried.keeps and tried.verdict == "differs":
+                slicing.append(tried)
+        differing = _closest_first(differing, slicing)
+        meant = self.stumbled is None  # else a way that forgets is not it
+        forgetting = [one for one in forgetting if meant and _speaks_of_a_cache(one.way, trials)]
+        if agreeing and differing and _alike(agreeing[0].way, differing[0].way):
+            self.otherwise = differing[0]
+        return next(iter([*agreeing, *differing, *forgetting]), None)
+
+    def _failed(self, tried: Tried) -> None:
+        """Note why, and what need not be tried any more."""
+        self._why.setdefault(tried.why, str(tried.way))
+        if not tried.begins:
+            self._dead.add(_beginning(tried.way))
+        if not tried.reached and _RAISED.match(tried.why):
+            self._dead.add(_key(tried.way))
+        raised = tried.reached and _RAISED.match(tried.why)
+        if raised and self.stumbled is None and _asks_for_a_cache(tried.way):
+            self.stumbled = tried
+
+    def _ways(self, signature: Signature, plain: Way | None) -> Iterator[Way]:
+        """Cached ways; only those with the user's own beginning where there is one."""
+        ways = cached_ways(signature, self.model, self.wish.script, plain, self.wish.beginning)
+        if self.wish.beginning is None:
+            yield from ways
+        else:
+            yield from (way for way in ways if way.cache is not None)
+
+    def _singly(self, signature: Signature) -> Iterator[Way]:
+        """Ways of a model that takes no more than one token at a time."""
+        for layout in ("batch", "flat", "single"):
+            ways = cached_ways(
+                signature, self.model, self.wish.script, Way(signature, layout), self.wish.beginning
+            )
+            yield from (replace(way, feeds="one") for way in ways if way.feeds == "new")
+
+    def _one_by_one(self, signature: Signature, trials: Trials, plain: Way) -> Tried | None:
+        """A way that agrees if the prompt, too, goes in a token at a time.
+
+        A model may take the last token it is given as soon as it is handed a cache, even an empty
+        one.
+        """
+        self._dead.clear()
+        ways = (way for way in self._ways(signature, plain) if way.feeds == "new" and way.cache)
+        for way in self._limited((replace(way, feeds="one") for way in ways), few=True):
+            tried = trials.run(way, plain)
+            if tried.keeps and tried.verdict == "agrees":
+                return tried
+        return None
+
+    def _suspected(self, signature: Signature, trials: Trials, plain: Way) -> Tried | None:
+        """A way that agrees, in which parameters whose names say nothing are for the cache."""
+        variants = suspected(signature)
+        for way in self._limited(
+            (way for one in variants for way in self._ways(one, plain)), few=True
+        ):
+            tried = trials.run(way)
+            if tried.keeps and tried.verdict == "agrees" and not trials.forgets(way):
+                return tried
+        return None
+
+    def _limited(self, ways: Iterable[Way], *, few: bool = False) -> Iterator[Way]:
+        few = few or not self.thorough
+        tries, seconds = (FEW_TRIES, FEW_SECONDS) if few else (TRIES, SECONDS)
+        until = time.monotonic() + seconds
+        number = 0
+        for way in ways:
+            if number >= tries or (number and time.monotonic() > until):
+                return
+            number += not self._is_dead(way)
+            if not self._is_dead(way):
+                yield way
+
+    def _is_dead(self, way: Way) -> bool:
+        """Whether a way is known to fail: it begins as one that could not, or its call raised."""
+        again = way.feeds == "all" or (way.cache and (way.cache.pick or way.cache.moved))
+        return _beginning(way) in self._dead or bool(again and _key(way) in self._dead)
+
+    # -- around it -----------------------------------------------------------------------------
+
+    def shape(self) -> Shape:
+        """What the model's output may look like."""
+        sizes = Sizes(self.model, 0)
+        vocabulary = self.wish.vocabulary or sizes.of("vocabulary") or 0
+        width = sizes.of("width") or 0
+        linear = [one.out_features for one in self.model.modules() if isinstance(one, nn.Linear)]
+        heads = sorted(set(linear) - {vocabulary, width}, reverse=True)
+        return Shape((vocabulary, *heads) if vocabulary else (), width)
+
+    def _trials(self) -> Trials:
+        shape = self.shape()
+        vocabulary = shape.vocab_sizes[0] if shape.vocab_sizes else 0
+        tokens = tokens_to_try(self.wish.prompt, vocabulary, self.wish.context)
+        prefill = max(1, len(tokens) - STEPS)
+        return Trials(self._copier(), self.model, tokens, prefill, shape, self.wish.script)
+
+    def _copier(self) -> Callable[[], nn.Module]:
+        """Private copies; where that fails, new models from the factory."""
+        try:
+            private_copy(self.model)
+        except Exception as error:
+            if self.wish.remake is None:
+                cause = safe(f"{type(error).__name__}: {error}", 200)
+                raise ModelError(
+                    f"{type(self.model).__name__} can't be copied to try how it is called "
+                    f"({cause}); add step(model, ids, cache, pos) to your file"
+                ) from error
+            return self.wish.remake
+        return lambda: private_copy(self.model)
+
+    def _complaint(self, signature: Signature) -> str:
+        alike: dict[str, str] = {}
+        for why, way in self._why.items():
+            alike.setdefault(_ANY_SHAPE.sub("", why), f"{way}: {why}")
+        reasons = list(alike.values())[:3]
+        tried = "; ".join(safe(one, 240) for one in reasons) or "no parameter takes token ids"
+        mixed = any("same dtype" in why for why in self._why)
+        hint = (
+            " Its parts differ in dtype, as under autocast: try --dtype bfloat16." if mixed else ""
+        )
+        return (
+            f"no way to call {safe(str(signature), 160)} was found ({tried}).{hint} Add to your "
+            "file: def step(model, ids, cache, pos), which returns logits or (logits, cache)"
+        )
+
+
+def _is_left_empty(best: Tried, unfilled: frozenset[str]) -> bool:
+    """Whether what does not do as a cache is what their own generation never passes rows in."""
+    cache = best.way.cache
+    return best.verdict != "agrees" and cache is not None and unfilled.issuperset(cache.names)
+
+
+def _closest_first(differing: list[Tried], slicing: Sequence[Tried]) -> list[Tried]:
+    """Ways whose steps differ; those of a model that takes its new tokens itself, if far closer."""
+    near = min(slicing, key=lambda tried: tried.difference, default=None)
+    if near is None or (differing and near.difference * 5 > differing[0].difference):
+        return differing
+    return [near, *differing]
+
+
+def _cached(best: Tried, otherwise: Tried | None) -> FoundWay:
+    way = best.way
+    theirs = ", as its own code does" if best.as_theirs else ""
+    said = [f"called as {way}{theirs}: {_feeding(way)}{_cache_of(way, best.back)}"]
+    if best.alone and best.verdict == "agrees":
+        said.append("it takes no more than one token, so that no pass over all of them is at hand")
+        return FoundWay(way, tuple(said), True)
+    if best.verdict == "agrees":
+        if otherwise is not None:
+            said.append(
+                f"called as {otherwise.way}, its cached steps differ by {otherwise.difference:.1g} "
+                "of the largest logit; if that is how you call it, there is a bug"
+            )
+        return FoundWay(way, tuple(said), True)
+    how = (
+        "its cached steps see nothing of the tokens before"
+        if best.verdict == "forgets"
+        else f"its cached steps differ from a pass over all tokens by {best.difference:.1g} of the "
+        "largest logit"
+    )
+    said.append(f"{how}: its cache has a bug, or it wants to be called otherwise")
+    return FoundWay(way, tuple(said), False)
+
+
+def _speaks_of_a_cache(way: Way, trials: Trials) -> bool:
+    """Whether a call differs from one without a cache by more than its tokens.
+
+    A mask as long as a cache does, but not one that the model takes and never looks at.
+    """
+    return _asks_for_a_cache(way) or trials.heeds_its_mask(way)
+
+
+def _asks_for_a_cache(way: Way) -> bool:
+    """Whether a call makes a cache, turns one on, or says where its tokens stand."""
+    flags = {one.name for one in way.signature.of("flag") if one.turns_cache_on}
+    places = {one.name for one in way.signature.of("position")}
+    told = any(one.name in flags | places for one in way.given)
+    return way.cache is not None or told or any(not one.empties for one in way.first)
+
+
+def _alike(one: Way, other: Way) -> bool:
+    """Whether ways differ in nothing but what further parameters are given."""
+    same = (
+        one.cache is None or other.cache is None or one.cache.begin.said == other.cache.begin.said
+    )
+    return same and (one.inside, one.feeds) == (other.inside, other.feeds)
+
+
+def _key(way: Way) -> str:
+    """A way, but for where its cache comes back."""
+    return f"{replace(way, feeds='new')} {_beginning(way)}"
+
+
+def _beginning(way: Way) -> str:
+    """All that comes before the first call."""
+    begin = "" if way.cache is None else f"{way.cache.begin.said} {way.cache.begin.number}"
+    return f"begins: {begin} {[one.said for one in way.first]}"
+
+
+def _feeding(way: Way) -> str:
+    if way.feeds == "all":
+        return "all tokens at every step, of which it takes the new ones"
+    if way.feeds == "one":
+        return "one token after the other, the prompt's too"
+    return "the prompt at once, then single tokens"
+
+
+def _cache_of(way: Way, back: str) -> str:
+    """Where the cache is, for people."""
+    first = " and ".join(one.said for one in way.first)
+    before = f"; first {first}" if first else ""
+    if way.cache is None:
+        return f"{before}; the model keeps its cache inside"
+    begin = f"{before}; the cache begins as {way.cache.begin.said}"
+    place = f" and is {back}" if "place" in back else f" and comes back as {back}"
+    moved = ", its offset is moved on after each call" if way.cache.moved else ""
+    return f"{begin}{place if back else ''}{moved}"
+
+
+def _uncached(plain: Way, trials: Trials, wish: Wish, stumbled: Tried | None) -> FoundWay:
+    prompt, steps = max(1, len(wish.prompt)), max(1, wish.new_tokens)
+    all_rows = sum(prompt + step for step in range(steps))
+    said = [
+        f"called as {plain}: no cache was found, so every step computes all tokens again; in "
+        f"{steps} steps that is {all_rows} rows, where a cache would leave {prompt + steps - 1}"
+    ]
+    if stumbled is not None:
+        said.append(f"as {stumbled.way}, with a cache, a later call raises {stumbled.why}")
+    causal = trials.is_causal(plain)
+    if trials.plain(plain).why == NOT_FINITE:
+        said.append(f"{NOT_FINITE}: look where its numbers end in the recorded tensors")
+    elif causal is False:
+        said.append(
+            "its rows change when tokens are added: it is not causal, no cache can serve it"
+        )
+    return FoundWay(plain, tuple(said), causal is not False)

@@ -1,0 +1,351 @@
+"""How a cache may begin: the model's own methods, cache classes of the user's code, containers.
+
+Each is a guess that is tried on a private copy before anybody relies on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from types import FunctionType, MethodType, ModuleType
+
+from torch import Tensor, nn
+
+from kvtrace.record.driving.ways.calls import is_empty
+from kvtrace.record.driving.ways.roles import Parameter, parameters_of
+from kvtrace.record.driving.ways.sizes import Sizes, UnknownSizeError
+from kvtrace.record.driving.ways.way import Begin
+
+_THING = r"(kv|cache|caches|caching|past|memory|state|states|buffers?)"
+_MAKES = re.compile(
+    r"(_?)(make|new|init|initiali[sz]e|create|build|get|empty|alloc|allocate|setup|set_up|set|"
+    r"install|prepare|enable|start|init_|initial|fresh|reserve|attach|add|use|with)"
+    rf"_?(\w*_)?{_THING}(_\w+)?"
+)
+_RESETS = re.compile(
+    r"(reset|clear|flush|empty|wipe|zero|free|forget|discard|erase|restart)_?((\w*_)?(kv|kvs|cache"
+    r"|caches|state|states|memory"
+    r"|history|past|buffers?))?(_\w+)?"
+)
+_TABLES = re.compile(
+    r"(^|_)(rope|rotary|freqs?|cos|sin|mask|bias|tril|causal|alibi|positions?|embeddings?)(_|$)"
+)
+"""What is kept in a cache of tables holds nothing of the text."""
+
+_ALLOCATES = re.compile(
+    r"(init|initiali[sz]e|alloc|allocate|setup|set_up|create|build|make|prepare)"
+    r"(_?(kv|cache|caches|buffers?|memory|storage|tensors))*"
+)
+_NO_RESETS = re.compile(r"\w*(param|weight|grad|optim|metric|hook|stat$|stats|peak)\w*")
+_BOOLEAN = re.compile(r"(use_?|enable_?|kv_?)*(cache|caching|kv_?cache)(_?enabled|_?on)?")
+
+
+def methods(module: nn.Module) -> Iterator[tuple[str, Callable[..., object]]]:
+    """Methods that the user wrote, base classes of libraries left out; added ones come last."""
+    for owner in type(module).__mro__:
+        if owner is nn.Module or owner.__module__.startswith(("torch.", "transformers.")):
+            break
+        for name, value in vars(owner).items():
+            if inspect.isfunction(value) or isinstance(value, staticmethod | classmethod):
+                found = getattr(module, name, None)
+                if callable(found):
+                    yield name, found
+    for name, value in list(vars(module).items()):
+        if isinstance(value, MethodType) and value.__self__ is module:
+            yield name, value
+
+
+def makers(model: nn.Module, script: ModuleType | None) -> list[Begin]:
+    """Methods of the model, and functions of the file, that make or set up caches."""
+    named = [(name, _said(name, one)) for name, one in methods(model) if _is_maker(name)]
+    made = [_by_method(name, said) for name, said in named]
+    found: dict[FunctionType, str] = {}
+    for space in _spaces(model, script):
+        for name, value in space.items():
+            if isinstance(value, FunctionType) and _is_maker(name) and name != "make_cache":
+                found.setdefault(value, name)
+    return [*made, *(_by_function(name, value) for value, name in found.items())]
+
+
+def _spaces(model: nn.Module, script: ModuleType | None) -> list[dict[str, object]]:
+    """Names of the user's file, and of the files beside that of the model's class."""
+    spaces = [] if script is None else [dict(vars(script))]
+    owner = type(model).__module__
+    package, _, _ = owner.rpartition(".")
+    if owner.startswith(("torch.", "transformers.")) or not package:
+        return spaces
+    beside = [
+        dict(vars(module))
+        for name, module in list(sys.modules.items())
+        if name.rpartition(".")[0] == package and isinstance(module, ModuleType)
+    ]
+    return [*spaces, *beside]
+
+
+def _is_maker(name: str) -> bool:
+    name = name.lower()
+    return bool(_MAKES.fullmatch(name)) and not (_RESETS.fullmatch(name) or _TABLES.search(name))
+
+
+def _said(name: str, method: Callable[..., object]) -> str:
+    return f"model.{name}({'…' if parameters_of(method) else ''})"
+
+
+def _by_method(name: str, said: str) -> Begin:
+    def make(model: nn.Module, capacity: int) -> object:
+        return filled_call(getattr(model, name), Sizes(model, capacity))
+
+    return Begin(said, make)
+
+
+def _by_function(name: str, function: Callable[..., object]) -> Begin:
+    def make(model: nn.Module, capacity: int) -> object:
+        return filled_call(function, Sizes(model, capacity))
+
+    return Begin(f"{name}(…)", make)
+
+
+def filled_call(function: Callable[..., object], sizes: Sizes) -> object:
+    """A function with its required arguments, and a capacity where it takes one."""
+    filled = sizes.fill(function)
+    if not any(isinstance(value, int) and value == sizes.capacity for value in filled.values()):
+        everything = sizes.fill(function, all_of_it=True)
+        filled |= {name: one for name, one in everything.items() if one == sizes.capacity}
+    kinds = [one.name for one in parameters_of(function) if one.name == "dtype"]
+    filled |= sizes.named(kinds)  # a default may be the type of somebody's checkpoint
+    return function(**filled)
+
+
+def part_of_made(begin: Begin) -> list[Begin]:
+    """A maker that returns several things: the first that looks like a cache, for each place."""
+
+    def make(place: int) -> Callable[[nn.Module, int], object]:
+        def one(model: nn.Module, capacity: int) -> object:
+            made = begin.make(model, capacity)
+            if not isinstance(made, tuple) or place >= len(made):
+                raise UnknownSizeError("a tuple")
+            return made[place]
+
+        return one
+
+    return [Begin(f"{begin.said}[{place}]", make(place)) for place in range(2)]
+
+
+def layerwise(module_said: str, names: tuple[str, ...]) -> Begin:
+    """A method of inner modules, called on each of them."""
+
+    def make(model: nn.Module, capacity: int) -> object:
+        for module in model.modules():
+            for name in names:
+                found = getattr(module, name, None)
+                if module is not model and callable(found):
+                    filled_call(found, Sizes(model, capacity))
+        return None
+
+    return Begin(module_said, make)
+
+
+def inner_makers(model: nn.Module) -> list[Begin]:
+    """Set-up methods that only inner modules have."""
+    names = dict.fromkeys(
+        name
+        for module in model.modules()
+        if module is not model
+        for name, _ in methods(module)
+        if _is_maker(name)
+    )
+    return [layerwise(f"{name}(…) of every layer", (name,)) for name in names]
+
+
+def resets(model: nn.Module) -> list[Begin]:
+    """What empties the caches inside: the model's own method, else those of its layers."""
+    own = [(name, one) for name, one in methods(model) if _is_reset(name, one)]
+    if own:
+        return [replace(_by_method(own[0][0], _said(*own[0])), empties=True)]
+    inner = dict.fromkeys(
+        name
+        for module in model.modules()
+        if module is not model
+        for name, method in methods(module)
+        if _is_reset(name, method)
+    )
+    return [
+        replace(layerwise(f"{name}() of every layer", (name,)), empties=True)
+        for name in list(inner)[:1]
+    ]
+
+
+def _is_reset(name: str, method: Callable[..., object]) -> bool:
+    required = [
+        one
+        for one in parameters_of(method)
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    fits = _RESETS.fullmatch(name.lower()) and not _NO_RESETS.fullmatch(name.lower())
+    return bool(fits) and not required
+
+
+def switches(model: nn.Module) -> list[Begin]:
+    """Attributes that turn a cache on: `use_cache = False` somewhere in the model."""
+    names = dict.fromkeys(
+        name
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if value is False and _BOOLEAN.fullmatch(name.lower())
+    )
+
+    def make(name: str) -> Callable[[nn.Module, int], object]:
+        def turn_on(model: nn.Module, capacity: int) -> object:
+            for module in model.modules():
+                if vars(module).get(name) is False:
+                    setattr(module, name, True)
+            return None
+
+        return turn_on
+
+    return [Begin(f"{name} = True is set", make(name)) for name in names]
+
+
+# -- classes -------------------------------------------------------------------------------
+
+
+def classes(
+    model: nn.Module, parameter: Parameter, script: ModuleType | None
+) -> list[tuple[type, bool]]:
+    """(class, named by the annotation) of what may be passed as a cache."""
+    spaces = [vars(script)] if script is not None else []
+    spaces += [
+        vars(sys.modules[kind.__module__])
+        for kind in dict.fromkeys(type(module) for module in model.modules())
+        if kind.__module__ in sys.modules and not kind.__module__.startswith("torch.")
+    ]
+    found: dict[type, bool] = {}
+    for space in spaces:
+        for name, value in list(space.items()):
+            if not isinstance(value, type) or value.__module__ in ("typing", "builtins"):
+                continue
+            named = re.search(rf"\b{re.escape(name)}\b", parameter.annotation) is not None
+            is_torch = value.__module__.startswith("torch")
+            if (named and not is_torch) or "cache" in name.lower() or _is_params(name):
+                found[value] = found.get(value, False) or named
+    return sorted(found.items(), key=lambda each: not each[1])
+
+
+def _is_params(name: str) -> bool:
+    return name.lower() in ("inferenceparams", "inferencestate", "decodestate", "modelstate")
+
+
+def of_class(kind: type, annotation: str) -> list[Begin]:
+    """An object of a class, or one for every layer; heads may mean kv heads."""
+
+    def single(grouped: bool) -> Callable[[nn.Module, int], object]:
+        def make(model: nn.Module, capacity: int) -> object:
+            return _constructed(kind, Sizes(model, capacity, grouped))
+
+        return make
+
+    def each(grouped: bool) -> Callable[[nn.Module, int], object]:
+        def make(model: nn.Module, capacity: int) -> object:
+            sizes = Sizes(model, capacity, grouped)
+            layers = sizes.of("layers")
+            if not layers:
+                raise UnknownSizeError("the number of layers")
+            return [_constructed(kind, sizes) for _ in range(layers)]
+
+        return make
+
+    name = kind.__name__
+    one = [Begin(f"{name}(…)", single(not n), of_class=True, number=n) for n in (0, 1)]
+    many = [Begin(f"a {name}(…) for every layer", each(not n), number=n) for n in (0, 1)]
+    listed = re.search(r"[Ll]ist|[Tt]uple|Sequence|Iterable", annotation) is not None
+    return [*many, *one] if listed else [*one, *many]
+
+
+def _constructed(kind: type, sizes: Sizes) -> object:
+    if kind.__module__.startswith("transformers."):
+        return kind()
+    made = kind(**sizes.fill(kind))
+    if not _holds_tensors(made):
+        _allocate(made, sizes)
+    return made
+
+
+def _allocate(made: object, sizes: Sizes) -> None:
+    """Call the method by which an object gets its memory, where there is one such method."""
+    named = [name for name in vars(type(made)) if _ALLOCATES.fullmatch(name.lower())]
+    for name in named[:1]:
+        method = getattr(made, name)
+        with contextlib.suppress(UnknownSizeError):
+            method(**sizes.fill(method))
+
+
+def _holds_tensors(value: object, depth: int = 2) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, dict | list | tuple):
+        parts = list(value.values()) if isinstance(value, dict) else list(value)
+    else:
+        parts = list(getattr(value, "__dict__", {}).values())
+    return bool(depth) and any(_holds_tensors(one, depth - 1) for one in parts)
+
+
+# -- containers ----------------------------------------------------------------------------
+
+
+def _layers(model: nn.Module) -> int:
+    return Sizes(model, 0).of("layers") or 1
+
+
+NOTHING = Begin("None", lambda model, capacity: None)
+
+CONTAINERS = (
+    Begin("an empty dict", lambda model, capacity: {}),
+    Begin("a list of None", lambda model, capacity: [None] * _layers(model)),
+    Begin("an empty list", lambda model, capacity: []),
+    Begin("a list of empty dicts", lambda model, capacity: [{} for _ in range(_layers(model))]),
+    Begin("a list of empty lists", lambda model, capacity: [[] for _ in range(_layers(model))]),
+    Begin(
+        "a list of (None, None)",
+        lambda model, capacity: [(None, None) for _ in range(_layers(model))],
+    ),
+    Begin(
+        "a list of [None, None]",
+        lambda model, capacity: [[None, None] for _ in range(_layers(model))],
+    ),
+    Begin(
+        "a dict of None for every layer",
+        lambda model, capacity: dict.fromkeys(range(_layers(model))),
+    ),
+    Begin("a tuple of None", lambda model, capacity: (None,) * _layers(model)),
+)
+
+
+def begins_of(model: nn.Module, parameter: Parameter, script: ModuleType | None) -> list[Begin]:
+    """All ways in which a cache that is passed may begin, the most natural first."""
+    own = makers(model, script)
+    kinds = classes(model, parameter, script)
+    annotated = [
+        one for kind, named in kinds if named for one in of_class(kind, parameter.annotation)
+    ]
+    others = [one for kind, named in kinds if not named for one in of_class(kind, "")]
+    parts = [part for one in own for part in part_of_made(one)]
+    found = [*own, *parts, *annotated, NOTHING, *others, *CONTAINERS]
+    if isinstance(parameter.default, Mapping | list | tuple) and is_empty(parameter.default):
+        # a shared default argument is theirs to share: it is left out, as they leave it out
+        return found
+    return found
+
+
+def transformers_cache() -> Begin:
+    """The cache that transformers' models take."""
+
+    def make(model: nn.Module, capacity: int) -> object:
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
+    return Begin("transformers' DynamicCache()", make)

@@ -1,0 +1,264 @@
+"""Calls a model step after step in one given way, and takes the logits and the cache from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kvtrace.errors import ModelError
+from kvtrace.record.driving.trying.patterns import Pattern, pattern
+from kvtrace.record.driving.ways.outputs import (
+    Logits,
+    Path,
+    all_rows,
+    find_caches,
+    find_logits,
+    last_row,
+    part_of,
+    spelled,
+)
+from kvtrace.record.driving.ways.sizes import room_inside
+from kvtrace.record.driving.ways.way import Begin, Way
+
+_COMPARED = 3
+_OFFSET = re.compile(
+    r"_?(\w*offset|(cur|curr|current|start|seq|cache)?_?pos(ition)?|(seen|past|cur|current)_\w+"
+    r"|(seq_?)?len(gth)?|size|step|n_past|t)"
+)
+
+
+class NoCacheError(ModelError):
+    """The way has a cache, and none was kept; the message says how that showed."""
+
+
+class CannotBeginError(ModelError):
+    """A cache can't begin so; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is known of a model's output.
+
+    Attributes:
+        vocab_sizes: What the vocabulary may be, the likeliest first.
+        width: Of its hidden rows; 0 when unknown.
+    """
+
+    vocab_sizes: tuple[int, ...] = ()
+    width: int = 0
+
+
+@dataclass(slots=True)
+class Calls:
+    """One run over one growing list of tokens.
+
+    Attributes:
+        model: Called as a module, so that whoever watches it sees the call.
+        way: How.
+        capacity: Tokens a cache must hold.
+        shape: Of its output.
+        source: What an encoder is given at every call, where the way has one.
+        seen: What the first calls were given, as far as calls can be compared.
+    """
+
+    model: nn.Module
+    way: Way
+    capacity: int
+    shape: Shape = field(default_factory=Shape)
+    source: Sequence[int] = ()
+    seen: list[Pattern] = field(default_factory=list)
+    _fed: int = 0
+    _room: int = 0
+    _begun: bool = False
+    _caches: list[object] = field(default_factory=list)
+    _began_empty: bool = False
+    _back: tuple[Path, ...] | None = None
+    _logits: dict[bool, Logits] = field(default_factory=dict)
+    _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Feed what was not fed yet; logits of the last token, [vocab].
+
+        Args:
+            tokens: All of them so far.
+
+        Raises:
+            NoLogitsError, NoCacheError: What came back is not what the way needs.
+        """
+        first = self._fed + 1 if self.way.feeds == "one" else len(tokens)
+        try:
+            for end in range(first, len(tokens)):
+                self._call(tokens[:end])
+            return last_row(*self._call(tokens))
+        except Exception as error:
+            error.add_note(_lengths(len(tokens), self._fed))
+            raise
+
+    def rows(self, tokens: Sequence[int]) -> Tensor:
+        """As `step`; the logits of every row there is, [rows, vocab]."""
+        return all_rows(*self._call(tokens))
+
+    @property
+    def comes_back(self) -> str:
+        """Where the cache is found after a call, for people; empty before the first."""
+        if self.way.cache is None or self._back is None:
+            return ""
+        return " and ".join(map(spelled, self._back)) if self._back else "filled in place"
+
+    def _call(self, tokens: Sequence[int]) -> tuple[object, Logits]:
+        if not self._begun:
+            self._begin()
+        before = self._fed if self.way.caches else 0
+        given = list(tokens if self.way.feeds == "all" else tokens[before:])
+        new = len(tokens) - before
+        first, named = self._arguments(given, before, new)
+        offsets = [_offsets(one) for one in self._caches]
+        with torch.no_grad():
+            result = self.model(*first, **named)
+        where = self._where(result, len(given), new)
+        if self.way.cache is not None:
+            self._keep(result, where)
+            if self.way.cache.moved:
+                self._move(offsets, new)
+        self._fed = len(tokens)
+        return result, where
+
+    def _begin(self) -> None:
+        self._begun = True
+        self._device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
+        for one in self.way.first:
+            self._made(one)
+        if any(one.padded for one in self.way.given):
+            self._room = room_inside(self.model) or self.capacity
+        if (cache := self.way.cache) is not None:
+            self._caches = [self._made(cache.begin) for _ in cache.names]
+            if any(isinstance(one, type(self.model)) for one in self._caches):
+                raise CannotBeginError(f"{cache.begin.said}: the model came back, no cache")
+            self._began_empty = all(map(is_empty, self._caches))
+
+    def _made(self, begin: Begin) -> object:
+        try:
+            with torch.no_grad():
+                return begin.make(self.model, self.capacity)
+        except Exception as error:
+            raise CannotBeginError(f"{begin.said}: {type(error).__name__}: {error}") from error
+
+    def _arguments(
+        self, given: Sequence[int], before: int, new: int
+    ) -> tuple[list[object], dict[str, object]]:
+        """By place what must be or comes first, by name the rest."""
+        values: dict[str, object] = {}
+        parameters = self.way.signature.parameters
+        ids = self.way.signature.ids
+        if ids is not None:
+            values[ids.name] = self.way.ids(given, self._device)
+        for parameter in self.way.signature.of("source"):
+            values[parameter.name] = self.way.ids(self.source, self._device)
+        if self.way.cache is not None:
+            values.update(zip(self.way.cache.names, self._caches, strict=True))
+        for one in self.way.given:
+            span = (0, len(self.source)) if one.of_source else (before, new)
+            value = one.form(*span, self._device)
+            if one.padded and isinstance(value, Tensor):
+                value = functional.pad(value, (0, self._room - value.shape[-1]))
+            values[one.name] = value
+        if len(self.seen) < _COMPARED:
+            self.seen.append(pattern(self.way.signature, values))
+        first: list[object] = []
+        for place, parameter in enumerate(parameters):
+            leads = parameter.role in ("ids", "source") and len(first) == place
+            if not (parameter.positional or leads) or parameter.name not in values:
+                break
+            first.append(values.pop(parameter.name))
+        return first, values
+
+    def _where(self, result: object, given: int, new: int) -> Logits:
+        """Where the logits are: looked for once in a prefill and once in a decode step."""
+        kind = given == 1
+        known = self._logits.get(kind)
+        if known is not None and kind and isinstance(part_of(result, known.path), Tensor):
+            return known
+        where = find_logits(result, given, self.shape.vocab_sizes, self.shape.width)
+        if self.way.feeds == "all" and self._fed and where.rows == given > new:
+            raise NoCacheError("fed all tokens, it computed all of them again")
+        self._logits[kind] = where
+        return where
+
+    def _keep(self, result: object, where: Logits) -> None:
+        """The cache for the next call."""
+        cache = self.way.cache
+        assert cache is not None
+        if self._back is None:
+            self._back = self._places(result, where, cache.pick)
+        if self._back:
+            kept = [part_of(result, path) for path in self._back]
+            if any(one is None for one in kept):
+                raise NoCacheError(f"no cache came back at {spelled(self._back[0])}")
+            self._caches = kept
+        elif all(is_empty(one) for one in self._caches):
+            raise NoCacheError(
+                "no cache came back" if self._caches[0] is None else "the cache stayed empty"
+            )
+
+    def _move(self, offsets: list[dict[str, int]], new: int) -> None:
+        """Offsets of the caches that the model leaves alone are the caller's to move on."""
+        for cache, before in zip(self._caches, offsets, strict=True):
+            still = [name for name, value in before.items() if getattr(cache, name) == value]
+            if not still:
+                raise NoCacheError("the cache has no offset that is left to the caller")
+            for name in still:
+                setattr(cache, name, before[name] + new)
+
+    def _places(self, result: object, where: Logits, pick: int) -> tuple[Path, ...]:
+        """Where the caches come back; nowhere where they are filled in place."""
+        count = len(self._caches)
+        found = find_caches(result, where)
+        same = any(part_of(result, path) is one for path in found for one in self._caches)
+        if count > 1:
+            ordered = found if _named(found) else found[::-1]
+            options = [tuple(ordered[:count])] if len(ordered) >= count else []
+        else:
+            options = [] if same else [(path,) for path in found]
+        filled = not all(map(is_empty, self._caches))
+        in_place = same or not options or (self._began_empty and filled)
+        options = [(), *options] if in_place else [*options, ()]
+        if pick >= len(options):
+            raise NoCacheError("no other cache came back")
+        return options[pick]
+
+
+def _offsets(cache: object) -> dict[str, int]:
+    """Numbers of a cache object that say how many tokens it has seen, by their names."""
+    held = getattr(cache, "__dict__", {})
+    return {
+        name: value
+        for name, value in held.items()
+        if type(value) is int and _OFFSET.fullmatch(name.lower())
+    }
+
+
+def _named(paths: list[Path]) -> bool:
+    return bool(paths) and isinstance(paths[0][0], str)
+
+
+def is_empty(cache: object) -> bool:
+    """Whether a cache holds nothing: None, or containers of nothing but None."""
+    if cache is None:
+        return True
+    if isinstance(cache, dict):
+        return all(is_empty(one) for one in cache.values())
+    if isinstance(cache, list | tuple):
+        return all(is_empty(one) for one in cache)
+    return False
+
+
+def _lengths(given: int, before: int) -> str:
+    """What is known of lengths where a call raised: models have a longest one."""
+    if before:
+        return f"{before} tokens went well, {given} did not; -n asks for fewer"
+    return f"it was given {given} tokens; a shorter prompt may do"

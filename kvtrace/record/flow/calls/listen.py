@@ -1,0 +1,398 @@
+"""From what the mode sees to attention calls that have proved themselves.
+
+Knows which module runs and how many sequences and tokens went in. Tells of every attention either
+a call, or why it could not be read; never both, never neither.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.capture.attention.kinds import kind_of, number_in
+from kvtrace.record.flow.calls.arrange import AmbiguousError, NotOverTokensError, Sizes
+from kvtrace.record.flow.calls.call import (
+    along,
+    aside,
+    read,
+    uncounted,
+    unrepeated,
+    without_counting,
+)
+from kvtrace.record.flow.calls.difference import factors, mixes, said
+from kvtrace.record.flow.calls.explain import UnexplainedError
+from kvtrace.record.flow.calls.fused import of_flex, of_sdpa
+from kvtrace.record.flow.calls.loops import COLLECTS, Loop, Waiting, together
+from kvtrace.record.flow.calls.plan import Certain, Mix, Plan, make, signature
+from kvtrace.record.flow.calls.prove import FlowCall, refusal
+from kvtrace.record.flow.marks.follow import SCRIPTED, SIGMOIDAL, Args, Kwargs, is_batched
+from kvtrace.record.flow.modes.methods import method_path
+from kvtrace.record.flow.modes.modules import Forwards, Frame
+from kvtrace.record.flow.modes.places import place
+from kvtrace.record.flow.modes.route import Walk
+from kvtrace.trace import OTHER_AXIS
+
+Sink = Callable[[AttentionCall], None]
+
+
+@dataclass(slots=True)
+class Listening:
+    """What has been seen so far.
+
+    Attributes:
+        forwards: Gives the module that runs.
+        sink: Takes finished calls.
+        sizes: Of the step that runs, as far as known.
+        reasons: Module and place of attention that was not read, and why.
+        notes: Sentences about what was assumed or looked at in another way.
+        refused: A fused kernel that hides its rows; set for the frame that called it.
+        plan_of_last: How the tensors of the call that was read last lie.
+        told: Calls that were told of lately, where somebody wants to know; else None.
+    """
+
+    forwards: Forwards
+    sink: Sink
+    sizes: Sizes = field(default_factory=Sizes)
+    reasons: dict[tuple[str, str], str] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+    last_parameter: Callable[[], Tensor | None] = lambda: None
+    refused: Frame | None = None
+    plan_of_last: Plan | None = None
+    loop: Loop = field(default_factory=Loop)
+    told: list[AttentionCall] | None = None
+    _other: dict[str, int] = field(default_factory=dict)
+    _crossing: set[str] = field(default_factory=set)
+    _counts: Counter[str] = field(default_factory=Counter)
+    _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
+    _certain: dict[tuple[str, int, int], Certain] = field(default_factory=dict)
+    _proven: set[str] = field(default_factory=set)
+    _sigmoids: set[str] = field(default_factory=set)
+
+    def begin(self, sizes: Sizes, *, goes_on: bool = False) -> None:
+        """A new step, in which calls of a module are counted from 0 again, or a part of one."""
+        self.flush()
+        if not goes_on:
+            self._counts.clear()
+        self.sizes = sizes
+
+    def forget(self, path: str) -> None:
+        """Whatever was said of a module."""
+        self.reasons = {one: why for one, why in self.reasons.items() if one[0] != path}
+        self.notes = {one: None for one in self.notes if not one.startswith(f"{path}: ")}
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[list[AttentionCall]]:
+        """Keep the calls seen meanwhile in a list instead of telling of them."""
+        calls: list[AttentionCall] = []
+        self.flush()
+        sink, self.sink = self.sink, calls.append
+        try:
+            yield calls
+        finally:
+            self.flush()
+            self.sink = sink
+
+    # ------------------------------------------------------------------ what the mode tells
+
+    def consumed(self, name: str, args: Args) -> bool:
+        """Outputs of single heads are used: the loop over heads is over, unless it collects."""
+        if not self.loop.uses(args):
+            return False
+        if name in COLLECTS:
+            return True
+        self.flush()
+        return False
+
+    def mixed(self, mix: Mix) -> bool:
+        """Weights met values: read the call."""
+        if not mix.contracts_keys:
+            if self._path() in self._proven:
+                self.notes[f"{self._path()}: {OTHER_AXIS}"] = None
+            return False
+        if self._is_other(mix.place, mix.weights[0].shape[:-1]):
+            return True
+        if mix.mark.normaliser == SIGMOIDAL:
+            return self._gated(mix)
+        if mix.mark.terms:
+            return self._differs(mix)
+        # weights that only look like those of an earlier product: nothing but a proof makes them so
+        scripted = mix.mark.normaliser == SCRIPTED
+        call = None
+        telling = suppress(Exception) if scripted else self._telling(mix.place)
+        with aside(mix.product.out), uncounted(*mix.tensors), telling:
+            if is_batched(mix.product.out):
+                raise UnexplainedError("it runs inside of torch.vmap, where no row can be read")
+            call = self._read(mix)
+        if call is not None:
+            self._take(call, mix.product.out)
+        return call is not None or not scripted
+
+    def _gated(self, mix: Mix) -> bool:
+        """Sigmoids of scores met values: attention once a prompt hid later rows, else gates.
+
+        A layer of features does the same, over weights made on the way, and hides nothing.
+        """
+        known, call = mix.place in self._sigmoids, None
+        telling = self._telling(mix.place) if known else suppress(Exception)
+        with aside(mix.product.out), telling:
+            found = read(mix, self._plan(mix))
+            if known or found.hides_later:
+                call = found
+        if call is None:
+            return known
+        self._sigmoids.add(mix.place)
+        self._proven.add(self._path())
+        self._take(call, mix.product.out)
+        return True
+
+    def _differs(self, mix: Mix) -> bool:
+        """Several softmaxes added up met values: a call for each of them, and none of the whole."""
+        with aside(mix.product.out), without_counting(), self._telling(mix.place):
+            alone = mixes(mix)
+            plans = [self._plan(one) for one in alone]
+            calls = [read(one, plan) for one, plan in zip(alone, plans, strict=True)]
+            parts = [plan.weights.apply(o.weights[0]) for o, plan in zip(alone, plans, strict=True)]
+            found = factors(plans[0].weights.apply(mix.weights[0]), parts)
+            if self._path() not in self._proven:
+                self.notes[f"{self._path()}: {said(found)}"] = None
+                self._proven.add(self._path())
+            for number, (one, call) in enumerate(zip(alone, calls, strict=True)):
+                self._take(replace(call, mixes=not number), one.product.out)
+                self.flush()
+        return True
+
+    def _read(self, mix: Mix) -> FlowCall:
+        """The call; unproved only where the same module has proved itself before.
+
+        Attention that was attention and now makes something else of its scores is what a check
+        wants to see.
+        """
+        plan = self.plan_of_last = self._plan(mix)
+        try:
+            call = read(mix, plan)
+        except UnexplainedError as reason:
+            if reason.call is None or self._path() not in self._proven:
+                raise
+            return reason.call
+        self._proven.add(self._path())
+        return call
+
+    def walked(self, walk: Walk) -> None:
+        """A call has gone a known route: read it as the one before."""
+        call, output = None, walk.done[-1].out
+        with aside(output), self._telling(walk.route.place):
+            call = along(walk)
+        if call is not None:
+            self._take(call, output)
+
+    @property
+    def site(self) -> tuple[str, int] | None:
+        """The module that runs, and its next call; None where heads are still put together."""
+        frame = self.frame
+        if frame is None or self.loop.waiting:
+            return None
+        return frame.path, self._counts[frame.path]
+
+    def _is_other(self, where: str, shape: Sequence[int]) -> bool:
+        """Whether code is known to attend to something else than tokens.
+
+        It was taken for that because one of its axes was as long as the prompt. If that axis keeps
+        its length when there are fewer tokens, it holds heads, and the code is given back its name.
+        """
+        if (size := self._other.get(where)) is None:
+            return False
+        tokens = self.sizes_now.tokens
+        if size == 1 or (tokens and tokens[-1] == size) or size not in shape:
+            return True
+        del self._other[where]
+        self._tell(where, f"a prompt of {size} tokens is as long as another axis; take another one")
+        return False
+
+    def _plan(self, mix: Mix) -> Plan:
+        """How the tensors lie, as far as possible from an earlier call of the same code."""
+        path, sizes = self._path(), self.sizes_now
+        code = (*signature(mix), sizes)
+        plan = self._plans.get((path, *code))
+        if plan is None:
+            known = (mix.place, mix.product.left.dim(), mix.product.right.dim())
+            same = self._plans.get(code)
+            proven = path in self._proven
+            plan = same.afresh if same else make(mix, sizes, self._certain.get(known), proven)
+            if plan.certain is not None:
+                self._certain[known], self._plans[code] = plan.certain, plan
+            self._plans[path, *code] = plan
+        return plan
+
+    def fused(self, kind: str, args: Args, kwargs: Kwargs, out: Any) -> None:
+        """A fused call: its arguments say everything, or its module must be run again."""
+        if kind == "unfusable":
+            self.refused = self.frame
+            return
+        where = place()[0]
+        first = out[0] if isinstance(out, tuple) else out
+        if self._is_other(where, first.shape[:-1]):
+            return
+        call = None
+        with aside(first), self._telling(where):
+            if kind == "sdpa":
+                whole = of_sdpa(args, kwargs, out, self.sizes_now, where)
+            else:
+                whole = of_flex(args, kwargs, out, where)
+            whole = unrepeated(whole.detached)
+            why = refusal(whole)
+            if why:
+                raise UnexplainedError(why)
+            call = whole
+        if call is not None:
+            self._take(call, first)
+
+    # ------------------------------------------------------------------ proof and emission
+
+    def _take(self, call: FlowCall, output: Tensor) -> None:
+        if call.assumed:
+            self.notes[f"{self._path()}: {call.assumed}"] = None
+        frame = self.frame
+        if frame is not None:
+            frame.attended += 1
+            if self.forwards.two_sided and _reads_another_text(frame, call):
+                self._crossing.add(frame.path)
+        one = Waiting(call.detached, self._path(), None if frame is None else type(frame.module))
+        if call.queries.shape[1] > 1 or call.weights is not None:
+            self.flush()
+            self._emit(one)
+            return
+        if not self.loop.fits(one):
+            self.flush()
+        self.loop.add(one, output)
+
+    def flush(self) -> None:
+        """Hand on the heads that wait."""
+        waiting = self.loop.take()
+        if waiting:
+            one = together(waiting, self._around(waiting[0].path))
+            with aside(one.call.output):
+                self._emit(replace(one, call=unrepeated(one.call)))
+
+    def _around(self, path: str) -> str:
+        """The innermost known module above heads.0."""
+        above = path.rpartition(".")[0]
+        running = [frame.path for frame in self.forwards.stack if above.startswith(frame.path)]
+        return running[-1] if running and running[-1] != path else above
+
+    def _emit(self, one: Waiting) -> None:
+        call, path = one.call, one.path
+        number = self._counts[path]
+        self._counts[path] += 1
+        told = AttentionCall(
+            module=path,
+            call=number,
+            layer=number_in(path, number),
+            kind=self._kind(path),
+            queries=call.queries,
+            keys=call.keys,
+            values=call.values,
+            output=call.output,
+            scale=call.scale,
+            softcap=call.softcap,
+            visible=call.visible,
+            bias=call.bias,
+            sinks=call.sinks,
+            level=call.level,
+            code=call.place,
+            rule=call.rule,
+            mixes=call.mixes,
+        )
+        if self.told is not None:
+            self.told.append(told)
+        self.sink(told)
+
+    def count(self, calls: Sequence[AttentionCall]) -> None:
+        """Somebody else told of these calls of the forward that runs."""
+        for call in calls:
+            self._counts[call.module] = max(self._counts[call.module], call.call + 1)
+
+    def _kind(self, path: str) -> str:
+        """By the module's name, else by what it was given."""
+        kind = kind_of(path, two_sided=self.forwards.two_sided)
+        crosses = any(one == path or one.startswith(f"{path}.") for one in self._crossing)
+        return "cross" if crosses and kind == "self" else kind
+
+    @contextmanager
+    def _telling(self, where: str) -> Iterator[None]:
+        """Turn what goes wrong while reading into a reason; the model never notices."""
+        try:
+            yield
+        except NotOverTokensError:
+            self._other[where] = self.sizes_now.tokens[-1]
+        except (AmbiguousError, UnexplainedError) as reason:
+            self._tell(where, str(reason))
+        except Exception as error:  # a tensor of a kind nobody foresaw must not stop the model
+            self._tell(where, _line(error))
+
+    def failed(self, error: Exception) -> None:
+        """A fault of ours: say where, and go on without what was being followed."""
+        self.loop.take()
+        self._tell(place()[0], f"following it failed: {_line(error)}")
+
+    @contextmanager
+    def harmless(self) -> Iterator[None]:
+        """Whatever goes wrong inside becomes a sentence."""
+        try:
+            yield
+        except Exception as error:
+            self.failed(error)
+
+    def _tell(self, where: str, reason: str) -> None:
+        self.reasons.setdefault((self._path(), where), reason)
+
+    # ------------------------------------------------------------------ where and how many
+
+    @property
+    def frame(self) -> Frame | None:
+        """The innermost forward that runs."""
+        return self.forwards.stack[-1] if self.forwards.stack else None
+
+    def _path(self) -> str:
+        frame = self.frame
+        if frame is not None:
+            return frame.path
+        owner = self.forwards.owner_of(self.last_parameter())
+        return owner if owner is not None else method_path(self.forwards.paths) or place()[1]
+
+    @property
+    def sizes_now(self) -> Sizes:
+        """Sequences and tokens of the step, and of the module's own input."""
+        frame = self.frame
+        inner = (
+            ()
+            if frame is None
+            else tuple(
+                x.shape[1] for x in frame.tensors() if x.dim() == 3 and x.dtype.is_floating_point
+            )
+        )
+        # of two texts, rows of both may be given
+        inner = tuple(dict.fromkeys(inner)) if self.forwards.two_sided else inner[:1]
+        return Sizes(self.sizes.batch, (*inner, *self.sizes.tokens))
+
+
+def _reads_another_text(frame: Frame, call: FlowCall) -> bool:
+    """Whether keys come from rows that a module was given beside those of its queries."""
+    new, seq = call.queries.shape[2], call.keys.shape[2]
+    lengths = {
+        size
+        for x in frame.tensors()
+        if x.dim() == 3 and x.dtype.is_floating_point
+        for size in x.shape[:2]
+    }
+    return seq != new and {seq, new} <= lengths
+
+
+def _line(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

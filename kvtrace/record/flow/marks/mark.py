@@ -1,0 +1,195 @@
+"""What is known of a tensor on its way from q·kᵀ to the output, and where that is kept.
+
+A mark is immutable: every operation makes a new one, so two branches never disturb each other.
+Marks hang on tensors by identity and vanish with them; nothing is written onto a tensor.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from torch import Tensor
+
+from kvtrace.record.flow.marks.axes import Axes, Letters
+from kvtrace.record.flow.marks.contraction import Contraction, Unfinished
+
+
+class Stage(Enum):
+    """How far it has come."""
+
+    PRODUCT = "an elementwise product that may be summed"
+    SCORES = "scores"
+    EXPONENTIALS = "exponentials"
+    WEIGHTS = "weights"
+    MIXED = "products of weights and values, not summed yet"
+    UNDIVIDED = "exponentials · values, not divided by their sum yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One q·kᵀ: the operands, the letters of their axes, and the factor on it."""
+
+    left: Tensor
+    right: Tensor
+    left_axes: Axes
+    right_axes: Axes
+    alpha: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What is known of one tensor.
+
+    Attributes:
+        stage: How far it has come.
+        letters: Letters of all axes.
+        axes: Letters of each axis; None: lost in a view that can't be followed.
+        products: The products it sums up (two for an absorbed latent and a rotary part).
+        cap: softcap · tanh(…) seen so far: the factor after tanh; None without tanh.
+        added: Something was added to the scores: a bias is to be expected.
+        changed: What was done after the softmax that is no view, in order.
+        logits: What the softmax was given; None before.
+        logits_axes: Its axes.
+        key: Letters of the softmax axis; empty before.
+        weights: What the softmax made, once something random came after it.
+        normaliser: Function that made them weights.
+        place: "file.py:line" where the scores were computed.
+        mixed: A product that is not summed, or not divided, yet.
+        base: What the softmax made, once it was multiplied by something.
+        terms: What several softmaxes made, of which these weights are the sum.
+    """
+
+    stage: Stage
+    letters: Letters
+    axes: Axes | None
+    products: tuple[Product, ...] = ()
+    cap: float | None = None
+    added: bool = False
+    changed: tuple[str, ...] = ()
+    logits: Tensor | None = None
+    logits_axes: Axes = ()
+    key: str = ""
+    weights: Tensor | None = None
+    normaliser: str = ""
+    place: str = ""
+    mixed: Unfinished | None = None
+    base: Term | None = None
+    terms: tuple[Term, ...] = ()
+
+    def scaled(self, factor: float) -> Mark:
+        """After a multiplication by a number."""
+        if self.cap is not None:
+            return replace(self, cap=self.cap * factor)
+        parts = tuple(replace(part, alpha=part.alpha * factor) for part in self.products)
+        return replace(self, products=parts)
+
+    def capped(self) -> Mark:
+        """After tanh."""
+        return replace(self, cap=1.0)
+
+    @property
+    def softcap(self) -> float | None:
+        """Of softcap · tanh(scale · q·kᵀ / softcap)."""
+        return self.cap
+
+    @property
+    def scale(self) -> float:
+        """Factor on the first product, softcap taken out."""
+        return self.products[0].alpha * (1.0 if self.cap is None else self.cap)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """What one softmax made, and the mark of that."""
+
+    weights: Tensor
+    mark: Mark
+
+
+def start(product: Contraction, place: str) -> Mark:
+    """Scores made by a product of two tensors that are not parameters."""
+    letters = Letters()
+    names = {letter: letters.new(size) for letter, size in product.sizes().items()}
+    sizes = product.sizes()
+    left = _operand(product.left, product.left_axes, names, sizes)
+    right = _operand(product.right, product.right_axes, names, sizes)
+    axes = tuple(names[letter] for letter in product.out_axes)
+    part = Product(product.left, product.right, left, right, product.alpha)
+    return Mark(Stage.SCORES, letters, axes, (part,), place=place)
+
+
+def _operand(tensor: Tensor, axes: str, names: dict[str, str], sizes: dict[str, int]) -> Axes:
+    """Letters of an operand; a broadcast axis has none."""
+    return tuple(
+        "" if size == 1 and sizes[letter] != 1 else names[letter]
+        for letter, size in zip(axes, tensor.shape, strict=True)
+    )
+
+
+def summed(first: Mark, second: Mark) -> Mark:
+    """The sum of two score tensors: their products side by side, axes named alike.
+
+    Where the axes can't be matched one to one, or the second is not linear in its product any
+    more, the second counts as a bias of the first.
+    """
+    as_bias = replace(first, added=True)
+    if first.axes is None or second.axes is None or len(first.axes) != len(second.axes):
+        return as_bias
+    if second.letters.parts or first.cap is not None or second.cap is not None:
+        return as_bias
+    mine, theirs = first.letters, second.letters
+    names: dict[str, str] = {}
+    for one, other in zip(first.axes, second.axes, strict=True):
+        if theirs.size(other) == 1:
+            continue
+        if len(other) != 1 or mine.size(one) != theirs.size(other):
+            return as_bias
+        names[other] = one
+    for letter, size in theirs.sizes.items():
+        if letter not in names:
+            names[letter] = mine.new(size)
+    parts = tuple(
+        replace(
+            part,
+            left_axes=tuple("".join(names[letter] for letter in axis) for axis in part.left_axes),
+            right_axes=tuple("".join(names[letter] for letter in axis) for axis in part.right_axes),
+        )
+        for part in second.products
+    )
+    return replace(first, products=first.products + parts, added=first.added or second.added)
+
+
+class Marks:
+    """Marks by the identity of their tensors; they go when the tensor goes.
+
+    Attributes:
+        held: By the id of the tensor. Read it where speed counts.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[weakref.ref[Tensor], Mark]] = {}
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def get(self, tensor: object) -> Mark | None:
+        """The mark of a tensor, if it has one."""
+        found = self.held.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
+
+    def set(self, tensor: Tensor, mark: Mark) -> None:
+        """Mark a tensor."""
+        key, of = id(tensor), self.held
+
+        def forget(gone: weakref.ref[Tensor]) -> None:
+            held = of.get(key)
+            if held is not None and held[0] is gone:
+                del of[key]
+
+        of[key] = (weakref.ref(tensor, forget), mark)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.held.clear()

@@ -1,0 +1,324 @@
+"""The function mode asleep: only products are listened for, and the first one wakes it.
+
+A mode is asked before every torch function, and that alone costs a tenth of a model. All that is
+followed begins with a product of two tensors that are no parameters. So the functions that make
+one are replaced while a forward runs; the mode is on from a product of queries and keys until the
+weights have met the values, and off elsewhere. What is followed, and how, stays the same.
+
+A forward is only slept through once the mode, awake all along, has shown that every product went
+through a replaced function, and that nothing else it saw mattered. It looks again now and then.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from threading import get_ident
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kvtrace.record.capture.replaced.overlay import Overlay, Overlays
+from kvtrace.record.capture.running import depth_of_our_work
+from kvtrace.record.flow.modes.heard import Hearing
+from kvtrace.record.flow.modes.mode import FlowMode
+from kvtrace.record.flow.modes.modules import Frame
+from kvtrace.record.flow.modes.routed import RoutedMode
+
+_stack_length = torch._C._len_torch_function_stack
+
+FUNCTIONS = (
+    *((torch, name) for name in ("matmul", "bmm", "mm", "mv", "baddbmm", "addmm")),
+    *((torch, name) for name in ("einsum", "tensordot")),
+    *((torch.functional, name) for name in ("einsum", "tensordot")),
+    (torch.linalg, "matmul"),
+    *((F, name) for name in ("linear", "scaled_dot_product_attention")),
+)
+"""Where functions that make products are looked up: replaced while a forward runs, no longer."""
+
+METHODS = (
+    *("__matmul__", "__rmatmul__", "matmul", "bmm", "mm", "mv"),
+    *("baddbmm", "baddbmm_", "addmm"),
+)
+"""Methods of tensors that make products: to replace one costs every tensor its caches."""
+
+SOFTMAX = ((torch, "softmax"), (torch.special, "softmax"))
+"""Where functions are looked up that are heard of, too; `F.softmax` calls the method."""
+
+SEEN, SEEN_MOST = (1, 16), 128
+"""Forwards that are looked at by a mode that is awake; later one in so many."""
+
+
+@dataclass(slots=True)
+class _Learnt:
+    """What is known of the forwards of one module.
+
+    Attributes:
+        forwards: There were so far.
+        plain: The first one showed nothing that needs a mode that is always awake.
+        good: The last one that was followed awake may have been slept through.
+        attended: Attention calls of the last one.
+        doubted: Attention calls of the last one, where it had fewer than those before; else None.
+        bad: So many were followed awake to no avail.
+    """
+
+    forwards: int = 0
+    plain: bool = False
+    good: bool = False
+    attended: int = 0
+    doubted: int | None = None
+    bad: int = 0
+
+
+@dataclass(slots=True)
+class Waking:
+    """Switches a mode on and off.
+
+    Attributes:
+        mode: It.
+        tell: Given a sentence about a module's path.
+        hearing: Hears forwards that need not be followed at all.
+        slept: Forwards that were slept through.
+    """
+
+    mode: RoutedMode
+    tell: Callable[[str, str], None]
+    hearing: Hearing
+    slept: int = 0
+    _listens: bool = False
+    _trial: bool = False
+    _awake: bool = False
+    _thread: int = 0
+    _base: int = 0
+    _depth: int = 0
+    _learnt: dict[str, _Learnt] = field(default_factory=dict)
+    _methods: list[Overlay] = field(default_factory=list)
+    _functions: Overlays | None = None
+
+    def stop(self) -> None:
+        """Give all functions back."""
+        while self._methods:
+            self._methods.pop().stop()
+        self._functions = None
+
+    @contextmanager
+    def around(self, frame: Frame, modules: Iterable[str]) -> Iterator[None]:
+        """A forward with nothing watched around it.
+
+        Args:
+            frame: Its.
+            modules: Names of the Python modules that the model's code is in.
+        """
+        known = self._learnt.setdefault(frame.path, _Learnt())
+        known.forwards += 1
+        number = known.forwards
+        looks = number in SEEN or number % SEEN_MOST == 0
+        sleeps = known.good and not looks and known.doubted is None
+        trial = not sleeps and known.plain and (known.bad < 2 or looks)
+        self.mode.families.look()
+        with self._replaced(modules) if sleeps or trial else nullcontext():
+            try:
+                if sleeps:
+                    self.slept += 1
+                    self.mode.listen()
+                    self.hearing.begin(frame)
+                    with self._asleep():
+                        yield
+                    self.hearing.over(frame)
+                else:
+                    self._trial = trial
+                    if trial:
+                        self.hearing.begin(frame, awake=True)
+                    with self.mode:
+                        yield
+                    self.hearing.over(frame)
+            finally:
+                self._trial = False
+                self.hearing.stop()
+        if not sleeps:
+            seen = self.mode.families
+            known.plain = not (seen.odd or seen.twice or seen.by_taint)
+            known.good = trial and seen.may_sleep
+            known.bad += trial and not known.good
+        self._count(known, frame, slept=sleeps)
+
+    def _count(self, known: _Learnt, frame: Frame, *, slept: bool) -> None:
+        """Doubt a forward that was slept through and attended less; say so if one more attends."""
+        seen = self.mode.families
+        if slept and (frame.attended < known.attended or seen.twice or seen.odd):
+            known.doubted = frame.attended
+        elif not slept:
+            if known.doubted is not None and known.doubted < frame.attended:
+                self.tell(frame.path, "attention of a step before was not seen: its code changed")
+            known.doubted = None
+        known.attended = frame.attended
+
+    # -- while a forward runs --------------------------------------------------------------
+
+    @contextmanager
+    def _replaced(self, modules: Iterable[str]) -> Iterator[None]:
+        """The functions replaced; those of tensors stay so until all is over."""
+        functions = self._functions
+        if functions is None:
+            places = [*FUNCTIONS, *SOFTMAX, *_imported(modules)]
+            functions = self._functions = Overlays(places, self._wrapper)
+            names = (*METHODS, "softmax")
+            self._methods = [Overlay(Tensor, name, self._method(name)) for name in names]
+        functions.start()
+        self._thread, self._base = get_ident(), _stack_length()
+        self._depth, self._listens = depth_of_our_work(), True
+        try:
+            yield
+        finally:
+            self._listens = False
+            functions.stop()
+
+    @contextmanager
+    def _asleep(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._rest(always=True)
+
+    def _method(self, name: str) -> Callable[[Overlay], Any]:
+        original = getattr(Tensor, name)
+        return lambda _: self._wrapper(original)
+
+    def _wrapper(self, original: Any) -> Any:
+        name = getattr(original, "__name__", "")
+        linear, softmax = name == "linear", name == "softmax"
+        product = self._softmax if softmax else self._product
+        heard = self._softmax if softmax else self._heard
+        me, parameter, hearing = self, nn.Parameter, self.hearing
+
+        @functools.wraps(original)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            if not me._listens or (linear and len(args) > 1 and type(args[1]) is parameter):
+                return original(*args, **kwargs)
+            return (heard if hearing.follows else product)(original, args, kwargs)
+
+        return function
+
+    def _product(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function that makes products is called, by whomever."""
+        if get_ident() != self._thread:
+            return original(*args, **kwargs)
+        on = _stack_length() > self._base
+        if self._trial:
+            if not on:  # called by the mode
+                return original(*args, **kwargs)
+            self.mode.families.announced = True
+            # somebody else's mode may be taken off in place of ours
+            self.mode.families.odd |= not self._only_ours(1)
+            if self.mode.is_idle and not self._is_none(args):
+                self.mode.woken()
+            try:
+                out = original(*args, **kwargs)
+            finally:
+                self.mode.families.announced = False
+            self._note(original, args, kwargs, out)
+            return out
+        if self._awake:
+            if not on:
+                return original(*args, **kwargs)
+        elif not self._wakes(args, on):
+            return original(*args, **kwargs)
+        out = original(*args, **kwargs)
+        self._note(original, args, kwargs, out)
+        self._rest()
+        return out
+
+    def _note(self, original: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Learn what a forward like this one will sound like."""
+        if self.hearing.learns and not self._is_none(args):
+            self.hearing.note(original, args, kwargs, out)
+
+    def _heard(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same in a forward of which only the score is heard."""
+        if get_ident() != self._thread or self._is_none(args):
+            return original(*args, **kwargs)
+        if _stack_length() > self._base or not self.hearing.expects(original):
+            self.hearing.leave()
+            return self._product(original, args, kwargs)
+        out = original(*args, **kwargs)
+        self.hearing.note(original, args, kwargs, out)
+        return out
+
+    def _softmax(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A softmax is called: nothing wakes, but it is heard."""
+        out = original(*args, **kwargs)
+        hearing = self.hearing
+        if (hearing.follows or hearing.learns) and get_ident() == self._thread:
+            ours = self._is_none(args) or not (hearing.learns or hearing.expects(original))
+            if not ours:
+                hearing.note(original, args, kwargs, out)
+        return out
+
+    def _is_none(self, args: tuple[Any, ...]) -> bool:
+        """Whether a function is work of ours, or is given a parameter."""
+        for one in args:
+            if type(one) is nn.Parameter:
+                return True
+        return depth_of_our_work() != self._depth or torch._C._is_torch_function_all_disabled()
+
+    def _wakes(self, args: tuple[Any, ...], on: bool) -> bool:
+        """Switch the mode on, if a product of these may be the first of an attention."""
+        if self._is_none(args):
+            return False
+        if on and not self._only_ours(0):
+            self.mode.families.odd = True
+            return False
+        self._switch_on()
+        self.mode.woken()
+        return True
+
+    def _switch_on(self) -> None:
+        torch._C._push_on_torch_function_stack(self.mode)
+        self._awake = True
+
+    def wake(self) -> None:
+        """Switch the mode on for the rest of a forward that is slept through.
+
+        For what makes no products, or none that can be heard: torch's fused layers.
+        """
+        if self._listens and not (self._trial or self._awake) and self._only_ours(0):
+            self._switch_on()
+
+    def _only_ours(self, mine: int) -> bool:
+        """Whether all modes that were switched on since the forward began follow the flow."""
+        at = torch._C._get_function_stack_at
+        above = range(self._base + mine, _stack_length())
+        return all(isinstance(at(place), FlowMode) for place in above)
+
+    def _rest(self, *, always: bool = False) -> None:
+        """Switch the mode off, if nothing is followed any more."""
+        if not self._awake or not (always or self.mode.is_idle):
+            return
+        length = _stack_length()
+        if length and torch._C._get_function_stack_at(length - 1) is self.mode:
+            torch._C._pop_torch_function_stack()
+            self._awake = False
+
+    def rest(self) -> None:
+        """A module is over; what it followed may be gone."""
+        if self._awake or self._trial:
+            self.mode.over()
+            self._rest()
+
+
+def _imported(modules: Iterable[str]) -> list[tuple[ModuleType, str]]:
+    """Where the model's own code has taken such functions by name."""
+    known = {id(getattr(owner, name)) for owner, name in (*FUNCTIONS, *SOFTMAX)}
+    own = [sys.modules[name] for name in dict.fromkeys(modules) if name in sys.modules]
+    return [
+        (module, name)
+        for module in own
+        for name, value in list(vars(module).items())
+        if id(value) in known and (module, name) not in FUNCTIONS
+    ]

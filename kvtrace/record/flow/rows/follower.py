@@ -1,0 +1,295 @@
+"""Cached rows over time: from the K,V that one site attended to at successive steps.
+
+No cache is looked for. What a step attended to is compared with what the steps before did, slot by
+slot first and then by content: rows are unchanged, new, changed, moved or gone. Only 64-bit
+digests are kept between steps, and the lengths of keys, by which a rotation is recognised. Long
+rows are looked at in turns: an eighth of their features at each step, every row at every step.
+Knows no cache class, no trace and no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import Tensor
+
+from kvtrace.record.flow.rows import slots as where
+from kvtrace.record.flow.rows.known import (
+    cells_before,
+    find,
+    gone_on,
+    is_new,
+    live_slots,
+    repeated,
+    unknown,
+    without_chance,
+)
+from kvtrace.record.flow.rows.order import give_places
+from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Numbers
+from kvtrace.record.flow.rows.texts import GivenRows, Text, in_turns, longer, remembered
+from kvtrace.record.match import PARTS, Digests, glance
+
+WHOLE = 1 << 14
+"""Numbers of K that are looked at whole in each step; longer caches in turns."""
+MAX_TEXTS = 8
+"""Texts whose rows are remembered; a text that was left for others can be gone on with."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowStep:
+    """What became of the rows in one step. Arrays are [sequences, seq] where nothing else is said.
+
+    Cells are numbered from 0 in the order of writing, within a step sequence by sequence, then
+    slot by slot; every sequence writes equally many.
+
+    Attributes:
+        cells: Cell of each slot; `UNWRITTEN` for slots nobody ever saw.
+        positions: Place of each row in its text; only where there is a cell.
+        slots: Slots that hold rows, ascending, the same in all sequences.
+        first_cell: Number of the first cell written by this step.
+        written: Slots written, ascending, [sequences, rows].
+        origin: Slot each row stood in before, in the sequence it is taken from; else `NOWHERE`.
+        taken: Sequence whose rows each sequence holds now, [sequences].
+        at: Position of the first token of the step, [sequences].
+        parent: Number of the step whose rows this one goes on with; None: a new text.
+        before: Rows there were, of those most of any sequence.
+        computed: All rows attended to were computed by this very step: nothing was read.
+        new: Query rows per sequence.
+        gone: Rows there were that are nowhere now, of those most of any sequence.
+        cropped: Of them, rows that somebody had taken off the end.
+        fresh: A copy of the keys and values written, where the step only added rows at the end.
+        again: Written rows per sequence that stand for a token which had a row before.
+        rotated: All of those kept their values, and their keys their lengths: they were rotated.
+    """
+
+    cells: Numbers
+    positions: Numbers
+    slots: Numbers
+    first_cell: int
+    written: Numbers
+    origin: Numbers
+    taken: Numbers
+    at: Numbers
+    parent: int | None
+    before: int
+    computed: bool
+    new: int
+    gone: int = 0
+    cropped: int = 0
+    again: int = 0
+    rotated: bool = False
+    fresh: tuple[Tensor, Tensor] | None = None
+
+    def with_rows(self, before: Text, fresh: tuple[Tensor, Tensor]) -> RowStep:
+        """The same of another text with the same cells and positions.
+
+        Args:
+            before: It, as it was.
+            fresh: A copy of the keys and values it got.
+        """
+        return RowStep(
+            self.cells,
+            self.positions,
+            self.slots,
+            self.first_cell,
+            self.written,
+            self.origin,
+            self.taken,
+            self.at,
+            before.number,
+            self.before,
+            self.computed,
+            self.new,
+            fresh=fresh,
+        )
+
+    @property
+    def rows(self) -> int:
+        """Cells written per sequence."""
+        return int(self.written.shape[1])
+
+    @property
+    def whole(self) -> bool:
+        """Whether every slot holds a row."""
+        return len(self.slots) == int(self.cells.shape[1])
+
+
+@dataclass(slots=True)
+class RowFollower:
+    """Follows the rows of one site through the steps of its texts.
+
+    Attributes:
+        next_cell: Number of the next cell that is written.
+        looks: Steps that were compared so far: the turn of the parts of long rows.
+    """
+
+    next_cell: int = 0
+    looks: int = 0
+    _texts: list[Text] = field(default_factory=list)
+    _makes_more: bool = False
+
+    def step(self, given: GivenRows) -> RowStep:
+        """Compare a step with those before."""
+        part = self.next_part(given.keys, given.values)
+        now = glance(given.keys, given.values, part)
+        if self.grew(given, now, part):
+            return self._longer(given)
+        return self.compared(given, now, part)
+
+    def compared(self, given: GivenRows, now: Digests, part: int | None) -> RowStep:
+        """A step that may have done anything.
+
+        Args:
+            given: What the site was given.
+            now: Digests of keys and values, [2, sequences, seq].
+            part: Of what part of each row; None: of all of it.
+        """
+        sequences, _, seq, _ = given.keys.shape
+        seen = where.seen(given.visible, seq)
+        match = find(self._texts, now, part, given, seen)
+        if not self._texts:  # a first step read from nowhere: some rows stand for several tokens
+            self._makes_more = int(seen.sum()) > given.new > 1
+        computed = int(seen.sum()) <= given.new or bool(self._makes_more and given.grown)
+        if match.text is not None and is_new(match, given, seen, computed=computed):
+            match = unknown(sequences, seq)
+        if match.text is None:
+            match = gone_on(self._texts, given)
+        computed = computed and (match.text is None or given.grown)
+        match = without_chance(repeated(match, given), given, seen, computed=computed)
+        live = live_slots(match, given, seen)
+        text = remembered(match, given, now if part is None else None)
+        cells = cells_before(match)
+        missing = (cells == UNWRITTEN) & live
+        written = where.equally_many(missing, (cells != UNWRITTEN) & live)
+        first = self.next_cell
+        self.next_cell += written.size
+        np.put_along_axis(cells, written, first + np.arange(written.size).reshape(written.shape), 1)
+        cells[:, np.flatnonzero(~live)] = UNWRITTEN
+        text.cells = cells
+        kept = ((match.origin != NOWHERE) & (cells_before(match) != UNWRITTEN)).sum(1)
+        again, rotated, at = give_places(match, given, text, written, computed=computed)
+        before = match.text
+        self._remember(text, before)
+        return RowStep(
+            cells,
+            text.positions,
+            np.flatnonzero(live),
+            first,
+            written,
+            match.origin,
+            match.taken,
+            at,
+            None if before is None else before.number,
+            0 if before is None else before.count,
+            computed,
+            given.new,
+            0 if before is None else max(0, before.count - int(kept.min()) - again),
+            0 if before is None else max(0, int((before.ends[match.taken] - at).max())),
+            again,
+            rotated,
+        )
+
+    def succeed(self, other: RowFollower) -> None:
+        """Go on with the newest text of a follower whose rows had another shape.
+
+        No row of it can be recognised; how many there were says whether the text goes on.
+        """
+        if not self._texts and other._texts:
+            last = other._texts[-1]
+            nothing = np.zeros_like(last.digests)
+            self._texts = [replace(last, digests=nothing, parts=None, cells=last.cells.copy())]
+
+    @property
+    def digests(self) -> tuple[Digests, Digests]:
+        """Of the keys and values of the last step."""
+        return self._texts[-1].keys, self._texts[-1].values
+
+    # -- what nearly every step does -------------------------------------------------------
+
+    @property
+    def newest(self) -> Text:
+        """The text of the last step."""
+        return self._texts[-1]
+
+    def may_have_grown(self, given: GivenRows) -> bool:
+        """Whether there are the step's tokens more than rows in the newest text, all of them seen.
+
+        Told by sizes alone; what the rows hold is another matter.
+        """
+        text = self._texts[-1] if self._texts else None
+        if (
+            text is None
+            or given.grown
+            or text.mixed
+            or not given.new
+            or (text.parts is None) == in_turns(given.keys, given.values)
+        ):
+            return False
+        sequences, old = text.cells.shape
+        keys = given.keys.shape
+        if (keys[0], keys[2]) != (sequences, old + given.new) or not text.whole:
+            return False
+        if given.visible is not None and not where.seen(given.visible, old + given.new).all():
+            return False
+        return given.start is None or bool(given.start == text.ends[0])
+
+    def grew(self, given: GivenRows, now: Digests, part: int | None) -> bool:
+        """Whether the newest text has the step's tokens more at its end, and is the same else."""
+        if not self.may_have_grown(given):
+            return False
+        before = self.newest.looked_at(part)
+        return bool((now[..., : before.shape[-1]] == before).all())
+
+    def go_on(self, text: Text, cells: int) -> None:
+        """Take a text for the newest one, some cells longer."""
+        self._texts[-1] = text
+        self.next_cell += cells
+
+    def _longer(self, given: GivenRows) -> RowStep:
+        """A step that only added rows."""
+        before, first = self.newest, self.next_cell
+        text, keys, values = longer(before, given, first)
+        self.go_on(text, before.cells.shape[0] * given.new)
+        step = grown_step(before, text.cells, text.positions, first)
+        return step.with_rows(before, (keys, values))
+
+    def next_part(self, keys: Tensor, values: Tensor) -> int | None:
+        """The part of each row that is looked at this time; None: all of it."""
+        self.looks += 1
+        whole = keys.numel() <= WHOLE or not in_turns(keys, values)
+        return None if whole else self.looks % PARTS
+
+    def _remember(self, text: Text, before: Text | None) -> None:
+        if before is not None:
+            self._texts = [one for one in self._texts if one is not before]
+        self._texts = [*self._texts[1 - MAX_TEXTS :], text]
+
+
+def grown_step(before: Text, cells: Numbers, positions: Numbers, first: int) -> RowStep:
+    """A step that only added rows; those are still to come.
+
+    Args:
+        before: The text as it was.
+        cells: As they are now.
+        positions: As they are now.
+        first: Number of the first new cell.
+    """
+    (sequences, seq), old = cells.shape, before.cells.shape[1]
+    slots = np.arange(seq)
+    origin = np.tile(slots, (sequences, 1))
+    origin[:, old:] = NOWHERE
+    return RowStep(
+        cells,
+        positions,
+        slots,
+        first,
+        np.tile(slots[old:], (sequences, 1)),
+        origin,
+        np.arange(sequences),
+        before.ends,
+        before.number,
+        old,
+        False,
+        seq - old,
+    )

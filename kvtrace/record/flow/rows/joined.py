@@ -1,0 +1,79 @@
+"""A batch whose sequences were texts of their own before: prompts that ran apart, put together.
+
+Each sequence then holds all rows of another text, in place. Rows that somebody moved or padded in
+order to join them are not looked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtrace.record.flow.rows.slots import Flags, equal_slots
+from kvtrace.record.flow.rows.texts import Text
+from kvtrace.record.match import Digests
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One sequence of a remembered text."""
+
+    text: Text
+    sequence: int
+
+
+def joined(
+    texts: Sequence[Text], now: Digests, part: int | None, new: int, seen: Flags
+) -> Text | None:
+    """The text that several remembered ones are together; None where no batch was joined.
+
+    Args:
+        texts: Remembered, the newest last.
+        now: Digests of the rows, of a part of them where one is given, [2, sequences, seq].
+        part: It.
+        new: Query rows per sequence.
+        seen: Slots that some query sees, [seq].
+    """
+    _, sequences, seq = now.shape
+    old = seq - new
+    if sequences < 2 or old < 1 or not seen.all():
+        return None
+    # where a batch did not grow, rows of another text are no joining but somebody's mistake
+    smaller = (text for text in reversed(texts) if len(text.cells) < sequences)
+    fitting = [text for text in smaller if text.cells.shape[1] == old and text.whole]
+    if len(fitting) < 2:
+        return None
+    found = [_part(fitting, now[:, b, :old], part) for b in range(sequences)]
+    parts = [one for one in found if one is not None]
+    if len(parts) < sequences or len({id(one.text) for one in parts}) < 2:
+        return None
+    if len({one.text.parts is None for one in parts}) > 1:
+        return None
+    return _together(parts)
+
+
+def _part(texts: Sequence[Text], rows: Digests, part: int | None) -> _Part | None:
+    """The newest sequence whose rows these are, all of them."""
+    for text in texts:
+        then = text.looked_at(part)
+        for sequence in range(then.shape[1]):
+            if equal_slots(rows, then[:, sequence]).all():
+                return _Part(text, sequence)
+    return None
+
+
+def _together(parts: Sequence[_Part]) -> Text:
+    """One text of these sequences; it was last seen when the newest of them was."""
+    turns = [one.text.parts[..., one.sequence, :] for one in parts if one.text.parts is not None]
+    return Text(
+        np.stack([one.text.digests[:, one.sequence] for one in parts], 1),
+        np.stack(turns, -2) if turns else None,
+        np.stack([one.text.lengths[one.sequence] for one in parts]),
+        np.stack([one.text.cells[one.sequence] for one in parts]),
+        np.stack([one.text.positions[one.sequence] for one in parts]),
+        np.array([one.text.ends[one.sequence] for one in parts]),
+        max(one.text.number for one in parts),
+        mixed=any(one.text.mixed for one in parts),
+    )

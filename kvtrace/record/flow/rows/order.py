@@ -1,0 +1,161 @@
+"""Where rows stand in their text: the position of every row, new ones and rotated ones too."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.record.flow.rows import slots as where
+from kvtrace.record.flow.rows import standing
+from kvtrace.record.flow.rows.slots import NOWHERE, Numbers
+from kvtrace.record.flow.rows.texts import GivenRows, Match, Text
+
+ROTATED = 1e-3
+"""Relative change of a key's length that rounding explains."""
+
+
+def give_places(
+    match: Match, given: GivenRows, text: Text, written: Numbers, *, computed: bool
+) -> tuple[int, bool, Numbers]:
+    """Give every row its position.
+
+    Args:
+        match: Which rows are known.
+        given: What the site was given.
+        text: As it is now; its positions are filled in.
+        written: Slots of new rows, [sequences, rows].
+        computed: The step read nothing.
+
+    Returns:
+        Rows written again per sequence, whether those were rotated, and the position of the
+        first token, [sequences].
+    """
+    sequences, seq = text.cells.shape
+    at = np.full(sequences, given.start or 0)
+    begins = match.text is None or computed
+    if begins:
+        told = given.pads is not None and len(given.pads) == sequences
+        at -= np.array(given.pads) if told else where.padding(given.visible, sequences, seq)
+    again, rotated = 0, True
+    begins = match.text is None or computed
+    own = standing.of_tokens(given, computed=computed) if begins else None
+    if own is not None and not (text.live & ~own).any():
+        own = None  # slots of a buffer that nobody has written
+    text.mixed = own is not None or (not begins and match.text is not None and match.text.mixed)
+    for b in range(sequences):
+        # as many as the step's tokens are theirs, though values of earlier tokens may be equal
+        all_own = not computed and written.shape[1] <= given.new
+        none = np.full(written.shape[1], NOWHERE)
+        twins = none if all_own else _twins(match, text, b, written[b], given.new)
+        if not all_own:  # written once more beside other sequences that changed
+            twins = np.where(twins < 0, match.origin[b, written[b]], twins)
+        old = twins >= 0
+        if old.any() and match.text is not None:
+            source = int(match.taken[b])
+            text.positions[b, written[b][old]] = match.text.positions[source, twins[old]]
+            lengths = match.text.lengths[source, twins[old]], text.lengths[b, written[b][old]]
+            values = match.text.values[source, twins[old]], text.values[b, written[b][old]]
+            rotated &= _as_long(*lengths) and np.array_equal(*values)
+            again = max(again, int(old.sum()))
+        end = None if match.text is None else int(match.text.ends[match.taken[b]])
+        fresh = written[b][~old]
+        if begins:  # an earlier text may have been told otherwise
+            text.positions[b][standing.for_none(text.positions[b])] = 0
+        if text.mixed:
+            rows = fresh if own is None else np.flatnonzero(text.live[b])
+            others = standing.summaries(text, b, rows, given.new, own)
+            standing.number(text.positions[b], others)
+            fresh = np.setdiff1d(fresh, others)
+        at[b] = _place(text, b, fresh, given, (int(at[b]), end), computed=computed)
+    text.ends[:] = at + given.new
+    return again, rotated and again > 0, at
+
+
+def _twins(match: Match, text: Text, b: int, written: Numbers, new: int) -> Numbers:
+    """For each written row the old slot of a row with its values or key, which is gone; or -1."""
+    none = np.full(len(written), NOWHERE)
+    before = match.text
+    if before is None or not len(written):
+        return none
+    source = int(match.taken[b])
+    free = before.live[source].copy()
+    stayed = match.origin[b][match.origin[b] != NOWHERE]
+    free[stayed] = False
+    if not free.any():
+        return none
+    count = min(text.cells.shape[1], len(free))
+    inside = written[written < count]
+    equal = before.values[source, inside] == text.values[b, inside]
+    keys = text.keys[b, inside]  # in place, they tell as much where values were mixed up
+    equal |= (before.keys[source, inside] == keys) & (keys != 0)
+    same = inside[free[inside] & equal]
+    wanted = np.zeros(text.cells.shape[1], bool)
+    wanted[written] = True
+    moved = where.paired(text.values[b], before.values[source], wanted, free, new)
+    found = moved[written]
+    if len(same) >= (found != NOWHERE).sum():
+        wanted[same], free[same] = False, False
+        found = where.paired(text.values[b], before.values[source], wanted, free, new)[written]
+        found[np.isin(written, same)] = written[np.isin(written, same)]
+    return found
+
+
+def _as_long(before: NDArray[np.float32], now: NDArray[np.float32]) -> bool:
+    """Whether keys kept their lengths, as a rotation does."""
+    return bool((np.abs(before - now) <= ROTATED * np.maximum(np.maximum(before, now), 1e-9)).all())
+
+
+def _place(
+    text: Text,
+    b: int,
+    fresh: Numbers,
+    given: GivenRows,
+    bounds: tuple[int, int | None],
+    *,
+    computed: bool,
+) -> int:
+    """Give the new rows of a sequence their positions; the one of the step's first token.
+
+    Args:
+        text: As it is now.
+        b: The sequence.
+        fresh: Slots of rows that stand for no token seen before.
+        given: What the site was given.
+        bounds: Where a new text begins, and where the text ended before; None: it is new.
+        computed: Nothing was read: rows are tokens, in order.
+    """
+    positions, live = text.positions[b], text.live[b]
+    slots, new = np.flatnonzero(live & ~standing.for_none(positions)), given.new
+    start, end = bounds
+    known = np.setdiff1d(slots, fresh)
+    if computed:
+        first = start + (max(0, new - len(slots)) if len(slots) else 0)
+        positions[slots] = first + np.arange(len(slots))
+        return first
+    if end is None or not len(known):
+        first = max(start, len(fresh) - new) if end is None else end
+        positions[fresh] = first - (len(fresh) - new) + np.arange(len(fresh))
+        return first
+    last = int(known[positions[known].argmax()])
+    first = int(positions[last]) + 1 if _cropped(text, given, last, b, end) else end
+    order = where.in_turn(fresh, last)
+    empty = (text.keys[b] == 0) & (text.values[b] == 0)
+    tokens = where.given_tokens(order, new, empty)
+    others = np.setdiff1d(fresh, tokens)
+    positions[others] = others
+    positions[tokens] = first + max(0, new - len(tokens)) + np.arange(len(tokens))
+    return first
+
+
+def _cropped(text: Text, given: GivenRows, last: int, b: int, end: int) -> bool:
+    """Whether somebody took rows off the end, rather than the model losing one.
+
+    The caller says so by an earlier position, or, where no position is told, by rows that are
+    simply not there any more. A slot that was written over says nothing.
+    """
+    kept = int(text.positions[b, last]) + 1
+    if kept >= end:
+        return False
+    if given.start is not None:
+        return given.start < end
+    return bool(text.live.all())

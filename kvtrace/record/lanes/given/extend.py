@@ -1,0 +1,275 @@
+"""The arguments of a model's first call, made to fit a whole token stream.
+
+Two ways. *Bare*: the tokens, and of the other arguments only what has nothing to do with a cache,
+with positions or with a mask. *Replayed*: all of them, extended by rule: positions go on counting,
+a causal mask grows, caches are as they were before the call. What no rule covers is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvtrace.record.capture.tokens.inputs import is_source
+
+_CACHE = re.compile(r"past|cache|kv|present|mems|memory|state", re.IGNORECASE)
+_POSITION = re.compile(r"pos|offset|start|cur_len|seq_?len|cache_len|step", re.IGNORECASE)
+_MASK = re.compile(r"mask|bias", re.IGNORECASE)
+_COUNT = re.compile(r"len|total|count|num_?tok|n_?tok", re.IGNORECASE)
+_FLAG = re.compile(r"^(use|return|output|with)_?(kv_?)?(cach|past|present)", re.IGNORECASE)
+_TRAINING = re.compile(r"^(targets?|labels?|y)$")
+
+
+class CannotExtendError(Exception):
+    """No rule covers an argument; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstCall:
+    """What a model was called with first.
+
+    Attributes:
+        ids: Name of the argument that held the token ids.
+        new: Tokens in it, per sequence.
+        shape: Of the ids as they were given: (), (new,), (sequences, new) or (new, sequences).
+        arguments: All of them, by name.
+        parameters: What `forward` takes, by name.
+        turned: The ids of a longer text are [new, sequences], as a single one does not tell.
+        more: Rows that were made of it beyond its ids: of an image, say.
+        rows: Names of the arguments that held rows in place of ids; the first is `ids`.
+        written: Arguments that the call itself wrote to, as to a cache.
+    """
+
+    ids: str
+    new: int
+    shape: tuple[int, ...]
+    arguments: Mapping[str, object]
+    parameters: Mapping[str, inspect.Parameter]
+    turned: bool = False
+    more: int = 0
+    rows: tuple[str, ...] = ()
+    written: frozenset[str] = frozenset()
+
+    @property
+    def layouts(self) -> tuple[FirstCall, ...]:
+        """This call, in each layout that its ids may have had."""
+        single = self.shape == (1, 1)
+        return (self, replace(self, turned=True)) if single else (self,)
+
+    def given(self, tokens: Tensor, rows: Sequence[int]) -> Tensor:
+        """Ids for whole paths: where its own made more rows than they are, those and what follows.
+
+        Args:
+            tokens: [paths, rows]; negative where no id stands for a row.
+            rows: Sequence of the first call that each path goes on with.
+        """
+        ids = self.arguments[self.ids]
+        if not self.more or not isinstance(ids, Tensor) or bool((tokens[:, 0] >= 0).any()):
+            return tokens
+        return torch.cat((ids[list(rows)], tokens[:, self.new + self.more :]), 1)
+
+    def filled(self, rows: Tensor) -> dict[str, object]:
+        """The arguments that hold rows in place of ids, with those of whole paths.
+
+        Args:
+            rows: [paths, rows, width].
+        """
+        return dict.fromkeys(self.rows, self._shaped(rows))
+
+    def optional(self, name: str) -> bool:
+        """Whether an argument may be left out."""
+        known = self.parameters.get(name)
+        return known is None or known.default is not inspect.Parameter.empty
+
+    def bare(self, tokens: Tensor) -> dict[str, object]:
+        """Arguments of a call with the tokens alone.
+
+        Args:
+            tokens: [sequences, rows].
+
+        Raises:
+            CannotExtendError: Something else is needed.
+        """
+        out: dict[str, object] = {self.ids: self._shaped(tokens)}
+        for name, value in self.arguments.items():
+            if name in (self.ids, *self.rows) or _TRAINING.match(name):
+                continue
+            if is_source(name, value):
+                out[name] = value
+                continue
+            cached = _CACHE.search(name) or _POSITION.search(name) or _MASK.search(name)
+            if _FLAG.match(name):
+                out[name] = False
+            elif cached or self._per_token(value) or (name in self.written and self.optional(name)):
+                if not self.optional(name):
+                    if value is not None:
+                        raise CannotExtendError(f"`{name}` can't be left out")
+                    out[name] = None
+            else:
+                out[name] = value
+        for name in self.parameters:
+            if _FLAG.match(name):
+                out[name] = False
+        return out
+
+    def replayed(self, tokens: Tensor) -> dict[str, object]:
+        """The first call's arguments, for more tokens.
+
+        Args:
+            tokens: [sequences, rows].
+
+        Raises:
+            CannotExtendError: No rule covers one of them.
+        """
+        rows = tokens.shape[1]
+        out: dict[str, object] = {self.ids: self._shaped(tokens)}
+        for name, value in self.arguments.items():
+            if name not in (self.ids, *self.rows) and not _TRAINING.match(name):
+                out[name] = self._extended(name, value, rows)
+        return out
+
+    @property
+    def most(self) -> int:
+        """Sequences that it takes at once."""
+        if len(self.shape) < 2:
+            return 1
+        return self.shape[1] if self.shape[0] == self.new != self.shape[1] else self.shape[0]
+
+    def _shaped(self, tokens: Tensor) -> Tensor | list[int]:
+        """Ids in the form that it was given them.
+
+        Raises:
+            CannotExtendError: It was given one token.
+        """
+        if not self.shape:
+            raise CannotExtendError("it takes one token at a time")
+        if isinstance(self.arguments[self.ids], list):
+            return [int(token) for token in tokens[0]]
+        if len(self.shape) == 1:
+            return tokens[0]
+        kept = self.shape[1] == self.new and not self.turned
+        return tokens if kept else tokens.transpose(0, 1)
+
+    def _per_token(self, value: object) -> bool:
+        return isinstance(value, Tensor) and self.new > 1 and self.new in value.shape
+
+    def _extended(self, name: str, value: object, rows: int) -> object:
+        if isinstance(value, int) and not isinstance(value, bool):
+            counts = _POSITION.search(name) or _COUNT.search(name)
+            return rows if value == self.new and counts and value > 1 else value
+        cache = _CACHE.search(name) and not _POSITION.search(name)
+        if not isinstance(value, Tensor) or value.dim() == 0 or cache or is_source(name, value):
+            return value
+        if self._masks_padding(name, value):
+            return _longer(value, rows, 0)
+        if not value.is_floating_point() and value.dtype != torch.bool:
+            return self._whole(name, value, rows)
+        return self._table(name, value, rows)
+
+    @property
+    def padding(self) -> str | None:
+        """The argument that hides padding at the left; None: none does."""
+        masks = (name for name, one in self.arguments.items() if self._masks_padding(name, one))
+        return next(masks, None)
+
+    def _masks_padding(self, name: str, value: object) -> bool:
+        """Whether it hides some of the first tokens, or none, and shows the others."""
+        if not isinstance(value, Tensor) or not _MASK.search(name) or not 0 < value.dim() <= 2:
+            return False
+        shown = value != 0
+        later = bool((shown[..., 1:] >= shown[..., :-1]).all())
+        return value.shape[-1] == self.new and later and bool(shown[..., -1].all())
+
+    def _whole(self, name: str, value: Tensor, rows: int) -> Tensor:
+        """Whole numbers: positions that go on counting, or a mask of ones."""
+        last = value.shape[-1]
+        if last != self.new and not (last == 1 and self.new == 1):
+            return value
+        steps = value[..., 1:] - value[..., :-1]
+        if bool((steps == 1).all()):
+            return value[..., :1] + torch.arange(rows, dtype=value.dtype, device=value.device)
+        if steps.numel() and bool((steps == 0).all()):
+            return value[..., :1].expand(*value.shape[:-1], rows).clone()
+        # padding at the left stands still before a text begins to count
+        late = (steps[..., 1:] >= steps[..., :-1]) & (steps[..., 1:] <= 1)
+        if steps.shape[-1] > 1 and bool(late.all()) and bool((steps[..., -1] == 1).all()):
+            return _longer(value, rows, 1)
+        raise CannotExtendError(f"`{name}` neither counts nor stays the same")
+
+    def _table(self, name: str, value: Tensor, rows: int) -> Tensor:
+        """A mask over queries and keys, or rows of a longer table."""
+        if value.dim() >= 2 and value.shape[-2] == self.new and self._is_causal(value):
+            keys = rows if value.shape[-1] == self.new else value.shape[-1]
+            if keys < rows:
+                raise CannotExtendError(f"`{name}` has {keys} columns for {rows} tokens")
+            seen = torch.arange(keys, device=value.device) <= torch.arange(
+                rows, device=value.device
+            ).unsqueeze(1)
+            shown, hidden = value[..., 0, 0], self._hidden(value)
+            mask = torch.where(seen, shown.reshape(-1)[0], hidden)
+            return mask.expand(*value.shape[:-2], rows, keys).clone()
+        axes = [axis for axis, size in enumerate(value.shape) if size == self.new]
+        if not axes:
+            return value
+        whole = value._base
+        axis = axes[0]
+        if whole is None or whole.dim() != value.dim() or not _PER_ROW(value, whole, axis):
+            raise CannotExtendError(f"`{name}` {list(value.shape)} belongs to its tokens")
+        first = (value.storage_offset() - whole.storage_offset()) // max(1, whole.stride(axis))
+        if first + rows > whole.shape[axis]:
+            raise CannotExtendError(f"`{name}` is cut from a table too short for {rows} tokens")
+        return whole.narrow(axis, first, rows)
+
+    def _is_causal(self, mask: Tensor) -> bool:
+        """Whether every query sees the keys up to its own and no other."""
+        if self.new < 2 or mask.shape[-1] < self.new:
+            return False
+        table = mask.reshape(-1, *mask.shape[-2:])
+        shown = table[:, :1, :1]
+        seen = torch.arange(mask.shape[-1], device=mask.device) <= torch.arange(
+            self.new, device=mask.device
+        ).unsqueeze(1)
+        equal = table == shown
+        return bool((equal == seen).all())
+
+    def _hidden(self, mask: Tensor) -> Tensor:
+        return mask[..., 0, 1].reshape(-1)[0]
+
+
+def _longer(value: Tensor, rows: int, step: int) -> Tensor:
+    """Numbers that go on from the last one, [.., rows]."""
+    more = torch.arange(1, rows - value.shape[-1] + 1, device=value.device) * step
+    return torch.cat((value, value[..., -1:] + more.to(value.dtype)), -1)
+
+
+def _PER_ROW(value: Tensor, whole: Tensor, axis: int) -> bool:  # noqa: N802
+    return value.stride() == whole.stride() and all(
+        one == other
+        for place, (one, other) in enumerate(zip(value.shape, whole.shape, strict=True))
+        if place != axis
+    )
+
+
+def positional(
+    parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments as a call takes them: those without a usable name by place.
+
+    Args:
+        parameters: What is called takes.
+        arguments: By name.
+    """
+    places: list[Any] = []
+    named = dict(arguments)
+    for name, one in parameters.items():
+        by_place = one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL)
+        if not by_place or name not in named:
+            break
+        places.append(named.pop(name))
+    return places, named

@@ -1,0 +1,52 @@
+"""What a text is read beside, in a call of somebody's own: another text has another one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kvtrace.record.capture.tokens.inputs import is_source
+from kvtrace.record.lanes.given.extend import FirstCall
+
+if TYPE_CHECKING:
+    from kvtrace.record.lanes.passes.recompute import Batch
+
+_NOT = re.compile(r"past|cache|kv|present|mems|mask|bias|pos|freq|rope|cos|sin", re.IGNORECASE)
+
+
+def of_text(
+    call: FirstCall,
+    arguments: Mapping[str, object],
+    batch: Batch,
+    dtype: torch.dtype | None,
+) -> dict[str, object]:
+    """Arguments that the first call's text had for itself, as the text of these paths had them.
+
+    Those are an encoder's output or what it reads, and an image: whatever was taken from the first
+    call as it is, and is neither a cache nor a table over positions.
+
+    Args:
+        call: The first one.
+        arguments: What is to be given for whole paths.
+        batch: The paths, and what their first step was given.
+        dtype: Of floating tensors; None: as they are.
+    """
+    found: dict[str, object] = {}
+    for name, first in call.arguments.items():
+        own = batch.extra.get(name)
+        if not isinstance(first, Tensor) or not isinstance(own, Tensor):
+            continue
+        read = is_source(name, first) or (
+            first.is_floating_point()
+            and first.dim() >= 3
+            and not _NOT.search(name)
+            and name not in call.written
+        )
+        if read and arguments.get(name) is first and own.dim() == first.dim():
+            cast = dtype is not None and own.is_floating_point()
+            found[name] = own.to(dtype) if cast else own
+    return found

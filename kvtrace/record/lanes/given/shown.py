@@ -1,0 +1,93 @@
+"""What the attention calls of a forward show of it: its heads, its mask, its ids and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.capture.tokens.inputs import tokens_of
+
+
+def trimmed(call: AttentionCall, rows: int) -> AttentionCall:
+    """A call without the slots of a larger buffer that no query saw.
+
+    Args:
+        call: Its keys may have more rows than there are tokens.
+        rows: Tokens.
+    """
+    seq = call.keys.shape[2]
+    if seq <= rows or call.visible is None or call.kind != "self":
+        return call
+    seen = call.visible.expand(*call.visible.shape[:-1], seq).reshape(-1, seq).any(dim=0)
+    live = seen.nonzero().flatten()
+    if len(live) != rows:
+        return call
+    return replace(
+        call,
+        keys=call.keys[:, :, live],
+        values=call.values[:, :, live],
+        visible=call.visible.expand(*call.visible.shape[:-1], seq)[..., live],
+        bias=None if call.bias is None else call.bias.expand(*call.bias.shape[:-1], seq)[..., live],
+    )
+
+
+def is_causal(call: AttentionCall) -> bool:
+    """Whether no query sees a key that is newer than itself, as far as the mask says."""
+    new, seq = call.queries.shape[2], call.keys.shape[2]
+    if call.causal or new < 2:
+        return True
+    if call.visible is None:
+        return False
+    table = call.visible.expand(*call.visible.shape[:-2], new, seq).reshape(-1, new, seq)
+    first = bool(table[:, 0].sum(dim=-1).le(max(1, seq - new + 1)).all())
+    return first and not bool(table[:, 0].eq(table[:, -1]).all())
+
+
+def heads_of(call: AttentionCall) -> tuple[int, int]:
+    """How many query heads a call has, and their size."""
+    return call.queries.shape[1], call.queries.shape[3]
+
+
+def any_of(dtype: torch.dtype, calls: Sequence[AttentionCall]) -> bool:
+    """Whether any of these was computed in a dtype."""
+    return any(dtype in (one.queries.dtype, one.keys.dtype, one.values.dtype) for one in calls)
+
+
+def ids_each(forward: Forward) -> int:
+    """Ids for one position, as the codebooks of music models."""
+    given, taken = tokens_of(forward.arguments), forward.tokens
+    if given is None or taken is None or not taken.numel():
+        return 1
+    if given.dim() < 3 and given.shape[-1] != taken.shape[-1]:
+        return 1
+    return given.numel() // taken.numel()
+
+
+def rows_beyond_ids(forward: Forward) -> int:
+    """Rows that were made of something else than ids, as of an image before a text; 0: none."""
+    ids = tokens_of(forward.arguments)
+    if forward.tokens is not None or ids is None or ids.dim() != 2:
+        return 0
+    return max(0, forward.new - ids.shape[1]) if ids.shape[0] == forward.sequences else 0
+
+
+def branches(forward: Forward) -> bool:
+    """Whether tokens stand side by side at one place of a text, hidden from each other."""
+    ids = forward.argument("position_ids")
+    if forward.new < 2 or ids is None or ids.dim() != 2 or ids.shape[1] != forward.new:
+        return False
+    call = next((one for one in forward.calls if one.kind == "self"), None)
+    if call is None or call.visible is None or call.keys.shape[2] <= forward.new:
+        return False
+    where = ids[0]
+    twice = (where[:, None] == where).tril(-1)
+    if not bool(twice.any()):
+        return False
+    shown = call.visible.expand(*call.visible.shape[:-2], forward.new, call.keys.shape[2])
+    mine = shown.reshape(-1, *shown.shape[-2:])[0, :, -forward.new :]
+    # a token that padding hides is hidden from all that follow
+    return bool((mine.diagonal() & twice.any(0)).any()) and not bool(mine[twice].any())

@@ -1,0 +1,150 @@
+"""A model as it was before its first watched call, and what that call was given.
+
+A model that keeps its cache inside can't be asked again: the question would change it. Copies can:
+they share the weights, and everything else is their own. Each recomputation gets a fresh one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from kvtrace.record.capture.attention.levels import looks_like_attention
+from kvtrace.record.capture.tokens.bare_rows import rows_in
+from kvtrace.record.capture.tokens.inputs import tokens_in
+from kvtrace.record.lanes.given.extend import FirstCall
+from kvtrace.record.lanes.given.private import Copier
+from kvtrace.record.lanes.given.written_to import written_to
+from kvtrace.record.version import version
+
+_CONSTANT = re.compile(
+    r"mask|bias|tril|causal|freq|rope|rotary|cos|sin|alibi|slopes|pos|table|pe$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy that nobody runs.
+
+    Attributes:
+        model: It.
+        call: Its first call.
+        odd: What could not be copied and is shared with the user's model.
+        zeros: Addresses of its memory that holds zeros only.
+        shared: Large tensors that look constant, and how often each had been changed.
+    """
+
+    model: nn.Module
+    call: FirstCall
+    odd: tuple[str, ...]
+    zeros: frozenset[int]
+    shared: tuple[tuple[Tensor, int], ...]
+
+    def fresh(self, dtype: torch.dtype | None = None) -> tuple[nn.Module, FirstCall]:
+        """A copy to be run once, and the arguments that belong to it.
+
+        Args:
+            dtype: Floating tensors are taken in this one, weights too.
+        """
+        copier = Copier(
+            self.model.parameters(), dtype=dtype, zeros=self.zeros, constant=self._is_shared
+        )
+        model, arguments = copier.of((self.model, dict(self.call.arguments)))
+        call = self.call
+        return model, replace(call, arguments=arguments)
+
+    def of_tokens(self, new: int, more: int, after: Mapping[str, object]) -> Snapshot:
+        """The same, once its first call is over.
+
+        Args:
+            new: Rows that it made.
+            more: Of them, those of no id.
+            after: What it was given, as that is now.
+        """
+        call = replace(self.call, more=more) if more else replace(self.call, new=new)
+        return replace(self, call=replace(call, written=written_to(call.arguments, after)))
+
+    def _is_shared(self, tensor: Tensor) -> bool:
+        return any(tensor is one for one, _ in self.shared)
+
+    @property
+    def changed(self) -> bool:
+        """Whether something that looked constant has changed since."""
+        return any(version(one) != before for one, before in self.shared)
+
+
+def take(
+    model: nn.Module, arguments: Mapping[str, object], *, weights_are_given: bool = False
+) -> Snapshot | str:
+    """The snapshot, or why there is none.
+
+    Args:
+        model: About to be called for the first time.
+        arguments: With which, by name.
+        weights_are_given: They are no parameters of it: whatever is large is believed to be one,
+            or another table that stays.
+    """
+    found = tokens_in(arguments) or rows_in(arguments)
+    if found is None:
+        return "its first call was given no token ids"
+    name, tokens = found
+    given = arguments[name]
+    shape: tuple[int, ...] = tuple(given.shape) if isinstance(given, Tensor) else ()
+    if isinstance(given, list):
+        shape = (len(given),)
+    names = {id(one): name for name, one in model.named_buffers()}
+
+    def constant(tensor: Tensor) -> bool:
+        whole = tensor.dtype == torch.bool or tensor.is_complex()
+        return (
+            weights_are_given
+            or whole
+            or _CONSTANT.search(names.get(id(tensor), "").rpartition(".")[2]) is not None
+        )
+
+    copier = Copier(model.parameters(), constant=constant)
+    try:
+        copied, kept = copier.of((model, dict(arguments)))
+    except Exception as error:  # whatever a class of the user's does when it is copied
+        return f"it can't be copied, {type(error).__name__}: {error}".splitlines()[0]
+    call = FirstCall(name, tokens.shape[1], shape, kept, parameters_of(model))
+    if tokens.is_floating_point():
+        call = replace(call, rows=tuple(n for n, one in arguments.items() if one is tokens))
+    return Snapshot(
+        copied,
+        call,
+        tuple(dict.fromkeys(copier.odd)),
+        frozenset(copier.zeros),
+        tuple((one, version(one)) for one in copier.shared),
+    )
+
+
+def keeps_nothing(model: nn.Module) -> bool:
+    """Whether a model is known to keep nothing between calls: its cache is an argument.
+
+    Attention that somebody else has put into a model of transformers may keep what it wants.
+    """
+    if not type(model).__module__.startswith("transformers."):
+        return False
+    parts = (one for one in model.modules() if looks_like_attention(type(one)))
+    return all(map(_is_theirs, parts))
+
+
+def _is_theirs(module: nn.Module) -> bool:
+    """Whether a module does what transformers or torch wrote."""
+    code = [type(module), inspect.unwrap(type(module).forward)]
+    added = "forward" in vars(module)
+    return not added and all(one.__module__.startswith(("transformers.", "torch.")) for one in code)
+
+
+def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """What its forward takes, by name; nothing where that can't be read."""
+    try:
+        return inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return {}

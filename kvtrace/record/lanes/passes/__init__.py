@@ -1,0 +1,1 @@
+"""Passes over whole token paths without a cache: the recomputed lane and the referee run here."""

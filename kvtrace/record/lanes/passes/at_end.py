@@ -1,0 +1,298 @@
+"""The recomputed lane and the referee in one pass over each final token sequence.
+
+A causal model's rows do not depend on later tokens, so one forward without a cache gives every
+step's recomputed q, k, v and output. Rows of the cached lane are read back from the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from kvtrace.files import StepRows
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.lanes.compared.cached import Memory
+from kvtrace.record.lanes.compared.compare import Comparer, in_turn
+from kvtrace.record.lanes.compared.logits import KeptLogits
+from kvtrace.record.lanes.compared.stored import crossed, pass_bytes, whole_pass
+from kvtrace.record.lanes.compared.tally import Tally
+from kvtrace.record.lanes.given.extras import Extras
+from kvtrace.record.lanes.passes.causal import looks_ahead
+from kvtrace.record.lanes.passes.hidden import Hidden, ends, hidden_in
+from kvtrace.record.lanes.passes.portions import portions
+from kvtrace.record.lanes.passes.recompute import Batch, CannotRecomputeError, Recomputer
+from kvtrace.record.lanes.paths import Node, Path, Paths
+from kvtrace.trace import Lane, LaneStep, Meta, Note, Step, Trace
+
+TOKENS_AT_ONCE = 1 << 14
+"""Tokens in one batch of paths, where there are more paths than the run had sequences."""
+
+KEPT_BYTES = 1 << 28
+"""A pass up to this size is kept whole; a larger one only where lanes part, or on request."""
+
+LOGITS_AT_ONCE = 1 << 28
+"""Logits that one forward makes at most; rows beyond that are not asked for."""
+
+
+class LaneSink(Protocol):
+    """Takes in comparisons; a `TraceWriter` is one."""
+
+    def compare(self, comparison: LaneStep) -> None:
+        """A comparison; a later one of the same step replaces it."""
+
+    def keep_pass(self, lane: str, step: Step, rows: StepRows) -> None:
+        """A lane's own forward, whole."""
+
+    def extend(self, meta: Meta) -> None:
+        """A META that names the lane."""
+
+    def note(self, note: Note) -> None:
+        """A note."""
+
+
+@dataclass(slots=True)
+class OncePass:
+    """One lane over a whole run.
+
+    Attributes:
+        again: Computes the tokens again.
+        trace: What was recorded of it, all steps written.
+        logits: The cached lane's.
+        extras: Arguments of the run besides tokens and cache.
+        keep_rows: Keep every pass, however large.
+        on_progress: Told how many of how many paths are done.
+        since: The first step that is compared; earlier ones were before, or can't be any more.
+        passes: Passes kept so far, by lane.
+        memory: Rows that were read for one lane, for the others.
+    """
+
+    again: Recomputer
+    trace: Trace
+    logits: KeptLogits
+    extras: Extras = field(default_factory=Extras)
+    keep_rows: bool = False
+    on_progress: Callable[[int, int], None] | None = None
+    since: int = 0
+    passes: dict[str, int] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    _rows: dict[int, dict[int, tuple[int, int, int]]] = field(default_factory=dict)
+
+    def run(self, lane: Lane, sink: LaneSink, *, dtype: str | None = None) -> bool:
+        """Compute the lane and write its comparisons.
+
+        Args:
+            lane: Named in META already.
+            sink: Where comparisons go.
+            dtype: The model's parameters are taken in this dtype; None: as they are.
+
+        Returns:
+            Whether anything was compared.
+        """
+        comparer = Comparer(self.trace, lane, self.memory)
+        self._rows.clear()
+        paths = self._paths()
+        batches = self._batches(paths)
+        left = _nodes_left(paths.paths)
+        held: dict[int, tuple[Tally, int]] = {}
+        compared = asked = False
+        for done, batch in enumerate(batches):
+            try:
+                forward = self.again.run(batch, dtype=dtype)
+            except CannotRecomputeError as error:
+                text = f"could not compute the {lane.name} lane: {error}"
+                comparer.findings.setdefault(text, Note("note", text))
+                continue
+            compared = True
+            if self._compare(comparer, forward, batch, left, held, sink) and not asked:
+                asked = True
+                ahead = looks_ahead(self.again, self.trace, lane, (batch, forward), self.extras)
+                if ahead is not None:
+                    comparer.findings.setdefault(ahead.text, ahead)
+            if self.on_progress is not None:
+                self.on_progress(done + 1, len(batches))
+        if paths.unknown and paths.unknown[0] not in self.extras.trees:
+            text = f"{lane.name} lane: {len(paths.unknown)} steps went on from tokens not recorded"
+            comparer.findings.setdefault(text, Note("note", text, step=paths.unknown[0]))
+        for note in comparer.findings.values():
+            sink.note(note)
+        return compared
+
+    def _compare(
+        self,
+        comparer: Comparer,
+        forward: Forward,
+        batch: Batch,
+        left: dict[int, int],
+        held: dict[int, tuple[Tally, int]],
+        sink: LaneSink,
+    ) -> bool:
+        """One batch; steps whose sequences are all done are written. Whether the lanes part."""
+        part = False
+        numbers = sorted({node.step for path in batch.paths for node in path.nodes})
+        size = pass_bytes(self.trace.meta, batch, crossed(self.trace, batch))
+        keeping = self.keep_rows or size <= KEPT_BYTES
+        kept = self._keep(comparer.lane, forward, batch, sink) if keeping else None
+        for portion in in_turn(numbers):
+            tally = self._tally(portion, held)
+            comparer.compare(forward, batch, tally)
+            here = _here(batch.paths, set(portion))
+            compare_logits(self.logits, forward, batch, here, tally)
+            for number in portion:
+                left[number] -= len(here[number])
+                place = tally.place[number]
+                beyond = tally.any_beyond(place)
+                part = part or beyond
+                if kept is None and not keeping and beyond:
+                    keeping, kept = True, self._keep(comparer.lane, forward, batch, sink)
+                passes = self._pointers(number, kept, here[number])
+                if left[number]:
+                    held[number] = (tally, place)
+                    continue
+                held.pop(number, None)
+                step = tally.finish(comparer.lane.name, place)
+                sink.compare(replace(step, passes=passes))
+        return part
+
+    def _keep(self, lane: Lane, forward: Forward, batch: Batch, sink: LaneSink) -> int | None:
+        """Keep a forward whole; returns its number."""
+        number = self.passes.get(lane.name, 0)
+        found = whole_pass(self.trace, lane, forward, batch, number)
+        if found is None:
+            return None
+        sink.keep_pass(lane.name, *found)
+        self.passes[lane.name] = number + 1
+        return number
+
+    def keep_only(self, lane: Lane, sink: LaneSink) -> None:
+        """Keep passes for a lane that was compared step by step, and point its steps at them."""
+        self._rows.clear()
+        for batch in self.batches():
+            size = pass_bytes(self.trace.meta, batch, crossed(self.trace, batch))
+            if not self.keep_rows and size > KEPT_BYTES:
+                continue
+            try:
+                forward = self.again.run(batch)
+            except CannotRecomputeError:
+                continue
+            kept = self._keep(lane, forward, batch, sink)
+            steps = {node.step for path in batch.paths for node in path.nodes}
+            for number, nodes in _here(batch.paths, steps).items():
+                compared = self.trace.compared(number, lane.name)
+                passes = self._pointers(number, kept, nodes)
+                if compared is not None and passes:
+                    sink.compare(replace(compared, passes=passes))
+
+    def _pointers(
+        self, number: int, kept: int | None, nodes: Sequence[tuple[int, Node]]
+    ) -> tuple[tuple[int, int, int], ...]:
+        """(pass, place in it, first row) of each sequence of a step; empty until all are known.
+
+        Beams change places, so a step's sequences may be on paths of different batches.
+        """
+        known = self._rows.setdefault(number, {})
+        if kept is not None:
+            known.update((node.sequence, (kept, place, node.start)) for place, node in nodes)
+        whole = len(known) == self.trace.step(number).num_sequences
+        return tuple(known[sequence] for sequence in sorted(known)) if whole else ()
+
+    def _tally(self, portion: Sequence[int], held: dict[int, tuple[Tally, int]]) -> Tally:
+        """A tally for these steps; what was begun in an earlier batch is carried over."""
+        tally = Tally(self.trace.meta, portion)
+        for number in portion:
+            if number in held:
+                tally.take_over(number, *held[number])
+        return tally
+
+    def _paths(self) -> Paths:
+        paths = Paths(fed=self.extras.embedded, trees=self.extras.trees)
+        encoders = {one.index for one in self.trace.meta.sites if one.kind == "encoder"}
+        hidden: set[Hidden] = set()
+        for step in self.trace:
+            hidden.update(hidden_in(self.trace, step))
+            sites = {site for group in step.sites for site in group.sites}
+            # what an encoder read is no path of the decoder, also where nobody saw it attend
+            encoded = sites <= encoders if sites else not (step.caches or step.top)
+            if not encoded:
+                paths.add(step)
+        for path in paths.paths:
+            path.until = ends(path, hidden)
+            path.nodes = [node for node in path.nodes if node.step >= self.since]
+        return paths
+
+    def batches(self) -> list[Batch]:
+        """What is to be computed."""
+        return self._batches(self._paths())
+
+    def _batches(self, paths: Paths) -> list[Batch]:
+        """Paths in the batches of the run; many branches in larger ones."""
+        ready = [path for path in paths.paths if path.nodes]
+        if not ready:
+            return []
+        widest = max(len(path.tokens) for path in ready)
+        sequences = max(int(count) for count in self.trace.overview["sequences"])
+        size = min(max(sequences, min(8, TOKENS_AT_ONCE // widest)), self.again.most or len(ready))
+        vocab = max(1, self.trace.meta.model.vocab_size)
+        out = []
+        for chosen in portions(ready, size, self.extras):
+            ends = {n.end - 1 for p in chosen for n in p.nodes if self.logits.has(n.step)}
+            keep = sorted(ends)[: max(1, LOGITS_AT_ONCE // (vocab * len(chosen)))]
+            out.append(Batch(chosen, keep or [0], self.extras.of(chosen)))
+        return out
+
+
+def compare_logits(
+    kept: KeptLogits,
+    forward: Forward,
+    batch: Batch,
+    here: Mapping[int, Sequence[tuple[int, Node]]],
+    tally: Tally,
+) -> None:
+    """Enter the logits of each step's last row.
+
+    Args:
+        kept: The cached lane's.
+        forward: The lane's.
+        batch: What it ran over.
+        here: Step to (place in the batch, node).
+        tally: Holds these steps.
+    """
+    if forward.logits is None:
+        return
+    rows: Sequence[int] = range(batch.rows) if batch.keep is None else batch.keep
+    if forward.logits.shape[1] != len(rows):
+        rows = range(batch.rows - forward.logits.shape[1], batch.rows)
+    place_of = {row: place for place, row in enumerate(rows)}
+    for number, nodes in here.items():
+        for place, node in nodes:
+            row, path = place_of.get(node.end - 1), batch.paths[place]
+            if row is None or node.end <= path.padding or not path.compares(number):
+                continue
+            lane = forward.logits[place, row].detach().cpu()
+            found = kept.compare(number, node.sequence, lane)
+            if found is not None:
+                tally.logits[tally.place[number]][node.sequence] = found
+
+
+def _nodes_left(paths: Sequence[Path]) -> dict[int, int]:
+    """Sequences of each step that are to be compared."""
+    left: dict[int, int] = {}
+    for path in paths:
+        for node in path.nodes:
+            left[node.step] = left.get(node.step, 0) + 1
+    return left
+
+
+def _here(paths: Sequence[Path], steps: set[int]) -> dict[int, list[tuple[int, Node]]]:
+    """Step → (place in the batch, node)."""
+    found: dict[int, list[tuple[int, Node]]] = {number: [] for number in steps}
+    for place, path in enumerate(paths):
+        for node in path.nodes:
+            if node.step in steps:
+                found[node.step].append((place, node))
+    return found
+
+
+def with_lanes(meta: Meta, lanes: Sequence[Lane]) -> Meta:
+    """META that names these lanes too."""
+    return replace(meta, lanes=(*meta.lanes, *lanes))

@@ -1,0 +1,160 @@
+"""The recomputed lane step by step: after each one, a forward without a cache over its tokens.
+
+Costs a whole forward for every step, and is what a model without a cache would pay: the time is
+kept. Rows of earlier tokens must come out as in the pass before; if they do not, later tokens
+changed them: the model is not causal.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from kvtrace.files import FileSource
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.lanes.compared.compare import Comparer
+from kvtrace.record.lanes.compared.logits import KeptLogits
+from kvtrace.record.lanes.compared.tally import Tally
+from kvtrace.record.lanes.given.extras import Extras
+from kvtrace.record.lanes.passes.at_end import LaneSink, compare_logits
+from kvtrace.record.lanes.passes.hidden import Hidden, ends, hidden_in
+from kvtrace.record.lanes.passes.recompute import Batch, CannotRecomputeError, Recomputer
+from kvtrace.record.lanes.passes.repeats import varies
+from kvtrace.record.lanes.passes.rounds import rounds_inside
+from kvtrace.record.lanes.paths import Node, Path, Paths
+from kvtrace.trace import Lane, Note, Step, Trace
+
+_TIMES = 4.0
+"""Times what is rounding: so far parameters that differ in their last bits move no rows."""
+
+_EXPLAINED = {"NOT-CAUSAL", "not repeatable", "rounds inside"}
+"""What tells why rows of earlier tokens move, once and for all."""
+
+
+@dataclass(slots=True)
+class EachPass:
+    """Compares step after step.
+
+    Attributes:
+        again: Computes the tokens again.
+        source: The trace file, growing.
+        logits: The cached lane's.
+        lane: Named in META already.
+        extras: Arguments of the run besides tokens and cache.
+    """
+
+    again: Recomputer
+    source: FileSource
+    logits: KeptLogits
+    lane: Lane
+    extras: Extras = field(default_factory=Extras)
+    _paths: Paths = field(default_factory=Paths)
+    _hidden: set[Hidden] = field(default_factory=set)
+    _before: tuple[list[list[int]], Tensor] | None = None
+    _said: set[str] = field(default_factory=set)
+    _parted: bool = False
+
+    def __post_init__(self) -> None:
+        self._paths.fed, self._paths.trees = self.extras.embedded, self.extras.trees
+
+    def settle(self, step: Step) -> None:
+        """Find out, on the first step, how the tokens can be computed again."""
+        paths = Paths(fed=self.extras.embedded, trees=self.extras.trees)
+        paths.add(step)
+        chosen = [Path(path.tokens, path.padding, [], path.root, path.row) for path in paths.paths]
+        if chosen:
+            with suppress(CannotRecomputeError):
+                self.again.settle(Batch(chosen, None, self.extras.of(chosen)))
+
+    def step(self, step: Step, sink: LaneSink) -> None:
+        """Compare a step that was just written."""
+        self.source.refresh()
+        trace = Trace(self.source)
+        kinds = {trace.meta.sites[site].kind for group in step.sites for site in group.sites}
+        if not kinds or kinds == {"encoder"}:
+            return
+        self._paths.add(step)
+        self._paths.forget(step.number - 64)
+        self._hidden.update(hidden_in(trace, step))
+        comparer = Comparer(trace, self.lane)
+        try:
+            batch, nodes = self._batch(step)
+            if not nodes:
+                return
+            forward = self.again.run(batch)
+        except CannotRecomputeError as error:
+            self._say(Note("note", f"could not compute the {self.lane.name} lane: {error}"), sink)
+            return
+        tally = Tally(trace.meta, [step.number])
+        comparer.compare(forward, batch, tally)
+        compare_logits(self.logits, forward, batch, {step.number: nodes}, tally)
+        self.logits.drop(step.number)
+        apart = tally.any_beyond(0)
+        tally.elapsed_ns[0] = forward.took.ns()
+        sink.compare(tally.finish(self.lane.name, 0))
+        self._causal(step, forward, batch, sink)
+        if apart and not self._parted:
+            self._parted = True
+            least = _TIMES * self.lane.tolerance
+            rounding = rounds_inside(self.again, batch, least, plain=forward)
+            if rounding is not None:
+                self._say(rounding, sink)
+        for note in comparer.findings.values():
+            self._say(replace(note, step=step.number), sink)
+
+    def _batch(self, step: Step) -> tuple[Batch, list[tuple[int, Node]]]:
+        """The paths up to this step, cut where it ends."""
+        chosen: list[Path] = []
+        nodes: list[tuple[int, Node]] = []
+        for path in self._paths.paths:
+            for node in path.nodes:
+                if node.step == step.number:
+                    nodes.append((len(chosen), node))
+                    tokens = path.tokens[: node.end]
+                    shared = list(path.shared)
+                    chosen.append(Path(tokens, path.padding, [node], path.root, path.row, shared))
+                    chosen[-1].until = ends(chosen[-1], self._hidden)
+            path.shared += path.nodes
+            path.nodes.clear()
+        keep = sorted({node.end - 1 for _, node in nodes})
+        return Batch(chosen, keep, self.extras.of(chosen)), nodes
+
+    def _causal(self, step: Step, forward: Forward, batch: Batch, sink: LaneSink) -> None:
+        """Compare the last site's keys with those of the pass before."""
+        calls = [call for call in forward.calls if call.kind == "self"]
+        if not calls:
+            return
+        keys = calls[-1].keys.detach().float()
+        tokens = [path.tokens for path in batch.paths]
+        before, self._before = self._before, (tokens, keys)
+        if before is None or len(before[0]) != len(tokens):
+            return
+        shared = min(before[1].shape[2], keys.shape[2])
+        if any(old[:shared] != new[:shared] for old, new in zip(before[0], tokens, strict=True)):
+            return
+        start = max(path.padding for path in batch.paths)
+        old, new = before[1][:, :, start:shared], keys[:, :, start:shared]
+        if old.shape != new.shape or not old.numel():
+            return
+        moved = float((old - new).abs().max() / new.abs().max().clamp(min=torch.finfo().tiny))
+        if moved > self.lane.tolerance and not self._said & _EXPLAINED:
+            other = varies(self.again, batch, forward)
+            other = other or rounds_inside(self.again, batch, 0.0, moved=moved, plain=forward)
+            if other is not None:
+                self._say(other, sink)
+                return
+            text = (
+                f"NOT-CAUSAL: keys of earlier tokens in {calls[-1].module} moved by {moved:.1e} of "
+                "their largest value when a token was added; no cache can equal such a model"
+            )
+            self._say(Note("finding", text, step=step.number), sink)
+
+    def _say(self, note: Note, sink: LaneSink) -> None:
+        """Once for each kind of trouble."""
+        kind = note.text.split(":")[0]
+        if kind not in self._said:
+            self._said.add(kind)
+            sink.note(note)

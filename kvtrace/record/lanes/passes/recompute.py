@@ -1,0 +1,398 @@
+"""A forward without a cache over whole token paths: the other lane's tensors.
+
+A model whose cache is an argument is called with the tokens alone (and a mask where there is
+padding), never with what the cached run passed along its cache, so that it shares none of that
+code. Any other is copied before its first call, and a fresh copy is called: with the tokens alone
+where that works, else with what the first call was given. The model is as it was afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.capture.forward import Beginning, Forward
+from kvtrace.record.capture.replaced.choices import Chooser
+from kvtrace.record.capture.replaced.entrances import asking
+from kvtrace.record.capture.replaced.interface import without_pool
+from kvtrace.record.capture.watch import Watch
+from kvtrace.record.chance import own_chance
+from kvtrace.record.lanes.given.cache_arguments import (
+    arguments_for,
+    beside_ids,
+    cast,
+    cast_all,
+    filled,
+    padded_for,
+    read_beside,
+)
+from kvtrace.record.lanes.given.codes import layout_of
+from kvtrace.record.lanes.given.extend import CannotExtendError, FirstCall, positional
+from kvtrace.record.lanes.given.of_text import of_text
+from kvtrace.record.lanes.given.shown import (
+    any_of,
+    heads_of,
+    ids_each,
+    is_causal,
+    rows_beyond_ids,
+    trimmed,
+)
+from kvtrace.record.lanes.given.snapshot import Snapshot, keeps_nothing, take
+from kvtrace.record.lanes.given.tables import too_short
+from kvtrace.record.lanes.passes.autocast import Autocast, as_then, autocast_of
+from kvtrace.record.lanes.passes.held import held
+from kvtrace.record.lanes.passes.ties import Ties
+from kvtrace.record.lanes.paths import Path
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Paths that are recomputed together.
+
+    Attributes:
+        paths: In the order of the batch; shorter ones are filled up at the right, which a causal
+            model does not see.
+        keep: Rows whose logits are wanted, ascending; None: all.
+        extra: Further arguments, such as an encoder's output.
+    """
+
+    paths: Sequence[Path]
+    keep: Sequence[int] | None = None
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the longest path."""
+        return max(len(path.tokens) for path in self.paths)
+
+
+class CannotRecomputeError(Exception):
+    """The model does not run over tokens alone; the message says why."""
+
+
+Way = Callable[[FirstCall, Tensor], dict[str, object]]
+
+_WAYS: dict[str, Way] = {"bare": FirstCall.bare, "replayed": FirstCall.replayed}
+_TRIED = {"bare": "with the tokens alone", "replayed": "with its first arguments extended"}
+
+_FAULTS = (
+    *(RuntimeError, TypeError, ValueError, AttributeError),
+    *(LookupError, AssertionError, ArithmeticError),
+)
+"""What a model may raise that is called in a way nobody wrote it for."""
+
+
+@dataclass(slots=True)
+class Recomputer:
+    """How the tokens of one recording are computed again.
+
+    Attributes:
+        model: The watched one.
+        snapshot: As it was before its first call; None: it keeps nothing, so it is called itself.
+        reference: "bare" or "replayed", once one of them worked; "": none did so far.
+        notes: What qualifies the lane, in sentences.
+        ties: What the cached lane chose where it had to (experts, slots).
+        autocast: What was on when the model was first called; None: nothing was.
+    """
+
+    model: nn.Module
+    snapshot: Snapshot | None = None
+    reference: str = ""
+    notes: dict[str, None] = field(default_factory=dict)
+    ties: Ties = field(default_factory=Ties)
+    autocast: Autocast | None = None
+    _device: torch.device | None = None
+    _begun: bool = False
+    _none: str = ""
+    _outside: Callable[[], AbstractContextManager[None]] | None = None
+    _only_own: bool = False
+    _also: list[tuple[str, Snapshot]] = field(default_factory=list)
+    _order: tuple[tuple[str, int], ...] = ()
+    _heads: tuple[tuple[int, int], ...] = ()
+    _sites: frozenset[tuple[str, int]] = frozenset()
+    _crossing: frozenset[str] = frozenset()
+    _causal: bool = False
+    _several: bool = False
+    _ready: tuple[object, str | None, Forward] | None = None
+
+    def begin(self, beginning: Beginning) -> None:
+        """A forward of the model is about to run: before the first, take the snapshot."""
+        if self._begun:
+            return
+        self._begun = True
+        if beginning.tokens is not None:
+            self._device = beginning.tokens.device
+        self.autocast = autocast_of(self._device or torch.device("cpu"))
+        if keeps_nothing(self.model):
+            return
+        if type(self.model).forward is nn.Module.forward:
+            self._none = "there is no module that could be called again"
+            return
+        taken = take(self.model, beginning.arguments)
+        if isinstance(taken, str):
+            self._none = taken
+            return
+        self.snapshot = taken
+        for odd in taken.odd:
+            self.notes[f"recomputed lane: shares {odd} with the model"] = None
+
+    def instead(
+        self, snapshot: Snapshot, outside: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """There is no module, but a function that can be called again.
+
+        Args:
+            snapshot: Of it, before its first call.
+            outside: Entered around each call: what it keeps elsewhere is there what it was.
+        """
+        self.snapshot, self._outside, self._none = snapshot, outside, ""
+        for odd in snapshot.odd:
+            self.notes[f"recomputed lane: shares {odd} with the program"] = None
+
+    def also(self, method: str, snapshot: Snapshot) -> None:
+        """Where its forward does not do: a method of the model that can be called again.
+
+        Args:
+            method: Its name.
+            snapshot: Of the model with it as its forward, before its first call.
+        """
+        self._none = ""
+        self._also.append((method, snapshot))
+
+    def first(self, forward: Forward) -> None:
+        """The first forward is over: what it attended with is what others must."""
+        calls = [call for call in forward.calls if call.kind == "self"]
+        self._sites = frozenset((call.module, call.call) for call in calls)
+        self._order = tuple((call.module, call.call) for call in forward.calls)
+        self._heads = tuple(heads_of(call) for call in forward.calls)
+        self._crossing = frozenset(one.module for one in forward.calls if one.kind == "cross")
+        self._causal = all(is_causal(call) for call in calls)  # one token does not tell
+        self._several = forward.new > 1
+        each = ids_each(forward)
+        if each > 1 and layout_of(forward) is None:
+            self._none = f"it takes {each} ids for one position, and the first of them is recorded"
+        self._only_own = all(call.keys.shape[2] == forward.new for call in calls)
+        # only the attention tells tokens from sequences
+        size = forward.new, rows_beyond_ids(forward), forward.arguments
+        self.snapshot = None if self.snapshot is None else self.snapshot.of_tokens(*size)
+        self._also = [(method, one.of_tokens(*size)) for method, one in self._also]
+
+    @property
+    def most(self) -> int | None:
+        """Paths that go into one call at most; None: any number."""
+        return min((one.call.most for _, one in self._snapshots), default=None)
+
+    @property
+    def _snapshots(self) -> list[tuple[str, Snapshot]]:
+        """Those that may be called: (method, snapshot), no method for the model's own forward."""
+        own = [] if self.snapshot is None else [("", self.snapshot)]
+        return [
+            (method, replace(one, call=call))
+            for method, one in (*own, *self._also)
+            for call in one.call.layouts
+        ]
+
+    def settle(self, batch: Batch, dtype: str | None = None) -> None:
+        """Find out which way works, and whether it does in a dtype.
+
+        Raises:
+            CannotRecomputeError: None does.
+        """
+        if not self.reference or dtype is not None:
+            self._ready = (_key(batch), dtype, self.run(batch, dtype=dtype))
+
+    def run(self, batch: Batch, *, dtype: str | None = None) -> Forward:
+        """The tensors of a forward over a batch of paths, no cache.
+
+        Args:
+            batch: What to run it over.
+            dtype: Parameters and buffers are taken in this dtype; None: as they are.
+
+        Raises:
+            CannotRecomputeError: It failed, or made nothing to compare.
+        """
+        ready, self._ready = self._ready, None
+        if ready is not None and ready[:2] == (_key(batch), dtype):
+            return ready[2]
+        if self._none:
+            raise CannotRecomputeError(self._none)
+        if not self._snapshots:
+            with as_then(self.autocast, dtype):
+                found = recompute(self.model, batch, self.ties, dtype=dtype, device=self._device)
+            self.reference = "bare"
+            return found
+        reasons: dict[str, str] = {}
+        for method, snapshot in self._snapshots:
+            ways = ["replayed"] if method else list(_WAYS)
+            for name in [self.reference] if self.reference else ways:
+                try:
+                    found = self._called(snapshot, name, batch, dtype)
+                except (CannotRecomputeError, CannotExtendError) as error:
+                    through = f"through {method}, " if method else ""
+                    reasons.setdefault(str(error), f"{through}{_TRIED[name]}")
+                    continue
+                self.snapshot, self._also = snapshot, []
+                self._settled(name)
+                return found
+        raise CannotRecomputeError("; ".join(f"{how}: {why}" for why, how in reasons.items()))
+
+    def _called(self, snapshot: Snapshot, name: str, batch: Batch, dtype: str | None) -> Forward:
+        """One way, on a fresh copy."""
+        kind = None if dtype is None else DTYPES[dtype]
+        model, call = snapshot.fresh(kind)
+        ids = call.arguments[call.ids]
+        device = ids.device if isinstance(ids, Tensor) else torch.device("cpu")
+        like = ids.dtype if isinstance(ids, Tensor) else torch.long
+        tokens = filled(batch, device).to(like)
+        tokens = call.given(tokens, [path.row for path in batch.paths])
+        arguments = _WAYS[name](call, tokens)
+        arguments |= beside_ids(call, batch.extra, kind)
+        arguments |= read_beside(call.ids, batch, kind) | of_text(call, arguments, batch, kind)
+        if any(path.padding for path in batch.paths):
+            # what was passed is taken, also by a forward that names only some and takes **the rest
+            known = dict.fromkeys((*call.parameters, *call.arguments))
+            hides = "attention_mask" if "attention_mask" in known else call.padding
+            if hides is None:
+                raise CannotRecomputeError("it has padding at the left and takes no attention_mask")
+            if call.arguments.get("position_ids") is None:
+                known.pop("position_ids", None)  # the model counts for itself, padding included
+            padded, given = padded_for(batch, device, known), call.arguments.get(hides)
+            mask = padded.pop("attention_mask")
+            if isinstance(given, Tensor) and given.dim() == mask.dim():
+                mask = mask.to(given.dtype)
+            arguments |= padded | {hides: mask}
+        places, named = positional(call.parameters, arguments)
+        if self._outside is not None and snapshot.changed:
+            raise CannotRecomputeError("what it was first given was written to since")
+        around = nullcontext() if self._outside is None else self._outside()
+        with around, as_then(self.autocast, kind):
+            choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
+            forward = _forward(model, lambda: model(*places, **named), choosing)
+        calls = forward.calls
+        if kind is not None and self._outside is not None and not any_of(kind, calls):
+            raise CannotRecomputeError(
+                "its weights lie outside of what it is given, and stay as they are"
+            )
+        same = len(calls) == len(self._order)
+        if same and (self._outside is not None or self._otherwise_named(calls)):
+            # where no module was called, a site is called by the function it lies in
+            calls = tuple(
+                replace(one, module=module, call=number)
+                for one, (module, number) in zip(calls, self._order, strict=True)
+            )
+        forward = replace(
+            forward, calls=tuple(trimmed(self._kinded(one), batch.rows) for one in calls)
+        )
+        why = self._misfit(forward, batch, given_masks=name == "replayed")
+        if why:
+            raise CannotRecomputeError(why)
+        return forward
+
+    def _otherwise_named(self, calls: Sequence[AttentionCall]) -> bool:
+        """Whether these are the first forward's calls, in order, each by another name."""
+        known = {module for module, _ in self._order}
+        same = tuple(heads_of(call) for call in calls) == self._heads
+        return same and not any(call.module in known for call in calls)
+
+    def _kinded(self, call: AttentionCall) -> AttentionCall:
+        """The call as the first forward showed it: two texts of one length look like one."""
+        crosses = call.kind == "self" and call.module in self._crossing
+        return replace(call, kind="cross") if crosses else call
+
+    def _misfit(self, forward: Forward, batch: Batch, *, given_masks: bool) -> str:
+        """Why a forward is no other lane of these tokens; empty: it is one."""
+        wanted = (len(batch.paths), batch.rows)
+        calls = {(call.module, call.call): call for call in forward.calls}
+        for site in sorted(self._sites):
+            call = calls.get(site)
+            if call is None:
+                return f"{site[0] or 'the model'} did not attend"
+            found = (call.queries.shape[0], call.queries.shape[2])
+            if found != wanted:
+                return f"{site[0] or 'the model'} had {found[1]} new rows for {wanted[1]} tokens"
+            if self._outside is not None and self._only_own and call.keys.shape[2] != wanted[1]:
+                return f"{site[0]} read rows that it keeps outside of what it is given"
+            if given_masks and self._only_own and call.keys.shape[2] < wanted[1]:
+                return f"{site[0]} read fewer rows than tokens, as an argument says"
+        if self._causal and (self._several or given_masks) and batch.rows > 1:
+            loose = next(
+                (calls[one] for one in sorted(self._sites) if not is_causal(calls[one])), None
+            )
+            if loose is not None:
+                return f"{loose.module or 'the model'} saw later tokens: its mask is an argument"
+        return ""
+
+    def _settled(self, name: str) -> None:
+        if self.reference:
+            return
+        self.reference = name
+        if name == "replayed":
+            self.notes[
+                "recomputed lane: the model was called with what its first call was given, "
+                "extended to all tokens; it shares the code of the cache, so that what is wrong in "
+                "both stays unseen"
+            ] = None
+
+
+def _key(batch: Batch) -> object:
+    return [(path.tokens, path.padding) for path in batch.paths], batch.keep
+
+
+def recompute(
+    model: nn.Module,
+    batch: Batch,
+    ties: Ties,
+    *,
+    dtype: str | None = None,
+    device: torch.device | None = None,
+) -> Forward:
+    """The tensors of a forward over a batch of paths, by a model that takes its cache along.
+
+    Args:
+        model: The watched model.
+        batch: What to run it over.
+        ties: What the cached lane chose.
+        dtype: Parameters and buffers are taken in this dtype; None: as they are.
+        device: Of the tokens; None: that of the first parameter that is anywhere.
+
+    Raises:
+        CannotRecomputeError: It failed, or returned nothing to compare.
+    """
+    why = too_short(batch.extra, batch.rows)
+    if why:
+        raise CannotRecomputeError(why)
+    arguments = arguments_for(model, batch, device)
+    choosing = held(ties, batch.paths, batch.rows, told=dtype is None)
+    if dtype is None:
+        return _forward(model, lambda: model(**arguments), choosing)
+    wide = cast_all(model, DTYPES[dtype])
+    given = {name: cast(value, DTYPES[dtype]) for name, value in arguments.items()}
+    return _forward(model, lambda: functional_call(model, wide, (), given), choosing)
+
+
+def _forward(
+    model: nn.Module, run: Callable[[], object], choosing: Chooser | None = None
+) -> Forward:
+    """What is seen of a model while something runs."""
+    found: list[Forward] = []
+    asked = None if choosing is None else lambda: choosing
+    watch = Watch(model, found.append, choosing=asked)
+    watch.bind()  # an engine may still run the model in its own thread
+    with asking(), torch.no_grad(), own_chance(model), without_pool(), watch:
+        try:
+            run()
+        except _FAULTS as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CannotRecomputeError(reason) from error
+    forwards = [one for one in found if one.part == "model"]
+    if not forwards:
+        raise CannotRecomputeError("its forward was not seen")
+    return forwards[-1]

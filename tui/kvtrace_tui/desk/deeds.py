@@ -1,0 +1,300 @@
+"""What each action does to the desk. No Textual here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from kvtrace import text
+from kvtrace.analysis.tensors import CACHE_TENSORS, head_rows
+from kvtrace.errors import UsageError
+from kvtrace.trace import Tensor, Trace
+from kvtrace_tui.arrangement import PANES
+from kvtrace_tui.desk import breakpoints, moves, places, reasons
+from kvtrace_tui.desk.cursor import Axis, Cursor
+from kvtrace_tui.desk.desk import TRAITS, Desk, Recording
+from kvtrace_tui.drawing.palettes import PALETTES
+
+Deed = Callable[[Desk], None]
+
+FAR = 16
+PAGE = 64
+
+
+def _trace(desk: Desk) -> Trace:
+    if desk.trace is None:
+        raise UsageError("nothing is recorded yet.")
+    return desk.trace
+
+
+# -- time ----------------------------------------------------------------------------------------
+
+
+def step_by(by: int) -> Deed:
+    """Go some steps on or back; at the end of a paused live run, compute one more."""
+
+    def deed(desk: Desk) -> None:
+        trace = _trace(desk)
+        at_end = bool(trace.numbers) and desk.cursor.step == trace.numbers[-1]
+        if by > 0 and at_end and desk.recording is Recording.PAUSED:
+            desk.stage.send("step")
+            desk.following = True
+            desk.say("computing one more step")
+            return
+        desk.go(moves.by_steps(desk.cursor, trace, by))
+
+    return deed
+
+
+def to_edge(last: bool) -> Deed:
+    """Go to the first step, or to the last one and stay with it while it grows."""
+
+    def deed(desk: Desk) -> None:
+        trace = _trace(desk)
+        desk.go(moves.to_step(desk.cursor, trace, trace.numbers[-1 if last else 0]))
+        desk.following = last and desk.recording.live
+
+    return deed
+
+
+def walk_by(by: int) -> Deed:
+    """Go layer by layer."""
+
+    def deed(desk: Desk) -> None:
+        desk.go(moves.walk(desk.cursor, _trace(desk), by))
+
+    return deed
+
+
+def toggle_break(desk: Desk) -> None:
+    """Set or clear a breakpoint at this step."""
+    before = desk.breakpoints
+    desk.breakpoints = breakpoints.toggled(before, desk.cursor.step)
+    done = "cleared" if len(desk.breakpoints) < len(before) else "set"
+    desk.say(f"breakpoint at step {desk.cursor.step} {done}")
+
+
+def edit_breaks(desk: Desk) -> None:
+    """Ask for all conditions."""
+
+    def take(answer: str) -> None:
+        desk.breakpoints = breakpoints.parse(answer)
+        desk.say(f"breakpoints: {text.safe(answer) or 'none'}")
+
+    desk.stage.ask(
+        'stop at (step 12, token "key", finding)', breakpoints.written(desk.breakpoints), take
+    )
+
+
+def toggle_play(desk: Desk) -> None:
+    """Let steps go on by themselves; a live run pauses or goes on recording."""
+    if desk.recording is Recording.RUNNING and desk.following:
+        desk.stage.send("pause")
+        desk.say("the recorder pauses after this step")
+    elif desk.recording is Recording.PAUSED and reasons.at_last(desk) is not None:
+        desk.stage.send("run")
+        desk.following = True
+    else:
+        desk.playing = not desk.playing
+
+
+def go_to(desk: Desk) -> None:
+    """Ask for a place."""
+    trace = _trace(desk)
+    last = trace.numbers[-1] if trace.numbers else 0
+    desk.stage.ask(
+        f"go to step 0…{last} (or +5, L3 H5, row 7 dim 0)",
+        "",
+        lambda answer: desk.go(places.go_to(answer, desk.cursor, trace)) if answer else None,
+    )
+
+
+def find_token(desk: Desk) -> None:
+    """Ask for a text and put the crosshair on the next row whose token has it."""
+    trace = _trace(desk)
+
+    def take(answer: str) -> None:
+        wanted = answer or desk.searched
+        if not wanted:
+            return
+        desk.searched = wanted
+        found = places.find_token(wanted, desk.cursor, trace)
+        if found is None:
+            desk.say(f"no token of this step has {text.safe(wanted)!r} in it")
+            return
+        desk.go(found)
+        desk.say(f"row {found.row}: {text.token(places.row_texts(found, trace)[found.row])}")
+
+    again = f" (nothing: {text.safe(desk.searched, 24)!r} again)" if desk.searched else ""
+    desk.stage.ask(f"find a token{again}", "", take)
+
+
+# -- place ---------------------------------------------------------------------------------------
+
+
+def along(axis: Axis, by: int) -> Deed:
+    """Move along one axis, whatever has the focus."""
+
+    def deed(desk: Desk) -> None:
+        desk.go(moves.along(desk.cursor, _trace(desk), axis, by))
+
+    return deed
+
+
+def arrow(direction: str, by: int) -> Deed:
+    """Move what the focused pane's arrows mean: "across", "down" or "main"."""
+
+    def deed(desk: Desk) -> None:
+        axis = getattr(desk.traits, direction)
+        if axis is not None:
+            desk.go(moves.along(desk.cursor, _trace(desk), axis, by))
+
+    return deed
+
+
+def show_pane(index: int) -> Deed:
+    """Give a pane the focus."""
+
+    def deed(desk: Desk) -> None:
+        desk.focus_on(PANES[index])
+
+    return deed
+
+
+def cycle_focus(by: int) -> Deed:
+    """The next or the previous pane."""
+
+    def deed(desk: Desk) -> None:
+        order = list(TRAITS)
+        desk.focus_on(order[(order.index(desk.focus) + by) % len(order)])
+
+    return deed
+
+
+# -- view ----------------------------------------------------------------------------------------
+
+
+def changed(change: Callable[[Cursor], Cursor], says: Callable[[Cursor], str]) -> Deed:
+    """Look at the same place in another way, and say how."""
+
+    def deed(desk: Desk) -> None:
+        desk.cursor = change(desk.cursor)
+        desk.say(says(desk.cursor))
+
+    return deed
+
+
+def toggle_kept(desk: Desk) -> None:
+    """What was attended to, or what the cache keeps."""
+    desk.cursor = replace(desk.cursor, kept=not desk.cursor.kept)
+    said = "K and V as the cache keeps them after the step" if desk.cursor.kept else ""
+    desk.say(said or "K and V as they were attended to")
+
+
+def other_lanes(desk: Desk) -> None:
+    """Compare another pair of lanes."""
+    desk.cursor = moves.next_pair(desk.cursor, _trace(desk))
+    desk.say(f"comparing {desk.cursor.base} − {desk.cursor.lane}")
+
+
+def next_palette(cursor: Cursor) -> Cursor:
+    """The next pair of palettes."""
+    return moves.next_palette(cursor, len(PALETTES))
+
+
+def toggle_numbers(desk: Desk) -> None:
+    """Map or numbers; the grid, which has one number a head, shows another measure."""
+    if desk.focus == "grid":
+        desk.say(f"heads: {desk.stage.next_measure()}")
+        return
+    desk.cursor = replace(desk.cursor, numbers=not desk.cursor.numbers)
+    desk.say("numbers" if desk.cursor.numbers else "map")
+
+
+def zoom_by(by: int) -> Deed:
+    """Enlarge or shrink maps."""
+    return changed(lambda cursor: moves.zoomed(cursor, by), lambda cursor: f"zoom {cursor.zoom}")
+
+
+def maximise(desk: Desk) -> None:
+    """The focused pane alone."""
+    desk.maximised = not desk.maximised
+
+
+def back(desk: Desk) -> None:
+    """Undo maximising and playing, in that order."""
+    if desk.maximised:
+        desk.maximised = False
+    elif desk.playing:
+        desk.playing = False
+    desk.message = ""
+
+
+# -- out -----------------------------------------------------------------------------------------
+
+
+def value_at(desk: Desk) -> float:
+    """The value under the crosshair, of the tensor that the focused pane shows.
+
+    Raises:
+        KvtraceError: It is not in the trace.
+    """
+    cursor, trace, tensor = desk.cursor, _trace(desk), desk.traits.tensor
+    _refuse_kept(cursor, tensor)
+    rows = head_rows(trace, cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence)
+    row = cursor.row if tensor in (Tensor.KEYS, Tensor.VALUES) else cursor.query
+    if rows is None or row >= rows.shape[0] or cursor.dim >= rows.shape[1]:
+        raise UsageError(f"{tensor.name.lower()}: no value at row {row}, dim {cursor.dim}.")
+    return float(rows[row, cursor.dim])
+
+
+def _refuse_kept(cursor: Cursor, tensor: Tensor) -> None:
+    if cursor.kept and tensor in CACHE_TENSORS:
+        raise UsageError("only what was attended to can be copied: press a first.")
+
+
+def copy_value(desk: Desk) -> None:
+    """Copy the number under the crosshair, all its digits."""
+    value = repr(value_at(desk))
+    desk.stage.copy(value)
+    desk.say(f"copied {value} ({desk.traits.tensor.name.lower()})")
+
+
+def copy_expression(desk: Desk) -> None:
+    """Copy Python that gives the same number."""
+    _refuse_kept(desk.cursor, desk.traits.tensor)
+    code = places.expression(desk.cursor, _trace(desk), desk.traits.tensor)
+    desk.stage.copy(code)
+    desk.say(f"copied {text.safe(code)}")
+
+
+def run_on(desk: Desk) -> None:
+    """Let the recorder go on from here."""
+    desk.stage.send("run")
+    desk.following = True
+
+
+def stop_recorder(desk: Desk) -> None:
+    """End the recording after the step under way."""
+    desk.stage.send("stop")
+    desk.say("the recorder stops after this step")
+
+
+def choose_token(desk: Desk) -> None:
+    """Ask which token the live run shall go on with."""
+    trace = _trace(desk)
+    step = trace.step(desk.cursor.step)
+    ids = step.top[0].ids if step.top else ()
+
+    def take(answer: str) -> None:
+        shown = {text.token(trace.token_text(token)): token for token in reversed(ids)}
+        token = shown.get(answer)
+        if token is None:
+            if not (answer.isascii() and answer.isdecimal()):
+                raise UsageError(f"{text.safe(answer)!r} is neither a rival shown nor a token id.")
+            token = int(answer)
+        desk.stage.send("choose", token)
+        desk.following = True
+
+    rivals = " ".join(text.token(trace.token_text(token)) for token in ids[:5])
+    desk.stage.ask(f"go on with ({rivals}, or a token id)", "", take)

@@ -1,0 +1,72 @@
+"""Deeds that jump: to the next breakpoint, to what was found, to the largest difference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvtrace import text
+from kvtrace.errors import UsageError
+from kvtrace.trace import CACHED, Tensor
+from kvtrace_tui.desk import breakpoints, differences, moves
+from kvtrace_tui.desk.deeds import Deed
+from kvtrace_tui.desk.desk import Desk
+from kvtrace_tui.found import Found
+
+_PANES = {
+    "q": "queries", "k": "keys", "v": "values", "output": "output",
+    "mask": "attention", "weights": "attention",
+}  # fmt: skip
+_TENSOR_PANES = {Tensor.QUERIES: "queries", Tensor.KEYS: "keys", Tensor.VALUES: "values"}
+
+
+def stop_by(direction: int) -> Deed:
+    """Go to the next or the previous breakpoint or finding."""
+
+    def deed(desk: Desk) -> None:
+        if desk.trace is None:
+            raise UsageError("nothing is recorded yet.")
+        stops = breakpoints.stops(desk.trace, desk.breakpoints, desk.found)
+        stop = breakpoints.next_stop(stops, desk.cursor.step, direction, desk.stop)
+        if stop is None:
+            where = "after" if direction > 0 else "before"
+            desk.say(
+                f"no breakpoint or finding {where} step {desk.cursor.step}: "
+                "b sets one here, B edits conditions"
+            )
+            return
+        if stop.found is not None:
+            to_found(desk, stop.found)
+        else:
+            desk.go(moves.to_step(desk.cursor, desk.trace, stop.step))
+            desk.say(f"step {stop.step}: {text.safe(stop.reason)}")
+        desk.stop = stop
+
+    return deed
+
+
+def to_found(desk: Desk, found: Found) -> None:
+    """Put the cursor on what a finding speaks of, with the difference in view."""
+    if desk.trace is None:
+        return
+    desk.stop = None
+    if found.step is not None:
+        desk.go(differences.show_found(desk.cursor, desk.trace, found))
+        desk.stop = breakpoints.Stop(found.step, found.sentence, found)
+        if found.tensor in _PANES:
+            desk.focus_on(_PANES[found.tensor])
+    desk.say(f"{found.sign} {found.name} at {found.place}: f lists all that was found")
+
+
+def jump_to_difference(desk: Desk) -> None:
+    """Go where the lanes differ most."""
+    if desk.trace is None:
+        raise UsageError("nothing is recorded yet.")
+    from kvtrace.analysis.lanes.parting import largest_difference
+
+    place = largest_difference(desk.trace, desk.cursor.lane)
+    if place is None:
+        desk.say(f"nothing was compared with the {desk.cursor.lane} lane")
+        return
+    desk.go(replace(differences.show(desk.cursor, desk.trace, place), base=CACHED))
+    desk.focus_on(_TENSOR_PANES.get(place.tensor, "output"))
+    desk.say(f"largest difference: {place.text}")
