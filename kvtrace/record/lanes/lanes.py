@@ -116,8 +116,10 @@ class Lanes:
             self._said.add(f"step {step} {_TREE}")
         if self.again.snapshot is None:
             self._extras.embedded.add(step, forward)
-        elif self.again.snapshot.call.rows:
-            self._extras.embedded.add(step, forward, self.again.snapshot.call.ids)
+        else:
+            self.again.told.add(step, forward, self.again.snapshot.call.ids)
+            if self.again.snapshot.call.rows:
+                self._extras.embedded.add(step, forward, self.again.snapshot.call.ids)
         self._sources.add(step, forward)
         if not self._arguments_seen:
             self._arguments_seen = True

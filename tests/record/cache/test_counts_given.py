@@ -34,12 +34,12 @@ class Paged(nn.Module):
 
 
 @torch.no_grad()
-def answer(model, blocks, steps=4):
+def answer(model, blocks, steps=4, said=int):
     pool, ids, done = torch.zeros(2, 64, 16), list(PROMPT), 0
     for _ in range(steps):
         table = torch.arange(blocks or -(-len(ids) // BLOCK))
         logits = model(
-            torch.tensor(ids[done:]), torch.arange(done, len(ids)), table, len(ids), pool
+            torch.tensor(ids[done:]), torch.arange(done, len(ids)), table, said(len(ids)), pool
         )
         done = len(ids)
         ids.append(int(logits[-1].argmax()))
@@ -65,13 +65,21 @@ class Budgeted(nn.Module):
         self.paged = Paged()
 
     def forward(self, ids, pos, table, upto, pool):
-        return self.paged(ids, pos, table, upto, pool)
+        return self.paged(ids, pos, table, int(upto), pool)
+
+
+def test_a_count_of_any_name_is_what_the_last_step_was_given(tmp_path):
+    model = Budgeted()
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        answer(model, 8)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings, report.steps) == (EQUAL, (), 4), report.reason
 
 
 def test_a_pass_that_read_fewer_rows_than_it_has_tokens_is_no_reference(tmp_path):
     model = Budgeted()
     with kvtrace.record(model, tmp_path / "a.kvt"):
-        answer(model, 8)
+        answer(model, 8, said=float)
     report = check(kvtrace.open(tmp_path / "a.kvt"))
     assert (report.verdict, report.findings) == (UNCHECKED, ())
     assert "read fewer rows than tokens" in report.reason

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import torch
@@ -50,6 +50,34 @@ def is_causal(call: AttentionCall) -> bool:
 def heads_of(call: AttentionCall) -> tuple[int, int]:
     """How many query heads a call has, and their size."""
     return call.queries.shape[1], call.queries.shape[3]
+
+
+def renamed(
+    calls: Sequence[AttentionCall],
+    order: Sequence[tuple[str, int]],
+    heads: Sequence[tuple[int, int]],
+) -> bool:
+    """Whether these are a first forward's calls, in order, each by another name.
+
+    Args:
+        calls: As many as the first forward's.
+        order: Their sites, (module, call).
+        heads: As `heads_of` tells them.
+    """
+    known = {module for module, _ in order}
+    same = tuple(heads_of(call) for call in calls) == tuple(heads)
+    return same and not any(call.module in known for call in calls)
+
+
+def crossing(call: AttentionCall, modules: Container[str]) -> AttentionCall:
+    """The call as a first forward showed it: two texts of one length look like one.
+
+    Args:
+        call: Of a forward over a whole path.
+        modules: Those that attended to another text in the first forward.
+    """
+    crosses = call.kind == "self" and call.module in modules
+    return replace(call, kind="cross") if crosses else call
 
 
 def any_of(dtype: torch.dtype, calls: Sequence[AttentionCall]) -> bool:

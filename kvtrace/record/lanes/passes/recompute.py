@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.replaced.choices import Chooser
 from kvtrace.record.capture.replaced.entrances import asking
@@ -37,14 +36,17 @@ from kvtrace.record.lanes.given.extend import CannotExtendError, FirstCall, posi
 from kvtrace.record.lanes.given.of_text import of_text
 from kvtrace.record.lanes.given.shown import (
     any_of,
+    crossing,
     heads_of,
     ids_each,
     is_causal,
+    renamed,
     rows_beyond_ids,
     trimmed,
 )
 from kvtrace.record.lanes.given.snapshot import Snapshot, keeps_nothing, take
 from kvtrace.record.lanes.given.tables import too_short
+from kvtrace.record.lanes.given.told import Told, rest
 from kvtrace.record.lanes.passes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.passes.held import held
 from kvtrace.record.lanes.passes.ties import Ties
@@ -80,8 +82,13 @@ class CannotRecomputeError(Exception):
 
 Way = Callable[[FirstCall, Tensor], dict[str, object]]
 
-_WAYS: dict[str, Way] = {"bare": FirstCall.bare, "replayed": FirstCall.replayed}
-_TRIED = {"bare": "with the tokens alone", "replayed": "with its first arguments extended"}
+_LIKE_FIRST = FirstCall.replayed
+_WAYS: dict[str, Way] = {"bare": FirstCall.bare, "replayed": _LIKE_FIRST, "told": _LIKE_FIRST}
+_TRIED = {
+    "bare": "with the tokens alone",
+    "replayed": "with its first arguments extended",
+    "told": "with what its steps were given, joined",
+}
 
 _FAULTS = (
     *(RuntimeError, TypeError, ValueError, AttributeError),
@@ -101,6 +108,7 @@ class Recomputer:
         notes: What qualifies the lane, in sentences.
         ties: What the cached lane chose where it had to (experts, slots).
         autocast: What was on when the model was first called; None: nothing was.
+        told: What the steps were given besides tokens.
     """
 
     model: nn.Module
@@ -109,6 +117,8 @@ class Recomputer:
     notes: dict[str, None] = field(default_factory=dict)
     ties: Ties = field(default_factory=Ties)
     autocast: Autocast | None = None
+    told: Told = field(default_factory=Told)
+    _way: str = ""
     _device: torch.device | None = None
     _begun: bool = False
     _none: str = ""
@@ -231,8 +241,9 @@ class Recomputer:
             return found
         reasons: dict[str, str] = {}
         for method, snapshot in self._snapshots:
-            ways = ["replayed"] if method else list(_WAYS)
-            for name in [self.reference] if self.reference else ways:
+            ways = ["replayed"] if method else ["bare", "replayed"]
+            ways += ["told"] * bool(self.told.of(batch.paths, snapshot.call))
+            for name in [self._way] if self._way else ways:
                 try:
                     found = self._called(snapshot, name, batch, dtype)
                 except (CannotRecomputeError, CannotExtendError) as error:
@@ -250,10 +261,10 @@ class Recomputer:
         model, call = snapshot.fresh(kind)
         ids = call.arguments[call.ids]
         device = ids.device if isinstance(ids, Tensor) else torch.device("cpu")
-        like = ids.dtype if isinstance(ids, Tensor) else torch.long
-        tokens = filled(batch, device).to(like)
+        tokens = filled(batch, device).to(ids.dtype if isinstance(ids, Tensor) else torch.long)
         tokens = call.given(tokens, [path.row for path in batch.paths])
-        arguments = _WAYS[name](call, tokens)
+        told = self.told.of(batch.paths, call) if name == "told" else {}
+        arguments = told | _WAYS[name](rest(call, told), tokens)
         arguments |= beside_ids(call, batch.extra, kind)
         arguments |= read_beside(call.ids, batch, kind) | of_text(call, arguments, batch, kind)
         if any(path.padding for path in batch.paths):
@@ -282,30 +293,20 @@ class Recomputer:
                 "its weights lie outside of what it is given, and stay as they are"
             )
         same = len(calls) == len(self._order)
-        if same and (self._outside is not None or self._otherwise_named(calls)):
+        if same and (self._outside is not None or renamed(calls, self._order, self._heads)):
             # where no module was called, a site is called by the function it lies in
             calls = tuple(
                 replace(one, module=module, call=number)
                 for one, (module, number) in zip(calls, self._order, strict=True)
             )
         forward = replace(
-            forward, calls=tuple(trimmed(self._kinded(one), batch.rows) for one in calls)
+            forward,
+            calls=tuple(trimmed(crossing(one, self._crossing), batch.rows) for one in calls),
         )
-        why = self._misfit(forward, batch, given_masks=name == "replayed")
+        why = self._misfit(forward, batch, given_masks=name != "bare")
         if why:
             raise CannotRecomputeError(why)
         return forward
-
-    def _otherwise_named(self, calls: Sequence[AttentionCall]) -> bool:
-        """Whether these are the first forward's calls, in order, each by another name."""
-        known = {module for module, _ in self._order}
-        same = tuple(heads_of(call) for call in calls) == self._heads
-        return same and not any(call.module in known for call in calls)
-
-    def _kinded(self, call: AttentionCall) -> AttentionCall:
-        """The call as the first forward showed it: two texts of one length look like one."""
-        crosses = call.kind == "self" and call.module in self._crossing
-        return replace(call, kind="cross") if crosses else call
 
     def _misfit(self, forward: Forward, batch: Batch, *, given_masks: bool) -> str:
         """Why a forward is no other lane of these tokens; empty: it is one."""
@@ -333,8 +334,8 @@ class Recomputer:
     def _settled(self, name: str) -> None:
         if self.reference:
             return
-        self.reference = name
-        if name == "replayed":
+        self._way, self.reference = name, "bare" if name == "bare" else "replayed"
+        if name != "bare":
             self.notes[
                 "recomputed lane: the model was called with what its first call was given, "
                 "extended to all tokens; it shares the code of the cache, so that what is wrong in "

@@ -1,0 +1,135 @@
+"""Arguments that say of each token where its row lies, as a pool of blocks asks: step by step.
+
+A slot for each new token, a table of blocks that grows, a length: what a first call was given says
+nothing of later tokens. What later calls were given does. Positions and masks are not taken from
+there, they go on by rule: a step that was given a wrong one must differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.lanes.given.extend import FirstCall
+from kvtrace.record.lanes.paths import Path
+
+_MOST = 65536
+"""Numbers in an argument, at most: more are no places of a few rows."""
+
+_BY_RULE = re.compile(r"pos|mask|bias", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What one step was given, and the stretch of its path that it is."""
+
+    start: int
+    end: int
+    given: Mapping[str, Tensor]
+
+
+@dataclass(slots=True)
+class Told:
+    """By step, the whole numbers that a call with one sequence was given."""
+
+    _steps: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def add(self, step: int, forward: Forward, ids: str) -> None:
+        """A forward became a step.
+
+        Args:
+            step: Its number.
+            forward: What ran.
+            ids: Name of the argument with its tokens.
+        """
+        if forward.sequences == 1:
+            numbers = {name: _numbers(one) for name, one in forward.arguments.items()}
+            self._steps[step] = {
+                name: one
+                for name, one in numbers.items()
+                if one is not None and name != ids and not _BY_RULE.search(name)
+            }
+
+    def of(self, paths: Sequence[Path], call: FirstCall) -> dict[str, object]:
+        """What a call with a whole path is given of it, by name; nothing where that is not known.
+
+        Args:
+            paths: One of them.
+            call: The first one, in whose form arguments are given.
+        """
+        calls = self._along(paths[0]) if len(paths) == 1 else []
+        if len(calls) < 2 or calls[0].end < 2:
+            return {}
+        found: dict[str, object] = {}
+        for name, first in calls[0].given.items():
+            each = [one.given[name] for one in calls if name in one.given]
+            if name not in call.arguments or len(each) < len(calls):
+                continue
+            if not all(torch.equal(first, one) for one in each):
+                found[name] = _as(_whole(calls, each), call.arguments[name])
+        return found
+
+    def _along(self, path: Path) -> list[_Call]:
+        """The calls that a path is made of; none where some are not known."""
+        nodes = sorted((*path.shared, *path.nodes), key=lambda node: node.start)
+        calls: list[_Call] = []
+        for node in nodes:
+            follows = node.start == (calls[-1].end if calls else 0)
+            if node.step not in self._steps or not follows:
+                return []
+            calls.append(_Call(node.start, node.end, self._steps[node.step]))
+        return calls if calls and calls[-1].end == len(path.tokens) else []
+
+
+def rest(call: FirstCall, told: Mapping[str, object]) -> FirstCall:
+    """A call without the arguments that later steps tell of."""
+    given = {name: one for name, one in call.arguments.items() if name not in told}
+    return replace(call, arguments=given) if told else call
+
+
+def _numbers(value: object) -> Tensor | None:
+    """Whole numbers, of whatever form, as a tensor of our own."""
+    if isinstance(value, Tensor):
+        fractions = value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+        return None if fractions or value.numel() > _MOST else value.detach().clone()
+    if isinstance(value, list | tuple) and value and all(type(one) is int for one in value):
+        return torch.tensor(value)
+    return torch.tensor(value) if type(value) is int else None
+
+
+def _whole(calls: Sequence[_Call], each: Sequence[Tensor]) -> Tensor:
+    """What one call for all the tokens is given where its parts were given these."""
+    first, last = each[0], each[-1]
+    news = [one.end - one.start for one in calls]
+    for axis in range(first.dim()):
+        rest = {(*one.shape[:axis], *one.shape[axis + 1 :]) for one in each}
+        if len(rest) == 1 and [one.shape[axis] for one in each] == news:
+            return torch.cat(list(each), axis)
+    if any(one.shape != first.shape for one in each):
+        return last  # a table that grows
+    stacked = torch.stack([one.to(last.device) for one in each])
+    begins = [one.start for one in calls]
+    ends = [one.end for one in calls]
+    # where the new tokens begin: at the first one. How many there are: that is their sum
+    stays, sums = _equals(stacked, begins), _equals(stacked, news)
+    whole = torch.where(_equals(stacked, ends) | sums, torch.full_like(last, ends[-1]), last)
+    return torch.where(stays, first, whole)
+
+
+def _equals(stacked: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Where each of these steps was given its number."""
+    wanted = torch.tensor(numbers, device=stacked.device)
+    return (stacked == wanted.view(-1, *[1] * (stacked.dim() - 1))).all(0)
+
+
+def _as(found: Tensor, like: object) -> object:
+    """Numbers in the form of an argument."""
+    if isinstance(like, Tensor):
+        return found.to(like)
+    numbers = found.tolist()
+    return tuple(numbers) if isinstance(like, tuple) else numbers
