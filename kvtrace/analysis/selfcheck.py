@@ -10,12 +10,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtrace.trace import Tensor, Trace
+from kvtrace.trace import Site, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.weights import mix
 
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Relative; room for sums in another order, and for softmax in the model's own dtype."""
+
+
+def tolerance_of(trace: Trace, site: Site) -> float:
+    """How far an output may stand from the rows, relative: what its lanes count as rounding, too.
+
+    Within autocast a site is given wider numbers than it calculates with.
+    """
+    rounding = [lane.tolerance for lane in trace.meta.lanes if lane.dtype == trace.meta.model.dtype]
+    return max([TOLERANCES.get(site.dtype, 1e-1), *rounding])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +106,7 @@ def self_check(
     return SelfCheck(
         error=float(delta.max(initial=0)),
         scale=float(np.abs(recorded).max(initial=0)),
-        tolerance=TOLERANCES.get(site.dtype, 1e-1),
+        tolerance=tolerance_of(trace, site),
         recorded_error=_recorded(trace, number, layer),
     )
 

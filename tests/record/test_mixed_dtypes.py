@@ -8,6 +8,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 import kvtrace
 from builders.recorded import assert_attention_explains_itself
 from builders.tiny_models import tiny_model
+from kvtrace.analysis.checks.verdict import check
+from kvtrace.analysis.selfcheck import self_check
 from kvtrace.errors import TraceError
 from kvtrace.files import TraceWriter
 
@@ -90,3 +92,16 @@ def test_a_step_that_the_writer_refuses_ends_the_recording_and_not_the_run(tmp_p
     with pytest.warns(RuntimeWarning, match="rows that don't fit"):
         recording.stop()
     assert again.logits.shape == (1, 4, 50)
+
+
+def test_what_autocast_rounds_on_the_way_is_nothing_unseen(tmp_path):
+    model = tiny_model("llama")
+    ids = torch.arange(5, 11)[None]
+    recording = kvtrace.record(model, tmp_path / "a.kvt")
+    with torch.no_grad(), recording, torch.autocast("cpu", torch.bfloat16):
+        out = model(ids, use_cache=True)
+        model(ids[:, :1], past_key_values=out.past_key_values)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert {site.dtype for site in trace.meta.sites} == {"float32"}
+    assert self_check(trace, 1, 0).passed
+    assert [said for said in check(trace).caveats if "does not explain" in said] == []

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.noise import largest
 from kvtrace.analysis.checks.report import Flip
-from kvtrace.analysis.selfcheck import TOLERANCES
+from kvtrace.analysis.selfcheck import tolerance_of
 from kvtrace.trace import NOT_REPEATABLE, Step, Tensor, Trace
 
 NAMES = {Tensor.QUERIES: "q", Tensor.KEYS: "k", Tensor.VALUES: "v", Tensor.OUTPUT: "output"}
@@ -78,7 +78,7 @@ class Survey:
             for site, error, scale in zip(
                 group.sites, group.check_error, group.check_scale, strict=True
             ):
-                limit = TOLERANCES.get(self.trace.meta.sites[site].dtype, 0.1)
+                limit = tolerance_of(self.trace, self.trace.meta.sites[site])
                 if error is not None and scale > 0 and error > limit * scale:
                     self._unexplained.setdefault(site, error / scale)
 
