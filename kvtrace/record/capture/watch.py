@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from os import getpid
 from time import perf_counter_ns
-from types import TracebackType
 from typing import Any
 
 from torch import nn
@@ -138,12 +137,7 @@ class Watch:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
 
     def bind(self) -> None:
