@@ -33,7 +33,7 @@ from kvtrace.record.capture.caches.updates import (
     patch_given,
 )
 from kvtrace.record.capture.clock import DeviceClock, Took
-from kvtrace.record.capture.forward import Beginning, CacheChange, CacheUpdate, Forward, Lingering
+from kvtrace.record.capture.forward import Beginning, CacheUpdate, Forward, Lingering
 from kvtrace.record.capture.replaced.choices import CHOICES, Chooser
 from kvtrace.record.capture.replaced.clean import CLEAN
 from kvtrace.record.capture.replaced.compiled import EAGERLY, Eagerly
@@ -53,8 +53,6 @@ from kvtrace.record.capture.tokens.inputs import (
 from kvtrace.record.capture.turns import Turns
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.paged.follower import Follower
-
-__all__ = ["Beginning", "CacheChange", "CacheUpdate", "Forward", "Watch"]
 
 Callback = Callable[[Forward], None]
 
