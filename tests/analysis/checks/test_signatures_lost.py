@@ -65,3 +65,12 @@ def test_a_row_that_is_zero_in_one_head_is_a_gap_there():
     k[2, 3] = v[2, 3] = 0
     found = diagnose(toy.scene(k=k, v=v))
     assert (found.name, found.head, found.row) == ("ZERO-GAP", 2, 3)
+
+
+def test_a_text_of_two_rows_has_fewer_weights_than_dropout_may_take():
+    table = np.array([[0.5, 0.0]], np.float32)
+    toy = Toy(total=2)
+    scene = toy.scene(scores=lambda scores: scores + table)
+    found = diagnose(replace(scene, biases=lambda row: (table, 0 * table)))
+    assert (found.name, found.tensor) == ("SCORE-BIAS", "weights")
+    assert "differs by up to 0.5, most at place 0" in found.evidence

@@ -59,7 +59,7 @@ def _left_out(mixed: Wide, right: Wide, output: Wide, atol: float) -> tuple[int,
         output: Of the cached lane, [dim].
         atol: What is rounding.
     """
-    for count in range(_DROPPED + 1):
+    for count in range(min(_DROPPED + 1, len(mixed))):
         sets = np.array([*combinations(range(len(mixed)), count)], np.int64)
         rest = right - mixed[sets.reshape(len(sets), count)].sum(axis=1)
         factors = rest @ output / np.maximum((rest * rest).sum(axis=1), np.finfo(float).tiny)
