@@ -103,7 +103,8 @@ class Paths:
             before = self._end(sources[sequence])
             start = 0 if before is None else before[1] - min(removed)
             told = 0 if before is None else step.positions[sequence][0] + before[0].padding
-            if before is not None and before[1] - told in (0, *removed):
+            taken = None if before is None else before[1] - told
+            if taken in (0, *removed) or (taken is not None and _apart(step, taken, removed)):
                 start = told  # its place says what was taken off: the rest was lost, or forgotten
             path, start = self._place(step, before, past, (tokens, start))
             if path is None:
@@ -215,8 +216,10 @@ def _removed(step: Step, kept: Kept, source: int) -> list[int]:
         kept: What its parent kept.
         source: The parent's sequence that the first one goes on with.
     """
+    new = max(map(len, step.tokens), default=0)
     found = [
-        count
+        # tokens that made the rows they had made before wrote none: theirs are the last old ones
+        count + max(0, new - group.rows) * (count > 0)
         for group in _growing(step)
         if group.layers[0] in kept and not group.rewritten
         if (count := _off_the_end(kept[group.layers[0]][source : source + 1], group)) is not None
@@ -226,6 +229,12 @@ def _removed(step: Step, kept: Kept, source: int) -> list[int]:
     crops = (event for event in step.events if event.kind == "crop")
     lengths = (zip(one.lengths_before, one.lengths_after, strict=True) for one in crops)
     return [sum(max((before - after for before, after in one), default=0) for one in lengths)]
+
+
+def _apart(step: Step, taken: int, removed: Sequence[int]) -> bool:
+    """Whether fewer rows were taken off a sequence than off others of its batch."""
+    places = {row[0] for row in step.positions if row}
+    return len(places) > 1 and 0 < taken <= max(removed)
 
 
 def _off_the_end(kept: tuple[tuple[Run, ...], ...], group: CacheStep) -> int | None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kvtrace.record.flow.rows.abreast import copied, steps
-from kvtrace.record.flow.rows.follower import Given, RowFollower
+from kvtrace.record.flow.rows.follower import GivenRows, RowFollower
 
 SHAPES = [(4, 6), (64, 300)]
 """(features, rows): looked at whole, and in turns."""
@@ -32,7 +32,7 @@ def followers(pairs):
     found = []
     for keys, values in pairs:
         follower = RowFollower()
-        follower.step(Given(keys, values, keys.shape[2], number=0))
+        follower.step(GivenRows(keys, values, keys.shape[2], number=0))
         found.append(follower)
     return found
 
@@ -54,7 +54,7 @@ def test_layers_that_grew_and_one_that_also_changed_are_told_apart_in_the_same_s
         pairs = [grown(pair, 100 * number + site) for site, pair in enumerate(pairs)]
         if number == 9:
             pairs[2] = changed(pairs[2], 3)
-        given = [Given(*pair, 1, number=number) for pair in pairs]
+        given = [GivenRows(*pair, 1, number=number) for pair in pairs]
         found = steps([copied(*one) for one in zip(together, given, strict=True)])
         expected = [site.step(one) for site, one in zip(alone, given, strict=True)]
         for one, other in zip(found, expected, strict=True):
@@ -68,7 +68,7 @@ def test_a_row_that_changed_in_one_layer_is_written_again_there_alone():
     sites = followers(pairs)
     pairs = [grown(pair, site) for site, pair in enumerate(pairs)]
     pairs[1] = changed(pairs[1], 3)
-    given = [Given(*pair, 1, number=1) for pair in pairs]
+    given = [GivenRows(*pair, 1, number=1) for pair in pairs]
     found = steps([copied(*one) for one in zip(sites, given, strict=True)])
     assert [step.rows for step in found] == [1, 2, 1]
     assert found[1].written[1].tolist() == [3, 6]

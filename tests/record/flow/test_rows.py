@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvtrace.record.flow.rows.follower import Given, RowFollower
+from kvtrace.record.flow.rows.follower import GivenRows, RowFollower
 from kvtrace.record.flow.rows.slots import UNWRITTEN
 from kvtrace.record.match import PARTS, digest
 
@@ -32,7 +32,7 @@ class Site:
         self.follower, self.number = RowFollower(), 0
 
     def step(self, pair, new=1, visible=None, **more):
-        given = Given(*pair, new, visible, number=self.number, **more)
+        given = GivenRows(*pair, new, visible, number=self.number, **more)
         self.number += 1
         return self.follower.step(given)
 
@@ -284,6 +284,16 @@ def test_hidden_rows_of_an_earlier_text_in_the_same_buffer_do_not_count():
     keys[:, :, 2:3], values[:, :, 2:3] = rows(1)
     step = site.step((keys, values), 1, sees(0, 1, 2, of=8))
     assert (step.parent, step.slots.tolist(), step.at.tolist()) == (1, [0, 1, 2], [2])
+
+
+def test_a_row_written_twice_stands_for_the_token_where_its_query_sees_it():
+    site, prompt, new, newer = Site(), rows(4), rows(1), rows(1)
+    site.step(prompt, 4)
+    ring = joined(new, picked(prompt, [1, 2, 3]))
+    site.step(joined(ring, new), visible=sees(1, 2, 3, 4, of=5))
+    kept = joined(picked(prompt, [2, 3]), new)
+    step = site.step(joined(joined(newer, kept), newer), visible=sees(1, 2, 3, 4, of=5))
+    assert (step.at.tolist(), step.positions[0, 1:].tolist()) == ([5], [2, 3, 4, 5])
 
 
 def test_rows_that_were_there_before_anything_was_recorded_come_first():

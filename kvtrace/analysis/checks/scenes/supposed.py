@@ -14,6 +14,9 @@ from kvtrace.trace import CacheView, Reference, Step, Trace
 TAKEN_BACK = -2
 """Place of a row whose token was taken back since: a rejected draft, another branch."""
 
+FILLING = -3
+"""Place of a row that filled up a sequence of a prompt shorter than others of its batch."""
+
 _STEPS = 4096
 """Steps that are walked back."""
 
@@ -24,7 +27,7 @@ Where = tuple[int, int, str]
 
 
 def supposed_places(trace: Trace, step: Step, where: Where, view: CacheView) -> NDArray[np.int64]:
-    """Place of each attended row, [seq]; -1: none; `TAKEN_BACK`: of a token that is no more.
+    """Place of each attended row, [seq]; -1: none, or why its token is no more.
 
     Args:
         trace: Whose step.
@@ -43,7 +46,7 @@ def supposed_places(trace: Trace, step: Step, where: Where, view: CacheView) -> 
     known = dict(_written(trace, step, where))
     cells = view.cells.tolist()
     places = np.array([known.get(cell, -1) for cell in cells], np.int64)
-    told = (places == TAKEN_BACK) | (places >= 0) & (places < reference.places)
+    told = (places < -1) | (places >= 0) & (places < reference.places)
     return np.where(told, places, found)
 
 
@@ -75,18 +78,20 @@ def _own_cells(trace: Trace, step: Step, where: Where) -> range:
 def _written(trace: Trace, step: Step, where: Where) -> list[tuple[int, int]]:
     """(cell, place) of what a step and those before it wrote, one row a token."""
     layer, sequence, lane = where
-    out, known, end = list[tuple[int, int]](), set(trace.numbers), _FAR
+    out, known, end, apart = list[tuple[int, int]](), set(trace.numbers), _FAR, False
     for _ in range(_STEPS):
         reference = trace.reference(step.number, sequence, lane)
         if reference is not None:
             places = range(reference.first, reference.places)
             cells = _own_cells(trace, step, (layer, sequence, lane))
             pairs = zip(cells, places, strict=False)
-            out += [(cell, n if n < end else TAKEN_BACK) for cell, n in pairs]
+            gone = FILLING if apart and step.parent is None else TAKEN_BACK
+            out += [(cell, n if n < end else gone) for cell, n in pairs]
             end = min(end, reference.first)
         if step.parent is None or step.parent not in known:
             break
         sequence = step.order[sequence] if sequence < len(step.order) else sequence
+        apart = len({row[0] for row in step.positions if row}) > 1
         step = trace.step(step.parent)
         if sequence >= step.num_sequences:
             break

@@ -17,7 +17,7 @@ from kvtrace.analysis.checks.scenes.rows import (
     unknown,
 )
 from kvtrace.analysis.checks.scenes.scene import Scene
-from kvtrace.analysis.checks.scenes.supposed import TAKEN_BACK
+from kvtrace.analysis.checks.scenes.supposed import FILLING, TAKEN_BACK
 from kvtrace.trace.dtypes import Floats
 
 
@@ -51,9 +51,15 @@ def check_owner(scene: Scene, identity: Identity) -> Finding | None:
 
 
 def _taken_back(scene: Scene, identity: Identity) -> Finding | None:
-    """Rows of a rejected draft, or of another branch, that this layer did not drop."""
-    rows = unknown(scene, identity.by_key)
-    rows = rows[scene.supposed[rows] == TAKEN_BACK]
+    """Rows of a rejected draft, or of another branch, that this layer did not drop; of filling."""
+    every = unknown(scene, identity.by_key)
+    filling = every[scene.supposed[every] == FILLING]
+    if len(filling):
+        who = f"the query of place {scene.places[scene.live[-1]]}"
+        filled = f"filled its prompt up at the right, {named_slots(scene, filling)}"
+        evidence = f"{who} sees what {filled}"
+        return finding(scene, "PAD-VISIBLE", "k", evidence, filling)
+    rows = every[scene.supposed[every] == TAKEN_BACK]
     if not len(rows):
         return None
     evidence = (

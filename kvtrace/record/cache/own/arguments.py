@@ -10,6 +10,8 @@ from torch import Tensor
 
 _POSITION = re.compile(r"(^|_)(pos|position|positions|start|offset|past_len|past_length)(_|s?$)")
 
+_HELD = re.compile(r"(^|_)(seq_?|cache_?|past_?|kv_?|context_?)?(len|lens|length|lengths|seqlens)$")
+
 
 def filled(value: object, depth: int = 3) -> bool:
     """Whether a container holds tensors; anything else that is neither tensor nor None does."""
@@ -46,6 +48,24 @@ def start(arguments: Mapping[str, object], tokens: Tensor | None, new: int) -> i
             first = int(value.flatten()[0]) if fits else -1
             if first >= 0:
                 return first
+    return None
+
+
+def held(arguments: Mapping[str, object], sequences: int) -> tuple[int, ...] | None:
+    """Rows that each sequence has, where an argument says another number for one than for another.
+
+    Whether those of this step are among them is not told.
+    """
+    for name, value in arguments.items():
+        if sequences < 2 or not (_HELD.search(name) or _POSITION.search(name)):
+            continue
+        whole = isinstance(value, Tensor) and not value.is_floating_point() and not value.is_meta
+        if isinstance(value, Tensor) and whole and value.shape in ((sequences,), (sequences, 1)):
+            value = value.flatten().tolist()
+        if isinstance(value, list | tuple) and len(value) == sequences:
+            counts = tuple(one for one in value if type(one) is int and one >= 0)
+            if len(counts) == sequences and len(set(counts)) > 1:
+                return counts
     return None
 
 

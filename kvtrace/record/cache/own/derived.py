@@ -202,8 +202,9 @@ class Derived:
         if call.kind == "self" and self._tokens is not None:
             tokens = self._in_rows(self._tokens).shape[-1]
         again = self._repeats and call.kind == "self"
+        apart = None if call.kind == "cross" else arguments.held(self._arguments, keys.shape[0])
         return GivenRows(
-            keys, values, new, visible, grown, start, pads, number, resumed, tokens, again
+            keys, values, new, visible, grown, start, pads, number, resumed, tokens, again, apart
         )
 
     # -- calls of a step that most likely only added rows ----------------------------------

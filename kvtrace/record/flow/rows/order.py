@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from kvtrace.record.flow.rows import slots as where
 from kvtrace.record.flow.rows import standing
-from kvtrace.record.flow.rows.slots import NOWHERE, Numbers
+from kvtrace.record.flow.rows.slots import NOWHERE, Flags, Numbers
 from kvtrace.record.flow.rows.texts import GivenRows, Match, Text
 
 ROTATED = 1e-3
@@ -31,13 +31,11 @@ def give_places(
         first token, [sequences].
     """
     sequences, seq = text.cells.shape
-    at = np.full(sequences, given.start or 0)
-    begins = match.text is None or computed
+    at, begins = np.full(sequences, given.start or 0), match.text is None or computed
     if begins:
         told = given.pads is not None and len(given.pads) == sequences
         at -= np.array(given.pads) if told else where.padding(given.visible, sequences, seq)
     again, rotated = 0, True
-    begins = match.text is None or computed
     own = standing.of_tokens(given, computed=computed) if begins else None
     if own is not None and not (text.live & ~own).any():
         own = None  # slots of a buffer that nobody has written
@@ -66,8 +64,12 @@ def give_places(
             others = standing.summaries(text, b, rows, given.new, own)
             standing.number(text.positions[b], others)
             fresh = np.setdiff1d(fresh, others)
-        at[b] = _place(text, b, fresh, given, (int(at[b]), end), computed=computed)
-    text.ends[:] = at + given.new
+        grew = match.text is not None and seq - match.text.cells.shape[1] == given.new
+        at[b] = _place(text, b, fresh, given, (int(at[b]), end), computed=computed, grew=grew)
+    if not begins and (behind := _behind(match, given, written)) is not None:
+        at[:], places = behind, behind[:, None] + np.arange(given.new)
+        np.put_along_axis(text.positions, places, places, 1)
+    text.ends[:], text.new = at + given.new, given.new
     return again, rotated and again > 0, at
 
 
@@ -113,6 +115,7 @@ def _place(
     bounds: tuple[int, int | None],
     *,
     computed: bool,
+    grew: bool,
 ) -> int:
     """Give the new rows of a sequence their positions; the one of the step's first token.
 
@@ -123,6 +126,7 @@ def _place(
         given: What the site was given.
         bounds: Where a new text begins, and where the text ended before; None: it is new.
         computed: Nothing was read: rows are tokens, in order.
+        grew: The array is longer than before by the step's tokens.
     """
     positions, live = text.positions[b], text.live[b]
     slots, new = np.flatnonzero(live & ~standing.for_none(positions)), given.new
@@ -137,14 +141,66 @@ def _place(
         positions[fresh] = first - (len(fresh) - new) + np.arange(len(fresh))
         return first
     last = int(known[positions[known].argmax()])
-    first = int(positions[last]) + 1 if _cropped(text, given, last, b, end) else end
     order = where.in_turn(fresh, last)
-    empty = (text.keys[b] == 0) & (text.values[b] == 0)
-    tokens = where.given_tokens(order, new, empty)
+    other = (text.keys[b] == 0) & (text.values[b] == 0) | ~_shown_last(given, b)
+    added = order[(order >= len(live) - new) & ~other[order]]
+    # of an array that grew, what came to its end is the tokens'; the rest was changed in place
+    tokens = added if grew and len(added) == new else where.given_tokens(order, new, other)
+    first = end
+    if _cropped(text, given, last, b, end):  # rows of the same tokens as were taken off are known
+        first = int(positions[last]) + 1 - max(0, new - len(tokens))
     others = np.setdiff1d(fresh, tokens)
     positions[others] = others
     positions[tokens] = first + max(0, new - len(tokens)) + np.arange(len(tokens))
     return first
+
+
+def _behind(match: Match, given: GivenRows, written: Numbers) -> Numbers | None:
+    """Where the step's rows stand in each sequence, where some are shorter than the others.
+
+    A batch that was filled at the right goes on behind each of its texts: the filling is written
+    over. Either the model was told how many rows each has, and some were written there; or all
+    were, no query sees what lies behind them, and some sequence was not filled.
+    """
+    sequences, _, seq, _ = given.keys.shape
+    if match.text is None or given.visible is None or sequences < 2:
+        return None
+    last = match.text.ends[match.taken]
+    if given.held is not None:
+        told = np.array(given.held)
+        ways = [(_agree(one, given.new, written), one) for one in (told, told - given.new)]
+        agree, first = max(ways, key=lambda way: way[0])
+        return first if agree and _fits(first, last, match.text.new) else None
+    if given.visible.shape[0] != sequences:
+        return None
+    shown = np.stack([_shown_last(given, b) for b in range(sequences)])
+    counts = shown.sum(1)
+    first = counts - given.new
+    alone = np.array_equal(shown, np.arange(seq) < counts[:, None]) and bool((first == last).any())
+    all_written = _agree(first, given.new, written) == sequences
+    return first if alone and all_written and _fits(first, last, match.text.new) else None
+
+
+def _shown_last(given: GivenRows, b: int) -> Flags:
+    """Slots that the last query of a sequence sees, its own among them, [seq]."""
+    seq = given.keys.shape[2]
+    if given.visible is None or not given.visible.shape[-2]:
+        return np.ones(seq, bool)
+    table = given.visible[b if given.visible.shape[0] > 1 else 0, :, -1]
+    found: Flags = table.any(0).expand(seq).cpu().numpy()
+    return found
+
+
+def _agree(first: Numbers, new: int, written: Numbers) -> int:
+    """Sequences that wrote rows where they are said to go on."""
+    own = first[:, None] + np.arange(new)
+    return sum(bool(np.isin(*pair).all()) for pair in zip(own, written, strict=True))
+
+
+def _fits(first: Numbers, ends: Numbers, filled: int) -> bool:
+    """Whether these are other places, and no sequence loses all that the step before gave it."""
+    taken = ends - first
+    return len(set(first.tolist())) > 1 and bool((taken >= 0).all() and (taken < filled).all())
 
 
 def _cropped(text: Text, given: GivenRows, last: int, b: int, end: int) -> bool:

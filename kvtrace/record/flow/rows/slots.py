@@ -117,9 +117,15 @@ def in_turn(slots: Numbers, last: int) -> Numbers:
     return np.concatenate([after, slots[slots <= last]]) if len(after) else slots
 
 
-def given_tokens(order: Numbers, new: int, empty: Flags) -> Numbers:
-    """Of new rows, in their order, those that stand for this forward's tokens: never zero ones."""
+def given_tokens(order: Numbers, new: int, others: Flags) -> Numbers:
+    """Of new rows, in their order, those that stand for this forward's tokens.
+
+    Args:
+        order: Slots of new rows, in their order.
+        new: Tokens of the forward.
+        others: Slots of rows that are all zero, or that the last token does not see.
+    """
     if len(order) <= new:
         return order
-    real = order[~empty[order]]
+    real = order[~others[order]]
     return real[-new:] if len(real) >= new else order[-new:]

@@ -31,6 +31,8 @@ class GivenRows:
         resumed: The model was given what an earlier step had filled.
         tokens: Tokens per sequence that came in; 0 where the rows need not be theirs.
         again: The model was handed the tokens of the step before, and what that one was handed.
+        held: Rows of each sequence, with those of this step or without, where the model was told
+            that they are not equally many.
     """
 
     keys: Tensor
@@ -44,6 +46,7 @@ class GivenRows:
     resumed: bool = False
     tokens: int = 0
     again: bool = False
+    held: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +62,7 @@ class Text:
         number: Of the step.
         mixed: Some of its rows stood for no single token.
         filled: Every slot holds a row, as is known without looking.
+        new: Tokens per sequence that the step took in, where it did more than add rows.
     """
 
     digests: Digests
@@ -70,6 +74,7 @@ class Text:
     number: int
     mixed: bool = False
     filled: bool = False
+    new: int = 1
 
     @property
     def live(self) -> Flags:
