@@ -83,3 +83,40 @@ def test_a_pass_that_read_fewer_rows_than_it_has_tokens_is_no_reference(tmp_path
     report = check(kvtrace.open(tmp_path / "a.kvt"))
     assert (report.verdict, report.findings) == (UNCHECKED, ())
     assert "read fewer rows than tokens" in report.reason
+
+
+class Packed(nn.Module):
+    """Texts stand one behind the other; how long each is must be said, in a list."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.emb, self.qkv, self.head = nn.Embedding(90, 16), nn.Linear(16, 48), nn.Linear(16, 90)
+
+    def forward(self, input_ids, seqlens, cache=None):
+        q, k, v = self.qkv(self.emb(input_ids)).chunk(3, -1)
+        out, end = [], 0
+        for text, new in enumerate(seqlens):
+            own, end = slice(end, end + new), end + new
+            keys, values = k[own], v[own]
+            if cache is not None:
+                old = cache.get(text, (keys[:0], values[:0]))
+                keys, values = torch.cat((old[0], keys)), torch.cat((old[1], values))
+                cache[text] = keys, values
+            hidden = torch.full((new, len(keys)), -torch.inf).triu(len(keys) - new + 1)
+            out.append((q[own] @ keys.T / 4 + hidden).softmax(-1) @ values)
+        return self.head(torch.cat(out))
+
+
+def test_the_length_of_the_only_text_in_a_list_grows_with_the_tokens():
+    model, cache = Packed(), {}
+
+    @torch.no_grad()
+    def run():
+        ids = torch.tensor(PROMPT)
+        for _ in range(4):
+            ids = model(ids, [len(ids)], cache)[-1:].argmax(-1)
+
+    report = kvtrace.check(model, run=run)
+
+    assert report.ok, report

@@ -108,9 +108,9 @@ class FirstCall:
                 out[name] = False
             elif cached or self._per_token(value) or (name in self.written and self.optional(name)):
                 if not self.optional(name):
-                    if value is not None:
+                    out[name] = self._counted(name, value, tokens.shape[1])
+                    if value is not None and out[name] is value:
                         raise CannotExtendError(f"`{name}` can't be left out")
-                    out[name] = None
             else:
                 out[name] = value
         for name in self.parameters:
@@ -160,9 +160,9 @@ class FirstCall:
         return isinstance(value, Tensor) and self.new > 1 and self.new in value.shape
 
     def _extended(self, name: str, value: object, rows: int) -> object:
-        if isinstance(value, int) and not isinstance(value, bool):
-            counts = _POSITION.search(name) or _COUNT.search(name)
-            return rows if value == self.new and counts and value > 1 else value
+        counted = self._counted(name, value, rows)
+        if counted is not value or isinstance(value, int):
+            return counted
         cache = _CACHE.search(name) and not _POSITION.search(name)
         if not isinstance(value, Tensor) or value.dim() == 0 or cache or is_source(name, value):
             return value
@@ -171,6 +171,22 @@ class FirstCall:
         if not value.is_floating_point() and value.dtype != torch.bool:
             return self._whole(name, value, rows)
         return self._table(name, value, rows)
+
+    def _counted(self, name: str, value: object, rows: int) -> object:
+        """A number of tokens, alone or as those of the only text: [new], or from 0 to it, [0, new].
+
+        What is no such thing is given back.
+        """
+        if self.new < 2 or not (_POSITION.search(name) or _COUNT.search(name)):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return rows if value == self.new else value
+        whole = isinstance(value, Tensor) and not value.is_floating_point() and value.dim() == 1
+        counts = value.tolist() if isinstance(value, Tensor) and whole else value
+        if not isinstance(counts, list | tuple) or list(counts) not in ([self.new], [0, self.new]):
+            return value
+        longer = [*counts[:-1], rows]
+        return torch.tensor(longer).to(value) if isinstance(value, Tensor) else type(counts)(longer)
 
     @property
     def padding(self) -> str | None:
