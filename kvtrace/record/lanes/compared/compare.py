@@ -92,11 +92,12 @@ class _OneSite:
 
     def compare(self, tally: Tally) -> None:
         """All tensors, all paths."""
+        uneven = self._uneven()
         for tensor in Tensor:
             kv = tensor in (Tensor.KEYS, Tensor.VALUES)
             if kv and self.site.source == "shared":
                 continue
-            if self._uneven(kv=kv):
+            if uneven[kv]:
                 self.comparer.uneven(self.site)
                 continue
             lane = self._lane(tensor, kv=kv)
@@ -113,8 +114,12 @@ class _OneSite:
                     padding = 0 if kv and self.site.kind == "cross" else path.padding
                     self._enter(tally, tensor, rows, lane[place], padding)
 
-    def _uneven(self, *, kv: bool) -> bool:
-        """Whether rows are not one a token, so that a longer text has others."""
+    def _uneven(self) -> tuple[bool, bool]:
+        """Whether rows are not one a token, so that a longer text has others.
+
+        Returns:
+            Of queries and output, and of keys and values.
+        """
         lengths, margins = set(), set()
         for step in self.steps.values():
             group = step.cache_step(self.site.reads)
@@ -122,16 +127,16 @@ class _OneSite:
             lengths.add(sum(run.count for run in runs))
             none = [stands_for_none(run.position) for run in runs]
             if (none and all(none)) or step.new_at(self.site.index) > step.new:
-                return True
+                return True, True
             margins.add(_margins(runs))
-        if kv and margins:
+        if margins:
             found = margins.pop()
             if margins or found is None:
-                return True
+                return False, True
             self.front, self.behind = found
             if any(found) and self.call.keys.shape[2] != self.batch.rows + sum(found):
-                return True
-        return kv and self.site.kind == "cross" and len(lengths) > 1
+                return False, True
+        return False, self.site.kind == "cross" and len(lengths) > 1
 
     def _rows(
         self, tensor: Tensor, path: Path, nodes: Sequence[Node], *, kv: bool
