@@ -11,7 +11,7 @@ from builders.written import write_trace
 _BROKEN = """
 import sys
 from kvtrace.cli import main
-from kvtrace_tui import moves
+from kvtrace_tui.desk import moves
 def broken(trace, number=None):
     text = "\\x1b]0;owned\\x07"
     raise ValueError(f"planted {text}")
