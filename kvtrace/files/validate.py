@@ -75,7 +75,9 @@ def _fixed_layer(layer: CacheLayer) -> CacheLayer:
 
 
 def _sound_layer(layer: CacheLayer) -> bool:
-    dims = 0 < layer.key_dim <= MAX_DIM and 0 < layer.value_dim <= MAX_DIM
+    # latents of attention without positions have no rotary key beside them
+    least = 0 if layer.kind == "latent" else 1
+    dims = 0 < layer.key_dim <= MAX_DIM and least <= layer.value_dim <= MAX_DIM
     dims = dims and 0 <= layer.shared_dim <= min(layer.key_dim, layer.value_dim)
     heads = 0 < layer.num_kv_heads <= MAX_HEADS and dtypes.known(layer.dtype)
     return dims and heads and _part(layer.num_kv_heads, layer.first_kv_head, layer.all_kv_heads)

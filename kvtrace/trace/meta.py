@@ -61,7 +61,8 @@ class CacheLayer:
         index: Place in `Meta.cache_layers`.
         layer: The cache's own layer index, or -1 when the rows are not held in a cache.
         kind: Class of the cache layer in plain words: "dynamic", "sliding", "static",
-            "quantised", "cross", "latent" (MLA: keys hold the latent, values the rotary key),
+            "quantised", "cross", "latent" (MLA: keys hold the latent, values the rotary key, which
+            has no features where positions are not encoded),
             "state" (recurrent: constant in length), or "derived" (rows made anew from another
             cache layer each step) and "uncached" (never kept); the last two hold no memory.
         num_kv_heads, key_dim, value_dim: Shape of a row: keys [kv_heads, seq, key_dim].

@@ -60,7 +60,7 @@ def tiny_config(model_type: str):
     override = OVERRIDES.get(model_type, {})
     needs_text = "assistant" in model_type and "text_config" in override
     start = {"text_config": override["text_config"]} if needs_text else {}
-    sizes = _merged(_shrunk(cls(**start)), override)
+    sizes = _merged(shrunk(cls(**start)), override)
     if model_type == "dots3_note":
         text = tiny_config("dots3_note_text").to_dict()
         sizes["text_config"] = text | {"per_layer_config": {}}
@@ -68,7 +68,7 @@ def tiny_config(model_type: str):
     return cls(**sizes)
 
 
-def _shrunk(config) -> dict:
+def shrunk(config) -> dict:
     """Keyword arguments that make a default configuration tiny, nested ones included."""
     from transformers.configuration_utils import PreTrainedConfig
 
@@ -88,7 +88,7 @@ def _shrunk(config) -> dict:
     for name in getattr(type(config), "sub_configs", None) or {}:
         part = getattr(config, name, None)
         if isinstance(part, PreTrainedConfig):
-            sizes[name] = _shrunk(part)
+            sizes[name] = shrunk(part)
     return sizes
 
 

@@ -115,7 +115,7 @@ class CellReader:
         self._check_range(known, store, dim, first, count)
         out: Array = np.empty((heads, count, dim), dtypes.storage(store.dtype))
         wanted = _Wanted(store, tensor, head, first, out)
-        done = 0
+        done = 0 if out.size else count
         while done < count:
             done += self._from_tile(known, wanted, done) or self._from_step(known, wanted, done)
         return out

@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, FalconConfig
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    MistralLarge4Config,
+    MistralLarge4ForConditionalGeneration,
+)
 from transformers.cache_utils import (
     Cache,
     DynamicCache,
@@ -21,9 +26,9 @@ from builders.recorded import (
     bits,
     record,
 )
-from builders.tiny_models import tiny_config, tiny_model
+from builders.tiny_models import shrunk, tiny_config, tiny_model
 from builders.ways import IDS, generate, ready
-from kvtrace.analysis.nature import rows_are
+from kvtrace.analysis.nature import attention_is, rows_are
 from kvtrace.trace import Tensor
 
 
@@ -367,3 +372,16 @@ def test_heads_that_are_repeated_before_they_are_cached_are_no_latents(tmp_path)
     kinds = {(layer.kind, layer.num_kv_heads) for layer in trace.meta.cache_layers}
     assert kinds == {("dynamic", 4), ("derived", 2)}
     assert rows_are(trace, 0) == "derived"
+
+
+def test_latents_without_a_rotary_key_have_values_without_features(tmp_path):
+    sizes = shrunk(MistralLarge4Config())
+    torch.manual_seed(0)
+    model = ready(MistralLarge4ForConditionalGeneration._from_config(MistralLarge4Config(**sizes)))
+    trace, held, _ = record(model.eval(), generate(model), tmp_path / "a.kvt", recompute="once")
+    assert_caches_agree(trace, held)
+    assert_attention_explains_itself(trace)
+    dims = [one.value_dim for one in trace.meta.cache_layers if one.kind == "latent"]
+    # positions are encoded in all layers but the last
+    assert dims == [8, 8, 8, 0]
+    assert "MLA: latent 16, no rotary key" in attention_is(trace, 3)

@@ -131,7 +131,8 @@ def _kind(layer: CacheLayer) -> str:
         words.append(f"window {layer.window}")
     heads = f"{layer.num_kv_heads} kv head{'s' if layer.num_kv_heads != 1 else ''}"
     if layer.kind == "latent":
-        return f"latent {layer.key_dim} + rotary {layer.value_dim}"
+        rotary = f" + rotary {layer.value_dim}" if layer.value_dim else ", no rotary key"
+        return f"latent {layer.key_dim}{rotary}"
     return ", ".join([*words, f"{heads} × {layer.key_dim}"])
 
 
