@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from kvtrace.record.capture.forward import Forward
+from kvtrace.record.capture.tokens.inputs import is_source
 from kvtrace.record.lanes.given.codes import Codes
 from kvtrace.record.lanes.given.embedded import Embedded
 from kvtrace.record.lanes.given.shown import branches
@@ -232,6 +233,7 @@ def _per_token(forward: Forward) -> Mapping[str, Tensor]:
         if name not in _REPLACED
         and name != "attention_mask"
         and isinstance(value, Tensor)
+        and not is_source(name, value)  # though it may be as long by chance
         and not value.is_floating_point()
         and value.dim() >= 2
         and tuple(value.shape[:2]) == (forward.sequences, forward.new)
