@@ -84,8 +84,8 @@ def _latent(trace: Trace, layer: int) -> str:
     """What one token leaves in the cache of multi-head latent attention."""
     store = latents_of(trace, layer)
     if store is not None:
-        rotary = f" + rotary {store.value_dim}" if store.value_dim else ", no rotary key"
-        return f"MLA: latent {store.key_dim}{rotary}"
+        beside = f" + rotary {store.value_dim}" if store.value_dim else ", no rotary key"
+        return f"MLA: latent {store.key_dim}{beside}"
     store = trace.cache_layer(layer)
     if store.kind != "latent":
         return ""
