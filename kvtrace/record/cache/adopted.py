@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 
 
 class _Taken(NamedTuple):
-    """A cache layer that went on with another's rows: how many there were, and were taken."""
+    """A cache layer that went on with another's rows.
+
+    Attributes:
+        layer: It.
+        before, after: Rows there were, and were taken.
+        order: Sequence that each took over; none: as many times each as fit.
+    """
 
     layer: int
     before: int
     after: int
+    order: tuple[int, ...] = ()
 
 
 class Copies:
@@ -29,7 +36,7 @@ class Copies:
 
     def __init__(self) -> None:
         self._donor: int | None = None
-        self._made: dict[tuple[int, int, int], Book] = {}
+        self._made: dict[tuple[int, int, tuple[int, ...]], Book] = {}
         self._taken: list[_Taken] = []
 
     def adopted(
@@ -46,16 +53,18 @@ class Copies:
         source = None if found is None else known.get((found.cache, store))
         if found is None or source is None or key in known or source.rows < found.rows:
             return update
-        if update.keys.shape[0] % len(source.held):
+        count, there = len(found.sequences), len(source.held)
+        if max(found.sequences) >= there:
             return update
-        times = update.keys.shape[0] // len(source.held)
-        alike = (id(source), found.rows, times)
+        alike = (id(source), found.rows, found.sequences)
         if alike not in self._made:
-            held = (runs.first(one, found.rows) for one in source.held for _ in range(times))
+            held = (runs.first(source.held[one], found.rows) for one in found.sequences)
             self._made[alike] = Book(tuple(held))
+        in_order = found.sequences == tuple(b * there // count for b in range(count))
         known[key] = self._made[alike]
         self._donor = found.cache
-        self._taken.append(_Taken(store, source.rows, found.rows))
+        order = () if in_order else found.sequences
+        self._taken.append(_Taken(store, source.rows, found.rows, order))
         return update._replace(continuous=True)
 
     def over(self, out: LedgerStep) -> None:
@@ -63,6 +72,9 @@ class Copies:
         if self._taken:
             out.copied = self._donor
             if any(one.before > one.after for one in self._taken):
-                layers, before, after = zip(*self._taken, strict=True)
+                layers, before, after, _ = zip(*self._taken, strict=True)
                 out.events += (CacheEvent("crop", layers, before, after),)
+            layers, _, rows, orders = zip(*self._taken, strict=True)
+            if orders[0] and len(set(orders)) == 1:
+                out.events += (CacheEvent("select", layers, rows, rows, orders[0]),)
         self._taken, self._made, self._donor = [], {}, None

@@ -174,11 +174,13 @@ class CopyOf(NamedTuple):
         update: Which of the forward's.
         cache: Serial number of the other cache object.
         rows: That are equal, bit by bit.
+        sequences: Of the other cache, each as it is in this one, [sequences].
     """
 
     update: int
     cache: int
     rows: int
+    sequences: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

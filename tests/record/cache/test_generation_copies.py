@@ -150,3 +150,31 @@ def test_a_cache_with_other_rows_is_nobodys_copy(tmp_path):
 
     trace = recorded(model, run, tmp_path / "a.kvt")
     assert {group.layers: group.rows for group in trace.step(1).caches}[0,] == PREFIX + 1
+
+
+def chosen(cache, order):
+    """Another cache object that holds these sequences of one, as a search by hand keeps them."""
+    rows = [(layer.keys, layer.values) for layer in cache.layers]
+    return DynamicCache([tuple(one[order].clone() for one in both) for both in rows])
+
+
+def test_sequences_that_are_kept_by_hand_go_on_each_with_its_own_rows(tmp_path):
+    model, orders = ready(tiny_model("llama")), ([2, 2, 0], [1], [0, 0])
+
+    def run():
+        before, out = filled(model, DynamicCache()), []
+        cache = chosen(before, [0, 0, 0])
+        with torch.no_grad():
+            for turn, order in enumerate(orders):
+                tokens = torch.tensor([[20 + turn], [30], [40]])[: cache.layers[0].keys.shape[0]]
+                out.append(model(tokens, past_key_values=cache).logits)
+                before, cache = cache, chosen(cache, order)
+            out.append(model(torch.tensor([[7], [8]]), past_key_values=cache).logits)
+        return torch.cat([one[:, -1] for one in out])
+
+    trace = recorded(model, run, tmp_path / "a.kvt")
+    assert_compared(trace)
+    orders_seen = [[event.order for event in step.events] for step in trace]
+    assert orders_seen == [[], [], [(2, 2, 0)], [(1,)], []]
+    assert [step.parent for step in trace] == [None, 0, 1, 2, 3]
+    assert sum(trace.compared(number) is not None for number in trace.numbers) == 5

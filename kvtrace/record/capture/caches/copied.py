@@ -46,8 +46,12 @@ def _copy_of(
     for cache, keys, values in live:
         if cache == update.cache:
             continue
+        count, there = update.keys.shape[0], keys.shape[0]
         if _equal(update.keys, keys, rows) and _equal(update.values, values, rows):
-            return CopyOf(index, cache, rows)
+            return CopyOf(index, cache, rows, tuple(b * there // count for b in range(count)))
+        chosen = _chosen((update.keys, update.values), (keys, values), rows)
+        if chosen is not None:
+            return CopyOf(index, cache, rows, chosen)
     return None
 
 
@@ -58,3 +62,28 @@ def _equal(mine: Tensor, theirs: Tensor, rows: int) -> bool:
     times = mine.shape[0] // theirs.shape[0]
     first = theirs[:, :, :rows]
     return same(mine[:, :, :rows], first if times == 1 else first.repeat_interleave(times, 0))
+
+
+def _chosen(
+    mine: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], rows: int
+) -> tuple[int, ...] | None:
+    """The sequence of another cache that each of this one is; None: some is none of them.
+
+    Those that are kept of a batch, or exchanged, as whoever searches does by hand.
+    """
+    there = theirs[0].shape[0]
+    if there < 2 or theirs[0].shape[2] < rows or theirs[0].device != mine[0].device:
+        return None
+    found: list[int] = []
+    for b in range(mine[0].shape[0]):
+        near = [*found[-1:], b] if b < there else found[-1:]  # most likely ones first
+        fits = (
+            s
+            for s in dict.fromkeys((*near, *range(there)))
+            if all(same(x[b, :, :rows], y[s, :, :rows]) for x, y in zip(mine, theirs, strict=True))
+        )
+        source = next(fits, None)
+        if source is None:
+            return None
+        found.append(source)
+    return tuple(found)
