@@ -1,5 +1,6 @@
 """Scripts of people, run untouched: what `kvtrace run` does once it has its own process."""
 
+import concurrent.futures.thread
 import json
 import os
 import sys
@@ -21,6 +22,9 @@ def run(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.delitem(sys.modules, "model", raising=False)
+    # a script ends as its process would: pools take no more work
+    monkeypatch.setattr(threading, "_threading_atexits", [*threading._threading_atexits])
+    monkeypatch.setattr(concurrent.futures.thread, "_shutdown", False)
 
     def run(*words, module=False, force=False, keep_rows=False):
         wishes = {
@@ -238,3 +242,22 @@ def test_processes_that_a_script_starts_are_said_to_go_unrecorded(run, tmp_path)
     code, _, err = run("starts.py")
     assert code == 0
     assert "what the processes that it started do is not recorded" in err
+
+
+def test_a_model_whose_other_method_does_not_attend_is_named(run, tmp_path):
+    (tmp_path / "recurs.py").write_text(
+        "import torch\n"
+        "class Recurs(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.table, self.mix = torch.nn.Embedding(20, 8), torch.nn.Linear(8, 8)\n"
+        "    def forward_recurrent(self, ids, state):\n"
+        "        state = 0.9 * state + self.mix(self.table(ids))\n"
+        "        return state\n"
+        "model, state = Recurs(), torch.zeros(1, 8)\n"
+        "for token in range(4):\n"
+        "    state = model.forward_recurrent(torch.tensor([token]), state)\n"
+    )
+    code, _, err = run("recurs.py")
+    assert code == 0
+    assert "no attention was seen in Recurs (4 calls with tokens): recurrent, or not" in err

@@ -55,6 +55,7 @@ class Implicit:
     Attributes:
         begins_at_once: A step begins with the look-up, not with the first attention: there is a
             module, whose cache the first attention may already have changed.
+        lookups: How often ids were looked up.
     """
 
     def __init__(self, recording: Steps, name: str, *, begins_at_once: bool) -> None:
@@ -66,6 +67,7 @@ class Implicit:
             begins_at_once: See there.
         """
         self.begins_at_once = begins_at_once
+        self.lookups = 0
         self._name = name
         self._recording = recording
         self._ids: Tensor | None = None
@@ -101,6 +103,7 @@ class Implicit:
             ids: [sequences, new].
             table: Address of what they were looked up in.
         """
+        self.lookups += 1
         if self._open is not None and self._open.calls:
             self.close()
         known = self._table in (self._in, None)

@@ -45,6 +45,12 @@ class Met:
     with_ids: bool = True
 
     @property
+    def given_tokens(self) -> int:
+        """Calls with tokens that were no training, those of its other methods included."""
+        methods = self.implicit if self.implicit and self.implicit.begins_at_once else None
+        return self.calls - self.training + (methods.lookups if methods else 0)
+
+    @property
     def is_layer(self) -> bool:
         """Whether it is a layer on its own, and recorded."""
         return not self.with_ids and self.recording is not None

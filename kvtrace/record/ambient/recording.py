@@ -130,9 +130,9 @@ class AmbientRecording:
         paths = [one.recording.path for one in self._written if one.recording is not None]
         told.sort(key=lambda one: paths.index(one.path))
         silent = {
-            type(one.module).__name__: one.calls
+            type(one.module).__name__: one.given_tokens
             for one in self._models.values()
-            if one.late is not None and one.late.writer is None and one.calls > one.training
+            if one.late is not None and one.late.writer is None and one.given_tokens
         }
         self.report = Report(tuple(told), self._said(), silent, self._others)
 
