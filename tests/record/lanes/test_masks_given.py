@@ -1,12 +1,16 @@
 """Masks of four axes that a caller hands a model: who sees whom, said for the first tokens."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+import kvtrace
 from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
 from builders.tiny_models import tiny_model
 from builders.ways import IDS, ready
 from kvtrace.analysis.checks import EQUAL, UNCHECKED, check
+from kvtrace.record.lanes.given.tables import table_of
 
 PROMPT = IDS.shape[1]
 
@@ -58,13 +62,37 @@ def test_without_a_cache_tokens_see_each_other_as_the_caller_said(what, attentio
     assert (report.verdict, report.findings) == (EQUAL, ())
 
 
-@pytest.mark.parametrize("what", ["causal", "prefix"])
-def test_what_later_tokens_see_of_a_table_in_a_window_is_said_to_be_unknown(what, tmp_path):
+def test_what_later_tokens_see_of_a_table_in_a_window_is_said_to_be_unknown(tmp_path):
     model = ready(tiny_model("gemma3_text"))
     assert model.config.sliding_window < PROMPT
-    trace = recorded(model, table(what), tmp_path / "a.kvt")
+    trace = recorded(model, table("prefix"), tmp_path / "a.kvt")
     assert check(trace).verdict == UNCHECKED
     assert any("layers have windows" in note.text for note in trace.notes)
+
+
+def test_a_causal_mask_that_leaves_out_the_windows_of_the_layers_is_named(tmp_path):
+    model = ready(tiny_model("gemma3_text"))
+    with kvtrace.record(model, tmp_path / "a.kvt"), torch.no_grad():
+        decode(model, table("causal"))()
+    (found, *_) = check(kvtrace.open(tmp_path / "a.kvt")).findings
+    assert (found.name, found.step, found.layer, found.tensor) == ("WINDOW", 0, 0, "mask")
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_table_of_the_layers_own_window_is_the_usual_one(padding, tmp_path):
+    model = ready(tiny_model("mistral"))
+    window = model.config.sliding_window
+    assert window < PROMPT
+    shown = torch.ones(PROMPT, PROMPT, dtype=torch.bool).tril().triu(1 - window)
+    shown[:, :padding] = False
+    forward = SimpleNamespace(
+        argument={"attention_mask": shown[None, None]}.get,
+        new=PROMPT,
+        calls=[SimpleNamespace(window=window)],
+    )
+    assert table_of(forward) == {}
+    shown[0, 1] = True
+    assert table_of(forward) != {}
 
 
 def test_a_causal_mask_of_four_axes_is_the_usual_one(tmp_path):

@@ -25,6 +25,8 @@ ALONE = "attention_mask of four axes, beside windows"
 def table_of(forward: Forward) -> Mapping[str, Tensor]:
     """The table that the first tokens of a text were given; nothing where it is the causal one.
 
+    A causal one that leaves out the windows of the layers asks for nothing of its own.
+
     Args:
         forward: The text's first, without rows from before.
     """
@@ -33,12 +35,16 @@ def table_of(forward: Forward) -> Mapping[str, Tensor]:
         return {}
     table = given[..., : forward.new]
     shown = table > HIDDEN_BELOW if table.is_floating_point() else table != 0
-    usual = torch.ones_like(shown).tril() & shown[..., -1:, :]
-    windows = [call.window for call in forward.calls if call.window is not None]
-    plain = all(forward.new <= one for one in windows) and torch.equal(shown, usual)
-    if plain or table.shape[-1] != forward.new:
+    windows = {call.window for call in forward.calls if call.window is not None}
+    if any(torch.equal(shown, _usual(shown, window)) for window in (forward.new, *windows)):
         return {}
     return {ALONE if windows else TABLE: table.detach().clone()}
+
+
+def _usual(shown: Tensor, window: int) -> Tensor:
+    """The causal table of a window, without columns that nobody sees: those are padding."""
+    seen = shown.any(dim=-2, keepdim=True)
+    return torch.ones_like(shown).tril().triu(1 - window) & seen
 
 
 def given_table(extra: Mapping[str, object]) -> Tensor | None:
