@@ -1,4 +1,5 @@
 import os
+import pty
 import signal
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 from builders import Shape, synthetic_trace
 from builders.terminal import Terminal, kvtrace
 from builders.written import write_trace
+from kvtrace_tui.driver import SteadyOutput
 
 _BROKEN = """
 import sys
@@ -51,6 +53,17 @@ def test_a_terminal_that_is_gone_without_a_signal_ends_it(path):
         os.close(terminal.fd)
         terminal.fd = os.open(os.devnull, os.O_RDWR)
         assert terminal.ended() == 129
+
+
+def test_what_is_written_to_a_terminal_that_is_gone_goes_nowhere():
+    master, slave = pty.openpty()
+    os.close(master)
+    with os.fdopen(slave, "w") as stream:
+        output = SteadyOutput(stream)
+        for _ in range(100):
+            output.write("x" * 1000)
+            output.flush()
+        assert not output.isatty()
 
 
 @pytest.mark.parametrize(
