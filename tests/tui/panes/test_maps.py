@@ -1,6 +1,7 @@
 """Maps and numbers of Q, K, V and the output."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from textual.geometry import Region
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.origin import tokens_of_rows
+from kvtrace.errors import TraceError
 from kvtrace.trace import Tensor
 from kvtrace_tui.desk.cursor import ColourScale, Cursor, View
 from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.panes import rows
 from kvtrace_tui.panes.rows import RowStore, Shelf
 from kvtrace_tui.panes.tensor_map import MapPane, exactly
 from kvtrace_tui.panes.views import Ranges, shown
@@ -206,6 +209,44 @@ def test_the_range_stays_put_from_step_to_step():
         seen = shown(store, Tensor.KEYS, cursor)
         highs.add(ranges.shade(store, Tensor.KEYS, cursor, seen).high)
     assert len(highs) == 1
+
+
+@pytest.mark.parametrize("ahead", [3, 4096])
+@pytest.mark.parametrize("scale", list(ColourScale))
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_range_depends_on_the_cursor_alone_not_on_what_was_seen(
+    window, scale, ahead, monkeypatch
+):
+    monkeypatch.setattr(rows, "LOOK_AHEAD", ahead)
+    trace = synthetic_trace(Shape(decode=9, window=window))
+    for layer in trace.source.cell_tensors.values():
+        layer *= np.arange(1, layer.shape[1] + 1, dtype=np.float32)[None, ::-1, None]
+    store, ranges = RowStore(trace), Ranges()
+    for step in (9, 3, 0, 6, 1, 4):
+        for view, tensor in product((View.VALUE, View.ABSOLUTE), Tensor):
+            cursor = Cursor(step=step, layer=1, head=2, view=view, scale=scale)
+            anew = RowStore(trace)
+            of_seen = ranges.shade(store, tensor, cursor, shown(store, tensor, cursor))
+            assert of_seen == Ranges().shade(anew, tensor, cursor, shown(anew, tensor, cursor))
+
+
+def test_a_damaged_cell_beside_those_shown_changes_no_range_with_what_was_seen():
+    trace = synthetic_trace(Shape(decode=6))
+    source, real = trace.source, trace.source.cells
+
+    def cells(layer, tensor, first, count, head):
+        if first + count > 9:
+            raise TraceError("memory.kvt: cell 9 is damaged.")
+        return real(layer, tensor, first, count, head)
+
+    source.cells = cells
+    store, ranges = RowStore(trace), Ranges()
+    for step in (4, 1, 3):
+        cursor = Cursor(step=step, layer=1, head=2)
+        anew = RowStore(trace)
+        of_seen = ranges.shade(store, Tensor.KEYS, cursor, shown(store, Tensor.KEYS, cursor))
+        seen = shown(anew, Tensor.KEYS, cursor)
+        assert of_seen == Ranges().shade(anew, Tensor.KEYS, cursor, seen)
 
 
 def test_rounding_is_dark_because_the_range_reaches_the_tolerance():

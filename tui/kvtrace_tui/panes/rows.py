@@ -32,7 +32,10 @@ from kvtrace.trace.view import expanded
 KEPT_BYTES = 96 << 20
 ALL_KEYS_BYTES = 128 << 20
 LOOK_AHEAD = 4096
-"""Cells of a head that are read at once, so that stepping reads nothing."""
+"""Cells of a head that are read at once, so that stepping reads nothing.
+
+Blocks of them, counted from cell 0: what is read for a step depends on the step alone.
+"""
 
 _ANSWERS_KEPT = 24
 _ANSWER_ROWS = 1 << 14
@@ -42,14 +45,25 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Cells:
-    """Consecutive cells that were read: rows [..., stop - first, dim]."""
+    """Consecutive cells that were read: rows [..., stop - first, dim].
+
+    Attributes:
+        first: The first of them.
+        rows: Of all of them.
+        damaged: Blocks that were asked for last, when not all cells of them can be read.
+    """
 
     first: int
     rows: Floats
+    damaged: tuple[int, int] = (0, 0)
 
     @property
     def stop(self) -> int:
         return self.first + int(self.rows.shape[-2])
+
+    def have(self, wanted: tuple[int, int]) -> bool:
+        """Whether all cells from one number up to another one are here."""
+        return self.first <= wanted[0] and wanted[1] <= self.stop
 
     def of(self, runs: Runs) -> Floats:
         """The rows of some runs, in slot order; a view where they are consecutive."""
@@ -115,11 +129,28 @@ class RowStore:
             lambda: head_rows(self.trace, number, layer, tensor, head, sequence),
         )
 
-    def known(self, layer: int, tensor: Tensor, head: int) -> Floats | None:
-        """All rows of a K or V head that were read so far, whatever the step; None: none."""
-        site = self.trace.site(layer)
-        kept = self._kept.get(("cells", site.reads, tensor, tensor_head(site, tensor, head)))
-        return kept.rows if isinstance(kept, _Cells) else None
+    def around(
+        self, number: int, layer: int, tensor: Tensor, head: int, sequence: int = 0
+    ) -> tuple[tuple[int, int], Floats] | None:
+        """The blocks of cells in which the rows of a K or V head lie, whatever was read before.
+
+        None: there are none, or a cell of them is damaged.
+
+        Returns:
+            The first cell and the one after the last, and the rows between, [cells, dim].
+
+        Raises:
+            MissingError: The site did not attend in this step.
+            TraceError: The rows themselves are damaged.
+        """
+        runs = attended_runs(self.trace, number, layer, sequence)
+        if not runs:
+            return None
+        kept = self._cells(layer, tensor, head, runs)
+        blocks = self._blocks(self.trace.site(layer).reads, runs)
+        if not kept.have(blocks):
+            return None
+        return blocks, kept.rows[blocks[0] - kept.first : blocks[1] - kept.first]
 
     def layer_keys(self, number: int, layer: int, sequence: int = 0) -> Floats | None:
         """K of all kv heads that a site was given, [kv_heads, seq, key_dim].
@@ -153,6 +184,11 @@ class RowStore:
         runs = attended_runs(self.trace, number, layer, sequence)
         if not runs:
             return np.zeros((0, site.dim(tensor)), np.float32)
+        return self._cells(layer, tensor, head, runs).of(runs)
+
+    def _cells(self, layer: int, tensor: Tensor, head: int, runs: Runs) -> _Cells:
+        """Cells of a K or V head, with those of the runs among them."""
+        site = self.trace.site(layer)
         own = tensor_head(site, tensor, head)
         key = ("cells", site.reads, tensor, own)
 
@@ -165,25 +201,30 @@ class RowStore:
             self._keep(key, grown)
         else:
             self._kept.move_to_end(key)
-        return grown.of(runs)
+        return grown
 
     def _grown(self, kept: _Cells | None, cache_layer: int, runs: Runs, read: Read) -> _Cells:
-        """What was kept, or more, so that the runs are in it."""
-        low = min(run.cell for run in runs)
-        high = max(run.cell + run.count for run in runs)
-        if kept is not None and kept.first <= low and high <= kept.stop:
+        """What was kept, or more, so that the runs are in it, and the blocks around if they can."""
+        blocks = self._blocks(cache_layer, runs)
+        if kept is not None and kept.have(blocks):
             return kept
-        end = self._cells_written(cache_layer)
-        start, first = low, low
-        before: list[Floats] = []
-        if kept is not None and kept.first <= low <= kept.stop:
-            start, first, before = kept.first, kept.stop, [kept.rows]
+        needed = _span(runs)
+        had = kept is not None and kept.have(needed)
+        if kept is not None and had and kept.damaged == blocks:
+            return kept
         try:
-            rows = read(first, max(high, min(end, first + LOOK_AHEAD)))
+            return _joined(kept, blocks, read)
         except TraceError:
-            # a cell further on is damaged: that is no reason to hide these
-            rows = read(first, high)
-        return _Cells(start, np.concatenate([*before, rows], axis=-2) if before else rows)
+            # a cell beside them is damaged: that is no reason to hide these
+            found = kept if kept is not None and had else _joined(kept, needed, read)
+            return _Cells(found.first, found.rows, blocks)
+
+    def _blocks(self, cache_layer: int, runs: Runs) -> tuple[int, int]:
+        """The first and the last cell, exclusive, of the blocks that the runs reach into."""
+        low, high = _span(runs)
+        written = self._cells_written(cache_layer)
+        end = -(-high // LOOK_AHEAD) * LOOK_AHEAD
+        return low // LOOK_AHEAD * LOOK_AHEAD, max(high, min(written, end))
 
     def _all_keys_bytes(self) -> int:
         """float32 keys of all layers at the end of the trace."""
@@ -271,6 +312,19 @@ class Shelf:
         if self._store is None or self._store.trace is not trace:
             self._store = RowStore(trace)
         return self._store
+
+
+def _span(runs: Runs) -> tuple[int, int]:
+    """The first cell of some runs, and the one after the last."""
+    return min(run.cell for run in runs), max(run.cell + run.count for run in runs)
+
+
+def _joined(kept: _Cells | None, wanted: tuple[int, int], read: Read) -> _Cells:
+    """The wanted cells; those before them that were kept stay, unless there is a gap."""
+    first, stop = wanted
+    if kept is None or not kept.first <= first <= kept.stop:
+        return _Cells(first, read(first, stop))
+    return _Cells(kept.first, np.concatenate([kept.rows, read(kept.stop, stop)], axis=-2))
 
 
 def _size(value: Floats | _Cells) -> int:

@@ -1,26 +1,28 @@
 """What a map shows of one head's rows in the chosen view, and the range of its colours.
 
-The range is taken from all rows of the head that were read, rounded up, and never shrinks: it
-stays put from step to step. Differences are coloured from zero to at least the tolerance, so that
+The range is rounded up, and of K and V taken from more cells than the step has, of Q and the
+output also from the first step: it stays put from step to step, and yet depends on nothing but
+the trace and the cursor. Differences are coloured from zero to at least the tolerance, so that
 a map of rounding is dark and what exceeds it stands out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kvtrace.analysis.kept import kept
 from kvtrace.analysis.lanes.compare import Comparison, Verdict, compare_rows, tolerance_of
 from kvtrace.analysis.tensors import CACHE_TENSORS
+from kvtrace.errors import TraceError
 from kvtrace.trace import CACHED, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
-from kvtrace_tui.desk.cursor import Cursor, View
+from kvtrace_tui.desk.cursor import ColourScale, Cursor, View
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.shade import Shade, nice_ceiling
-from kvtrace_tui.panes.rows import RowStore
+from kvtrace_tui.panes.rows import LOOK_AHEAD, RowStore
 
 LETTERS = {Tensor.QUERIES: "Q", Tensor.KEYS: "K", Tensor.VALUES: "V", Tensor.OUTPUT: "out"}
 
@@ -119,36 +121,66 @@ def compared(store: RowStore, tensor: Tensor, cursor: Cursor, value: Floats) -> 
 
 
 class Ranges:
-    """The colour ranges in use, so that they do not move with every step."""
+    """The colour ranges of one trace, found once."""
 
     def __init__(self) -> None:
+        self._store: RowStore | None = None
         self._high: dict[Hashable, float] = {}
 
     def shade(self, store: RowStore, tensor: Tensor, cursor: Cursor, seen: Shown) -> Shade:
-        """How the values become colours."""
-        differs = cursor.view.differs and seen.comparison is not None
-        sample = seen.values
-        if not differs:
-            plain = cursor.base == CACHED and not cursor.kept
-            known = store.known(cursor.layer, tensor, cursor.head) if plain else None
-            sample = sample if known is None else known
-        key = (
-            id(store),
-            cursor.layer,
-            tensor,
-            cursor.head,
-            cursor.shows,
-            cursor.kept,
-            cursor.scale,
-        )
-        size = (*key, len(sample))
-        if size not in self._high or differs or tensor in (Tensor.QUERIES, Tensor.OUTPUT):
-            self._high[size] = Shade.of(sample, signed=not differs, kind=cursor.scale).high
-        high = max(self._high[size], self._high.get(key, 0.0))
-        if differs:
-            high = max(high, _tolerated(seen.comparison, cursor.view))
-        self._high[key] = high
-        return Shade(not differs, high, cursor.scale)
+        """How the values become colours.
+
+        Raises:
+            MissingError: The site did not attend in this step.
+            TraceError: The rows are damaged.
+        """
+        if store is not self._store:
+            self._store, self._high = store, {}
+        if cursor.view.differs and seen.comparison is not None:
+            own = Shade.of(seen.values, signed=False, kind=cursor.scale)
+            return replace(own, high=max(own.high, _tolerated(seen.comparison, cursor.view)))
+        if cursor.base != CACHED or cursor.kept:
+            return Shade.of(seen.values, signed=True, kind=cursor.scale)
+        if tensor in CACHE_TENSORS:
+            high = self._of_cells(store, tensor, cursor, seen)
+        else:
+            own = Shade.of(seen.values, signed=True, kind=cursor.scale)
+            high = max(own.high, self._of_first(store, tensor, cursor))
+        return Shade(True, high, cursor.scale)
+
+    def _of_cells(self, store: RowStore, tensor: Tensor, cursor: Cursor, seen: Shown) -> float:
+        """Of the K or V cells around those of the step."""
+        where = cursor.layer, tensor, cursor.head
+        found = store.around(cursor.step, *where, cursor.sequence)
+        if found is None:
+            return Shade.of(seen.values, signed=True, kind=cursor.scale).high
+        blocks, rows = found
+        return self._once((where, cursor.scale, blocks), lambda: rows, cursor.scale)
+
+    def _of_first(self, store: RowStore, tensor: Tensor, cursor: Cursor) -> float:
+        """Of the first step's rows, mostly the prompt's; 0 where it has none, or very many."""
+        where = cursor.layer, tensor, cursor.head, cursor.sequence
+
+        def rows() -> Floats | None:
+            first = store.trace.numbers[0]
+            try:
+                step = store.trace.step(first)
+                few = step.new_at(cursor.layer) <= LOOK_AHEAD
+                if few and cursor.sequence < step.num_sequences:
+                    return store.head(first, *where)
+            except TraceError:
+                pass  # told where that step is shown
+            return None
+
+        return self._once((where, cursor.scale), rows, cursor.scale)
+
+    def _once(self, key: Hashable, rows: Callable[[], Floats | None], scale: ColourScale) -> float:
+        if key not in self._high:
+            found = rows()
+            none = found is None or not found.size
+            high = 0.0 if found is None or none else Shade.of(found, signed=True, kind=scale).high
+            self._high[key] = high
+        return self._high[key]
 
 
 def _tolerated(comparison: Comparison | None, view: View) -> float:
