@@ -30,10 +30,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from kvtrace.errors import ModelError
-from kvtrace.models.hub.config import CONFIG, read_config
+from kvtrace.models.hub.blame import explained
+from kvtrace.models.hub.config import CONFIG, Json, read_config
 from kvtrace.models.hub.weights import Weights
 from kvtrace.models.patience import Patience, patiently
-from kvtrace.models.request import AUTO
+from kvtrace.models.request import AUTO, LoadRequest
 from kvtrace.models.tokens import guarded
 from kvtrace.text import safe
 
@@ -86,24 +87,37 @@ def load_config(folder: Path, trusted: bool) -> PreTrainedConfig:
     Raises:
         ModelError: transformers does not know or accept it.
     """
-    kind = read_config(folder).get("model_type")
+    raw = read_config(folder)
+    kind = raw.get("model_type")
     if isinstance(kind, str) and kind not in CONFIG_MAPPING and not trusted:
         raise ModelError(
             f"{CONFIG}: model type {safe(kind, 60)!r} is not known to transformers "
             f"{transformers.__version__}; a newer one may know it (pip install -U transformers)"
         )
-    config = guarded(
-        CONFIG,
-        lambda: AutoConfig.from_pretrained(
-            folder, trust_remote_code=trusted, local_files_only=True
-        ),
-    )
+    try:
+        config = guarded(
+            CONFIG,
+            lambda: AutoConfig.from_pretrained(
+                folder, trust_remote_code=trusted, local_files_only=True
+            ),
+        )
+    except ModelError as error:
+        if not isinstance(kind, str):
+            raise ModelError(
+                f"{CONFIG}, model_type: found {safe(repr(kind), 60)}, expected the name of an "
+                "architecture, such as 'gpt2'"
+            ) from error
+        raise explained(error, raw, lambda _: None) from error
+    _take_wishes_out(config)
+    return config
+
+
+def _take_wishes_out(config: PreTrainedConfig) -> None:
     for each in (config, *_parts(config)):
         for name in _NOT_ITS_CHOICE:
             setattr(each, name, None)
         for name in _DROPPED:
             each.__dict__.pop(name, None)
-    return config
 
 
 def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
@@ -158,30 +172,40 @@ def auto_class(config: PreTrainedConfig) -> AutoClass:
 
 
 def outline(
-    auto: AutoClass, config: PreTrainedConfig, attention: str, trusted: bool, wait: Patience
+    auto: AutoClass, config: PreTrainedConfig, request: LoadRequest, raw: Json, wait: Patience
 ) -> nn.Module:
     """The model without storage for its weights: its modules, shapes and sizes.
 
     Args:
         auto: Kind of model.
         config: From `load_config`.
-        attention: Asked for, or "auto".
-        trusted: Whether the repository's own code may run.
+        request: Names the attention, and says whether the repository's own code may run.
+        raw: The configuration as parsed.
         wait: Building takes at most `build_s`.
 
     Raises:
         ModelError: It can't be built, or building does not end.
     """
-    options = {} if attention == AUTO else {"attn_implementation": attention}
+    trusted = request.trust_remote_code
+    options = {} if request.attention == AUTO else {"attn_implementation": request.attention}
 
-    def build() -> nn.Module:
+    def build(config: PreTrainedConfig = config) -> nn.Module:
         with torch.device("meta"):
             return auto.from_config(config, trust_remote_code=trusted, **options)
+
+    def rebuild(other: PreTrainedConfig) -> None:
+        _take_wishes_out(other)
+        build(other)
 
     endless = ModelError(
         f"{CONFIG}: building the model took more than {wait.build_s:.0f} s; are its sizes right?"
     )
-    return guarded("building the model", lambda: patiently(build, wait.build_s, lambda: endless))
+    try:
+        return guarded(
+            "building the model", lambda: patiently(build, wait.build_s, lambda: endless)
+        )
+    except ModelError as error:
+        raise explained(error, raw, rebuild) from error
 
 
 def check_outline(model: nn.Module, weights: Weights) -> None:

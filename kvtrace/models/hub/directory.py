@@ -26,6 +26,7 @@ from kvtrace.models.hub.architecture import (
     positions,
     text_part,
 )
+from kvtrace.models.hub.blame import check_counts
 from kvtrace.models.hub.config import CONFIG, check_sizes, code_files, needs_trust, read_config
 from kvtrace.models.hub.missing import check_complete
 from kvtrace.models.hub.read_tokenizer import read_tokenizer
@@ -112,7 +113,7 @@ def load_directory(
     device = device_named(request.device)
     progress(f"reading {origin.name}: configuration and tokenizer", None)
     plan = _plan(folder, origin, request, wait)
-    sketch = outline(plan.auto, plan.config, request.attention, request.trust_remote_code, wait)
+    sketch = outline(plan.auto, plan.config, request, read_config(folder), wait)
     check_outline(sketch, plan.weights)
     dtype = dtype_named(request.dtype)
     _check_memory(sketch, plan, dtype, device)
@@ -140,6 +141,7 @@ def _plan(folder: Path, origin: Origin, request: LoadRequest, wait: Patience) ->
     config = load_config(folder, request.trust_remote_code)
     text = text_part(config)
     auto = auto_class(config)
+    check_counts(text)
     vocab_size = _natural(text, "vocab_size")
     tokenizer = read_tokenizer(folder, origin.commit, request.trust_remote_code, wait)
     prompt = encode_prompt(request.prompt, tokenizer, vocab_size)
