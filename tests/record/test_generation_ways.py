@@ -33,6 +33,7 @@ EVERYWHERE = [
 CASES = [("llama", way) for way in WAYS]
 CASES += [(name, way) for name in ("mistral", "deepseek_v3", "gemma3n_text") for way in EVERYWHERE]
 CASES += [("deepseek_v3", "early exit"), ("bloom", "assisted"), ("bloom", "beams")]
+CASES += [("dots3_note", "left padding")]
 
 
 @pytest.fixture(autouse=True)

@@ -170,7 +170,8 @@ def _behind(match: Match, given: GivenRows, written: Numbers) -> Numbers | None:
         told = np.array(given.held)
         ways = [(_agree(one, given.new, written), one) for one in (told, told - given.new)]
         agree, first = max(ways, key=lambda way: way[0])
-        return first if agree and _fits(first, last, match.text.new) else None
+        slots_are_places = bool((first + given.new <= seq).all())  # not those of a window
+        return first if agree and slots_are_places and _fits(first, last, match.text.new) else None
     if given.visible.shape[0] != sequences:
         return None
     shown = np.stack([_shown_last(given, b) for b in range(sequences)])
