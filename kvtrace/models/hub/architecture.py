@@ -32,6 +32,8 @@ from transformers.models.auto.modeling_auto import (
 from kvtrace.errors import ModelError
 from kvtrace.models.hub.blame import explained
 from kvtrace.models.hub.config import CONFIG, Json, read_config
+from kvtrace.models.hub.own_code import advised, runs_own_code
+from kvtrace.models.hub.tables import only_parameters_without_storage
 from kvtrace.models.hub.weights import Weights
 from kvtrace.models.patience import Patience, patiently
 from kvtrace.models.request import AUTO, LoadRequest
@@ -102,6 +104,8 @@ def load_config(folder: Path, trusted: bool) -> PreTrainedConfig:
             ),
         )
     except ModelError as error:
+        if runs_own_code(raw, trusted):
+            raise advised(error, raw, folder) from error
         if not isinstance(kind, str):
             raise ModelError(
                 f"{CONFIG}, model_type: found {safe(repr(kind), 60)}, expected the name of an "
@@ -176,6 +180,8 @@ def outline(
 ) -> nn.Module:
     """The model without storage for its weights: its modules, shapes and sizes.
 
+    That of a repository's own code has its tables all the same, for `tables.put_back`.
+
     Args:
         auto: Kind of model.
         config: From `load_config`.
@@ -186,11 +192,11 @@ def outline(
     Raises:
         ModelError: It can't be built, or building does not end.
     """
-    trusted = request.trust_remote_code
+    trusted, own = request.trust_remote_code, runs_own_code(raw, request.trust_remote_code)
     options = {} if request.attention == AUTO else {"attn_implementation": request.attention}
 
     def build(config: PreTrainedConfig = config) -> nn.Module:
-        with torch.device("meta"):
+        with only_parameters_without_storage() if own else torch.device("meta"):
             return auto.from_config(config, trust_remote_code=trusted, **options)
 
     def rebuild(other: PreTrainedConfig) -> None:
@@ -205,6 +211,8 @@ def outline(
             "building the model", lambda: patiently(build, wait.build_s, lambda: endless)
         )
     except ModelError as error:
+        if own:
+            raise advised(error, raw, Path(config.name_or_path)) from error
         raise explained(error, raw, rebuild) from error
 
 

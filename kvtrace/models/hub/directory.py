@@ -6,6 +6,7 @@ the first weight is read. Nothing here reaches the network.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,9 @@ from kvtrace.models.hub.architecture import (
 from kvtrace.models.hub.blame import check_counts
 from kvtrace.models.hub.config import CONFIG, check_sizes, code_files, needs_trust, read_config
 from kvtrace.models.hub.missing import check_complete
+from kvtrace.models.hub.own_code import advised, runs_own_code
 from kvtrace.models.hub.read_tokenizer import read_tokenizer
+from kvtrace.models.hub.tables import loaded_with_tables, put_back
 from kvtrace.models.hub.weights import Weights, find_weights
 from kvtrace.models.loaded import Loaded, Progress, Prompt, Tokenizer
 from kvtrace.models.options import check_attention, device_named, dtype_named
@@ -118,7 +121,7 @@ def load_directory(
     dtype = dtype_named(request.dtype)
     _check_memory(sketch, plan, dtype, device)
     progress(f"reading {origin.name}: {memory.parameter_count(sketch):,} parameters", None)
-    model, banner = _read(folder, plan, request)
+    model, banner = _read(folder, plan, request, sketch)
     model = _placed(model, device)
     check_caches(model)
     card = _card(model, plan, origin, banner)
@@ -159,30 +162,37 @@ def _check_memory(
     memory.check_fits(memory.resident_bytes(sketch, dtype), cache, device)
 
 
-def _read(folder: Path, plan: _Plan, request: LoadRequest) -> tuple[nn.Module, str]:
+def _read(
+    folder: Path, plan: _Plan, request: LoadRequest, sketch: nn.Module
+) -> tuple[nn.Module, str]:
     """The model with its weights, and a banner when some are missing."""
+    raw = read_config(folder)
+    own_code = runs_own_code(raw, request.trust_remote_code)
     options: dict[str, object] = {"dtype": dtype_named(request.dtype) or AUTO}
     if request.attention != AUTO:
         options["attn_implementation"] = request.attention
 
     def read() -> tuple[nn.Module, dict[str, list[object]]]:
-        return plan.auto.from_pretrained(
-            folder,
-            config=plan.config,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            use_safetensors=not plan.weights.pickled,
-            trust_remote_code=request.trust_remote_code,
-            **options,
-        )
+        with loaded_with_tables() if own_code else nullcontext():
+            return plan.auto.from_pretrained(
+                folder,
+                config=plan.config,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=not plan.weights.pickled,
+                trust_remote_code=request.trust_remote_code,
+                **options,
+            )
 
     try:
         model, report = guarded("reading the weights", read)
     except ModelError as error:
         if isinstance(error.__cause__, MemoryError | torch.OutOfMemoryError):
             raise MemoryLimitError(f"out of memory while {error}; use a smaller model") from error
-        raise
+        raise (advised(error, raw, folder) if own_code else error) from error.__cause__
+    if own_code:
+        put_back(model, sketch, report)
     return model.eval(), check_complete(report, request.allow_missing)
 
 

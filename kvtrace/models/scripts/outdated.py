@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import traceback
+from pathlib import Path
 
 _LIBRARY = "transformers"
+_REPOSITORIES = "transformers_modules"
+"""Where transformers puts the code of repositories."""
+_OBJECT = re.compile(r"'(\w+)' object (?:is not|does not support|has no)")
 
 
 def outdated(error: BaseException) -> str:
-    """What to say of an error about a name that transformers does not have; or nothing."""
+    """What to say of an error about what transformers does not have, or not any more; or nothing.
+
+    A name that is missing, or an object that can't be used as it once could (a cache that was a
+    tuple).
+    """
     if isinstance(error, AttributeError):
         missing = _is_made_of(error.obj)
+    elif isinstance(error, TypeError):
+        used = _OBJECT.match(str(error))
+        missing = used is not None and _has(used[1])
     else:
         plain = isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError)
         missing = plain and _is_part(getattr(error, "name", None) or "")
     library = sys.modules.get(_LIBRARY)
     if not missing or library is None:
         return ""
-    return f"it may be written for another transformers than {library.__version__}"
+    said = f"it may be written for another transformers than {library.__version__}"
+    return f"{said}: look for a newer revision of the repository" if _brought(error) else said
+
+
+def _brought(error: BaseException) -> bool:
+    """Whether the code was a repository's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(_REPOSITORIES in Path(frame.filename).parts for frame in frames)
+
+
+def _has(kind: str) -> bool:
+    """Whether transformers has made a class of that name."""
+    modules = [one for name, one in list(sys.modules.items()) if _is_part(name)]
+    return any(_is_made_of(vars(one).get(kind)) for one in modules)
 
 
 def _is_made_of(thing: object) -> bool:
