@@ -142,3 +142,10 @@ def test_python_m_is_the_same_command(kvtrace):
     assert (ran.returncode, ran.stdout) == kvtrace("--version")[:2]
     helped = subprocess.run([sys.executable, "-m", "kvtrace", "-h"], capture_output=True, text=True)
     assert "__main__" not in helped.stdout
+
+
+def test_a_prompt_from_an_input_that_the_shell_closed_is_a_usage_error(kvtrace, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = kvtrace("demo", "--prompt-file", "-")
+    assert code == 2
+    assert "standard input is closed" in err

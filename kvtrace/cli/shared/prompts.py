@@ -35,7 +35,7 @@ def from_file(name: str) -> str:
         UsageError: It can't be read, is too long, or is not UTF-8.
     """
     if name == "-":
-        return _decoded(_read(sys.stdin.buffer, "standard input"), "standard input")
+        return _decoded(_read_input(), "standard input")
     try:
         with Path(name).open("rb") as file:
             return _decoded(_read(file, name), name)
@@ -43,6 +43,16 @@ def from_file(name: str) -> str:
         raise UsageError(f"--prompt-file {name}: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"--prompt-file {name}: {error}") from None
+
+
+def _read_input() -> bytes:
+    # None where the shell closed it: `<&-`
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; give the prompt in quotes, or a file")
+    try:
+        return _read(sys.stdin.buffer, "standard input")
+    except OSError as error:
+        raise UsageError(f"standard input: {error.strerror}") from None
 
 
 def _read(file: BinaryIO, name: str) -> bytes:
