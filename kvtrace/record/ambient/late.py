@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from pathlib import Path
 
 from kvtrace.files import StepRows, TraceWriter
-from kvtrace.trace import Ending, LaneStep, Meta, Note, Step
+from kvtrace.record.ranks import own_path
+from kvtrace.trace import Ending, LaneStep, Meta, Note, Rank, Step
 
 WAITING = 256
 """Steps without attention that are kept in case attention follows."""
@@ -65,3 +67,19 @@ class LateWriter:
         """Nothing more comes."""
         if self.writer is not None:
             self.writer.close()
+
+
+def free_path(named: Path, taken: Container[Path], rank: Rank | None, *, force: bool) -> Path:
+    """Where the next trace goes: the named file, else one beside it that is nobody's.
+
+    Args:
+        named: By the user.
+        taken: By other traces of this recording.
+        rank: Of this process, where several share the model.
+        force: Replace files that exist.
+    """
+    path, number = own_path(named, rank), 1
+    while path in taken or (number > 1 and path.exists() and not force):
+        number += 1
+        path = own_path(named.with_name(f"{named.stem}-{number}{named.suffix}"), rank)
+    return path

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,10 @@ class Met:
         waits = None if self.recording is None else self.recording.waits
         return not (waits and waits.calls) and (self.late is None or self.late.writer is None)
 
+    def unwatched(self) -> AbstractContextManager[None]:
+        """Its calls inside are no steps."""
+        return nullcontext() if self.recording is None else self.recording.unwatched()
+
     def give_up(self) -> None:
         """End its recording, and leave none."""
         recording, self.recording = self.recording, None
@@ -79,6 +84,27 @@ def holder_of(models: Iterable[Met], table: int) -> nn.Module | None:
         if steps and any(place_of(part) == table for part in one.module.parameters()):
             return one.module
     return None
+
+
+def aside_of(one: Met, around: Met | None) -> AbstractContextManager[None]:
+    """What a model of its own does is its own step, whatever steps around it."""
+    if around is None or around is one or around.implicit is None:
+        return nullcontext()
+    return around.implicit.aside()
+
+
+def holds_any(module: nn.Module, met: Container[int]) -> bool:
+    """Whether parts of a module were met, by their identities: they take steps themselves."""
+    return any(id(part) in met for part in module.modules() if part is not module)
+
+
+def silent_of(models: Iterable[Met]) -> dict[str, int]:
+    """Classes of models that were called with tokens and did not attend → calls."""
+    return {
+        type(one.module).__name__: one.given_tokens
+        for one in models
+        if one.late is not None and one.late.writer is None and one.given_tokens
+    }
 
 
 def kind_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...]:

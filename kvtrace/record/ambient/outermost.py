@@ -10,20 +10,30 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
+from kvtrace.record.ambient.met import kind_of
+from kvtrace.record.ambient.stepped import (
+    rows_given,
+    run_as_step,
+    run_within,
+    stepping_methods,
+)
 from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.replaced.overlay import Overlay
 from kvtrace.record.capture.replaced.scripting import SCRIPTING
+from kvtrace.record.capture.watch import Watch
 
 Run = Callable[[], Any]
 Around = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Run], Any]
 """(module, arguments, keyword arguments, the call) → its result."""
+StepsOf = Callable[[nn.Module, str, tuple[object, ...]], AbstractContextManager[Watch | None]]
+"""(module, name of rows that a method is given, kind of call) → what takes the call as a step."""
 
 _THROUGH = {
     "OptimizedModule",
@@ -51,9 +61,9 @@ class Outermost:
         compiled: Something compiled was called.
     """
 
-    def __init__(self, around: Around) -> None:
+    def __init__(self, around: Around, steps_of: StepsOf) -> None:
         """Nothing is replaced before `with`."""
-        self._around = around
+        self._around, self._steps_of = around, steps_of
         self.compiled = False
         self._scripted: dict[str, None] = {}
         self._here = _Here()
@@ -124,6 +134,22 @@ class Outermost:
         finally:
             here.inside = False
 
+    def _enter_method(
+        self, original: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        """A method of a module that may be a step, where it is given rows."""
+        given = None
+        if not (is_asking() or torch.compiler.is_compiling()):
+            given = rows_given(original, module, args, kwargs)
+        if given is None:
+            return original(module, *args, **kwargs)
+        kind = kind_of(module, args, kwargs)
+        with self._in_turn(), self._steps_of(module, next(iter(given)), kind) as watch:
+            if watch is not None:
+                with self.off():
+                    return run_as_step(watch, original, given, (module, args, kwargs))
+        return original(module, *args, **kwargs)
+
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
         """Calls of several threads run one after the other: a model is followed in one at a time.
@@ -156,10 +182,13 @@ class Outermost:
 
     def _replace_forward(self, kind: Any) -> None:
         """Of one class, if it is somebody's own."""
-        theirs = not f"{kind.__module__}.".startswith(_OWN)
-        if kind in self._known or not theirs or not isinstance(_forward(kind), FunctionType):
+        if kind in self._known or f"{kind.__module__}.".startswith(_OWN):
             return
         self._known.add(kind)
+        for name in list(stepping_methods(kind)):
+            self._replace_method(kind, name)
+        if not isinstance(_forward(kind), FunctionType):
+            return
         enter, here = self._enter, self._here
 
         def make(overlay: Overlay) -> Any:
@@ -181,6 +210,25 @@ class Outermost:
             return forward
 
         self._overlays.append(Overlay(kind, "forward", make))
+
+    def _replace_method(self, kind: Any, name: str) -> None:
+        """Another method of somebody's own class."""
+        enter, here = self._enter_method, self._here
+
+        def make(overlay: Overlay) -> Any:
+            original = overlay.under
+
+            @functools.wraps(original)
+            def method(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+                if overlay.over:
+                    return original(module, *args, **kwargs)
+                if here.inside:
+                    return run_within(original, module, args, kwargs)
+                return enter(original, module, args, kwargs)
+
+            return method
+
+        self._overlays.append(Overlay(kind, name, make))
 
     def _replace_birth(self) -> None:
         """Classes that are defined from now on."""

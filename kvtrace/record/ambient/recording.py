@@ -20,22 +20,22 @@ from torch import nn
 
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import TraceWriter
-from kvtrace.record.ambient import implicit
+from kvtrace.record.ambient import implicit, met
 from kvtrace.record.ambient.evidence import Evidence
 from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups
-from kvtrace.record.ambient.late import LateWriter
-from kvtrace.record.ambient.met import Met, holder_of, kind_of, left_out
+from kvtrace.record.ambient.late import LateWriter, free_path
+from kvtrace.record.ambient.met import Met
 from kvtrace.record.ambient.outermost import Outermost, Run
-from kvtrace.record.ambient.report import ModelReport, Report
+from kvtrace.record.ambient.report import ModelReport, Report, of_model
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.replaced.generate import meet_generate
 from kvtrace.record.capture.tokens.bare_rows import rows_in
 from kvtrace.record.capture.tokens.inputs import named, tokens_in
+from kvtrace.record.capture.watch import Watch
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.paged.engine import ENGINE
-from kvtrace.record.ranks import own_path
 from kvtrace.record.recording import Recording
 from kvtrace.trace import Ending, Meta
 
@@ -77,7 +77,7 @@ class AmbientRecording:
         self._last: Met | None = None
         self._written: list[Met] = []
         self._evidence = Evidence(self._loss, self._backward)
-        self._outermost = Outermost(self._around)
+        self._outermost = Outermost(self._around, self._steps_of)
         self._functions: Met | None = None
         self._flow: FlowWatch | None = None
         self._lookups: Lookups | None = None
@@ -129,11 +129,7 @@ class AmbientRecording:
             self._stack.close()
         paths = [one.recording.path for one in self._written if one.recording is not None]
         told.sort(key=lambda one: paths.index(one.path))
-        silent = {
-            type(one.module).__name__: one.given_tokens
-            for one in self._models.values()
-            if one.late is not None and one.late.writer is None and one.given_tokens
-        }
+        silent = met.silent_of(self._models.values())
         self.report = Report(tuple(told), self._said(), silent, self._others)
 
     @property
@@ -172,16 +168,7 @@ class AmbientRecording:
             self._faults.append(f"recording stopped: {recording.failure}")
         if late.writer is None or recording.recorder is None:
             return None
-        meta = recording.recorder.meta
-        return ModelReport(
-            recording.path,
-            type(one.module).__name__,
-            recording.steps,
-            recording.num_texts,
-            len(meta.sites),
-            tuple(lane.name for lane in meta.lanes),
-            meta.unseen,
-        )
+        return of_model(recording, recording.recorder.meta, type(one.module).__name__)
 
     # ------------------------------------------------------------------ code without a module
 
@@ -223,7 +210,7 @@ class AmbientRecording:
 
     def _step_of(self, root: nn.Module | None, ids: torch.Tensor, table: int) -> None:
         """Ids were looked up by code that is no call of a model: a method's, or nobody's."""
-        root = holder_of(self._models.values(), table) if root is None else root
+        root = met.holder_of(self._models.values(), table) if root is None else root
         if root is None:
             if self._functions is None:
                 self._functions = self._adopt(Functions())
@@ -248,41 +235,53 @@ class AmbientRecording:
     ) -> Any:
         one = self._models.get(id(module))
         if self._is_fork:
-            with (
-                contextlib.nullcontext()
-                if one is None or one.recording is None
-                else (one.recording.unwatched())
-            ):
+            with contextlib.nullcontext() if one is None else one.unwatched():
                 return run()
         if one is None:
             with self._harmless():
                 one = self._meet(module, args, kwargs)
         if one is None or one.recording is None:
             return run()
-        one.recording.settle(keep=True)
-        one.calls += 1
-        one.losses = self._evidence.losses
-        one.kind = kind_of(module, args, kwargs)
-        self._last = one
+        self._begins(one, one.recording, met.kind_of(module, args, kwargs))
         if one.proven[one.kind] >= PROVEN:
             one.training += 1
             with one.recording.unwatched():
                 return run()
-        around = self._stepping
-        if around is not None and around is not one and around.implicit is not None:
-            with around.implicit.aside():  # what a model of its own does is its own step
-                return run()
-        result = run()
-        if one.is_layer and one.is_silent:
-            with self._harmless():
-                self._let_go(one)
-                self._enter_modes(self._stack)
+        with met.aside_of(one, self._stepping):
+            result = run()
+        self._leave_silent(one)
         return result
+
+    @contextlib.contextmanager
+    def _steps_of(
+        self, module: nn.Module, rows: str, kind: tuple[object, ...]
+    ) -> Iterator[Watch | None]:
+        """What takes a call of another method of a model, given rows of this name, as a step."""
+        one, embeds = self._models.get(id(module)), "embed" in rows
+        meets = one is None and (embeds or self._no_ids_yet())
+        if meets and not met.holds_any(module, self._models):
+            with self._harmless(), self._outermost.off():
+                self._leave_modes()
+                one = self._adopt(module, with_ids=embeds)
+        if self._is_fork or one is None or one.recording is None:
+            yield None
+            return
+        self._begins(one, one.recording, kind)
+        with met.aside_of(one, self._stepping):
+            yield one.recording.watch
+        self._leave_silent(one)
+
+    def _begins(self, one: Met, recording: Recording, kind: tuple[object, ...]) -> None:
+        """A call of a model that is recorded."""
+        recording.settle(keep=True)
+        one.calls += 1
+        one.losses, one.kind = self._evidence.losses, kind
+        self._last = one
 
     def _meet(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Met | None:
         """A module that nobody has called before: watched, if it is given tokens."""
         arguments = named(module, args, kwargs)
-        embeds = any("embeds" in name and value is not None for name, value in kwargs.items())
+        embeds = any("embeds" in name and value is not None for name, value in arguments.items())
         if not embeds and tokens_in(arguments) is None:
             if any(module.children()) and rows_in(arguments) is not None and self._no_ids_yet():
                 self._leave_modes()
@@ -311,6 +310,13 @@ class AmbientRecording:
         """Whether a layer on its own is all there may be."""
         return self._functions is None and not any(one.with_ids for one in self._models.values())
 
+    def _leave_silent(self, one: Met) -> None:
+        """A layer on its own that did not attend is none, and others are looked for."""
+        if one.is_layer and one.is_silent:
+            with self._harmless():
+                self._let_go(one)
+                self._enter_modes(self._stack)
+
     def _let_go(self, one: Met) -> None:
         """A layer on its own is not recorded after all."""
         self._written = [other for other in self._written if other is not one]
@@ -334,12 +340,8 @@ class AmbientRecording:
 
     def _create(self, recording: Recording, meta: Meta) -> TraceWriter:
         """The file of a model that was seen to attend."""
-        path, number = own_path(self.path, meta.rank), 1
         taken = {one.recording.path for one in self._written if one.recording is not None}
-        while path in taken or (number > 1 and path.exists() and not self._force):
-            number += 1
-            path = self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}")
-            path = own_path(path, meta.rank)
+        path = free_path(self.path, taken, meta.rank, force=self._force)
         mine = next(one for one in self._models.values() if one.recording is recording)
         recording.move(path)
         self._written.append(mine)
@@ -383,7 +385,7 @@ class AmbientRecording:
 
     def _said(self) -> tuple[str, ...]:
         """Sentences: what was left out."""
-        out = left_out(self._models.values(), MODELS)
+        out = met.left_out(self._models.values(), MODELS)
         return tuple(dict.fromkeys((*out, *self._outermost.says, *self._faults)))
 
     @contextlib.contextmanager

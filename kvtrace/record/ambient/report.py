@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtrace.trace import Meta
+
+if TYPE_CHECKING:
+    from kvtrace.record.recording import Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +51,22 @@ class Report:
     said: tuple[str, ...] = ()
     silent: Mapping[str, int] = field(default_factory=dict)
     others: Mapping[str, int] = field(default_factory=dict)
+
+
+def of_model(recording: Recording, meta: Meta, name: str) -> ModelReport:
+    """Of one model's trace, which was written.
+
+    Args:
+        recording: That is over.
+        meta: What is true of it all.
+        name: Class of the model.
+    """
+    return ModelReport(
+        recording.path,
+        name,
+        recording.steps,
+        recording.num_texts,
+        len(meta.sites),
+        tuple(lane.name for lane in meta.lanes),
+        meta.unseen,
+    )

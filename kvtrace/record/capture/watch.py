@@ -101,7 +101,7 @@ class Watch:
         self._pattern: Pattern | None = None
         self._tracker = CacheTracker()
         self._clock = DeviceClock(one.device for one in model.parameters())
-        self._flow: FlowWatch | None = None
+        self.flow: FlowWatch | None = None
         self._eagerly = Eagerly()
         self.turns = Turns()
         self._requests = Follower(self._tracker, on_chosen or (lambda _, __: None))
@@ -123,7 +123,7 @@ class Watch:
                 patches.hold()
                 self._undo.append(patches.release)
             self._undo += [follow(self._tracker), self._requests.listen()]
-            flow = self._flow = lower_levels(self.model, self._modules)
+            flow = self.flow = lower_levels(self.model, self._modules)
             if flow is not None:
                 flow.__enter__()
                 self._undo.append(partial(flow.__exit__, None, None, None))
@@ -149,17 +149,17 @@ class Watch:
             f"{path}: attends over another batch than the model's"
             for path in sorted(self._reader.odd)
         )
-        return (*unseen(self.model, self._reader.seen, self._ran, self._flow), *odd)
+        return (*unseen(self.model, self._reader.seen, self._ran, self.flow), *odd)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences: how the watching itself changed what is said, time above all."""
         also = (*self._requests.says, *self.turns.says, *self._ran.says)
         also += (EAGERLY,) if self._eagerly.ran else ()
-        if self._flow is None or not self._flow.followed:
+        if self.flow is None or not self.flow.followed:
             return also
         slower = "the data flow was followed: milliseconds include the time this took"
-        return (slower, *also, *self._flow.notes)
+        return (slower, *also, *self.flow.notes)
 
     def _stop(self) -> None:
         with ExitStack() as undone:  # each of them, whatever another raises
@@ -186,7 +186,7 @@ class Watch:
         """Forwards of the model that begin inside are nobody's business."""
         before, self.paused = self.paused, True
         try:
-            with nullcontext() if self._flow is None else self._flow.paused():
+            with nullcontext() if self.flow is None else self.flow.paused():
                 yield
         finally:
             self.paused = before
@@ -195,17 +195,17 @@ class Watch:
         """A step begins that is no call of the model: some other code of it, or of nobody's."""
         if self.paused or self.is_fork:
             return None
-        if self._flow is not None:
-            self._flow.begin_step()
-            self._flow.of_parts = True
+        if self.flow is not None:
+            self.flow.begin_step()
+            self.flow.of_parts = True
         self._begin(arguments)
         return next((one for one in passes() if one.names is self._names), None)
 
     def end_step(self, arguments: Mapping[str, object], part: str) -> None:
         """It is over: a step of the "model" or of its "encoder"; "": of neither, forget it."""
         stop = perf_counter_ns()
-        if self._flow is not None:
-            self._flow.of_parts = False
+        if self.flow is not None:
+            self.flow.of_parts = False
         one = self._over()
         with nullcontext() if one is None else self.turns.ending():
             if one is not None and part:
@@ -270,7 +270,7 @@ class Watch:
         if first and kind is not self._patched:
             patch_given(given)
             self._patched = None if hasattr(given, HALVES[0]) else kind
-        flow = None if self._flow is None or self._flow.over else self._flow
+        flow = None if self.flow is None or self.flow.over else self.flow
         one = Pass(self._names, self._tracker, flow, self._choosing and self._choosing())
         try:
             self._requests.begin(one, arguments)
@@ -293,8 +293,8 @@ class Watch:
             one.nested -= 1
             return None
         del running[place:]
-        if self._flow is not None:
-            self._flow.of_parts = False  # also where `begin_step` began what a hook ends
+        if self.flow is not None:
+            self.flow.of_parts = False  # also where `begin_step` began what a hook ends
         return one
 
     @contextmanager
@@ -361,7 +361,7 @@ class Watch:
         else:
             cross = cross_half(cache_given(arguments), result)
             updates = updates_of(self._tracker, one, cross)
-            found = self._reader.calls(one, part, self._flow)
+            found = self._reader.calls(one, part, self.flow)
             tokens, shape = fitted(tokens, shape, found[0], logits_of(result, shape))
             calls, before = self._reader.fitting(found, *shape[:2])
             left = lingering(self._tracker, calls, updates, cross)

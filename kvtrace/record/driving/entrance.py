@@ -33,10 +33,15 @@ def plain_entrances(model: nn.Module) -> Iterator[str]:
             yield name
 
 
+def may_step(name: str) -> bool:
+    """Whether a method of this name may take a step, as `forward_step` or `decode` do."""
+    return not name.startswith("_") and _ENTRANCES.fullmatch(name.lower()) is not None
+
+
 def entrances(model: nn.Module) -> Iterator[str]:
     """Methods besides forward that may take single tokens with a cache."""
     for name, _ in methods(model):
-        if name == "forward" or name.startswith("_") or not _ENTRANCES.fullmatch(name.lower()):
+        if name == "forward" or not may_step(name):
             continue
         signature = signature_of(through(model, name))
         flags = any(one.turns_cache_on for one in signature.of("flag"))

@@ -136,6 +136,16 @@ class FlowWatch:
         finally:
             self._forwards.paused = before
 
+    def as_forward(
+        self,
+        method: Callable[..., Any],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run a method of a watched model, watched as its forward is."""
+        return self._forwards.call(method, module, args, kwargs)
+
     def begin_step(self, batch: int | None = None, tokens: int | None = None) -> None:
         """Say that a step begins, where no watched model's own forward does.
 

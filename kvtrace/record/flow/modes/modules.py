@@ -125,7 +125,7 @@ class Forwards:
     def _patch_class(self, owner: type) -> None:
         if not callable(owner.__dict__["forward"]):
             return
-        call = self._call
+        call = self.call
 
         def make(overlay: Overlay) -> Forward:
             original: Forward = overlay.under
@@ -142,7 +142,7 @@ class Forwards:
         self._overlays.append(Overlay(owner, "forward", make))
 
     def _patch_instance(self, module: nn.Module) -> None:
-        call = self._call
+        call = self.call
 
         def make(overlay: Overlay) -> Forward:
             original: Forward = overlay.under
@@ -158,9 +158,10 @@ class Forwards:
 
         self._overlays.append(Overlay(module, "forward", make))
 
-    def _call(
+    def call(
         self, original: Forward, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Run a function of a module as a forward of it."""
         stack = self.stack
         if stack and self.thread != get_ident():  # one step at a time is followed
             return original(module, *args, **kwargs)
