@@ -5,7 +5,11 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+)
 
 from builders.folders import edit
 from kvtrace.models.hub.directory import Origin, load_directory
@@ -79,7 +83,12 @@ def folder(tmp_path):
 def loaded(folder, tmp_path, monkeypatch):
     """Loads it here; transformers knows nothing of it afterwards."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
-    monkeypatch.setattr(MODEL_FOR_CAUSAL_LM_MAPPING, "_extra_content", {})
+    for table in (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        MODEL_MAPPING,
+    ):
+        monkeypatch.setattr(table, "_extra_content", {})
     monkeypatch.syspath_prepend(str(tmp_path / "m"))
 
     def load(**options):
@@ -174,3 +183,32 @@ def test_transformers_own_architecture_is_pointed_at_where_the_repositorys_code_
     path.write_text(path.read_text().replace("self.slopes =", "1 / 0  #"))
     edit(folder, model_type="gpt2")
     assert "without --trust-remote-code, transformers' own gpt2 is used" in refused()
+
+
+def test_a_field_that_every_configuration_once_had_is_not_asked_of_config_json(folder, refused):
+    path = folder / "modeling_own.py"
+    path.write_text(path.read_text().replace("config.width)", "config.max_length)"))
+    assert "may be written for another transformers than 5." in refused()
+
+
+def test_a_repository_that_lies_elsewhere_and_is_out_of_reach_is_named(folder, refused):
+    edit(folder, auto_map={"AutoConfig": "org/repo--modeling_own.OwnConfig"})
+    assert "its code lies in org/repo, which could not be read" in refused()
+
+
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForSeq2SeqLM"])
+def test_a_decoder_that_goes_by_another_auto_class_is_loaded(folder, loaded, auto):
+    names = {"AutoConfig": "modeling_own.OwnConfig", auto: "modeling_own.OwnLM"}
+    edit(folder, auto_map=names)
+    assert type(loaded()).__name__ == "OwnLM"
+
+
+def test_a_known_architecture_decodes_whatever_else_its_repository_maps(child, copy):
+    edit(copy, auto_map={"AutoModel": "modeling_odd.OddForCausalLM"})
+    assert child.load(str(copy), prompt="Anna").card["class_name"] == "GPT2LMHeadModel"
+
+
+def test_a_model_without_a_head_is_not_said_to_have_no_cache(folder, refused):
+    names = {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    edit(folder, auto_map=names, architectures=["OwnModel"])
+    assert "names no model that gives next tokens (found: OwnModel)" in refused()

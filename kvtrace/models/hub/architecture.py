@@ -7,6 +7,7 @@ transformers' tables of classes, no weight file.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
@@ -53,6 +55,7 @@ _POSITIONS = (
 _NOT_ITS_CHOICE = ("_attn_implementation", "_experts_implementation")
 _DROPPED = ("transformers_weights", "fusion_config", "kernel_config", "distributed_config")
 _MORE_THAN_HELD = 4
+_DECODES = re.compile(r"Causal|LMHead|Generation|LM$")
 _TABLES = (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
@@ -160,19 +163,45 @@ def auto_class(config: PreTrainedConfig) -> AutoClass:
             auto = AutoModelForSeq2SeqLM
         elif kind in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
             auto = AutoModelForSpeechSeq2Seq
-    elif "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}) or (
-        kind in MODEL_FOR_CAUSAL_LM_MAPPING and not reads_at_once
-    ):
+    elif own := _own_class(config):
+        auto = own
+    elif kind in MODEL_FOR_CAUSAL_LM_MAPPING and not reads_at_once:
         auto = AutoModelForCausalLM
     elif kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         auto = AutoModelForImageTextToText
     if auto is not None:
         return auto
     found = safe(str(named) or kind.__name__)
+    if getattr(config, "auto_map", None) and _is_a_repositorys(config):
+        raise ModelError(
+            f"{CONFIG}, auto_map: names no model that gives next tokens (found: {found}); "
+            "expected AutoModelForCausalLM"
+        )
     raise ModelError(
         f"{CONFIG}: has no KV cache (found: {found}, which reads a text at once and does not "
         "decode); use a causal language model"
     )
+
+
+def _own_class(config: PreTrainedConfig) -> AutoClass | None:
+    """By which of transformers' classes a repository's own decoder is asked for, if any.
+
+    Some repositories know theirs by AutoModel alone, or as one that turns a text into another.
+    """
+    mapped = getattr(config, "auto_map", None) or {}
+    if AutoModelForCausalLM.__name__ in mapped:
+        return AutoModelForCausalLM  # type: ignore[no-any-return]
+    others: tuple[AutoClass, ...] = (AutoModelForSeq2SeqLM, AutoModel)
+    for auto in others if _is_a_repositorys(config) else ():
+        own = str(mapped.get(getattr(auto, "__name__", ""), "")).rpartition(".")[2]
+        if _DECODES.search(own):
+            return auto
+    return None
+
+
+def _is_a_repositorys(config: PreTrainedConfig) -> bool:
+    """Whether a repository's own code reads the configuration."""
+    return type(config).__module__.partition(".")[0] != "transformers"
 
 
 def outline(

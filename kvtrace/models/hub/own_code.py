@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import transformers
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -19,6 +19,7 @@ from kvtrace.models.scripts.outdated import outdated
 from kvtrace.text import safe
 
 _EAGER = "eager"
+_ELSEWHERE = "--"
 
 
 def runs_own_code(config: Json, trusted: bool) -> bool:
@@ -48,17 +49,32 @@ def _advice(cause: BaseException, config: Json, folder: Path) -> str:
     if isinstance(cause, MemoryError) or "pip install" in str(cause):
         return ""
     kind = config.get("model_type")
-    if lacking := _lacking_file(cause, folder):
+    if lacking := _lacking_file(cause, config, folder):
         said = f"its code needs {lacking}, which is not here: take it from the repository too"
-    elif isinstance(cause, AttributeError) and isinstance(cause.obj, PreTrainedConfig):
-        said = f"{CONFIG} does not say {safe(str(cause.name), 60)}: is it of the same revision?"
+    elif isinstance(cause, OSError) and (elsewhere := _elsewhere(config)):
+        said = f"its code lies in {elsewhere}, which could not be read: go online once to fetch it"
     elif kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         said = f"without --trust-remote-code, transformers' own {kind} is used"
     elif isinstance(cause, KeyError) and cause.args[0] in {_EAGER, *ALL_ATTENTION_FUNCTIONS}:
         said = f"its code has no {cause.args[0]} attention: name one that it has, as --attn eager"
     else:
-        said = _for_another(config) or outdated(cause)
-    return said
+        said = _for_another(config) or _of_config(cause) or outdated(cause)
+    return said or (
+        f"it is the repository's own code that fails with transformers {transformers.__version__}: "
+        "look for a newer revision of it"
+    )
+
+
+def _of_config(cause: BaseException) -> str:
+    """What to say of a field that the code asks its configuration for; or nothing.
+
+    Until transformers 4 every configuration had the fields of a generation configuration.
+    """
+    asked = isinstance(cause, AttributeError) and isinstance(cause.obj, PreTrainedConfig)
+    name = str(getattr(cause, "name", ""))
+    if not asked or hasattr(GenerationConfig(), name):
+        return ""
+    return f"{CONFIG} does not say {safe(name, 60)}: is it of the same revision?"
 
 
 def _for_another(config: Json) -> str:
@@ -72,10 +88,20 @@ def _for_another(config: Json) -> str:
     )
 
 
-def _lacking_file(cause: BaseException, folder: Path) -> str:
-    """The Python file that another one imports and that is not in the directory; or empty."""
+def _lacking_file(cause: BaseException, config: Json, folder: Path) -> str:
+    """A Python file of the repository that is not in its directory; or empty."""
+    named = [name for name in code_files(config) if _ELSEWHERE not in name]
+    lacking = [name for name in named if not (folder / name).is_file()]
+    if lacking and isinstance(cause, OSError):
+        return safe(lacking[0], 80)
     if not isinstance(cause, FileNotFoundError) or not isinstance(cause.filename, str):
         return ""
     path = Path(cause.filename)
     beside = path.suffix == ".py" and path.parent.resolve() == folder.resolve()
     return safe(path.name, 80) if beside else ""
+
+
+def _elsewhere(config: Json) -> str:
+    """Another repository that the configuration takes its code from; or empty."""
+    parts = (name.partition(_ELSEWHERE) for name in code_files(config))
+    return next((safe(owner, 100) for owner, mark, _ in parts if mark), "")

@@ -10,7 +10,9 @@ from pathlib import Path
 _LIBRARY = "transformers"
 _REPOSITORIES = "transformers_modules"
 """Where transformers puts the code of repositories."""
-_OBJECT = re.compile(r"'(\w+)' object (?:is not|does not support|has no)")
+_USED = re.compile(
+    r"'(\w+)' object (?:is not|does not support|has no)|(\w+)\.\w+\(\) (?:got|missing)"
+)
 
 
 def outdated(error: BaseException) -> str:
@@ -22,8 +24,8 @@ def outdated(error: BaseException) -> str:
     if isinstance(error, AttributeError):
         missing = _is_made_of(error.obj)
     elif isinstance(error, TypeError):
-        used = _OBJECT.match(str(error))
-        missing = used is not None and _has(used[1])
+        used = _USED.match(str(error))
+        missing = used is not None and _has(used[1] or used[2])
     else:
         plain = isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError)
         missing = plain and _is_part(getattr(error, "name", None) or "")
