@@ -73,6 +73,23 @@ class Appender:
         """
         self._put(data, offset)
 
+    def check_there(self) -> None:
+        """That somebody can still open what was written.
+
+        Raises:
+            WriteError: The file was removed, or another one put in its place.
+        """
+        ours = os.fstat(self._fd)
+        if ours.st_nlink:
+            return  # a file that was moved is there, too
+        with contextlib.suppress(OSError):
+            if os.path.samestat(ours, self.path.stat()):
+                return
+        raise WriteError(
+            f"{safe(str(self.path))}: the file was removed or replaced while it was written, and "
+            f"{byte_size(self.size)} of recording with it. Leave it in place, and run again."
+        )
+
     def _put(self, data: bytes, offset: int) -> None:
         if self.failed:
             raise WriteError(f"{safe(str(self.path))}: an earlier write failed; nothing is added.")

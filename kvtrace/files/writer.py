@@ -194,9 +194,13 @@ class TraceWriter:
         """Say that the trace is complete, and why it ended.
 
         META is said again, so that no damage in one place makes all steps unreadable.
+
+        Raises:
+            WriteError: The disk is full or fails, or the file was removed meanwhile.
         """
         self._frame(Kind.META, codec.encode(self._meta), must=True)
         self._frame(Kind.END, codec.encode(ending))
+        self._file.check_there()
 
     def close(self) -> None:
         """Write the last INDEX and close; safe to call twice, and after a failed write."""

@@ -301,3 +301,20 @@ def test_a_trace_holds_no_path_no_user_and_no_host(tmp_path, short_run):
     listed = describe(path).strings
     assert {"synthetic", "mine", "Anna has the red key."} <= set(listed)
     assert not [text for text in listed if os.sep in text and text not in ("[/foo]",)]
+
+
+@pytest.mark.parametrize("fate", ["removed", "replaced", "moved"])
+def test_a_trace_that_is_gone_when_it_ends_is_not_called_written(tmp_path, short_run, fate):
+    path = tmp_path / "t.kvt"
+    with TraceWriter(path, short_run.meta) as file:
+        for step in short_run:
+            file.append(step, rows_of(short_run, step))
+        if fate == "moved":
+            path.rename(tmp_path / "elsewhere.kvt")
+            file.end(Ending("length"))
+            return
+        path.unlink()
+        if fate == "replaced":
+            path.write_bytes(b"another")
+        with pytest.raises(WriteError, match="removed or replaced while it was written"):
+            file.end(Ending("length"))
