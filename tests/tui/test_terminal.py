@@ -37,7 +37,13 @@ def test_q_leaves_with_0_and_the_terminal_as_it_was(path):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
+        (signal.SIGINT, 130),
+        (signal.SIGQUIT, 131),
+    ],
 )
 def test_a_signal_leaves_with_its_code_and_the_terminal_as_it_was(path, number, code):
     with kvtrace("open", path) as terminal:

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
+_LEAVING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+EXIT_CODES = {number: 128 + number for number in _LEAVING}
 
 _ASCII = str.maketrans({
     "▀": "#", "▁": "_", "▂": "_", "▃": "=", "▄": "=", "▅": "#", "▆": "#", "▇": "#", "█": "#",
@@ -59,7 +60,7 @@ def hung_up() -> bool:
 
 
 def on_signals(leave: Callable[[int], None]) -> None:
-    """Within the running loop: SIGHUP, SIGINT and SIGTERM leave the app with their exit code."""
+    """Within the running loop: signals that end a program leave the app with their exit code."""
     loop = asyncio.get_running_loop()
     for number, code in EXIT_CODES.items():
         with suppress(ValueError, RuntimeError, NotImplementedError):
