@@ -345,10 +345,8 @@ class Derived:
             extends = False
             if self._tokens is not None and self._before is not None:
                 tokens = self._in_rows(self._tokens)
-                new, extends = (
-                    tokens.shape[-1],
-                    arguments.extends(tokens, self._in_rows(self._before)),
-                )
+                new = tokens.shape[-1]
+                extends = arguments.extends(tokens, self._in_rows(self._before))
             # a model may be given all tokens and take the new ones itself: nothing is repeated
             if extends and self._rows == self._longer:
                 extends, start = False, new - self._rows if start is None else start
