@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Terminal:
     lines: int = 32
     environ: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
+    errors: Path | None = None  # where stderr goes; None: to the terminal
     output: bytes = b""
 
     def __post_init__(self):
@@ -37,15 +39,16 @@ class Terminal:
         names = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH")
         environ = {name: os.environ[name] for name in names if name in os.environ}
         environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | self.environ
-        self.process = subprocess.Popen(
-            self.argv,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=environ,
-            cwd=self.folder,
-            start_new_session=True,
-        )
+        with nullcontext(slave) if self.errors is None else self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                self.argv,
+                stdin=slave,
+                stdout=slave,
+                stderr=errors,
+                env=environ,
+                cwd=self.folder,
+                start_new_session=True,
+            )
         self.slave = slave
 
     def resize(self, columns, lines, *, tell=True):

@@ -53,6 +53,16 @@ def test_a_signal_leaves_with_its_code_and_the_terminal_as_it_was(path, number, 
         assert terminal.restored
 
 
+def test_the_screen_is_drawn_where_stderr_goes_elsewhere(path, tmp_path):
+    errors = tmp_path / "errors.txt"
+    with kvtrace("open", path, errors=errors) as terminal:
+        terminal.wait_for("recorded")
+        terminal.keys("q")
+        assert terminal.ended() == 0
+        assert terminal.restored
+    assert errors.read_bytes() == b""
+
+
 def test_a_terminal_that_is_gone_without_a_signal_ends_it(path):
     with kvtrace("open", path) as terminal:
         terminal.wait_for("recorded")

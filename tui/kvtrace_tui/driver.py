@@ -73,7 +73,8 @@ class SteadyDriver(LinuxDriver):
     ) -> None:
         """Args: as Textual gives them."""
         super().__init__(app, debug=debug, mouse=mouse, size=size)
-        self._file = cast(Any, SteadyOutput(cast(IO[str], sys.__stderr__)))
+        # Textual draws on stderr, which people send to a file or nowhere
+        self._file = cast(Any, SteadyOutput(cast(IO[str], sys.__stdout__)))
 
     def run_input_thread(self) -> None:
         """Hear the terminal until told to stop, or until it is gone."""

@@ -35,18 +35,18 @@ def _closest(error: UnicodeError) -> tuple[str, int]:
 
 @contextmanager
 def writable() -> Iterator[None]:
-    """Let the streams Textual writes to take any character, in any locale."""
+    """Let the stream that is drawn on take any character, in any locale."""
     codecs.register_error(_HANDLER, _closest)
-    changed: list[tuple[io.TextIOWrapper, str]] = []
-    for stream in (sys.__stdout__, sys.__stderr__):
-        if isinstance(stream, io.TextIOWrapper):
-            changed.append((stream, stream.errors or "strict"))
-            stream.reconfigure(errors=_HANDLER)
+    stream = sys.__stdout__
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    errors = stream.errors or "strict"
+    stream.reconfigure(errors=_HANDLER)
     try:
         yield
     finally:
-        for stream, errors in changed:
-            stream.reconfigure(errors=errors)
+        stream.reconfigure(errors=errors)
 
 
 def hung_up() -> bool:
