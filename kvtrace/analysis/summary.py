@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from kvtrace import units
 from kvtrace.analysis.candidates import Candidates, candidates
@@ -11,6 +10,7 @@ from kvtrace.analysis.changes import LayerChange, changes, event_text
 from kvtrace.analysis.cost.costs import StepCost, step_cost
 from kvtrace.analysis.cost.extent import Extent, extent
 from kvtrace.analysis.packed import request_name
+from kvtrace.slotted import dataclass
 from kvtrace.trace import CACHED, Step, Trace
 
 WITHOUT_CACHE = "recomputed"

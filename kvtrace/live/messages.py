@@ -8,7 +8,9 @@ processes or torch.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
+
+from kvtrace.slotted import dataclass
 
 PROTOCOL = 1
 """Of the messages; both ends come from one installation, so it must be equal."""

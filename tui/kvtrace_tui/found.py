@@ -5,7 +5,7 @@ Pure, and light: loaded with the first picture. What finds things is in `finding
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ with the check that finds it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

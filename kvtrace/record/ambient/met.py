@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from kvtrace import units
 from kvtrace.record.ambient.implicit import Implicit, place_of
 from kvtrace.record.ambient.late import LateWriter
 from kvtrace.record.recording import Recording
+from kvtrace.slotted import dataclass
 
 
 @dataclass(slots=True)

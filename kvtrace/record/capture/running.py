@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
+
+from kvtrace.slotted import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

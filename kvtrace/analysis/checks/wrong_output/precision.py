@@ -8,10 +8,12 @@ guess fits far better than the difference is large.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kvtrace.slotted import dataclass
 
 Wide = NDArray[np.float64]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kvtrace.record.cache.own.holders import FoundHolder
 from kvtrace.record.flow.rows.follower import RowStep
+from kvtrace.slotted import dataclass
 
 Slots = tuple[int, ...]
 

@@ -7,9 +7,9 @@ model may change them in place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
+
+from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,13 @@ where the model does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isfinite, isnan
 
 import torch
 from torch import Tensor
+
+from kvtrace.slotted import dataclass
 
 HALF = (torch.float16, torch.bfloat16)
 

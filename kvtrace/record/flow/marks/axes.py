@@ -9,8 +9,10 @@ worse. An axis that was broadcast from size 1 has no letter: `""`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import count
+
+from kvtrace.slotted import dataclass
 
 Axes = tuple[str, ...]
 
