@@ -7,8 +7,9 @@ step can be understood alone, without replaying those before it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from kvtrace.slotted import dataclass
 from kvtrace.trace.mask import Mask
 
 NO_TOKEN = -(1 << 30)

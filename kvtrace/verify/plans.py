@@ -7,7 +7,6 @@ said, not tried.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -19,6 +18,7 @@ from kvtrace.models.quiet import quiet
 from kvtrace.record.decode import Limits, Standard, decode
 from kvtrace.record.driving import Driven
 from kvtrace.record.driving.ways.begins import resets
+from kvtrace.slotted import dataclass
 from kvtrace.verify.ways import WAYS
 
 _AGAIN_LENGTH, _AGAIN_STEPS = 12, 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path as FilePath
 
 from torch import nn
@@ -31,6 +31,7 @@ from kvtrace.record.lanes.passes.at_end import LaneSink, OncePass, with_lanes
 from kvtrace.record.lanes.passes.each_step import EachPass
 from kvtrace.record.lanes.passes.recompute import CannotRecomputeError, Recomputer
 from kvtrace.record.lanes.weights import Weights
+from kvtrace.slotted import dataclass
 from kvtrace.trace import HOOKS_CHANGED, WEIGHTS_CHANGED, Lane, Meta, Note, Step, Trace
 
 RECOMPUTED, REFEREE = "recomputed", "referee"
