@@ -213,6 +213,7 @@ class Recording:
         recorder = self.recorder
         if recorder is None or recorder.paused:
             return
+        self._lanes.over()
         asked = self.gate is not None and forward.part_of is None
         verdict = self.gate(forward) if asked and self.gate is not None else "step"
         if verdict == "step":

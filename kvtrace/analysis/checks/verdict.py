@@ -15,7 +15,7 @@ from kvtrace.analysis.checks.whole_run.leftover import leftover
 from kvtrace.analysis.checks.whole_run.survey import Survey
 from kvtrace.analysis.course import course
 from kvtrace.errors import TraceError
-from kvtrace.trace import HOOKS_CHANGED, WEIGHTS_CHANGED, Note, Trace
+from kvtrace.trace import HOOKS_CHANGED, SET_WITHIN, WEIGHTS_CHANGED, Note, Trace
 
 Told = Callable[[Finding], None]
 
@@ -186,7 +186,8 @@ def _gap(trace: Trace, survey: Survey) -> str:
     every = survey.compared + len(survey.missing)
     equal = f"{survey.compared} of {every} steps were compared and are equal within rounding"
     if survey.missing:
-        return f"{equal}; step {survey.missing[0]} is the first that was not"
+        why = "".join(f": {n.text}" for n in trace.notes if n.text.endswith(SET_WITHIN))
+        return f"{equal}; step {survey.missing[0]} is the first that was not{why}"
     if trace.ending is None or trace.damage:
         return f"{equal}, but {trace.name} is incomplete"
     if not survey.reused:

@@ -28,8 +28,9 @@ from kvtrace.record.lanes.given.sources import Sources
 from kvtrace.record.lanes.hooks import Hooks
 from kvtrace.record.lanes.outlive import never_kept, nobody_holds
 from kvtrace.record.lanes.passes.at_end import LaneSink, OncePass, with_lanes
+from kvtrace.record.lanes.passes.batch import CannotRecomputeError
 from kvtrace.record.lanes.passes.each_step import EachPass
-from kvtrace.record.lanes.passes.recompute import CannotRecomputeError, Recomputer
+from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.weights import Weights
 from kvtrace.slotted import dataclass
 from kvtrace.trace import HOOKS_CHANGED, WEIGHTS_CHANGED, Lane, Meta, Note, Step, Trace
@@ -101,6 +102,11 @@ class Lanes:
         if self.options.mode != "off":
             self.again.begin(beginning)
 
+    def over(self) -> None:
+        """The forward that began is over: nothing but the model has run meanwhile."""
+        if self._again is not None:
+            self._again.settings.over()
+
     def forget(self) -> None:
         """The forward that was about to run is no step: what was kept before it is let go."""
         if not self._arguments_seen:
@@ -113,6 +119,7 @@ class Lanes:
         if forward.part == "encoder" or self.options.mode == "off":
             return
         self._extras.add(step, forward)
+        self.again.settings.became(step)
         if self._extras.trees == {step}:
             self._said.add(f"step {step} {_TREE}")
         if self.again.snapshot is None:

@@ -16,7 +16,7 @@ from kvtrace.record.lanes.compared import cached
 from kvtrace.record.lanes.compared.differ import apart, beyond
 from kvtrace.record.lanes.compared.heads import with_heads
 from kvtrace.record.lanes.compared.tally import Tally
-from kvtrace.record.lanes.passes.recompute import Batch
+from kvtrace.record.lanes.passes.batch import Batch
 from kvtrace.record.lanes.paths import Node, Path
 from kvtrace.slotted import dataclass
 from kvtrace.trace import Lane, Note, Run, Site, Step, Tensor, Trace, stands_for_none

@@ -11,7 +11,7 @@ from kvtrace.files import StepRows
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.compared.heads import with_heads
-from kvtrace.record.lanes.passes.recompute import Batch
+from kvtrace.record.lanes.passes.batch import Batch
 from kvtrace.record.steps.masks import Compact, Compactor
 from kvtrace.record.steps.rows import as_stored
 from kvtrace.trace import CacheStep, Lane, Mask, Meta, Run, Site, SiteStep, Step, Trace

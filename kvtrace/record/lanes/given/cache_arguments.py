@@ -15,7 +15,7 @@ from kvtrace.record.lanes.given.extend import FirstCall
 from kvtrace.record.lanes.given.tables import given_table, longer, without
 
 if TYPE_CHECKING:
-    from kvtrace.record.lanes.passes.recompute import Batch
+    from kvtrace.record.lanes.passes.batch import Batch
 
 DECODER = "decoder_input_ids"
 """The ids that a decoder is fed, where an encoder reads others."""

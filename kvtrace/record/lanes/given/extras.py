@@ -19,7 +19,7 @@ from kvtrace.record.lanes.given.codes import Codes
 from kvtrace.record.lanes.given.embedded import Embedded
 from kvtrace.record.lanes.given.shown import branches
 from kvtrace.record.lanes.given.tables import table_of
-from kvtrace.record.lanes.passes.recompute import CannotRecomputeError
+from kvtrace.record.lanes.passes.batch import CannotRecomputeError
 from kvtrace.record.lanes.paths import Path
 from kvtrace.slotted import dataclass
 

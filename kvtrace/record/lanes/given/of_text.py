@@ -13,7 +13,7 @@ from kvtrace.record.capture.tokens.inputs import is_source
 from kvtrace.record.lanes.given.extend import FirstCall
 
 if TYPE_CHECKING:
-    from kvtrace.record.lanes.passes.recompute import Batch
+    from kvtrace.record.lanes.passes.batch import Batch
 
 _NOT = re.compile(r"past|cache|kv|present|mems|mask|bias|pos|freq|rope|cos|sin", re.IGNORECASE)
 

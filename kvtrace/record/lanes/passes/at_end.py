@@ -18,13 +18,14 @@ from kvtrace.record.lanes.compared.logits import KeptLogits
 from kvtrace.record.lanes.compared.stored import crossed, pass_bytes, whole_pass
 from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.given.extras import Extras
+from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.causal import looks_ahead
 from kvtrace.record.lanes.passes.hidden import Hidden, ends, hidden_in
 from kvtrace.record.lanes.passes.portions import portions
-from kvtrace.record.lanes.passes.recompute import Batch, CannotRecomputeError, Recomputer
+from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.paths import Node, Path, Paths
 from kvtrace.slotted import dataclass
-from kvtrace.trace import Lane, LaneStep, Meta, Note, Step, Trace
+from kvtrace.trace import ROWS_LEFT_OUT, Lane, LaneStep, Meta, Note, Step, Trace
 
 TOKENS_AT_ONCE = 1 << 14
 """Tokens in one batch of paths, where there are more paths than the run had sequences."""
@@ -146,13 +147,17 @@ class OncePass:
                 part = part or beyond
                 if kept is None and not keeping and beyond:
                     keeping, kept = True, self._keep(comparer.lane, forward, batch, sink)
+                if not keeping:
+                    text = f"{comparer.lane.name} {ROWS_LEFT_OUT}"
+                    comparer.findings.setdefault(text, Note("note", text))
                 passes = self._pointers(number, kept, here[number])
                 if left[number]:
                     held[number] = (tally, place)
                     continue
                 held.pop(number, None)
                 step = tally.finish(comparer.lane.name, place)
-                sink.compare(replace(step, passes=passes))
+                if any(batch.paths[one].compares(number) for one, _ in here[number]):
+                    sink.compare(replace(step, passes=passes))
         return part
 
     def _keep(self, lane: Lane, forward: Forward, batch: Batch, sink: LaneSink) -> int | None:
@@ -168,9 +173,11 @@ class OncePass:
     def keep_only(self, lane: Lane, sink: LaneSink) -> None:
         """Keep passes for a lane that was compared step by step, and point its steps at them."""
         self._rows.clear()
+        left_out = False
         for batch in self.batches():
             size = pass_bytes(self.trace.meta, batch, crossed(self.trace, batch))
             if not self.keep_rows and size > KEPT_BYTES:
+                left_out = True
                 continue
             try:
                 forward = self.again.run(batch)
@@ -183,6 +190,8 @@ class OncePass:
                 passes = self._pointers(number, kept, nodes)
                 if compared is not None and passes:
                     sink.compare(replace(compared, passes=passes))
+        if left_out:
+            sink.note(Note("note", f"{lane.name} {ROWS_LEFT_OUT}"))
 
     def _pointers(
         self, number: int, kept: int | None, nodes: Sequence[tuple[int, Node]]
@@ -216,9 +225,12 @@ class OncePass:
             encoded = sites <= encoders if sites else not (step.caches or step.top)
             if not encoded:
                 paths.add(step)
+        settings = self.again.settings
+        settings.judge({path.root for path in paths.paths}, self.trace.numbers[-1] + 1)
         for path in paths.paths:
-            path.until = ends(path, hidden)
+            path.until = ends(path, hidden, settings)
             path.nodes = [node for node in path.nodes if node.step >= self.since]
+        self.again.notes |= dict.fromkeys(settings.says(paths.paths))
         return paths
 
     def batches(self) -> list[Batch]:
@@ -235,7 +247,7 @@ class OncePass:
         size = min(max(sequences, min(8, TOKENS_AT_ONCE // widest)), self.again.most or len(ready))
         vocab = max(1, self.trace.meta.model.vocab_size)
         out = []
-        for chosen in portions(ready, size, self.extras):
+        for chosen in portions(ready, size, self.extras, self.again.settings):
             ends = {n.end - 1 for p in chosen for n in p.nodes if self.logits.has(n.step)}
             keep = sorted(ends)[: max(1, LOGITS_AT_ONCE // (vocab * len(chosen)))]
             out.append(Batch(chosen, keep or [0], self.extras.of(chosen)))

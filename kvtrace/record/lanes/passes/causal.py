@@ -19,7 +19,8 @@ from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.compared.tolerance import tolerance
 from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.given.tables import given_table
-from kvtrace.record.lanes.passes.recompute import Batch, CannotRecomputeError, Recomputer
+from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
+from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.passes.repeats import varies
 from kvtrace.record.lanes.passes.rounds import rounds_inside
 from kvtrace.record.lanes.paths import Path

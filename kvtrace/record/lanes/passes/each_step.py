@@ -20,8 +20,9 @@ from kvtrace.record.lanes.compared.logits import KeptLogits
 from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.passes.at_end import LaneSink, compare_logits
+from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.hidden import Hidden, ends, hidden_in
-from kvtrace.record.lanes.passes.recompute import Batch, CannotRecomputeError, Recomputer
+from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.passes.repeats import varies
 from kvtrace.record.lanes.passes.rounds import rounds_inside
 from kvtrace.record.lanes.paths import Node, Path, Paths
@@ -80,10 +81,14 @@ class EachPass:
         self._paths.add(step)
         self._paths.forget(step.number - 64)
         self._hidden.update(hidden_in(trace, step))
+        roots = {path.root for path in self._paths.paths}
+        self.again.settings.judge(roots, step.number + 1)
         comparer = Comparer(trace, self.lane)
         try:
             batch, nodes = self._batch(step)
             if not nodes:
+                return
+            if not any(path.compares(step.number) for path in batch.paths):
                 return
             forward = self.again.run(batch)
         except CannotRecomputeError as error:
@@ -117,7 +122,7 @@ class EachPass:
                     tokens = path.tokens[: node.end]
                     shared = list(path.shared)
                     chosen.append(Path(tokens, path.padding, [node], path.root, path.row, shared))
-                    chosen[-1].until = ends(chosen[-1], self._hidden)
+                    chosen[-1].until = ends(chosen[-1], self._hidden, self.again.settings)
             path.shared += path.nodes
             path.nodes.clear()
         keep = sorted({node.end - 1 for _, node in nodes})

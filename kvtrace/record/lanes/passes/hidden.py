@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 
 from kvtrace.analysis.checks.whole_run.padded import padded_inside
 from kvtrace.errors import TraceError
+from kvtrace.record.lanes.given.settings import Settings
 from kvtrace.record.lanes.paths import Path
 from kvtrace.trace import Step, Trace
 
@@ -25,9 +26,15 @@ def hidden_in(trace: Trace, step: Step) -> Iterator[Hidden]:
         return  # what can't be read is told of where rows are read
 
 
-def ends(path: Path, hidden: Collection[Hidden]) -> int | None:
-    """The first step of a path that is not compared; None: all are."""
-    if not hidden:
-        return None
-    nodes = (*path.shared, *path.nodes)
-    return min((one.step for one in nodes if (one.step, one.sequence) in hidden), default=None)
+def ends(path: Path, hidden: Collection[Hidden], settings: Settings) -> int | None:
+    """The first step of a path that is not compared; None: all are.
+
+    Args:
+        path: It.
+        hidden: Steps and sequences with hidden tokens.
+        settings: What a program set on the model, within texts too.
+    """
+    nodes = (*path.shared, *path.nodes) if hidden else ()
+    found = [one.step for one in nodes if (one.step, one.sequence) in hidden]
+    until = settings.until(path)
+    return min(found if until is None else [*found, until], default=None)

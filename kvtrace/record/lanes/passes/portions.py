@@ -7,15 +7,18 @@ from dataclasses import replace
 from itertools import groupby
 
 from kvtrace.record.lanes.given.extras import Extras
+from kvtrace.record.lanes.given.settings import Settings
 from kvtrace.record.lanes.paths import Path
 
 
-def portions(paths: Sequence[Path], size: int, extras: Extras) -> Iterator[list[Path]]:
+def portions(
+    paths: Sequence[Path], size: int, extras: Extras, settings: Settings
+) -> Iterator[list[Path]]:
     """Paths of one text, so many at most, in their order.
 
     Where its arguments belong to all its sequences at once, a pass has exactly these.
     """
-    for _, same in groupby(paths, key=extras.text):
+    for _, same in groupby(paths, key=lambda path: (extras.text(path), settings.text(path))):
         whole = list(same)
         rows = extras.together(whole[0])
         each = [[path for path in whole if path.row == row] for row in range(rows)]

@@ -8,25 +8,17 @@ where that works, else with what the first call was given. The model is as it wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from kvtrace.record.capture.forward import Beginning, Forward
-from kvtrace.record.capture.replaced.choices import Chooser
-from kvtrace.record.capture.replaced.entrances import asking
-from kvtrace.record.capture.replaced.interface import without_pool
-from kvtrace.record.capture.watch import Watch
-from kvtrace.record.chance import own_chance
+from kvtrace.record.lanes.given.attributes import Kept, Place
 from kvtrace.record.lanes.given.cache_arguments import (
-    arguments_for,
     beside_ids,
-    cast,
-    cast_all,
     filled,
     padded_for,
     read_beside,
@@ -34,6 +26,7 @@ from kvtrace.record.lanes.given.cache_arguments import (
 from kvtrace.record.lanes.given.codes import layout_of
 from kvtrace.record.lanes.given.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.given.of_text import of_text
+from kvtrace.record.lanes.given.settings import Settings, as_set
 from kvtrace.record.lanes.given.shown import (
     any_of,
     crossing,
@@ -45,41 +38,13 @@ from kvtrace.record.lanes.given.shown import (
     trimmed,
 )
 from kvtrace.record.lanes.given.snapshot import Snapshot, keeps_nothing, take
-from kvtrace.record.lanes.given.tables import too_short
 from kvtrace.record.lanes.given.told import Told, rest
+from kvtrace.record.lanes.passes.asked import DTYPES, forward_of, recompute
 from kvtrace.record.lanes.passes.autocast import Autocast, as_then, autocast_of
+from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.held import held
 from kvtrace.record.lanes.passes.ties import Ties
-from kvtrace.record.lanes.paths import Path
 from kvtrace.slotted import dataclass
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Paths that are recomputed together.
-
-    Attributes:
-        paths: In the order of the batch; shorter ones are filled up at the right, which a causal
-            model does not see.
-        keep: Rows whose logits are wanted, ascending; None: all.
-        extra: Further arguments, such as an encoder's output.
-    """
-
-    paths: Sequence[Path]
-    keep: Sequence[int] | None = None
-    extra: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> int:
-        """Rows of the longest path."""
-        return max(len(path.tokens) for path in self.paths)
-
-
-class CannotRecomputeError(Exception):
-    """The model does not run over tokens alone; the message says why."""
-
 
 Way = Callable[[FirstCall, Tensor], dict[str, object]]
 
@@ -90,12 +55,6 @@ _TRIED = {
     "replayed": "with its first arguments extended",
     "told": "with what its steps were given, joined",
 }
-
-_FAULTS = (
-    *(RuntimeError, TypeError, ValueError, AttributeError),
-    *(LookupError, AssertionError, ArithmeticError),
-)
-"""What a model may raise that is called in a way nobody wrote it for."""
 
 
 @dataclass(slots=True)
@@ -110,6 +69,7 @@ class Recomputer:
         ties: What the cached lane chose where it had to (experts, slots).
         autocast: What was on when the model was first called; None: nothing was.
         told: What the steps were given besides tokens.
+        settings: What a program set on the model between its texts.
     """
 
     model: nn.Module
@@ -119,6 +79,7 @@ class Recomputer:
     ties: Ties = field(default_factory=Ties)
     autocast: Autocast | None = None
     told: Told = field(default_factory=Told)
+    settings: Settings = field(init=False)
     _way: str = ""
     _device: torch.device | None = None
     _begun: bool = False
@@ -134,8 +95,12 @@ class Recomputer:
     _several: bool = False
     _ready: tuple[object, str | None, Forward] | None = None
 
+    def __post_init__(self) -> None:
+        self.settings = Settings(self.model)
+
     def begin(self, beginning: Beginning) -> None:
         """A forward of the model is about to run: before the first, take the snapshot."""
+        self.settings.begin()
         if self._begun:
             return
         self._begun = True
@@ -235,8 +200,18 @@ class Recomputer:
             return ready[2]
         if self._none:
             raise CannotRecomputeError(self._none)
+        settings = self.settings.of(batch.paths)
+        try:
+            return self._run(batch, dtype, settings)
+        except CannotRecomputeError:
+            if not settings:
+                raise
+        return self._run(batch, dtype, {})
+
+    def _run(self, batch: Batch, dtype: str | None, settings: Mapping[Place, Kept]) -> Forward:
+        """The same, with attributes of the model as they are given."""
         if not self._snapshots:
-            with as_then(self.autocast, dtype):
+            with as_then(self.autocast, dtype), as_set(self.model, settings):
                 found = recompute(self.model, batch, self.ties, dtype=dtype, device=self._device)
             self.reference = "bare"
             return found
@@ -246,7 +221,7 @@ class Recomputer:
             ways += ["told"] * bool(self.told.of(batch.paths, snapshot.call))
             for name in [self._way] if self._way else ways:
                 try:
-                    found = self._called(snapshot, name, batch, dtype)
+                    found = self._called(snapshot, name, batch, dtype, settings)
                 except (CannotRecomputeError, CannotExtendError) as error:
                     through = f"through {method}, " if method else ""
                     reasons.setdefault(str(error), f"{through}{_TRIED[name]}")
@@ -256,7 +231,14 @@ class Recomputer:
                 return found
         raise CannotRecomputeError("; ".join(f"{how}: {why}" for why, how in reasons.items()))
 
-    def _called(self, snapshot: Snapshot, name: str, batch: Batch, dtype: str | None) -> Forward:
+    def _called(
+        self,
+        snapshot: Snapshot,
+        name: str,
+        batch: Batch,
+        dtype: str | None,
+        settings: Mapping[Place, Kept],
+    ) -> Forward:
         """One way, on a fresh copy."""
         kind = None if dtype is None else DTYPES[dtype]
         model, call = snapshot.fresh(kind)
@@ -285,9 +267,9 @@ class Recomputer:
         if self._outside is not None and snapshot.changed:
             raise CannotRecomputeError("what it was first given was written to since")
         around = nullcontext() if self._outside is None else self._outside()
-        with around, as_then(self.autocast, kind):
+        with around, as_then(self.autocast, kind), as_set(model, settings, kind):
             choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
-            forward = _forward(model, lambda: model(*places, **named), choosing)
+            forward = forward_of(model, lambda: model(*places, **named), choosing)
         calls = forward.calls
         if kind is not None and self._outside is not None and not any_of(kind, calls):
             raise CannotRecomputeError(
@@ -346,55 +328,3 @@ class Recomputer:
 
 def _key(batch: Batch) -> object:
     return [(path.tokens, path.padding) for path in batch.paths], batch.keep
-
-
-def recompute(
-    model: nn.Module,
-    batch: Batch,
-    ties: Ties,
-    *,
-    dtype: str | None = None,
-    device: torch.device | None = None,
-) -> Forward:
-    """The tensors of a forward over a batch of paths, by a model that takes its cache along.
-
-    Args:
-        model: The watched model.
-        batch: What to run it over.
-        ties: What the cached lane chose.
-        dtype: Parameters and buffers are taken in this dtype; None: as they are.
-        device: Of the tokens; None: that of the first parameter that is anywhere.
-
-    Raises:
-        CannotRecomputeError: It failed, or returned nothing to compare.
-    """
-    why = too_short(batch.extra, batch.rows)
-    if why:
-        raise CannotRecomputeError(why)
-    arguments = arguments_for(model, batch, device)
-    choosing = held(ties, batch.paths, batch.rows, told=dtype is None)
-    if dtype is None:
-        return _forward(model, lambda: model(**arguments), choosing)
-    wide = cast_all(model, DTYPES[dtype])
-    given = {name: cast(value, DTYPES[dtype]) for name, value in arguments.items()}
-    return _forward(model, lambda: functional_call(model, wide, (), given), choosing)
-
-
-def _forward(
-    model: nn.Module, run: Callable[[], object], choosing: Chooser | None = None
-) -> Forward:
-    """What is seen of a model while something runs."""
-    found: list[Forward] = []
-    asked = None if choosing is None else lambda: choosing
-    watch = Watch(model, found.append, choosing=asked)
-    watch.bind()  # an engine may still run the model in its own thread
-    with asking(), torch.no_grad(), own_chance(model), without_pool(), watch:
-        try:
-            run()
-        except _FAULTS as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise CannotRecomputeError(reason) from error
-    forwards = [one for one in found if one.part == "model"]
-    if not forwards:
-        raise CannotRecomputeError("its forward was not seen")
-    return forwards[-1]

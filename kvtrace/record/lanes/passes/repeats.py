@@ -10,7 +10,8 @@ import torch
 
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.chance import own_chance
-from kvtrace.record.lanes.passes.recompute import Batch, CannotRecomputeError, Recomputer
+from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
+from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.trace import NOT_REPEATABLE, Note
 
 _SEED = 0x6B76

@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.flow.calls.prove import HALF
-from kvtrace.record.lanes.passes.recompute import Batch, CannotRecomputeError, Recomputer
+from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
+from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.trace import ROUNDS_INSIDE, Note
 
 _BITS = 8.0
