@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from kvtrace.record.companions import Companions
 from kvtrace.record.lanes import LaneOptions, Lanes
 from kvtrace.record.lanes.given.snapshot import Snapshot
 from kvtrace.record.lanes.passes.at_end import LaneSink
+from kvtrace.record.steps.lineage import slides
 from kvtrace.record.steps.recorder import Options, Recorder
 from kvtrace.record.steps.scribe import Sink
 from kvtrace.text import safe
@@ -91,6 +92,7 @@ class Recording:
         self._watch: Watch | None = None
         self._unfollow: Callable[[], None] | None = None
         self._undo: list[Callable[[], None]] = []
+        self._parts: set[int] = set()
         self._ending: Ending | None = None
         self._others: Companions | None = None
         self.recorder: Recorder | None = None
@@ -150,8 +152,9 @@ class Recording:
             return
         name = f"{type(part).__name__}, a part of {type(self._model).__name__}"
         if self.steps or self.waits:
-            self._undo.pop()()  # its own parts would be told of, too
-            self.said.append(f"{name}, was called by itself too: that was not recorded")
+            self.take_in(part)
+            if given is not None:
+                watch.begin_step(given)
             return
         self.said.append(f"the model here is {name}: it was called, not the whole")
         self._stop_watching()
@@ -165,6 +168,12 @@ class Recording:
         watch = self._start(writer)
         if given is not None:
             watch.begin_step(given)
+
+    def take_in(self, part: nn.Module) -> None:
+        """A part of the model is called by itself, too: that goes on with what the model did."""
+        if self._watch is not None and id(part) not in self._parts:
+            self._parts.add(id(part))
+            self._watch.hook("model", part)
 
     @property
     def steps(self) -> int:
@@ -294,7 +303,7 @@ class Recording:
 
     def _written(self, step: Step) -> None:
         """A step is in the file; it is told before the pass beside it, which may take long."""
-        self.num_texts += step.parent is None and not _slides(step.tokens, self._tokens)
+        self.num_texts += step.parent is None and not slides(step.tokens, self._tokens)
         self._tokens = step.tokens
         if self._on_step is not None:
             self._on_step(step)
@@ -387,11 +396,3 @@ class Recording:
         except Exception as error:
             cause = safe(f"{type(error).__name__}: {error}", 300)
             writer.note(Note("note", f"the tokens were not recomputed: {cause}"))
-
-
-def _slides(now: Sequence[Sequence[int]], before: Sequence[Sequence[int]]) -> bool:
-    """Whether a full window went on by a token: the first left it, another came in."""
-    return len(now) == len(before) > 0 and all(
-        len(one) == len(other) > 1 and one[:-1] == other[1:]
-        for one, other in zip(now, before, strict=True)
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import field
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from kvtrace import units
 from kvtrace.record.ambient.implicit import Implicit, place_of
 from kvtrace.record.ambient.late import LateWriter
+from kvtrace.record.capture.inner import inner_models
 from kvtrace.record.recording import Recording
 from kvtrace.slotted import dataclass
 
@@ -78,6 +79,47 @@ class Met:
             recording.path.unlink(missing_ok=True)
 
 
+class Models:
+    """The models that were met, in that order."""
+
+    def __init__(self) -> None:
+        """None so far."""
+        self._met: dict[int, Met] = {}
+        self._kin: dict[int, tuple[nn.Module, Met]] = {}
+
+    def __iter__(self) -> Iterator[Met]:
+        return iter(list(self._met.values()))
+
+    def get(self, module: nn.Module) -> Met | None:
+        """The model that this is, or whose steps its calls are."""
+        known = self._met.get(id(module))
+        if known is None and (kin := self._kin.get(id(module))) is not None:
+            known = kin[1]
+        return known
+
+    def add(self, one: Met) -> Met:
+        """A model is met."""
+        self._met[id(one.module)] = one
+        return one
+
+    def kin(self, module: nn.Module) -> Met | None:
+        """The model that a module goes on with: it is most of it, or most of it is the model.
+
+        Whoever calls a model for the prompt and what is under its head for the rest, or the other
+        way round, hands one cache to both.
+        """
+        for one in self:
+            if one.recording is None or not one.with_ids or one.is_silent:
+                continue
+            if any(part is module for part in inner_models(one.module)):
+                one.recording.take_in(module)
+            elif all(part is not one.module for part in inner_models(module)):
+                continue
+            self._kin[id(module)] = module, one
+            return one
+        return None
+
+
 def holder_of(models: Iterable[Met], table: int) -> nn.Module | None:
     """The model that a table belongs to, of those whose steps are no calls, whoever looks in it."""
     for one in models:
@@ -94,9 +136,9 @@ def aside_of(one: Met, around: Met | None) -> AbstractContextManager[None]:
     return around.implicit.aside()
 
 
-def holds_any(module: nn.Module, met: Container[int]) -> bool:
-    """Whether parts of a module were met, by their identities: they take steps themselves."""
-    return any(id(part) in met for part in module.modules() if part is not module)
+def holds_any(module: nn.Module, models: Models) -> bool:
+    """Whether parts of a module were met: they take steps themselves."""
+    return any(models.get(part) is not None for part in module.modules() if part is not module)
 
 
 def silent_of(models: Iterable[Met]) -> dict[str, int]:

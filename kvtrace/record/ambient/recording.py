@@ -24,7 +24,7 @@ from kvtrace.record.ambient import implicit, met
 from kvtrace.record.ambient.evidence import Evidence
 from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups
 from kvtrace.record.ambient.late import LateWriter, free_path
-from kvtrace.record.ambient.met import Met
+from kvtrace.record.ambient.met import Met, Models
 from kvtrace.record.ambient.outermost import Outermost, Run
 from kvtrace.record.ambient.report import ModelReport, Report, of_model
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -70,7 +70,7 @@ class AmbientRecording:
         self.report = Report()
         self._make = make
         self._force = force
-        self._models: dict[int, Met] = {}
+        self._models = Models()
         self._others: Counter[str] = Counter()
         self._faults: list[str] = []
         self._process = 0
@@ -121,7 +121,7 @@ class AmbientRecording:
         told = []
         try:
             self._close_steps()
-            for one in reversed(list(self._models.values())):
+            for one in reversed(list(self._models)):
                 found = self._end(one, kind, error, trace)
                 if found is not None:
                     told.append(found)
@@ -129,7 +129,7 @@ class AmbientRecording:
             self._stack.close()
         paths = [one.recording.path for one in self._written if one.recording is not None]
         told.sort(key=lambda one: paths.index(one.path))
-        silent = met.silent_of(self._models.values())
+        silent = met.silent_of(self._models)
         self.report = Report(tuple(told), self._said(), silent, self._others)
 
     @property
@@ -141,7 +141,7 @@ class AmbientRecording:
         """Steps that are no calls end where everything does."""
         if self._flow is not None and self._functions is not None:
             self._flow.begin_step()
-        for one in self._models.values():
+        for one in self._models:
             if one.implicit is not None:
                 with self._harmless():
                     one.implicit.close()
@@ -205,18 +205,18 @@ class AmbientRecording:
     @property
     def _stepping(self) -> Met | None:
         """The model whose step is under way that no call of it began."""
-        found = [one for one in self._models.values() if one.implicit and one.implicit.under_way]
+        found = [one for one in self._models if one.implicit and one.implicit.under_way]
         return found[-1] if found else None
 
     def _step_of(self, root: nn.Module | None, ids: torch.Tensor, table: int) -> None:
         """Ids were looked up by code that is no call of a model: a method's, or nobody's."""
-        root = met.holder_of(self._models.values(), table) if root is None else root
+        root = met.holder_of(self._models, table) if root is None else root
         if root is None:
             if self._functions is None:
                 self._functions = self._adopt(Functions())
             one: Met | None = self._functions
         else:
-            one = self._models.get(id(root)) or self._adopt(root)
+            one = self._models.get(root) or self._adopt(root)
         if one is None or one.recording is None:
             return
         if self._flow is not None:
@@ -233,7 +233,7 @@ class AmbientRecording:
     def _around(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run
     ) -> Any:
-        one = self._models.get(id(module))
+        one = self._models.get(module)
         if self._is_fork:
             with contextlib.nullcontext() if one is None else one.unwatched():
                 return run()
@@ -257,7 +257,7 @@ class AmbientRecording:
         self, module: nn.Module, rows: str, kind: tuple[object, ...]
     ) -> Iterator[Watch | None]:
         """What takes a call of another method of a model, given rows of this name, as a step."""
-        one, embeds = self._models.get(id(module)), "embed" in rows
+        one, embeds = self._models.get(module), "embed" in rows
         meets = one is None and (embeds or self._no_ids_yet())
         if meets and not met.holds_any(module, self._models):
             with self._harmless(), self._outermost.off():
@@ -298,17 +298,17 @@ class AmbientRecording:
         if not any(module.children()):
             return None
         self._leave_modes()
-        return self._adopt(module)
+        return self._models.kin(module) or self._adopt(module)
 
     def _arrive(self, model: nn.Module) -> None:
         """`generate` of a model begins."""
-        if id(model) not in self._models:
+        if self._models.get(model) is None:
             with self._harmless():
-                self._adopt(model)
+                self._models.kin(model) or self._adopt(model)
 
     def _no_ids_yet(self) -> bool:
         """Whether a layer on its own is all there may be."""
-        return self._functions is None and not any(one.with_ids for one in self._models.values())
+        return self._functions is None and not any(one.with_ids for one in self._models)
 
     def _leave_silent(self, one: Met) -> None:
         """A layer on its own that did not attend is none, and others are looked for."""
@@ -326,10 +326,10 @@ class AmbientRecording:
 
     def _adopt(self, module: nn.Module, *, with_ids: bool = True) -> Met:
         """Watch a model from now on; what layers did on their own is nothing beside it."""
-        for layer in [one for one in self._models.values() if one.is_layer] if with_ids else ():
+        for layer in [one for one in self._models if one.is_layer] if with_ids else ():
             self._let_go(layer)
-        one = self._models[id(module)] = Met(module, with_ids=with_ids)
-        watched = [other for other in self._models.values() if other.recording is not None]
+        one = self._models.add(Met(module, with_ids=with_ids))
+        watched = [other for other in self._models if other.recording is not None]
         if len(watched) >= MODELS:
             return one
         recording, late = self._make(module, self._create)
@@ -342,7 +342,7 @@ class AmbientRecording:
         """The file of a model that was seen to attend."""
         taken = {one.recording.path for one in self._written if one.recording is not None}
         path = free_path(self.path, taken, meta.rank, force=self._force)
-        mine = next(one for one in self._models.values() if one.recording is recording)
+        mine = next(one for one in self._models if one.recording is recording)
         recording.move(path)
         self._written.append(mine)
         return TraceWriter(path, meta, force=self._force)
@@ -374,7 +374,7 @@ class AmbientRecording:
     def _backward(self) -> None:
         """A gradient is about to be computed; the weights are still what they were."""
         self._loss()
-        for one in self._models.values():
+        for one in self._models:
             recording = one.recording
             if recording is not None and recording.steps > one.compared:
                 one.compared = recording.steps
@@ -385,7 +385,7 @@ class AmbientRecording:
 
     def _said(self) -> tuple[str, ...]:
         """Sentences: what was left out."""
-        out = met.left_out(self._models.values(), MODELS)
+        out = met.left_out(self._models, MODELS)
         return tuple(dict.fromkeys((*out, *self._outermost.says, *self._faults)))
 
     @contextlib.contextmanager

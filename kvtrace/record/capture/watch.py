@@ -128,7 +128,7 @@ class Watch:
                 flow.__enter__()
                 self._undo.append(partial(flow.__exit__, None, None, None))
             for part, module in entrances(self.model):
-                self._hook(part, module)
+                self.hook(part, module)
             self._undo.append(self._ran.listen(attentions(self._modules)))
         except BaseException:
             self._stop()
@@ -213,8 +213,8 @@ class Watch:
             elif self._on_failure is not None:
                 self._on_failure()
 
-    def _hook(self, part: str, module: nn.Module) -> None:
-        """Watch one entrance of the model."""
+    def hook(self, part: str, module: nn.Module) -> None:
+        """Watch one entrance of the model: each call of it that is in no other one is a forward."""
 
         def begin(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self._deaf and called is module:

@@ -61,8 +61,8 @@ class Lineage:
         found = [self._latest[one] for one in entry.caches if one in self._latest]
         if found and continued:
             return max(found)
-        copied = None if entry.copied is None else self._latest.get(entry.copied)
-        return entry.donor if copied is None else copied
+        copied = [self._latest[one] for one in entry.copied if one in self._latest]
+        return max(copied, default=entry.donor)
 
     def phase(self, forward: Forward, where: Positions, entry: LedgerStep, tokens: Tokens) -> str:
         """Prefill or decode; an engine says how long the prompt of a request is."""
@@ -98,4 +98,12 @@ def _extends(tokens: Tokens, before: Tokens) -> bool:
     return len(tokens) == len(before) > 0 and all(
         len(now) > len(old) > 0 and now[: len(old)] == old
         for now, old in zip(tokens, before, strict=True)
+    )
+
+
+def slides(now: Sequence[Sequence[int]], before: Sequence[Sequence[int]]) -> bool:
+    """Whether a full window went on by a token: the first left it, another came in."""
+    return len(now) == len(before) > 0 and all(
+        len(one) == len(other) > 1 and one[:-1] == other[1:]
+        for one, other in zip(now, before, strict=True)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 import kvtrace
 from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
@@ -103,14 +104,44 @@ def wrapper_with_config(wrapper):
     return wrapper
 
 
-def test_calls_of_a_part_after_calls_of_the_whole_are_said_to_be_missing(model, tmp_path):
+def test_calls_of_a_part_after_calls_of_the_whole_are_steps_too(model, tmp_path):
     wrapper = wrapper_with_config(Wrapper(model))
     trace, _, _ = record(wrapper, lambda: (wrapper(IDS), model(IDS)), tmp_path / "a.kvt")
-    assert len(trace) == 1
-    (said,) = trace.meta.not_recorded
-    assert said == (
-        "LlamaForCausalLM, a part of Wrapper, was called by itself too: that was not recorded"
-    )
+    assert len(trace) == 2
+    assert not trace.meta.not_recorded
+
+
+def test_a_cache_that_the_whole_and_a_part_take_turns_with_is_followed(model, tmp_path):
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        take_turns(model, whole_first=True)
+    assert_followed_through(kvtrace.open(tmp_path / "a.kvt"))
+
+
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_turns_of_a_whole_and_a_part_are_one_run_where_no_model_was_named(
+    whole_first, model, tmp_path
+):
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
+        take_turns(model, whole_first=whole_first)
+    assert [one.name for one in tmp_path.glob("*.kvt")] == ["a.kvt"]
+    assert_followed_through(kvtrace.open(tmp_path / "a.kvt"))
+
+
+def take_turns(model, *, whole_first):
+    cache, tokens = DynamicCache(), IDS
+    for turn in range(5):
+        if turn % 2 == whole_first:
+            rows = model.model(tokens, past_key_values=cache).last_hidden_state
+            logits = model.lm_head(rows)
+        else:
+            logits = model(tokens, past_key_values=cache).logits
+        tokens = logits[:, -1:].argmax(-1)
+
+
+def assert_followed_through(trace):
+    assert [one.new for one in trace] == [12, 1, 1, 1, 1]
+    assert [one.parent for one in trace] == [None, 0, 1, 2, 3]
+    assert check(trace).verdict == EQUAL
 
 
 def test_a_loop_that_calls_the_model_without_its_head_is_recorded(model, tmp_path):
