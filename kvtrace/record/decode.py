@@ -41,9 +41,14 @@ class Drive(Protocol):
 
 
 class Standard:
-    """Calls a model as `generate` of transformers does, by its own preparation if it has one."""
+    """Calls a model as `generate` of transformers does, by its own preparation if it has one.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        masked: Say of every token that it is no padding, as `generate` does, though it goes
+            without saying.
+    """
+
+    def __init__(self, model: nn.Module, *, masked: bool = False) -> None:
         self._model = model
         self._prepares = prepares(model)
         self._positions = positions_of(model)
@@ -51,6 +56,7 @@ class Standard:
         self._name = cache_name(model.forward)
         self._cache: object = None
         self._fed = 0
+        self._masked = masked
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Feed the new tokens with the cache; all of them where none came back.
@@ -72,6 +78,8 @@ class Standard:
         positions = self._positions(ids)
         if positions is not None:
             given["position_ids"] = positions[..., self._fed :]
+        if self._masked:
+            given["attention_mask"] = torch.ones_like(ids)
         return given
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,31 +63,65 @@ def prepared(model: nn.Module, ids: Tensor, before: int, cache: object) -> dict[
         before: How many of them were fed.
         cache: What the last forward gave back; None before the first.
     """
-    places = torch.arange(before, ids.shape[1], device=ids.device)
     mask = torch.ones_like(ids)
-    known: dict[str, Any] = {"cache_position": places}
-    declared = _names(model.prepare_inputs_for_generation)
-    known |= {name: before == 0 for name in declared if name.startswith(_FIRST)}
-    held = {cache_name(getattr(model, METHOD)): cache}
-    told = {name: value for name, value in known.items() if name in declared}
     try:
-        given = dict(
-            model.prepare_inputs_for_generation(  # type: ignore[operator]
-                ids, **held, attention_mask=mask, use_cache=True, **told
-            )
-        )
+        given = _made(model, ids, mask, before, cache)
+        if 0 < before < ids.shape[1] - 1:
+            given = _of_all(given, _made(model, ids, mask, 0, None), before, ids.shape[1])
     except Exception:  # written for another transformers: what they all give
         given = {
             "input_ids": ids[:, before:],
             cache_name(model.forward): cache,
             "attention_mask": mask,
         }
-        given["position_ids"] = places[None]
+        given["position_ids"] = _places(ids, before)[None]
         taken = _names(model.forward)
         given = {name: value for name, value in given.items() if name in taken}
     if given.get("use_cache") is None and "use_cache" in _names(model.forward):
         given["use_cache"] = True
     return given
+
+
+def _made(
+    model: nn.Module, ids: Tensor, mask: Tensor, before: int, cache: object
+) -> dict[str, Any]:
+    """What its own method makes of it."""
+    method = cast("Callable[..., dict[str, Any]]", getattr(model, METHOD))
+    known: dict[str, Any] = {"cache_position": _places(ids, before)}
+    declared = _names(method)
+    known |= {name: before == 0 for name in declared if name.startswith(_FIRST)}
+    told = {name: value for name, value in known.items() if name in declared}
+    return dict(
+        method(ids, **{cache_name(method): cache}, attention_mask=mask, use_cache=True, **told)
+    )
+
+
+def _places(ids: Tensor, before: int) -> Tensor:
+    return torch.arange(before, ids.shape[1], device=ids.device)
+
+
+def _of_all(last: dict[str, Any], whole: dict[str, Any], before: int, total: int) -> dict[str, Any]:
+    """What is said of all new tokens, where a class knows prompts and single tokens alone.
+
+    Args:
+        last: What it gives for a cache of some rows: of the last token, maybe.
+        whole: What it gives for all tokens without a cache.
+        before: Tokens that the cache holds.
+        total: All of them.
+    """
+
+    def widened(value: object, full: object) -> object:
+        if not (isinstance(value, Tensor) and isinstance(full, Tensor)):
+            return value
+        if value.dim() != full.dim():
+            return value
+        sizes = enumerate(zip(value.shape, full.shape, strict=True))
+        axes = [at for at, both in sizes if both == (1, total)]
+        if not axes or not torch.equal(full.narrow(axes[-1], total - 1, 1), value):
+            return value
+        return full.narrow(axes[-1], before, total - before)
+
+    return {name: widened(value, whole.get(name)) for name, value in last.items()}
 
 
 def _names(function: Callable[..., object] | object) -> set[str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kvtrace.errors import RecordError
 from kvtrace.models.quiet import quiet
-from kvtrace.record.decode import Limits, Standard, decode
+from kvtrace.record.decode import Drive, Limits, Standard, decode
 from kvtrace.record.driving import Driven
 from kvtrace.record.driving.ways.begins import resets
 from kvtrace.slotted import dataclass
@@ -37,6 +37,7 @@ class Plan:
         title: What it does, in a few words, for when there is no trace to say it.
         model: What is to be recorded: the model, or the part of it that is called.
         drive: Runs it, inside a recording; None: not possible.
+        otherwise: Another way to drive it, where that raises.
         why_not: Why it is not possible.
         keeps: It may keep rows inside, and the model has no method that empties them.
     """
@@ -45,6 +46,7 @@ class Plan:
     title: str
     model: nn.Module
     drive: Callable[[], object] | None
+    otherwise: Callable[[], object] | None = None
     why_not: str = ""
     keeps: bool = False
 
@@ -86,7 +88,7 @@ def _made(way: str, model: nn.Module, make: Callable[[], Plan]) -> Plan:
     try:
         return make()
     except RecordError as error:
-        return Plan(way, _TITLES.get(way, way), model, None, str(error))
+        return Plan(way, _TITLES.get(way, way), model, None, why_not=str(error))
 
 
 def _again(model: nn.Module, tokens: Sequence[int], start: Start) -> Plan:
@@ -114,18 +116,21 @@ def _chunks(model: nn.Module, tokens: Sequence[int], start: Start, *, asked: boo
     title = _TITLES["chunks"]
     tokens = tokens[:_FED]
     if len(tokens) < _CHUNKS + _SINGLE:
-        return Plan("chunks", title, model, None, f"{len(tokens)} tokens are too few")
+        return Plan("chunks", title, model, None, why_not=f"{len(tokens)} tokens are too few")
     sizes = _sizes(len(tokens) - _SINGLE) + [1] * _SINGLE
     driven = start(tokens, 0)
     if not (asked or isinstance(driven.drive, Standard)):
         why = "it may not be made for it; ask for `chunks` to try"
-        return Plan("chunks", title, model, None, why)
+        return Plan("chunks", title, model, None, why_not=why)
 
-    def drive() -> None:
+    def feed(how: Drive) -> None:
         for end in accumulate(sizes):
-            driven.drive.step(tokens[:end])
+            how.step(tokens[:end])
 
-    return Plan("chunks", title, driven.model, drive)
+    plain = isinstance(driven.drive, Standard)
+    # some build what hides a chunk's later tokens out of the mask that `generate` always gives
+    told = (lambda: feed(Standard(model, masked=True))) if plain else None
+    return Plan("chunks", title, driven.model, lambda: feed(driven.drive), told)
 
 
 def _sizes(total: int) -> list[int]:
@@ -146,7 +151,7 @@ def _padded(model: Any, prompts: Sequence[Sequence[int]]) -> Plan:
     """Prompts of different lengths in one batch, filled up at the left."""
     title = f"left-padded batch of {len(prompts)}"
     if not _generates(model):
-        return Plan("padded", title, model, None, "it has no generate")
+        return Plan("padded", title, model, None, why_not="it has no generate")
 
     def drive() -> None:
         filler = _filler(model)
@@ -164,7 +169,7 @@ def _beams(model: Any, tokens: Sequence[int]) -> Plan:
     """Beam search: rows of the cache change places."""
     title = f"{_BEAMS} beams"
     if not _generates(model):
-        return Plan("beams", title, model, None, "it has no generate")
+        return Plan("beams", title, model, None, why_not="it has no generate")
 
     def drive() -> None:
         ids = torch.tensor([list(tokens[:_BEAM_LENGTH])], device=_device(model))

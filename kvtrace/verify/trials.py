@@ -67,7 +67,11 @@ def tried(
             yield Recorded(plan.way, plan.title, None, plan.why_not)
             continue
         path = place(plan.way)
-        yield _tried(plan, plan.drive, path, tokenizer, card)
+        found = _tried(plan, plan.drive, path, tokenizer, card)
+        if found.path is None and plan.otherwise is not None:
+            second = _tried(plan, plan.otherwise, path, tokenizer, card)
+            found = found if second.path is None else second
+        yield found
 
 
 def _tried(

@@ -12,7 +12,7 @@ from builders.driven import forgotten
 from builders.people import HERE
 from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import EQUAL, check
-from kvtrace.record.decode import Limits, decode
+from kvtrace.record.decode import Limits, Standard, decode
 
 PROMPT, STEPS = list(b"hello"), 7
 
@@ -67,3 +67,19 @@ def test_positions_that_only_generate_gives_are_given(tmp_path):
     with kvtrace.record(model := tiny_model("bamba"), tmp_path / "a.kvt"):
         decode(model, list(range(5, 12)), limits=Limits(4))
     assert check(kvtrace.open(tmp_path / "a.kvt")).verdict == EQUAL
+
+
+def test_a_chunk_is_fed_whole_to_a_class_that_prepares_single_tokens(tmp_path):
+    path = tmp_path / "chunks.kvt"
+    with forgotten():
+        sys.path.insert(0, str(HERE))
+        model = importlib.import_module("hub_prepared").build().eval()
+        with kvtrace.record(model, path):
+            drive = Standard(model)
+            for end in (3, 6, 10, 11):
+                drive.step(list(range(5, 5 + end)))
+    trace = kvtrace.open(path)
+    assert [step.new for step in trace] == [3, 3, 4, 1]
+    assert trace.step(2).positions == ((6, 7, 8, 9),)
+    report = check(trace)
+    assert (report.verdict, report.steps) == (EQUAL, 4)
