@@ -26,8 +26,8 @@ class Repository:
 
     Attributes:
         folder: Its files.
-        fault: "401", "403", "404", "gated", "429", "500", "503", "reset", "html", "short" or
-            "silent"; empty is healthy.
+        fault: "401", "403", "404", "gated", "429", "500", "503", "reset", "html", "short",
+            "altered" or "silent"; empty is healthy.
         at: File at which the fault starts; empty is the first question.
     """
 
@@ -130,12 +130,9 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound")
             return
         body = path.read_bytes()
-        self._send(
-            body[: int(len(body) * keep)],
-            "application/octet-stream",
-            {"X-Repo-Commit": found.commit, "ETag": f'"{hashlib.sha1(body).hexdigest()}"'},
-            length=len(body),
-        )
+        named = _named(found, name, body)
+        kept = body[: int(len(body) * keep)]
+        self._send(kept, "application/octet-stream", named, length=len(body))
 
     def _misbehave(self, found: Repository, name: str) -> None:
         fault = found.fault
@@ -152,6 +149,10 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "silent":
             time.sleep(30)
             self.close_connection = True
+        elif fault == "altered":
+            body = (found.folder / name).read_bytes()
+            wrong = body[:-9] + b"corrupted"
+            self._send(wrong, "application/octet-stream", _named(found, name, body))
         elif fault == "short":
             self._file(found, name, keep=0.5 if self.command == "GET" else 1.0)
             self.close_connection = True
@@ -181,3 +182,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body)
         except OSError:
             self.close_connection = True
+
+
+def _named(found: Repository, name: str, body: bytes) -> dict[str, str]:
+    """Large files are called by their SHA-256, others by a SHA-1."""
+    kind = hashlib.sha256 if name.endswith(".safetensors") else hashlib.sha1
+    return {"X-Repo-Commit": found.commit, "ETag": f'"{kind(body).hexdigest()}"'}

@@ -13,7 +13,7 @@ from kvtrace_fixtures import BUILT_IN
 
 DEMO = BUILT_IN["demo"].directory
 AT_ONCE = ("401", "403", "404", "gated", "429", "503", "reset", "html", "silent")
-AT_WEIGHTS = ("html", "reset", "401", "silent", "short")
+AT_WEIGHTS = ("html", "reset", "401", "silent", "short", "altered")
 
 
 @pytest.fixture(scope="session")

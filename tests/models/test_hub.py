@@ -103,6 +103,13 @@ def test_a_file_that_is_always_cut_off_is_given_up(child):
     assert "sent only a part of model.safetensors" in loaded.message
 
 
+def test_a_file_that_is_not_what_its_sha256_says_is_refused_and_not_kept(child):
+    for _ in range(2):  # what is in the cache would be loaded without a question
+        loaded = child.load("late/altered")
+        assert (loaded.error, loaded.exit_code) == ("HubError", 3)
+        assert "sent as model.safetensors has not the SHA-256 that it names" in loaded.message
+
+
 def test_a_revision_that_is_not_there_is_named(child):
     loaded = child.load("gpt2", revision="v9")
     assert loaded.error == "HubError"

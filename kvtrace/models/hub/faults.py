@@ -45,6 +45,14 @@ def silent(repo: str, what: str, seconds: float) -> HubError:
     )
 
 
+def altered(repo: str, what: str) -> HubError:
+    """A whole file, and not the one that was announced."""
+    return HubError(
+        f"{repo}: what {shown_endpoint()} sent as {what} has not the SHA-256 that it names; it was "
+        "removed from the cache. Try again; a proxy of the network may have changed it"
+    )
+
+
 def by_cause(error: BaseException, repo: str, revision: str, what: str) -> HubError:
     """The message for whatever huggingface_hub raised while fetching `what`."""
     chain = list(_chain(error))

@@ -6,18 +6,25 @@ message by cause in `hub_faults`. Knows nothing of what is in the files.
 
 from __future__ import annotations
 
-import socket
+import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 
 from kvtrace.errors import HubError, ModelError, TrustError
 from kvtrace.models.hub.config import CONFIG
-from kvtrace.models.hub.faults import COMMIT, by_cause, shown_endpoint, silent, unreachable
+from kvtrace.models.hub.faults import (
+    COMMIT,
+    altered,
+    by_cause,
+    shown_endpoint,
+    silent,
+    unreachable,
+)
+from kvtrace.models.hub.route import route
 from kvtrace.models.hub.weights import INDEX, PICKLE, PICKLE_INDEX, SAFETENSORS, shard_names
 from kvtrace.models.loaded import Progress
 from kvtrace.models.patience import Patience, patiently
@@ -27,6 +34,7 @@ T = TypeVar("T")
 
 _SMALL_ENDINGS = (".json", ".jinja", ".model", ".tiktoken", "merges.txt", "vocab.txt")
 _MOST_RESTARTS = 3
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _INDICES = {INDEX: "safetensors", PICKLE_INDEX: "pickle"}
 
 Judge = Callable[[Path, str], object]
@@ -128,23 +136,14 @@ class Hub:
 
     def _probe(self) -> None:
         """One connection to the hub (or the proxy before it), so that offline is known at once."""
-        hub = urlsplit(constants.ENDPOINT)
-        proxy = getproxies().get(hub.scheme)
-        through = proxy if proxy and not proxy_bypass(hub.hostname or "") else ""
-        target = urlsplit(through if "://" in through else f"//{through}") if through else hub
-        port = target.port or {"https": 443}.get(target.scheme, 80)
-        limit = self._wait.connect_s
+        way, limit = route(), self._wait.connect_s
         self._progress(f"{self._repo} is not cached: asking {shown_endpoint()}", None)
-
-        def connect() -> None:
-            socket.create_connection((target.hostname, port), timeout=limit).close()
-
-        too_long = unreachable(self._repo, f"no connection within {limit:.0f} s")
+        too_long = unreachable(self._repo, way.told(f"no connection within {limit:.0f} s"))
         try:
             # name resolution has no timeout of its own, hence the watched thread
-            patiently(connect, limit, lambda: too_long)
+            patiently(lambda: way.connect(limit), limit, lambda: too_long)
         except OSError as error:
-            raise unreachable(self._repo, error.strerror or str(error)) from None
+            raise unreachable(self._repo, way.told(error.strerror or str(error))) from None
 
     def _list(self) -> tuple[str, list[str]]:
         """Commit of the revision, and names of the files at the top of the repository."""
@@ -170,7 +169,22 @@ class Hub:
             return str(hf_hub_download(self._repo, name, revision=revision, tqdm_class=meter.bar()))
 
         self._progress(told, None)
-        return self._watched(fetch, self._wait.download_s, lambda: meter.furthest, name)
+        found = self._watched(fetch, self._wait.download_s, lambda: meter.furthest, name)
+        self._check(Path(found), name)
+        return found
+
+    def _check(self, link: Path, name: str) -> None:
+        """Large files are called by their SHA-256 in the cache: one that lies must not stay."""
+        blob = link.resolve()
+        if not _SHA256.fullmatch(blob.name):
+            return
+        self._progress(f"checking {self._repo}: {name}", None)
+        with blob.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == blob.name:
+                return
+        link.unlink()
+        blob.unlink(missing_ok=True)
+        raise altered(self._repo, name)
 
     def _watched(
         self, call: Callable[[], T], limit: float, pulse: Callable[[], object], what: str
