@@ -13,6 +13,7 @@ from torch import nn
 import kvtrace
 from builders.own_scripts import write
 from kvtrace.live import script
+from kvtrace.trace import ROWS_LEFT_OUT
 
 
 @pytest.fixture
@@ -197,8 +198,10 @@ def test_rows_of_large_passes_are_kept_where_they_are_asked_for(run, monkeypatch
     monkeypatch.setattr("kvtrace.record.lanes.passes.at_end.KEPT_BYTES", 0)
     code, _, err = run("sample.py", keep_rows=wanted)
     assert code == 0, err
-    compared = kvtrace.open("a.kvt").compared(1)
-    assert bool(compared.passes) is wanted
+    trace = kvtrace.open("a.kvt")
+    assert bool(trace.compared(1).passes) is wanted
+    left_out = [note.text for note in trace.notes if note.text.endswith(ROWS_LEFT_OUT)]
+    assert left_out == ([] if wanted else [f"recomputed {ROWS_LEFT_OUT}"])
 
 
 def test_a_pool_of_threads_that_nobody_shuts_down_holds_nothing_up(run, tmp_path):

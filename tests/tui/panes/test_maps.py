@@ -10,7 +10,7 @@ from textual.geometry import Region
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.origin import tokens_of_rows
 from kvtrace.errors import TraceError
-from kvtrace.trace import Tensor
+from kvtrace.trace import ROWS_LEFT_OUT, Note, Tensor
 from kvtrace_tui.desk.cursor import ColourScale, Cursor, View
 from kvtrace_tui.drawing.depth import Depth
 from kvtrace_tui.panes import rows
@@ -94,6 +94,20 @@ async def test_a_view_of_a_lane_that_is_not_there_says_so_and_draws_no_map(one_p
     trace.source.lane_steps.clear()
     lines = await drawn(one_pane, trace, replace(AT, view=View.RELATIVE))
     assert "this step was not compared" in lines[1]
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+async def test_keep_rows_is_advised_only_where_rows_were_left_out_for_their_size(
+    one_pane, left_out
+):
+    trace = synthetic_trace()
+    for at, step in trace.source.lane_steps.items():
+        trace.source.lane_steps[at] = replace(step, passes=())
+    if left_out:
+        trace.source.notes.append(Note("note", f"recomputed {ROWS_LEFT_OUT}"))
+    lines = await drawn(one_pane, trace, replace(AT, view=View.ABSOLUTE), size=(160, 20))
+    assert "rows are not in this trace: only its differences are" in lines[1]
+    assert ("--keep-rows" in lines[1]) is left_out
 
 
 async def test_numbers_show_token_and_position_of_each_row(one_pane):

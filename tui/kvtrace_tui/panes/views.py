@@ -18,7 +18,7 @@ from kvtrace.analysis.lanes.compare import Comparison, Verdict, compare_rows, to
 from kvtrace.analysis.tensors import CACHE_TENSORS
 from kvtrace.errors import TraceError
 from kvtrace.slotted import dataclass
-from kvtrace.trace import CACHED, Tensor, Trace
+from kvtrace.trace import CACHED, ROWS_LEFT_OUT, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.desk.cursor import ColourScale, Cursor, View
 from kvtrace_tui.drawing import ink
@@ -199,4 +199,5 @@ def _why_absent(trace: Trace, cursor: Cursor) -> str:
         return f"this step was not compared with the {cursor.lane} lane"
     when = " yet" if trace.ending is None else ""
     why = f"the {cursor.lane} lane's rows are not in this trace{when}: only its differences are"
-    return why if when else f"{why} (record with --keep-rows for both)"
+    left_out = any(note.text == f"{cursor.lane} {ROWS_LEFT_OUT}" for note in trace.notes)
+    return f"{why} (record with --keep-rows for both)" if left_out else why
