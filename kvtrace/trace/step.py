@@ -179,6 +179,9 @@ class Cost:
         cache_read_bytes: Rows attended to that earlier steps wrote; shared ones once.
         cache_written_bytes: Rows written by this step.
         cache_bytes: Memory the cache holds after the step: the live tensors' nbytes.
+        uncached_weight_bytes: Parameters that a forward over all tokens so far reads, each once:
+            more tokens look up more rows and choose more experts, and what is computed once for a
+            sequence is computed again. 0: not known.
     """
 
     cached: Flops = field(default_factory=Flops)
@@ -187,6 +190,7 @@ class Cost:
     cache_read_bytes: int = 0
     cache_written_bytes: int = 0
     cache_bytes: int = 0
+    uncached_weight_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.cost.costs import Logits, step_cost, why
@@ -59,11 +60,26 @@ def test_a_recurrent_state_is_read_and_written_whole_by_every_step_after_the_fir
 
 
 def test_why_says_memory_when_time_saved_is_less_than_flops_saved():
-    trace = with_cost(Cost(Flops(qkv=1000), Flops(qkv=20_000), 2000, 96, 32, 128))
+    trace = with_cost(Cost(Flops(qkv=1000), Flops(qkv=20_000), 2000, 96, 32, 128, 2000))
     said = why(step_cost(trace, 3))
     assert said.startswith("20.0× fewer FLOPs, 1.4× less time: both read the same 1.95 KiB")
     assert "0.5 FLOP per byte instead of 10" in said
     assert "waits for memory" in said
+
+
+@pytest.mark.parametrize(
+    ("uncached", "said"),
+    [
+        (0, "both read at least 1.95 KiB of weights once, the cached"),
+        (2090, "both read about 1.95 KiB of weights once, the cached"),
+        (4096, "1.95 KiB of weights are read instead of up to 4.00 KiB, the cached"),
+    ],
+)
+def test_weights_that_only_a_longer_forward_reads_are_not_called_the_same(uncached, said):
+    cost = Cost(Flops(qkv=1000), Flops(qkv=20_000), 2000, 96, 32, 128, uncached)
+    found = step_cost(with_cost(cost), 3)
+    assert said in why(found)
+    assert found.recomputed.bytes_read == (uncached or 2000)
 
 
 def test_why_admits_a_slower_cache_and_missing_times():

@@ -202,7 +202,9 @@ def _cost(shape, new, end):
         return Flops(4096 * rows, attention, attention, 1024 * rows, 8192 * rows, 512, 512, 512)
 
     row = 2 * shape.kv_heads * shape.dim * 4 * shape.layers
-    return Cost(flops(new), flops(end), 1 << 20, row * (end - new), row * new, row * end)
+    weights = 1 << 20
+    held = row * (end - new), row * new, row * end
+    return Cost(flops(new), flops(end), weights, *held, weights)
 
 
 def _compare(source, shape, number, span):

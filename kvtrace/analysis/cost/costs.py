@@ -16,6 +16,10 @@ EXTRAPOLATED = "are extrapolated from single steps"
 """What the recorder says of FLOPs whose growth with the text it could not learn for sure."""
 
 
+_ABOUT = 1.05
+"""Weights of both lanes up to this ratio are called about the same."""
+
+
 class Logits(StrEnum):
     """Which rows of logits are counted."""
 
@@ -84,7 +88,8 @@ class StepCost:
     Attributes:
         parts: FLOPs by part, the logits last.
         cached, recomputed: The two sides.
-        weight_bytes: Parameters, read once by either.
+        weight_bytes, uncached_weight_bytes: Parameters that either reads, each once; None where
+            the trace does not say it of a forward without a cache, which reads no fewer.
         cache_bytes: Memory the cache holds after the step.
         logits: The convention used for the last part.
         estimated: FLOPs without the cache are extrapolated, as the trace says of some modules.
@@ -94,6 +99,7 @@ class StepCost:
     cached: Side
     recomputed: Side
     weight_bytes: int
+    uncached_weight_bytes: int | None
     cache_bytes: int
     logits: Logits
     estimated: bool = False
@@ -142,12 +148,13 @@ def step_cost(
     )
     recomputed = Side(
         cost.recomputed.body + head.recomputed,
-        cost.weight_bytes,
+        cost.uncached_weight_bytes or cost.weight_bytes,
         0,
         lane_elapsed_ns(trace, number, lane),
     )
-    held = cost.weight_bytes, cost.cache_bytes
-    return StepCost((*parts, head), cached, recomputed, *held, logits, extrapolates(trace))
+    weights = cost.weight_bytes, cost.uncached_weight_bytes or None
+    sides = (*parts, head), cached, recomputed
+    return StepCost(*sides, *weights, cost.cache_bytes, logits, extrapolates(trace))
 
 
 def extrapolates(trace: Trace) -> bool:
@@ -176,14 +183,26 @@ def why(cost: StepCost) -> str:
         measured = f"{fewer}, {time:.1f}× less time"
     else:
         measured = f"{fewer}, yet {1 / time:.1f}× more time"
-    weights = units.byte_size(cost.weight_bytes)
     read = cost.cached.bytes_read - cost.weight_bytes
     mine, theirs = _intensity(cost.cached), _intensity(cost.recomputed)
     return (
-        f"{measured}: both read the same {weights} of weights once, the cached step reads "
+        f"{measured}: {_weights(cost)}, the cached step reads "
         f"{units.byte_size(read)} of its cache besides and does {mine} FLOP per byte instead of "
         f"{theirs}, so {_bound(cost)}."
     )
+
+
+def _weights(cost: StepCost) -> str:
+    """Which weights the two lanes read; of several tokens' experts and rows, the most it can be."""
+    mine, theirs = cost.weight_bytes, cost.uncached_weight_bytes
+    told = units.byte_size(mine)
+    if theirs is None:
+        return f"both read at least {told} of weights once"
+    if units.byte_size(theirs) == told:
+        return f"both read the same {told} of weights once"
+    if theirs <= _ABOUT * mine:
+        return f"both read about {told} of weights once"
+    return f"{told} of weights are read instead of up to {units.byte_size(theirs)}"
 
 
 def _intensity(side: Side) -> str:

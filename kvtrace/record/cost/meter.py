@@ -149,12 +149,15 @@ class CostMeter:
             self._learners[layers], self._patience = found, PATIENCE
         return found
 
-    def weight_bytes(self, measured: Measured) -> int:
-        """Parameter bytes that the step had to read, each once; see `weights`."""
+    def weight_bytes(self, measured: Measured) -> tuple[int, int]:
+        """Parameter bytes that the step had to read, each once, and that an uncached one reads."""
         tokens = measured.sequences * measured.new
         learner = self._learner(measured)
         weights = (learner if learner.begun else self._decoder).weights
-        return weights.read(tokens, starts=measured.starts)
+        cached = weights.read(tokens, starts=measured.starts)
+        if measured.encodes:
+            return cached, cached
+        return cached, weights.read(measured.sequences * measured.tokens, starts=True)
 
     def gaps(self) -> tuple[str, ...]:
         """Sentences: what the FLOPs do not count, or only estimate."""

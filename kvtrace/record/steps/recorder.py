@@ -331,14 +331,16 @@ class Recorder:
         alike = None if forward.batch is None else forward.batch.attended
         sizes = Measured(forward.calls, forward.sequences, forward.new, max(0, past), logits, alike)
         cached, recomputed = self._meter.measure(sizes)
+        weights, uncached_weights = self._meter.weight_bytes(sizes)
         read, written = step_bytes(entry.groups, self._ledger.stores)
         return Cost(
             cached,
             recomputed,
-            self._meter.weight_bytes(sizes),
+            weights,
             read,
             written,
             held_bytes(forward, entry.caches) + entry.own_bytes,
+            uncached_weights,
         )
 
     def _extend(self) -> None:

@@ -40,7 +40,7 @@ def counted(run):
 
 
 def steps(model, ids, prompt, chunks=(), **options):
-    """Measured and counted by torch: [(cached, recomputed)], [(cached, uncached)] per step."""
+    """Per step, measured: FLOPs and weights of both lanes; counted by torch: FLOPs of both."""
     meter = CostMeter(model)
     measured, past = [], [0]
 
@@ -48,7 +48,7 @@ def steps(model, ids, prompt, chunks=(), **options):
         meter.end(len(forward.calls))
         shape = tuple(forward.logits.shape)
         sizes = Measured(forward.calls, forward.sequences, forward.new, past[0], shape)
-        measured.append((*meter.measure(sizes), meter.weight_bytes(sizes)))
+        measured.append((*meter.measure(sizes), *meter.weight_bytes(sizes)))
         past[0] += forward.new
 
     sizes = [prompt, *chunks]
@@ -84,8 +84,8 @@ def exact(model, tokens=14, prompt=9, sequences=2, chunks=(), **options):
     torch.manual_seed(1)
     ids = torch.randint(3, 90, (sequences, tokens))
     measured, oracle, meter = steps(model, ids, prompt, chunks, **options)
-    assert [cached.total for cached, _, _ in measured] == [cached for cached, _ in oracle]
-    bodies = [again.body + again.head_all for _, again, _ in measured]
+    assert [cached.total for cached, *_ in measured] == [cached for cached, _ in oracle]
+    bodies = [again.body + again.head_all for _, again, *_ in measured]
     assert bodies == [uncached for _, uncached in oracle]
     return measured, meter
 
@@ -106,7 +106,7 @@ def test_gpt2_124m_equals_torchs_counter_to_the_integer(gpt2_124m, attention):
     gpt2_124m.set_attn_implementation(attention)
     measured, meter = exact(gpt2_124m, tokens=19, prompt=16, sequences=1)
     assert meter.gaps() == ()
-    cached, again, _ = measured[-1]
+    cached, again, *_ = measured[-1]
     # by hand: 12 layers of 768, 12 heads of 64, at the 19th token
     assert cached.qkv == 12 * 2 * 768 * 3 * 768
     assert cached.scores == cached.mix == 12 * 2 * 12 * 19 * 64
@@ -125,6 +125,7 @@ def test_gpt2_124m_reads_every_weight_but_the_positions_not_asked_for(gpt2_124m)
     positions = gpt2_124m.transformer.wpe.weight
     # the token embedding is the output matrix, so all of it is read; one position is looked up
     assert measured[-1][2] == whole - positions.nbytes + positions[0].nbytes
+    assert measured[-1][3] == whole - positions.nbytes + 18 * positions[0].nbytes
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -161,7 +162,7 @@ def test_a_sliding_window_is_cheaper_cached_than_recomputed(tokens):
         attn_implementation="eager",
     )
     measured, _ = exact(MistralForCausalLM(config).eval(), tokens=tokens, prompt=9)
-    cached, again, _ = measured[-1]
+    cached, again, *_ = measured[-1]
     # the step attends to the window alone, a forward without cache multiplies the whole square
     assert cached.scores == 2 * 3 * 2 * 4 * 8 * 16
     assert again.scores == 2 * 3 * 2 * 4 * tokens * tokens * 16
@@ -171,7 +172,7 @@ def test_chunked_prefill_and_last_row_logits_are_counted_as_they_ran():
     model = tiny_model("llama")
     measured, _ = exact(model, chunks=(3,))
     measured_last, _ = steps(model, torch.randint(3, 90, (2, 14)), 9, (3,), logits_to_keep=1)[0::2]
-    for (whole, _, _), (last, again, _) in zip(measured, measured_last, strict=True):
+    for (whole, *_), (last, again, *_) in zip(measured, measured_last, strict=True):
         assert last.head == last.head_last == whole.head_last
         assert whole.head == whole.head_all
         assert last.body == whole.body
@@ -198,6 +199,15 @@ def test_an_expert_mixture_reads_only_the_experts_one_token_can_wake():
     idle //= config.num_local_experts
     assert measured[-1][2] == whole - idle - embedding.nbytes + embedding[0].nbytes
     assert measured[0][2] == whole - embedding.nbytes + 9 * embedding[0].nbytes
+
+
+def test_many_tokens_without_a_cache_wake_every_expert():
+    model = tiny_model("mixtral")
+    measured, _ = exact(model, sequences=1)
+    whole = sum(p.nbytes for p in model.parameters())
+    embedding = model.get_input_embeddings().weight
+    assert measured[-1][3] == whole - embedding.nbytes + 14 * embedding[0].nbytes
+    assert measured[-1][3] > 1.2 * measured[-1][2]
 
 
 def test_low_rank_adapters_count_with_the_layer_they_adapt():
@@ -238,7 +248,7 @@ def test_a_decode_step_of_a_recurrent_layer_costs_what_torch_counts(model_type):
     torch.manual_seed(1)
     ids = torch.randint(3, 90, (1, 13))
     measured, oracle, meter = steps(tiny_model(model_type, attn_implementation="eager"), ids, 9)
-    assert [cached.total for cached, _, _ in measured] == [cached for cached, _ in oracle]
+    assert [cached.total for cached, *_ in measured] == [cached for cached, _ in oracle]
     # a forward over all tokens is another matter: the scan goes in chunks
     assert any("the model" in text and "extrapolated" in text for text in meter.gaps())
 
