@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+import kvtrace
 from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
 from builders.tiny_models import tiny_model
 from builders.ways import IDS, ready
@@ -178,3 +179,40 @@ def test_sequences_that_are_kept_by_hand_go_on_each_with_its_own_rows(tmp_path):
     assert orders_seen == [[], [], [(2, 2, 0)], [(1,)], []]
     assert [step.parent for step in trace] == [None, 0, 1, 2, 3]
     assert sum(trace.compared(number) is not None for number in trace.numbers) == 5
+
+
+def test_requests_that_are_split_from_a_batch_go_on_with_its_rows_when_it_is_gone(tmp_path):
+    model = ready(tiny_model("llama"))
+
+    def split():
+        out = model(torch.cat([IDS, IDS + 1]), use_cache=True)
+        rows = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+        alone = [[tuple(one[i : i + 1].clone() for one in both) for both in rows] for i in range(2)]
+        return [DynamicCache(one) for one in alone], out.logits[:, -1:].argmax(-1)
+
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        caches, tokens = split()
+        for cache, token in zip(caches, tokens, strict=True):
+            for _ in range(2):
+                token = model(token[None, :1], past_key_values=cache).logits[0, -1:].argmax(-1)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [step.parent for step in trace] == [None, 0, 1, 0, 3]
+    assert_compared(trace)
+
+
+def test_a_prefix_that_was_saved_and_read_again_is_what_it_was(tmp_path):
+    model = ready(tiny_model("llama"))
+
+    def save():
+        cache = filled(model, DynamicCache())
+        torch.save([(layer.keys, layer.values) for layer in cache.layers], tmp_path / "rows.pt")
+
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        save()
+        model(IDS + 1)  # something else in between
+        for tail in TAILS:
+            cache = DynamicCache(torch.load(tmp_path / "rows.pt"))
+            model(torch.tensor([tail]), past_key_values=cache)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.step(2).parent == 0
+    assert_compared(trace)

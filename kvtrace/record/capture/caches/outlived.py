@@ -1,7 +1,8 @@
-"""Rows of caches that are no more, as long as somebody else holds them.
+"""Rows of caches that are no more, of which another cache may be made.
 
 Whoever keeps plain tuples between steps makes a new cache object of them in every forward, and the
-one before is gone by then.
+one before is gone by then. Whoever splits a batch, or takes a prefix from a file, copies the rows,
+and those that were copied are gone too: of few caches, if they are small, they are kept here.
 """
 
 from __future__ import annotations
@@ -13,17 +14,24 @@ from torch import Tensor
 
 from kvtrace.record.version import version
 
+CACHES = 16
+"""The last caches whose rows are kept."""
+
+MOST_BYTES = 64 * 2**20
+"""As long as all of them need no more."""
+
 Rows = tuple[int, "weakref.ref[Tensor]", "weakref.ref[Tensor]", int, int]
 """A layer's index, its keys and its values, and the versions of both."""
 
 
 class Outlived:
-    """Holds nothing itself; a cache whose rows are gone too is forgotten."""
+    """Rows that somebody else holds, and a few that nobody does."""
 
-    __slots__ = ("_caches",)
+    __slots__ = ("_caches", "_kept")
 
     def __init__(self) -> None:
         self._caches: dict[int, list[Rows]] = {}
+        self._kept: dict[int, list[Tensor]] = {}
 
     def add(self, serial: int, held: Mapping[int, tuple[object, object, int, int]]) -> None:
         """A cache died.
@@ -32,12 +40,21 @@ class Outlived:
             serial: Its number.
             held: Keys and values of each of its layers, and the versions of both.
         """
-        self._caches = {old: rows for old, rows in self._caches.items() if any(map(_alive, rows))}
         self._caches[serial] = [
             (index, weakref.ref(keys), weakref.ref(values), key_version, value_version)
             for index, (keys, values, key_version, value_version) in held.items()
             if isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.dim() == 4
         ]
+        self._keep(serial)
+        self._caches = {old: rows for old, rows in self._caches.items() if any(map(_alive, rows))}
+
+    def _keep(self, serial: int) -> None:
+        """Keep the rows of a cache, and let go those of older ones."""
+        both = [ref() for rows in self._caches[serial] for ref in rows[1:3]]
+        self._kept[serial] = [one for one in both if one is not None]
+        sizes = [sum(one.nbytes for one in rows) for rows in self._kept.values()]
+        while len(sizes) > CACHES or sum(sizes) > MOST_BYTES:
+            del self._kept[next(iter(self._kept))], sizes[0]
 
     def live(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """(serial, layer, keys, values) of everything that is still there, unchanged."""
