@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kvtrace.analysis.checks.report import Finding, Report, Trial
     from kvtrace.cli.shared.verdicts import Teller
 
-_NEW_TOKENS = 16
+_UNASKED_TOKENS = 16
 _TICK = 0.2
 
 
@@ -166,7 +166,7 @@ def _of_model(values: argparse.Namespace, teller: Teller) -> Report:
         outputs.chosen(path, force=values.force)
     request = replace(
         options.request(values, model, prompt, output),
-        new_tokens=_NEW_TOKENS if values.new_tokens is None else values.new_tokens,
+        unasked_tokens=_UNASKED_TOKENS,
         referee=True,
         keep_rows=True,
         ways=(",".join(ways) or "none") if values.ways else "all",
@@ -250,7 +250,7 @@ def _tidied(report: Report, ours: set[Path]) -> Report:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    options.add(parser)
+    options.add(parser, unasked_tokens=_UNASKED_TOKENS)
     parser.add_argument(
         "--ways",
         metavar="A,B",

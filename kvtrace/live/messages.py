@@ -28,7 +28,8 @@ class Request:
         prompt: Text, exactly as given; None: the built-in model's own.
         output: Path of the trace.
         force: Replace an existing trace.
-        new_tokens: Decode steps; None: the built-in's number, or what fits up to a default.
+        new_tokens: Decode steps; None: the built-in's number, or what fits, up to
+            `unasked_tokens`.
         seed, temperature, top_k: How tokens are chosen; temperature 0 is greedy.
         dtype, device, attention: "auto", or what to use instead.
         recompute: "once", "each" or "off".
@@ -48,6 +49,7 @@ class Request:
     prompt: str | None = None
     force: bool = False
     new_tokens: int | None = None
+    unasked_tokens: int = 32
     seed: int | None = None
     temperature: float = 0.0
     top_k: int = 0

@@ -152,6 +152,7 @@ class Recording:
                 spec=asked.model,
                 prompt=asked.prompt,
                 new_tokens=asked.new_tokens,
+                unasked_tokens=asked.unasked_tokens,
                 dtype=asked.dtype,
                 device=asked.device,
                 attention=asked.attention,

@@ -68,5 +68,7 @@ def _built_in(request: LoadRequest, name: str) -> LoadRequest:
         import_module(own.architecture).register()
     if request.prompt is not None:
         return request
-    steps = own.new_tokens if request.new_tokens is None else request.new_tokens
+    steps = request.new_tokens
+    if steps is None:
+        steps = min(own.new_tokens, request.unasked_tokens)
     return replace(request, prompt=own.prompt, new_tokens=steps)

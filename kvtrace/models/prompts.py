@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from kvtrace.errors import UsageError
 from kvtrace.models.loaded import Prompt, Tokenizer
+from kvtrace.models.request import LoadRequest
 from kvtrace.models.tokens import ByteTokenizer
 
 _BYTES = 256
-DEFAULT_NEW_TOKENS = 32
 
 
 def readable(text: str) -> str:
@@ -66,20 +66,20 @@ def encode_prompt(text: str | None, tokenizer: Tokenizer, vocab_size: int) -> Pr
     return Prompt(text, ids, note)
 
 
-def steps_that_fit(prompt: Prompt, new_tokens: int | None, context_length: int) -> int:
+def steps_that_fit(prompt: Prompt, request: LoadRequest, context_length: int) -> int:
     """Decode steps to make within the context.
 
     Args:
         prompt: Encoded.
-        new_tokens: Asked for; None takes what fits, up to 32.
+        request: Says how many are asked for, or how many may be taken unasked.
         context_length: Positions of the model; 0 when unbounded.
 
     Raises:
         UsageError: Prompt, or prompt and new tokens, exceed the context; with both numbers.
     """
-    length = len(prompt.ids)
+    length, new_tokens, unasked = len(prompt.ids), request.new_tokens, request.unasked_tokens
     if not context_length:
-        return DEFAULT_NEW_TOKENS if new_tokens is None else new_tokens
+        return unasked if new_tokens is None else new_tokens
     if length > context_length:
         raise UsageError(
             f"the prompt has {length} tokens, the model's context holds {context_length}; "
@@ -88,7 +88,7 @@ def steps_that_fit(prompt: Prompt, new_tokens: int | None, context_length: int) 
     # the last new token is chosen but never fed back, so it takes no position
     room = context_length - length + 1
     if new_tokens is None:
-        return min(DEFAULT_NEW_TOKENS, room)
+        return min(unasked, room)
     if new_tokens > room:
         raise UsageError(
             f"{length} prompt tokens and {new_tokens} new ones exceed the model's context of "

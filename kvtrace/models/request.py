@@ -21,7 +21,9 @@ class LoadRequest:
             the prefixes `hf:` and `./` are exact.
         prompt: Text to record; None takes the built-in's story, or the start token. Bytes that
             are not UTF-8 may arrive as surrogate escapes, as they do in `sys.argv`.
-        new_tokens: Decode steps; None takes the built-in's number, or what fits up to 32.
+        new_tokens: Decode steps; None takes the built-in's number, or what fits, up to
+            `unasked_tokens`.
+        unasked_tokens: The most decode steps where no number was asked for.
         dtype: "auto" (as the weights are stored) or a torch float type.
         device: "auto" (an accelerator if there is one; a user's code stays where it is), "cpu",
             "cuda:0", …
@@ -37,6 +39,7 @@ class LoadRequest:
     spec: str
     prompt: str | None = None
     new_tokens: int | None = None
+    unasked_tokens: int = 32
     dtype: str = AUTO
     device: str = AUTO
     attention: str = AUTO

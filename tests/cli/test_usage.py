@@ -99,6 +99,12 @@ def test_the_examples_in_help_are_commands_that_parse():
             load(name).parser().parse_intermixed_args(after)
 
 
+@pytest.mark.parametrize(("verb", "steps"), [("record", 32), ("check", 16)])
+def test_help_says_how_many_steps_are_made_unasked(kvtrace, verb, steps):
+    _, out, _ = kvtrace(verb, "--help")
+    assert f"decode steps (default {steps})" in out
+
+
 def test_options_may_stand_anywhere():
     parse = load("").parser().parse_intermixed_args
     for arguments in (

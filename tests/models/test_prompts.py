@@ -7,6 +7,7 @@ import pytest
 from kvtrace.errors import UsageError
 from kvtrace.models.loaded import Prompt
 from kvtrace.models.prompts import encode_prompt, readable, steps_that_fit
+from kvtrace.models.request import LoadRequest
 from kvtrace.models.tokens import ByteTokenizer
 
 
@@ -45,21 +46,27 @@ def test_an_id_beyond_the_vocabulary_names_both():
     assert encode_prompt("az", ByteTokenizer(), 0).ids == (97, 122)
 
 
+def wanting(new_tokens, **more):
+    return LoadRequest("model", new_tokens=new_tokens, **more)
+
+
 def test_the_last_new_token_needs_no_place_in_the_context():
     prompt = Prompt("", (1, 2, 3))
     # 3 + 6 positions are fed, the seventh new token is only chosen
-    assert steps_that_fit(prompt, 7, 9) == 7
+    assert steps_that_fit(prompt, wanting(7), 9) == 7
     with pytest.raises(UsageError, match=r"3 prompt tokens and 8 new ones exceed .* 9; use -n 7"):
-        steps_that_fit(prompt, 8, 9)
+        steps_that_fit(prompt, wanting(8), 9)
 
 
 def test_a_prompt_beyond_the_context_gets_both_numbers():
     with pytest.raises(UsageError, match="10 tokens, the model's context holds 9"):
-        steps_that_fit(Prompt("", tuple(range(10))), 0, 9)
+        steps_that_fit(Prompt("", tuple(range(10))), wanting(0), 9)
 
 
 def test_without_a_number_what_fits_is_taken():
-    assert steps_that_fit(Prompt("", (1,)), None, 0) == 32
-    assert steps_that_fit(Prompt("", (1,)), None, 256) == 32
-    assert steps_that_fit(Prompt("", (1, 2)), None, 4) == 3
-    assert steps_that_fit(Prompt("", (1, 2)), 0, 2) == 0
+    assert steps_that_fit(Prompt("", (1,)), wanting(None), 0) == 32
+    assert steps_that_fit(Prompt("", (1,)), wanting(None), 256) == 32
+    assert steps_that_fit(Prompt("", (1, 2)), wanting(None), 4) == 3
+    assert steps_that_fit(Prompt("", (1, 2)), wanting(None, unasked_tokens=16), 256) == 16
+    assert steps_that_fit(Prompt("", (1, 2)), wanting(None, unasked_tokens=16), 4) == 3
+    assert steps_that_fit(Prompt("", (1, 2)), wanting(0), 2) == 0

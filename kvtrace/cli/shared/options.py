@@ -27,20 +27,19 @@ MODEL is one of
 PROMPT is text in quotes, or - for standard input."""
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Add them to a parser."""
+def add(parser: argparse.ArgumentParser, *, unasked_tokens: int = 32) -> None:
+    """Add them to a parser; `unasked_tokens` are made where no number is asked for."""
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    _run_options(parser.add_argument_group("the run"))
+    _run_options(parser.add_argument_group("the run"), unasked_tokens)
     _model_options(parser.add_argument_group("the model"))
     output = parser.add_argument_group("the trace")
     output.add_argument("-o", "--output", metavar="FILE", type=Path, help="where to keep it")
     output.add_argument("--force", action="store_true", help="replace FILE if it exists")
 
 
-def _run_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-n", "--new-tokens", metavar="N", type=natural, help="decode steps (default 32)"
-    )
+def _run_options(group: argparse._ArgumentGroup, unasked_tokens: int) -> None:
+    steps = f"decode steps (default {unasked_tokens})"
+    group.add_argument("-n", "--new-tokens", metavar="N", type=natural, help=steps)
     group.add_argument(
         "--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file; - is stdin"
     )

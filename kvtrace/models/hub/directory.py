@@ -149,7 +149,7 @@ def _plan(folder: Path, origin: Origin, request: LoadRequest, wait: Patience) ->
     tokenizer = read_tokenizer(folder, origin.commit, request.trust_remote_code, wait)
     prompt = encode_prompt(request.prompt, tokenizer, vocab_size)
     context = positions(text)
-    steps = steps_that_fit(prompt, request.new_tokens, context)
+    steps = steps_that_fit(prompt, request, context)
     return _Plan(auto, config, weights, tokenizer, prompt, steps, context, unused)
 
 
