@@ -1,6 +1,7 @@
 import pytest
 
 from builders import Shape, synthetic_trace
+from builders.screens import app_of, press, shown, until
 from builders.written import rows_of, write_trace
 from kvtrace.errors import TraceError
 from kvtrace.files import TraceWriter, append_note, open_trace
@@ -158,3 +159,14 @@ def test_a_flood_of_log_lines_is_bounded():
     run.says(LiveKind.LOG, "x\n" * 100_000)
     follower.poll()
     assert len(follower.log) == 5000
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_only_where_a_recorder_was_heard_the_log_says_that_it_printed_nothing(live):
+    app = app_of(synthetic_trace(), live=Run() if live else None)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await press(pilot, "o")
+        await until(pilot, lambda: "print" in "\n".join(shown(app)))
+        lines = "\n".join(shown(app))
+        assert ("has printed nothing" in lines) is live
+        assert ("a trace does not hold it" in lines) is not live

@@ -60,6 +60,11 @@ class Follower:
         return None if self.ended or self.failure else self._live
 
     @property
+    def listens(self) -> bool:
+        """Whether what a recorder prints comes here: a trace does not hold it."""
+        return self._live is not None
+
+    @property
     def recording(self) -> Recording:
         """How the trace stands."""
         if self.failure is not None:

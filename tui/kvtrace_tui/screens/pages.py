@@ -152,14 +152,19 @@ def text_rows(lines: Sequence[str], empty: str) -> list[Row]:
     return [[(f" {text}", ink.TEXT)] for text in lines] or [[(f" {empty}", ink.DIM)]]
 
 
-def page_of(name: str, log: Iterable[str]) -> PageScreen:
+def page_of(name: str, log: Iterable[str], *, listens: bool) -> PageScreen:
     """The page of that name: "help" or "log".
 
     Args:
         name: Which.
         log: What the recorder printed, made safe; it may grow.
+        listens: Whether there is, or was, a recorder to hear.
     """
     if name == "help":
         return PageScreen("keys", lambda _: help_rows())
-    empty = "the recorder printed nothing"
+    empty = (
+        "the recorder has printed nothing"
+        if listens
+        else "what a recorder prints is shown while it runs here; a trace does not hold it"
+    )
     return PageScreen("log", lambda _: text_rows(list(log), empty), reload_every=0.5)

@@ -63,7 +63,8 @@ class ScreenStage:
         else:
             from kvtrace_tui.screens.pages import page_of
 
-            app.push_screen(page_of(name, self._follower.log))
+            log, listens = self._follower.log, self._follower.listens
+            app.push_screen(page_of(name, log, listens=listens))
 
     def _open_findings(self) -> None:
         """The list of findings; the chosen one is gone to."""
