@@ -79,3 +79,9 @@ def test_maximised_leaves_the_status_and_the_keys():
     boxes = arrange(160, 45, "grid", maximised=True)
     assert set(boxes) == {"status", "grid", "footer"}
     assert boxes["grid"].height == 43
+
+
+def test_the_sentence_of_several_sequences_has_two_lines_sooner():
+    assert arrange(160, 45, "keys")["sentence"].height == 1
+    assert arrange(160, 45, "keys", sequences=3)["sentence"].height == 2
+    assert arrange(200, 60, "keys", sequences=3)["sentence"].height == 1

@@ -44,3 +44,31 @@ def test_hostile_tokens_are_made_safe():
     trace = synthetic_trace()
     trace.source.texts = dict.fromkeys(range(12), "\x1b[2J")
     assert "\x1b" not in "".join(map(text, drawn(trace)))
+
+
+def test_a_text_that_ended_before_another_was_not_given_up():
+    trace = synthetic_trace()
+    for number in (3, 4, 5, 6):  # another text, begun after the first had ended
+        step = trace.step(number)
+        trace.source.steps[number] = replace(step, parent=None if number == 3 else number - 1)
+    rows = drawn(trace)
+    assert [" ■ B0 steps 0–2" in text(rows[0]), " ■ B0 steps 3–6" in text(rows[1])] == [True, True]
+
+
+def test_a_branch_that_another_of_its_text_outlives_was_given_up():
+    trace = synthetic_trace()
+    for number in (3, 4, 5, 6):
+        step = trace.step(number)
+        other = replace(step, parent=1 if number == 3 else number - 1, tokens=((7,),))
+        trace.source.steps[number] = other
+    lines = [text(row) for row in drawn(trace)]
+    assert [line for line in lines if "✕" in line] == [line for line in lines if "step 2" in line]
+    assert sum("■" in line for line in lines) == 1
+
+
+def test_the_pass_of_an_encoder_is_called_so():
+    trace = synthetic_trace()
+    meta = trace.meta
+    encoders = tuple(replace(site, kind="encoder") for site in meta.sites)
+    trace.source.meta = replace(meta, sites=encoders)
+    assert " ■ B0 encoder steps 0–6" in text(drawn(trace)[0])

@@ -17,8 +17,8 @@ LEAST = (40, 12)
 """Columns and lines under which nothing useful fits."""
 
 _NARROW, _GAP, _LEAST_MAP = 16, 1, 40
-_WHOLE_SENTENCE = 150
-"""Columns that the sentence of a step needs to stand on one line."""
+_WHOLE_SENTENCE, _OF_SEVERAL = 150, 190
+"""Columns that the sentence of a step needs to stand on one line, of one sequence or several."""
 
 
 class SizeClass(StrEnum):
@@ -80,7 +80,7 @@ def arrange(
         return boxes
     if kind is SizeClass.COMPACT:
         return boxes | _compact(width, height, shown)
-    sentence = 1 if width >= _WHOLE_SENTENCE else 2
+    sentence = 1 if width >= (_OF_SEVERAL if sequences else _WHOLE_SENTENCE) else 2
     boxes["sentence"] = Box(0, 1, width, sentence)
     timeline = 4 + min(sequences, max((height - 28) // 4, 0))
     boxes["timeline"] = Box(0, 1 + sentence, width, timeline)

@@ -32,16 +32,18 @@ def branch_rows(
         width: Cells.
         chosen: Number of the chosen line.
     """
-    last = max((node.step for node in tree.nodes), default=0)
+    given_up = _given_up(trace, tree)
+    shared = "what branches share is written once; the longest way on stays at the margin"
+    ended = " was computed and given up, ✕ was not gone on with, ■ ends a text"
     rows: list[tuple[Sequence[Piece], int]] = [
         ([], -1),
-        ([(" what the branches share is written once; the longest way on stays at the margin; ",
-           ink.DIM), ("crossed out", ink.REJECTED), (" was computed and given up", ink.DIM)], -1),
+        ([(f" {shared}", ink.DIM)], -1),
+        ([(" ", ink.DIM), ("crossed out", ink.REJECTED), (ended, ink.DIM)], -1),
         ([], -1),
-    ]  # fmt: skip
+    ]
     for index, twig in enumerate(lines):
-        end = tree.nodes[twig.nodes[-1]]
-        ends = "" if end.height else " ■" if end.step >= last else " ✕"
+        last = twig.nodes[-1]
+        ends = "" if tree.nodes[last].height else " ✕" if last in given_up else " ■"
         right = f"{ends} {_range(trace, tree, twig)}"
         lit = index == chosen
         lead = f" {'▸' if lit else ' '} {twig.lead}"
@@ -52,11 +54,34 @@ def branch_rows(
     return rows
 
 
+def _given_up(trace: Trace, tree: Branches) -> set[int]:
+    """Nodes that nothing goes on from, while another branch of their text does go on.
+
+    A text whose branches all end there was not given up, and no request of an engine is.
+    """
+    roots: list[int] = []
+    ends: dict[int, int] = {}
+    for index, node in enumerate(tree.nodes):
+        roots.append(index if node.parent < 0 else roots[node.parent])
+        ends[roots[-1]] = max(ends.get(roots[-1], 0), node.step)
+    return {
+        index
+        for index, node in enumerate(tree.nodes)
+        if not node.height
+        and node.step < ends[roots[index]]
+        and trace.step(node.step).packed is None
+    }
+
+
 def _range(trace: Trace, tree: Branches, twig: Twig) -> str:
     """Which sequence or request, and which steps a line is about."""
     first, last = tree.nodes[twig.nodes[0]], tree.nodes[twig.nodes[-1]]
     steps = f"step {first.step}" if first is last else f"steps {first.step}–{last.step}"
-    return f"{request_name(trace.step(last.step)) or f'B{last.sequence}'} {steps}"
+    found = trace.step(last.step)
+    sites = [site for group in found.sites for site in group.sites]
+    encodes = bool(sites) and all(trace.site(site).kind == "encoder" for site in sites)
+    who = request_name(found) or f"B{last.sequence}"
+    return f"{who} encoder {steps}" if encodes else f"{who} {steps}"
 
 
 def _words(trace: Trace, tree: Branches, twig: Twig, at: int) -> list[Piece]:
