@@ -24,8 +24,9 @@ class Attention:
         sink_share: Weight on the learned sink; 0 without one.
         entropy: Of the weights over rows, in bits: 0 looks at one row, log2 of the seen ones at
             all alike.
-        induction: Weight on the rows just after an earlier occurrence of the asking token.
-        same_token: Weight on earlier occurrences of the asking token itself.
+        induction: Weight on the rows just after an earlier occurrence of the asking token; NaN
+            where it is not known which tokens the rows are.
+        same_token: Weight on earlier occurrences of the asking token itself, or NaN.
     """
 
     weights: Floats
@@ -78,6 +79,7 @@ def attention(
     own_token, own_position = query_of(trace, number, layer, sequence, query)
     seen = trace.visible(number, layer, sequence, query)
     earlier = earlier_occurrences(tokens, rows.positions, own_token, own_position)
+    induced = None if earlier is None else after(rows.positions, earlier)
     return Attention(
         weights=weights,
         seen=np.broadcast_to(seen[head if len(seen) > 1 else 0, 0], weights.shape),
@@ -88,8 +90,8 @@ def attention(
         query_position=own_position,
         sink_share=float(derived.sink_share[0, 0]),
         entropy=entropy(weights),
-        induction=float(weights[after(rows.positions, earlier)].sum()),
-        same_token=float(weights[earlier].sum()),
+        induction=float("nan") if induced is None else float(weights[induced].sum()),
+        same_token=float("nan") if earlier is None else float(weights[earlier].sum()),
     )
 
 
@@ -128,10 +130,10 @@ def entropy(weights: Floats) -> float:
 
 def earlier_occurrences(
     tokens: NDArray[np.int64], positions: NDArray[np.int64], token: int, position: int
-) -> NDArray[np.bool_]:
-    """Rows that hold the same token at an earlier position, [seq]."""
-    if token == UNKNOWN:
-        return np.zeros(tokens.size, bool)
+) -> NDArray[np.bool_] | None:
+    """Rows that hold the same token at an earlier position, [seq]; None: tokens are not known."""
+    if token == UNKNOWN or (tokens == UNKNOWN).all():
+        return None
     found: NDArray[np.bool_] = (tokens == token) & (positions < position) & (positions >= 0)
     return found
 

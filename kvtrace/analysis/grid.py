@@ -110,14 +110,21 @@ def weight_measures(
     weights = derived.weights[:, 0]
     token, position = query_of(trace, number, layer, sequence, query)
     earlier = earlier_occurrences(tokens, positions, token, position)
-    induced = after(positions, earlier)
+    absent = np.full(heads, np.nan, np.float32)
+    # an encoder's rows stand in another text: none of them is before the token that asks
+    beside = position < 0 or trace.site(layer).kind == "cross"
+    previous = absent if beside else weights[:, positions == position - 1].sum(axis=1)
+    same = induced = absent
+    if earlier is not None:
+        same = weights[:, earlier].sum(axis=1)
+        induced = weights[:, after(positions, earlier)].sum(axis=1)
     found = {
         Measure.ENTROPY: entropies(weights),
         Measure.STRONGEST: weights.max(axis=1, initial=0),
-        Measure.PREVIOUS: weights[:, positions == position - 1].sum(axis=1),
+        Measure.PREVIOUS: previous,
         Measure.FIRST: weights[:, positions == 0].sum(axis=1),
-        Measure.INDUCTION: weights[:, induced].sum(axis=1),
-        Measure.SAME_TOKEN: weights[:, earlier].sum(axis=1),
+        Measure.INDUCTION: induced,
+        Measure.SAME_TOKEN: same,
         Measure.SINK: derived.sink_share[:, 0],
     }
     return {one: np.asarray(values, np.float32) for one, values in found.items()}

@@ -53,6 +53,19 @@ def test_a_token_never_seen_before_has_no_induction():
     assert attention(trace, 3, 0, 0).induction == 0
 
 
+def test_rows_of_an_encoder_are_no_earlier_tokens_of_the_text():
+    trace = repeated()
+    meta = trace.source.meta
+    crossing = replace(meta.sites[1], kind="cross")
+    trace.source.meta = replace(meta, sites=(meta.sites[0], crossing, meta.sites[2]))
+    found = attention(trace, 3, 1, 0)
+    assert np.isnan([found.induction, found.same_token]).all()
+    for measure in (Measure.INDUCTION, Measure.SAME_TOKEN, Measure.PREVIOUS):
+        table = grid(trace, 3, measure)
+        assert np.isnan(table[1]).all()
+        assert not np.isnan(table[[0, 2]]).any()
+
+
 def test_the_largest_weights_come_first_and_ties_in_order():
     weights = np.array([0.1, 0.4, 0.1, 0.3, 0.1], np.float32)
     assert top_rows(weights, 3) == [1, 3, 0]

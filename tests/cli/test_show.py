@@ -60,6 +60,27 @@ def test_text_says_what_every_step_did(kvtrace, trace_file, trace):
     assert "looks at" in out
 
 
+def test_padding_is_counted_and_not_shown_as_the_text(kvtrace, tmp_path):
+    trace = synthetic_trace()
+    first = trace.step(0)
+    trace.source.steps[0] = replace(first, positions=((-2, -1, 0, 1, 2),))
+    _, out, _ = kvtrace("show", write_trace(tmp_path / "a.kvt", trace))
+    words = " ".join(f"<{one}>" for one in first.tokens[0][2:])
+    assert f"  (2 of padding) {words} → " in out
+
+
+def test_a_head_is_said_to_look_after_an_earlier_token_where_there_is_one(kvtrace, tmp_path):
+    trace = synthetic_trace()
+    last = trace.step(6)
+    asks = f"<{last.tokens[0][0]}>"
+    _, out, _ = kvtrace("show", write_trace(tmp_path / "a.kvt", trace), "--step", 6)
+    assert f"after an earlier {asks}: " in out
+    trace.source.steps[6] = replace(last, tokens=((11,),))  # it stands nowhere else
+    _, out, _ = kvtrace("show", write_trace(tmp_path / "b.kvt", trace), "--step", 6)
+    assert "asking: " in out
+    assert "after an earlier" not in out
+
+
 @pytest.mark.parametrize(
     ("sampling", "line"),
     [

@@ -93,7 +93,8 @@ def _looks(trace: Trace, found: At, looks: Attention) -> list[str]:
         )
     seen = int(looks.seen.sum())
     measures = f"entropy {looks.entropy:.2f} bits of {math.log2(max(seen, 1)):.2f}"
-    measures += f", after an earlier {asks or 'same token'}: {looks.induction:.4f}"
+    if looks.induction > 0 or looks.same_token > 0:  # else there is no earlier one, as known
+        measures += f", after an earlier {asks or 'same token'}: {looks.induction:.4f}"
     measures += f", sink {looks.sink_share:.4f}" if looks.sink_share else ""
     asking = f"asking: {asks or '–'} at position {looks.query_position}; {measures}"
     return [asking, *table(rows, right=(0, 2, 3, 4, 5))]

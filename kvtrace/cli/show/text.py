@@ -22,7 +22,7 @@ from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe, token
-from kvtrace.trace import CacheLayer, Lane, Sampling, Site, Trace
+from kvtrace.trace import CacheLayer, Lane, Sampling, Site, Step, Trace
 
 _TOKENS_SHOWN = 8
 _RIVALS_SHOWN = 5
@@ -194,7 +194,7 @@ def _step(trace: Trace, number: int) -> list[str]:
     for sequence in range(step.num_sequences):
         which = f"sequence {sequence}: " if step.num_sequences > 1 else ""
         lines.append(
-            f"  {which}{_tokens(trace, step.tokens[sequence])} → {_next(trace, number, sequence)}"
+            f"  {which}{_tokens(trace, step, sequence)} → {_next(trace, number, sequence)}"
         )
     for text, members in groupby(told.layers, key=lambda layer: layer.text):
         group = [layer.cache_layer for layer in members]
@@ -206,9 +206,16 @@ def _step(trace: Trace, number: int) -> list[str]:
     return [*lines, f"  {'; '.join(filter(None, checks))}"]
 
 
-def _tokens(trace: Trace, ids: Sequence[int]) -> str:
+def _tokens(trace: Trace, step: Step, sequence: int) -> str:
+    """The last tokens that came in; those that only fill the row up are counted."""
+    pairs = zip(step.tokens[sequence], step.positions[sequence], strict=True)
+    ids = [one for one, position in pairs if position >= 0]
+    filling = len(step.tokens[sequence]) - len(ids)
     shown = [token(trace.token_text(one)) for one in ids[-_TOKENS_SHOWN:]]
-    return ("… " if len(ids) > _TOKENS_SHOWN else "") + " ".join(shown)
+    lead = (f"({filling} of padding) " if filling else "") + (
+        "… " if len(ids) > _TOKENS_SHOWN else ""
+    )
+    return lead + " ".join(shown)
 
 
 def _next(trace: Trace, number: int, sequence: int) -> str:
