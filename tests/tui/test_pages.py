@@ -6,7 +6,7 @@ from builders import Shape, synthetic_trace
 from builders.screens import app_of, press, shown, until
 from kvtrace.trace import Note
 from kvtrace_tui.found import Answer
-from kvtrace_tui.screens import main
+from kvtrace_tui.panes.cost import CostPane
 from kvtrace_tui.screens.choices import ChoiceScreen
 
 
@@ -36,12 +36,11 @@ async def test_a_page_opened_before_the_first_picture_holds_no_search_up(trace):
     app = app_of(trace)
     async with app.run_test(size=(160, 45)) as pilot:
         screen = app.screen
-        later = screen._later = main._LATER  # as if the first picture were still to come
+        screen._making = iter([[CostPane()]])  # as if the first picture were still to come
         screen.desk.answer = Answer()
         app.push_screen(ChoiceScreen("findings", lambda width, chosen: [], 0))
         await pilot.pause()
-        assert later
-        assert not screen._later
+        assert screen.query(CostPane).last() is screen.pane("")
         assert screen.desk.answer.verdict
 
 

@@ -1,6 +1,7 @@
 """Grid, attention, inspector, cost and sentence, as text."""
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -245,7 +246,7 @@ async def test_a_click_on_a_column_goes_to_its_step(one_pane):
 @pytest.mark.parametrize("size", [(1, 1), (20, 5), (38, 24), (200, 60)])
 async def test_every_pane_fills_any_size_in_any_terminal(one_pane, depth, size):
     trace = synthetic_trace()
-    for pane in all_panes():
+    for pane in chain(*all_panes()):
         app = one_pane(pane)
         async with app.run_test(size=size):
             pane.depth = depth

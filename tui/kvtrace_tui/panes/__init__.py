@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvtrace_tui.panes.pane import Pane
 
 
-def all_panes() -> Sequence[Pane]:
-    """One of each, with the ids that arrangements know them by."""
+def all_panes() -> Iterator[Sequence[Pane]]:
+    """One of each, with the ids that arrangements know them by: those of the first picture first.
+
+    The others load and read more; nothing of them is loaded before they are asked for.
+    """
     from kvtrace.trace import Tensor
-    from kvtrace_tui.panes.attention import AttentionPane
-    from kvtrace_tui.panes.cost import CostPane
-    from kvtrace_tui.panes.grid import GridPane
-    from kvtrace_tui.panes.inspector import InspectorPane
     from kvtrace_tui.panes.rows import Shelf
-    from kvtrace_tui.panes.sentence import SentencePane
     from kvtrace_tui.panes.tensor_map import MapPane
     from kvtrace_tui.panes.timeline import TimelinePane
 
     shelf = Shelf()
-    return (
-        SentencePane(id="sentence"),
+    yield (
         TimelinePane(id="timeline"),
-        GridPane(shelf, id="grid"),
         MapPane(Tensor.QUERIES, shelf, id="queries"),
         MapPane(Tensor.KEYS, shelf, id="keys"),
         MapPane(Tensor.VALUES, shelf, id="values"),
         MapPane(Tensor.OUTPUT, shelf, id="output"),
+    )
+
+    from kvtrace_tui.panes.attention import AttentionPane
+    from kvtrace_tui.panes.cost import CostPane
+    from kvtrace_tui.panes.grid import GridPane
+    from kvtrace_tui.panes.inspector import InspectorPane
+    from kvtrace_tui.panes.sentence import SentencePane
+
+    yield (
+        SentencePane(id="sentence"),
+        GridPane(shelf, id="grid"),
         AttentionPane(shelf, id="attention"),
         InspectorPane(shelf, id="inspector"),
         CostPane(id="cost"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from threading import Thread
@@ -50,10 +50,9 @@ WATCH_S = 1.0
 """Between two looks at a file that nobody writes, as far as we know."""
 
 _TURN_S = 0.0005
-_LATER = frozenset({"cost", "inspector", "grid", "attention"})
-"""Panes that read much, and are drawn right after the first picture."""
 
-PaneMaker = Callable[[], Sequence[Pane]]
+PaneMaker = Callable[[], Iterator[Sequence[Pane]]]
+"""Makes the panes of the first picture, then the others."""
 
 
 class MainScreen(DirectScreen, inherit_bindings=False):
@@ -71,11 +70,10 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         self._follower = follower
         self._panes: dict[str, Pane] = {}
         self._bars: list[Drawn] = []
-        self._make_panes = make_panes
+        self._making = make_panes()
         self._player: Timer | None = None
         self._boxes: tuple[tuple[object, ...], Boxes] | None = None
         self._placed_boxes: Boxes = {}
-        self._later = _LATER
         self._wanted: set[Lined] | None = None
         self._placed = Placed(self._arranged)
         self._ahead = Ahead(lambda seconds, call: self.set_timer(seconds, call))
@@ -88,13 +86,23 @@ class MainScreen(DirectScreen, inherit_bindings=False):
     # -- putting it together -----------------------------------------------------------------
 
     def compose(self) -> ComposeResult:
-        """All parts; which of them show is up to the arrangement."""
-        self._panes = {pane.id or "": pane for pane in self._make_panes()}
+        """The parts of the first picture; which of them show is up to the arrangement."""
         makers = (StatusBar, "status"), (TabBar, "tabs"), (FooterBar, "footer"), (SmallBar, "small")
         self._bars = [make(self.desk, name) for make, name in makers]
-        for part in (*self._bars, *self._panes.values()):
+        yield from self._heard(self._bars)
+        yield from self._more_panes()
+
+    def _more_panes(self) -> list[Lined]:
+        """The next ones that are made; none: all are there."""
+        panes = next(self._making, ())
+        self._panes |= {pane.id or "": pane for pane in panes}
+        return self._heard(panes)
+
+    def _heard(self, parts: Iterable[Lined]) -> list[Lined]:
+        parts = list(parts)
+        for part in parts:
             part.changed = self._want
-            yield part
+        return parts
 
     def on_mount(self) -> None:
         """Follow the trace, and look for findings."""
@@ -102,21 +110,23 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         self.sync()
         self.call_after_refresh(self._after_first_picture)
 
-    def _after_first_picture(self) -> None:
+    async def _after_first_picture(self) -> None:
         """What was left out of it, so that there is something to see sooner; once."""
-        if not self._later:
+        parts = self._more_panes()
+        if not parts:
             return
+        await self.mount(*parts)
         # what is loaded stays: a collection looks only at what came since
         gc.freeze()
         gc.enable()
-        self._later = frozenset()
+        self._placed_boxes = {}
         self.sync()
         self._look_for_findings()
         self._expect_more(None)
 
-    def on_screen_suspend(self) -> None:
+    async def on_screen_suspend(self) -> None:
         """A page opened before the first picture holds nothing up."""
-        self._after_first_picture()
+        await self._after_first_picture()
 
     @property
     def layout(self) -> Layout:
@@ -174,7 +184,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         if self.desk.trace is not None:
             self._mark(self.desk.trace)
             for name, pane in self._panes.items():
-                if name in boxes and name not in self._later:
+                if name in boxes:
                     pane.light(name == self.desk.focus)
                     pane.tell(self.desk.found)
                     pane.show(self.desk.trace, self.desk.cursor)

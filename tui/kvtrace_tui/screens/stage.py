@@ -13,7 +13,6 @@ from kvtrace.text import safe
 from kvtrace_tui.desk import jumps, moves
 from kvtrace_tui.desk.cursor import Axis
 from kvtrace_tui.follow import Follower
-from kvtrace_tui.panes.grid import GridPane
 
 if TYPE_CHECKING:
     from kvtrace_tui.screens.choices import Make, Rows
@@ -160,6 +159,8 @@ class ScreenStage:
 
     def next_measure(self) -> str:
         """Another number in the grid."""
+        from kvtrace_tui.panes.grid import GridPane
+
         grid = self._screen.pane("grid")
         return grid.next_measure().value if isinstance(grid, GridPane) else ""
 
