@@ -204,4 +204,7 @@ def _no_cache(trace: Trace) -> str:
     """No attention was given a row of an earlier step."""
     if len(trace) == 1:
         return f"{trace.name} has one step, which reads nothing from a cache; decode some tokens"
-    return f"{trace.meta.model.class_name} has no KV cache: its steps compute every row anew"
+    name = trace.meta.model.class_name
+    if any(layer.held for layer in trace.meta.cache_layers):
+        return f"no step of {name} goes on with what one before it cached: each computes all rows"
+    return f"{name} has no KV cache: its steps compute every row anew"

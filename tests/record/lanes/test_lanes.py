@@ -192,6 +192,31 @@ def test_a_cache_that_is_handed_back_and_not_used_is_found(tmp_path):
     assert [one.name for one in report.findings] == ["CACHE-NOT-USED"]
 
 
+def test_a_cache_that_no_text_of_several_uses_is_found(tmp_path):
+    model = tiny_model("gpt2")
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        for seed in range(2):
+            tokens = ids(seed=seed)
+            for _ in range(4):
+                chosen = model(tokens).logits[:, -1:].argmax(-1)
+                tokens = torch.cat([tokens, chosen], dim=1)
+    report = check(open_trace(tmp_path / "a.kvt"))
+    assert [one.name for one in report.findings] == ["CACHE-NOT-USED"]
+    assert report.findings[0].evidence == "6 steps fed all tokens again, the longest one 12"
+
+
+def test_texts_that_are_scored_with_what_they_begin_with_need_no_cache(tmp_path):
+    with torch.no_grad(), kvtrace.record(model := tiny_model("gpt2"), tmp_path / "a.kvt"):
+        for seed in range(3):
+            for tokens in (6, 10):
+                model(ids(seed=seed, tokens=10)[:, :tokens])
+    report = check(open_trace(tmp_path / "a.kvt"))
+    assert not report.findings
+    assert report.reason == (
+        "no step of GPT2LMHeadModel goes on with what one before it cached: each computes all rows"
+    )
+
+
 def test_a_state_that_a_chunk_forgets_is_named_before_what_it_changes(tmp_path):
     model, cache = tiny_model("jamba"), None
     with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):

@@ -17,7 +17,8 @@ class FedAgain:
     """
 
     def __init__(self) -> None:
-        self._again, self._steps, self._second = 0, 0, 0
+        self._again, self._steps, self._first, self._longest = 0, 0, 0, 0
+        self._streak, self._used = 0, False
         self._before: tuple[int, ...] = ()
         self._text: tuple[int, ...] = ()
         self._on_top: list[tuple[int, int, int]] = []
@@ -26,9 +27,15 @@ class FedAgain:
         """Take the next step in."""
         tokens, before = step.tokens[0] if step.tokens else (), self._before
         grown = len(tokens) > len(before) > 1 and tokens[: len(before)] == before
-        self._again += grown and _alone(step, len(tokens))
+        alone = _alone(step, len(tokens))
+        self._streak = self._streak + 1 if grown and alone else 0
+        if self._streak > 1:
+            # once may be a text that is asked for with what it goes on with, as whoever scores does
+            self._first = self._first or step.number - 1
+            self._again += 2 if self._streak == 2 else 1
+            self._longest = max(self._longest, len(tokens))
         self._steps += 1
-        self._second = step.number if self._steps == 2 else self._second
+        self._used = self._used or not alone
         self._before = tokens
         self._follow(step, tokens)
 
@@ -56,9 +63,9 @@ class FedAgain:
             )
             return Finding("DUPLICATE-ROWS", number, 0, "k", evidence)
         held = any(layer.held for layer in trace.meta.cache_layers)
-        if held and self._again > 1 and self._again == self._steps - 1:
-            evidence = f"{self._again} steps fed all tokens again, the last one {len(self._before)}"
-            return Finding("CACHE-NOT-USED", self._second, 0, "k", evidence)
+        if held and not self._used and 0 < self._steps <= 2 * self._again:
+            evidence = f"{self._again} steps fed all tokens again, the longest one {self._longest}"
+            return Finding("CACHE-NOT-USED", self._first, 0, "k", evidence)
         return None
 
     @property
