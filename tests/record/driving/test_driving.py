@@ -317,6 +317,17 @@ ROLES = {
         "tgt": "ids",
         "src_mask": "mask",
     },
+    "def forward(self, input_ids, decoder_input_ids, src_mask=None): ...": {
+        "input_ids": "source",
+        "decoder_input_ids": "ids",
+        "src_mask": "mask",
+    },
+    "def forward(self, input_ids, attention_mask=None, decoder_input_ids=None): ...": {
+        "input_ids": "source",
+        "attention_mask": "mask",
+        "decoder_input_ids": "ids",
+    },
+    "def forward(self, input_ids, targets): ...": {"input_ids": "ids", "targets": "other"},
     "def forward(self, tokens, use_cache=False, past_key_values=None, cache_position=None): ...": {
         "tokens": "ids",
         "use_cache": "flag",

@@ -29,6 +29,7 @@ _TARGET = re.compile(
     rf"tgt|trg|targets?|(tgt|trg|target|dec|decoder)_?{_TEXTS}(_\w+)?|(tgt|trg|target)_in"
     r"|prev_output_tokens"
 )
+_DECODER = re.compile(rf"(dec|decoder)_{_TEXTS}")
 LABELS = re.compile(r"targets?|labels?|y|ys|loss_mask|label_ids")
 _POSITION = re.compile(
     r"(start|input|cache|cur|curr|current|seq|token|begin|first|new|query|abs|absolute|rope|rotary)"
@@ -181,9 +182,9 @@ def _with_roles(names: list[inspect.Parameter]) -> tuple[Parameter, ...]:
     places = {one.name: _role(one) for one in names}
     required = [one.name for one in names if one.default is one.empty]
     chosen = _ids_among(names, places, required)
-    source = next((one for one in names if _SOURCE.fullmatch(one.name.lower())), None)
-    target = next((one for one in names if _TARGET.fullmatch(one.name.lower())), None)
-    if source is not None and target is not None and target.name in required:
+    target = next((one for one in names if _is_target(one, required)), None)
+    source = _source_among(names, target)
+    if source is not None and target is not None:
         chosen = target.name
         places[source.name] = "source"
     elif source is not None and chosen != source.name and {source.name, chosen} <= {*required}:
@@ -201,6 +202,24 @@ def _with_roles(names: list[inspect.Parameter]) -> tuple[Parameter, ...]:
         )
         for one in names
     )
+
+
+def _is_target(one: inspect.Parameter, required: list[str]) -> bool:
+    """Whether it takes what a decoder reads; where it may be left out, its name must say so."""
+    name = one.name.lower()
+    says = _TARGET if one.name in required else _DECODER
+    return says.fullmatch(name) is not None
+
+
+def _source_among(
+    names: list[inspect.Parameter], target: inspect.Parameter | None
+) -> inspect.Parameter | None:
+    """The parameter for what an encoder reads; beside a decoder's, the first that takes ids."""
+    told = next((one for one in names if _SOURCE.fullmatch(one.name.lower())), None)
+    if told is not None or target is None or LABELS.fullmatch(target.name.lower()):
+        return told
+    others = [one for one in names if one is not target and one.default is one.empty]
+    return next((one for one in others if _IDS.fullmatch(one.name.lower())), None)
 
 
 def _ids_among(
