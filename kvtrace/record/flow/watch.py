@@ -222,7 +222,9 @@ class FlowWatch:
         if frame.attended:
             self._silent.pop(frame.path, None)
         elif frame.module is not None and _NAMED_ATTENTION.search(type(frame.module).__name__):
-            self._silent.setdefault(frame.path, "named attention, but none was seen in it")
+            how = self._listening.apart.get(frame.path)
+            why = "named attention, but none was seen in it"
+            self._silent.setdefault(frame.path, f"{why}: {how}" if how else why)
 
     def _is_chosen(self, frame: Frame) -> bool:
         if self._only is None or self._depth:

@@ -225,6 +225,32 @@ def test_a_module_named_attention_that_was_not_seen_is_named():
     assert watch.unseen == ("mixer: named attention, but none was seen in it",)
 
 
+class GatheredAttention(nn.Module):
+    """Each token attends to rows gathered for it alone; two query heads share those of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.kv = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        batch, time = x.shape[:2]
+        q = self.q(x).view(batch, time, 2, 2, 8).permute(0, 2, 3, 1, 4)
+        k, v = self.kv(x).view(batch, time, 2, 2, 8).permute(2, 0, 3, 1, 4)
+        near = (torch.arange(time)[:, None] - torch.arange(3)).clamp(min=0)
+        scores = torch.einsum("bhgtd,bhtkd->bhgtk", q, k[:, :, near]) * 8**-0.5
+        out = torch.einsum("bhgtk,bhtkd->bhgtd", scores.softmax(-1), v[:, :, near])
+        return out.permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def test_rows_that_are_gathered_for_each_token_are_named_and_no_heads_are_made_of_them():
+    model = Around(GatheredAttention)
+    with FlowWatch(model, sink=(calls := []).append) as watch:
+        model(token_ids(2, 7))
+    assert calls == []
+    (said,) = watch.unseen
+    assert said.endswith("none was seen in it: each token attends to a set of its own")
+
+
 class Tempered(Squares):
     """Weights raised to a power after the softmax and not normalised again."""
 

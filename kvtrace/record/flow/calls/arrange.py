@@ -120,7 +120,8 @@ def roles(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence) 
     own = [x for x in found.shared if letters.sizes[x] in sizes.tokens]
     # code that attended to tokens before has heads, which are as many as tokens came in now
     known = evidence.proven and evidence.before is not None
-    if own and not found.free and sizes.tokens[-1] > 1 and not known:
+    rows = any(letters.sizes[x] % n == 0 for x in found.free for n in sizes.tokens if n > 1)
+    if own and not rows and sizes.tokens[-1] > 1 and not known:
         raise NotOverTokensError("each token attends to a set of its own")
     query = _query(found, letters, sizes, evidence)
     batch, assumed = _batch(found, letters, sizes, evidence, query)

@@ -55,6 +55,7 @@ class Listening:
         refused: A fused kernel that hides its rows; set for the frame that called it.
         plan_of_last: How the tensors of the call that was read last lie.
         told: Calls that were told of lately, where somebody wants to know; else None.
+        apart: Modules that attended to something else than tokens, and how that showed.
     """
 
     forwards: Forwards
@@ -67,6 +68,7 @@ class Listening:
     plan_of_last: Plan | None = None
     loop: Loop = field(default_factory=Loop)
     told: list[AttentionCall] | None = None
+    apart: dict[str, str] = field(default_factory=dict)
     _other: dict[str, int] = field(default_factory=dict)
     _crossing: set[str] = field(default_factory=set)
     _counts: Counter[str] = field(default_factory=Counter)
@@ -329,8 +331,8 @@ class Listening:
         """Turn what goes wrong while reading into a reason; the model never notices."""
         try:
             yield
-        except NotOverTokensError:
-            self._other[where] = self.sizes_now.tokens[-1]
+        except NotOverTokensError as reason:
+            self._other[where], self.apart[self._path()] = self.sizes_now.tokens[-1], str(reason)
         except (AmbiguousError, UnexplainedError) as reason:
             self._tell(where, str(reason))
         except Exception as error:  # a tensor of a kind nobody foresaw must not stop the model
