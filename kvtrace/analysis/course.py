@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from kvtrace.analysis.packed import requests_text
+from kvtrace.analysis.phase import ENCODER, phase
 from kvtrace.trace import Step, Trace
 
 _SHOWN = 6
@@ -19,16 +20,21 @@ def course(trace: Trace) -> str:
     numbers = trace.numbers
     if not numbers:
         return "nothing"
-    steps = [trace.step(number) for number in numbers[:_MANY]]
-    batched = requests_text(steps)
+    read = [trace.step(number) for number in numbers[:_MANY]]
+    beyond = len(numbers) - len(read)
+    batched = requests_text(read)
     if batched:
-        return batched if len(steps) == len(numbers) else f"{batched}, and more"
+        return f"{batched}, and more" if beyond else batched
+    encoded = [step.new for step in read if phase(trace, step) == ENCODER]
+    steps = [step for step in read if phase(trace, step) != ENCODER]
     starts = [step for step in steps if step.parent is None]
     first = steps[: _end_of_first(steps)]
     prefill = [step.new for step in first if step.phase == "prefill"]
     decoded = sum(step.phase != "prefill" for step in first)
-    decoded += max(0, len(numbers) - len(steps)) if len(starts) < 2 else 0
+    decoded += beyond if len(starts) < 2 else 0
     words = _words(prefill, decoded)
+    if encoded:
+        words = f"encoder over {encoded[0]}, {words}"
     batch = _batch(first)
     text = f"{batch}: {words}" if batch else words
     return text if len(starts) < 2 else f"{text}, and {len(starts) - 1} more"

@@ -2,8 +2,8 @@
 
 A cell is one K,V row, written once. What a step wrote is in the trace, so a row's token is the
 one that came in with it; rows rewritten later (quantised or re-rotated caches) keep the token of
-their position. Rows of an encoder have no token here, nor have those that stand for several
-tokens, or for none.
+their position. Rows that stand for several tokens, or for none, have no token here, nor have
+those of an encoder whose tokens were not seen.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.changes import cells_of, evicted_cells
+from kvtrace.analysis.source import source_tokens
 from kvtrace.analysis.tensors import attended_runs
 from kvtrace.errors import MissingError
 from kvtrace.slotted import dataclass
@@ -47,7 +48,7 @@ class Origin:
     Attributes:
         row: Index among the attended rows.
         cell, slot, position: Of the row; a negative position is padding, or no position at all.
-        token: Its id; -1: unknown (rows of an encoder), or none.
+        token: Its id; -1: unknown, or none.
         written: Step that wrote this cell; None if it is lost to damage.
         sequence: Row of the batch that wrote it (another one after a reorder).
         first: Step that first computed a row at this position; earlier than `written` when the
@@ -113,7 +114,10 @@ def origin(trace: Trace, number: int, layer: int, row: int, sequence: int = 0) -
     cell, position = int(rows.cells[row]), int(rows.positions[row])
     written, writer = _writer(trace, site.reads, cell)
     if site.kind != "self" or stands_for_none(position):
-        first, token = written, UNKNOWN
+        source = (
+            None if site.kind == "self" else source_tokens(trace, number, len(rows.cells), sequence)
+        )
+        first, token = written, UNKNOWN if source is None else int(source[row])
     elif written is not None and not _rewrote(trace, site.reads, written):
         first, token = written, _token_of_cell(trace, site.reads, cell)
     else:
@@ -142,7 +146,8 @@ def tokens_of_rows(trace: Trace, number: int, layer: int, sequence: int = 0) -> 
     site = trace.site(layer)
     rows = attended_rows(trace, number, layer, sequence)
     if site.kind != "self":
-        return np.full(rows.cells.size, UNKNOWN, np.int64)
+        source = source_tokens(trace, number, rows.cells.size, sequence)
+        return np.full(rows.cells.size, UNKNOWN, np.int64) if source is None else source
     tokens = tokens_of_cells(trace, site.reads, rows.cells)
     for at in np.flatnonzero(tokens == UNKNOWN).tolist():
         tokens[at] = _first(trace, number, sequence, int(rows.positions[at]))[1]

@@ -10,6 +10,7 @@ from kvtrace.analysis.changes import LayerChange, changes, event_text
 from kvtrace.analysis.cost.costs import StepCost, step_cost
 from kvtrace.analysis.cost.extent import Extent, extent
 from kvtrace.analysis.packed import request_name
+from kvtrace.analysis.phase import phase
 from kvtrace.slotted import dataclass
 from kvtrace.trace import CACHED, Step, Trace
 
@@ -35,7 +36,7 @@ class Summary:
 
     Attributes:
         number: Of the step.
-        phase: "prefill" or "decode".
+        phase: "encoder", "prefill" or "decode".
         tokens: Ids in, for the sequence asked about.
         positions: Their positions; negative: padding.
         extent: Rows computed, read, avoided.
@@ -76,7 +77,7 @@ def summary(trace: Trace, number: int, sequence: int = 0, *, lane: str = "recomp
     there = sequence < step.num_sequences
     return Summary(
         number=number,
-        phase=step.phase,
+        phase=phase(trace, step),
         tokens=step.tokens[sequence] if there else (),
         positions=step.positions[sequence] if there else (),
         extent=rows,
@@ -84,7 +85,7 @@ def summary(trace: Trace, number: int, sequence: int = 0, *, lane: str = "recomp
         events=tuple(event_text(event) for event in step.events),
         candidates=candidates(trace, number, sequence),
         cost=cost,
-        sentence="".join(one.text for one in _phrases(step, rows, cost)),
+        sentence="".join(one.text for one in _phrases(step, phase(trace, step), rows, cost)),
     )
 
 
@@ -95,11 +96,12 @@ def phrases(trace: Trace, number: int, *, lane: str = "recomputed") -> tuple[Phr
         MissingError: There is no such step.
     """
     cost = step_cost(trace, number, lane=lane)
-    return tuple(_phrases(trace.step(number), extent(trace, number), cost))
+    step = trace.step(number)
+    return tuple(_phrases(step, phase(trace, step), extent(trace, number), cost))
 
 
-def _phrases(step: Step, rows: Extent, cost: StepCost) -> Iterator[Phrase]:
-    about = filter(None, ("" if step.phase == "decode" else step.phase, request_name(step)))
+def _phrases(step: Step, of: str, rows: Extent, cost: StepCost) -> Iterator[Phrase]:
+    about = filter(None, ("" if of == "decode" else of, request_name(step)))
     said = " of ".join(about)
     name = f"step {step.number} ({said})" if said else f"step {step.number}"
     saved = rows.without_cache > rows.computed

@@ -55,11 +55,10 @@ def try_others(loaded: Loaded, request: Request, voice: Voice, orders: Orders) -
 
 def _start(loaded: Loaded, ids: Sequence[int], new_tokens: int) -> Driven:
     """How the model is called; begins anew each time."""
-    from kvtrace.record.decode import Standard
-    from kvtrace.record.driving import Driven, Wish, choose_drive
+    from kvtrace.record.driving import Wish, as_transformers, choose_drive
 
     if loaded.script is None:
-        return Driven(Standard(loaded.model), "", (), loaded.model)
+        return as_transformers(loaded.model, ids)
     return choose_drive(
         loaded.model,
         Wish(

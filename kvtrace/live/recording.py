@@ -60,12 +60,12 @@ class Recording:
         with loaded.around():
             return self._driven(loaded, self._drive(loaded))
 
-    def _drive(self, loaded: Loaded) -> Driven | None:
-        """How somebody's own model is called; None: as those of transformers."""
-        if loaded.script is None:
-            return None
-        from kvtrace.record.driving import Wish, choose_drive
+    def _drive(self, loaded: Loaded) -> Driven:
+        """How the model is called."""
+        from kvtrace.record.driving import Wish, as_transformers, choose_drive
 
+        if loaded.script is None:
+            return as_transformers(loaded.model, loaded.prompt.ids)
         self._progress("finding out how the model is called", None)
         wish = Wish(
             loaded.prompt.ids,
@@ -76,20 +76,19 @@ class Recording:
             loaded.functions,
             loaded.remake,
         )
-        found = choose_drive(loaded.model, wish)
-        for text in found.said:
-            self._voice.say(Said(text))
-        return found
+        return choose_drive(loaded.model, wish)
 
-    def _driven(self, loaded: Loaded, driven: Driven | None) -> Ending:
+    def _driven(self, loaded: Loaded, driven: Driven) -> Ending:
         from kvtrace.record import record
         from kvtrace.record.decode import Choice, Limits, decode
 
         asked = self._request
-        driver = "kvtrace" if driven is None else f"kvtrace, by {driven.call}"
-        model = loaded.model if driven is None else driven.model
+        known = loaded.script is None  # called as all of transformers are: that goes without saying
+        for text in driven.said[known:]:
+            self._voice.say(Said(text))
+        driver = "kvtrace" if known else f"kvtrace, by {driven.call}"
         recording = record(
-            model,
+            driven.model,
             asked.output,
             recompute=asked.recompute,
             referee=asked.referee,
@@ -106,9 +105,9 @@ class Recording:
         turn = Turn(recording, self._orders, self._voice, loaded.card.vocab_size)
         with recording:
             ending = decode(
-                model,
-                loaded.prompt.ids,
-                drive=None if driven is None else driven.drive,
+                driven.model,
+                driven.prompt,
+                drive=driven.drive,
                 choice=Choice(asked.temperature, asked.top_k, asked.seed),
                 limits=Limits(
                     loaded.new_tokens,
@@ -128,7 +127,7 @@ class Recording:
             self._say_what_was_not_seen(recording.recorder.meta)
         if ending.reason != "stopped":
             turn.note_last_token(Path(asked.output))
-        for text in () if driven is None else driven.said[1:]:  # the first is the driver's text
+        for text in driven.said[1:]:  # the first is the driver's text
             append_note(Path(asked.output), Note("note", text))
         return ending
 

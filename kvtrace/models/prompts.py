@@ -66,13 +66,16 @@ def encode_prompt(text: str | None, tokenizer: Tokenizer, vocab_size: int) -> Pr
     return Prompt(text, ids, note)
 
 
-def steps_that_fit(prompt: Prompt, request: LoadRequest, context_length: int) -> int:
+def steps_that_fit(
+    prompt: Prompt, request: LoadRequest, context_length: int, *, apart: bool = False
+) -> int:
     """Decode steps to make within the context.
 
     Args:
         prompt: Encoded.
         request: Says how many are asked for, or how many may be taken unasked.
         context_length: Positions of the model; 0 when unbounded.
+        apart: An encoder reads the prompt; what is decoded has a context to itself.
 
     Raises:
         UsageError: Prompt, or prompt and new tokens, exceed the context; with both numbers.
@@ -86,12 +89,13 @@ def steps_that_fit(prompt: Prompt, request: LoadRequest, context_length: int) ->
             "shorten the prompt"
         )
     # the last new token is chosen but never fed back, so it takes no position
-    room = context_length - length + 1
+    room = context_length if apart else context_length - length + 1
     if new_tokens is None:
         return min(unasked, room)
     if new_tokens > room:
+        fed = "" if apart else f"{length} prompt tokens and "
         raise UsageError(
-            f"{length} prompt tokens and {new_tokens} new ones exceed the model's context of "
+            f"{fed}{new_tokens} new ones exceed the model's context of "
             f"{context_length}; use -n {room} or less"
         )
     return new_tokens

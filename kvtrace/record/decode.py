@@ -68,7 +68,7 @@ class Standard:
             result = self._model(**self._given(tokens))
         self._cache = cache_made(result)
         self._fed = 0 if self._cache is None else len(tokens)
-        return _last(result)
+        return last_logits(result)
 
     def _given(self, tokens: Sequence[int]) -> dict[str, Any]:
         ids = torch.tensor([list(tokens)], device=self._device)
@@ -204,8 +204,12 @@ def decode(
     return Ending("stopped", f"stopped after {made} new tokens")
 
 
-def _last(result: Any) -> Tensor:
-    """Logits of the last row, [vocab]."""
+def last_logits(result: Any) -> Tensor:
+    """Logits of the last row, [vocab].
+
+    Raises:
+        ModelError: There are none, or none of one sequence.
+    """
     logits = getattr(result, "logits", None)
     if not isinstance(logits, Tensor) or logits.dim() != 3:
         raise ModelError(

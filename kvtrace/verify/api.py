@@ -165,7 +165,9 @@ class _Check:
             return Trial(name, Report(UNCHECKED, reason=str(error)))
         limits = Limits(new_tokens, context_length=self._sizes()[0])
         return self._main(
-            lambda: decode(driven.model, ids, drive=driven.drive, limits=limits), name, driven.model
+            lambda: decode(driven.model, driven.prompt, drive=driven.drive, limits=limits),
+            name,
+            driven.model,
         )
 
     def _main(self, drive: Callable[[], object], name: str, model: nn.Module) -> Trial:

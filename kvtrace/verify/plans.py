@@ -17,6 +17,7 @@ from kvtrace.errors import RecordError
 from kvtrace.models.quiet import quiet
 from kvtrace.record.decode import Drive, Limits, Standard, decode
 from kvtrace.record.driving import Driven
+from kvtrace.record.driving.encoded import EncoderDecoder, is_encoder_decoder
 from kvtrace.record.driving.ways.begins import resets
 from kvtrace.slotted import dataclass
 from kvtrace.verify.ways import WAYS
@@ -101,7 +102,7 @@ def _again(model: nn.Module, tokens: Sequence[int], start: Start) -> Plan:
         "again",
         _TITLES["again"],
         driven.model,
-        lambda: decode(driven.model, other, drive=driven.drive, limits=limits),
+        lambda: decode(driven.model, driven.prompt, drive=driven.drive, limits=limits),
         # a cache that is an argument begins with every text: then nothing inside may be left
         keeps=not resets(model) and not isinstance(driven.drive, Standard),
     )
@@ -119,7 +120,7 @@ def _chunks(model: nn.Module, tokens: Sequence[int], start: Start, *, asked: boo
         return Plan("chunks", title, model, None, why_not=f"{len(tokens)} tokens are too few")
     sizes = _sizes(len(tokens) - _SINGLE) + [1] * _SINGLE
     driven = start(tokens, 0)
-    if not (asked or isinstance(driven.drive, Standard)):
+    if not (asked or isinstance(driven.drive, Standard | EncoderDecoder)):
         why = "it may not be made for it; ask for `chunks` to try"
         return Plan("chunks", title, model, None, why_not=why)
 
@@ -148,21 +149,28 @@ def _batch(tokens: Sequence[int]) -> list[Sequence[int]]:
 
 
 def _padded(model: Any, prompts: Sequence[Sequence[int]]) -> Plan:
-    """Prompts of different lengths in one batch, filled up at the left."""
-    title = f"left-padded batch of {len(prompts)}"
+    """Prompts of unlike lengths in a batch, filled up at the left, an encoder's at the right."""
+    right = is_encoder_decoder(model)
+    title = f"{'right' if right else 'left'}-padded batch of {len(prompts)}"
     if not _generates(model):
         return Plan("padded", title, model, None, why_not="it has no generate")
 
     def drive() -> None:
         filler = _filler(model)
         width = max(map(len, prompts))
-        rows = [[filler] * (width - len(row)) + list(row) for row in prompts]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
+        rows = [_filled(row, width, filler, right) for row in prompts]
+        mask = [_filled([1] * len(row), width, 0, right) for row in prompts]
         device = _device(model)
         given = torch.tensor(rows, device=device), torch.tensor(mask, device=device)
         _generate(model, *given, _BATCH_STEPS)
 
     return Plan("padded", title, model, drive)
+
+
+def _filled(row: Sequence[int], width: int, filler: int, right: bool) -> list[int]:
+    """A row of some width."""
+    more = [filler] * (width - len(row))
+    return [*row, *more] if right else [*more, *row]
 
 
 def _beams(model: Any, tokens: Sequence[int]) -> Plan:
@@ -192,12 +200,9 @@ def _generate(model: Any, ids: Tensor, mask: Tensor, steps: int, **more: object)
 
 
 def _generates(model: Any) -> bool:
-    """Whether it is a decoder with the generate of transformers."""
+    """Whether it has the generate of transformers, and that goes on from token ids."""
     able = getattr(model, "can_generate", None)
-    config = getattr(model, "config", None)
-    if not callable(able) or getattr(config, "is_encoder_decoder", False):
-        return False
-    return bool(able())
+    return callable(able) and bool(able())
 
 
 def _filler(model: Any) -> int:

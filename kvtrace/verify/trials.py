@@ -107,14 +107,17 @@ def _tried(
 
 
 def tokens_of(trace: Trace) -> list[int]:
-    """What the first sequence of a run was fed, prompt included."""
+    """What the first sequence of a run was fed, prompt included, as far as it is known.
+
+    Of an encoder-decoder, what its encoder read.
+    """
     out: list[int] = []
     for step in trace:
         if step.parent is None and out:
             break
-        row = list(step.tokens[0]) if step.tokens else []
+        row = [token for token in step.tokens[0] if token >= 0] if step.tokens else []
         if len(row) > 1 and row[: len(out)] == out:
             out = row
         else:
             out += row
-    return [token for token in out if token >= 0]
+    return out

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from builders.commands import environment, run
+from builders.encoder_decoders import t5
 from builders.hub import FakeHub, Repository
 from builders.tiny_models import tiny_model
 from kvtrace.analysis.summary import summary
@@ -53,6 +54,16 @@ def test_a_recorded_run_says_what_was_asked_for(recorded):
     assert trace.meta.sampling.max_new_tokens == 6
     assert trace.meta.prompt.startswith("Anna")
     assert not trace.damage
+
+
+def test_an_encoder_decoder_reads_the_prompt_and_writes_what_follows(tmp_path):
+    t5().save_pretrained(tmp_path / "reader")
+    code, _, err = run("record", "./reader", "A B", "-n", 3, "-o", "a.kvt", cwd=tmp_path)
+    assert code == 0, err
+    assert "the encoder reads the prompt once, the decoder begins with token 0" in err
+    trace = open_trace(tmp_path / "a.kvt")
+    assert summary(trace, 0).sentence.startswith("step 0 (encoder) computed 3 rows of Q, K, V")
+    assert len(trace) == 4
 
 
 @pytest.mark.parametrize("verb", ["show", "open", "info"])

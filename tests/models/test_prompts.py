@@ -58,6 +58,15 @@ def test_the_last_new_token_needs_no_place_in_the_context():
         steps_that_fit(prompt, wanting(8), 9)
 
 
+def test_a_prompt_that_an_encoder_reads_takes_no_place_of_what_is_decoded():
+    prompt = Prompt("", (1, 2, 3))
+    assert steps_that_fit(prompt, wanting(9), 9, apart=True) == 9
+    with pytest.raises(UsageError, match="10 new ones exceed the model's context of 9; use -n 9"):
+        steps_that_fit(prompt, wanting(10), 9, apart=True)
+    with pytest.raises(UsageError, match="the prompt has 3 tokens, the model's context holds 2"):
+        steps_that_fit(prompt, wanting(1), 2, apart=True)
+
+
 def test_a_prompt_beyond_the_context_gets_both_numbers():
     with pytest.raises(UsageError, match="10 tokens, the model's context holds 9"):
         steps_that_fit(Prompt("", tuple(range(10))), wanting(0), 9)

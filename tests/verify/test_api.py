@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import kvtrace
+from builders.encoder_decoders import t5
 from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED
 from kvtrace.errors import RecordError, UsageError
 from verify import bugs
@@ -25,6 +26,18 @@ def test_a_healthy_model_is_equal_in_every_way_it_can_be_driven():
     assert all(one.report.ok for one in report.trials)
     assert "recomputing itself is off from float64 by up to" in report.reason
     kvtrace.assert_cache_consistent(bugs.gpt2(), PROMPT, new_tokens=3, ways=())
+
+
+def test_an_encoder_decoder_is_driven_in_all_ways():
+    report = kvtrace.check(t5(), PROMPT, new_tokens=4)
+    assert (report.verdict, report.findings) == (EQUAL, ())
+    assert [one.name for one in report.trials] == [
+        "encoder over 8, prefill of 1, 3 decode steps",
+        "another prompt: encoder over 8, prefill of 1, 1 decode step",
+        "encoder over 8, chunked prefill 2+3, 3 decode steps",
+        "batch of 2: encoder over 8, prefill of 1, 2 decode steps",
+        "3 beams: encoder over 8, prefill of 1, 3 decode steps",
+    ]
 
 
 def test_a_shifted_position_is_named_with_the_step_and_the_layer():

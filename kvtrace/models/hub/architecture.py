@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -55,6 +55,12 @@ _POSITIONS = (
 _NOT_ITS_CHOICE = ("_attn_implementation", "_experts_implementation")
 _DROPPED = ("transformers_weights", "fusion_config", "kernel_config", "distributed_config")
 _MORE_THAN_HELD = 4
+_TEXT = "input_ids"
+_ENCODER_DECODERS: tuple[tuple[AutoClass, Any], ...] = (
+    (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+    (AutoModelForSpeechSeq2Seq, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING),
+    (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+)
 _DECODES = re.compile(r"Causal|LMHead|Generation|LM$")
 _TABLES = (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -152,17 +158,15 @@ def auto_class(config: PreTrainedConfig) -> AutoClass:
     """The kind of model that decodes text with this configuration.
 
     Raises:
-        ModelError: It decodes no text, or reads it in one go and keeps no cache.
+        ModelError: It decodes no text, reads it in one go and keeps no cache, or hears or sees
+            what a prompt can't hold.
     """
     kind = type(config)
     named = (getattr(config, "architectures", None) or [""])[0]
     reads_at_once = getattr(config, "is_decoder", True) is False and "Causal" not in str(named)
     auto: AutoClass | None = None
     if getattr(config, "is_encoder_decoder", False):
-        if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-            auto = AutoModelForSeq2SeqLM
-        elif kind in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
-            auto = AutoModelForSpeechSeq2Seq
+        auto = _encoder_decoder(kind)
     elif own := _own_class(config):
         auto = own
     elif kind in MODEL_FOR_CAUSAL_LM_MAPPING and not reads_at_once:
@@ -181,6 +185,25 @@ def auto_class(config: PreTrainedConfig) -> AutoClass:
         f"{CONFIG}: has no KV cache (found: {found}, which reads a text at once and does not "
         "decode); use a causal language model"
     )
+
+
+def _encoder_decoder(kind: type[PreTrainedConfig]) -> AutoClass | None:
+    """By which class an encoder-decoder is asked for, if any.
+
+    Raises:
+        ModelError: Its encoder reads no text.
+    """
+    for auto, known in _ENCODER_DECODERS:
+        if kind in known:
+            model = known[kind]
+            reads = getattr(model, "main_input_name", _TEXT)
+            if reads != _TEXT:
+                raise ModelError(
+                    f"{CONFIG}: the encoder of {safe(model.__name__)} reads {safe(reads)}, a "
+                    "prompt is text; record a program that gives it some: kvtrace run script.py"
+                )
+            return auto
+    return None
 
 
 def _own_class(config: PreTrainedConfig) -> AutoClass | None:

@@ -149,7 +149,8 @@ def _plan(folder: Path, origin: Origin, request: LoadRequest, wait: Patience) ->
     tokenizer = read_tokenizer(folder, origin.commit, request.trust_remote_code, wait)
     prompt = encode_prompt(request.prompt, tokenizer, vocab_size)
     context = positions(text)
-    steps = steps_that_fit(prompt, request, context)
+    encoded = bool(getattr(config, "is_encoder_decoder", False))
+    steps = steps_that_fit(prompt, request, context, apart=encoded)
     return _Plan(auto, config, weights, tokenizer, prompt, steps, context, unused)
 
 

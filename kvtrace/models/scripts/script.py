@@ -61,7 +61,8 @@ def load_script(source: Source, request: LoadRequest, progress: Progress) -> Loa
     said.append(where)
     context = positions(getattr(model, "config", None)) or positions(model) or positions_of(model)
     prompt = encode_prompt(request.prompt, tokenizer, vocab_size)
-    steps = steps_that_fit(prompt, request, context)
+    encoded = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    steps = steps_that_fit(prompt, request, context, apart=encoded)
     card = _card(model, source.name, tokenizer.name, vocab_size, context)
     head = f"{card.class_name} of {source.name}, {card.dtype}, on {card.device}"
     progress(f"{source.name} is ready", 1.0)

@@ -5,7 +5,7 @@ The user's own functions come first, then transformers' way, then the way that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from kvtrace.errors import ModelError
 from kvtrace.record.capture.caches.handing import NAMES, cache_name
 from kvtrace.record.decode import Drive, Standard
 from kvtrace.record.driving.adapter import adapted
+from kvtrace.record.driving.encoded import EncoderDecoder, is_encoder_decoder
 from kvtrace.record.driving.entrance import entrances, plain_entrances, through
 from kvtrace.record.driving.generating import Generating, by_generating
 from kvtrace.record.driving.paired import Pair, pairs, together
@@ -32,12 +33,15 @@ class Driven:
 
     Attributes:
         drive: For the decode loop.
+        prompt: What that begins with, token ids: the prompt, or what a decoder begins with whose
+            encoder reads it.
         call: One short line: the call.
         said: Sentences for people.
         model: What it calls, to be watched: the model, or a part of it.
     """
 
     drive: Drive
+    prompt: Sequence[int]
     call: str
     said: tuple[str, ...]
     model: nn.Module
@@ -54,13 +58,28 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
         made = " with the cache of your make_cache" if "make_cache" in wish.functions else ""
         call = f"your step(model, ids, cache, pos){made}"
         drive, watched = adapted(model, wish.functions, wish.capacity, search.shape(), wish.script)
-        return Driven(drive, call, (f"driven by {call}",), watched)
+        return Driven(drive, wish.prompt, call, (f"driven by {call}",), watched)
     if _called_as_transformers(model):
-        call = f"model(input_ids, {cache_name(model.forward)}=cache, use_cache=True)"
-        if prepares(model):
-            call = f"model(**model.{METHOD}(ids, …)), as generate() does"
-        return Driven(Standard(model), call, (f"called as {call}",), model)
+        return as_transformers(model, wish.prompt)
     return _by_trying(model, wish)
+
+
+def as_transformers(model: nn.Module, prompt: Sequence[int]) -> Driven:
+    """The drive of a model of transformers, or of one that is called like those.
+
+    Raises:
+        ModelError: Its encoder reads no text, or nothing says what its decoder begins with.
+    """
+    cache = f"{cache_name(model.forward)}=cache, use_cache=True"
+    if is_encoder_decoder(model):
+        drive = EncoderDecoder(model, prompt)
+        call = f"model(encoder_outputs, decoder_input_ids, {cache})"
+        how = f"the encoder reads the prompt once, the decoder begins with token {drive.begin}"
+        return Driven(drive, [drive.begin], call, (f"called as {call}", how), model)
+    call = f"model(input_ids, {cache})"
+    if prepares(model):
+        call = f"model(**model.{METHOD}(ids, …)), as generate() does"
+    return Driven(Standard(model), prompt, call, (f"called as {call}",), model)
 
 
 def _called_as_transformers(model: nn.Module) -> bool:
@@ -104,7 +123,7 @@ def _driven(search: Search, found: FoundWay, name: str = "model") -> Driven:
     source = wish.prompt[:-1] or wish.prompt
     calls = Calls(search.model, found.way, wish.capacity, search.shape(), source)
     call, said = (one.replace("model(", f"{name}(", 1) for one in (str(found.way), found.said[0]))
-    return Driven(calls, call, (said, *found.said[1:]), search.model)
+    return Driven(calls, wish.prompt, call, (said, *found.said[1:]), search.model)
 
 
 def _by_entrance(model: nn.Module, wish: Wish) -> Driven | None:
@@ -163,7 +182,7 @@ def _by_generating(model: nn.Module, wish: Wish) -> Driven | None:
         "begins anew at every step, so that no cache can be watched; `kvtrace run` of a script "
         "that calls it shows what it keeps"
     )
-    return Driven(Generating(watched), call, (said,), watched)
+    return Driven(Generating(watched), wish.prompt, call, (said,), watched)
 
 
 def _remade_through(remake: Callable[[], nn.Module], name: str) -> nn.Module:

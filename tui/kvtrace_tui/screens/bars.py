@@ -8,6 +8,7 @@ from textual.strip import Strip
 
 from kvtrace.analysis.nature import attention_is
 from kvtrace.analysis.packed import request_name
+from kvtrace.analysis.phase import phase
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe
 from kvtrace.trace import Site, Trace
@@ -161,7 +162,7 @@ def _shape(trace: Trace, site: Site) -> str:
 
 def _phase(trace: Trace, number: int) -> str:
     try:
-        return trace.step(number).phase
+        return phase(trace, trace.step(number))
     except KvtraceError:
         return "damaged"
 

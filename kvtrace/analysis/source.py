@@ -1,0 +1,50 @@
+"""Which tokens an encoder read, for the rows that it made of them.
+
+Known where the encoder was called on its own, as `generate` does, just before the text began.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.phase import ENCODER, phase
+from kvtrace.errors import MissingError
+from kvtrace.trace import Step, Trace
+
+
+def source_tokens(
+    trace: Trace, number: int, count: int, sequence: int = 0
+) -> NDArray[np.int64] | None:
+    """Token ids of an encoder's rows, [count]; None: not known, or not one a token.
+
+    Args:
+        trace: The trace.
+        number: A step that attends to them.
+        count: How many rows there are.
+        sequence: Row of the batch; after the encoder, each may have become several beams.
+    """
+    try:
+        step = trace.step(number)
+        encoder = _pass_before(trace, step)
+    except MissingError:
+        return None
+    if encoder is None or encoder.new != count or step.num_sequences % encoder.num_sequences:
+        return None
+    beams = step.num_sequences // encoder.num_sequences
+    return np.array(encoder.tokens[sequence // beams], np.int64)
+
+
+def _pass_before(trace: Trace, step: Step) -> Step | None:
+    """The encoder's pass before a text, told by any step of the text or by the pass itself.
+
+    Raises:
+        MissingError: It is lost.
+    """
+    if phase(trace, step) == ENCODER:
+        return step
+    while step.parent is not None:
+        step = trace.step(step.parent)
+    before = step.number - 1
+    found = trace.step(before) if before >= 0 else step
+    return found if phase(trace, found) == ENCODER else None
