@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.origin import UNKNOWN, attended_rows, tokens_of_rows
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Trace
 from kvtrace.trace.dtypes import Floats
 

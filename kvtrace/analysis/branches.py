@@ -8,11 +8,10 @@ tokens are one branch until they part.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from kvtrace.analysis.writers import Writers
 from kvtrace.errors import KvtraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Step, Trace
 
 Place = tuple[int, int]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import exp
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Trace
 
 

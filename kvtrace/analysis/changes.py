@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace import units
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheEvent, CacheStep, Run, Trace
 
 

@@ -6,12 +6,13 @@ the latents and the rotary keys are what is kept.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from kvtrace.analysis.changes import cells_of
 from kvtrace.analysis.nature import latents_of
 from kvtrace.analysis.origin import Rows
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheLayer, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.step import Runs

@@ -8,6 +8,8 @@ those of an encoder whose tokens were not seen.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +17,6 @@ from kvtrace.analysis.changes import cells_of, evicted_cells
 from kvtrace.analysis.source import source_tokens
 from kvtrace.analysis.tensors import attended_runs
 from kvtrace.errors import MissingError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import NO_TOKEN, Step, Trace, stands_for_none
 from kvtrace.trace.view import expanded
 

@@ -6,9 +6,10 @@ does not know of, or that the recording is wrong: never hide it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Site, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.weights import mix

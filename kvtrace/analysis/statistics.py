@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace.dtypes import Floats
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from kvtrace import units
 from kvtrace.analysis.candidates import Candidates, candidates
@@ -11,7 +12,6 @@ from kvtrace.analysis.cost.costs import StepCost, step_cost
 from kvtrace.analysis.cost.extent import Extent, extent
 from kvtrace.analysis.packed import request_name
 from kvtrace.analysis.phase import phase
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CACHED, Step, Trace
 
 WITHOUT_CACHE = "recomputed"

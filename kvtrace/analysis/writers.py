@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheStep, Step
 
 Origin = tuple[int, int]

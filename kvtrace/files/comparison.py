@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace import LaneStep, LogitDiff
 from kvtrace.trace.dtypes import Array
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvtrace.errors import TraceError
 from kvtrace.files.layout import Kind
 from kvtrace.files.reading.source import FileSource
 from kvtrace.files.reading.stored import read_everything
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Ending
 
 

@@ -8,9 +8,9 @@ head, so that one head of a long prefill can be read alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from kvtrace.errors import TraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Meta, Step, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 

@@ -6,6 +6,7 @@ A damaged INDEX costs time, never data: the frames themselves are read instead.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
@@ -16,7 +17,6 @@ from kvtrace.files import codec
 from kvtrace.files.layout import Kind
 from kvtrace.files.reading.frames import Frame, FrameFile
 from kvtrace.files.tables import FRAMES, GROUP_WRITES, Group
-from kvtrace.slotted import dataclass
 from kvtrace.trace import OVERVIEW
 
 _TABLES = (FRAMES, OVERVIEW, GROUP_WRITES)

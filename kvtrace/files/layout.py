@@ -10,10 +10,9 @@ The hint slots are an accelerator and the only bytes that are ever rewritten.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from enum import IntEnum
 from zlib import crc32
-
-from kvtrace.slotted import dataclass
 
 ALIGN = 64
 MAGIC = b"\x89KVT\r\n\x1a\n"

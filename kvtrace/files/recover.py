@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,6 @@ from kvtrace.files.disk import check_other
 from kvtrace.files.reading.source import FileSource
 from kvtrace.files.reading.stored import Stored, rows_of_pass, rows_of_step
 from kvtrace.files.writer import TraceWriter
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Ending, Note, Step
 
 _MOST_LOST = 1000

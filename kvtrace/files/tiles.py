@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from kvtrace.errors import TraceError
 from kvtrace.files.extents import INLINE_ROWS, Extent, Stacked, StepRows, most_rows
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Meta, Step, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-
-from kvtrace.slotted import dataclass
 
 _FRAME = re.compile(r'\s*File "(.+)", line (\d+) in (.+)')
 _OURS = str(Path(__file__).resolve().parent.parent)

@@ -8,9 +8,7 @@ processes or torch.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
-
-from kvtrace.slotted import dataclass
+from dataclasses import asdict, dataclass, fields
 
 PROTOCOL = 1
 """Of the messages; both ends come from one installation, so it must be equal."""

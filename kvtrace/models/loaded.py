@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import field
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Protocol
 
 from torch import nn
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace import ModelCard
 
 Progress = Callable[[str, float | None], None]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from kvtrace.errors import KvtraceError
-from kvtrace.slotted import dataclass
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.05

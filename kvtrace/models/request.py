@@ -5,8 +5,9 @@ Knows no torch: whether a dtype, device or attention name is possible is asked w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvtrace.errors import UsageError
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 
 AUTO = "auto"

@@ -6,12 +6,12 @@ Looks at the file system only to ask whether a directory of that name exists.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from kvtrace.errors import UsageError
 from kvtrace.paths import home, is_file, is_folder
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 from kvtrace_fixtures import BUILT_IN
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
@@ -19,7 +20,6 @@ from kvtrace.record.recording import Recording
 from kvtrace.record.steps.check import SelfCheck
 from kvtrace.record.steps.recorder import Options
 from kvtrace.record.steps.texts import Texts
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Meta, ModelCard, Sampling
 
 

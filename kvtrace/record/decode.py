@@ -7,6 +7,7 @@ for somebody's own. Knows nothing of traces; a recording around it sees every fo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from kvtrace.errors import ModelError
 from kvtrace.record.capture.caches.handing import cache_made, cache_name
 from kvtrace.record.prepared import positions_of, prepared, prepares
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Ending
 
 

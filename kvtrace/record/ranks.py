@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import nn
 
 from kvtrace.record.card import text_config
 from kvtrace.record.local import here
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheLayer, Meta, Rank, Site
 
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")

@@ -7,11 +7,12 @@ counts the rows of this step.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.errors import TraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace.dtypes import Array
 
 

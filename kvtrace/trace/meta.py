@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import IntEnum
-
-from kvtrace.slotted import dataclass
 
 FORMAT_VERSION = 1
 

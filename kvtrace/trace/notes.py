@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtrace.slotted import dataclass
+from dataclasses import dataclass
 
 OTHER_AXIS = "its softmax ran over another axis than the keys now and then"
 """What META says of a module ("module: …") that was attention in other forwards."""

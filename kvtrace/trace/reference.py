@@ -7,11 +7,11 @@ Rows are addressed by place: the n-th token of the path, left padding included.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace import dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.mask import only_sequence

@@ -7,9 +7,8 @@ step can be understood alone, without replaying those before it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace.mask import Mask
 
 NO_TOKEN = -(1 << 30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +20,6 @@ from kvtrace.models.hub.architecture import positions
 from kvtrace.record import record
 from kvtrace.record.decode import Limits, decode
 from kvtrace.record.driving import Driven, Wish, choose_drive
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 from kvtrace.trace import Trace
 from kvtrace.verify.plans import Plan, plans

@@ -7,6 +7,7 @@ said, not tried.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -19,7 +20,6 @@ from kvtrace.record.decode import Drive, Limits, Standard, decode
 from kvtrace.record.driving import Driven
 from kvtrace.record.driving.encoded import EncoderDecoder, is_encoder_decoder
 from kvtrace.record.driving.ways.begins import resets
-from kvtrace.slotted import dataclass
 from kvtrace.verify.ways import WAYS
 
 _AGAIN_LENGTH, _AGAIN_STEPS = 12, 2

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvtrace.analysis.checks.whole_run.leftover import beyond
 from kvtrace.errors import WriteError
 from kvtrace.files import open_trace
 from kvtrace.record import record
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 from kvtrace.trace import ModelCard, Trace
 from kvtrace.verify.plans import Plan

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kvtrace.slotted import dataclass
+from dataclasses import dataclass
+
 from kvtrace_tui.desk import reasons
 from kvtrace_tui.desk.deeds import Deed
 from kvtrace_tui.desk.reasons import Reason

@@ -6,9 +6,8 @@ all of them; very wide (180 columns) puts Q, K and V side by side. Too small sho
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-
-from kvtrace.slotted import dataclass
 
 PANES = ("grid", "keys", "values", "queries", "attention", "inspector", "cost")
 """The panes that keys 1 to 7 show."""

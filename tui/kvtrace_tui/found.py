@@ -5,7 +5,7 @@ Pure, and light: loaded with the first picture. What finds things is in `finding
 
 from __future__ import annotations
 
-from kvtrace.slotted import dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

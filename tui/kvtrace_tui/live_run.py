@@ -7,10 +7,9 @@ whoever starts a recording wraps it in this.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
-
-from kvtrace.slotted import dataclass
 
 
 class LiveKind(StrEnum):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from kvtrace import paths
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 from kvtrace.trace import Trace
 

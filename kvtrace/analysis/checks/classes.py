@@ -6,7 +6,7 @@ with the check that finds it.
 
 from __future__ import annotations
 
-from kvtrace.slotted import dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

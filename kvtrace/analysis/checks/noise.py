@@ -8,10 +8,11 @@ as far.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace import NOT_REPEATABLE, LaneStep, Reference, Tensor, Trace, rounded_by
 
 # Relative to max|row|; measured on random models of 185 architectures, 4 layers.

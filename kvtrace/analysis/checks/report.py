@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvtrace.analysis.checks.classes import AFTERWARDS, KINDS, Kind
-from kvtrace.slotted import dataclass
 
 if TYPE_CHECKING:
     from kvtrace.analysis.checks.noise import Noise

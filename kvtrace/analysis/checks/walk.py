@@ -6,7 +6,7 @@ Reads one step at a time and stops where everything later is a consequence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,6 @@ from kvtrace.analysis.checks.whole_run.padded import padded_inside
 from kvtrace.analysis.checks.whole_run.survey import NAMES, Survey
 from kvtrace.analysis.checks.whole_run.unused import FedAgain
 from kvtrace.errors import TraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Site, Step, Tensor, Trace
 
 _STEPS_SEARCHED = 64

@@ -6,10 +6,10 @@ weights once, and K,V rows read and written; activations are left out on both si
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 from kvtrace import units
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Flops, Trace
 
 EXTRAPOLATED = "are extrapolated from single steps"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvtrace.analysis.changes import LayerChange, changes
 from kvtrace.analysis.nature import latents_of
 from kvtrace.errors import MissingError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Step, Trace
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Trace
 
 _AGAIN = 64

@@ -7,9 +7,10 @@ measured on the live tensors.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvtrace.analysis.changes import row_count
 from kvtrace.analysis.cost.extent import extent
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheLayer, CacheStep, Trace
 from kvtrace.trace.dtypes import itemsize
 

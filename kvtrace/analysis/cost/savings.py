@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvtrace.analysis.cost.memory import CacheMemory, cache_memory
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Trace
 
 

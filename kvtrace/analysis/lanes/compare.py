@@ -6,13 +6,13 @@ tolerance is stated in. Absent means not compared, never equal.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.tensors import head_rows
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CACHED, Lane, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,7 +11,6 @@ from kvtrace.analysis.changes import cells_of
 from kvtrace.analysis.lanes.compare import Verdict, head_verdicts, tolerance_of, verdict
 from kvtrace.analysis.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.errors import KvtraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import LaneStep, Tensor, Trace
 
 

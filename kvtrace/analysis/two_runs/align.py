@@ -7,9 +7,9 @@ that change places and rows that were cropped are followed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from kvtrace.errors import TraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Step, Trace
 
 

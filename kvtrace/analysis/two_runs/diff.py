@@ -7,6 +7,7 @@ compared in causal order: position, layer, tensor. Reads one stretch of rows at 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from kvtrace.analysis.two_runs.logits import LogitsPart, logits_part
 from kvtrace.analysis.two_runs.rows import Parting, Rows
 from kvtrace.analysis.two_runs.stage import diagnosed
 from kvtrace.errors import TraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Site, Trace
 
 LANE = "recomputed"

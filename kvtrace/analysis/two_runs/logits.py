@@ -6,9 +6,9 @@ Knows the highest logits of a step, as far as they were recorded, and no others.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kvtrace.analysis.two_runs.align import Path
-from kvtrace.slotted import dataclass
 from kvtrace.trace import TopLogits, Trace
 
 _TIMES = 50.0

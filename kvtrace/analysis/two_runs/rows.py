@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.two_runs.align import Fed, Stretch
 from kvtrace.errors import MissingError, TraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Site, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 

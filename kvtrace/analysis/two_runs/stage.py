@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +13,6 @@ from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.scene import Scales, Scene, Side
 from kvtrace.analysis.two_runs.align import Fed, Path, places_of
 from kvtrace.errors import TraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Step, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.view import CacheView

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NoReturn
 
 from kvtrace.errors import UsageError
-from kvtrace.slotted import dataclass
 
 VERBS = {
     "record": "record a run to a file, without a screen",

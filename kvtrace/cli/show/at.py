@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from kvtrace.analysis.attention import Attention, attention
@@ -13,7 +15,6 @@ from kvtrace.analysis.tensors import head_rows, tensor_head
 from kvtrace.cli.show.pick import Place, tensor_of
 from kvtrace.cli.show.plain import Plain, plain
 from kvtrace.errors import MissingError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CACHED, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvtrace.cli.show.names import TENSORS
 from kvtrace.errors import KvtraceError, MissingError, UsageError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CACHED, Tensor, Trace
 
 _SHORT = {"q": "queries", "k": "keys", "v": "values"}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.files.reading.source import FileSource
-from kvtrace.slotted import dataclass
 
 _COMPARED = ("phase", "sequences", "new", "token", "chosen", "parent")
 _WORDS = {

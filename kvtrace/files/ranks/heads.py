@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace.dtypes import Array
 
 Place = tuple[int, int]

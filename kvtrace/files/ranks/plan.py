@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from kvtrace.errors import TraceError
 from kvtrace.files.ranks.heads import Heads, apart, said, side_by_side
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheLayer, Lane, Meta, ModelCard, Site
 
 _SAME_MODEL = ("class_name", "architecture", "vocab_size", "dtype", "parameter_count")

@@ -7,7 +7,7 @@ same rows.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from kvtrace.files.reading.steps import StepReader
 from kvtrace.files.reading.units import UnitReader
 from kvtrace.files.tables import Table
 from kvtrace.files.tiles import TileLayout
-from kvtrace.slotted import dataclass
 from kvtrace.trace import WRITES, CacheLayer, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
@@ -24,7 +25,6 @@ from kvtrace.files.layout import (
     unpack_head,
 )
 from kvtrace.files.reading.foreign import foreign
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 from kvtrace.trace.meta import FORMAT_VERSION
 

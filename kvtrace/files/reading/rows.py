@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from kvtrace.files.reading.catalog import Catalog
 from kvtrace.files.reading.frames import Frame
 from kvtrace.files.reading.steps import StepReader
 from kvtrace.files.reading.units import UnitReader
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Step, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 

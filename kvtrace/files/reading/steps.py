@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvtrace.errors import MissingError, TraceError
 from kvtrace.files.extents import Layout, Layouts, RowsOf
 from kvtrace.files.reading.catalog import Catalog
 from kvtrace.files.reading.frames import Frame
 from kvtrace.files.reading.recent import Recent
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Step
 
 _STEPS_KEPT = 512

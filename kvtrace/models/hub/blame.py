@@ -11,13 +11,13 @@ import copy
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from kvtrace.errors import KvtraceError, ModelError
 from kvtrace.models.hub.config import CONFIG, Json
 from kvtrace.models.patience import patiently
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 
 _AT_MOST_S = 20.0

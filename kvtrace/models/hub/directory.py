@@ -7,6 +7,7 @@ the first weight is read. Nothing here reaches the network.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -39,7 +40,6 @@ from kvtrace.models.patience import Patience
 from kvtrace.models.prompts import encode_prompt, steps_that_fit
 from kvtrace.models.request import AUTO, LoadRequest
 from kvtrace.models.tokens import ByteTokenizer, guarded
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 from kvtrace.trace import ModelCard
 

@@ -8,11 +8,11 @@ README). Knows nothing of models.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from kvtrace.errors import ModelError
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 
 _MAX_HEADER_BYTES = 100_000_000

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from huggingface_hub import constants
 
 from kvtrace.errors import HubError
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 
 _PORTS = {"https": 443, "socks5": 1080, "socks5h": 1080}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvtrace.errors import ModelError, TrustError
 from kvtrace.models.hub.headers import read_header
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"

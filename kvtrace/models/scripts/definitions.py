@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import field
-
-from kvtrace.slotted import dataclass
+from dataclasses import dataclass, field
 
 _LOOKING = """
 len sorted list set dict tuple range enumerate zip min max sum int float str bool bytes chr ord map

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from types import ModuleType
 
@@ -15,7 +15,6 @@ from kvtrace.errors import ModelError, UsageError
 from kvtrace.models.scripts.definitions import Definitions
 from kvtrace.models.scripts.mistakes import theirs
 from kvtrace.models.spec import Source
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 
 _MAKES = re.compile(

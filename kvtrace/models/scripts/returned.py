@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from types import ModuleType
 
 from torch import nn
@@ -12,7 +12,6 @@ from torch import nn
 from kvtrace.errors import ModelError
 from kvtrace.models.scripts.functional import as_module
 from kvtrace.models.spec import Source
-from kvtrace.slotted import dataclass
 
 FUNCTIONS = ("make_cache", "step")
 

@@ -11,7 +11,7 @@ import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from kvtrace.record.ambient.outside import Outside
 from kvtrace.record.capture.tokens.inputs import tokens_in
 from kvtrace.record.driving.entrance import through
 from kvtrace.record.lanes.given.snapshot import Snapshot, take
-from kvtrace.slotted import dataclass
 
 _FRAMES, _DEEP = 24, 1000
 """Callers that are looked at; all there may be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from kvtrace.record.ambient.implicit import Implicit, place_of
 from kvtrace.record.ambient.late import LateWriter
 from kvtrace.record.capture.inner import inner_models
 from kvtrace.record.recording import Recording
-from kvtrace.slotted import dataclass
 
 
 @dataclass(slots=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Meta
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ all of them. Knows no tensors.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from kvtrace.record.cache import runs
 from kvtrace.record.cache.runs import Runs
 from kvtrace.record.capture.forward import CacheChange
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheStep, PoolRun
 
 

@@ -8,7 +8,7 @@ only where rows must be compared with those of the next forward.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -27,7 +27,6 @@ from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Forward
 from kvtrace.record.capture.tokens.positions import Positions
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheEvent
 
 MAX_BOOKS = 4096

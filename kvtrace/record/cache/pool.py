@@ -8,7 +8,7 @@ somebody else has written to is stored anew when it is read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from kvtrace.record.cache.books import Book, Entry
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.forward import CacheUpdate
 from kvtrace.record.paged.places import Placed, Slots
-from kvtrace.slotted import dataclass
 from kvtrace.trace import PoolRun
 
 Numbers = NDArray[np.int64]

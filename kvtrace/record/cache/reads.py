@@ -6,6 +6,7 @@ By identity of memory first; by content where a module repeats heads or copies b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from torch import Tensor
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Forward, Lingering
 from kvtrace.record.match import same
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ is alike must be looked at, layer by layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Size
@@ -15,7 +16,6 @@ from transformers.cache_utils import DynamicLayer
 from kvtrace.record.cache.reads import Read
 from kvtrace.record.capture.forward import CacheUpdate, Forward
 from kvtrace.record.capture.tokens.positions import Positions
-from kvtrace.slotted import dataclass
 
 if TYPE_CHECKING:
     from kvtrace.record.cache.step import LedgerStep

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -11,7 +11,6 @@ from kvtrace.record.cache.books import Entry
 from kvtrace.record.cache.own.steady import SteadyStep
 from kvtrace.record.cache.reads import Read
 from kvtrace.record.flow.rows.slots import Numbers
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheEvent, CacheStep
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Recurrent
 from kvtrace.record.match import nearly, same
-from kvtrace.slotted import dataclass
 from kvtrace.trace import INEXACT, CacheLayer, dtypes
 
 Key = tuple[object, ...]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Generic, TypeVar, overload
 
@@ -22,7 +23,6 @@ from kvtrace.record.capture.attention.read import MaskReader, ModuleFacts, read
 from kvtrace.record.capture.caches.tracker import CacheTracker
 from kvtrace.record.capture.forward import CacheUpdate
 from kvtrace.record.capture.running import Pass, RawCall, RawUpdate
-from kvtrace.slotted import dataclass
 
 T = TypeVar("T")
 

@@ -7,12 +7,11 @@ to where they end after it, less what we spent ourselves while they had nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import torch
-
-from kvtrace.slotted import dataclass
 
 if TYPE_CHECKING:
     from kvtrace.record.capture.running import Pass

@@ -7,7 +7,7 @@ the callback keeps the model's memory; whoever reads one later may read what was
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.clock import Took
 from kvtrace.record.capture.replaced.choices import Choice
 from kvtrace.record.paged.places import Part, Placed
-from kvtrace.slotted import dataclass
 
 if TYPE_CHECKING:
     from kvtrace.record.capture.alike import Batch, Pattern

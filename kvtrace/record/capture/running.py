@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
-
-from kvtrace.slotted import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
 from kvtrace.record.cost.products import Key
-from kvtrace.slotted import dataclass
 
 
 class Per(Enum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from torch import nn
@@ -14,7 +15,6 @@ from kvtrace.record.cost.plan import Plan
 from kvtrace.record.cost.products import Key, Product
 from kvtrace.record.cost.weights import WeightReads, weight_reads
 from kvtrace.record.local import here
-from kvtrace.slotted import dataclass
 
 WATCHED = 2
 """Forwards that are watched: the first, and the first that continues one."""

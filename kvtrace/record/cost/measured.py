@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 from kvtrace.record.capture.attention.calls import AttentionCall
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ the forward ends. Other threads that call the model meet the hooks too, and are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import get_ident
 
@@ -21,7 +21,6 @@ from torch.utils.hooks import RemovableHandle
 from kvtrace.record.cost.formulas import may_multiply, product_flops
 from kvtrace.record.cost.plan import Plan
 from kvtrace.record.local import address
-from kvtrace.slotted import dataclass
 
 Key = tuple[str, str, int]
 """Path of the owner, name of its weight, 0; or, for a product of activations: path, "", ordinal."""

@@ -7,11 +7,11 @@ rows of its own layer: then nothing else can change from one decode step to the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from kvtrace.record.cost import roles
 from kvtrace.record.cost.measured import Measured
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Flops
 
 

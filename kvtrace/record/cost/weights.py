@@ -8,12 +8,12 @@ an upper bound for several, which may choose the same expert.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from kvtrace.record.cost.growth import Growth, Per, family, ratio
 from kvtrace.record.cost.plan import Plan
 from kvtrace.record.cost.products import Key
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

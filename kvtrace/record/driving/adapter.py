@@ -9,7 +9,7 @@ Both are optional; `step` may return logits alone where the cache is filled in p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from types import ModuleType
 
 import torch
@@ -21,7 +21,6 @@ from kvtrace.record.driving.trying.private import nothing_left, private_copy
 from kvtrace.record.driving.ways.calls import Shape
 from kvtrace.record.driving.ways.outputs import Logits, NoLogitsError, find_logits, last_row
 from kvtrace.record.driving.ways.roles import parameters_of
-from kvtrace.slotted import dataclass
 
 Functions = Mapping[str, Callable[..., object]]
 

@@ -6,7 +6,7 @@ The user's own functions come first, then transformers' way, then the way that i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -24,7 +24,6 @@ from kvtrace.record.driving.ways.calls import Calls
 from kvtrace.record.driving.ways.roles import parameters_of
 from kvtrace.record.driving.wish import Wish
 from kvtrace.record.prepared import METHOD, prepares
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from kvtrace.record.driving.entrance import through
 from kvtrace.record.driving.trying.observe import generation_arguments, generators
 from kvtrace.record.driving.trying.private import nothing_left, private_copy
 from kvtrace.record.driving.wish import Wish
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

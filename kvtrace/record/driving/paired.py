@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from kvtrace.record.driving.entrance import called_by, through
 from kvtrace.record.driving.ways.begins import methods
 from kvtrace.record.driving.ways.roles import Signature, parameters_of, signature_of
-from kvtrace.slotted import dataclass
 
 _PROMPT = re.compile(
     r"(\w+_)?(prefill|prime|ingest|(process|feed|encode|run|forward)_prompt)(_\w+)?"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from types import ModuleType
 
 from torch import nn
 
 from kvtrace.record.driving.adapter import Functions, call
 from kvtrace.record.driving.ways.way import Begin
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
 from torch import nn
@@ -32,7 +32,6 @@ from kvtrace.record.lanes.passes.batch import CannotRecomputeError
 from kvtrace.record.lanes.passes.each_step import EachPass
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.weights import Weights
-from kvtrace.slotted import dataclass
 from kvtrace.trace import HOOKS_CHANGED, WEIGHTS_CHANGED, Lane, Meta, Note, Step, Trace
 
 RECOMPUTED, REFEREE = "recomputed", "referee"

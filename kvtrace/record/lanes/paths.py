@@ -8,10 +8,9 @@ be recomputed along the tokens it really saw. Works on steps alone.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 from kvtrace.analysis.writers import Origin, Writers
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheStep, Run, Step
 
 

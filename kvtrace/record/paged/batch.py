@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from kvtrace.record.paged.engine import Request, batch_of
 from kvtrace.record.paged.places import Slots
-from kvtrace.slotted import dataclass
 
 WARMUP = "__warmup_"
 """What the engine calls requests that it makes up before it begins."""

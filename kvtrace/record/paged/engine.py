@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from kvtrace.record.capture.replaced.patch import Make, Method, Patches
 from kvtrace.record.capture.running import passes
-from kvtrace.slotted import dataclass
 
 
 class Request(NamedTuple):

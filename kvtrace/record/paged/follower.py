@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from kvtrace.record.paged.batch import Batch, batch, is_packed
 from kvtrace.record.paged.engine import Listener, PagedUpdate, Request, listen
 from kvtrace.record.paged.places import Slots
 from kvtrace.record.paged.split import Packed, parts
-from kvtrace.slotted import dataclass
 
 MAX_REQUESTS = 4096
 """Requests that are remembered; older ones are new ones if they come back."""

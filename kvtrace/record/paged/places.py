@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.record.cost.measured import Measured
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Packed
 
 Slots = NDArray[np.int64]

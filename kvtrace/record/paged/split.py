@@ -8,7 +8,7 @@ back for it, and its mask is its piece of the mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -22,7 +22,6 @@ from kvtrace.record.cost.measured import Measured
 from kvtrace.record.paged.batch import Batch, Group
 from kvtrace.record.paged.engine import PagedUpdate
 from kvtrace.record.paged.places import Part, Placed, Slots
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from kvtrace.record.capture.forward import Forward
 from kvtrace.record.steps.masks import Compact, Compactor
 from kvtrace.record.steps.rows import Copied, Copying, Name
 from kvtrace.record.steps.sites import Sites
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Mask, SiteStep
 
 Checked = tuple[float, float]

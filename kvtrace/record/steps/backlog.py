@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import perf_counter_ns
 
 from kvtrace.files import StepRows
 from kvtrace.record.capture.clock import Took
 from kvtrace.record.steps.steady import WaitingStep
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Step
 
 MOST, MOST_BYTES = 16, 32 << 20

@@ -9,13 +9,13 @@ nothing of traces.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
-from kvtrace.slotted import dataclass
 
 MAX_SCORES = 1 << 20
 """Scores calculated per call: more query rows than fit are sampled."""

@@ -8,6 +8,7 @@ the model may change what it was made of at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from operator import attrgetter
@@ -15,8 +16,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-from kvtrace.slotted import dataclass
 
 MAX_PINNED_BYTES = 256 << 20
 """A larger copy goes to ordinary memory: pinned memory is taken from everybody."""

@@ -5,7 +5,7 @@ Every rule is checked against the mask itself, cell by cell; nothing is assumed 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Mask
 from kvtrace.trace.dtypes import Array
 

@@ -7,7 +7,7 @@ that knows it says so at once. Nothing grows with the number of steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 
 from torch import Tensor, nn
@@ -34,7 +34,6 @@ from kvtrace.record.steps.steady import WaitingStep, parts_of
 from kvtrace.record.steps.steady_own import steady_parts
 from kvtrace.record.steps.texts import Texts
 from kvtrace.record.steps.top import last_rows
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheLayer, Cost, Meta, Note, Site, Step
 
 Check = Callable[[Forward], Mapping[int, Checked]]

@@ -7,7 +7,7 @@ waits for it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -18,7 +18,6 @@ from torch import Size, Tensor
 from kvtrace.files import Stacked
 from kvtrace.record.cache.stores import dtype_name
 from kvtrace.record.steps.copies import Flight, fetch
-from kvtrace.slotted import dataclass
 from kvtrace.trace import dtypes
 from kvtrace.trace.dtypes import Array
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from kvtrace.record.cache.reads import Read
 from kvtrace.record.cache.stores import common, dtype_name
 from kvtrace.record.capture.attention.calls import AttentionCall
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Site
 
 

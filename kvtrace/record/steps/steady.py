@@ -7,6 +7,7 @@ last digit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,6 @@ from kvtrace.record.steps.copies import fetch
 from kvtrace.record.steps.masks import Compact, Compactor
 from kvtrace.record.steps.rows import Copied, Stack, as_stored, nonfinite
 from kvtrace.record.steps.top import TopReader
-from kvtrace.slotted import dataclass
 from kvtrace.trace import SiteStep, TopLogits
 from kvtrace.trace.dtypes import Array
 

@@ -6,9 +6,8 @@ Knows nothing of Textual or of files.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-
-from kvtrace.slotted import dataclass
 
 
 class View(StrEnum):

@@ -7,11 +7,10 @@ open another screen) goes through `Stage`. Knows nothing of Textual.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Tensor, Trace
 from kvtrace_tui.arrangement import PANES
 from kvtrace_tui.desk.breakpoints import DEFAULT, Breakpoints, Stop

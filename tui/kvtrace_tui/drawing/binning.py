@@ -6,7 +6,7 @@ changes the last bin only, and what was drawn stays where it was.
 
 from __future__ import annotations
 
-from kvtrace.slotted import dataclass
+from dataclasses import dataclass
 
 _STRETCHES = (12, 8, 6, 4, 3, 2, 1)
 

@@ -6,10 +6,10 @@ cells only, and what was drawn stays where it was.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-
-from kvtrace.slotted import dataclass
 
 _WIDEST = 12
 _WIDEST_ZOOMED = 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -11,7 +12,6 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth

@@ -7,6 +7,7 @@ lighter to denser for positive ones, other signs for negative ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +16,6 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth

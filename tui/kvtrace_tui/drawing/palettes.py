@@ -7,12 +7,11 @@ viridis by Smith and van der Walt (2015). All keep their order with colour-visio
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-
-from kvtrace.slotted import dataclass
 
 _PUOR = "2d004b 542788 8073ac b2abd2 d8daeb f7f7f7 fee0b6 fdb863 e08214 b35806 7f3b08"
 _DUSK = "c4e4ff 86bfee 4a8fc7 2b5f8d 1d3851 171d26 4d3321 8a5327 c47d33 eeb15c ffe3b0"

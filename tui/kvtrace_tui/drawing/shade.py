@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import floor, log10
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.desk.cursor import ColourScale
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from rich.cells import cell_len
 from rich.style import Style
 
 from kvtrace import text
-from kvtrace.slotted import dataclass
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece
 

@@ -6,9 +6,10 @@ cursor is on: what came before it, and the longest way on.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvtrace.analysis.branches import Branches, branches, single
 from kvtrace.errors import KvtraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Trace
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
@@ -14,7 +15,6 @@ from textual.strip import Strip
 
 from kvtrace import text
 from kvtrace.errors import KvtraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Trace
 from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import numpy as np
@@ -22,7 +23,6 @@ from kvtrace.analysis.tensors import (
     tensor_head,
 )
 from kvtrace.errors import TraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CACHED, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.reference import at_places, places_of

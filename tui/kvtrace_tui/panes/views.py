@@ -9,7 +9,7 @@ a map of rounding is dark and what exceeds it stands out.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from kvtrace.analysis.kept import kept
 from kvtrace.analysis.lanes.compare import Comparison, Verdict, compare_rows, tolerance_of
 from kvtrace.analysis.tensors import CACHE_TENSORS
 from kvtrace.errors import TraceError
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CACHED, ROWS_LEFT_OUT, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.desk.cursor import ColourScale, Cursor, View

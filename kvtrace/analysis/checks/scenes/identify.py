@@ -6,11 +6,12 @@ position is right. Equal tokens have equal rows: then the place a row is suppose
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.scenes.scene import Scene
-from kvtrace.slotted import dataclass
 from kvtrace.trace.dtypes import Floats
 
 _DIRECTIONS = 4

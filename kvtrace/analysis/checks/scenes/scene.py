@@ -8,11 +8,11 @@ attention was given, in slot order, and the place each row is supposed to hold.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Site
 from kvtrace.trace.dtypes import Floats
 

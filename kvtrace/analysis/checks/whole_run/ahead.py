@@ -7,14 +7,13 @@ than the first step rightly had, and no difference in those tells of a cache.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.whole_run.survey import NAMES
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Step, Tensor, Trace
 
 _GIVEN = ("q", "k", "v")

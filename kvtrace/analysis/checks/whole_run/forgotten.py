@@ -8,10 +8,9 @@ a cache that is empty or ends where that step began. Once may be chance, twice i
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from kvtrace.analysis.checks.report import Finding
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Step, Trace
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.noise import largest
 from kvtrace.analysis.checks.report import Flip
 from kvtrace.analysis.selfcheck import tolerance_of
-from kvtrace.slotted import dataclass
 from kvtrace.trace import NOT_REPEATABLE, Step, Tensor, Trace
 
 NAMES = {Tensor.QUERIES: "q", Tensor.KEYS: "k", Tensor.VALUES: "v", Tensor.OUTPUT: "output"}

@@ -8,13 +8,12 @@ rows alone, and rows that should be hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.wrong_output.minimum import least
-from kvtrace.slotted import dataclass
 
 Wide = NDArray[np.float64]
 Places = NDArray[np.int64]

@@ -8,12 +8,10 @@ guess fits far better than the difference is large.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-
-from kvtrace.slotted import dataclass
 
 Wide = NDArray[np.float64]
 

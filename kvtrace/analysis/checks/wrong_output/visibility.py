@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from kvtrace.analysis.checks.scenes.identify import Identity
 from kvtrace.analysis.checks.scenes.rows import counted
 from kvtrace.analysis.checks.scenes.scene import Scene
 from kvtrace.analysis.checks.wrong_rows.contents import check_misaligned
-from kvtrace.slotted import dataclass
 
 Rows = NDArray[np.intp]
 

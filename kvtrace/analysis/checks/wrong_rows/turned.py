@@ -5,11 +5,12 @@ Pure numpy on float32 arrays; `atol` is the absolute difference that still count
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.scenes.relations import close, rounded_to
-from kvtrace.slotted import dataclass
 from kvtrace.trace.dtypes import Floats
 
 _EXACT = (0.02, 0.1, 0.3)

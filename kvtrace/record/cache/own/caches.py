@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -38,7 +38,6 @@ from kvtrace.record.flow.rows.follower import RowStep
 from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Numbers
 from kvtrace.record.flow.rows.standing import slots_of_tokens
 from kvtrace.record.match import holds
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheEvent
 
 ROTATED = "keys are kept unrotated and rotated anew at each step; the tokens' rows stay the same"

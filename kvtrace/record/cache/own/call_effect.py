@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +16,6 @@ from kvtrace.record.capture.forward import CacheUpdate
 from kvtrace.record.flow.rows.follower import RowStep
 from kvtrace.record.flow.rows.slots import Numbers
 from kvtrace.record.flow.rows.standing import for_none
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False)

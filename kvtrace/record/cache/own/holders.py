@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import islice
 from types import FunctionType, ModuleType
 from typing import Any
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.match import digest
-from kvtrace.slotted import dataclass
 
 DEEPEST = 5
 MOST = 4096

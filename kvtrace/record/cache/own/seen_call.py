@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,6 @@ from kvtrace.record.flow.rows.abreast import Copied
 from kvtrace.record.flow.rows.follower import RowStep
 from kvtrace.record.match import Digests, digest
 from kvtrace.record.version import version
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvtrace.record.cache.own.holders import FoundHolder
 from kvtrace.record.flow.rows.follower import RowStep
-from kvtrace.slotted import dataclass
 
 Slots = tuple[int, ...]
 

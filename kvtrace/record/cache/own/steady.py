@@ -8,7 +8,7 @@ Where sizes say otherwise no step is looked at so, and where rows do each site i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Size, Tensor
@@ -21,7 +21,6 @@ from kvtrace.record.flow.rows.follower import RowFollower, RowStep
 from kvtrace.record.flow.rows.texts import Text
 from kvtrace.record.match import PARTS, Digests
 from kvtrace.record.version import version
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,13 +7,12 @@ what another model does between two of its calls, as one that says several codes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from kvtrace.record.capture.running import passes
-from kvtrace.slotted import dataclass
 
 
 @dataclass(slots=True)

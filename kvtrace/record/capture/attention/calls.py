@@ -7,9 +7,9 @@ model may change them in place.
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
 
-from kvtrace.slotted import dataclass
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from kvtrace.record.capture.attention.added import as_it_was_taken
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.running import RawCall
 from kvtrace.record.written import file_of
-from kvtrace.slotted import dataclass
 
 _NAMES = ("query", "key", "value", "attention_mask")
 # Masks in the wild: -inf, finfo.min, -1e9, -10000. No bias comes near.

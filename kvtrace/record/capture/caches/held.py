@@ -6,6 +6,7 @@ Knows no cells, and nothing of what was done to a layer in between.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,6 @@ from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from kvtrace.record.capture.forward import CacheChange
 from kvtrace.record.version import version
-from kvtrace.slotted import dataclass
 
 _COUNTING = (StaticLayer, StaticSlidingWindowLayer)
 """Buffers whose rows count as far as they say; a class of somebody's may count wrongly."""

@@ -11,7 +11,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 from types import FrameType, ModuleType
 from typing import Any, Protocol
@@ -22,7 +22,6 @@ from torch.jit._builtins import _find_builtin, _register_builtin
 
 from kvtrace.record.capture.replaced.patch import Method, Patches
 from kvtrace.record.capture.running import our_work, passes
-from kvtrace.slotted import dataclass
 
 _OURS = __name__.partition(".")[0] + "."
 _LIBRARIES = {"torch", *sys.stdlib_module_names} - {"__main__"}

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.generation.utils import GenerationMixin
 
 from kvtrace.record.capture.replaced.patch import Method, Patches
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Ending, Step
 
 

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -27,7 +27,6 @@ from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.trying.private import nothing_left
 from kvtrace.record.driving.ways.calls import Calls, CannotBeginError, Shape
 from kvtrace.record.driving.ways.way import Way
-from kvtrace.slotted import dataclass
 
 NOT_FINITE = "no logit is finite"
 

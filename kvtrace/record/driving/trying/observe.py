@@ -11,6 +11,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +23,6 @@ from kvtrace.record.driving.trying.patterns import Pattern, pattern
 from kvtrace.record.driving.trying.private import nothing_left
 from kvtrace.record.driving.ways.begins import methods
 from kvtrace.record.driving.ways.roles import Signature, parameters_of
-from kvtrace.slotted import dataclass
 
 Generation = Callable[[nn.Module, Sequence[int]], object]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -21,7 +21,6 @@ from kvtrace.record.driving.ways.roles import Signature, signature_of
 from kvtrace.record.driving.ways.sizes import Sizes
 from kvtrace.record.driving.ways.way import Way
 from kvtrace.record.driving.wish import Wish
-from kvtrace.slotted import dataclass
 from kvtrace.text import safe
 
 _RAISED = re.compile(r"\w+(Error|Exception|Interrupt|Exit)\b")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from kvtrace.record.driving.ways.outputs import (
 )
 from kvtrace.record.driving.ways.sizes import room_inside
 from kvtrace.record.driving.ways.way import Begin, Way
-from kvtrace.slotted import dataclass
 
 _COMPARED = 3
 _OFFSET = re.compile(

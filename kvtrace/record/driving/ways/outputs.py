@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 from torch import Tensor
 
 from kvtrace.errors import ModelError
-from kvtrace.slotted import dataclass
 
 Path = tuple[str | int, ...]
 _CACHES = ("past", "cache", "kv", "present", "state", "intermediate", "mems", "hidden")

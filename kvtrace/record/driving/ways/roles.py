@@ -8,11 +8,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
-
-from kvtrace.slotted import dataclass
 
 Role = Literal["ids", "cache", "position", "flag", "mask", "source", "other"]
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from kvtrace.record.driving.ways.roles import parameters_of
-from kvtrace.slotted import dataclass
 
 _CONFIGS = (
     *("config", "cfg", "args", "params", "hparams", "hp", "conf", "model_args", "model_config"),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kvtrace.record.driving.ways.roles import Signature
-from kvtrace.slotted import dataclass
 
 Layout = Literal["batch", "flat", "time first", "single"]
 """Of the ids: [1, new], [new], [new, 1], or one of them without a dimension."""

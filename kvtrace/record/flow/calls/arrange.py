@@ -9,13 +9,12 @@ changes along queries and never along heads, and a projection's output lies in m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from math import prod
 
 from torch import Tensor
 
 from kvtrace.record.flow.marks.axes import Axes, Letters
-from kvtrace.slotted import dataclass
 
 
 class AmbiguousError(Exception):

@@ -8,6 +8,7 @@ term, or a reason not to believe that this is attention.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ from kvtrace.record.flow.calls.prove import (
     products,
     rounding,
 )
-from kvtrace.slotted import dataclass
 
 # Masks in the wild: -inf, finfo.min, -1e9, -10000 (BERT), and -10000 divided by the root of the
 # head size. exp() of any of them is exactly 0 beside a score that is not masked.

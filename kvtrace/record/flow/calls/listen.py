@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +36,6 @@ from kvtrace.record.flow.modes.methods import method_path
 from kvtrace.record.flow.modes.modules import Forwards, Frame
 from kvtrace.record.flow.modes.places import place
 from kvtrace.record.flow.modes.route import Walk
-from kvtrace.slotted import dataclass
 from kvtrace.trace import OTHER_AXIS
 
 Sink = Callable[[AttentionCall], None]

@@ -7,7 +7,7 @@ first output is used; layers are not, each uses the one before.
 from __future__ import annotations
 
 import weakref
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch import Tensor
 from kvtrace.record.flow.calls.prove import FlowCall
 from kvtrace.record.flow.marks.names import COPIES
 from kvtrace.record.flow.marks.views import VIEWS
-from kvtrace.slotted import dataclass
 
 COLLECTS = frozenset(("__setitem__", "__get__", "size", "dim", *COPIES, *VIEWS))
 """What a loop does with the output of a head before the next one."""

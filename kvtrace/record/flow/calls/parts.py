@@ -9,7 +9,7 @@ written over since are not told.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,6 @@ from kvtrace.record.flow.calls.fused import of_sdpa
 from kvtrace.record.flow.calls.listen import Listening
 from kvtrace.record.flow.calls.prove import FlowCall, capped, refusal
 from kvtrace.record.flow.modes.route import Numbers, Route, equal, numbers_of
-from kvtrace.slotted import dataclass
 
 Heard = tuple["Part", Sequence["Note"]]
 

@@ -6,7 +6,7 @@ number of keys, share it.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -28,7 +28,6 @@ from kvtrace.record.flow.calls.explain import seen_in
 from kvtrace.record.flow.marks.axes import Axes, Letters
 from kvtrace.record.flow.marks.contraction import Contraction
 from kvtrace.record.flow.marks.mark import Mark, Product
-from kvtrace.slotted import dataclass
 
 Certain = tuple[int | None, int | None]
 """Places of (query among free, batch among shared) axes in a call that left no doubt."""

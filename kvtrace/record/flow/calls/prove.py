@@ -7,13 +7,11 @@ where the model does.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isfinite, isnan
 
 import torch
 from torch import Tensor
-
-from kvtrace.slotted import dataclass
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -9,10 +9,8 @@ worse. An axis that was broadcast from size 1 has no letter: `""`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import count
-
-from kvtrace.slotted import dataclass
 
 Axes = tuple[str, ...]
 

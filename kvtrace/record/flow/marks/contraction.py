@@ -7,11 +7,10 @@ operands and a result; a letter in both operands and not in the result is contra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-
-from kvtrace.slotted import dataclass
 
 _POOL = "ZYXWVUTSRQPONMLKJIHGFEDCBA"
 

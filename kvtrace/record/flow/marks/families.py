@@ -7,13 +7,12 @@ have met the values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from kvtrace.record.flow.marks.axes import Letters
 from kvtrace.record.flow.marks.mark import Mark, Marks
-from kvtrace.slotted import dataclass
 
 MOST = 4096
 """Families that are remembered between two forwards; where no module runs, nobody says when one

@@ -7,14 +7,13 @@ Marks hang on tensors by identity and vanish with them; nothing is written onto 
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from torch import Tensor
 
 from kvtrace.record.flow.marks.axes import Axes, Letters
 from kvtrace.record.flow.marks.contraction import Contraction, Unfinished
-from kvtrace.slotted import dataclass
 
 
 class Stage(Enum):

@@ -9,7 +9,7 @@ of those expected ends it: what was heard so far is read at once, and the rest i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from kvtrace.record.flow.calls.parts import Note, Part, intact, nbytes_of, read,
 from kvtrace.record.flow.modes.modules import Frame
 from kvtrace.record.flow.modes.route import Route
 from kvtrace.record.flow.modes.routed import RoutedMode
-from kvtrace.slotted import dataclass
 
 SDPA = "scaled_dot_product_attention"
 ROOM = 1 << 28

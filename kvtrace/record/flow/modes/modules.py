@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import field
+from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
 
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from kvtrace.record.capture.attention.kinds import is_two_sided
 from kvtrace.record.capture.replaced.overlay import Overlay
 from kvtrace.record.flow.modes.inline import INLINED
-from kvtrace.slotted import dataclass
 
 Forward = Callable[..., Any]
 Around = Callable[["Frame", Callable[[], Any]], Any]

@@ -9,6 +9,7 @@ could make a difference is compared; ways on which something can differ unseen a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,6 @@ from torch import Size, Tensor, nn
 from kvtrace.record.flow.calls.arrange import Sizes
 from kvtrace.record.flow.calls.plan import Mix, Plan, growing_letters
 from kvtrace.record.flow.marks.names import CONCATENATE, DIVIDE, MATMUL, MULTIPLY, STORE
-from kvtrace.slotted import dataclass
 
 LONGEST = 64
 """Functions from q·kᵀ to weights·v; longer ways are followed each time."""

@@ -15,7 +15,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import field
+from dataclasses import dataclass, field
 from threading import get_ident
 from types import ModuleType
 from typing import Any
@@ -30,7 +30,6 @@ from kvtrace.record.flow.modes.heard import Hearing
 from kvtrace.record.flow.modes.mode import FlowMode
 from kvtrace.record.flow.modes.modules import Frame
 from kvtrace.record.flow.modes.routed import RoutedMode
-from kvtrace.slotted import dataclass
 
 _stack_length = torch._C._len_torch_function_stack
 

@@ -9,6 +9,7 @@ from the same copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from kvtrace.record.flow.rows.follower import RowFollower, RowStep, grown_step
 from kvtrace.record.flow.rows.slots import Numbers
 from kvtrace.record.flow.rows.texts import GivenRows, Text, lengths, more_places
 from kvtrace.record.match import PARTS, Digests, glances, in_parts
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False)

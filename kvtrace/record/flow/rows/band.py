@@ -8,6 +8,7 @@ that is followed by itself in between stands no longer where it was left: the ba
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +19,6 @@ from torch import Tensor
 from kvtrace.record.flow.rows.follower import RowFollower, RowStep, grown_step
 from kvtrace.record.flow.rows.texts import Text, lengths, more_places
 from kvtrace.record.match import PARTS, Digests, glances, in_parts
-from kvtrace.slotted import dataclass
 
 _Kind = TypeVar("_Kind", bound=np.generic)
 

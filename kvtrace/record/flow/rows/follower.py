@@ -9,7 +9,7 @@ Knows no cache class, no trace and no model.
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -29,7 +29,6 @@ from kvtrace.record.flow.rows.order import give_places
 from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Numbers
 from kvtrace.record.flow.rows.texts import GivenRows, Text, in_turns, longer, remembered
 from kvtrace.record.match import PARTS, Digests, glance
-from kvtrace.slotted import dataclass
 
 WHOLE = 1 << 14
 """Numbers of K that are looked at whole in each step; longer caches in turns."""

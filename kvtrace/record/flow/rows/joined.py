@@ -7,13 +7,13 @@ order to join them are not looked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from kvtrace.record.flow.rows.slots import Flags, equal_slots
 from kvtrace.record.flow.rows.texts import Text
 from kvtrace.record.match import Digests
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,7 +11,6 @@ from torch import Tensor
 
 from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Flags, Numbers
 from kvtrace.record.match import PARTS, Digests, glance, in_parts
-from kvtrace.slotted import dataclass
 
 LONG = 16
 """Features per head from which a row is long enough to be looked at in turns."""

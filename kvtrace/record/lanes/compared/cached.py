@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.record.lanes.paths import Node
-from kvtrace.slotted import dataclass
 from kvtrace.trace import CacheStep, Site, Step, Tensor, Trace, dtypes, stands_for_none
 from kvtrace.trace.dtypes import Floats
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import takewhile
 
 import numpy as np
@@ -18,7 +18,6 @@ from kvtrace.record.lanes.compared.heads import with_heads
 from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.passes.batch import Batch
 from kvtrace.record.lanes.paths import Node, Path
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Lane, Note, Run, Site, Step, Tensor, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from operator import getitem, is_
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.version import version
-from kvtrace.slotted import dataclass
 
 ABSENT = object()
 """Stands for an attribute that is not there."""

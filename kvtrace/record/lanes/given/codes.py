@@ -6,7 +6,7 @@ A pass over a whole path is given all of them again, in the layout they came in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -15,7 +15,6 @@ from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.tokens.inputs import tokens_of
 from kvtrace.record.lanes.given.embedded import along
 from kvtrace.record.lanes.paths import Path
-from kvtrace.slotted import dataclass
 
 CODES = "several ids for each position"
 """Stands for them among the arguments of a pass; no parameter is called so."""

@@ -7,14 +7,13 @@ right where a model goes on from rows as from ids; where it looks ids up twice, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.paths import Path
-from kvtrace.slotted import dataclass
 
 NAME = "inputs_embeds"
 

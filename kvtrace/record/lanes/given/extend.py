@@ -10,14 +10,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvtrace.record.capture.tokens.inputs import is_source
-from kvtrace.slotted import dataclass
 
 _CACHE = re.compile(r"past|cache|kv|present|mems|memory|state", re.IGNORECASE)
 _POSITION = re.compile(r"pos|offset|start|cur_len|seq_?len|cache_len|step", re.IGNORECASE)

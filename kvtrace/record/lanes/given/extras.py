@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +21,6 @@ from kvtrace.record.lanes.given.shown import branches
 from kvtrace.record.lanes.given.tables import table_of
 from kvtrace.record.lanes.passes.batch import CannotRecomputeError
 from kvtrace.record.lanes.paths import Path
-from kvtrace.slotted import dataclass
 
 MAX_TEXTS = 256
 """Texts whose arguments are kept; the oldest are let go, and not recomputed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from kvtrace.record.capture.running import our_work
 from kvtrace.record.lanes.given.attributes import ABSENT, Glance, Holder, Kept, Place, holders, put
 from kvtrace.record.lanes.paths import Path
-from kvtrace.slotted import dataclass
 from kvtrace.trace import SET_WITHIN
 
 _NAMED = 3

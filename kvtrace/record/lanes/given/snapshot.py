@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from kvtrace.record.lanes.given.extend import FirstCall
 from kvtrace.record.lanes.given.private import Copier
 from kvtrace.record.lanes.given.written_to import written_to
 from kvtrace.record.version import version
-from kvtrace.slotted import dataclass
 
 _CONSTANT = re.compile(
     r"mask|bias|tril|causal|freq|rope|rotary|cos|sin|alibi|slopes|pos|table|pe$", re.IGNORECASE

@@ -7,14 +7,13 @@ lanes then read the rows of the first one, and only what the steps were called w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.running import our_work
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Note, Site, Step, Trace
 
 _MOST = 64

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from torch import Tensor
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.given.extend import FirstCall
 from kvtrace.record.lanes.paths import Path
-from kvtrace.slotted import dataclass
 
 _MOST = 65536
 """Numbers in an argument, at most: more are no places of a few rows."""

@@ -7,7 +7,7 @@ step's recomputed q, k, v and output. Rows of the cached lane are read back from
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kvtrace.files import StepRows
@@ -24,7 +24,6 @@ from kvtrace.record.lanes.passes.hidden import Hidden, ends, hidden_in
 from kvtrace.record.lanes.passes.portions import portions
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.paths import Node, Path, Paths
-from kvtrace.slotted import dataclass
 from kvtrace.trace import ROWS_LEFT_OUT, Lane, LaneStep, Meta, Note, Step, Trace
 
 TOKENS_AT_ONCE = 1 << 14

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from kvtrace.record.lanes.passes.grouped import GroupedProducts
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

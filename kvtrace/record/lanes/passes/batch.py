@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from kvtrace.record.lanes.paths import Path
-from kvtrace.slotted import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ changed them: the model is not causal.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.passes.repeats import varies
 from kvtrace.record.lanes.passes.rounds import rounds_inside
 from kvtrace.record.lanes.paths import Node, Path, Paths
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Lane, Note, Step, Trace
 
 _TIMES = 4.0

@@ -7,7 +7,7 @@ token. Selections that are not made token by token are left alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
@@ -20,7 +20,6 @@ from kvtrace.record.flow.calls.explain import HIDDEN_BELOW
 from kvtrace.record.lanes.passes.by_token import by_token, in_layout
 from kvtrace.record.lanes.passes.ties import Key, Tie, Ties
 from kvtrace.record.lanes.paths import Path
-from kvtrace.slotted import dataclass
 
 _SCORES = 2.0
 """Two scores are compared, each with its own rounding."""

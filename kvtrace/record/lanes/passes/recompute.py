@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,6 @@ from kvtrace.record.lanes.passes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.held import held
 from kvtrace.record.lanes.passes.ties import Ties
-from kvtrace.slotted import dataclass
 
 Way = Callable[[FirstCall, Tensor], dict[str, object]]
 

@@ -11,12 +11,11 @@ difference before it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 from kvtrace.record.capture.replaced.choices import Choice
 from kvtrace.record.lanes.passes.by_token import by_token
-from kvtrace.slotted import dataclass
 from kvtrace.trace import Note, Site
 
 KEPT_BYTES = 1 << 28
