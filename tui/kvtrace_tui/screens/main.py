@@ -112,7 +112,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
 
     async def _after_first_picture(self) -> None:
         """What was left out of it, so that there is something to see sooner; once."""
-        parts = self._more_panes()
+        parts = self._more_panes() if self.is_attached else ()  # who leaves at once sees no more
         if not parts:
             return
         await self.mount(*parts)
