@@ -103,8 +103,9 @@ def test_n_at_the_end_of_a_paused_run_computes_a_step(desk):
     assert desk.following
 
 
-def test_going_back_ends_following(desk):
-    desk.recording = Recording.RUNNING
+@pytest.mark.parametrize("recording", [Recording.RUNNING, Recording.GROWING])
+def test_going_back_ends_following(desk, recording):
+    desk.recording = recording
     press(desk, "last_step")
     assert desk.following
     press(desk, "previous_step")

@@ -52,7 +52,7 @@ def to_edge(last: bool) -> Deed:
     def deed(desk: Desk) -> None:
         trace = _trace(desk)
         desk.go(moves.to_step(desk.cursor, trace, trace.numbers[-1 if last else 0]))
-        desk.following = last and desk.recording.live
+        desk.following = last and desk.recording.grows
 
     return deed
 

@@ -34,6 +34,11 @@ class Recording(StrEnum):
         """Whether a recorder is there to take commands."""
         return self in (Recording.LOADING, Recording.RUNNING, Recording.PAUSED)
 
+    @property
+    def grows(self) -> bool:
+        """Whether steps may still come, of a recorder here or of somebody else's."""
+        return self.live or self is Recording.GROWING
+
 
 class Stage(Protocol):
     """What an action asks the screen to do."""
@@ -105,7 +110,7 @@ class Desk:
         shown: The pane a compact screen shows.
         maximised: That pane alone.
         playing: Steps go on by themselves.
-        following: The cursor stays on the newest step of a live run.
+        following: The cursor stays on the newest step of a run that grows.
         recording: How the trace stands.
         message: What the last key led to, shown until the next one.
         searched: What was searched for last.
