@@ -42,7 +42,7 @@ def _time() -> Iterable[Action]:
                  TIME, deeds.go_to, weight=10)
     yield Action("first_step", ("home",), "First", "Go to the first step.",
                  TIME, deeds.to_edge(last=False), reasons.at_first)
-    yield Action("last_step", ("end",), "Last", "Go to the last step; a run that grows is followed.",
+    yield Action("last_step", ("end",), "Last", "Go to the last step; a growing run is followed.",
                  TIME, deeds.to_edge(last=True))
     yield Action("break", ("b",), "Break", "Set or clear a breakpoint at this step.",
                  TIME, deeds.toggle_break, weight=13)
