@@ -1,13 +1,14 @@
-"""What goes on with the books of another cache, whose rows it began with as a copy."""
+"""What goes on with the books of other caches, whose rows it began with as copies."""
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtrace.record.cache import runs
 from kvtrace.record.cache.books import Book
-from kvtrace.record.capture.forward import CacheUpdate, Forward
+from kvtrace.record.cache.runs import Runs
+from kvtrace.record.capture.forward import CacheUpdate, CopyOf, Forward, Piece
 from kvtrace.trace import CacheEvent
 
 if TYPE_CHECKING:
@@ -29,15 +30,20 @@ class _Taken(NamedTuple):
     order: tuple[int, ...] = ()
 
 
+Laid = tuple[tuple[Runs, int], ...]
+"""Cells of each sequence of a batch with padding, and the slot of the first one."""
+
+
 class Copies:
     """Takes over the books of what was copied."""
 
-    __slots__ = ("_donor", "_made", "_taken")
+    __slots__ = ("_donors", "_made", "_taken", "laid")
 
     def __init__(self) -> None:
-        self._donor: int | None = None
-        self._made: dict[tuple[int, int, tuple[int, ...]], Book] = {}
+        self._donors: set[int] = set()
+        self._made: dict[object, Book] = {}
         self._taken: list[_Taken] = []
+        self.laid: Laid = ()
 
     def adopted(
         self,
@@ -46,35 +52,56 @@ class Copies:
         forward: Forward,
         known: MutableMapping[tuple[int, int], Book],
     ) -> CacheUpdate:
-        """An update, its cache's book in `known` where it was copied from one that is there."""
+        """An update, its cache's book in `known` where it was copied from one that is there.
+
+        Where sequences have padding, what it holds is `laid` out instead.
+        """
         update = forward.updates[index]
+        self.laid = ()
         found = next((one for one in forward.copies if one.update == index), None)
-        key = (update.cache, store)
-        source = None if found is None else known.get((found.cache, store))
-        if found is None or source is None or key in known or source.rows < found.rows:
+        if found is None or ((update.cache, store) in known and update.earlier is None):
             return update
-        count, there = len(found.sequences), len(source.held)
-        if max(found.sequences) >= there:
+        books = {one: known.get((one, store)) for one in {one.cache for one in found.pieces}}
+        held = [_cells(one, books) for one in found.pieces]
+        if not all(held):
             return update
-        alike = (id(source), found.rows, found.sequences)
+        self._donors |= books.keys()
+        if not found.whole:
+            self.laid = tuple((one, p.first) for one, p in zip(held, found.pieces, strict=True))
+            return update
+        alike = (tuple(map(id, books.values())), found.rows, found.pieces)
         if alike not in self._made:
-            held = (runs.first(source.held[one], found.rows) for one in found.sequences)
             self._made[alike] = Book(tuple(held))
-        in_order = found.sequences == tuple(b * there // count for b in range(count))
-        known[key] = self._made[alike]
-        self._donor = found.cache
-        order = () if in_order else found.sequences
-        self._taken.append(_Taken(store, source.rows, found.rows, order))
+        known[update.cache, store] = self._made[alike]
+        self._take(store, found, [one for one in books.values() if one is not None])
         return update._replace(continuous=True)
+
+    def _take(self, store: int, found: CopyOf, books: Sequence[Book]) -> None:
+        """Of one cache, the rows that were left out and the order of its sequences are told."""
+        if len(books) > 1:
+            return
+        count, there = len(found.pieces), len(books[0].held)
+        order = tuple(one.sequence for one in found.pieces)
+        in_order = order == tuple(b * there // count for b in range(count))
+        self._taken.append(_Taken(store, books[0].rows, found.rows, () if in_order else order))
 
     def over(self, out: LedgerStep) -> None:
         """All updates of a step are entered: it says whose rows it went on with."""
+        out.copied = frozenset(self._donors)
         if self._taken:
-            out.copied = self._donor
             if any(one.before > one.after for one in self._taken):
                 layers, before, after, _ = zip(*self._taken, strict=True)
                 out.events += (CacheEvent("crop", layers, before, after),)
             layers, _, rows, orders = zip(*self._taken, strict=True)
             if orders[0] and len(set(orders)) == 1:
                 out.events += (CacheEvent("select", layers, rows, rows, orders[0]),)
-        self._taken, self._made, self._donor = [], {}, None
+        self._taken, self._made, self._donors = [], {}, set()
+
+
+def _cells(piece: Piece, books: Mapping[int, Book | None]) -> Runs:
+    """The cells of a sequence's rows; none where they are not known."""
+    book = books[piece.cache]
+    if book is None or piece.sequence >= len(book.held):
+        return ()
+    held = book.held[piece.sequence]
+    return runs.first(held, piece.rows) if runs.count(held) >= piece.rows else ()

@@ -92,7 +92,10 @@ def append(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that is known by its content: its digest, cell and position."""
+    """A row that is known by its content: its digest, cell and position.
+
+    A negative cell stands for padding that was put into a cache between forwards.
+    """
 
     digest: int
     cell: int
@@ -118,7 +121,8 @@ def recognise(
     Returns:
         Per sequence its rows, and the slots that hold new ones (in any sequence).
     """
-    elsewhere = {row.digest: row for rows in known for row in reversed(rows)}
+    elsewhere = {row.digest: row for rows in known for row in reversed(rows) if row.cell >= 0}
+    joined = any(row.cell < 0 for rows in known for row in rows)
     found: list[list[Row | None]] = []
     for sequence, digests in enumerate(seen):
         mine = known[sequence] if sequence < len(known) else ()
@@ -126,7 +130,7 @@ def recognise(
         line: list[Row | None] = []
         for slot, digest in enumerate(digests):
             if slot < len(mine) and mine[slot].digest == digest:
-                line.append(mine[slot])
+                line.append(mine[slot] if mine[slot].cell >= 0 else None)
             else:
                 line.append(None if digest in fresh_ones else elsewhere.get(digest))
         found.append(line)
@@ -135,6 +139,8 @@ def recognise(
     for sequence, line in enumerate(found):
         start = first_cell + sequence * len(fresh)
         for order, slot in enumerate(fresh):
+            if joined and line[slot] is not None:
+                continue  # where others have padding: its own row is as it was
             digest, place = seen[sequence][slot], places[sequence][slot]
             line[slot] = Row(digest, start + order, place)
     return [[row for row in line if row is not None] for line in found], fresh

@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kvtrace.record.cache import books, runs
+from kvtrace.record.cache.adopted import Laid
 from kvtrace.record.cache.books import Book, Entry, Row
 from kvtrace.record.cache.runs import Runs
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.forward import CacheUpdate
 from kvtrace.record.match import digests
+
+_NONE = -1
+"""The cell of what was never written in a step."""
 
 Key = tuple[int, int]
 Rows = tuple[Tensor, Tensor]
@@ -36,6 +40,23 @@ class Recogniser:
         """Forget the content of a cache layer: arithmetic follows it now, or it was changed."""
         if self._held:
             self._held.pop(key, None)
+
+    def lay(self, key: Key, update: CacheUpdate, laid: Laid) -> None:
+        """A cache layer holds cells of others, and padding before or behind them.
+
+        Args:
+            key: Cache and cache layer.
+            update: That met it so.
+            laid: Cells by sequence, and their first slots.
+        """
+        new = update.new_keys.shape[2]
+        lines = digests(update.keys[:, :, :-new], update.values[:, :, :-new])
+        self._held[key] = []
+        for numbers, (cells, first) in zip(lines, laid, strict=True):
+            there = dict(enumerate(runs.expanded(cells), first))
+            # nobody sees it: it stands before the text, wherever its slot is
+            row = [there.get(slot, (_NONE, -1 - slot)) for slot in range(len(numbers))]
+            self._held[key].append([Row(n, *one) for n, one in zip(numbers, row, strict=True)])
 
     def update(
         self,
@@ -62,6 +83,8 @@ class Recogniser:
         seen = digests(keys, values)
         first = self._stores.next_cell[store]
         whole = [_stretched(line, seq) for line in places]
+        if any(row.cell == _NONE for line in known for row in line):
+            whole = [_told(line, mine) for line, mine in zip(places, known, strict=True)]
         rows, fresh = books.recognise(seen, known, new, first, whole)
         self._stores.take(store, len(fresh) * len(seen))
         attended = tuple(books.as_runs(line) for line in rows)
@@ -128,6 +151,11 @@ def _rows(numbers: list[list[int]], attended: Sequence[Runs]) -> list[list[Row]]
         pairs = zip(mine, runs.expanded(line), strict=False)
         found.append([Row(number, *row) for number, row in pairs])
     return found
+
+
+def _told(places: Sequence[int], known: Sequence[Row]) -> list[int]:
+    """Positions for every slot, as they are known, and the given ones at the end."""
+    return [row.position for row in known] + list(places)
 
 
 def _stretched(places: Sequence[int], seq: int) -> list[int]:

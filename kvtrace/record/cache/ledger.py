@@ -187,6 +187,8 @@ class Ledger:
             work.out.rows[store] = _new_rows(update)
             self._content.drop(key)
         else:
+            if self._copies.laid:
+                self._content.lay(key, update, self._copies.laid)
             entry, rows = self._content.update(key, update, book, places, (seq, kept))
             work.out.rows[store] = rows
         self._content.attended[key] = entry.attended

@@ -29,7 +29,7 @@ class LedgerStep:
         slots: Cache layer to the slots of a buffer that hold rows, where not all do.
         parent: Step whose rows this one goes on with, as the rows tell it.
         donor: Step whose rows a request goes on with that had none of its own.
-        copied: Cache with whose rows another one, met in this step, goes on.
+        copied: Caches with whose rows another one, met in this step, goes on.
         grown: Tokens more than those of the step before, which were computed again.
         own_bytes: Memory of caches of the model's own.
         routine: As the step before in all but the number of rows.
@@ -47,7 +47,7 @@ class LedgerStep:
     slots: dict[int, Numbers] = field(default_factory=dict)
     parent: int | None = None
     donor: int | None = None
-    copied: int | None = None
+    copied: frozenset[int] = frozenset()
     grown: int = 0
     own_bytes: int = 0
     routine: bool = False

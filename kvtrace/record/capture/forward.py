@@ -167,20 +167,39 @@ class Beginning:
     fed: Mapping[int, int] = field(default_factory=dict)
 
 
+class Piece(NamedTuple):
+    """Rows that a sequence of a cache has of another one.
+
+    Attributes:
+        cache: Serial number of the other cache object.
+        sequence: Of it.
+        first: Slot that its first row has in this one; padding stands before it.
+        rows: That are equal, bit by bit; behind them stands padding.
+    """
+
+    cache: int
+    sequence: int
+    first: int
+    rows: int
+
+
 class CopyOf(NamedTuple):
-    """An update of a cache that was met with the rows of another in it.
+    """An update of a cache that was met with the rows of others in it.
 
     Attributes:
         update: Which of the forward's.
-        cache: Serial number of the other cache object.
-        rows: That are equal, bit by bit.
-        sequences: Of the other cache, each as it is in this one, [sequences].
+        rows: There were before.
+        pieces: Whose each sequence's are.
     """
 
     update: int
-    cache: int
     rows: int
-    sequences: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether no sequence has padding."""
+        return all(one.rows == self.rows for one in self.pieces)
 
 
 @dataclass(frozen=True, slots=True)

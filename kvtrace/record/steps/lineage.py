@@ -61,8 +61,8 @@ class Lineage:
         found = [self._latest[one] for one in entry.caches if one in self._latest]
         if found and continued:
             return max(found)
-        copied = None if entry.copied is None else self._latest.get(entry.copied)
-        return entry.donor if copied is None else copied
+        copied = [self._latest[one] for one in entry.copied if one in self._latest]
+        return max(copied, default=entry.donor)
 
     def phase(self, forward: Forward, where: Positions, entry: LedgerStep, tokens: Tokens) -> str:
         """Prefill or decode; an engine says how long the prompt of a request is."""

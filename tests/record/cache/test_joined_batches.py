@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import kvtrace
 from builders.attentions import Model, matmul, token_ids
@@ -68,3 +69,103 @@ def test_one_prompt_that_is_repeated_for_a_batch_is_no_joining(times, tmp_path):
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert trace.step(1).order == (0,) * times
     assert check(trace).ok
+
+
+class Padded(nn.Module):
+    """Keys and values of two layers as tuples, places and a mask as arguments."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.places = nn.Embedding(50, 16), nn.Embedding(40, 16)
+        self.layers, self.head = (
+            nn.ModuleList(nn.Linear(16, 48) for _ in range(2)),
+            nn.Linear(16, 50),
+        )
+
+    def forward(self, ids, places, past=None, mask=None):
+        x, kept = self.embed(ids) + self.places(places), []
+        for number, layer in enumerate(self.layers):
+            q, k, v = (one.unflatten(-1, (2, 8)).transpose(1, 2) for one in layer(x).chunk(3, -1))
+            if past is not None:
+                k, v = (torch.cat(two, 2) for two in zip(past[number], (k, v), strict=True))
+            kept.append((k, v))
+            shown = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(
+                k.shape[2] - q.shape[2]
+            )
+            if mask is not None:
+                shown = shown & mask[:, None, None]
+            weights = (q @ k.mT / 8**0.5).masked_fill(~shown, -1e9).softmax(-1)
+            x = x + (weights @ v).transpose(1, 2).flatten(2)
+        return self.head(x), kept
+
+
+def rows_apart(count):
+    """Prompts that have no token in common at any place."""
+    return (torch.arange(count)[:, None] * 4 + torch.arange(9) * 7) % 50
+
+
+def decode_padded(path, lengths, side, *, before=1, hide=True, spoil=False, mode="once"):
+    """Prompts one by one, with a step or more each; then all of them, the shorter ones padded."""
+    model = Padded().eval()
+
+    def filled(rows, width):
+        more = rows.new_zeros(*rows.shape[:2], width - rows.shape[2], rows.shape[3])
+        return torch.cat([more, rows] if side == "left" else [rows, more], 2)
+
+    with kvtrace.record(model, path, recompute=mode):
+        caches = []
+        for row, length in zip(rows_apart(len(lengths)), lengths, strict=True):
+            cache = model(row[None, :length], torch.arange(length)[None])[1]
+            for more in range(before):
+                cache = model(row[None, :1], torch.tensor([[length + more]]), cache)[1]
+            caches.append(cache)
+        rows = torch.tensor(lengths)[:, None] + before
+        width = int(rows.max())
+        past = [
+            tuple(
+                torch.cat([filled(one, width) for one in rows]) for rows in zip(*layer, strict=True)
+            )
+            for layer in zip(*caches, strict=True)
+        ]
+        if spoil:
+            past[1][0][1, :, 3] += 1
+        slots = torch.arange(width)
+        mask = slots >= width - rows if side == "left" else slots < rows
+        mask = mask if hide else torch.ones_like(mask)
+        for step in range(3):
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+            _, past = model((token_ids(len(rows), 1) + step) % 50, rows + step, past, mask)
+    return kvtrace.open(path)
+
+
+@pytest.mark.parametrize("mode", ["once", "each"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("lengths", [(7, 4, 6), (4, 7)])
+@torch.no_grad()
+def test_prompts_of_unequal_length_may_be_padded_to_a_batch(lengths, side, mode, tmp_path):
+    trace = decode_padded(tmp_path / "a.kvt", lengths, side, mode=mode)
+    found = check(trace)
+    assert (found.ok, found.findings, found.steps) == (True, (), len(trace))
+    step = trace.step(2 * len(lengths))
+    assert step.positions == tuple((length + 1,) for length in lengths)
+    assert not [note for note in trace.notes if "rotated" in note.text]
+
+
+@torch.no_grad()
+def test_padding_of_a_joined_batch_that_is_not_hidden_is_found(tmp_path):
+    found = check(decode_padded(tmp_path / "a.kvt", (7, 4, 6), "left", hide=False)).findings[0]
+    assert (found.name, found.step, found.sequences) == ("ZERO-GAP", 6, (1, 2))
+
+
+@torch.no_grad()
+def test_a_row_that_is_spoilt_while_a_batch_is_padded_is_found(tmp_path):
+    found = check(decode_padded(tmp_path / "a.kvt", (7, 4, 6), "left", spoil=True)).findings[0]
+    assert found.step == 6
+
+
+@torch.no_grad()
+def test_more_prompts_than_a_handful_may_be_joined(tmp_path):
+    lengths = tuple(3 + n % 4 for n in range(12))
+    found = check(decode_padded(tmp_path / "a.kvt", lengths, "left"))
+    assert (found.ok, found.findings) == (True, ())

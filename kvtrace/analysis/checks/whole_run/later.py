@@ -117,7 +117,7 @@ def _written_over(trace: Trace, found: Finding, lane: str, limits: Noise) -> Fin
     if step.parent is None or step.events or step.packed is not None:
         return None
     before, sequence = trace.step(step.parent), found.sequences[0] if found.sequences else 0
-    if (step.new, before.new) != (1, 1):
+    if (step.new, before.new) != (1, 1) or sequence >= before.num_sequences:
         return None
     place = step.positions[sequence][0]
     tolerance = float(limits.threshold[found.layer].max())

@@ -32,7 +32,7 @@ from kvtrace.record.match import PARTS, Digests, glance
 
 WHOLE = 1 << 14
 """Numbers of K that are looked at whole in each step; longer caches in turns."""
-MAX_TEXTS = 8
+MAX_TEXTS = 32
 """Texts whose rows are remembered; a text that was left for others can be gone on with."""
 
 
@@ -161,7 +161,8 @@ class RowFollower:
         text = remembered(match, given, now if part is None else None)
         cells = cells_before(match)
         missing = (cells == UNWRITTEN) & live
-        written = where.equally_many(missing, (cells != UNWRITTEN) & live)
+        padded = match.text is not None and match.text.padded
+        written = where.equally_many(missing, (cells != UNWRITTEN) & live, last=not padded)
         first = self.next_cell
         self.next_cell += written.size
         np.put_along_axis(cells, written, first + np.arange(written.size).reshape(written.shape), 1)

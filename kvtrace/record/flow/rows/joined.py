@@ -1,27 +1,48 @@
 """A batch whose sequences were texts of their own before: prompts that ran apart, put together.
 
-Each sequence then holds all rows of another text, in place. Rows that somebody moved or padded in
-order to join them are not looked for.
+Each sequence then holds all rows of another text, in place; a shorter one has padding before them,
+or behind. Rows that somebody moved otherwise in order to join them are not looked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kvtrace.record.flow.rows.slots import Flags, equal_slots
+from kvtrace.record.flow.rows.slots import UNWRITTEN, Flags, equal_slots
 from kvtrace.record.flow.rows.texts import Text
 from kvtrace.record.match import Digests
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One sequence of a remembered text."""
+    """One sequence of a remembered text.
+
+    Attributes:
+        text: It.
+        sequence: Which.
+        first: Slot that its first row has in the batch.
+    """
 
     text: Text
     sequence: int
+    first: int
+
+    def laid(self, rows: NDArray[Any], seq: int, fill: int) -> NDArray[Any]:
+        """What is remembered of its rows, in the slots of the batch.
+
+        Args:
+            rows: [.., rows].
+            seq: Slots of the batch.
+            fill: Stands where there is padding.
+        """
+        behind = seq - self.first - rows.shape[-1]
+        around = [(0, 0)] * (rows.ndim - 1) + [(self.first, behind)]
+        return np.pad(rows, around, constant_values=fill)
 
 
 def joined(
@@ -42,7 +63,7 @@ def joined(
         return None
     # where a batch did not grow, rows of another text are no joining but somebody's mistake
     smaller = (text for text in reversed(texts) if len(text.cells) < sequences)
-    fitting = [text for text in smaller if text.cells.shape[1] == old and text.whole]
+    fitting = [text for text in smaller if text.cells.shape[1] <= old and text.whole]
     if len(fitting) < 2:
         return None
     found = [_part(fitting, now[:, b, :old], part) for b in range(sequences)]
@@ -51,29 +72,37 @@ def joined(
         return None
     if len({one.text.parts is None for one in parts}) > 1:
         return None
-    return _together(parts)
+    return _together(parts, old)
 
 
 def _part(texts: Sequence[Text], rows: Digests, part: int | None) -> _Part | None:
-    """The newest sequence whose rows these are, all of them."""
-    for text in texts:
+    """The longest sequence, the newest of these, whose rows are all there."""
+    for text in sorted(texts, key=lambda one: -one.cells.shape[1]):
         then = text.looked_at(part)
-        for sequence in range(then.shape[1]):
-            if equal_slots(rows, then[:, sequence]).all():
-                return _Part(text, sequence)
+        count = then.shape[-1]
+        for first in dict.fromkeys((rows.shape[-1] - count, 0)):
+            here = rows[:, first : first + count]
+            for sequence in range(then.shape[1]):
+                if equal_slots(here, then[:, sequence]).all():
+                    return _Part(text, sequence, first)
     return None
 
 
-def _together(parts: Sequence[_Part]) -> Text:
+def _together(parts: Sequence[_Part], seq: int) -> Text:
     """One text of these sequences; it was last seen when the newest of them was."""
-    turns = [one.text.parts[..., one.sequence, :] for one in parts if one.text.parts is not None]
+    turns = [
+        one.laid(one.text.parts[..., one.sequence, :], seq, 0)
+        for one in parts
+        if one.text.parts is not None
+    ]
     return Text(
-        np.stack([one.text.digests[:, one.sequence] for one in parts], 1),
+        np.stack([one.laid(one.text.digests[:, one.sequence], seq, 0) for one in parts], 1),
         np.stack(turns, -2) if turns else None,
-        np.stack([one.text.lengths[one.sequence] for one in parts]),
-        np.stack([one.text.cells[one.sequence] for one in parts]),
-        np.stack([one.text.positions[one.sequence] for one in parts]),
+        np.stack([one.laid(one.text.lengths[one.sequence], seq, 0) for one in parts]),
+        np.stack([one.laid(one.text.cells[one.sequence], seq, UNWRITTEN) for one in parts]),
+        np.stack([one.laid(one.text.positions[one.sequence], seq, 0) for one in parts]),
         np.array([one.text.ends[one.sequence] for one in parts]),
         max(one.text.number for one in parts),
         mixed=any(one.text.mixed for one in parts),
+        padded=any(one.text.cells.shape[1] < seq for one in parts),
     )

@@ -36,6 +36,7 @@ def give_places(
         told = given.pads is not None and len(given.pads) == sequences
         at -= np.array(given.pads) if told else where.padding(given.visible, sequences, seq)
     again, rotated = 0, True
+    joined = match.text is not None and match.text.padded
     own = standing.of_tokens(given, computed=computed) if begins else None
     if own is not None and not (text.live & ~own).any():
         own = None  # slots of a buffer that nobody has written
@@ -65,12 +66,18 @@ def give_places(
             standing.number(text.positions[b], others)
             fresh = np.setdiff1d(fresh, others)
         grew = match.text is not None and seq - match.text.cells.shape[1] == given.new
+        if match.text is not None and joined:
+            # nobody sees padding: it stands before the text, wherever its slots are
+            padding = fresh[fresh < match.text.cells.shape[1]]
+            text.positions[b, padding] = -1 - padding
+            fresh = np.setdiff1d(fresh, padding)
         at[b] = _place(text, b, fresh, given, (int(at[b]), end), computed=computed, grew=grew)
-    if not begins and (behind := _behind(match, given, written)) is not None:
+    behind = None if begins or joined else _behind(match, given, written)
+    if behind is not None:
         at[:], places = behind, behind[:, None] + np.arange(given.new)
         np.put_along_axis(text.positions, places, places, 1)
     text.ends[:], text.new = at + given.new, given.new
-    return again, rotated and again > 0, at
+    return again, rotated and again > 0 and not joined, at
 
 
 def _twins(match: Match, text: Text, b: int, written: Numbers, new: int) -> Numbers:

@@ -96,17 +96,19 @@ def paired(now: Numbers, old: Numbers, wanted: Flags, free: Flags, reach: int) -
     return origin
 
 
-def equally_many(missing: Flags, known: Flags) -> Numbers:
+def equally_many(missing: Flags, known: Flags, *, last: bool = True) -> Numbers:
     """Slots to be written, as many in each sequence, [sequences, rows].
 
-    A sequence that has fewer new rows than another writes its last known ones once more.
+    A sequence that has fewer new rows than another writes its last known ones once more, or its
+    first.
     """
     wanted: list[list[int]] = [np.flatnonzero(line).tolist() for line in missing]
     most = max(map(len, wanted), default=0)
     for line, slots in zip(known, wanted, strict=True):
         short = most - len(slots)
         if short:
-            slots += np.flatnonzero(line)[-short:].tolist()
+            there = np.flatnonzero(line)
+            slots += (there[-short:] if last else there[:short]).tolist()
             slots.sort()
     return np.array(wanted, np.int64).reshape(len(wanted), most)
 

@@ -63,6 +63,7 @@ class Text:
         mixed: Some of its rows stood for no single token.
         filled: Every slot holds a row, as is known without looking.
         new: Tokens per sequence that the step took in, where it did more than add rows.
+        padded: It is put together of several; shorter ones have slots without a cell.
     """
 
     digests: Digests
@@ -75,6 +76,7 @@ class Text:
     mixed: bool = False
     filled: bool = False
     new: int = 1
+    padded: bool = False
 
     @property
     def live(self) -> Flags:
