@@ -217,3 +217,21 @@ def test_what_cannot_be_copied_is_shared_and_named():
     assert copy.strange is model.strange
     assert copy.lock is model.lock
     assert copier.odd == ["Strange (its class can't be made empty)"]
+
+
+def test_what_functions_bind_as_defaults_is_copied_with_them():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    for layer in model:
+        before = layer.forward
+
+        def forward(x, before=before, *, seen=[]):  # noqa: B006 - it keeps what it has seen
+            seen.append(len(seen))
+            return before(x)
+
+        layer.forward = forward
+    copied = Copier(model.parameters()).of(model)
+    copied(torch.zeros(1, 4))
+    for mine, theirs in zip(model, copied, strict=True):
+        assert theirs.forward.__defaults__[0].__self__ is theirs
+        assert mine.forward.__kwdefaults__["seen"] == []
+        assert theirs.forward.__kwdefaults__["seen"] == [0]

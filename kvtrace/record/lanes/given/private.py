@@ -1,7 +1,8 @@
 """Private copies: everything a model may change while it runs, but not its weights.
 
-A deepcopy that shares parameters, keeps views of one memory together, takes the variables that
-functions close over, and gives up on one object at a time: what it can't copy is shared and said.
+A deepcopy that shares parameters, keeps views of one memory together, takes what functions close
+over or bind as defaults, and gives up on one object at a time: what it can't copy is shared and
+said.
 """
 
 from __future__ import annotations
@@ -209,20 +210,17 @@ class Copier:
         original = function.__dict__.get(ORIGINAL)
         if original is not None:
             return self.of(original)
-        if function.__closure__ is None or _is_ours(function):
+        if _is_ours(function) or not _holds_something(function):
             return function
-        cells = tuple(types.CellType() for _ in function.__closure__)
-        made = types.FunctionType(
-            function.__code__,
-            function.__globals__,
-            function.__name__,
-            function.__defaults__,
-            cells,
-        )
+        closure = function.__closure__ or ()
+        cells = tuple(types.CellType() for _ in closure)
+        code, names = function.__code__, function.__globals__
+        made = types.FunctionType(code, names, function.__name__, None, cells or None)
         self._memo[id(function)] = made
-        made.__kwdefaults__ = function.__kwdefaults__
+        made.__defaults__ = self.of(function.__defaults__)
+        made.__kwdefaults__ = self.of(function.__kwdefaults__)
         made.__dict__.update(function.__dict__)
-        for cell, old in zip(cells, function.__closure__, strict=True):
+        for cell, old in zip(cells, closure, strict=True):
             try:
                 cell.cell_contents = self.of(old.cell_contents)
             except ValueError:  # a variable that has no value yet
@@ -359,6 +357,12 @@ def _is_zero(memory: torch.UntypedStorage) -> bool:
 def _zeros(like: torch.UntypedStorage) -> torch.UntypedStorage:
     """Zeros that take no memory before they are written."""
     return torch.from_numpy(np.zeros(like.nbytes(), np.uint8)).untyped_storage()
+
+
+def _holds_something(function: types.FunctionType) -> bool:
+    """Whether a function closes over variables, or binds objects as defaults of its arguments."""
+    bound = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return function.__closure__ is not None or any(type(one) not in _ATOMS for one in bound)
 
 
 def _is_ours(thing: Any) -> bool:
