@@ -31,6 +31,11 @@ def louder(model):
     model.model.norm.weight.data *= 1.2
 
 
+def much_louder_on_rounded_queries(model):
+    model.model.norm.weight.data *= 4
+    model.model.layers[0].self_attn.q_proj.weight.data *= 1.01
+
+
 def other_head(model):
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0) * 20)
 
@@ -67,10 +72,21 @@ def test_logits_of_equal_models_are_equal_whatever_steps_gave_them(tmp_path):
     assert (found.verdict, found.logits) == (EQUAL, None)
 
 
-def test_logits_of_narrow_types_are_left_alone(tmp_path):
+def test_logits_of_narrow_types_are_left_alone_where_attention_rounds(tmp_path):
     # an expert that rounding chooses in the last layer moves them as far
-    changes = {"a.kvt": None, "b.kvt": louder}
+    old = fed(tmp_path / "a.kvt", dtype=torch.bfloat16)
+    new = fed(tmp_path / "b.kvt", much_louder_on_rounded_queries, dtype=torch.bfloat16)
+    found = diff(old, new)
+    assert found.growth.any()
+    assert found.verdict == EQUAL
+
+
+@pytest.mark.parametrize("change", [louder, other_head])
+def test_logits_of_narrow_types_differ_for_a_reason_where_attention_is_the_same(change, tmp_path):
     narrow = [
-        fed(tmp_path / name, change, dtype=torch.bfloat16) for name, change in changes.items()
+        fed(tmp_path / name, one, dtype=torch.bfloat16)
+        for name, one in (("a.kvt", None), ("b.kvt", change), ("c.kvt", None))
     ]
-    assert diff(*narrow).verdict == EQUAL
+    found = diff(*narrow[:2])
+    assert (found.verdict, found.logits.position) == (DIVERGED, 3)
+    assert diff(narrow[0], narrow[2]).verdict == EQUAL

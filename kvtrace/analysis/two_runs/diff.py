@@ -119,8 +119,10 @@ def diff(old: Trace, new: Trace) -> Diff:
         finding = diagnosed(old, new, first, pairs[first.sequence], told=told)
         more = (parts, first, finding, *compared)
         return Diff(DIVERGED, reason, settings, total, *more, unread=unread)
+    same = not (lost or np.nan_to_num(rows.growth).any())
+    rounding = float(limits.min() if same else limits.max())
     behind = (
-        logits_part(old, new, pair, positions, float(limits.max()))
+        logits_part(old, new, pair, positions, rounding, same=same)
         for pair, positions in zip(pairs, shared, strict=True)
     )
     logits = next(filter(None, behind), None)

@@ -17,6 +17,8 @@ _TIMES = 50.0
 _LEAST = 0.01
 """Less changes no probability by more than a hundredth of itself."""
 
+_WIDE = frozenset({"float32", "float64"})
+
 
 @dataclass(frozen=True, slots=True)
 class LogitsPart:
@@ -41,11 +43,18 @@ class LogitsPart:
 
 
 def logits_part(
-    old: Trace, new: Trace, pair: tuple[Path, Path], positions: Sequence[int], rounding: float
+    old: Trace,
+    new: Trace,
+    pair: tuple[Path, Path],
+    positions: Sequence[int],
+    rounding: float,
+    *,
+    same: bool,
 ) -> LogitsPart | None:
-    """The first place at which they part; None where they never do, or types are narrow.
+    """The first place at which they part; None where they never do, or nothing tells.
 
-    There an expert that is chosen otherwise in the last layer moves logits as far.
+    In narrow types an expert that is chosen otherwise in the last layer moves logits as far, unless
+    all attention is the same to the last bit: then nothing behind it has a reason to differ.
 
     Args:
         old: A run.
@@ -53,15 +62,19 @@ def logits_part(
         pair: Path of a sequence in each.
         positions: That both were fed, ascending.
         rounding: Largest relative difference of attention that is rounding.
+        same: All attention is the same to the last bit.
     """
-    if not {old.meta.model.dtype, new.meta.model.dtype} <= {"float32", "float64"}:
+    if not (same or {old.meta.model.dtype, new.meta.model.dtype} <= _WIDE):
         return None
+    times = 1.0 if same else _TIMES
     for position in positions:
         tops = [_top(trace, path, position) for trace, path in zip((old, new), pair, strict=True)]
         if tops[0] is None or tops[1] is None:
             continue
-        apart, size = _apart(tops[0], tops[1]), _size(tops[0])
-        limit = max(_TIMES * rounding * size, _LEAST)
+        apart = _apart(tops[0], tops[1])
+        # the sum of all of them is of numbers that were rounded already
+        size = max(map(abs, tops[0].logits)) if same else _size(tops[0])
+        limit = max(times * rounding * size, _LEAST)
         if apart > limit:
             mine, theirs = (path[position] for path in pair)
             steps = mine.step, theirs.step
