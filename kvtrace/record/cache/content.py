@@ -129,7 +129,9 @@ class Recogniser:
         if held.shape[:2] != update.keys.shape[:2]:
             return rows
         out = []
-        numbers = digests(held[:, :, :kept], update.held_values[:, :, :kept])
+        # rows that are kept in a narrower type are known by what is made of them
+        keys, values = held.to(update.keys.dtype), update.held_values.to(update.values.dtype)
+        numbers = digests(keys[:, :, :kept], values[:, :, :kept])
         earlier = (*known, *((),) * len(rows))
         for line, mine, before in zip(rows, numbers, earlier, strict=False):
             by_digest = {row.digest: row for row in (*before, *line)}

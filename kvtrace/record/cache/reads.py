@@ -35,12 +35,14 @@ class Read:
 
 def reads(forward: Forward) -> list[Read]:
     """One per attention call of the forward."""
-    handed = {update.keys.data_ptr(): index for index, update in enumerate(forward.updates)}
+    handed: dict[int, list[int]] = {}
+    for nth, update in enumerate(forward.updates):
+        handed.setdefault(update.keys.data_ptr(), []).append(nth)
     left = {one.keys.data_ptr(): index for index, one in enumerate(forward.lingering)}
     found = []
     for place, call in enumerate(forward.calls):
         pointer = call.keys.data_ptr()
-        index = handed.get(pointer)
+        index = _own(forward, place, handed.get(pointer, ()))
         if index is not None and _is(call, forward.updates[index]):
             found.append(Read("cache", index))
             continue
@@ -50,6 +52,18 @@ def reads(forward: Forward) -> list[Read]:
             continue
         found.append(_by_content(forward, place, call, found))
     return found
+
+
+def _own(forward: Forward, place: int, handed: Sequence[int]) -> int | None:
+    """Of updates that handed back the same tensor: that of the call's layer, or the last before it.
+
+    A cache may hand out what it holds for another layer, though the layer gave it rows of its own.
+    """
+    layer, before = forward.calls[place].layer, forward.updates_before[place]
+    done = [index for index in handed if index < before] or handed
+    mine = [index for index in done if forward.updates[index].layer == layer]
+    last = mine or done
+    return last[-1] if last else None
 
 
 def _is(call: AttentionCall, rows: CacheUpdate | Lingering) -> bool:

@@ -42,7 +42,7 @@ class CacheUpdate(NamedTuple):
             before the forward was over.
         known: Cache and layer are of classes whose behaviour is known; else rows are compared.
         earlier: Keys and values handed back last time, kept only when not `continuous`.
-        packed_bytes: Memory of rows that the layer holds in a packed form of its own.
+        memory: Bytes of everything that the layer holds; None: of its keys and values.
         placed: Where its rows lie, in a pool that several requests share.
     """
 
@@ -63,16 +63,18 @@ class CacheUpdate(NamedTuple):
     settled: bool
     known: bool
     earlier: tuple[Tensor, Tensor] | None = None
-    packed_bytes: int = 0
+    memory: int | None = None
     placed: Placed | None = None
 
     @property
     def held_bytes(self) -> int:
         """Memory of what the layer holds; keys that are the values too count once."""
         keys, values = self.held_keys, self.held_values
+        if self.memory is not None:
+            return self.memory
         if keys is None or values is None:
-            return self.packed_bytes
-        return self.packed_bytes + keys.nbytes + (0 if self.is_one else values.nbytes)
+            return 0
+        return keys.nbytes + (0 if self.is_one else values.nbytes)
 
     @property
     def is_one(self) -> bool:

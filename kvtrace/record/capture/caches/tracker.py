@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.caches.held import Held, held, length, set_back
+from kvtrace.record.capture.caches.memory import held_memory
 from kvtrace.record.capture.caches.outlived import Outlived
 from kvtrace.record.capture.caches.reached import reached
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Lingering
@@ -298,34 +299,13 @@ def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheU
         keys is None or keys is out[0] or capacity is not None or _part_of(keys, out[0]),
         _is_known(type(cache)) and _is_known(kind),
         verdict[1],
-        0 if kind in _PLAIN else _other_bytes(layer),
+        None if kind in _PLAIN else held_memory(cache, index, layer),
     )
 
 
 _PLAIN: set[type] = {DynamicLayer, cache_utils.DynamicSlidingWindowLayer}
 _PLAIN |= {cache_utils.StaticLayer, cache_utils.StaticSlidingWindowLayer}
 """Layers that hold keys and values and nothing else."""
-
-_COUNTED = {"keys", "values", "conv_states", "recurrent_states"}
-"""Where a layer has what is counted elsewhere."""
-
-
-def _other_bytes(layer: Any) -> int:
-    """Bytes of what a layer holds besides: packed rows with their scales, an indexer's keys."""
-    waiting = [one for name, one in getattr(layer, "__dict__", {}).items() if name not in _COUNTED]
-    found: dict[tuple[int, int], int] = {}
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, Tensor) and hasattr(one, "__tensor_flatten__"):
-            # a packed tensor passes itself off as what it stands for
-            waiting += [getattr(one, name) for name in one.__tensor_flatten__()[0]]
-        elif isinstance(one, Tensor) and (one.is_floating_point() or one.dim() > 1):
-            found[one.data_ptr(), one.nbytes] = one.nbytes
-        elif isinstance(one, tuple | list):
-            waiting += one
-        elif isinstance(one, dict):
-            waiting += one.values()
-    return sum(found.values())
 
 
 def _part_of(keys: Tensor, out: Tensor) -> bool:
