@@ -16,7 +16,11 @@ from kvtrace.text import safe
 from kvtrace.units import byte_size
 
 _SYNC_SECONDS = 1.0
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REMEDIES = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space",
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f)",
+}
 
 
 class Write(Protocol):
@@ -101,10 +105,10 @@ class Appender:
             self.failed = True
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self.size)
-            todo = "Free some space" if error.errno in _NO_ROOM else "Check the disk"
+            todo = _REMEDIES.get(error.errno or 0, "Check the disk")
             raise WriteError(
                 f"{safe(str(self.path))}: {error.strerror} after {byte_size(self.size)}; "
-                f"recording stopped, everything up to there is kept. {todo} and run again."
+                f"writing stopped, everything up to there is kept. {todo} and run again."
             ) from None
 
     def _put_all(self, data: memoryview, offset: int) -> None:

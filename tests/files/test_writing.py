@@ -125,7 +125,7 @@ def test_a_disk_that_fails_at_any_write_leaves_a_trace_of_whole_steps(tmp_path, 
         acknowledged, error = record_all(path, short_run, FailingDisk(at, fault))
         assert error is not None
         assert f"{at}.kvt" in error
-        assert "recording stopped" in error
+        assert "writing stopped" in error
         if acknowledged < 0:
             assert not path.exists()
             continue
@@ -134,6 +134,15 @@ def test_a_disk_that_fails_at_any_write_leaves_a_trace_of_whole_steps(tmp_path, 
         assert trace.damage == []
         assert describe(path).whole == path.stat().st_size
         assert wrong(read_all(trace), read_all(short_run)) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "remedy"),
+    [(errno.ENOSPC, "Free some space"), (errno.EFBIG, "ulimit -f"), (errno.EIO, "Check the disk")],
+)
+def test_each_fault_of_a_disk_has_a_remedy_of_its_own(tmp_path, short_run, fault, remedy):
+    _, error = record_all(tmp_path / "a.kvt", short_run, FailingDisk(3, fault))
+    assert f"{remedy} and run again" in error or f"({remedy}) and run again" in error
 
 
 @pytest.mark.parametrize("fault", ["short", errno.EINTR])
