@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvtrace.record.cache import runs
 from kvtrace.record.cache.books import Book
 from kvtrace.record.cache.runs import Runs
-from kvtrace.record.capture.forward import CacheUpdate, CopyOf, Forward, Piece
+from kvtrace.record.capture.forward import CacheUpdate, CopyOf, Forward, Piece, Remade
 from kvtrace.trace import CacheEvent
 
 if TYPE_CHECKING:
@@ -37,13 +37,14 @@ Laid = tuple[tuple[Runs, int], ...]
 class Copies:
     """Takes over the books of what was copied."""
 
-    __slots__ = ("_donors", "_made", "_taken", "laid")
+    __slots__ = ("_donors", "_made", "_taken", "laid", "made_of")
 
     def __init__(self) -> None:
         self._donors: set[int] = set()
         self._made: dict[object, Book] = {}
         self._taken: list[_Taken] = []
         self.laid: Laid = ()
+        self.made_of: Remade | None = None
 
     def adopted(
         self,
@@ -54,13 +55,16 @@ class Copies:
     ) -> CacheUpdate:
         """An update, its cache's book in `known` where it was copied from one that is there.
 
-        Where sequences have padding, what it holds is `laid` out instead.
+        Where sequences have padding, what it holds is `laid` out instead; where rows were changed
+        or left out, the book is that of what it was `made_of`.
         """
         update = forward.updates[index]
-        self.laid = ()
+        self.laid, self.made_of = (), None
         found = next((one for one in forward.copies if one.update == index), None)
         if found is None or ((update.cache, store) in known and update.earlier is None):
             return update
+        if isinstance(found, Remade):
+            return self._remade(update, store, found, known)
         books = {one: known.get((one, store)) for one in {one.cache for one in found.pieces}}
         held = [_cells(one, books) for one in found.pieces]
         if not all(held):
@@ -75,6 +79,21 @@ class Copies:
         known[update.cache, store] = self._made[alike]
         self._take(store, found, [one for one in books.values() if one is not None])
         return update._replace(continuous=True)
+
+    def _remade(
+        self,
+        update: CacheUpdate,
+        store: int,
+        found: Remade,
+        known: MutableMapping[tuple[int, int], Book],
+    ) -> CacheUpdate:
+        """The same update, to be followed by content: it begins where what it is made of was."""
+        source = known.get((found.cache, store))
+        if source is not None and max(found.sequences) < len(source.held):
+            self._donors.add(found.cache)
+            self.made_of = found
+            known[update.cache, store] = Book(tuple(source.held[one] for one in found.sequences))
+        return update
 
     def _take(self, store: int, found: CopyOf, books: Sequence[Book]) -> None:
         """Of one cache, the rows that were left out and the order of its sequences are told."""

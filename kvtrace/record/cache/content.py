@@ -14,7 +14,7 @@ from kvtrace.record.cache.adopted import Laid
 from kvtrace.record.cache.books import Book, Entry, Row
 from kvtrace.record.cache.runs import Runs
 from kvtrace.record.cache.stores import Stores
-from kvtrace.record.capture.forward import CacheUpdate
+from kvtrace.record.capture.forward import CacheUpdate, Remade
 from kvtrace.record.match import digests
 
 _NONE = -1
@@ -57,6 +57,17 @@ class Recogniser:
             # nobody sees it: it stands before the text, wherever its slot is
             row = [there.get(slot, (_NONE, -1 - slot)) for slot in range(len(numbers))]
             self._held[key].append([Row(n, *one) for n, one in zip(numbers, row, strict=True)])
+
+    def know(self, key: Key, made_of: Remade, book: Book) -> None:
+        """A cache layer is made of rows that another one holds.
+
+        Args:
+            key: Cache and cache layer.
+            made_of: The other one's rows.
+            book: What they are.
+        """
+        chosen = list(made_of.sequences)
+        self._held[key] = _rows(digests(made_of.keys[chosen], made_of.values[chosen]), book.held)
 
     def update(
         self,

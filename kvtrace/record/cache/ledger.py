@@ -189,6 +189,8 @@ class Ledger:
         else:
             if self._copies.laid:
                 self._content.lay(key, update, self._copies.laid)
+            if self._copies.made_of is not None:
+                self._content.know(key, self._copies.made_of, book)
             entry, rows = self._content.update(key, update, book, places, (seq, kept))
             work.out.rows[store] = rows
         self._content.attended[key] = entry.attended

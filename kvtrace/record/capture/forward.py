@@ -204,6 +204,23 @@ class CopyOf(NamedTuple):
         return all(one.rows == self.rows for one in self.pieces)
 
 
+class Remade(NamedTuple):
+    """An update of a cache that was met with rows in it that are made of another's.
+
+    Attributes:
+        update: Which of the forward's.
+        cache: Serial number of the other cache object.
+        sequences: Of the other cache, each as it is in this one, [sequences].
+        keys, values: What the other one holds.
+    """
+
+    update: int
+    cache: int
+    sequences: tuple[int, ...]
+    keys: Tensor
+    values: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Forward:
     """One outermost forward of the watched model.
@@ -222,7 +239,8 @@ class Forward:
         changes: Changes of caches since the forward before.
         recurrent: Recurrent memory written.
         lingering: Cache layers that were not updated, where some call read none that was.
-        copies: Updates of caches that were met with rows of others in them.
+        copies: Updates of caches that were met with rows of others in them, or with what was made
+            of them.
         logits: [sequences, rows, vocab]; None if the model returned none.
         result: All it returned.
         took: How long; times of requests are their share.
@@ -247,7 +265,7 @@ class Forward:
     changes: tuple[CacheChange, ...] = ()
     recurrent: tuple[Recurrent, ...] = ()
     lingering: tuple[Lingering, ...] = ()
-    copies: tuple[CopyOf, ...] = ()
+    copies: tuple[CopyOf | Remade, ...] = ()
     logits: Tensor | None = None
     result: object = None
     own_ns: int = 0

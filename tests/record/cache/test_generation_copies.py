@@ -139,7 +139,7 @@ def test_a_copy_of_a_cache_that_went_on_since_has_only_its_first_rows(tmp_path):
     ]
 
 
-def test_a_cache_with_other_rows_is_nobodys_copy(tmp_path):
+def test_of_a_copy_in_which_a_row_was_changed_that_row_is_new(tmp_path):
     model = ready(tiny_model("llama"))
 
     @torch.no_grad()
@@ -150,7 +150,9 @@ def test_a_cache_with_other_rows_is_nobodys_copy(tmp_path):
         return model(torch.tensor([[5]]), past_key_values=other).logits
 
     trace = recorded(model, run, tmp_path / "a.kvt")
-    assert {group.layers: group.rows for group in trace.step(1).caches}[0,] == PREFIX + 1
+    assert trace.step(1).parent == 0
+    written = {group.layers: (group.rows, group.rewritten) for group in trace.step(1).caches}
+    assert written[0,] == (2, 1)
 
 
 def chosen(cache, order):

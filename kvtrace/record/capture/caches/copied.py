@@ -11,30 +11,31 @@ from itertools import chain
 
 from torch import Tensor
 
+from kvtrace.record.capture.caches.remade import Live, remade
 from kvtrace.record.capture.caches.tracker import CacheTracker
-from kvtrace.record.capture.forward import CacheUpdate, CopyOf, Piece
+from kvtrace.record.capture.forward import CacheUpdate, CopyOf, Piece, Remade
 from kvtrace.record.match import same
 
 Rows = tuple[Tensor, Tensor]
-_Live = tuple[int, Tensor, Tensor]
-"""A cache, and what its layer holds."""
 
 
-def copies(tracker: CacheTracker, updates: Sequence[CacheUpdate]) -> tuple[CopyOf, ...]:
+def copies(tracker: CacheTracker, updates: Sequence[CacheUpdate]) -> tuple[CopyOf | Remade, ...]:
     """Which updates went to a cache that was met with another's rows in it."""
     met = [(index, one) for index, one in enumerate(updates) if _is_met_filled(one)]
     if not met:
         return ()
     now = {one.cache for one in updates}
-    live: dict[int, list[_Live]] = {}
+    live: dict[int, list[Live]] = {}
     for cache, layer, keys, values in chain(tracker.live(), tracker.outlived.live()):
         if cache not in now:
             live.setdefault(layer, []).append((cache, keys, values))
     for update in updates:
         if update.earlier is not None:
             live.setdefault(update.layer, []).append((update.cache, *update.earlier))
-    found = (_copy_of(index, one, live.get(one.layer, ())) for index, one in met)
-    return tuple(one for one in found if one is not None)
+    tried = [(index, _copy_of(index, one, live.get(one.layer, ()))) for index, one in met]
+    found = {index: one for index, one in tried if one is not None}
+    others = [(index, one, _before(one)) for index, one in met if index not in found]
+    return (*found.values(), *(remade(others, live) if others else ()))
 
 
 def _is_met_filled(update: CacheUpdate) -> bool:
@@ -53,7 +54,7 @@ def _before(update: CacheUpdate) -> int:
     return seq - update.new_keys.shape[2]
 
 
-def _copy_of(index: int, update: CacheUpdate, live: Sequence[_Live]) -> CopyOf | None:
+def _copy_of(index: int, update: CacheUpdate, live: Sequence[Live]) -> CopyOf | None:
     rows = _before(update)
     for cache, keys, values in live:
         count, there = update.keys.shape[0], keys.shape[0]
@@ -104,7 +105,7 @@ def _chosen(mine: Rows, theirs: Rows, rows: int) -> Sequence[int] | None:
     return found
 
 
-def _pieces(mine: Rows, live: Sequence[_Live]) -> Iterator[Piece]:
+def _pieces(mine: Rows, live: Sequence[Live]) -> Iterator[Piece]:
     """Sequences of caches whose rows are those of one sequence, or all of them are among them.
 
     Args:
