@@ -54,6 +54,14 @@ def test_a_prompt_in_a_longer_buffer_attends_to_as_many_rows_as_it_has():
     assert torch.equal(found.values, -k[:, :, :3])
 
 
+def test_a_prompt_of_which_fewer_rows_were_kept_is_counted_from_the_first_on_both_sides():
+    q, k = rows(seq=5), rows(seq=3)
+    found = called(q, k, -k, is_causal=True)
+    assert not found.causal
+    seen = found.visible[0, 0].int().tolist()
+    assert seen == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 1, 1]]
+
+
 def test_a_mask_over_more_slots_than_there_are_keys_is_cut():
     q, k = rows(seq=1), rows()
     mask = torch.tensor([0.0, -1e9, 0.5, 0.0, 0.0, 0.0, 0.0])[None, None, None]

@@ -127,6 +127,10 @@ def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> Atte
         if causal and seq > new:
             # a static buffer in prefill: the kernel gets the first rows only
             k, v, seq = k[:, :, :new], v[:, :, :new], new
+        elif causal and seq < new:
+            # a cache that evicts in prefill: the kernel counts both from the first on
+            visible = torch.ones(1, 1, new, seq, dtype=torch.bool, device=q.device).tril()
+            causal = False
     if visible is not None:
         visible, bias = _over(visible, bias, seq)
     position_bias = kwargs.get("position_bias")
