@@ -260,6 +260,15 @@ def test_a_site_that_was_never_compared_needs_equal_logits_to_pass():
     assert "model.layers.1.self_attn could not be compared" in found.reason
 
 
+def test_logits_that_differ_where_no_attention_was_compared_are_not_said_to_be_all_that_does():
+    trace = synthetic_trace()
+    with_logits(trace, 3, 10.0, 0.5)
+    trace.compared(3).max_abs[:] = np.nan
+    (found,) = check(trace).findings
+    assert (found.name, found.step, found.tensor) == ("UNKNOWN", 3, "logits")
+    assert found.evidence.endswith("no attention of this step could be compared")
+
+
 def test_a_signature_that_stumbles_hides_no_difference(monkeypatch):
     def stumble(scene):
         raise IndexError("a shape nobody thought of")

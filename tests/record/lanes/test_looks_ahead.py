@@ -46,6 +46,33 @@ def test_looking_ahead_is_found_in_a_loop_without_a_cache_and_one_with(tmp_path)
     assert [one.name for one in check(trace).findings] == ["NOT-CAUSAL"]
 
 
+class Newest(nn.Module):
+    """All queries of a text see its first row and its three newest, as cropped keys do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Embedding(20, 8), nn.Linear(8, 24), nn.Linear(8, 20)
+
+    def forward(self, x, past=None):
+        q, k, v = self.qkv(self.embed(x))[:, None].chunk(3, -1)
+        if past is not None:
+            k, v = (torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True))
+        near = [torch.cat((one[:, :, :1], one[:, :, -3:]), 2) for one in (k, v)]
+        out = nn.functional.scaled_dot_product_attention(q, *near, is_causal=past is None)
+        return self.head(out[:, 0]), (k, v)
+
+
+def test_looking_ahead_is_found_where_no_row_of_the_prompt_can_be_compared(tmp_path):
+    model, tokens, past = Newest(), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5]]), None
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        for start, end in ((0, 7), (7, 8), (8, 9)):
+            _, past = model(tokens[:, start:end], past)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert report.findings[0].name == "NOT-CAUSAL"
+    assert "UPSTREAM" not in {one.name for one in report.findings}
+
+
 class Rounded(nn.Linear):
     """Rounds its input to 255 steps between the numbers of all rows, as dynamic int8 does."""
 

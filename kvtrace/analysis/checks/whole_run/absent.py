@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.place_names import spoken
 from kvtrace.trace import OTHER_AXIS, Site, Step, Tensor, Trace
@@ -21,6 +23,9 @@ def where_it_begins(trace: Trace, found: Finding) -> Finding:
     if found.name != "UPSTREAM":
         return found
     site = _absent(trace, found)
+    if site is None and found.tensor == "logits" and _none_compared(trace, found.step):
+        why = "no attention of this step could be compared"
+        return replace(found, name="UNKNOWN", evidence=f"{found.evidence}; {why}")
     if site is None:
         return replace(found, evidence=found.evidence + _states(trace, found))
     module = site.module or "the model"
@@ -35,6 +40,12 @@ def where_it_begins(trace: Trace, found: Finding) -> Finding:
         code=", ".join(filter(None, (site.module, site.code))),
         spoken=spoken(trace.meta, site.index),
     )
+
+
+def _none_compared(trace: Trace, step: int) -> bool:
+    """Whether logits are all that was compared of a step, in any lane."""
+    lanes = [trace.compared(step, lane.name) for lane in trace.meta.lanes]
+    return all(one is None or bool(np.isnan(one.max_abs).all()) for one in lanes)
 
 
 def some_absent(trace: Trace, step: Step) -> bool:

@@ -93,6 +93,10 @@ class Tally:
         """Whether anything of a step exceeds the tolerance."""
         return bool((self._beyond[place] > 0).any())
 
+    def any_compared(self, place: int) -> bool:
+        """Whether anything of a step was compared."""
+        return bool((self._count[place] > 0).any())
+
     def finish(self, lane: str, place: int) -> LaneStep:
         """The comparison of one step as the trace keeps it."""
         count = self._count[place]

@@ -128,7 +128,11 @@ class OncePass:
         held: dict[int, tuple[Tally, int]],
         sink: LaneSink,
     ) -> bool:
-        """One batch; steps whose sequences are all done are written. Whether the lanes part."""
+        """One batch; steps whose sequences are all done are written.
+
+        Returns:
+            Whether the lanes part, or may: nothing of a step could be compared.
+        """
         part = False
         numbers = sorted({node.step for path in batch.paths for node in path.nodes})
         size = pass_bytes(self.trace.meta, batch, crossed(self.trace, batch))
@@ -143,7 +147,7 @@ class OncePass:
                 left[number] -= len(here[number])
                 place = tally.place[number]
                 beyond = tally.any_beyond(place)
-                part = part or beyond
+                part = part or beyond or not tally.any_compared(place)
                 if kept is None and not keeping and beyond:
                     keeping, kept = True, self._keep(comparer.lane, forward, batch, sink)
                 if not keeping:
