@@ -138,8 +138,14 @@ def origin(trace: Trace, number: int, layer: int, row: int, sequence: int = 0) -
     )
 
 
-def tokens_of_rows(trace: Trace, number: int, layer: int, sequence: int = 0) -> NDArray[np.int64]:
-    """Token id of every attended row, [seq]; -1 where unknown.
+def tokens_of_rows(
+    trace: Trace,
+    number: int,
+    layer: int,
+    sequence: int = 0,
+    only: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """Token id of every attended row, or of those in `only`; -1 where unknown.
 
     Raises:
         MissingError: The site did not attend in this step.
@@ -148,11 +154,15 @@ def tokens_of_rows(trace: Trace, number: int, layer: int, sequence: int = 0) -> 
     rows = attended_rows(trace, number, layer, sequence)
     if site.kind != "self":
         source = source_tokens(trace, number, rows.cells.size, sequence)
-        return np.full(rows.cells.size, UNKNOWN, np.int64) if source is None else source
-    tokens = tokens_of_cells(trace, site.reads, rows.cells)
+        whole = np.full(rows.cells.size, UNKNOWN, np.int64) if source is None else source
+        return whole if only is None else whole[only]
+    cells, positions = rows.cells, rows.positions
+    if only is not None:
+        cells, positions = cells[only], positions[only]
+    tokens = tokens_of_cells(trace, site.reads, cells)
     for at in np.flatnonzero(tokens == UNKNOWN).tolist():
-        tokens[at] = _first(trace, number, sequence, int(rows.positions[at]))[1]
-    tokens[rows.positions < NO_TOKEN >> 1] = UNKNOWN
+        tokens[at] = _first(trace, number, sequence, int(positions[at]))[1]
+    tokens[positions < NO_TOKEN >> 1] = UNKNOWN
     return tokens
 
 

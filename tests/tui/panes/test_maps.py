@@ -10,7 +10,7 @@ from textual.geometry import Region
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.origin import tokens_of_rows
 from kvtrace.errors import TraceError
-from kvtrace.trace import ROWS_LEFT_OUT, Note, Tensor
+from kvtrace.trace import ROWS_LEFT_OUT, CacheStep, Note, Run, Tensor
 from kvtrace_tui.desk.cursor import ColourScale, Cursor, View
 from kvtrace_tui.drawing.depth import Depth
 from kvtrace_tui.panes import rows
@@ -71,6 +71,20 @@ async def test_a_token_that_a_narrow_map_cuts_is_marked(one_pane):
         cut.add(last.endswith("…"))
         assert last.endswith("…") or token in last, width
     assert cut == {True, False}
+
+
+async def test_a_row_that_was_rewritten_is_still_called_by_its_token(one_pane):
+    trace = synthetic_trace()
+    for key, cells in trace.source.cell_tensors.items():
+        trace.source.cell_tensors[key] = np.tile(cells, (1, 3, 1))
+    # the step rewrote all 8 old rows and appended one: cells 20 to 28
+    runs = ((Run(20, 9, 0, 0),),)
+    group = CacheStep((0, 1, 2), 20, 9, runs, runs, 8, 9, rewritten=8)
+    trace.source.steps[4] = replace(trace.step(4), caches=(group,))
+    del trace.source.steps[5], trace.source.steps[6]
+    word = trace.token_text(trace.step(2).tokens[0][0]).replace(" ", "·")
+    lines = await drawn(one_pane, trace, AT)
+    assert f"row 6 {word} dim 5" in lines[-1]
 
 
 async def test_positions_stand_below_the_map_not_indices(one_pane):

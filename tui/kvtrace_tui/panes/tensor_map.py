@@ -9,13 +9,21 @@ from collections.abc import Hashable, Mapping
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
 from kvtrace.analysis.kept import kept
 from kvtrace.analysis.nature import latents_of, rows_are
-from kvtrace.analysis.origin import NO_SINGLE, UNKNOWN, Rows, attended_rows, tokens_of_cells
+from kvtrace.analysis.origin import (
+    NO_SINGLE,
+    UNKNOWN,
+    Rows,
+    attended_rows,
+    tokens_of_cells,
+    tokens_of_rows,
+)
 from kvtrace.analysis.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.trace import Tensor, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
@@ -226,12 +234,8 @@ class MapPane(Pane):
     ) -> list[str]:
         """Position and token of some rows."""
         if self._cached:
-            there, site = self._rows(trace, cursor), trace.site(cursor.layer)
-            latents = latents_of(trace, cursor.layer) if cursor.kept else None
-            tokens = np.full(len(rows), UNKNOWN, np.int64)
-            if site.kind == "self":
-                store = site.reads if latents is None else latents.index
-                tokens = tokens_of_cells(trace, store, there.cells[rows])
+            there = self._rows(trace, cursor)
+            tokens = self._tokens(trace, cursor, there, rows)
             pairs = zip(there.positions[rows].tolist(), tokens.tolist(), strict=True)
             return [_label(trace, position, token) for position, token in pairs]
         positions = self._positions(trace, cursor)
@@ -240,6 +244,18 @@ class MapPane(Pane):
         step = trace.step(cursor.step)
         ids = step.tokens[min(cursor.sequence, step.num_sequences - 1)]
         return [_label(trace, positions[row], ids[row]) for row in rows.tolist()]
+
+    def _tokens(
+        self, trace: Trace, cursor: Cursor, there: Rows, rows: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Which tokens some rows of K or V are; -1 where unknown."""
+        if not cursor.kept:
+            return tokens_of_rows(trace, cursor.step, cursor.layer, cursor.sequence, rows)
+        site, latents = trace.site(cursor.layer), latents_of(trace, cursor.layer)
+        if site.kind != "self":
+            return np.full(len(rows), UNKNOWN, np.int64)
+        store = site.reads if latents is None else latents.index
+        return tokens_of_cells(trace, store, there.cells[rows])
 
     # -- the number under the crosshair ------------------------------------------------------
 
