@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from builders.memory import MemorySource
+from builders.raw_frames import joined, split
 from builders.synthetic import synthetic_trace
 from builders.written import write_trace
 from kvtrace.analysis.cost.costs import step_cost
@@ -14,6 +15,7 @@ from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.plain import plain
 from kvtrace.cli.show.text import head
 from kvtrace.files import TraceWriter, open_trace
+from kvtrace.files.layout import Kind, pack_header
 from kvtrace.trace import Ending, Flops, Sampling, Tensor, Trace
 
 
@@ -226,6 +228,24 @@ def test_values_become_objects_with_the_names_of_their_fields():
     assert plain(Tensor.KEYS) == "keys"
     with pytest.raises(TypeError, match="object"):
         plain(object())
+
+
+def test_a_damaged_comparison_hides_nothing_of_its_step(kvtrace, trace_file, tmp_path):
+    _, frames = split(trace_file)
+    lane = next(frame for frame in frames if frame.kind == Kind.LANE)
+    told = json.loads(lane.json)
+    made = replace(lane, json=json.dumps({**told, "shape": [1, 4, 1]}).encode())
+    kept = [made if one is lane else one for one in frames if one.kind != Kind.INDEX]
+    path = tmp_path / "a.kvt"
+    path.write_bytes(joined(pack_header(1), kept))
+    code, out, err = kvtrace("show", path)
+    assert (code, err) == (4, "")
+    assert f"step {told['step']} (prefill) computed 5 rows" in out
+    assert "recomputed: can't be read (a.kvt: step 0, comparison with" in out
+    code, facts = shown(kvtrace, path)
+    assert code == 4
+    assert "computed 5 rows" in facts["steps"][0]["sentence"]
+    assert "can't be" in facts["steps"][0]["compared"]["recomputed"]["unreadable"]
 
 
 def test_a_damaged_file_is_shown_as_far_as_it_goes_and_never_crashes(kvtrace, trace_file, tmp_path):

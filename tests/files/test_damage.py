@@ -352,5 +352,8 @@ def test_a_comparison_of_other_sites_and_heads_than_there_are_is_no_comparison(
     if shape == [0, 4, 0]:
         assert np.isnan(divergence(trace, told["step"])).all()
         return
-    with pytest.raises(TraceError, match="a comparison that can't be"):
-        trace.compared(told["step"])
+    for _ in range(2):
+        with pytest.raises(TraceError, match="a comparison that can't be"):
+            trace.compared(told["step"])
+    what = f"step {told['step']}, comparison with the recomputed lane: damaged"
+    assert [one.text for one in trace.damage if "comparison" in one.text] == [what]

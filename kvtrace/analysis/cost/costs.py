@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kvtrace import units
+from kvtrace.errors import TraceError
 from kvtrace.trace import Flops, Trace
 
 EXTRAPOLATED = "are extrapolated from single steps"
@@ -163,8 +164,11 @@ def extrapolates(trace: Trace) -> bool:
 
 
 def lane_elapsed_ns(trace: Trace, number: int, lane: str = "recomputed") -> int | None:
-    """Wall time of another lane's forward for a step; None where there was none."""
-    compared = trace.compared(number, lane)
+    """Wall time of another lane's forward for a step; None: there was none, or it is damaged."""
+    try:
+        compared = trace.compared(number, lane)
+    except TraceError:
+        return None  # told where the lanes are compared; what the step did is not damaged
     return None if compared is None else compared.elapsed_ns
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.cost.costs import lane_elapsed_ns
 from kvtrace.trace import Trace
 
 _AGAIN = 64
@@ -119,9 +120,9 @@ def _lane_times(
     # a comparison may be written after its step: the newest are looked for again
     again = np.flatnonzero(times[max(start - _AGAIN, 0) : start] < 0) + max(start - _AGAIN, 0)
     for row in (*again.tolist(), *range(start, stop)):
-        compared = trace.compared(int(numbers[row]), lane)
-        if compared is not None and compared.elapsed_ns is not None:
-            times[row] = compared.elapsed_ns
+        elapsed_ns = lane_elapsed_ns(trace, int(numbers[row]), lane)
+        if elapsed_ns is not None:
+            times[row] = elapsed_ns
     return times, stop
 
 

@@ -199,11 +199,18 @@ def _step(trace: Trace, number: int) -> list[str]:
     for text, members in groupby(told.layers, key=lambda layer: layer.text):
         group = [layer.cache_layer for layer in members]
         lines.append(f"  cache {_span(group[0], group[-1])}: {text}")
-    checks = [f"{lane.name}: {worst(trace, number, lane.name)}" for lane in trace.meta.lanes]
+    checks = [_verdict(trace, number, lane.name) for lane in trace.meta.lanes]
     broken = sum(sum(group.nonfinite) for group in step.sites)
     checks += [f"{broken} values are NaN or Inf"] if broken else []
     checks.append(_worst_check(trace, number))
     return [*lines, f"  {'; '.join(filter(None, checks))}"]
+
+
+def _verdict(trace: Trace, number: int, lane: str) -> str:
+    try:
+        return f"{lane}: {worst(trace, number, lane)}"
+    except KvtraceError as error:
+        return f"{lane}: can't be read ({safe(str(error), 1000)})"
 
 
 def _tokens(trace: Trace, step: Step, sequence: int) -> str:

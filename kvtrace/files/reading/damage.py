@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kvtrace.errors import TraceError
 from kvtrace.trace import Damage
 
 _MOST = 1000
@@ -23,6 +27,15 @@ class DamageList:
         else:
             more = f"more than {_MOST} parts of the file can't be read"
             self._found.setdefault(more, Damage(more, offset))
+
+    @contextmanager
+    def noting(self, text: str, offset: int) -> Iterator[None]:
+        """Damage that reading within meets is noted on its way out."""
+        try:
+            yield
+        except TraceError:
+            self.add(text, offset)
+            raise
 
     def all(self) -> list[Damage]:
         """All of it."""

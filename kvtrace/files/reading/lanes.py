@@ -46,10 +46,11 @@ class LaneReader:
         offset = self._offsets.get((self._catalog.lane_number(lane), step))
         if offset is None:
             return None
-        return self._kept.get_or(offset, lambda: self._read(lane, step, offset))
-
-    def _read(self, lane: str, step: int, offset: int) -> LaneStep:
         what = f"step {step}, comparison with the {lane} lane"
+        with self._catalog.damage.noting(f"{what}: damaged", offset):
+            return self._kept.get_or(offset, lambda: self._read(lane, step, offset, what))
+
+    def _read(self, lane: str, step: int, offset: int, what: str) -> LaneStep:
         frame = self._steps.frame(offset, what)
         where = f"{self._steps.name}: {what}"
         fields = codec.decode(LaneFields, codec.parse(frame.json, where), where)

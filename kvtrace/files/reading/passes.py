@@ -41,10 +41,11 @@ class PassReader:
         place = (self._catalog.lane_number(lane), number)
         if place not in self._offsets:
             return None
-        return self._kept.get_or((lane, number), lambda: self._read(lane, number, place))
-
-    def _read(self, lane: str, number: int, place: tuple[int, int]) -> Holder:
         what = f"pass {number} of the {lane} lane"
+        with self._catalog.damage.noting(f"{what}: damaged", self._offsets[place]):
+            return self._kept.get_or((lane, number), lambda: self._read(lane, number, place, what))
+
+    def _read(self, lane: str, number: int, place: tuple[int, int], what: str) -> Holder:
         frame = self._steps.frame(self._offsets[place], what)
         step, recorded, parts = self._catalog.read_step(frame, Kind.PASS)
         found = self._catalog.meta.lane(lane)
