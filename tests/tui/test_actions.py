@@ -236,6 +236,36 @@ def test_another_token_is_chosen_by_its_text_or_id(desk):
     assert desk.stage.sent == [("choose", rivals[2])]
 
 
+def test_a_token_of_the_prompt_may_be_typed_as_it_is_shown_or_with_its_space(desk):
+    desk.recording = Recording.PAUSED
+    press(desk, "last_step")
+    rivals = desk.trace.step(6).top[0].ids
+    token = next(one for one in desk.trace.step(0).tokens[0] if one not in rivals[:5])
+    words = desk.trace.token_text(token)
+    for typed in (words, words.replace(" ", "·")):
+        desk.stage.answer = typed
+        press(desk, "choose")
+    assert desk.stage.sent == [("choose", token)] * 2
+
+
+def test_what_was_ordered_is_said_until_it_is_done(desk):
+    press(desk, "last_step")
+    for order, done in (
+        ("next_step", Recording.PAUSED), ("play", Recording.PAUSED), ("stop", Recording.RECORDED)
+    ):  # fmt: skip
+        desk.recording = Recording.RUNNING if order == "play" else Recording.PAUSED
+        press(desk, order)
+        said = desk.message
+        desk.hear(Recording.RUNNING)
+        assert desk.message == said
+        assert said
+        desk.hear(done)
+        assert desk.message == ""
+    press(desk, "copy")
+    desk.hear(Recording.RECORDED)
+    assert desk.message.startswith("copied")
+
+
 def test_escape_undoes_one_thing_at_a_time(desk):
     press(desk, "maximise", "play", "back")
     assert (desk.maximised, desk.playing) == (False, True)

@@ -37,9 +37,8 @@ def step_by(by: int) -> Deed:
         trace = _trace(desk)
         at_end = bool(trace.numbers) and desk.cursor.step == trace.numbers[-1]
         if by > 0 and at_end and desk.recording is Recording.PAUSED:
-            desk.stage.send("step")
+            desk.order("step", "computing one more step")
             desk.following = True
-            desk.say("computing one more step")
             return
         desk.go(moves.by_steps(desk.cursor, trace, by))
 
@@ -89,8 +88,7 @@ def edit_breaks(desk: Desk) -> None:
 def toggle_play(desk: Desk) -> None:
     """Let steps go on by themselves; a live run pauses or goes on recording."""
     if desk.recording is Recording.RUNNING and desk.following:
-        desk.stage.send("pause")
-        desk.say("the recorder pauses after this step")
+        desk.order("pause", "the recorder pauses after this step")
     elif desk.recording is Recording.PAUSED and reasons.at_last(desk) is not None:
         desk.stage.send("run")
         desk.following = True
@@ -276,8 +274,7 @@ def run_on(desk: Desk) -> None:
 
 def stop_recorder(desk: Desk) -> None:
     """End the recording after the step under way."""
-    desk.stage.send("stop")
-    desk.say("the recorder stops after this step")
+    desk.order("stop", "the recorder stops after this step")
 
 
 def choose_token(desk: Desk) -> None:
@@ -285,13 +282,17 @@ def choose_token(desk: Desk) -> None:
     trace = _trace(desk)
     step = trace.step(desk.cursor.step)
     ids = step.top[0].ids if step.top else ()
+    prompt = trace.step(trace.numbers[0]).tokens[0]
 
     def take(answer: str) -> None:
-        shown = {text.token(trace.token_text(token)): token for token in reversed(ids)}
-        token = shown.get(answer)
+        known = (*reversed(prompt), *reversed(ids))
+        shown = {text.token(trace.token_text(token)): token for token in known}
+        token = shown.get(answer, shown.get(text.token(answer)))
         if token is None:
             if not (answer.isascii() and answer.isdecimal()):
-                raise UsageError(f"{text.safe(answer)!r} is neither a rival shown nor a token id.")
+                raise UsageError(
+                    f"{text.safe(answer)!r} is no rival, token of the prompt, or token id."
+                )
             token = int(answer)
         desk.stage.send("choose", token)
         desk.following = True

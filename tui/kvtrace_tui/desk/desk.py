@@ -113,6 +113,7 @@ class Desk:
         following: The cursor stays on the newest step of a run that grows.
         recording: How the trace stands.
         message: What the last key led to, shown until the next one.
+        waits: The message speaks of an order that is not carried out yet.
         searched: What was searched for last.
         stop: The breakpoint or finding that was gone to last.
         found: What was found in the trace, in order.
@@ -130,6 +131,7 @@ class Desk:
     following: bool = False
     recording: Recording = Recording.RECORDED
     message: str = ""
+    waits: bool = False
     searched: str = ""
     stop: Stop | None = None
     found: tuple[Found, ...] = ()
@@ -154,4 +156,15 @@ class Desk:
 
     def say(self, text: str) -> None:
         """Tell the user something."""
-        self.message = text
+        self.message, self.waits = text, False
+
+    def order(self, name: str, text: str) -> None:
+        """Tell the recorder to do something, and the user that it will."""
+        self.stage.send(name)
+        self.message, self.waits = text, True
+
+    def hear(self, recording: Recording) -> None:
+        """How the trace stands now; what was ordered and is done by that is no longer said."""
+        self.recording = recording
+        if self.waits and recording not in (Recording.RUNNING, Recording.LOADING):
+            self.say("")

@@ -314,7 +314,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
             desk.say(str(error))
         if self._follower.fate != fate:
             desk.say(self._follower.fate)
-        desk.recording = self._follower.recording
+        desk.hear(self._follower.recording)
         desk.trace = trace = self._follower.trace
         if trace is not None and desk.following:
             self._go_to_newest(trace)
