@@ -23,7 +23,7 @@ from kvtrace.analysis.checks.whole_run.absent import calls_shifted, some_absent,
 from kvtrace.analysis.checks.whole_run.ahead import ahead
 from kvtrace.analysis.checks.whole_run.begin import begins
 from kvtrace.analysis.checks.whole_run.doubt import doubtful
-from kvtrace.analysis.checks.whole_run.encoders import encoded_anew
+from kvtrace.analysis.checks.whole_run.encoders import cached_again, encoded_anew
 from kvtrace.analysis.checks.whole_run.forgotten import Forgotten
 from kvtrace.analysis.checks.whole_run.later import reconsidered
 from kvtrace.analysis.checks.whole_run.leftover import leftover
@@ -215,7 +215,11 @@ class _Texts:
         lost, other = self._lost.add(step, before), None
         self.padded |= set(padded_inside(trace, step))
         if looking and not self._stale:
-            other = encoded_anew(trace, step) or leftover(trace, step, before, self.fresh)
+            other = (
+                encoded_anew(trace, step)
+                or cached_again(trace, step)
+                or leftover(trace, step, before, self.fresh)
+            )
         if other is not None and step.parent is None and self._known_better(step, other):
             other = None
         self._stale = self._stale or other is not None

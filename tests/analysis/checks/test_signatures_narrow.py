@@ -70,7 +70,43 @@ def test_numbers_at_random_lie_on_no_grid():
 
 def test_a_query_that_is_off_while_its_values_are_right_is_not_the_input():
     toy = Toy(layer=0)
-    assert told(toy.scene(q=toy.q[:, -1:] + 0.3))[0] == "UNKNOWN"
+    assert told(toy.scene(q=toy.q[:, -1:] + 0.3))[0] == "CONTENT"
+
+
+def test_values_that_are_cut_off_on_one_path_only_are_not_another_input():
+    toy = Toy(layer=0)
+    found = []
+    for cut in (np.float32(0.8), None):
+        scene, q, v = toy.scene(), toy.q[:, -1:] * 1.0, toy.v.copy()
+        q += np.random.default_rng(1).standard_normal(q.shape).astype(np.float32)
+        if cut is None:  # the cached lane clamps
+            v[:, -1] = v[:, -1].clip(-0.8, 0.8)
+        else:
+            right = scene.reference.values.copy()
+            right[:, -1] = right[:, -1].clip(-cut, cut)
+            scene = replace(scene, reference=replace(scene.reference, values=right))
+        cached = replace(scene.cached, queries=q, values=v)
+        found.append(diagnose(replace(scene, cached=cached)))
+    assert [one.name for one in found] == ["CONTENT", "CONTENT"]
+    assert "without the cache it is the same, but cut off at 0.8" in found[0].evidence
+    assert "with the cache it is the same, but cut off at 0.8" in found[1].evidence
+
+
+def test_a_query_whose_input_is_hardly_off_has_no_inexact_rotation():
+    toy = Toy()
+    rng = np.random.default_rng(2)
+    q, v = toy.q[:, -1:].copy(), toy.v.copy()
+    q += 3e-4 * rng.standard_normal(q.shape).astype(np.float32)
+    v[:, -1] += 3e-4 * rng.standard_normal(v[:, -1].shape).astype(np.float32)
+    assert told(toy.scene(q=q, v=v))[0] == "UPSTREAM"
+
+
+def test_quantised_values_that_lost_their_scale_are_told_beside_quantised_keys():
+    toy = Toy()
+    k, v = (levels(one, 8, 2) for one in (toy.k, toy.v))
+    found = diagnose(toy.scene(k=k, v=v * 40))
+    assert (found.name, found.tensor) == ("OLD-ROWS-SCALED", "v")
+    assert "quantised to 8 bits and back, by another scale" in found.evidence
 
 
 def test_a_query_turned_in_other_planes():

@@ -50,7 +50,7 @@ def test_queries_of_some_heads_alone_are_not_wrong_by_their_input():
     values = toy.v.copy()
     values[:, -1] = toy.other[0, :, -1]
     found = diagnose(toy.scene(q=queries, v=values))
-    assert found.name == "UNKNOWN"
+    assert found.name == "CONTENT"
     assert "so the input of the layer is right" in found.evidence
 
 

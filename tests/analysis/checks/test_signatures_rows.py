@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from builders.scenes import Toy, rope
+from builders.scenes import Toy, replace, rope
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.scenes.relations import factors
 
@@ -108,3 +108,24 @@ def test_a_query_without_its_norm_is_scaled_head_by_head():
     found = diagnose(toy.scene(q=q[:, -1:]))
     assert (found.name, found.tensor) == ("SCALE", "q")
     assert "each head of a row by a factor of its own, while v is right" in found.evidence
+
+
+def test_the_row_of_another_beam_is_told_though_its_token_is_one_of_this_text():
+    toy = Toy()
+    k, v = toy.plain_k.copy(), toy.v.copy()
+    toy.k, toy.q = toy.plain_k, toy.plain_q  # keys know no position
+    toy.other[1][:, 5] = k[:, 5] = toy.k[:, 7]
+    v[:, 5] = toy.v[:, 7]
+    scene = toy.scene(k=k, v=v)
+    assert diagnose(scene).name == "WRONG-SLOT"
+    found = diagnose(replace(scene, current=1))
+    assert (found.name, found.tensor, found.row) == ("WRONG-BATCH-ROW", "k", 5)
+    assert "what a sequence that ended in the step before has there" in found.evidence
+
+
+def test_a_row_that_was_overwritten_is_where_the_other_was_not_where_it_belongs():
+    toy = Toy()
+    k, v = toy.k.copy(), toy.v.copy()
+    k[:, 10], v[:, 10] = k[:, 11], v[:, 11]
+    found = diagnose(toy.scene(k=k, v=v, changed=np.arange(12) == 10))
+    assert (found.name, found.row) == ("ROW-OVERWRITTEN", 10)

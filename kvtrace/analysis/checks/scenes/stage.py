@@ -222,11 +222,12 @@ def _changed(
         return out, lost
     if _shifted(view, before):
         return out, lost
+    moved_up = _moved_up(view, before)
     held = {slot: row for row, slot in enumerate(before.slots.tolist())}
     there, earlier = set(view.cells.tolist()), set(before.cells.tolist())
     for row, (slot, cell) in enumerate(zip(view.slots.tolist(), view.cells.tolist(), strict=True)):
         old = held.get(slot)
-        if old is None or cell in earlier or int(before.cells[old]) in there:
+        if old is None or cell in earlier or int(before.cells[old]) in there or slot > moved_up:
             continue
         out[row] = not _same(view, row, before, old)
         if out[row]:
@@ -240,6 +241,17 @@ def _shifted(view: CacheView, before: CacheView) -> bool:
     now = zip(view.cells.tolist(), view.slots.tolist(), strict=True)
     moved = [int(then[cell]) != int(slot) for cell, slot in now if cell in then]
     return len(moved) < 2 * sum(moved)
+
+
+def _moved_up(view: CacheView, before: CacheView) -> int:
+    """The first slot whose row stood further behind: from there on rows were dropped, not replaced.
+
+    The next slot after all of them where none did.
+    """
+    then = dict(zip(before.cells.tolist(), before.slots.tolist(), strict=True))
+    now = zip(view.cells.tolist(), view.slots.tolist(), strict=True)
+    up = (slot for cell, slot in now if cell in then and slot < then[cell])
+    return int(min(up, default=max(view.slots.tolist(), default=0) + 1))
 
 
 def _same(view: CacheView, row: int, before: CacheView, old: int) -> bool:

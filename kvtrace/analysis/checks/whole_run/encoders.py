@@ -1,4 +1,4 @@
-"""An encoder that read something else than in the step whose rows are attended to.
+"""Rows of an encoder that are those of something else, or that are cached once more.
 
 Where the encoder runs again in a decode step, its own attention shows what it was given.
 """
@@ -51,3 +51,39 @@ def encoded_anew(trace: Trace, step: Step) -> Finding | None:
         )
         return Finding("STALE-CACHE", step.number, cross, "k", evidence, row=0)
     return None
+
+
+def cached_again(trace: Trace, step: Step) -> Finding | None:
+    """A step that adds an encoder's rows to a cache that holds the same ones already.
+
+    Attention to all of them is what it would be to one of each: no lane tells.
+
+    Args:
+        trace: Whose step.
+        step: Any.
+    """
+    sites = sorted(site for group in step.sites for site in group.sites)
+    for site in (trace.site(one) for one in sites if trace.site(one).kind == "cross"):
+        group = step.cache_step(site.reads)
+        if step.parent is None or group is None or not 0 < group.rows <= group.length_before:
+            continue
+        if _twice(trace, step, site.index, group.rows):
+            evidence = (
+                f"{group.rows} rows of the encoder were added to {group.length_before} that are "
+                "there already, and they are the same ones: attention reads all of them"
+            )
+            return Finding("DUPLICATE-ROWS", step.number, site.index, "k", evidence, row=0)
+    return None
+
+
+def _twice(trace: Trace, step: Step, site: int, new: int) -> bool:
+    """Whether the newest rows stand right before themselves, and both are seen."""
+    view = trace.cache(step.number, site, 0)
+    if view.keys.shape[1] < 2 * new:
+        return False
+    for rows in (view.keys, view.values):
+        older, newer = rows[:, -2 * new : -new], rows[:, -new:]
+        if not older.any() or np.abs(older - newer).max() > _ALIKE * np.abs(older).max():
+            return False
+    seen = np.asarray(trace.visible(step.number, site, 0).any(axis=(0, 1)), np.bool_)
+    return bool((seen[-2 * new : -new] & seen[-new:]).any())

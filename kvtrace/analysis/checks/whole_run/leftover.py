@@ -39,8 +39,21 @@ def leftover(
     for site, count in sorted(more.items(), key=lambda one: (trace.site(one[0]).layer, one[0])):
         if count > usual.get(site, count) and _grows(trace, step, site, count):
             evidence = _said(trace, step, more, site, usual[site])
+            if not _left(trace, step, site):
+                evidence += ", all of them zero: the buffer was cleared, and its length was not"
+                return Finding("ZERO-GAP", step.number, site, "k", evidence, row=0)
             return Finding("STALE-CACHE", step.number, site, "k", evidence, row=0)
     return None
+
+
+def _left(trace: Trace, step: Step, site: int) -> bool:
+    """Whether any row that is seen in front of those of the step's tokens holds a number."""
+    for sequence, seen in enumerate(_visible(trace, step, site)):
+        view = trace.cache(step.number, site, sequence)
+        front = np.flatnonzero(seen)[: -step.new]
+        if view.keys[:, front].any() or view.values[:, front].any():
+            return True
+    return False
 
 
 def _usual(

@@ -142,7 +142,9 @@ def _row(scene: Scene, rows: Rows, places: Rows, extra: list[int]) -> int | None
     first = np.unique(places, return_index=True)[1]
     twice = np.setdiff1d(np.arange(len(places)), first)
     if len(twice):
-        return int(rows[twice[0]])
+        copies = rows[np.isin(places, places[twice])]
+        both = np.intersect1d(changed, copies)
+        return int(both[0] if len(both) else rows[twice[0]])
     return int(changed[0]) if len(changed) else None
 
 
@@ -232,6 +234,12 @@ def _others_instead(sight: _Sight) -> tuple[str, str, str]:
     if _taken_back(sight.scene, missing, extra):
         older = f"{evidence}, older than its window: the rows are those of an earlier moment"
         return "HISTORY-LOST", "k", older
+    if sight.hidden:  # all of its own are there: the mask is that of other lengths
+        padding = [place for place in extra if place < sight.scene.padding]
+        if padding or sight.cross:
+            shown = f"{evidence}: {_list(padding or extra)} is padding"
+            return "PAD-VISIBLE", "mask", f"{shown}, and what it lacks is hidden"
+        return "MASK", "mask", f"{evidence}: what it lacks is there, and hidden"
     changed = f"; slot {slots[0]} changed" if len(slots) else ""
     return "WRONG-SLOT", "k", evidence + changed
 

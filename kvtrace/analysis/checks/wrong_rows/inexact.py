@@ -32,7 +32,9 @@ def inexact(
     smaller = rounded_to(mine, theirs) if off < 0.2 * size else None
     if smaller is not None:
         return "DTYPE", f"every number of {counted(mine.shape[1])} of {tensor} fits in {smaller}"
-    grid = quantised(mine, theirs) if off < size else None
+    scaled = _scales(mine, theirs)
+    near = off < size or scaled is not None
+    grid = quantised(mine, theirs) if near else None
     table = from_table(mine, theirs) if grid is None and off < 0.35 * size else None
     if table is not None:
         values, what = table
@@ -40,13 +42,12 @@ def inexact(
             f"{mine.shape[1]} rows of {tensor} take {values} values, once divided by the largest "
             f"of each {what}: they were quantised by a table and back"
         )
-    floats = scaled_floats(mine, theirs) if grid is None and off < size else None
+    floats = scaled_floats(mine, theirs) if grid is None and near else None
     if grid is None and floats is None:
         times = factor(mine, theirs, atol) or factors(mine, theirs, atol)
         source = rounded_source(mine, theirs) if times is None else None
         return None if source is None else ("DTYPE", _made_from(tensor, mine.shape[1], source))
     levels = _levels(tensor, mine.shape[1], grid, floats)
-    scaled = _scales(mine, theirs)
     if scaled is not None:
         return "OLD-ROWS-SCALED", (
             f"{levels}, by another scale: about {scaled[0]:.3g} to {scaled[1]:.3g} × the "

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.identify import Identity, matches
+from kvtrace.analysis.checks.scenes.relations import close
 from kvtrace.analysis.checks.scenes.rows import (
     Indices,
     counted,
@@ -23,7 +24,7 @@ from kvtrace.trace.dtypes import Floats
 
 def check_owner(scene: Scene, identity: Identity) -> Finding | None:
     """Rows of another layer, of another sequence, or of tokens that were taken back."""
-    back = _taken_back(scene, identity)
+    back = _taken_back(scene, identity) or _not_reordered(scene, identity)
     if back is not None:
         return back
     for tensor, known in (("k", identity.by_key), ("v", identity.by_value)):
@@ -39,14 +40,38 @@ def check_owner(scene: Scene, identity: Identity) -> Finding | None:
                 mine = _owned(scene, tensor, rows, there[0] if tensor == "k" else there[1])
                 if mine.mean() > 0.5:
                     owned = rows[mine]
-                    whose = scene.spoken(other) if what == "layer" else f"{what} {other}"
-                    if what == "sequence" and other >= (scene.current or count):
-                        whose = f"a {what} that ended in the step before"
+                    whose = scene.spoken(other) if what == "layer" else _sequence(scene, other)
                     evidence = (
                         f"{len(owned)} of {len(rows)} unexpected rows of {tensor} are those of "
                         f"{whose}"
                     )
                     return finding(scene, name, tensor, evidence, owned)
+    return None
+
+
+def _sequence(scene: Scene, other: int) -> str:
+    """Another sequence, in words."""
+    ended = other >= (scene.current or scene.sequences)
+    return "a sequence that ended in the step before" if ended else f"sequence {other}"
+
+
+def _not_reordered(scene: Scene, identity: Identity) -> Finding | None:
+    """Rows of another beam that pass for other ones of this text: its tokens are the same.
+
+    Keys without a position do so, right after sequences were reordered.
+    """
+    if scene.current is None or scene.sequences == scene.current:
+        return None
+    place, supposed = identity.place[scene.seen], scene.supposed[scene.seen]
+    rows = scene.seen[(place >= 0) & (supposed >= 0) & (place != supposed)]
+    places = scene.supposed[rows]
+    for other in range(scene.sequences if len(rows) else 0):
+        there = None if other == scene.sequence else scene.sequence_rows(other)
+        if there is None or places.max() >= there[0].shape[1]:
+            continue
+        if close(scene.cached.keys[:, rows], there[0][:, places], scene.atol.keys):
+            evidence = f"{counted(len(rows))} of k: what {_sequence(scene, other)} has there"
+            return finding(scene, "WRONG-BATCH-ROW", "k", evidence, rows)
     return None
 
 

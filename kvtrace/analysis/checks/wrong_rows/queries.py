@@ -73,7 +73,7 @@ def check_queries(scene: Scene) -> Finding | None:
             f"q of place {places[0]} is off by up to {float(np.abs(mine - theirs).max()):.3g}, and "
             "the keys are off the other way: each q·k, and the output, is the recomputed one",
         )
-    less = less_exact(mine, theirs, atol) or _narrow_values(scene, mine, theirs, places)
+    less = _less_exact(scene, mine, theirs, places) or _narrow_values(scene, mine, theirs, places)
     if less is not None:
         return found("DTYPE", f"q of place {places[0]}: {less}")
     turn = rotation(mine, theirs, atol)
@@ -85,6 +85,7 @@ def check_queries(scene: Scene) -> Finding | None:
         or _between(scene, mine, theirs, places)
         or (_other_heads(places, mine - theirs, atol) if which else None)
         or rounded_input(scene, live[wrong])
+        or _clamped(scene, places)
         or _input(scene, int(places[0]), mine - theirs)
     )
 
@@ -130,6 +131,17 @@ def _values(scene: Scene, places: NDArray[np.int64]) -> tuple[Floats, Floats] | 
     return scene.cached.values[:, rows], scene.reference.values[:, scene.supposed[rows]]
 
 
+def _less_exact(
+    scene: Scene, mine: Floats, theirs: Floats, places: NDArray[np.int64]
+) -> str | None:
+    """Queries that are nearly right, in words; values that are off tell of the input instead."""
+    smaller = rounded_to(mine, theirs)
+    pair = _values(scene, places)
+    if smaller is None and pair is not None and not close(*pair, scene.atol.values):
+        return None
+    return less_exact(mine, theirs, scene.atol.queries)
+
+
 def _narrow_values(
     scene: Scene, mine: Floats, theirs: Floats, places: NDArray[np.int64]
 ) -> str | None:
@@ -163,10 +175,27 @@ def _between(
             f"q of place {place} keeps its length in every head and v is right, but it is turned "
             "in other planes than the recomputed q (halves for pairs?) or by another sign"
         )
-    return "UNKNOWN", (
+    return "CONTENT", (
         f"q of place {place} is off by up to {far:.3g} while v of the same token is right: what "
         "comes between projection and attention differs (rotary embedding, norm of q and k)"
     )
+
+
+def _clamped(scene: Scene, places: NDArray[np.int64]) -> tuple[str, str] | None:
+    """Values of the same tokens that are cut off at a number on one path, and not on the other."""
+    pair = _values(scene, places)
+    if pair is None:
+        return None
+    for one, other, which in ((*pair, "without"), (*pair[::-1], "with")):
+        most = float(np.abs(other).max())
+        cut = np.abs(other) >= most * (1 - 1e-6)
+        if np.count_nonzero(cut) > 1 and close(one.clip(-most, most), other, scene.atol.values):
+            return "CONTENT", (
+                f"v of place {places[0]} goes up to {float(np.abs(one).max()):.3g}, and "
+                f"{which} the cache it is the same, but cut off at {most:.4g}: a clamp of q, k and "
+                "v is used on one path only"
+            )
+    return None
 
 
 def _other(mine: Floats, theirs: Floats, atol: float) -> tuple[str, str] | None:
@@ -204,7 +233,7 @@ def _other_heads(
     far = float(np.abs(difference).max())
     if far < _OTHERS_RIGHT * atol:
         return None
-    return "UNKNOWN", (
+    return "CONTENT", (
         f"q of place {places[0]} is off by up to {far:.3g} in some heads and right in the others, "
         "so the input of the layer is right: the projection, or what follows it, differs"
     )
