@@ -117,6 +117,17 @@ def test_steps_from_another_token_on_are_left_out_and_named(tmp_path, whole):
     assert merge(paths, tmp_path / "w.kvt").steps == 2
 
 
+def test_a_choice_that_only_one_rank_tells_is_the_choice_of_all(tmp_path, whole):
+    ranks = deal(whole, 2)
+    steps = ranks[1].source.steps
+    steps[3] = replace(steps[3], chosen=())
+    for index, one in enumerate(ranks):
+        write_trace(tmp_path / f"run.rank{index}.kvt", one)
+    trace = open_trace(tmp_path)
+    assert trace.step(3).chosen == whole.step(3).chosen
+    assert not trace.damage
+
+
 def test_a_rank_that_ends_early_is_named(tmp_path, whole):
     ranks = deal(whole, 2)
     for number in (4, 5):

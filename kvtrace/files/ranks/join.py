@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def join_steps(names: Sequence[str], steps: Sequence[Step]) -> Step:
     texts = {token: text for step in reversed(steps) for token, text in step.texts.items()}
     chosen = tuple(
         next((one for one in found if one is not None), None)
-        for found in zip(*(step.chosen for step in steps), strict=True)
+        for found in zip_longest(*(step.chosen for step in steps))  # a rank may know none
     )
     return replace(
         first,
