@@ -9,6 +9,7 @@ import kvtrace
 from builders.custom_drives import build
 from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import DIVERGED, EQUAL, check
+from kvtrace.analysis.checks.whole_run.leftover import beyond, leftover
 from kvtrace.files import open_trace
 from verify import bugs
 
@@ -131,3 +132,37 @@ def test_rows_that_compress_several_tokens_are_left_of_nothing(tmp_path, length)
         model.generate(ids, max_new_tokens=5, do_sample=False)
     report = check(open_trace(tmp_path / "a.kvt"))
     assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+class Pairs(nn.Module):
+    """Keeps one row for every two tokens: the sum of theirs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Embedding(40, 8), nn.Linear(8, 24), nn.Linear(8, 40)
+
+    def forward(self, ids, past=None):
+        q, k, v = self.qkv(self.embed(ids)).chunk(3, -1)
+        before, count = (None, 0) if past is None else past
+        rows, after = torch.stack((k, v)), count + ids.shape[1]
+        if count % 2:
+            before, rows = before.clone(), rows[:, :, 1:]
+            before[:, :, -1] += torch.stack((k, v))[:, :, 0]
+        rows = nn.functional.pad(rows, (0, 0, 0, rows.shape[2] % 2)).unflatten(2, (-1, 2)).sum(3)
+        kept = rows if before is None else torch.cat((before, rows), 2)
+        out = (q @ kept[0].mT / 8**0.5).softmax(-1) @ kept[1]
+        return self.head(out), (kept, after)
+
+
+def test_a_shorter_text_of_which_fewer_rows_are_left_out_is_not_stale(tmp_path):
+    model, traces = Pairs(), []
+    for count in (29, 12):
+        with torch.no_grad(), kvtrace.record(model, tmp_path / f"{count}.kvt"):
+            _, past = model(torch.arange(count)[None])
+            for token in (count, count + 1, count + 2):
+                _, past = model(torch.tensor([[token]]), past)
+        traces.append(open_trace(tmp_path / f"{count}.kvt"))
+    fresh = beyond(traces[0])
+    assert (fresh, beyond(traces[1])) == ({0: 15 - 29}, {0: 6 - 12})
+    assert leftover(traces[1], traces[1].step(0), None, fresh) is None

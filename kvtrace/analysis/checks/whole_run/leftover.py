@@ -35,7 +35,10 @@ def leftover(
     if step.parent is not None and (before is None or step.new < 2):
         return None
     more = beyond(trace, step)
-    usual = _usual(trace, step, before, more) if step.parent is not None or not fresh else fresh
+    if step.parent is not None or not fresh:
+        usual = _usual(trace, step, before, more)
+    else:  # a window or a summary shows fewer rows than tokens: none are left over by that
+        usual = {site: max(0, count) for site, count in fresh.items()}
     for site, count in sorted(more.items(), key=lambda one: (trace.site(one[0]).layer, one[0])):
         if count > usual.get(site, count) and _grows(trace, step, site, count):
             evidence = _said(trace, step, more, site, usual[site])
@@ -93,7 +96,7 @@ def beyond(trace: Trace, step: Step | None = None) -> dict[int, int]:
         step: One that begins a text; None: the first that attends to itself.
     """
     if step is None:
-        attends = (one for one in trace if any(_own(trace, one)))
+        attends = (one for one in trace if _own(trace, one))
         step = next(attends, None)
     if step is None:
         return {}
