@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from kvtrace.errors import MemoryLimitError
+from kvtrace.settings import count
 from kvtrace.units import byte_size
 
 _MEMINFO = Path("/proc/meminfo")
@@ -54,14 +55,14 @@ def cache_bytes(sizes: object, positions: int, width: int) -> int:
         positions: Tokens held at the end.
         width: Bytes of one number.
     """
-    layers = _number(sizes, "num_hidden_layers")
-    if latent := _number(sizes, "kv_lora_rank"):
-        row = latent + _number(sizes, "qk_rope_head_dim")
+    layers = count(sizes, "num_hidden_layers")
+    if latent := count(sizes, "kv_lora_rank"):
+        row = latent + count(sizes, "qk_rope_head_dim")
     else:
-        heads = _number(sizes, "num_attention_heads")
-        default = _number(sizes, "hidden_size") // heads if heads else 0
-        dim = _number(sizes, "head_dim") or default
-        row = 2 * dim * (_number(sizes, "num_key_value_heads") or heads)
+        heads = count(sizes, "num_attention_heads")
+        default = count(sizes, "hidden_size") // heads if heads else 0
+        dim = count(sizes, "head_dim") or default
+        row = 2 * dim * (count(sizes, "num_key_value_heads") or heads)
     return layers * positions * row * width
 
 
@@ -105,12 +106,3 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 def _width(dtype: torch.dtype) -> int:
     return torch.empty((), dtype=dtype).element_size()
-
-
-def _number(sizes: object, name: str) -> int:
-    """An integer of the configuration; 0 when it is missing or differs by layer."""
-    try:
-        value = getattr(sizes, name, 0)
-    except (AttributeError, ValueError):
-        return 0
-    return value if isinstance(value, int) else 0

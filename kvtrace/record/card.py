@@ -12,6 +12,7 @@ from torch import nn
 
 from kvtrace.record.cache.stores import dtype_name
 from kvtrace.record.local import here
+from kvtrace.settings import count
 from kvtrace.trace import ModelCard
 
 
@@ -36,8 +37,8 @@ def card(model: nn.Module, name: str | None = None) -> ModelCard:
         device=_devices(model, parameters),
         parameter_count=sum(one.numel() for one in parameters),
         weight_bytes=sum(here(one).nbytes for one in parameters),
-        vocab_size=_size(text, "vocab_size"),
-        context_length=_size(text, "max_position_embeddings"),
+        vocab_size=count(text, "vocab_size"),
+        context_length=count(text, "max_position_embeddings"),
     )
 
 
@@ -61,11 +62,6 @@ def text_config(model: nn.Module) -> object:
 
 def _word(value: object) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _size(config: object, name: str) -> int:
-    value = getattr(config, name, 0)
-    return value if isinstance(value, int) and value > 0 else 0
 
 
 @cache

@@ -7,7 +7,7 @@ attention module are divided. Nobody else is asked.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 
 from kvtrace.record.card import text_config
 from kvtrace.record.local import here
+from kvtrace.settings import count
 from kvtrace.trace import CacheLayer, Meta, Rank, Site
 
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
@@ -116,14 +117,14 @@ class Share:
         )
 
     def _site(self, site: Site) -> tuple[int, int]:
-        known = _config_number(self.model, _HEADS)
+        known = count(text_config(self.model), *_HEADS)
         return self._part(site.num_heads, known, site.module, kv=False)
 
     def _layer(self, layer: CacheLayer, reader: Site | None) -> tuple[int, int]:
         """Latents and recurrent states serve every head: each process has all of them."""
         if layer.kind in ("latent", "state"):
             return 0, layer.num_kv_heads
-        known = _config_number(self.model, (*_KV_HEADS, *_HEADS))
+        known = count(text_config(self.model), *_KV_HEADS, *_HEADS)
         module = "" if reader is None else reader.module
         return self._part(layer.num_kv_heads, known, module, kv=True)
 
@@ -154,10 +155,3 @@ class Share:
         }
         chosen = (named if kv and named else matrices).values()
         return any(here(one) is not one for one in chosen)
-
-
-def _config_number(model: nn.Module, names: Sequence[str]) -> int:
-    """The first of these that the config says; 0 without one."""
-    config = text_config(model)
-    found: Iterator[object] = (getattr(config, name, None) for name in names)
-    return next((one for one in found if type(one) is int and one > 0), 0)

@@ -20,6 +20,7 @@ from kvtrace.models.hub.architecture import positions
 from kvtrace.record import record
 from kvtrace.record.decode import Limits, decode
 from kvtrace.record.driving import Driven, Wish, choose_drive
+from kvtrace.settings import count
 from kvtrace.text import safe
 from kvtrace.trace import Trace
 from kvtrace.verify.plans import Plan, plans
@@ -153,8 +154,7 @@ class _Check:
     def _sizes(self) -> tuple[int, int]:
         """Positions and tokens that the model knows; 0 when unknown."""
         config = getattr(self.model, "config", None)
-        vocabulary = getattr(config, "vocab_size", 0)
-        return positions(config), vocabulary if isinstance(vocabulary, int) else 0
+        return positions(config), count(config, "vocab_size")
 
     def _decoded(self, ids: Sequence[int], new_tokens: int, name: str) -> Trial:
         """One prompt, decoded up to the model's context."""

@@ -6,7 +6,6 @@ import struct
 
 import pytest
 
-from builders.encoder_decoders import bart, whisper
 from builders.folders import edit
 from builders.tiny_models import tiny_model
 from kvtrace_fixtures import BUILT_IN
@@ -352,18 +351,3 @@ def save_random(model, folder):
     for path in folder.iterdir():
         path.unlink()
     model.save_pretrained(folder)
-
-
-def test_an_encoder_that_hears_is_refused_by_what_it_reads(child, tmp_path):
-    whisper().save_pretrained(tmp_path / "listener")
-    loaded = child.load(str(tmp_path / "listener"), prompt="hello")
-    assert loaded.message.startswith(
-        "config.json: the encoder of WhisperForConditionalGeneration reads input_features, a "
-        "prompt is text"
-    )
-
-
-def test_an_encoder_decoder_has_its_context_for_what_it_decodes(child, tmp_path):
-    bart().save_pretrained(tmp_path / "reader")
-    loaded = child.load(str(tmp_path / "reader"), prompt="5 9 30 7 81", new_tokens=64)
-    assert (loaded.error, loaded.new_tokens) == ("", 64)

@@ -8,6 +8,7 @@ transformers' tables of classes, no weight file.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,13 +21,16 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
 )
@@ -40,6 +44,7 @@ from kvtrace.models.hub.weights import Weights
 from kvtrace.models.patience import Patience, patiently
 from kvtrace.models.request import AUTO, LoadRequest
 from kvtrace.models.tokens import guarded
+from kvtrace.settings import count
 from kvtrace.text import safe
 
 _POSITIONS = (
@@ -56,18 +61,15 @@ _NOT_ITS_CHOICE = ("_attn_implementation", "_experts_implementation")
 _DROPPED = ("transformers_weights", "fusion_config", "kernel_config", "distributed_config")
 _MORE_THAN_HELD = 4
 _TEXT = "input_ids"
-_ENCODER_DECODERS: tuple[tuple[AutoClass, Any], ...] = (
+_DECODERS: tuple[tuple[AutoClass, Any], ...] = (
     (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
     (AutoModelForSpeechSeq2Seq, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING),
     (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+    (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING),
 )
+"""Besides the causal language models: what reads, hears or sees, and then writes."""
 _DECODES = re.compile(r"Causal|LMHead|Generation|LM$")
-_TABLES = (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-)
+_TABLES = (MODEL_FOR_CAUSAL_LM_MAPPING, *(table for _, table in _DECODERS))
 
 
 class AutoClass(Protocol):
@@ -147,11 +149,7 @@ def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def positions(config: object) -> int:
     """Positions that the model was made for; 0 when it does not say."""
-    for name in _POSITIONS:
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return 0
+    return count(config, *_POSITIONS)
 
 
 def auto_class(config: PreTrainedConfig) -> AutoClass:
@@ -171,8 +169,9 @@ def auto_class(config: PreTrainedConfig) -> AutoClass:
         auto = own
     elif kind in MODEL_FOR_CAUSAL_LM_MAPPING and not reads_at_once:
         auto = AutoModelForCausalLM
-    elif kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        auto = AutoModelForImageTextToText
+    else:
+        auto = next((one for one, table in _DECODERS if kind in table), None)
+        auto = _named(config) if auto is None and not reads_at_once else auto
     if auto is not None:
         return auto
     found = safe(str(named) or kind.__name__)
@@ -193,9 +192,9 @@ def _encoder_decoder(kind: type[PreTrainedConfig]) -> AutoClass | None:
     Raises:
         ModelError: Its encoder reads no text.
     """
-    for auto, known in _ENCODER_DECODERS:
-        if kind in known:
-            model = known[kind]
+    for auto, table in _DECODERS:
+        if kind in table:
+            model = table[kind]
             reads = getattr(model, "main_input_name", _TEXT)
             if reads != _TEXT:
                 raise ModelError(
@@ -204,6 +203,32 @@ def _encoder_decoder(kind: type[PreTrainedConfig]) -> AutoClass | None:
                 )
             return auto
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A class of transformers that no auto class leads to, called as those are."""
+
+    kind: type[PreTrainedModel]
+
+    def from_config(self, config: PreTrainedConfig, **options: object) -> nn.Module:
+        """Build it, with random weights."""
+        options.pop("trust_remote_code", None)  # none of theirs is run
+        return self.kind._from_config(config, **options)  # type: ignore[no-any-return]
+
+    def from_pretrained(
+        self, path: Path, **options: object
+    ) -> tuple[nn.Module, dict[str, list[object]]]:
+        """Build it and read its weights, with what was missing."""
+        return self.kind.from_pretrained(path, **options)  # type: ignore[no-any-return]
+
+
+def _named(config: PreTrainedConfig) -> AutoClass | None:
+    """The decoder that a part of a larger model was saved as, by its own name."""
+    found = getattr(transformers, str((config.architectures or [""])[0]), object)
+    able = getattr(found, "can_generate", None)
+    theirs = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    return _Named(found) if theirs and able is not None and able() else None
 
 
 def _own_class(config: PreTrainedConfig) -> AutoClass | None:

@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from kvtrace.errors import KvtraceError, ModelError
 from kvtrace.models.hub.config import CONFIG, Json
 from kvtrace.models.patience import patiently
+from kvtrace.settings import setting
 from kvtrace.text import safe
 
 _AT_MOST_S = 20.0
@@ -52,7 +53,7 @@ def check_counts(text: PreTrainedConfig) -> None:
         ModelError: Says which field of config.json says so.
     """
     for name in _COUNTS:
-        value = getattr(text, name, None)
+        value = setting(text, name)
         if isinstance(value, int) and value < 1:
             own = text.attribute_map.get(name, name)
             raise ModelError(f"{CONFIG}, {own}: found {value}, expected at least 1")

@@ -22,8 +22,10 @@ _LARGEST = 1 << 53
 # Sizes of buffers and patterns that weights say nothing about stay below this.
 _UNWEIGHED = 1 << 24
 _LOOPS = re.compile(r"(^|_)(layers?|blocks|stages|depths?|loops|cycles)(_|$)")
+_POINTED_AT = re.compile(r"(?<!^n)(?<!_n)(?<!num)_layer$")
+"""A layer that others begin from, like `vision_feature_layer`: negative ones count from the end."""
 _EXPERTS = re.compile(r"(^|_)experts($|_)")
-_SIZES = re.compile(r"(^|_)(size|sizes|dim|dims|rank|heads?|embd|inner|model|ff|width)$")
+_SIZES = re.compile(r"(?<!chunk)(^|_)(size|sizes|dim|dims|rank|heads?|embd|inner|model|ff|width)$")
 _NOT_A_COUNT = re.compile(
     r"(idx|id|ids|index|indices|period|interval|freq|step|offset|size|dim|type|types|every|window"
     r"|length|norm|eps|epsilon|drop|init|scale|std|prob|bias|start|end|frequency|layerdrop)($|_)"
@@ -89,7 +91,8 @@ def check_sizes(config: Json, weights: Weights) -> None:
             raise ModelError(f"{CONFIG}, {where}: {value:.3g} is beyond any model")
         if not isinstance(value, int):
             continue
-        looped = bool(_LOOPS.search(key)) and not _NOT_A_COUNT.search(key)
+        counted = not (_NOT_A_COUNT.search(key) or _POINTED_AT.search(key))
+        looped = bool(_LOOPS.search(key)) and counted
         several = bool(_EXPERTS.search(key))
         if value < 0 and (looped or several or _SIZES.search(key)):
             raise ModelError(f"{CONFIG}, {where}: {value}; it must not be negative")

@@ -40,6 +40,7 @@ from kvtrace.models.patience import Patience
 from kvtrace.models.prompts import encode_prompt, steps_that_fit
 from kvtrace.models.request import AUTO, LoadRequest
 from kvtrace.models.tokens import ByteTokenizer, guarded
+from kvtrace.settings import count
 from kvtrace.text import safe
 from kvtrace.trace import ModelCard
 
@@ -145,7 +146,7 @@ def _plan(folder: Path, origin: Origin, request: LoadRequest, wait: Patience) ->
     text = text_part(config)
     auto = auto_class(config)
     check_counts(text)
-    vocab_size = _natural(text, "vocab_size")
+    vocab_size = count(text, "vocab_size")
     tokenizer = read_tokenizer(folder, origin.commit, request.trust_remote_code, wait)
     prompt = encode_prompt(request.prompt, tokenizer, vocab_size)
     context = positions(text)
@@ -218,7 +219,7 @@ def _card(model: nn.Module, plan: _Plan, origin: Origin, banner: str) -> ModelCa
         device=str(first.device),
         parameter_count=memory.parameter_count(model),
         weight_bytes=memory.parameter_bytes(model),
-        vocab_size=_natural(text_part(config), "vocab_size"),
+        vocab_size=count(text_part(config), "vocab_size"),
         context_length=plan.context_length,
         tokenizer=plan.tokenizer.name,
         banner=banner,
@@ -231,8 +232,3 @@ def _chosen(origin: Origin, card: ModelCard, plan: _Plan) -> str:
     read = "it brings no tokenizer: the prompt is read as bytes" if bare else ""
     parts = (origin.chosen, what, plan.unused_code, read)
     return "; ".join(part for part in parts if part)
-
-
-def _natural(config: object, name: str) -> int:
-    value = getattr(config, name, 0)
-    return value if isinstance(value, int) else 0

@@ -32,6 +32,7 @@ from kvtrace.record.lanes.passes.batch import CannotRecomputeError
 from kvtrace.record.lanes.passes.each_step import EachPass
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.weights import Weights
+from kvtrace.settings import setting
 from kvtrace.trace import HOOKS_CHANGED, WEIGHTS_CHANGED, Lane, Meta, Note, Step, Trace
 
 RECOMPUTED, REFEREE = "recomputed", "referee"
@@ -300,7 +301,7 @@ class Lanes:
 
 def _depth(model: nn.Module) -> object:
     """How many layers its configuration says that a model has now."""
-    return getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    return setting(getattr(model, "config", None), "num_hidden_layers")
 
 
 def _lowest(meta: Meta, autocast: str) -> str:

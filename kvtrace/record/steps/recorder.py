@@ -34,6 +34,7 @@ from kvtrace.record.steps.steady import WaitingStep, parts_of
 from kvtrace.record.steps.steady_own import steady_parts
 from kvtrace.record.steps.texts import Texts
 from kvtrace.record.steps.top import last_rows
+from kvtrace.settings import setting
 from kvtrace.trace import CacheLayer, Cost, Meta, Note, Site, Step
 
 Check = Callable[[Forward], Mapping[int, Checked]]
@@ -364,7 +365,7 @@ class Recorder:
 
 def _chunk(model: nn.Module) -> int | None:
     """Chunk size of chunked attention that the config names."""
-    size = getattr(text_config(model), "attention_chunk_size", None)
+    size = setting(text_config(model), "attention_chunk_size")
     return size if isinstance(size, int) else None
 
 

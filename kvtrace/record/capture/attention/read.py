@@ -19,6 +19,7 @@ from kvtrace.record.capture.attention.added import as_it_was_taken
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.running import RawCall
 from kvtrace.record.written import file_of
+from kvtrace.settings import setting
 
 _NAMES = ("query", "key", "value", "attention_mask")
 # Masks in the wild: -inf, finfo.min, -1e9, -10000. No bias comes near.
@@ -70,8 +71,8 @@ def _window(module: nn.Module, layer: int) -> int | None:
     if own is not None or hasattr(module, "sliding_window"):
         return own if isinstance(own, int) and not isinstance(own, bool) else None
     config = getattr(module, "config", None)
-    window = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
+    window = setting(config, "sliding_window")
+    types = setting(config, "layer_types")
     named = isinstance(types, list) and layer < len(types) and types[layer] == "sliding_attention"
     return window if isinstance(window, int) and named else None
 

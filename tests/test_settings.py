@@ -1,0 +1,23 @@
+"""Settings of configurations that may raise when they are asked for."""
+
+from kvtrace.settings import count, setting
+
+
+class PerLayer:
+    num_hidden_layers = 4
+    tie = True
+
+    @property
+    def head_dim(self):
+        raise RuntimeError("it differs by layer: ask each of them")
+
+
+def test_a_setting_that_raises_is_not_said():
+    assert setting(PerLayer(), "head_dim") is None
+    assert setting(PerLayer(), "num_hidden_layers") == 4
+    assert setting(None, "head_dim") is None
+
+
+def test_the_first_positive_integer_counts():
+    assert count(PerLayer(), "head_dim", "tie", "num_hidden_layers") == 4
+    assert count(PerLayer(), "head_dim") == 0
