@@ -80,9 +80,17 @@ def test_a_line_of_somebodys_code_is_named_before_a_librarys(tmp_path):
     assert str(error_of(error, None)).startswith("remote.py:3: AttributeError: ")
 
 
+TIED = """from transformers import GPT2Config, GPT2LMHeadModel
+class Mine(GPT2LMHeadModel):
+    _tied_weights_keys = ["lm_head.weight"]
+Mine(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9))
+"""
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        TIED,
         "from transformers import LlamaConfig\nLlamaConfig().pretraining",
         "from transformers import DynamicCache\nDynamicCache.from_something",
         "from transformers.utils import NothingKwargs",
@@ -96,7 +104,9 @@ def test_a_name_that_transformers_lacks_points_to_another_version(tmp_path, text
     assert str(error_of(error, module)).endswith(hint)
 
 
-@pytest.mark.parametrize("text", ["object().nothing", "import nothing_at_all", "[][0]"])
+@pytest.mark.parametrize(
+    "text", ["object().nothing", "import nothing_at_all", "[][0]", "[].keys()"]
+)
 def test_other_errors_do_not(tmp_path, text):
     error, module = raised(tmp_path / "my.py", text)
     assert "another transformers" not in str(error_of(error, module))

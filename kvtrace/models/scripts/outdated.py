@@ -18,11 +18,12 @@ _USED = re.compile(
 def outdated(error: BaseException) -> str:
     """What to say of an error about what transformers does not have, or not any more; or nothing.
 
-    A name that is missing, or an object that can't be used as it once could (a cache that was a
-    tuple).
+    A name that is missing, an object that can't be used as it once could (a cache that was a
+    tuple), or a plain list where transformers looks for something else by now (tied weights).
     """
     if isinstance(error, AttributeError):
-        missing = _is_made_of(error.obj)
+        plain = isinstance(error.obj, list | tuple | dict)
+        missing = _is_made_of(error.obj) or (plain and _raised_inside(error))
     elif isinstance(error, TypeError):
         used = _USED.match(str(error))
         missing = used is not None and _has(used[1] or used[2])
@@ -40,6 +41,12 @@ def _brought(error: BaseException) -> bool:
     """Whether the code was a repository's."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(_REPOSITORIES in Path(frame.filename).parts for frame in frames)
+
+
+def _raised_inside(error: BaseException) -> bool:
+    """Whether a line of transformers' own raised it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and _is_part(str(frames[-1].f_globals.get("__name__", "")))
 
 
 def _has(kind: str) -> bool:
