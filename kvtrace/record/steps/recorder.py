@@ -106,11 +106,11 @@ class Recorder:
                 waiting.told = waiting.told or self._lineage.fed(beginning, waiting)
             self._backlog.told()
             self._ledger.derived.begin(beginning.tokens, beginning.arguments, self.num_steps)
+            if self._backlog.due():
+                self.flush()  # the pass beside a step runs the same modules: it must not be metered
             self._meter.begin(beginning.seen)
             # who counts products must know which calls came before each
             beginning.keep(self._keep, None if self._meter.watches else self._keep_late)
-            if self._backlog.due():
-                self.flush()
 
     def forward(self, forward: Forward) -> None:
         """A forward is over."""

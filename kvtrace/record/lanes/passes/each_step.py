@@ -7,6 +7,7 @@ changed them: the model is not causal.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -54,7 +55,7 @@ class EachPass:
     extras: Extras = field(default_factory=Extras)
     _paths: Paths = field(default_factory=Paths)
     _hidden: set[Hidden] = field(default_factory=set)
-    _before: tuple[list[list[int]], Tensor] | None = None
+    _before: tuple[Sequence[Path], Tensor] | None = None
     _said: set[str] = field(default_factory=set)
     _parted: bool = False
 
@@ -133,12 +134,12 @@ class EachPass:
         if not calls:
             return
         keys = calls[-1].keys.detach().float()
-        tokens = [path.tokens for path in batch.paths]
-        before, self._before = self._before, (tokens, keys)
-        if before is None or len(before[0]) != len(tokens):
+        before, self._before = self._before, (batch.paths, keys)
+        if before is None or len(before[0]) != len(batch.paths):
             return
         shared = min(before[1].shape[2], keys.shape[2])
-        if any(old[:shared] != new[:shared] for old, new in zip(before[0], tokens, strict=True)):
+        both = zip(before[0], batch.paths, strict=True)
+        if not all(_goes_on(old, new, shared) for old, new in both):
             return
         start = max(path.padding for path in batch.paths)
         old, new = before[1][:, :, start:shared], keys[:, :, start:shared]
@@ -163,3 +164,9 @@ class EachPass:
         if kind not in self._said:
             self._said.add(kind)
             sink.note(note)
+
+
+def _goes_on(old: Path, new: Path, shared: int) -> bool:
+    """Whether a path begins as the one in its place before did: with the same rows."""
+    begun = (old.root, old.row, old.padding) == (new.root, new.row, new.padding)
+    return begun and old.tokens[:shared] == new.tokens[:shared]
