@@ -67,7 +67,7 @@ class Outermost:
         self.compiled = False
         self._scripted: dict[str, None] = {}
         self._here = _Here()
-        self._turn, self._waits = threading.Lock(), True
+        self._turn, self._waits = threading.RLock(), True
         self._overlays: list[Overlay] = []
         self._known: set[type] = set()
 
@@ -129,7 +129,7 @@ class Outermost:
         here.inside = True
         try:
             run = functools.partial(original, module, *args, **kwargs)
-            with self._in_turn():
+            with self.in_turn():
                 return self._around(module, args, kwargs, run)
         finally:
             here.inside = False
@@ -144,14 +144,14 @@ class Outermost:
         if given is None:
             return original(module, *args, **kwargs)
         kind = kind_of(module, args, kwargs)
-        with self._in_turn(), self._steps_of(module, next(iter(given)), kind) as watch:
+        with self.in_turn(), self._steps_of(module, next(iter(given)), kind) as watch:
             if watch is not None:
                 with self.off():
                     return run_as_step(watch, original, given, (module, args, kwargs))
         return original(module, *args, **kwargs)
 
     @contextmanager
-    def _in_turn(self) -> Iterator[None]:
+    def in_turn(self) -> Iterator[None]:
         """Calls of several threads run one after the other: a model is followed in one at a time.
 
         One may wait for another within its call. That is found out once, by waiting.

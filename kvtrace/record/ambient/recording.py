@@ -303,8 +303,8 @@ class AmbientRecording:
     def _arrive(self, model: nn.Module) -> None:
         """`generate` of a model begins."""
         if self._models.get(model) is None:
-            with self._harmless():
-                self._models.kin(model) or self._adopt(model)
+            with self._harmless(), self._outermost.in_turn():
+                self._models.get(model) or self._models.kin(model) or self._adopt(model)
 
     def _no_ids_yet(self) -> bool:
         """Whether a layer on its own is all there may be."""

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -291,3 +292,21 @@ def test_a_window_that_slides_over_a_text_is_no_new_prompt(tmp_path):
             model(tokens[:, max(0, end - 6) : end])
         model(ids(5)[:, 2:])
     assert [(one.steps, one.texts) for one in recording.report.traces] == [(9, 2)]
+
+
+def test_threads_that_generate_at_once_are_recorded_from_their_first_token_on(tmp_path):
+    model, start = tiny_model("llama").eval(), threading.Barrier(3)
+    recording = kvtrace.record(tmp_path / "a.kvt", recompute="off")
+    make = recording._make
+    recording._make = lambda *given: (time.sleep(0.1), make(*given))[1]
+
+    def work(first):
+        start.wait()
+        asked = torch.tensor([[first, first + 1, first + 2]])
+        return model.generate(asked, max_new_tokens=4, do_sample=False, eos_token_id=None)
+
+    with recording, ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, (5, 15, 25)))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert len(trace) == 12
+    assert sum(step.parent is None and step.new == 3 for step in trace) == 3
