@@ -187,3 +187,16 @@ def branching(path, sees, **wishes):
         drafts = {"attention_mask": shown, "position_ids": places, "past_key_values": cache}
         model(torch.tensor([[11, 12, 13, 14]]), **drafts)
     return kvtrace.open(path)
+
+
+@pytest.mark.parametrize("mode", ["once", "each"])
+def test_texts_that_are_packed_in_one_row_are_counted_as_they_were_given(tmp_path, mode):
+    model = tiny_model("llama")
+    places = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]])
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute=mode), torch.no_grad():
+        model(torch.arange(5, 17)[None], position_ids=places, use_cache=False)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert not trace.visible(0, 0)[:, 5:, :5].any()
+    found = trace.compared(0)
+    assert (found.relative <= trace.meta.lane("recomputed").tolerance).all()
+    assert check(trace).findings == ()

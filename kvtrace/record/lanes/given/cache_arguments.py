@@ -72,12 +72,13 @@ def _going_on(given: Tensor, batch: Batch, device: torch.device) -> Tensor:
     """Positions of whole paths, counted on from the position that each first token was given.
 
     Where a first chunk is padding alone, tokens are counted from 0. Positions of several axes
-    (time, height, width) stay as they were given, and go on from the last one.
+    (time, height, width) stay as they were given, and go on from the last one; so do those of
+    several texts that are packed in one row, each counted from 0.
     """
-    if given.dim() == 3:
+    if given.dim() == 3 or _packed(given, batch):
         known = given[..., : batch.rows].to(device)
         more = torch.arange(1, 1 + batch.rows - known.shape[-1], device=device)
-        known = known.expand(-1, len(batch.paths), -1)
+        known = known.expand(*known.shape[:-2], len(batch.paths), -1)
         return torch.cat([known, known[..., -1:] + more], dim=-1)
     rows = given.expand(len(batch.paths), -1) if given.shape[0] == 1 else given
     pads = [path.padding for path in batch.paths]
@@ -85,6 +86,13 @@ def _going_on(given: Tensor, batch: Batch, device: torch.device) -> Tensor:
     start = torch.tensor([one - pad for one, pad in zip(first, pads, strict=True)], device=device)
     lowest = torch.tensor(first, device=device)[:, None]
     return torch.maximum(torch.arange(batch.rows, device=device)[None] + start[:, None], lowest)
+
+
+def _packed(given: Tensor, batch: Batch) -> bool:
+    """Whether a row that is not padded counts from 0 again: another text begins there."""
+    if any(path.padding for path in batch.paths):
+        return False
+    return bool(((given[:, 1:] == 0) & (given[:, :-1] > 0)).any())
 
 
 def beside_ids(
