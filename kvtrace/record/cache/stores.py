@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Recurrent
-from kvtrace.record.match import nearly, same
+from kvtrace.record.match import digest, nearly, same
 from kvtrace.trace import INEXACT, CacheLayer, dtypes
 
 Key = tuple[object, ...]
@@ -79,7 +80,8 @@ class Stores:
         for given, rows in ((update.new_keys, update.keys), (update.new_values, update.values)):
             back = rows[:, :, rows.shape[2] - new :]
             if back.shape == given.shape and not same(back.to(given.dtype), given):
-                if nearly(back, given):  # else its newest rows stand elsewhere
+                # else its newest rows stand elsewhere; those of equal tokens may be nearly equal
+                if nearly(back, given) and not _among(given, rows):
                     self.say(store, remark=INEXACT)
                 return
 
@@ -135,6 +137,11 @@ class Stores:
         self.next_cell.append(0)
         self.dtypes.append(dtype)
         return index
+
+
+def _among(given: Tensor, rows: Tensor) -> bool:
+    """Whether all rows that were given are, bit for bit, among others."""
+    return bool(np.isin(digest(given), digest(rows.to(given.dtype))).all())
 
 
 def _row_bytes(layer: CacheLayer) -> int:
