@@ -17,10 +17,11 @@ from kvtrace.analysis.checks.whole_run.leftover import beyond
 from kvtrace.errors import KvtraceError, RecordError, UsageError
 from kvtrace.files import open_trace
 from kvtrace.models.hub.architecture import positions
+from kvtrace.models.scripts.vocabulary import positions_of, vocabulary_of
 from kvtrace.record import record
 from kvtrace.record.decode import Limits, decode
 from kvtrace.record.driving import Driven, Wish, choose_drive
-from kvtrace.settings import count
+from kvtrace.record.driving.adapter import beside_class
 from kvtrace.text import safe
 from kvtrace.trace import Trace
 from kvtrace.verify.plans import Plan, plans
@@ -149,12 +150,15 @@ class _Check:
     def _start(self, ids: Sequence[int], new_tokens: int) -> Driven:
         """How the model is called; begins anew each time."""
         context, vocabulary = self._sizes()
-        return choose_drive(self.model, Wish(ids, new_tokens, context, vocabulary))
+        theirs = beside_class(self.model)
+        return choose_drive(
+            self.model, Wish(ids, new_tokens, context, vocabulary, functions=theirs)
+        )
 
     def _sizes(self) -> tuple[int, int]:
         """Positions and tokens that the model knows; 0 when unknown."""
-        config = getattr(self.model, "config", None)
-        return positions(config), count(config, "vocab_size")
+        context = positions(getattr(self.model, "config", None)) or positions_of(self.model)
+        return context, vocabulary_of(self.model)
 
     def _decoded(self, ids: Sequence[int], new_tokens: int, name: str) -> Trial:
         """One prompt, decoded up to the model's context."""

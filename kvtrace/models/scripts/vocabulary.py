@@ -6,6 +6,8 @@ import re
 
 from torch import nn
 
+from kvtrace.settings import count
+
 _POSITIONS = re.compile(
     r"(.*_)?(w?pe|pos|position|positions?|positional)(_?(emb|embed|embedding|embeddings|enc|encoding"
     r"|table|ids?))*(_table|_emb\w*)?"
@@ -15,9 +17,8 @@ _CONTEXT = ("block_size", "context_length", "max_seq_len", "max_seq_length", "n_
 
 def vocabulary_of(model: nn.Module) -> int:
     """Rows of the largest embedding that is none of positions; 0 when there is none."""
-    config = getattr(model, "config", None)
-    told = getattr(config, "vocab_size", None)
-    if isinstance(told, int):
+    told = count(getattr(model, "config", None), "vocab_size")
+    if told:
         return told
     tables = {name: each for name, each in model.named_modules() if isinstance(each, nn.Embedding)}
     tokens = {name: one for name, one in tables.items() if not _of_positions(name)}

@@ -8,6 +8,7 @@ Both are optional; `step` may return logits alone where the cache is filled in p
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -23,6 +24,8 @@ from kvtrace.record.driving.ways.outputs import Logits, NoLogitsError, find_logi
 from kvtrace.record.driving.ways.roles import parameters_of
 
 Functions = Mapping[str, Callable[..., object]]
+
+_STEP_TAKES = ["model", "ids", "cache", "pos"]
 
 
 @dataclass(slots=True)
@@ -73,6 +76,21 @@ class Adapted:
                 f"step(model, ids, cache, pos): {error}; expected logits [1, {new}, vocab], or "
                 "(logits, cache)"
             ) from error
+
+
+def beside_class(model: nn.Module) -> Functions:
+    """The user's functions in the file of a model's class, for a model that comes without a file.
+
+    A `step` there may be anything, of an optimizer say: its parameters must be those of ours.
+    """
+    name = type(model).__module__
+    if name.startswith(("torch.", "transformers.")) or name not in sys.modules:
+        return {}
+    held = vars(sys.modules[name])
+    found = {name: held[name] for name in ("make_cache", "step") if callable(held.get(name))}
+    if "step" in found and [one.name for one in parameters_of(found["step"])] != _STEP_TAKES:
+        del found["step"]
+    return found
 
 
 def adapted(

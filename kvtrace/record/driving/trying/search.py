@@ -197,7 +197,12 @@ class Search:
         return None
 
     def _suspected(self, signature: Signature, trials: Trials, plain: Way) -> Tried | None:
-        """A way that agrees, in which parameters whose names say nothing are for the cache."""
+        """A way in which parameters whose names say nothing are for the cache.
+
+        One that agrees; else the closest whose steps see the tokens before, although they were
+        not fed again: what brings them there is a cache, and a wrong one.
+        """
+        differing: list[Tried] = []
         variants = suspected(signature)
         for way in self._limited(
             (way for one in variants for way in self._ways(one, plain)), few=True
@@ -205,7 +210,9 @@ class Search:
             tried = trials.run(way)
             if tried.keeps and tried.verdict == "agrees" and not trials.forgets(way):
                 return tried
-        return None
+            if tried.keeps and tried.verdict == "differs" and way.feeds != "all" and way.cache:
+                differing.append(tried)
+        return min(differing, key=lambda one: one.difference, default=None)
 
     def _limited(self, ways: Iterable[Way], *, few: bool = False) -> Iterator[Way]:
         few = few or not self.thorough

@@ -5,7 +5,6 @@ Each is a guess that is tried on a private copy before anybody relies on it.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import re
 import sys
@@ -13,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import FunctionType, MethodType, ModuleType
 
-from torch import Tensor, nn
+from torch import nn
 
 from kvtrace.record.driving.ways.calls import is_empty
+from kvtrace.record.driving.ways.classes import classes, of_class
 from kvtrace.record.driving.ways.roles import Parameter, parameters_of
 from kvtrace.record.driving.ways.sizes import Sizes, UnknownSizeError
 from kvtrace.record.driving.ways.way import Begin
@@ -36,10 +36,12 @@ _TABLES = re.compile(
 )
 """What is kept in a cache of tables holds nothing of the text."""
 
-_ALLOCATES = re.compile(
-    r"(init|initiali[sz]e|alloc|allocate|setup|set_up|create|build|make|prepare)"
-    r"(_?(kv|cache|caches|buffers?|memory|storage|tensors))*"
+_MAKES_SOMETHING = re.compile(
+    r"(make|new|create|build|get|empty|alloc|allocate|start|begin|init|initial|fresh|reserve|blank)"
+    r"(_\w+)?"
 )
+"""What may make anything, a cache too."""
+
 _NO_RESETS = re.compile(r"\w*(param|weight|grad|optim|metric|hook|stat$|stats|peak)\w*")
 _BOOLEAN = re.compile(r"(use_?|enable_?|kv_?)*(cache|caching|kv_?cache)(_?enabled|_?on)?")
 
@@ -75,8 +77,12 @@ def _spaces(model: nn.Module, script: ModuleType | None) -> list[dict[str, objec
     """Names of the user's file, and of the files beside that of the model's class."""
     spaces = [] if script is None else [dict(vars(script))]
     owner = type(model).__module__
+    if owner.startswith(("torch.", "transformers.")):
+        return spaces
+    if script is None and owner in sys.modules:
+        spaces.append(dict(vars(sys.modules[owner])))
     package, _, _ = owner.rpartition(".")
-    if owner.startswith(("torch.", "transformers.")) or not package:
+    if not package:
         return spaces
     beside = [
         dict(vars(module))
@@ -118,6 +124,17 @@ def filled_call(function: Callable[..., object], sizes: Sizes) -> object:
     kinds = [one.name for one in parameters_of(function) if one.name == "dtype"]
     filled |= sizes.named(kinds)  # a default may be the type of somebody's checkpoint
     return function(**filled)
+
+
+def _makers_of_anything(model: nn.Module) -> list[Begin]:
+    """Methods whose names don't say what they make: theirs is a cache if it does as one."""
+    named = [
+        (name, one)
+        for name, one in methods(model)
+        if _MAKES_SOMETHING.fullmatch(name.lower())
+        and not (_is_maker(name) or _NO_RESETS.fullmatch(name.lower()))
+    ]
+    return [_by_method(name, _said(name, one)) for name, one in named]
 
 
 def part_of_made(begin: Begin) -> list[Begin]:
@@ -210,89 +227,6 @@ def switches(model: nn.Module) -> list[Begin]:
     return [Begin(f"{name} = True is set", make(name)) for name in names]
 
 
-# -- classes -------------------------------------------------------------------------------
-
-
-def classes(
-    model: nn.Module, parameter: Parameter, script: ModuleType | None
-) -> list[tuple[type, bool]]:
-    """(class, named by the annotation) of what may be passed as a cache."""
-    spaces = [vars(script)] if script is not None else []
-    spaces += [
-        vars(sys.modules[kind.__module__])
-        for kind in dict.fromkeys(type(module) for module in model.modules())
-        if kind.__module__ in sys.modules and not kind.__module__.startswith("torch.")
-    ]
-    found: dict[type, bool] = {}
-    for space in spaces:
-        for name, value in list(space.items()):
-            if not isinstance(value, type) or value.__module__ in ("typing", "builtins"):
-                continue
-            named = re.search(rf"\b{re.escape(name)}\b", parameter.annotation) is not None
-            is_torch = value.__module__.startswith("torch")
-            if (named and not is_torch) or "cache" in name.lower() or _is_params(name):
-                found[value] = found.get(value, False) or named
-    return sorted(found.items(), key=lambda each: not each[1])
-
-
-def _is_params(name: str) -> bool:
-    return name.lower() in ("inferenceparams", "inferencestate", "decodestate", "modelstate")
-
-
-def of_class(kind: type, annotation: str) -> list[Begin]:
-    """An object of a class, or one for every layer; heads may mean kv heads."""
-
-    def single(grouped: bool) -> Callable[[nn.Module, int], object]:
-        def make(model: nn.Module, capacity: int) -> object:
-            return _constructed(kind, Sizes(model, capacity, grouped))
-
-        return make
-
-    def each(grouped: bool) -> Callable[[nn.Module, int], object]:
-        def make(model: nn.Module, capacity: int) -> object:
-            sizes = Sizes(model, capacity, grouped)
-            layers = sizes.of("layers")
-            if not layers:
-                raise UnknownSizeError("the number of layers")
-            return [_constructed(kind, sizes) for _ in range(layers)]
-
-        return make
-
-    name = kind.__name__
-    one = [Begin(f"{name}(…)", single(not n), of_class=True, number=n) for n in (0, 1)]
-    many = [Begin(f"a {name}(…) for every layer", each(not n), number=n) for n in (0, 1)]
-    listed = re.search(r"[Ll]ist|[Tt]uple|Sequence|Iterable", annotation) is not None
-    return [*many, *one] if listed else [*one, *many]
-
-
-def _constructed(kind: type, sizes: Sizes) -> object:
-    if kind.__module__.startswith("transformers."):
-        return kind()
-    made = kind(**sizes.fill(kind))
-    if not _holds_tensors(made):
-        _allocate(made, sizes)
-    return made
-
-
-def _allocate(made: object, sizes: Sizes) -> None:
-    """Call the method by which an object gets its memory, where there is one such method."""
-    named = [name for name in vars(type(made)) if _ALLOCATES.fullmatch(name.lower())]
-    for name in named[:1]:
-        method = getattr(made, name)
-        with contextlib.suppress(UnknownSizeError):
-            method(**sizes.fill(method))
-
-
-def _holds_tensors(value: object, depth: int = 2) -> bool:
-    if isinstance(value, Tensor):
-        return True
-    if isinstance(value, dict | list | tuple):
-        parts = list(value.values()) if isinstance(value, dict) else list(value)
-    else:
-        parts = list(getattr(value, "__dict__", {}).values())
-    return bool(depth) and any(_holds_tensors(one, depth - 1) for one in parts)
-
-
 # -- containers ----------------------------------------------------------------------------
 
 
@@ -333,7 +267,8 @@ def begins_of(model: nn.Module, parameter: Parameter, script: ModuleType | None)
     ]
     others = [one for kind, named in kinds if not named for one in of_class(kind, "")]
     parts = [part for one in own for part in part_of_made(one)]
-    found = [*own, *parts, *annotated, NOTHING, *others, *CONTAINERS]
+    unsaid = _makers_of_anything(model)
+    found = [*own, *parts, *annotated, NOTHING, *unsaid, *others, *CONTAINERS]
     if isinstance(parameter.default, Mapping | list | tuple) and is_empty(parameter.default):
         # a shared default argument is theirs to share: it is left out, as they leave it out
         return found
