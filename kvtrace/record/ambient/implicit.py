@@ -76,6 +76,7 @@ class Implicit:
         self._open: Pass | None = None
         self._function = StepFunction()
         self._frames: list[FrameType] = []
+        self._beside: dict[str, object] = {}
 
     @property
     def under_way(self) -> bool:
@@ -151,14 +152,14 @@ class Implicit:
         if encoded:
             self._function = StepFunction()  # what encodes is not what decodes
         part = "encoder" if encoded else "model" if one.calls else ""
-        watch.end_step({self._name: ids, **given}, part)
+        watch.end_step({**self._beside, self._name: ids, **given}, part)
 
     def _begin(self) -> None:
         watch = self._recording.watch
         if watch is not None and self._ids is not None:
             self._frames = theirs(_callers()) if self.begins_at_once else []
-            beside = _beside(watch.model, self._frames)
-            self._open = watch.begin_step({**beside, self._name: self._ids})
+            self._beside = _beside(watch.model, self._frames, self._ids)
+            self._open = watch.begin_step({**self._beside, self._name: self._ids})
 
 
 class Lookups(TorchFunctionMode):
@@ -268,17 +269,26 @@ def _holds(module: nn.Module, part: nn.Module) -> bool:
     return any(one is part for one in module.modules())
 
 
-def _beside(model: nn.Module, frames: Iterable[FrameType]) -> dict[str, object]:
-    """What its forward can't do without, where methods that run were given it by that name."""
+def _beside(model: nn.Module, frames: Iterable[FrameType], ids: Tensor) -> dict[str, object]:
+    """What methods that run were given beside ids: tensors, and what its forward can't do without.
+
+    Tensors may be an encoder's rows, and what hides some of them: another text has others.
+    """
     needed = [one for one in signature_of(model).parameters if one.required]
     methods = [frame for frame in frames if _self_of(frame) is model]
     found: dict[str, object] = {}
     for frame in methods:
         code = frame.f_code
         given = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-        names = [one.name for one in needed if one.name in given and one.name in frame.f_locals]
-        found |= {name: frame.f_locals[name] for name in names if name not in found}
+        held = {name: one for name, one in frame.f_locals.items() if name in given}
+        names = [one.name for one in needed if one.name in held]
+        names += [name for name, one in held.items() if _is_beside(one, ids)]
+        found |= {name: held[name] for name in names if name not in found}
     return found
+
+
+def _is_beside(one: object, ids: Tensor) -> bool:
+    return isinstance(one, Tensor) and one.dim() >= 2 and one.shape != ids.shape
 
 
 def _self_of(frame: FrameType) -> object:

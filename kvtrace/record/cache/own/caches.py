@@ -52,6 +52,7 @@ class OwnCaches:
     derived: Derived = field(init=False)
     _uses: dict[int, SiteUse] = field(default_factory=dict)
     _made: dict[int, CallEffect] = field(default_factory=dict)
+    _of_text: set[int] = field(default_factory=set)
     _seen: dict[tuple[str, int], SeenCall] = field(default_factory=dict)
     _last: dict[int, tuple[int, tuple[Runs, ...]]] = field(default_factory=dict)
     _memo: dict[tuple[object, ...], Entry] = field(default_factory=dict)
@@ -137,6 +138,8 @@ class OwnCaches:
     def _note(self, call: AttentionCall, made: CallEffect) -> CallEffect:
         """What a call did, for what is asked of the whole forward."""
         self._made[made.store] = made
+        if call.kind == "self":
+            self._of_text.add(made.store)
         self._seen[call.module, call.call] = made.seen
         return made
 
@@ -298,8 +301,10 @@ class OwnCaches:
 
     @property
     def parent(self) -> int | None:
-        """The step whose rows this one goes on with."""
-        found = [one.seen.step.parent for one in self._made.values()]
+        """The step whose rows this one goes on with: not that whose encoder's rows it replaced."""
+        steps = {store: one.seen.step for store, one in self._made.items()}
+        kept = [one for store, one in steps.items() if store in self._of_text or not one.rows]
+        found = [one.parent for one in kept or steps.values()]
         return max((one for one in found if one is not None), default=None)
 
     @property
@@ -314,15 +319,19 @@ class OwnCaches:
             before = tuple(step.before for step in cut.values())
             after = tuple(step.before - self._cropped(step) for step in cut.values())
             out.append(CacheEvent("crop", tuple(cut), before, after))
+        # an encoder's rows are the same for all beams of a text, and those of a first layer for
+        # all that read the same token: the deepest of as many layers knows best
+        text = {store: step for store, step in cached.items() if store in self._of_text} or cached
         orders = Counter(
-            tuple(int(n) for n in step.taken) for step in cached.values() if step.before
+            tuple(int(n) for n in step.taken) for step in reversed(text.values()) if step.before
         )
         if orders:
-            order, _ = orders.most_common(1)[0]
+            same = tuple(range(len(next(iter(orders)))))
+            order = max(orders, key=lambda one: (orders[one], one == same))
             layers = tuple(
                 store for store, step in cached.items() if tuple(step.taken.tolist()) == order
             )
-            if order != tuple(range(len(order))):
+            if order != same:
                 sizes = tuple(cached[store].before for store in layers)
                 out.append(CacheEvent("reorder", layers, sizes, sizes, order))
         return tuple(out)

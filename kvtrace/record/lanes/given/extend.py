@@ -109,7 +109,8 @@ class FirstCall:
             elif cached or self._per_token(value) or (name in self.written and self.optional(name)):
                 if not self.optional(name):
                     out[name] = self._counted(name, value, tokens.shape[1])
-                    if value is not None and out[name] is value:
+                    given = value is not None and out[name] is value
+                    if given and not self._is_read_only(name, value):
                         raise CannotExtendError(f"`{name}` can't be left out")
             else:
                 out[name] = value
@@ -117,6 +118,12 @@ class FirstCall:
             if _FLAG.match(name):
                 out[name] = False
         return out
+
+    def _is_read_only(self, name: str, value: object) -> bool:
+        """Whether it is rows that the call leaves alone: an encoder's, which people call memory."""
+        rows = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 3
+        table = _POSITION.search(name) or _MASK.search(name)
+        return rows and not table and name not in self.written
 
     def replayed(self, tokens: Tensor) -> dict[str, object]:
         """The first call's arguments, for more tokens.

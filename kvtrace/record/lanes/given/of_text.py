@@ -35,18 +35,24 @@ def of_text(
         batch: The paths, and what their first step was given.
         dtype: Of floating tensors; None: as they are.
     """
+    given = {name: one for name, one in call.arguments.items() if isinstance(one, Tensor)}
+    rows = {name for name, one in given.items() if _are_rows(name, one, call)}
+    lengths = {(given[name].shape[0], given[name].shape[1]) for name in rows}
     found: dict[str, object] = {}
-    for name, first in call.arguments.items():
+    for name, first in given.items():
         own = batch.extra.get(name)
-        if not isinstance(first, Tensor) or not isinstance(own, Tensor):
+        hides = first.dim() > 1 and (first.shape[0], first.shape[-1]) in lengths
+        hides = hides and not first.is_floating_point() and first.shape[-1] != call.new
+        read = is_source(name, first) or name in rows or hides
+        if not (read and isinstance(own, Tensor) and own.dim() == first.dim()):
             continue
-        read = is_source(name, first) or (
-            first.is_floating_point()
-            and first.dim() >= 3
-            and not _NOT.search(name)
-            and name not in call.written
-        )
-        if read and arguments.get(name) is first and own.dim() == first.dim():
+        if arguments.get(name) is first:
             cast = dtype is not None and own.is_floating_point()
             found[name] = own.to(dtype) if cast else own
     return found
+
+
+def _are_rows(name: str, one: Tensor, call: FirstCall) -> bool:
+    """Whether an argument is rows that the text is read beside: no cache, and no table."""
+    plain = not _NOT.search(name) and name not in call.written
+    return one.is_floating_point() and one.dim() >= 3 and plain

@@ -19,9 +19,11 @@ def written_to(before: Mapping[str, object], after: Mapping[str, object]) -> fro
 
     Args:
         before: Copies of what it was given.
-        after: What it was given itself, now that it is over.
+        after: What it was given itself, now that it is over; of a method that nobody called
+            through its model, what its frames had at hand.
     """
-    both = ((name, before[name], after[name]) for name in before if name in after)
+    now = {name: after.get(name, after.get(f"local {name}")) for name in before}
+    both = ((name, one, now[name]) for name, one in before.items() if now[name] is not None)
     return frozenset(name for name, one, other in both if _changed(one, other, _DEEP))
 
 
@@ -30,7 +32,8 @@ def _changed(before: object, after: object, deep: int) -> bool:
         return not isinstance(before, Tensor) or not _same(before, after)
     if not deep or isinstance(after, (str, bytes, type, nn.Module)):
         return False
-    parts = zip_longest(_parts(before), _parts(after)) if type(before) is type(after) else ()
+    earlier = _parts(before) if type(before) is type(after) else ()
+    parts = zip_longest(earlier, _parts(after))
     return any(_changed(one, other, deep - 1) for one, other in parts)
 
 

@@ -216,7 +216,7 @@ class Recomputer:
             return found
         reasons: dict[str, str] = {}
         for method, snapshot in self._snapshots:
-            ways = ["replayed"] if method else ["bare", "replayed"]
+            ways = ["replayed", "bare"] if method else ["bare", "replayed"]
             ways += ["told"] * bool(self.told.of(batch.paths, snapshot.call))
             for name in [self._way] if self._way else ways:
                 try:
