@@ -41,6 +41,7 @@ class FirstCall:
         arguments: All of them, by name.
         parameters: What `forward` takes, by name.
         turned: The ids of a longer text are [new, sequences], as a single one does not tell.
+        tables: Masks of one number are tables of queries and keys, as one token does not tell.
         more: Rows that were made of it beyond its ids: of an image, say.
         rows: Names of the arguments that held rows in place of ids; the first is `ids`.
         written: Arguments that the call itself wrote to, as to a cache.
@@ -52,15 +53,30 @@ class FirstCall:
     arguments: Mapping[str, object]
     parameters: Mapping[str, inspect.Parameter]
     turned: bool = False
+    tables: bool = False
     more: int = 0
     rows: tuple[str, ...] = ()
     written: frozenset[str] = frozenset()
 
     @property
     def layouts(self) -> tuple[FirstCall, ...]:
-        """This call, in each layout that its ids may have had."""
+        """This call, in each layout that its ids and its masks may have had."""
         single = self.shape == (1, 1)
-        return (self, replace(self, turned=True)) if single else (self,)
+        ids = (self, replace(self, turned=True)) if single else (self,)
+        masks = any(self._single(name, value) for name, value in self.arguments.items())
+        return (*ids, *(replace(one, tables=True) for one in ids)) if masks else ids
+
+    @property
+    def masked(self) -> bool:
+        """Whether it was given a mask, whatever that hides."""
+        given = ((name, value) for name, value in self.arguments.items() if _MASK.search(name))
+        return any(isinstance(value, Tensor) for _, value in given)
+
+    def _single(self, name: str, value: object) -> bool:
+        """Whether it is a mask of one token, for each sequence and head at most."""
+        if self.new > 1 or not isinstance(value, Tensor) or not _MASK.search(name):
+            return False
+        return value.dim() >= 2 and tuple(value.shape[-2:]) == (1, 1)
 
     def given(self, tokens: Tensor, rows: Sequence[int]) -> Tensor:
         """Ids for whole paths: where its own made more rows than they are, those and what follows.
@@ -173,11 +189,13 @@ class FirstCall:
         cache = _CACHE.search(name) and not _POSITION.search(name)
         if not isinstance(value, Tensor) or value.dim() == 0 or cache or is_source(name, value):
             return value
-        if self._masks_padding(name, value):
+        if self.tables and self._single(name, value):
+            return _causal(value, rows)
+        if self._masks_padding(name, value) or self._masks_keys(name, value):
             return _longer(value, rows, 0)
-        if not value.is_floating_point() and value.dtype != torch.bool:
-            return self._whole(name, value, rows)
-        return self._table(name, value, rows)
+        whole = not value.is_floating_point() and value.dtype != torch.bool
+        whole = whole and not (_MASK.search(name) and self._is_table(value))
+        return (self._whole if whole else self._table)(name, value, rows)
 
     def _counted(self, name: str, value: object, rows: int) -> object:
         """A number of tokens, alone or as those of the only text: [new], or from 0 to it, [0, new].
@@ -209,6 +227,15 @@ class FirstCall:
         later = bool((shown[..., 1:] >= shown[..., :-1]).all())
         return value.shape[-1] == self.new and later and bool(shown[..., -1].all())
 
+    def _masks_keys(self, name: str, value: Tensor) -> bool:
+        """Whether it says of each key whether queries see it, all of them, as [.., 1, new]."""
+        keys = value.dim() > 2 and tuple(value.shape[-2:]) == (1, self.new)
+        return keys and _MASK.search(name) is not None
+
+    def _is_table(self, value: Tensor) -> bool:
+        """Whether it is a causal table of queries and keys."""
+        return value.dim() >= 2 and value.shape[-2] == self.new and self._is_causal(value)
+
     def _whole(self, name: str, value: Tensor, rows: int) -> Tensor:
         """Whole numbers: positions that go on counting, or a mask of ones."""
         last = value.shape[-1]
@@ -227,7 +254,7 @@ class FirstCall:
 
     def _table(self, name: str, value: Tensor, rows: int) -> Tensor:
         """A mask over queries and keys, or rows of a longer table."""
-        if value.dim() >= 2 and value.shape[-2] == self.new and self._is_causal(value):
+        if self._is_table(value):
             keys = rows if value.shape[-1] == self.new else value.shape[-1]
             if keys < rows:
                 raise CannotExtendError(f"`{name}` has {keys} columns for {rows} tokens")
@@ -263,6 +290,21 @@ class FirstCall:
 
     def _hidden(self, mask: Tensor) -> Tensor:
         return mask[..., 0, 1].reshape(-1)[0]
+
+
+def _causal(value: Tensor, rows: int) -> Tensor:
+    """A table of queries and keys that shows what a single token was shown: itself.
+
+    Args:
+        value: It, of one query and one key.
+        rows: Tokens of the whole path.
+    """
+    if value.is_floating_point():
+        hidden = torch.where(value == 0, torch.full_like(value, -torch.inf), 0.0)
+    else:
+        hidden = (value == 0).to(value.dtype)
+    later = torch.ones(rows, rows, dtype=torch.bool, device=value.device).triu(1)
+    return torch.where(later, hidden, value)
 
 
 def _longer(value: Tensor, rows: int, step: int) -> Tensor:
