@@ -120,6 +120,7 @@ class Lanes:
             return
         self._extras.add(step, forward)
         self.again.settings.became(step)
+        self.again.contexts.became(step)
         if self._extras.trees == {step}:
             self._said.add(f"step {step} {_TREE}")
         if self.again.snapshot is None:

@@ -48,12 +48,12 @@ class Told:
             ids: Name of the argument with its tokens.
         """
         if forward.sequences == 1:
-            numbers = {name: _numbers(one) for name, one in forward.arguments.items()}
-            self._steps[step] = {
-                name: one
-                for name, one in numbers.items()
-                if one is not None and name != ids and not _BY_RULE.search(name)
-            }
+            self.keep(step, {n: one for n, one in forward.arguments.items() if n != ids})
+
+    def keep(self, step: int, given: Mapping[str, object]) -> None:
+        """Keep the numbers among what a call with one sequence was given, or told."""
+        numbers = {name: _numbers(one) for name, one in given.items() if not _BY_RULE.search(name)}
+        self._steps[step] = {name: one for name, one in numbers.items() if one is not None}
 
     def of(self, paths: Sequence[Path], call: FirstCall) -> dict[str, object]:
         """What a call with a whole path is given of it, by name; nothing where that is not known.

@@ -24,6 +24,7 @@ from kvtrace.record.lanes.given.cache_arguments import (
     read_beside,
 )
 from kvtrace.record.lanes.given.codes import layout_of
+from kvtrace.record.lanes.given.contexts import Contexts
 from kvtrace.record.lanes.given.extend import CannotExtendError, FirstCall, positional
 from kvtrace.record.lanes.given.of_text import of_text
 from kvtrace.record.lanes.given.settings import Settings, as_set
@@ -49,10 +50,12 @@ Way = Callable[[FirstCall, Tensor], dict[str, object]]
 
 _LIKE_FIRST = FirstCall.replayed
 _WAYS: dict[str, Way] = {"bare": FirstCall.bare, "replayed": _LIKE_FIRST, "told": _LIKE_FIRST}
+_WAYS["beside"] = _LIKE_FIRST
 _TRIED = {
     "bare": "with the tokens alone",
     "replayed": "with its first arguments extended",
     "told": "with what its steps were given, joined",
+    "beside": "with what globals of its code told it for its steps, joined",
 }
 
 
@@ -69,6 +72,7 @@ class Recomputer:
         autocast: What was on when the model was first called; None: nothing was.
         told: What the steps were given besides tokens.
         settings: What a program set on the model between its texts.
+        contexts: What the model was told besides its arguments.
     """
 
     model: nn.Module
@@ -79,6 +83,7 @@ class Recomputer:
     autocast: Autocast | None = None
     told: Told = field(default_factory=Told)
     settings: Settings = field(init=False)
+    contexts: Contexts = field(init=False)
     _way: str = ""
     _device: torch.device | None = None
     _begun: bool = False
@@ -96,10 +101,12 @@ class Recomputer:
 
     def __post_init__(self) -> None:
         self.settings = Settings(self.model)
+        self.contexts = Contexts(self.model)
 
     def begin(self, beginning: Beginning) -> None:
         """A forward of the model is about to run: before the first, take the snapshot."""
         self.settings.begin()
+        self.contexts.look()
         if self._begun:
             return
         self._begun = True
@@ -218,6 +225,7 @@ class Recomputer:
         for method, snapshot in self._snapshots:
             ways = ["replayed", "bare"] if method else ["bare", "replayed"]
             ways += ["told"] * bool(self.told.of(batch.paths, snapshot.call))
+            ways += ["beside"] * self.contexts.there
             for name in [self._way] if self._way else ways:
                 try:
                     found = self._called(snapshot, name, batch, dtype, settings)
@@ -245,27 +253,18 @@ class Recomputer:
         device = ids.device if isinstance(ids, Tensor) else torch.device("cpu")
         tokens = filled(batch, device).to(ids.dtype if isinstance(ids, Tensor) else torch.long)
         tokens = call.given(tokens, [path.row for path in batch.paths])
-        told = self.told.of(batch.paths, call) if name == "told" else {}
+        told = self.told.of(batch.paths, call) if name in ("told", "beside") else {}
         arguments = told | _WAYS[name](rest(call, told), tokens)
         arguments |= beside_ids(call, batch.extra, kind)
         arguments |= read_beside(call.ids, batch, kind) | of_text(call, arguments, batch, kind)
         if any(path.padding for path in batch.paths):
-            # what was passed is taken, also by a forward that names only some and takes **the rest
-            known = dict.fromkeys((*call.parameters, *call.arguments))
-            hides = "attention_mask" if "attention_mask" in known else call.padding
-            if hides is None:
-                raise CannotRecomputeError("it has padding at the left and takes no attention_mask")
-            if call.arguments.get("position_ids") is None:
-                known.pop("position_ids", None)  # the model counts for itself, padding included
-            padded, given = padded_for(batch, device, known), call.arguments.get(hides)
-            mask = padded.pop("attention_mask")
-            if isinstance(given, Tensor) and given.dim() == mask.dim():
-                mask = mask.to(given.dtype)
-            arguments |= padded | {hides: mask}
+            arguments |= _hiding(call, batch, device)
         places, named = positional(call.parameters, arguments)
         if self._outside is not None and snapshot.changed:
             raise CannotRecomputeError("what it was first given was written to since")
         around = nullcontext() if self._outside is None else self._outside()
+        if name == "beside":
+            around = self.contexts.told(self.contexts.of(batch.paths, call, tokens))
         with around, as_then(self.autocast, kind), as_set(model, settings, kind):
             choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
             forward = forward_of(model, lambda: model(*places, **named), choosing)
@@ -285,12 +284,13 @@ class Recomputer:
             forward,
             calls=tuple(trimmed(crossing(one, self._crossing), batch.rows) for one in calls),
         )
-        why = self._misfit(forward, batch, given_masks=name != "bare")
+        # one that was given a mask may hide nothing by itself
+        why = self._misfit(forward, batch, given_masks=name != "bare", masked=call.masked)
         if why:
             raise CannotRecomputeError(why)
         return forward
 
-    def _misfit(self, forward: Forward, batch: Batch, *, given_masks: bool) -> str:
+    def _misfit(self, forward: Forward, batch: Batch, *, given_masks: bool, masked: bool) -> str:
         """Why a forward is no other lane of these tokens; empty: it is one."""
         wanted = (len(batch.paths), batch.rows)
         calls = {(call.module, call.call): call for call in forward.calls}
@@ -305,7 +305,8 @@ class Recomputer:
                 return f"{site[0]} read rows that it keeps outside of what it is given"
             if given_masks and self._only_own and call.keys.shape[2] < wanted[1]:
                 return f"{site[0]} read fewer rows than tokens, as an argument says"
-        if self._causal and (self._several or given_masks) and batch.rows > 1:
+        tells = self._several or given_masks or masked
+        if self._causal and tells and batch.rows > 1:
             loose = next(
                 (calls[one] for one in sorted(self._sites) if not is_causal(calls[one])), None
             )
@@ -323,6 +324,26 @@ class Recomputer:
                 "extended to all tokens; it shares the code of the cache, so that what is wrong in "
                 "both stays unseen"
             ] = None
+
+
+def _hiding(call: FirstCall, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """Arguments that hide the padding of paths.
+
+    Raises:
+        CannotRecomputeError: None of those that it takes does.
+    """
+    # what was passed is taken, also by a forward that names only some and takes **the rest
+    known = dict.fromkeys((*call.parameters, *call.arguments))
+    hides = "attention_mask" if "attention_mask" in known else call.padding
+    if hides is None:
+        raise CannotRecomputeError("it has padding at the left and takes no attention_mask")
+    if call.arguments.get("position_ids") is None:
+        known.pop("position_ids", None)  # the model counts for itself, padding included
+    padded, given = padded_for(batch, device, known), call.arguments.get(hides)
+    mask = padded.pop("attention_mask")
+    if isinstance(given, Tensor) and given.dim() == mask.dim():
+        mask = mask.to(given.dtype)
+    return padded | {hides: mask}
 
 
 def _key(batch: Batch) -> object:
