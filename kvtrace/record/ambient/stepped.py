@@ -109,6 +109,13 @@ def run_as_step(watch: Watch, method: Method, given: Mapping[str, object], call:
             watch.flow.of_parts = False
         result = run_within(method, module, args, kwargs)
         attended = bool(one.calls)
+        left = [f"`{name}`" for name in given if name not in arguments] if attended else []
+        if left:
+            kind = type(module).__name__
+            watch.says[
+                f"{kind}.{method.__name__} is given {' and '.join(left)}, which {kind}.forward "
+                "does not take: steps do not tell of it, nor do other lanes know it"
+            ] = None
         return result
     finally:
         _HERE.flow = None

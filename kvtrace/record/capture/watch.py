@@ -107,6 +107,7 @@ class Watch:
         self._requests = Follower(self._tracker, on_chosen or (lambda _, __: None))
         self._ran = Ran()
         self._takes: dict[int, Sequence[str]] = {}
+        self.says: dict[str, None] = {}
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Watch:
@@ -154,7 +155,7 @@ class Watch:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences: how the watching itself changed what is said, time above all."""
-        also = (*self._requests.says, *self.turns.says, *self._ran.says)
+        also = (*self._requests.says, *self.turns.says, *self._ran.says, *self.says)
         also += (EAGERLY,) if self._eagerly.ran else ()
         if self.flow is None or not self.flow.followed:
             return also

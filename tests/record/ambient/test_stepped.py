@@ -135,3 +135,13 @@ def test_a_step_without_attention_leaves_nothing_and_later_models_are_seen(tmp_p
             cell.step(torch.randn(1, WIDTH), torch.zeros(1, WIDTH))
         spoken(True, True)
     assert [one.model for one in recording.report.traces] == ["Backbone"]
+
+
+def test_it_is_said_what_a_method_was_given_that_the_forward_does_not_take(tmp_path):
+    with kvtrace.record(tmp_path / "a.kvt"):
+        spoken(prefill=True, by_ids=True)
+    said = kvtrace.open(tmp_path / "a.kvt").meta.not_recorded
+    assert (
+        "Backbone.forward_step is given `position`, which Backbone.forward does not take: steps "
+        "do not tell of it, nor do other lanes know it"
+    ) in said
