@@ -135,6 +135,8 @@ class Paths:
         grew = 0 < parents < step.num_sequences
         times = _repeats(step, parents)
         joined = self._writers.joined(step) if grew else None
+        if 1 < step.num_sequences == parents and step.packed is None:
+            joined = self._writers.moved(step)
         return joined or [(step.parent, one // times) for one in range(step.num_sequences)]
 
     def _end(self, source: Origin | None) -> tuple[Path, int] | None:
