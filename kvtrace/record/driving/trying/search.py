@@ -197,16 +197,13 @@ class Search:
         return None
 
     def _suspected(self, signature: Signature, trials: Trials, plain: Way) -> Tried | None:
-        """A way in which parameters whose names say nothing are for the cache.
+        """A way whose cache is a parameter that no name tells: it agrees, or is the closest.
 
-        One that agrees; else the closest whose steps see the tokens before, although they were
-        not fed again: what brings them there is a cache, and a wrong one.
+        A wrong step that sees tokens which were not fed again got them from a cache.
         """
         differing: list[Tried] = []
-        variants = suspected(signature)
-        for way in self._limited(
-            (way for one in variants for way in self._ways(one, plain)), few=True
-        ):
+        ways = (way for one in suspected(signature) for way in self._ways(one, plain))
+        for way in self._limited(ways, few=True):
             tried = trials.run(way)
             if tried.keeps and tried.verdict == "agrees" and not trials.forgets(way):
                 return tried
