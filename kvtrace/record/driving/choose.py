@@ -19,6 +19,7 @@ from kvtrace.record.driving.encoded import EncoderDecoder, is_encoder_decoder
 from kvtrace.record.driving.entrance import entrances, plain_entrances, through
 from kvtrace.record.driving.generating import Generating, by_generating
 from kvtrace.record.driving.paired import Pair, pairs, together
+from kvtrace.record.driving.trying.lengths import lengths
 from kvtrace.record.driving.trying.search import FoundWay, Search
 from kvtrace.record.driving.ways.calls import Calls
 from kvtrace.record.driving.ways.roles import parameters_of
@@ -100,9 +101,10 @@ def _by_trying(model: nn.Module, wish: Wish) -> Driven:
     """
     try:
         search, found = _searched(model, wish)
-    except ModelError:
-        ways = (_by_pair, _by_entrance, _by_inner, _by_plain_entrance, _by_generating)
+    except ModelError as error:
+        ways = (_by_pair, _by_entrance, _by_inner, _by_plain_entrance)
         driven = next((made for way in ways if (made := way(model, wish))), None)
+        driven = driven or _with_more(model, wish, error) or _by_generating(model, wish)
         if driven is None:
             raise
         return driven
@@ -114,6 +116,29 @@ def _by_trying(model: nn.Module, wish: Wish) -> Driven:
 def _searched(model: nn.Module, wish: Wish, *, thorough: bool = True) -> tuple[Search, FoundWay]:
     search = Search(model, wish, thorough=thorough)
     return search, search.run()
+
+
+def _with_more(model: nn.Module, wish: Wish, few: ModelError) -> Driven | None:
+    """With more tokens than a few; None where no number of them does.
+
+    Raises:
+        ModelError: It asks for another number of tokens than the run has.
+    """
+    for count in lengths(model, wish):
+        search = Search(model, wish, thorough=False, count=count)
+        try:
+            found = search.run()
+        except ModelError:
+            continue
+        asked = len(wish.prompt)
+        if search.takes(found.way, asked) and search.takes(found.way, asked + 1):
+            return _driven(search, found)
+        other = "" if search.takes(found.way, count + 1) else f", but not with {count + 1}"
+        raise ModelError(
+            f"{type(model).__name__} can be called as {found.way} with {count} tokens{other}, and "
+            f"the prompt has {asked}: give another one. With a few tokens, {few}"
+        )
+    return None
 
 
 def _driven(search: Search, found: FoundWay, name: str = "model") -> Driven:

@@ -271,15 +271,17 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}".rstrip(": ") + place
 
 
-def tokens_to_try(prompt: Sequence[int], vocabulary: int, context: int) -> list[int]:
+def tokens_to_try(
+    prompt: Sequence[int], vocabulary: int, context: int, count: int = PREFILL + STEPS
+) -> list[int]:
     """Different ids, the prompt's first.
 
     Args:
         prompt: What the run begins with.
         vocabulary: Ids that there are; 0: that is not known.
         context: Tokens that the model takes at most; 0: any number.
+        count: How many.
     """
-    count = PREFILL + STEPS
     if context:
         count = min(count, context)
     found = list(dict.fromkeys(prompt))

@@ -10,7 +10,14 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from kvtrace.errors import ModelError
-from kvtrace.record.driving.trying.evidence import NOT_FINITE, STEPS, Trials, Tried, tokens_to_try
+from kvtrace.record.driving.trying.evidence import (
+    NOT_FINITE,
+    PREFILL,
+    STEPS,
+    Trials,
+    Tried,
+    tokens_to_try,
+)
 from kvtrace.record.driving.trying.observe import matches, observed
 from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.trying.private import private_copy
@@ -60,6 +67,7 @@ class Search:
         model: Never called itself; only copies of it are.
         wish: What is known of it.
         thorough: Look for long.
+        count: Tokens to try with.
         stumbled: The first way with a cache whose first call went well and whose next one raised.
         otherwise: A likelier way with the same cache, whose steps differ.
     """
@@ -68,6 +76,7 @@ class Search:
     wish: Wish = field(default_factory=lambda: Wish(()))
     _why: dict[str, str] = field(default_factory=dict)
     thorough: bool = True
+    count: int = PREFILL + STEPS
     stumbled: Tried | None = None
     otherwise: Tried | None = None
     _dead: set[str] = field(default_factory=set)
@@ -239,10 +248,14 @@ class Search:
         heads = sorted(set(linear) - {vocabulary, width}, reverse=True)
         return Shape((vocabulary, *heads) if vocabulary else (), width)
 
+    def takes(self, way: Way, count: int) -> bool:
+        """Whether a call with so many tokens goes well."""
+        return Search(self.model, self.wish, count=count)._trials().plain(way).verdict != "fails"
+
     def _trials(self) -> Trials:
         shape = self.shape()
         vocabulary = shape.vocab_sizes[0] if shape.vocab_sizes else 0
-        tokens = tokens_to_try(self.wish.prompt, vocabulary, self.wish.context)
+        tokens = tokens_to_try(self.wish.prompt, vocabulary, self.wish.context, self.count)
         prefill = max(1, len(tokens) - STEPS)
         return Trials(self._copier(), self.model, tokens, prefill, shape, self.wish.script)
 

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from kvtrace.errors import ModelError
 
+_FEW = 8
+"""So few tokens are fed whole."""
+
 Path = tuple[str | int, ...]
 _CACHES = ("past", "cache", "kv", "present", "state", "intermediate", "mems", "hidden")
 _LOGITS = ("logits", "lm_logits", "logit", "prediction_scores", "scores", "preds", "output")
@@ -74,12 +77,16 @@ def all_rows(result: object, where: Logits) -> Tensor:
 
 
 def _rows(path: Path, tensor: Tensor, fed: int, size: int) -> Logits | None:
-    """Where a tensor scores `size` tokens for all rows fed, or for the last one."""
+    """Where a tensor scores `size` tokens for all rows fed, or for the last one.
+
+    Or for the last ones of many, as a model does that looks back over a prefix.
+    """
     if tensor.dim() == 0 or size < 2:
         return None
     if tensor.shape[-1] == size:
         rows = tensor.numel() // size
-        return Logits(path, rows) if rows in (fed, 1) else None
+        last = _FEW < fed > rows and tuple(tensor.shape) == (1, rows, size)
+        return Logits(path, rows) if last or rows in (fed, 1) else None
     if tensor.dim() == 3 and tuple(tensor.shape[:2]) == (1, size) and tensor.shape[2] in (fed, 1):
         return Logits(path, tensor.shape[2], across=True)
     return None
