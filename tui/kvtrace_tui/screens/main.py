@@ -115,12 +115,13 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         parts = self._more_panes() if self.is_attached else ()  # who leaves at once sees no more
         if not parts:
             return
-        await self.mount(*parts)
+        with self.app.batch_update():  # in one frame
+            await self.mount(*parts)
+            self._placed_boxes = {}
+            self.sync()
         # what is loaded stays: a collection looks only at what came since
         gc.freeze()
         gc.enable()
-        self._placed_boxes = {}
-        self.sync()
         self._look_for_findings()
         self._expect_more(None)
 
