@@ -33,6 +33,8 @@ NOT_FINITE = "no logit is finite"
 PREFILL, STEPS = 5, 2
 """Tokens of a trial. Five at once, so that a size of one is told from a size of many."""
 
+FEW = PREFILL + STEPS
+
 Verdict = Literal["agrees", "differs", "forgets", "fails"]
 
 _LIBRARIES = re.compile(r"[/\\\\](site-packages|dist-packages|kvtrace[/\\\\]record)[/\\\\]|^<")
@@ -272,7 +274,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def tokens_to_try(
-    prompt: Sequence[int], vocabulary: int, context: int, count: int = PREFILL + STEPS
+    prompt: Sequence[int], vocabulary: int, context: int, count: int = FEW
 ) -> list[int]:
     """Different ids, the prompt's first.
 

@@ -10,14 +10,8 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from kvtrace.errors import ModelError
-from kvtrace.record.driving.trying.evidence import (
-    NOT_FINITE,
-    PREFILL,
-    STEPS,
-    Trials,
-    Tried,
-    tokens_to_try,
-)
+from kvtrace.record.driving.trying.evidence import FEW, NOT_FINITE, STEPS, Trials, Tried
+from kvtrace.record.driving.trying.evidence import tokens_to_try as tokens_tried
 from kvtrace.record.driving.trying.observe import matches, observed
 from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.trying.private import private_copy
@@ -76,7 +70,7 @@ class Search:
     wish: Wish = field(default_factory=lambda: Wish(()))
     _why: dict[str, str] = field(default_factory=dict)
     thorough: bool = True
-    count: int = PREFILL + STEPS
+    count: int = FEW
     stumbled: Tried | None = None
     otherwise: Tried | None = None
     _dead: set[str] = field(default_factory=set)
@@ -255,7 +249,7 @@ class Search:
     def _trials(self) -> Trials:
         shape = self.shape()
         vocabulary = shape.vocab_sizes[0] if shape.vocab_sizes else 0
-        tokens = tokens_to_try(self.wish.prompt, vocabulary, self.wish.context, self.count)
+        tokens = tokens_tried(self.wish.prompt, vocabulary, self.wish.context, self.count)
         prefill = max(1, len(tokens) - STEPS)
         return Trials(self._copier(), self.model, tokens, prefill, shape, self.wish.script)
 
