@@ -30,54 +30,81 @@ def give_places(
         Rows written again per sequence, whether those were rotated, and the position of the
         first token, [sequences].
     """
-    sequences, seq = text.cells.shape
-    at, begins = np.full(sequences, given.start or 0), match.text is None or computed
-    if begins:
-        told = given.pads is not None and len(given.pads) == sequences
-        at -= np.array(given.pads) if told else where.padding(given.visible, sequences, seq)
-    again, rotated = 0, True
-    joined = match.text is not None and match.text.padded
+    before, new = match.text, given.new
+    begins = before is None or computed
+    at = _starts(given, text, begins=begins)
     own = standing.of_tokens(given, computed=computed) if begins else None
     if own is not None and not (text.live & ~own).any():
         own = None  # slots of a buffer that nobody has written
-    text.mixed = own is not None or (not begins and match.text is not None and match.text.mixed)
-    for b in range(sequences):
-        # as many as the step's tokens are theirs, though values of earlier tokens may be equal
-        all_own = not computed and written.shape[1] <= given.new
-        none = np.full(written.shape[1], NOWHERE)
-        twins = none if all_own else _twins(match, text, b, written[b], given.new)
-        if not all_own:  # written once more beside other sequences that changed
-            twins = np.where(twins < 0, match.origin[b, written[b]], twins)
-        old = twins >= 0
-        if old.any() and match.text is not None:
-            source = int(match.taken[b])
-            text.positions[b, written[b][old]] = match.text.positions[source, twins[old]]
-            lengths = match.text.lengths[source, twins[old]], text.lengths[b, written[b][old]]
-            values = match.text.values[source, twins[old]], text.values[b, written[b][old]]
-            rotated &= _as_long(*lengths) and np.array_equal(*values)
-            again = max(again, int(old.sum()))
-        end = None if match.text is None else int(match.text.ends[match.taken[b]])
-        fresh = written[b][~old]
+    joined = before is not None and before.padded
+    text.mixed = own is not None or (before is not None and not begins and before.mixed)
+    grew = before is not None and text.cells.shape[1] - before.cells.shape[1] == new
+    again, rotated = 0, True
+    for b, slots in enumerate(written):
+        old, turned = _go_on(match, text, b, slots, new, computed=computed)
+        again, rotated = max(again, int(old.sum())), rotated and turned
+        fresh = slots[~old]
         if begins:  # an earlier text may have been told otherwise
             text.positions[b][standing.for_none(text.positions[b])] = 0
         if text.mixed:
             rows = fresh if own is None else np.flatnonzero(text.live[b])
-            others = standing.summaries(text, b, rows, given.new, own)
+            others = standing.summaries(text, b, rows, new, own)
             standing.number(text.positions[b], others)
             fresh = np.setdiff1d(fresh, others)
-        grew = match.text is not None and seq - match.text.cells.shape[1] == given.new
-        if match.text is not None and joined:
+        if before is not None and joined:
             # nobody sees padding: it stands before the text, wherever its slots are
-            padding = fresh[fresh < match.text.cells.shape[1]]
+            padding = fresh[fresh < before.cells.shape[1]]
             text.positions[b, padding] = -1 - padding
             fresh = np.setdiff1d(fresh, padding)
+        end = None if before is None else int(before.ends[match.taken[b]])
         at[b] = _place(text, b, fresh, given, (int(at[b]), end), computed=computed, grew=grew)
     behind = None if begins or joined else _behind(match, given, written)
     if behind is not None:
-        at[:], places = behind, behind[:, None] + np.arange(given.new)
+        at[:], places = behind, behind[:, None] + np.arange(new)
         np.put_along_axis(text.positions, places, places, 1)
-    text.ends[:], text.new = at + given.new, given.new
+    text.ends[:], text.new = at + new, new
     return again, rotated and again > 0 and not joined, at
+
+
+def _starts(given: GivenRows, text: Text, *, begins: bool) -> Numbers:
+    """Where each text begins, by what is told and by padding at its left, [sequences]."""
+    sequences, seq = text.cells.shape
+    at = np.full(sequences, given.start or 0)
+    if begins:
+        told = given.pads is not None and len(given.pads) == sequences
+        at -= np.array(given.pads) if told else where.padding(given.visible, sequences, seq)
+    return at
+
+
+def _go_on(
+    match: Match, text: Text, b: int, slots: Numbers, new: int, *, computed: bool
+) -> tuple[Flags, bool]:
+    """Give rows that were written once more the positions that they had.
+
+    Args:
+        match: Which rows are known.
+        text: As it is now.
+        b: The sequence.
+        slots: Of its new rows, [rows].
+        new: Tokens of the step.
+        computed: It read nothing.
+
+    Returns:
+        Which of them those are, [rows], and whether they differ by a rotation at most.
+    """
+    # as many as the step's tokens are theirs, though values of earlier tokens may be equal
+    if not computed and len(slots) <= new:
+        return np.zeros(len(slots), bool), True
+    twins = _twins(match, text, b, slots, new)
+    # written once more beside other sequences that changed
+    twins = np.where(twins < 0, match.origin[b, slots], twins)
+    old = twins >= 0
+    if match.text is None or not old.any():
+        return old, True
+    was, now = (int(match.taken[b]), twins[old]), (b, slots[old])
+    text.positions[now] = match.text.positions[was]
+    as_long = _as_long(match.text.lengths[was], text.lengths[now])
+    return old, as_long and np.array_equal(match.text.values[was], text.values[now])
 
 
 def _twins(match: Match, text: Text, b: int, written: Numbers, new: int) -> Numbers:
