@@ -10,6 +10,7 @@ from builders.custom_drives import STYLES, build, ids, through_the_cache
 from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import UNCHECKED, check
 from kvtrace.record.lanes.given.private import Copier
+from kvtrace.record.lanes.given.snapshot import copied
 
 PROMPT, TOTAL = 6, 12
 REPLAYED = ("buffers_start_pos", "ring_window")
@@ -235,3 +236,12 @@ def test_what_functions_bind_as_defaults_is_copied_with_them():
         assert theirs.forward.__defaults__[0].__self__ is theirs
         assert mine.forward.__kwdefaults__["seen"] == []
         assert theirs.forward.__kwdefaults__["seen"] == [0]
+
+
+def test_a_copy_beside_another_thread_has_weights_in_common_and_no_configuration():
+    model = tiny_model("llama")
+    other = copied(model)
+    assert other.lm_head.weight is model.lm_head.weight
+    configs = {id(one.config) for one in other.modules() if hasattr(one, "config")}
+    assert configs == {id(other.config)}
+    assert other.config is not model.config

@@ -33,6 +33,9 @@ _LIBRARIES = ("torch.", "builtins", "kvtrace.")
 _OWN_OF_TORCH = frozenset(vars(nn.Module()))
 _BESIDE = "generation_config"
 """What a forward does not ask for."""
+_KERNELS = "_implementation_internal"
+"""How an attribute of a configuration ends that names kernels: they change how, not what, and an
+engine sets its own while it serves."""
 
 
 class Place(NamedTuple):
@@ -225,7 +228,9 @@ def _is_configuration(one: object) -> bool:
 def _is_kept(name: str, value: object) -> bool:
     if name == "training":
         return True
-    if name in _OWN_OF_TORCH or name.startswith("__") or isinstance(value, nn.Parameter):
+    if name in _OWN_OF_TORCH or name.startswith("__") or name.endswith(_KERNELS):
+        return False
+    if isinstance(value, nn.Parameter):
         return False
     if isinstance(value, (*_ATOMS, Tensor, *_FUNCTIONS)) or _is_plain(value):
         return name != "forward"

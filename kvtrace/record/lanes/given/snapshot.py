@@ -6,9 +6,11 @@ they share the weights, and everything else is their own. Each recomputation get
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +27,7 @@ from kvtrace.record.version import version
 _CONSTANT = re.compile(
     r"mask|bias|tril|causal|freq|rope|rotary|cos|sin|alibi|slopes|pos|table|pe$", re.IGNORECASE
 )
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,26 @@ def take(
         frozenset(copier.zeros),
         tuple((one, version(one)) for one in copier.shared),
     )
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy with the same weights, and a configuration and all else of its own.
+
+    Made while other threads may run the model.
+    """
+    for _ in range(_TRIES):
+        with suppress(RuntimeError):  # a dictionary changed while it was read
+            return _copied(model)
+    return _copied(model)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    made: nn.Module = Copier(model.parameters()).of(model)
+    known: dict[int, object] = {}
+    for part in made.modules():
+        if "config" in vars(part):
+            part.config = copy.deepcopy(part.config, known)
+    return made
 
 
 def keeps_nothing(model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ where that works, else with what the first call was given. The model is as it wa
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,7 @@ from kvtrace.record.lanes.given.shown import (
     rows_beyond_ids,
     trimmed,
 )
-from kvtrace.record.lanes.given.snapshot import Snapshot, keeps_nothing, take
+from kvtrace.record.lanes.given.snapshot import Snapshot, copied, keeps_nothing, take
 from kvtrace.record.lanes.given.told import Told, rest
 from kvtrace.record.lanes.passes.asked import DTYPES, forward_of, recompute
 from kvtrace.record.lanes.passes.autocast import Autocast, as_then, autocast_of
@@ -98,6 +99,8 @@ class Recomputer:
     _causal: bool = False
     _several: bool = False
     _ready: tuple[object, str | None, Forward] | None = None
+    _callers: set[threading.Thread] = field(default_factory=set)
+    _apart: nn.Module | None = None
 
     def __post_init__(self) -> None:
         self.settings = Settings(self.model)
@@ -105,6 +108,7 @@ class Recomputer:
 
     def begin(self, beginning: Beginning) -> None:
         """A forward of the model is about to run: before the first, take the snapshot."""
+        self._callers.add(threading.current_thread())
         self.settings.begin()
         self.contexts.look()
         if self._begun:
@@ -217,8 +221,9 @@ class Recomputer:
     def _run(self, batch: Batch, dtype: str | None, settings: Mapping[Place, Kept]) -> Forward:
         """The same, with attributes of the model as they are given."""
         if not self._snapshots:
-            with as_then(self.autocast, dtype), as_set(self.model, settings):
-                found = recompute(self.model, batch, self.ties, dtype=dtype, device=self._device)
+            model = self._alone()
+            with as_then(self.autocast, dtype), as_set(model, settings):
+                found = recompute(model, batch, self.ties, dtype=dtype, device=self._device)
             self.reference = "bare"
             return found
         reasons: dict[str, str] = {}
@@ -237,6 +242,18 @@ class Recomputer:
                 self._settled(name)
                 return found
         raise CannotRecomputeError("; ".join(f"{how}: {why}" for why, how in reasons.items()))
+
+    def _alone(self) -> nn.Module:
+        """The model; a copy with its weights while another thread may be in the middle of a call.
+
+        Some of transformers' forwards set their configuration while they run.
+        """
+        mine = threading.current_thread()
+        if all(one is mine or not one.is_alive() for one in self._callers):
+            return self.model
+        if self._apart is None:
+            self._apart = copied(self.model)
+        return self._apart
 
     def _called(
         self,
