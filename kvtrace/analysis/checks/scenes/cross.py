@@ -40,19 +40,14 @@ def stage_cross(
     before, now = _visible(trace, first, there, sequence), _visible(trace, number, layer, sequence)
     queries, output = (read(number, layer, sequence) for read in (trace.queries, trace.output))
     rows, size = queries.shape[1], len(base.cells)
+    mine, right = _side(queries, view, output, now), _side(queries, base, output, before)
 
     def layer_rows(other: int) -> tuple[Floats, Floats] | None:
-        kind = trace.site(other).kind
-        if kind != "cross" or trace.step(first).site_step(other) is None:
-            return None
-        whose = trace.cache(first, other, sequence)
-        return whose.keys, whose.values
+        attends = trace.site(other).kind == "cross" and trace.step(first).site_step(other)
+        return _kv(trace.cache(first, other, sequence)) if attends else None
 
     def sequence_rows(other: int) -> tuple[Floats, Floats] | None:
-        if other >= step.num_sequences:
-            return None
-        whose = trace.cache(first, there, other)
-        return whose.keys, whose.values
+        return _kv(trace.cache(first, there, other)) if other < step.num_sequences else None
 
     return Scene(
         step=number,
@@ -60,19 +55,14 @@ def stage_cross(
         sequence=sequence,
         site=site,
         first_step=False,
-        cached=_side(queries, view, output, now),
-        reference=_side(queries, base, output, before),
+        cached=mine,
+        reference=right,
         places=np.arange(size, size + rows),
         supposed=places_of(base.positions, view.positions),
         slots=view.slots,
         changed=np.zeros(len(view.cells), bool),
         padding=0,
-        atol=Scales(
-            _atol(queries, tolerance),
-            _atol(base.keys, tolerance),
-            _atol(base.values, tolerance),
-            _atol(output, tolerance),
-        ),
+        atol=Scales.of(right, tolerance),
         weights=lambda row: np.zeros((site.num_heads, size), np.float32),
         layer_rows=layer_rows,
         sequence_rows=sequence_rows,
@@ -151,6 +141,10 @@ def _attended(trace: Trace, step: Step, site: Site) -> int | None:
     return next(same, None)
 
 
+def _kv(view: CacheView) -> tuple[Floats, Floats]:
+    return view.keys, view.values
+
+
 def _side(queries: Floats, view: CacheView, output: Floats, visible: NDArray[np.bool_]) -> Side:
     table = np.broadcast_to(visible, (queries.shape[1], visible.shape[1]))
     return Side(queries, view.keys, view.values, output, table)
@@ -160,8 +154,3 @@ def _visible(trace: Trace, number: int, layer: int, sequence: int) -> NDArray[np
     """Rows that any query sees in any head, [1, seq]."""
     seen = trace.visible(number, layer, sequence)
     return np.asarray(seen.any(axis=(0, 1)), np.bool_)[None]
-
-
-def _atol(rows: Floats, tolerance: float) -> float:
-    finite = np.abs(rows[np.isfinite(rows)])
-    return tolerance * float(finite.max(initial=0.0)) + 1e-12

@@ -44,6 +44,16 @@ class Scales:
     values: float
     output: float
 
+    @classmethod
+    def of(cls, side: Side, tolerance: float) -> Scales:
+        """A share of the largest number of each tensor."""
+        return cls(
+            *(
+                tolerance * float(np.abs(rows[np.isfinite(rows)]).max(initial=0.0)) + 1e-12
+                for rows in (side.queries, side.keys, side.values, side.output)
+            )
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.scenes.asked import Asked, keys_and_values
+from kvtrace.analysis.checks.scenes.changed import changed_rows
 from kvtrace.analysis.checks.scenes.cross import stage_cross
 from kvtrace.analysis.checks.scenes.place_names import spoken
 from kvtrace.analysis.checks.scenes.scene import Scales, Scene, Side
 from kvtrace.analysis.checks.scenes.supposed import supposed_places
-from kvtrace.errors import MissingError, TraceError
 from kvtrace.trace import CacheView, Reference, Site, Step, Tensor, Trace
-from kvtrace.trace.dtypes import Floats
-from kvtrace.trace.weights import derive
 
 
 def stage(
@@ -43,39 +42,9 @@ def stage(
     if theirs is None:
         return None
     view = trace.cache(number, layer, sequence)
-    visible = trace.visible(number, layer, sequence).any(axis=0)
-    mine = Side(
-        trace.queries(number, layer, sequence),
-        view.keys,
-        view.values,
-        trace.output(number, layer, sequence),
-        np.broadcast_to(visible, (trace.step(number).new, len(view.cells))),
-    )
-    positions = reference.positions
-    changed, lost = _changed(trace, number, layer, sequence, view)
-
-    beams = step.parent is not None and any(event.order for event in step.events)
-    earlier = trace.step(step.parent).num_sequences if beams and step.parent is not None else 0
-
-    def weights(row: int) -> Floats:
-        return _weights(trace, reference, (same, own), row)
-
-    def layer_rows(other: int) -> tuple[Floats, Floats] | None:
-        return _kv(reference, other) if trace.site(other).kind == site.kind else None
-
-    def sequence_rows(other: int) -> tuple[Floats, Floats] | None:
-        before = other - step.num_sequences  # one of the step before, which may have ended there
-        at = number if before < 0 or step.parent is None else step.parent
-        there = trace.reference(at, other if before < 0 else before, lane)
-        return None if there is None else _kv(there, own)
-
-    def biases(row: int) -> tuple[Floats, Floats] | None:
-        mine, right = trace.bias(number, layer, sequence), reference.bias(same)
-        if mine is None or right is None:
-            return None
-        one, other = (bias[:, min(row, bias.shape[1] - 1)] for bias in (mine, right))
-        return one, other
-
+    mine = _cached_side(trace, number, layer, sequence, view)
+    changed, lost = changed_rows(trace, number, layer, sequence, view)
+    asked = Asked(trace, reference, step, lane, (layer, sequence), (same, own))
     return Scene(
         step=number,
         layer=layer,
@@ -88,34 +57,37 @@ def stage(
         supposed=supposed_places(trace, step, (layer, sequence, lane), view),
         slots=view.slots,
         changed=changed,
-        padding=int((positions < 0).sum()),
-        atol=_scales(theirs, tolerance),
-        weights=weights,
-        layer_rows=layer_rows,
-        sequence_rows=sequence_rows,
+        padding=int((reference.positions < 0).sum()),
+        atol=Scales.of(theirs, tolerance),
+        weights=asked.weights,
+        layer_rows=asked.layer_rows,
+        sequence_rows=asked.sequence_rows,
         layers=len(trace.meta.sites),
-        sequences=step.num_sequences + earlier,
+        sequences=step.num_sequences + _sequences_before(trace, step),
         current=step.num_sequences,
         first_site=_comes_first(trace, number, layer),
         lost=frozenset(reference.places_of(np.array(sorted(lost), np.int64)).tolist()),
         told=_told(step, sequence, reference),
         held=view.positions,
         cropped=any(event.kind == "crop" for event in step.events),
-        paddings=lambda: _paddings(trace, step, lane),
+        paddings=asked.paddings,
         spoken=lambda other: spoken(trace.meta, other),
-        biases=biases,
+        biases=asked.biases,
     )
 
 
-def _paddings(trace: Trace, step: Step, lane: str) -> frozenset[int]:
-    """Padding of all sequences of a step and of the one before."""
-    steps = [step] if step.parent is None else [step, trace.step(step.parent)]
-    each = (
-        trace.reference(one.number, sequence, lane)
-        for one in steps
-        for sequence in range(one.num_sequences)
-    )
-    return frozenset(int((one.positions < 0).sum()) for one in each if one is not None)
+def _cached_side(trace: Trace, number: int, layer: int, sequence: int, view: CacheView) -> Side:
+    visible = trace.visible(number, layer, sequence).any(axis=0)
+    queries, output = (read(number, layer, sequence) for read in (trace.queries, trace.output))
+    table = np.broadcast_to(visible, (trace.step(number).new, len(view.cells)))
+    return Side(queries, view.keys, view.values, output, table)
+
+
+def _sequences_before(trace: Trace, step: Step) -> int:
+    """Sequences of the step before, where beams were reordered: any of them may be held now."""
+    if step.parent is None or not any(event.order for event in step.events):
+        return 0
+    return trace.step(step.parent).num_sequences
 
 
 def _told(step: Step, sequence: int, reference: Reference) -> NDArray[np.int64] | None:
@@ -175,96 +147,9 @@ def _comes_first(trace: Trace, number: int, layer: int) -> bool:
 
 def _reference_side(reference: Reference, layer: int, own: int) -> Side | None:
     queries, output = reference.rows(layer, Tensor.QUERIES), reference.rows(layer, Tensor.OUTPUT)
-    kv, visible = _kv(reference, own), reference.visible(layer)
+    kv, visible = keys_and_values(reference, own), reference.visible(layer)
     if queries is None or output is None or kv is None or visible is None:
         return None
     new = slice(reference.first, reference.places)
     table = np.broadcast_to(visible.any(axis=0), (reference.new, reference.places))
     return Side(queries[:, new], kv[0], kv[1], output[:, new], table)
-
-
-def _kv(reference: Reference, layer: int) -> tuple[Floats, Floats] | None:
-    keys, values = reference.rows(layer, Tensor.KEYS), reference.rows(layer, Tensor.VALUES)
-    return None if keys is None or values is None else (keys, values)
-
-
-def _weights(trace: Trace, reference: Reference, sites: tuple[int, int], row: int) -> Floats:
-    """Reference weights of one new row, [heads, places]; the keys are those of the second site."""
-    layer, own = sites
-    queries, keys = reference.rows(layer, Tensor.QUERIES), reference.rows(own, Tensor.KEYS)
-    visible, bias = reference.visible(layer), reference.bias(layer)
-    if queries is None or keys is None or visible is None:
-        raise MissingError(f"{trace.name}: the rows of the recomputed lane are not complete.")
-    if bias is not None and bias.shape[1] > 1:
-        bias = bias[:, row : row + 1]
-    place = reference.first + row
-    made = derive(
-        trace.site(layer), queries[:, place : place + 1], keys, visible[:, row : row + 1], bias
-    )
-    return made.weights[:, 0]
-
-
-def _changed(
-    trace: Trace, number: int, layer: int, sequence: int, view: CacheView
-) -> tuple[NDArray[np.bool_], set[int]]:
-    """Rows that replaced another one in their slot since the step before; positions of those.
-
-    A cell is the same row for ever; another cell may still hold the same numbers, where rows
-    were recorded anew. Rows that only moved to another slot are not changed.
-    """
-    out, lost = np.zeros(len(view.cells), bool), set[int]()
-    step = trace.step(number)
-    if step.parent is None or any(event.kind != "crop" for event in step.events):
-        return out, lost
-    try:
-        before = trace.cache(step.parent, layer, sequence)
-    except (TraceError, IndexError):
-        return out, lost
-    if _shifted(view, before):
-        return out, lost
-    moved_up = _moved_up(view, before)
-    held = {slot: row for row, slot in enumerate(before.slots.tolist())}
-    there, earlier = set(view.cells.tolist()), set(before.cells.tolist())
-    for row, (slot, cell) in enumerate(zip(view.slots.tolist(), view.cells.tolist(), strict=True)):
-        old = held.get(slot)
-        if old is None or cell in earlier or int(before.cells[old]) in there or slot > moved_up:
-            continue
-        out[row] = not _same(view, row, before, old)
-        if out[row]:
-            lost.add(int(before.positions[old]))
-    return out, lost
-
-
-def _shifted(view: CacheView, before: CacheView) -> bool:
-    """Whether most rows that are still there stand in another slot: slots mean nothing then."""
-    then = dict(zip(before.cells.tolist(), before.slots.tolist(), strict=True))
-    now = zip(view.cells.tolist(), view.slots.tolist(), strict=True)
-    moved = [int(then[cell]) != int(slot) for cell, slot in now if cell in then]
-    return len(moved) < 2 * sum(moved)
-
-
-def _moved_up(view: CacheView, before: CacheView) -> int:
-    """The first slot whose row stood further behind: from there on rows were dropped, not replaced.
-
-    The next slot after all of them where none did.
-    """
-    then = dict(zip(before.cells.tolist(), before.slots.tolist(), strict=True))
-    now = zip(view.cells.tolist(), view.slots.tolist(), strict=True)
-    up = (slot for cell, slot in now if cell in then and slot < then[cell])
-    return int(min(up, default=max(view.slots.tolist(), default=0) + 1))
-
-
-def _same(view: CacheView, row: int, before: CacheView, old: int) -> bool:
-    """Whether two rows hold the same numbers."""
-    pairs = ((view.keys, before.keys), (view.values, before.values))
-    return all(np.array_equal(now[:, row], then[:, old], equal_nan=True) for now, then in pairs)
-
-
-def _scales(side: Side, tolerance: float) -> Scales:
-    """Absolute tolerances from the largest number of each reference tensor."""
-
-    def atol(rows: Floats) -> float:
-        finite = np.abs(rows[np.isfinite(rows)])
-        return tolerance * float(finite.max(initial=0.0)) + 1e-12
-
-    return Scales(atol(side.queries), atol(side.keys), atol(side.values), atol(side.output))

@@ -1,0 +1,86 @@
+"""What the checks may ask a scene for beside it, read when they do: other rows, weights, biases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtrace.errors import MissingError
+from kvtrace.trace import Reference, Step, Tensor, Trace
+from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.weights import derive
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Answers the questions of one scene, as `Scene` describes them.
+
+    Attributes:
+        trace: Whose step.
+        reference: The lane's pass over the sequence.
+        step: It.
+        lane: The reference's.
+        place: Site and sequence of the scene.
+        sites: Where the lane has the queries, and where it has the keys and values.
+    """
+
+    trace: Trace
+    reference: Reference
+    step: Step
+    lane: str
+    place: tuple[int, int]
+    sites: tuple[int, int]
+
+    def weights(self, row: int) -> Floats:
+        """Reference weights of one new row, [heads, places]."""
+        (same, own), reference = self.sites, self.reference
+        queries, keys = reference.rows(same, Tensor.QUERIES), reference.rows(own, Tensor.KEYS)
+        visible, bias = reference.visible(same), reference.bias(same)
+        if queries is None or keys is None or visible is None:
+            name = self.trace.name
+            raise MissingError(f"{name}: the rows of the recomputed lane are not complete.")
+        if bias is not None and bias.shape[1] > 1:
+            bias = bias[:, row : row + 1]
+        place = reference.first + row
+        query, seen = queries[:, place : place + 1], visible[:, row : row + 1]
+        return derive(self.trace.site(same), query, keys, seen, bias).weights[:, 0]
+
+    def layer_rows(self, other: int) -> tuple[Floats, Floats] | None:
+        """Keys and values of another layer of the same kind."""
+        trace = self.trace
+        alike = trace.site(other).kind == trace.site(self.place[0]).kind
+        return keys_and_values(self.reference, other) if alike else None
+
+    def sequence_rows(self, other: int) -> tuple[Floats, Floats] | None:
+        """Keys and values of another sequence; those of the step before follow those of this."""
+        step = self.step
+        before = other - step.num_sequences  # one of the step before, which may have ended there
+        at = step.number if before < 0 or step.parent is None else step.parent
+        there = self.trace.reference(at, other if before < 0 else before, self.lane)
+        return None if there is None else keys_and_values(there, self.sites[1])
+
+    def biases(self, row: int) -> tuple[Floats, Floats] | None:
+        """What is added to the scores of one new row, in both lanes."""
+        layer, sequence = self.place
+        mine = self.trace.bias(self.step.number, layer, sequence)
+        right = self.reference.bias(self.sites[0])
+        if mine is None or right is None:
+            return None
+        one, other = (bias[:, min(row, bias.shape[1] - 1)] for bias in (mine, right))
+        return one, other
+
+    def paddings(self) -> frozenset[int]:
+        """Padding of all sequences of the step and of the one before."""
+        step, trace = self.step, self.trace
+        steps = [step] if step.parent is None else [step, trace.step(step.parent)]
+        each = (
+            trace.reference(one.number, sequence, self.lane)
+            for one in steps
+            for sequence in range(one.num_sequences)
+        )
+        return frozenset(int((one.positions < 0).sum()) for one in each if one is not None)
+
+
+def keys_and_values(reference: Reference, layer: int) -> tuple[Floats, Floats] | None:
+    """Those of a site in a lane, by place; None where they were not kept."""
+    keys, values = reference.rows(layer, Tensor.KEYS), reference.rows(layer, Tensor.VALUES)
+    return None if keys is None or values is None else (keys, values)
