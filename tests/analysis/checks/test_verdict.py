@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
-from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED, check, walk
+from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED, at_site, check
 from kvtrace.trace import Note, Tensor
 
 
@@ -273,7 +273,7 @@ def test_a_signature_that_stumbles_hides_no_difference(monkeypatch):
     def stumble(scene):
         raise IndexError("a shape nobody thought of")
 
-    monkeypatch.setattr(walk, "diagnose", stumble)
+    monkeypatch.setattr(at_site, "diagnose", stumble)
     trace = synthetic_trace()
     differing(trace, 2, 0, Tensor.OUTPUT)
     found = check(trace)
