@@ -19,7 +19,9 @@ from torch import Size, Tensor
 from transformers.cache_utils import DynamicLayer
 
 from kvtrace.record.capture.attention.calls import AttentionCall
-from kvtrace.record.capture.attention.read import MaskReader, ModuleFacts, read
+from kvtrace.record.capture.attention.facts import ModuleFacts
+from kvtrace.record.capture.attention.masks import MaskReader
+from kvtrace.record.capture.attention.read import read
 from kvtrace.record.capture.caches.tracker import CacheTracker
 from kvtrace.record.capture.forward import CacheUpdate
 from kvtrace.record.capture.running import Pass, RawCall, RawUpdate

@@ -2,7 +2,9 @@
 
 import torch
 
-from kvtrace.record.capture.attention.read import MaskReader, ModuleFacts, read
+from kvtrace.record.capture.attention.facts import ModuleFacts
+from kvtrace.record.capture.attention.masks import MaskReader
+from kvtrace.record.capture.attention.read import read
 
 FACTS = ModuleFacts("layers.0", 0, "self", True, None, None, "model.py:1")
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from itertools import compress
 
 from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.capture.attention.facts import ModuleFacts, facts
 from kvtrace.record.capture.attention.kinds import is_two_sided, kind_of
-from kvtrace.record.capture.attention.read import MaskReader, ModuleFacts, facts, read
+from kvtrace.record.capture.attention.masks import MaskReader
+from kvtrace.record.capture.attention.read import read
 from kvtrace.record.capture.running import Followed, Pass, RawCall, module_of
 from kvtrace.record.flow import FlowWatch
 

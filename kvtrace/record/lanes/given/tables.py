@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kvtrace.record.capture.attention.read import HIDDEN_BELOW
+from kvtrace.record.capture.attention.masks import HIDDEN_BELOW
 from kvtrace.record.capture.forward import Forward
 
 TABLE = "attention_mask of four axes"
