@@ -16,24 +16,14 @@ from typing import Any
 from torch import nn
 from transformers.cache_utils import Cache
 
-from kvtrace.record.capture.alike import Pattern, pattern_of
 from kvtrace.record.capture.attention.ahead import Ran
-from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.attention.levels import attentions, lower_levels, unseen
-from kvtrace.record.capture.attention.reader import Reader
-from kvtrace.record.capture.caches.copied import copies
 from kvtrace.record.capture.caches.handing import cache_given
-from kvtrace.record.capture.caches.tracker import CacheTracker, lingering, updates_of
-from kvtrace.record.capture.caches.updates import (
-    CACHES,
-    HALVES,
-    beside,
-    cross_half,
-    follow,
-    patch_given,
-)
+from kvtrace.record.capture.caches.tracker import CacheTracker
+from kvtrace.record.capture.caches.updates import CACHES, HALVES, follow, patch_given
 from kvtrace.record.capture.clock import DeviceClock, Took
-from kvtrace.record.capture.forward import Beginning, CacheUpdate, Forward, Lingering
+from kvtrace.record.capture.forward import Beginning, Forward
+from kvtrace.record.capture.forwards import Forwards
 from kvtrace.record.capture.replaced.choices import CHOICES, Chooser
 from kvtrace.record.capture.replaced.clean import CLEAN
 from kvtrace.record.capture.replaced.compiled import EAGERLY, Eagerly
@@ -41,15 +31,7 @@ from kvtrace.record.capture.replaced.entrances import around_forward, entrances,
 from kvtrace.record.capture.replaced.interface import INTERFACE
 from kvtrace.record.capture.replaced.scripting import SCRIPTING
 from kvtrace.record.capture.running import Pass, our_work, passes
-from kvtrace.record.capture.tokens.bare_rows import width_in
-from kvtrace.record.capture.tokens.inputs import (
-    fitted,
-    hidden_width,
-    logits_of,
-    named,
-    shape_of,
-    tokens_of,
-)
+from kvtrace.record.capture.tokens.inputs import named, tokens_of
 from kvtrace.record.capture.turns import Turns
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.paged.follower import Follower
@@ -85,7 +67,6 @@ class Watch:
             on_chosen: Told of tokens chosen for a request in a batch: (its cache, token).
         """
         self.model = model
-        self.num_forwards = 0
         self.paused = False
         self._asks = False
         self._process = getpid()
@@ -95,16 +76,14 @@ class Watch:
         self._choosing = choosing
         self._modules = dict(model.named_modules())
         self._names = {id(module): path for path, module in self._modules.items()}
-        self._reader = Reader(self._names)
-        self._hidden = hidden_width(self._modules.values())
         self._patched: type | None = None
-        self._pattern: Pattern | None = None
         self._tracker = CacheTracker()
         self._clock = DeviceClock(one.device for one in model.parameters())
         self.flow: FlowWatch | None = None
         self._eagerly = Eagerly()
         self.turns = Turns()
         self._requests = Follower(self._tracker, on_chosen or (lambda _, __: None))
+        self._forwards = Forwards(self._modules, self._names, self._tracker, self._requests)
         self._ran = Ran()
         self._takes: dict[int, Sequence[str]] = {}
         self.says: dict[str, None] = {}
@@ -148,9 +127,9 @@ class Watch:
         """Sentences: modules that look like attention and were not seen to attend so far."""
         odd = (
             f"{path}: attends over another batch than the model's"
-            for path in sorted(self._reader.odd)
+            for path in sorted(self._forwards.reader.odd)
         )
-        return (*unseen(self.model, self._reader.seen, self._ran, self.flow), *odd)
+        return (*unseen(self.model, self._forwards.reader.seen, self._ran, self.flow), *odd)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -267,7 +246,7 @@ class Watch:
             return
         given = cache_given(arguments)
         # a class of the model's own that is met late was followed by its rows so far, and stays so
-        kind, first = type(given), self.num_forwards == 0 or isinstance(given, Cache)
+        kind, first = type(given), self._forwards.count == 0 or isinstance(given, Cache)
         if first and kind is not self._patched:
             patch_given(given)
             self._patched = None if hasattr(given, HALVES[0]) else kind
@@ -286,14 +265,14 @@ class Watch:
     def _over(self) -> Pass | None:
         """The pass that has ended now; None if it was an inner forward."""
         running = passes()
-        place = next((i for i, one in enumerate(running) if one.names is self._names), None)
-        if place is None:
+        places = [place for place, one in enumerate(running) if one.names is self._names]
+        if not places:
             return None
-        one = running[place]
+        one = running[places[0]]
         if one.nested:
             one.nested -= 1
             return None
-        del running[place:]
+        del running[places[0] :]
         if self.flow is not None:
             self.flow.of_parts = False  # also where `begin_step` began what a hook ends
         return one
@@ -324,18 +303,12 @@ class Watch:
         return Beginning(
             arguments,
             tokens_of(arguments),
-            self._given(arguments) | fed.keys(),
+            self._forwards.given(arguments) | fed.keys(),
             tuple(self._tracker.changes),
             lambda: one.num_calls,
             one.kept_by,
             fed,
         )
-
-    def _given(self, arguments: Mapping[str, object]) -> frozenset[int]:
-        """Serials of the caches among the arguments, as far as they were met."""
-        given = cache_given(arguments)
-        parts = (given, *[getattr(given, part, None) for part in HALVES])
-        return frozenset([self._tracker.serial(one) for one in parts if self._tracker.met(one)])
 
     def _finish(
         self,
@@ -346,53 +319,8 @@ class Watch:
         result: Any,
         took: Took,
     ) -> None:
-        """Make the Forward, and hand it over."""
-        start = perf_counter_ns()
-        self._requests.see(one)
-        tokens = tokens_of(arguments)
-        shape = shape_of(tokens, arguments)
-        like = self._pattern
-        batch = like.batch(one, self._tracker) if like and shape == (like.sequences, 1) else None
-        calls: Sequence[AttentionCall]
-        updates: Sequence[CacheUpdate]
-        left: tuple[Lingering, ...] = ()
-        if batch is not None and like is not None:
-            calls, updates, before = batch.calls(), batch.updates(), batch.before
-            used = frozenset((like.cache,))
-        else:
-            cross = cross_half(cache_given(arguments), result)
-            updates = updates_of(self._tracker, one, cross)
-            found = self._reader.calls(one, part, self.flow)
-            tokens, shape = fitted(tokens, shape, found[0], logits_of(result, shape))
-            calls, before = self._reader.fitting(found, *shape[:2])
-            left = lingering(self._tracker, calls, updates, cross)
-            used = self._given(arguments) | {update.cache for update in updates}
-            self._pattern = like = pattern_of(one, updates, calls, self._reader.facts) or like
-        forward = Forward(
-            number=self.num_forwards,
-            model=module,
-            part=part,
-            arguments=arguments,
-            tokens=tokens,
-            sequences=shape[0],
-            new=shape[1],
-            calls=calls,
-            updates=updates,
-            took=took,
-            updates_before=before,
-            lingering=left,
-            copies=() if batch is not None else copies(self._tracker, updates),
-            changes=self._tracker.take_changes(used),
-            recurrent=(*one.recurrent, *beside(self._tracker, arguments, result, updates)),
-            logits=logits_of(result, shape, self._hidden or width_in(arguments)),
-            result=result,
-            own_ns=one.own_ns + perf_counter_ns() - start,
-            choices=() if one.choosing is None else tuple(one.choosing.choices),
-            pattern=like,
-            batch=batch,
-        )
-        forwards = self._requests.parts(forward, one)
-        self.num_forwards += len(forwards)
+        """Hand over what the pass was."""
+        forwards = self._forwards.of(part, module, one, arguments, result, took, self.flow)
         if not forwards and self._on_failure is not None:
             self._on_failure()
         with our_work():
