@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from math import inf
 
 import torch
@@ -28,6 +29,8 @@ from kvtrace.trace import Lane, Note, Trace
 
 _TIMES = 4.0
 """Times what is rounding in the dtype of the lane: in other shapes, numbers round otherwise."""
+Moved = tuple[AttentionCall, float]
+"""An attention whose rows moved, and how far: the largest difference over the largest number."""
 FEW = 2
 """Tokens of a short text; one alone may be taken for a step that has a cache."""
 
@@ -54,37 +57,90 @@ def looks_ahead(
     whole_known = all(len(path.tokens) >= end for path in batch.paths)
     if not later or not whole_known:
         return None
-    dtype = None if lane.dtype == trace.meta.model.dtype else lane.dtype
+    ask = _Question(again, trace, lane, batch, forward, extras)
     cut = _cut(batch.paths, end, extras)
     try:
-        short = again.run(cut, dtype=dtype)
+        short = again.run(cut, dtype=ask.dtype)
     except CannotRecomputeError:
         return None
-    # a wider lane is not exact to its own last bits: models round to float32 inside, in softmax,
-    # norms and rotary tables
-    limit, _ = tolerance("float32", max(1, len(trace.meta.sites)))
-    wide = lane.dtype in ("float32", "float64")
-    found = _moved(short.calls, forward.calls, cut.paths, _TIMES * limit) if wide else None
-    few = max(path.padding for path in batch.paths) + FEW
-    # where the caller said who sees whom, the first tokens see later ones on purpose
-    if wide and found is None and few < end and given_table(cut.extra) is None:
-        # layers that round by the largest number of a text: it may have been among the first
-        end, fewer = few, _cut(batch.paths, few, extras)
+    found = ask.moved(short, cut) if ask.wide else None
+    if ask.wide and found is None:
+        end, found = ask.first_few(end, cut)
+    otherwise = ask.what_else(cut, short, found)
+    if otherwise is not None or found is None:
+        return otherwise
+    return _not_causal(trace, found, end, min(later))
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Whether what a lane has of its first tokens is what it has of them alone.
+
+    Attributes:
+        again, trace, lane, extras: As `looks_ahead` was given them.
+        batch, whole: All tokens, and what was computed over them.
+    """
+
+    again: Recomputer
+    trace: Trace
+    lane: Lane
+    batch: Batch
+    whole: Forward
+    extras: Extras
+
+    @property
+    def dtype(self) -> str | None:
+        """That of the pass; None: the model's own."""
+        return None if self.lane.dtype == self.trace.meta.model.dtype else self.lane.dtype
+
+    @property
+    def wide(self) -> bool:
+        """Whether the choice of an expert does not flip by rounding."""
+        return self.lane.dtype in ("float32", "float64")
+
+    @property
+    def limit(self) -> float:
+        """What is rounding, relative to the largest number.
+
+        A wider lane is not exact to its own last bits: models round to float32 inside, in softmax,
+        norms and rotary tables.
+        """
+        return _TIMES * tolerance("float32", max(1, len(self.trace.meta.sites)))[0]
+
+    def moved(self, short: Forward, cut: Batch) -> Moved | None:
+        """The first attention whose rows moved between a short text and the whole one."""
+        return _moved(short.calls, self.whole.calls, cut.paths, self.limit)
+
+    def first_few(self, end: int, cut: Batch) -> tuple[int, Moved | None]:
+        """Of a text that is shorter yet: how many tokens it has, and what moved.
+
+        Layers that round by the largest number of a text: it may have been among the first `end`.
+        """
+        paths = self.batch.paths
+        few = max(path.padding for path in paths) + FEW
+        # where the caller said who sees whom, the first tokens see later ones on purpose
+        if few >= end or given_table(cut.extra) is not None:
+            return end, None
+        fewer = _cut(paths, few, self.extras)
         with suppress(CannotRecomputeError):
-            tokens = again.run(fewer, dtype=dtype)
-            found = _moved(tokens.calls, forward.calls, fewer.paths, _TIMES * limit)
-    # the first rows of a longer text may draw the same random numbers
-    if found is not None or dtype is None:
-        random = varies(again, cut, short, dtype)
-        if random is not None:
+            return few, self.moved(self.again.run(fewer, dtype=self.dtype), fewer)
+        return few, None
+
+    def what_else(self, cut: Batch, short: Forward, found: Moved | None) -> Note | None:
+        """Why rows come out otherwise in any call, of the same tokens too; None: they don't."""
+        # the first rows of a longer text may draw the same random numbers
+        own = self.dtype is None
+        if found is None and not own:
+            return None
+        random = varies(self.again, cut, short, self.dtype)
+        if random is not None or not self.wide:
             return random
-    if wide and (found is not None or dtype is None):
-        moved, plain = (0.0 if found is None else found[1]), (forward if dtype is None else None)
-        rounding = rounds_inside(again, batch, _TIMES * limit, moved=moved, plain=plain)
-        if rounding is not None:
-            return rounding
-    if found is None:
-        return None
+        moved, plain = (0.0 if found is None else found[1]), (self.whole if own else None)
+        return rounds_inside(self.again, self.batch, self.limit, moved=moved, plain=plain)
+
+
+def _not_causal(trace: Trace, found: Moved, end: int, later: int) -> Note:
+    """The finding: rows of the first tokens moved, at the step whose tokens came later."""
     call, far = found
     sites = trace.meta.sites
     site = next((s.index for s in sites if (s.module, s.call) == (call.module, call.call)), None)
@@ -94,7 +150,7 @@ def looks_ahead(
         f"NOT-CAUSAL: without any cache, rows of {first} in {module} move by "
         f"{far:.1e} of their largest value when the later tokens follow; no cache can equal that"
     )
-    return Note("finding", text, step=min(later), site=site)
+    return Note("finding", text, step=later, site=site)
 
 
 def _cut(paths: Sequence[Path], end: int, extras: Extras) -> Batch:
@@ -111,7 +167,7 @@ def _moved(
     whole: Sequence[AttentionCall],
     paths: Sequence[Path],
     limit: float,
-) -> tuple[AttentionCall, float] | None:
+) -> Moved | None:
     """The first attention whose rows moved, and how far.
 
     None also where the length alone explains it, by positions or by the scale.
