@@ -9,25 +9,19 @@ where that works, else with what the first call was given. The model is as it wa
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.lanes.given.attributes import Kept, Place
-from kvtrace.record.lanes.given.cache_arguments import (
-    beside_ids,
-    filled,
-    padded_for,
-    read_beside,
-)
 from kvtrace.record.lanes.given.codes import layout_of
 from kvtrace.record.lanes.given.contexts import Contexts
-from kvtrace.record.lanes.given.extend import CannotExtendError, FirstCall, positional
-from kvtrace.record.lanes.given.of_text import of_text
+from kvtrace.record.lanes.given.extend import CannotExtendError, positional
 from kvtrace.record.lanes.given.settings import Settings, as_set
 from kvtrace.record.lanes.given.shown import (
     any_of,
@@ -40,18 +34,14 @@ from kvtrace.record.lanes.given.shown import (
     trimmed,
 )
 from kvtrace.record.lanes.given.snapshot import Snapshot, copied, keeps_nothing, take
-from kvtrace.record.lanes.given.told import Told, rest
+from kvtrace.record.lanes.given.told import Told
 from kvtrace.record.lanes.passes.asked import DTYPES, forward_of, recompute
 from kvtrace.record.lanes.passes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
+from kvtrace.record.lanes.passes.called_with import called_with
 from kvtrace.record.lanes.passes.held import held
 from kvtrace.record.lanes.passes.ties import Ties
 
-Way = Callable[[FirstCall, Tensor], dict[str, object]]
-
-_LIKE_FIRST = FirstCall.replayed
-_WAYS: dict[str, Way] = {"bare": FirstCall.bare, "replayed": _LIKE_FIRST, "told": _LIKE_FIRST}
-_WAYS["beside"] = _LIKE_FIRST
 _TRIED = {
     "bare": "with the tokens alone",
     "replayed": "with its first arguments extended",
@@ -266,16 +256,7 @@ class Recomputer:
         """One way, on a fresh copy."""
         kind = None if dtype is None else DTYPES[dtype]
         model, call = snapshot.fresh(kind)
-        ids = call.arguments[call.ids]
-        device = ids.device if isinstance(ids, Tensor) else torch.device("cpu")
-        tokens = filled(batch, device).to(ids.dtype if isinstance(ids, Tensor) else torch.long)
-        tokens = call.given(tokens, [path.row for path in batch.paths])
-        told = self.told.of(batch.paths, call) if name in ("told", "beside") else {}
-        arguments = told | _WAYS[name](rest(call, told), tokens)
-        arguments |= beside_ids(call, batch.extra, kind)
-        arguments |= read_beside(call.ids, batch, kind) | of_text(call, arguments, batch, kind)
-        if any(path.padding for path in batch.paths):
-            arguments |= _hiding(call, batch, device)
+        tokens, arguments = called_with(name, call, batch, self.told, kind)
         places, named = positional(call.parameters, arguments)
         if self._outside is not None and snapshot.changed:
             raise CannotRecomputeError("what it was first given was written to since")
@@ -285,27 +266,31 @@ class Recomputer:
         with around, as_then(self.autocast, kind), as_set(model, settings, kind):
             choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
             forward = forward_of(model, lambda: model(*places, **named), choosing)
-        calls = forward.calls
-        if kind is not None and self._outside is not None and not any_of(kind, calls):
+        if kind is not None and self._outside is not None and not any_of(kind, forward.calls):
             raise CannotRecomputeError(
                 "its weights lie outside of what it is given, and stay as they are"
             )
-        same = len(calls) == len(self._order)
-        if same and (self._outside is not None or renamed(calls, self._order, self._heads)):
-            # where no module was called, a site is called by the function it lies in
-            calls = tuple(
-                replace(one, module=module, call=number)
-                for one, (module, number) in zip(calls, self._order, strict=True)
-            )
-        forward = replace(
-            forward,
-            calls=tuple(trimmed(crossing(one, self._crossing), batch.rows) for one in calls),
-        )
+        calls = [
+            trimmed(crossing(one, self._crossing), batch.rows)
+            for one in self._named_as_first(forward.calls)
+        ]
+        forward = replace(forward, calls=tuple(calls))
         # one that was given a mask may hide nothing by itself
         why = self._misfit(forward, batch, given_masks=name != "bare", masked=call.masked)
         if why:
             raise CannotRecomputeError(why)
         return forward
+
+    def _named_as_first(self, calls: Sequence[AttentionCall]) -> Sequence[AttentionCall]:
+        """The calls under the sites that the first forward met, where they are the same ones."""
+        same = len(calls) == len(self._order)
+        if not same or (self._outside is None and not renamed(calls, self._order, self._heads)):
+            return calls
+        # where no module was called, a site is called by the function it lies in
+        return [
+            replace(one, module=module, call=number)
+            for one, (module, number) in zip(calls, self._order, strict=True)
+        ]
 
     def _misfit(self, forward: Forward, batch: Batch, *, given_masks: bool, masked: bool) -> str:
         """Why a forward is no other lane of these tokens; empty: it is one."""
@@ -341,26 +326,6 @@ class Recomputer:
                 "extended to all tokens; it shares the code of the cache, so that what is wrong in "
                 "both stays unseen"
             ] = None
-
-
-def _hiding(call: FirstCall, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """Arguments that hide the padding of paths.
-
-    Raises:
-        CannotRecomputeError: None of those that it takes does.
-    """
-    # what was passed is taken, also by a forward that names only some and takes **the rest
-    known = dict.fromkeys((*call.parameters, *call.arguments))
-    hides = "attention_mask" if "attention_mask" in known else call.padding
-    if hides is None:
-        raise CannotRecomputeError("it has padding at the left and takes no attention_mask")
-    if call.arguments.get("position_ids") is None:
-        known.pop("position_ids", None)  # the model counts for itself, padding included
-    padded, given = padded_for(batch, device, known), call.arguments.get(hides)
-    mask = padded.pop("attention_mask")
-    if isinstance(given, Tensor) and given.dim() == mask.dim():
-        mask = mask.to(given.dtype)
-    return padded | {hides: mask}
 
 
 def _key(batch: Batch) -> object:
