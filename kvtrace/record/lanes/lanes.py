@@ -28,7 +28,7 @@ from kvtrace.record.lanes.given.sources import Sources
 from kvtrace.record.lanes.hooks import Hooks
 from kvtrace.record.lanes.outlive import never_kept, nobody_holds
 from kvtrace.record.lanes.passes.at_end import LaneSink, OncePass, with_lanes
-from kvtrace.record.lanes.passes.batch import CannotRecomputeError
+from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.each_step import EachPass
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.weights import Weights
@@ -247,38 +247,48 @@ class Lanes:
             Memory(MOST_BYTES if len(wanted) > 1 else 0),
         )
         with self.unwatched():
-            try:
-                if self._each is not None:
-                    one.keep_only(self._each.lane, sink)
-                batches = one.batches() if wanted else []
-            except CannotRecomputeError as error:
-                self._said.add(f"not recomputed: {error}")
-                return meta
+            batches = self._batches(one, sink, wanted)
             if not batches:
-                if wanted:
-                    why = self._unlike or _earlier(trace) or "which tokens went in was not recorded"
-                    self._said.add(f"not recomputed: {why}")
                 return meta
             self.again.ties.tolerance = self._tolerance(meta)[0]
             for name, dtype, upcast in wanted:
-                try:
-                    self.again.settle(batches[0], upcast)
-                except CannotRecomputeError as error:
-                    names = " and ".join(f"`{one}`" for one in bound(batches[0].extra))
-                    fits = f"{names} of its first step fit no other number of tokens: "
-                    self._said.add(
-                        f"could not compute the {name} lane: {fits if names else ''}{error}"
-                    )
-                    if upcast is None:
-                        return meta
-                    continue
-                lane = meta.lane(name)
-                if lane is None:
-                    lane = self._lane(meta, name, "once", dtype)
-                    meta = with_lanes(meta, [lane])
-                    sink.extend(meta)
-                one.run(lane, sink, dtype=upcast)
+                if self._settles(name, batches[0], upcast):
+                    lane = meta.lane(name)
+                    if lane is None:
+                        lane = self._lane(meta, name, "once", dtype)
+                        meta = with_lanes(meta, [lane])
+                        sink.extend(meta)
+                    one.run(lane, sink, dtype=upcast)
+                elif upcast is None:
+                    return meta
         return meta
+
+    def _batches(
+        self, one: OncePass, sink: LaneSink, wanted: Sequence[tuple[str, str, str | None]]
+    ) -> list[Batch]:
+        """What the wanted lanes are run over; where nothing is, it is said why."""
+        try:
+            if self._each is not None:
+                one.keep_only(self._each.lane, sink)
+            batches = one.batches() if wanted else []
+        except CannotRecomputeError as error:
+            self._said.add(f"not recomputed: {error}")
+            return []
+        if wanted and not batches:
+            why = self._unlike or _earlier(one.trace)
+            self._said.add(f"not recomputed: {why or 'which tokens went in was not recorded'}")
+        return batches
+
+    def _settles(self, name: str, batch: Batch, upcast: str | None) -> bool:
+        """Whether a lane can be computed; where it can't, it is said why."""
+        try:
+            self.again.settle(batch, upcast)
+        except CannotRecomputeError as error:
+            names = " and ".join(f"`{one}`" for one in bound(batch.extra))
+            fits = f"{names} of its first step fit no other number of tokens: " if names else ""
+            self._said.add(f"could not compute the {name} lane: {fits}{error}")
+            return False
+        return True
 
     def _wanted(self, meta: Meta) -> list[tuple[str, str, str | None]]:
         """(name, dtype, dtype of the pass) of each lane that is computed at the end."""
