@@ -57,6 +57,9 @@ class Path:
         return self.until is None or step < self.until
 
 
+End = tuple[Path, int]
+"""A path, and how much of it had been fed after a step."""
+
 Kept = dict[int, tuple[tuple[Run, ...], ...]]
 """Cache layer to the rows it held after a step, per sequence."""
 
@@ -77,49 +80,58 @@ class Paths:
     unknown: list[int] = field(default_factory=list)
     fed: Container[int] = ()
     trees: Container[int] = ()
-    _ends: dict[int, list[tuple[Path, int] | None]] = field(default_factory=dict)
+    _ends: dict[int, list[End | None]] = field(default_factory=dict)
     _kept: dict[int, Kept] = field(default_factory=dict)
     _writers: Writers = field(default_factory=Writers)
 
     def add(self, step: Step) -> None:
         """Follow a step."""
         parents = self._ends.get(-1 if step.parent is None else step.parent, [])
-        lengths = [group.length_before for group in _growing(step)]
-        past = max(lengths, default=0)
-        if step.parent is None and 0 in lengths and all(row[0] <= 0 for row in step.positions):
-            past = 0  # a text begins: what some layers hold is not of it
-        elif past == 0 and step.parent is not None:
-            # a faulty cache may hold none of its old rows; its tokens still have a place
-            past = max((row[0] for row in step.positions if row), default=0)
-        order = step.order
+        past = _rows_before(step)
         kept = {} if step.parent is None else self._kept.get(step.parent, {})
+        order = step.order
         removed = _removed(step, kept, order[0] if order else 0)
         sources = self._sources(step, len(parents))
-        ends: list[tuple[Path, int] | None] = []
-        for sequence, tokens in enumerate(self._tokens(step)):
-            ends.append(None)
-            if not tokens:
-                continue
-            before = self._end(sources[sequence])
-            start = 0 if before is None else before[1] - min(removed)
-            told = 0 if before is None else step.positions[sequence][0] + before[0].padding
-            taken = None if before is None else before[1] - told
-            if taken in (0, *removed) or (taken is not None and _apart(step, taken, removed)):
-                start = told  # its place says what was taken off: the rest was lost, or forgotten
-            path, start = self._place(step, before, past, (tokens, start))
-            if path is None:
-                continue
-            if path.root < 0:
-                path.root, path.row = step.number, sequence
-            if start in (0, path.padding):  # a first chunk may be padding alone
-                path.padding = start + sum(place < 0 for place in step.positions[sequence])
-            path.nodes.append(Node(step.number, sequence, start, start + len(tokens)))
-            ends[-1] = (path, start + len(tokens))
+        ends = [
+            self._follow(step, sequence, tokens, self._end(sources[sequence]), (past, removed))
+            if tokens
+            else None
+            for sequence, tokens in enumerate(self._tokens(step))
+        ]
         if None in ends:
             self.unknown.append(step.number)
         self._ends[step.number] = ends
         self._writers.add(step)
         self._kept[step.number] = {group.layers[0]: group.kept for group in step.caches}
+
+    def _follow(
+        self,
+        step: Step,
+        sequence: int,
+        tokens: Sequence[int],
+        before: End | None,
+        rows: tuple[int, list[int]],
+    ) -> End | None:
+        """Lay what a sequence was fed on a path; None: there is none for it.
+
+        Args:
+            step: In which.
+            sequence: Row of its batch.
+            tokens: What it was fed.
+            before: Where the text ended that it goes on with.
+            rows: Those there were, and those that each cache had taken off.
+        """
+        past, removed = rows
+        start = 0 if before is None else _begin(step, sequence, before, removed)
+        path, start = self._place(step, before, past, (tokens, start))
+        if path is None:
+            return None
+        if path.root < 0:
+            path.root, path.row = step.number, sequence
+        if start in (0, path.padding):  # a first chunk may be padding alone
+            path.padding = start + sum(place < 0 for place in step.positions[sequence])
+        path.nodes.append(Node(step.number, sequence, start, start + len(tokens)))
+        return path, start + len(tokens)
 
     def _sources(self, step: Step, parents: int) -> Sequence[Origin | None]:
         """The step and sequence that each sequence goes on with, as far as there is one.
@@ -139,7 +151,7 @@ class Paths:
             joined = self._writers.moved(step)
         return joined or [(step.parent, one // times) for one in range(step.num_sequences)]
 
-    def _end(self, source: Origin | None) -> tuple[Path, int] | None:
+    def _end(self, source: Origin | None) -> End | None:
         """Where the text of a sequence ended."""
         ends = [] if source is None else self._ends.get(source[0], [])
         return ends[source[1]] if source is not None and source[1] < len(ends) else None
@@ -155,7 +167,7 @@ class Paths:
     def _place(
         self,
         step: Step,
-        before: tuple[Path, int] | None,
+        before: End | None,
         past: int,
         fed: tuple[Sequence[int], int],
     ) -> tuple[Path | None, int]:
@@ -192,6 +204,28 @@ class Paths:
         for number in [one for one in self._ends if one < before]:
             del self._ends[number]
             self._kept.pop(number, None)
+
+
+def _rows_before(step: Step) -> int:
+    """Rows that were there of the text that a step goes on with."""
+    lengths = [group.length_before for group in _growing(step)]
+    past = max(lengths, default=0)
+    if step.parent is None and 0 in lengths and all(row[0] <= 0 for row in step.positions):
+        return 0  # a text begins: what some layers hold is not of it
+    if past == 0 and step.parent is not None:
+        # a faulty cache may hold none of its old rows; its tokens still have a place
+        return max((row[0] for row in step.positions if row), default=0)
+    return past
+
+
+def _begin(step: Step, sequence: int, before: End, removed: Sequence[int]) -> int:
+    """Where on its path the tokens of a sequence begin that goes on."""
+    path, end = before
+    told = step.positions[sequence][0] + path.padding
+    taken = end - told
+    if taken in (0, *removed) or _apart(step, taken, removed):
+        return told  # its place says what was taken off: the rest was lost, or forgotten
+    return end - min(removed)
 
 
 def _growing(step: Step) -> Sequence[CacheStep]:
