@@ -172,6 +172,16 @@ def test_torchs_own_layers_are_seen_and_keep_their_bits(name, sequences):
     assert any("a fused kernel hides its rows" in note for note in watch.notes) == fused
 
 
+@pytest.mark.parametrize("name", ["fast", "layer"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_fused_kernel_may_round_as_its_type_does(name, dtype):
+    model = Library(LAYERS[name]()).to(dtype)
+    ids = token_ids(2, 12)
+    with torch.no_grad(), FlowWatch(model, sink=(calls := []).append) as watch:
+        model(ids)
+    assert (len(calls), watch.unseen) == (1, ())
+
+
 def test_weights_asked_for_are_the_same():
     model = multihead(batch_first=True).eval()
     x = torch.randn(2, 5, 32)

@@ -333,3 +333,26 @@ def test_one_changed_bit_changes_the_digest(dtype):
 def test_a_digest_is_the_sum_of_its_parts():
     keys = rows(3, sequences=2, dim=19)[0]
     np.testing.assert_array_equal(digest(keys), sum(digest(keys, part) for part in range(PARTS)))
+
+
+def test_rows_made_anew_with_other_last_bits_keep_their_places():
+    site, prompt = Site(), rows(4, sequences=2)
+    site.step(prompt, 4, pads=(0, 2))
+    nudged = tuple(x.clone() for x in prompt)
+    for one in nudged:
+        one[:, :, 2:] *= 1 + 2.0**-22
+    step = site.step(joined(nudged, rows(1, sequences=2)))
+    assert (step.parent, step.rows, step.again, step.gone, step.cropped) == (0, 3, 2, 0, 0)
+    assert step.positions.tolist() == [[0, 1, 2, 3, 4], [-2, -1, 0, 1, 2]]
+    assert step.at.tolist() == [4, 2]
+
+
+def test_an_array_that_grew_by_the_tokens_lost_none_of_its_rows():
+    site, prompt = Site(), rows(6)
+    site.step(prompt, 6)
+    changed = tuple(x.clone() for x in prompt)
+    for one in changed:
+        one[:, :, 3:] *= -2
+    step = site.step(joined(changed, rows(1)))
+    assert (step.positions.tolist(), step.at.tolist()) == ([list(range(7))], [6])
+    assert step.cropped == 0

@@ -41,7 +41,7 @@ def give_places(
     grew = before is not None and text.cells.shape[1] - before.cells.shape[1] == new
     again, rotated = 0, True
     for b, slots in enumerate(written):
-        old, turned = _go_on(match, text, b, slots, new, computed=computed)
+        old, turned = _go_on(match, text, b, slots, new, computed=computed, grew=grew)
         again, rotated = max(again, int(old.sum())), rotated and turned
         fresh = slots[~old]
         if begins:  # an earlier text may have been told otherwise
@@ -77,7 +77,7 @@ def _starts(given: GivenRows, text: Text, *, begins: bool) -> Numbers:
 
 
 def _go_on(
-    match: Match, text: Text, b: int, slots: Numbers, new: int, *, computed: bool
+    match: Match, text: Text, b: int, slots: Numbers, new: int, *, computed: bool, grew: bool
 ) -> tuple[Flags, bool]:
     """Give rows that were written once more the positions that they had.
 
@@ -88,6 +88,7 @@ def _go_on(
         slots: Of its new rows, [rows].
         new: Tokens of the step.
         computed: It read nothing.
+        grew: The array is longer than before by the step's tokens.
 
     Returns:
         Which of them those are, [rows], and whether they differ by a rotation at most.
@@ -98,6 +99,8 @@ def _go_on(
     twins = _twins(match, text, b, slots, new)
     # written once more beside other sequences that changed
     twins = np.where(twins < 0, match.origin[b, slots], twins)
+    if grew:  # made anew from what is kept of them, in another order of sums
+        twins = np.where((twins < 0) & _rounded(match, text, b)[slots], slots, twins)
     old = twins >= 0
     if match.text is None or not old.any():
         return old, True
@@ -136,9 +139,27 @@ def _twins(match: Match, text: Text, b: int, written: Numbers, new: int) -> Numb
     return found
 
 
+def _rounded(match: Match, text: Text, b: int) -> Flags:
+    """Slots whose rows may be those that stood there, but for rounding, [seq]."""
+    found = np.zeros(text.cells.shape[1], bool)
+    if match.text is not None:
+        was = int(match.taken[b])
+        count = min(len(found), match.text.cells.shape[1])
+        before, now = match.text.lengths[was, :count], text.lengths[b, :count]
+        there = match.text.live[was, :count] & (match.origin[b, :count] == NOWHERE)
+        found[:count] = there & _alike(before, now)
+    return found
+
+
 def _as_long(before: NDArray[np.float32], now: NDArray[np.float32]) -> bool:
     """Whether keys kept their lengths, as a rotation does."""
-    return bool((np.abs(before - now) <= ROTATED * np.maximum(np.maximum(before, now), 1e-9)).all())
+    return bool(_alike(before, now).all())
+
+
+def _alike(before: NDArray[np.float32], now: NDArray[np.float32]) -> Flags:
+    """Lengths that are equal but for rounding."""
+    same: Flags = np.abs(before - now) <= ROTATED * np.maximum(np.maximum(before, now), 1e-9)
+    return same
 
 
 def _place(
@@ -181,7 +202,8 @@ def _place(
     # of an array that grew, what came to its end is the tokens'; the rest was changed in place
     tokens = added if grew and len(added) == new else where.given_tokens(order, new, other)
     first = end
-    if _cropped(text, given, last, b, end):  # rows of the same tokens as were taken off are known
+    # rows of the same tokens as were taken off are known; an array that grew by the step's lost none
+    if not (grew and len(added) == new) and _cropped(text, given, last, b, end):
         first = int(positions[last]) + 1 - max(0, new - len(tokens))
     others = np.setdiff1d(fresh, tokens)
     positions[others] = others
