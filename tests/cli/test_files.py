@@ -117,6 +117,16 @@ def test_watched_runs_stay_in_the_cache_folder_until_newer_ones_come(tmp_path, m
     assert left == {f"{age}.kvt" for age in range(outputs.KEPT - 1)} | {oldest.name}
 
 
+def test_processes_that_begin_in_one_second_have_traces_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(outputs.time, "strftime", lambda _: "20260101-000000")
+    paths = set()
+    for number in (1, 2):
+        monkeypatch.setattr(outputs.os, "getpid", lambda number=number: number)
+        paths.add(outputs.temporary("demo"))  # nothing is written yet
+    assert len(paths) == 2
+
+
 def test_a_cache_folder_that_cannot_be_made_says_to_name_a_file(tmp_path, monkeypatch):
     (tmp_path / "kvtrace").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

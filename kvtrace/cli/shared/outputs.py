@@ -70,7 +70,8 @@ def temporary(model: str) -> Path:
             f"{folder}: {error.strerror}; name a file for the trace with -o"
         ) from None
     _forget_old(folder)
-    moment = time.strftime("%Y%m%d-%H%M%S")
+    # two may begin within a second, and neither has written anything yet
+    moment = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     return chosen(_free(folder, f"{_slug(model)}-{moment}"), force=False)
 
 
