@@ -123,3 +123,39 @@ def test_a_method_that_allocates_is_asked_for_a_cache(monkeypatch):
 def test_make_cache_in_the_file_of_the_class_is_used():
     report = kvtrace.check(Keyed(), PROMPT, new_tokens=4, ways=())
     assert report.verdict == EQUAL, report
+
+
+class Grouped(nn.Module):
+    """Two layers of grouped queries; one row at a time, kv heads are repeated in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.wpe = nn.Embedding(WIDTH, WIDTH), nn.Embedding(64, WIDTH)
+        self.mixes = nn.ModuleList(nn.Linear(WIDTH, 2 * WIDTH) for _ in range(2))
+        self.head = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        start = 0 if past is None else past[0].shape[3]
+        x = self.tokens(ids) + self.wpe(torch.arange(ids.shape[1]) + start)
+        kept = []
+        for n, mix in enumerate(self.mixes):
+            heads = mix(x).unflatten(-1, (8, 8)).transpose(1, 2)
+            q, rows = heads[:, :4], torch.stack(heads[:, 4:].chunk(2, 1))
+            kept.append(rows if past is None else torch.cat([past[n], rows], 3))
+            new, seq = ids.shape[1], kept[n].shape[3]
+            wide = kept[n].repeat(1, 1, 2, 1, 1) if new == 1 else kept[n].repeat_interleave(2, 2)
+            mask = torch.ones(new, seq, dtype=torch.bool).tril(seq - new)
+            y = F.scaled_dot_product_attention(q, *wide, attn_mask=mask)
+            x = x + y.transpose(1, 2).flatten(2)
+        return self.head(x), kept
+
+
+def test_a_layer_that_attends_in_another_shape_is_still_that_layer(monkeypatch):
+    _only_trail(monkeypatch)
+    report = kvtrace.check(Grouped(), PROMPT, new_tokens=3, ways=())
+    assert report.verdict == DIVERGED, report
+    first = report.findings[0]
+    assert (first.name, first.step, first.layer) == ("HEAD-MAP", 1, 0)
+    assert first.site == first.shown != 0
+    assert first.at.startswith(f"1/{first.shown}/")

@@ -76,7 +76,7 @@ def _of_finding(finding: Finding) -> Found:
         finding.step,
         safe(finding.name, 60),
         said + safe(finding.whom, 60),
-        layer=finding.layer,
+        layer=finding.shown,
         head=finding.head,
         tensor=safe(finding.tensor, 20),
         row=finding.row,

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
-from kvtrace.analysis.checks.scenes.place_names import spoken
+from kvtrace.analysis.checks.scenes.place_names import met_first, spoken
 from kvtrace.analysis.checks.scenes.scene import Scene, Side
 from kvtrace.trace import INEXACT, Trace
 
@@ -41,6 +41,12 @@ def placed(
     if found.slot is None and found.row is not None and found.tensor in ("k", "v"):
         found = replace(found, slot=_slot(trace, found, sequence))
     return found
+
+
+def of_its_place(trace: Trace, found: Finding) -> Finding:
+    """A finding at the place it is about: a call that is met again in another shape is no other."""
+    first = met_first(trace.meta, found.layer)
+    return found if first == found.layer else replace(found, layer=first, site=found.layer)
 
 
 def _of_its_cache(found: Finding) -> Finding:

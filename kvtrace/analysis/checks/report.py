@@ -20,7 +20,8 @@ class Finding:
 
     Attributes:
         name: Of its `Kind`.
-        step, layer: Where it is first seen; layer is an index into `Meta.sites`.
+        step, layer: Where it is first seen; layer is an index into `Meta.sites`, of the shape in
+            which the place was met first.
         tensor: "q", "k", "v", "mask", "weights", "output" or "logits"; empty where it is none.
         evidence: What was seen, in numbers.
         head: Query or kv head, where it is one.
@@ -32,6 +33,7 @@ class Finding:
         since: What is special about where it begins, a clause; empty when nothing is known.
         code: "module, file.py:line" of the attention there, as far as known.
         spoken: What people call the layer: "decoder layer 1 cross-attention"; empty: its number.
+        site: Index of the shape of the place that shows it, where that is not the first.
     """
 
     name: str
@@ -48,6 +50,12 @@ class Finding:
     since: str = ""
     code: str = ""
     spoken: str = ""
+    site: int | None = None
+
+    @property
+    def shown(self) -> int:
+        """The site at which it can be looked at."""
+        return self.layer if self.site is None else self.site
 
     @property
     def where(self) -> str:
@@ -64,7 +72,7 @@ class Finding:
     def at(self) -> str:
         """Where to look: step/layer/head/tensor, as `kvtrace open --at` takes it."""
         tensor = self.tensor if self.tensor in ("q", "k", "v", "output", "weights") else "k"
-        return f"{self.step}/{self.layer}/{self.head or 0}/{tensor}"
+        return f"{self.step}/{self.shown}/{self.head or 0}/{tensor}"
 
     @property
     def whom(self) -> str:

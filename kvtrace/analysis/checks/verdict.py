@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from kvtrace.analysis.checks.noise import Noise, noise
-from kvtrace.analysis.checks.placed import placed
+from kvtrace.analysis.checks.placed import of_its_place, placed
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report, Trial
 from kvtrace.analysis.checks.walk import findings
 from kvtrace.analysis.checks.whole_run.leftover import leftover
@@ -51,7 +51,8 @@ def check(
     limits: Noise | None = None
     try:
         limits = _raised(noise(trace, lane), at_least)
-        for one in findings(trace, lane, limits, survey, fresh):
+        for each in findings(trace, lane, limits, survey, fresh):
+            one = of_its_place(trace, each)
             found.append(one)
             if on_finding is not None:
                 on_finding(one)

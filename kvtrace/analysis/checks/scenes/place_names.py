@@ -11,6 +11,21 @@ from kvtrace.trace import Meta
 _ATTENTION = {"self": "self-attention", "cross": "cross-attention", "encoder": "self-attention"}
 
 
+def met_first(meta: Meta, index: int) -> int:
+    """The site of the same place, in the shape in which it was met first.
+
+    Args:
+        meta: Of the trace.
+        index: Of the site.
+    """
+    if not 0 <= index < len(meta.sites):
+        return index
+    site = meta.sites[index]
+    place = (site.module, site.call, site.layer, site.kind)
+    same = (one for one in meta.sites if (one.module, one.call, one.layer, one.kind) == place)
+    return next(same).index
+
+
 def spoken(meta: Meta, index: int) -> str:
     """A site as the model's author calls it; its number on the screen where that is another.
 

@@ -202,7 +202,7 @@ def _place(
     # of an array that grew, what came to its end is the tokens'; the rest was changed in place
     tokens = added if grew and len(added) == new else where.given_tokens(order, new, other)
     first = end
-    # rows of the same tokens as were taken off are known; an array that grew by the step's lost none
+    # rows of tokens that were taken off are known; an array that grew by the step's lost none
     if not (grew and len(added) == new) and _cropped(text, given, last, b, end):
         first = int(positions[last]) + 1 - max(0, new - len(tokens))
     others = np.setdiff1d(fresh, tokens)
