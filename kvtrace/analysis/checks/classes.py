@@ -253,3 +253,12 @@ AFTERWARDS = Kind(
     "the logits of another row are given.",
 )
 """What UPSTREAM means of logits."""
+
+KEPT_ROUNDED = Kind(
+    "DTYPE",
+    "the cache keeps rounded rows",
+    "It quantises what it is given, from the first step on and in every layer alike: what that "
+    "alone does to the output is the price of it, not a mistake in the cache code.",
+    bug=False,
+)
+"""What DTYPE means of a whole cache."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvtrace.analysis.checks.classes import AFTERWARDS, KINDS, Kind
+from kvtrace.analysis.checks.classes import AFTERWARDS, KEPT_ROUNDED, KINDS, Kind
 
 if TYPE_CHECKING:
     from kvtrace.analysis.checks.noise import Noise
@@ -33,6 +33,7 @@ class Finding:
         since: What is special about where it begins, a clause; empty when nothing is known.
         code: "module, file.py:line" of the attention there, as far as known.
         spoken: What people call the layer: "decoder layer 1 cross-attention"; empty: its number.
+        meant: It is how the whole cache works, a difference but no mistake.
         site: Index of the shape of the place that shows it, where that is not the first.
     """
 
@@ -51,6 +52,7 @@ class Finding:
     code: str = ""
     spoken: str = ""
     site: int | None = None
+    meant: bool = False
 
     @property
     def shown(self) -> int:
@@ -65,6 +67,8 @@ class Finding:
     @property
     def kind(self) -> Kind:
         """What it means and what usually causes it."""
+        if self.meant and self.name == KEPT_ROUNDED.name:
+            return KEPT_ROUNDED
         after = self.name == AFTERWARDS.name and self.tensor == "logits"
         return AFTERWARDS if after else KINDS[self.name]
 
@@ -187,7 +191,7 @@ def together(trials: Sequence[Trial]) -> Report:
         reason = "nothing was run" if unchecked is None else unchecked.reason
     return Report(
         verdict,
-        tuple(found for one in reports for found in one.findings),
+        tuple(found for one in sorted(reports, key=_explained) for found in one.findings),
         reason,
         _largest(reports),
         tuple(flip for one in reports for flip in one.flips),
@@ -196,6 +200,11 @@ def together(trials: Sequence[Trial]) -> Report:
         tuple(dict.fromkeys(text for one in reports for text in one.caveats)),
         tuple(trials),
     )
+
+
+def _explained(report: Report) -> bool:
+    """Whether what was found in a run is no mistake: that of others is read first."""
+    return report.verdict != DIVERGED
 
 
 def _largest(reports: Sequence[Report]) -> tuple[tuple[str, float], ...]:

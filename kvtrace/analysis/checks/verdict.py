@@ -11,6 +11,7 @@ from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.placed import of_its_place, placed
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report, Trial
 from kvtrace.analysis.checks.walk import findings
+from kvtrace.analysis.checks.whole_run.few_bits import in_few_bits
 from kvtrace.analysis.checks.whole_run.leftover import leftover
 from kvtrace.analysis.checks.whole_run.survey import Survey
 from kvtrace.analysis.course import course
@@ -51,11 +52,18 @@ def check(
     limits: Noise | None = None
     try:
         limits = _raised(noise(trace, lane), at_least)
+        rounded = in_few_bits(trace, lane, limits)
+        limits = limits if rounded is None else rounded[1]
         for each in findings(trace, lane, limits, survey, fresh):
             one = of_its_place(trace, each)
             found.append(one)
             if on_finding is not None:
                 on_finding(one)
+        if rounded is not None:
+            meant = placed(trace, rounded[0], limits, lane)
+            found.append(meant)
+            if on_finding is not None:
+                on_finding(meant)
     except TraceError as error:
         trouble = str(error)
     return _report(trace, survey, found, limits, trouble)

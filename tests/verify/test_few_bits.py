@@ -1,0 +1,112 @@
+"""Caches that quantise every row they are given: that is meant, and hides nothing that is not."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import kvtrace
+from kvtrace.analysis.checks import DIVERGED, EQUAL
+
+WIDTH, VOCAB = 64, 48
+
+PROMPT = [5, 9, 30, 7, 21, 14, 2, 12]
+
+
+class Rounded:
+    """Keeps whole numbers, and a scale for each row of each head."""
+
+    def __init__(self, bits: int) -> None:
+        self.most, self.rows = 2 ** (bits - 1) - 1, None
+
+    def put(self, rows: Tensor) -> Tensor:
+        scales = rows.abs().amax(-1, keepdim=True) / self.most
+        kept = ((rows / scales).round(), scales)
+        self.rows = kept if self.rows is None else self.joined(kept)
+        return self.rows[0] * self.rows[1]
+
+    def joined(self, kept):
+        return tuple(torch.cat(both, 3) for both in zip(self.rows, kept, strict=True))
+
+    def __len__(self) -> int:
+        return 0 if self.rows is None else self.rows[0].shape[3]
+
+
+class LosesScales(Rounded):
+    def joined(self, kept):
+        return torch.cat([self.rows[0], kept[0]], 3), kept[1]
+
+
+class Lm(nn.Module):
+    def __init__(self, cache=Rounded, bits=8, layers=3) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cache, self.bits = cache, bits
+        self.tokens, self.wpe = nn.Embedding(VOCAB, WIDTH), nn.Embedding(64, WIDTH)
+        self.mixes = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(layers))
+        self.head = nn.Linear(WIDTH, VOCAB)
+
+    def new_cache(self):
+        return [self.cache(self.bits) for _ in self.mixes]
+
+    def begin(self, past: int) -> int:
+        return past
+
+    def forward(self, ids: Tensor, cache: list[Rounded] | None = None) -> Tensor:
+        new, past = ids.shape[1], 0 if cache is None else len(cache[0])
+        x = self.tokens(ids) + self.wpe(torch.arange(new) + self.begin(past))
+        for n, mix in enumerate(self.mixes):
+            q, *kv = mix(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+            k, v = torch.stack(kv) if cache is None else self.kept(cache[n], torch.stack(kv), n)
+            mask = torch.ones(new, past + new, dtype=torch.bool).tril(past)
+            x = x + F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(
+                2
+            )
+        return self.head(x)
+
+    def kept(self, cache: Rounded, rows: Tensor, layer: int) -> Tensor:
+        return cache.put(rows)
+
+
+class Restarting(Lm):
+    def begin(self, past: int) -> int:
+        return 0
+
+
+class OneLayer(Lm):
+    """Rounds in one of its layers, as by mistake."""
+
+    def kept(self, cache: Rounded, rows: Tensor, layer: int) -> Tensor:
+        cache.most = 127 if layer == 1 else 2**20
+        return cache.put(rows)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_cache_that_keeps_few_bits_everywhere_differs_and_has_no_bug(bits):
+    report = kvtrace.check(Lm(bits=bits), PROMPT, new_tokens=6)
+    assert report.verdict == EQUAL, report
+    assert {(one.name, one.kind.bug, one.step) for one in report.findings} == {("DTYPE", False, 0)}
+    assert f"k of {bits} bits and v of {bits} bits" in report.findings[0].evidence
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "tensor"),
+    [
+        (lambda: Lm(LosesScales), "OLD-ROWS-SCALED", "k"),
+        (Restarting, "POSITION-EMBEDDING", "q"),
+    ],
+)
+def test_what_is_wrong_beside_few_bits_is_told_first(model, name, tensor):
+    report = kvtrace.check(model(), PROMPT, new_tokens=6, ways=())
+    first = report.findings[0]
+    assert report.verdict == DIVERGED
+    assert (first.name, first.step, first.layer, first.tensor) == (name, 1, 0, tensor)
+    last = report.findings[-1]
+    assert (last.name, last.kind.bug) == ("DTYPE", False)
+
+
+def test_few_bits_in_one_layer_alone_are_a_mistake():
+    report = kvtrace.check(OneLayer(), PROMPT, new_tokens=3, ways=())
+    first = report.findings[0]
+    assert report.verdict == DIVERGED
+    assert (first.name, first.layer, first.kind.bug) == ("DTYPE", 1, True)
