@@ -9,7 +9,7 @@ changes along queries and never along heads, and a projection's output lies in m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from torch import Tensor
@@ -131,7 +131,7 @@ def roles(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence) 
 
 def _query(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence) -> str:
     """The letter of the query rows; empty when there is one row."""
-    free = found.free
+    free, sizes = found.free, _of_texts(found, letters, sizes)
     if not free or (sizes.tokens and sizes.tokens[0] == 1 and max(sizes.tokens) == 1):
         return ""
     exact = [x for x in free if letters.sizes[x] in sizes.tokens]
@@ -146,6 +146,18 @@ def _query(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence)
         return free[evidence.before[0]]
     names = " and ".join(str(letters.sizes[x]) for x in exact or free)
     raise AmbiguousError(f"axes of {names} entries could both hold the queries")
+
+
+def _of_texts(found: Structure, letters: Letters, sizes: Sizes) -> Sizes:
+    """The sizes without those of modules that have tokens first, where each text has one token.
+
+    What looks like the tokens of such a module is its sequences.
+    """
+    batch = sizes.batch
+    apart = any(letters.sizes[x] == batch for x in found.shared)
+    if not batch or batch == 1 or not sizes.tokens or sizes.tokens[-1] != 1 or not apart:
+        return sizes
+    return replace(sizes, tokens=tuple(n for n in sizes.tokens if n != batch))
 
 
 def _unmerged(letter: str, letters: Letters, sizes: Sizes, evidence: Evidence) -> str:
