@@ -208,6 +208,17 @@ def test_foreign_text_never_reaches_the_terminal_raw(tmp_path):
         assert terminal.restored
 
 
+def test_a_shell_that_had_the_terminal_meanwhile_gives_it_back_to_a_whole_screen(path):
+    with kvtrace("open", path, columns=160, lines=45) as terminal:
+        terminal.wait_for("lanes equal")
+        terminal.process.send_signal(signal.SIGTSTP)
+        terminal.wait_for(b"\x1b[?1049l")
+        terminal.forget()
+        terminal.process.send_signal(signal.SIGCONT)
+        for words in ("recorded", "K cache", "V cache", "attention", "Next"):
+            terminal.wait_for(words)
+
+
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_an_error_of_ours_is_one_safe_line_and_debug_shows_where(path, debug):
     with Terminal([sys.executable, "-c", _BROKEN, "open", str(path), *debug]) as terminal:

@@ -103,6 +103,7 @@ class KvtraceApp(App[int]):
     def on_mount(self) -> None:
         """Begin once Textual has: what is drawn before that is thrown away."""
         on_signals(self.exit)
+        self.app_resume_signal.subscribe(self, lambda _: self.screen.refresh())
         if not self.is_headless:
             self.set_interval(_HANG_UP_S, self._leave_with_terminal)
         if self._follower.trace is None:
