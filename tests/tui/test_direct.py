@@ -4,7 +4,7 @@ import pytest
 
 from builders import Shape, synthetic_trace
 from builders.painted import Painted
-from builders.screens import app_of, press, until
+from builders.screens import app_of, press, shown, until
 from kvtrace_tui.screens.direct import Written
 from kvtrace_tui.screens.main import MainScreen
 
@@ -86,3 +86,37 @@ async def test_a_step_writes_a_small_part_of_the_screen():
             len(strip.render(app.console)) for strip in app.screen._compositor.render_strips()
         )
         assert 0 < sum(map(len, texts)) < everything / 3
+
+
+@pytest.mark.parametrize("size", [(300, 80), (160, 45), (80, 24)])
+async def test_the_start_paints_the_whole_screen_once_then_only_what_is_new(size):
+    app, terminal, kinds = watched(synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6)))
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: app.screen.desk.answer.verdict not in ("", "checking"))
+        await until(pilot, lambda: terminal.different(whole(app)) == [])
+    assert kinds.count(False) == 1
+
+
+@pytest.mark.parametrize("key", ["z", "escape"])
+async def test_another_layout_is_one_frame(key):
+    app, terminal, kinds = watched(synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6)))
+    async with app.run_test(size=(160, 45)) as pilot:
+        await press(pilot, "n", *["z"] * (key == "escape"))
+        await until(pilot, lambda: terminal.different(whole(app)) == [])
+        kinds.clear()
+        await press(pilot, key)
+        await until(pilot, lambda: terminal.different(whole(app)) == [])
+    assert kinds.count(False) == 1
+
+
+async def test_a_notice_that_goes_leaves_what_was_under_it():
+    app, terminal, _ = watched(synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6)))
+    async with app.run_test(size=(160, 45), notifications=True) as pilot:
+        await press(pilot, "n")
+        for said in ("first", "second"):
+            app.notify(said, timeout=60)
+            await until(pilot, lambda text=said: text in "".join(shown(app)))
+            await press(pilot, "n")
+            app.clear_notifications()
+            await until(pilot, lambda text=said: text not in "".join(shown(app)))
+            await until(pilot, lambda: terminal.different(whole(app)) == [])
