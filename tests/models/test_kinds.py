@@ -6,6 +6,7 @@ import pytest
 
 from builders.encoder_decoders import bart, whisper
 from builders.tiny_models import tiny_model
+from kvtrace.models.hub.architecture import auto_class
 
 
 def test_an_encoder_that_hears_is_refused_by_what_it_reads(child, tmp_path):
@@ -45,6 +46,14 @@ def test_a_directory_is_loaded_by_the_class_that_it_names(child, tmp_path, kind,
     tiny_model(kind).save_pretrained(tmp_path / kind)
     loaded = child.load(str(tmp_path / kind), prompt="hello", new_tokens=2)
     assert (loaded.error, loaded.card["class_name"]) == ("", name)
+
+
+def test_a_class_that_no_auto_class_leads_to_decodes_by_its_own_name():
+    from transformers import EvollaConfig
+
+    config = EvollaConfig(architectures=["EvollaForProteinText2Text"])
+    assert config.is_decoder is False  # as all configurations say that once were told by it
+    assert auto_class(config).kind.__name__ == "EvollaForProteinText2Text"
 
 
 def seeing(folder):

@@ -161,17 +161,19 @@ def auto_class(config: PreTrainedConfig) -> AutoClass:
     """
     kind = type(config)
     named = (getattr(config, "architectures", None) or [""])[0]
-    reads_at_once = getattr(config, "is_decoder", True) is False and "Causal" not in str(named)
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING
+    decodes = getattr(config, "is_decoder", True) is not False or "Causal" in str(named)
     auto: AutoClass | None = None
     if getattr(config, "is_encoder_decoder", False):
         auto = _encoder_decoder(kind)
     elif own := _own_class(config):
         auto = own
-    elif kind in MODEL_FOR_CAUSAL_LM_MAPPING and not reads_at_once:
+    elif causal and decodes:
         auto = AutoModelForCausalLM
     else:
         auto = next((one for one, table in _DECODERS if kind in table), None)
-        auto = _named(config) if auto is None and not reads_at_once else auto
+        # what reads or decodes, as it is told, has a causal class; others say it by their name
+        auto = _named(config) if auto is None and (decodes or not causal) else auto
     if auto is not None:
         return auto
     found = safe(str(named) or kind.__name__)
