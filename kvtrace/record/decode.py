@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
 from kvtrace.record.capture.caches.handing import cache_made, cache_name
-from kvtrace.record.prepared import positions_of, prepared, prepares
+from kvtrace.record.prepared import lacking, positions_of, prepared, prepares
+from kvtrace.text import safe
 from kvtrace.trace import Ending
 
 
@@ -62,10 +63,21 @@ class Standard:
         """Feed the new tokens with the cache; all of them where none came back.
 
         Raises:
-            ModelError: The model returned no logits, or none of one sequence.
+            ModelError: The model returned no logits, or none of one sequence, or asks for more
+                than tokens: for an image, say.
         """
-        with torch.no_grad():
-            result = self._model(**self._given(tokens))
+        given = self._given(tokens)
+        try:
+            with torch.no_grad():
+                result = self._model(**given)
+        except (TypeError, ValueError) as error:
+            if names := lacking(self._model, given, error):
+                raise ModelError(
+                    f"{type(self._model).__name__} asks for {', '.join(names)} beside the tokens, "
+                    "a prompt is text; record a program that gives it some: kvtrace run script.py "
+                    f"({safe(str(error), 160)})"
+                ) from error
+            raise
         self._cache = cache_made(result)
         self._fed = 0 if self._cache is None else len(tokens)
         return last_logits(result)

@@ -8,7 +8,8 @@ called past it may count every token as the first.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from kvtrace.record.capture.caches.handing import cache_name
 
 METHOD = "prepare_inputs_for_generation"
+
+_OF_ALL = "transformers.generation.utils"
+"""Where the method is written that classes of transformers have without one of their own."""
 
 _FIRST = "is_first"
 """How flags begin that say whether a call is that of the prompt."""
@@ -49,9 +53,24 @@ def positions_of(model: nn.Module) -> Callable[[Tensor], Tensor | None]:
         except Exception:  # of another version: what is asked for then may be anything
             return None
         right = isinstance(found, Tensor) and found.shape[-1] == ids.shape[1]
-        return found if right else None
+        return _as_prepared(model, ids, found) if right else None
 
     return positions
+
+
+def _as_prepared(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor | None:
+    """What a class makes of positions in its preparation: some count from 1, some drop them."""
+    method = getattr(type(model), METHOD)
+    if method.__module__ == _OF_ALL:
+        return positions
+    told = {"attention_mask": torch.ones_like(ids), "position_ids": positions, "use_cache": True}
+    flags = {name: True for name in _names(method) if name.startswith(_FIRST)}
+    try:
+        found = method(model, ids, past_key_values=None, **told, **flags).get("position_ids")
+    except Exception:  # it wants more than a text: an image, the codes of a sound
+        return positions
+    right = isinstance(found, Tensor) and found.shape == positions.shape
+    return found if right or found is None else positions
 
 
 def prepared(model: nn.Module, ids: Tensor, before: int, cache: object) -> dict[str, Any]:
@@ -80,6 +99,20 @@ def prepared(model: nn.Module, ids: Tensor, before: int, cache: object) -> dict[
     if given.get("use_cache") is None and "use_cache" in _names(model.forward):
         given["use_cache"] = True
     return given
+
+
+def lacking(model: nn.Module, given: Mapping[str, object], error: Exception) -> list[str]:
+    """Arguments of a forward that it asks for in what it raises, and was not given.
+
+    Args:
+        model: Raised it.
+        given: What it was called with, by name.
+        error: What it raised: `forward() missing … 'pixel_values'`, say.
+    """
+    words = re.findall(r"\w+", str(error))
+    if any(name in words for name in given):
+        return []  # it is about those that it was given
+    return [name for name in _names(model.forward) if name in words]
 
 
 def _made(

@@ -12,7 +12,9 @@ from builders.driven import forgotten
 from builders.people import HERE
 from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import EQUAL, check
+from kvtrace.errors import ModelError
 from kvtrace.record.decode import Limits, Standard, decode
+from kvtrace.record.prepared import positions_of
 
 PROMPT, STEPS = list(b"hello"), 7
 
@@ -67,6 +69,38 @@ def test_positions_that_only_generate_gives_are_given(tmp_path):
     with kvtrace.record(model := tiny_model("bamba"), tmp_path / "a.kvt"):
         decode(model, list(range(5, 12)), limits=Limits(4))
     assert check(kvtrace.open(tmp_path / "a.kvt")).verdict == EQUAL
+
+
+def test_positions_are_as_a_class_of_transformers_prepares_them():
+    from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration
+    from transformers.models.kosmos2_5 import Kosmos2_5TextConfig
+    from transformers.models.kosmos2_5.modeling_kosmos2_5 import Kosmos2_5TextForCausalLM
+
+    ids = torch.tensor([[5, 6, 7]])
+    told = Kosmos2_5TextConfig(
+        vocab_size=32, embed_dim=16, layers=1, attention_heads=2, ffn_dim=16
+    )  # it counts by itself, from where its padding ends
+    assert positions_of(Kosmos2_5TextForCausalLM(told))(ids) is None
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = GemmaConfig(
+        vocab_size=32, head_dim=8, num_key_value_heads=1, intermediate_size=16, **sizes
+    )
+    eyes = {"model_type": "siglip_vision_model", "intermediate_size": 16, **sizes}
+    seeing = PaliGemmaConfig(text_config=text, vision_config=eyes, projection_dim=16)
+    found = positions_of(PaliGemmaForConditionalGeneration(seeing))(ids)
+    assert found.tolist() == [[1, 2, 3]]
+
+
+def test_a_model_that_asks_for_a_picture_says_which_argument():
+    from transformers import BlipConfig, BlipForConditionalGeneration
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": 32, "intermediate_size": 16, "encoder_hidden_size": 16, **sizes}
+    eyes = {"intermediate_size": 16, "image_size": 28, "patch_size": 14, **sizes}
+    config = BlipConfig(text_config=text, vision_config=eyes, projection_dim=16)
+    model = BlipForConditionalGeneration(config).eval()
+    with pytest.raises(ModelError, match="asks for pixel_values beside the tokens"):
+        decode(model, [5, 6, 7], limits=Limits(2))
 
 
 def test_a_chunk_is_fed_whole_to_a_class_that_prepares_single_tokens(tmp_path):
