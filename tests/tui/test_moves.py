@@ -85,6 +85,20 @@ def test_walking_back_undoes_walking():
     assert (back.step, back.layer) == (cursor.step, cursor.layer)
 
 
+def test_walking_passes_over_layers_that_did_not_attend_in_the_step():
+    trace = synthetic_trace(Shape(layers=3, decode=2))
+    for number in (1, 2):
+        step = trace.step(number)
+        decoder = tuple(replace(one, sites=(1, 2)) for one in step.sites if 1 in one.sites)
+        trace.source.steps[number] = replace(step, sites=decoder)
+    trace = Trace(trace.source)
+    cursor, seen = moves.start(trace), []
+    for by in (1, 1, 1, -1, -1, -1):
+        cursor = moves.walk(cursor, trace, by)
+        seen.append((cursor.step, cursor.layer))
+    assert seen == [(1, 1), (1, 2), (2, 1), (1, 2), (1, 1), (0, 2)]
+
+
 def test_walking_stops_at_the_first_and_last_layer_of_the_run():
     trace = synthetic_trace(Shape(layers=2, decode=1))
     end = moves.start(trace)

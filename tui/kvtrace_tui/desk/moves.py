@@ -135,16 +135,30 @@ def by_layers(cursor: Cursor, trace: Trace, by: int) -> Cursor:
 
 
 def walk(cursor: Cursor, trace: Trace, by: int) -> Cursor:
-    """Go layer by layer inside a step, and on into the next or the previous step."""
-    last = len(trace.meta.sites) - 1
-    layer = cursor.layer + by if cursor.inside else (0 if by > 0 else last)
-    if 0 <= layer <= last:
-        return replace(by_layers(cursor, trace, layer - cursor.layer), inside=True)
-    moved = by_steps(cursor, trace, by)
-    if moved.step == cursor.step:
-        return replace(cursor, inside=True)
-    edge = 0 if by > 0 else last
-    return replace(by_layers(moved, trace, edge - moved.layer), inside=True)
+    """Go layer by layer inside a step, and on into the next or the previous step.
+
+    Layers that did not attend in it are passed over, as those of an encoder that ran before.
+    """
+    layers = _attended(trace, cursor.step)
+    ahead = [at for at in layers if not cursor.inside or (at - cursor.layer) * by > 0]
+    moved = cursor
+    if not ahead:
+        moved = by_steps(cursor, trace, by)
+        if moved.step == cursor.step:
+            return replace(cursor, inside=True)
+        ahead = _attended(trace, moved.step)
+    layer = min(ahead) if by > 0 else max(ahead)
+    return replace(by_layers(moved, trace, layer - moved.layer), inside=True)
+
+
+def _attended(trace: Trace, number: int) -> list[int]:
+    """The sites that attended in a step; all of them where it can't be told."""
+    every = list(range(len(trace.meta.sites)))
+    try:
+        step = trace.step(number)
+    except KvtraceError:
+        return every or [0]
+    return sorted(at for group in step.sites for at in group.sites) or every or [0]
 
 
 def along(cursor: Cursor, trace: Trace, axis: Axis, by: int) -> Cursor:
