@@ -13,6 +13,7 @@ from kvtrace.errors import UsageError
 from kvtrace.record.ambient import AmbientRecording
 from kvtrace.record.ambient.late import LateWriter
 from kvtrace.record.ambient.recording import Create
+from kvtrace.record.capture.replaced.compiled import as_written
 from kvtrace.record.card import card, versions
 from kvtrace.record.lanes import LaneOptions
 from kvtrace.record.ranks import Share, of_rank, own_path, rank_of
@@ -107,6 +108,7 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
         )
     if path is None:
         raise UsageError("record: no path was given; call kvtrace.record(model, 'name.kvt')")
+    model = as_written(model)
     meta, options = says.of(model)
     own = own_path(Path(path), meta.rank)
     return Recording(model, own, meta, options, lanes=lanes, force=force)

@@ -11,6 +11,7 @@ from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM, StaticCac
 import kvtrace
 from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
 from builders.ways import IDS, generate, ready
+from kvtrace.analysis.checks import EQUAL, check
 
 
 def one_layer():
@@ -98,6 +99,17 @@ def test_a_compiled_model_is_traced_whole_and_its_graphs_are_good_afterwards(com
     assert any("compiled code was run eagerly" in text for text in trace.meta.not_recorded)
     assert torch.equal(decode(call, model.config), before)
     assert graphs.num_made == made > 0
+
+
+def test_a_model_that_is_handed_over_compiled_is_computed_again_as_it_was_written(tmp_path):
+    model = one_layer()
+    call = torch.compile(model, backend=Graphs())
+    with kvtrace.record(call, tmp_path / "a.kvt"):
+        decode(call, model.config)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.meta.model.name == "LlamaForCausalLM"
+    assert [site.module for site in trace.meta.sites] == ["model.layers.0.self_attn"]
+    assert check(trace).verdict == EQUAL
 
 
 def test_what_generate_compiles_by_itself_is_traced(tmp_path):

@@ -7,10 +7,22 @@ from collections.abc import Callable
 from functools import partial, wraps
 
 import torch
+from torch import nn
 
 from kvtrace.record.capture.replaced.patch import Method, Patches
 
 EAGERLY = "compiled code was run eagerly: its numbers and milliseconds are those of eager code"
+
+
+def as_written(model: nn.Module) -> nn.Module:
+    """A model without the wrapper that `torch.compile` puts around it.
+
+    It runs whenever the wrapper is called; the wrapper has no forward of its own, and a copy of it
+    calls the original.
+    """
+    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        model = inner
+    return model
 
 
 class Eagerly:
