@@ -9,6 +9,7 @@ from transformers.generation.continuous_batching.model_runner import ModelRunner
 
 import kvtrace
 from builders.engines import GREEDY, after_tokens, batched, engine_model, settings
+from kvtrace.analysis.checks import EQUAL, check
 
 LONG_S = 300
 """A limit for waiting that no machine reaches."""
@@ -144,6 +145,7 @@ def test_an_engine_that_attends_eagerly_may_run_on_while_its_tokens_are_recomput
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert len(trace) == 6
     assert all(trace.compared(step.number) is not None for step in trace)
+    assert check(trace).verdict == EQUAL  # later tokens were hidden, though the engine makes masks
     assert batched(model, [[7, 3, 21, 9], [5, 40]], new=3) == expected
 
 

@@ -11,8 +11,9 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from kvtrace.record.capture.replaced.patch import Method, Patches
@@ -76,21 +77,16 @@ def _install(patches: Patches) -> None:
         def get_interface(self: AttentionInterface, *args: Any, **kwargs: Any) -> Any:
             running = threads.passes
             if not running or kwargs:
-                return wrappers[asked(self, *args, **kwargs)]
+                return wrappers[original(self, *args, **kwargs)]
             # every layer of a forward asks the same, and what answers is slow
-            known, key = running[-1].interfaces, (id(self), _thread.poolless, *args)
+            known, key = running[-1].interfaces, (id(self), *args)
             try:
                 found = known.get(key)
             except TypeError:  # what nobody can look up
-                return wrappers[asked(self, *args)]
+                return wrappers[original(self, *args)]
             if found is None:
-                found = known[key] = wrappers[asked(self, *args)]
+                found = known[key] = wrappers[original(self, *args)]
             return found
-
-        def asked(self: AttentionInterface, *args: Any, **kwargs: Any) -> Any:
-            if _thread.poolless and str(args[0] if args else "").startswith(PAGED):
-                args = ("eager", *args[1:])
-            return original(self, *args, **kwargs)
 
         return get_interface
 
@@ -100,6 +96,16 @@ def _install(patches: Patches) -> None:
 
         return get_item
 
+    def implementation(original: property) -> property:
+        # masks are made by this name too: for a pool's, none is made at all
+        def named(self: PreTrainedConfig) -> Any:
+            name = asked(self)
+            return name.removeprefix(PAGED) if _thread.poolless and name else name
+
+        asked = cast("Callable[[PreTrainedConfig], str | None]", original.fget)
+        return property(named, original.fset, original.fdel, original.__doc__)
+
+    patches.replace(PreTrainedConfig, "_attn_implementation", implementation)
     patches.replace(AttentionInterface, "get_interface", get_interface)
     patches.replace(AttentionInterface, "__getitem__", get_item)
 

@@ -8,7 +8,8 @@ from types import ModuleType
 from typing import Any
 
 Method = Callable[..., Any]
-Make = Callable[[Method], Method]
+Make = Callable[[Any], object]
+"""From what is there, a method, a property or a function, what stands in its place."""
 
 
 class Patches:

@@ -41,6 +41,7 @@ from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.called_with import called_with
 from kvtrace.record.lanes.passes.held import held
 from kvtrace.record.lanes.passes.ties import Ties
+from kvtrace.record.paged.batch import is_packed
 
 _TRIED = {
     "bare": "with the tokens alone",
@@ -102,12 +103,14 @@ class Recomputer:
         self.settings.begin()
         self.contexts.look()
         if self._begun:
+            self._served(beginning)
             return
         self._begun = True
         if beginning.tokens is not None:
             self._device = beginning.tokens.device
         self.autocast = autocast_of(self._device or torch.device("cpu"))
         if keeps_nothing(self.model):
+            self._served(beginning)
             return
         if type(self.model).forward is nn.Module.forward:
             self._none = "there is no module that could be called again"
@@ -232,6 +235,11 @@ class Recomputer:
                 self._settled(name)
                 return found
         raise CannotRecomputeError("; ".join(f"{how}: {why}" for why, how in reasons.items()))
+
+    def _served(self, beginning: Beginning) -> None:
+        """An engine is about to run the model, and has not set its configuration yet."""
+        if self._apart is None and not (self._none or self._snapshots):
+            self._apart = copied(self.model) if is_packed(beginning.arguments) else None
 
     def _alone(self) -> nn.Module:
         """The model; a copy with its weights while another thread may be in the middle of a call.
