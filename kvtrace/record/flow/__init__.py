@@ -14,7 +14,8 @@ Knows no cache class, no trace, no transformers.
 """
 
 from kvtrace.record.flow.modes.heard import Late
-from kvtrace.record.flow.rows.follower import RowFollower, RowStep
+from kvtrace.record.flow.rows.follower import RowFollower
+from kvtrace.record.flow.rows.row_step import RowStep
 from kvtrace.record.flow.rows.texts import GivenRows
 from kvtrace.record.flow.watch import FlowWatch
 

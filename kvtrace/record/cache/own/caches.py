@@ -34,7 +34,7 @@ from kvtrace.record.cache.runs import Runs
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Forward
-from kvtrace.record.flow.rows.follower import RowStep
+from kvtrace.record.flow.rows.row_step import RowStep
 from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Numbers
 from kvtrace.record.flow.rows.standing import slots_of_tokens
 from kvtrace.record.match import holds

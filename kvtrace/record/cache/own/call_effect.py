@@ -13,7 +13,7 @@ from kvtrace.record.cache.books import Entry
 from kvtrace.record.cache.own.seen_call import SeenCall
 from kvtrace.record.cache.runs import Runs
 from kvtrace.record.capture.forward import CacheUpdate
-from kvtrace.record.flow.rows.follower import RowStep
+from kvtrace.record.flow.rows.row_step import RowStep
 from kvtrace.record.flow.rows.slots import Numbers
 from kvtrace.record.flow.rows.standing import for_none
 

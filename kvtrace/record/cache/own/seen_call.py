@@ -10,7 +10,7 @@ from torch import Tensor
 from kvtrace.record.cache.own.steady import SteadyStep
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.flow.rows.abreast import Copied
-from kvtrace.record.flow.rows.follower import RowStep
+from kvtrace.record.flow.rows.row_step import RowStep
 from kvtrace.record.match import Digests, digest
 from kvtrace.record.version import version
 

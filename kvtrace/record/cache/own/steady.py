@@ -17,7 +17,8 @@ from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.flow.rows import slots as where
 from kvtrace.record.flow.rows.abreast import Copied
 from kvtrace.record.flow.rows.band import Band, fresh_rows
-from kvtrace.record.flow.rows.follower import RowFollower, RowStep
+from kvtrace.record.flow.rows.follower import RowFollower
+from kvtrace.record.flow.rows.row_step import RowStep
 from kvtrace.record.flow.rows.texts import Text
 from kvtrace.record.match import PARTS, Digests
 from kvtrace.record.version import version

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtrace.record.flow.rows.follower import RowFollower, RowStep, grown_step
+from kvtrace.record.flow.rows.follower import RowFollower
+from kvtrace.record.flow.rows.row_step import RowStep, grown_step
 from kvtrace.record.flow.rows.slots import Numbers
 from kvtrace.record.flow.rows.texts import GivenRows, Text, lengths, more_places
 from kvtrace.record.match import PARTS, Digests, glances, in_parts

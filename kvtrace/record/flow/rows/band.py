@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kvtrace.record.flow.rows.follower import RowFollower, RowStep, grown_step
+from kvtrace.record.flow.rows.follower import RowFollower
+from kvtrace.record.flow.rows.row_step import RowStep, grown_step
 from kvtrace.record.flow.rows.texts import Text, lengths, more_places
 from kvtrace.record.match import PARTS, Digests, glances, in_parts
 

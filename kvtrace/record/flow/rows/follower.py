@@ -26,93 +26,15 @@ from kvtrace.record.flow.rows.known import (
     without_chance,
 )
 from kvtrace.record.flow.rows.order import give_places
-from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Numbers
-from kvtrace.record.flow.rows.texts import GivenRows, Text, in_turns, longer, remembered
+from kvtrace.record.flow.rows.row_step import RowStep, grown_step
+from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Flags, Numbers
+from kvtrace.record.flow.rows.texts import GivenRows, Match, Text, in_turns, longer, remembered
 from kvtrace.record.match import PARTS, Digests, glance
 
 WHOLE = 1 << 14
 """Numbers of K that are looked at whole in each step; longer caches in turns."""
 MAX_TEXTS = 32
 """Texts whose rows are remembered; a text that was left for others can be gone on with."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RowStep:
-    """What became of the rows in one step. Arrays are [sequences, seq] where nothing else is said.
-
-    Cells are numbered from 0 in the order of writing, within a step sequence by sequence, then
-    slot by slot; every sequence writes equally many.
-
-    Attributes:
-        cells: Cell of each slot; `UNWRITTEN` for slots nobody ever saw.
-        positions: Place of each row in its text; only where there is a cell.
-        slots: Slots that hold rows, ascending, the same in all sequences.
-        first_cell: Number of the first cell written by this step.
-        written: Slots written, ascending, [sequences, rows].
-        origin: Slot each row stood in before, in the sequence it is taken from; else `NOWHERE`.
-        taken: Sequence whose rows each sequence holds now, [sequences].
-        at: Position of the first token of the step, [sequences].
-        parent: Number of the step whose rows this one goes on with; None: a new text.
-        before: Rows there were, of those most of any sequence.
-        computed: All rows attended to were computed by this very step: nothing was read.
-        new: Query rows per sequence.
-        gone: Rows there were that are nowhere now, of those most of any sequence.
-        cropped: Of them, rows that somebody had taken off the end.
-        fresh: A copy of the keys and values written, where the step only added rows at the end.
-        again: Written rows per sequence that stand for a token which had a row before.
-        rotated: All of those kept their values, and their keys their lengths: they were rotated.
-    """
-
-    cells: Numbers
-    positions: Numbers
-    slots: Numbers
-    first_cell: int
-    written: Numbers
-    origin: Numbers
-    taken: Numbers
-    at: Numbers
-    parent: int | None
-    before: int
-    computed: bool
-    new: int
-    gone: int = 0
-    cropped: int = 0
-    again: int = 0
-    rotated: bool = False
-    fresh: tuple[Tensor, Tensor] | None = None
-
-    def with_rows(self, before: Text, fresh: tuple[Tensor, Tensor]) -> RowStep:
-        """The same of another text with the same cells and positions.
-
-        Args:
-            before: It, as it was.
-            fresh: A copy of the keys and values it got.
-        """
-        return RowStep(
-            self.cells,
-            self.positions,
-            self.slots,
-            self.first_cell,
-            self.written,
-            self.origin,
-            self.taken,
-            self.at,
-            before.number,
-            self.before,
-            self.computed,
-            self.new,
-            fresh=fresh,
-        )
-
-    @property
-    def rows(self) -> int:
-        """Cells written per sequence."""
-        return int(self.written.shape[1])
-
-    @property
-    def whole(self) -> bool:
-        """Whether every slot holds a row."""
-        return len(self.slots) == int(self.cells.shape[1])
 
 
 @dataclass(slots=True)
@@ -145,28 +67,11 @@ class RowFollower:
             now: Digests of keys and values, [2, sequences, seq].
             part: Of what part of each row; None: of all of it.
         """
-        sequences, _, seq, _ = given.keys.shape
-        seen = where.seen(given.visible, seq)
-        match = find(self._texts, now, part, given, seen)
-        if not self._texts:  # a first step read from nowhere: some rows stand for several tokens
-            self._makes_more = int(seen.sum()) > given.new > 1
-        computed = int(seen.sum()) <= given.new or bool(self._makes_more and given.grown)
-        if match.text is not None and is_new(match, given, seen, computed=computed):
-            match = unknown(sequences, seq)
-        if match.text is None:
-            match = gone_on(self._texts, given)
-        computed = computed and (match.text is None or given.grown)
-        match = without_chance(repeated(match, given), given, seen, computed=computed)
+        seen = where.seen(given.visible, given.keys.shape[2])
+        match, computed = self._recognised(given, now, part, seen)
         live = live_slots(match, given, seen)
         text = remembered(match, given, now if part is None else None)
-        cells = cells_before(match)
-        missing = (cells == UNWRITTEN) & live
-        padded = match.text is not None and match.text.padded
-        written = where.equally_many(missing, (cells != UNWRITTEN) & live, last=not padded)
-        first = self.next_cell
-        self.next_cell += written.size
-        np.put_along_axis(cells, written, first + np.arange(written.size).reshape(written.shape), 1)
-        cells[:, np.flatnonzero(~live)] = UNWRITTEN
+        cells, written, first = self._numbered(match, live)
         text.cells = cells
         kept = ((match.origin != NOWHERE) & (cells_before(match) != UNWRITTEN)).sum(1)
         again, rotated, at = give_places(match, given, text, written, computed=computed)
@@ -190,6 +95,35 @@ class RowFollower:
             again,
             rotated,
         )
+
+    def _recognised(
+        self, given: GivenRows, now: Digests, part: int | None, seen: Flags
+    ) -> tuple[Match, bool]:
+        """The text that a step goes on with, and whether its own rows are all that it read."""
+        sequences, _, seq, _ = given.keys.shape
+        match = find(self._texts, now, part, given, seen)
+        if not self._texts:  # a first step read from nowhere: some rows stand for several tokens
+            self._makes_more = int(seen.sum()) > given.new > 1
+        computed = int(seen.sum()) <= given.new or bool(self._makes_more and given.grown)
+        if match.text is not None and is_new(match, given, seen, computed=computed):
+            match = unknown(sequences, seq)
+        if match.text is None:
+            match = gone_on(self._texts, given)
+        computed = computed and (match.text is None or given.grown)
+        match = without_chance(repeated(match, given), given, seen, computed=computed)
+        return match, computed
+
+    def _numbered(self, match: Match, live: Flags) -> tuple[Numbers, Numbers, int]:
+        """Cells of all slots, the slots written to, and the first of the cells written."""
+        cells = cells_before(match)
+        missing = (cells == UNWRITTEN) & live
+        padded = match.text is not None and match.text.padded
+        written = where.equally_many(missing, (cells != UNWRITTEN) & live, last=not padded)
+        first = self.next_cell
+        self.next_cell += written.size
+        np.put_along_axis(cells, written, first + np.arange(written.size).reshape(written.shape), 1)
+        cells[:, np.flatnonzero(~live)] = UNWRITTEN
+        return cells, written, first
 
     def succeed(self, other: RowFollower) -> None:
         """Go on with the newest text of a follower whose rows had another shape.
@@ -265,32 +199,3 @@ class RowFollower:
         if before is not None:
             self._texts = [one for one in self._texts if one is not before]
         self._texts = [*self._texts[1 - MAX_TEXTS :], text]
-
-
-def grown_step(before: Text, cells: Numbers, positions: Numbers, first: int) -> RowStep:
-    """A step that only added rows; those are still to come.
-
-    Args:
-        before: The text as it was.
-        cells: As they are now.
-        positions: As they are now.
-        first: Number of the first new cell.
-    """
-    (sequences, seq), old = cells.shape, before.cells.shape[1]
-    slots = np.arange(seq)
-    origin = np.tile(slots, (sequences, 1))
-    origin[:, old:] = NOWHERE
-    return RowStep(
-        cells,
-        positions,
-        slots,
-        first,
-        np.tile(slots[old:], (sequences, 1)),
-        origin,
-        np.arange(sequences),
-        before.ends,
-        before.number,
-        old,
-        False,
-        seq - old,
-    )
