@@ -19,8 +19,9 @@ from kvtrace.record.driving.encoded import EncoderDecoder, is_encoder_decoder
 from kvtrace.record.driving.entrance import entrances, plain_entrances, through
 from kvtrace.record.driving.generating import Generating, by_generating
 from kvtrace.record.driving.paired import Pair, pairs, together
+from kvtrace.record.driving.trying.found import FoundWay
 from kvtrace.record.driving.trying.lengths import lengths
-from kvtrace.record.driving.trying.search import FoundWay, Search
+from kvtrace.record.driving.trying.search import Search
 from kvtrace.record.driving.ways.calls import Calls
 from kvtrace.record.driving.ways.roles import parameters_of
 from kvtrace.record.driving.wish import Wish

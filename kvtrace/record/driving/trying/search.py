@@ -12,6 +12,7 @@ from torch import nn
 from kvtrace.errors import ModelError
 from kvtrace.record.driving.trying.evidence import FEW, NOT_FINITE, STEPS, Trials, Tried
 from kvtrace.record.driving.trying.evidence import tokens_to_try as tokens_tried
+from kvtrace.record.driving.trying.found import FoundWay, found_cached, found_uncached
 from kvtrace.record.driving.trying.observe import matches, observed
 from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.trying.private import private_copy
@@ -36,21 +37,6 @@ FEW_TRIES, FEW_SECONDS = 60, 3.0
 
 _ENOUGH = 20
 """Ways that agree, where none of them is how the user's own code calls the model."""
-
-
-@dataclass(frozen=True, slots=True)
-class FoundWay:
-    """How a model is called, and how that is known.
-
-    Attributes:
-        way: The one.
-        said: Sentences for people: the call, the cache, and what trying it showed.
-        agrees: Cached steps gave the logits of a pass over all tokens.
-    """
-
-    way: Way
-    said: tuple[str, ...]
-    agrees: bool
 
 
 @dataclass(slots=True)
@@ -99,10 +85,10 @@ class Search:
         if sound is not None and best is not None and best.verdict == "forgets":
             best = self._one_by_one(signature, trials, sound) or best
         if best is not None:
-            return _cached(best, self.otherwise)
+            return found_cached(best, self.otherwise)
         if plain is None:
             raise ModelError(self._complaint(signature))
-        return _uncached(plain, trials, self.wish, self.stumbled)
+        return found_uncached(plain, trials, self.wish, self.stumbled)
 
     # -- without a cache -----------------------------------------------------------------------
 
@@ -297,30 +283,6 @@ def _closest_first(differing: list[Tried], slicing: Sequence[Tried]) -> list[Tri
     return [near, *differing]
 
 
-def _cached(best: Tried, otherwise: Tried | None) -> FoundWay:
-    way = best.way
-    theirs = ", as its own code does" if best.as_theirs else ""
-    said = [f"called as {way}{theirs}: {_feeding(way)}{_cache_of(way, best.back)}"]
-    if best.alone and best.verdict == "agrees":
-        said.append("it takes no more than one token, so that no pass over all of them is at hand")
-        return FoundWay(way, tuple(said), True)
-    if best.verdict == "agrees":
-        if otherwise is not None:
-            said.append(
-                f"called as {otherwise.way}, its cached steps differ by {otherwise.difference:.1g} "
-                "of the largest logit; if that is how you call it, there is a bug"
-            )
-        return FoundWay(way, tuple(said), True)
-    how = (
-        "its cached steps see nothing of the tokens before"
-        if best.verdict == "forgets"
-        else f"its cached steps differ from a pass over all tokens by {best.difference:.1g} of the "
-        "largest logit"
-    )
-    said.append(f"{how}: its cache has a bug, or it wants to be called otherwise")
-    return FoundWay(way, tuple(said), False)
-
-
 def _speaks_of_a_cache(way: Way, trials: Trials) -> bool:
     """Whether a call differs from one without a cache by more than its tokens.
 
@@ -354,42 +316,3 @@ def _beginning(way: Way) -> str:
     """All that comes before the first call."""
     begin = "" if way.cache is None else f"{way.cache.begin.said} {way.cache.begin.number}"
     return f"begins: {begin} {[one.said for one in way.first]}"
-
-
-def _feeding(way: Way) -> str:
-    if way.feeds == "all":
-        return "all tokens at every step, of which it takes the new ones"
-    if way.feeds == "one":
-        return "one token after the other, the prompt's too"
-    return "the prompt at once, then single tokens"
-
-
-def _cache_of(way: Way, back: str) -> str:
-    """Where the cache is, for people."""
-    first = " and ".join(one.said for one in way.first)
-    before = f"; first {first}" if first else ""
-    if way.cache is None:
-        return f"{before}; the model keeps its cache inside"
-    begin = f"{before}; the cache begins as {way.cache.begin.said}"
-    place = f" and is {back}" if "place" in back else f" and comes back as {back}"
-    moved = ", its offset is moved on after each call" if way.cache.moved else ""
-    return f"{begin}{place if back else ''}{moved}"
-
-
-def _uncached(plain: Way, trials: Trials, wish: Wish, stumbled: Tried | None) -> FoundWay:
-    prompt, steps = max(1, len(wish.prompt)), max(1, wish.new_tokens)
-    all_rows = sum(prompt + step for step in range(steps))
-    said = [
-        f"called as {plain}: no cache was found, so every step computes all tokens again; in "
-        f"{steps} steps that is {all_rows} rows, where a cache would leave {prompt + steps - 1}"
-    ]
-    if stumbled is not None:
-        said.append(f"as {stumbled.way}, with a cache, a later call raises {stumbled.why}")
-    causal = trials.is_causal(plain)
-    if trials.plain(plain).why == NOT_FINITE:
-        said.append(f"{NOT_FINITE}: look where its numbers end in the recorded tensors")
-    elif causal is False:
-        said.append(
-            "its rows change when tokens are added: it is not causal, no cache can serve it"
-        )
-    return FoundWay(plain, tuple(said), causal is not False)

@@ -1,0 +1,101 @@
+"""The way to call a model that a search ended with, and the sentences that tell people of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtrace.record.driving.trying.evidence import NOT_FINITE, Trials, Tried
+from kvtrace.record.driving.ways.way import Way
+from kvtrace.record.driving.wish import Wish
+
+
+@dataclass(frozen=True, slots=True)
+class FoundWay:
+    """How a model is called, and how that is known.
+
+    Attributes:
+        way: The one.
+        said: Sentences for people: the call, the cache, and what trying it showed.
+        agrees: Cached steps gave the logits of a pass over all tokens.
+    """
+
+    way: Way
+    said: tuple[str, ...]
+    agrees: bool
+
+
+def found_cached(best: Tried, otherwise: Tried | None) -> FoundWay:
+    """The best way that has a cache.
+
+    Args:
+        best: As it was tried.
+        otherwise: Another one, whose cached steps differ; None: there was none.
+    """
+    way = best.way
+    theirs = ", as its own code does" if best.as_theirs else ""
+    said = [f"called as {way}{theirs}: {_feeding(way)}{_cache_of(way, best.back)}"]
+    if best.alone and best.verdict == "agrees":
+        said.append("it takes no more than one token, so that no pass over all of them is at hand")
+        return FoundWay(way, tuple(said), True)
+    if best.verdict == "agrees":
+        if otherwise is not None:
+            said.append(
+                f"called as {otherwise.way}, its cached steps differ by {otherwise.difference:.1g} "
+                "of the largest logit; if that is how you call it, there is a bug"
+            )
+        return FoundWay(way, tuple(said), True)
+    how = (
+        "its cached steps see nothing of the tokens before"
+        if best.verdict == "forgets"
+        else f"its cached steps differ from a pass over all tokens by {best.difference:.1g} of the "
+        "largest logit"
+    )
+    said.append(f"{how}: its cache has a bug, or it wants to be called otherwise")
+    return FoundWay(way, tuple(said), False)
+
+
+def found_uncached(plain: Way, trials: Trials, wish: Wish, stumbled: Tried | None) -> FoundWay:
+    """A way without a cache, for want of one with it.
+
+    Args:
+        plain: It.
+        trials: Know what came of it.
+        wish: How many tokens are asked for.
+        stumbled: A way with a cache whose later calls raise; None: there was none.
+    """
+    prompt, steps = max(1, len(wish.prompt)), max(1, wish.new_tokens)
+    all_rows = sum(prompt + step for step in range(steps))
+    said = [
+        f"called as {plain}: no cache was found, so every step computes all tokens again; in "
+        f"{steps} steps that is {all_rows} rows, where a cache would leave {prompt + steps - 1}"
+    ]
+    if stumbled is not None:
+        said.append(f"as {stumbled.way}, with a cache, a later call raises {stumbled.why}")
+    causal = trials.is_causal(plain)
+    if trials.plain(plain).why == NOT_FINITE:
+        said.append(f"{NOT_FINITE}: look where its numbers end in the recorded tensors")
+    elif causal is False:
+        said.append(
+            "its rows change when tokens are added: it is not causal, no cache can serve it"
+        )
+    return FoundWay(plain, tuple(said), causal is not False)
+
+
+def _feeding(way: Way) -> str:
+    if way.feeds == "all":
+        return "all tokens at every step, of which it takes the new ones"
+    if way.feeds == "one":
+        return "one token after the other, the prompt's too"
+    return "the prompt at once, then single tokens"
+
+
+def _cache_of(way: Way, back: str) -> str:
+    """Where the cache is, for people."""
+    first = " and ".join(one.said for one in way.first)
+    before = f"; first {first}" if first else ""
+    if way.cache is None:
+        return f"{before}; the model keeps its cache inside"
+    begin = f"{before}; the cache begins as {way.cache.begin.said}"
+    place = f" and is {back}" if "place" in back else f" and comes back as {back}"
+    moved = ", its offset is moved on after each call" if way.cache.moved else ""
+    return f"{begin}{place if back else ''}{moved}"
