@@ -22,6 +22,7 @@ from kvtrace.trace import Ending, Meta, Note, Sampling
 
 if TYPE_CHECKING:
     from kvtrace.models import Loaded, Tokenizer
+    from kvtrace.record import Recording as Recorded
     from kvtrace.record.driving import Driven
 
 PATIENCE = 300.0
@@ -79,15 +80,33 @@ class Recording:
         return choose_drive(loaded.model, wish)
 
     def _driven(self, loaded: Loaded, driven: Driven) -> Ending:
-        from kvtrace.record import record
-        from kvtrace.record.decode import Choice, Limits, decode
-
-        asked = self._request
-        known = loaded.script is None  # called as all of transformers are: that goes without saying
+        """Record the decode, and say what there is to say of it."""
+        path, known = Path(self._request.output), _goes_without_saying(loaded)
         for text in driven.said[known:]:
             self._voice.say(Said(text))
-        driver = "kvtrace" if known else f"kvtrace, by {driven.call}"
-        recording = record(
+        recording = self._recording(loaded, driven)
+        turn = Turn(recording, self._orders, self._voice, loaded.card.vocab_size)
+        with recording:
+            ending = self._decoded(loaded, driven, turn)
+            recording.end_with(ending)
+        if recording.failure is not None:
+            raise recording.failure
+        if recording.recorder is not None:
+            self._say_what_was_not_seen(recording.recorder.meta)
+        if ending.reason != "stopped":
+            turn.note_last_token(path)
+        for text in driven.said[1:]:  # the first is the driver's text
+            append_note(path, Note("note", text))
+        return ending
+
+    def _recording(self, loaded: Loaded, driven: Driven) -> Recorded:
+        """What records the model, as it was asked for."""
+        from kvtrace.record import record
+
+        asked = self._request
+        driver = "kvtrace" if _goes_without_saying(loaded) else f"kvtrace, by {driven.call}"
+        sampling = Sampling(driver, loaded.new_tokens, asked.seed, asked.temperature, asked.top_k)
+        return record(
             driven.model,
             asked.output,
             recompute=asked.recompute,
@@ -97,39 +116,31 @@ class Recording:
             prompt=loaded.prompt.text,
             force=asked.force,
             model_card=loaded.card,
-            sampling=Sampling(
-                driver, loaded.new_tokens, asked.seed, asked.temperature, asked.top_k
-            ),
+            sampling=sampling,
             on_step=lambda step: self._voice.say(Stepped(step.number, asked.output)),
         )
-        turn = Turn(recording, self._orders, self._voice, loaded.card.vocab_size)
-        with recording:
-            ending = decode(
-                driven.model,
-                driven.prompt,
-                drive=driven.drive,
-                choice=Choice(asked.temperature, asked.top_k, asked.seed),
-                limits=Limits(
-                    loaded.new_tokens,
-                    loaded.tokenizer.eos,
-                    loaded.context_length,
-                    lambda token: _named(loaded.tokenizer, token),
-                ),
-                control=turn,
-                on_token=turn.chosen,
-            )
-            if ending.reason == "stopped":
-                ending = Ending("stopped", self._orders.stop_reason)
-            recording.end_with(ending)
-        if recording.failure is not None:
-            raise recording.failure
-        if recording.recorder is not None:
-            self._say_what_was_not_seen(recording.recorder.meta)
-        if ending.reason != "stopped":
-            turn.note_last_token(Path(asked.output))
-        for text in driven.said[1:]:  # the first is the driver's text
-            append_note(Path(asked.output), Note("note", text))
-        return ending
+
+    def _decoded(self, loaded: Loaded, driven: Driven, turn: Turn) -> Ending:
+        """Decode until a limit, or a stop."""
+        from kvtrace.record.decode import Choice, Limits, decode
+
+        asked = self._request
+        ending = decode(
+            driven.model,
+            driven.prompt,
+            drive=driven.drive,
+            choice=Choice(asked.temperature, asked.top_k, asked.seed),
+            limits=Limits(
+                loaded.new_tokens,
+                loaded.tokenizer.eos,
+                loaded.context_length,
+                lambda token: _named(loaded.tokenizer, token),
+            ),
+            control=turn,
+            on_token=turn.chosen,
+        )
+        stopped = ending.reason == "stopped"
+        return Ending("stopped", self._orders.stop_reason) if stopped else ending
 
     def _say_what_was_not_seen(self, meta: Meta) -> None:
         """A sentence where attention was missed, or there was none."""
@@ -179,6 +190,11 @@ class Recording:
         if text != before or now - told > _PROGRESS_EVERY:
             self._said = (text, now)
             self._voice.say(Progress(text, share, PATIENCE))
+
+
+def _goes_without_saying(loaded: Loaded) -> bool:
+    """Whether a model is called as all of transformers are."""
+    return loaded.script is None
 
 
 def _named(tokenizer: Tokenizer, token: int) -> str:
