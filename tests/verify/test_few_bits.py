@@ -110,3 +110,11 @@ def test_few_bits_in_one_layer_alone_are_a_mistake():
     first = report.findings[0]
     assert report.verdict == DIVERGED
     assert (first.name, first.layer, first.kind.bug) == ("DTYPE", 1, True)
+
+
+def test_sharp_weights_make_more_of_few_bits_and_that_is_no_bug():
+    model = Lm()
+    for mix in model.mixes:
+        mix.weight.data *= 1.5
+    report = kvtrace.check(model, PROMPT, new_tokens=8, ways=())
+    assert report.verdict == EQUAL, report

@@ -24,6 +24,12 @@ _MOST = 0.35
 
 _LAYERS_DEEP = 4
 
+_TIMES_SEEN = 4.0
+"""What the outputs of later steps are off by, at most, of what those of the first one are."""
+
+_SHARPEST = 16.0
+"""The most that outputs are off by, of what their rows are; more has another cause."""
+
 Bits = dict[str, tuple[int, str]]
 """Of keys and values, as far as they are quantised: bits, and of what a group is made."""
 
@@ -55,7 +61,7 @@ def in_few_bits(trace: Trace, lane: str, limits: Noise) -> tuple[Finding, Noise]
         return None
     if any(_bits(trace, step, site, lane, limits) != bits for site in sites[1:]):
         return None
-    return _said(trace, step, first, bits, moved), _raised(trace, limits, moved)
+    return _said(trace, step, first, bits, moved), _raised(trace, limits, moved, top)
 
 
 def _explain(bits: Bits, moved: float, beyond: np.ndarray) -> bool:
@@ -102,13 +108,19 @@ def _said(trace: Trace, step: Step, site: int, bits: Bits, moved: float) -> Find
     return Finding("DTYPE", step.number, site, tensor, evidence, meant=True)
 
 
-def _raised(trace: Trace, limits: Noise, moved: float) -> Noise:
-    """What is rounding where rows are moved by as much."""
+def _raised(trace: Trace, limits: Noise, moved: float, top: np.ndarray) -> Noise:
+    """What is rounding where rows are moved by as much; sharp weights make more of it."""
     layers = np.array([site.layer for site in trace.meta.sites])
     far = TIMES_REFEREE * moved * np.maximum(1.0, (layers + 1) / _LAYERS_DEEP)
+    sharp = np.nanmax(top[:, Tensor.OUTPUT], initial=0.0) * _TIMES_SEEN
+    threshold = np.fmax(limits.threshold, far[:, None])
+    follows = np.repeat((layers > layers.min())[:, None], 4, axis=1)
+    follows[:, Tensor.OUTPUT] = True
+    made = np.where(follows, min(sharp, _SHARPEST * moved, _MOST), 0.0)
+    threshold = np.fmax(threshold, made)
     return replace(
         limits,
-        threshold=np.fmax(limits.threshold, far[:, None]),
+        threshold=threshold,
         reason=f"{limits.reason}; the cache keeps few bits, which moves rows by {moved:.1e}, "
         f"raised to {TIMES_REFEREE:.0f} times that",
     )
