@@ -37,7 +37,8 @@ class Writers:
         for group in step.caches:
             if group.rows:
                 wrote = _Written(group.first_cell, group.rows, step.number)
-                self._written.setdefault(group.layers[0], []).append(wrote)
+                for layer in group.layers:  # the next step may have them in other groups
+                    self._written.setdefault(layer, []).append(wrote)
 
     def joined(self, step: Step) -> Sequence[Origin | None] | None:
         """Whom each sequence goes on with, where a batch was joined of several; else None."""
@@ -81,7 +82,10 @@ class Writers:
         if not old or not written:
             return None
         cell = min(old[-1].cell + old[-1].count, group.first_cell) - 1
-        one = written[bisect_right(written, cell, key=lambda one: one.first_cell) - 1]
+        before = bisect_right(written, cell, key=lambda one: one.first_cell)
+        if not before:
+            return None
+        one = written[before - 1]
         return one.step, (cell - one.first_cell) // one.rows
 
 
