@@ -8,7 +8,6 @@ or an absurd number is a `TraceError`.
 from __future__ import annotations
 
 import json
-import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -123,11 +122,9 @@ def decode(cls: type[T], value: object, where: str) -> T:
 
 
 def _hints(cls: type[Any]) -> tuple[tuple[str, Any, Field[Any]], ...]:
-    """Name, type and field of every field; the types are read at once, which takes a fifth."""
-    there = fields(cls)
-    written = "".join(f"{field.type}," for field in there)
-    hints = eval(f"({written})", vars(sys.modules[cls.__module__]))
-    return tuple((field.name, hint, field) for field, hint in zip(there, hints, strict=True))
+    """Name, type and field of every field."""
+    hints = typing.get_type_hints(cls)
+    return tuple((field.name, hints[field.name], field) for field in fields(cls))
 
 
 class _MisfitError(Exception):
