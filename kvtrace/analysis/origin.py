@@ -115,9 +115,9 @@ def origin(trace: Trace, number: int, layer: int, row: int, sequence: int = 0) -
     cell, position = int(rows.cells[row]), int(rows.positions[row])
     written, writer = _writer(trace, site.reads, cell)
     if site.kind != "self" or stands_for_none(position):
-        source = (
-            None if site.kind == "self" else source_tokens(trace, number, len(rows.cells), sequence)
-        )
+        count, source = len(rows.cells), None
+        if site.kind != "self":
+            source = source_tokens(trace, number, written, count, sequence)
         first, token = written, UNKNOWN if source is None else int(source[row])
     elif written is not None and not _rewrote(trace, site.reads, written):
         first, token = written, _token_of_cell(trace, site.reads, cell)
@@ -153,7 +153,9 @@ def tokens_of_rows(
     site = trace.site(layer)
     rows = attended_rows(trace, number, layer, sequence)
     if site.kind != "self":
-        source = source_tokens(trace, number, rows.cells.size, sequence)
+        count = rows.cells.size
+        written = _writer(trace, site.reads, int(rows.cells[0]))[0] if count else None
+        source = source_tokens(trace, number, written, count, sequence)
         whole = np.full(rows.cells.size, UNKNOWN, np.int64) if source is None else source
         return whole if only is None else whole[only]
     cells, positions = rows.cells, rows.positions

@@ -14,19 +14,20 @@ from kvtrace.trace import Step, Trace
 
 
 def source_tokens(
-    trace: Trace, number: int, count: int, sequence: int = 0
+    trace: Trace, number: int, written: int | None, count: int, sequence: int = 0
 ) -> NDArray[np.int64] | None:
     """Token ids of an encoder's rows, [count]; None: not known, or not one a token.
 
     Args:
         trace: The trace.
         number: A step that attends to them.
+        written: The step that made their keys and values; None: it is lost.
         count: How many rows there are.
         sequence: Row of the batch; after the encoder, each may have become several beams.
     """
     try:
         step = trace.step(number)
-        encoder = _pass_before(trace, step)
+        encoder = None if written is None else _pass_before(trace, written)
     except MissingError:
         return None
     if encoder is None or encoder.new != count or step.num_sequences % encoder.num_sequences:
@@ -35,16 +36,13 @@ def source_tokens(
     return np.array(encoder.tokens[sequence // beams], np.int64)
 
 
-def _pass_before(trace: Trace, step: Step) -> Step | None:
-    """The encoder's pass before a text, told by any step of the text or by the pass itself.
+def _pass_before(trace: Trace, number: int) -> Step | None:
+    """The encoder's pass that a step is, or that came just before it.
 
     Raises:
         MissingError: It is lost.
     """
-    if phase(trace, step) == ENCODER:
-        return step
-    while step.parent is not None:
-        step = trace.step(step.parent)
-    before = step.number - 1
-    found = trace.step(before) if before >= 0 else step
-    return found if phase(trace, found) == ENCODER else None
+    step = trace.step(number)
+    if phase(trace, step) != ENCODER and number:
+        step = trace.step(number - 1)
+    return step if phase(trace, step) == ENCODER else None
