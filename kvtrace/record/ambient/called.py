@@ -12,6 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 
 from torch import Tensor, nn
@@ -210,13 +211,22 @@ def _arguments(frame: FrameType) -> dict[str, object] | None:
 
 
 def _function(frame: FrameType) -> FunctionType | None:
-    """The function that a frame runs."""
+    """The function that a frame runs: by its name, and else by who refers to its code.
+
+    The collector knows nobody who refers to what a program froze (`gc.freeze`).
+    """
     code: CodeType = frame.f_code
-    found = frame.f_globals.get(code.co_name)
-    if isinstance(found, FunctionType) and found.__code__ is code:
-        return found
-    functions = (one for one in gc.get_referrers(code) if isinstance(one, FunctionType))
-    return next((one for one in functions if one.__code__ is code), None)
+    own = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    caller = frame.f_back
+    spaces = [frame.f_globals, *map(vars, type(own).__mro__)]
+    spaces += [] if caller is None else [caller.f_locals]
+    named = (space.get(code.co_name) for space in spaces)
+    bare = (getattr(one, "__func__", one) for one in named)
+    theirs = (inspect.unwrap(one) for one in bare if isinstance(one, FunctionType))
+    for one in chain(theirs, gc.get_referrers(code)):
+        if isinstance(one, FunctionType) and one.__code__ is code:
+            return one
+    return None
 
 
 def _callers(most: int = _FRAMES) -> Iterator[FrameType]:

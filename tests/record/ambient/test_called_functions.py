@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import numpy as np
+import pytest
 import torch
 
 import kvtrace
@@ -161,6 +163,23 @@ def test_a_method_of_an_object_of_no_library_is_called_again(tmp_path):
     _, apart = differences(tmp_path / "a.kvt")
     assert max(apart) < 1e-5
     assert torch.equal(model.keys, keys)
+
+
+@pytest.fixture
+def frozen():
+    """A program that has frozen what it loaded, as servers do."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("frozen")
+def test_a_method_is_called_again_where_the_program_froze_what_it_loaded(tmp_path):
+    model = Plain()
+    with kvtrace.record(tmp_path / "a.kvt"):
+        model.generate(torch.tensor([PROMPT]), 5)
+    _, apart = differences(tmp_path / "a.kvt")
+    assert max(apart) < 1e-5
 
 
 def test_every_step_can_be_compared_at_once(tmp_path):
