@@ -53,27 +53,20 @@ WEIGHT_MEASURES = (
 )
 
 
-def grid(
-    trace: Trace,
-    number: int,
-    measure: Measure,
-    sequence: int = 0,
-    query: int = -1,
-    lane: str = "recomputed",
-) -> Grid:
-    """A measure of every head, [sites, max heads].
+def grid(trace: Trace, number: int, measure: Measure, sequence: int = 0) -> Grid:
+    """A measure of every head in the last row of a step, [sites, max heads].
 
     Raises:
         TraceError: The rows are damaged.
     """
     table = np.full((len(trace.meta.sites), trace.meta.max_heads), np.nan, np.float32)
     if measure is Measure.DIVERGENCE:
-        return divergence(trace, number, lane)
+        return divergence(trace, number)
     for layer, site in enumerate(trace.meta.sites):
         if measure.of_weights:
-            row = weight_measures(trace, number, layer, sequence, query)[measure]
+            row = weight_measures(trace, number, layer, sequence)[measure]
         else:
-            row = norm(trace, number, layer, measure, sequence, query)
+            row = norm(trace, number, layer, measure, sequence)
         table[layer, : site.num_heads] = row
     return table
 

@@ -27,11 +27,6 @@ class Statistics:
     mean: float
     std: float
 
-    @property
-    def finite(self) -> int:
-        """Elements that are finite."""
-        return self.count - self.nan - self.infinite
-
 
 def statistics(values: Floats) -> Statistics:
     """Of any array, calculated in float64."""

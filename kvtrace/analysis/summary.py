@@ -36,66 +36,51 @@ class Summary:
 
     Attributes:
         number: Of the step.
-        phase: "encoder", "prefill" or "decode".
-        tokens: Ids in, for the sequence asked about.
-        positions: Their positions; negative: padding.
         extent: Rows computed, read, avoided.
         layers: What happened to each cache layer.
         events: Changes of the cache before the step, in words.
         candidates: What could come next, and what was chosen.
-        cost: FLOPs, bytes, time, in both lanes.
         sentence: All of it in one sentence.
     """
 
     number: int
-    phase: str
-    tokens: tuple[int, ...]
-    positions: tuple[int, ...]
     extent: Extent
     layers: tuple[LayerChange, ...]
     events: tuple[str, ...]
     candidates: Candidates
-    cost: StepCost
     sentence: str
 
 
-def summary(trace: Trace, number: int, sequence: int = 0, *, lane: str = "recomputed") -> Summary:
+def summary(trace: Trace, number: int, sequence: int = 0) -> Summary:
     """Everything about a step that needs no tensor.
 
     Args:
         trace: The trace.
         number: Step.
         sequence: Row of the batch, for tokens and candidates.
-        lane: The lane whose time is compared.
 
     Raises:
         MissingError: There is no such step.
     """
     step = trace.step(number)
-    rows = extent(trace, number)
-    cost = step_cost(trace, number, lane=lane)
-    there = sequence < step.num_sequences
+    rows, cost = extent(trace, number), step_cost(trace, number)
     return Summary(
         number=number,
-        phase=phase(trace, step),
-        tokens=step.tokens[sequence] if there else (),
-        positions=step.positions[sequence] if there else (),
         extent=rows,
         layers=changes(trace, number),
         events=tuple(event_text(event) for event in step.events),
         candidates=candidates(trace, number, sequence),
-        cost=cost,
         sentence="".join(one.text for one in _phrases(step, phase(trace, step), rows, cost)),
     )
 
 
-def phrases(trace: Trace, number: int, *, lane: str = "recomputed") -> tuple[Phrase, ...]:
+def phrases(trace: Trace, number: int) -> tuple[Phrase, ...]:
     """What a step did and saved: a sentence, in pieces that say whose lane a number is of.
 
     Raises:
         MissingError: There is no such step.
     """
-    cost = step_cost(trace, number, lane=lane)
+    cost = step_cost(trace, number)
     step = trace.step(number)
     return tuple(_phrases(step, phase(trace, step), extent(trace, number), cost))
 

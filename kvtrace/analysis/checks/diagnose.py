@@ -7,8 +7,6 @@ from it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from kvtrace.analysis.checks.report import Finding
@@ -80,8 +78,3 @@ def diagnose(scene: Scene) -> Finding | None:
         if found is not None:
             return found
     return None
-
-
-def merged(findings: list[Finding]) -> Finding:
-    """One finding for the sequences of a batch that show the same thing; the first one's words."""
-    return replace(findings[0], sequences=tuple(sorted({n for f in findings for n in f.sequences})))

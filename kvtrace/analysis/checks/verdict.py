@@ -72,7 +72,6 @@ def check(
 def checked(
     trace: Trace,
     path: str = "",
-    on_finding: Told | None = None,
     at_least: Noise | None = None,
     fresh: Mapping[int, int] | None = None,
 ) -> Trial:
@@ -81,11 +80,10 @@ def checked(
     Args:
         trace: The run.
         path: As the caller can open it.
-        on_finding: Told of each finding as soon as it is found.
         at_least: What counted as rounding in another run of the model.
         fresh: Rows beyond its own that a text began with in the first run.
     """
-    report = check(trace, on_finding=on_finding, at_least=at_least, fresh=fresh)
+    report = check(trace, at_least=at_least, fresh=fresh)
     return Trial(course(trace), report, path)
 
 

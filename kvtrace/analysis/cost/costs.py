@@ -126,9 +126,7 @@ def head_flops(flops: Flops, logits: Logits) -> int:
     }[logits]
 
 
-def step_cost(
-    trace: Trace, number: int, logits: Logits = Logits.COMPUTED, lane: str = "recomputed"
-) -> StepCost:
+def step_cost(trace: Trace, number: int, logits: Logits = Logits.COMPUTED) -> StepCost:
     """What a step cost.
 
     Raises:
@@ -151,7 +149,7 @@ def step_cost(
         cost.recomputed.body + head.recomputed,
         cost.uncached_weight_bytes or cost.weight_bytes,
         0,
-        lane_elapsed_ns(trace, number, lane),
+        lane_elapsed_ns(trace, number),
     )
     weights = cost.weight_bytes, cost.uncached_weight_bytes or None
     sides = (*parts, head), cached, recomputed
@@ -163,10 +161,10 @@ def extrapolates(trace: Trace) -> bool:
     return any(EXTRAPOLATED in sentence for sentence in trace.meta.not_recorded)
 
 
-def lane_elapsed_ns(trace: Trace, number: int, lane: str = "recomputed") -> int | None:
-    """Wall time of another lane's forward for a step; None: there was none, or it is damaged."""
+def lane_elapsed_ns(trace: Trace, number: int) -> int | None:
+    """Wall time of the recomputed lane's forward for a step; None: none, or it is damaged."""
     try:
-        compared = trace.compared(number, lane)
+        compared = trace.compared(number)
     except TraceError:
         return None  # told where the lanes are compared; what the step did is not damaged
     return None if compared is None else compared.elapsed_ns

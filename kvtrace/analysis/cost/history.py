@@ -22,7 +22,6 @@ class History:
         numbers: Step numbers, [steps].
         cached_flops, recomputed_flops: As computed, [steps].
         elapsed_ns, lane_ns: Wall time of both lanes, [steps].
-        cache_bytes: After the step, [steps].
         looked: Steps, from the first, whose time of the other lane was looked for; the others
             count as not measured.
     """
@@ -32,13 +31,7 @@ class History:
     recomputed_flops: NDArray[np.int64]
     elapsed_ns: NDArray[np.int64]
     lane_ns: NDArray[np.int64]
-    cache_bytes: NDArray[np.int64]
     looked: int = 0
-
-    def row(self, number: int) -> int | None:
-        """The entry of a step; None if it is not there."""
-        at = int(np.searchsorted(self.numbers, number))
-        return at if at < self.numbers.size and self.numbers[at] == number else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,31 +52,24 @@ class SoFar:
     lane_ns: int | None
 
 
-def history(
-    trace: Trace,
-    lane: str = "recomputed",
-    before: History | None = None,
-    at_most: int | None = None,
-) -> History:
+def history(trace: Trace, before: History | None = None, at_most: int | None = None) -> History:
     """All steps in both lanes.
 
     Args:
         trace: May have grown since.
-        lane: The other lane.
         before: An earlier answer: the lane's times that it knows are not read again.
         at_most: Look for the lane's times of so many more steps, and of none behind them.
     """
     overview = trace.overview
     elapsed = overview["elapsed_ns"].astype(np.int64)
     numbers = overview["number"].astype(np.int64)
-    lane_ns, looked = _lane_times(trace, lane, numbers, before, at_most)
+    lane_ns, looked = _lane_times(trace, numbers, before, at_most)
     return History(
         numbers,
         overview["cached_flops"].astype(np.int64),
         overview["recomputed_flops"].astype(np.int64),
         np.where(elapsed > 0, elapsed, -1),
         lane_ns,
-        overview["cache_bytes"].astype(np.int64),
         looked,
     )
 
@@ -102,14 +88,13 @@ def so_far(past: History, number: int) -> SoFar:
 
 def _lane_times(
     trace: Trace,
-    lane: str,
     numbers: NDArray[np.int64],
     before: History | None,
     at_most: int | None,
 ) -> tuple[NDArray[np.int64], int]:
     """The lane's times, and of how many steps they were looked for."""
     times = np.full(numbers.size, -1, np.int64)
-    found = trace.meta.lane(lane)
+    found = trace.meta.lane("recomputed")
     if found is None or found.mode != "each":
         return times, numbers.size
     start = 0
@@ -120,7 +105,7 @@ def _lane_times(
     # a comparison may be written after its step: the newest are looked for again
     again = np.flatnonzero(times[max(start - _AGAIN, 0) : start] < 0) + max(start - _AGAIN, 0)
     for row in (*again.tolist(), *range(start, stop)):
-        elapsed_ns = lane_elapsed_ns(trace, int(numbers[row]), lane)
+        elapsed_ns = lane_elapsed_ns(trace, int(numbers[row]))
         if elapsed_ns is not None:
             times[row] = elapsed_ns
     return times, stop

@@ -16,15 +16,12 @@ def width(text: str) -> int:
     )
 
 
-def table(
-    rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), gap: str = "  "
-) -> list[str]:
+def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
     """Lines of a table.
 
     Args:
         rows: Cells; rows may be of different lengths.
         right: Columns aligned to the right.
-        gap: Between columns.
     """
     columns = max(map(len, rows), default=0)
     widths = [
@@ -36,7 +33,7 @@ def table(
         for i, cell in enumerate(row):
             pad = " " * (widths[i] - width(cell))
             cells.append(pad + cell if i in right else cell + pad)
-        lines.append(gap.join(cells).rstrip())
+        lines.append("  ".join(cells).rstrip())
     return lines
 
 

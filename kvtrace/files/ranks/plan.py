@@ -109,14 +109,12 @@ def _kv_heads(
     """
     shared = side_by_side([_kv_part(layer) for layer in group])
     readers = [(ranks, heads) for ranks, heads in sites if ranks[0].reads == index]
-    if all(_still_read(ranks, heads, shared, group) for ranks, heads in readers):
+    if all(_still_read(ranks, heads, shared) for ranks, heads in readers):
         return shared
     return apart([_kv_part(layer) for layer in group])
 
 
-def _still_read(
-    ranks: Sequence[Site], heads: Heads, shared: Heads, layers: Sequence[CacheLayer]
-) -> bool:
+def _still_read(ranks: Sequence[Site], heads: Heads, shared: Heads) -> bool:
     if len(heads.places) % len(shared.places):
         return False
     each = len(heads.places) // len(shared.places)

@@ -75,7 +75,7 @@ def heat_map(
     levels = _levels(pooled(values, down, across), look, paint)
     levels = np.repeat(np.repeat(levels, down.widths(), axis=0), across.widths(), axis=1)
     if not look.depth.half_blocks:
-        lines = _glyph_lines(levels, paint, look, _marked(down, across, mark))
+        lines = _glyph_lines(levels, look, _marked(down, across, mark))
         return [_beside(line, y, sides) for y, line in enumerate(lines)]
     _draw_crosshair(levels, paint, down, across, mark)
     if levels.shape[0] % 2:
@@ -156,9 +156,7 @@ def _draw_crosshair(
             levels[partner, columns.start : columns.stop] = paint.dark
 
 
-def _glyph_lines(
-    levels: Levels, paint: Painter, look: Look, mark: tuple[range, range] | None
-) -> list[Strip]:
+def _glyph_lines(levels: Levels, look: Look, mark: tuple[range, range] | None) -> list[Strip]:
     signed = look.shade.signed
     glyphs = glyphs_of(signed) + _ABSENT + _NOT_FINITE
     lines = []

@@ -81,10 +81,10 @@ def _marked(pieces: list[Piece]) -> list[Piece]:
     return [*pieces[:-1], (padded(words + " ", cell_len(words)), style)]
 
 
-def columns(width: int, *cells: tuple[str, int, Style], fill: Style = ink.TEXT) -> Strip:
+def columns(width: int, *cells: tuple[str, int, Style]) -> Strip:
     """A line of a table: (text, width, style); a negative width aligns to the right."""
     pieces = [(padded(text, abs(size), right=size < 0) + " ", style) for text, size, style in cells]
-    return line(width, *pieces, fill=fill)
+    return line(width, *pieces)
 
 
 def page(strips: Iterable[Strip], width: int, height: int, fill: Style = ink.TEXT) -> list[Strip]:

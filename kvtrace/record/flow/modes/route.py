@@ -229,7 +229,7 @@ def learn(
         return None
     values, names = mix.values
     places = [_place(log[0], queries), _place(log[0], keys), _place(last, values)]
-    found = _strides(log, mix, kept)
+    found = _strides(log, kept)
     if found is None or None in places:
         return None
     strides, results = found
@@ -259,7 +259,7 @@ def _place(done: Done, tensor: Tensor) -> int | None:
 
 
 def _strides(
-    log: Sequence[Done], mix: Mix, kept: frozenset[str]
+    log: Sequence[Done], kept: frozenset[str]
 ) -> tuple[tuple[Stride, ...], list[Tensor]] | None:
     """All functions, and the results that are on the way; None where one could differ unseen."""
     first, last = log[0], log[-1]
