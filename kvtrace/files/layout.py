@@ -3,12 +3,15 @@
     64 bytes    magic, format version, two hint slots (offset, sequence, CRC) to the newest INDEX
     frames      each at a multiple of 64: head (64) · unit CRCs · JSON · pad · payload · pad
 
-Everything is little-endian. A unit is the piece of payload that is read and checked in one go.
-The hint slots are an accelerator and the only bytes that are ever rewritten.
+Everything is little-endian. All frames of a file carry the same random identity: one that was
+copied into it from another trace is whole, and not its own. A unit is the piece of payload that
+is read and checked in one go. The hint slots are an accelerator and the only bytes that are ever
+rewritten.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,10 +24,12 @@ _SLOT = struct.Struct("<QQII")
 SLOT_OFFSETS = (16, 40)
 HEADER_BYTES = 64
 
-_HEAD = struct.Struct("<4sHHQIIQI24xI")
+_HEAD = struct.Struct("<4sHHQIIQI8s16xI")
 HEAD_BYTES = _HEAD.size
 FRAME_MAGIC = b"KVTF"
 MUST_UNDERSTAND = 1
+NO_IDENTITY = bytes(8)
+"""What frames carry that were written before there were identities."""
 
 
 class Kind(IntEnum):
@@ -53,6 +58,7 @@ class Head:
         units: Number of payload units, each with a CRC.
         payload_bytes: Length of the payload.
         body_crc: CRC-32 of unit CRCs and JSON.
+        identity: Of the file it was written to.
     """
 
     kind: int
@@ -62,6 +68,7 @@ class Head:
     units: int
     payload_bytes: int
     body_crc: int
+    identity: bytes = NO_IDENTITY
 
     @property
     def body_bytes(self) -> int:
@@ -89,6 +96,7 @@ class Head:
             self.units,
             self.payload_bytes,
             self.body_crc,
+            self.identity,
             0,
         )
         return packed[:-4] + struct.pack("<I", crc32(packed[:-4]))
@@ -107,6 +115,11 @@ def unpack_head(raw: bytes) -> Head | None:
     if crc32(raw[:-4]) != crc:
         return None
     return Head(*fields[1:])
+
+
+def new_identity() -> bytes:
+    """An identity for a new file: nothing of the machine, and of no generator that a user seeds."""
+    return os.urandom(len(NO_IDENTITY))
 
 
 def pack_header(version: int) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from kvtrace.errors import TraceError
 from kvtrace.files import codec
 from kvtrace.files.disk import Appender
-from kvtrace.files.layout import Kind
+from kvtrace.files.layout import NO_IDENTITY, Kind
 from kvtrace.files.reading.catalog import Catalog
 from kvtrace.files.reading.frames import FrameFile
 from kvtrace.files.writer import packed
@@ -31,7 +31,8 @@ def append_note(path: Path, note: Note) -> None:
                 f"{opened.name}: its end is torn at byte {catalog.end}; "
                 "run `kvtrace recover` and add the note to what that writes."
             )
-        _, pieces = packed(Kind.NOTE, 0, catalog.next_sequence, codec.encode(note))
+        identity = opened.identity or NO_IDENTITY
+        _, pieces = packed(Kind.NOTE, 0, catalog.next_sequence, identity, codec.encode(note))
         file.append(b"".join(pieces))
     finally:
         file.close()

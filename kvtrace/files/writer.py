@@ -31,6 +31,7 @@ from kvtrace.files.layout import (
     Head,
     Kind,
     aligned,
+    new_identity,
     pack_header,
     pack_slot,
 )
@@ -77,6 +78,7 @@ class TraceWriter:
         if replace:
             check_free(path)
         target = path.with_name(f".{path.name}.{os.getpid()}.new") if replace else path
+        self._identity = new_identity()
         self._file = Appender(target, write=write)
         self._name = safe(path.name)
         self._meta = meta
@@ -255,7 +257,7 @@ class TraceWriter:
     ) -> int:
         """Append one frame in one write; returns where it starts."""
         flags = MUST_UNDERSTAND if must else 0
-        head, pieces = packed(kind, flags, self._sequence, body, units)
+        head, pieces = packed(kind, flags, self._sequence, self._identity, body, units)
         offset = self._file.append(b"".join(pieces))
         row = frame_row(offset, head, step, cell=cell, part=part, group=group, lane=lane)
         self._added.frames.append(row)
@@ -293,14 +295,20 @@ class _Added:
 
 
 def packed(
-    kind: Kind, flags: int, sequence: int, body: bytes, units: Sequence[Unit] = ()
+    kind: Kind,
+    flags: int,
+    sequence: int,
+    identity: bytes,
+    body: bytes,
+    units: Sequence[Unit] = (),
 ) -> tuple[Head, list[bytes | memoryview]]:
     """A frame as its head and the pieces that make its bytes."""
     views = [unit if type(unit) is memoryview else unit.data for unit in units]
     raw = [unit for unit in views if unit.nbytes]
     crcs = np.array([crc32(unit) for unit in raw], "<u4").tobytes()
     payload = sum([unit.nbytes for unit in raw])
-    head = Head(kind, flags, sequence, len(body), len(raw), payload, crc32(body, crc32(crcs)))
+    crc = crc32(body, crc32(crcs))
+    head = Head(kind, flags, sequence, len(body), len(raw), payload, crc, identity)
     pad = bytes(head.payload_start - HEAD_BYTES - head.body_bytes)
     return head, [head.pack(), crcs, body, pad, *raw, bytes(aligned(payload) - payload)]
 

@@ -11,6 +11,7 @@ import numpy as np
 from kvtrace.files.layout import (
     HEAD_BYTES,
     HEADER_BYTES,
+    NO_IDENTITY,
     Head,
     Kind,
     aligned,
@@ -27,6 +28,7 @@ class RawFrame:
     json: bytes
     units: tuple[bytes, ...]
     offset: int = 0
+    identity: bytes = NO_IDENTITY
 
     def head(self) -> Head:
         crcs = np.array([crc32(unit) for unit in self.units], "<u4").tobytes()
@@ -38,6 +40,7 @@ class RawFrame:
             len(self.units),
             sum(map(len, self.units)),
             crc32(crcs + self.json),
+            self.identity,
         )
 
     def packed(self, **changes) -> bytes:
@@ -62,7 +65,13 @@ def split(path: Path) -> tuple[bytes, list[RawFrame]]:
         text = raw[start + 4 * head.units : start + head.body_bytes]
         payload = raw[offset + head.payload_start :][: head.payload_bytes]
         frames.append(
-            RawFrame(head.kind, head.flags, head.sequence, text, _units(payload, crcs), offset)
+            RawFrame(
+                *(head.kind, head.flags, head.sequence),
+                text,
+                _units(payload, crcs),
+                offset,
+                head.identity,
+            )
         )
         offset += head.total
     return raw[:HEADER_BYTES], frames

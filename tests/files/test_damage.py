@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
-from builders.raw_frames import joined, split
+from builders.raw_frames import joined, pointed, split
 from builders.reading import read_all, same, wrong
 from builders.written import rows_of, write_trace
 from kvtrace.analysis.grid import divergence
 from kvtrace.errors import TraceError, VersionError
 from kvtrace.files import FileSource, TraceWriter, open_trace
 from kvtrace.files.describe import describe
-from kvtrace.files.layout import HEAD_BYTES, HEADER_BYTES, MAGIC, Kind, pack_header
+from kvtrace.files.layout import HEAD_BYTES, HEADER_BYTES, MAGIC, NO_IDENTITY, Kind, pack_header
+from kvtrace.files.notes import append_note
+from kvtrace.files.reading.frames import FrameFile
 from kvtrace.trace import Note, Tensor, Trace
 
 SMALL = Shape(layers=1, heads=2, kv_heads=1, dim=2, prompt=9, decode=2)
@@ -211,6 +213,40 @@ def test_another_run_written_into_an_open_file_is_never_mixed_with_the_first(tmp
         trace.queries(2, 0)
     with pytest.raises(TraceError):
         trace.source.again()
+
+
+@pytest.mark.parametrize("kind", [Kind.STEP, Kind.ROWS, Kind.META])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_whole_frame_of_another_trace_is_never_taken_for_its_own(tmp_path, small, kind, indexed):
+    mine = write_trace(tmp_path / "a.kvt", small)
+    other = write_trace(tmp_path / "b.kvt", synthetic_trace(SMALL, seed=9))
+    truth = read_all(open_trace(mine))
+    header, frames = split(mine)
+    places = [place for place, frame in enumerate(frames) if frame.kind == kind]
+    frames[places[-1]] = split(other)[1][places[-1]]
+    mine.write_bytes(pointed(header, frames) if indexed else joined(pack_header(1), frames))
+    trace = open_trace(mine)
+    assert wrong(read_all(trace), truth) == []
+    assert trace.damage != []
+    place = len(header) + sum(len(frame.packed()) for frame in frames[: places[-1]])
+    with pytest.raises(TraceError, match=f"frame at byte {place} is of another trace"):
+        FrameFile(mine).frame(place)
+
+
+def test_traces_from_before_there_were_identities_are_read_and_added_to(tmp_path, small):
+    path = write_trace(tmp_path / "a.kvt", small)
+    truth = read_all(open_trace(path))
+    header, frames = split(path)
+    old = [replace(frame, identity=NO_IDENTITY) for frame in frames]
+    path.write_bytes(joined(header, old))
+    append_note(path, Note("note", "added later"))
+    trace = open_trace(path)
+    added = {("note", len(trace.notes) - 1): trace.notes[-1]}
+    assert wrong(read_all(trace), truth | added) == []
+    assert (trace.notes[-1].text, trace.damage) == ("added later", [])
+    frames[-1] = replace(frames[-1], identity=bytes(range(8)))
+    path.write_bytes(joined(header, [*old[:-1], frames[-1]]))
+    assert ["is of another trace" in one.text for one in open_trace(path).damage] == [True]
 
 
 def test_an_open_file_is_read_on_whatever_becomes_of_its_name(tmp_path, small):

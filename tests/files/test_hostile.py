@@ -7,6 +7,7 @@ import resource
 import signal
 import tracemalloc
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -125,9 +126,15 @@ def changed(value, chance):
     return value
 
 
+def following(frames: list[RawFrame], kind: int, text: bytes, **changes) -> RawFrame:
+    """A frame of the same file behind all others."""
+    after = frames[-1].sequence + 1
+    made = replace(frames[-1], kind=kind, flags=0, sequence=after, json=text, units=())
+    return replace(made, **changes)
+
+
 def with_json(frame: RawFrame, value) -> RawFrame:
-    text = json.dumps(value).encode()
-    return RawFrame(frame.kind, frame.flags, frame.sequence, text, frame.units)
+    return replace(frame, json=json.dumps(value).encode())
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -175,7 +182,7 @@ def test_tables_made_up_in_the_index_end_in_data_or_one_error(tmp_path, referenc
                 at = chance.randrange(0, len(unit) - 7, 1)
                 number = chance.choice(NUMBERS) & (2**64 - 1)
                 unit[at : at + 8] = number.to_bytes(8, "little")
-            made = RawFrame(index.kind, 0, index.sequence, index.json, tuple(map(bytes, units)))
+            made = replace(index, units=tuple(map(bytes, units)))
             survive(tmp_path / "a.kvt", pointed(header, [*frames[:place], made]))
 
 
@@ -274,7 +281,9 @@ def test_heads_that_claim_each_others_bytes_are_read_in_linear_time(tmp_path, re
     _, frames = reference
     count = 20_000
     heads = [
-        RawFrame(99, 0, n, b"", ()).packed(json_bytes=64 * (count - n - 1), body_crc=1)
+        replace(frames[0], kind=99, flags=0, sequence=n, json=b"").packed(
+            json_bytes=64 * (count - n - 1), body_crc=1
+        )
         for n in range(1, count)
     ]
     path = tmp_path / "a.kvt"
@@ -298,11 +307,11 @@ def test_an_index_that_points_at_itself_or_at_no_index_costs_only_time(tmp_path,
 def test_unknown_frames_are_skipped_unless_they_must_be_understood(tmp_path, reference):
     header, frames = reference
     path = tmp_path / "a.kvt"
-    new = RawFrame(77, 0, frames[-1].sequence + 1, b'{"text":"from the future"}', (b"12345",))
+    new = following(frames, 77, b'{"text":"from the future"}', units=(b"12345",))
     path.write_bytes(header + joined(b"", [*frames, new]))
     assert len(open_trace(path)) == 3
     assert describe(path).frames["kind 77"][0] == 1
-    must = RawFrame(77, 1, new.sequence, new.json, new.units)
+    must = replace(new, flags=1)
     path.write_bytes(header + joined(b"", [*frames, must]))
     with pytest.raises(VersionError, match=r"kind 77 .* kinds up to 9\. Upgrade"):
         open_trace(path)
@@ -312,7 +321,7 @@ def test_a_later_meta_may_add_sites_and_never_change_one(tmp_path, reference):
     _, frames = reference
     meta = json.loads(frames[0].json)
     meta["sites"][0]["num_heads"] = 1
-    later = RawFrame(Kind.META, 1, frames[-1].sequence + 1, json.dumps(meta).encode(), ())
+    later = following(frames, Kind.META, json.dumps(meta).encode(), flags=1)
     path = tmp_path / "a.kvt"
     path.write_bytes(pack_header(1) + joined(b"", [*frames, later]))
     trace = open_trace(path)
@@ -325,7 +334,7 @@ def test_a_later_meta_may_say_what_was_not_known_of_a_cache_layer_at_first(tmp_p
     meta = json.loads(frames[0].json)
     meta["sites"][0]["source"] = "uncached"
     meta["cache_layers"][0] |= {"kind": "static", "capacity": 40, "where": "attn.k [40, 4]"}
-    later = RawFrame(Kind.META, 1, frames[-1].sequence + 1, json.dumps(meta).encode(), ())
+    later = following(frames, Kind.META, json.dumps(meta).encode(), flags=1)
     path = tmp_path / "a.kvt"
     path.write_bytes(pack_header(1) + joined(b"", [*frames, later]))
     trace = open_trace(path)

@@ -8,8 +8,14 @@ import pytest
 from builders import Shape, synthetic_trace
 from builders.written import rows_of
 from kvtrace.errors import TraceError
-from kvtrace.files import Stacked, StepRows, TraceWriter
+from kvtrace.files import Stacked, StepRows, TraceWriter, writer
+from kvtrace.files.layout import NO_IDENTITY
 from kvtrace.trace import Ending
+
+
+@pytest.fixture(autouse=True)
+def one_identity(monkeypatch):
+    monkeypatch.setattr(writer, "new_identity", lambda: NO_IDENTITY)
 
 
 def together(rows: StepRows) -> StepRows:

@@ -16,6 +16,7 @@ from builders.written import rows_of, write_trace
 from kvtrace.errors import OutputExistsError, TraceError, WriteError
 from kvtrace.files import TraceWriter, append_note, disk, open_trace, writer
 from kvtrace.files.describe import describe
+from kvtrace.files.layout import NO_IDENTITY
 from kvtrace.trace import Ending, Note
 
 KILLS = int(os.environ.get("KVTRACE_KILLS", "120"))
@@ -146,7 +147,8 @@ def test_each_fault_of_a_disk_has_a_remedy_of_its_own(tmp_path, short_run, fault
 
 
 @pytest.mark.parametrize("fault", ["short", errno.EINTR])
-def test_interrupted_and_short_writes_are_carried_on(tmp_path, short_run, fault):
+def test_interrupted_and_short_writes_are_carried_on(tmp_path, short_run, fault, monkeypatch):
+    monkeypatch.setattr(writer, "new_identity", lambda: NO_IDENTITY)
     clean = FailingDisk(0, fault)
     record_all(tmp_path / "clean.kvt", short_run, clean)
     good = (tmp_path / "clean.kvt").read_bytes()

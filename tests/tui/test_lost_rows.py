@@ -1,9 +1,10 @@
 """Steps that speak of rows which the file does not hold."""
 
 import json
+from dataclasses import replace
 
 from builders import Shape, synthetic_trace
-from builders.raw_frames import RawFrame, pointed, split
+from builders.raw_frames import pointed, split
 from builders.screens import app_of, press, shown
 from builders.written import write_trace
 from kvtrace.files import open_trace
@@ -20,7 +21,7 @@ def without_the_last_layer(path):
             value = json.loads(text)
             value["groups"][0][-1] = 2**32
             text = json.dumps(value).encode()
-        made.append(RawFrame(frame.kind, frame.flags, frame.sequence, text, frame.units))
+        made.append(replace(frame, json=text))
     path.write_bytes(pointed(header, made))
     return open_trace(path)
 

@@ -31,7 +31,7 @@ from kvtrace.trace.meta import FORMAT_VERSION
 _SCAN_BYTES = 1 << 20
 _SMALL_JSON = 1 << 20
 _SPARE_BYTES = 48 << 20
-_HEAD_LIKE = re.compile(FRAME_MAGIC + rb"(?=.{32}\0{24}.{4})", re.DOTALL)
+_HEAD_LIKE = re.compile(FRAME_MAGIC + rb"(?=.{40}\0{16}.{4})", re.DOTALL)
 """A frame's magic, with the bytes that every head leaves empty."""
 
 
@@ -60,6 +60,8 @@ class FrameFile:
 
     Attributes:
         lost: Why nothing can be read any more, because other bytes stand there now; or empty.
+        identity: What the first frame that could be read carries, and all others must; None
+            before.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class FrameFile:
         """
         self.name = safe(path.name or str(path))
         self.lost = ""
+        self.identity: bytes | None = None if twin is None else twin.identity
         self._path = path
         self._fd: int = self._open(path) if twin is None else os.dup(twin._fd)
         try:
@@ -94,6 +97,9 @@ class FrameFile:
             if start is None:
                 raise _not_ours(self.name, header, version)
             self.start = start
+        if self.identity is None:
+            first = unpack_head(self._pread(self.start, HEAD_BYTES))
+            self.identity = first.identity if first else None
 
     def _open(self, path: Path) -> int:
         try:
@@ -209,6 +215,10 @@ class FrameFile:
         head = unpack_head(self._pread(offset, HEAD_BYTES))
         if head is None:
             raise TraceError(f"{self.name}: no frame at byte {offset}: damaged.")
+        if self.identity is None:
+            self.identity = head.identity
+        if head.identity != self.identity:
+            raise TraceError(f"{self.name}: the frame at byte {offset} is of another trace.")
         return head if offset + head.total <= size else None
 
     def body(self, offset: int, head: Head) -> Frame:
@@ -248,7 +258,9 @@ class FrameFile:
             for found in _HEAD_LIKE.finditer(chunk):
                 head = unpack_head(chunk[found.start() : found.start() + HEAD_BYTES])
                 there = position + found.start()
-                if head and head.sequence >= sequence and there + head.total <= end:
+                if head is None or self.identity not in (None, head.identity):
+                    continue
+                if head.sequence >= sequence and there + head.total <= end:
                     return there
             if len(chunk) < HEAD_BYTES:
                 return None
