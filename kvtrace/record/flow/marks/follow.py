@@ -368,10 +368,10 @@ def _mark_pieces(marks: Marks, name: str, x: Tensor, mark: Mark, out: Sequence[o
                 marks.set(piece, part)
 
 
-def unsummed(mark: Mark | None, product: Unfinished, place: str) -> Mark:
+def unsummed(mark: Mark | None, product: Unfinished) -> Mark:
     """The mark of an elementwise product: of two operands, or of weights and values."""
     if mark is None:
-        return Mark(Stage.PRODUCT, Letters(), None, place=place, mixed=product)
+        return Mark(Stage.PRODUCT, Letters(), None, mixed=product)
     return replace(mark, stage=Stage.MIXED, mixed=product)
 
 

@@ -55,7 +55,6 @@ class Mark:
         key: Letters of the softmax axis; empty before.
         weights: What the softmax made, once something random came after it.
         normaliser: Function that made them weights.
-        place: "file.py:line" where the scores were computed.
         mixed: A product that is not summed, or not divided, yet.
         base: What the softmax made, once it was multiplied by something.
         terms: What several softmaxes made, of which these weights are the sum.
@@ -73,7 +72,6 @@ class Mark:
     key: str = ""
     weights: Tensor | None = None
     normaliser: str = ""
-    place: str = ""
     mixed: Unfinished | None = None
     base: Term | None = None
     terms: tuple[Term, ...] = ()
@@ -108,7 +106,7 @@ class Term:
     mark: Mark
 
 
-def start(product: Contraction, place: str) -> Mark:
+def start(product: Contraction) -> Mark:
     """Scores made by a product of two tensors that are not parameters."""
     letters = Letters()
     names = {letter: letters.new(size) for letter, size in product.sizes().items()}
@@ -117,7 +115,7 @@ def start(product: Contraction, place: str) -> Mark:
     right = _operand(product.right, product.right_axes, names, sizes)
     axes = tuple(names[letter] for letter in product.out_axes)
     part = Product(product.left, product.right, left, right, product.alpha)
-    return Mark(Stage.SCORES, letters, axes, (part,), place=place)
+    return Mark(Stage.SCORES, letters, axes, (part,))
 
 
 def _operand(tensor: Tensor, axes: str, names: dict[str, str], sizes: dict[str, int]) -> Axes:

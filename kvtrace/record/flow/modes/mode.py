@@ -252,7 +252,7 @@ class FlowMode(TorchFunctionMode):
             self.is_parameter, left, right
         ):
             product = of_multiply(left, right, out.dim())
-            self.marks.set(out, unsummed(weights, product, "" if weights else place()[0]))
+            self.marks.set(out, unsummed(weights, product))
         return out
 
     def _sum(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -365,7 +365,7 @@ class FlowMode(TorchFunctionMode):
         return ended
 
     def _begin(self, product: Contraction, *, added: bool = False, heard: bool = True) -> None:
-        mark = start(product, place()[0])
+        mark = start(product)
         self.families.begin(mark, heard=heard)
         if added:
             mark = replace(mark, added=True)
