@@ -22,9 +22,9 @@ from kvtrace.record.flow.calls.explain import (
 from kvtrace.record.flow.calls.kvheads import repeats, widened
 from kvtrace.record.flow.calls.plan import Mix, Plan
 from kvtrace.record.flow.calls.prove import FlowCall, refusal
-from kvtrace.record.flow.marks.follow import DIVIDED, ROUNDED, SIGMOIDAL
 from kvtrace.record.flow.marks.mark import Mark
 from kvtrace.record.flow.marks.names import COPIES, RANDOM
+from kvtrace.record.flow.marks.weights import DIVIDED, ROUNDED, SIGMOIDAL
 
 if TYPE_CHECKING:
     from kvtrace.record.flow.modes.route import Walk

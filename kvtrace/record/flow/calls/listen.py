@@ -31,7 +31,8 @@ from kvtrace.record.flow.calls.fused import of_flex, of_sdpa
 from kvtrace.record.flow.calls.loops import COLLECTS, Loop, Waiting, together
 from kvtrace.record.flow.calls.plan import Certain, Mix, Plan, make, signature
 from kvtrace.record.flow.calls.prove import FlowCall, refusal
-from kvtrace.record.flow.marks.follow import SCRIPTED, SIGMOIDAL, Args, Kwargs, is_batched
+from kvtrace.record.flow.marks.follow import Args, Kwargs
+from kvtrace.record.flow.marks.weights import SCRIPTED, SIGMOIDAL, is_batched
 from kvtrace.record.flow.modes.methods import method_path
 from kvtrace.record.flow.modes.modules import Forwards, Frame
 from kvtrace.record.flow.modes.places import place

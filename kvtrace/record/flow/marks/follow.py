@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from kvtrace.record.flow.calls.difference import added_up, part_of, term
@@ -35,6 +34,7 @@ from kvtrace.record.flow.marks.names import (
     TANH,
 )
 from kvtrace.record.flow.marks.views import VIEWS, attribute, elementwise
+from kvtrace.record.flow.marks.weights import DIVIDED, SIGMOIDAL, exponentials, gates, normalised
 
 
 class Function(Protocol):
@@ -45,18 +45,6 @@ class Function(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it."""
 
-
-ROUNDED = 2e-2
-"""How far from 1 the weights of a query may sum to in half precision."""
-
-DIVIDED = "exp and sum"
-"""What made weights that are exponentials over a sum."""
-
-SCRIPTED = "scripted"
-"""What made weights that came out of code nobody can look into."""
-
-SIGMOIDAL = "sigmoid"
-"""What made weights that are each a sigmoid of their own score."""
 
 UNSUMMED = (Stage.PRODUCT, Stage.MIXED, Stage.UNDIVIDED)
 
@@ -202,71 +190,6 @@ def _concatenated(
     return replace(mark, axes=(*mark.axes[:place], longer, *mark.axes[place + 1 :]))
 
 
-def normalised(mark: Mark, x: Tensor, axis: int, name: str) -> Mark | None:
-    """Weights after a softmax over one axis of scores."""
-    if mark.axes is None or mark.stage is not Stage.SCORES:
-        return None
-    return replace(
-        mark,
-        stage=Stage.WEIGHTS,
-        logits=x,
-        logits_axes=mark.axes,
-        key=mark.axes[axis % x.dim()],
-        normaliser=name,
-    )
-
-
-def exponentials(mark: Mark, logits: Tensor) -> Mark | None:
-    """Scores after exp: what sums to the softmax's denominator. The axis is the last one."""
-    if mark.axes is None or mark.stage is not Stage.SCORES:
-        return None
-    return replace(
-        mark,
-        stage=Stage.EXPONENTIALS,
-        logits=logits,
-        logits_axes=mark.axes,
-        key=mark.axes[-1],
-        added=True,
-    )
-
-
-def gates(mark: Mark, logits: Tensor) -> Mark | None:
-    """Scores after a sigmoid: each is a weight by itself. What is summed over shows later."""
-    if mark.axes is None or mark.stage is not Stage.SCORES:
-        return None
-    return replace(
-        mark,
-        stage=Stage.WEIGHTS,
-        logits=logits,
-        logits_axes=mark.axes,
-        normaliser=SIGMOIDAL,
-    )
-
-
-def summed_over(mark: Mark, names: str, contracted: str) -> Mark:
-    """Weights of a sigmoid whose keys are the axis that their product with values sums over.
-
-    Args:
-        mark: Of the weights.
-        names: Their letters in the product.
-        contracted: Those that it sums over.
-    """
-    if mark.axes is None or len(mark.axes) != len(names):
-        return mark
-    named = dict(zip(names, mark.axes, strict=True))
-    return replace(mark, key="".join(named.get(one, "") for one in contracted))
-
-
-def divided_before(mark: Mark, tensor: Tensor) -> Mark:
-    """Exponentials that are weights already: the logarithm of their sum was taken off before."""
-    if mark.axes is None or mark.key not in mark.axes or is_batched(tensor):
-        return mark
-    sums = tensor.detach().float().sum(mark.axes.index(mark.key))
-    if float((sums - 1).abs().amax()) > ROUNDED:
-        return mark
-    return replace(mark, stage=Stage.WEIGHTS, normaliser="exp of the logarithm")
-
-
 def multiplied(left: Tensor, right: Tensor, out: object) -> bool:
     """Whether an elementwise product may be the first half of multiply-and-sum."""
     return (
@@ -373,24 +296,3 @@ def unsummed(mark: Mark | None, product: Unfinished) -> Mark:
     if mark is None:
         return Mark(Stage.PRODUCT, Letters(), None, mixed=product)
     return replace(mark, stage=Stage.MIXED, mixed=product)
-
-
-def opaque(mark: Mark, weights: Tensor) -> Mark | None:
-    """Weights that came out of something that can't be looked into, told by their numbers."""
-    if mark.axes is None:
-        return None
-    sums = weights.detach().float().sum(-1)
-    if not bool((weights >= 0).all()) or float((sums - 1).abs().amax()) > ROUNDED:
-        return None
-    return replace(
-        mark,
-        stage=Stage.WEIGHTS,
-        key=mark.axes[-1],
-        logits_axes=mark.axes,
-        normaliser=SCRIPTED,
-    )
-
-
-def is_batched(tensor: Tensor) -> bool:
-    """Whether a tensor belongs to a running vmap, where single rows can't be read."""
-    return bool(torch._C._functorch.is_batchedtensor(tensor))

@@ -30,22 +30,19 @@ from kvtrace.record.flow.marks.contraction import (
 )
 from kvtrace.record.flow.marks.families import Families
 from kvtrace.record.flow.marks.follow import (
-    SIGMOIDAL,
     Args,
     Function,
     Kwargs,
     argument,
-    divided_before,
     followed,
     multiplied,
-    opaque,
     sum_axes,
-    summed_over,
     unsummed,
 )
 from kvtrace.record.flow.marks.mark import Mark, Marks, Stage, start
 from kvtrace.record.flow.marks.names import DIVIDE, KEEPS_PARAMETER, MATMUL, MULTIPLY
 from kvtrace.record.flow.marks.tainted import Tainted
+from kvtrace.record.flow.marks.weights import SIGMOIDAL, divided_before, opaque, summed_over
 from kvtrace.record.flow.modes.listener import Listener
 from kvtrace.record.flow.modes.places import place
 from kvtrace.record.flow.modes.run_once import Ran, without_override
