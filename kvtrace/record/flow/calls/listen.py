@@ -29,7 +29,8 @@ from kvtrace.record.flow.calls.difference import factors, mixes, said
 from kvtrace.record.flow.calls.explain import UnexplainedError
 from kvtrace.record.flow.calls.fused import of_flex, of_sdpa
 from kvtrace.record.flow.calls.loops import COLLECTS, Loop, Waiting, together
-from kvtrace.record.flow.calls.plan import Certain, Mix, Plan, make, signature
+from kvtrace.record.flow.calls.plan import Mix, Plan
+from kvtrace.record.flow.calls.plans import Plans
 from kvtrace.record.flow.calls.prove import FlowCall, refusal
 from kvtrace.record.flow.marks.follow import Args, Kwargs
 from kvtrace.record.flow.marks.weights import SCRIPTED, SIGMOIDAL, is_batched
@@ -72,9 +73,7 @@ class Listening:
     _other: dict[str, int] = field(default_factory=dict)
     _crossing: set[str] = field(default_factory=set)
     _counts: Counter[str] = field(default_factory=Counter)
-    _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
-    _certain: dict[tuple[str, int, int], Certain] = field(default_factory=dict)
-    _proven: set[str] = field(default_factory=set)
+    _plans: Plans = field(default_factory=Plans)
     _sigmoids: set[str] = field(default_factory=set)
 
     def begin(self, sizes: Sizes, *, goes_on: bool = False) -> None:
@@ -115,7 +114,7 @@ class Listening:
     def mixed(self, mix: Mix) -> bool:
         """Weights met values: read the call."""
         if not mix.contracts_keys:
-            if self._path() in self._proven:
+            if self._path() in self._plans.proven:
                 self.notes[f"{self._path()}: {OTHER_AXIS}"] = None
             return False
         if self._is_other(mix.place, mix.weights[0].shape[:-1]):
@@ -144,13 +143,13 @@ class Listening:
         known, call = mix.place in self._sigmoids, None
         telling = self._telling(mix.place) if known else suppress(Exception)
         with aside(mix.product.out), telling:
-            found = read(mix, self._plan(mix))
+            found = read(mix, self._plans.of(mix, self._path(), self.sizes_now))
             if known or found.hides_later:
                 call = found
         if call is None:
             return known
         self._sigmoids.add(mix.place)
-        self._proven.add(self._path())
+        self._plans.proven.add(self._path())
         self._take(call, mix.product.out)
         return True
 
@@ -158,13 +157,14 @@ class Listening:
         """Several softmaxes added up met values: a call for each of them, and none of the whole."""
         with aside(mix.product.out), without_counting(), self._telling(mix.place):
             alone = mixes(mix)
-            plans = [self._plan(one) for one in alone]
+            path, sizes = self._path(), self.sizes_now
+            plans = [self._plans.of(one, path, sizes) for one in alone]
             calls = [read(one, plan) for one, plan in zip(alone, plans, strict=True)]
             parts = [plan.weights.apply(o.weights[0]) for o, plan in zip(alone, plans, strict=True)]
             found = factors(plans[0].weights.apply(mix.weights[0]), parts)
-            if self._path() not in self._proven:
-                self.notes[f"{self._path()}: {said(found)}"] = None
-                self._proven.add(self._path())
+            if path not in self._plans.proven:
+                self.notes[f"{path}: {said(found)}"] = None
+                self._plans.proven.add(path)
             for number, (one, call) in enumerate(zip(alone, calls, strict=True)):
                 self._take(replace(call, mixes=not number), one.product.out)
                 self.flush()
@@ -176,14 +176,15 @@ class Listening:
         Attention that was attention and now makes something else of its scores is what a check
         wants to see.
         """
-        plan = self.plan_of_last = self._plan(mix)
+        path = self._path()
+        plan = self.plan_of_last = self._plans.of(mix, path, self.sizes_now)
         try:
             call = read(mix, plan)
         except UnexplainedError as reason:
-            if reason.call is None or self._path() not in self._proven:
+            if reason.call is None or path not in self._plans.proven:
                 raise
             return reason.call
-        self._proven.add(self._path())
+        self._plans.proven.add(path)
         return call
 
     def walked(self, walk: Walk) -> None:
@@ -216,21 +217,6 @@ class Listening:
         del self._other[where]
         self._tell(where, f"a prompt of {size} tokens is as long as another axis; take another one")
         return False
-
-    def _plan(self, mix: Mix) -> Plan:
-        """How the tensors lie, as far as possible from an earlier call of the same code."""
-        path, sizes = self._path(), self.sizes_now
-        code = (*signature(mix), sizes)
-        plan = self._plans.get((path, *code))
-        if plan is None:
-            known = (mix.place, mix.product.left.dim(), mix.product.right.dim())
-            same = self._plans.get(code)
-            proven = path in self._proven
-            plan = same.afresh if same else make(mix, sizes, self._certain.get(known), proven)
-            if plan.certain is not None:
-                self._certain[known], self._plans[code] = plan.certain, plan
-            self._plans[path, *code] = plan
-        return plan
 
     def fused(self, kind: str, args: Args, kwargs: Kwargs, out: Any) -> None:
         """A fused call: its arguments say everything, or its module must be run again."""

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from kvtrace.record.flow.calls.difference import added_up, part_of, term
 from kvtrace.record.flow.calls.explain import HIDDEN_BELOW
 from kvtrace.record.flow.marks.axes import Letters
 from kvtrace.record.flow.marks.contraction import Unfinished
@@ -33,6 +32,7 @@ from kvtrace.record.flow.marks.names import (
     SUBTRACT,
     TANH,
 )
+from kvtrace.record.flow.marks.terms import added_up, part_of, term
 from kvtrace.record.flow.marks.views import VIEWS, attribute, elementwise
 from kvtrace.record.flow.marks.weights import DIVIDED, SIGMOIDAL, exponentials, gates, normalised
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kvtrace.record.capture.running import depth_of_our_work
-from kvtrace.record.flow.calls.difference import term
 from kvtrace.record.flow.calls.plan import Mix
 from kvtrace.record.flow.marks.contraction import (
     Contraction,
@@ -42,6 +41,7 @@ from kvtrace.record.flow.marks.follow import (
 from kvtrace.record.flow.marks.mark import Mark, Marks, Stage, start
 from kvtrace.record.flow.marks.names import DIVIDE, KEEPS_PARAMETER, MATMUL, MULTIPLY
 from kvtrace.record.flow.marks.tainted import Tainted
+from kvtrace.record.flow.marks.terms import term
 from kvtrace.record.flow.marks.weights import SIGMOIDAL, divided_before, opaque, summed_over
 from kvtrace.record.flow.modes.listener import Listener
 from kvtrace.record.flow.modes.places import place
