@@ -65,6 +65,13 @@ def test_another_frequency_base_is_a_true_difference():
     assert name(toy.scene(4, q=q, k=k)) == "LENGTH-DEPENDENT-POSITIONS"
 
 
+def test_a_query_that_should_be_zero_is_no_stretched_one():
+    toy = Toy()
+    q = toy.q[:, -4:].copy()
+    toy.q[:], toy.v[:] = 0, 1
+    assert name(toy.scene(4, q=q)) not in ("LENGTH-DEPENDENT-POSITIONS", None)
+
+
 def test_the_first_layers_query_that_is_no_rotation():
     toy = Toy(layer=0)
     v = toy.v.copy()
