@@ -179,14 +179,6 @@ async def test_a_damaged_row_is_told_instead_of_shown(one_pane):
     assert "not recorded" in " ".join(lines[1:3])
 
 
-async def test_a_layer_that_did_not_attend_is_told(one_pane):
-    trace = synthetic_trace()
-    step = trace.step(4)
-    trace.source.steps[4] = replace(step, caches=(), sites=())
-    lines = await drawn(one_pane, trace, AT)
-    assert "did not attend in step 4" in " ".join(lines)
-
-
 async def test_nothing_is_drawn_again_for_a_cursor_that_shows_the_same(one_pane):
     trace = synthetic_trace()
     app = one_pane(MapPane(Tensor.KEYS, Shelf()))

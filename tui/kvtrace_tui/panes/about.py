@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from textual.strip import Strip
 
 from kvtrace import text, units
+from kvtrace.analysis.attending import nearest
 from kvtrace.analysis.changes import change
 from kvtrace.analysis.nature import attention_is, readers
 from kvtrace.analysis.origin import NO_SINGLE, Origin, origin
@@ -76,8 +77,25 @@ def layer_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     did = change(trace, site.reads, group).text
     if site.shared_from is not None:
         did = f"L{site.shared_from} wrote: {did}"
-    lines = long_pair(width, "did", (did, ink.TEXT))
-    lines.append(pair(width, "module", (_ending(text.safe(site.module, 120), width), ink.TEXT)))
+    return [*long_pair(width, "did", (did, ink.TEXT)), *_written_in(trace, cursor, width)]
+
+
+def absent_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
+    """Of a layer that did not attend in the step: that, and where it did."""
+    there = nearest(trace, cursor.step, cursor.layer)
+    words = "not in this step" if there is None else f"not here, but in step {there}: g goes there"
+    return [
+        *kind_lines(trace, cursor, width),
+        *long_pair(width, "attends", (words, ink.WARN)),
+        *_written_in(trace, cursor, width),
+        *memory_lines(trace, cursor, width),
+    ]
+
+
+def _written_in(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
+    """Where the layer is, in the model and in its code, and who else reads its rows."""
+    site = trace.site(cursor.layer)
+    lines = [pair(width, "module", (_ending(text.safe(site.module, 120), width), ink.TEXT))]
     others = readers(trace, cursor.layer)
     if others:
         lines.append(pair(width, "read by", (f"L{', L'.join(map(str, others))} too", ink.TEXT)))

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from textual.strip import Strip
 
 from kvtrace import units
+from kvtrace.analysis.attending import attends
 from kvtrace.analysis.attention import Attention, attention
 from kvtrace.trace import Tensor, Trace, stands_for_none
 from kvtrace_tui.desk.cursor import Cursor
@@ -16,8 +17,9 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import bar
 from kvtrace_tui.drawing.lines import Piece, elided, line, padded
 from kvtrace_tui.drawing.tokens import shown_token
-from kvtrace_tui.panes.pane import Pane
+from kvtrace_tui.panes.pane import Pane, wrapped
 from kvtrace_tui.panes.rows import Shelf
+from kvtrace_tui.panes.views import NOT_HERE
 
 _WEIGHT = 8
 _NEIGHBOURS = 9
@@ -45,6 +47,9 @@ class AttentionPane(Pane):
         """Title, summary, strongest rows, neighbours."""
         where = cursor.step, cursor.layer, cursor.head, cursor.sequence
         store = self._shelf.of(trace)
+        if not attends(trace, cursor.step, cursor.layer):
+            lines = [self.title_line(width, "attention", f"L{cursor.layer} H{cursor.head}")]
+            return [*lines, *wrapped([(NOT_HERE, ink.WARN)], width)]
         keys = store.head(*where[:2], Tensor.KEYS, *where[2:])
         found = store.answered(
             ("attention", *where, cursor.query),

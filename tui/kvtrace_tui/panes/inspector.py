@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from textual.strip import Strip
 
 from kvtrace import text
+from kvtrace.analysis.attending import attends
 from kvtrace.analysis.selfcheck import self_check
 from kvtrace.analysis.statistics import Statistics, statistics
 from kvtrace.errors import KvtraceError
@@ -16,7 +17,13 @@ from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece, beside
 from kvtrace_tui.found import Found
-from kvtrace_tui.panes.about import kind_lines, layer_lines, memory_lines, origin_lines
+from kvtrace_tui.panes.about import (
+    absent_lines,
+    kind_lines,
+    layer_lines,
+    memory_lines,
+    origin_lines,
+)
 from kvtrace_tui.panes.both_lanes import Inspected, difference_lines, number_lines
 from kvtrace_tui.panes.named import NAME_WIDTH, pair
 from kvtrace_tui.panes.pane import Pane, wrapped
@@ -51,9 +58,12 @@ class InspectorPane(Pane):
 
     def draw(self, trace: Trace, cursor: Cursor, width: int, height: int) -> list[Strip]:
         """Row, numbers, verdict, self-check, statistics, what the step did to the layer."""
+        found = _found_lines(self.found, cursor, width)
+        if not attends(trace, cursor.step, cursor.layer):
+            title = self.title_line(width, "inspector", f"L{cursor.layer}")
+            return [title, *found, *absent_lines(trace, cursor, width)]
         about = f"row {cursor.row} dim {cursor.dim}"
         title = self.title_line(width, "inspector", about)
-        found = _found_lines(self.found, cursor, width)
         room = height - 1 - len(found)
         if room < _LOW and width >= 2 * _COLUMN:
             blocks = self._blocks(trace, cursor, width // 2, 2 * room)

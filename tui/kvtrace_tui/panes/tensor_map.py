@@ -127,6 +127,8 @@ class MapPane(Pane):
         if self._cached and site.num_kv_heads != site.num_heads:
             head = f"H{cursor.head} kv {site.kv_head(cursor.head)}"
         rows, dim = seen.values.shape
+        if not dim:
+            return f"L{cursor.layer} {head}"
         shape = f"[{rows}×{dim}]"
         verdict = "" if seen.comparison is None else f" {seen.comparison.verdict}"
         if width < _TIGHT:

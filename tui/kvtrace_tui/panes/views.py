@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kvtrace.analysis.attending import attends
 from kvtrace.analysis.kept import kept
 from kvtrace.analysis.lanes.compare import Comparison, Verdict, compare_rows, tolerance_of
 from kvtrace.analysis.tensors import CACHE_TENSORS
@@ -28,6 +29,8 @@ LETTERS = {Tensor.QUERIES: "Q", Tensor.KEYS: "K", Tensor.VALUES: "V", Tensor.OUT
 
 LANE_INKS = {"cached": ink.CACHED, "recomputed": ink.RECOMPUTED, "referee": ink.NEGATIVE}
 """Each lane has its colour everywhere."""
+
+NOT_HERE = "did not attend in this step"
 
 _SIGNS = {Verdict.SUSPICIOUS: "?", Verdict.BUG: "✗", Verdict.NOT_FINITE: "✗"}
 
@@ -56,11 +59,13 @@ def shown(store: RowStore, tensor: Tensor, cursor: Cursor) -> Shown:
     """The rows of the cursor's head in its view.
 
     Raises:
-        MissingError: The site did not attend in this step.
+        MissingError: The step is damaged.
         TraceError: The rows are damaged.
     """
     if cursor.kept and tensor in CACHE_TENSORS:
         return _kept(store.trace, tensor, cursor)
+    if not attends(store.trace, cursor.step, cursor.layer):
+        return Shown(np.zeros((0, 0), np.float32), NOT_HERE)
     value = base_rows(store, tensor, cursor)
     if value is None:
         empty = np.zeros((0, store.trace.site(cursor.layer).dim(tensor)), np.float32)
