@@ -20,12 +20,8 @@ from kvtrace.record.flow.calls.plan import Mix
 from kvtrace.record.flow.marks.contraction import (
     Contraction,
     Unfinished,
-    of_einsum,
     of_linear,
-    of_matmul,
     of_multiply,
-    of_sublists,
-    of_tensordot,
 )
 from kvtrace.record.flow.marks.families import Families
 from kvtrace.record.flow.marks.follow import (
@@ -39,7 +35,8 @@ from kvtrace.record.flow.marks.follow import (
     unsummed,
 )
 from kvtrace.record.flow.marks.mark import Mark, Marks, Stage, start
-from kvtrace.record.flow.marks.names import DIVIDE, KEEPS_PARAMETER, MATMUL, MULTIPLY
+from kvtrace.record.flow.marks.names import DIVIDE, KEEPS_PARAMETER, MULTIPLY
+from kvtrace.record.flow.marks.operands import READERS
 from kvtrace.record.flow.marks.tainted import Tainted
 from kvtrace.record.flow.marks.terms import term
 from kvtrace.record.flow.marks.weights import SIGMOIDAL, divided_before, opaque, summed_over
@@ -65,13 +62,9 @@ class FlowMode(TorchFunctionMode):
         self._tainted = Tainted()
         self._pending: list[tuple[tuple[int, ...], Mark]] = []
         self._handlers: dict[str, Callable[[Function, Args, Kwargs], Any]] = {
-            **dict.fromkeys(MATMUL, self._matmul),
+            **dict.fromkeys(READERS, self._multiplies),
             **dict.fromkeys(MULTIPLY, self._multiply),
             **dict.fromkeys(DIVIDE, self._divide),
-            "__rmatmul__": self._matmul_reversed,
-            **dict.fromkeys(("baddbmm", "baddbmm_", "addmm"), self._baddbmm),
-            "einsum": self._einsum,
-            "tensordot": self._tensordot,
             "sum": self._sum,
             "linear": self._linear,
             "scaled_dot_product_attention": self._sdpa,
@@ -187,49 +180,13 @@ class FlowMode(TorchFunctionMode):
 
     # ------------------------------------------------------------------ products
 
-    def _matmul(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+    def _multiplies(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         out = func(*args, **kwargs)
-        left = argument(args, kwargs, 0, "input", kwargs.get("self"))
-        right = argument(args, kwargs, 1, "other", kwargs.get("mat2", kwargs.get("vec")))
-        if isinstance(left, Tensor) and isinstance(right, Tensor) and isinstance(out, Tensor):
-            self._product(left, right, lambda: of_matmul(left, right, out))
-        return out
-
-    def _matmul_reversed(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
-        out = func(*args, **kwargs)
-        right, left = args[0], args[1]
-        if isinstance(left, Tensor) and isinstance(out, Tensor):
-            self._product(left, right, lambda: of_matmul(left, right, out))
-        return out
-
-    def _baddbmm(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
-        out = func(*args, **kwargs)
-        name = "mat" if func.__name__ == "addmm" else "batch"
-        left = argument(args, kwargs, 1, f"{name}1")
-        right = argument(args, kwargs, 2, f"{name}2")
-        alpha, beta = float(kwargs.get("alpha", 1)), kwargs.get("beta", 1)
-        if isinstance(left, Tensor) and isinstance(right, Tensor):
-            added = bool(beta)
-            self._product(left, right, lambda: of_matmul(left, right, out, alpha), added=added)
-        return out
-
-    def _einsum(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
-        out = func(*args, **kwargs)
-        operands = args[1:]
-        if len(operands) == 1 and isinstance(operands[0], list | tuple):
-            operands = operands[0]
-        if isinstance(args[0], str) and len(operands) == 2:
-            left, right = operands
-            self._product(left, right, lambda: of_einsum(args[0], operands, out))
-        elif len(args) in (4, 5) and isinstance(args[0], Tensor):
-            self._product(args[0], args[2], lambda: of_sublists(args, out))
-        return out
-
-    def _tensordot(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
-        out = func(*args, **kwargs)
-        axes = argument(args, kwargs, 2, "dims", 2)
-        left, right = args[0], args[1]
-        self._product(left, right, lambda: of_tensordot(left, right, out, axes))
+        name = func.__name__
+        found = READERS[name](name, args, kwargs, out)
+        if found is not None and isinstance(out, Tensor):
+            left, right, read, added = found
+            self._product(left, right, read, added=added)
         return out
 
     def _multiply(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
