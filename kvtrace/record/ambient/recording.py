@@ -21,14 +21,13 @@ from torch import nn
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import TraceWriter
 from kvtrace.record.ambient import implicit, met
-from kvtrace.record.ambient.evidence import Evidence
 from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups
 from kvtrace.record.ambient.late import LateWriter, free_path
 from kvtrace.record.ambient.met import Met, Models
 from kvtrace.record.ambient.outermost import Outermost, Run
 from kvtrace.record.ambient.report import ModelReport, Report, of_model
+from kvtrace.record.ambient.training import PROVEN, Training
 from kvtrace.record.capture.attention.calls import AttentionCall
-from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.replaced.generate import meet_generate
 from kvtrace.record.capture.tokens.bare_rows import rows_in
@@ -41,9 +40,6 @@ from kvtrace.trace import Ending, Meta
 
 MODELS = 4
 """Models that are recorded, each in its own file."""
-
-PROVEN = 3
-"""Training calls of one shape after which the next ones are not watched any more."""
 
 Create = Callable[[Recording, Meta], TraceWriter]
 Make = Callable[[nn.Module, Create], tuple[Recording, LateWriter]]
@@ -74,9 +70,8 @@ class AmbientRecording:
         self._others: Counter[str] = Counter()
         self._faults: list[str] = []
         self._process = 0
-        self._last: Met | None = None
         self._written: list[Met] = []
-        self._evidence = Evidence(self._loss, self._backward)
+        self._training = Training(self._models, self._compare_so_far)
         self._outermost = Outermost(self._around, self._steps_of)
         self._functions: Met | None = None
         self._flow: FlowWatch | None = None
@@ -101,7 +96,7 @@ class AmbientRecording:
         self.path = self.path.absolute()  # the file is made later, wherever the program is then
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(self._evidence)
+            stack.enter_context(self._training.looked_for)
             stack.callback(meet_generate(self._arrive))
             ENGINE.hold()  # an engine says who is in a batch before it calls the model
             stack.callback(ENGINE.release)
@@ -242,7 +237,7 @@ class AmbientRecording:
                 one = self._meet(module, args, kwargs)
         if one is None or one.recording is None:
             return run()
-        self._begins(one, one.recording, met.kind_of(module, args, kwargs))
+        self._training.begins(one, one.recording, met.kind_of(module, args, kwargs))
         if one.proven[one.kind] >= PROVEN:
             one.training += 1
             with one.recording.unwatched():
@@ -266,17 +261,10 @@ class AmbientRecording:
         if self._is_fork or one is None or one.recording is None:
             yield None
             return
-        self._begins(one, one.recording, kind)
+        self._training.begins(one, one.recording, kind)
         with met.aside_of(one, self._stepping):
             yield one.recording.watch
         self._leave_silent(one)
-
-    def _begins(self, one: Met, recording: Recording, kind: tuple[object, ...]) -> None:
-        """A call of a model that is recorded."""
-        recording.settle(keep=True)
-        one.calls += 1
-        one.losses, one.kind = self._evidence.losses, kind
-        self._last = one
 
     def _meet(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Met | None:
         """A module that nobody has called before: watched, if it is given tokens."""
@@ -334,7 +322,7 @@ class AmbientRecording:
             return one
         recording, late = self._make(module, self._create)
         one.recording, one.late = recording, late
-        recording.gate = lambda forward: self._gate(one, forward)
+        recording.gate = lambda forward: self._training.gate(one, forward)
         recording.__enter__()
         return one
 
@@ -347,39 +335,9 @@ class AmbientRecording:
         self._written.append(mine)
         return TraceWriter(path, meta, force=self._force)
 
-    # ------------------------------------------------------------------ training or not
-
-    def _gate(self, one: Met, forward: Forward) -> str:
-        """Whether a forward is a step, as far as can be said when it ends."""
-        if self._evidence.losses > one.losses:
-            self._trained(one)
-            return "no"
-        if forward.new > 1 and (
-            torch.is_grad_enabled() or forward.sequences > 1 or one.training > 0
-        ):
-            return "wait"
-        return "step"
-
-    def _trained(self, one: Met) -> None:
-        one.training += 1
-        one.proven[one.kind] += 1
-
-    def _loss(self) -> None:
-        """A loss is about to be computed: of what the last call made."""
-        one = self._last
-        if one is not None and one.recording is not None and one.recording.waits:
-            one.recording.settle(keep=False)
-            self._trained(one)
-
-    def _backward(self) -> None:
-        """A gradient is about to be computed; the weights are still what they were."""
-        self._loss()
-        for one in self._models:
-            recording = one.recording
-            if recording is not None and recording.steps > one.compared:
-                one.compared = recording.steps
-                with self._harmless(), self._outermost.off():
-                    recording.compare_so_far()
+    def _compare_so_far(self, recording: Recording) -> None:
+        with self._harmless(), self._outermost.off():
+            recording.compare_so_far()
 
     # ------------------------------------------------------------------ what is said
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kvtrace.record.flow import FlowWatch
-from kvtrace.record.flow.calls import call, listen
+from kvtrace.record.flow.calls import call, plans
 from kvtrace.record.flow.calls.listen import Listening
 from kvtrace.record.flow.modes.wake import Waking
 from record.flow.test_waking import DIM, HEADS, Text, asleep, assert_same, awake, kept, steps
@@ -199,8 +199,8 @@ def test_nothing_is_kept_of_a_forward_that_is_over():
 
 def test_how_like_layers_lie_is_worked_out_once_and_proved_for_each(monkeypatch):
     made, proved = [], []
-    make, refusal = listen.make, call.refusal
-    monkeypatch.setattr(listen, "make", lambda *a: made.append(a[0].place) or make(*a))
+    make, refusal = plans.make, call.refusal
+    monkeypatch.setattr(plans, "make", lambda *a: made.append(a[0].place) or make(*a))
     monkeypatch.setattr(call, "refusal", lambda one: proved.append(one) or refusal(one))
     calls, _, _ = asleep(Text(scaled), steps)
     assert len(calls) == 2 * 15
