@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from kvtrace.errors import MissingError
 from kvtrace.trace import dtypes
+from kvtrace.trace.chosen import Chosen
 from kvtrace.trace.dtypes import Floats
-from kvtrace.trace.fed import fed_after
 from kvtrace.trace.lane import LaneStep
 from kvtrace.trace.mask import only_sequence
 from kvtrace.trace.meta import CacheLayer, Meta, Site, Tensor
@@ -31,12 +31,11 @@ from kvtrace.trace.weights import Weights, derive
 class Trace:
     """One recorded run."""
 
-    __slots__ = ("_chosen", "_notes_seen", "_source")
+    __slots__ = ("_chosen", "_source")
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._chosen: dict[tuple[int | None, int], int] = {}
-        self._notes_seen = 0
+        self._chosen = Chosen(source)
 
     def __repr__(self) -> str:
         return f"<Trace {self.name}: {self.meta.model.name}, {len(self)} steps>"
@@ -107,21 +106,12 @@ class Trace:
         return f"<{token}>" if text is None else text
 
     def chosen(self, number: int, sequence: int = 0) -> int | None:
-        """The token chosen after a step: recorded in it, noted later, or fed to its successor."""
-        step = self.step(number)
-        known = step.chosen[sequence] if sequence < len(step.chosen) else None
-        known = self._noted(number, sequence) if known is None else known
-        known = fed_after(self, number, sequence) if known is None else known
-        return None if known is None or known < 0 else known
+        """The token chosen after a step; None while unknown.
 
-    def _noted(self, number: int, sequence: int) -> int | None:
-        """The chosen token according to a later note."""
-        notes = self.notes
-        for note in notes[self._notes_seen :]:
-            if note.kind == "chosen" and note.text.isdecimal() and len(note.text) < 20:
-                self._chosen.setdefault((note.step, note.sequence), int(note.text))
-        self._notes_seen = len(notes)
-        return self._chosen.get((number, sequence))
+        Raises:
+            MissingError: There is no such step.
+        """
+        return self._chosen.after(number, sequence)
 
     # -- rows ------------------------------------------------------------------------------
 
