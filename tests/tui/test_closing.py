@@ -20,8 +20,8 @@ async def test_a_check_that_outlives_the_screen_ends_without_a_word(trace):
         screen = app.screen
     closed = asyncio.new_event_loop()
     closed.close()
-    screen._check(trace, "recomputed", closed)
+    screen._checking.check(trace, "recomputed", closed)
     before = screen.desk.answer
-    screen._check(trace, "recomputed", asyncio.get_running_loop())
+    screen._checking.check(trace, "recomputed", asyncio.get_running_loop())
     await asyncio.sleep(0)
     assert screen.desk.answer is before

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
-from threading import Thread
 from typing import ClassVar
 
 from textual import events
@@ -18,16 +14,13 @@ from textual.layout import Layout
 from textual.timer import Timer
 
 from kvtrace.errors import KvtraceError
-from kvtrace.text import safe
 from kvtrace.trace import Trace
-from kvtrace_tui import findings
 from kvtrace_tui.actions import ACTIONS, BY_ID
 from kvtrace_tui.arrangement import Boxes, arrange
 from kvtrace_tui.desk import breakpoints, moves
 from kvtrace_tui.desk.cursor import Axis, Cursor
 from kvtrace_tui.desk.desk import TRAITS, Desk, Recording
 from kvtrace_tui.follow import Follower
-from kvtrace_tui.found import Answer, Found
 from kvtrace_tui.panes.lined import Lined
 from kvtrace_tui.panes.pane import Moved, Pane
 from kvtrace_tui.panes.timeline import TimelinePane
@@ -40,6 +33,7 @@ from kvtrace_tui.screens.bars import (
     TabBar,
     Touched,
 )
+from kvtrace_tui.screens.checking import Checking
 from kvtrace_tui.screens.direct import DirectScreen
 from kvtrace_tui.screens.placed import Placed
 from kvtrace_tui.screens.stage import ScreenStage
@@ -48,8 +42,6 @@ PLAY_S = 0.15
 POLL_S = 0.1
 WATCH_S = 1.0
 """Between two looks at a file that nobody writes, as far as we know."""
-
-_TURN_S = 0.0005
 
 PaneMaker = Callable[[], Iterator[Sequence[Pane]]]
 """Makes the panes of the first picture, then the others."""
@@ -76,6 +68,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         self._placed_boxes: Boxes = {}
         self._wanted: set[Lined] | None = None
         self._placed = Placed(self._arranged)
+        self._checking = Checking(self.desk, self.sync, self._soon)
         self._ahead = Ahead(lambda seconds, call: self.set_timer(seconds, call))
         if follower.trace is not None:
             self.desk.trace = follower.trace
@@ -122,7 +115,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         # what is loaded stays: a collection looks only at what came since
         gc.freeze()
         gc.enable()
-        self._look_for_findings()
+        self._checking.begin()
         self._expect_more(None)
 
     async def on_screen_suspend(self) -> None:
@@ -324,10 +317,9 @@ class MainScreen(DirectScreen, inherit_bindings=False):
             desk.say("" if failure is None else failure.text)
         grew = before.live or before is Recording.GROWING
         if grew and not (desk.recording.live or desk.recording is Recording.GROWING):
-            self._look_for_findings()
+            self._checking.begin()
         elif trace is not None and not desk.recording.live:
-            for one in findings.noted(trace):
-                desk.found = findings.merged(desk.found, one)
+            self._checking.note(trace)
         self.sync()
 
     def _go_to_newest(self, trace: Trace) -> None:
@@ -336,61 +328,13 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         if trace.numbers:
             desk.cursor = moves.to_step(desk.cursor, trace, trace.numbers[-1])
 
-    # -- what there is to find ---------------------------------------------------------------
-
-    def _look_for_findings(self) -> None:
-        """Notes at once; what a check of the whole trace says, as it is found."""
-        desk = self.desk
-        if desk.trace is None:
-            return
-        desk.found = findings.noted(desk.trace)
-        if desk.recording.live or desk.trace.meta.lane(desk.cursor.lane) is None:
-            return
-        desk.answer = Answer("checking")
-        arguments = desk.trace, desk.cursor.lane, asyncio.get_running_loop()
-        Thread(target=self._check, args=arguments, daemon=True, name="findings").start()
-
-    def _check(self, trace: Trace, lane: str, loop: asyncio.AbstractEventLoop) -> None:
-        """Ask the analysis, in a thread and on a reader of its own; ends with the app."""
-
-        def call(function: Callable[..., None], value: object) -> None:
-            loop.call_soon_threadsafe(self._if_open, function, value)
-
-        with suppress(RuntimeError), _yielding():  # the loop is closed: so is the app
-            try:
-                another = Trace(trace.source.again())
-            except KvtraceError as error:
-                answer = Answer("could not check", (safe(str(error), 600),))
-            else:
-                answer = findings.search(another, lane, lambda one: call(self._met, one))
-            call(self._answered, answer)
-
-    def _if_open(self, function: Callable[..., None], value: object) -> None:
-        """Take what a thread tells, unless the screen is gone."""
+    def _soon(self, deed: Callable[[], None]) -> None:
+        """What a thread tells, unless the screen is gone."""
         if self.is_running:
-            self.call_later(function, value)
-
-    def _met(self, one: Found) -> None:
-        self.desk.found = findings.merged(self.desk.found, one)
-        self.sync()
-
-    def _answered(self, answer: Answer) -> None:
-        self.desk.answer = answer
-        self.sync()
+            self.call_later(deed)
 
 
 def _sequences(trace: Trace | None) -> int:
     """Most sequences of any step, where there are several; else 0."""
     most = 0 if trace is None else int(trace.overview["sequences"].max(initial=0))
     return most if most > 1 else 0
-
-
-@contextmanager
-def _yielding() -> Iterator[None]:
-    """Threads take turns more often: a key never waits for a calculation."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_TURN_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
