@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kvtrace.configs import count
 from kvtrace.errors import MemoryLimitError
-from kvtrace.settings import count
 from kvtrace.units import byte_size
 
 _MEMINFO = Path("/proc/meminfo")

@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
 
+from kvtrace.configs import count
 from kvtrace.record.cache.stores import dtype_name
 from kvtrace.record.local import here
-from kvtrace.settings import count
 from kvtrace.trace import ModelCard
 
 

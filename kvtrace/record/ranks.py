@@ -15,9 +15,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from kvtrace.configs import count
 from kvtrace.record.card import text_config
 from kvtrace.record.local import here
-from kvtrace.settings import count
 from kvtrace.trace import CacheLayer, Meta, Rank, Site
 
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")

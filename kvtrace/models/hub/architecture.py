@@ -35,6 +35,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
 )
 
+from kvtrace.configs import count
 from kvtrace.errors import ModelError
 from kvtrace.models.hub.blame import explained
 from kvtrace.models.hub.config import CONFIG, Json, read_config
@@ -44,7 +45,6 @@ from kvtrace.models.hub.weights import Weights
 from kvtrace.models.patience import Patience, patiently
 from kvtrace.models.request import AUTO, LoadRequest
 from kvtrace.models.tokens import guarded
-from kvtrace.settings import count
 from kvtrace.text import safe
 
 _POSITIONS = (

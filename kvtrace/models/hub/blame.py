@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from kvtrace.configs import setting
 from kvtrace.errors import KvtraceError, ModelError
 from kvtrace.models.hub.config import CONFIG, Json
 from kvtrace.models.patience import patiently
-from kvtrace.settings import setting
 from kvtrace.text import safe
 
 _AT_MOST_S = 20.0

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from kvtrace.configs import count
 from kvtrace.errors import MemoryLimitError, ModelError
 from kvtrace.models import memory
 from kvtrace.models.caching import check_caches
@@ -40,7 +41,6 @@ from kvtrace.models.patience import Patience
 from kvtrace.models.prompts import encode_prompt, steps_that_fit
 from kvtrace.models.request import AUTO, LoadRequest
 from kvtrace.models.tokens import ByteTokenizer, guarded
-from kvtrace.settings import count
 from kvtrace.text import safe
 from kvtrace.trace import ModelCard
 

@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-from kvtrace.settings import count
+from kvtrace.configs import count
 
 _POSITIONS = re.compile(
     r"(.*_)?(w?pe|pos|position|positions?|positional)(_?(emb|embed|embedding|embeddings|enc|encoding"

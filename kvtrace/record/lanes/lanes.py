@@ -15,6 +15,7 @@ from pathlib import Path as FilePath
 
 from torch import nn
 
+from kvtrace.configs import setting
 from kvtrace.errors import TraceError
 from kvtrace.files import FileSource
 from kvtrace.record.capture.forward import Beginning, Forward
@@ -32,7 +33,6 @@ from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.each_step import EachPass
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.weights import Weights
-from kvtrace.settings import setting
 from kvtrace.trace import HOOKS_CHANGED, WEIGHTS_CHANGED, Lane, Meta, Note, Step, Trace
 
 RECOMPUTED, REFEREE = "recomputed", "referee"

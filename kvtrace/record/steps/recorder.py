@@ -12,6 +12,7 @@ from time import perf_counter_ns
 
 from torch import Tensor, nn
 
+from kvtrace.configs import setting
 from kvtrace.errors import KvtraceError, WriteError
 from kvtrace.record.cache.bytes import held_bytes, step_bytes
 from kvtrace.record.cache.ledger import Ledger
@@ -34,7 +35,6 @@ from kvtrace.record.steps.steady import WaitingStep, parts_of
 from kvtrace.record.steps.steady_own import steady_parts
 from kvtrace.record.steps.texts import Texts
 from kvtrace.record.steps.top import last_rows
-from kvtrace.settings import setting
 from kvtrace.trace import CacheLayer, Cost, Meta, Note, Site, Step
 
 Check = Callable[[Forward], Mapping[int, Checked]]

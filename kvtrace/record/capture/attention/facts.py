@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from kvtrace.configs import setting
 from kvtrace.record.written import file_of
-from kvtrace.settings import setting
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Settings of configurations that may raise when they are asked for."""
 
-from kvtrace.settings import count, setting
+from kvtrace.configs import count, setting
 
 
 class PerLayer:
