@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvtrace.record.cache import runs
-from kvtrace.record.cache.books import Book
+from kvtrace.record.cache import books, runs
+from kvtrace.record.cache.books import EMPTY, Book
 from kvtrace.record.cache.runs import Runs
 from kvtrace.record.capture.forward import CacheUpdate, CopyOf, Forward, Piece, Remade
 from kvtrace.trace import CacheEvent
@@ -28,6 +28,44 @@ class _Taken(NamedTuple):
     before: int
     after: int
     order: tuple[int, ...] = ()
+
+
+class _Donor(NamedTuple):
+    """A layer of a cache whose rows another one began with.
+
+    Attributes:
+        before: It after its own latest step.
+        book: It as it was copied: somebody may have changed it since.
+        order: Sequence of `before` that each of `book` is.
+        history: The same for layers that went the same way.
+    """
+
+    before: Book
+    book: Book
+    order: tuple[int, ...]
+    history: tuple[object, ...]
+
+    @classmethod
+    def of(
+        cls,
+        cache: int,
+        store: int,
+        layer: int,
+        forward: Forward,
+        known: Mapping[tuple[int, int], Book],
+    ) -> _Donor:
+        """It as a forward met the copy; an empty book where it is not known."""
+        book = before = known.get((cache, store), EMPTY)
+        order, history = tuple(range(len(book.held))), [id(before)]
+        for change in forward.pending:
+            if change.cache != cache or layer not in change.layers:
+                continue
+            place = change.layers.index(layer)
+            history += id(change), change.removed[place], change.after[place]
+            taken, book = books.order_of(book, change), books.changed(book, change, layer)
+            if taken and book.held:
+                order = tuple(order[one] for one in taken)
+        return cls(before, book, order, tuple(history))
 
 
 Laid = tuple[tuple[Runs, int], ...]
@@ -64,20 +102,20 @@ class Copies:
         if found is None or ((update.cache, store) in known and update.earlier is None):
             return update
         if isinstance(found, Remade):
-            return self._remade(update, store, found, known)
-        books = {one: known.get((one, store)) for one in {one.cache for one in found.pieces}}
-        held = [_cells(one, books) for one in found.pieces]
+            return self._remade(update, store, found, forward, known)
+        donors = {one: _Donor.of(one, store, update.layer, forward, known) for one in found.donors}
+        held = [_cells(one, donors[one.cache].book) for one in found.pieces]
         if not all(held):
             return update
-        self._donors |= books.keys()
+        self._donors |= donors.keys()
         if not found.whole:
             self.laid = tuple((one, p.first) for one, p in zip(held, found.pieces, strict=True))
             return update
-        alike = (tuple(map(id, books.values())), found.rows, found.pieces)
+        alike = (tuple(one.history for one in donors.values()), found.rows, found.pieces)
         if alike not in self._made:
             self._made[alike] = Book(tuple(held))
         known[update.cache, store] = self._made[alike]
-        self._take(store, found, [one for one in books.values() if one is not None])
+        self._take(store, found, tuple(donors.values()))
         return update._replace(continuous=True)
 
     def _remade(
@@ -85,24 +123,26 @@ class Copies:
         update: CacheUpdate,
         store: int,
         found: Remade,
+        forward: Forward,
         known: MutableMapping[tuple[int, int], Book],
     ) -> CacheUpdate:
         """The same update, to be followed by content: it begins where what it is made of was."""
-        source = known.get((found.cache, store))
-        if source is not None and max(found.sequences) < len(source.held):
+        source = _Donor.of(found.cache, store, update.layer, forward, known).book
+        if max(found.sequences) < len(source.held):
             self._donors.add(found.cache)
             self.made_of = found
             known[update.cache, store] = Book(tuple(source.held[one] for one in found.sequences))
         return update
 
-    def _take(self, store: int, found: CopyOf, books: Sequence[Book]) -> None:
+    def _take(self, store: int, found: CopyOf, donors: Sequence[_Donor]) -> None:
         """Of one cache, the rows that were left out and the order of its sequences are told."""
-        if len(books) > 1:
+        if len(donors) > 1:
             return
-        count, there = len(found.pieces), len(books[0].held)
-        order = tuple(one.sequence for one in found.pieces)
+        before = donors[0].before
+        count, there = len(found.pieces), len(before.held)
+        order = tuple(donors[0].order[one.sequence] for one in found.pieces)
         in_order = order == tuple(b * there // count for b in range(count))
-        self._taken.append(_Taken(store, books[0].rows, found.rows, () if in_order else order))
+        self._taken.append(_Taken(store, before.rows, found.rows, () if in_order else order))
 
     def over(self, out: LedgerStep) -> None:
         """All updates of a step are entered: it says whose rows it went on with."""
@@ -117,10 +157,9 @@ class Copies:
         self._taken, self._made, self._donors = [], {}, set()
 
 
-def _cells(piece: Piece, books: Mapping[int, Book | None]) -> Runs:
+def _cells(piece: Piece, book: Book) -> Runs:
     """The cells of a sequence's rows; none where they are not known."""
-    book = books[piece.cache]
-    if book is None or piece.sequence >= len(book.held):
+    if piece.sequence >= len(book.held):
         return ()
     held = book.held[piece.sequence]
     return runs.first(held, piece.rows) if runs.count(held) >= piece.rows else ()

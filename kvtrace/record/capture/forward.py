@@ -199,6 +199,11 @@ class CopyOf(NamedTuple):
     pieces: tuple[Piece, ...]
 
     @property
+    def donors(self) -> frozenset[int]:
+        """Caches whose rows they are."""
+        return frozenset(one.cache for one in self.pieces)
+
+    @property
     def whole(self) -> bool:
         """Whether no sequence has padding."""
         return all(one.rows == self.rows for one in self.pieces)
@@ -219,6 +224,11 @@ class Remade(NamedTuple):
     sequences: tuple[int, ...]
     keys: Tensor
     values: Tensor
+
+    @property
+    def donors(self) -> frozenset[int]:
+        """The other cache."""
+        return frozenset((self.cache,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +251,7 @@ class Forward:
         lingering: Cache layers that were not updated, where some call read none that was.
         copies: Updates of caches that were met with rows of others in them, or with what was made
             of them.
+        pending: Changes of caches whose rows those are, which no forward of their own used yet.
         logits: [sequences, rows, vocab]; None if the model returned none.
         result: All it returned.
         took: How long; times of requests are their share.
@@ -266,6 +277,7 @@ class Forward:
     recurrent: tuple[Recurrent, ...] = ()
     lingering: tuple[Lingering, ...] = ()
     copies: tuple[CopyOf | Remade, ...] = ()
+    pending: tuple[CacheChange, ...] = ()
     logits: Tensor | None = None
     result: object = None
     own_ns: int = 0

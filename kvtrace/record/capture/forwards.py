@@ -118,6 +118,8 @@ class Forwards:
             seen = self._in_full(part, one, arguments, result, flow, (tokens, shape))
             like = pattern_of(one, seen.updates, seen.calls, self.reader.facts) or like
             self._pattern = like
+        met = () if batch is not None else copies(self._tracker, seen.updates)
+        donors = frozenset[int]().union(*(each.donors for each in met)) - seen.used
         forward = Forward(
             number=self.count,
             model=module,
@@ -131,7 +133,8 @@ class Forwards:
             took=took,
             updates_before=seen.before,
             lingering=seen.left,
-            copies=() if batch is not None else copies(self._tracker, seen.updates),
+            copies=met,
+            pending=self._tracker.pending(donors) if donors else (),
             changes=self._tracker.take_changes(seen.used),
             recurrent=(*one.recurrent, *beside(self._tracker, arguments, result, seen.updates)),
             logits=logits_of(result, seen.shape, self._hidden or width_in(arguments)),

@@ -183,6 +183,30 @@ def test_sequences_that_are_kept_by_hand_go_on_each_with_its_own_rows(tmp_path):
     assert sum(trace.compared(number) is not None for number in trace.numbers) == 5
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_copy_of_a_cache_that_was_cut_to_a_sequence_has_that_sequence(goes_on, tmp_path):
+    model = ready(tiny_model("llama"))
+
+    @torch.no_grad()
+    def run():
+        before, out = filled(model, DynamicCache()), []
+        for turn, best in enumerate((2, 1, 0)):  # candidates, of which the best one is kept
+            cache = deepcopy(before)
+            cache.batch_repeat_interleave(3)
+            tokens = torch.tensor([[20 + turn], [30], [40]])
+            out.append(model(tokens, past_key_values=cache).logits)
+            cache.batch_select_indices(torch.tensor([best]))
+            before = cache if goes_on else deepcopy(cache)
+        before.batch_repeat_interleave(3)
+        return torch.cat([*out, model(tokens, past_key_values=before).logits])
+
+    trace = recorded(model, run, tmp_path / "a.kvt")
+    assert_compared(trace)
+    orders = [[event.order for event in step.events if event.kind == "select"] for step in trace]
+    assert orders[:4] == [[], [], [(2, 2, 2)], [(1, 1, 1)]]
+    assert [step.parent for step in trace] == [None, 0, 1, 2, 3]
+
+
 def test_requests_that_are_split_from_a_batch_go_on_with_its_rows_when_it_is_gone(tmp_path):
     model = ready(tiny_model("llama"))
 

@@ -56,6 +56,10 @@ class Outlived:
         while len(sizes) > CACHES or sum(sizes) > MOST_BYTES:
             del self._kept[next(iter(self._kept))], sizes[0]
 
+    def serials(self) -> set[int]:
+        """Numbers of the caches."""
+        return set(self._caches)
+
     def live(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """(serial, layer, keys, values) of everything that is still there, unchanged."""
         for serial, rows in self._caches.items():

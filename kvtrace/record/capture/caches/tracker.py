@@ -182,10 +182,14 @@ class CacheTracker:
         """Changes of these caches; those of others wait until a forward uses them."""
         if not self.changes:
             return ()
-        waiting = set(self._serials.values()) - caches
+        waiting = (set(self._serials.values()) | self.outlived.serials()) - caches
         mine = tuple(one for one in self.changes if one.cache in caches)
         self.changes = [one for one in self.changes if one.cache in waiting]
         return mine
+
+    def pending(self, caches: Set[int]) -> tuple[CacheChange, ...]:
+        """Changes of these caches that no forward used yet, and that go on waiting."""
+        return tuple(one for one in self.changes if one.cache in caches)
 
     def live(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """(serial, layer, keys, values) of everything held."""
