@@ -14,6 +14,7 @@ from torch import nn
 
 from kvtrace.errors import KvtraceError, WriteError
 from kvtrace.files import TraceWriter
+from kvtrace.record.beside import Beside
 from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.inner import listen_inside
 from kvtrace.record.capture.replaced.choices import Noted
@@ -29,9 +30,7 @@ from kvtrace.record.steps.lineage import slides
 from kvtrace.record.steps.recorder import Options, Recorder
 from kvtrace.record.steps.scribe import Sink
 from kvtrace.text import safe
-from kvtrace.trace import Ending, Meta, Note, Step
-
-_ALONE = "not every rank that shares this model records, and it only runs on all of them together"
+from kvtrace.trace import Ending, Meta, Step
 
 
 class Writer(Sink, LaneSink, Protocol):
@@ -94,7 +93,7 @@ class Recording:
         self._undo: list[Callable[[], None]] = []
         self._parts: set[int] = set()
         self._ending: Ending | None = None
-        self._others: Companions | None = None
+        self._beside = Beside(None)
         self.recorder: Recorder | None = None
 
     def __enter__(self) -> Recording:
@@ -105,10 +104,11 @@ class Recording:
         """
         self._writer = self._open()
         try:
-            if self._meta.rank is not None and self._lanes.options.mode != "off":
-                self._others = Companions(self.path, self._meta.rank)
+            rank = None if self._lanes.options.mode == "off" else self._meta.rank
+            if rank is not None:
+                self._beside = Beside(Companions(self.path, rank))
             self._start(self._writer)
-            if self._given is None and self._others is None:
+            if self._given is None and rank is None:
                 self._undo.append(listen_inside(self._model, self._inner))
         except BaseException:
             self._close(Ending("error", "the recording could not begin"))
@@ -284,8 +284,7 @@ class Recording:
         if recorder is None or writer is None or recorder.failure is not None:
             return
         recorder.flush()
-        if self._agree(ready=True):
-            self._compare(recorder, writer)
+        self._beside.so_far(self._lanes, recorder, writer)
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
@@ -307,14 +306,12 @@ class Recording:
         self._tokens = step.tokens
         if self._on_step is not None:
             self._on_step(step)
-        each = self._lanes.options.mode == "each" and self._agree(ready=True)
-        if each and self.recorder is not None and self._writer is not None:
-            try:
-                self.recorder.meta = self._lanes.written(step, self.recorder.meta, self._writer)
-            except WriteError as error:
-                self.recorder.failure = error
-            if self._on_step is not None:
-                self._on_step(step)
+        recorder, writer = self.recorder, self._writer
+        if recorder is None or writer is None:
+            return
+        each = self._beside.step(self._lanes, step, recorder, writer)
+        if each and self._on_step is not None:
+            self._on_step(step)
 
     def _generation(self, run: Generation) -> None:
         """`generate` begins, or has ended; what other threads generate is not recorded."""
@@ -373,26 +370,8 @@ class Recording:
             if watch is not None:
                 recorder.tell(watch.unseen, (*watch.notes, *self.said))
             if recorder.failure is not None:
-                self._agree(ready=False)
+                self._beside.failed()
                 return recorder.failure
-            # what came before an error is compared too, unless other ranks would wait for it
-            if self._agree(ready=ending.reason != "error" or self._others is None):
-                self._compare(recorder, writer)
-            elif self._others is not None:
-                writer.note(Note("note", f"the tokens were not recomputed: {_ALONE}"))
+            self._beside.at_end(self._lanes, recorder, writer, ending)
         writer.end(ending)
         return None
-
-    def _agree(self, *, ready: bool) -> bool:
-        """Whether other lanes can be computed: where ranks share the model, all of them must."""
-        return ready if self._others is None else self._others.agree(ready=ready)
-
-    def _compare(self, recorder: Recorder, writer: Writer) -> None:
-        """The other lanes; a model that can't be run without its cache is not the run's failure."""
-        try:
-            recorder.meta = self._lanes.finish(recorder.meta, writer)
-        except WriteError:
-            raise
-        except Exception as error:
-            cause = safe(f"{type(error).__name__}: {error}", 300)
-            writer.note(Note("note", f"the tokens were not recomputed: {cause}"))
