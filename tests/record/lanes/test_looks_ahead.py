@@ -1,5 +1,6 @@
 """Models whose rows see later ones, told whether they cache or compute everything again."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -44,6 +45,41 @@ def test_looking_ahead_is_found_in_a_loop_without_a_cache_and_one_with(tmp_path)
     assert [one.partition(":")[0] for one in notes] == ["NOT-CAUSAL"]
     # without a mask the weights differ too, which says nothing of their scores
     assert [one.name for one in check(trace).findings] == ["NOT-CAUSAL"]
+
+
+class Prefix(nn.Module):
+    """Reads its first text in both directions, and caches."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20)
+        self.layers = nn.ModuleList(nn.Linear(8, 24) for _ in range(3))
+
+    def forward(self, x, past=None):
+        x, held = self.embed(x), []
+        for at, layer in enumerate(self.layers):
+            q, k, v = layer(x)[:, None].chunk(3, -1)
+            if past is not None:
+                k, v = (torch.cat(pair, 2) for pair in zip(past[at], (k, v), strict=True))
+            held.append((k, v))
+            x = x + nn.functional.scaled_dot_product_attention(q, k, v)[:, 0]
+        return self.head(x), held
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_prefix_read_in_both_directions_is_all_that_is_said_of_it_in_any_type(dtype, tmp_path):
+    model, tokens, past = Prefix().to(dtype), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5]]), None
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.weight.mul_(4)
+    # without a referee, as all ways but the first are run
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", keep_rows=True):
+        for start, end in ((0, 6), (6, 7), (7, 8), (8, 9)):
+            _, past = model(tokens[:, start:end], past)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert [one.name for one in report.findings] == ["NOT-CAUSAL"]
+    assert "as in the prefix of a prefix LM" in report.findings[0].evidence
 
 
 class Newest(nn.Module):

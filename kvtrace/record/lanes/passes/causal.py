@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import torch
@@ -29,6 +29,9 @@ from kvtrace.trace import Lane, Note, Trace
 
 _TIMES = 4.0
 """Times what is rounding in the dtype of the lane: in other shapes, numbers round otherwise."""
+
+_WIDE = ("float32", "float64")
+
 Moved = tuple[AttentionCall, float]
 """An attention whose rows moved, and how far: the largest difference over the largest number."""
 FEW = 2
@@ -45,8 +48,9 @@ def looks_ahead(
     Args:
         again: Computes the tokens again.
         trace: What was recorded.
-        lane: The one that parts from the cached one. Narrow types are only asked whether they
-            repeat: the choice of an expert may flip by rounding there.
+        lane: The one that parts from the cached one. In narrow types, where the choice of an
+            expert may flip by rounding, it is only asked whether they repeat; what looks ahead
+            is asked of a wider lane, or in float32 where there is none.
         whole: What was computed over all tokens.
         extras: Arguments of the run besides tokens and cache.
     """
@@ -57,19 +61,18 @@ def looks_ahead(
     whole_known = all(len(path.tokens) >= end for path in batch.paths)
     if not later or not whole_known:
         return None
-    ask = _Question(again, trace, lane, batch, forward, extras)
     cut = _cut(batch.paths, end, extras)
-    try:
-        short = again.run(cut, dtype=ask.dtype)
-    except CannotRecomputeError:
-        return None
-    found = ask.moved(short, cut) if ask.wide else None
-    if ask.wide and found is None:
-        end, found = ask.first_few(end, cut)
-    otherwise = ask.what_else(cut, short, found)
-    if otherwise is not None or found is None:
-        return otherwise
-    return _not_causal(trace, found, end, min(later))
+    ask = _Question(again, trace, lane, batch, forward, extras)
+    with suppress(CannotRecomputeError):
+        said = ask.answer(end, cut, min(later))
+        if said is not None or ask.wide or any(one.dtype in _WIDE for one in trace.meta.lanes):
+            return said
+        # no other lane will tell: the same in float32
+        exact = replace(ask, lane=replace(lane, dtype="float32"))
+        return replace(exact, whole=again.run(batch, dtype=exact.dtype)).answer(
+            end, cut, min(later)
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class _Question:
     @property
     def wide(self) -> bool:
         """Whether the choice of an expert does not flip by rounding."""
-        return self.lane.dtype in ("float32", "float64")
+        return self.lane.dtype in _WIDE
 
     @property
     def limit(self) -> float:
@@ -106,6 +109,21 @@ class _Question:
         norms and rotary tables.
         """
         return _TIMES * tolerance("float32", max(1, len(self.trace.meta.sites)))[0]
+
+    def answer(self, end: int, cut: Batch, later: int) -> Note | None:
+        """The finding or note, of texts that were `cut` after `end` tokens; `later` ones follow.
+
+        Raises:
+            CannotRecomputeError: They could not be computed.
+        """
+        short = self.again.run(cut, dtype=self.dtype)
+        found = self.moved(short, cut) if self.wide else None
+        if self.wide and found is None:
+            end, found = self.first_few(end, cut)
+        otherwise = self.what_else(cut, short, found)
+        if otherwise is not None or found is None:
+            return otherwise
+        return _not_causal(self.trace, found, end, later)
 
     def moved(self, short: Forward, cut: Batch) -> Moved | None:
         """The first attention whose rows moved between a short text and the whole one."""
@@ -146,11 +164,24 @@ def _not_causal(trace: Trace, found: Moved, end: int, later: int) -> Note:
     site = next((s.index for s in sites if (s.module, s.call) == (call.module, call.call)), None)
     module = call.module or "the model"
     first = "the first token" if end == 1 else f"the first {end} tokens"
+    why = "; nothing hides later tokens from them, as in the prefix of a prefix LM"
     text = (
         f"NOT-CAUSAL: without any cache, rows of {first} in {module} move by "
-        f"{far:.1e} of their largest value when the later tokens follow; no cache can equal that"
+        f"{far:.1e} of their largest value when the later tokens follow"
+        f"{why if _sees_later(call) else ''}; no cache can equal that"
     )
     return Note("finding", text, step=later, site=site)
+
+
+def _sees_later(call: AttentionCall) -> bool:
+    """Whether the mask itself lets rows see those of later tokens."""
+    new, rows = call.queries.shape[2], call.keys.shape[2]
+    if call.causal or new != rows or new < FEW:
+        return False
+    if call.visible is None:
+        return True
+    visible = call.visible.expand(*call.visible.shape[:-2], new, rows)
+    return bool(visible.triu(1).any())
 
 
 def _cut(paths: Sequence[Path], end: int, extras: Extras) -> Batch:
