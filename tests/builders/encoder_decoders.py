@@ -33,6 +33,15 @@ def bart(seed=0, **others):
     return ready(BartForConditionalGeneration(config).eval())
 
 
+def fsmt(seed=0):
+    from transformers import FSMTConfig, FSMTForConditionalGeneration
+
+    torch.manual_seed(seed)
+    words = {"langs": ["en", "de"], "src_vocab_size": 99, "tgt_vocab_size": 99}
+    config = FSMTConfig(max_position_embeddings=64, **words, **_sizes())
+    return ready(FSMTForConditionalGeneration(config).eval())
+
+
 def whisper(seed=0):
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 

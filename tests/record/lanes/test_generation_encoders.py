@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from builders.encoder_decoders import LISTENERS, READERS
+from builders.encoder_decoders import LISTENERS, READERS, fsmt
 from builders.recorded import assert_attention_explains_itself, caches_disagree, record
 from builders.ways import IDS
 from kvtrace.analysis.checks import UNCHECKED, check
@@ -98,6 +98,17 @@ def test_an_encoder_decoder_is_traced_whole(name, way, tmp_path):
     assert_kept_near(trace)
     rows = 20 if name in LISTENERS else 12
     assert written(trace) == [rows, 0, 0, 0, 0]
+
+
+def test_a_decoder_that_masks_only_beside_ids_for_its_encoder_is_given_some(tmp_path):
+    model = fsmt()
+
+    def run():
+        return model.generate(IDS, do_sample=False, num_beams=1, max_new_tokens=5)
+
+    trace, _ = recorded(model, run, tmp_path / "a.kvt")
+    assert_kept_near(trace)
+    assert check(trace).ok
 
 
 @pytest.mark.parametrize("name", READERS)

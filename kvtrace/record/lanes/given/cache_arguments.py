@@ -35,6 +35,9 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
         arguments[NAME] = joined(model, ids, given_rows)
     else:
         arguments[first] = arguments.pop(CODES, ids)
+    if decoder and "encoder_outputs" in arguments and "input_ids" in names:
+        # nothing reads them again, but FSMT hides later tokens only beside ids for its encoder
+        arguments.setdefault("input_ids", ids)
     if any(path.padding for path in batch.paths):
         padded = padded_for(batch, device, names)
         if decoder:
