@@ -31,9 +31,24 @@ def louder(model):
     model.model.norm.weight.data *= 1.2
 
 
-def much_louder_on_rounded_queries(model):
-    model.model.norm.weight.data *= 4
+def rounded_queries(model):
     model.model.layers[0].self_attn.q_proj.weight.data *= 1.01
+
+
+def much_louder_once_on_rounded_queries(model):
+    calls = iter(range(99))
+    model.model.norm.register_forward_hook(lambda *given: given[2] * (4 if next(calls) == 2 else 1))
+    rounded_queries(model)
+
+
+def louder_on_rounded_queries(model):
+    louder(model)
+    rounded_queries(model)
+
+
+def other_head_on_rounded_queries(model):
+    other_head(model)
+    rounded_queries(model)
 
 
 def other_head(model):
@@ -72,13 +87,26 @@ def test_logits_of_equal_models_are_equal_whatever_steps_gave_them(tmp_path):
     assert (found.verdict, found.logits) == (EQUAL, None)
 
 
-def test_logits_of_narrow_types_are_left_alone_where_attention_rounds(tmp_path):
+def test_narrow_logits_that_are_off_once_are_left_alone_where_attention_rounds(tmp_path):
     # an expert that rounding chooses in the last layer moves them as far
-    old = fed(tmp_path / "a.kvt", dtype=torch.bfloat16)
-    new = fed(tmp_path / "b.kvt", much_louder_on_rounded_queries, dtype=torch.bfloat16)
+    kinds = {"sizes": (2, 1, 1, 1, 1), "dtype": torch.bfloat16}
+    old = fed(tmp_path / "a.kvt", **kinds)
+    new = fed(tmp_path / "b.kvt", much_louder_once_on_rounded_queries, **kinds)
     found = diff(old, new)
     assert found.growth.any()
     assert found.verdict == EQUAL
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 1, 1, 1), (6,)])
+@pytest.mark.parametrize("old", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", [louder_on_rounded_queries, other_head_on_rounded_queries])
+def test_narrow_logits_that_are_off_throughout_are_a_difference(change, old, sizes, tmp_path):
+    before = fed(tmp_path / "a.kvt", dtype=old, sizes=sizes)
+    after = fed(tmp_path / "b.kvt", change, dtype=torch.bfloat16, sizes=sizes)
+    rounded = fed(tmp_path / "c.kvt", rounded_queries, dtype=torch.bfloat16, sizes=sizes)
+    found = diff(before, after)
+    assert (found.verdict, found.first, found.logits.new_step) == (DIVERGED, None, 0)
+    assert diff(before, rounded).verdict == EQUAL
 
 
 @pytest.mark.parametrize("change", [louder, other_head])

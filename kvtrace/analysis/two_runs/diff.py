@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding
 from kvtrace.analysis.two_runs.align import Path, common, paths, readable, stretches, unreadable
-from kvtrace.analysis.two_runs.logits import LogitsPart, logits_part
+from kvtrace.analysis.two_runs.logits import LogitsPart, Rounding, logits_part
 from kvtrace.analysis.two_runs.rows import Parting, Rows
 from kvtrace.analysis.two_runs.stage import diagnosed
 from kvtrace.errors import TraceError
@@ -120,9 +120,10 @@ def diff(old: Trace, new: Trace) -> Diff:
         more = (parts, first, finding, *compared)
         return Diff(DIVERGED, reason, settings, total, *more, unread=unread)
     same = not (lost or np.nan_to_num(rows.growth).any())
-    rounding = float(limits.min() if same else limits.max())
+    seen = float(np.nanmax(rows.growth))
+    rounding = Rounding(same, float(limits.min() if same else limits.max()), seen)
     behind = (
-        logits_part(old, new, pair, positions, rounding, same=same)
+        logits_part(old, new, pair, positions, rounding)
         for pair, positions in zip(pairs, shared, strict=True)
     )
     logits = next(filter(None, behind), None)

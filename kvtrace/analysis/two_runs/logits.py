@@ -5,11 +5,13 @@ Knows the highest logits of a step, as far as they were recorded, and no others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf, sqrt
 
+from kvtrace.analysis.checks.noise import FLOOR
 from kvtrace.analysis.two_runs.align import Path
-from kvtrace.trace import TopLogits, Trace
+from kvtrace.trace import TopLogits, Trace, rounded_by
 
 _TIMES = 50.0
 """Times what is rounding in attention: logits gather the rounding of a whole row of numbers."""
@@ -18,6 +20,12 @@ _LEAST = 0.01
 """Less changes no probability by more than a hundredth of itself."""
 
 _WIDE = frozenset({"float32", "float64"})
+
+_MANY = 3
+"""Places that most of can be spoken of; fewer must all be off by twice as much."""
+
+_LAYERS = 4
+"""Of the models that the floors of narrow types were measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,39 +55,103 @@ def logits_part(
     new: Trace,
     pair: tuple[Path, Path],
     positions: Sequence[int],
-    rounding: float,
-    *,
-    same: bool,
+    rounding: Rounding,
 ) -> LogitsPart | None:
     """The first place at which they part; None where they never do, or nothing tells.
 
-    In narrow types an expert that is chosen otherwise in the last layer moves logits as far, unless
-    all attention is the same to the last bit: then nothing behind it has a reason to differ.
+    In narrow types an expert that is chosen otherwise in the last layer moves the logits of a place
+    as far as another norm does. Unless all attention is the same to the last bit, when nothing
+    behind it has a reason to differ, most places must part there.
 
     Args:
         old: A run.
         new: The other one.
         pair: Path of a sequence in each.
         positions: That both were fed, ascending.
-        rounding: Largest relative difference of attention that is rounding.
-        same: All attention is the same to the last bit.
+        rounding: What the attention of both says of it.
     """
-    if not (same or {old.meta.model.dtype, new.meta.model.dtype} <= _WIDE):
-        return None
-    times = 1.0 if same else _TIMES
-    for position in positions:
-        tops = [_top(trace, path, position) for trace, path in zip((old, new), pair, strict=True)]
-        if tops[0] is None or tops[1] is None:
-            continue
-        apart = _apart(tops[0], tops[1])
+    places = list(_places(old, new, pair, positions))
+    narrow = _narrowest(old, new)
+    if rounding.same:
         # the sum of all of them is of numbers that were rounded already
-        size = max(map(abs, tops[0].logits)) if same else _size(tops[0])
-        limit = max(times * rounding * size, _LEAST)
-        if apart > limit:
-            mine, theirs = (path[position] for path in pair)
+        far = [(one, one.highest, rounding.limit) for one in places]
+    elif narrow is None:
+        far = [(one, one.size, _TIMES * rounding.limit) for one in places]
+    else:
+        limit = _of_narrow(old, new, narrow, rounding.seen)
+        apart = sorted(one.apart / one.highest for one in places if one.highest)
+        if limit is None or not apart or apart[(len(apart) - 1) // 2] <= limit:
+            return None
+        if len(apart) < _MANY and apart[0] <= 2 * limit:
+            return None
+        far = [(one, one.highest, limit) for one in places]
+    for one, size, relative in far:
+        limit = max(relative * size, _LEAST)
+        if one.apart > limit:
+            mine, theirs = (path[one.position] for path in pair)
             steps = mine.step, theirs.step
-            return LogitsPart(*steps, position, mine.sequence, apart, size, limit)
+            return LogitsPart(*steps, one.position, mine.sequence, one.apart, size, limit)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What the attention of two runs says of how they round.
+
+    Attributes:
+        same: All attention is the same to the last bit.
+        limit: Relative difference of attention that is rounding.
+        seen: The largest that was seen.
+    """
+
+    same: bool
+    limit: float
+    seen: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Logits that both runs kept of a place: how far apart, and the largest number of the old run.
+
+    `size` knows of the sum of all, `highest` does not.
+    """
+
+    position: int
+    apart: float
+    size: float
+    highest: float
+
+
+def _places(
+    old: Trace, new: Trace, pair: tuple[Path, Path], positions: Sequence[int]
+) -> Iterator[_Place]:
+    for position in positions:
+        mine, theirs = (
+            _top(trace, path, position) for trace, path in zip((old, new), pair, strict=True)
+        )
+        if mine is not None and theirs is not None:
+            highest = max(map(abs, mine.logits))
+            size = max(highest, abs(mine.logsumexp))
+            yield _Place(position, _apart(mine, theirs), size, highest)
+
+
+def _narrowest(old: Trace, new: Trace) -> str | None:
+    """The least exact narrow type of both; None where both are wide."""
+    types = {trace.meta.model.dtype for trace in (old, new)} - _WIDE
+    return max(types, key=lambda one: FLOOR.get(one, inf), default=None)
+
+
+def _of_narrow(old: Trace, new: Trace, narrow: str, seen: float) -> float | None:
+    """How far apart, relatively, is rounding of logits; None where that is not known.
+
+    One norm and one product round once more: measured, by less than a third of what the attention
+    of all layers gathers, and by three quarters of the floor.
+    """
+    inside = any(rounded_by(note) is not None for one in (old, new) for note in one.notes)
+    if inside or narrow not in FLOOR:
+        return None
+    layers = max((site.layer + 1 for site in old.meta.sites), default=1)
+    return max(FLOOR[narrow] * sqrt(max(1.0, layers / _LAYERS)), seen / 3)
 
 
 def _top(trace: Trace, path: Path, position: int) -> TopLogits | None:
@@ -90,10 +162,6 @@ def _top(trace: Trace, path: Path, position: int) -> TopLogits | None:
         return None
     found = step.top[fed.sequence]
     return found if found.ids else None
-
-
-def _size(top: TopLogits) -> float:
-    return max(map(abs, (*top.logits, top.logsumexp)))
 
 
 def _apart(mine: TopLogits, theirs: TopLogits) -> float:
