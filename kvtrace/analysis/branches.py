@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvtrace.analysis.writers import Writers
+from kvtrace.analysis.rows.writers import Writers
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Step, Trace
 

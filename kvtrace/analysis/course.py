@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from kvtrace.analysis.packed import requests_text
 from kvtrace.analysis.phase import ENCODER, phase
+from kvtrace.analysis.rows.packed import requests_text
 from kvtrace.trace import Step, Trace
 
 _SHOWN = 6

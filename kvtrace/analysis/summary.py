@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from kvtrace import units
 from kvtrace.analysis.candidates import Candidates, candidates
-from kvtrace.analysis.changes import LayerChange, changes, event_text
 from kvtrace.analysis.cost.costs import StepCost, step_cost
 from kvtrace.analysis.cost.extent import Extent, extent
-from kvtrace.analysis.packed import request_name
 from kvtrace.analysis.phase import phase
+from kvtrace.analysis.rows.changes import LayerChange, changes, event_text
+from kvtrace.analysis.rows.packed import request_name
 from kvtrace.trace import CACHED, Step, Trace
 
 WITHOUT_CACHE = "recomputed"

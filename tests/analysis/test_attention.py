@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
-from kvtrace.analysis.attention import attention, entropy, top_rows
-from kvtrace.analysis.grid import Measure, divergence, grid, weight_measures
+from kvtrace.analysis.heads.attention import attention, entropy, top_rows
+from kvtrace.analysis.heads.grid import Measure, divergence, grid, weight_measures
 from kvtrace.trace import Tensor, Trace
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
+from kvtrace.analysis.heads.statistics import statistics
 from kvtrace.analysis.lanes.compare import Verdict, compare, compare_rows, verdict
 from kvtrace.analysis.lanes.parting import first_parting, largest_difference, worst
 from kvtrace.analysis.selfcheck import self_check
-from kvtrace.analysis.statistics import statistics
 from kvtrace.trace import Tensor
 
 

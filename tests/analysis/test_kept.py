@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
-from kvtrace.analysis.kept import kept
+from kvtrace.analysis.rows.kept import kept
 from kvtrace.trace import CacheLayer, Tensor
 
 

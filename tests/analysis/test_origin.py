@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
-from kvtrace.analysis.origin import origin, tokens_of_rows
+from kvtrace.analysis.rows.origin import origin, tokens_of_rows
 from kvtrace.errors import MissingError
 from kvtrace.trace import CacheEvent, CacheStep, Run, Step, Trace
 

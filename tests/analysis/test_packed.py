@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from builders import synthetic_trace
 from kvtrace.analysis.course import course
-from kvtrace.analysis.packed import part_text, pool_text
+from kvtrace.analysis.rows.packed import part_text, pool_text
 from kvtrace.analysis.summary import summary
 from kvtrace.trace import Packed, PoolRun
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.candidates import candidates
-from kvtrace.analysis.changes import changes, event_text
 from kvtrace.analysis.cost.extent import extent
+from kvtrace.analysis.rows.changes import changes, event_text
 from kvtrace.analysis.summary import summary
 from kvtrace.trace import CacheEvent, CacheStep, Cost, Flops, Run, TopLogits, Trace
 

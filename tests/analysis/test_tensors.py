@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from builders import Shape, synthetic_trace
+from kvtrace.analysis.heads.tensors import head_rows
 from kvtrace.analysis.lanes.compare import Verdict, compare
-from kvtrace.analysis.tensors import head_rows
 from kvtrace.trace import Tensor
 from kvtrace.trace.reference import at_places, places_of
 

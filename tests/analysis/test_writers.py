@@ -1,6 +1,6 @@
 """Who wrote the rows that a sequence goes on with, where layers are grouped anew at each step."""
 
-from kvtrace.analysis.writers import Writers
+from kvtrace.analysis.rows.writers import Writers
 from kvtrace.trace import CacheStep, Run, Step, TopLogits
 
 TOPS = (TopLogits((7, 3), (2.0, 1.0), 2.4), TopLogits((3, 7), (2.0, 1.0), 2.4))

@@ -13,7 +13,7 @@ from builders import Shape, synthetic_trace
 from builders.raw_frames import joined, pointed, split
 from builders.reading import read_all, same, wrong
 from builders.written import rows_of, write_trace
-from kvtrace.analysis.grid import divergence
+from kvtrace.analysis.heads.grid import divergence
 from kvtrace.errors import TraceError, VersionError
 from kvtrace.files import FileSource, TraceWriter, open_trace
 from kvtrace.files.describe import describe

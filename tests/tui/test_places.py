@@ -5,7 +5,7 @@ import pytest
 import kvtrace
 from builders import Shape, synthetic_trace
 from builders.written import write_trace
-from kvtrace.analysis.tensors import head_rows
+from kvtrace.analysis.heads.tensors import head_rows
 from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor
 from kvtrace_tui.desk import moves

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvtrace.analysis.changes import LayerChange, changes
 from kvtrace.analysis.nature import latents_of
+from kvtrace.analysis.rows.changes import LayerChange, changes
 from kvtrace.errors import MissingError
 from kvtrace.trace import Step, Trace
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvtrace.analysis.changes import row_count
 from kvtrace.analysis.cost.extent import extent
+from kvtrace.analysis.rows.changes import row_count
 from kvtrace.trace import CacheLayer, CacheStep, Trace
 from kvtrace.trace.dtypes import itemsize
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvtrace.analysis.heads.tensors import CACHE_TENSORS
 from kvtrace.analysis.lanes.compare import quotient
-from kvtrace.analysis.tensors import CACHE_TENSORS
 from kvtrace.trace import Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 

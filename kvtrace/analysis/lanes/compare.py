@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.tensors import head_rows
+from kvtrace.analysis.heads.tensors import head_rows
 from kvtrace.trace import CACHED, Lane, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 

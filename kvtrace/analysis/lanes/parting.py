@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtrace.analysis.changes import cells_of
+from kvtrace.analysis.heads.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.analysis.lanes.compare import Verdict, head_verdicts, tolerance_of, verdict
-from kvtrace.analysis.tensors import CACHE_TENSORS, attended_runs
+from kvtrace.analysis.rows.changes import cells_of
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import LaneStep, Tensor, Trace
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtrace.analysis.attention import Attention, attention
-from kvtrace.analysis.grid import Measure, grid
+from kvtrace.analysis.heads.attention import Attention, attention
+from kvtrace.analysis.heads.grid import Measure, grid
+from kvtrace.analysis.heads.statistics import Statistics, statistics
+from kvtrace.analysis.heads.tensors import head_rows, tensor_head
 from kvtrace.analysis.lanes.compare import Comparison, compare
 from kvtrace.analysis.selfcheck import SelfCheck, self_check
-from kvtrace.analysis.statistics import Statistics, statistics
-from kvtrace.analysis.tensors import head_rows, tensor_head
 from kvtrace.cli.show.pick import Place, tensor_of
 from kvtrace.cli.show.plain import Plain, plain
 from kvtrace.errors import MissingError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from kvtrace.analysis.attention import Attention
-from kvtrace.analysis.origin import NO_SINGLE, UNKNOWN, origin
-from kvtrace.analysis.packed import pool_text
+from kvtrace.analysis.heads.attention import Attention
+from kvtrace.analysis.rows.origin import NO_SINGLE, UNKNOWN, origin
+from kvtrace.analysis.rows.packed import pool_text
 from kvtrace.cli.show.at import At
 from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError

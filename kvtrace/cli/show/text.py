@@ -17,7 +17,7 @@ from kvtrace.analysis.cost.memory import cache_memory
 from kvtrace.analysis.cost.savings import further, savings
 from kvtrace.analysis.lanes.compare import reason_of
 from kvtrace.analysis.lanes.parting import first_parting, largest_difference, worst
-from kvtrace.analysis.packed import part_text
+from kvtrace.analysis.rows.packed import part_text
 from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError

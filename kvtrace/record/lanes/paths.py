@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 
-from kvtrace.analysis.writers import Origin, Writers
+from kvtrace.analysis.rows.writers import Origin, Writers
 from kvtrace.trace import CacheStep, Run, Step
 
 

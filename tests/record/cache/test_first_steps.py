@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import kvtrace
-from kvtrace.analysis.changes import changes
+from kvtrace.analysis.rows.changes import changes
 
 
 class Latent(nn.Module):

@@ -8,7 +8,7 @@ import torch
 
 from builders.recorded import record
 from builders.tiny_models import tiny_model
-from kvtrace.analysis.origin import UNKNOWN, attended_rows, origin, tokens_of_rows
+from kvtrace.analysis.rows.origin import UNKNOWN, attended_rows, origin, tokens_of_rows
 from kvtrace.cli.entry import main
 from kvtrace.trace import stands_for_none
 

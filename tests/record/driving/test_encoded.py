@@ -6,8 +6,8 @@ import torch
 import kvtrace
 from builders.encoder_decoders import READERS, bart, t5, whisper
 from kvtrace.analysis.course import course
-from kvtrace.analysis.origin import origin, tokens_of_rows
 from kvtrace.analysis.phase import phase
+from kvtrace.analysis.rows.origin import origin, tokens_of_rows
 from kvtrace.errors import ModelError
 from kvtrace.record.decode import Limits, decode
 from kvtrace.record.driving import as_transformers

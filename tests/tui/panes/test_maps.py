@@ -8,7 +8,7 @@ import pytest
 from textual.geometry import Region
 
 from builders import Shape, synthetic_trace
-from kvtrace.analysis.origin import tokens_of_rows
+from kvtrace.analysis.rows.origin import tokens_of_rows
 from kvtrace.errors import TraceError
 from kvtrace.trace import ROWS_LEFT_OUT, CacheStep, Note, Run, Tensor
 from kvtrace_tui.desk.cursor import ColourScale, Cursor, View

@@ -10,8 +10,8 @@ from textual.geometry import Region
 from builders import Shape, synthetic_trace
 from builders.panes import AT, drawn, row_of
 from builders.screens import until
-from kvtrace.analysis.attention import attention
-from kvtrace.analysis.grid import Measure, grid
+from kvtrace.analysis.heads.attention import attention
+from kvtrace.analysis.heads.grid import Measure, grid
 from kvtrace_tui.desk.cursor import View
 from kvtrace_tui.drawing.depth import Depth
 from kvtrace_tui.found import Found

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from builders import Shape, synthetic_trace
-from kvtrace.analysis.tensors import head_rows
+from kvtrace.analysis.heads.tensors import head_rows
 from kvtrace.errors import TraceError
 from kvtrace.trace import Run, Tensor
 from kvtrace_tui.panes import rows as module

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kvtrace import text
-from kvtrace.analysis.tensors import CACHE_TENSORS, head_rows
+from kvtrace.analysis.heads.tensors import CACHE_TENSORS, head_rows
 from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor, Trace
 from kvtrace_tui.arrangement import PANES

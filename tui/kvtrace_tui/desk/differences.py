@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvtrace.analysis.heads.tensors import CACHE_TENSORS
 from kvtrace.analysis.lanes.compare import Comparison, compare, head_verdicts
-from kvtrace.analysis.origin import attended_rows
-from kvtrace.analysis.tensors import CACHE_TENSORS
+from kvtrace.analysis.rows.origin import attended_rows
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import CACHED, Tensor, Trace
 from kvtrace_tui.desk import moves

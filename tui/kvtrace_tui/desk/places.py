@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kvtrace.analysis.origin import tokens_of_rows
+from kvtrace.analysis.rows.origin import tokens_of_rows
 from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor, Trace
 from kvtrace_tui.desk import moves

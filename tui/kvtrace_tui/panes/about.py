@@ -8,10 +8,10 @@ from textual.strip import Strip
 
 from kvtrace import text, units
 from kvtrace.analysis.attending import nearest
-from kvtrace.analysis.changes import change
 from kvtrace.analysis.nature import attention_is, readers
-from kvtrace.analysis.origin import NO_SINGLE, Origin, origin
-from kvtrace.analysis.packed import pool_text
+from kvtrace.analysis.rows.changes import change
+from kvtrace.analysis.rows.origin import NO_SINGLE, Origin, origin
+from kvtrace.analysis.rows.packed import pool_text
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Trace
 from kvtrace_tui.desk.cursor import Cursor

@@ -10,7 +10,7 @@ from textual.strip import Strip
 
 from kvtrace import units
 from kvtrace.analysis.attending import attends
-from kvtrace.analysis.attention import Attention, attention
+from kvtrace.analysis.heads.attention import Attention, attention
 from kvtrace.trace import Tensor, Trace, stands_for_none
 from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink

@@ -15,7 +15,7 @@ import numpy as np
 from textual.strip import Strip
 from textual.timer import Timer
 
-from kvtrace.analysis.grid import (
+from kvtrace.analysis.heads.grid import (
     WEIGHT_MEASURES,
     Grid,
     Measure,

@@ -8,8 +8,8 @@ from textual.strip import Strip
 
 from kvtrace import text
 from kvtrace.analysis.attending import attends
+from kvtrace.analysis.heads.statistics import Statistics, statistics
 from kvtrace.analysis.selfcheck import self_check
-from kvtrace.analysis.statistics import Statistics, statistics
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import CACHED, Tensor, Trace
 from kvtrace.trace.dtypes import Floats

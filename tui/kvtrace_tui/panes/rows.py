@@ -13,8 +13,7 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from kvtrace.analysis.changes import cells_of
-from kvtrace.analysis.tensors import (
+from kvtrace.analysis.heads.tensors import (
     CACHE_TENSORS,
     attended_runs,
     cell_rows,
@@ -22,6 +21,7 @@ from kvtrace.analysis.tensors import (
     pass_rows,
     tensor_head,
 )
+from kvtrace.analysis.rows.changes import cells_of
 from kvtrace.errors import TraceError
 from kvtrace.trace import CACHED, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
@@ -110,7 +110,7 @@ class RowStore:
         sequence: int = 0,
         lane: str = CACHED,
     ) -> Floats | None:
-        """As `analysis.tensors.head_rows`, from what is kept where possible.
+        """As `analysis.heads.tensors.head_rows`, from what is kept where possible.
 
         Raises:
             MissingError: The site did not attend in this step.

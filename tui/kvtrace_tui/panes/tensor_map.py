@@ -14,9 +14,10 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
-from kvtrace.analysis.kept import kept
+from kvtrace.analysis.heads.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.analysis.nature import latents_of, rows_are
-from kvtrace.analysis.origin import (
+from kvtrace.analysis.rows.kept import kept
+from kvtrace.analysis.rows.origin import (
     NO_SINGLE,
     UNKNOWN,
     Rows,
@@ -24,7 +25,6 @@ from kvtrace.analysis.origin import (
     tokens_of_cells,
     tokens_of_rows,
 )
-from kvtrace.analysis.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.trace import Tensor, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.desk.cursor import Cursor

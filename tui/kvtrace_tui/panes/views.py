@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvtrace.analysis.attending import attends
-from kvtrace.analysis.kept import kept
+from kvtrace.analysis.heads.tensors import CACHE_TENSORS
 from kvtrace.analysis.lanes.compare import Comparison, Verdict, compare_rows, tolerance_of
-from kvtrace.analysis.tensors import CACHE_TENSORS
+from kvtrace.analysis.rows.kept import kept
 from kvtrace.errors import TraceError
 from kvtrace.trace import CACHED, ROWS_LEFT_OUT, Tensor, Trace
 from kvtrace.trace.dtypes import Floats

@@ -7,8 +7,8 @@ from textual.message import Message
 from textual.strip import Strip
 
 from kvtrace.analysis.nature import attention_is
-from kvtrace.analysis.packed import request_name
 from kvtrace.analysis.phase import phase
+from kvtrace.analysis.rows.packed import request_name
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe
 from kvtrace.trace import Site, Trace

@@ -8,7 +8,7 @@ from rich.cells import cell_len
 
 from kvtrace import text
 from kvtrace.analysis.branches import Branches, Twig
-from kvtrace.analysis.packed import request_name
+from kvtrace.analysis.rows.packed import request_name
 from kvtrace.trace import Trace
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece

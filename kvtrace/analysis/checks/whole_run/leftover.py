@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.changes import cells_of
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.place_names import spoken
+from kvtrace.analysis.rows.changes import cells_of
 from kvtrace.trace import Step, Trace, stands_for_none
 from kvtrace.trace.step import Runs
 

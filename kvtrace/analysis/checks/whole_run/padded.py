@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.changes import cells_of
+from kvtrace.analysis.rows.changes import cells_of
 from kvtrace.trace import Step, Trace
 
 

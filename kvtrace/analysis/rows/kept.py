@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtrace.analysis.changes import cells_of
 from kvtrace.analysis.nature import latents_of
-from kvtrace.analysis.origin import Rows
+from kvtrace.analysis.rows.changes import cells_of
+from kvtrace.analysis.rows.origin import Rows
 from kvtrace.trace import CacheLayer, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.step import Runs

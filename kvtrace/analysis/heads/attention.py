@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.origin import UNKNOWN, attended_rows, tokens_of_rows
+from kvtrace.analysis.rows.origin import UNKNOWN, attended_rows, tokens_of_rows
 from kvtrace.trace import Trace
 from kvtrace.trace.dtypes import Floats
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.changes import cells_of, evicted_cells
-from kvtrace.analysis.source import source_tokens
-from kvtrace.analysis.tensors import attended_runs
+from kvtrace.analysis.heads.tensors import attended_runs
+from kvtrace.analysis.rows.changes import cells_of, evicted_cells
+from kvtrace.analysis.rows.source import source_tokens
 from kvtrace.errors import MissingError
 from kvtrace.trace import NO_TOKEN, Step, Trace, stands_for_none
 from kvtrace.trace.view import expanded

@@ -12,9 +12,9 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.attention import after, earlier_occurrences, query_of
+from kvtrace.analysis.heads.attention import after, earlier_occurrences, query_of
 from kvtrace.analysis.lanes.compare import head_verdicts
-from kvtrace.analysis.origin import attended_rows, tokens_of_rows
+from kvtrace.analysis.rows.origin import attended_rows, tokens_of_rows
 from kvtrace.errors import MissingError
 from kvtrace.trace import Tensor, Trace
 from kvtrace.trace.dtypes import Floats
