@@ -199,20 +199,45 @@ def find(
                 found = described(one, axis)
                 if not which or not 0 < found.slots < rows.shape[2]:
                     return found
-                return replace(found, kept=_kept(rows, one.tensor))
+                return replace(found, kept=_kept(rows, one, among))
     return None
 
 
-def _kept(rows: Tensor, tensor: Tensor) -> tuple[int, ...] | None:
-    """Slots of the rows that a smaller tensor holds, by the content of their first head."""
+def _kept(rows: Tensor, holder: Holder, among: Sequence[Holder]) -> tuple[int, ...] | None:
+    """Slots of the rows that a smaller tensor holds, or others that are as lasting; None: of all.
+
+    They may lie in several parts: recent ones and summaries, sinks and a window. Those of a part
+    are named alike.
+    """
+    wanted = digest(rows[:1, :1])[0]
+    both = np.isin(wanted, _held(rows, holder.tensor))
+    if not both.any():
+        return None
+    beside = [one for one in among if one.rank == holder.rank and one.tensor.dtype == rows.dtype]
+    looked = 0
+    for one in sorted(beside, key=lambda one: -_alike(one.name, holder.name)):
+        looked += one.tensor.numel()
+        if both.all() or looked > LARGEST:
+            break
+        both |= np.isin(wanted, _held(rows, one.tensor))
+    return None if both.all() else tuple(np.flatnonzero(both).tolist())
+
+
+def _alike(name: str, other: str) -> int:
+    """Letters with which both begin."""
+    both = zip(name, other, strict=False)
+    return next((n for n, (a, b) in enumerate(both) if a != b), min(len(name), len(other)))
+
+
+def _held(rows: Tensor, tensor: Tensor) -> np.ndarray:
+    """Digests of what a tensor holds that may be rows of the first head, by its sizes."""
     dim = rows.shape[3]
-    for axis in reversed(range(tensor.dim())):
-        if tensor.shape[axis] % dim == 0:
+    found = [digest(rows[:1, :1, :0])[0]]
+    for axis in range(tensor.dim()):
+        if tensor.shape[axis] and tensor.shape[axis] % dim == 0:
             held = tensor.movedim(axis, -1)[..., :dim].reshape(1, 1, -1, dim)
-            both = np.isin(digest(rows[:1, :1])[0], digest(held)[0])
-            if both.any():
-                return tuple(np.flatnonzero(both).tolist())
-    return None
+            found.append(digest(held)[0])
+    return np.concatenate(found)
 
 
 def described(one: Holder, axis: int) -> FoundHolder:
