@@ -12,6 +12,7 @@ _POSITIONS = re.compile(
     r"(.*_)?(w?pe|pos|position|positions?|positional)(_?(emb|embed|embedding|embeddings|enc|encoding"
     r"|table|ids?))*(_table|_emb\w*)?"
 )
+_DISTANCES = re.compile(r"rel(ative)?_|_rel\b|bias|bucket|distance|offset")
 _CONTEXT = ("block_size", "context_length", "max_seq_len", "max_seq_length", "n_ctx", "ctx_len")
 
 
@@ -21,19 +22,25 @@ def vocabulary_of(model: nn.Module) -> int:
     if told:
         return told
     tables = {name: each for name, each in model.named_modules() if isinstance(each, nn.Embedding)}
-    tokens = {name: one for name, one in tables.items() if not _of_positions(name)}
+    other = [name for name in tables if _of_positions(name) or _of_distances(name)]
+    tokens = {name: one for name, one in tables.items() if name not in other}
     return max((table.num_embeddings for table in (tokens or tables).values()), default=0)
 
 
 def _of_positions(path: str) -> bool:
     """Whether a table's name, or that of the module around it, speaks of positions."""
-    return any(_POSITIONS.fullmatch(part) for part in path.lower().split(".")[-2:])
+    return any(map(_POSITIONS.fullmatch, path.lower().split(".")[-2:]))
+
+
+def _of_distances(path: str) -> bool:
+    """Whether it speaks of how far positions are apart: no text is too long for that."""
+    return any(map(_DISTANCES.search, path.lower().split(".")[-2:]))
 
 
 def positions_of(model: nn.Module) -> int:
     """Rows of a learned table of positions, or what a config dict says; 0 when unknown."""
     for name, each in model.named_modules():
-        if isinstance(each, nn.Embedding) and _of_positions(name):
+        if isinstance(each, nn.Embedding) and _of_positions(name) and not _of_distances(name):
             return int(each.num_embeddings)
     for held in vars(model).values():
         for key in _CONTEXT if isinstance(held, dict) else ():

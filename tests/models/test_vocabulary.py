@@ -1,0 +1,29 @@
+"""What tables of embeddings say of a model: tokens, positions, or distances between them."""
+
+import pytest
+from torch import nn
+
+from kvtrace.models.scripts.vocabulary import positions_of, vocabulary_of
+
+
+def model(path):
+    """Tokens, and a second table by that name."""
+    made = nn.ModuleDict({"tokens": nn.Embedding(256, 8)})
+    around, _, name = path.rpartition(".")
+    if around:
+        made[around] = nn.ModuleDict({name: nn.Embedding(512, 8)})
+    else:
+        made[name] = nn.Embedding(512, 8)
+    return made
+
+
+@pytest.mark.parametrize("path", ["wpe", "pos_emb", "position_embedding", "pos.table"])
+def test_a_table_of_positions_says_how_long_a_text_may_be(path):
+    assert positions_of(model(path)) == 512
+    assert vocabulary_of(model(path)) == 256
+
+
+@pytest.mark.parametrize("path", ["rel_pos_emb", "pos_emb.relative_attention_bias", "pos_bias"])
+def test_a_table_of_distances_does_not(path):
+    assert positions_of(model(path)) == 0
+    assert vocabulary_of(model(path)) == 256
