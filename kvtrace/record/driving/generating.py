@@ -34,7 +34,8 @@ class Generating:
         device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
         ids = torch.tensor([list(tokens)], device=device)
         with torch.no_grad():
-            result = self.model(**generation_arguments(self.model.forward, ids, 1))
+            unnamed, named = generation_arguments(self.model.forward, ids, 1)
+            result = self.model(*unnamed, **named)
         found = result[0] if isinstance(result, tuple | list) and result else result
         if not isinstance(found, Tensor) or found.is_floating_point():
             raise ModelError(f"it returned {type(found).__name__}, expected token ids")

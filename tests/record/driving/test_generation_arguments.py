@@ -12,4 +12,11 @@ IDS = torch.tensor([[3, 1, 4]])
 def test_the_number_of_new_tokens_is_known_by_its_name(name):
     space: dict = {}
     exec(f"def generate(idx, {name}, temperature=0.8): ...", space)
-    assert generation_arguments(space["generate"], IDS, 2) == {"idx": IDS, name: 2}
+    assert generation_arguments(space["generate"], IDS, 2) == ((), {"idx": IDS, name: 2})
+
+
+@pytest.mark.parametrize(("count", "asked"), [(1, 1), (2, 5)])
+def test_what_a_decorator_hides_comes_by_place(count, asked):
+    def generate(*args, **kwargs): ...
+
+    assert generation_arguments(generate, IDS, count) == ((IDS, asked), {})

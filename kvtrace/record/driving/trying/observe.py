@@ -125,10 +125,7 @@ def _call(
     """Their function with a prompt and a number of new tokens."""
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
     ids = torch.tensor([list(prompt)], device=device)
-    named = generation_arguments(function, ids, NEW_TOKENS, first)
-    # a decorator may hide what it takes
-    hidden = (ids, ids.shape[1] + NEW_TOKENS)
-    unnamed = () if named else hidden if first is None else (first, *hidden)
+    unnamed, named = generation_arguments(function, ids, NEW_TOKENS, first)
     result = function(*unnamed, **named)
     if inspect.isgenerator(result):
         for _, _ in zip(range(NEW_TOKENS), result, strict=False):
@@ -137,13 +134,17 @@ def _call(
 
 def generation_arguments(
     function: Callable[..., object], ids: Tensor, count: int, first: nn.Module | None = None
-) -> dict[str, object]:
+) -> tuple[Sequence[object], dict[str, object]]:
     """Ids and a number of new tokens, by name; whatever else has a default keeps it.
 
-    Where no name says that it is for ids, they come first.
+    Where no name says that it is for ids, they come first. A decorator may hide all names: then
+    they come by place, and the number may be taken for that of all tokens.
     """
     values: dict[str, object] = {}
     declared = [one for one in parameters_of(function) if one.kind is one.POSITIONAL_OR_KEYWORD]
+    if not declared:
+        hidden = ids, count + (ids.shape[1] if count > 1 else 0)
+        return (hidden if first is None else (first, *hidden)), {}
     if first is not None and declared:
         values[declared.pop(0).name] = first
     named = [one.name for one in declared if _IDS.fullmatch(one.name.lower())]
@@ -156,7 +157,7 @@ def generation_arguments(
             values[one.name] = count + (ids.shape[1] if _TOTALS.fullmatch(name) else 0)
         elif one.default is one.empty:
             values[one.name] = _WINDOW if "context" in name or "block" in name else None
-    return values
+    return (), values
 
 
 def generators(model: nn.Module) -> Iterator[str]:
