@@ -8,7 +8,6 @@ where that was recorded).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +24,11 @@ from kvtrace.trace.reference import Reference
 from kvtrace.trace.source import CACHED, Source
 from kvtrace.trace.step import CacheStep, Run, Runs, SiteStep, Step
 from kvtrace.trace.view import CacheView, expanded, pool_slots
-from kvtrace.trace.weights import Weights, derive
+from kvtrace.trace.weights import Weights, derive, of_head
 
 
 class Trace:
-    """One recorded run."""
+    """One recorded run: what `kvtrace.open` gives; iterating goes through its steps."""
 
     __slots__ = ("_chosen", "_source")
 
@@ -238,12 +237,23 @@ class Trace:
     ) -> Floats | None:
         """Rows that are new in a step: [heads or kv_heads, new, dim].
 
-        None: not recorded in that lane (never for the cached lane of a site that attended).
         KEYS and VALUES are the cells the step wrote; none for a site that reads shared rows.
         In another lane they are the rows of the step's tokens, in a cross-attention all of the
         other text.
 
+        Args:
+            number: Step.
+            layer: Site.
+            tensor: Which.
+            sequence: Row of the batch.
+            head: Only this head, a kv head of KEYS and VALUES; the head axis then has length 1.
+            lane: Whose.
+
+        Returns:
+            None if they were not recorded in that lane.
+
         Raises:
+            MissingError: There is no such step, or it wrote no keys and values for the site.
             TraceError: The rows are damaged.
         """
         if lane != CACHED:
@@ -357,13 +367,15 @@ class Trace:
         if query is not None:
             queries = queries[:, query % queries.shape[1]][:, None]
         if head is not None:
-            site = replace(site, sinks=site.sinks[head : head + 1])
-            visible = visible[head : head + 1] if visible.shape[0] > 1 else visible
-            bias = bias[head : head + 1] if bias is not None and bias.shape[0] > 1 else bias
+            site, visible, bias = of_head(head, site, visible, bias)
         return derive(site, queries, keys, visible, bias)
 
     def compared(self, number: int, lane: str = "recomputed") -> LaneStep | None:
-        """How another lane compares in a step; None: not compared (never: equal)."""
+        """How another lane compares in a step; None: not compared (never: equal).
+
+        Raises:
+            TraceError: It is damaged.
+        """
         return self._source.lane_step(lane, number)
 
     def reference(

@@ -10,7 +10,7 @@ rounding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,22 @@ def derive(
     total = total + sink
     total = np.where(total == 0, 1, total)
     return Weights(exponentials / total, (sink / total)[..., 0])
+
+
+def of_head(
+    head: int, site: Site, visible: NDArray[np.bool_], bias: Floats | None
+) -> tuple[Site, NDArray[np.bool_], Floats | None]:
+    """What one query head alone has of its site's sinks, and of a mask and a bias.
+
+    Args:
+        head: Query head.
+        site: Of all heads.
+        visible, bias: [1 or heads, …]; one for all heads stays as it is.
+    """
+    one = slice(head, head + 1)
+    visible = visible[one] if visible.shape[0] > 1 else visible
+    bias = bias[one] if bias is not None and bias.shape[0] > 1 else bias
+    return replace(site, sinks=site.sinks[one]), visible, bias
 
 
 @_ANY_NUMBER
