@@ -161,3 +161,23 @@ class Reference:
         return part[:, slice(self.first, self.places) if part.shape[1] > 1 else slice(None)][
             ..., :places
         ]
+
+
+def covering(source: Source, number: int, sequence: int, lane: str) -> Reference | None:
+    """The lane's own forward that covers a step of a sequence; None: it was not kept.
+
+    Raises:
+        TraceError: It is damaged.
+    """
+    compared, found = source.lane_step(lane, number), source.meta.lane(lane)
+    if compared is None or found is None or sequence >= len(compared.passes):
+        return None
+    place, row, first = compared.passes[sequence]
+    step = source.pass_step(lane, place)
+    if step is None:
+        return None
+    new = source.step(number).new
+    if not (0 <= row < step.num_sequences and 0 <= first <= step.new - new):
+        return None
+    sites, caches = source.meta.sites, source.meta.cache_layers
+    return Reference(found, step, row, first, new, sites, caches, source)

@@ -20,7 +20,7 @@ from kvtrace.trace.lane import LaneStep
 from kvtrace.trace.mask import only_sequence
 from kvtrace.trace.meta import CacheLayer, Meta, Site, Tensor
 from kvtrace.trace.notes import Damage, Ending, Note
-from kvtrace.trace.reference import Reference
+from kvtrace.trace.reference import Reference, covering
 from kvtrace.trace.source import CACHED, Source
 from kvtrace.trace.step import CacheStep, Run, Runs, SiteStep, Step
 from kvtrace.trace.view import CacheView, expanded, pool_slots
@@ -253,7 +253,7 @@ class Trace:
             None if they were not recorded in that lane.
 
         Raises:
-            MissingError: There is no such step, or it wrote no keys and values for the site.
+            MissingError: There is no such step; KEYS or VALUES of a site that did not attend.
             TraceError: The rows are damaged.
         """
         if lane != CACHED:
@@ -386,15 +386,4 @@ class Trace:
         Raises:
             TraceError: It is damaged.
         """
-        compared, found = self.compared(number, lane), self.meta.lane(lane)
-        if compared is None or found is None or sequence >= len(compared.passes):
-            return None
-        place, row, first = compared.passes[sequence]
-        step = self._source.pass_step(lane, place)
-        if step is None:
-            return None
-        sites, caches = self.meta.sites, self.meta.cache_layers
-        new = self.step(number).new
-        if not (0 <= row < step.num_sequences and 0 <= first <= step.new - new):
-            return None
-        return Reference(found, step, row, first, new, sites, caches, self._source)
+        return covering(self._source, number, sequence, lane)

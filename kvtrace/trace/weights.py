@@ -99,7 +99,8 @@ def of_head(
     Args:
         head: Query head.
         site: Of all heads.
-        visible, bias: [1 or heads, …]; one for all heads stays as it is.
+        visible: [1 or heads, new, seq]; one for all heads stays as it is.
+        bias: The same.
     """
     one = slice(head, head + 1)
     visible = visible[one] if visible.shape[0] > 1 else visible
