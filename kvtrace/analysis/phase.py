@@ -8,6 +8,11 @@ ENCODER = "encoder"
 
 
 def phase(trace: Trace, step: Step) -> str:
-    """`ENCODER`, where nothing but an encoder attended; else "prefill" or "decode"."""
+    """`ENCODER`, where nothing but an encoder attended; else "prefill" or "decode".
+
+    One whose attention was not seen is told by what it is not: a decoder beside it would attend
+    to it.
+    """
     kinds = {trace.site(site).kind for group in step.sites for site in group.sites}
-    return ENCODER if kinds == {"encoder"} else step.phase
+    unseen = not kinds and any(site.kind == "cross" for site in trace.meta.sites)
+    return ENCODER if unseen or kinds == {"encoder"} else step.phase

@@ -19,8 +19,14 @@ def check_caches(model: nn.Module) -> None:
     """Run one token and look for rows that were kept.
 
     Raises:
-        ModelError: Nothing was kept but a recurrent state, or nothing at all.
+        ModelError: Nothing was kept but a recurrent state, or nothing at all, or it can't be
+            called.
     """
+    if type(model).forward is nn.Module.forward:
+        raise ModelError(
+            f"{type(model).__name__} has no forward: it joins several models, each of its own; "
+            "record a program that generates with it: kvtrace run script.py"
+        )
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return
     try:

@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
-from kvtrace.record.capture.caches.handing import cache_made, cache_name
-from kvtrace.record.prepared import lacking, positions_of, prepared, prepares
-from kvtrace.text import safe
+from kvtrace.record.capture.caches.handing import (
+    cache_made,
+    cache_name,
+    cache_to_begin,
+    holds_keys,
+)
+from kvtrace.record.prepared import as_overridden, positions_of, prepared, prepares, wants_more
 from kvtrace.trace import Ending
 
 
@@ -55,7 +59,7 @@ class Standard:
         self._positions = positions_of(model)
         self._device = next((one.device for one in model.parameters()), torch.device("cpu"))
         self._name = cache_name(model.forward)
-        self._cache: object = None
+        self._cache: object = cache_to_begin(model)
         self._fed = 0
         self._masked = masked
 
@@ -70,15 +74,12 @@ class Standard:
         try:
             with torch.no_grad():
                 result = self._model(**given)
-        except (TypeError, ValueError) as error:
-            if names := lacking(self._model, given, error):
-                raise ModelError(
-                    f"{type(self._model).__name__} asks for {', '.join(names)} beside the tokens, "
-                    "a prompt is text; record a program that gives it some: kvtrace run script.py "
-                    f"({safe(str(error), 160)})"
-                ) from error
+        except Exception as error:
+            if wants := wants_more(self._model, given, error, first=not self._fed):
+                raise ModelError(wants) from error
             raise
-        self._cache = cache_made(result)
+        filled = self._cache if holds_keys(self._cache) else None
+        self._cache = cache_made(result) or filled
         self._fed = 0 if self._cache is None else len(tokens)
         return last_logits(result)
 
@@ -92,7 +93,7 @@ class Standard:
             given["position_ids"] = positions[..., self._fed :]
         if self._masked:
             given["attention_mask"] = torch.ones_like(ids)
-        return given
+        return as_overridden(self._model, ids, self._fed, given)
 
 
 class Free:

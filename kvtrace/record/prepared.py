@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.caches.handing import cache_name
+from kvtrace.text import safe
 
 METHOD = "prepare_inputs_for_generation"
 
 _OF_ALL = "transformers.generation.utils"
 """Where the method is written that classes of transformers have without one of their own."""
+
+_IDS = "input_ids"
 
 _FIRST = "is_first"
 """How flags begin that say whether a call is that of the prompt."""
@@ -101,16 +104,64 @@ def prepared(model: nn.Module, ids: Tensor, before: int, cache: object) -> dict[
     return given
 
 
-def lacking(model: nn.Module, given: Mapping[str, object], error: Exception) -> list[str]:
-    """Arguments of a forward that it asks for in what it raises, and was not given.
+def as_overridden(
+    model: nn.Module, ids: Tensor, before: int, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a forward, with what a class of transformers makes of tokens by itself.
+
+    Some want all tokens at every step, some add one to be predicted, and say so in a mask.
+
+    Args:
+        model: Any.
+        ids: All tokens so far, [1, rows].
+        before: How many of them were fed.
+        given: What a forward is given otherwise.
+    """
+    method = getattr(type(model), METHOD, None)
+    if method is None or method.__module__ == _OF_ALL:
+        return dict(given)
+    told = {"attention_mask": torch.ones_like(ids), "use_cache": True}
+    told |= {name: before == 0 for name in _names(method) if name.startswith(_FIRST)}
+    told |= {name: value for name, value in given.items() if name not in (*told, _IDS)}
+    try:
+        found = method(model, ids, next_sequence_length=ids.shape[1] - before, **told)
+    except Exception:  # it wants more than a text: an image, the codes of a sound
+        return dict(given)
+    more = _names(model.forward) - given.keys() - {"attention_mask"} | {_IDS}
+    return {**given, **{one: found[one] for one in more if found.get(one) is not None}}
+
+
+def wants_more(
+    model: nn.Module, given: Mapping[str, object], error: Exception, *, first: bool
+) -> str:
+    """What is said of a forward that asks for more than tokens; empty: that is not why it failed.
 
     Args:
         model: Raised it.
         given: What it was called with, by name.
         error: What it raised: `forward() missing … 'pixel_values'`, say.
+        first: No call went well before.
     """
+    kind, told = type(model).__name__, safe(str(error).strip().partition("\n")[0], 160)
+    instead = "record a program that gives it some: kvtrace run script.py"
+    if names := _lacking(model, given, error):
+        return (
+            f"{kind} asks for {', '.join(names)} beside the tokens, a prompt is text; {instead} "
+            f"({told})"
+        )
+    theirs = type(model).__module__.startswith("transformers.")
+    if not first or not theirs or isinstance(error, MemoryError) or "memory" in told:
+        return ""
+    return (
+        f"{kind} fails on token ids alone ({type(error).__name__}: {told}); if it reads more than "
+        f"text, {instead}"
+    )
+
+
+def _lacking(model: nn.Module, given: Mapping[str, object], error: Exception) -> list[str]:
+    """Arguments of a forward that it asks for in what it raises, and was not given."""
     words = re.findall(r"\w+", str(error))
-    if any(name in words for name in given):
+    if not isinstance(error, TypeError | ValueError) or any(name in words for name in given):
         return []  # it is about those that it was given
     return [name for name in _names(model.forward) if name in words]
 

@@ -42,6 +42,21 @@ def fsmt(seed=0):
     return ready(FSMTForConditionalGeneration(config).eval())
 
 
+def led(seed=0):
+    from transformers import LEDConfig, LEDForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = LEDConfig(
+        vocab_size=99,
+        max_encoder_position_embeddings=64,
+        max_decoder_position_embeddings=64,
+        attention_window=8,
+        decoder_start_token_id=2,
+        **_sizes(),
+    )
+    return ready(LEDForConditionalGeneration(config).eval())
+
+
 def whisper(seed=0):
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -76,5 +91,5 @@ def _sizes():
     }
 
 
-READERS = {"t5": t5, "bart": bart}
+READERS = {"t5": t5, "bart": bart, "led": led}
 LISTENERS = {"whisper": whisper}

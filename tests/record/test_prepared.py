@@ -13,6 +13,7 @@ from builders.people import HERE
 from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import EQUAL, check
 from kvtrace.errors import ModelError
+from kvtrace.models.caching import check_caches
 from kvtrace.record.decode import Limits, Standard, decode
 from kvtrace.record.prepared import positions_of
 
@@ -43,7 +44,9 @@ def test_a_cache_made_anew_of_tuples_goes_on_with_their_rows(trace):
         assert (group.layers, rows) == ((0, 1), (4 + number, 5 + number, 0))
 
 
-@pytest.mark.parametrize("kind", ["bamba", "camembert", "gpt2", "llama", "opt", "bloom"])
+@pytest.mark.parametrize(
+    "kind", ["bamba", "bloom", "camembert", "cpmant", "gpt2", "llama", "opt", "recurrent_gemma"]
+)
 def test_the_text_is_the_one_that_generate_makes(kind):
     # some classes count positions from 0 in every step where they are given none
     model, made = tiny_model(kind), []
@@ -101,6 +104,28 @@ def test_a_model_that_asks_for_a_picture_says_which_argument():
     model = BlipForConditionalGeneration(config).eval()
     with pytest.raises(ModelError, match="asks for pixel_values beside the tokens"):
         decode(model, [5, 6, 7], limits=Limits(2))
+
+
+def test_a_cache_that_is_filled_and_not_handed_back_is_kept(tmp_path):
+    with kvtrace.record(model := tiny_model("recurrent_gemma"), tmp_path / "a.kvt"):
+        decode(model, PROMPT, limits=Limits(4))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [step.new for step in trace] == [5, 1, 1, 1]
+    assert check(trace).verdict == EQUAL
+
+
+def test_a_model_that_fails_on_tokens_alone_says_so():
+    # its decoder reads four codes of a sound at a time
+    with pytest.raises(ModelError, match="MusicgenForCausalLM fails on token ids alone"):
+        decode(tiny_model("musicgen"), [5, 6, 7], limits=Limits(2))
+
+
+def test_several_models_in_one_without_a_forward_are_named():
+    class Joined(torch.nn.Module):
+        pass
+
+    with pytest.raises(ModelError, match="Joined has no forward: it joins several models"):
+        check_caches(Joined())
 
 
 def test_a_chunk_is_fed_whole_to_a_class_that_prepares_single_tokens(tmp_path):

@@ -189,7 +189,7 @@ def fit(seen: Mapping[Key, Sequence[Seen]]) -> dict[Key, tuple[Growth, ...]]:
 
 
 def _together(members: Sequence[Sequence[Seen]], *, weight: bool) -> tuple[Growth, ...]:
-    """Growth of a sum; unsure where even that fits nothing."""
+    """Growth of a sum; unsure where even that fits nothing, and where no rows went in."""
     total = [
         Seen(sum(one.flops for one in same), same[0].sizes, sum(one.rows for one in same))
         for same in zip(*members, strict=True)
@@ -198,6 +198,8 @@ def _together(members: Sequence[Sequence[Seen]], *, weight: bool) -> tuple[Growt
     if found is not None:
         return (found,)
     ran = [one for one in total if one.flops]
+    if not ran:
+        return (Growth(Per.NEW, 0, sure=False),)
     begun = _begun(total, len(members)) if weight else ()
     if begun:
         return begun

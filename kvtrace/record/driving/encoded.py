@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kvtrace.errors import ModelError
 from kvtrace.record.capture.caches.handing import cache_made, cache_name
 from kvtrace.record.decode import last_logits
+from kvtrace.record.prepared import wants_more
 
 _TEXT = "input_ids"
 _BEGINS = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
@@ -67,27 +68,34 @@ class EncoderDecoder:
         """Feed the decoder its new tokens; all of them where no cache came back.
 
         Raises:
-            ModelError: The model returned no logits, or none of one sequence.
+            ModelError: The model returned no logits, or none of one sequence, or asks for more
+                than tokens.
         """
-        seen = torch.ones_like(self._source)
-        new = self._source.new_tensor([list(tokens[self._fed :])])
-        with torch.no_grad():
-            if self._encoded is None:
-                encoder = cast(Any, self._model).get_encoder()
-                self._encoded = encoder(
-                    input_ids=self._source, attention_mask=seen, return_dict=True
-                )
-            result = self._model(
-                encoder_outputs=self._encoded,
-                attention_mask=seen,
-                decoder_input_ids=new,
-                use_cache=True,
-                **{self._name: self._cache},
-            )
+        given: dict[str, Any] = {
+            "attention_mask": torch.ones_like(self._source),
+            "decoder_input_ids": self._source.new_tensor([list(tokens[self._fed :])]),
+            "use_cache": True,
+            self._name: self._cache,
+        }
+        try:
+            with torch.no_grad():
+                result = self._called(given)
+        except Exception as error:
+            if wants := wants_more(self._model, given, error, first=not self._fed):
+                raise ModelError(wants) from error
+            raise
         self._cache = cache_made(result)
         self._fed = 0 if self._cache is None else len(tokens)
         logits = last_logits(result)
         return self._forced if len(tokens) == 1 and self._forced is not None else logits
+
+    def _called(self, given: dict[str, Any]) -> object:
+        """The decoder's pass, after that of the encoder where there was none yet."""
+        if self._encoded is None:
+            encoder = cast(Any, self._model).get_encoder()
+            mask = given["attention_mask"]
+            self._encoded = encoder(input_ids=self._source, attention_mask=mask, return_dict=True)
+        return self._model(encoder_outputs=self._encoded, **given)
 
 
 def _told(model: nn.Module, *names: str) -> int | None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
-from transformers.cache_utils import Cache
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.generic import ModelOutput
 
 OLD, NEW = NAMES = ("past_key_values", "cache")
@@ -36,6 +38,24 @@ def cache_name(function: Callable[..., object]) -> str:
     """The name under which a forward, or what prepares its arguments, takes the cache."""
     names = inspect.signature(function).parameters
     return NEW if NEW in names and OLD not in names else OLD
+
+
+def cache_to_begin(model: nn.Module) -> Cache | None:
+    """The cache that `generate` begins with for a class of transformers; None: the model's own.
+
+    Some fill one that they are handed, and hand none back.
+    """
+    able = getattr(model, "_supports_default_dynamic_cache", None)
+    theirs = type(model).__module__.startswith("transformers.")
+    if able is None or not theirs or not able():
+        return None
+    return DynamicCache(config=cast(Any, model).config.get_text_config(decoder=True))
+
+
+def holds_keys(cache: object) -> bool:
+    """Whether a cache of transformers holds keys in any layer."""
+    layers = getattr(cache, "layers", None) or ()
+    return any(getattr(layer, "keys", None) is not None for layer in layers)
 
 
 def _theirs(value: object) -> object:
