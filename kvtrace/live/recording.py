@@ -18,6 +18,7 @@ from kvtrace.live.orders import Orders
 from kvtrace.live.others import try_others
 from kvtrace.live.turn import Turn
 from kvtrace.live.voice import Voice
+from kvtrace.settings import address
 from kvtrace.trace import Ending, Meta, Note, Sampling
 
 if TYPE_CHECKING:
@@ -154,7 +155,12 @@ class Recording:
 
     def _load(self) -> Loaded:
         self._progress("starting torch", None)
-        from kvtrace.models import LoadRequest, load
+        try:
+            from kvtrace.models import LoadRequest, load
+        except ValueError:
+            # what its libraries raise on their own import, without a name
+            address(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), "HF_ENDPOINT")
+            raise
 
         asked = self._request
         loaded = load(

@@ -137,6 +137,16 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path, model, message):
     assert not (tmp_path / "a.kvt").exists()
 
 
+@pytest.mark.parametrize("endpoint", ["http://a:99999", "http://[::1"])
+def test_an_endpoint_at_which_libraries_end_is_named(tmp_path, endpoint):
+    env = environment(HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "home"))
+    code, _, err = run("record", "demo", "-n", 2, cwd=tmp_path, env=env)
+    assert code == 3
+    assert err == (
+        "kvtrace: HF_ENDPOINT is not an address such as https://HOST:PORT; correct or unset it\n"
+    )
+
+
 def test_a_prompt_longer_than_the_context_names_both_numbers(tmp_path):
     (tmp_path / "long.txt").write_text("word " * 4000)
     code, _, err = run("record", "demo", "--prompt-file", "long.txt", cwd=tmp_path)

@@ -55,7 +55,9 @@ def test_a_proxy_that_is_no_address_is_named(environment, proxy):
         route()
 
 
-@pytest.mark.parametrize("endpoint", ["garbage", "https://", "hub.example:443"])
+@pytest.mark.parametrize(
+    "endpoint", ["garbage", "https://", "hub.example:443", "http://a:99999", "http://[::1"]
+)
 def test_an_endpoint_that_is_no_address_is_named(environment, endpoint):
     environment.setattr(constants, "ENDPOINT", endpoint)
     with pytest.raises(HubError, match=r"^HF_ENDPOINT is not an address"):
