@@ -84,6 +84,24 @@ def test_another_rotary_base_is_a_difference_and_no_matter_of_the_length(whole, 
     assert (found.verdict, found.finding.name) == (DIVERGED, "POSITION-ROPE")
 
 
+def kept_second(model, path):
+    """Two texts, of which only the second one goes on, as beams do."""
+    ids = torch.tensor([TOKENS[::-1], TOKENS])
+    with kvtrace.record(model, path, recompute="off"), torch.no_grad():
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+        cache.batch_select_indices(torch.tensor([1]))
+        model(input_ids=torch.tensor([[17]]), past_key_values=cache, use_cache=True)
+    return kvtrace.open(path)
+
+
+def test_a_difference_of_a_sequence_that_changed_places_is_named(model, tmp_path):
+    other = bugs.llama()
+    other.model.rotary_emb.inv_freq.copy_(other.model.rotary_emb.inv_freq**1.2)
+    found = diff(kept_second(model, tmp_path / "a.kvt"), kept_second(other, tmp_path / "b.kvt"))
+    assert (found.verdict, found.tokens, found.first.sequence) == (DIVERGED, 11, 1)
+    assert found.finding.name == "POSITION-ROPE"
+
+
 def test_a_narrow_type_is_rounding_and_is_named(whole, tmp_path):
     narrow = fed(bugs.llama().to(torch.bfloat16), tmp_path / "b.kvt", [10])
     found = diff(whole, narrow)

@@ -104,11 +104,12 @@ def diff(old: Trace, new: Trace) -> Diff:
     limits, reason, lanes = _limits(old, new, settings)
     rows = Rows(old, new, limits)
     first: Parting | None = None
+    whose: tuple[Path, Path] = ({}, {})
     for pair, positions in zip(pairs, shared, strict=True):
         for stretch in stretches(*pair, positions):
             found = rows.compare(stretch)
             if found is not None and (first is None or found.position < first.position):
-                first = found
+                first, whose = found, pair
     lost = (*steps, *rows.unread)
     unread = (*lost, *lanes)
     if np.isnan(rows.growth).all():
@@ -116,7 +117,7 @@ def diff(old: Trace, new: Trace) -> Diff:
         return Diff(UNCHECKED, why, settings, total, unread=unread)
     compared = rows.growth, limits
     if first is not None:
-        finding = diagnosed(old, new, first, pairs[first.sequence], told=told)
+        finding = diagnosed(old, new, first, whose, told=told)
         more = (parts, first, finding, *compared)
         return Diff(DIVERGED, reason, settings, total, *more, unread=unread)
     same = not (lost or np.nan_to_num(rows.growth).any())

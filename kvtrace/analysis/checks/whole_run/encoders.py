@@ -5,6 +5,8 @@ Where the encoder runs again in a decode step, its own attention shows what it w
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
 
 from kvtrace.analysis.checks.report import Finding
@@ -22,7 +24,7 @@ def encoded_anew(trace: Trace, step: Step) -> Finding | None:
         trace: Whose step.
         step: Any.
     """
-    kinds: dict[str, list[int]] = {"self": [], "cross": [], "encoder": []}
+    kinds: defaultdict[str, list[int]] = defaultdict(list)
     for site in sorted(site for group in step.sites for site in group.sites):
         kinds[trace.site(site).kind].append(site)
     if step.parent is None or not kinds["cross"] or not kinds["encoder"]:
