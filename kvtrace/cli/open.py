@@ -65,7 +65,9 @@ def _print(trace: Trace, asked: Place | None) -> int:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="a trace (.kvt)")
     parser.add_argument(
-        "--at", metavar="STEP/LAYER/HEAD/TENSOR", help="where to look first, such as 7/3/0/keys"
+        "--at",
+        metavar="STEP/LAYER/HEAD/TENSOR",
+        help="where to look first, such as 7/3/0/keys; a fifth number is a row of the batch",
     )
     parser.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
 

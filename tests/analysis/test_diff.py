@@ -99,6 +99,7 @@ def test_a_difference_of_a_sequence_that_changed_places_is_named(model, tmp_path
     other.model.rotary_emb.inv_freq.copy_(other.model.rotary_emb.inv_freq**1.2)
     found = diff(kept_second(model, tmp_path / "a.kvt"), kept_second(other, tmp_path / "b.kvt"))
     assert (found.verdict, found.tokens, found.first.sequence) == (DIVERGED, 11, 1)
+    assert found.first.places == ((0, 1), (0, 1))
     assert found.finding.name == "POSITION-ROPE"
 
 

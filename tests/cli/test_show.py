@@ -14,6 +14,7 @@ from kvtrace.analysis.lanes.compare import compare
 from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.plain import plain
 from kvtrace.cli.show.text import head
+from kvtrace.errors import UsageError
 from kvtrace.files import TraceWriter, open_trace
 from kvtrace.files.layout import Kind, pack_header
 from kvtrace.trace import Ending, Flops, Sampling, Tensor, Trace
@@ -270,3 +271,12 @@ def test_a_place_takes_q_k_and_v_for_short():
 
     assert parse("7/3/2/k") == parse("7/3/2/keys")
     assert parse("7/3/2/q").tensor == "queries"
+
+
+def test_a_fifth_number_of_a_place_is_a_row_of_the_batch():
+    from kvtrace.cli.show.pick import parse
+
+    assert (parse("7/3/2/k/4").sequence, parse("7/3/2/k").sequence) == (4, 0)
+    for text in ("7/3/2/k/x", "7/3/2/k/1/2", "7/3/2/4"):
+        with pytest.raises(UsageError, match="a fifth number is a row of the batch"):
+            parse(text)

@@ -30,11 +30,17 @@ def trace():
         ("4/2/3", (4, 2, 3, 5, 0)),
         ("4/1/0/keys", (4, 1, 0, 5, 0)),
         ("4/1", (4, 1, 0, 5, 0)),
+        ("4/1/0/keys/0", (4, 1, 0, 5, 0)),
     ],
 )
 def test_places_are_understood(trace, text, place):
     moved = go_to(text, moves.start(trace), trace)
     assert (moved.step, moved.layer, moved.head, moved.row, moved.dim) == place
+
+
+def test_a_fifth_number_of_a_place_is_a_row_of_the_batch(trace):
+    with pytest.raises(UsageError, match="sequence 2: here they go from 0 to 0"):
+        go_to("4/1/0/keys/2", moves.start(trace), trace)
 
 
 @pytest.mark.parametrize("text", ["", "here", "4 or so", "z3", "step", "99999999999999999999"])

@@ -25,7 +25,8 @@ def placed(
         return found
     site = sites[found.layer]
     code = ", ".join(filter(None, (site.module, site.code)))
-    found = replace(found, code=code, spoken=spoken(trace.meta, found.layer))
+    group = site.num_heads // site.num_kv_heads
+    found = replace(found, code=code, spoken=spoken(trace.meta, found.layer), group=group)
     compared = None if lane is None else trace.compared(found.step, lane)
     if compared is not None and limits is not None and found.name != "NONFINITE":
         here = largest(compared, len(sites))[found.layer]

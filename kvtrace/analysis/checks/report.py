@@ -35,6 +35,7 @@ class Finding:
         spoken: What people call the layer: "decoder layer 1 cross-attention"; empty: its number.
         meant: It is how the whole cache works, a difference but no mistake.
         site: Index of the shape of the place that shows it, where that is not the first.
+        group: Query heads that read one kv head there.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Finding:
     spoken: str = ""
     site: int | None = None
     meant: bool = False
+    group: int = 1
 
     @property
     def shown(self) -> int:
@@ -74,9 +76,11 @@ class Finding:
 
     @property
     def at(self) -> str:
-        """Where to look: step/layer/head/tensor, as `kvtrace open --at` takes it."""
+        """Where to look, as `kvtrace open --at` takes it: a query head that reads the kv head."""
         tensor = self.tensor if self.tensor in ("q", "k", "v", "output", "weights") else "k"
-        return f"{self.step}/{self.shown}/{self.head or 0}/{tensor}"
+        head = (self.head or 0) * (self.group if self.tensor in ("k", "v") else 1)
+        row = f"/{self.sequences[0]}" if self.sequences and self.sequences[0] else ""
+        return f"{self.step}/{self.shown}/{head}/{tensor}{row}"
 
     @property
     def whom(self) -> str:

@@ -20,7 +20,8 @@ class Parting:
     Attributes:
         old_step, new_step: Steps that computed them.
         position: Of the token, in the sequence.
-        sequence: Row of the batch.
+        sequence: Row of the batch; where beams change places, in the old run.
+        new_sequence: And in the new one.
         layer, head: Where; a kv head for K and V.
         tensor: Which.
         apart, limit: Largest relative difference, and what would be rounding.
@@ -37,6 +38,12 @@ class Parting:
     apart: float
     limit: float
     count: int
+    new_sequence: int = 0
+
+    @property
+    def places(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(step, row of the batch) in the old run and in the new one."""
+        return (self.old_step, self.sequence), (self.new_step, self.new_sequence)
 
 
 @dataclass(slots=True)
@@ -86,6 +93,7 @@ class Rows:
                         worst,
                         float(self.limits[at]),
                         stretch.count,
+                        stretch.new.sequence,
                     )
         return first
 

@@ -10,6 +10,7 @@ import numpy as np
 from kvtrace import units
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED
 from kvtrace.analysis.checks.scenes.place_names import spoken
+from kvtrace.analysis.tensors import CACHE_TENSORS
 from kvtrace.analysis.two_runs.diff import Diff, TokensPart
 from kvtrace.analysis.two_runs.logits import LogitsPart
 from kvtrace.analysis.two_runs.rows import Parting
@@ -65,7 +66,7 @@ def _headline(found: Diff, trace: Trace) -> str:
     if found.first is None:
         return f"equal within rounding ({units.counted(found.tokens, 'token')} in common)"
     one = found.first
-    kv = "kv head" if one.tensor in (Tensor.KEYS, Tensor.VALUES) else "head"
+    kv = "kv head" if one.tensor in CACHE_TENSORS else "head"
     name = "" if found.finding is None else f", looks like {found.finding.name}"
     return (
         f"{DIVERGED} at step {one.new_step}, {spoken(trace.meta, one.layer)}, {kv} {one.head}, "
@@ -94,9 +95,12 @@ def _where(
     site = traces[1].site(one.layer)
     code = ", ".join(filter(None, (site.module, site.code)))
     yield f"  {safe(code, 400)}"
-    letter = _NAMES[one.tensor]
-    for step, file in ((one.old_step, files[0]), (one.new_step, files[1])):
-        yield f"  kvtrace open {safe(file, 1000)} --at {step}/{one.layer}/{one.head}/{letter}"
+    head = one.head
+    if one.tensor in CACHE_TENSORS:
+        head *= site.num_heads // site.num_kv_heads  # of the query heads that read it, the first
+    for (step, row), file in zip(one.places, files, strict=True):
+        place = f"{step}/{one.layer}/{head}/{_NAMES[one.tensor]}{f'/{row}' if row else ''}"
+        yield f"  kvtrace open {safe(file, 1000)} --at {place}"
 
 
 def _behind(one: LogitsPart, files: tuple[str, str]) -> Iterator[str]:

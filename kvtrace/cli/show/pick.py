@@ -47,21 +47,24 @@ class Wish:
 
 
 def parse(text: str) -> Wish:
-    """`step/layer/head/tensor`, as much of it as wanted: `7`, `7/3`, `7/3/0/keys`.
+    """`step/layer/head/tensor/sequence`, as much of it as wanted: `7`, `7/3`, `7/3/0/keys`.
 
     Raises:
         UsageError: It is something else.
     """
     parts = text.split("/")
-    numbers, named = parts[:3], [_SHORT.get(part, part) for part in parts[3:]]
-    fits = len(parts) <= 4 and all(part.isascii() and part.isdigit() for part in numbers)
+    numbers, named = parts[:3], [_SHORT.get(part, part) for part in parts[3:4]]
+    row = parts[4:] or ["0"]
+    digits = (part.isascii() and part.isdigit() for part in (*numbers, *row))
+    fits = len(parts) <= 5 and all(digits)
     if not fits or any(name not in TENSORS for name in named):
         raise UsageError(
             f"{text!r} is no place in a trace: write step/layer/head/tensor, such as 7 or "
-            f"7/3/0/keys, with a tensor of {', '.join(TENSORS)}"
+            f"7/3/0/keys, with a tensor of {', '.join(TENSORS)}; a fifth number is a row of the "
+            "batch"
         )
     step, layer, head = [int(part) for part in numbers] + [None] * (3 - len(numbers))
-    return Wish(step, layer, head, named[0] if named else None)
+    return Wish(step, layer, head, named[0] if named else None, int(row[0]))
 
 
 def default_place(trace: Trace) -> Place | None:

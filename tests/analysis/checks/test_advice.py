@@ -1,7 +1,11 @@
 """What a report says: the answer first, each cause once, foreign strings made safe."""
 
+from dataclasses import replace
+
+from builders import Shape, synthetic_trace
 from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED, Finding, Report
 from kvtrace.analysis.checks.advice import headline, lines
+from kvtrace.analysis.checks.placed import placed
 from kvtrace.analysis.checks.report import Flip, Trial, together
 
 ROPE = Finding(
@@ -41,6 +45,14 @@ def test_a_place_names_kv_head_slot_and_batch_row():
     assert headline(diverged(SLOT)).endswith(
         "at step 8, layer 1, kv head 2, keys, slot 4, only batch row 1"
     )
+
+
+def test_a_place_to_look_at_is_of_the_head_and_sequence_that_show_it():
+    assert SLOT.at == "8/1/2/k/1"
+    assert replace(SLOT, group=3, sequences=(0, 1)).at == "8/1/6/k"
+    assert replace(ROPE, group=3, head=2).at == "7/3/2/q"
+    grouped = synthetic_trace(Shape(heads=6, kv_heads=2))
+    assert placed(grouped, replace(SLOT, step=3, head=1), None, None).at == "3/1/3/k/1"
 
 
 def test_a_finding_says_where_how_far_why_and_how_to_see_it():
