@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from kvtrace.configs import address
 from kvtrace.errors import KvtraceError
 from kvtrace.files import append_note
 from kvtrace.live.messages import Ended, Progress, Request, Said, Stepped
@@ -18,7 +19,6 @@ from kvtrace.live.orders import Orders
 from kvtrace.live.others import try_others
 from kvtrace.live.turn import Turn
 from kvtrace.live.voice import Voice
-from kvtrace.settings import address
 from kvtrace.trace import Ending, Meta, Note, Sampling
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from huggingface_hub import constants
 
-from kvtrace.settings import address
+from kvtrace.configs import address
 from kvtrace.text import safe
 
 
