@@ -37,3 +37,14 @@ def loaded_by(module: str) -> set[str]:
 @pytest.mark.parametrize("module", FLOORS)
 def test_importing_a_floor_loads_nothing_from_above_it(module):
     assert not loaded_by(module) & FLOORS[module]
+
+
+def test_what_the_first_picture_does_not_show_is_loaded_after_it():
+    loaded = loaded_by("kvtrace_tui.app, kvtrace_tui.panes as panes; next(panes.all_panes())")
+    assert {"kvtrace_tui.panes.tensor_map", "kvtrace_tui.panes.timeline"} <= loaded
+    assert not loaded & {
+        "kvtrace.analysis.branches",
+        "kvtrace_tui.live_run",
+        "kvtrace_tui.panes.cost",
+        "kvtrace_tui.panes.inspector",
+    }

@@ -81,16 +81,6 @@ class Branches:
         return path
 
 
-def single(trace: Trace) -> bool:
-    """Whether the run is one text that only ever grew, told without reading its steps."""
-    table = trace.overview
-    if len(table) == 0:
-        return True
-    linear = (table["parent"][1:] == table["number"][:-1]).all() and table["parent"][0] < 0
-    alone = (table["sequences"] <= 1).all()
-    return bool(linear and alone and (table["new"][1:] <= 1).all())
-
-
 def branches(trace: Trace) -> Branches:
     """The tree of a whole run; steps that can't be read are left out."""
     nodes: list[Node] = []

@@ -78,3 +78,13 @@ def _batch(steps: Sequence[Step]) -> str:
         return f"{rows} beams"
     padded = any(place < 0 for step in steps for row in step.positions for place in row)
     return f"left-padded batch of {rows}" if padded else f"batch of {rows}"
+
+
+def single(trace: Trace) -> bool:
+    """Whether the run is one text that only ever grew, told without reading its steps."""
+    table = trace.overview
+    if len(table) == 0:
+        return True
+    linear = (table["parent"][1:] == table["number"][:-1]).all() and table["parent"][0] < 0
+    alone = (table["sequences"] <= 1).all()
+    return bool(linear and alone and (table["new"][1:] <= 1).all())

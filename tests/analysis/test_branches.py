@@ -1,7 +1,8 @@
 from dataclasses import replace
 
 from builders import Shape, synthetic_trace
-from kvtrace.analysis.branches import branches, single, twigs
+from kvtrace.analysis.branches import branches, twigs
+from kvtrace.analysis.course import single
 from kvtrace.trace import CacheEvent, Run
 
 

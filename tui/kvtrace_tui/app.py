@@ -20,14 +20,16 @@ from kvtrace.trace import Trace
 from kvtrace_tui.desk import moves
 from kvtrace_tui.desk.cursor import Axis, Cursor
 from kvtrace_tui.follow import Follower, Opener
-from kvtrace_tui.live_run import LiveRun
 from kvtrace_tui.panes import all_panes
 from kvtrace_tui.screens.main import POLL_S, MainScreen, PaneMaker
 from kvtrace_tui.terminal import EXIT_CODES, hung_up, on_signals, writable
+from kvtrace_tui.turns import short_turns
 
 if TYPE_CHECKING:
     from textual.command import Provider
     from textual.driver import Driver
+
+    from kvtrace_tui.live_run import LiveRun
 
 _HANG_UP_S = 1.0
 
@@ -198,7 +200,7 @@ def run(
     gc.disable()
     app = KvtraceApp(follower, name, make_panes, at)
     try:
-        with writable():
+        with writable(), short_turns():
             code = app.run(mouse=mouse)
     finally:
         gc.unfreeze()

@@ -8,12 +8,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kvtrace.errors import KvtraceError, VersionError
 from kvtrace.text import safe
 from kvtrace.trace import Trace
 from kvtrace_tui.desk.desk import Recording
-from kvtrace_tui.live_run import LiveEvent, LiveKind, LiveRun
+
+if TYPE_CHECKING:
+    from kvtrace_tui.live_run import LiveEvent, LiveRun
 
 Opener = Callable[[], Trace]
 
@@ -107,6 +110,8 @@ class Follower:
         live.send(name, token)
 
     def _hear(self, event: LiveEvent) -> None:
+        from kvtrace_tui.live_run import LiveKind  # only where there is a recorder
+
         match event.kind:
             case LiveKind.PROGRESS:
                 self.progress = (safe(event.text), event.share)

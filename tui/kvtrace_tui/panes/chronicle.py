@@ -7,10 +7,14 @@ cursor is on: what came before it, and the longest way on.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from kvtrace.analysis.branches import Branches, branches, single
+from kvtrace.analysis.course import single
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Trace
+
+if TYPE_CHECKING:
+    from kvtrace.analysis.branches import Branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class Chronicle:
         if len(numbers) == self._read:
             return
         if not single(self.trace):
+            from kvtrace.analysis.branches import branches
+
             self.tree = branches(self.trace)
             self._read = len(numbers)
             return

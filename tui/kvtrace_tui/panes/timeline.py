@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from math import isnan
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
-from kvtrace.analysis.branches import Branches
 from kvtrace.analysis.candidates import Candidate, Candidates, candidates
 from kvtrace.trace import Trace
 from kvtrace_tui.desk.cursor import Cursor
@@ -21,6 +21,9 @@ from kvtrace_tui.drawing.lines import Piece, line, padded
 from kvtrace_tui.drawing.tokens import TokenStrip, shown_token, token_strip
 from kvtrace_tui.panes.chronicle import Chronicle, Told
 from kvtrace_tui.panes.pane import Pane
+
+if TYPE_CHECKING:
+    from kvtrace.analysis.branches import Branches
 
 _GUTTER = 9
 _WIDEST = 6

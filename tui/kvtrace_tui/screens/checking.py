@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from threading import Thread
 
 from kvtrace.errors import KvtraceError
@@ -14,8 +13,6 @@ from kvtrace.trace import Trace
 from kvtrace_tui import findings
 from kvtrace_tui.desk.desk import Desk
 from kvtrace_tui.found import Answer, Found
-
-_TURN_S = 0.0005
 
 Deed = Callable[[], None]
 
@@ -61,7 +58,7 @@ class Checking:
         def call(deed: Deed) -> None:
             loop.call_soon_threadsafe(self._soon, deed)
 
-        with suppress(RuntimeError), _yielding():  # the loop is closed: so is the app
+        with suppress(RuntimeError):  # the loop is closed: so is the app
             try:
                 another = Trace(trace.source.again())
             except KvtraceError as error:
@@ -77,14 +74,3 @@ class Checking:
     def _answered(self, answer: Answer) -> None:
         self._desk.answer = answer
         self._shown()
-
-
-@contextmanager
-def _yielding() -> Iterator[None]:
-    """Threads take turns more often: a key never waits for a calculation."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_TURN_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
