@@ -281,6 +281,22 @@ def _given(scene: Scene, place: int) -> str:
     return f"; the step was given position {told} for it{more}"
 
 
+def _why_by(n: int, scene: Scene, place: int) -> str:
+    """What makes a query's position wrong by so many, in words; empty: nothing in particular."""
+    past = int(scene.places[0]) - scene.padding
+    if n == -past and past > 1:
+        return ": counted from 0 again"
+    if abs(n) == 1:
+        return ": off by one"
+    if abs(n) == EIGHT_BITS:
+        return ": as if counted in eight bits"
+    if n == -2 * (place - scene.padding):
+        return ": turned the other way, by the sign of the sine"
+    if scene.padding and abs(n) == scene.padding:
+        return ": padding counted as positions"
+    return ""
+
+
 def _rotated(
     scene: Scene, turn: Rotation, places: NDArray[np.int64], found: Callable[[str, str], Finding]
 ) -> Finding:
@@ -288,22 +304,11 @@ def _rotated(
     furthest = int(scene.reference.keys.shape[1]) + 2
     n = shift(turn, max(furthest, 64))
     if n is not None:
-        past = int(scene.places[0]) - scene.padding
-        why = ""
-        if n == -past and past > 1:
-            why = ": counted from 0 again"
-        elif abs(n) == 1:
-            why = ": off by one"
-        elif abs(n) == EIGHT_BITS:
-            why = ": as if counted in eight bits"
-        elif n == -2 * (int(places[0]) - scene.padding):
-            why = ": turned the other way, by the sign of the sine"
-        elif scene.padding and abs(n) == scene.padding:
-            why = ": padding counted as positions"
+        place = int(places[0])
         return found(
             "POSITION-ROPE",
-            f"q of place {places[0]} = the recomputed q rotated by {n:+d} positions{why}; "
-            f"lengths equal{_given(scene, int(places[0]))}",
+            f"q of place {place} = the recomputed q rotated by {n:+d} positions"
+            f"{_why_by(n, scene, place)}; lengths equal{_given(scene, place)}",
         )
     known = _scaled_shift(scene, turn, int(places[0]))
     if known is not None:
