@@ -3,7 +3,7 @@ from dataclasses import replace
 from builders import synthetic_trace
 from kvtrace.analysis.branches import branches, twigs
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.screens.branches import branch_rows
+from kvtrace_tui.screens.pages.branches import branch_rows
 
 
 def drawn(trace, at=(0, 0), width=80, chosen=0):

@@ -10,7 +10,7 @@ from kvtrace_tui.desk import moves
 from kvtrace_tui.desk.cursor import View
 from kvtrace_tui.desk.differences import show_found
 from kvtrace_tui.found import Answer, Found
-from kvtrace_tui.screens.findings import answer_rows, finding_rows, found_rows
+from kvtrace_tui.screens.pages.findings import answer_rows, finding_rows, found_rows
 
 LANE = "recomputed"
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.trace import CacheLayer
-from kvtrace_tui.screens.memory import memory_rows
+from kvtrace_tui.screens.pages.memory import memory_rows
 
 
 def text(trace, number=2, width=110):

@@ -7,7 +7,7 @@ from builders.screens import app_of, press, shown, until
 from kvtrace.trace import Note
 from kvtrace_tui.found import Answer
 from kvtrace_tui.panes.cost import CostPane
-from kvtrace_tui.screens.choices import ChoiceScreen
+from kvtrace_tui.screens.pages.choices import ChoiceScreen
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from dataclasses import replace
 from builders import synthetic_trace
 from kvtrace.analysis.branches import branches, twigs
 from kvtrace.trace import Packed
-from kvtrace_tui.screens.branches import branch_rows
+from kvtrace_tui.screens.pages.branches import branch_rows
 
 
 def test_the_tree_names_the_request_of_each_line():

@@ -5,7 +5,7 @@ import pytest
 
 from builders import synthetic_trace
 from kvtrace_tui import sources
-from kvtrace_tui.screens.code import code_rows
+from kvtrace_tui.screens.pages.code import code_rows
 from kvtrace_tui.sources import source_of
 
 CODE = "import torch\n\ndef attend(q, k):\n    return q @ k.mT\n"

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtrace_tui.drawing.filling import Filling, room_for
-from kvtrace_tui.drawing.pool import pooled, pooling_label
+from kvtrace_tui.drawing.maps.filling import Filling, room_for
+from kvtrace_tui.drawing.maps.pool import pooled, pooling_label
 
 
 def test_few_indices_fill_all_cells():

@@ -4,11 +4,11 @@ from rich.segment import Segment
 from textual.strip import Strip
 
 from kvtrace_tui.desk.cursor import ColourScale
-from kvtrace_tui.drawing import heatstrip
 from kvtrace_tui.drawing.depth import Depth
-from kvtrace_tui.drawing.filling import Filling
-from kvtrace_tui.drawing.heat import Look, heat_map, legend
-from kvtrace_tui.drawing.heatstrip import HeatStrip, Painter, heat_strip, joined, plain_strip
+from kvtrace_tui.drawing.maps import heatstrip
+from kvtrace_tui.drawing.maps.filling import Filling
+from kvtrace_tui.drawing.maps.heat import Look, heat_map, legend
+from kvtrace_tui.drawing.maps.heatstrip import HeatStrip, Painter, heat_strip, joined, plain_strip
 from kvtrace_tui.drawing.palettes import PALETTES, Palette
 from kvtrace_tui.drawing.shade import Shade
 

@@ -5,8 +5,8 @@ from rich.style import Style
 
 from builders.painted import Painted
 from kvtrace_tui.drawing.depth import Depth
-from kvtrace_tui.drawing.heatstrip import HeatStrip, painter
 from kvtrace_tui.drawing.lines import line
+from kvtrace_tui.drawing.maps.heatstrip import HeatStrip, painter
 from kvtrace_tui.drawing.palettes import PALETTES
 from kvtrace_tui.drawing.patch import patch
 

@@ -6,14 +6,14 @@ from textual.strip import Strip
 
 from kvtrace.trace import NO_TOKEN
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.axis import across_labels
 from kvtrace_tui.drawing.bars import bar, layered, spark, strongest
 from kvtrace_tui.drawing.depth import Depth, depth_of
-from kvtrace_tui.drawing.filling import Filling
-from kvtrace_tui.drawing.grid import GridLayout, layer_grid
-from kvtrace_tui.drawing.heat import Look
 from kvtrace_tui.drawing.lines import beside, elided, line, padded, page, shown_in
-from kvtrace_tui.drawing.numbers import number, number_table
+from kvtrace_tui.drawing.maps.axis import across_labels
+from kvtrace_tui.drawing.maps.filling import Filling
+from kvtrace_tui.drawing.maps.grid import GridLayout, layer_grid
+from kvtrace_tui.drawing.maps.heat import Look
+from kvtrace_tui.drawing.maps.numbers import number, number_table
 from kvtrace_tui.drawing.palettes import PALETTES
 from kvtrace_tui.drawing.shade import Shade
 from kvtrace_tui.drawing.title import title

@@ -12,7 +12,7 @@ from textual.strip import Strip
 
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth
-from kvtrace_tui.drawing.heatstrip import joined
+from kvtrace_tui.drawing.maps.heatstrip import joined
 
 Piece = tuple[str, Style]
 

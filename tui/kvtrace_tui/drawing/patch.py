@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from textual.strip import Strip
 
-from kvtrace_tui.drawing.heatstrip import HeatStrip
+from kvtrace_tui.drawing.maps.heatstrip import HeatStrip
 
 
 def patch(

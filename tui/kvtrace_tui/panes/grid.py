@@ -30,9 +30,9 @@ from kvtrace.trace import CACHED, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.desk.cursor import ColourScale, Cursor
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.grid import GridLayout, layer_grid
-from kvtrace_tui.drawing.heat import Look, legend
 from kvtrace_tui.drawing.lines import line
+from kvtrace_tui.drawing.maps.grid import GridLayout, layer_grid
+from kvtrace_tui.drawing.maps.heat import Look, legend
 from kvtrace_tui.drawing.palettes import PALETTES
 from kvtrace_tui.drawing.shade import Shade, nice_ceiling
 from kvtrace_tui.panes.pane import Pane

@@ -29,13 +29,13 @@ from kvtrace.trace import Tensor, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.axis import across_labels
-from kvtrace_tui.drawing.filling import Filling
-from kvtrace_tui.drawing.heat import Look, heat_map, legend
 from kvtrace_tui.drawing.lines import Piece, elided, line
-from kvtrace_tui.drawing.numbers import number, number_table
+from kvtrace_tui.drawing.maps.axis import across_labels
+from kvtrace_tui.drawing.maps.filling import Filling
+from kvtrace_tui.drawing.maps.heat import Look, heat_map, legend
+from kvtrace_tui.drawing.maps.numbers import number, number_table
+from kvtrace_tui.drawing.maps.pool import pooling_label
 from kvtrace_tui.drawing.palettes import PALETTES
-from kvtrace_tui.drawing.pool import pooling_label
 from kvtrace_tui.drawing.tokens import shown_token
 from kvtrace_tui.panes.pane import Pane, blank, wrapped
 from kvtrace_tui.panes.rows import Shelf

@@ -15,8 +15,8 @@ from kvtrace_tui.desk.cursor import Axis
 from kvtrace_tui.follow import Follower
 
 if TYPE_CHECKING:
-    from kvtrace_tui.screens.choices import Make, Rows
     from kvtrace_tui.screens.main import MainScreen
+    from kvtrace_tui.screens.pages.choices import Make, Rows
 
 
 class ScreenStage:
@@ -60,14 +60,14 @@ class ScreenStage:
         elif name == "code":
             self._open_code()
         else:
-            from kvtrace_tui.screens.pages import page_of
+            from kvtrace_tui.screens.pages.page import page_of
 
             log, listens = self._follower.log, self._follower.listens
             app.push_screen(page_of(name, log, listens=listens))
 
     def _open_findings(self) -> None:
         """The list of findings; the chosen one is gone to."""
-        from kvtrace_tui.screens.findings import finding_rows
+        from kvtrace_tui.screens.pages.findings import finding_rows
 
         desk = self._screen.desk
         shown = desk.found
@@ -86,7 +86,7 @@ class ScreenStage:
     def _open_branches(self) -> None:
         """The tree of branches; the end of the chosen line is gone to."""
         from kvtrace.analysis.branches import branches, twigs
-        from kvtrace_tui.screens.branches import branch_rows
+        from kvtrace_tui.screens.pages.branches import branch_rows
 
         desk, trace = self._screen.desk, self._screen.desk.trace
         if trace is None:
@@ -107,8 +107,8 @@ class ScreenStage:
         self._choose("branches", make, mine, go)
 
     def _open_memory(self) -> None:
-        from kvtrace_tui.screens.memory import memory_rows
-        from kvtrace_tui.screens.pages import PageScreen
+        from kvtrace_tui.screens.pages.memory import memory_rows
+        from kvtrace_tui.screens.pages.page import PageScreen
 
         desk, trace = self._screen.desk, self._screen.desk.trace
         if trace is None:
@@ -119,8 +119,8 @@ class ScreenStage:
         self._screen.app.push_screen(page)
 
     def _open_code(self) -> None:
-        from kvtrace_tui.screens.code import code_rows
-        from kvtrace_tui.screens.pages import PageScreen
+        from kvtrace_tui.screens.pages.code import code_rows
+        from kvtrace_tui.screens.pages.page import PageScreen
         from kvtrace_tui.sources import source_of
 
         cursor, trace = self._screen.desk.cursor, self._screen.desk.trace
@@ -132,7 +132,7 @@ class ScreenStage:
 
     def _choose(self, name: str, make: Make, at: int, go: Callable[[int], None]) -> None:
         """A page to choose from."""
-        from kvtrace_tui.screens.choices import ChoiceScreen
+        from kvtrace_tui.screens.pages.choices import ChoiceScreen
 
         screen = self._screen
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from kvtrace.trace import stands_for_none
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.filling import Filling
 from kvtrace_tui.drawing.lines import Piece
+from kvtrace_tui.drawing.maps.filling import Filling
 
 _APART = 8
 PADDING = "pad"

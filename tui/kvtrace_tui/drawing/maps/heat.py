@@ -19,10 +19,10 @@ from textual.strip import Strip
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth
-from kvtrace_tui.drawing.filling import Filling
-from kvtrace_tui.drawing.heatstrip import Painter, heat_strip, painter
+from kvtrace_tui.drawing.maps.filling import Filling
+from kvtrace_tui.drawing.maps.heatstrip import Painter, heat_strip, painter
+from kvtrace_tui.drawing.maps.pool import pooled
 from kvtrace_tui.drawing.palettes import Palette
-from kvtrace_tui.drawing.pool import pooled
 from kvtrace_tui.drawing.shade import Shade
 
 Levels = NDArray[np.uint8]

@@ -12,7 +12,7 @@ from kvtrace.analysis.rows.packed import request_name
 from kvtrace.trace import Trace
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece
-from kvtrace_tui.screens.choices import Rows
+from kvtrace_tui.screens.pages.choices import Rows
 
 _LONGEST = 18
 _PROMPT = 8

@@ -14,7 +14,7 @@ from textual.strip import Strip
 from kvtrace_tui.drawing.depth import depth_of
 from kvtrace_tui.drawing.lines import Piece, elided, line, shown_in
 from kvtrace_tui.screens.once import LeavesOnce
-from kvtrace_tui.screens.pages import TitleLine
+from kvtrace_tui.screens.pages.page import TitleLine
 
 Rows = Sequence[tuple[Sequence[Piece], int]]
 """Lines, each with the number of the choice it belongs to; -1: none."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.trace.dtypes import Floats
-from kvtrace_tui.drawing.filling import Filling
+from kvtrace_tui.drawing.maps.filling import Filling
 
 
 def pooled(values: Floats, down: Filling, across: Filling) -> Floats:

@@ -10,7 +10,7 @@ from kvtrace.trace import Damage
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece
 from kvtrace_tui.found import Answer, Found
-from kvtrace_tui.screens.choices import Rows
+from kvtrace_tui.screens.pages.choices import Rows
 
 Row = Sequence[Piece]
 _DAMAGE_SHOWN = 20
