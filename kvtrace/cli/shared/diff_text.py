@@ -10,7 +10,7 @@ import numpy as np
 from kvtrace import units
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED
 from kvtrace.analysis.checks.scenes.place_names import spoken
-from kvtrace.analysis.tensors import CACHE_TENSORS
+from kvtrace.analysis.heads.tensors import CACHE_TENSORS
 from kvtrace.analysis.two_runs.diff import Diff, TokensPart
 from kvtrace.analysis.two_runs.logits import LogitsPart
 from kvtrace.analysis.two_runs.rows import Parting
