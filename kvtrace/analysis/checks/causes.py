@@ -11,6 +11,9 @@ from kvtrace.trace import Site, Step, Trace
 VAGUE = ("UNKNOWN", "CONTENT", "UPSTREAM", "POSITION-EMBEDDING")
 """Findings that say that something differs, and hardly what."""
 
+_FAINT = 4.0
+"""Times what is rounding: no more is left of a known cause where norms divide it out again."""
+
 Turn = tuple[bool, int, bool]
 """When a site attends within a step, as `turn_of` says."""
 
@@ -58,6 +61,9 @@ class Causes:
         """Whether a finding is more than the first one again; vague ones come first or not."""
         if found.name in VAGUE:
             return self.first is None
+        faint = found.apart is not None and found.apart <= _FAINT * (found.limit or 0.0)
+        if faint and self.of_all(step):
+            return False
         return not self.of_all(step) or found.name not in self._names
 
     def add(self, step: Step, here: Sequence[Finding]) -> None:
