@@ -95,6 +95,27 @@ def test_rows_dropped_from_the_middle_were_not_overwritten():
     assert (found.name, found.step, found.layer) == ("EVICTED-EARLY", 4, 0)
 
 
+def test_rows_of_a_layer_whose_update_somebody_replaced_are_looked_at_themselves():
+    model = llama()
+
+    def run():
+        cache = StaticCache(config=model.config, max_cache_len=16)
+        model(PROMPT, past_key_values=cache, use_cache=True)
+        for layer in cache.layers:
+
+            def late(keys, values, *more, layer=layer):
+                layer.keys[:, :, int(layer.cumulative_length) + 1] = keys[:, :, 0]
+                layer.values[:, :, int(layer.cumulative_length) + 1] = values[:, :, 0]
+                layer.cumulative_length += 1
+                return layer.keys, layer.values
+
+            layer.update = late
+        decode(model, cache, 3, 8)
+
+    found = first(model, run)
+    assert (found.name, found.step, found.layer, found.slot) == ("WRITE-POSITION", 1, 0, 8)
+
+
 def test_a_mask_that_grew_on_the_wrong_side_shows_padding():
     model = llama()
     ids = torch.randint(5, SIZES["vocab_size"], (2, 8), generator=torch.Generator().manual_seed(0))

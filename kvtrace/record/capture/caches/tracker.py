@@ -301,7 +301,7 @@ def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheU
         window if isinstance(window, int) else None,
         verdict[0],
         keys is None or keys is out[0] or capacity is not None or _part_of(keys, out[0]),
-        _is_known(type(cache)) and _is_known(kind),
+        _as_written(cache) and _as_written(layer),
         verdict[1],
         None if kind in _PLAIN else held_memory(cache, index, layer),
     )
@@ -333,6 +333,11 @@ def is_theirs(method: object) -> bool:
     """Whether a method is as transformers wrote it, under our own patch if there is one."""
     code = getattr(getattr(method, "__wrapped__", method), "__code__", None)
     return code is not None and "transformers" in Path(code.co_filename).parts
+
+
+def _as_written(one: object) -> bool:
+    """Whether a cache or a layer does what transformers wrote, and has no `update` of its own."""
+    return "update" not in getattr(one, "__dict__", ()) and _is_known(type(one))
 
 
 def _is_known(kind: type) -> bool:
