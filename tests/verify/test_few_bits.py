@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache, DynamicLayer, Fp8QuantizedLayer
 
 import kvtrace
 from kvtrace.analysis.checks import DIVERGED, EQUAL
+from verify import bugs
 
 WIDTH, VOCAB = 64, 48
 
@@ -118,3 +120,88 @@ def test_sharp_weights_make_more_of_few_bits_and_that_is_no_bug():
         mix.weight.data *= 1.5
     report = kvtrace.check(model, PROMPT, new_tokens=8, ways=())
     assert report.verdict == EQUAL, report
+
+
+class Later(DynamicLayer):
+    """Hands on what it is given, and reads back from the next step on what is left of it.
+
+    The newest rows are kept whole until there are `whole` of them.
+    """
+
+    whole, loses = 4, False
+
+    def update(self, keys: Tensor, values: Tensor, *args, **more) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            self.few, self.new, self.seen = (None, None), (keys[:, :, :0], values[:, :, :0]), 0
+        self.seen += keys.shape[2]
+        old = [[] if one is None else [one[0] * one[1]] for one in self.few]
+        given = (keys, values)
+        rows = tuple(
+            torch.cat([*few, new, one], 2)
+            for few, new, one in zip(old, self.new, given, strict=True)
+        )
+        if self.new[0].shape[2] + keys.shape[2] < self.whole:
+            self.new = tuple(torch.cat(two, 2) for two in zip(self.new, given, strict=True))
+            return rows
+        left = [torch.cat([*few, one], 2) for few, one in zip(old, given, strict=True)]
+        self.few = tuple(map(self.rounded, left if self.loses else rows))
+        self.new = keys[:, :, :0], values[:, :, :0]
+        return rows
+
+    def rounded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        scales = rows.abs().amax(-1, keepdim=True) / 127
+        return (rows / scales).round(), scales
+
+    def get_seq_length(self) -> int:
+        return getattr(self, "seen", 0)
+
+
+class LosesWhole(Later):
+    """Forgets those that were kept whole when it rounds the next ones."""
+
+    loses = True
+
+    def get_mask_sizes(self, new: int) -> tuple[int, int]:
+        """A mask for the rows that there are."""
+        if not self.is_initialized:
+            return new, 0
+        return self.few[0][0].shape[2] + self.new[0].shape[2] + new, 0
+
+
+def of_layers(layer, kinds=None):
+    """A model of transformers that decodes with a cache of such layers."""
+    model = bugs.llama()
+
+    def run():
+        cache = DynamicCache(config=model.config)
+        cache.layers = [
+            layer() if kinds is None or n in kinds else one for n, one in enumerate(cache.layers)
+        ]
+        with torch.no_grad():
+            fed = torch.tensor([PROMPT])
+            for _ in range(7):
+                logits = model(fed, past_key_values=cache).logits
+                fed = logits[:, -1:].argmax(-1)
+
+    return kvtrace.check(model, run=run)
+
+
+@pytest.mark.parametrize("layer", [Later, Fp8QuantizedLayer])
+def test_a_cache_that_is_exact_until_it_is_read_back_is_no_bug_either(layer):
+    report = of_layers(layer)
+    assert report.verdict == EQUAL, report
+    (found,) = report.findings
+    assert (found.name, found.kind.bug, found.step) == ("DTYPE", False, 1)
+    assert "what is read back from step 1 on" in found.evidence
+
+
+@pytest.mark.parametrize("layer", [Later, Fp8QuantizedLayer])
+def test_one_layer_alone_that_reads_back_few_bits_is_a_mistake(layer):
+    first = of_layers(layer, kinds=(1,)).findings[0]
+    assert (first.name, first.step, first.layer, first.kind.bug) == ("DTYPE", 1, 1, True)
+
+
+def test_rows_that_such_a_cache_loses_when_it_rounds_the_next_are_gone_and_not_overwritten():
+    first = of_layers(LosesWhole).findings[0]
+    assert (first.name, first.step, first.layer) == ("EVICTED-EARLY", 5, 0), first

@@ -257,8 +257,8 @@ AFTERWARDS = Kind(
 KEPT_ROUNDED = Kind(
     "DTYPE",
     "the cache keeps rounded rows",
-    "It quantises what it is given, from the first step on and in every layer alike: what that "
-    "alone does to the output is the price of it, not a mistake in the cache code.",
+    "It quantises what it is given, in every layer alike: what that alone does to the output is "
+    "the price of it, not a mistake in the cache code.",
     bug=False,
 )
 """What DTYPE means of a whole cache."""

@@ -1,26 +1,33 @@
 """Caches that keep few bits of every row, all alike: that is meant, what else differs is not.
 
-A cache that quantises what it is given hands back rounded rows from the first step on, in all
-layers. Whatever else is wrong with it shows by more than that rounding, which a first step that has
-nothing else to be wrong measures.
+A cache that quantises what it is given hands back rounded rows in all layers, at once or when it
+is asked for them again. Whatever else is wrong with it shows by more than that rounding, which the
+first step that has it measures.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.noise import TIMES_REFEREE, Noise, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.rows import pair, supposed_inside
 from kvtrace.analysis.checks.scenes.scene import Scene
 from kvtrace.analysis.checks.scenes.stage import stage
-from kvtrace.analysis.checks.wrong_rows.levels import quantised
+from kvtrace.analysis.checks.wrong_rows.levels import SMALL_FLOATS, quantised, scaled_floats
 from kvtrace.trace import Step, Tensor, Trace
+from kvtrace.trace.dtypes import Floats
 
 _MOST = 0.35
 """Of the largest number: rows that rounding moves by more are those of something else."""
+
+_MOST_MADE = 2 * _MOST
+"""The most that it makes of what follows from such rows: beside four bits or two, numbers of later
+layers say little."""
 
 _LAYERS_DEEP = 4
 
@@ -30,47 +37,91 @@ _TIMES_SEEN = 4.0
 _SHARPEST = 16.0
 """The most that outputs are off by, of what their rows are; more has another cause."""
 
-Bits = dict[str, tuple[int, str]]
-"""Of keys and values, as far as they are quantised: bits, and of what a group is made."""
+_BOTH = 2
+"""Keys and values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Few:
+    """What rows were rounded to.
+
+    Attributes:
+        count: Bits of a number.
+        what: Which values they take, in words.
+        mantissa: Bits of it, of small floats; None: whole numbers.
+    """
+
+    count: int
+    what: str
+    mantissa: int | None = None
+
+    @property
+    def step(self) -> float:
+        """The most that rounding moves a number by, over the largest of its group."""
+        if self.mantissa is not None:
+            return 2.0**-self.mantissa
+        return 1 / max((1 << self.count - 1) - 1, 1)
+
+
+Bits = dict[str, Few]
+"""Of keys and values, as far as they are quantised."""
 
 
 def in_few_bits(trace: Trace, lane: str, limits: Noise) -> tuple[Finding, Noise] | None:
     """Rounding by a whole cache, and what counts as rounding beside it; None where there is none.
 
     Args:
-        trace: Its first step is looked at, whose rows no step before it can have changed.
+        trace: Its first step that differs is looked at: a cache may quantise what it is given, or
+            hand that on as it was and read back what it made of it.
         lane: The reference.
         limits: What would be rounding without it.
     """
-    step = trace.step(trace.numbers[0])
-    compared = trace.compared(step.number, lane)
-    sites = [site for group in step.sites for site in group.sites]
-    if step.parent is not None or compared is None or not sites:
+    met = _first_apart(trace, lane, limits)
+    if met is None:
         return None
-    if any(trace.site(site).kind != "self" for site in sites):
+    step, top = met
+    sites = [site for group in step.sites for site in group.sites]
+    if not sites or any(trace.site(site).kind != "self" for site in sites):
         return None
     sites.sort(key=lambda site: trace.site(site).layer)
-    top = largest(compared, len(limits.threshold))
     first, rows = sites[0], [Tensor.KEYS, Tensor.VALUES]
     beyond = top[first] > limits.threshold[first]
-    if beyond[Tensor.QUERIES] or not beyond[rows].any():
+    if beyond[Tensor.QUERIES] or (step.parent is None and not beyond[rows].any()):
         return None
     moved = float(np.nanmax(top[first][rows]))
     bits = _bits(trace, step, first, lane, limits)
     if not _explain(bits, moved, beyond):
         return None
-    if any(_bits(trace, step, site, lane, limits) != bits for site in sites[1:]):
+    if any(_alike(_bits(trace, step, site, lane, limits)) != _alike(bits) for site in sites[1:]):
         return None
-    return _said(trace, step, first, bits, moved), _raised(trace, limits, moved, top)
+    return _said(step, first, bits, moved), _raised(trace, limits, moved, top)
 
 
-def _explain(bits: Bits, moved: float, beyond: np.ndarray) -> bool:
+def _first_apart(trace: Trace, lane: str, limits: Noise) -> tuple[Step, NDArray[np.float64]] | None:
+    """The first step with a difference, and how large all of its are, [sites, 4]."""
+    for number in trace.numbers:
+        compared = trace.compared(number, lane)
+        if compared is not None:
+            top = largest(compared, len(limits.threshold))
+            if (top > limits.threshold).any():
+                return trace.step(number), top
+    return None
+
+
+def _explain(bits: Bits, moved: float, beyond: NDArray[np.bool_]) -> bool:
     """Whether so few bits move rows by as much, and every tensor that differs has them."""
     differ = {name for name, tensor in (("k", Tensor.KEYS), ("v", Tensor.VALUES)) if beyond[tensor]}
     if not bits or not differ <= set(bits):
         return False
-    fewest = min(count for count, _ in bits.values())
-    return moved <= min(_MOST, 1 / max((1 << fewest - 1) - 1, 1))
+    small = any(one.mantissa is not None for one in bits.values())
+    if small and len(bits) < _BOTH:
+        return False  # a cast of one of them is a slip
+    return moved <= min(_MOST, *(one.step for one in bits.values()))
+
+
+def _alike(bits: Bits) -> Mapping[str, tuple[int, int | None]]:
+    """What the bits of all layers have in common: what shares a scale may look otherwise."""
+    return {name: (one.count, one.mantissa) for name, one in bits.items()}
 
 
 def _bits(trace: Trace, step: Step, site: int, lane: str, limits: Noise) -> Bits:
@@ -79,32 +130,59 @@ def _bits(trace: Trace, step: Step, site: int, lane: str, limits: Noise) -> Bits
     for sequence in range(step.num_sequences):
         tolerance = float(limits.threshold[site].max())
         scene = stage(trace, step.number, site, sequence, tolerance, lane)
-        found.append({} if scene is None else _of(scene))
-    return found[0] if all(one == found[0] for one in found) else {}
+        found.append({} if scene is None else _of(scene, begins=step.parent is None))
+    return found[0] if all(_alike(one) == _alike(found[0]) for one in found) else {}
 
 
-def _of(scene: Scene) -> Bits:
+def _of(scene: Scene, *, begins: bool) -> Bits:
     """The same of one sequence."""
     rows = scene.seen
     if not len(rows) or not supposed_inside(scene, rows).all():
         return {}
+    if not begins:
+        rows = rows[~np.isin(scene.supposed[rows], scene.places)]
     out: Bits = {}
     for name in ("k", "v"):
-        mine, right, _ = pair(scene, name, rows)
-        grid = quantised(mine, right) if mine.shape == right.shape else None
-        if grid is not None:
-            out[name] = grid
+        for some in (rows, _oldest(scene, name, rows)):
+            mine, right, _ = pair(scene, name, some)
+            found = _few(mine, right) if mine.size and mine.shape == right.shape else None
+            if found is not None:
+                out[name] = found
+                break
     return out
 
 
-def _said(trace: Trace, step: Step, site: int, bits: Bits, moved: float) -> Finding:
+def _oldest(scene: Scene, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those before the first that is as it should be: the newest may be kept whole for a while."""
+    rows = rows[np.argsort(scene.supposed[rows], kind="stable")]
+    mine, right, atol = pair(scene, name, rows)
+    if mine.shape != right.shape:
+        return rows[:0]
+    equal = np.abs(mine - right).max(axis=(0, 2), initial=0.0) <= atol
+    return rows[: int(np.argmax(np.append(equal, True)))]
+
+
+def _few(mine: Floats, right: Floats) -> Few | None:
+    grid = quantised(mine, right)
+    if grid is not None:
+        return Few(grid[0], f"evenly spaced values in each {grid[1]}")
+    floats = scaled_floats(mine, right)
+    if floats is None:
+        return None
+    name, what = floats
+    mantissa = dict(SMALL_FLOATS)[name]
+    return Few(8, f"values of {name} times a scale of each {what}", mantissa)
+
+
+def _said(step: Step, site: int, bits: Bits, moved: float) -> Finding:
     tensor = next(iter(bits))
-    counts = " and ".join(f"{name} of {count} bits" for name, (count, _) in bits.items())
+    counts = " and ".join(f"{name} of {one.count} bits" for name, one in bits.items())
+    rows = "all rows" if step.parent is None else f"what is read back from step {step.number} on"
     evidence = (
-        f"all rows of all layers take evenly spaced values in each {bits[tensor][1]}: {counts}. "
+        f"{rows} of all layers takes {bits[tensor].what}: {counts}. "
         f"That moves them by {moved:.1e} of the largest; only more than "
         f"{TIMES_REFEREE:.0f} times that is told besides"
-    )
+    ).replace("all rows of all layers takes", "all rows of all layers take")
     return Finding("DTYPE", step.number, site, tensor, evidence, meant=True)
 
 
@@ -116,7 +194,7 @@ def _raised(trace: Trace, limits: Noise, moved: float, top: np.ndarray) -> Noise
     threshold = np.fmax(limits.threshold, far[:, None])
     follows = np.repeat((layers > layers.min())[:, None], 4, axis=1)
     follows[:, Tensor.OUTPUT] = True
-    made = np.where(follows, min(sharp, _SHARPEST * moved, _MOST), 0.0)
+    made = np.where(follows, min(sharp, _SHARPEST * moved, _MOST_MADE), 0.0)
     threshold = np.fmax(threshold, made)
     return replace(
         limits,

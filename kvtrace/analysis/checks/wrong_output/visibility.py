@@ -199,7 +199,8 @@ def _older_lost(sight: _Sight) -> tuple[str, str, str]:
         return "ROW-OVERWRITTEN", "k", evidence
     if oldest and len(overwritten) != 1:
         return _too_soon(sight)
-    if len(overwritten):
+    # new rows take the place of as many at most; of more, those after them moved up
+    if len(overwritten) and len(missing) <= max(len(overwritten), len(sight.scene.places)):
         evidence = f"slot {overwritten[0]} changed since the step before, {_list(missing)} lost"
         return "ROW-OVERWRITTEN", "k", evidence
     return _some_gone(sight)

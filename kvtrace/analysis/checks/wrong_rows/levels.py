@@ -31,7 +31,7 @@ _TIMES = 6
 
 _DIGITS = 1e4
 
-_FLOATS = (("float8_e5m2", 2), ("float8_e4m3fn", 3))
+SMALL_FLOATS = (("float8_e5m2", 2), ("float8_e4m3fn", 3))
 """Types of eight bits, and how many of them are mantissa."""
 
 _FEWEST_FLOATS = 16
@@ -83,7 +83,7 @@ def scaled_floats(rows: Floats, reference: Floats) -> tuple[str, str] | None:
     for what, mine, theirs in reversed(list(_grouped(rows, reference))):
         if mine.shape[1] < _FEWEST_FLOATS:
             continue
-        for name, bits in _FLOATS:
+        for name, bits in SMALL_FLOATS:
             if _fits_floats(mine, bits):
                 return None if _fits_floats(theirs, bits) else (name, what)
     return None
