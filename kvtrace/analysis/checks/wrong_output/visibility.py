@@ -199,8 +199,9 @@ def _older_lost(sight: _Sight) -> tuple[str, str, str]:
         return "ROW-OVERWRITTEN", "k", evidence
     if oldest and len(overwritten) != 1:
         return _too_soon(sight)
-    # new rows take the place of as many at most; of more, those after them moved up
-    if len(overwritten) and len(missing) <= max(len(overwritten), len(sight.scene.places)):
+    # of more than there are new ones, the newest went before these came
+    more = len(missing) > max(len(overwritten), len(sight.scene.places))
+    if len(overwritten) and not (more and _newest(sight.scene, missing)):
         evidence = f"slot {overwritten[0]} changed since the step before, {_list(missing)} lost"
         return "ROW-OVERWRITTEN", "k", evidence
     return _some_gone(sight)
