@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check kills tools bench confusion false-alarms clean
+.PHONY: demo test check kills tools bench gpu confusion false-alarms clean
 
 demo: $(READY)
 	@$(BIN)/kvtrace
@@ -38,6 +38,11 @@ confusion: $(READY)
 
 false-alarms: $(READY)
 	cd tests && ../$(BIN)/python -m confusion.run --only healthy
+
+# The ways of generating and every architecture once more, on a GPU.
+gpu: $(READY)
+	KVTRACE_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/record/test_generation_ways.py tests/record/paged
+	cd tests && KVTRACE_TEST_DEVICE=cuda ../$(BIN)/python -m sweep.run --fresh --at-least 178
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/run.py

@@ -14,7 +14,13 @@ from kvtrace.trace import Site, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.weights import mix
 
-TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+TOLERANCES = {
+    "float64": 1e-6,
+    "float32": 1e-4,
+    "TF32": 1e-2,
+    "float16": 1e-2,
+    "bfloat16": 5e-2,
+}
 """Relative; room for sums in another order, and for softmax in the model's own dtype."""
 
 
@@ -24,7 +30,8 @@ def tolerance_of(trace: Trace, site: Site) -> float:
     Within autocast a site is given wider numbers than it calculates with.
     """
     rounding = [lane.tolerance for lane in trace.meta.lanes if lane.dtype == trace.meta.model.dtype]
-    return max([TOLERANCES.get(site.dtype, 1e-1), *rounding])
+    dtype = trace.meta.model.products if site.dtype == "float32" else ""
+    return max([TOLERANCES.get(dtype or site.dtype, 1e-1), *rounding])
 
 
 @dataclass(frozen=True, slots=True)

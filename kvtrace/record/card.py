@@ -13,6 +13,7 @@ from torch import nn
 from kvtrace.configs import count
 from kvtrace.record.cache.stores import dtype_name
 from kvtrace.record.local import here
+from kvtrace.record.precision import product_dtype
 from kvtrace.trace import ModelCard
 
 
@@ -33,6 +34,7 @@ def card(model: nn.Module, name: str | None = None) -> ModelCard:
         architecture=_word(getattr(config, "model_type", "")),
         weights=_word(getattr(config, "_commit_hash", "")),
         dtype=dtypes.most_common(1)[0][0] if dtypes else "float32",
+        products=_products(parameters),
         attention=_word(getattr(config, "_attn_implementation", "")),
         device=_devices(model, parameters),
         parameter_count=sum(one.numel() for one in parameters),
@@ -40,6 +42,12 @@ def card(model: nn.Module, name: str | None = None) -> ModelCard:
         vocab_size=count(text, "vocab_size"),
         context_length=count(text, "max_position_embeddings"),
     )
+
+
+def _products(parameters: Sequence[nn.Parameter]) -> str:
+    """What factors of float32 are rounded to on any of their devices."""
+    devices = {one.device for one in parameters if one.is_floating_point()}
+    return max(filter(None, map(product_dtype, devices)), default="")
 
 
 def _devices(model: nn.Module, parameters: Sequence[nn.Parameter]) -> str:

@@ -28,6 +28,8 @@ class ModelCard:
         architecture: Model type of its config ("gpt2", "llama"), empty if there is none.
         weights: What pins the weights: a hub commit, a hash, or empty.
         dtype: Of the parameters.
+        products: What factors of float32 are rounded to where it runs, "TF32" or "bfloat16"; empty:
+            to nothing else.
         attention: Attention implementation ("sdpa", "eager", …).
         device: "cpu", "cuda:0", …
         parameter_count: Number of parameters, shared ones once.
@@ -43,6 +45,7 @@ class ModelCard:
     architecture: str = ""
     weights: str = ""
     dtype: str = "float32"
+    products: str = ""
     attention: str = ""
     device: str = "cpu"
     parameter_count: int = 0

@@ -61,7 +61,7 @@ class LivePool:
                     index.append(block * allocator.block_physical_stride + ring % page)
                     slots.append(block * page + ring % page)
                 keys, values = allocator._kv_token_views[layer]
-                found[layer] = (keys[index].clone(), values[index].clone(), slots)
+                found[layer] = (keys[index].cpu(), values[index].cpu(), slots)
             self.rows[state.request_id, state.position_offset] = found
 
 
@@ -107,6 +107,9 @@ def after_tokens(name, count, then=lambda: None):
 def alone(model, prompt, new):
     """The same request by `generate`: new tokens, and the cache it leaves."""
     out = model.generate(
-        torch.tensor([prompt]), return_dict_in_generate=True, max_new_tokens=new, do_sample=False
+        torch.tensor([prompt], device=model.device),
+        return_dict_in_generate=True,
+        max_new_tokens=new,
+        do_sample=False,
     )
     return out.sequences[0, len(prompt) :].tolist(), out.past_key_values

@@ -135,6 +135,7 @@ def _cells(trace, store, tensor, runs):
 
 def bits(tensor):
     """A torch tensor as the trace stores it."""
+    tensor = tensor.cpu()
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view("<u2")
     return tensor.numpy()

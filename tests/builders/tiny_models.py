@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+from builders.device import DEVICE
 from builders.tiny_sizes import DELETE, HEADS, KEEP_NONE, OVERRIDES, SIZES
 
 KV_HEAD_NAMES = ("num_key_value_heads", "n_head_kv", "num_kv_heads", "kv_n_heads")
@@ -27,11 +28,12 @@ def tiny_model(model_type: str, *, seed: int = 0, **options):
         config.is_decoder = True
     torch.manual_seed(seed)
     if model_type == "gemma3n":
-        return _without_sight(transformers.Gemma3nForConditionalGeneration, config, options)
+        cls = transformers.Gemma3nForConditionalGeneration
+        return _without_sight(cls, config, options).to(DEVICE)
     if model_type.startswith("musicgen"):
         cls = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
-        return cls._from_config(config.decoder, **options).eval()
-    return transformers.AutoModelForCausalLM.from_config(config, **options).eval()
+        return cls._from_config(config.decoder, **options).eval().to(DEVICE)
+    return transformers.AutoModelForCausalLM.from_config(config, **options).eval().to(DEVICE)
 
 
 def _without_sight(cls, config, options):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from builders.device import DEVICE
 from builders.tiny_models import tiny_model
 
-IDS = torch.tensor([[7, 3, 21, 9, 30, 14, 7, 3, 21, 9, 5, 40]])
-PADDED = torch.ones(2, 12, dtype=torch.long)
+IDS = torch.tensor([[7, 3, 21, 9, 30, 14, 7, 3, 21, 9, 5, 40]], device=DEVICE)
+PADDED = torch.ones(2, 12, dtype=torch.long, device=DEVICE)
 PADDED[0, :4] = 0
 
 
@@ -51,9 +52,9 @@ def rolled_back(model):
     """Six tokens, the last two taken back, another one."""
     cache = None
     for tokens in ([7, 3, 21], [9, 30, 14]):
-        cache = model(torch.tensor([tokens]), past_key_values=cache).past_key_values
+        cache = model(IDS.new_tensor([tokens]), past_key_values=cache).past_key_values
     cache.crop(-2)
-    return model(torch.tensor([[5]]), past_key_values=cache).logits
+    return model(IDS.new_tensor([[5]]), past_key_values=cache).logits
 
 
 def contrastive(model, candidates=3):
@@ -77,7 +78,7 @@ def two_turns(model):
 
     cache, options = DynamicCache(config=model.config), {"do_sample": False, "max_new_tokens": 3}
     first = model.generate(IDS, past_key_values=cache, **options)
-    more = torch.cat([first, torch.tensor([[11, 12, 13]])], dim=1)
+    more = torch.cat([first, IDS.new_tensor([[11, 12, 13]])], dim=1)
     return model.generate(more, past_key_values=cache, **options)
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache
 
 import kvtrace
+from builders.device import DEVICE
 from builders.recorded import (
     Witness,
     assert_attention_explains_itself,
@@ -163,9 +164,9 @@ def test_a_full_context_ends_the_run_and_keeps_the_steps(tmp_path):
     path = tmp_path / "a.kvt"
 
     def run():
-        out = model(torch.full((1, room - 1), 5))
+        out = model(IDS.new_full((1, room - 1), 5))
         for _ in range(2):
-            out = model(torch.tensor([[5]]), past_key_values=out.past_key_values)
+            out = model(IDS.new_tensor([[5]]), past_key_values=out.past_key_values)
 
     witness = Witness()
     handles = witness.watch(model)
@@ -210,7 +211,7 @@ def test_a_cache_filled_before_goes_on_from_tokens_that_were_not_recorded(tmp_pa
 )
 def test_a_first_chunk_may_be_padding_alone(tmp_path, name, chunk, kind, mode):
     model = ready(tiny_model(name))
-    ids = torch.arange(5, 31).reshape(2, 13)
+    ids = torch.arange(5, 31, device=DEVICE).reshape(2, 13)
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
     asked = {"attention_mask": mask, "prefill_chunk_size": chunk, "do_sample": False}

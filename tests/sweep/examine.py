@@ -9,6 +9,7 @@ from time import perf_counter
 
 import torch
 
+from builders.device import DEVICE
 from builders.recorded import caches_disagree, greatest_error, record
 from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import check
@@ -228,7 +229,7 @@ def _prompt(model, count=PROMPT):
     generator = torch.Generator().manual_seed(0)
     # music has a token of every codebook at each position
     rows = getattr(model.config, "num_codebooks", None) or 1
-    return torch.randint(3, 90, (rows, count), generator=generator)
+    return torch.randint(3, 90, (rows, count), generator=generator).to(DEVICE)
 
 
 def _said(error):

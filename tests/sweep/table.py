@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+import torch
+
+from builders.device import DEVICE
 from sweep.examine import NEW, PROMPT, TOLERANCE
 
 LEVELS = {1: "interface", 2: "SDPA", 3: "data flow", 4: "explicit"}
@@ -22,7 +25,8 @@ def table(rows):
     head = [
         "# What is recorded of each architecture",
         "",
-        f"Written by `make coverage-table` with {libraries}, on a CPU, from tiny random models.",
+        f"Written by `make coverage-table` with {libraries}, on {_machine()}, "
+        "from tiny random models.",
         "",
         f"**{traced} types are traced completely**, of {attending} with attention over the text, "
         f"of {built} that could be built, of {len(rows)} causal-LM types of transformers.",
@@ -63,3 +67,10 @@ def _line(row):
         says.replace("|", "\\|").replace("\n", " ") or "–",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _machine():
+    """What the models ran on."""
+    return (
+        "a CPU" if DEVICE == "cpu" else f"one {torch.get_device_module(DEVICE).get_device_name()}"
+    )

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from kvtrace.trace import NOT_REPEATABLE, LaneStep, Reference, Tensor, Trace, rounded_by
 
 # Relative to max|row|; measured on random models of 185 architectures, 4 layers.
-FLOOR = {"float64": 1e-12, "float32": 2e-5, "float16": 3e-3, "bfloat16": 2e-2}
+FLOOR = {
+    "float64": 1e-12,
+    "float32": 2e-5,
+    "TF32": 3e-3,
+    "float16": 3e-3,
+    "bfloat16": 2e-2,
+}
 TIMES_REFEREE = 4.0
 _LAYERS_MEASURED = 4
 

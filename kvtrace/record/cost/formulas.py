@@ -26,6 +26,7 @@ _DENSE = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
 """Place of the first factor among the arguments; the second follows it."""
 _GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
 _GEMV = ("aten::mv", "aten::addmv", "aten::dot", "aten::vdot")
+_PICKING = ("aten::index", "aten::index_select")
 
 
 def attention_flops(call: AttentionCall) -> tuple[int, int]:
@@ -36,20 +37,26 @@ def attention_flops(call: AttentionCall) -> tuple[int, int]:
     return pairs * key_dim, pairs * value_dim * call.mixes
 
 
-_multiplying: dict[object, bool] = {}
+_matters: dict[object, bool] = {}
 """By operator; there are no more of them than torch has."""
 
 
-def may_multiply(operator: object) -> bool:
-    """Whether an operator is one that `product_flops` counts, or of higher order."""
-    found = _multiplying.get(operator)
+def matters(operator: object) -> bool:
+    """Whether an operator is counted by `product_flops`, picks matrices or is of higher order."""
+    found = _matters.get(operator)
     if found is None:
         found = True
         if isinstance(operator, torch._ops.OpOverload):
             name = operator._schema.name
-            found = name.removeprefix("aten::") in _PRODUCTS or name in (*_GROUPED, *_GEMV)
-        _multiplying[operator] = found
+            product = name.removeprefix("aten::") in _PRODUCTS
+            found = product or name in (*_GROUPED, *_GEMV, *_PICKING)
+        _matters[operator] = found
     return found
+
+
+def picks(operator: torch._ops.OpOverload) -> bool:
+    """Whether an operator copies some of the matrices in its first argument: those of experts."""
+    return operator._schema.name in _PICKING
 
 
 def product_flops(

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import get_ident
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from kvtrace.record.cost.formulas import may_multiply, product_flops
+from kvtrace.record.cost.formulas import matters, picks, product_flops
 from kvtrace.record.cost.plan import Plan
 from kvtrace.record.local import address
 
@@ -52,13 +53,17 @@ class Product:
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Hands every operator's FLOPs and tensors to `seen`."""
+    """Hands every operator's FLOPs and tensors to `seen`, and what picks matrices to `picked`."""
 
     supports_higher_order_operators = True
 
-    def __init__(self, seen: Callable[[int, Sequence[Tensor]], None]) -> None:
+    def __init__(
+        self,
+        seen: Callable[[int, Sequence[Tensor]], None],
+        picked: Callable[[Tensor, Tensor], None],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._seen = seen
+        self._seen, self._picked = seen, picked
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -74,7 +79,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> object:
         kwargs = kwargs or {}
         # most of a model multiplies nothing, and must not wait for us to find that out
-        if not (types or may_multiply(func) or torch.is_inference_mode_enabled()):
+        if not (types or matters(func) or torch.is_inference_mode_enabled()):
             return func(*args, **kwargs)
         if isinstance(func, torch._ops.HigherOrderOperator):
             return func(*args, **kwargs)  # flex_attention: as any fused attention, no product
@@ -89,8 +94,10 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out: object = func(*args, **kwargs)
         if any(kind.__name__ == "FakeTensor" for kind in types) or _is_count(out):
             return out
-        flops = product_flops(func, args, kwargs, out)
-        if flops:
+        if picks(func):
+            if isinstance(args[0], Tensor) and isinstance(out, Tensor):
+                self._picked(args[0], out)
+        elif flops := product_flops(func, args, kwargs, out):
             self._seen(flops, [a for a in args if isinstance(a, Tensor)])
         return out
 
@@ -113,7 +120,8 @@ class ProductWatch:
         self._handles: list[RemovableHandle] = []
         self._inside: list[tuple[str, nn.Module]] = []
         self._thread = get_ident()
-        self._mode = _Counting(self._operator)
+        self._picks: dict[int, tuple[ReferenceType[Tensor], tuple[str, str, bool]]] = {}
+        self._mode = _Counting(self._operator, self._picked)
         self._enter_absent()
         self._whole = plan.whole
         if plan.whole:
@@ -162,6 +170,9 @@ class ProductWatch:
         found = self._plan.weights.get(at)
         if found is not None or not at:
             return found
+        pick = self._picks.get(at)
+        if pick is not None and pick[0]() is not None:
+            return pick[1]
         for path, module in reversed(self._inside):
             for name, parameter in module._parameters.items():
                 if parameter is not None and address(parameter) == at:
@@ -200,6 +211,12 @@ class ProductWatch:
                 self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
         return before, after
+
+    def _picked(self, matrices: Tensor, some: Tensor) -> None:
+        """Some of the matrices of a parameter: where each row has those of its own experts."""
+        owner = self._owner(matrices) if matrices.ndim == some.ndim > 2 else None
+        if owner is not None:
+            self._picks[address(some)] = ref(some), owner
 
     def _operator(self, flops: int, operands: Sequence[Tensor]) -> None:
         before = self._seen()

@@ -307,6 +307,8 @@ class Lanes:
     def _tolerance(self, meta: Meta) -> tuple[float, str]:
         autocast = self.again.autocast
         lowest = _lowest(meta, "" if autocast is None else autocast.name)
+        if lowest == "float32":
+            lowest = meta.model.products or lowest
         return tolerance(lowest, max(1, len(meta.sites)))
 
 

@@ -10,6 +10,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
+import kvtrace
 from builders.encoder_decoders import bart
 from builders.tiny_models import tiny_config, tiny_model
 from kvtrace.record.capture.running import passes
@@ -199,6 +200,24 @@ def test_an_expert_mixture_reads_only_the_experts_one_token_can_wake():
     idle //= config.num_local_experts
     assert measured[-1][2] == whole - idle - embedding.nbytes + embedding[0].nbytes
     assert measured[0][2] == whole - embedding.nbytes + 9 * embedding[0].nbytes
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "deepseek_v3"])
+def test_experts_picked_for_each_row_cost_what_they_do_in_groups(model_type, tmp_path):
+    """On a GPU `generate` multiplies the prompt in groups, and single tokens with copies."""
+    model = tiny_model(model_type)
+    costs = []
+    for then in ("grouped_mm", "batched_mm"):
+        model.set_experts_implementation("grouped_mm")
+        with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", force=True):
+            out = model(torch.arange(3, 12)[None])
+            model.set_experts_implementation(then)
+            for token in (5, 6, 7):
+                out = model(torch.tensor([[token]]), past_key_values=out.past_key_values)
+        trace = kvtrace.open(tmp_path / "a.kvt")
+        assert trace.meta.not_recorded == ()
+        costs.append([trace.step(number).cost for number in trace.numbers])
+    assert costs[0] == costs[1]
 
 
 def test_many_tokens_without_a_cache_wake_every_expert():

@@ -141,7 +141,7 @@ def test_a_request_of_its_own_gives_the_same_within_rounding(run):
         last = steps[-1]
         for site in trace.meta.sites:
             mine, _, _ = kept(trace, last, site)
-            theirs = cache.layers[site.layer].keys[0].numpy()
+            theirs = cache.layers[site.layer].keys[0].cpu().numpy()
             rows = min(mine.shape[1], theirs.shape[1])
             apart = np.abs(mine[:, -rows:] - theirs[:, -rows:]).max()
             assert apart <= BEYOND_ROUNDING * np.abs(theirs).max()

@@ -8,6 +8,7 @@ from transformers.generation.continuous_batching import cache, input_outputs, re
 from transformers.generation.continuous_batching.model_runner import ModelRunner
 
 import kvtrace
+from builders.device import DEVICE
 from builders.engines import GREEDY, after_tokens, batched, engine_model, settings
 from kvtrace.analysis.checks import EQUAL, check
 
@@ -172,7 +173,7 @@ def test_two_engines_one_after_the_other_do_not_mix_their_requests(tmp_path):
 def test_a_batch_and_plain_generate_may_take_turns(tmp_path):
     torch.set_num_threads(1)
     model = engine_model("llama")
-    ids = torch.tensor([[7, 3, 21, 9]])
+    ids = torch.tensor([[7, 3, 21, 9]], device=DEVICE)
     with kvtrace.record(model, tmp_path / "a.kvt"):
         model.generate(ids, max_new_tokens=3, do_sample=False)
         batched(model, [[7, 3, 21, 9], [5, 40]], new=3)

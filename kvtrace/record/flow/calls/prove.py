@@ -13,6 +13,8 @@ from math import isfinite, isnan
 import torch
 from torch import Tensor
 
+from kvtrace.record.precision import EXACT, product_eps
+
 HALF = (torch.float16, torch.bfloat16)
 
 _LOST = 4
@@ -81,8 +83,9 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def rounding(*tensors: Tensor) -> float:
-    """The coarsest step of the dtypes involved, relative to 1."""
-    return max(torch.finfo(tensor.dtype).eps for tensor in tensors)
+    """The coarsest step of the dtypes involved, and of products of float32, relative to 1."""
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in tensors)
+    return max(eps, product_eps(tensors[0].device)) if eps == EXACT else eps
 
 
 def products(queries: Tensor, keys: Tensor) -> Tensor:

@@ -48,9 +48,10 @@ class KeptLogits:
             return None
         cached = kept[sequence].to(lane.dtype)
         best = torch.topk(cached, min(2, cached.numel()))
-        margin = float(best.values[0] - best.values[-1])
-        difference = (cached - lane).abs()
-        return LogitDiff(float(difference.max()), margin, int(best.indices[0]), int(lane.argmax()))
+        margin, first = float(best.values[0] - best.values[-1]), int(best.indices[0])
+        # of tokens that are equally likely either may be called the best: the same one, then
+        other = first if bool(lane[first] >= lane.max()) else int(lane.argmax())
+        return LogitDiff(float((cached - lane).abs().max()), margin, first, other)
 
     def drop(self, step: int) -> None:
         """Forget a step."""

@@ -13,6 +13,7 @@ from kvtrace import units
 _HELD = {
     "float64": 1e-12,
     "float32": 2e-5,
+    "TF32": 3e-3,  # as many digits as float16
     "float16": 3e-3,
     "bfloat16": 2e-2,
 }
@@ -23,7 +24,7 @@ def tolerance(dtype: str, layers: int) -> tuple[float, str]:
     """Relative tolerance, and the reason in words.
 
     Args:
-        dtype: The less exact one of the two lanes'.
+        dtype: The less exact one of the two lanes'; "TF32" where float32 is multiplied in it.
         layers: Attention sites the values pass through.
     """
     base = _HELD.get(dtype, _HELD["bfloat16"])

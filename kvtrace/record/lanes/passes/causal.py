@@ -108,7 +108,9 @@ class _Question:
         A wider lane is not exact to its own last bits: models round to float32 inside, in softmax,
         norms and rotary tables.
         """
-        return _TIMES * tolerance("float32", max(1, len(self.trace.meta.sites)))[0]
+        meta = self.trace.meta
+        products = meta.model.products if self.lane.dtype == "float32" else ""
+        return _TIMES * tolerance(products or "float32", max(1, len(meta.sites)))[0]
 
     def answer(self, end: int, cut: Batch, later: int) -> Note | None:
         """The finding or note, of texts that were `cut` after `end` tokens; `later` ones follow.
