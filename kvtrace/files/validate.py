@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvtrace.errors import TraceError
-from kvtrace.trace import CacheStep, Meta, SiteStep, Step, dtypes
+from kvtrace.text import safe
+from kvtrace.trace import CACHED, CacheStep, Lane, Meta, SiteStep, Step, dtypes
 from kvtrace.trace.meta import FORMAT_VERSION, CacheLayer, Site
 from kvtrace.trace.step import PoolRun, Runs
 
@@ -18,6 +19,7 @@ MAX_HEADS = 1 << 20
 MAX_DIM = 1 << 24
 MAX_CELL = 1 << 48
 PHASES = ("prefill", "decode")
+_LONGEST_NAME = 40
 SPARE_ROWS = 1 << 18
 """A recovered trace may lack rows that its steps attended to: more rows than bytes."""
 
@@ -48,8 +50,14 @@ def check_meta(meta: Meta, before: Meta | None, where: str) -> None:
     if meta.rank is not None and not 0 <= meta.rank.number < meta.rank.size <= MAX_HEADS:
         raise TraceError(f"{where}: META says that it is a rank that can't be.")
     for lane in meta.lanes:
-        if not dtypes.is_float(lane.dtype):
-            raise TraceError(f"{where}: lane of META has the unknown dtype {lane.dtype[:20]!r}.")
+        _check_lane(lane, where)
+
+
+def _check_lane(lane: Lane, where: str) -> None:
+    if lane.name in ("", CACHED) or safe(lane.name, _LONGEST_NAME) != lane.name:
+        raise TraceError(f"{where}: no lane can be called {lane.name[:20]!r}, as META says.")
+    if not dtypes.is_float(lane.dtype):
+        raise TraceError(f"{where}: lane of META has the unknown dtype {lane.dtype[:20]!r}.")
 
 
 def _extends(meta: Meta, before: Meta) -> bool:

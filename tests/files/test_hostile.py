@@ -317,6 +317,18 @@ def test_unknown_frames_are_skipped_unless_they_must_be_understood(tmp_path, ref
         open_trace(path)
 
 
+@pytest.mark.parametrize("name", ["\u202eabc", "\x1b[2J", "a\nb", "", "cached", "x" * 41])
+def test_a_lane_whose_name_is_no_word_never_reaches_a_terminal(tmp_path, reference, name):
+    _, frames = reference
+    meta = json.loads(frames[0].json)
+    meta["lanes"][0]["name"] = name
+    made = [with_json(one, meta) if one.kind == Kind.META else one for one in frames]
+    path = tmp_path / "a.kvt"
+    path.write_bytes(joined(pack_header(1), made))
+    with pytest.raises(TraceError, match="no META could be read"):
+        open_trace(path)
+
+
 def test_a_later_meta_may_add_sites_and_never_change_one(tmp_path, reference):
     _, frames = reference
     meta = json.loads(frames[0].json)
