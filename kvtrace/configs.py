@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from kvtrace.errors import HubError
-
 _PORTS = {"https": 443, "socks5": 1080, "socks5h": 1080}
 
 
@@ -27,19 +25,15 @@ def count(config: object, *names: str) -> int:
     return next((one for one in found if type(one) is int and one > 0), 0)
 
 
-def address(words: str, variable: str) -> tuple[str, int]:
-    """Host and port that a variable of the environment names.
+NO_ADDRESS = "is not an address such as https://HOST:PORT; correct or unset it"
+"""What to say of a variable of the environment that should hold one."""
 
-    Raises:
-        HubError: It holds no address.
-    """
+
+def address(words: str) -> tuple[str, int] | None:
+    """Host and port of an address of the network; None where it is none."""
     try:
         parts = urlsplit(words)
         port = parts.port or _PORTS.get(parts.scheme, 80)
     except ValueError:
-        parts, port = urlsplit(""), 0
-    if not (parts.hostname and parts.scheme):
-        raise HubError(
-            f"{variable} is not an address such as https://HOST:PORT; correct or unset it"
-        )
-    return parts.hostname, port
+        return None
+    return (parts.hostname, port) if parts.hostname and parts.scheme else None

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from kvtrace.configs import address
-from kvtrace.errors import KvtraceError
+from kvtrace.configs import NO_ADDRESS, address
+from kvtrace.errors import HubError, KvtraceError
 from kvtrace.files import append_note
 from kvtrace.live.messages import Ended, Progress, Request, Said, Stepped
 from kvtrace.live.orders import Orders
@@ -157,9 +157,10 @@ class Recording:
         self._progress("starting torch", None)
         try:
             from kvtrace.models import LoadRequest, load
-        except ValueError:
+        except ValueError as error:
             # what its libraries raise on their own import, without a name
-            address(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), "HF_ENDPOINT")
+            if address(os.environ.get("HF_ENDPOINT", "https://huggingface.co")) is None:
+                raise HubError(f"HF_ENDPOINT {NO_ADDRESS}") from error
             raise
 
         asked = self._request

@@ -9,7 +9,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from huggingface_hub import constants
 
-from kvtrace.configs import address
+from kvtrace.configs import NO_ADDRESS, address
+from kvtrace.errors import HubError
 from kvtrace.text import safe
 
 
@@ -45,7 +46,7 @@ def route() -> Route:
     Raises:
         HubError: A variable of the environment holds no address.
     """
-    host, port = address(constants.ENDPOINT, "HF_ENDPOINT")
+    host, port = _address(constants.ENDPOINT, "HF_ENDPOINT")
     proxies = getproxies()
     scheme = urlsplit(constants.ENDPOINT).scheme
     name = next((one for one in (scheme, "all") if proxies.get(one)), "")
@@ -53,5 +54,12 @@ def route() -> Route:
         return Route(host, port)
     proxy, variable = proxies[name], f"{name.upper()}_PROXY"
     # host and port alone: a proxy's address may carry a password
-    host, port = address(proxy if "://" in proxy else f"http://{proxy}", variable)
+    host, port = _address(proxy if "://" in proxy else f"http://{proxy}", variable)
     return Route(host, port, f"through {variable}, {safe(host, 40)}:{port}")
+
+
+def _address(words: str, variable: str) -> tuple[str, int]:
+    found = address(words)
+    if found is None:
+        raise HubError(f"{variable} {NO_ADDRESS}")
+    return found
