@@ -199,12 +199,17 @@ def _older_lost(sight: _Sight) -> tuple[str, str, str]:
         return "ROW-OVERWRITTEN", "k", evidence
     if oldest and len(overwritten) != 1:
         return _too_soon(sight)
-    # of more than there are new ones, the newest went before these came
-    more = len(missing) > max(len(overwritten), len(sight.scene.places))
-    if len(overwritten) and not (more and _newest(sight.scene, missing)):
+    if len(overwritten) and not _moved_up(sight):
         evidence = f"slot {overwritten[0]} changed since the step before, {_list(missing)} lost"
         return "ROW-OVERWRITTEN", "k", evidence
     return _some_gone(sight)
+
+
+def _moved_up(sight: _Sight) -> bool:
+    """Whether more rows are missing than new ones came, and the next stands where they began."""
+    scene, missing = sight.scene, sight.missing
+    more = len(missing) > max(len(sight.overwritten), len(scene.places))
+    return more and missing[-1] + 1 in scene.supposed[scene.changed]
 
 
 def _too_soon(sight: _Sight) -> tuple[str, str, str]:
