@@ -126,6 +126,8 @@ class Recording:
         from kvtrace.record.decode import Choice, Limits, decode
 
         asked = self._request
+        # what is to be checked goes on: a text of one token would show nothing
+        ends: frozenset[int] = frozenset() if asked.ways else loaded.tokenizer.eos
         ending = decode(
             driven.model,
             driven.prompt,
@@ -133,7 +135,7 @@ class Recording:
             choice=Choice(asked.temperature, asked.top_k, asked.seed),
             limits=Limits(
                 loaded.new_tokens,
-                loaded.tokenizer.eos,
+                ends,
                 loaded.context_length,
                 lambda token: _named(loaded.tokenizer, token),
             ),

@@ -127,7 +127,10 @@ class ByteTokenizer:
     name = "UTF-8 bytes"
     vocab_size = 256
     bos: int | None = None
-    eos: frozenset[int] = frozenset()
+
+    def __init__(self, eos: frozenset[int] = frozenset()) -> None:
+        """Args: eos: ids that end a text, in the model's own counting."""
+        self.eos = eos
 
     def encode(self, text: str) -> list[int]:
         """The bytes of a text."""

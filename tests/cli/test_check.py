@@ -1,6 +1,7 @@
 """`kvtrace check` and `kvtrace diff` on traces and models, as people and a CI call them."""
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from builders.commands import environment, run
 from builders.synthetic import Shape, synthetic_trace
 from builders.written import write_trace
 from kvtrace.trace import Tensor
+from kvtrace_fixtures import BUILT_IN
 
 BUGS = Path(__file__).parents[1] / "verify" / "bugs.py"
 
@@ -264,3 +266,12 @@ def test_a_script_in_which_nothing_attends_could_not_be_checked(tmp_path):
     assert code == 3
     assert out.startswith("could not check: nothing.py left no trace\n")
     assert "Mind: nothing.py ended with exit code 4." in out
+
+
+def test_a_check_goes_on_where_the_model_ends_its_text(tmp_path):
+    shutil.copytree(BUILT_IN["demo"].directory, folder := tmp_path / "demo")
+    ends = json.dumps({"eos_token_id": list(range(2048))})
+    (folder / "generation_config.json").write_text(ends)
+    asked = ("check", folder, "Anna", "-n", "3", "--ways", "none", "--quiet")
+    code, out, _ = run(*asked, cwd=tmp_path)
+    assert (code, out[:5]) == (0, "equal")

@@ -347,6 +347,23 @@ def test_models_that_keep_keys_pass_hybrids_too(child, copy, kind):
     assert loaded.card["architecture"] == kind
 
 
+def test_the_class_that_its_weights_were_saved_from_reads_them(child, copy):
+    # its configuration leads to a class that only decodes, too, whose weights have other names
+    from transformers import Emu3Config, Emu3ForConditionalGeneration
+
+    part = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": 300, "intermediate_size": 32, "num_key_value_heads": 2, **part}
+    eyes = {"codebook_size": 32, "embed_dim": 16, "base_channels": 32, "attn_resolutions": []}
+    eyes |= {"latent_channels": 16, "channel_multiplier": [1, 1], "num_res_blocks": 1}
+    words = {"<image>": 290, "<|visual token 000001|>": 291, "<|extra_200|>": 292}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = Emu3Config(text_config=text, vq_config=eyes, vocabulary_map=words)
+    save_random(Emu3ForConditionalGeneration(config), copy)
+    loaded = child.load(str(copy), prompt="a")
+    assert (loaded.error, loaded.message) == ("", "")
+    assert loaded.card["class_name"] == "Emu3ForConditionalGeneration"
+
+
 def save_random(model, folder):
     for path in folder.iterdir():
         path.unlink()

@@ -168,7 +168,7 @@ def auto_class(config: PreTrainedConfig) -> AutoClass:
         auto = _encoder_decoder(kind)
     elif own := _own_class(config):
         auto = own
-    elif causal and decodes:
+    elif causal and decodes and not _sees(kind, str(named)):
         auto = AutoModelForCausalLM
     else:
         auto = next((one for one, table in _DECODERS if kind in table), None)
@@ -186,6 +186,13 @@ def auto_class(config: PreTrainedConfig) -> AutoClass:
         f"{CONFIG}: has no KV cache (found: {found}, which reads a text at once and does not "
         "decode); use a causal language model"
     )
+
+
+def _sees(kind: type[PreTrainedConfig], named: str) -> bool:
+    """Whether a configuration names the class that sees, beside the one that only decodes."""
+    found = (table[kind] for _, table in _DECODERS if kind in table)
+    text = MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__
+    return named != text and any(getattr(one, "__name__", "") == named for one in found)
 
 
 def _encoder_decoder(kind: type[PreTrainedConfig]) -> AutoClass | None:

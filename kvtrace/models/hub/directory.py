@@ -30,6 +30,7 @@ from kvtrace.models.hub.architecture import (
 )
 from kvtrace.models.hub.blame import check_counts
 from kvtrace.models.hub.config import CONFIG, check_sizes, code_files, needs_trust, read_config
+from kvtrace.models.hub.generation import left_out
 from kvtrace.models.hub.missing import check_complete
 from kvtrace.models.hub.own_code import advised, runs_own_code
 from kvtrace.models.hub.read_tokenizer import read_tokenizer
@@ -72,6 +73,7 @@ class _Plan:
     new_tokens: int
     context_length: int
     unused_code: str
+    left_out: str
 
 
 def judge(folder: Path, commit: str, trusted: bool) -> str:
@@ -152,7 +154,8 @@ def _plan(folder: Path, origin: Origin, request: LoadRequest, wait: Patience) ->
     context = positions(text)
     encoded = bool(getattr(config, "is_encoder_decoder", False))
     steps = steps_that_fit(prompt, request, context, apart=encoded)
-    return _Plan(auto, config, weights, tokenizer, prompt, steps, context, unused)
+    lacks = left_out(folder, encoded=encoded)
+    return _Plan(auto, config, weights, tokenizer, prompt, steps, context, unused, lacks)
 
 
 def _check_memory(
@@ -230,5 +233,5 @@ def _chosen(origin: Origin, card: ModelCard, plan: _Plan) -> str:
     what = f"{card.class_name}, {card.dtype}, {card.attention} attention, on {card.device}"
     bare = isinstance(plan.tokenizer, ByteTokenizer)
     read = "it brings no tokenizer: the prompt is read as bytes" if bare else ""
-    parts = (origin.chosen, what, plan.unused_code, read)
+    parts = (origin.chosen, what, plan.unused_code, read, plan.left_out)
     return "; ".join(part for part in parts if part)

@@ -9,7 +9,8 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from kvtrace.errors import ModelError
-from kvtrace.models.hub.config import Json, code_files, needs_trust
+from kvtrace.models.hub.config import code_files, needs_trust
+from kvtrace.models.hub.generation import ends, small_json
 from kvtrace.models.loaded import Tokenizer
 from kvtrace.models.patience import Patience, patiently
 from kvtrace.models.tokens import ByteTokenizer, HubTokenizer, WrappedTokenizer, guarded
@@ -25,7 +26,6 @@ _FILES = (
     "vocab.txt",
 )
 _SETTINGS = "tokenizer_config.json"
-_MAX_BYTES = 1 << 20
 _READERS = {"SentencePiece": ("sentencepiece", "protobuf"), "tiktoken": ("tiktoken",)}
 _PROTOBUF = b"\n"
 """First byte of a SentencePiece file; one of tiktoken's is lines of base64."""
@@ -45,7 +45,7 @@ def read_tokenizer(folder: Path, commit: str, trusted: bool, wait: Patience) -> 
         TrustError: It needs the repository's code.
     """
     if not any((folder / name).is_file() for name in _FILES):
-        return ByteTokenizer()
+        return ByteTokenizer(ends(folder))
     endless = ModelError(f"tokenizer: reading it took more than {wait.build_s:.0f} s")
 
     def read() -> HubTokenizer:
@@ -58,11 +58,11 @@ def read_tokenizer(folder: Path, commit: str, trusted: bool, wait: Patience) -> 
     except ModelError:
         if why := _damaged(folder) or _lacks(folder):
             raise ModelError(why) from None
-        files = code_files(_small_json(folder / _SETTINGS))
+        files = code_files(small_json(folder / _SETTINGS))
         if files and not trusted:
             raise needs_trust(files, _SETTINGS, commit) from None
         raise
-    return WrappedTokenizer(inner, _ends(folder))
+    return WrappedTokenizer(inner, ends(folder))
 
 
 def _damaged(folder: Path) -> str:
@@ -96,21 +96,3 @@ def _installed(package: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _ends(folder: Path) -> frozenset[int]:
-    """Tokens that end a text by the generation configuration."""
-    ends = _small_json(folder / "generation_config.json").get("eos_token_id")
-    listed = ends if isinstance(ends, list) else [ends]
-    return frozenset(each for each in listed if type(each) is int)
-
-
-def _small_json(path: Path) -> Json:
-    """The JSON object in a file; empty when there is none that can be read."""
-    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-        return {}
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
