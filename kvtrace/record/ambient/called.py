@@ -17,9 +17,9 @@ from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 
 from torch import Tensor, nn
 
-from kvtrace.record.ambient.outside import Outside
 from kvtrace.record.capture.tokens.inputs import tokens_in
 from kvtrace.record.driving.entrance import through
+from kvtrace.record.lanes.given.outside import Outside
 from kvtrace.record.lanes.given.snapshot import Snapshot, take
 
 _FRAMES, _DEEP = 24, 1000
@@ -190,7 +190,7 @@ def _of_function(frame: FrameType, arguments: dict[str, object]) -> _Candidate |
         return None
     parameters = inspect.signature(held).parameters
     call = replace(snapshot.call, parameters=parameters)
-    return _Candidate(frame, replace(snapshot, call=call), Outside(frame.f_globals))
+    return _Candidate(frame, replace(snapshot, call=call), Outside.of_file(frame.f_globals))
 
 
 def _arguments(frame: FrameType) -> dict[str, object] | None:

@@ -66,6 +66,7 @@ class Outermost:
         self._around, self._steps_of = around, steps_of
         self.compiled = False
         self._scripted: dict[str, None] = {}
+        self._transformed: dict[str, None] = {}
         self._here = _Here()
         self._turn, self._waits = threading.RLock(), True
         self._overlays: list[Overlay] = []
@@ -99,7 +100,12 @@ class Outermost:
             "it was made of"
             for name in self._scripted
         )
-        return (*scripted, *((compiled,) if self.compiled else ()))
+        transformed = (
+            f"{name}: torch.func (vmap, grad) runs it on tensors that can't be looked at; record "
+            "it called as it is"
+            for name in self._transformed
+        )
+        return (*scripted, *transformed, *((compiled,) if self.compiled else ()))
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -126,6 +132,10 @@ class Outermost:
             or torch.compiler.is_compiling()
         ):
             return original(module, *args, **kwargs)
+        if _is_transformed():
+            self._transformed[type(module).__name__] = None
+            with self.off():
+                return original(module, *args, **kwargs)
         here.inside = True
         try:
             run = functools.partial(original, module, *args, **kwargs)
@@ -247,6 +257,11 @@ class Outermost:
             return classmethod(born)
 
         self._overlays.append(Overlay(module, "__init_subclass__", make))
+
+
+def _is_transformed() -> bool:
+    """Whether this runs within a transformation of torch.func."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _forward(kind: type) -> Any:

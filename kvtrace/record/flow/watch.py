@@ -100,7 +100,7 @@ class FlowWatch:
         self._modules |= dict.fromkeys(type(module).__module__ for module in model.modules())
         for parameter in model.parameters():
             if parameter.device.type != "meta" and parameter.numel():
-                self._storages.add(here(parameter).untyped_storage().data_ptr())
+                self._storages.add(address(here(parameter)))
         for path in self._forwards.compiled:
             name = path or type(model).__name__
             self._listening.notes[f"{name}: compiled code was run eagerly"] = None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import kvtrace
-from kvtrace.record.ambient.outside import Outside
+from kvtrace.record.lanes.given.outside import Outside
 
 WIDTH, HEADS, VOCAB = 32, 4, 50
 PROMPT = [5, 3, 8, 1, 30, 22, 9]
@@ -204,7 +204,7 @@ def test_steps_of_a_loop_without_a_function_are_recorded_alone(tmp_path):
 def test_what_lies_beside_very_much_data_is_put_back_all_the_same():
     data = [list(range(500)) for _ in range(500)]
     space = {"__name__": "mine", "data": data, "kept": {"layers": [{}]}}
-    outside = Outside(space)
+    outside = Outside.of_file(space)
     space["kept"]["layers"][0]["k"] = 1
     data[0].append(7)
     with outside.as_before():
@@ -225,6 +225,30 @@ def test_look_ups_within_vmap_go_on_as_they_would_alone(tmp_path):
         one = torch.func.vmap(look_up, in_dims=(None, 0))(ids[0], tables)
     assert torch.equal(both, expected)
     assert torch.equal(one[0], expected[0])
+
+
+def test_a_model_that_is_run_by_vmap_is_named_and_gives_what_it_would_alone(tmp_path):
+    class Small(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(VOCAB, WIDTH)
+
+        def forward(self, ids):
+            x = self.table(ids)
+            return (x @ x.mT).softmax(-1) @ x @ self.table.weight.T
+
+    models = [Small() for _ in range(2)]
+    ids = torch.tensor([[5, 3, 8]])
+    stacked, _ = torch.func.stack_module_state(models)
+
+    def run(weights):
+        return torch.func.functional_call(models[0], weights, (ids,))
+
+    with torch.no_grad():
+        expected = torch.func.vmap(run)(stacked)
+        with kvtrace.record(tmp_path / "a.kvt") as recording:
+            assert torch.equal(torch.func.vmap(run)(stacked), expected)
+    assert [one.partition(" (")[0] for one in recording.report.said] == ["Small: torch.func"]
 
 
 def test_an_embedding_of_stacked_weights_goes_on_as_it_would_alone(tmp_path):

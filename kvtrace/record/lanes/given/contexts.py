@@ -8,7 +8,6 @@ dictionaries, whose contents change from call to call.
 from __future__ import annotations
 
 import copy
-import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kvtrace.record.lanes.given.code import LIBRARIES, functions_of
 from kvtrace.record.lanes.given.extend import FirstCall
 from kvtrace.record.lanes.given.told import Told
 from kvtrace.record.lanes.paths import Path
 
-_LIBRARIES = ("torch", "transformers", "kvtrace", "builtins", "numpy")
 _MOST = 64
 """Objects that are looked at."""
 
@@ -157,31 +156,12 @@ def _is_told(value: object) -> bool:
         return 0 < len(value) <= _MOST and all(isinstance(name, str) for name in value)
     if isinstance(value, (type, FunctionType, ModuleType, nn.Module, Tensor)):
         return False
-    theirs = not type(value).__module__.startswith(_LIBRARIES) and not callable(value)
+    theirs = not type(value).__module__.startswith(LIBRARIES) and not callable(value)
     own = isinstance(value, threading.local) or theirs
     return own and bool(getattr(value, "__dict__", None))
 
 
 def _spaces(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Globals of the files that its classes are written in, and of functions these call."""
-    found: dict[str, dict[str, Any]] = {}
-    waiting = [
-        one
-        for kind in {type(module) for module in model.modules()}
-        if not kind.__module__.startswith(_LIBRARIES)
-        for one in vars(kind).values()
-        if isinstance(one, FunctionType)
-    ]
-    seen: set[int] = set()
-    while waiting and len(found) < _MOST:
-        function = waiting.pop()
-        function = inspect.unwrap(function)  # what watches it has globals of its own
-        space = function.__globals__
-        module = str(space.get("__name__"))
-        if id(function) in seen or module.startswith(_LIBRARIES):
-            continue
-        seen.add(id(function))
-        found[module] = space
-        called = (space.get(name) for name in function.__code__.co_names)
-        waiting += [one for one in called if isinstance(one, FunctionType)]
-    return found
+    spaces = (one.__globals__ for one in functions_of(model))
+    return {str(one.get("__name__")): one for one in spaces}

@@ -22,6 +22,7 @@ from kvtrace.record.lanes.given.attributes import Kept, Place
 from kvtrace.record.lanes.given.codes import layout_of
 from kvtrace.record.lanes.given.contexts import Contexts
 from kvtrace.record.lanes.given.extend import CannotExtendError, positional
+from kvtrace.record.lanes.given.outside import Outside
 from kvtrace.record.lanes.given.settings import Settings, as_set
 from kvtrace.record.lanes.given.shown import (
     any_of,
@@ -81,6 +82,7 @@ class Recomputer:
     _begun: bool = False
     _none: str = ""
     _outside: Callable[[], AbstractContextManager[None]] | None = None
+    _written: Outside | None = None
     _only_own: bool = False
     _also: list[tuple[str, Snapshot]] = field(default_factory=list)
     _order: tuple[tuple[str, int], ...] = ()
@@ -119,7 +121,7 @@ class Recomputer:
         if isinstance(taken, str):
             self._none = taken
             return
-        self.snapshot = taken
+        self.snapshot, self._written = taken, Outside.of_model(self.model)
         for odd in taken.odd:
             self.notes[f"recomputed lane: shares {odd} with the model"] = None
 
@@ -148,6 +150,8 @@ class Recomputer:
 
     def first(self, forward: Forward) -> None:
         """The first forward is over: what it attended with is what others must."""
+        if self._written is not None and not self._written.changed:
+            self._written = None  # all it keeps is its own, or given
         calls = [call for call in forward.calls if call.kind == "self"]
         self._sites = frozenset((call.module, call.call) for call in calls)
         self._order = tuple((call.module, call.call) for call in forward.calls)
@@ -268,12 +272,14 @@ class Recomputer:
         places, named = positional(call.parameters, arguments)
         if self._outside is not None and snapshot.changed:
             raise CannotRecomputeError("what it was first given was written to since")
-        around = nullcontext() if self._outside is None else self._outside()
+        beside: AbstractContextManager[None] = nullcontext()
         if name == "beside":
-            around = self.contexts.told(self.contexts.of(batch.paths, call, tokens))
-        with around, as_then(self.autocast, kind), as_set(model, settings, kind):
+            beside = self.contexts.told(self.contexts.of(batch.paths, call, tokens))
+        with self._around(), beside, as_then(self.autocast, kind), as_set(model, settings, kind):
             choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
             forward = forward_of(model, lambda: model(*places, **named), choosing)
+            if self._outside is not None or self._written is not None:
+                forward = _apart(forward)  # a buffer out there is about to be what it was
         if kind is not None and self._outside is not None and not any_of(kind, forward.calls):
             raise CannotRecomputeError(
                 "its weights lie outside of what it is given, and stay as they are"
@@ -288,6 +294,12 @@ class Recomputer:
         if why:
             raise CannotRecomputeError(why)
         return forward
+
+    def _around(self) -> AbstractContextManager[None]:
+        """Inside, what the code keeps elsewhere is there what it was before its first call."""
+        if self._outside is not None:
+            return self._outside()
+        return nullcontext() if self._written is None else self._written.as_before()
 
     def _named_as_first(self, calls: Sequence[AttentionCall]) -> Sequence[AttentionCall]:
         """The calls under the sites that the first forward met, where they are the same ones."""
@@ -334,6 +346,14 @@ class Recomputer:
                 "extended to all tokens; it shares the code of the cache, so that what is wrong in "
                 "both stays unseen"
             ] = None
+
+
+def _apart(forward: Forward) -> Forward:
+    """The same, with rows of its own."""
+    calls = (
+        replace(one, keys=one.keys.clone(), values=one.values.clone()) for one in forward.calls
+    )
+    return replace(forward, calls=tuple(calls))
 
 
 def _key(batch: Batch) -> object:
