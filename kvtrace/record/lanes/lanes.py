@@ -15,7 +15,6 @@ from pathlib import Path as FilePath
 
 from torch import nn
 
-from kvtrace.configs import setting
 from kvtrace.errors import TraceError
 from kvtrace.files import FileSource
 from kvtrace.record.capture.forward import Beginning, Forward
@@ -23,6 +22,7 @@ from kvtrace.record.capture.tokens.inputs import tokens_of
 from kvtrace.record.lanes.compared.cached import MOST_BYTES, Memory
 from kvtrace.record.lanes.compared.logits import KeptLogits
 from kvtrace.record.lanes.compared.tolerance import higher, tolerance
+from kvtrace.record.lanes.depth import Depth
 from kvtrace.record.lanes.given.extras import Extras, bound
 from kvtrace.record.lanes.given.shown import rows_beyond_ids
 from kvtrace.record.lanes.given.sources import Sources
@@ -85,10 +85,10 @@ class Lanes:
     _passes: dict[str, int] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
     _unlike: str = ""
-    _depth: object = field(init=False)
+    _depth: Depth = field(init=False)
 
     def __post_init__(self) -> None:
-        self._depth = _depth(self.model)
+        self._depth = Depth(self.model)
 
     @property
     def again(self) -> Recomputer:
@@ -139,9 +139,9 @@ class Lanes:
             self._weights, self._hooks = Weights(self.model), Hooks(self.model)
             self._unheld = nobody_holds(forward)
         else:
-            self._leave_out_changed(step, whole=forward.new > 1)
+            self._leave_out_changed(step, whole=forward.new > 1 and self._depth.is_whole)
         # drafts of the first layers alone are not what all layers say when asked at the end
-        if self.options.mode == "each" or _depth(self.model) == self._depth:
+        if self._depth.is_whole:
             self._logits.keep(step, forward.logits)
         self.again.ties.keep(step, forward.sequences, forward.new, forward.choices)
 
@@ -170,7 +170,7 @@ class Lanes:
             source = FileSource(self.path)
             unnamed = self._lane(meta, RECOMPUTED, "each", meta.model.dtype)
             each = EachPass(self.again, source, self._logits, unnamed, self._extras)
-            with self.unwatched():
+            with self.unwatched(), self._depth.whole():
                 each.settle(step)
             lane = self._lane(meta, RECOMPUTED, "each", meta.model.dtype)
             each.lane = lane
@@ -178,7 +178,7 @@ class Lanes:
             sink.extend(meta)
             self._each = each
         self.again.ties.tolerance = self._tolerance(meta)[0]
-        with self.unwatched():
+        with self.unwatched(), self._depth.whole():
             self._each.step(step, sink)
         return meta
 
@@ -246,7 +246,7 @@ class Lanes:
             self._passes,
             Memory(MOST_BYTES if len(wanted) > 1 else 0),
         )
-        with self.unwatched():
+        with self.unwatched(), self._depth.whole():
             batches = self._batches(one, sink, wanted)
             if not batches:
                 return meta
@@ -310,11 +310,6 @@ class Lanes:
         if lowest == "float32":
             lowest = meta.model.products or lowest
         return tolerance(lowest, max(1, len(meta.sites)))
-
-
-def _depth(model: nn.Module) -> object:
-    """How many layers its configuration says that a model has now."""
-    return setting(getattr(model, "config", None), "num_hidden_layers")
 
 
 def _lowest(meta: Meta, autocast: str) -> str:

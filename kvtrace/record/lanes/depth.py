@@ -1,0 +1,58 @@
+"""How deep a model is: drafts may be made by the first layers of the same model, set by its owner.
+
+Its configuration may say so, or its lists of layers are others for a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from kvtrace.configs import setting
+
+
+class Depth:
+    """Looks at the layers of one model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """As it is now, before its first forward."""
+        self._config = getattr(model, "config", None)
+        self._lists = [
+            (module, name, child)
+            for module in model.modules()
+            for name, child in module.named_children()
+            if isinstance(child, nn.ModuleList | nn.Sequential | nn.ModuleDict) and len(child) > 1
+        ]
+        self._first = self._now()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all layers are there that there were first."""
+        return self._now() == self._first
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, lists of layers are those that were there first."""
+        now = [(module, name, getattr(module, name, None)) for module, name, _ in self._lists]
+        try:
+            _put(self._lists, now)
+            yield
+        finally:
+            _put(now, self._lists)
+
+    def _now(self) -> object:
+        lists = [getattr(module, name, None) for module, name, _ in self._lists]
+        sizes = [len(one) if isinstance(one, nn.Module) else 0 for one in lists]  # type: ignore[arg-type]
+        return setting(self._config, "num_hidden_layers"), sizes
+
+
+_Lists = Sequence[tuple[nn.Module, str, object]]
+
+
+def _put(lists: _Lists, others: _Lists) -> None:
+    """Lists in their places, where there are others."""
+    for (module, name, one), (*_, other) in zip(lists, others, strict=True):
+        if one is not other:
+            setattr(module, name, one)
