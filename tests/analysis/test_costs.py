@@ -91,6 +91,18 @@ def test_why_admits_a_slower_cache_and_missing_times():
     assert step_cost(slow, 3).time_ratio is None
 
 
+def test_why_tells_a_step_that_was_held_up_from_what_such_steps_usually_take():
+    cost = Cost(Flops(qkv=1000), Flops(qkv=2000), 2000)
+    slow = with_cost(cost, elapsed_ns=2_700_000)  # the other five: 0.9 ms
+    said = "more time (it took 3.00× what such a step of this run usually does): both"
+    assert said in why(step_cost(slow, 3))
+    assert "usually" not in why(step_cost(with_cost(cost, elapsed_ns=1_700_000), 3))
+    few = synthetic_trace(Shape(decode=2))
+    few.source.steps[1] = replace(few.step(1), elapsed_ns=9_000_000)
+    assert step_cost(few, 1).usual_ns is None
+    assert "usually" not in why(step_cost(few, 1))
+
+
 def test_why_says_when_nothing_is_saved_or_counted():
     assert "Nothing is saved yet" in why(step_cost(synthetic_trace(), 0))
     assert "not counted" in why(step_cost(with_cost(Cost()), 3))

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+
 from kvtrace import units
 from kvtrace.errors import TraceError
-from kvtrace.trace import Flops, Trace
+from kvtrace.trace import Flops, Step, Trace
 
 EXTRAPOLATED = "are extrapolated from single steps"
 """What the recorder says of FLOPs whose growth with the text it could not learn for sure."""
@@ -19,6 +21,12 @@ EXTRAPOLATED = "are extrapolated from single steps"
 
 _ABOUT = 1.05
 """Weights of both lanes up to this ratio are called about the same."""
+
+_ENOUGH = 4
+"""Steps that make a median."""
+
+_SLOW = 2.0
+"""A step that took so many times the usual was held up by something else."""
 
 
 class Logits(StrEnum):
@@ -94,6 +102,7 @@ class StepCost:
         cache_bytes: Memory the cache holds after the step.
         logits: The convention used for the last part.
         estimated: FLOPs without the cache are extrapolated, as the trace says of some modules.
+        usual_ns: Median wall time of the run's steps with as many tokens; None: too few are timed.
     """
 
     parts: tuple[Part, ...]
@@ -104,6 +113,7 @@ class StepCost:
     cache_bytes: int
     logits: Logits
     estimated: bool = False
+    usual_ns: int | None = None
 
     @property
     def flops_ratio(self) -> float | None:
@@ -153,7 +163,16 @@ def step_cost(trace: Trace, number: int, logits: Logits = Logits.COMPUTED) -> St
     )
     weights = cost.weight_bytes, cost.uncached_weight_bytes or None
     sides = (*parts, head), cached, recomputed
-    return StepCost(*sides, *weights, cost.cache_bytes, logits, extrapolates(trace))
+    estimated, usual_ns = extrapolates(trace), _usual_ns(trace, step)
+    return StepCost(*sides, *weights, cost.cache_bytes, logits, estimated, usual_ns)
+
+
+def _usual_ns(trace: Trace, step: Step) -> int | None:
+    """What a step like this one usually takes: one measurement may be of something else."""
+    table = trace.overview
+    alike = (table["new"] == step.new) & (table["sequences"] == step.num_sequences)
+    times = table["elapsed_ns"][alike & (table["elapsed_ns"] > 0)]
+    return int(np.median(times)) if times.size >= _ENOUGH else None
 
 
 def extrapolates(trace: Trace) -> bool:
@@ -185,6 +204,11 @@ def why(cost: StepCost) -> str:
         measured = f"{fewer}, {time:.1f}× less time"
     else:
         measured = f"{fewer}, yet {1 / time:.1f}× more time"
+    taken, usual = cost.cached.elapsed_ns, cost.usual_ns
+    if time is not None and taken and usual and taken > _SLOW * usual:
+        measured += (
+            f" (it took {units.ratio(taken, usual)} what such a step of this run usually does)"
+        )
     read = cost.cached.bytes_read - cost.weight_bytes
     mine, theirs = _intensity(cost.cached), _intensity(cost.recomputed)
     return (
