@@ -42,10 +42,25 @@ def test_a_cache_that_saves_nothing_says_nothing():
 
 def test_one_k_and_v_for_all_heads_would_hold_less():
     found = further(synthetic_trace(Shape(layers=3, heads=6, kv_heads=2)), 6)
-    assert found is not None
-    assert found.what == "if all heads shared one K and V"
-    assert (found.held_bytes, found.otherwise_bytes) == (3 * ROWS * ROW, 3 * ROWS * ROW // 2)
+    assert found[0].what == "if all heads shared one K and V"
+    assert (found[0].held_bytes, found[0].otherwise_bytes) == (3 * ROWS * ROW, 3 * ROWS * ROW // 2)
 
 
-def test_a_cache_of_one_kv_head_can_share_no_further():
-    assert further(synthetic_trace(Shape(layers=2, heads=4, kv_heads=1)), 6) is None
+def test_narrower_numbers_would_hold_less_and_states_stay_as_they_are():
+    trace = synthetic_trace(Shape(layers=2, heads=4, kv_heads=1))
+    rows = ROWS * ROW // 2
+    assert [one.otherwise_bytes for one in further(trace, 6)] == [rows, rows // 2]
+    half, state = trace.meta.cache_layers
+    half = replace(half, dtype="bfloat16")
+    state = replace(state, kind="state", state_bytes=100)
+    trace.source.meta = replace(trace.meta, cache_layers=(half, state))
+    (found,) = further(trace, 6)
+    assert found.what == "if its rows had 8 bits, without scales"
+    assert (found.held_bytes, found.otherwise_bytes) == (rows // 2 + 100, rows // 4 + 100)
+
+
+def test_a_cache_of_one_kv_head_of_bytes_can_be_no_smaller():
+    trace = synthetic_trace(Shape(layers=1, heads=4, kv_heads=1))
+    (one,) = trace.meta.cache_layers
+    trace.source.meta = replace(trace.meta, cache_layers=(replace(one, dtype="float8_e4m3fn"),))
+    assert further(trace, 6) == ()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvtrace.analysis.cost.memory import CacheMemory, cache_memory
 from kvtrace.trace import Trace
+from kvtrace.trace.dtypes import itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,28 @@ def savings(trace: Trace, number: int) -> tuple[Saving, ...]:
     return tuple(Saving(what, held, other) for what, other in cases if held and other > held)
 
 
-def further(trace: Trace, number: int) -> Saving | None:
-    """What it would hold as multi-query attention; None: no less than it does.
+def further(trace: Trace, number: int) -> tuple[Saving, ...]:
+    """What it would hold if it did more for it: heads that share rows, narrower numbers.
 
     Raises:
         MissingError: There is no such step.
     """
     memory = cache_memory(trace, number)
-    other = memory.mqa + memory.state_bytes
-    if not memory.mqa or other >= memory.held_bytes:
-        return None
-    return Saving("if all heads shared one K and V", memory.held_bytes, other)
+    cases = (
+        ("if all heads shared one K and V", memory.mqa + memory.state_bytes if memory.mqa else 0),
+        ("if its rows had 16 bits", _narrowed(trace, memory, 2)),
+        ("if its rows had 8 bits, without scales", _narrowed(trace, memory, 1)),
+    )
+    held = memory.held_bytes
+    return tuple(Saving(what, held, other) for what, other in cases if 0 < other < held)
+
+
+def _narrowed(trace: Trace, memory: CacheMemory, most: int) -> int:
+    """Bytes of the cache if no number of its rows had more than `most`; states stay as they are."""
+    total = 0
+    for layer in memory.layers:
+        known = trace.meta.cache_layers[layer.cache_layer]
+        each = itemsize(known.dtype)
+        narrower = known.kind != "state" and each > most
+        total += layer.held_bytes * most // each if narrower else layer.held_bytes
+    return total

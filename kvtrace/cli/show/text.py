@@ -309,12 +309,11 @@ def _so_far(trace: Trace, numbers: Sequence[int]) -> list[str]:
 
 
 def _saved(trace: Trace, number: int) -> list[str]:
-    """What the cache would hold without what makes it smaller, and as multi-query attention."""
-    less = further(trace, number)
+    """What the cache would hold without what makes it smaller, and with more of that."""
     cases = [
         f"{units.byte_size(one.otherwise_bytes)} "
         f"({units.ratio(one.otherwise_bytes, one.held_bytes)}) {one.what}"
-        for one in (*savings(trace, number), *([less] if less else []))
+        for one in (*savings(trace, number), *further(trace, number))
     ]
     return [f"It would hold {', '.join(cases)}."] if cases else []
 

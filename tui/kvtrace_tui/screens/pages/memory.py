@@ -138,8 +138,7 @@ def _kind(layer: CacheLayer) -> str:
 
 def _saved(trace: Trace, number: int, memory: CacheMemory, width: int) -> Iterator[Row]:
     """What the cache would hold in another shape."""
-    less = further(trace, number)
-    cases = (*savings(trace, number), *([less] if less else []))
+    cases = (*savings(trace, number), *further(trace, number))
     if not cases:
         return
     yield [(" what its shape saves, and could", ink.ACCENT)]
