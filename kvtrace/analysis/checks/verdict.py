@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,15 +10,14 @@ import numpy as np
 from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.placed import of_its_place, placed
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report, Trial
+from kvtrace.analysis.checks.telling import Telling, Told
 from kvtrace.analysis.checks.walk import findings
 from kvtrace.analysis.checks.whole_run.few_bits import in_few_bits
 from kvtrace.analysis.checks.whole_run.leftover import leftover
 from kvtrace.analysis.checks.whole_run.survey import Survey
 from kvtrace.analysis.course import course
 from kvtrace.errors import TraceError
-from kvtrace.trace import HOOKS_CHANGED, SET_WITHIN, WEIGHTS_CHANGED, Note, Trace
-
-Told = Callable[[Finding], None]
+from kvtrace.trace import SET_WITHIN, WEIGHTS_CHANGED, Trace
 
 
 def check(
@@ -48,25 +47,22 @@ def check(
         if left is None:
             return Report(UNCHECKED, reason=why)
         return Report(DIVERGED, (left,), noise(trace, lane).reason)
-    survey, found, trouble = Survey(trace, lane, on_step), [], ""
+    survey, trouble = Survey(trace, lane, on_step), ""
+    telling = Telling(trace, on_finding)
     limits: Noise | None = None
     try:
         limits = _raised(noise(trace, lane), at_least)
         rounded = in_few_bits(trace, lane, limits)
         limits = limits if rounded is None else rounded[1]
         for each in findings(trace, lane, limits, survey, fresh):
-            one = of_its_place(trace, each)
-            found.append(one)
-            if on_finding is not None:
-                on_finding(one)
+            telling.of(of_its_place(trace, each))
         if rounded is not None:
-            meant = placed(trace, rounded[0], limits, lane)
-            found.append(meant)
-            if on_finding is not None:
-                on_finding(meant)
+            telling.of(placed(trace, rounded[0], limits, lane))
     except TraceError as error:
         trouble = str(error)
-    return _report(trace, survey, found, limits, trouble)
+    if not telling.by_hooks:
+        telling.now()
+    return _report(trace, survey, telling, limits, trouble)
 
 
 def checked(
@@ -144,16 +140,16 @@ def _uncompared(trace: Trace, lane: str) -> str:
 
 
 def _report(
-    trace: Trace, survey: Survey, found: list[Finding], limits: Noise | None, trouble: str
+    trace: Trace, survey: Survey, telling: Telling, limits: Noise | None, trouble: str
 ) -> Report:
     """The verdict over what was seen."""
-    reason = "" if limits is None else limits.reason
+    reason, found = "" if limits is None else limits.reason, telling.found
     verdict = DIVERGED if any(one.kind.bug for one in found) else EQUAL
-    hooked = max((note.step or 0 for note in _hook_notes(trace)), default=-1)
-    if verdict == DIVERGED and _by_hooks(trace, found, hooked):
+    if telling.by_hooks:
         reason = (
-            f"step {found[0].step} differs, but up to step {hooked} the model had other hooks than "
-            "when the tokens were recomputed; keep them on, or off, for the whole recording"
+            f"step {found[0].step} differs, but up to step {telling.hooked} the model had other "
+            "hooks than when the tokens were recomputed; keep them on, or off, for the whole "
+            "recording"
         )
         return Report(UNCHECKED, (), reason, steps=survey.compared, logits=survey.logits)
     caveats = survey.caveats
@@ -176,16 +172,6 @@ def _report(
         caveats,
         limits=None if verdict == UNCHECKED else limits,
     )
-
-
-def _by_hooks(trace: Trace, found: Sequence[Finding], last: int) -> bool:
-    """Whether other hooks up to a step explain it: they change a text from its first step on."""
-    bugs = [one for one in found if one.kind.bug]
-    return all(one.step <= last for one in bugs) and trace.step(bugs[0].step).parent is None
-
-
-def _hook_notes(trace: Trace) -> Iterator[Note]:
-    return (note for note in trace.notes if note.text == HOOKS_CHANGED)
 
 
 def _gap(trace: Trace, survey: Survey) -> str:

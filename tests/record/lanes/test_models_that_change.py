@@ -59,6 +59,9 @@ def test_a_hook_that_came_in_between_explains_what_differs_before(model, tmp_pat
     )
     assert report.verdict == UNCHECKED
     assert "up to step 2 the model had other hooks" in report.reason
+    told = []
+    check(kvtrace.open(tmp_path / "a.kvt"), on_finding=told.append)
+    assert not told
 
 
 def test_a_hook_that_only_looks_is_no_matter(model, tmp_path):
