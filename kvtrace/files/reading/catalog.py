@@ -6,7 +6,7 @@ ascend in number and rows in cell; what does not is damage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,17 +14,17 @@ from kvtrace.errors import TraceError, VersionError
 from kvtrace.files import codec
 from kvtrace.files.comparison import LaneFields
 from kvtrace.files.extents import RowsOf, num_frames
-from kvtrace.files.index import IndexPart, read_chain
+from kvtrace.files.index import IndexPart
 from kvtrace.files.layout import HEADER_BYTES, MUST_UNDERSTAND, Head, Kind
 from kvtrace.files.reading.damage import DamageList
 from kvtrace.files.reading.frames import Frame, FrameFile
+from kvtrace.files.reading.indexed import indexed
 from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, Table, overview_row
 from kvtrace.files.tiles import TilePlace
-from kvtrace.files.validate import check_meta, check_step
+from kvtrace.files.validate import MAX_CELL, check_meta, check_step
 from kvtrace.trace import OVERVIEW, Damage, Ending, Meta, Note, Step
 
 _KINDS = frozenset(Kind)
-_MAX_CELL = 1 << 48
 
 
 class Catalog:
@@ -90,24 +90,20 @@ class Catalog:
     # -- INDEX frames ----------------------------------------------------------------------
 
     def _start_from_index(self, offset: int) -> None:
-        """Take over the tables of the INDEX frames, if all of them are whole and fit."""
-        try:
-            chain = read_chain(self.file, offset)
-        except TraceError:
+        """Take over the tables of the INDEX frames."""
+        found = indexed(self.file, offset)
+        if found is None:
             return
-        newest = chain[-1]
-        tables = [np.concatenate(parts) for parts in _columns(chain)]
-        groups = Groups(newest.place.groups)
-        if len(groups) != len(newest.place.groups) or not _plausible(tables, groups, newest):
-            return
-        for table, rows in zip((self.frames, self.overview, self.writes), tables, strict=True):
-            table.extend(rows)
+        self.frames.extend(found.frames)
+        self.overview.extend(found.overview)
+        self.writes.extend(found.writes)
+        chain, newest = found.chain, found.chain[-1]
         self.frames.extend([frame_row(part.frame.offset, part.frame.head) for part in chain])
-        self.groups, self.text_parts = groups, chain
+        self.groups, self.text_parts = found.groups, chain
         self._offset, self._sequence = newest.frame.end, newest.frame.head.sequence + 1
         self._last = newest.frame.offset, newest.frame.head
         self._read_small_frames()
-        steps = tables[0][tables[0]["kind"] == Kind.STEP]
+        steps = found.frames[found.frames["kind"] == Kind.STEP]
         self.numbers = steps["step"].tolist()
         self.steps = dict(zip(self.numbers, steps["offset"].tolist(), strict=True))
 
@@ -278,7 +274,7 @@ class Catalog:
     def _check_tile(self, place: TilePlace) -> None:
         layers = len(self.meta.cache_layers)
         known = all(0 <= layer < layers for layer in place.layers)
-        sound = 0 <= place.first_cell < _MAX_CELL and 0 < place.count <= self._size
+        sound = 0 <= place.first_cell < MAX_CELL and 0 < place.count <= self._size
         if not (known and sound and len(set(place.layers)) == len(place.layers)):
             raise TraceError(f"{self.file.name}: copied rows of layers or cells that can't be.")
 
@@ -348,34 +344,3 @@ def frame_row(
     """A frame as a row of `FRAMES`."""
     sizes = (offset, head.sequence, head.payload_bytes)
     return (*sizes, step, cell, part, group, head.kind, head.flags, lane)
-
-
-def _columns(chain: Sequence[IndexPart]) -> tuple[list[np.ndarray], ...]:
-    return (
-        [part.frames for part in chain],
-        [part.overview for part in chain],
-        [part.writes for part in chain],
-    )
-
-
-def _plausible(tables: Sequence[np.ndarray], groups: Groups, newest: IndexPart) -> bool:
-    """Whether every number of the tables stays inside the file, and steps ascend."""
-    frames, overview, writes = tables
-    end = newest.frame.offset
-    steps = frames["step"][frames["kind"] == Kind.STEP]
-    checks = (
-        frames["offset"] < end,
-        frames["payload"] < end,
-        frames["group"] < len(groups),
-        frames["part"] <= end,
-        frames["step"] >= -1,
-        frames["cell"] < _MAX_CELL,
-        overview["number"] >= 0,
-        (overview["parent"] >= -1) & (overview["parent"] < overview["number"]),
-        np.diff(overview["number"]) > 0,
-        (writes["group"] >= 0) & (writes["group"] < len(groups)),
-        (writes["rows"] > 0) & (writes["rows"] <= end),
-        (writes["sequences"] > 0) & (writes["sequences"] <= end),
-        (writes["first_cell"] >= 0) & (writes["first_cell"] < _MAX_CELL),
-    )
-    return np.array_equal(steps, overview["number"]) and all(bool(one.all()) for one in checks)
