@@ -24,7 +24,7 @@ from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.passes.repeats import varies
 from kvtrace.record.lanes.passes.rounds import rounds_inside
-from kvtrace.record.lanes.paths import Path
+from kvtrace.record.lanes.paths import Node, Path
 from kvtrace.trace import Lane, Note, Trace
 
 _TIMES = 4.0
@@ -187,12 +187,16 @@ def _sees_later(call: AttentionCall) -> bool:
 
 
 def _cut(paths: Sequence[Path], end: int, extras: Extras) -> Batch:
-    """The same texts, of so many tokens."""
+    """The same texts, of so many tokens; what chose experts for these is still known of them."""
     cut = [
-        Path(p.tokens[:end], p.padding, [], p.root, p.row, [n for n in p.nodes if n.end <= end])
+        Path(p.tokens[:end], p.padding, _until(p.nodes, end), p.root, p.row, _until(p.shared, end))
         for p in paths
     ]
     return Batch(cut, [end - 1], extras.of(cut))
+
+
+def _until(nodes: Sequence[Node], end: int) -> list[Node]:
+    return [replace(one, end=min(one.end, end)) for one in nodes if one.start < end]
 
 
 def _moved(
