@@ -77,10 +77,12 @@ def _look(
     at_least: Noise | None = None,
     way: str = "decode",
     fresh: Mapping[int, int] | None = None,
+    presumed: bool = False,
 ) -> Trial:
-    """One trace; its findings are told at once."""
+    """One trace; its findings are told at once, unless they may be excused."""
     from kvtrace.analysis.checks.report import Report, Trial
     from kvtrace.analysis.checks.verdict import check
+    from kvtrace.analysis.checks.whole_run.one_at_a_time import excused
     from kvtrace.analysis.course import course
     from kvtrace.files import open_trace
 
@@ -92,7 +94,12 @@ def _look(
         line.clear()
         teller.found(one, known)
 
-    report = check(trace, on_finding=found, at_least=at_least, on_step=line.step, fresh=fresh)
+    told = None if presumed else found
+    report = check(trace, on_finding=told, at_least=at_least, on_step=line.step, fresh=fresh)
+    if presumed:
+        report = excused(trace, report)
+        for one in report.findings:
+            found(one)
     line.clear()
     return replace(known, report=report)
 
@@ -216,8 +223,9 @@ class _Judge:
             self._trials.append(Trial(event.title, failed, essential=first))
             return
         path = Path(event.path)
-        fresh = self._fresh if event.way == "again" else None
-        self._trials.append(_look(path, self._teller, self._limits, event.way, fresh))
+        fresh = self._fresh if event.way in ("again", "own") else None
+        looked = _look(path, self._teller, self._limits, event.way, fresh, presumed=event.presumed)
+        self._trials.append(looked)
         limits = self._trials[0].report.limits
         if first and limits is not None:
             self._limits, self._fresh = limits, beyond(open_trace(path))
@@ -255,8 +263,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--ways",
         metavar="A,B",
         default="",
-        help=f"what to try after decoding the prompt: {', '.join(WAYS)}, or none; default: all "
-        "that the model is surely made for",
+        help=f"what to try after decoding the prompt: {', '.join(WAYS)}, or none; default: all",
     )
     told = parser.add_argument_group("the verdict")
     one = told.add_mutually_exclusive_group()

@@ -34,7 +34,7 @@ class Request:
         referee: Recompute one precision up too.
         keep_rows: Keep the other lanes' rows, however large.
         ways: Further ways of driving the model, of `verify.ways.WAYS`, with commas between; "all"
-            for those that it is surely made for, "none" for the run alone; empty: no check.
+            for all of them, "none" for the run alone; empty: no check.
         allow_missing, allow_pickle, trust_remote_code: What the user vouches for.
         cpu, definitions: Of a user's file: its GPU is the CPU; only its definitions are run.
         revision: Of a hub repository; empty: the default branch.
@@ -145,12 +145,14 @@ class Tried:
         title: What it was to do, in a few words.
         path: Its trace; empty: there is none.
         trouble: Why there is none.
+        presumed: Nothing shows that the model was written to be driven so.
     """
 
     way: str
     title: str
     path: str
     trouble: str = ""
+    presumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

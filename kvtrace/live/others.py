@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from kvtrace.verify.plans import Plan
 
 
-def try_others(loaded: Loaded, request: Request, voice: Voice, orders: Orders) -> None:
+def try_others(
+    loaded: Loaded, driven: Driven, request: Request, voice: Voice, orders: Orders
+) -> None:
     """Drive the model in every way that was asked for, into traces beside the run's own.
 
     Raises:
@@ -26,6 +28,7 @@ def try_others(loaded: Loaded, request: Request, voice: Voice, orders: Orders) -
     """
     if not request.ways:
         return
+    from kvtrace.analysis.checks.whole_run.leftover import beyond
     from kvtrace.verify.plans import plans
     from kvtrace.verify.trials import tokens_of, tried
 
@@ -41,25 +44,31 @@ def try_others(loaded: Loaded, request: Request, voice: Voice, orders: Orders) -
     with loaded.around():
         ways = None if request.ways == "all" else request.ways.split(",")
         planned = plans(
-            loaded.model, tokens_of(trace), lambda *prompt: _start(loaded, *prompt), ways=ways
+            loaded.model,
+            tokens_of(trace),
+            lambda *prompt: _start(loaded, driven, *prompt),
+            ways=ways,
+            script=loaded.script,
         )
         for one in tried(
             planned,
             lambda way: beside(request.output, way),
             tokenizer=loaded.tokenizer,
             card=loaded.card,
+            fresh=beyond(trace),
             begin=begin,
         ):
-            voice.say(Tried(one.way, one.title, str(one.path or ""), one.trouble))
+            voice.say(Tried(one.way, one.title, str(one.path or ""), one.trouble, one.presumed))
 
 
-def _start(loaded: Loaded, ids: Sequence[int], new_tokens: int) -> Driven:
-    """How the model is called; begins anew each time."""
-    from kvtrace.record.driving import Wish, as_transformers, choose_drive
+def _start(loaded: Loaded, driven: Driven, ids: Sequence[int], new_tokens: int) -> Driven:
+    """The model called as before; begins anew each time."""
+    from kvtrace.record.driving import Wish, afresh, as_transformers
 
     if loaded.script is None:
         return as_transformers(loaded.model, ids)
-    return choose_drive(
+    return afresh(
+        driven,
         loaded.model,
         Wish(
             ids,

@@ -53,14 +53,15 @@ class Recording:
         loaded = self._load()
         self._orders.begin()
         self._progress("reading the prompt", None)
-        ending = self._decode(loaded)
+        driven, ending = self._decode(loaded)
         if ending.reason != "stopped":
-            try_others(loaded, self._request, self._voice, self._orders)
+            try_others(loaded, driven, self._request, self._voice, self._orders)
         self._voice.say(Ended(ending.reason, ending.text, self._request.output))
 
-    def _decode(self, loaded: Loaded) -> Ending:
+    def _decode(self, loaded: Loaded) -> tuple[Driven, Ending]:
         with loaded.around():
-            return self._driven(loaded, self._drive(loaded))
+            driven = self._drive(loaded)
+            return driven, self._driven(loaded, driven)
 
     def _drive(self, loaded: Loaded) -> Driven:
         """How the model is called."""

@@ -14,13 +14,14 @@ from kvtrace.analysis.checks.noise import Noise
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Report, Trial, together
 from kvtrace.analysis.checks.verdict import checked
 from kvtrace.analysis.checks.whole_run.leftover import beyond
+from kvtrace.analysis.checks.whole_run.one_at_a_time import excused
 from kvtrace.errors import KvtraceError, RecordError, UsageError
 from kvtrace.files import open_trace
 from kvtrace.models.hub.architecture import positions
 from kvtrace.models.scripts.vocabulary import positions_of, vocabulary_of
 from kvtrace.record import record
 from kvtrace.record.decode import Limits, decode
-from kvtrace.record.driving import Driven, Wish, choose_drive
+from kvtrace.record.driving import Driven, Wish, afresh, choose_drive
 from kvtrace.record.driving.adapter import beside_class
 from kvtrace.text import safe
 from kvtrace.trace import Trace
@@ -52,8 +53,8 @@ def check(
         prompts: Text, token ids, or a tensor of ids; one or several.
         tokenizer: For prompts of text.
         new_tokens: Tokens to decode for each prompt.
-        ways: What else to try, of "again", "chunks", "padded" and "beams"; by default all that
-            the model is surely made for.
+        ways: What else to try, of "again", "chunks", "padded", "beams" and "own"; by default
+            all. What the model is asked for by name it is taken to be written for.
         run: Drives the model itself, in place of prompts: a function without arguments.
         keep: Folder in which the traces stay; by default they go.
 
@@ -120,12 +121,14 @@ class _Check:
         folder: For the traces.
         tokenizer: The caller's, may be None.
         first: What was recorded first.
+        driven: How the model was called first.
     """
 
     model: nn.Module
     folder: Path
     tokenizer: object
     first: Trace | None = None
+    driven: Driven | None = None
 
     def report(
         self,
@@ -135,7 +138,9 @@ class _Check:
         ways: Sequence[str] | None,
     ) -> Report:
         if run is not None:
-            return together([self._main(run, "run", self.model)])
+            trial = self._main(run, "run", self.model)
+            seen = self._outside(run) if self.first is not None and not len(self.first) else []
+            return together(seen or [trial])
         given = token_ids([] if prompts is None else prompts, self.tokenizer)
         trials = [
             self._decoded(ids, new_tokens, f"decode{at or ''}") for at, ids in enumerate(given)
@@ -151,9 +156,11 @@ class _Check:
         """How the model is called; begins anew each time."""
         context, vocabulary = self._sizes()
         theirs = beside_class(self.model)
-        return choose_drive(
-            self.model, Wish(ids, new_tokens, context, vocabulary, functions=theirs)
-        )
+        wish = Wish(ids, new_tokens, context, vocabulary, functions=theirs)
+        if self.driven is None:
+            self.driven = choose_drive(self.model, wish)
+            return self.driven
+        return afresh(self.driven, self.model, wish)
 
     def _sizes(self) -> tuple[int, int]:
         """Positions and tokens that the model knows; 0 when unknown."""
@@ -190,19 +197,38 @@ class _Check:
         self.first = self.first or trace
         return checked(trace, str(path))
 
+    def _outside(self, run: Callable[[], object]) -> list[Trial]:
+        """Whatever attends in a run that does not call the model itself: its parts, say."""
+        try:
+            with record(self.folder / "parts.kvt", referee=True, keep_rows=True, force=True):
+                run()
+        except Exception as error:
+            return [Trial("run", Report(UNCHECKED, reason=_blamed(error)))]
+        paths = sorted(self.folder.glob("parts*.kvt"))
+        return [checked(open_trace(path), str(path)) for path in paths]
+
     def _others(
         self, limits: Noise, fresh: Mapping[int, int], planned: Sequence[Plan]
     ) -> list[Trial]:
         """What the other ways say, judged by what the first run told of rounding."""
-        found = tried(planned, lambda way: self.folder / f"{way}.kvt", tokenizer=self.tokenizer)
-        return [_judged(one, limits, fresh if one.way == "again" else None) for one in found]
+        found = tried(
+            planned,
+            lambda way: self.folder / f"{way}.kvt",
+            tokenizer=self.tokenizer,
+            fresh=fresh,
+        )
+        return [
+            _judged(one, limits, fresh if one.way in ("again", "own") else None) for one in found
+        ]
 
 
 def _judged(one: Recorded, limits: Noise, fresh: Mapping[int, int] | None) -> Trial:
     if one.path is None:
         return Trial(one.title, Report(UNCHECKED, reason=one.trouble), essential=False)
-    trial = checked(open_trace(one.path), str(one.path), at_least=limits, fresh=fresh)
-    return replace(trial, name=named(one.way, trial.name), essential=False)
+    trace = open_trace(one.path)
+    trial = checked(trace, str(one.path), at_least=limits, fresh=fresh)
+    report = excused(trace, trial.report) if one.presumed else trial.report
+    return replace(trial, name=named(one.way, trial.name), report=report, essential=False)
 
 
 def _blamed(error: Exception) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,11 +19,15 @@ from kvtrace.errors import RecordError
 from kvtrace.models.quiet import quiet
 from kvtrace.record.decode import Drive, Limits, Standard, decode
 from kvtrace.record.driving import Driven
+from kvtrace.record.driving.adapter import beside_model
 from kvtrace.record.driving.encoded import EncoderDecoder, is_encoder_decoder
 from kvtrace.record.driving.ways.begins import resets
+from kvtrace.record.driving.ways.calls import Calls
+from kvtrace.verify.own_loops import own_loops, run_loops
 from kvtrace.verify.ways import WAYS
 
 _AGAIN_LENGTH, _AGAIN_STEPS = 12, 2
+_OWN_LENGTH, _OWN_STEPS = 8, 4
 _CHUNKS, _SINGLE, _FED = 3, 2, 40
 _TITLES = {"again": "another prompt", "chunks": "chunked prefill"}
 _BATCH_LENGTH, _BATCH_STEPS = 16, 3
@@ -41,6 +46,7 @@ class Plan:
         otherwise: Another way to drive it, where that raises.
         why_not: Why it is not possible.
         keeps: It may keep rows inside, and the model has no method that empties them.
+        presumed: Nothing shows that the model was written to be driven so.
     """
 
     way: str
@@ -50,6 +56,7 @@ class Plan:
     otherwise: Callable[[], object] | None = None
     why_not: str = ""
     keeps: bool = False
+    presumed: bool = False
 
 
 Start = Callable[[Sequence[int], int], Driven]
@@ -64,6 +71,7 @@ def plans(
     *,
     others: Sequence[Sequence[int]] = (),
     ways: Sequence[str] | None = None,
+    script: ModuleType | None = None,
 ) -> list[Plan]:
     """The ways that were asked for, in the order in which a failure explains the next.
 
@@ -72,16 +80,23 @@ def plans(
         tokens: Of that run: prompt and what followed.
         start: How it is called.
         others: Prompts of the caller's, for the batch.
-        ways: Some of `WAYS`, asked for by name; None: all that the model is surely made for.
+        ways: Some of `WAYS`, asked for by name; None: all.
+        script: The user's file, where they gave one.
     """
     makers: dict[str, Callable[[], Plan]] = {
         "again": lambda: _again(model, tokens, start),
         "chunks": lambda: _chunks(model, tokens, start, asked=ways is not None),
-        "padded": lambda: _padded(model, others or _batch(tokens)),
+        "padded": lambda: _padded(model, others or _batch(tokens), start),
         "beams": lambda: _beams(model, tokens),
+        "own": lambda: _own(model, script, tokens),
     }
     wanted = WAYS if ways is None else ways
-    return [_made(way, model, makers[way]) for way in WAYS if way in wanted]
+    theirs = ways is None and _generates(model)  # its own loop is that of padded and of beams
+    return [
+        _made(way, model, makers[way])
+        for way in WAYS
+        if way in wanted and not (theirs and way == "own")
+    ]
 
 
 def _made(way: str, model: nn.Module, make: Callable[[], Plan]) -> Plan:
@@ -111,8 +126,8 @@ def _again(model: nn.Module, tokens: Sequence[int], start: Start) -> Plan:
 def _chunks(model: nn.Module, tokens: Sequence[int], start: Start, *, asked: bool) -> Plan:
     """The same tokens again, the prompt in uneven chunks, the last ones singly.
 
-    Many people's forwards take the whole prompt, then single tokens, and nothing else: calling
-    them otherwise would find what is no fault.
+    Many people's forwards take the whole prompt, then single tokens, and nothing else: what that
+    shows is told apart from faults when it is judged.
     """
     title = _TITLES["chunks"]
     tokens = tokens[:_FED]
@@ -120,8 +135,8 @@ def _chunks(model: nn.Module, tokens: Sequence[int], start: Start, *, asked: boo
         return Plan("chunks", title, model, None, why_not=f"{len(tokens)} tokens are too few")
     sizes = _sizes(len(tokens) - _SINGLE) + [1] * _SINGLE
     driven = start(tokens, 0)
-    if not (asked or isinstance(driven.drive, Standard | EncoderDecoder)):
-        why = "it may not be made for it; ask for `chunks` to try"
+    theirs = isinstance(driven.drive, Standard | EncoderDecoder)
+    if not theirs and (why := driven.singly):
         return Plan("chunks", title, model, None, why_not=why)
 
     def feed(how: Drive) -> None:
@@ -131,7 +146,8 @@ def _chunks(model: nn.Module, tokens: Sequence[int], start: Start, *, asked: boo
     plain = isinstance(driven.drive, Standard)
     # some build what hides a chunk's later tokens out of the mask that `generate` always gives
     told = (lambda: feed(Standard(model, masked=True))) if plain else None
-    return Plan("chunks", title, driven.model, lambda: feed(driven.drive), told)
+    presumed = not (asked or theirs)
+    return Plan("chunks", title, driven.model, lambda: feed(driven.drive), told, presumed=presumed)
 
 
 def _sizes(total: int) -> list[int]:
@@ -148,12 +164,12 @@ def _batch(tokens: Sequence[int]) -> list[Sequence[int]]:
     return [row, row[length // 2 :]]
 
 
-def _padded(model: Any, prompts: Sequence[Sequence[int]]) -> Plan:
+def _padded(model: Any, prompts: Sequence[Sequence[int]], start: Start) -> Plan:
     """Prompts of unlike lengths in a batch, filled up at the left, an encoder's at the right."""
+    if not _generates(model):
+        return _abreast(model, prompts, start)
     right = is_encoder_decoder(model)
     title = f"{'right' if right else 'left'}-padded batch of {len(prompts)}"
-    if not _generates(model):
-        return Plan("padded", title, model, None, why_not="it has no generate")
 
     def drive() -> None:
         filler = _filler(model)
@@ -165,6 +181,45 @@ def _padded(model: Any, prompts: Sequence[Sequence[int]]) -> Plan:
         _generate(model, *given, _BATCH_STEPS)
 
     return Plan("padded", title, model, drive)
+
+
+def _abreast(model: nn.Module, prompts: Sequence[Sequence[int]], start: Start) -> Plan:
+    """Texts of one length side by side, where nobody says how the model is told of padding."""
+    title = f"batch of {len(prompts)}, equally long"
+    rows = _equally_long(prompts)
+    driven = start(rows[0], 0)
+    if not (isinstance(driven.drive, Calls) and driven.drive.way.caches):
+        why = "no cache was found" if isinstance(driven.drive, Calls) else "it takes one text"
+        return Plan("padded", title, model, None, why_not=why)
+    if driven.drive.way.layout not in ("batch", "time first"):
+        return Plan("padded", title, model, None, why_not="it takes ids of one text")
+    drive = driven.drive.again(driven.drive.capacity, driven.drive.source, rows[1:])
+
+    def feed() -> None:
+        for end in range(len(rows[0]) - _SINGLE, len(rows[0]) + 1):
+            drive.step(rows[0][:end])
+
+    return Plan("padded", title, driven.model, feed, presumed=True)
+
+
+def _equally_long(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """As long as the longest: what is missing at the end of one is begun with again, backwards."""
+    width = max(map(len, prompts))
+    return [[row[~(at % len(row))] for at in range(width)][::-1] for row in prompts]
+
+
+def _own(model: nn.Module, script: ModuleType | None, tokens: Sequence[int]) -> Plan:
+    """The loops that its own code generates with."""
+    script = beside_model(model) if script is None else script
+    prompt = tokens[:_OWN_LENGTH]
+    loops = own_loops(model, script, prompt, _OWN_STEPS)
+    names = ", ".join(f"{name}()" for name, _ in loops)
+    title = f"its own {names or 'loop'}"
+    if not loops:
+        why = "no method or function that generates was found, or none that runs with a prompt"
+        return Plan("own", title, model, None, why_not=why)
+    drive = lambda: run_loops(model, loops, prompt, _OWN_STEPS)  # noqa: E731
+    return Plan("own", title, model, drive, keeps=not resets(model))
 
 
 def _filled(row: Sequence[int], width: int, filler: int, right: bool) -> list[int]:

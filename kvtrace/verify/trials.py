@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +29,14 @@ class Recorded:
         way, title: Of the plan.
         path: Its trace; None: nothing was recorded.
         trouble: Why not, or what went wrong on the way.
+        presumed: Of the plan.
     """
 
     way: str
     title: str
     path: Path | None
     trouble: str = ""
+    presumed: bool = False
 
 
 def tried(
@@ -43,6 +45,7 @@ def tried(
     *,
     tokenizer: object = None,
     card: ModelCard | None = None,
+    fresh: Mapping[int, int] | None = None,
     begin: Callable[[Plan], bool] = lambda plan: True,
 ) -> Iterator[Recorded]:
     """Try plans one by one.
@@ -55,6 +58,7 @@ def tried(
         place: A way to the path of its trace.
         tokenizer: Gives texts of ids.
         card: All that is said of the model.
+        fresh: Rows beyond its own that a text began with in the first run.
         begin: Told of each before it is tried; False: no more of them.
 
     Raises:
@@ -67,9 +71,9 @@ def tried(
             yield Recorded(plan.way, plan.title, None, plan.why_not)
             continue
         path = place(plan.way)
-        found = _tried(plan, plan.drive, path, tokenizer, card)
+        found = _tried(plan, plan.drive, path, tokenizer, card, fresh or {})
         if found.path is None and plan.otherwise is not None:
-            second = _tried(plan, plan.otherwise, path, tokenizer, card)
+            second = _tried(plan, plan.otherwise, path, tokenizer, card, fresh or {})
             found = found if second.path is None else second
         yield found
 
@@ -80,6 +84,7 @@ def _tried(
     path: Path,
     tokenizer: object,
     card: ModelCard | None,
+    fresh: Mapping[int, int],
 ) -> Recorded:
     recording = record(
         plan.model, path, tokenizer=tokenizer, model_card=card, keep_rows=True, force=True
@@ -100,10 +105,16 @@ def _tried(
     if trouble or not recording.steps:
         path.unlink(missing_ok=True)
         return Recorded(plan.way, plan.title, None, trouble or "its forward was not seen")
-    if plan.keeps and any(count > 0 for count in beyond(open_trace(path)).values()):
+    if plan.keeps and _began_with_more(path, fresh):
         path.unlink()
         return Recorded(plan.way, plan.title, None, _NOT_EMPTIED)
-    return Recorded(plan.way, plan.title, path)
+    return Recorded(plan.way, plan.title, path, presumed=plan.presumed)
+
+
+def _began_with_more(path: Path, fresh: Mapping[int, int]) -> bool:
+    """Whether there were rows before the text that the first one did not begin with."""
+    counts = beyond(open_trace(path)).items()
+    return any(count > max(0, fresh.get(layer, 0)) for layer, count in counts)
 
 
 def tokens_of(trace: Trace) -> list[int]:

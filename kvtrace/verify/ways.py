@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-WAYS = ("again", "chunks", "padded", "beams")
-"""Another prompt after the first; the prompt in chunks; a left-padded batch; beam search."""
+WAYS = ("again", "chunks", "padded", "beams", "own")
+"""Another prompt after the first; the prompt in chunks; a batch, padded where the model is told of
+padding; beam search; the loops that people's own code generates with."""
 
 
 def beside(output: str | Path, way: str) -> Path:

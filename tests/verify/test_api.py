@@ -168,13 +168,14 @@ def test_a_model_that_fails_could_not_be_checked_and_is_blamed_by_its_line():
     assert "RuntimeError: no such luck" in report.reason
 
 
-def test_what_a_forward_may_not_be_made_for_is_tried_only_when_asked():
+def test_what_a_forward_is_not_written_for_is_told_and_not_blamed_unless_asked_for():
     import importlib
 
     module = importlib.import_module("kvtrace_fixtures.custom.ring_window")
     report = kvtrace.check(module.build(), PROMPT, new_tokens=4)
-    assert report.ok
-    outcomes = {one.name: one.report.reason for one in report.trials if not one.report.ok}
-    assert "ask for `chunks`" in outcomes["chunked prefill"]
+    assert report.ok, report
+    reasons = [one.report.reason for one in report.trials if one.report.findings]
+    assert ["ask for `chunks`" in one for one in reasons] == [True]
+    assert [(one.name, one.kind.bug) for one in report.findings] == [("HISTORY-LOST", False)]
     asked = kvtrace.check(module.build(), PROMPT, new_tokens=4, ways=["chunks"])
-    assert asked.findings[0].name == "HISTORY-LOST"
+    assert (asked.verdict, asked.findings[0].name) == (DIVERGED, "HISTORY-LOST")

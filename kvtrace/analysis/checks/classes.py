@@ -262,3 +262,9 @@ KEPT_ROUNDED = Kind(
     bug=False,
 )
 """What DTYPE means of a whole cache."""
+
+UNLIKE_ITS_USE = (
+    "The model does to several tokens what it does to a prompt, or to a single token. It is right "
+    "as long as it is given one at a time once it holds rows, and wrong in chunks."
+)
+"""Why a model differs that was called otherwise than it was written for."""

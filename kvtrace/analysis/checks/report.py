@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kvtrace.analysis.checks.classes import AFTERWARDS, KEPT_ROUNDED, KINDS, Kind
+from kvtrace.analysis.checks.classes import (
+    AFTERWARDS,
+    KEPT_ROUNDED,
+    KINDS,
+    UNLIKE_ITS_USE,
+    Kind,
+)
 
 if TYPE_CHECKING:
     from kvtrace.analysis.checks.noise import Noise
@@ -33,7 +39,8 @@ class Finding:
         since: What is special about where it begins, a clause; empty when nothing is known.
         code: "module, file.py:line" of the attention there, as far as known.
         spoken: What people call the layer: "decoder layer 1 cross-attention"; empty: its number.
-        meant: It is how the whole cache works, a difference but no mistake.
+        meant: It is how the whole cache works, or what comes of calling the model otherwise than
+            it was written for: a difference but no mistake.
         site: Index of the shape of the place that shows it, where that is not the first.
         group: Query heads that read one kv head there.
     """
@@ -71,6 +78,8 @@ class Finding:
         """What it means and what usually causes it."""
         if self.meant and self.name == KEPT_ROUNDED.name:
             return KEPT_ROUNDED
+        if self.meant:
+            return replace(KINDS[self.name], cause=UNLIKE_ITS_USE, bug=False)
         after = self.name == AFTERWARDS.name and self.tensor == "logits"
         return AFTERWARDS if after else KINDS[self.name]
 

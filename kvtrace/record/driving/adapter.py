@@ -83,14 +83,21 @@ def beside_class(model: nn.Module) -> Functions:
 
     A `step` there may be anything, of an optimizer say: its parameters must be those of ours.
     """
-    name = type(model).__module__
-    if name.startswith(("torch.", "transformers.")) or name not in sys.modules:
+    script = beside_model(model)
+    if script is None:
         return {}
-    held = vars(sys.modules[name])
+    held = vars(script)
     found = {name: held[name] for name in ("make_cache", "step") if callable(held.get(name))}
     if "step" in found and [one.name for one in parameters_of(found["step"])] != _STEP_TAKES:
         del found["step"]
     return found
+
+
+def beside_model(model: nn.Module) -> ModuleType | None:
+    """The file of a model's class; None where that is a library's."""
+    name = type(model).__module__
+    library = name.startswith(("torch.", "transformers."))
+    return None if library else sys.modules.get(name)
 
 
 def adapted(

@@ -27,6 +27,11 @@ from kvtrace.record.driving.ways.roles import parameters_of
 from kvtrace.record.driving.wish import Wish
 from kvtrace.record.prepared import METHOD, prepares
 
+_SINGLY = {
+    "one": "it takes one token at a time",
+    "all": "it is given all tokens at every step, and takes the new ones itself",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Driven:
@@ -39,6 +44,7 @@ class Driven:
         call: One short line: the call.
         said: Sentences for people.
         model: What it calls, to be watched: the model, or a part of it.
+        singly: Why it can't be given several tokens once there is a cache; empty: it can.
     """
 
     drive: Drive
@@ -46,6 +52,7 @@ class Driven:
     call: str
     said: tuple[str, ...]
     model: nn.Module
+    singly: str = ""
 
 
 def choose_drive(model: nn.Module, wish: Wish) -> Driven:
@@ -63,6 +70,14 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
     if _called_as_transformers(model):
         return as_transformers(model, wish.prompt)
     return _by_trying(model, wish)
+
+
+def afresh(driven: Driven, model: nn.Module, wish: Wish) -> Driven:
+    """A model that is called as before, for another text: what was found is not sought again."""
+    if not isinstance(driven.drive, Calls):
+        return choose_drive(model, wish)
+    calls = driven.drive.again(wish.capacity, _source(wish))
+    return replace(driven, drive=calls, prompt=wish.prompt)
 
 
 def as_transformers(model: nn.Module, prompt: Sequence[int]) -> Driven:
@@ -144,11 +159,15 @@ def _with_more(model: nn.Module, wish: Wish, few: ModelError) -> Driven | None:
 
 def _driven(search: Search, found: FoundWay, name: str = "model") -> Driven:
     wish = search.wish
-    # shorter than the text: rows of the one side are never as many as those of the other
-    source = wish.prompt[:-1] or wish.prompt
-    calls = Calls(search.model, found.way, wish.capacity, search.shape(), source)
+    calls = Calls(search.model, found.way, wish.capacity, search.shape(), _source(wish))
     call, said = (one.replace("model(", f"{name}(", 1) for one in (str(found.way), found.said[0]))
-    return Driven(calls, wish.prompt, call, (said, *found.said[1:]), search.model)
+    singly = _SINGLY.get(found.way.feeds, "") if found.way.caches else "no cache was found"
+    return Driven(calls, wish.prompt, call, (said, *found.said[1:]), search.model, singly)
+
+
+def _source(wish: Wish) -> Sequence[int]:
+    """Shorter than the text: rows of the one side are never as many as those of the other."""
+    return wish.prompt[:-1] or wish.prompt
 
 
 def _by_entrance(model: nn.Module, wish: Wish) -> Driven | None:
@@ -167,7 +186,7 @@ def _by_pair(model: nn.Module, wish: Wish) -> Driven | None:
             continue
         # all tokens at every step would be a prompt at every step
         if found.way.caches and found.agrees and found.way.feeds == "new":
-            return _driven(search, found, str(pair))
+            return replace(_driven(search, found, str(pair)), singly=f"{pair} for single tokens")
     return None
 
 
@@ -207,7 +226,7 @@ def _by_generating(model: nn.Module, wish: Wish) -> Driven | None:
         "begins anew at every step, so that no cache can be watched; `kvtrace run` of a script "
         "that calls it shows what it keeps"
     )
-    return Driven(Generating(watched), wish.prompt, call, (said,), watched)
+    return Driven(Generating(watched), wish.prompt, call, (said,), watched, "it can only generate")
 
 
 def _remade_through(remake: Callable[[], nn.Module], name: str) -> nn.Module:

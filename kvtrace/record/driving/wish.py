@@ -48,5 +48,5 @@ class Wish:
             return None
         return Begin(
             "your make_cache(model, 1, max_len)",
-            lambda model, room: call(make, model, batch=1, max_len=room),
+            lambda model, room: call(make, model, batch=room.sequences, max_len=room.tokens),
         )

@@ -24,12 +24,13 @@ from kvtrace.record.driving.trying.private import nothing_left
 from kvtrace.record.driving.ways.begins import methods
 from kvtrace.record.driving.ways.roles import Signature, parameters_of
 
-Generation = Callable[[nn.Module, Sequence[int]], object]
+Generation = Callable[[nn.Module, Sequence[int], int], object]
+"""(model, prompt, tokens to generate) to whatever it returns."""
 
 NEW_TOKENS = 3
 _WINDOW = 1024
 _GENERATES = re.compile(
-    r"(\w+_)?(generate|generation|sample|greedy|decode|complete|infer|inference)(_\w+)?"
+    r"(\w+_)?(generate|generation|sample|greedy|decode|complete|infer|inference|beam_?search)(_\w+)?"
 )
 _COUNTS = re.compile(
     r"(max_?)?(new_?)?(tokens?|steps?|length|len|n|num|count|gen_len)(_to_(generate|sample))?"
@@ -38,6 +39,10 @@ _COUNTS = re.compile(
 )
 _TOTALS = re.compile(r"(max_)?(seq_)?len(gth)?|seq_len|total_len|max_length")
 _IDS = re.compile(r"(\w+_)?(ids?|idx|tokens?|prompts?|input_ids|inputs?|x|context|start\w*|seq)s?")
+
+
+class SeenEnoughError(Exception):
+    """Ends somebody's loop, which might go on forever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ def observed(trials: Trials, signature: Signature) -> Observed:
     """
     prompt = trials.tokens[: trials.prefill]
     unfilled: frozenset[str] = frozenset()
-    for call in _generations(trials.model, trials.script):
+    for _, call in generations(trials.model, trials.script):
         with nothing_left(trials.model, trials.script):
             calls, given = _watched(call, trials.fresh(), signature, prompt)
         if _feeds(calls, signature, len(prompt), 1):
@@ -86,7 +91,7 @@ def _watched(
     object.__setattr__(model, "forward", _recording(model.forward, signature, calls, given))
     try:
         with torch.no_grad():
-            call(model, prompt)
+            call(model, prompt, NEW_TOKENS)
     except Exception:
         if len(calls) < NEW_TOKENS:
             calls.clear()
@@ -101,19 +106,35 @@ def matches(seen: Sequence[Pattern], calls: Sequence[Pattern]) -> bool:
 # -- running theirs ------------------------------------------------------------------------------
 
 
-def _generations(model: nn.Module, script: ModuleType | None) -> Iterator[Generation]:
-    yield from map(_by_method, generators(model))
+def generations(
+    model: nn.Module, script: ModuleType | None, *, listed: bool = False
+) -> Iterator[tuple[str, Generation]]:
+    """Methods and functions that generate, by their names.
+
+    Args:
+        model: Whose methods.
+        script: Of the user's, whose functions are given the model first.
+        listed: They are given a list of ids, no tensor [1, ids].
+    """
+    for name in generators(model):
+        yield name, _by_method(name, listed)
     for name, function in [] if script is None else list(vars(script).items()):
         if inspect.isfunction(function) and _GENERATES.fullmatch(name.lower()):
-            yield _by_function(function)
+            yield name, _by_function(function, listed)
 
 
-def _by_method(name: str) -> Generation:
-    return lambda model, prompt: _call(getattr(model, name), None, model, prompt)
+def _by_method(name: str, listed: bool) -> Generation:
+    def call(model: nn.Module, prompt: Sequence[int], count: int) -> None:
+        _call(getattr(model, name), None, model, prompt, count, listed)
+
+    return call
 
 
-def _by_function(function: Callable[..., object]) -> Generation:
-    return lambda model, prompt: _call(function, model, model, prompt)
+def _by_function(function: Callable[..., object], listed: bool) -> Generation:
+    def call(model: nn.Module, prompt: Sequence[int], count: int) -> None:
+        _call(function, model, model, prompt, count, listed)
+
+    return call
 
 
 def _call(
@@ -121,14 +142,19 @@ def _call(
     first: nn.Module | None,
     model: nn.Module,
     prompt: Sequence[int],
+    count: int,
+    listed: bool,
 ) -> None:
     """Their function with a prompt and a number of new tokens."""
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
     ids = torch.tensor([list(prompt)], device=device)
-    unnamed, named = generation_arguments(function, ids, NEW_TOKENS, first)
+    unnamed, named = generation_arguments(function, ids, count, first)
+    if listed:
+        unnamed = tuple(list(prompt) if one is ids else one for one in unnamed)
+        named = {name: list(prompt) if one is ids else one for name, one in named.items()}
     result = function(*unnamed, **named)
     if inspect.isgenerator(result):
-        for _, _ in zip(range(NEW_TOKENS), result, strict=False):
+        for _, _ in zip(range(count), result, strict=False):
             pass
 
 
@@ -175,10 +201,11 @@ def _recording(
 
     @functools.wraps(forward)
     def noting(*args: Any, **kwargs: Any) -> object:
-        if len(calls) < NEW_TOKENS:
-            values = dict(zip(names, args, strict=False)) | kwargs
-            given.update(values)
-            calls.append(pattern(signature, values))
+        if len(calls) == NEW_TOKENS:
+            raise SeenEnoughError
+        values = dict(zip(names, args, strict=False)) | kwargs
+        given.update(values)
+        calls.append(pattern(signature, values))
         return forward(*args, **kwargs)
 
     return noting

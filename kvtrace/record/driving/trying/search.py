@@ -60,6 +60,7 @@ class Search:
     stumbled: Tried | None = None
     otherwise: Tried | None = None
     _dead: set[str] = field(default_factory=set)
+    _refused: bool = False
 
     def run(self) -> FoundWay:
         """The way to call it.
@@ -84,6 +85,8 @@ class Search:
             best = self._suspected(signature, trials, sound) or best
         if sound is not None and best is not None and best.verdict == "forgets":
             best = self._one_by_one(signature, trials, sound) or best
+        if sound is not None and best is None and self._refused:
+            best = self._one_by_one(signature, trials, sound, only=True)
         if best is not None:
             return found_cached(best, self.otherwise)
         if plain is None:
@@ -151,6 +154,7 @@ class Search:
             self._dead.add(_beginning(tried.way))
         if not tried.reached and _RAISED.match(tried.why):
             self._dead.add(_key(tried.way))
+        self._refused |= bool(_RAISED.match(tried.why)) and _asks_for_a_cache(tried.way)
         raised = tried.reached and _RAISED.match(tried.why)
         if raised and self.stumbled is None and _asks_for_a_cache(tried.way):
             self.stumbled = tried
@@ -171,19 +175,34 @@ class Search:
             )
             yield from (replace(way, feeds="one") for way in ways if way.feeds == "new")
 
-    def _one_by_one(self, signature: Signature, trials: Trials, plain: Way) -> Tried | None:
+    def _one_by_one(
+        self, signature: Signature, trials: Trials, plain: Way, *, only: bool = False
+    ) -> Tried | None:
         """A way that agrees if the prompt, too, goes in a token at a time.
 
         A model may take the last token it is given as soon as it is handed a cache, even an empty
         one.
+
+        Args:
+            signature: Of its forward.
+            trials: Runs ways.
+            plain: A way without a cache.
+            only: It is the only way with a cache there is: else the one whose steps differ least.
         """
+        differing: list[Tried] = []
         self._dead.clear()
-        ways = (way for way in self._ways(signature, plain) if way.feeds == "new" and way.cache)
+        ways = (
+            way
+            for way in self._ways(signature, plain)
+            if way.feeds == "new" and (way.cache or _asks_for_a_cache(way))
+        )
         for way in self._limited((replace(way, feeds="one") for way in ways), few=True):
             tried = trials.run(way, plain)
             if tried.keeps and tried.verdict == "agrees":
                 return tried
-        return None
+            if only and tried.keeps and tried.verdict == "differs":
+                differing.append(tried)
+        return min(differing, key=lambda one: one.difference, default=None)
 
     def _suspected(self, signature: Signature, trials: Trials, plain: Way) -> Tried | None:
         """A way whose cache is a parameter that no name tells: it agrees, or is the closest.

@@ -18,7 +18,7 @@ from kvtrace.record.driving.ways.calls import is_empty
 from kvtrace.record.driving.ways.classes import classes, of_class
 from kvtrace.record.driving.ways.roles import Parameter, parameters_of
 from kvtrace.record.driving.ways.sizes import Sizes, UnknownSizeError
-from kvtrace.record.driving.ways.way import Begin
+from kvtrace.record.driving.ways.way import Begin, Room
 
 _THING = r"(kv|cache|caches|caching|past|memory|state|states|buffers?)"
 _MAKES = re.compile(
@@ -102,15 +102,15 @@ def _said(name: str, method: Callable[..., object]) -> str:
 
 
 def _by_method(name: str, said: str) -> Begin:
-    def make(model: nn.Module, capacity: int) -> object:
-        return filled_call(getattr(model, name), Sizes(model, capacity))
+    def make(model: nn.Module, room: Room) -> object:
+        return filled_call(getattr(model, name), Sizes.within(model, room))
 
     return Begin(said, make)
 
 
 def _by_function(name: str, function: Callable[..., object]) -> Begin:
-    def make(model: nn.Module, capacity: int) -> object:
-        return filled_call(function, Sizes(model, capacity))
+    def make(model: nn.Module, room: Room) -> object:
+        return filled_call(function, Sizes.within(model, room))
 
     return Begin(f"{name}(…)", make)
 
@@ -140,9 +140,9 @@ def _makers_of_anything(model: nn.Module) -> list[Begin]:
 def part_of_made(begin: Begin) -> list[Begin]:
     """A maker that returns several things: the first that looks like a cache, for each place."""
 
-    def make(place: int) -> Callable[[nn.Module, int], object]:
-        def one(model: nn.Module, capacity: int) -> object:
-            made = begin.make(model, capacity)
+    def make(place: int) -> Callable[[nn.Module, Room], object]:
+        def one(model: nn.Module, room: Room) -> object:
+            made = begin.make(model, room)
             if not isinstance(made, tuple) or place >= len(made):
                 raise UnknownSizeError("a tuple")
             return made[place]
@@ -155,12 +155,12 @@ def part_of_made(begin: Begin) -> list[Begin]:
 def layerwise(module_said: str, names: tuple[str, ...]) -> Begin:
     """A method of inner modules, called on each of them."""
 
-    def make(model: nn.Module, capacity: int) -> object:
+    def make(model: nn.Module, room: Room) -> object:
         for module in model.modules():
             for name in names:
                 found = getattr(module, name, None)
                 if module is not model and callable(found):
-                    filled_call(found, Sizes(model, capacity))
+                    filled_call(found, Sizes.within(model, room))
         return None
 
     return Begin(module_said, make)
@@ -215,8 +215,8 @@ def switches(model: nn.Module) -> list[Begin]:
         if value is False and _BOOLEAN.fullmatch(name.lower())
     )
 
-    def make(name: str) -> Callable[[nn.Module, int], object]:
-        def turn_on(model: nn.Module, capacity: int) -> object:
+    def make(name: str) -> Callable[[nn.Module, Room], object]:
+        def turn_on(model: nn.Module, room: Room) -> object:
             for module in model.modules():
                 if vars(module).get(name) is False:
                     setattr(module, name, True)
@@ -234,27 +234,27 @@ def _layers(model: nn.Module) -> int:
     return Sizes(model, 0).of("layers") or 1
 
 
-NOTHING = Begin("None", lambda model, capacity: None)
+NOTHING = Begin("None", lambda model, room: None)
 
 CONTAINERS = (
-    Begin("an empty dict", lambda model, capacity: {}),
-    Begin("a list of None", lambda model, capacity: [None] * _layers(model)),
-    Begin("an empty list", lambda model, capacity: []),
-    Begin("a list of empty dicts", lambda model, capacity: [{} for _ in range(_layers(model))]),
-    Begin("a list of empty lists", lambda model, capacity: [[] for _ in range(_layers(model))]),
+    Begin("an empty dict", lambda model, room: {}),
+    Begin("a list of None", lambda model, room: [None] * _layers(model)),
+    Begin("an empty list", lambda model, room: []),
+    Begin("a list of empty dicts", lambda model, room: [{} for _ in range(_layers(model))]),
+    Begin("a list of empty lists", lambda model, room: [[] for _ in range(_layers(model))]),
     Begin(
         "a list of (None, None)",
-        lambda model, capacity: [(None, None) for _ in range(_layers(model))],
+        lambda model, room: [(None, None) for _ in range(_layers(model))],
     ),
     Begin(
         "a list of [None, None]",
-        lambda model, capacity: [[None, None] for _ in range(_layers(model))],
+        lambda model, room: [[None, None] for _ in range(_layers(model))],
     ),
     Begin(
         "a dict of None for every layer",
-        lambda model, capacity: dict.fromkeys(range(_layers(model))),
+        lambda model, room: dict.fromkeys(range(_layers(model))),
     ),
-    Begin("a tuple of None", lambda model, capacity: (None,) * _layers(model)),
+    Begin("a tuple of None", lambda model, room: (None,) * _layers(model)),
 )
 
 
@@ -278,7 +278,7 @@ def begins_of(model: nn.Module, parameter: Parameter, script: ModuleType | None)
 def transformers_cache() -> Begin:
     """The cache that transformers' models take."""
 
-    def make(model: nn.Module, capacity: int) -> object:
+    def make(model: nn.Module, room: Room) -> object:
         from transformers import DynamicCache
 
         return DynamicCache()

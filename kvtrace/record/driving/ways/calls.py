@@ -14,6 +14,7 @@ from kvtrace.errors import ModelError
 from kvtrace.record.driving.trying.patterns import Pattern, pattern
 from kvtrace.record.driving.ways.outputs import (
     Logits,
+    NoLogitsError,
     Path,
     all_rows,
     find_caches,
@@ -23,7 +24,7 @@ from kvtrace.record.driving.ways.outputs import (
     spelled,
 )
 from kvtrace.record.driving.ways.sizes import room_inside
-from kvtrace.record.driving.ways.way import Begin, Way
+from kvtrace.record.driving.ways.way import Begin, Room, Way
 
 _COMPARED = 3
 _OFFSET = re.compile(
@@ -63,6 +64,7 @@ class Calls:
         capacity: Tokens a cache must hold.
         shape: Of its output.
         source: What an encoder is given at every call, where the way has one.
+        beside: Texts of further sequences that go in with the first one, each as long as it gets.
         seen: What the first calls were given, as far as calls can be compared.
     """
 
@@ -71,6 +73,7 @@ class Calls:
     capacity: int
     shape: Shape = field(default_factory=Shape)
     source: Sequence[int] = ()
+    beside: Sequence[Sequence[int]] = ()
     seen: list[Pattern] = field(default_factory=list)
     _fed: int = 0
     _room: int = 0
@@ -80,6 +83,12 @@ class Calls:
     _back: tuple[Path, ...] | None = None
     _logits: dict[bool, Logits] = field(default_factory=dict)
     _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def again(
+        self, capacity: int, source: Sequence[int], beside: Sequence[Sequence[int]] = ()
+    ) -> Calls:
+        """The same way from the beginning, with another text."""
+        return Calls(self.model, self.way, capacity, self.shape, source, beside)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Feed what was not fed yet; logits of the last token, [vocab].
@@ -144,7 +153,7 @@ class Calls:
     def _made(self, begin: Begin) -> object:
         try:
             with torch.no_grad():
-                return begin.make(self.model, self.capacity)
+                return begin.make(self.model, Room(self.capacity, 1 + len(self.beside)))
         except Exception as error:
             raise CannotBeginError(f"{begin.said}: {type(error).__name__}: {error}") from error
 
@@ -156,9 +165,12 @@ class Calls:
         parameters = self.way.signature.parameters
         ids = self.way.signature.ids
         if ids is not None:
-            values[ids.name] = self.way.ids(given, self._device)
+            from_there = slice(before + new - len(given), before + new)
+            rows = [given, *(text[from_there] for text in self.beside)]
+            values[ids.name] = self.way.batch(rows, self._device)
         for parameter in self.way.signature.of("source"):
-            values[parameter.name] = self.way.ids(self.source, self._device)
+            rows = [self.source] * (1 + len(self.beside))
+            values[parameter.name] = self.way.batch(rows, self._device)
         if self.way.cache is not None:
             values.update(zip(self.way.cache.names, self._caches, strict=True))
         for one in self.way.given:
@@ -166,6 +178,8 @@ class Calls:
             value = one.form(*span, self._device)
             if one.padded and isinstance(value, Tensor):
                 value = functional.pad(value, (0, self._room - value.shape[-1]))
+            if self.beside and isinstance(value, Tensor) and value.dim() > 1 == len(value):
+                value = value.repeat(1 + len(self.beside), *[1] * (value.dim() - 1))
             values[one.name] = value
         if len(self.seen) < _COMPARED:
             self.seen.append(pattern(self.way.signature, values))
@@ -183,11 +197,20 @@ class Calls:
         known = self._logits.get(kind)
         if known is not None and kind and isinstance(part_of(result, known.path), Tensor):
             return known
-        where = find_logits(result, given, self.shape.vocab_sizes, self.shape.width)
+        where = self._logits_of(result, given)
         if self.way.feeds == "all" and self._fed and where.rows == given > new:
             raise NoCacheError("fed all tokens, it computed all of them again")
         self._logits[kind] = where
         return where
+
+    def _logits_of(self, result: object, given: int) -> Logits:
+        rows, shape = 1 + len(self.beside), (self.shape.vocab_sizes, self.shape.width)
+        try:
+            return find_logits(result, given * rows, *shape)
+        except NoLogitsError:
+            if rows == 1:
+                raise
+            return find_logits(result, rows, *shape)  # of the last token of each
 
     def _keep(self, result: object, where: Logits) -> None:
         """The cache for the next call."""

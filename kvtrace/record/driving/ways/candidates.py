@@ -150,7 +150,7 @@ def _inside(
 def _guessed(signature: Signature) -> Iterator[Way]:
     """A forward that takes anything: the usual names."""
     on = Argument("use_cache", "True", lambda *_: True)
-    nothing = Begin("None", lambda model, capacity: None)
+    nothing = Begin("None", lambda model, room: None)
     for name in ("past_key_values", "past", "cache", "kv_cache"):
         for flags in ((on,), ()):
             yield Way(signature, cache=Passed((name,), nothing), given=flags)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kvtrace.record.driving.ways.roles import Parameter
 from kvtrace.record.driving.ways.sizes import Sizes, UnknownSizeError
-from kvtrace.record.driving.ways.way import Begin
+from kvtrace.record.driving.ways.way import Begin, Room
 
 _ALLOCATES = re.compile(
     r"(init|initiali[sz]e|alloc|allocate|setup|set_up|create|build|make|prepare)"
@@ -66,15 +66,15 @@ def _is_params(name: str) -> bool:
 def of_class(kind: type, annotation: str) -> list[Begin]:
     """An object of a class, or one for every layer; heads may mean kv heads."""
 
-    def single(grouped: bool) -> Callable[[nn.Module, int], object]:
-        def make(model: nn.Module, capacity: int) -> object:
-            return _constructed(kind, Sizes(model, capacity, grouped))
+    def single(grouped: bool) -> Callable[[nn.Module, Room], object]:
+        def make(model: nn.Module, room: Room) -> object:
+            return _constructed(kind, Sizes.within(model, room, grouped))
 
         return make
 
-    def each(grouped: bool) -> Callable[[nn.Module, int], object]:
-        def make(model: nn.Module, capacity: int) -> object:
-            sizes = Sizes(model, capacity, grouped)
+    def each(grouped: bool) -> Callable[[nn.Module, Room], object]:
+        def make(model: nn.Module, room: Room) -> object:
+            sizes = Sizes.within(model, room, grouped)
             layers = sizes.of("layers")
             if not layers:
                 raise UnknownSizeError("the number of layers")

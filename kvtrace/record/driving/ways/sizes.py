@@ -9,11 +9,13 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import nn
 
 from kvtrace.record.driving.ways.roles import parameters_of
+from kvtrace.record.driving.ways.way import Room
 
 _CONFIGS = (
     *("config", "cfg", "args", "params", "hparams", "hp", "conf", "model_args", "model_config"),
@@ -75,12 +77,19 @@ class Sizes:
         model: The one.
         capacity: Tokens a cache must hold.
         grouped: An argument named "heads" is filled with the number of kv heads.
+        sequences: Rows of a batch.
     """
 
     model: nn.Module
     capacity: int
     grouped: bool = True
+    sequences: int = 1
     _found: dict[str, int | None] = field(default_factory=dict)
+
+    @classmethod
+    def within(cls, model: nn.Module, room: Room, grouped: bool = True) -> Self:
+        """Sizes of a model for a cache that must hold something."""
+        return cls(model, room.tokens, grouped, room.sequences)
 
     def of(self, quantity: str) -> int | None:
         """A size by its name here, such as "layers" or "kv_heads"; None when unknown."""
@@ -91,7 +100,7 @@ class Sizes:
 
     def _look(self, quantity: str) -> int | None:
         if quantity == "batch":
-            return 1
+            return self.sequences
         if quantity == "capacity":
             return self.capacity
         pattern = _ALIASES[quantity]
@@ -144,7 +153,8 @@ class Sizes:
             if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
                 continue
             found, value = self._argument(one)
-            if found and (one.default is one.empty or all_of_it):
+            several = self.sequences > 1 and _ALIASES["batch"].fullmatch(one.name.lower())
+            if found and (one.default is one.empty or all_of_it or several):
                 filled[one.name] = value
             elif one.default is one.empty:
                 raise UnknownSizeError(one.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,20 +39,32 @@ class Argument:
     of_source: bool = False
 
 
+class Room(NamedTuple):
+    """What a cache must hold.
+
+    Attributes:
+        tokens: Of each sequence.
+        sequences: Rows of the batch.
+    """
+
+    tokens: int
+    sequences: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Begin:
     """How something begins: a cache that is passed, or one inside of the model.
 
     Attributes:
         said: For people: `None`, `model.make_cache(batch=1, max_len=44)`.
-        make: (model, tokens it must hold) to the cache; what it returns may mean nothing.
+        make: (model, what it must hold) to the cache; what it returns may mean nothing.
         of_class: It is an object of somebody's class.
         number: Tells beginnings apart of which the same is said.
         empties: It makes nothing: whatever was kept is dropped.
     """
 
     said: str
-    make: Callable[[nn.Module, int], object]
+    make: Callable[[nn.Module, Room], object]
     of_class: bool = False
     number: int = 0
     empties: bool = False
@@ -110,6 +122,11 @@ class Way:
         if self.layout == "single":
             return made[-1]
         return made[None] if self.layout == "batch" else made[:, None]
+
+    def batch(self, texts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+        """Ids of several sequences; of one, as the model takes them."""
+        rows = [self.ids(one, device) for one in texts]
+        return torch.cat(rows, int(self.layout == "time first")) if len(rows) > 1 else rows[0]
 
     def __str__(self) -> str:
         """The call, as one would write it."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.capture.tokens.inputs import is_source
+from kvtrace.record.driving.ways.roles import CACHE_FLAG
 
 _CACHE = re.compile(r"past|cache|kv|present|mems|memory|state", re.IGNORECASE)
 _POSITION = re.compile(r"pos|offset|start|cur_len|seq_?len|cache_len|step", re.IGNORECASE)
@@ -134,6 +135,28 @@ class FirstCall:
             if _FLAG.match(name):
                 out[name] = False
         return out
+
+    @property
+    def switches(self) -> dict[str, object]:
+        """Flags that turned a cache on, as `decode=True` does, with what they are by default."""
+        return {
+            name: known.default
+            for name, known in self.parameters.items()
+            if self.arguments.get(name) is True
+            and known.default in (False, None)
+            and CACHE_FLAG.fullmatch(name.lower())
+        }
+
+    def unswitched(self, tokens: Tensor) -> dict[str, object]:
+        """Arguments of a call with the tokens alone, and with no cache turned on.
+
+        Args:
+            tokens: [sequences, rows].
+
+        Raises:
+            CannotExtendError: Something else is needed.
+        """
+        return self.bare(tokens) | self.switches
 
     def _is_read_only(self, name: str, value: object) -> bool:
         """Whether it is rows that the call leaves alone: an encoder's, which people call memory."""

@@ -17,7 +17,7 @@ Way = Callable[[FirstCall, Tensor], dict[str, object]]
 
 _LIKE_FIRST = FirstCall.replayed
 _WAYS: dict[str, Way] = {"bare": FirstCall.bare, "replayed": _LIKE_FIRST, "told": _LIKE_FIRST}
-_WAYS["beside"] = _LIKE_FIRST
+_WAYS |= {"beside": _LIKE_FIRST, "unswitched": FirstCall.unswitched}
 
 
 def called_with(

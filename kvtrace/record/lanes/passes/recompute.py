@@ -48,8 +48,11 @@ _TRIED = {
     "bare": "with the tokens alone",
     "replayed": "with its first arguments extended",
     "told": "with what its steps were given, joined",
+    "unswitched": "with the tokens alone and no cache turned on",
     "beside": "with what globals of its code told it for its steps, joined",
 }
+
+_ALONE = ("bare", "unswitched")
 
 
 @dataclass(slots=True)
@@ -228,6 +231,7 @@ class Recomputer:
             ways = ["replayed", "bare"] if method else ["bare", "replayed"]
             ways += ["told"] * bool(self.told.of(batch.paths, snapshot.call))
             ways += ["beside"] * self.contexts.there
+            ways += ["unswitched"] * bool(snapshot.call.switches)
             for name in [self._way] if self._way else ways:
                 try:
                     found = self._called(snapshot, name, batch, dtype, settings)
@@ -290,7 +294,7 @@ class Recomputer:
         ]
         forward = replace(forward, calls=tuple(calls))
         # one that was given a mask may hide nothing by itself
-        why = self._misfit(forward, batch, given_masks=name != "bare", masked=call.masked)
+        why = self._misfit(forward, batch, given_masks=name not in _ALONE, masked=call.masked)
         if why:
             raise CannotRecomputeError(why)
         return forward
@@ -339,8 +343,8 @@ class Recomputer:
     def _settled(self, name: str) -> None:
         if self.reference:
             return
-        self._way, self.reference = name, "bare" if name == "bare" else "replayed"
-        if name != "bare":
+        self._way, self.reference = name, "bare" if name in _ALONE else "replayed"
+        if name not in _ALONE:
             self.notes[
                 "recomputed lane: the model was called with what its first call was given, "
                 "extended to all tokens; it shares the code of the cache, so that what is wrong in "

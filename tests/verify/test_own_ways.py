@@ -1,0 +1,168 @@
+"""People's own models are tried in every way that can be found, without being asked."""
+
+import torch
+from torch import Tensor, nn
+
+import kvtrace
+from kvtrace.analysis.checks import DIVERGED, EQUAL
+
+PROMPT = [5, 9, 30, 7, 21, 14, 2, 12, 3, 17]
+WIDTH, VOCABULARY = 32, 40
+
+
+class Lm(nn.Module):
+    """One layer; its cache is a pair of tensors, its mask stands where the cached rows end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.wpe = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(64, WIDTH)
+        self.qkv, self.head = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, VOCABULARY)
+        self.qkv.weight.data *= 3
+
+    def forward(self, ids: Tensor, past: tuple[Tensor, Tensor] | None = None):
+        new, length = ids.shape[1], 0 if past is None else past[0].shape[2]
+        x = self.tokens(ids) + self.wpe(self.places(length, new))
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            k, v = (torch.cat([old, one], 2) for old, one in zip(past, (k, v), strict=True))
+        k, v = self.kept(k, v)
+        hidden = torch.ones(new, length + new, dtype=torch.bool).triu(self.diagonal(length, new))
+        scores = (q @ k.mT / 8**0.5).masked_fill(hidden, -torch.inf)
+        y = scores.softmax(-1) @ v
+        return self.head(x + y.transpose(1, 2).flatten(2)), (k, v)
+
+    def places(self, length: int, new: int) -> Tensor:
+        return torch.arange(length, length + new)
+
+    def diagonal(self, length: int, new: int) -> int:
+        return length + 1
+
+    def kept(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return k, v
+
+
+class RoundedPlaces(Lm):
+    """A chunk begins at a multiple of its size."""
+
+    def places(self, length: int, new: int) -> Tensor:
+        return torch.arange(new) + length // new * new
+
+
+class Unhidden(Lm):
+    """Hides nothing once it holds rows, as a single token needs nothing hidden."""
+
+    def diagonal(self, length: int, new: int) -> int:
+        return length + (new if length else 1)
+
+
+class FirstRows(Lm):
+    """All sequences go on with the values of the first one."""
+
+    def kept(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return k, torch.cat([v[:1, :, :-1].expand_as(v[:, :, :-1]), v[:, :, -1:]], 2)
+
+    def forward(self, ids: Tensor, past: tuple[Tensor, Tensor] | None = None):
+        kept = FirstRows.kept if past is not None else Lm.kept
+        self.__dict__["kept"] = kept.__get__(self)
+        return super().forward(ids, past)
+
+
+class Feeding(Lm):
+    """Feeds the whole text to a cache that holds it already."""
+
+    def generate(self, ids: Tensor, max_new_tokens: int) -> Tensor:
+        past = None
+        for _ in range(max_new_tokens):
+            logits, past = self(ids, past)
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+        return ids
+
+
+class Listed(Feeding):
+    def generate(self, ids: list[int], max_new_tokens: int) -> Tensor:
+        return super().generate(torch.tensor([[*ids]]), max_new_tokens)
+
+
+class Endless(Lm):
+    def generate(self, ids: Tensor, max_new_tokens: int) -> Tensor:
+        while True:
+            self(ids)
+
+
+class OneByOne(Lm):
+    """Refuses more than one token once its cache is turned on, which it keeps inside."""
+
+    past: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, ids: Tensor, decode: bool = False) -> Tensor:
+        if not decode:
+            return super().forward(ids)[0]
+        if ids.shape[1] > 1:
+            raise ValueError("one token at a time")
+        logits, self.past = super().forward(ids, self.past)
+        return logits
+
+    def reset_cache(self) -> None:
+        self.past = None
+
+
+class Late(OneByOne):
+    def diagonal(self, length: int, new: int) -> int:
+        return length + (new > 1 or not length)
+
+
+def checked(model: Lm, **more: object):
+    return kvtrace.check(model.eval(), PROMPT, new_tokens=4, **more)
+
+
+def trial(report, beginning: str):
+    return next(one for one in report.trials if one.name.startswith(beginning))
+
+
+def test_a_healthy_model_is_equal_in_every_way_that_was_found():
+    report = checked(Lm())
+    assert report.verdict == EQUAL, report
+    assert trial(report, "chunked prefill").report.verdict == EQUAL
+    assert trial(report, "batch of 2").report.verdict == EQUAL
+
+
+def test_what_is_wrong_in_chunks_only_is_found_unasked():
+    first = checked(RoundedPlaces()).findings[0]
+    assert (first.name, first.step, first.layer) == ("POSITION-EMBEDDING", 1, 0)
+
+
+def test_a_model_that_hides_nothing_of_several_tokens_is_not_blamed_for_it():
+    report = checked(Unhidden())
+    assert report.verdict == EQUAL, report
+    assert [(one.name, one.kind.bug) for one in report.findings] == [("MASK-FUTURE", False)]
+    assert "as long as it is given one at a time" in str(report)
+    assert checked(Unhidden(), ways=["chunks"]).verdict == DIVERGED
+
+
+def test_a_model_that_refuses_prompts_is_given_one_token_after_the_other():
+    report = checked(OneByOne())
+    assert report.verdict == EQUAL, report
+    assert "one token at a time" in trial(report, "chunked prefill").report.reason
+    first = checked(Late()).findings[0]
+    assert (first.step, first.tensor) == (1, "mask")
+
+
+def test_sequences_that_share_rows_are_found_in_a_batch():
+    first = checked(FirstRows()).findings[0]
+    assert (first.name, first.sequences) == ("WRONG-BATCH-ROW", (1,))
+
+
+def test_a_loop_of_its_own_is_run_as_it_is():
+    report = checked(Feeding())
+    assert report.verdict == DIVERGED
+    assert (report.findings[0].name, report.findings[0].step) == ("DUPLICATE-ROWS", 1)
+
+
+def test_a_loop_that_takes_a_list_of_ids_is_run_too():
+    assert checked(Listed()).findings[0].name == "DUPLICATE-ROWS"
+
+
+def test_a_loop_that_does_not_end_is_left_out():
+    report = checked(Endless())
+    assert "no method or function that generates" in trial(report, "its own loop").report.reason
