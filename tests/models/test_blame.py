@@ -50,6 +50,14 @@ CASES = {
         "'n_inner' with value 'x' doesn't match any type in (int, NoneType)",
     ),
     "no type": ("demo", {"model_type": None}, "model_type: found None, expected the name of an "),
+    "two in a part, neither alone": (
+        "demo-gqa",
+        {
+            "model_type": "llava",
+            "text_config": {"model_type": "llama", "hidden_act": "swish9", "pad_token_id": 10**7},
+        },
+        "config.json, text_config; no model can be built with it (AssertionError: Padding_idx must",
+    ),
     "two that do not fit, neither alone": (
         "demo-gqa",
         {"hidden_size": 97},

@@ -43,7 +43,18 @@ class _Culprit:
     default: object
 
     def __str__(self) -> str:
-        return f"{safe('.'.join(self.path), 80)}: found {safe(repr(self.found), 60)}"
+        path = safe(".".join(self.path), 80)
+        return path if self.whole else f"{path}: found {safe(repr(self.found), 60)}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is an object of many fields, of which no single one is the cause."""
+        return isinstance(self.found, dict)
+
+    @property
+    def usual(self) -> str:
+        """The default, as a person reads it."""
+        return "none" if self.default is None else safe(repr(self.default), 60)
 
 
 def check_counts(text: PreTrainedConfig) -> None:
@@ -77,13 +88,9 @@ def explained(error: ModelError, raw: Json, attempt: Attempt) -> ModelError:
         named = type(cause).__name__ == "StrictDataclassClassValidationError"
         return ModelError(f"{CONFIG}: {_told(cause)}") if named else error
     fields = ", or ".join(map(str, found[:3]))
-    usual = " or ".join(
-        "none" if one.default is None else safe(repr(one.default), 60) for one in found[:3]
-    )
-    return ModelError(
-        f"{CONFIG}, {fields}; no model can be built with it ({_told(cause)}), "
-        f"expected something like the usual {usual}"
-    )
+    usual = " or ".join(one.usual for one in found[:3] if not one.whole)
+    remedy = f", expected something like the usual {usual}" if usual else ""
+    return ModelError(f"{CONFIG}, {fields}; no model can be built with it ({_told(cause)}){remedy}")
 
 
 def _told(error: BaseException) -> str:
