@@ -112,6 +112,13 @@ def test_junit_has_one_case_a_run(kvtrace, trace_file, tmp_path):
     assert "rounding explains" in failed.find("failure").text
 
 
+def test_a_case_of_junit_says_what_the_terminal_says(kvtrace, tmp_path):
+    path, report = broken(tmp_path), tmp_path / "junit.xml"
+    _, out, _ = kvtrace("check", path, "--junit", report)
+    (case,) = ET.parse(report).getroot()
+    assert case.find("failure").text == out.rstrip("\n")
+
+
 def test_junit_tells_traces_apart_that_did_the_same(kvtrace, trace_file, tmp_path):
     report, other = tmp_path / "junit.xml", tmp_path / "other.kvt"
     other.write_bytes(trace_file.read_bytes())

@@ -180,7 +180,7 @@ def _flips(report: Report) -> str:
     if report.verdict == DIVERGED:
         if any(one.kind.bug and one.apart is None for one in report.findings):
             return ""  # both lanes may have it
-        if not flips and report.logits == report.steps:
+        if not flips and report.logits == report.steps > 0:
             return (
                 "The likeliest token is the same in every step: comparing text does not show this."
             )

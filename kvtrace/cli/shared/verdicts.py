@@ -140,15 +140,15 @@ def _told_apart(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _case(one: Trial, suite: str) -> str:
-    report = one.report
+    report = replace(one.report, trials=(one,))
     head = f"<testcase classname={_attribute(suite)} name={_attribute(one.name or suite)}"
     if report.ok:
         return f"{head}/>"
-    message = headline(Report(report.verdict, report.findings, report.reason, trials=(one,)))
+    message = headline(report)
     kind, what = "failure", next((found.name for found in report.findings), report.verdict)
     if report.verdict == UNCHECKED:
         kind, what = "error" if one.essential else "skipped", report.verdict
-    told = escape("\n".join(lines(Report(report.verdict, report.findings, report.reason))))
+    told = escape("\n".join(lines(report)))
     body = f"<{kind} type={_attribute(what)} message={_attribute(message)}>{told}</{kind}>"
     return f"{head}>{body}</testcase>"
 
