@@ -15,7 +15,7 @@ from kvtrace.analysis.checks.scenes.cross import stale_cross
 from kvtrace.analysis.checks.scenes.stage import stage
 from kvtrace.analysis.checks.whole_run.absent import calls_shifted
 from kvtrace.analysis.checks.whole_run.doubt import doubtful
-from kvtrace.analysis.checks.whole_run.survey import NAMES
+from kvtrace.analysis.heads.tensors import NAMES
 from kvtrace.trace import Step, Tensor, Trace
 
 

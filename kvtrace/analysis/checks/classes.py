@@ -268,3 +268,9 @@ UNLIKE_ITS_USE = (
     "as long as it is given one at a time once it holds rows, and wrong in chunks."
 )
 """Why a model differs that was called otherwise than it was written for."""
+
+VAGUE_ROWS = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
+"""Names of rows that are wrong, which say nothing of why."""
+
+VAGUE = (*VAGUE_ROWS, "UPSTREAM", "POSITION-EMBEDDING")
+"""Names that say nothing of why."""

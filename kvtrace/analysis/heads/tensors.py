@@ -15,6 +15,9 @@ from kvtrace.trace.view import expanded
 
 CACHE_TENSORS = (Tensor.KEYS, Tensor.VALUES)
 
+NAMES = {Tensor.QUERIES: "q", Tensor.KEYS: "k", Tensor.VALUES: "v", Tensor.OUTPUT: "output"}
+"""As findings and tables call them."""
+
 
 def tensor_head(site: Site, tensor: Tensor, head: int) -> int:
     """The head of a tensor that belongs to a query head: K and V have kv heads."""

@@ -10,7 +10,7 @@ import numpy as np
 from kvtrace import units
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED
 from kvtrace.analysis.checks.scenes.place_names import spoken
-from kvtrace.analysis.heads.tensors import CACHE_TENSORS
+from kvtrace.analysis.heads.tensors import CACHE_TENSORS, NAMES
 from kvtrace.analysis.two_runs.diff import Diff, TokensPart
 from kvtrace.analysis.two_runs.logits import LogitsPart
 from kvtrace.analysis.two_runs.rows import Parting
@@ -21,7 +21,6 @@ from kvtrace.trace import Tensor, Trace
 _WIDTH = 100
 _LAYERS_SHOWN = 16
 _DAMAGE_SHOWN = 4
-_NAMES = {Tensor.QUERIES: "q", Tensor.KEYS: "k", Tensor.VALUES: "v", Tensor.OUTPUT: "output"}
 _LONG = {
     Tensor.QUERIES: "queries",
     Tensor.KEYS: "keys",
@@ -99,7 +98,7 @@ def _where(
     if one.tensor in CACHE_TENSORS:
         head *= site.num_heads // site.num_kv_heads  # of the query heads that read it, the first
     for (step, row), file in zip(one.places, files, strict=True):
-        place = f"{step}/{one.layer}/{head}/{_NAMES[one.tensor]}{f'/{row}' if row else ''}"
+        place = f"{step}/{one.layer}/{head}/{NAMES[one.tensor]}{f'/{row}' if row else ''}"
         yield f"  kvtrace open {safe(file, 1000)} --at {place}"
 
 
@@ -153,7 +152,7 @@ def _growth(found: Diff) -> list[str]:
     if len(layers) > _LAYERS_SHOWN:
         chosen = np.linspace(0, len(layers) - 1, _LAYERS_SHOWN).round()
         layers = sorted({int(at) for at in chosen})
-    rows = [["layer", *_NAMES.values(), "rounding"]]
+    rows = [["layer", *NAMES.values(), "rounding"]]
     for layer in layers:
         numbers = ["–" if np.isnan(one) else f"{one:.1e}" for one in growth[layer]]
         low, high = limits[layer].min(), limits[layer].max()

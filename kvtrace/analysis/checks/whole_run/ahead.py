@@ -13,7 +13,7 @@ import numpy as np
 
 from kvtrace.analysis.checks.noise import Noise, largest
 from kvtrace.analysis.checks.report import Finding
-from kvtrace.analysis.checks.whole_run.survey import NAMES
+from kvtrace.analysis.heads.tensors import NAMES
 from kvtrace.trace import Step, Tensor, Trace
 
 _GIVEN = ("q", "k", "v")

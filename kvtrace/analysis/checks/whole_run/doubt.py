@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvtrace.analysis.checks.classes import VAGUE
 from kvtrace.analysis.checks.noise import TIMES_REFEREE
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.errors import TraceError
 from kvtrace.trace import Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 
-_VAGUE = ("UNKNOWN", "CONTENT", "UPSTREAM", "POSITION-EMBEDDING", "OLD-ROWS-CHANGED")
 _NEAR = 4.0
 """Times what is rounding up to which a difference is doubtful."""
 
@@ -31,7 +31,7 @@ def doubtful(trace: Trace, found: Finding, lane: str) -> bool:
         found: With how far the lanes are apart, and what would be rounding.
         lane: The reference.
     """
-    vague = found.name in _VAGUE and found.apart is not None and found.limit is not None
+    vague = found.name in VAGUE and found.apart is not None and found.limit is not None
     if not vague or not found.apart or not found.limit or found.apart > _NEAR * found.limit:
         return False
     count = trace.step(found.step).num_sequences

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from kvtrace.analysis.checks.classes import VAGUE
 from kvtrace.analysis.checks.noise import Noise, drawn, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.cross import of_earlier_text
@@ -12,8 +13,6 @@ from kvtrace.analysis.checks.scenes.stage import stage
 from kvtrace.analysis.checks.wrong_rows.contents import check_zero_rows
 from kvtrace.analysis.checks.wrong_rows.turned import rotation, shift
 from kvtrace.trace import WEIGHTS_CHANGED, Tensor, Trace
-
-_VAGUE = ("UNKNOWN", "CONTENT", "UPSTREAM", "POSITION-EMBEDDING", "OLD-ROWS-CHANGED")
 
 
 def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding:
@@ -45,7 +44,7 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
             "of the model changed then"
         )
         return replace(found, name="CONTENT", evidence=evidence)
-    if found.name in _VAGUE and drawn(trace):
+    if found.name in VAGUE and drawn(trace):
         again = f"{found.evidence}; it is another one in every call, without a cache too"
         if found.name == "UNKNOWN" and found.tensor == "output":
             found = replace(found, name="WEIGHTS-NOT-NORMALISED", tensor="weights")

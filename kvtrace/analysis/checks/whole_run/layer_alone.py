@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kvtrace.analysis.checks.classes import VAGUE_ROWS
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.identify import identify
 from kvtrace.analysis.checks.scenes.scene import Scene
@@ -23,8 +24,6 @@ from kvtrace.analysis.checks.wrong_rows.contents import (
     check_zero_rows,
 )
 from kvtrace.analysis.checks.wrong_rows.owners import check_owner
-
-_VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
 
 _HELD = (
     *("DTYPE", "OLD-ROWS-SCALED", "OLD-ROWS-CHANGED", "CONTENT", "HEAD-MAP"),
@@ -51,7 +50,7 @@ def diagnose_apart(scene: Scene) -> Finding | None:
     ):
         found = check(scene, identity)
         if found is not None:
-            return None if found.name in _VAGUE else found
+            return None if found.name in VAGUE_ROWS else found
     return None
 
 
@@ -69,7 +68,7 @@ def diagnose_same(scene: Scene, first: Finding) -> Finding | None:
         found = check_contents(scene, identity)
     elif first.tensor == "k" and first.name in _HELD:
         found = check_values(scene, identity)
-    return None if found is None or found.name in _VAGUE else found
+    return None if found is None or found.name in VAGUE_ROWS else found
 
 
 def _with_right_new_rows(scene: Scene) -> Scene:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.noise import largest
 from kvtrace.analysis.checks.report import Flip
+from kvtrace.analysis.heads.tensors import NAMES
 from kvtrace.analysis.selfcheck import tolerance_of
 from kvtrace.trace import NOT_REPEATABLE, Step, Tensor, Trace
 
-NAMES = {Tensor.QUERIES: "q", Tensor.KEYS: "k", Tensor.VALUES: "v", Tensor.OUTPUT: "output"}
 _FLIPS_KEPT = 1000
 
 _SEVERAL = 3

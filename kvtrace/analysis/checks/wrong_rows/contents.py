@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.classes import VAGUE_ROWS
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.identify import Identity, matches
 from kvtrace.analysis.checks.scenes.relations import (
@@ -35,7 +36,6 @@ from kvtrace.analysis.checks.wrong_rows.partly_right import parted_features, par
 from kvtrace.analysis.checks.wrong_rows.turned import Rotation, rotation, shift, slope, whole
 from kvtrace.trace.dtypes import Floats
 
-_VAGUE = ("CONTENT", "OLD-ROWS-CHANGED", "UNKNOWN")
 _PLANES = 4
 """So many are not turned by chance."""
 
@@ -176,7 +176,7 @@ def check_contents(scene: Scene, identity: Identity) -> Finding | None:
         return first or _contents(scene, identity, "v")
     # rounding is often meant: what is wrong with the values beside it is not
     worse = _contents(scene, identity, "v")
-    if worse is None or worse.name in ("DTYPE", *_VAGUE):
+    if worse is None or worse.name in ("DTYPE", *VAGUE_ROWS):
         return first
     return replace(worse, evidence=f"{worse.evidence}; besides, {first.evidence} (DTYPE)")
 
