@@ -33,7 +33,8 @@ def possible() -> bool:
 def run() -> list[Row]:
     """GPT-2 124M in fp32, and a 1.1B Llama shape in bf16; random weights."""
     torch.manual_seed(0)
-    small = GPT2LMHeadModel(GPT2Config(bos_token_id=1, eos_token_id=2)).eval().cuda()
+    with torch.device("cuda"):
+        small = GPT2LMHeadModel(GPT2Config(bos_token_id=1, eos_token_id=2)).eval()
     config = LlamaConfig(
         hidden_size=2048,
         intermediate_size=5632,
@@ -41,7 +42,8 @@ def run() -> list[Row]:
         num_attention_heads=32,
         num_key_value_heads=4,
     )
-    large = LlamaForCausalLM(config).to(torch.bfloat16).eval().cuda()
+    with torch.device("cuda"):
+        large = LlamaForCausalLM(config).to(torch.bfloat16).eval()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.kvt"
         return [
