@@ -83,6 +83,10 @@ def plans(
         ways: Some of `WAYS`, asked for by name; None: all.
         script: The user's file, where they gave one.
     """
+    if not tokens:
+        why = "which tokens it was fed is not known"
+        named = WAYS if ways is None else [way for way in WAYS if way in ways]
+        return [Plan(way, _TITLES.get(way, way), model, None, why_not=why) for way in named]
     makers: dict[str, Callable[[], Plan]] = {
         "again": lambda: _again(model, tokens, start),
         "chunks": lambda: _chunks(model, tokens, start, asked=ways is not None),

@@ -17,6 +17,7 @@ from kvtrace.record.driving.trying.observe import matches, observed
 from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.trying.private import private_copy
 from kvtrace.record.driving.trying.unnamed import shown, suspected
+from kvtrace.record.driving.ways.beside import given_beside
 from kvtrace.record.driving.ways.calls import Shape
 from kvtrace.record.driving.ways.candidates import cached_ways, plain_ways
 from kvtrace.record.driving.ways.roles import Signature, signature_of
@@ -71,6 +72,10 @@ class Search:
         signature = signature_of(self.model)
         trials = self._trials()
         plain = self._plain(signature, trials)
+        for told in given_beside(signature, self.model) if plain is None else ():
+            if (plain := self._plain(told, trials)) is not None:
+                signature = told
+                break
         theirs = observed(trials, signature)
         signature = shown(signature, theirs.calls, trials.prefill)
         # a way whose rows see nothing of each other took tokens for sequences

@@ -109,8 +109,8 @@ class Calls:
             raise
 
     def rows(self, tokens: Sequence[int]) -> Tensor:
-        """As `step`; the logits of every row there is, [rows, vocab]."""
-        return all_rows(*self._call(tokens))
+        """As `step`; the logits of every row that a token has, [rows, vocab]."""
+        return all_rows(*self._call(tokens))[-len(tokens) :]
 
     @property
     def comes_back(self) -> str:
@@ -205,8 +205,10 @@ class Calls:
 
     def _logits_of(self, result: object, given: int) -> Logits:
         rows, shape = 1 + len(self.beside), (self.shape.vocab_sizes, self.shape.width)
+        # what is read beside a text may stand before it
+        ahead = any(one.beside for one in self.way.signature.parameters)
         try:
-            return find_logits(result, given * rows, *shape)
+            return find_logits(result, given * rows, *shape, ahead=ahead)
         except NoLogitsError:
             if rows == 1:
                 raise

@@ -245,6 +245,9 @@ def _filled(signature: Signature, labels: bool) -> Choice:
         if labels and _LABELS.fullmatch(one.name.lower()):
             given.append(Argument(one.name, "zeros", _zeros))
             continue
+        if one.beside is not None:
+            given.append(Argument(one.name, str(one.beside), one.beside.form))
+            continue
         said, value = _neutral(one)
         given.append(Argument(one.name, said, lambda *_, value=value: value))
     return tuple(given)

@@ -36,7 +36,9 @@ class NoLogitsError(ModelError):
     """Nothing returned can be logits; the message says what was returned."""
 
 
-def find_logits(result: object, fed: int, vocab_sizes: tuple[int, ...], width: int) -> Logits:
+def find_logits(
+    result: object, fed: int, vocab_sizes: tuple[int, ...], width: int, *, ahead: bool = False
+) -> Logits:
     """The tensor with a score for every token of the vocabulary.
 
     Args:
@@ -44,6 +46,7 @@ def find_logits(result: object, fed: int, vocab_sizes: tuple[int, ...], width: i
         fed: Tokens it was given.
         vocab_sizes: What the vocabulary may be, the likeliest first; empty when unknown.
         width: Of the hidden rows; 0 when unknown.
+        ahead: It read more than tokens: rows of that may come before theirs.
 
     Raises:
         NoLogitsError: There is none.
@@ -58,6 +61,9 @@ def find_logits(result: object, fed: int, vocab_sizes: tuple[int, ...], width: i
         free = (by_name or not vocab_sizes) and tensor.dim() and tensor.shape[-1] not in (1, width)
         if free and (found := _rows(path, tensor, fed, tensor.shape[-1])):
             return found
+    for path, tensor in tensors if ahead else ():
+        if tensor.dim() == 3 and tensor.shape[0] == 1 and tensor.shape[2] in vocab_sizes:
+            return Logits(path, tensor.shape[1])
     raise NoLogitsError(_complaint(result, tensors, fed, vocab_sizes, width))
 
 

@@ -6,18 +6,20 @@ A role is a guess; whoever uses it tries it and looks at what comes out.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Role = Literal["ids", "cache", "position", "flag", "mask", "source", "other"]
 
 _IDS = re.compile(
     r"(decoder_)?(input_?)?(ids|idx|tokens?|tok|toks|token_?ids|token_?idx)s?"
-    r"|(in|x|seq|text)_(ids|idx|tokens?)|input_?tokens?|indices|prev_output_tokens"
+    r"|(in|x|seq|text)_(ids|idx|tokens?)|input_?tokens?|indices|prev_output_tokens|captions?|caps"
 )
 _PLAIN_IDS = re.compile(
     r"x|xs|inputs?|inp|in|seqs?|sequences?|text|index|src|source|tgt|trg|data|t"
@@ -43,6 +45,7 @@ _CACHE = re.compile(
     r"|memory_cache|history)(_(kvs?|k|v|list|dict|key|value|keys|values|params|states?))?"
     r"|[kv]_?caches?|cache_[kv]|past_[kv]|past_(keys?|values?)"
 )
+_ENCODED = re.compile(r"enc(oder)?_(hidden_?)?states?")
 _FLAG = re.compile(
     r"(use|return|output|with|store|update|enable|do|is|keep|get)_\w+|incremental|inference|caching"
     r"|(kv_)?cache_?(enabled|on)|decode|decoding|generating|training|train|return_dict|prefill"
@@ -57,6 +60,26 @@ _NUMBERS = (int, float)
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """Numbers of some shape, the same ones at every call.
+
+    Attributes:
+        shape: Of them, with one sequence.
+        said: What they stand for.
+    """
+
+    shape: tuple[int, ...]
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.said} {list(self.shape)}"
+
+    def form(self, before: int, new: int, device: torch.device) -> Tensor:
+        """They, between -1 and 1, whatever the tokens are."""
+        return torch.linspace(-1, 1, math.prod(self.shape), device=device).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """One parameter of a forward.
 
@@ -68,6 +91,7 @@ class Parameter:
         annotation: As text, empty when there is none.
         positional: Can only be passed by place.
         told: The role is known, or tried, whatever the name says.
+        beside: What it is given, of what the model reads beside its tokens.
     """
 
     name: str
@@ -77,6 +101,7 @@ class Parameter:
     annotation: str = ""
     positional: bool = False
     told: bool = False
+    beside: Beside | None = None
 
     @property
     def wants_number(self) -> bool:
@@ -244,7 +269,7 @@ def _role(one: inspect.Parameter) -> Role:
     if _POSITION.fullmatch(name):
         return "position"
     if _CACHE.fullmatch(name) and not name.startswith(("use_", "return_", "output_")):
-        return "cache"
+        return "other" if _ENCODED.fullmatch(name) else "cache"
     return "flag" if _FLAG.fullmatch(name) else "other"
 
 
