@@ -25,6 +25,29 @@ def test_an_empty_trace_has_a_cursor_and_every_move_stays_on_it():
     assert moves.to_step(cursor, trace, 7) == cursor
 
 
+def test_who_follows_a_run_leaves_the_encoder_once_it_has_read():
+    trace = synthetic_trace(Shape(layers=2, prompt=5, decode=2))
+    encoder = replace(trace.meta.sites[0], kind="encoder")
+    trace.source.meta = replace(trace.meta, sites=(encoder, trace.meta.sites[1]))
+
+    def only(number, layer):
+        """Of both layers, one attended."""
+        step = trace.step(number)
+        caches = replace(step.caches[0], layers=(layer,))
+        of_one = {"check_error": (0.0,), "check_scale": (1.0,), "nonfinite": (0,)}
+        sites = replace(step.sites[0], sites=(layer,), **of_one)
+        trace.source.steps[number] = replace(step, caches=(caches,), sites=(sites,))
+
+    only(0, 0)
+    only(1, 1)
+    only(2, 1)
+    reading = replace(moves.start(trace, 0), layer=0)
+    followed = moves.to_newest(reading, trace)
+    assert (followed.step, followed.layer, followed.row) == (2, 1, 6)
+    chosen = replace(followed, step=1, layer=0)  # by the user, to look at it
+    assert moves.to_newest(chosen, trace).layer == 0
+
+
 def test_steps_stop_at_both_ends():
     trace = synthetic_trace(Shape(decode=3))
     cursor = moves.start(trace)

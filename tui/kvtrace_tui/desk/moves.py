@@ -119,6 +119,17 @@ def to_step(cursor: Cursor, trace: Trace, number: int) -> Cursor:
     return _keep_cell(cursor, clamp(moved, trace), trace)
 
 
+def to_newest(cursor: Cursor, trace: Trace) -> Cursor:
+    """Follow a growing trace; an encoder's layer is left when the encoder has read."""
+    moved = to_step(cursor, trace, trace.numbers[-1])
+    if not trace.meta.sites or trace.site(moved.layer).kind != "encoder":
+        return moved
+    if cache_step(cursor, trace) is None or cache_step(moved, trace) is not None:
+        return moved
+    there = clamp(replace(moved, layer=_attending(trace, moved.step)), trace)
+    return replace(there, row=max(row_count(there, trace) - 1, 0))
+
+
 def by_steps(cursor: Cursor, trace: Trace, by: int) -> Cursor:
     """Go some recorded steps on or back; steps lost to damage are passed over."""
     numbers = trace.numbers

@@ -326,7 +326,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         desk = self.desk
         desk.following = True
         if trace.numbers:
-            desk.cursor = moves.to_step(desk.cursor, trace, trace.numbers[-1])
+            desk.cursor = moves.to_newest(desk.cursor, trace)
 
     def _soon(self, deed: Callable[[], None]) -> None:
         """What a thread tells, unless the screen is gone."""
