@@ -36,6 +36,8 @@ def functions_of(model: nn.Module) -> list[FunctionType]:
     seen: set[int] = set()
     while waiting and len(files) < _MOST:
         function = inspect.unwrap(waiting.pop())  # what watches it has globals of its own
+        if not isinstance(function, FunctionType):
+            continue  # a library's, in C
         space = function.__globals__
         file = str(space.get("__name__"))
         if id(function) in seen or file.startswith(LIBRARIES):
