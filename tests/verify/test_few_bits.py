@@ -157,6 +157,17 @@ class Later(DynamicLayer):
         return getattr(self, "seen", 0)
 
 
+class ByFeature(Later):
+    """A scale for each feature of eight rows, of keys and of values."""
+
+    whole = 8
+
+    def rounded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        blocks = rows.unflatten(2, (-1, 8))
+        scales = (blocks.abs().amax(3, keepdim=True) / 127).expand_as(blocks).flatten(2, 3)
+        return (rows / scales).round(), scales
+
+
 class LosesWhole(Later):
     """Forgets those that were kept whole when it rounds the next ones."""
 
@@ -169,7 +180,7 @@ class LosesWhole(Later):
         return self.few[0][0].shape[2] + self.new[0].shape[2] + new, 0
 
 
-def of_layers(layer, kinds=None):
+def of_layers(layer, kinds=None, prompt=PROMPT):
     """A model of transformers that decodes with a cache of such layers."""
     model = bugs.llama()
 
@@ -179,7 +190,7 @@ def of_layers(layer, kinds=None):
             layer() if kinds is None or n in kinds else one for n, one in enumerate(cache.layers)
         ]
         with torch.no_grad():
-            fed = torch.tensor([PROMPT])
+            fed = torch.tensor([prompt])
             for _ in range(7):
                 logits = model(fed, past_key_values=cache).logits
                 fed = logits[:, -1:].argmax(-1)
@@ -194,6 +205,12 @@ def test_a_cache_that_is_exact_until_it_is_read_back_is_no_bug_either(layer):
     (found,) = report.findings
     assert (found.name, found.kind.bug, found.step) == ("DTYPE", False, 1)
     assert "what is read back from step 1 on" in found.evidence
+
+
+def test_rows_that_share_a_scale_of_each_feature_are_of_few_bits_too():
+    report = of_layers(ByFeature, prompt=[*PROMPT, *PROMPT[::-1], *PROMPT])
+    assert report.verdict == EQUAL, report
+    assert "in each feature of 8 rows" in report.findings[0].evidence
 
 
 @pytest.mark.parametrize("layer", [Later, Fp8QuantizedLayer])

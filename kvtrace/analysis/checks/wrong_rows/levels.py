@@ -122,6 +122,11 @@ def _grouped(
             if size < dim and dim % size == 0
         ),
         ("feature", (0, 2, 1), (heads * dim, count)),
+        *(
+            (f"feature of {size} rows", (0, 2, 1), (heads * dim * count // size, size))
+            for size in (128, 64, 32, 16, 8)
+            if size < count and count % size == 0
+        ),
         ("tensor", (0, 1, 2), (1, heads * count * dim)),
     )
     for what, order, shape in ways:
