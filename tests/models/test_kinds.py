@@ -56,6 +56,15 @@ def test_a_class_that_no_auto_class_leads_to_decodes_by_its_own_name():
     assert auto_class(config).kind.__name__ == "EvollaForProteinText2Text"
 
 
+def test_an_encoder_decoder_of_no_auto_class_is_one_all_the_same():
+    from transformers import EncodecConfig, MusicgenConfig, MusicgenDecoderConfig, T5Config
+
+    parts = {"text_encoder": T5Config(), "audio_encoder": EncodecConfig()}
+    made = MusicgenConfig(decoder=MusicgenDecoderConfig().to_dict(), **parts)
+    made.architectures = ["MusicgenForConditionalGeneration"]
+    assert auto_class(made).kind.__name__ == "MusicgenForConditionalGeneration"
+
+
 def seeing(folder):
     from transformers import (
         CLIPVisionConfig,

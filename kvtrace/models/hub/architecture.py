@@ -165,7 +165,7 @@ def auto_class(config: PreTrainedConfig) -> AutoClass:
     decodes = getattr(config, "is_decoder", True) is not False or "Causal" in str(named)
     auto: AutoClass | None = None
     if getattr(config, "is_encoder_decoder", False):
-        auto = _encoder_decoder(kind)
+        auto = _encoder_decoder(kind) or _named(config)
     elif own := _own_class(config):
         auto = own
     elif causal and decodes and not _sees(kind, str(named)):
