@@ -13,7 +13,7 @@ from kvtrace.files.disk import check_other
 from kvtrace.files.reading.source import FileSource
 from kvtrace.files.reading.stored import Stored, rows_of_pass, rows_of_step
 from kvtrace.files.writer import TraceWriter
-from kvtrace.trace import Ending, Note, Step
+from kvtrace.trace import RECOVERED, Ending, Note, Step
 
 _MOST_LOST = 1000
 
@@ -56,7 +56,7 @@ def recover(path: Path, output: Path, *, force: bool = False) -> Recovery:
         lost += [f"step {number} is not in the file" for number in _gaps(source.step_numbers())]
         if source.ending is None:
             lost.append("the recording did not end: steps after the last one are not in the file")
-        writer.end(source.ending or Ending("recovered", "recovered from an incomplete trace"))
+        writer.end(source.ending or Ending(RECOVERED, "recovered from an incomplete trace"))
     text = tuple(dict.fromkeys([*lost, *(damage.text for damage in source.damage)]))
     return Recovery(saved, bool(text), text)
 

@@ -61,12 +61,16 @@ def rounded_by(note: Note) -> float | None:
         return None
 
 
+RECOVERED = "recovered"
+"""Why a trace ended that was copied from one whose recording never said so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How the recording ended. A trace without one is incomplete.
 
     Attributes:
-        reason: "length", "eos", "context full", "stopped", "error", or "done".
+        reason: "length", "eos", "context full", "stopped", "error", "done", or `RECOVERED`.
         text: A sentence; for an error, what happened.
     """
 

@@ -17,7 +17,7 @@ from kvtrace.analysis.checks.whole_run.leftover import leftover
 from kvtrace.analysis.checks.whole_run.survey import Survey
 from kvtrace.analysis.course import course
 from kvtrace.errors import TraceError
-from kvtrace.trace import SET_WITHIN, WEIGHTS_CHANGED, Trace
+from kvtrace.trace import RECOVERED, SET_WITHIN, WEIGHTS_CHANGED, Trace
 
 
 def check(
@@ -117,7 +117,7 @@ def _left_alone(trace: Trace, fresh: Mapping[int, int] | None) -> Finding | None
 
 def _uncompared(trace: Trace, lane: str) -> str:
     """Why no step was compared, and what to do."""
-    if trace.ending is None:
+    if trace.ending is None or trace.ending.reason == RECOVERED:
         return f"{trace.name} is incomplete: it ends before its {lane} lane was computed"
     first = trace.step(trace.numbers[0])
     held = [group.length_before for group in first.caches]

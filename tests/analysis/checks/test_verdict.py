@@ -7,7 +7,7 @@ import pytest
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED, at_site, check
-from kvtrace.trace import Note, Tensor
+from kvtrace.trace import RECOVERED, Ending, Note, Tensor
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -27,6 +27,14 @@ def test_without_another_lane_nothing_is_checked():
     trace = synthetic_trace()
     trace.source.lane_steps.clear()
     assert check(trace).verdict == UNCHECKED
+
+
+@pytest.mark.parametrize("ending", [None, Ending(RECOVERED)])
+def test_a_run_that_broke_off_is_not_said_to_have_had_no_other_lane_on_purpose(ending):
+    trace = synthetic_trace()
+    trace.source.lane_steps.clear()
+    trace.source.ending = ending
+    assert check(trace).reason.endswith("it ends before its recomputed lane was computed")
 
 
 def differing(trace, number, layer, tensor):
