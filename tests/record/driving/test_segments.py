@@ -55,6 +55,14 @@ LATE = """
         return self.head(y), {"hidden": [y]}
 """
 
+NOT_TO_BE_MADE = """
+    def forward(self, x, kv_cache=None):
+        y, rows = self.mix(self.embed(x), None if kv_cache is None else kv_cache.rows)
+        if kv_cache is not None:
+            kv_cache.keep_what_comes(rows)
+        return self.head(y)
+"""
+
 
 @pytest.fixture
 def made(tmp_path):
@@ -71,7 +79,15 @@ def made(tmp_path):
 def test_what_their_own_generation_passes_no_rows_in_is_taken_for_no_cache(made):
     run = made(SEGMENTS)
     assert run.driven.call == "model(x [1, all])"
+    assert len(run.driven.said) == 1
     assert "no cache was found" in run.driven.said[0]
+
+
+def test_where_nothing_does_for_a_cache_it_is_said_how_to_make_one(made):
+    run = made(NOT_TO_BE_MADE)
+    assert "no cache was found" in run.driven.said[0]
+    assert "as kv_cache did for a cache" in run.driven.said[-1]
+    assert "make_cache(model, batch, max_len)" in run.driven.said[-1]
 
 
 def test_memories_are_tried_as_a_cache_where_no_generation_says_that_they_are_none(made):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kvtrace.record.driving.trying.evidence import NOT_FINITE, Trials, Tried
 from kvtrace.record.driving.ways.way import Way
 from kvtrace.record.driving.wish import Wish
+from kvtrace.text import safe
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,14 @@ def found_cached(best: Tried, otherwise: Tried | None) -> FoundWay:
     return FoundWay(way, tuple(said), False)
 
 
-def found_uncached(plain: Way, trials: Trials, wish: Wish, stumbled: Tried | None) -> FoundWay:
+def found_uncached(
+    plain: Way,
+    trials: Trials,
+    wish: Wish,
+    stumbled: Tried | None,
+    *,
+    left_empty: frozenset[str] = frozenset(),
+) -> FoundWay:
     """A way without a cache, for want of one with it.
 
     Args:
@@ -62,6 +70,7 @@ def found_uncached(plain: Way, trials: Trials, wish: Wish, stumbled: Tried | Non
         trials: Know what came of it.
         wish: How many tokens are asked for.
         stumbled: A way with a cache whose later calls raise; None: there was none.
+        left_empty: Parameters in which their own generation passes no rows.
     """
     prompt, steps = max(1, len(wish.prompt)), max(1, wish.new_tokens)
     all_rows = sum(prompt + step for step in range(steps))
@@ -71,6 +80,12 @@ def found_uncached(plain: Way, trials: Trials, wish: Wish, stumbled: Tried | Non
     ]
     if stumbled is not None:
         said.append(f"as {stumbled.way}, with a cache, a later call raises {stumbled.why}")
+    takers = [one.name for one in plain.signature.of("cache") if one.name not in left_empty]
+    if takers:
+        said.append(
+            f"nothing that was passed as {safe(takers[0], 60)} did for a cache; if it takes one, "
+            "add make_cache(model, batch, max_len) to your file"
+        )
     causal = trials.is_causal(plain)
     if trials.plain(plain).why == NOT_FINITE:
         said.append(f"{NOT_FINITE}: look where its numbers end in the recorded tensors")

@@ -81,8 +81,8 @@ class Search:
         # a way whose rows see nothing of each other took tokens for sequences
         sound = plain if plain is not None and trials.sees_the_first_token(plain) else None
         best = self._cached(self._ways(signature, sound), trials, theirs.calls, plain)
-        if sound is not None and best is not None and _is_left_empty(best, theirs.unfilled):
-            best = None
+        if sound is not None:
+            best = _unless_left_empty(best, theirs.unfilled)
         if best is None and sound is None:
             self._dead.clear()
             best = self._cached(self._singly(signature), trials, theirs.calls, None)
@@ -91,12 +91,14 @@ class Search:
         if sound is not None and best is not None and best.verdict == "forgets":
             best = self._one_by_one(signature, trials, sound) or best
         if sound is not None and best is None and self._refused:
-            best = self._one_by_one(signature, trials, sound, only=True)
+            only = self._one_by_one(signature, trials, sound, only=True)
+            best = _unless_left_empty(only, theirs.unfilled)
         if best is not None:
             return found_cached(best, self.otherwise)
         if plain is None:
             raise ModelError(self._complaint(signature))
-        return found_uncached(plain, trials, self.wish, self.stumbled)
+        stumbled = self.stumbled
+        return found_uncached(plain, trials, self.wish, stumbled, left_empty=theirs.unfilled)
 
     # -- without a cache -----------------------------------------------------------------------
 
@@ -293,10 +295,11 @@ class Search:
         )
 
 
-def _is_left_empty(best: Tried, unfilled: frozenset[str]) -> bool:
-    """Whether what does not do as a cache is what their own generation never passes rows in."""
-    cache = best.way.cache
-    return best.verdict != "agrees" and cache is not None and unfilled.issuperset(cache.names)
+def _unless_left_empty(best: Tried | None, unfilled: frozenset[str]) -> Tried | None:
+    """A way, but for one that takes for a cache what their own generation never passes rows in."""
+    if best is None or best.verdict == "agrees" or best.way.cache is None:
+        return best
+    return None if unfilled.issuperset(best.way.cache.names) else best
 
 
 def _closest_first(differing: list[Tried], slicing: Sequence[Tried]) -> list[Tried]:
