@@ -258,8 +258,9 @@ class AmbientRecording:
             with self._harmless(), self._outermost.off():
                 self._leave_modes()
                 one = self._adopt(module, with_ids=embeds)
-        if self._is_fork or one is None or one.recording is None:
-            yield None
+        begun = one is not None and one.implicit is not None and one.implicit.under_way
+        if self._is_fork or one is None or one.recording is None or begun:
+            yield None  # where its ids were looked up already, that step goes on
             return
         self._training.begins(one, one.recording, kind)
         with met.aside_of(one, self._stepping):

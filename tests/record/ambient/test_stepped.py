@@ -137,6 +137,51 @@ def test_a_step_without_attention_leaves_nothing_and_later_models_are_seen(tmp_p
     assert [one.model for one in recording.report.traces] == ["Backbone"]
 
 
+def test_rows_that_another_method_of_the_model_looked_up_are_the_step_of_those_ids(tmp_path):
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = nn.Embedding(20, WIDTH), nn.Embedding(32, WIDTH)
+            self.layers = nn.ModuleList(Attend() for _ in range(2))
+
+        def embed(self, ids, places):
+            return self.words(ids) + self.places(places)
+
+        def step(self, rows, cache):
+            for number, layer in enumerate(self.layers):
+                q, k, v = layer.parts(rows)
+                if number in cache:
+                    k, v = (torch.cat(both, 2) for both in zip(cache[number], (k, v), strict=True))
+                cache[number] = k, v
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=rows.shape[1] > 1)
+                rows = rows + layer.out(out.transpose(1, 2).flatten(2))
+            return rows @ self.words.weight.T, cache
+
+    def decoded():
+        torch.manual_seed(0)
+        model, ids, cache, place, out = Parts(), torch.tensor([[3, 1, 4, 1]]), {}, 0, []
+        for _ in range(4):
+            rows = model.embed(ids, torch.arange(place, place + ids.shape[1])[None])
+            place += ids.shape[1]
+            logits, cache = model.step(rows, cache)
+            ids = logits[:, -1:].argmax(-1)
+            out.append(int(ids))
+        return out
+
+    with torch.no_grad():
+        expected = decoded()
+        with kvtrace.record(tmp_path / "a.kvt"):
+            assert decoded() == expected
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [step.tokens for step in trace] == [
+        ((3, 1, 4, 1),),
+        *(((one,),) for one in expected[:3]),
+    ]
+    assert [trace.cache_step(n, 0).length_after for n in trace.numbers] == [4, 5, 6, 7]
+    (why,) = [note.text for note in trace.notes if "recomputed" in note.text]
+    assert "Parts has no forward" in why
+
+
 def test_it_is_said_what_a_method_was_given_that_the_forward_does_not_take(tmp_path):
     with kvtrace.record(tmp_path / "a.kvt"):
         spoken(prefill=True, by_ids=True)

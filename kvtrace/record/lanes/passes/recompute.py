@@ -118,7 +118,12 @@ class Recomputer:
             self._served(beginning)
             return
         if type(self.model).forward is nn.Module.forward:
-            self._none = "there is no module that could be called again"
+            named = type(self.model).__name__
+            self._none = (
+                f"{named} has no forward, and no method of it was given the ids of a whole text"
+                if any(self.model.children())
+                else "there is no module that could be called again"
+            )
             return
         taken = take(self.model, beginning.arguments)
         if isinstance(taken, str):
