@@ -177,6 +177,8 @@ def _bias(trace: Trace, number: int, layer: int) -> str:
         bias = None
     if bias is None:
         return "additive bias"
+    if not np.any(bias):
+        return ""  # zeros, as cross-attention of T5 is handed
     slopes = np.diff(np.asarray(bias[:, -1], np.float64), axis=-1)
     if slopes.shape[-1] < _TOLD or len(slopes) != trace.site(layer).num_heads:
         return "additive bias"

@@ -100,6 +100,10 @@ def test_a_bias_is_told_of_the_step_that_had_it(trace):
     assert "additive bias" not in attention_is(trace, 1, 3)
 
 
+def test_a_bias_of_zeros_is_none(trace):
+    assert not [words for words in biased(trace, [[0.0] * 7] * 4) if "bias" in words]
+
+
 def test_a_bias_that_falls_with_the_distance_is_alibi(trace):
     rows = np.arange(7.0)
     assert "ALiBi bias" in biased(trace, [rows * slope for slope in (0.5, 0.25, 0.125, 0.0625)])
