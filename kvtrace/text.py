@@ -69,7 +69,7 @@ def token(text: str, limit: int = 24) -> str:
     return "·" * min(len(text) - len(stripped), 4) + safe(stripped, limit)
 
 
-def safe_lines(text: str, max_lines: int = 20, limit: int = 400) -> list[str]:
+def safe_lines(text: str, max_lines: int, limit: int) -> list[str]:
     """A foreign text of several lines, each made safe; the rest is counted, not shown."""
     lines = text.splitlines()
     shown = [safe(line, limit) for line in lines[:max_lines]]

@@ -84,7 +84,7 @@ class Reference:
         rows = raw[self.sequence]
         return dtypes.widen(rows if kv and self.crosses(layer) else rows[:, : self.places], dtype)
 
-    def new_rows(self, layer: int, tensor: Tensor, head: int | None = None) -> Floats | None:
+    def new_rows(self, layer: int, tensor: Tensor, head: int | None) -> Floats | None:
         """As `rows`, of the step's own places; in a cross-attention K and V are all the same.
 
         Raises:
@@ -103,7 +103,7 @@ class Reference:
         return places_of(self.positions, positions)
 
     def rows_at(
-        self, layer: int, tensor: Tensor, positions: NDArray[np.int64], head: int | None = None
+        self, layer: int, tensor: Tensor, positions: NDArray[np.int64], head: int | None
     ) -> Floats | None:
         """Rows at logical positions: [heads or kv_heads, len(positions), dim].
 

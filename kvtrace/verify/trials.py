@@ -43,9 +43,9 @@ def tried(
     plans: Sequence[Plan],
     place: Callable[[str], Path],
     *,
-    tokenizer: object = None,
+    tokenizer: object,
     card: ModelCard | None = None,
-    fresh: Mapping[int, int] | None = None,
+    fresh: Mapping[int, int] | None,
     begin: Callable[[Plan], bool] = lambda plan: True,
 ) -> Iterator[Recorded]:
     """Try plans one by one.

@@ -91,9 +91,7 @@ def _diagnosis(report: Report, verbose: bool, width: int) -> Iterator[str]:
             )
 
 
-def finding_lines(
-    found: Finding, one: Trial, *, titled: bool = True, width: int = WIDTH
-) -> Iterator[str]:
+def finding_lines(found: Finding, one: Trial, *, titled: bool = True, width: int) -> Iterator[str]:
     """One finding as a paragraph.
 
     Args:
@@ -162,7 +160,7 @@ def _outcome(one: Trial, verbose: bool) -> str:
     return f"diverged: {first.name} at step {first.step}, {first.where}{first.whom}"
 
 
-def closing(report: Report, *, width: int = WIDTH) -> list[str]:
+def closing(report: Report, *, width: int) -> list[str]:
     """What was held against what, what it meant for the tokens, and what is not covered."""
     out: list[str] = []
     if report.verdict != UNCHECKED and report.reason:

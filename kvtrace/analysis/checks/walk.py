@@ -45,7 +45,7 @@ def findings(
     lane: str,
     limits: Noise,
     survey: Survey,
-    fresh: Mapping[int, int] | None = None,
+    fresh: Mapping[int, int] | None,
 ) -> Iterator[Finding]:
     """Findings as they are met, in causal order: step, then layer, then tensor.
 

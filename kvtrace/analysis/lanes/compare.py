@@ -186,9 +186,7 @@ def _not_compared(value: Floats, other: Floats, absolute: Floats, tolerance: flo
     )  # fmt: skip
 
 
-def head_verdicts(
-    trace: Trace, number: int, lane: str = "recomputed"
-) -> NDArray[np.float32] | None:
+def head_verdicts(trace: Trace, number: int, lane: str) -> NDArray[np.float32] | None:
     """Largest relative difference of the rows new in a step, [sites, 4, heads].
 
     NaN where not compared; infinite where a compared element is not finite. None: the step was

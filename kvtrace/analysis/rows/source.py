@@ -14,7 +14,7 @@ from kvtrace.trace import Step, Trace
 
 
 def source_tokens(
-    trace: Trace, number: int, written: int | None, count: int, sequence: int = 0
+    trace: Trace, number: int, written: int | None, count: int, sequence: int
 ) -> NDArray[np.int64] | None:
     """Token ids of an encoder's rows, [count]; None: not known, or not one a token.
 

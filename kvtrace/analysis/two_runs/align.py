@@ -67,7 +67,7 @@ def unreadable(trace: Trace) -> Iterator[str]:
             yield str(error)
 
 
-def paths(trace: Trace, *, told: bool = True) -> list[Path]:
+def paths(trace: Trace, *, told: bool) -> list[Path]:
     """The final path of each sequence.
 
     Args:

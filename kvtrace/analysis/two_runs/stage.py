@@ -87,7 +87,7 @@ class _Run:
 
 
 def diagnosed(
-    old: Trace, new: Trace, at: At, pair: tuple[Path, Path], *, told: bool = True
+    old: Trace, new: Trace, at: At, pair: tuple[Path, Path], *, told: bool
 ) -> Finding | None:
     """What the difference looks like; None where the runs took other steps, or no check speaks.
 

@@ -61,9 +61,7 @@ def _json(
     return {**facts.whole(trace, numbers), "at": found}
 
 
-def place_lines(
-    trace: Trace, place: pick.Place, *, every: bool = False, strict: bool = False
-) -> list[str]:
+def place_lines(trace: Trace, place: pick.Place, *, every: bool = False, strict: bool) -> list[str]:
     """One place as text.
 
     Raises:

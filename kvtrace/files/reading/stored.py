@@ -26,7 +26,7 @@ class Stored(Source, Protocol):
         """Numbers of the passes of a lane."""
 
 
-def read_everything(source: Stored, told: Callable[[float], None] = lambda _: None) -> None:
+def read_everything(source: Stored, told: Callable[[float], None]) -> None:
     """Hold every row against its checksum; `source.damage` then names what can't be read.
 
     Args:

@@ -43,7 +43,7 @@ def theirs(source: Source, call: Callable[[], T], *, hint: str = "") -> T:
         raise ModelError(f"{source.name}: {blamed(error, source, hint)}") from error
 
 
-def blamed(error: BaseException, source: Source, hint: str = "") -> str:
+def blamed(error: BaseException, source: Source, hint: str) -> str:
     """`model.py:12: ValueError: …`: the innermost line of the user's own code."""
     said = safe(f"{type(error).__name__}: {error}".rstrip(": "), 300)
     if isinstance(error, SyntaxError) and error.filename:

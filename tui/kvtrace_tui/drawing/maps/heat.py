@@ -98,7 +98,7 @@ def glyphs_of(signed: bool) -> str:
     return _SIGNED_GLYPHS if signed else _UNSIGNED_GLYPHS
 
 
-def legend(look: Look, width: int = 16) -> list[tuple[str, Style]]:
+def legend(look: Look, width: int) -> list[tuple[str, Style]]:
     """A colour bar with the ends of the range, as pieces of a line."""
     if look.depth.half_blocks:
         bar = _colour_bar(look.palette, look.depth, look.shade.signed, width)

@@ -22,7 +22,7 @@ def finding_rows(
     found: Sequence[Found],
     width: int,
     chosen: int,
-    damage: Sequence[Damage] = (),
+    damage: Sequence[Damage],
 ) -> Rows:
     """All lines of the list; each finding is a choice."""
     rows = [(row, -1) for row in damage_rows(damage, width)]
