@@ -44,7 +44,7 @@ PART_TITLES = {
     "mix": "weights · v",
     "output": "output projection",
     "mlp": "MLP",
-    "other": "other",
+    "other": "other products",
     "head": "logits",
 }
 
