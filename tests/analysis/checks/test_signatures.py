@@ -238,6 +238,15 @@ def test_rows_of_another_layer_and_of_another_sequence():
     assert name(toy.scene(k=toy.other[1], v=toy.other[1])) == "WRONG-BATCH-ROW"
 
 
+def test_one_row_of_another_sequence_is_told_of_as_one():
+    toy = Toy()
+    k, v = toy.k.copy(), toy.v.copy()
+    k[:, 5], v[:, 5] = toy.other[1][:, 5], toy.other[1][:, 5]
+    found = diagnose(toy.scene(k=k, v=v))
+    assert found.name == "WRONG-BATCH-ROW"
+    assert found.evidence.startswith("the one unexpected row of k is that of sequence 1")
+
+
 def test_rows_of_an_earlier_prompt():
     toy, old = Toy(), Toy(seed=9)
     k, v = (np.concatenate([a, b], axis=1) for a, b in ((old.k, toy.k), (old.v, toy.v)))

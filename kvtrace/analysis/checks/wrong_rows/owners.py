@@ -41,12 +41,15 @@ def check_owner(scene: Scene, identity: Identity) -> Finding | None:
                 if mine.mean() > 0.5:
                     owned = rows[mine]
                     whose = scene.spoken(other) if what == "layer" else _sequence(scene, other)
-                    evidence = (
-                        f"{len(owned)} of {len(rows)} unexpected rows of {tensor} are those of "
-                        f"{whose}"
-                    )
+                    evidence = _belong(len(owned), len(rows), tensor, whose)
                     return finding(scene, name, tensor, evidence, owned)
     return None
+
+
+def _belong(owned: int, unexpected: int, tensor: str, whose: str) -> str:
+    if unexpected == 1:
+        return f"the one unexpected row of {tensor} is that of {whose}"
+    return f"{owned} of {unexpected} unexpected rows of {tensor} are those of {whose}"
 
 
 def _sequence(scene: Scene, other: int) -> str:
