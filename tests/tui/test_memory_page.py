@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from builders import Shape, synthetic_trace
 from kvtrace.trace import CacheLayer
 from kvtrace_tui.screens.pages.memory import memory_rows
@@ -14,7 +16,10 @@ def text(trace, number=2, width=110):
 def test_layers_that_are_alike_share_a_line_with_rows_and_bytes():
     shown = text(synthetic_trace(Shape(layers=3, kv_heads=2, dim=8, prompt=5)))
     # 7 rows of 2 heads × (8 + 8) float32
-    assert "0–2      dynamic, 2 kv heads × 8             7       128 B       896 B each" in shown
+    assert (
+        "0–2      dynamic, 2 kv heads × 8                      7       128 B       896 B each"
+        in shown
+    )
     assert "if every head had its own K and V" in shown
     assert "2.00×" in shown
 
@@ -70,3 +75,14 @@ def test_what_a_full_context_takes_is_said_for_one_sequence_of_a_batch():
         trace.source.steps[number] = replace(step, **twice, caches=caches)
     # 100 rows of 2 layers, 2 heads × (8 + 8) float32
     assert "At its context length of 100 tokens one sequence would take 25.0 KiB." in text(trace)
+
+
+@pytest.mark.parametrize(
+    ("width", "words"),
+    [(80, " sliding 4096, 2 kv × 8 "), (100, " sliding, window 4096, 2 kv heads × 8 ")],
+)
+def test_what_a_layer_is_is_said_in_fewer_words_before_it_is_cut(width, words):
+    trace = synthetic_trace()
+    layers = [replace(one, kind="sliding", window=4096) for one in trace.meta.cache_layers]
+    trace.source.meta = replace(trace.meta, cache_layers=tuple(layers))
+    assert words in text(trace, width=width)

@@ -137,7 +137,8 @@ class MapPane(Pane):
             )
         if self._cached and cursor.kept:
             one = "all heads" if latents_of(trace, cursor.layer) is not None else head
-            return f"L{cursor.layer} {one} {shape} after the step"
+            words = f"L{cursor.layer} {one} {shape}"
+            return f"{words} after the step" if width >= _WIDE else words
         words = f"L{cursor.layer} {head} {shape} {cursor.shows}"
         if seen.comparison is not None and _NAMED + len(words) + len(verdict) > width:
             verdict = f" {sign_of(seen.comparison.verdict)}"

@@ -21,6 +21,9 @@ from kvtrace_tui.drawing.lines import Piece, padded
 Row = Sequence[Piece]
 _NAMES, _NUMBERS = 38, 12
 _CHART = 8
+_ROOMY = 96
+_KIND, _KIND_NARROW = 37, 28
+"""Cells for what a layer is, where there is room beside the numbers and where there is little."""
 
 
 def memory_rows(trace: Trace, number: int, width: int) -> list[Row]:
@@ -81,8 +84,9 @@ def _layers(trace: Trace, memory: CacheMemory, width: int) -> Iterator[Row]:
         shape = one.num_kv_heads, one.key_dim, one.value_dim, one.dtype, one.state_bytes
         return one.kind, one.window, layer.rows, layer.slots, layer.held_bytes, *shape
 
+    kinds = _KIND if width >= _ROOMY else _KIND_NARROW
     yield [
-        (f"   {'layer':<9}{'kind':<28}{'rows':>9}{'of a row':>{_NUMBERS}}{'held':>{_NUMBERS}}",
+        (f"   {'layer':<9}{'kind':<{kinds}}{'rows':>9}{'of a row':>{_NUMBERS}}{'held':>{_NUMBERS}}",
          ink.DIM)
     ]  # fmt: skip
     for _, group in groupby(memory.layers, alike):
@@ -94,10 +98,10 @@ def _layers(trace: Trace, memory: CacheMemory, width: int) -> Iterator[Row]:
         if first.slots > first.rows:
             rows = f"{first.rows}/{first.slots}"
         size = "–" if one.kind == "state" else units.byte_size(first.row_bytes)
-        part = bar(first.held_bytes / most if most else 0.0, max(min(width - 82, 40), 0))
+        part = bar(first.held_bytes / most if most else 0.0, max(min(width - 54 - kinds, 40), 0))
         yield [
             (f"   {name:<9}", ink.STRONG),
-            (padded(_kind(one), 28), ink.TEXT),
+            (padded(_fitting(_kind(one), kinds), kinds), ink.TEXT),
             (f"{rows:>9}{size:>{_NUMBERS}}", ink.TEXT),
             (f"{units.byte_size(first.held_bytes):>{_NUMBERS}}", ink.CACHED),
             (f"{each:<6}", ink.DIM),
@@ -120,6 +124,13 @@ def _numbers(names: Sequence[int]) -> str:
     if list(names) == list(range(names[0], names[0] + len(names))):
         return f"{names[0]}–{names[-1]}"
     return padded(", ".join(map(str, names)), 8)
+
+
+def _fitting(kind: str, room: int) -> str:
+    """What a layer is, with fewer words where all of them do not fit."""
+    if len(kind) <= room:
+        return kind
+    return kind.replace(", window ", " ").replace(" kv heads × ", " kv × ")
 
 
 def _kind(layer: CacheLayer) -> str:
