@@ -42,11 +42,13 @@ class SelfCheck:
         error: Largest |derived - recorded output|.
         scale: Largest |recorded output|.
         tolerance: Relative, by dtype.
+        recorded_error: What the recorder found for the whole site; None: it did not check.
     """
 
     error: float
     scale: float
     tolerance: float
+    recorded_error: float | None
 
     @property
     def relative(self) -> float:
@@ -112,4 +114,10 @@ def self_check(
         error=float(delta.max(initial=0)),
         scale=float(np.abs(recorded).max(initial=0)),
         tolerance=tolerance_of(trace, site),
+        recorded_error=_recorded(trace, number, layer),
     )
+
+
+def _recorded(trace: Trace, number: int, layer: int) -> float | None:
+    group = trace.site_step(number, layer)
+    return group.check_error[group.sites.index(trace.site(layer).index)]

@@ -123,6 +123,7 @@ def test_the_recorded_rows_explain_the_recorded_output():
     for number in trace.numbers:
         found = self_check(trace, number, 2)
         assert found.passed
+        assert found.recorded_error == 1e-7
         assert self_check(trace, number, 2, head=3, query=-1).passed
 
 
