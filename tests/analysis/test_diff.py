@@ -113,6 +113,14 @@ def test_a_narrow_type_is_rounding_and_is_named(whole, tmp_path):
     assert found.reason.endswith("; 4 times that, as the runs differ in dtype")
 
 
+@pytest.mark.parametrize("times", [1.2, 4])
+def test_a_change_beside_a_narrow_type_is_not_said_to_be_that_type(times, whole, tmp_path):
+    changed = bugs.llama().to(torch.float16)
+    changed.model.layers[0].mlp.down_proj.weight.data *= times
+    found = diff(whole, fed(changed, tmp_path / "a.kvt", [10]))
+    assert (found.verdict, found.finding.name, found.finding.layer) == (DIVERGED, "UPSTREAM", 1)
+
+
 def test_other_kernels_round_otherwise_where_numbers_are_narrow():
     def limits(dtype, attention):
         trace = synthetic_trace()

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.scene import Scales, Scene, Side
+from kvtrace.analysis.checks.wrong_output.precision import to_type
 from kvtrace.analysis.two_runs.align import Fed, Path, places_of
 from kvtrace.errors import TraceError
 from kvtrace.trace import Step, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.view import CacheView
+
+_NARROW = ("float16", "bfloat16")
 
 
 class At(Protocol):
@@ -120,7 +123,7 @@ def diagnosed(
 def _scene(right: _Run, mine: _Run, at: At) -> Scene:
     old, new, theirs = right.trace, mine.trace, mine.fed.sequence
     step, fresh = mine.step, right.fresh
-    reference = _side(right, at.layer, fresh)
+    reference = _as_in(_side(right, at.layer, fresh), old, new)
     view, cached = new.cache(at.new_step, at.layer, theirs), _given(mine, at.layer)
     places = mine.places(at.layer, view)
     known = (places >= 0) & (places <= int(fresh[-1]))
@@ -159,7 +162,8 @@ def _scene(right: _Run, mine: _Run, at: At) -> Scene:
 
 def _cross_scene(right: _Run, mine: _Run, at: At) -> Scene:
     """The same for attention to an encoder: a row's place is its slot, as its encoder made it."""
-    cached, reference = _given(mine, at.layer), _given(right, at.layer)
+    cached = _given(mine, at.layer)
+    reference = _as_in(_given(right, at.layer), right.trace, mine.trace)
     size, rows = reference.keys.shape[1], reference.queries.shape[1]
     supposed = np.arange(cached.keys.shape[1])
     derived = right.trace.weights(at.old_step, at.layer, sequence=right.fed.sequence)
@@ -198,6 +202,18 @@ def _given(run: _Run, layer: int) -> Side:
         trace.output(number, layer, sequence)[:, keep],
         np.broadcast_to(seen, (len(keep), len(view.cells)))[keep],
     )
+
+
+def _as_in(side: Side, old: Trace, new: Trace) -> Side:
+    """What the old run has, in the new one's type: that it is narrow is known, and no cause."""
+    kind = new.meta.model.dtype
+    if kind == old.meta.model.dtype or kind not in _NARROW:
+        return side
+    q, k, v, output = (
+        to_type(rows.astype(np.float64), kind).astype(np.float32)
+        for rows in (side.queries, side.keys, side.values, side.output)
+    )
+    return replace(side, queries=q, keys=k, values=v, output=output)
 
 
 def _side(run: _Run, layer: int, fresh: NDArray[np.int64]) -> Side:
