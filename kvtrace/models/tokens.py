@@ -106,12 +106,22 @@ class WrappedTokenizer:
         return guarded("tokenizer, encoding the prompt", lambda: list(self._inner.encode(text)))
 
     def decode(self, token: int) -> str:
-        """Text of one token, its leading space kept."""
-        return guarded(f"tokenizer, decoding id {token}", lambda: self._decode(token))
+        """Text of one token, its leading space kept; `<id 151700>` where it has none.
+
+        Models have more embeddings than their tokenizer has tokens.
+        """
+        try:
+            return guarded(f"tokenizer, decoding id {token}", lambda: self._decode(token))
+        except ModelError:
+            if token < self.vocab_size:
+                raise
+            return f"<id {token}>"
 
     def _decode(self, token: int) -> str:
         text = self._inner.decode([token], clean_up_tokenization_spaces=False)
         spelling = self._inner.convert_ids_to_tokens(token)
+        if spelling is None and not text:
+            return f"<id {token}>"
         spelling = spelling if isinstance(spelling, str) else ""
         if "\ufffd" in text:
             return _raw_bytes(spelling) or spelling or text

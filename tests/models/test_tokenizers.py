@@ -8,7 +8,7 @@ from builders.folders import edit
 from kvtrace.errors import ModelError
 from kvtrace.models.hub import read_tokenizer
 from kvtrace.models.patience import Patience
-from kvtrace.models.tokens import guarded
+from kvtrace.models.tokens import WrappedTokenizer, guarded
 
 
 def test_a_tokenizer_that_needs_code_is_refused(child, copy):
@@ -67,6 +67,20 @@ def test_a_model_larger_than_its_tokenizer_can_say_is_checked(child, copy):
     loaded = child.load(str(copy), prompt="Anna, Tom and Ruth live near the river.")
     assert loaded.exit_code == 2
     assert "is outside the model's vocabulary of 512" in loaded.message
+
+
+def test_an_id_that_only_the_model_knows_is_named_by_its_number(copy):
+    class Packed:  # as those of SentencePiece
+        bos_token_id = eos_token_id = None
+        __len__ = [*range(7)].__len__
+
+        def decode(self, ids, **asked):
+            raise IndexError("piece id is out of range.")
+
+    known = read_tokenizer.read_tokenizer(copy, "", False, Patience())
+    assert (known.decode(5000), WrappedTokenizer(Packed()).decode(9)) == ("<id 5000>", "<id 9>")
+    with pytest.raises(ModelError, match="piece id is out of range"):
+        WrappedTokenizer(Packed()).decode(3)
 
 
 def test_without_a_tokenizer_the_prompt_is_read_as_bytes(child, copy):
