@@ -17,4 +17,5 @@ def beside(output: str | Path, way: str) -> Path:
 
 def named(way: str, course: str) -> str:
     """What a run in that way is called; most say it by what they did."""
-    return f"another prompt: {course}" if way == "again" else course
+    begins = {"again": "another prompt: ", "own": "its own loop: "}.get(way, "")
+    return f"{begins}{course}"

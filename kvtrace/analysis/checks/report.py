@@ -193,6 +193,8 @@ class Trial:
 def together(trials: Sequence[Trial]) -> Report:
     """One report over several runs: diverged if any is, unchecked if an essential one is."""
     reports = [one.report for one in trials]
+    # a way that the model is not made for says nothing of how exact the others are
+    judged = [one for one in reports if one.verdict != UNCHECKED] or reports
     needed = [one.report for one in trials if one.essential]
     verdict, reason = EQUAL, next((one.reason for one in reports if one.ok), "")
     first = next((one for one in reports if one.verdict == DIVERGED), None)
@@ -206,10 +208,10 @@ def together(trials: Sequence[Trial]) -> Report:
         verdict,
         tuple(found for one in sorted(reports, key=_explained) for found in one.findings),
         reason,
-        _largest(reports),
-        tuple(flip for one in reports for flip in one.flips),
-        sum(one.steps for one in reports),
-        sum(one.logits for one in reports),
+        _largest(judged),
+        tuple(flip for one in judged for flip in one.flips),
+        sum(one.steps for one in judged),
+        sum(one.logits for one in judged),
         tuple(dict.fromkeys(text for one in reports for text in one.caveats)),
         tuple(trials),
     )

@@ -110,6 +110,21 @@ def test_one_run_that_is_not_possible_leaves_the_verdict_to_the_others():
     assert together([Trial("decode", no), Trial("more", diverged(ROPE))]).verdict == DIVERGED
 
 
+def test_a_way_that_the_model_is_not_made_for_counts_in_no_number():
+    no = Report(
+        UNCHECKED,
+        reason="it takes one token at a time",
+        largest=(("k", 2.8),),
+        flips=(Flip(5, 0, 0.1, 2.0),),
+        steps=5,
+        logits=5,
+    )
+    told = together([Trial("decode", equal()), Trial("chunked", no, essential=False)])
+    alone = together([Trial("decode", equal())])
+    assert (told.largest, told.flips) == (alone.largest, alone.flips)
+    assert (told.steps, told.logits) == (alone.steps, alone.logits)
+
+
 def test_nothing_run_is_no_pass():
     assert together([]).verdict == UNCHECKED
 
