@@ -91,5 +91,8 @@ def _sizes():
     }
 
 
-READERS = {"t5": t5, "bart": bart, "led": led}
+READERS = {"t5": t5, "bart": bart}
+BY_WINDOWS = {"led": led}
+"""Their encoders multiply blocks of a window with each other, which is not seen as attention."""
+
 LISTENERS = {"whisper": whisper}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kvtrace
-from builders.encoder_decoders import READERS, bart, t5, whisper
+from builders.encoder_decoders import BY_WINDOWS, READERS, bart, t5, whisper
 from kvtrace.analysis.course import course
 from kvtrace.analysis.phase import phase
 from kvtrace.analysis.rows.origin import origin, tokens_of_rows
@@ -35,9 +35,9 @@ def generated(model, source=SOURCE):
     return model.generate(ids, attention_mask=torch.ones_like(ids), **asked)[0].tolist()
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", [*READERS, *BY_WINDOWS])
 def test_the_tokens_are_those_of_generate(name, tmp_path):
-    model = READERS[name]()
+    model = (READERS | BY_WINDOWS)[name]()
     trace, chosen = recorded(model, tmp_path / "a.kvt")
     begin, *expected = generated(model)
     assert chosen == expected
