@@ -114,6 +114,18 @@ def test_a_cache_that_is_filled_and_not_handed_back_is_kept(tmp_path):
     assert check(trace).verdict == EQUAL
 
 
+def test_a_state_on_its_modules_is_not_that_of_a_recomputed_pass(tmp_path):
+    model, made = tiny_model("recurrent_gemma"), []
+    ids = torch.tensor([PROMPT])
+    asked = {"max_new_tokens": 4, "do_sample": False, "output_scores": True}
+    for mode in ("off", "each"):
+        with kvtrace.record(model, tmp_path / f"{mode}.kvt", recompute=mode):
+            found = model.generate(ids, return_dict_in_generate=True, **asked)
+        made.append(torch.stack(found.scores))
+    assert torch.equal(*made)
+    assert check(kvtrace.open(tmp_path / "each.kvt")).verdict == EQUAL
+
+
 def test_a_model_that_fails_on_tokens_alone_says_so():
     # its decoder reads four codes of a sound at a time
     with pytest.raises(ModelError, match="MusicgenForCausalLM fails on token ids alone"):

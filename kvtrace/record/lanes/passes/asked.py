@@ -23,6 +23,7 @@ from kvtrace.record.lanes.given.tables import too_short
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.held import held
 from kvtrace.record.lanes.passes.ties import Ties
+from kvtrace.record.lanes.passes.untouched import untouched
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -59,10 +60,12 @@ def recompute(
     arguments = arguments_for(model, batch, device)
     choosing = held(ties, batch.paths, batch.rows, told=dtype is None)
     if dtype is None:
-        return forward_of(model, lambda: model(**arguments), choosing)
+        with untouched(model):
+            return forward_of(model, lambda: model(**arguments), choosing)
     wide = cast_all(model, DTYPES[dtype])
     given = {name: cast(value, DTYPES[dtype]) for name, value in arguments.items()}
-    return forward_of(model, lambda: functional_call(model, wide, (), given), choosing)
+    with untouched(model):
+        return forward_of(model, lambda: functional_call(model, wide, (), given), choosing)
 
 
 def forward_of(
