@@ -1,10 +1,13 @@
 """People's own models are tried in every way that can be found, without being asked."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import kvtrace
-from kvtrace.analysis.checks import DIVERGED, EQUAL
+from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED
+from kvtrace.analysis.checks.report import Finding, Report
+from kvtrace.analysis.checks.whole_run.one_at_a_time import excused
 
 PROMPT = [5, 9, 30, 7, 21, 14, 2, 12, 3, 17]
 WIDTH, VOCABULARY = 32, 40
@@ -138,6 +141,19 @@ def test_a_model_that_hides_nothing_of_several_tokens_is_not_blamed_for_it():
     assert [(one.name, one.kind.bug) for one in report.findings] == [("MASK-FUTURE", False)]
     assert "as long as it is given one at a time" in str(report)
     assert checked(Unhidden(), ways=["chunks"]).verdict == DIVERGED
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "verdict"),
+    [("UNKNOWN", 1, UNCHECKED), ("UNKNOWN", 0, DIVERGED), ("POSITION-ROPE", 1, DIVERGED)],
+)
+def test_what_no_signature_fits_is_no_fault_where_several_tokens_go_on(
+    name, step, verdict, tmp_path
+):
+    checked(Lm(), ways=["chunks"], keep=tmp_path)
+    found = Finding(name, step, 0, "q", "q is off by 0.5 of its largest")
+    trace = kvtrace.open(tmp_path / "chunks.kvt")
+    assert excused(trace, Report(DIVERGED, (found,))).verdict == verdict
 
 
 def test_a_model_that_refuses_prompts_is_given_one_token_after_the_other():
