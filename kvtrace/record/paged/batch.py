@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kvtrace.record.paged.engine import Request, batch_of
@@ -94,6 +95,7 @@ def _batch(arguments: Mapping[str, Any]) -> Batch | None:
     pool, requests = arguments["cache"], batch_of(arguments["cache"])
     if arguments.get("block_table") is not None or not requests:
         return None
+    _written(arguments["cu_seq_lens_q"].device)
     starts = [int(one) for one in arguments["cu_seq_lens_q"].tolist()[: len(requests) + 1]]
     sizes = [after - before for before, after in pairwise(starts)]
     if sizes != [one.new for one in requests] or not all(sizes):
@@ -110,6 +112,15 @@ def _batch(arguments: Mapping[str, Any]) -> Batch | None:
     tokens = arguments["input_ids"].reshape(-1)[: starts[-1]].tolist()
     positions = arguments["position_ids"].reshape(-1)[: starts[-1]].tolist()
     return Batch(pool, requests, tuple(starts), tuple(tokens), tuple(positions), groups)
+
+
+def _written(device: torch.device) -> None:
+    """Wait until a batch is on its device: engines write it beside the stream that runs the model.
+
+    Read too early, slots are those that an engine fills its tables with before.
+    """
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)
 
 
 def _group(allocator: Any, keys: Sequence[int], arguments: Mapping[str, Any], new: int) -> Group:

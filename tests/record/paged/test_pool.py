@@ -9,6 +9,7 @@ import torch
 import kvtrace
 from builders.engines import after_each_forward, batched, engine_model, live_pool, settings
 from kvtrace.analysis.checks.verdict import check
+from kvtrace.record.paged import batch
 from record.paged.test_requests import assert_equal_to_the_pool, of_request
 
 SHARED = list(range(3, 15))
@@ -133,3 +134,13 @@ def test_what_somebody_else_wrote_to_the_pool_is_stored_as_it_was_read(model, tm
     assert [step.caches[0].rewritten for step in trace] == [0, 0, 6, 0, 0]
     before, after = trace.cache(1, 0), trace.cache(2, 0)
     assert np.array_equal(after.keys[:, 0], 2 * before.keys[:, 0])
+
+
+def test_a_batch_is_read_when_its_device_has_it(monkeypatch):
+    """Engines write it beside the stream that runs the model: seen on a GPU, now and then."""
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    batch._written(torch.device("cpu"))
+    assert waited == []
+    batch._written(torch.device("cuda", 1))
+    assert waited == [torch.device("cuda", 1)]
