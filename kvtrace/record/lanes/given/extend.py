@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kvtrace.record.capture.tokens.inputs import is_source
 from kvtrace.record.driving.ways.roles import CACHE_FLAG
+from kvtrace.record.lanes.given.seen import Made, Seen, grown, seen_in
 
 _CACHE = re.compile(r"past|cache|kv|present|mems|memory|state", re.IGNORECASE)
 _POSITION = re.compile(r"pos|offset|start|cur_len|seq_?len|cache_len|step", re.IGNORECASE)
@@ -46,6 +47,7 @@ class FirstCall:
         more: Rows that were made of it beyond its ids: of an image, say.
         rows: Names of the arguments that held rows in place of ids; the first is `ids`.
         written: Arguments that the call itself wrote to, as to a cache.
+        paths: That it is made again for.
     """
 
     ids: str
@@ -58,6 +60,7 @@ class FirstCall:
     more: int = 0
     rows: tuple[str, ...] = ()
     written: frozenset[str] = frozenset()
+    paths: tuple[Made, ...] = ()
 
     @property
     def layouts(self) -> tuple[FirstCall, ...]:
@@ -210,14 +213,16 @@ class FirstCall:
         if counted is not value or isinstance(value, int):
             return counted
         cache = _CACHE.search(name) and not _POSITION.search(name)
-        if not isinstance(value, Tensor) or value.dim() == 0 or cache or is_source(name, value):
+        if not isinstance(value, Tensor) or value.dim() == 0 or cache:
+            return value
+        if is_source(name, value) and not (_MASK.search(name) and seen_in(value, self.new)):
             return value
         if self.tables and self._single(name, value):
             return _causal(value, rows)
         if self._masks_padding(name, value) or self._masks_keys(name, value):
             return _longer(value, rows, 0)
         whole = not value.is_floating_point() and value.dtype != torch.bool
-        whole = whole and not (_MASK.search(name) and self._is_table(value))
+        whole = whole and not (_MASK.search(name) and seen_in(value, self.new))
         return (self._whole if whole else self._table)(name, value, rows)
 
     def _counted(self, name: str, value: object, rows: int) -> object:
@@ -235,6 +240,18 @@ class FirstCall:
             return value
         longer = [*counts[:-1], rows]
         return torch.tensor(longer).to(value) if isinstance(value, Tensor) else type(counts)(longer)
+
+    @property
+    def seen(self) -> Mapping[str, Sequence[Seen]]:
+        """Tables of queries and keys, by the name of the argument, and what they show."""
+        masks = ((name, one) for name, one in self.arguments.items() if _MASK.search(name))
+        found = ((n, seen_in(one, self.new)) for n, one in masks if isinstance(one, Tensor))
+        return {name: seen for name, seen in found if seen}
+
+    @property
+    def tables_hide(self) -> bool:
+        """Whether one of them hides padding."""
+        return any(one.padding for seen in self.seen.values() for one in seen)
 
     @property
     def padding(self) -> str | None:
@@ -255,10 +272,6 @@ class FirstCall:
         keys = value.dim() > 2 and tuple(value.shape[-2:]) == (1, self.new)
         return keys and _MASK.search(name) is not None
 
-    def _is_table(self, value: Tensor) -> bool:
-        """Whether it is a causal table of queries and keys."""
-        return value.dim() >= 2 and value.shape[-2] == self.new and self._is_causal(value)
-
     def _whole(self, name: str, value: Tensor, rows: int) -> Tensor:
         """Whole numbers: positions that go on counting, or a mask of ones."""
         last = value.shape[-1]
@@ -277,16 +290,14 @@ class FirstCall:
 
     def _table(self, name: str, value: Tensor, rows: int) -> Tensor:
         """A mask over queries and keys, or rows of a longer table."""
-        if self._is_table(value):
-            keys = rows if value.shape[-1] == self.new else value.shape[-1]
-            if keys < rows:
-                raise CannotExtendError(f"`{name}` has {keys} columns for {rows} tokens")
-            seen = torch.arange(keys, device=value.device) <= torch.arange(
-                rows, device=value.device
-            ).unsqueeze(1)
-            shown, hidden = value[..., 0, 0], self._hidden(value)
-            mask = torch.where(seen, shown.reshape(-1)[0], hidden)
-            return mask.expand(*value.shape[:-2], rows, keys).clone()
+        seen = seen_in(value, self.new)
+        if seen is not None:
+            if value.shape[-1] < rows and value.shape[-1] != self.new:
+                raise CannotExtendError(f"`{name}` has {value.shape[-1]} columns for {rows} tokens")
+            mask = grown(value, seen, rows, self.paths, self.most)
+            if mask is None:
+                raise CannotExtendError(f"`{name}` hides the same padding of all sequences")
+            return mask
         axes = [axis for axis, size in enumerate(value.shape) if size == self.new]
         if not axes:
             return value
@@ -298,21 +309,6 @@ class FirstCall:
         if first + rows > whole.shape[axis]:
             raise CannotExtendError(f"`{name}` is cut from a table too short for {rows} tokens")
         return whole.narrow(axis, first, rows)
-
-    def _is_causal(self, mask: Tensor) -> bool:
-        """Whether every query sees the keys up to its own and no other."""
-        if self.new < 2 or mask.shape[-1] < self.new:
-            return False
-        table = mask.reshape(-1, *mask.shape[-2:])
-        shown = table[:, :1, :1]
-        seen = torch.arange(mask.shape[-1], device=mask.device) <= torch.arange(
-            self.new, device=mask.device
-        ).unsqueeze(1)
-        equal = table == shown
-        return bool((equal == seen).all())
-
-    def _hidden(self, mask: Tensor) -> Tensor:
-        return mask[..., 0, 1].reshape(-1)[0]
 
 
 def _causal(value: Tensor, rows: int) -> Tensor:
@@ -332,6 +328,8 @@ def _causal(value: Tensor, rows: int) -> Tensor:
 
 def _longer(value: Tensor, rows: int, step: int) -> Tensor:
     """Numbers that go on from the last one, [.., rows]."""
+    if rows <= value.shape[-1]:
+        return value[..., :rows]
     more = torch.arange(1, rows - value.shape[-1] + 1, device=value.device) * step
     return torch.cat((value, value[..., -1:] + more.to(value.dtype)), -1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from kvtrace.record.lanes.given.cache_arguments import beside_ids, filled, padded_for, read_beside
 from kvtrace.record.lanes.given.extend import FirstCall
 from kvtrace.record.lanes.given.of_text import of_text
+from kvtrace.record.lanes.given.seen import Made
 from kvtrace.record.lanes.given.told import Told, rest
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 
@@ -39,30 +41,66 @@ def called_with(
     device = ids.device if isinstance(ids, Tensor) else torch.device("cpu")
     tokens = filled(batch, device).to(ids.dtype if isinstance(ids, Tensor) else torch.long)
     tokens = call.given(tokens, [path.row for path in batch.paths])
+    hides = _hides(call)
+    call = replace(call, paths=_made(call, batch, beside=hides is not None))
     told = steps.of(batch.paths, call) if name in ("told", "beside") else {}
     arguments = told | _WAYS[name](rest(call, told), tokens)
     arguments |= beside_ids(call, batch.extra, kind)
     arguments |= read_beside(call.ids, batch, kind) | of_text(call, arguments, batch, kind)
-    if any(path.padding for path in batch.paths):
-        arguments |= _hiding(call, batch, device)
+    like_first = _WAYS[name] is _LIKE_FIRST
+    # nor is a later text without padding called as a first one that had some
+    other = call.tables_hide and (not like_first or any(path.root for path in batch.paths))
+    if other or any(path.padding for path in batch.paths):
+        tables = hides is None and like_first and bool(call.seen)
+        arguments |= _hiding(call, batch, device, hides, tables=tables)
     return tokens, arguments
 
 
-def _hiding(call: FirstCall, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """Arguments that hide the padding of paths.
+def _made(call: FirstCall, batch: Batch, *, beside: bool) -> tuple[Made, ...]:
+    """What tables of queries and keys are made for.
+
+    Args:
+        call: The first one: of its own text, the tables say themselves what is padding.
+        batch: The paths.
+        beside: Something else may say it.
+    """
+    elsewhere = beside and not call.tables_hide
+    pads = (0 if elsewhere else None if one.root == 0 else one.padding for one in batch.paths)
+    return tuple(Made(one.row, pad) for one, pad in zip(batch.paths, pads, strict=True))
+
+
+def _hides(call: FirstCall) -> str | None:
+    """The argument that says of each token whether it is padding; None: there is none."""
+    # what was passed is taken, also by a forward that names only some and takes **the rest
+    known = "attention_mask" in call.parameters or "attention_mask" in call.arguments
+    return "attention_mask" if known and "attention_mask" not in call.seen else call.padding
+
+
+def _hiding(
+    call: FirstCall, batch: Batch, device: torch.device, hides: str | None, *, tables: bool
+) -> dict[str, Tensor]:
+    """Arguments that hide the padding of paths, and positions that do not count it.
+
+    Args:
+        call: The first one.
+        batch: Whose padding.
+        device: Of the tokens.
+        hides: The argument that does; None: none.
+        tables: Tables of queries and keys hide it already.
 
     Raises:
         CannotRecomputeError: None of those that it takes does.
     """
-    # what was passed is taken, also by a forward that names only some and takes **the rest
-    known = dict.fromkeys((*call.parameters, *call.arguments))
-    hides = "attention_mask" if "attention_mask" in known else call.padding
-    if hides is None:
+    if hides is None and not tables:
         raise CannotRecomputeError("it has padding at the left and takes no attention_mask")
+    known = dict.fromkeys((*call.parameters, *call.arguments))
     if call.arguments.get("position_ids") is None:
         known.pop("position_ids", None)  # the model counts for itself, padding included
-    padded, given = padded_for(batch, device, known), call.arguments.get(hides)
+    padded = padded_for(batch, device, known)
     mask = padded.pop("attention_mask")
+    if hides is None:
+        return padded
+    given = call.arguments.get(hides)
     if isinstance(given, Tensor) and given.dim() == mask.dim():
         mask = mask.to(given.dtype)
     return padded | {hides: mask}
