@@ -25,6 +25,7 @@ from kvtrace.record.flow.calls.call import (
     unrepeated,
     without_counting,
 )
+from kvtrace.record.flow.calls.crossing import Crossing
 from kvtrace.record.flow.calls.difference import factors, mixes, said
 from kvtrace.record.flow.calls.explain import UnexplainedError
 from kvtrace.record.flow.calls.fused import of_flex, of_sdpa
@@ -71,7 +72,7 @@ class Listening:
     told: list[AttentionCall] | None = None
     apart: dict[str, str] = field(default_factory=dict)
     _other: dict[str, int] = field(default_factory=dict)
-    _crossing: set[str] = field(default_factory=set)
+    _crossing: Crossing = field(default_factory=Crossing)
     _counts: Counter[str] = field(default_factory=Counter)
     _plans: Plans = field(default_factory=Plans)
     _sigmoids: set[str] = field(default_factory=set)
@@ -249,8 +250,8 @@ class Listening:
         frame = self.frame
         if frame is not None:
             frame.attended += 1
-            if self.forwards.two_sided and _reads_another_text(frame, call):
-                self._crossing.add(frame.path)
+            if self.forwards.two_sided:
+                self._sort(frame, call)
         one = Waiting(call.detached, self._path(), None if frame is None else type(frame.module))
         if call.queries.shape[1] > 1 or call.weights is not None:
             self.flush()
@@ -259,6 +260,14 @@ class Listening:
         if not self.loop.fits(one):
             self.flush()
         self.loop.add(one, output)
+
+    def _sort(self, frame: Frame, call: FlowCall) -> None:
+        """Learn from a call of a model of two sides which of its texts a module attends to."""
+        kind = kind_of(frame.path, two_sided=True)
+        if kind == "encoder":
+            self._crossing.encoded(call)
+        elif kind == "self":
+            self._crossing.attended(frame, call)
 
     def flush(self) -> None:
         """Hand on the heads that wait."""
@@ -309,8 +318,7 @@ class Listening:
     def _kind(self, path: str) -> str:
         """By the module's name, else by what it was given."""
         kind = kind_of(path, two_sided=self.forwards.two_sided)
-        crosses = any(one == path or one.startswith(f"{path}.") for one in self._crossing)
-        return "cross" if crosses and kind == "self" else kind
+        return "cross" if kind == "self" and path in self._crossing else kind
 
     @contextmanager
     def _telling(self, where: str) -> Iterator[None]:
@@ -368,18 +376,6 @@ class Listening:
         # of two texts, rows of both may be given
         inner = tuple(dict.fromkeys(inner)) if self.forwards.two_sided else inner[:1]
         return Sizes(self.sizes.batch, (*inner, *self.sizes.tokens))
-
-
-def _reads_another_text(frame: Frame, call: FlowCall) -> bool:
-    """Whether keys come from rows that a module was given beside those of its queries."""
-    new, seq = call.queries.shape[2], call.keys.shape[2]
-    lengths = {
-        size
-        for x in frame.tensors()
-        if x.dim() == 3 and x.dtype.is_floating_point
-        for size in x.shape[:2]
-    }
-    return seq != new and {seq, new} <= lengths
 
 
 def _line(error: Exception) -> str:

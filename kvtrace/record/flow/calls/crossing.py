@@ -1,0 +1,89 @@
+"""Which modules of a model of two sides attend to the other text, where no name says so."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from kvtrace.record.flow.calls.prove import FlowCall
+from kvtrace.record.flow.modes.modules import Frame
+
+
+@dataclass(slots=True)
+class Crossing:
+    """What is known of a model's modules.
+
+    A call tells by the rows that its module was given. Ready keys and values tell in a module's
+    first call only, while its own text has no rows but those of the tokens that came in.
+    """
+
+    _found: set[str] = field(default_factory=set)
+    _met: set[str] = field(default_factory=set)
+    _begun: dict[str, bool] = field(default_factory=dict)
+    _heard: int = 0
+
+    def encoded(self, call: FlowCall) -> None:
+        """An encoder attended to its own text."""
+        self._heard = call.keys.shape[2]
+
+    def attended(self, frame: Frame, call: FlowCall) -> None:
+        """A module attended that no name calls one side's."""
+        first = frame.path not in self._met
+        self._met.add(frame.path)
+        if _gave_both(frame, call) or (first and self._is_handed(_layer_of(frame.path), call)):
+            self._found.add(frame.path)
+
+    def __contains__(self, path: str) -> bool:
+        """Whether a module, or one inside of it, attends to another text."""
+        return any(one == path or one.startswith(f"{path}.") for one in self._found)
+
+    def _is_handed(self, layer: str, call: FlowCall) -> bool:
+        """Whether the rows of a module's first call can't be those of its tokens."""
+        new, seq = call.queries.shape[2], call.keys.shape[2]
+        ordered = _is_ordered(call)
+        if ordered or (seq > new and _is_buffer(call)):
+            self._begun[layer] = self._begun.get(layer, False) or ordered
+            return False
+        if seq == new:
+            # where the text of this layer is in order, what sees all of as many rows is not
+            if new > 1 and self._begun.get(layer) and self._heard in (0, seq):
+                return True
+            self._begun.setdefault(layer, False)
+            return False
+        return seq == self._heard or layer in self._begun
+
+
+def _gave_both(frame: Frame, call: FlowCall) -> bool:
+    """Whether keys come from rows that a module was given beside those of its queries."""
+    new, seq = call.queries.shape[2], call.keys.shape[2]
+    lengths = {
+        size
+        for x in frame.tensors()
+        if x.dim() == 3 and x.dtype.is_floating_point
+        for size in x.shape[:2]
+    }
+    return seq != new and {seq, new} <= lengths
+
+
+def _layer_of(path: str) -> str:
+    """Where the modules of one layer are: up to its number, else what is around the module."""
+    found = re.match(r".*?\.\d+(?=\.)", f".{path}")
+    return found[0][1:] if found else path.rpartition(".")[0]
+
+
+def _is_ordered(call: FlowCall) -> bool:
+    """Whether queries see one row after the other, as tokens see those before them."""
+    if call.visible is None:
+        return False
+    return bool((call.visible != call.visible[..., :1, :]).any())
+
+
+def _is_buffer(call: FlowCall) -> bool:
+    """Whether keys may be those of the tokens in a larger buffer: more are hidden, or blank."""
+    new, seq = call.queries.shape[2], call.keys.shape[2]
+    if call.visible is not None:
+        seen = call.visible.expand(*call.visible.shape[:-1], seq)
+        if int(seen.sum(-1).max()) <= new:
+            return True
+    filled = call.keys.detach().ne(0).any(-1).any(1)
+    return int(filled.sum(-1).max()) <= new
