@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kvtrace.record.capture.tokens.inputs import is_source
 from kvtrace.record.driving.ways.roles import CACHE_FLAG
+from kvtrace.record.lanes.given.parts import flat, named, parts_of, with_parts
 from kvtrace.record.lanes.given.seen import Made, Seen, grown, seen_in
 
 _CACHE = re.compile(r"past|cache|kv|present|mems|memory|state", re.IGNORECASE)
@@ -73,8 +74,8 @@ class FirstCall:
     @property
     def masked(self) -> bool:
         """Whether it was given a mask, whatever that hides."""
-        given = ((name, value) for name, value in self.arguments.items() if _MASK.search(name))
-        return any(isinstance(value, Tensor) for _, value in given)
+        given = (value for name, value in flat(self.arguments) if _MASK.search(name))
+        return any(isinstance(value, Tensor) for value in given)
 
     def _single(self, name: str, value: object) -> bool:
         """Whether it is a mask of one token, for each sequence and head at most."""
@@ -206,17 +207,26 @@ class FirstCall:
         return tokens if kept else tokens.transpose(0, 1)
 
     def _per_token(self, value: object) -> bool:
-        return isinstance(value, Tensor) and self.new > 1 and self.new in value.shape
+        held = (one for _, one in flat({"": value}) if isinstance(one, Tensor))
+        return self.new > 1 and any(self.new in one.shape for one in held)
 
     def _extended(self, name: str, value: object, rows: int) -> object:
         counted = self._counted(name, value, rows)
         if counted is not value or isinstance(value, int):
             return counted
         cache = _CACHE.search(name) and not _POSITION.search(name)
-        if not isinstance(value, Tensor) or value.dim() == 0 or cache:
+        if cache or (isinstance(value, Tensor) and value.dim() == 0):
             return value
+        if not isinstance(value, Tensor):
+            # what globals tell has no parameters, and much that is no description of tokens
+            given = self.parameters and name not in self.written
+            return self._held(name, value, rows) if given else value
         if is_source(name, value) and not (_MASK.search(name) and seen_in(value, self.new)):
             return value
+        return self._longer(name, value, rows)
+
+    def _longer(self, name: str, value: Tensor, rows: int) -> Tensor:
+        """A tensor over tokens, over more of them."""
         if self.tables and self._single(name, value):
             return _causal(value, rows)
         if self._masks_padding(name, value) or self._masks_keys(name, value):
@@ -224,6 +234,27 @@ class FirstCall:
         whole = not value.is_floating_point() and value.dtype != torch.bool
         whole = whole and not (_MASK.search(name) and seen_in(value, self.new))
         return (self._whole if whole else self._table)(name, value, rows)
+
+    def _held(self, name: str, value: object, rows: int, deep: int = 3) -> object:
+        """What is made of other things, with those that tell of tokens extended."""
+        changed: dict[object, object] = {}
+        for part, one in parts_of(value).items() if deep else ():
+            here = named(name, part)
+            tells = _MASK.search(here) or _POSITION.search(here)
+            if not isinstance(one, Tensor | int | list | tuple):
+                longer = self._held(here, one, rows, deep - 1)
+            elif tells or self.new > 1:
+                try:
+                    longer = self._extended(here, one, rows)
+                except CannotExtendError:
+                    if tells:
+                        raise
+                    continue
+            else:
+                continue
+            if longer is not one:
+                changed[part] = longer
+        return with_parts(value, changed) if changed else value
 
     def _counted(self, name: str, value: object, rows: int) -> object:
         """A number of tokens, alone or as those of the only text: [new], or from 0 to it, [0, new].
@@ -244,7 +275,7 @@ class FirstCall:
     @property
     def seen(self) -> Mapping[str, Sequence[Seen]]:
         """Tables of queries and keys, by the name of the argument, and what they show."""
-        masks = ((name, one) for name, one in self.arguments.items() if _MASK.search(name))
+        masks = ((name, one) for name, one in flat(self.arguments) if _MASK.search(name))
         found = ((n, seen_in(one, self.new)) for n, one in masks if isinstance(one, Tensor))
         return {name: seen for name, seen in found if seen}
 
@@ -263,6 +294,9 @@ class FirstCall:
         """Whether it hides some of the first tokens, or none, and shows the others."""
         if not isinstance(value, Tensor) or not _MASK.search(name) or not 0 < value.dim() <= 2:
             return False
+        whole = not value.is_floating_point() and value.dtype != torch.bool
+        if whole and bool((value > 1).any()):
+            return False  # it counts
         shown = value != 0
         later = bool((shown[..., 1:] >= shown[..., :-1]).all())
         return value.shape[-1] == self.new and later and bool(shown[..., -1].all())

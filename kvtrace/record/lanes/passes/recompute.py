@@ -23,6 +23,7 @@ from kvtrace.record.lanes.given.codes import layout_of
 from kvtrace.record.lanes.given.contexts import Contexts
 from kvtrace.record.lanes.given.extend import CannotExtendError, positional
 from kvtrace.record.lanes.given.outside import Outside
+from kvtrace.record.lanes.given.parts import unread
 from kvtrace.record.lanes.given.settings import Settings, as_set
 from kvtrace.record.lanes.given.shown import (
     any_of,
@@ -247,7 +248,10 @@ class Recomputer:
                 self.snapshot, self._also = snapshot, []
                 self._settled(name)
                 return found
-        raise CannotRecomputeError("; ".join(f"{how}: {why}" for why, how in reasons.items()))
+        said = (f"{how}: {why}" for why, how in reasons.items())
+        raise CannotRecomputeError(
+            "; ".join((*unread(self._snapshots[0][1].call.arguments), *said))
+        )
 
     def _served(self, beginning: Beginning) -> None:
         """An engine is about to run the model, and has not set its configuration yet."""
