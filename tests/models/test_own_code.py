@@ -48,6 +48,9 @@ class OwnLM(PreTrainedModel):
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         self.post_init()
 
+    def forward(self, input_ids):
+        return self.head(self.embed(input_ids))
+
     def _init_weights(self, module):
         pass
 """

@@ -184,10 +184,9 @@ async def test_export_writes_one_picture_without_network(trace, tmp_path, monkey
 async def test_a_click_gives_a_pane_the_arrows_and_moves_the_crosshair(trace):
     app = app_of(trace)
     async with app.run_test(size=(160, 45)) as pilot:
-        await until(pilot, lambda: app.screen.query("#attention"))
+        await until(pilot, lambda: any(one.region for one in app.screen.query("#attention")))
         await pilot.click("#attention", offset=(4, 4))
-        await pilot.pause()
-        assert app.screen.desk.focus == "attention"
+        await until(pilot, lambda: app.screen.desk.focus == "attention")
         await pilot.click("#grid", offset=(6, 3))
         await pilot.pause()
         assert app.screen.desk.focus == "grid"
