@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
-from torch import nn
+from torch import Tensor, nn
 
 from kvtrace.errors import TraceError
 from kvtrace.files import FileSource
@@ -86,8 +86,10 @@ class Lanes:
     _said: set[str] = field(default_factory=set)
     _unlike: str = ""
     _depth: Depth = field(init=False)
+    _own: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
+        self._own = list(self.model.parameters())
         self._depth = Depth(self.model)
 
     @property
@@ -136,7 +138,7 @@ class Lanes:
             self.again.first(forward)
             if self.again.snapshot is not None and rows_beyond_ids(forward):
                 self._extras.embedded.first = step
-            self._weights, self._hooks = Weights(self.model), Hooks(self.model)
+            self._weights, self._hooks = Weights(self.model, self._own), Hooks(self.model)
             self._unheld = nobody_holds(forward)
         else:
             self._leave_out_changed(step, whole=forward.new > 1 and self._depth.is_whole)
@@ -145,11 +147,14 @@ class Lanes:
             self._logits.keep(step, forward.logits)
         self.again.ties.keep(step, forward.sequences, forward.new, forward.choices)
 
-    def _leave_out_changed(self, end: int, *, whole: bool = True) -> None:
+    def _leave_out_changed(self, end: int, *, whole: bool = True, over: bool = False) -> None:
         """Steps before this one are not compared where the weights are others by now."""
         if whole and self._hooks is not None:
             self._hooks.look(end)
-        changed = self._weights is not None and self._weights.changed(whole=whole)
+        weights, kept = self._weights, self.again.snapshot is not None
+        back = over and weights is not None and kept and weights.given_back
+        # what a copy has that was made in a call is what all calls were lent
+        changed = weights is not None and not back and weights.changed(whole=whole)
         if not changed or end <= self._since:
             return
         last = end - 1
@@ -199,7 +204,7 @@ class Lanes:
             if self._unheld:
                 meta = never_kept(meta, trace)
                 sink.extend(meta)
-            self._leave_out_changed(len(trace))
+            self._leave_out_changed(len(trace), over=True)
             if self._since < len(trace):
                 meta = self._run(trace, meta, sink, on_progress, wanted)
                 self._since = len(trace)

@@ -14,11 +14,21 @@ _SAMPLE = 64
 
 
 class Weights:
-    """Counts changes in place, as an optimizer makes them, and knows weights that are others."""
+    """Counts changes in place, as an optimizer makes them, and knows weights that are others.
 
-    def __init__(self, model: nn.Module) -> None:
-        """As they are now."""
-        self._model = model
+    Those that are lent for each call, as `functional_call` does it, are told apart by their numbers
+    alone: each call may be lent new ones.
+    """
+
+    def __init__(self, model: nn.Module, own: Sequence[Tensor]) -> None:
+        """As they are now, while the model is called.
+
+        Args:
+            model: It.
+            own: Those that it has while nobody calls it, as far as that is known.
+        """
+        self._model, self._own = model, list(own)
+        self._lent, self._ever = not self._has(own), False
         self._weights = list(model.parameters())
         self._versions = self._count()
         self._which = self._identities()
@@ -30,11 +40,23 @@ class Weights:
             whole: Look, too, for other weights in their places or other numbers in them, and at
                 which adapters are in use.
         """
+        asked, whole = whole, whole or self._lent
         before, self._versions = self._versions, self._count()
         counted, which = before != self._versions, self._which
         if whole or counted:
             self._which = self._identities()
-        return counted or which != self._which
+        found = counted or which != self._which
+        self._ever = self._ever or found
+        # no copy has what was lent since
+        return self._ever and asked if self._lent else found
+
+    @property
+    def given_back(self) -> bool:
+        """Whether all calls were lent the same, and the model has its own again."""
+        return self._lent and not self._ever and self._has(self._own)
+
+    def _has(self, weights: Sequence[Tensor]) -> bool:
+        return [id(one) for one in self._model.parameters()] == [id(one) for one in weights]
 
     def _count(self) -> int:
         return sum(version(one) for one in self._weights)
@@ -42,18 +64,18 @@ class Weights:
     def _identities(self) -> list[object]:
         """Of the weights that stay where they are, and what modules say of adapters."""
         there = [one for one in self._model.parameters() if not one.is_meta]
-        found: list[object] = [(id(one), one.dtype) for one in there]
+        found: list[object] = [(0 if self._lent else id(one), one.dtype) for one in there]
         for module in self._model.modules():
             said = (value for name, value in vars(module).items() if "adapter" in name)
             found += (repr(value) for value in said if isinstance(value, bool | str | list))
         return [*found, *_samples(there)]
 
 
-def _samples(weights: Sequence[nn.Parameter]) -> Iterator[object]:
+def _samples(weights: Sequence[Tensor]) -> Iterator[object]:
     """Sums of some bytes of each plain weight, from each device at once."""
     sums: dict[torch.device, list[Tensor]] = {}
     for one in weights:
-        if type(one) is nn.Parameter and one.is_contiguous() and one.numel():
+        if type(one) in (nn.Parameter, Tensor) and one.is_contiguous() and one.numel():
             raw = one.detach().view(-1).view(torch.uint8)
             # an odd stride looks at each byte of a number in turn
             stride = raw.numel() // _SAMPLE | 1
