@@ -24,8 +24,8 @@ from kvtrace.record.capture.watch import Watch
 from kvtrace.record.card import card
 from kvtrace.record.companions import Companions
 from kvtrace.record.lanes import LaneOptions, Lanes
-from kvtrace.record.lanes.given.snapshot import Snapshot
 from kvtrace.record.lanes.passes.at_end import LaneSink
+from kvtrace.record.lanes.state.snapshot import Snapshot
 from kvtrace.record.steps.lineage import slides
 from kvtrace.record.steps.recorder import Options, Recorder
 from kvtrace.record.steps.scribe import Sink

@@ -22,7 +22,7 @@ from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.driving.ways.roles import signature_of
-from kvtrace.record.lanes.given.snapshot import Snapshot
+from kvtrace.record.lanes.state.snapshot import Snapshot
 from kvtrace.record.local import address
 
 _FRAMES = 12

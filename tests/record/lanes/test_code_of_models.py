@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import nn
 
-from kvtrace.record.lanes.given.code import functions_of
+from kvtrace.record.lanes.state.code import functions_of
 
 
 class Wrapping(nn.Module):

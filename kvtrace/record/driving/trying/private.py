@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.chance import own_chance
-from kvtrace.record.lanes.given.private import Copier
+from kvtrace.record.lanes.state.private import Copier
 
 Kept = dict[Any, Any] | list[Any] | set[Any] | Tensor
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import groupby
 
 from kvtrace.record.lanes.given.extras import Extras
-from kvtrace.record.lanes.given.settings import Settings
 from kvtrace.record.lanes.paths import Path
+from kvtrace.record.lanes.state.settings import Settings
 
 
 def portions(

@@ -18,13 +18,9 @@ from torch import nn
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Beginning, Forward
-from kvtrace.record.lanes.given.attributes import Kept, Place
 from kvtrace.record.lanes.given.codes import layout_of
-from kvtrace.record.lanes.given.contexts import Contexts
 from kvtrace.record.lanes.given.extend import CannotExtendError, positional
-from kvtrace.record.lanes.given.outside import Outside
 from kvtrace.record.lanes.given.parts import unread
-from kvtrace.record.lanes.given.settings import Settings, as_set
 from kvtrace.record.lanes.given.shown import (
     any_of,
     crossing,
@@ -35,7 +31,6 @@ from kvtrace.record.lanes.given.shown import (
     rows_beyond_ids,
     trimmed,
 )
-from kvtrace.record.lanes.given.snapshot import Snapshot, copied, keeps_nothing, take
 from kvtrace.record.lanes.given.told import Told
 from kvtrace.record.lanes.passes.asked import DTYPES, forward_of, recompute
 from kvtrace.record.lanes.passes.autocast import Autocast, as_then, autocast_of
@@ -43,6 +38,11 @@ from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.called_with import called_with
 from kvtrace.record.lanes.passes.held import held
 from kvtrace.record.lanes.passes.ties import Ties
+from kvtrace.record.lanes.state.attributes import Kept, Place
+from kvtrace.record.lanes.state.contexts import Contexts
+from kvtrace.record.lanes.state.outside import Outside
+from kvtrace.record.lanes.state.settings import Settings, as_set
+from kvtrace.record.lanes.state.snapshot import Snapshot, copied, keeps_nothing, take
 from kvtrace.record.paged.batch import is_packed
 
 _TRIED = {

@@ -17,10 +17,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kvtrace.record.lanes.given.code import LIBRARIES, functions_of
 from kvtrace.record.lanes.given.extend import FirstCall
+from kvtrace.record.lanes.given.parts import LIBRARIES
 from kvtrace.record.lanes.given.told import Told
 from kvtrace.record.lanes.paths import Path
+from kvtrace.record.lanes.state.code import functions_of
 
 _MOST = 64
 """Objects that are looked at."""

@@ -12,7 +12,8 @@ from types import CodeType, FunctionType, ModuleType
 
 from torch import nn
 
-LIBRARIES = ("torch", "transformers", "kvtrace", "builtins", "numpy")
+from kvtrace.record.lanes.given.parts import LIBRARIES
+
 _MOST = 64
 """Files that are looked at."""
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.running import our_work
-from kvtrace.record.lanes.given.attributes import ABSENT, Glance, Holder, Kept, Place, holders, put
 from kvtrace.record.lanes.paths import Path
+from kvtrace.record.lanes.state.attributes import ABSENT, Glance, Holder, Kept, Place, holders, put
 from kvtrace.trace import SET_WITHIN
 
 _NAMED = 3

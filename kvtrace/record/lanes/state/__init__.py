@@ -1,0 +1,1 @@
+"""What a model was when a text began, beside what it was given: its copy, attributes, globals."""
