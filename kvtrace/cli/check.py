@@ -292,8 +292,9 @@ VERB = Verb(
     usage="MODEL [PROMPT] | TRACE... | SCRIPT.py [-- ARGS]  [-n N] [--ways A,B] [options]",
     summary="Rounding or bug? Compare what the cache gave with a forward without it, and name the "
     "difference.\n\nA model is driven in the ways in which caches break: a decode, another prompt "
-    "after it, the prompt\nin chunks, a left-padded batch, beams. A trace is judged as it is, "
-    "without torch;\na script is run untouched, and every trace that it leaves is judged.\n\n"
+    "after it, the prompt\nin chunks, a batch, beams, the loops that your own code generates with. "
+    "A trace is judged as\nit is, without torch; a script is run untouched, and every trace that "
+    "it leaves is judged.\n\n"
     f"{options.MODEL_HELP}\n\n"
     "Exit code 0: equal within rounding. 1: diverged. 3: could not check. Traces of what diverged\n"
     "are kept; with -o all of them.",
