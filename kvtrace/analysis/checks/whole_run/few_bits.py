@@ -29,6 +29,9 @@ _MOST_MADE = 2 * _MOST
 """The most that it makes of what follows from such rows: beside four bits or two, numbers of later
 layers say little."""
 
+_MOST_MIXED = 4 * _MOST
+"""The same of outputs: beside four bits or two, attention may turn to other rows altogether."""
+
 _LAYERS_DEEP = 4
 
 _TIMES_SEEN = 4.0
@@ -194,7 +197,8 @@ def _raised(trace: Trace, limits: Noise, moved: float, top: np.ndarray) -> Noise
     threshold = np.fmax(limits.threshold, far[:, None])
     follows = np.repeat((layers > layers.min())[:, None], 4, axis=1)
     follows[:, Tensor.OUTPUT] = True
-    made = np.where(follows, min(sharp, _SHARPEST * moved, _MOST_MADE), 0.0)
+    most = np.array([_MOST_MADE, _MOST_MADE, _MOST_MADE, _MOST_MIXED])
+    made = np.where(follows, np.fmin(most, min(sharp, _SHARPEST * moved)), 0.0)
     threshold = np.fmax(threshold, made)
     return replace(
         limits,
