@@ -114,8 +114,9 @@ def test_few_bits_in_one_layer_alone_are_a_mistake():
     assert (first.name, first.layer, first.kind.bug) == ("DTYPE", 1, True)
 
 
-def test_sharp_weights_make_more_of_few_bits_and_that_is_no_bug():
-    model = Lm()
+@pytest.mark.parametrize(("bits", "layers"), [(8, 3), (4, 5)])
+def test_sharp_weights_make_more_of_few_bits_and_that_is_no_bug(bits, layers):
+    model = Lm(bits=bits, layers=layers)
     for mix in model.mixes:
         mix.weight.data *= 1.5
     report = kvtrace.check(model, PROMPT, new_tokens=8, ways=())
