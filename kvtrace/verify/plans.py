@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from types import ModuleType
 from typing import Any
@@ -222,7 +223,7 @@ def _own(model: nn.Module, script: ModuleType | None, tokens: Sequence[int]) -> 
     if not loops:
         why = "no method or function that generates was found, or none that runs with a prompt"
         return Plan("own", title, model, None, why_not=why)
-    drive = lambda: run_loops(model, loops, prompt, _OWN_STEPS)  # noqa: E731
+    drive = partial(run_loops, model, loops, prompt, _OWN_STEPS)
     return Plan("own", title, model, drive, keeps=not resets(model))
 
 
