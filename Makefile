@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check kills tools bench gpu confusion false-alarms clean
+.PHONY: demo test check kills coverage-table nightly confusion false-alarms bench gpu tools clean
 
 demo: $(READY)
 	@$(BIN)/kvtrace
