@@ -13,7 +13,7 @@ from torch import nn
 from kvtrace.configs import count
 from kvtrace.record.cache.stores import dtype_name
 from kvtrace.record.local import here
-from kvtrace.record.precision import product_dtype
+from kvtrace.record.precision import product_dtype, product_eps
 from kvtrace.trace import ModelCard
 
 
@@ -45,9 +45,9 @@ def card(model: nn.Module, name: str | None = None) -> ModelCard:
 
 
 def _products(parameters: Sequence[nn.Parameter]) -> str:
-    """What factors of float32 are rounded to on any of their devices."""
+    """What factors of float32 are rounded to on the least exact of their devices."""
     devices = {one.device for one in parameters if one.is_floating_point()}
-    return max(filter(None, map(product_dtype, devices)), default="")
+    return product_dtype(max(devices, key=product_eps)) or "" if devices else ""
 
 
 def _devices(model: nn.Module, parameters: Sequence[nn.Parameter]) -> str:

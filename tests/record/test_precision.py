@@ -10,7 +10,7 @@ import kvtrace
 from builders.tiny_models import tiny_model
 from builders.ways import generate, ready
 from kvtrace.analysis.checks import EQUAL, check
-from kvtrace.record import precision
+from kvtrace.record import card, precision
 
 CPU = torch.device("cpu")
 
@@ -66,3 +66,13 @@ def test_products_in_fewer_digits_are_rounding_and_no_fault_of_the_cache(coarse,
     assert max(beyond) > 2e-5  # more than float32 would explain
     report = check(trace)
     assert (report.verdict, report.findings) == (EQUAL, ()), report
+
+
+def test_a_card_tells_of_the_least_exact_device(monkeypatch):
+    exactness = {"cpu": precision.EXACT, "meta": 2**-7}
+    monkeypatch.setattr(card, "product_eps", lambda device: exactness[device.type])
+    monkeypatch.setattr(card, "product_dtype", lambda device: f"that of {device.type}")
+    both = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")])
+    assert card.card(both).products == "that of meta"
+    assert card.card(both[0]).products == "that of cpu"
+    assert card.card(nn.ReLU()).products == ""
