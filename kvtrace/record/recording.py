@@ -14,7 +14,6 @@ from torch import nn
 
 from kvtrace.errors import KvtraceError, WriteError
 from kvtrace.files import TraceWriter
-from kvtrace.record.beside import Beside
 from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.inner import listen_inside
 from kvtrace.record.capture.replaced.choices import Noted
@@ -23,6 +22,7 @@ from kvtrace.record.capture.running import passes
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.card import card
 from kvtrace.record.companions import Companions
+from kvtrace.record.due import Due
 from kvtrace.record.lanes import LaneOptions, Lanes
 from kvtrace.record.lanes.passes.at_end import LaneSink
 from kvtrace.record.lanes.state.snapshot import Snapshot
@@ -93,7 +93,7 @@ class Recording:
         self._undo: list[Callable[[], None]] = []
         self._parts: set[int] = set()
         self._ending: Ending | None = None
-        self._beside = Beside(None)
+        self._due = Due(None)
         self.recorder: Recorder | None = None
 
     def __enter__(self) -> Recording:
@@ -106,7 +106,7 @@ class Recording:
         try:
             rank = None if self._lanes.options.mode == "off" else self._meta.rank
             if rank is not None:
-                self._beside = Beside(Companions(self.path, rank))
+                self._due = Due(Companions(self.path, rank))
             self._start(self._writer)
             if self._given is None and rank is None:
                 self._undo.append(listen_inside(self._model, self._inner))
@@ -284,7 +284,7 @@ class Recording:
         if recorder is None or writer is None or recorder.failure is not None:
             return
         recorder.flush()
-        self._beside.so_far(self._lanes, recorder, writer)
+        self._due.so_far(self._lanes, recorder, writer)
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
@@ -309,7 +309,7 @@ class Recording:
         recorder, writer = self.recorder, self._writer
         if recorder is None or writer is None:
             return
-        each = self._beside.step(self._lanes, step, recorder, writer)
+        each = self._due.step(self._lanes, step, recorder, writer)
         if each and self._on_step is not None:
             self._on_step(step)
 
@@ -370,8 +370,8 @@ class Recording:
             if watch is not None:
                 recorder.tell(watch.unseen, (*watch.notes, *self.said))
             if recorder.failure is not None:
-                self._beside.failed()
+                self._due.failed()
                 return recorder.failure
-            self._beside.at_end(self._lanes, recorder, writer, ending)
+            self._due.at_end(self._lanes, recorder, writer, ending)
         writer.end(ending)
         return None

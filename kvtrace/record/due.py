@@ -13,8 +13,8 @@ from kvtrace.trace import Ending, Note, Step
 _ALONE = "not every rank that shares this model records, and it only runs on all of them together"
 
 
-class Beside:
-    """What a recording's lanes are asked for beside it."""
+class Due:
+    """Tells a recording's lanes when they are due."""
 
     def __init__(self, others: Companions | None) -> None:
         """Nothing yet.
