@@ -180,12 +180,13 @@ def _few(mine: Floats, right: Floats) -> Few | None:
 def _said(step: Step, site: int, bits: Bits, moved: float) -> Finding:
     tensor = next(iter(bits))
     counts = " and ".join(f"{name} of {one.count} bits" for name, one in bits.items())
-    rows = "all rows" if step.parent is None else f"what is read back from step {step.number} on"
+    later = f"what is read back from step {step.number} on of all layers takes"
+    rows = "all rows of all layers take" if step.parent is None else later
     evidence = (
-        f"{rows} of all layers takes {bits[tensor].what}: {counts}. "
+        f"{rows} {bits[tensor].what}: {counts}. "
         f"That moves them by {moved:.1e} of the largest; only more than "
         f"{TIMES_REFEREE:.0f} times that is told besides"
-    ).replace("all rows of all layers takes", "all rows of all layers take")
+    )
     return Finding("DTYPE", step.number, site, tensor, evidence, meant=True)
 
 
