@@ -12,6 +12,8 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from kvtrace_tui.drawing.depth import Depth, depth_of
+
 
 class Lined(Widget):
     """Base of panes and bars.
@@ -19,12 +21,21 @@ class Lined(Widget):
     Attributes:
         changed: Called when the lines are other ones; Textual's `refresh` when it is None.
         painted: The lines on the terminal; None when that is not known.
+        depth: What the terminal can show; asked from the app when it is None.
     """
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's name
         super().__init__(id=id)
         self.changed: Callable[[Lined], None] | None = None
         self.painted: list[Strip] | None = None
+        self.depth: Depth | None = None
+
+    @property
+    def terminal(self) -> Depth:
+        """What the terminal can show."""
+        if self.depth is None:
+            self.depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
+        return self.depth
 
     def lines(self) -> list[Strip]:
         """As many lines as the widget is high, each as wide as it is."""

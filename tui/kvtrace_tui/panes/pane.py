@@ -18,7 +18,6 @@ from kvtrace.errors import KvtraceError
 from kvtrace.trace import Trace
 from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.depth import Depth, depth_of
 from kvtrace_tui.drawing.lines import Piece, line, page, shown_in
 from kvtrace_tui.drawing.title import title
 from kvtrace_tui.found import Found
@@ -53,7 +52,6 @@ class Pane(Lined):
     changed; lines are made when they are needed, at the size the pane then has.
 
     Attributes:
-        depth: What the terminal can show; asked from the app when it is None.
         focused_title: Whether the pane has the arrow keys.
         found: What was found in the trace.
     """
@@ -68,7 +66,6 @@ class Pane(Lined):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's name
         super().__init__(id=id)
-        self.depth: Depth | None = None
         self.focused_title = False
         self.found: tuple[Found, ...] = ()
         self._trace: Trace | None = None
@@ -157,13 +154,6 @@ class Pane(Lined):
     def title_line(self, width: int, name: str, about: str = "", right: str = "") -> Strip:
         """The pane's first line."""
         return title(width, name, about, focused=self.focused_title or self.has_focus, right=right)
-
-    @property
-    def terminal(self) -> Depth:
-        """What the terminal can show."""
-        if self.depth is None:
-            self.depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
-        return self.depth
 
     # -- Textual -----------------------------------------------------------------------------
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from textual import events
 from textual.message import Message
 from textual.strip import Strip
 
 from kvtrace.analysis.nature import attention_is
-from kvtrace.analysis.phase import phase
+from kvtrace.analysis.phase import phase as phase_of
 from kvtrace.analysis.rows.packed import request_name
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe
@@ -18,7 +20,6 @@ from kvtrace_tui.arrangement import LEAST, PANES
 from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.desk.desk import TRAITS, Desk, Recording
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.depth import Depth, depth_of
 from kvtrace_tui.drawing.lines import Piece, elided, line, page, shown_in
 from kvtrace_tui.panes.lined import Lined
 
@@ -56,17 +57,12 @@ class Drawn(Lined):
         width, height = self.size
         if not width or not height:
             return
-        lines = shown_in(page(self.draw(width, height), width, height, self.fill), self.depth)
+        lines = self._made(width, height)
         if lines != self._lines:
             self._lines = lines
             self.want_frame()
 
     fill = ink.TEXT
-
-    @property
-    def depth(self) -> Depth:
-        """What the terminal can show."""
-        return depth_of(self.app.console.color_system, no_color=self.app.no_color)
 
     def on_resize(self) -> None:
         """Draw for the new size."""
@@ -76,9 +72,11 @@ class Drawn(Lined):
         """What was drawn last; drawn again where the size is another."""
         width, height = self.size
         if len(self._lines) != height or (self._lines and self._lines[0].cell_length != width):
-            drawn = page(self.draw(width, height), width, height, self.fill)
-            self._lines = shown_in(drawn, self.depth)
+            self._lines = self._made(width, height)
         return self._lines
+
+    def _made(self, width: int, height: int) -> list[Strip]:
+        return shown_in(page(self.draw(width, height), width, height, self.fill), self.terminal)
 
 
 class StatusBar(Drawn):
@@ -124,13 +122,11 @@ def _status(desk: Desk) -> list[tuple[int, Piece]]:
         found.append((1, (f"  {safe(trace.meta.model.banner, 60)}", ink.BAR_BAD)))
     if trace.numbers:
         found.append((0, (f"  step {cursor.step}/{trace.numbers[-1]}", ink.BAR_STRONG)))
-        found.append((7, (f" {_phase(trace, cursor.step)}", ink.BAR_DIM)))
+        phase, row = _of_step(trace, cursor)
+        found.append((7, (f" {phase}", ink.BAR_DIM)))
         found.append((1, (f"  L{cursor.layer} H{cursor.head}", ink.BAR_STRONG)))
-        request = _request(trace, cursor.step)
-        if request:
-            found.append((2, (f" {request}", ink.BAR_STRONG)))
-        elif _sequences(trace, cursor.step) > 1:
-            found.append((2, (f" B{cursor.sequence}", ink.BAR_STRONG)))
+        if row:
+            found.append((2, (f" {row}", ink.BAR_STRONG)))
         view = f"  {cursor.shows}" + (" · sub-step" if cursor.inside else "")
         found.append((3, (view, ink.BAR_KEY if cursor.view.needs_lane else ink.BAR_DIM)))
         found += _kind(trace, cursor)
@@ -160,26 +156,14 @@ def _shape(trace: Trace, site: Site) -> str:
     return f"{layers} {more}d{site.key_dim} {safe(dtype, 12)}"
 
 
-def _phase(trace: Trace, number: int) -> str:
+def _of_step(trace: Trace, cursor: Cursor) -> tuple[str, str]:
+    """The phase of a step, and the request or sequence looked at, where there are several."""
     try:
-        return phase(trace, trace.step(number))
+        step = trace.step(cursor.step)
+        several = f"B{cursor.sequence}" if step.num_sequences > 1 else ""
+        return phase_of(trace, step), request_name(step) or several
     except KvtraceError:
-        return "damaged"
-
-
-def _request(trace: Trace, number: int) -> str:
-    """The request of a continuous batch that a step is about."""
-    try:
-        return request_name(trace.step(number))
-    except KvtraceError:
-        return ""
-
-
-def _sequences(trace: Trace, number: int) -> int:
-    try:
-        return trace.step(number).num_sequences
-    except KvtraceError:
-        return 1
+        return "damaged", ""
 
 
 def _fitting(pieces: list[tuple[int, Piece]], room: int) -> list[Piece]:
@@ -191,20 +175,6 @@ def _fitting(pieces: list[tuple[int, Piece]], room: int) -> list[Piece]:
             break
         kept.remove(least)
     return [piece for _, piece in kept]
-
-
-def wrapped(text: str, width: int, lines: int) -> list[str]:
-    """Words over at most some lines; `…` when there are more."""
-    out: list[str] = [""]
-    for word in text.split(" "):
-        longer = f"{out[-1]} {word}".strip()
-        if len(longer) <= width or not out[-1]:
-            out[-1] = longer
-        else:
-            out.append(word)
-    if len(out) > lines > 0:
-        out = [*out[: lines - 1], out[lines - 1][: max(width - 1, 0)] + "…"]
-    return out
 
 
 class TabBar(Drawn):
@@ -271,4 +241,4 @@ class SmallBar(Drawn):
     def draw(self, width: int, height: int) -> list[Strip]:
         """What is needed and what there is."""
         text = f"kvtrace needs {LEAST[0]}×{LEAST[1]}, this terminal has {width}×{height}. q quits."
-        return [line(width, (part, ink.TEXT)) for part in wrapped(text, width, height)]
+        return [line(width, (part, ink.TEXT)) for part in textwrap.wrap(text, max(width, 1))]

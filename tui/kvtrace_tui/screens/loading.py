@@ -6,22 +6,20 @@ import time
 
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.geometry import Region
 from textual.screen import Screen
 from textual.strip import Strip
-from textual.widget import Widget
 
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import bar
-from kvtrace_tui.drawing.depth import depth_of
 from kvtrace_tui.drawing.lines import line, padded, page, shown_in
 from kvtrace_tui.follow import Follower
+from kvtrace_tui.panes.lined import Lined
 
 _SPIN = "◜◠◝◞◡◟"
 _BAR = 40
 
 
-class LoadingView(Widget):
+class LoadingView(Lined):
     """Draws the follower's progress and the end of its log."""
 
     def __init__(self, follower: Follower, name: str) -> None:
@@ -51,12 +49,10 @@ class LoadingView(Widget):
         lines = page(lines, width, height - 1)
         return [*lines, line(width, (" q", ink.BAR_KEY), (" Quit", ink.BAR), fill=ink.BAR)]
 
-    def render_lines(self, crop: Region) -> list[Strip]:
-        """What Textual asks for."""
+    def lines(self) -> list[Strip]:
+        """As they are now."""
         width, height = self.size
-        depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
-        lines = shown_in(page(self.draw(width, height), width, height), depth)
-        return [strip.crop(crop.x, crop.right) for strip in lines[crop.y : crop.bottom]]
+        return shown_in(page(self.draw(width, height), width, height), self.terminal)
 
 
 class LoadingScreen(Screen[None]):

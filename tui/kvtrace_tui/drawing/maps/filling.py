@@ -58,8 +58,8 @@ class Filling:
         for _ in range(zoom):
             scale = min(scale * 2, per * min(cells, _WIDEST_ZOOMED))
         shown = max(cells * per // scale, 1)
-        first = _window(count, shown, min(max(focus, 0), count - 1))
-        return cls(first, min(first + shown, count), scale, per)
+        seen = window(count, shown, min(max(focus, 0), count - 1))
+        return cls(seen.start, seen.stop, scale, per)
 
     @property
     def pools(self) -> bool:
@@ -117,10 +117,9 @@ class Filling:
         return str(low) if low == high else f"{low}–{high}"
 
 
-def _window(count: int, shown: int, focus: int) -> int:
-    """Where a window of `shown` indices starts: it jumps by halves and keeps the focus inside."""
-    if shown >= count:
-        return 0
+def window(count: int, shown: int, focus: int) -> range:
+    """At most `shown` of `count` indices, one at least: moves by halves, keeps the focus inside."""
+    shown = min(max(shown, 1), count)
     half = max(shown // 2, 1)
-    first = max(focus // half * half - (shown - half) // 2, 0)
-    return min(first, count - shown)
+    first = min(max(focus // half * half - (shown - half) // 2, 0), count - shown)
+    return range(first, first + shown)

@@ -10,6 +10,7 @@ from textual.strip import Strip
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece, line, padded
+from kvtrace_tui.drawing.maps.filling import window
 
 _CELL = 9
 
@@ -42,8 +43,8 @@ def number_table(
     """
     width, height = size
     gutter = min(max((len(label) for label in row_labels), default=0), 18) + 1
-    rows = _around(mark[0], values.shape[0], height - 1)
-    features = _around(mark[1], values.shape[1], max((width - gutter) // (_CELL + 1), 1))
+    rows = window(values.shape[0], height - 1, mark[0])
+    features = window(values.shape[1], (width - gutter) // (_CELL + 1), mark[1])
     head: list[Piece] = [(" " * gutter, ink.DIM)]
     head += [
         (padded(str(f), _CELL + 1, right=True), ink.STRONG if f == mark[1] else ink.DIM)
@@ -61,13 +62,3 @@ def number_table(
             pieces += [(" ", ink.TEXT), (shown, ink.CHOSEN if lit else ink.TEXT)]
         lines.append(line(width, *pieces))
     return lines
-
-
-def _around(index: int, count: int, room: int) -> range:
-    """A window of at most `room` indices that moves by halves and holds `index`."""
-    room = max(room, 1)
-    if count <= room:
-        return range(count)
-    half = max(room // 2, 1)
-    start = min(max(index // half * half - (room - half) // 2, 0), count - room)
-    return range(start, start + room)

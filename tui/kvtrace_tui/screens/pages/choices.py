@@ -7,14 +7,10 @@ from collections.abc import Callable, Sequence
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.geometry import Size
-from textual.scroll_view import ScrollView
-from textual.strip import Strip
 
-from kvtrace_tui.drawing.depth import depth_of
-from kvtrace_tui.drawing.lines import Piece, elided, line, shown_in
+from kvtrace_tui.drawing.lines import Piece
 from kvtrace_tui.screens.once import LeavesOnce
-from kvtrace_tui.screens.pages.page import TitleLine
+from kvtrace_tui.screens.pages.page import Lines, Row, TitleLine
 
 Rows = Sequence[tuple[Sequence[Piece], int]]
 """Lines, each with the number of the choice it belongs to; -1: none."""
@@ -25,42 +21,35 @@ Make = Callable[[int, int], Rows]
 _EVERY_S = 0.3
 
 
-class ChoiceList(ScrollView, can_focus=True):
+class ChoiceList(Lines):
     """Lines that scroll, in which one choice stands out."""
 
     def __init__(self, make: Make, chosen: int = 0) -> None:
-        super().__init__()
-        self._make = make
-        self._rows: Rows = ()
+        super().__init__(self._choices)
+        self._make_choices = make
+        self._owners: list[int] = []
         self.chosen = chosen
 
     @property
     def count(self) -> int:
         """How many there are to choose from."""
-        return max((owner for _, owner in self._rows), default=-1) + 1
+        return max(self._owners, default=-1) + 1
+
+    def _choices(self, width: int) -> Sequence[Row]:
+        rows = self._make_choices(width, self.chosen)
+        self._owners = [owner for _, owner in rows]
+        return [row for row, _ in rows]
 
     def on_mount(self) -> None:
         """Show what there is, and what comes meanwhile."""
         self.set_interval(_EVERY_S, self.reload)
         self.call_after_refresh(lambda: self.choose(self.chosen))
 
-    def on_resize(self) -> None:
-        """Wrap anew."""
-        self.reload()
-
-    def reload(self) -> None:
-        """Ask again; redraw if something is new."""
-        rows = self._make(self.size.width, self.chosen)
-        if rows != self._rows:
-            self._rows = rows
-            self.virtual_size = Size(self.size.width, len(rows))
-            self.refresh()
-
     def choose(self, index: int) -> None:
         """Choose one and keep it in sight."""
         self.chosen = min(max(index, 0), max(self.count - 1, 0))
         self.reload()
-        mine = [y for y, (_, owner) in enumerate(self._rows) if owner == self.chosen]
+        mine = [y for y, owner in enumerate(self._owners) if owner == self.chosen]
         if not mine:
             return
         top, shown = int(self.scroll_offset.y), self.size.height
@@ -70,17 +59,10 @@ class ChoiceList(ScrollView, can_focus=True):
             above = mine[0] < top or len(mine) > shown
             self.scroll_to(y=mine[0] if above else mine[-1] + 1 - shown, animate=False)
 
-    def render_line(self, y: int) -> Strip:
-        """One line of the visible part."""
-        at = y + int(self.scroll_offset.y)
-        row = self._rows[at][0] if at < len(self._rows) else ()
-        depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
-        return shown_in([line(self.size.width, *elided(row, self.size.width))], depth)[0]
-
     def on_click(self, event: events.Click) -> None:
         """A click chooses; on the chosen one it goes there."""
         at = event.y + int(self.scroll_offset.y)
-        index = self._rows[at][1] if at < len(self._rows) else -1
+        index = self._owners[at] if at < len(self._owners) else -1
         if index >= 0 and index == self.chosen and isinstance(self.screen, ChoiceScreen):
             self.screen.action_go()
         elif index >= 0:

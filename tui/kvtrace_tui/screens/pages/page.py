@@ -15,6 +15,7 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import depth_of
 from kvtrace_tui.drawing.lines import Piece, elided, line, padded, shown_in
 from kvtrace_tui.drawing.title import title
+from kvtrace_tui.panes.lined import Lined
 from kvtrace_tui.screens.once import LeavesOnce
 
 Row = Sequence[Piece]
@@ -114,7 +115,7 @@ class PageScreen(LeavesOnce[None]):
             self.set_interval(self._every, self._lines.reload)
 
 
-class TitleLine(ScrollView, can_focus=False):
+class TitleLine(Lined):
     """The first line of a page."""
 
     def __init__(self, name: str, keys: str = "↑↓ scroll  esc back") -> None:
@@ -122,11 +123,10 @@ class TitleLine(ScrollView, can_focus=False):
         self._title = name
         self._keys = keys
 
-    def render_line(self, y: int) -> Strip:
+    def lines(self) -> list[Strip]:
         """Name, and how to leave."""
         strip = title(self.size.width, self._title, focused=True, right=self._keys)
-        depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
-        return shown_in([strip], depth)[0]
+        return shown_in([strip], self.terminal)
 
 
 def help_rows() -> list[Row]:
