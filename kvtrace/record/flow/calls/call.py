@@ -259,10 +259,10 @@ def unrepeated(call: FlowCall) -> FlowCall:
 
 
 @contextmanager
-def aside(like: Tensor) -> Iterator[None]:
-    """Calculate beside the model: no graph, no autocast, and nobody else who watches sees it."""
+def aside(like: Tensor, *more: Tensor) -> Iterator[None]:
+    """Calculate beside the model: no graph, no autocast, and nobody who watches sees it."""
     device = like.device.type
-    with torch.no_grad(), torch._C.DisableTorchFunction():
+    with torch.no_grad(), torch._C.DisableTorchFunction(), uncounted(like, *more):
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 yield

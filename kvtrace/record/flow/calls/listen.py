@@ -21,9 +21,7 @@ from kvtrace.record.flow.calls.call import (
     along,
     aside,
     read,
-    uncounted,
     unrepeated,
-    without_counting,
 )
 from kvtrace.record.flow.calls.crossing import Crossing
 from kvtrace.record.flow.calls.difference import factors, mixes, said
@@ -128,7 +126,7 @@ class Listening:
         scripted = mix.mark.normaliser == SCRIPTED
         call = None
         telling = suppress(Exception) if scripted else self._telling(mix.place)
-        with aside(mix.product.out), uncounted(*mix.tensors), telling:
+        with aside(mix.product.out, *mix.tensors), telling:
             if is_batched(mix.product.out):
                 raise UnexplainedError("it runs inside of torch.vmap, where no row can be read")
             call = self._read(mix)
@@ -143,7 +141,7 @@ class Listening:
         """
         known, call = mix.place in self._sigmoids, None
         telling = self._telling(mix.place) if known else suppress(Exception)
-        with aside(mix.product.out), telling:
+        with aside(mix.product.out, *mix.tensors), telling:
             found = read(mix, self._plans.of(mix, self._path(), self.sizes_now))
             if known or found.hides_later:
                 call = found
@@ -156,7 +154,7 @@ class Listening:
 
     def _differs(self, mix: Mix) -> bool:
         """Several softmaxes added up met values: a call for each of them, and none of the whole."""
-        with aside(mix.product.out), without_counting(), self._telling(mix.place):
+        with aside(mix.product.out), self._telling(mix.place):
             alone = mixes(mix)
             path, sizes = self._path(), self.sizes_now
             plans = [self._plans.of(one, path, sizes) for one in alone]
@@ -229,7 +227,8 @@ class Listening:
         if self._is_other(where, first.shape[:-1]):
             return
         call = None
-        with aside(first), self._telling(where):
+        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        with aside(first, *given), self._telling(where):
             if kind == "sdpa":
                 whole = of_sdpa(args, kwargs, out, self.sizes_now, where)
             else:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.attention.calls import AttentionCall
-from kvtrace.record.flow.calls.call import FIRST, ROUNDINGS, aside, without_counting
+from kvtrace.record.flow.calls.call import FIRST, ROUNDINGS, aside
 from kvtrace.record.flow.calls.explain import UnexplainedError, explain, same_mask, seen_in
 from kvtrace.record.flow.calls.fused import of_sdpa
 from kvtrace.record.flow.calls.listen import Listening
@@ -151,7 +151,7 @@ def read(
     """
     if not heard:
         return [], True
-    with aside(heard[0][1][0].out), without_counting():
+    with aside(heard[0][1][0].out):
         hides = _hides(heard)
         alike = all(
             part.route is None or one[0] for (part, _), one in zip(heard, hides, strict=True)
