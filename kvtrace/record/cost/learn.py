@@ -9,7 +9,7 @@ from fractions import Fraction
 from torch import nn
 
 from kvtrace.record.cost import roles
-from kvtrace.record.cost.growth import Growth, Per, Seen, Sizes, family, fit, ratio
+from kvtrace.record.cost.growth import Growth, Per, Seen, Sizes, family, fit, growth, ratio
 from kvtrace.record.cost.measured import Measured
 from kvtrace.record.cost.plan import Plan
 from kvtrace.record.cost.products import Key, Product
@@ -69,6 +69,7 @@ class Learner:
         self.head_paths = _head_paths(plan)
         self._roles: dict[Key, str] = {}
         self._observed: list[_Observed] = []
+        self._chunk: _Observed | None = None
         self._wrong: set[Key] = set()
         self.growth: dict[Key, tuple[Growth, ...]] = {}
         self.flat: dict[Per, dict[str, int | Fraction]] = {}
@@ -122,8 +123,9 @@ class Learner:
         }
         observed = _Observed(whole, attended, flops, multiplied)
         if self.only_long and measured.new == 1:
-            # one row is often computed in another way than several: it tells more than a chunk
-            self._observed[-1] = observed
+            # one row is often computed in another way than several: it tells more than a chunk,
+            # which alone may tell rows of logits from new rows
+            self._chunk, self._observed[-1] = self._observed[-1], observed
             self._fit()
         elif self.done:
             self._check(observed, starts=measured.starts)
@@ -160,18 +162,31 @@ class Learner:
             if self._roles[key] != roles.HEAD:
                 seen[key] = [_seen(one, key, module) for one in self._observed]
         self.growth = fit(seen)
+        if self._chunk is not None:
+            self._compare_with(self._chunk, seen)
         self.weights = weight_reads(self._plan, self.growth, self.head_paths)
         self.flat, self.following = {}, []
         for key, terms in self.growth.items():
-            for growth in terms:
-                self._add(self._roles[key], roles.attention_owner(key[0], modules), growth)
+            for one in terms:
+                self._add(self._roles[key], roles.attention_owner(key[0], modules), one)
 
-    def _add(self, role: str, module: str | None, growth: Growth) -> None:
-        if growth.per in (Per.SEQ, Per.PAIR):
-            self.following.append(Following(role, module, growth))
+    def _compare_with(self, chunk: _Observed, seen: Mapping[Key, Sequence[Seen]]) -> None:
+        """Where two forwards fit several ways to grow, a third may rule out the one taken."""
+        modules = self._modules()
+        for key, terms in self.growth.items():
+            weight = bool(key[1])
+            if terms == (growth(seen[key], weight=weight),):  # it stands for no siblings
+                more = _seen(chunk, key, roles.attention_owner(key[0], modules))
+                better = growth([*seen[key], more], weight=weight)
+                if better is not None:
+                    self.growth[key] = (better,)
+
+    def _add(self, role: str, module: str | None, one: Growth) -> None:
+        if one.per in (Per.SEQ, Per.PAIR):
+            self.following.append(Following(role, module, one))
             return
-        of = self.flat.setdefault(growth.per, {})
-        of[role] = ratio(of.get(role, 0) + growth.flops, 1)
+        of = self.flat.setdefault(one.per, {})
+        of[role] = ratio(of.get(role, 0) + one.flops, 1)
 
     def _modules(self) -> frozenset[str]:
         return frozenset(module for one in self._observed for module in one.attended)

@@ -1,0 +1,44 @@
+"""FLOPs that a whole recording tells, of every forward, against torch's own counter."""
+
+import copy
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import kvtrace
+from builders.tiny_models import tiny_model
+from builders.ways import IDS, generate, ready
+
+
+def assert_told_as_counted(model, run, path):
+    with kvtrace.record(model, path, recompute="off"), torch.no_grad():
+        run()
+    told = [step.cost.cached.total for step in kvtrace.open(path)]
+    counted, counter = [], FlopCounterMode(display=False)
+    before = model.register_forward_pre_hook(lambda *_: counted.append(counter.get_total_flops()))
+    after = model.register_forward_hook(
+        lambda *_: counted.append(counter.get_total_flops() - counted.pop())
+    )
+    with counter, torch.no_grad():
+        run()
+    before.remove()
+    after.remove()
+    assert told == counted
+
+
+def test_what_we_calculate_to_prove_a_fused_call_is_no_cost_of_the_models(tmp_path):
+    model = ready(tiny_model("falcon"))  # its layers multiply weights of their own
+    assert_told_as_counted(model, generate(model), tmp_path / "run.kvt")
+
+
+def test_a_layer_that_only_rows_of_logits_pass_is_told_from_one_that_all_pass(tmp_path):
+    model = ready(tiny_model("electra", attn_implementation="eager"))
+
+    def two_texts_with_one_beginning():
+        begun = model(IDS[:, :8], use_cache=True).past_key_values
+        for rest in ([1, 2], [3, 4, 5]):
+            ids = torch.cat([IDS[:, :8], IDS.new_tensor([rest])], dim=1)
+            again = copy.deepcopy(begun)
+            model.generate(ids, past_key_values=again, max_new_tokens=3, do_sample=False)
+
+    assert_told_as_counted(model, two_texts_with_one_beginning, tmp_path / "run.kvt")
