@@ -273,6 +273,17 @@ def test_a_text_can_be_gone_on_with_after_another():
     assert (step.parent, step.cells.tolist()) == (1, [[3, 4, 6]])
 
 
+def test_a_text_that_was_forked_can_be_gone_on_with_on_both_sides():
+    site, prompt = Site(), rows(3)
+    site.step(prompt, 3)
+    left, right = joined(prompt, rows(1)), joined(prompt, rows(1))
+    site.step(left)
+    site.step(right)
+    again, other = site.step(joined(left, rows(1))), site.step(joined(right, rows(1)))
+    assert (again.parent, again.cells.tolist(), again.rows) == (1, [[0, 1, 2, 3, 5]], 1)
+    assert (other.parent, other.cells.tolist(), other.rows) == (2, [[0, 1, 2, 4, 6]], 1)
+
+
 def test_hidden_rows_of_an_earlier_text_in_the_same_buffer_do_not_count():
     site, buffer = Site(), rows(8)
     site.step(buffer, 6, sees(*range(6), of=8, new=6))

@@ -301,11 +301,17 @@ class OwnCaches:
 
     @property
     def parent(self) -> int | None:
-        """The step whose rows this one goes on with: not that whose encoder's rows it replaced."""
+        """The step whose rows this one goes on with: not that whose encoder's rows it replaced.
+
+        A first layer has equal rows for all texts that begin alike: most layers know best, those
+        of the text before those of an encoder.
+        """
         steps = {store: one.seen.step for store, one in self._made.items()}
-        kept = [one for store, one in steps.items() if store in self._of_text or not one.rows]
-        found = [one.parent for one in kept or steps.values()]
-        return max((one for one in found if one is not None), default=None)
+        kept = {s: one for s, one in steps.items() if s in self._of_text or not one.rows} or steps
+        found = {s: one.parent for s, one in kept.items() if one.parent is not None}
+        every = Counter(found.values())
+        text = Counter(parent for store, parent in found.items() if store in self._of_text)
+        return max(every, key=lambda parent: (text[parent], every[parent], parent), default=None)
 
     @property
     def events(self) -> tuple[CacheEvent, ...]:

@@ -76,7 +76,8 @@ class RowFollower:
         kept = ((match.origin != NOWHERE) & (cells_before(match) != UNWRITTEN)).sum(1)
         again, rotated, at = give_places(match, given, text, written, computed=computed)
         before = match.text
-        self._remember(text, before)
+        cropped = 0 if before is None else max(0, int((before.ends[match.taken] - at).max()))
+        self._remember(text, before, parted=cropped > 0)
         return RowStep(
             cells,
             text.positions,
@@ -91,7 +92,7 @@ class RowFollower:
             computed,
             given.new,
             0 if before is None else max(0, before.count - int(kept.min()) - again),
-            0 if before is None else max(0, int((before.ends[match.taken] - at).max())),
+            cropped,
             again,
             rotated,
         )
@@ -195,7 +196,11 @@ class RowFollower:
         whole = keys.numel() <= WHOLE or not in_turns(keys, values)
         return None if whole else self.looks % PARTS
 
-    def _remember(self, text: Text, before: Text | None) -> None:
-        if before is not None:
+    def _remember(self, text: Text, before: Text | None, *, parted: bool) -> None:
+        """Remember a text in place of what it goes on with, unless it parted from that.
+
+        Who forks a text goes on with both in turn; a draft that was rejected is only old.
+        """
+        if before is not None and not parted:
             self._texts = [one for one in self._texts if one is not before]
         self._texts = [*self._texts[1 - MAX_TEXTS :], text]
