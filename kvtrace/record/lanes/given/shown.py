@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.tokens.inputs import tokens_of
+from kvtrace.record.lanes.given.parts import flat
 
 
 def trimmed(call: AttentionCall, rows: int) -> AttentionCall:
@@ -105,17 +106,46 @@ def rows_beyond_ids(forward: Forward) -> int:
 
 def branches(forward: Forward) -> bool:
     """Whether tokens stand side by side at one place of a text, hidden from each other."""
-    ids = forward.argument("position_ids")
-    if forward.new < 2 or ids is None or ids.dim() != 2 or ids.shape[1] != forward.new:
-        return False
     call = next((one for one in forward.calls if one.kind == "self"), None)
-    if call is None or call.visible is None or call.keys.shape[2] <= forward.new:
+    if forward.new < 2 or call is None or call.visible is None:
         return False
-    where = ids[0]
+    if call.keys.shape[2] <= forward.new:
+        return False
+    shown = call.visible.expand(*call.visible.shape[:-2], forward.new, call.keys.shape[2])
+    mine = shown.reshape(-1, *shown.shape[-2:])[0, :, _own_rows(forward, call, shown)]
+    return any(_side_by_side(where, mine) for where in _places(forward, mine))
+
+
+def _own_rows(forward: Forward, call: AttentionCall, shown: torch.Tensor) -> slice:
+    """Where the step's own rows are: the last that anybody sees, in a buffer with room behind."""
+    seen = shown.reshape(-1, call.keys.shape[2]).any(0).nonzero().flatten()
+    end = int(seen[-1]) + 1 if len(seen) else 0
+    return slice(max(0, end - forward.new), max(end, forward.new))
+
+
+def _places(forward: Forward, mine: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Places of the tokens, [new], as arguments may say them: by how many ancestors each has."""
+    told = forward.argument("position_ids")
+    depth = mine.sum(-1) - 1
+    for _, one in flat(forward.arguments):
+        if not isinstance(one, torch.Tensor) or one.is_floating_point() or one.is_complex():
+            continue
+        if one.dim() not in (1, 2) or one.shape[-1] != forward.new or one.dtype == torch.bool:
+            continue
+        where = one.reshape(-1, forward.new)[0].to(mine.device)
+        if one is told or bool((where - where.min() == depth).all()):
+            yield where
+
+
+def _side_by_side(where: torch.Tensor, mine: torch.Tensor) -> bool:
+    """Whether tokens of one place are hidden from each other, and not by padding.
+
+    Args:
+        where: Their places, [new].
+        mine: Which of them each sees, [new, new].
+    """
     twice = (where[:, None] == where).tril(-1)
     if not bool(twice.any()):
         return False
-    shown = call.visible.expand(*call.visible.shape[:-2], forward.new, call.keys.shape[2])
-    mine = shown.reshape(-1, *shown.shape[-2:])[0, :, -forward.new :]
     # a token that padding hides is hidden from all that follow
     return bool((mine.diagonal() & twice.any(0)).any()) and not bool(mine[twice].any())
