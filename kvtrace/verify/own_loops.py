@@ -14,7 +14,12 @@ import torch
 from torch import nn
 
 from kvtrace.record.chance import own_chance
-from kvtrace.record.driving.trying.observe import Generation, SeenEnoughError, generations
+from kvtrace.record.driving.trying.observe import (
+    Generation,
+    SeenEnoughError,
+    counting_all,
+    generations,
+)
 from kvtrace.record.driving.trying.private import nothing_left, private_copy
 from kvtrace.record.driving.ways.begins import resets
 from kvtrace.record.driving.ways.way import Room
@@ -37,8 +42,9 @@ def own_loops(
     found: dict[str, Generation] = {}
     for listed in (False, True):
         for name, call in generations(model, script, listed=listed):
-            if name not in found and _runs(model, script, call, prompt, count):
-                found[name] = call
+            for one in (call, counting_all(call)):
+                if name not in found and _runs(model, script, one, prompt, count):
+                    found[name] = one
     return list(found.items())
 
 

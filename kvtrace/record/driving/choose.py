@@ -21,6 +21,7 @@ from kvtrace.record.driving.generating import Generating, by_generating
 from kvtrace.record.driving.paired import Pair, pairs, together
 from kvtrace.record.driving.trying.found import FoundWay
 from kvtrace.record.driving.trying.lengths import lengths
+from kvtrace.record.driving.trying.observe import generators
 from kvtrace.record.driving.trying.search import Search
 from kvtrace.record.driving.ways.calls import Calls
 from kvtrace.record.driving.ways.roles import parameters_of
@@ -31,6 +32,9 @@ _SINGLY = {
     "one": "it takes one token at a time",
     "all": "it is given all tokens at every step, and takes the new ones itself",
 }
+
+_USUAL = {"input_ids", "use_cache", "attention_mask", "return_dict", *NAMES}
+"""What transformers passes to any model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
         drive, watched = adapted(model, wish.functions, wish.capacity, search.shape(), wish.script)
         return Driven(drive, wish.prompt, call, (f"driven by {call}",), watched)
     if _called_as_transformers(model):
-        return as_transformers(model, wish.prompt)
+        return _as_its_own_loop(model, wish) or as_transformers(model, wish.prompt)
     return _by_trying(model, wish)
 
 
@@ -107,6 +111,22 @@ def _called_as_transformers(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel) and any(
         one.name in NAMES or one.kind is one.VAR_KEYWORD for one in parameters_of(model.forward)
     )
+
+
+def _as_its_own_loop(model: nn.Module, wish: Wish) -> Driven | None:
+    """As somebody's class on top of transformers' generates, which says where its tokens stand.
+
+    None where it generates as transformers does, or passes nothing but what that passes, too.
+    """
+    if prepares(model) or not any(generators(model)):
+        return None
+    try:
+        if Search(model, wish).given_by_theirs() <= _USUAL:
+            return None
+        search, found = _searched(model, wish)
+    except ModelError:
+        return None
+    return _driven(search, found) if found.as_theirs else None
 
 
 def _by_trying(model: nn.Module, wish: Wish) -> Driven:

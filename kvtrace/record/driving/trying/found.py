@@ -18,11 +18,13 @@ class FoundWay:
         way: The one.
         said: Sentences for people: the call, the cache, and what trying it showed.
         agrees: Cached steps gave the logits of a pass over all tokens.
+        as_theirs: Their own generation calls it so.
     """
 
     way: Way
     said: tuple[str, ...]
     agrees: bool
+    as_theirs: bool = False
 
 
 def found_cached(best: Tried, otherwise: Tried | None) -> FoundWay:
@@ -44,7 +46,7 @@ def found_cached(best: Tried, otherwise: Tried | None) -> FoundWay:
                 f"called as {otherwise.way}, its cached steps differ by {otherwise.difference:.1g} "
                 "of the largest logit; if that is how you call it, there is a bug"
             )
-        return FoundWay(way, tuple(said), True)
+        return FoundWay(way, tuple(said), True, best.as_theirs)
     how = (
         "its cached steps see nothing of the tokens before"
         if best.verdict == "forgets"
@@ -52,7 +54,7 @@ def found_cached(best: Tried, otherwise: Tried | None) -> FoundWay:
         "largest logit"
     )
     said.append(f"{how}: its cache has a bug, or it wants to be called otherwise")
-    return FoundWay(way, tuple(said), False)
+    return FoundWay(way, tuple(said), False, best.as_theirs)
 
 
 def found_uncached(

@@ -22,7 +22,7 @@ from kvtrace.record.driving.trying.evidence import Trials
 from kvtrace.record.driving.trying.patterns import Pattern, pattern
 from kvtrace.record.driving.trying.private import nothing_left
 from kvtrace.record.driving.ways.begins import methods
-from kvtrace.record.driving.ways.roles import Signature, parameters_of
+from kvtrace.record.driving.ways.roles import Signature, parameters_of, widened
 
 Generation = Callable[[nn.Module, Sequence[int], int], object]
 """(model, prompt, tokens to generate) to whatever it returns."""
@@ -53,10 +53,12 @@ class Observed:
         calls: Of the first that feeds single tokens; empty where none does.
         unfilled: Where none does, what the first that passes all tokens anew passes beside them,
             each time the same.
+        through: Names beyond those declared that the calls pass: `**kwargs` takes them.
     """
 
     calls: Sequence[Pattern] = ()
     unfilled: frozenset[str] = frozenset()
+    through: frozenset[str] = frozenset()
 
 
 def observed(trials: Trials, signature: Signature) -> Observed:
@@ -69,10 +71,14 @@ def observed(trials: Trials, signature: Signature) -> Observed:
     prompt = trials.tokens[: trials.prefill]
     unfilled: frozenset[str] = frozenset()
     for _, call in generations(trials.model, trials.script):
-        with nothing_left(trials.model, trials.script):
-            calls, given = _watched(call, trials.fresh(), signature, prompt)
+        for one in (call, counting_all(call)):
+            with nothing_left(trials.model, trials.script):
+                calls, given = _watched(one, trials.fresh(), signature, prompt)
+            if len(calls) > 1:
+                break
         if _feeds(calls, signature, len(prompt), 1):
-            return Observed(calls)
+            declared = {one.name for one in signature.parameters}
+            return Observed(calls, through=frozenset(given) - declared)
         if not unfilled and _feeds(calls, signature, len(prompt), len(prompt) + 1):
             first, second = calls[:2]
             unfilled = frozenset(name for name in given if first.get(name) == second.get(name))
@@ -186,6 +192,11 @@ def generation_arguments(
     return (), values
 
 
+def counting_all(call: Generation) -> Generation:
+    """The same, for loops to which the number of new tokens is that of all, whatever its name."""
+    return lambda model, prompt, count: call(model, prompt, len(prompt) + count + 1)
+
+
 def generators(model: nn.Module) -> Iterator[str]:
     """Methods that generate, by their names."""
     for name, _ in methods(model):
@@ -205,7 +216,7 @@ def _recording(
             raise SeenEnoughError
         values = dict(zip(names, args, strict=False)) | kwargs
         given.update(values)
-        calls.append(pattern(signature, values))
+        calls.append(pattern(widened(signature, values), values))
         return forward(*args, **kwargs)
 
     return noting

@@ -20,7 +20,7 @@ from kvtrace.record.driving.trying.unnamed import shown, suspected
 from kvtrace.record.driving.ways.beside import given_beside
 from kvtrace.record.driving.ways.calls import Shape
 from kvtrace.record.driving.ways.candidates import cached_ways, plain_ways
-from kvtrace.record.driving.ways.roles import Signature, signature_of
+from kvtrace.record.driving.ways.roles import Signature, signature_of, widened
 from kvtrace.record.driving.ways.sizes import Sizes
 from kvtrace.record.driving.ways.way import Way
 from kvtrace.record.driving.wish import Wish
@@ -77,6 +77,7 @@ class Search:
                 signature = told
                 break
         theirs = observed(trials, signature)
+        signature = widened(signature, sorted(theirs.through))
         signature = shown(signature, theirs.calls, trials.prefill)
         # a way whose rows see nothing of each other took tokens for sequences
         sound = plain if plain is not None and trials.sees_the_first_token(plain) else None
@@ -253,6 +254,11 @@ class Search:
         linear = [one.out_features for one in self.model.modules() if isinstance(one, nn.Linear)]
         heads = sorted(set(linear) - {vocabulary, width}, reverse=True)
         return Shape((vocabulary, *heads) if vocabulary else (), width)
+
+    def given_by_theirs(self) -> set[str]:
+        """What their own generation passes by name, where it feeds single tokens; else nothing."""
+        theirs = observed(self._trials(), signature_of(self.model))
+        return {name for call in theirs.calls for name in call}
 
     def takes(self, way: Way, count: int) -> bool:
         """Whether a call with so many tokens goes well."""

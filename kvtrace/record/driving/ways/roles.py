@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -163,6 +163,24 @@ def signature_of(module: nn.Module) -> Signature:
     if not names and is_open:
         return Signature(name, (Parameter("ids", "ids", True, positional=True),), True)
     return Signature(name, _with_roles(names), is_open)
+
+
+def widened(signature: Signature, names: Iterable[str]) -> Signature:
+    """With parameters for names that are not declared, where `**kwargs` takes them.
+
+    A position that is left out is the first one.
+    """
+    ids, declared = signature.ids, {one.name for one in signature.parameters}
+    beyond = [one for one in names if one not in declared]
+    if not signature.open or ids is None or ids.positional or not beyond:
+        return signature
+    kind = inspect.Parameter.KEYWORD_ONLY
+    roles = [_role(inspect.Parameter(one, kind, default=None)) for one in beyond]
+    more = tuple(
+        Parameter(name, role, required=False, default=0 if role == "position" else None)
+        for name, role in zip(beyond, roles, strict=True)
+    )
+    return replace(signature, parameters=(*signature.parameters, *more))
 
 
 def inner_of(module: nn.Module) -> nn.Module | None:
