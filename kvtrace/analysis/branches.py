@@ -20,7 +20,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The tokens that one step took in for one branch.
+    """The tokens that one step took in for one branch, or some of them, where others go on earlier.
 
     Attributes:
         step, sequence: The first that holds it.
@@ -84,6 +84,7 @@ class Branches:
 def branches(trace: Trace) -> Branches:
     """The tree of a whole run; steps that can't be read are left out."""
     nodes: list[Node] = []
+    joins: list[int] = []
     places: dict[Place, int] = {}
     origins: dict[Place, int] = {}
     known: dict[tuple[int, int, tuple[int, ...]], int] = {}
@@ -104,17 +105,66 @@ def branches(trace: Trace) -> Branches:
                 parent = writer  # the rows that are gone on with are another text's
             pairs = list(zip(step.tokens[sequence], step.positions[sequence], strict=True))
             tokens = tuple(token for token, position in pairs if position >= 0)
+            first = min((position for _, position in pairs if position >= 0), default=0)
+            parent, join = _joint(trace, nodes, parent, first)
             begun = number if parent < 0 else -1
             index = known.setdefault((parent, begun, tokens), len(nodes))
             if index == len(nodes):
                 nodes.append(Node(number, sequence, parent, tokens, 0))
+                joins.append(join)
                 roots.append(index if parent < 0 else roots[parent])
             places[number, sequence] = index
             if parent >= 0:
-                before = trace.step(nodes[parent].step).positions[nodes[parent].sequence]
-                first = min((position for _, position in pairs if position >= 0), default=0)
-                _keep(nodes, parent, sum(0 <= position < first for position in before))
-    return Branches(_with_heights(nodes), places, origins)
+                _keep(nodes, parent, join)
+    parted, ends = _parted(nodes, joins)
+    here = {place: ends[index] for place, index in places.items()}
+    return Branches(_with_heights(parted), here, origins)
+
+
+def _joint(trace: Trace, nodes: Sequence[Node], parent: int, first: int) -> tuple[int, int]:
+    """Where tokens from a position on join a branch: a node, and how many of its tokens stay.
+
+    Steps of which nothing stays were taken back whole: what comes now goes on from before them.
+    """
+    at = parent
+    while at >= 0:
+        before = trace.step(nodes[at].step).positions[nodes[at].sequence]
+        stay = sum(0 <= position < first for position in before)
+        if stay:
+            return at, stay
+        at = nodes[at].parent
+    return parent, 0
+
+
+def _parted(nodes: Sequence[Node], joins: Sequence[int]) -> tuple[list[Node], list[int]]:
+    """Nodes in pieces, so that what goes on from the middle of one follows only its beginning.
+
+    Args:
+        nodes: As steps took tokens in.
+        joins: For each of them: how many tokens of its parent stay before it.
+
+    Returns:
+        The pieces, and for each node the index of its last one.
+    """
+    cuts: dict[int, set[int]] = {}
+    for node, join in zip(nodes, joins, strict=True):
+        if node.parent >= 0 and 0 < join < nodes[node.parent].kept:
+            cuts.setdefault(node.parent, set()).add(join)
+    pieces: list[Node] = []
+    ends: list[int] = []
+    upto: dict[tuple[int, int], int] = {}
+    for index, (node, join) in enumerate(zip(nodes, joins, strict=True)):
+        parent = -1 if node.parent < 0 else upto.get((node.parent, join), ends[node.parent])
+        start = 0
+        for stop in sorted(cuts.get(index, ())):
+            upto[index, stop] = len(pieces)
+            shared = node.tokens[start:stop]
+            pieces.append(replace(node, parent=parent, tokens=shared, kept=len(shared)))
+            parent, start = len(pieces) - 1, stop
+        ends.append(len(pieces))
+        rest = node.tokens[start:]
+        pieces.append(replace(node, parent=parent, tokens=rest, kept=max(node.kept - start, 0)))
+    return pieces, ends
 
 
 def _origins(trace: Trace, step: Step) -> Sequence[int]:

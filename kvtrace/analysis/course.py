@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+import numpy as np
+
 from kvtrace.analysis.phase import ENCODER, phase
 from kvtrace.analysis.rows.packed import requests_text
+from kvtrace.errors import KvtraceError
 from kvtrace.trace import Step, Trace
 
 _SHOWN = 6
@@ -80,11 +83,32 @@ def _batch(steps: Sequence[Step]) -> str:
     return f"left-padded batch of {rows}" if padded else f"batch of {rows}"
 
 
-def single(trace: Trace) -> bool:
-    """Whether the run is one text that only ever grew, told without reading its steps."""
-    table = trace.overview
+def single(trace: Trace, since: int = 0) -> bool:
+    """Whether the run is one text that only ever grew; few of its steps are read for that.
+
+    Args:
+        trace: The run.
+        since: How many of its steps are known to be so.
+    """
+    table = trace.overview[max(since - 1, 0) :]
     if len(table) == 0:
         return True
-    linear = (table["parent"][1:] == table["number"][:-1]).all() and table["parent"][0] < 0
-    alone = (table["sequences"] <= 1).all()
-    return bool(linear and alone and (table["new"][1:] <= 1).all())
+    linear = (table["parent"][1:] == table["number"][:-1]).all()
+    begins = since > 0 or table["parent"][0] < 0
+    alone = (table["sequences"] <= 1).all() and (table["new"][1:] <= 1).all()
+    if not (linear and begins and alone):
+        return False
+    # a step that goes on costs more than the one before it, unless a window is full
+    doubtful = np.flatnonzero(np.diff(table["cached_flops"]) <= 0)
+    return all(_goes_on(trace, *table["number"][at : at + 2].tolist()) for at in doubtful)
+
+
+def _goes_on(trace: Trace, before: int, number: int) -> bool:
+    """Whether a step begins where the one before it ended; also where that is not known."""
+    try:
+        old, new = trace.step(before), trace.step(number)
+    except KvtraceError:
+        return True
+    if not (old.num_sequences and new.num_sequences and old.new and new.new):
+        return True
+    return new.positions[0][0] == old.positions[0][-1] + 1

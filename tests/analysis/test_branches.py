@@ -65,6 +65,39 @@ def test_tokens_that_were_gone_back_on_are_rejected():
     assert [(node.kept, node.rejected) for node in tree.nodes] == [(2, 0), (1, 2), (1, 0)]
 
 
+def test_steps_that_were_taken_back_whole_are_a_branch_that_ended():
+    trace = told([(((1, 2),), 0, ()), (((3,),), 2, ()), (((7,),), 3, ()), (((4,),), 2, ())])
+    tree = branches(trace)
+    assert lines(tree) == [("", [1, 2]), ("├╴", [4]), ("", [3, 7])]
+    assert [tree.nodes[node].tokens for node in tree.line(3, 0)] == [(1, 2), (4,)]
+    assert [node.rejected for node in tree.nodes] == [0, 0, 0, 0]
+
+
+def test_a_text_that_shares_the_beginning_of_a_prompt_has_only_that():
+    trace = told([(((1, 2, 8, 9),), 0, ()), (((5,),), 4, ()), (((3, 4),), 2, ()), (((6,),), 4, ())])
+    trace.source.steps[2] = replace(trace.step(2), parent=0)
+    tree = branches(trace)
+    assert lines(tree) == [("", [1, 2]), ("├╴", [3, 4, 6]), ("", [8, 9, 5])]
+    assert [tree.nodes[node].tokens for node in tree.line(3, 0)] == [(1, 2), (3, 4), (6,)]
+    assert [tree.nodes[node].tokens for node in tree.line(0, 0)] == [(1, 2), (8, 9), (5,)]
+    assert tree.nodes[tree.places[0, 0]].tokens == (8, 9)
+
+
+def test_a_run_that_went_back_over_single_tokens_is_not_one_line():
+    trace = told([(((1, 2),), 0, ()), (((3,),), 2, ()), (((7,),), 3, ()), (((4,),), 2, ())])
+    assert single(trace)  # as far as what its steps cost says
+    trace.source.steps[3] = replace(trace.step(3), cost=trace.step(1).cost)
+    assert not single(trace)
+    assert not single(trace, since=3)
+
+
+def test_steps_that_cost_no_more_than_others_may_still_go_on():
+    trace = synthetic_trace(Shape(prompt=3, decode=4))
+    for number in (2, 3, 4):
+        trace.source.steps[number] = replace(trace.step(number), cost=trace.step(1).cost)
+    assert single(trace)
+
+
 def test_padding_belongs_to_no_branch():
     trace = told([(((0, 0, 9),), 0, ()), (((3,),), 1, ())])
     first = trace.step(0)

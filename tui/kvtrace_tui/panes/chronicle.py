@@ -54,7 +54,7 @@ class Chronicle:
         numbers = self.trace.numbers
         if len(numbers) == self._read:
             return
-        if not single(self.trace):
+        if self.tree is not None or not single(self.trace, self._read):
             from kvtrace.analysis.branches import branches
 
             self.tree = branches(self.trace)
