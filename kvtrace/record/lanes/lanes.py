@@ -8,8 +8,8 @@ differ by rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
@@ -151,9 +151,9 @@ class Lanes:
         """Steps before this one are not compared where the weights are others by now."""
         if whole and self._hooks is not None:
             self._hooks.look(end)
-        weights, kept = self._weights, self.again.snapshot is not None
-        back = over and weights is not None and kept and weights.given_back
-        # what a copy has that was made in a call is what all calls were lent
+        weights = self._weights
+        # what all calls were lent is lent to the lane
+        back = over and weights is not None and weights.given_back
         changed = weights is not None and not back and weights.changed(whole=whole)
         if not changed or end <= self._since:
             return
@@ -175,7 +175,7 @@ class Lanes:
             source = FileSource(self.path)
             unnamed = self._lane(meta, RECOMPUTED, "each", meta.model.dtype)
             each = EachPass(self.again, source, self._logits, unnamed, self._extras)
-            with self.unwatched(), self._depth.whole():
+            with self._again_as_it_was():
                 each.settle(step)
             lane = self._lane(meta, RECOMPUTED, "each", meta.model.dtype)
             each.lane = lane
@@ -183,9 +183,16 @@ class Lanes:
             sink.extend(meta)
             self._each = each
         self.again.ties.tolerance = self._tolerance(meta)[0]
-        with self.unwatched(), self._depth.whole():
+        with self._again_as_it_was():
             self._each.step(step, sink)
         return meta
+
+    @contextmanager
+    def _again_as_it_was(self) -> Iterator[None]:
+        """Around each pass: nobody watches, and the model is what the watched calls had."""
+        lent = nullcontext() if self._weights is None else self._weights.as_lent()
+        with self.unwatched(), self._depth.whole(), lent:
+            yield
 
     def finish(
         self, meta: Meta, sink: LaneSink, on_progress: Callable[[int, int], None] | None = None
@@ -251,7 +258,7 @@ class Lanes:
             self._passes,
             Memory(MOST_BYTES if len(wanted) > 1 else 0),
         )
-        with self.unwatched(), self._depth.whole():
+        with self._again_as_it_was():
             batches = self._batches(one, sink, wanted)
             if not batches:
                 return meta

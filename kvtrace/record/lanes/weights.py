@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class Weights:
         self._model, self._own = model, list(own)
         self._lent, self._ever = not self._has(own), False
         self._weights = list(model.parameters())
+        self._places = self._by_place() if self._lent else []
         self._versions = self._count()
         self._which = self._identities()
 
@@ -54,6 +56,22 @@ class Weights:
     def given_back(self) -> bool:
         """Whether all calls were lent the same, and the model has its own again."""
         return self._lent and not self._ever and self._has(self._own)
+
+    @contextmanager
+    def as_lent(self) -> Iterator[None]:
+        """Inside, the model has what all its calls were lent; as it is where that is not known."""
+        own = self._by_place() if self.given_back else []
+        try:
+            for module, name, one in self._places if own else []:
+                module._parameters[name] = one
+            yield
+        finally:
+            for module, name, one in own:
+                module._parameters[name] = one
+
+    def _by_place(self) -> list[tuple[nn.Module, str, nn.Parameter | None]]:
+        modules = self._model.modules()
+        return [(one, *named) for one in modules for named in one._parameters.items()]
 
     def _has(self, weights: Sequence[Tensor]) -> bool:
         return [id(one) for one in self._model.parameters()] == [id(one) for one in weights]

@@ -8,6 +8,8 @@ from torch import nn
 from torch.func import functional_call
 
 import kvtrace
+from builders.tiny_models import tiny_model
+from builders.ways import ready
 from kvtrace.analysis.checks.verdict import check
 
 IDS = torch.tensor([[5, 9, 3, 7, 11, 4], [1, 2, 3, 4, 5, 6]])
@@ -73,3 +75,17 @@ def test_a_row_that_changes_is_found_with_lent_weights(tmp_path):
 def test_other_weights_within_a_text_are_not_taken_for_a_bug(tmp_path):
     found = told(tmp_path / "a.kvt", lambda step, other: other if step < 2 else {})
     assert found[0] == "could not check"
+
+
+@pytest.mark.parametrize("mode", ["once", "each"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])  # its output matrix is its embedding's, or not
+def test_a_model_of_transformers_is_compared_with_the_weights_it_was_lent(kind, mode, tmp_path):
+    model, past = ready(tiny_model(kind)), None
+    other = {name: one * 1.5 for name, one in model.named_parameters()}
+    own, ids = [id(one) for one in model.parameters()], IDS
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute=mode), torch.no_grad():
+        for _ in range(3):
+            out = functional_call(model, other, (ids,), {"past_key_values": past})
+            ids, past = out.logits[:, -1:].argmax(-1), out.past_key_values
+    assert report(tmp_path / "a.kvt") == ("equal within rounding", 3, [])
+    assert [id(one) for one in model.parameters()] == own
