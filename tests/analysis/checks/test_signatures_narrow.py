@@ -68,6 +68,30 @@ def test_numbers_at_random_lie_on_no_grid():
     assert quantised(rows + 1e-3, rows) is None
 
 
+def test_groups_of_four_are_known_by_what_quantising_the_right_numbers_gives():
+    right = np.random.default_rng(1).standard_normal((2, 8, 16)).astype(np.float32)
+    for bits in (8, 4):
+        by_feature = right.reshape(2, 2, 4, 16)
+        mine = levels(by_feature, bits, 2).reshape(right.shape)
+        assert quantised(mine, right) == (bits, "feature of 4 rows")
+        about_zero = np.abs(by_feature).max(axis=2, keepdims=True) / max(2 ** (bits - 1) - 1, 1)
+        mine = (np.rint(by_feature / about_zero) * about_zero).reshape(right.shape)
+        assert quantised(mine, right) == (bits, "feature of 4 rows")
+        mine = levels(right.reshape(2, 8, 4, 4), bits, 3).reshape(right.shape)
+        assert quantised(mine, right) == (bits, "4 numbers")
+        assert quantised(mine + 0.1, right) is None
+    assert quantised(right, right) is None
+
+
+def test_values_that_are_all_zero_are_not_cut_off():
+    toy = Toy(layer=0)
+    v = toy.v.copy()
+    v[:, -1] = 0
+    found = diagnose(toy.scene(q=toy.q[:, -1:] + 1.0, v=v))
+    assert found is not None
+    assert "cut off" not in found.evidence
+
+
 def test_a_query_that_is_off_while_its_values_are_right_is_not_the_input():
     toy = Toy(layer=0)
     assert told(toy.scene(q=toy.q[:, -1:] + 0.3))[0] == "CONTENT"

@@ -23,6 +23,12 @@ _GROUPS = 48
 
 _OFF_GRID = 0.01
 
+_FEW_NUMBERS = 4
+"""In a group of which it is asked what quantising would have made of the right numbers."""
+
+_TIED = 0.02
+"""Of a step: so near to the middle between two levels, rounding may go either way."""
+
 _TABLE = 32
 """Values of a table: 16 of four bits, and a zero or a sign more."""
 
@@ -52,7 +58,57 @@ def quantised(rows: Floats, reference: Floats) -> tuple[int, str] | None:
         steps = _steps(mine)
         if steps and not _steps(theirs):
             return max(steps.bit_length(), 1), what
+    return _in_fours(rows, reference)
+
+
+def _in_fours(rows: Floats, reference: Floats) -> tuple[int, str] | None:
+    """The same of groups of four numbers, which fit any grid: as quantising the right ones gives.
+
+    Args:
+        rows: [heads, rows, dim].
+        reference: Of the same shape.
+    """
+    for name, axis in (("feature of 4 rows", 1), ("4 numbers", 2)):
+        if rows.shape[axis] % _FEW_NUMBERS or not rows.size:
+            continue
+        mine, theirs = (
+            np.moveaxis(one, axis, -1).reshape(-1, _FEW_NUMBERS).astype(np.float64)
+            for one in (rows, reference)
+        )
+        for bits in range(2, 9):
+            if any(_rounds_to(mine, theirs, *grid) for grid in _grids(theirs, bits)):
+                return bits, name
     return None
+
+
+def _grids(
+    groups: NDArray[np.float64], bits: int
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """(lowest level, step) of the grids that quantisers lay over groups.
+
+    One goes from the smallest number to the largest, one is about zero, and the third is the
+    first with zero on it.
+    """
+    low, high = (find(groups, axis=1, keepdims=True) for find in (np.min, np.max))
+    step = np.maximum(high - low, 1e-30) / ((1 << bits) - 1)
+    yield low, step
+    most = np.maximum(np.abs(groups).max(axis=1, keepdims=True), 1e-30)
+    yield np.zeros_like(low), most / ((1 << bits - 1) - 1 or 1)
+    yield np.rint(low / step) * step, step
+
+
+def _rounds_to(
+    mine: NDArray[np.float64],
+    theirs: NDArray[np.float64],
+    low: NDArray[np.float64],
+    step: NDArray[np.float64],
+) -> bool:
+    """Whether rounding the right groups to a grid gives these, and they were not on it before."""
+    exact = (theirs - low) / step
+    off = np.abs((mine - low) / step - np.rint(exact))
+    tied = np.abs(np.abs(exact - np.floor(exact)) - 0.5) < _TIED
+    fits = (off <= _OFF_GRID) | tied & (off <= 1 + _OFF_GRID)
+    return bool(fits.all() and (np.abs(exact - np.rint(exact)) > _OFF_GRID).any())
 
 
 def from_table(rows: Floats, reference: Floats) -> tuple[int, str] | None:

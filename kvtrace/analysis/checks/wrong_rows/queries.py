@@ -191,7 +191,11 @@ def _clamped(scene: Scene, places: NDArray[np.int64]) -> tuple[str, str] | None:
     for one, other, which in ((*pair, "without"), (*pair[::-1], "with")):
         most = float(np.abs(other).max())
         cut = np.abs(other) >= most * (1 - 1e-6)
-        if np.count_nonzero(cut) > 1 and close(one.clip(-most, most), other, scene.atol.values):
+        if (
+            most
+            and np.count_nonzero(cut) > 1
+            and close(one.clip(-most, most), other, scene.atol.values)
+        ):
             return "CONTENT", (
                 f"v of place {places[0]} goes up to {float(np.abs(one).max()):.3g}, and "
                 f"{which} the cache it is the same, but cut off at {most:.4g}: a clamp of q, k and "
