@@ -169,3 +169,53 @@ def test_more_prompts_than_a_handful_may_be_joined(tmp_path):
     lengths = tuple(3 + n % 4 for n in range(12))
     found = check(decode_padded(tmp_path / "a.kvt", lengths, "left"))
     assert (found.ok, found.findings) == (True, ())
+
+
+class Slots(nn.Module):
+    """Requests in slots of one buffer, each as long as it is; those of a call may be any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.tokens, self.places = nn.Embedding(40, 32), nn.Embedding(32, 32)
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 40)
+
+    def forward(self, ids, which, rows, lengths):
+        end = lengths[which][:, None] + torch.arange(1, ids.shape[1] + 1)
+        q, k, v = self.qkv(self.tokens(ids) + self.places(end - 1)).split(32, -1)
+        rows[which[:, None], end - 1] = torch.stack([k, v], 2)
+        k, v = rows[which, : int(end.max())].unbind(2)
+        hidden = torch.arange(k.shape[1]) >= end[..., None]
+        weights = (q @ k.mT / 4).masked_fill(hidden, -1e30).softmax(-1)
+        lengths[which] = end[:, -1]
+        return self.out(weights @ v)
+
+
+def served(model, prompts, *, late=0):
+    """Each request joins those that are being decoded, until it has four tokens."""
+    rows, lengths = torch.zeros(3, 24, 2, 32), torch.zeros(3, dtype=torch.long)
+    waiting, said = list(enumerate(prompts)), {}
+    while waiting or any(len(tokens) < 4 for tokens in said.values()):
+        if waiting:
+            slot, ids = waiting.pop(0)
+            out = model(torch.tensor([ids]), torch.tensor([slot]), rows, lengths)
+            said[slot] = [int(out[0, -1].argmax())]
+        active = [slot for slot, tokens in said.items() if len(tokens) < 4]
+        ids = torch.tensor([[said[slot][-1]] for slot in active])
+        out = model(ids, torch.tensor(active), rows, lengths)
+        lengths[1] -= late * (1 in active)
+        for slot, logits in zip(active, out, strict=True):
+            said[slot].append(int(logits[-1].argmax()))
+
+
+@pytest.mark.parametrize("late", [0, 1])
+@torch.no_grad()
+def test_a_batch_that_others_join_while_it_is_decoded_keeps_the_newest_row_of_each(late, tmp_path):
+    prompts = [[5, 9, 30, 7, 21, 2], [14, 18, 3], [26, 37, 12, 30, 8]]
+    with kvtrace.record(model := Slots(), tmp_path / "a.kvt"):
+        served(model, prompts, late=late)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert check(trace).ok == (not late)
+    if not late:
+        assert [step.positions for step in trace][3] == ((7,), (3,))
+        assert [step.positions for step in trace][5] == ((8,), (4,), (5,))

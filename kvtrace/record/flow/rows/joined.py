@@ -26,23 +26,25 @@ class _Part:
         text: It.
         sequence: Which.
         first: Slot that its first row has in the batch.
+        count: Slots of it, but for filling behind its tokens.
     """
 
     text: Text
     sequence: int
     first: int
+    count: int
 
     def laid(self, rows: NDArray[Any], seq: int, fill: int) -> NDArray[Any]:
         """What is remembered of its rows, in the slots of the batch.
 
         Args:
-            rows: [.., rows].
+            rows: [.., slots].
             seq: Slots of the batch.
             fill: Stands where there is padding.
         """
-        behind = seq - self.first - rows.shape[-1]
+        behind = seq - self.first - self.count
         around = [(0, 0)] * (rows.ndim - 1) + [(self.first, behind)]
-        return np.pad(rows, around, constant_values=fill)
+        return np.pad(rows[..., : self.count], around, constant_values=fill)
 
 
 def joined(
@@ -79,13 +81,20 @@ def _part(texts: Sequence[Text], rows: Digests, part: int | None) -> _Part | Non
     """The longest sequence, the newest of these, whose rows are all there."""
     for text in sorted(texts, key=lambda one: -one.cells.shape[1]):
         then = text.looked_at(part)
-        count = then.shape[-1]
-        for first in dict.fromkeys((rows.shape[-1] - count, 0)):
-            here = rows[:, first : first + count]
-            for sequence in range(then.shape[1]):
-                if equal_slots(here, then[:, sequence]).all():
-                    return _Part(text, sequence, first)
+        for sequence in range(then.shape[1]):
+            count = _count(text, sequence)
+            for first in dict.fromkeys((rows.shape[-1] - count, 0)):
+                here = rows[:, first : first + count]
+                if equal_slots(here, then[:, sequence, :count]).all():
+                    return _Part(text, sequence, first, count)
     return None
+
+
+def _count(text: Text, sequence: int) -> int:
+    """Slots of a sequence, but for filling behind its tokens, which are written over."""
+    end, places = int(text.ends[sequence]), text.positions[sequence]
+    plain = 0 < end < len(places) and np.array_equal(places[:end], np.arange(end))
+    return end if plain else len(places)
 
 
 def _together(parts: Sequence[_Part], seq: int) -> Text:
@@ -104,5 +113,5 @@ def _together(parts: Sequence[_Part], seq: int) -> Text:
         np.array([one.text.ends[one.sequence] for one in parts]),
         max(one.text.number for one in parts),
         mixed=any(one.text.mixed for one in parts),
-        padded=any(one.text.cells.shape[1] < seq for one in parts),
+        padded=any(one.count < seq for one in parts),
     )

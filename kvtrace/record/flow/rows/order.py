@@ -58,10 +58,12 @@ def give_places(
             fresh = np.setdiff1d(fresh, padding)
         end = None if before is None else int(before.ends[match.taken[b]])
         at[b] = _place(text, b, fresh, given, (int(at[b]), end), computed=computed, grew=grew)
-    behind = None if begins or joined else _behind(match, given, written)
+    behind = None if begins else _behind(match, given, written)
     if behind is not None:
         at[:], places = behind, behind[:, None] + np.arange(new)
         np.put_along_axis(text.positions, places, places, 1)
+        filling = (np.arange(text.cells.shape[1]) > places[:, -1:]) & joined
+        text.positions[filling] = -1 - np.nonzero(filling)[1]
     text.ends[:], text.new = at + new, new
     return again, rotated and again > 0 and not joined, at
 
