@@ -66,7 +66,7 @@ def findings(
         looking.add(step)
         yield from walk.step(step)
     if walk.later is not None and walk.causes.first is None:
-        yield where_it_begins(trace, walk.later)
+        yield from (where_it_begins(trace, one) for one in looking.beside([walk.later]))
     unused, survey.again = fed.finding(trace), fed.once
     if unused is not None:
         yield placed(trace, unused, None, None)

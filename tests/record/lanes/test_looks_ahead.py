@@ -105,8 +105,8 @@ def test_looking_ahead_is_found_where_no_row_of_the_prompt_can_be_compared(tmp_p
         for start, end in ((0, 7), (7, 8), (8, 9)):
             _, past = model(tokens[:, start:end], past)
     report = check(kvtrace.open(tmp_path / "a.kvt"))
-    assert report.findings[0].name == "NOT-CAUSAL"
-    assert "UPSTREAM" not in {one.name for one in report.findings}
+    # nor are its logits those of a longer text, whatever else could be compared
+    assert [one.name for one in report.findings] == ["NOT-CAUSAL"]
 
 
 class Rounded(nn.Linear):
