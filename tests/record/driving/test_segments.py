@@ -90,8 +90,17 @@ def test_where_nothing_does_for_a_cache_it_is_said_how_to_make_one(made):
     assert "make_cache(model, batch, max_len)" in run.driven.said[-1]
 
 
-def test_memories_are_tried_as_a_cache_where_no_generation_says_that_they_are_none(made):
+def test_what_a_step_leaves_nothing_of_is_a_state_and_no_cache_though_no_generation_says_so(made):
     run = made(SEGMENTS.partition("    @evaluating")[0])
+    assert run.driven.call == "model(x [1, all])"
+    assert "states is left empty: what comes back for it holds no rows" in run.driven.said[1]
+
+
+def test_a_wrong_cache_whose_rows_stay_is_tried_as_one_whatever_its_name(made):
+    grown = "[y.mean(1, keepdim=True)]"
+    rows = "[torch.cat((states[0], x) if len(states) else (x,), 1)]"
+    wrong = SEGMENTS.partition("    @evaluating")[0].replace(grown, rows)
+    run = made(wrong.replace("x + states[0]", "x + states[0][:, :1]"))
     assert "states=cache" in run.driven.call
     assert "differ from a pass over all tokens" in run.driven.said[1]
 

@@ -171,6 +171,17 @@ class Trials:
             return None
         return _difference(first, second[: len(short)]) <= self.tolerance
 
+    def replaces_all(self, way: Way) -> bool:
+        """Whether a step leaves no number as it was in what it is handed: a state, and no rows."""
+        with nothing_left(self.model, self.script), _calm():
+            calls = self._calls(way)
+            calls.step(self.tokens[: self.prefill])
+            before = [one.clone() for one in calls.kept]
+            calls.step(self.tokens[: self.prefill + 1])
+            after = calls.kept
+        alike = [one.shape for one in before] == [one.shape for one in after]
+        return alike and not any(map(_keeps_some, before, after))
+
     @property
     def tolerance(self) -> float:
         """Up to which a difference may be rounding."""
@@ -250,6 +261,11 @@ def _difference(one: Tensor, other: Tensor) -> float:
         return float("inf")
     one, other = one[finite], other[finite]
     return float((one - other).abs().max()) / max(float(other.abs().max()), 1e-30)
+
+
+def _keeps_some(one: Tensor, other: Tensor) -> bool:
+    """Whether some number that is not zero is still there."""
+    return bool(((one == other) & (one != 0)).any())
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from kvtrace.record.driving.trying.evidence import NOT_FINITE, Trials, Tried
@@ -62,8 +63,8 @@ def found_uncached(
     trials: Trials,
     wish: Wish,
     stumbled: Tried | None,
-    *,
-    left_empty: frozenset[str] = frozenset(),
+    left_empty: Collection[str] = (),
+    states: Collection[str] = (),
 ) -> FoundWay:
     """A way without a cache, for want of one with it.
 
@@ -73,6 +74,7 @@ def found_uncached(
         wish: How many tokens are asked for.
         stumbled: A way with a cache whose later calls raise; None: there was none.
         left_empty: Parameters in which their own generation passes no rows.
+        states: Parameters that take a state, every number of which is another after a step.
     """
     prompt, steps = max(1, len(wish.prompt)), max(1, wish.new_tokens)
     all_rows = sum(prompt + step for step in range(steps))
@@ -87,6 +89,11 @@ def found_uncached(
         said.append(
             f"nothing that was passed as {safe(takers[0], 60)} did for a cache; if it takes one, "
             "add make_cache(model, batch, max_len) to your file"
+        )
+    if states:
+        said.append(
+            f"{safe(min(states), 60)} is left empty: what comes back for it holds no rows that "
+            "stay, and single tokens passed with it gave other logits than the whole text"
         )
     causal = trials.is_causal(plain)
     if trials.plain(plain).why == NOT_FINITE:

@@ -36,6 +36,9 @@ TRIES, SECONDS = 400, 10.0
 FEW_TRIES, FEW_SECONDS = 60, 3.0
 """For modules inside of a model, of which there may be many."""
 
+_OF_ROWS = re.compile(r"cache|past|kv|key|value|present")
+"""Names that say that a parameter takes rows."""
+
 _ENOUGH = 20
 """Ways that agree, where none of them is how the user's own code calls the model."""
 
@@ -62,6 +65,7 @@ class Search:
     otherwise: Tried | None = None
     _dead: set[str] = field(default_factory=set)
     _refused: bool = False
+    _states: set[str] = field(default_factory=set)
 
     def run(self) -> FoundWay:
         """The way to call it.
@@ -99,7 +103,9 @@ class Search:
         if plain is None:
             raise ModelError(self._complaint(signature))
         stumbled = self.stumbled
-        return found_uncached(plain, trials, self.wish, stumbled, left_empty=theirs.unfilled)
+        left = theirs.unfilled | self._states
+        states = self._states - theirs.unfilled
+        return found_uncached(plain, trials, self.wish, stumbled, left, states)
 
     # -- without a cache -----------------------------------------------------------------------
 
@@ -145,6 +151,8 @@ class Search:
                 if not theirs or len(agreeing) > _ENOUGH:
                     break
             elif tried.keeps and way.feeds != "all":
+                if self._is_state(tried, trials):
+                    continue
                 (differing if tried.verdict == "differs" else forgetting).append(tried)
             elif tried.keeps and tried.verdict == "differs":
                 slicing.append(tried)
@@ -209,7 +217,8 @@ class Search:
             if tried.keeps and tried.verdict == "agrees":
                 return tried
             if only and tried.keeps and tried.verdict == "differs":
-                differing.append(tried)
+                if not self._is_state(tried, trials):
+                    differing.append(tried)
         return min(differing, key=lambda one: one.difference, default=None)
 
     def _suspected(self, signature: Signature, trials: Trials, plain: Way) -> Tried | None:
@@ -224,8 +233,22 @@ class Search:
             if tried.keeps and tried.verdict == "agrees" and not trials.forgets(way):
                 return tried
             if tried.keeps and tried.verdict == "differs" and way.feeds != "all" and way.cache:
-                differing.append(tried)
+                if not self._is_state(tried, trials):
+                    differing.append(tried)
         return min(differing, key=lambda one: one.difference, default=None)
+
+    def _is_state(self, tried: Tried, trials: Trials) -> bool:
+        """Whether what a wrong way passes on is a state of what went before, and holds no rows.
+
+        Memories of segments, say: single tokens are not what their author passes with them.
+        """
+        cache = tried.way.cache
+        if cache is None or any(_OF_ROWS.search(name.lower()) for name in cache.names):
+            return False
+        if not trials.replaces_all(tried.way):
+            return False
+        self._states.update(cache.names)
+        return True
 
     def _limited(self, ways: Iterable[Way], *, few: bool = False) -> Iterator[Way]:
         few = few or not self.thorough

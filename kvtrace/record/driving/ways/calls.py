@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +27,8 @@ from kvtrace.record.driving.ways.sizes import room_inside
 from kvtrace.record.driving.ways.way import Begin, Room, Way
 
 _COMPARED = 3
+_DEEP = 4
+"""How far into a cache its tensors are looked for."""
 _OFFSET = re.compile(
     r"_?(\w*offset|(cur|curr|current|start|seq|cache)?_?pos(ition)?|(seen|past|cur|current)_\w+"
     r"|(seq_?)?len(gth)?|size|step|n_past|t)"
@@ -118,6 +120,11 @@ class Calls:
         if self.way.cache is None or self._back is None:
             return ""
         return " and ".join(map(spelled, self._back)) if self._back else "filled in place"
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """The tensors of the cache that is passed on, as they are now."""
+        return [one for cache in self._caches for one in _tensors_in(cache, _DEEP)]
 
     def _call(self, tokens: Sequence[int]) -> tuple[object, Logits]:
         if not self._begun:
@@ -269,6 +276,15 @@ def _offsets(cache: object) -> dict[str, int]:
 
 def _named(paths: list[Path]) -> bool:
     return bool(paths) and isinstance(paths[0][0], str)
+
+
+def _tensors_in(value: object, deep: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif deep:
+        named = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+        for one in value if isinstance(value, list | tuple) else list(named.values()):
+            yield from _tensors_in(one, deep - 1)
 
 
 def is_empty(cache: object) -> bool:
