@@ -91,6 +91,11 @@ def test_why_admits_a_slower_cache_and_missing_times():
     assert step_cost(slow, 3).time_ratio is None
 
 
+def test_why_calls_times_that_hardly_differ_the_same():
+    even = with_cost(Cost(Flops(qkv=1000), Flops(qkv=2000), 2000), elapsed_ns=1_310_000)
+    assert why(step_cost(even, 3)).startswith("2.00× fewer FLOPs, in about the same time: both")
+
+
 def test_why_tells_a_step_that_was_held_up_from_what_such_steps_usually_take():
     cost = Cost(Flops(qkv=1000), Flops(qkv=2000), 2000)
     slow = with_cost(cost, elapsed_ns=2_700_000)  # the other five: 0.9 ms

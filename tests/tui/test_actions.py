@@ -177,9 +177,14 @@ def test_c_goes_to_breakpoints_and_findings(desk):
     assert desk.focus == "keys"
     assert desk.message.startswith("✗ DTYPE at step 5, layer 1, k")
     press(desk, "next_stop")
-    assert desk.message.startswith("no breakpoint or finding after step 5")
+    assert desk.message == "no breakpoint or finding after step 5: C goes back to step 2"
     press(desk, "previous_stop")
     assert desk.cursor.step == 2
+    press(desk, "break", "last_step", "previous_stop", "previous_stop")
+    assert (
+        desk.message
+        == "no breakpoint or finding before step 5: b sets one here, B edits conditions"
+    )
 
 
 def test_conditions_are_edited_as_text(desk):

@@ -200,7 +200,9 @@ def why(cost: StepCost) -> str:
     time = cost.time_ratio
     if time is None:
         measured = f"{fewer} (time without the cache was not measured)"
-    elif time >= 1:
+    elif "1.0" in (f"{time:.1f}", f"{1 / time:.1f}"):
+        measured = f"{fewer}, in about the same time"
+    elif time > 1:
         measured = f"{fewer}, {time:.1f}× less time"
     else:
         measured = f"{fewer}, yet {1 / time:.1f}× more time"

@@ -29,10 +29,11 @@ def stop_by(direction: int) -> Deed:
         stop = breakpoints.next_stop(stops, desk.cursor.step, direction, desk.stop)
         if stop is None:
             where = "after" if direction > 0 else "before"
-            desk.say(
-                f"no breakpoint or finding {where} step {desk.cursor.step}: "
-                "b sets one here, B edits conditions"
-            )
+            other = breakpoints.next_stop(stops, desk.cursor.step, -direction, desk.stop)
+            way = "b sets one here, B edits conditions"
+            if other is not None:
+                way = f"{'C goes back' if direction > 0 else 'c goes on'} to step {other.step}"
+            desk.say(f"no breakpoint or finding {where} step {desk.cursor.step}: {way}")
             return
         if stop.found is not None:
             to_found(desk, stop.found)
