@@ -151,9 +151,7 @@ class Search:
                 if not theirs or len(agreeing) > _ENOUGH:
                     break
             elif tried.keeps and way.feeds != "all":
-                if self._is_state(tried, trials):
-                    continue
-                (differing if tried.verdict == "differs" else forgetting).append(tried)
+                self._note(tried, trials, differing, forgetting)
             elif tried.keeps and tried.verdict == "differs":
                 slicing.append(tried)
         differing = _closest_first(differing, slicing)
@@ -162,6 +160,13 @@ class Search:
         if agreeing and differing and _alike(agreeing[0].way, differing[0].way):
             self.otherwise = differing[0]
         return next(iter([*agreeing, *differing, *forgetting]), None)
+
+    def _note(
+        self, tried: Tried, trials: Trials, differing: list[Tried], forgetting: list[Tried]
+    ) -> None:
+        """Keep a wrong way in mind, unless what it passes on is no cache."""
+        if not self._is_state(tried, trials):
+            (differing if tried.verdict == "differs" else forgetting).append(tried)
 
     def _failed(self, tried: Tried) -> None:
         """Note why, and what need not be tried any more."""
@@ -216,9 +221,9 @@ class Search:
             tried = trials.run(way, plain)
             if tried.keeps and tried.verdict == "agrees":
                 return tried
-            if only and tried.keeps and tried.verdict == "differs":
-                if not self._is_state(tried, trials):
-                    differing.append(tried)
+            differs = only and tried.keeps and tried.verdict == "differs"
+            if differs and not self._is_state(tried, trials):
+                differing.append(tried)
         return min(differing, key=lambda one: one.difference, default=None)
 
     def _suspected(self, signature: Signature, trials: Trials, plain: Way) -> Tried | None:
@@ -232,9 +237,9 @@ class Search:
             tried = trials.run(way)
             if tried.keeps and tried.verdict == "agrees" and not trials.forgets(way):
                 return tried
-            if tried.keeps and tried.verdict == "differs" and way.feeds != "all" and way.cache:
-                if not self._is_state(tried, trials):
-                    differing.append(tried)
+            differs = tried.keeps and tried.verdict == "differs" and way.feeds != "all"
+            if differs and way.cache and not self._is_state(tried, trials):
+                differing.append(tried)
         return min(differing, key=lambda one: one.difference, default=None)
 
     def _is_state(self, tried: Tried, trials: Trials) -> bool:
