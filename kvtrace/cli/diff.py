@@ -22,13 +22,26 @@ def run(values: argparse.Namespace) -> int:
     found = diff(old, new)
     if values.json:
         print(json.dumps(_facts(found), indent=1))
-        return found.exit_code
+        if values.junit is None:
+            return found.exit_code
     from kvtrace.cli.shared import diff_text
 
-    names = str(values.old), str(values.new)
-    told = diff_text.lines(found, (old, new), names)
-    print("\n".join(told[:1] if values.quiet else told))
+    told = diff_text.lines(found, (old, new), (str(values.old), str(values.new)))
+    if not values.json:
+        print("\n".join(told[:1] if values.quiet else told))
+    if values.junit is not None:
+        _write_junit(values.junit, found, told, f"kvtrace diff {values.old} {values.new}")
     return found.exit_code
+
+
+def _write_junit(path: Path, found: Diff, told: list[str], suite: str) -> None:
+    """One test case: a difference fails it, and so does what can't be compared."""
+    from kvtrace.analysis.checks.report import DIVERGED, EQUAL
+    from kvtrace.cli.shared import junit
+
+    what = found.verdict if found.finding is None else found.finding.name
+    outcome = {EQUAL: "", DIVERGED: "failure"}.get(found.verdict, "error")
+    junit.write(path, suite, [junit.Case(suite, outcome, what, told)])
 
 
 def _facts(found: Diff) -> object:
@@ -44,11 +57,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     told = parser.add_mutually_exclusive_group()
     told.add_argument("--json", action="store_true", help="as JSON, nothing rounded")
     told.add_argument("-q", "--quiet", action="store_true", help="one line")
+    parser.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit XML there too")
 
 
 VERB = Verb(
     name="diff",
-    usage="OLD NEW [--json | -q]",
+    usage="OLD NEW [--json | -q] [--junit FILE]",
     summary="Compare two traces of one model: another dtype, library version, attention "
     "implementation or\ncache, or before and after your change. Aligned by tokens, however they "
     "were fed. Says where they\npart first and how the difference grows through the layers. Needs "

@@ -216,6 +216,29 @@ def test_the_first_place_where_two_traces_part_is_named(kvtrace, trace_file, tmp
     assert kvtrace("diff", trace_file, other, "-q")[1].count("\n") == 1
 
 
+def test_junit_of_two_traces_is_one_case_that_says_what_the_terminal_says(
+    kvtrace, trace_file, tmp_path
+):
+    other = write_trace(tmp_path / "b.kvt", synthetic_trace(Shape(layers=2)))
+    for new, outcome, what in (
+        (trace_file, None, ""),
+        (broken(tmp_path), "failure", "SCALE"),
+        (other, "error", "could not check"),
+    ):
+        report = tmp_path / "junit.xml"
+        _, out, _ = kvtrace("diff", trace_file, new, "--junit", report)
+        suite = ET.parse(report).getroot()
+        (case,) = suite
+        assert case.get("name") == f"kvtrace diff {trace_file} {new}"
+        assert [child.tag for child in case] == ([outcome] if outcome else [])
+        for child in case:
+            assert (child.get("type"), child.text) == (what, out.rstrip("\n"))
+            assert child.get("message") == out.splitlines()[0]
+        told = kvtrace("diff", trace_file, new, "--json", "--junit", report)[1]
+        assert json.loads(told)["verdict"]
+        assert len(ET.parse(report).getroot()) == 1
+
+
 def test_traces_of_different_models_are_exit_3(kvtrace, trace_file, tmp_path):
     other = write_trace(tmp_path / "b.kvt", synthetic_trace(Shape(layers=2)))
     code, out, _ = kvtrace("diff", trace_file, other)

@@ -8,12 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from xml.sax.saxutils import escape, quoteattr
 
 from kvtrace.analysis.checks.advice import closing, finding_lines, headline, lines, runs
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Finding, Report, Trial
+from kvtrace.cli.shared import junit
 from kvtrace.cli.show.plain import Plain, plain
-from kvtrace.text import safe
 
 _WIDEST = 100
 
@@ -116,16 +115,7 @@ def write_junit(report: Report, path: Path, suite: str) -> None:
         OSError: It can't be written.
     """
     trials = _told_apart(report.trials or (Trial(suite, report),))
-    cases = [_case(one, suite) for one in trials]
-    failures = sum("<failure" in case for case in cases)
-    errors = sum("<error" in case for case in cases)
-    skipped = sum("<skipped" in case for case in cases)
-    head = (
-        f'<testsuite name={_attribute(suite)} tests="{len(cases)}" failures="{failures}" '
-        f'errors="{errors}" skipped="{skipped}">'
-    )
-    text = "\n".join(['<?xml version="1.0" encoding="utf-8"?>', head, *cases, "</testsuite>", ""])
-    path.write_text(text, encoding="utf-8")
+    junit.write(path, suite, [_case(one, suite) for one in trials])
 
 
 def _told_apart(trials: Sequence[Trial]) -> list[Trial]:
@@ -139,19 +129,11 @@ def _told_apart(trials: Sequence[Trial]) -> list[Trial]:
     ]
 
 
-def _case(one: Trial, suite: str) -> str:
-    report = replace(one.report, trials=(one,))
-    head = f"<testcase classname={_attribute(suite)} name={_attribute(one.name or suite)}"
+def _case(one: Trial, suite: str) -> junit.Case:
+    report, name = replace(one.report, trials=(one,)), one.name or suite
     if report.ok:
-        return f"{head}/>"
-    message = headline(report)
-    kind, what = "failure", next((found.name for found in report.findings), report.verdict)
+        return junit.Case(name)
+    outcome, what = "failure", next((found.name for found in report.findings), report.verdict)
     if report.verdict == UNCHECKED:
-        kind, what = "error" if one.essential else "skipped", report.verdict
-    told = escape("\n".join(lines(report)))
-    body = f"<{kind} type={_attribute(what)} message={_attribute(message)}>{told}</{kind}>"
-    return f"{head}>{body}</testcase>"
-
-
-def _attribute(text: str) -> str:
-    return quoteattr(safe(text, 1000))
+        outcome, what = "error" if one.essential else "skipped", report.verdict
+    return junit.Case(name, outcome, what, lines(report), headline(report))
