@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from kvtrace.analysis.rows.writers import Writers
 from kvtrace.errors import KvtraceError
@@ -87,7 +88,7 @@ def branches(trace: Trace) -> Branches:
     joins: list[int] = []
     places: dict[Place, int] = {}
     origins: dict[Place, int] = {}
-    known: dict[tuple[int, int, tuple[int, ...]], int] = {}
+    known: dict[tuple[int, int, int, tuple[int, ...]], int] = {}
     roots: list[int] = []
     writers = Writers()
     for number in trace.numbers:
@@ -107,8 +108,10 @@ def branches(trace: Trace) -> Branches:
             tokens = tuple(token for token, position in pairs if position >= 0)
             first = min((position for _, position in pairs if position >= 0), default=0)
             parent, join = _joint(trace, nodes, parent, first)
+            if parent >= 0 and not join:
+                parent, join, tokens = _fed_again(nodes, parent, tokens)
             begun = number if parent < 0 else -1
-            index = known.setdefault((parent, begun, tokens), len(nodes))
+            index = known.setdefault((parent, join, begun, tokens), len(nodes))
             if index == len(nodes):
                 nodes.append(Node(number, sequence, parent, tokens, 0))
                 joins.append(join)
@@ -134,6 +137,33 @@ def _joint(trace: Trace, nodes: Sequence[Node], parent: int, first: int) -> tupl
             return at, stay
         at = nodes[at].parent
     return parent, 0
+
+
+def _fed_again(
+    nodes: Sequence[Node], parent: int, tokens: tuple[int, ...]
+) -> tuple[int, int, tuple[int, ...]]:
+    """Where a text goes on that is fed from its beginning again, as models without a cache are.
+
+    Returns:
+        The node that it goes on from, how many tokens of that stay, and the tokens that are new.
+    """
+    path = [parent]
+    while nodes[path[-1]].parent >= 0:
+        path.append(nodes[path[-1]].parent)
+    path.reverse()
+    text = [token for index in path for token in nodes[index].tokens]
+    if 1 < len(tokens) <= len(text) and list(tokens[:-1]) == text[1 - len(tokens) :]:
+        return parent, len(nodes[parent].tokens), tokens[-1:]  # its end alone fits the model
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(text, tokens, strict=False))
+    left = sum(1 for _ in alike)
+    if not 0 < left < len(tokens):
+        return parent, 0, tokens
+    fresh = tokens[left:]
+    for index in path:
+        if left <= len(nodes[index].tokens):
+            return index, left, fresh
+        left -= len(nodes[index].tokens)
+    return parent, 0, tokens
 
 
 def _parted(nodes: Sequence[Node], joins: Sequence[int]) -> tuple[list[Node], list[int]]:

@@ -83,6 +83,23 @@ def test_a_text_that_shares_the_beginning_of_a_prompt_has_only_that():
     assert tree.nodes[tree.places[0, 0]].tokens == (8, 9)
 
 
+def test_a_text_that_every_step_is_fed_anew_is_told_once():
+    trace = told([(((1, 2),), 0, ()), (((1, 2, 3),), 0, ()), (((1, 2, 3, 4),), 0, ())])
+    tree = branches(trace)
+    assert lines(tree) == [("", [1, 2, 3, 4])]
+    assert [(node.step, node.kept) for node in tree.nodes] == [(0, 2), (1, 1), (2, 1)]
+
+
+def test_a_text_of_which_only_the_end_is_fed_anew_goes_on():
+    trace = told([(((1, 2, 3),), 0, ()), (((2, 3, 4),), 0, ()), (((3, 4, 5),), 0, ())])
+    assert lines(branches(trace)) == [("", [1, 2, 3, 4, 5])]
+
+
+def test_beams_that_are_fed_anew_part_where_their_tokens_do():
+    trace = told([(((1, 2),), 0, ()), (((1, 2, 3),), 0, ()), (((1, 2, 5),), 0, ())])
+    assert lines(branches(trace)) == [("", [1, 2]), ("├╴", [5]), ("", [3])]
+
+
 def test_a_run_that_went_back_over_single_tokens_is_not_one_line():
     trace = told([(((1, 2),), 0, ()), (((3,),), 2, ()), (((7,),), 3, ()), (((4,),), 2, ())])
     assert single(trace)  # as far as what its steps cost says

@@ -66,6 +66,21 @@ def test_a_row_rewritten_in_place_keeps_the_token_of_its_position():
     assert tokens_of_rows(trace, 4, 0).tolist() == tokens
 
 
+def test_a_row_that_nothing_keeps_was_made_by_the_step_that_attends_to_it():
+    trace = synthetic_trace()
+    layers = tuple(replace(one, kind="uncached") for one in trace.meta.cache_layers)
+    trace.source.meta = replace(trace.meta, cache_layers=layers)
+    text = tuple(token for number in range(5) for token in trace.step(number).tokens[0])
+    step = trace.step(4)  # fed all of the text again
+    groups = tuple(replace(one, kept=((),)) for one in step.caches)
+    positions = (tuple(range(len(text))),)
+    trace.source.steps[4] = replace(step, tokens=(text,), positions=positions, caches=groups)
+    found = origin(trace, 4, 1, 2)
+    assert (found.written, found.first, found.token) == (4, 4, text[2])
+    assert not found.changed
+    assert not found.evicted
+
+
 def test_padding_has_a_negative_position():
     trace = synthetic_trace()
     step = trace.step(4)

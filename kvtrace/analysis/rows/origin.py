@@ -50,7 +50,8 @@ class Origin:
         row: Index among the attended rows.
         cell, slot, position: Of the row; a negative position is padding, or no position at all.
         token: Its id; -1: unknown, or none.
-        written: Step that wrote this cell; None if it is lost to damage.
+        written: Step that wrote this cell; None if it is lost to damage. Where nothing is cached,
+            the step that attends to it.
         sequence: Row of the batch that wrote it (another one after a reorder).
         first: Step that first computed a row at this position; earlier than `written` when the
             row was changed in place.
@@ -113,7 +114,8 @@ def origin(trace: Trace, number: int, layer: int, row: int, sequence: int = 0) -
         )
     site = trace.site(layer)
     cell, position = int(rows.cells[row]), int(rows.positions[row])
-    written, writer = _writer(trace, site.reads, cell)
+    kept = trace.cache_layer(layer).kind != "uncached"  # else it is computed anew by every step
+    written, writer = _writer(trace, site.reads, cell) if kept else (number, sequence)
     if site.kind != "self" or stands_for_none(position):
         count, source = len(rows.cells), None
         if site.kind != "self":
@@ -134,7 +136,7 @@ def origin(trace: Trace, number: int, layer: int, row: int, sequence: int = 0) -
         sequence=writer,
         first=first,
         shared_from=site.shared_from if site.source == "shared" else None,
-        evicted=cell in lost,
+        evicted=kept and cell in lost,
     )
 
 
