@@ -7,14 +7,16 @@ from it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from kvtrace.analysis.checks.report import Finding
-from kvtrace.analysis.checks.scenes.identify import identify
+from kvtrace.analysis.checks.scenes.identify import Identity, identify
 from kvtrace.analysis.checks.scenes.scene import Scene
 from kvtrace.analysis.checks.wrong_output.arithmetic import check_arithmetic
 from kvtrace.analysis.checks.wrong_output.visibility import check_ahead, check_seen
-from kvtrace.analysis.checks.wrong_rows.by_head import check_rows_of_heads
+from kvtrace.analysis.checks.wrong_rows.by_head import check_rows_of_heads, rows_of_heads
 from kvtrace.analysis.checks.wrong_rows.contents import (
     check_contents,
     check_heads,
@@ -52,29 +54,20 @@ def diagnose(scene: Scene) -> Finding | None:
     """The first thing wrong in a scene; None when both lanes agree."""
     if not len(scene.live):
         return None
-    found = check_nonfinite(scene)
-    if found is not None:
-        return found
+    broken = check_nonfinite(scene)
+    if broken is not None:
+        return broken
     identity = identify(scene)
-    for check in (check_unfilled_heads, check_stale, check_heads):
-        found = check(scene, identity)
-        if found is not None:
-            return found
-    found = check_queries(scene)
+
+    def first(*checks: Callable[[Scene, Identity], Finding | None]) -> Finding | None:
+        told = (check(scene, identity) for check in checks)
+        return next((one for one in told if one is not None), None)
+
+    found = first(check_unfilled_heads, check_stale, check_heads) or check_queries(scene)
+    found = found or first(check_owner, check_ahead, check_zero_rows, check_swapped)
     if found is not None:
         return found
-    for check in (
-        check_owner,
-        check_ahead,
-        check_zero_rows,
-        check_swapped,
-        check_rows_of_heads,
-        check_seen,
-        check_contents,
-        check_misaligned,
-        check_arithmetic,
-    ):
-        found = check(scene, identity)
-        if found is not None:
-            return found
-    return None
+    own = rows_of_heads(scene, identity)
+    if own is not None:
+        return check_rows_of_heads(scene, own) or check_arithmetic(scene, identity)
+    return first(check_seen, check_contents, check_misaligned, check_arithmetic)
