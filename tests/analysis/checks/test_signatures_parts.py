@@ -103,3 +103,21 @@ def test_values_of_a_table_that_is_not_even_are_quantised_too():
     found = diagnose(toy.scene(v=v))
     assert (found.name, found.tensor) == ("DTYPE", "v")
     assert "take 14 values" in found.evidence
+
+
+def test_a_draft_between_others_that_sees_its_sibling_sees_a_later_token():
+    toy = Toy()
+    visible = toy.mask([8, 9, 10, 11], np.arange(12))
+    visible[1, 10] = True
+    found = diagnose(toy.scene(new=4, visible=visible))
+    assert (found.name, found.tensor) == ("MASK-FUTURE", "mask")
+    assert "the query of place 9 sees later place 10" in found.evidence
+
+
+def test_a_draft_between_others_that_misses_a_row_is_told():
+    toy = Toy()
+    visible = toy.mask([8, 9, 10, 11], np.arange(12))
+    visible[2, 3] = False
+    found = diagnose(toy.scene(new=4, visible=visible))
+    assert found.tensor == "mask"
+    assert "the query of place 10 does not see place 3" in found.evidence

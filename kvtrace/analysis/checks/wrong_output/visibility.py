@@ -73,9 +73,12 @@ class _Sight:
 
 
 def check_visibility(scene: Scene, identity: Identity) -> Finding | None:
-    """Compare, for the first and last live query, the places seen with the places wanted."""
+    """Compare, for the first and last live query and one between, the places seen with the wanted.
+
+    The one between is the first that sees others than it should: drafts of a tree, rows of a chunk.
+    """
     live = scene.live
-    for query in dict.fromkeys((int(live[0]), int(live[-1]))):
+    for query in dict.fromkeys((int(live[0]), int(live[-1]), *_between(scene, identity))):
         rows = np.flatnonzero(scene.cached.visible[query])
         places = identity.place[rows]
         if (places < 0).any():
@@ -90,6 +93,19 @@ def check_visibility(scene: Scene, identity: Identity) -> Finding | None:
             row = query if tensor == "mask" else _row(scene, rows, places, sight.extra)
             return Finding(name, scene.step, scene.layer, tensor, evidence, row=row)
     return None
+
+
+def _between(scene: Scene, identity: Identity) -> list[int]:
+    """The first live query, of all, whose seen places are not those wanted; none if none is."""
+    live, wanted = scene.live, scene.reference.visible
+    rows = np.flatnonzero((identity.place >= 0) & (identity.place < wanted.shape[1]))
+    if len(live) < 3 or not len(rows):
+        return []
+    stands = np.zeros((len(rows), wanted.shape[1]), np.float32)
+    stands[np.arange(len(rows)), identity.place[rows]] = 1
+    seen = scene.cached.visible[live][:, rows].astype(np.float32) @ stands > 0
+    odd = live[(seen != wanted[live]).any(axis=1)]
+    return [int(odd[0])] if len(odd) else []
 
 
 def check_ahead(scene: Scene, identity: Identity) -> Finding | None:
