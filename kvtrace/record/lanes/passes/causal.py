@@ -10,10 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import inf
-
-import torch
-from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
@@ -21,6 +17,7 @@ from kvtrace.record.lanes.compared.tolerance import tolerance
 from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.given.tables import given_table
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
+from kvtrace.record.lanes.passes.moved import Moved, moved
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.passes.repeats import varies
 from kvtrace.record.lanes.passes.rounds import rounds_inside
@@ -32,8 +29,6 @@ _TIMES = 4.0
 
 _WIDE = ("float32", "float64")
 
-Moved = tuple[AttentionCall, float]
-"""An attention whose rows moved, and how far: the largest difference over the largest number."""
 FEW = 2
 """Tokens of a short text; one alone may be taken for a step that has a cache."""
 
@@ -129,7 +124,7 @@ class _Question:
 
     def moved(self, short: Forward, cut: Batch) -> Moved | None:
         """The first attention whose rows moved between a short text and the whole one."""
-        return _moved(short.calls, self.whole.calls, cut.paths, self.limit)
+        return moved(short.calls, self.whole.calls, cut.paths, self.limit)
 
     def first_few(self, end: int, cut: Batch) -> tuple[int, Moved | None]:
         """Of a text that is shorter yet: how many tokens it has, and what moved.
@@ -197,49 +192,3 @@ def _cut(paths: Sequence[Path], end: int, extras: Extras) -> Batch:
 
 def _until(nodes: Sequence[Node], end: int) -> list[Node]:
     return [replace(one, end=min(one.end, end)) for one in nodes if one.start < end]
-
-
-def _moved(
-    short: Sequence[AttentionCall],
-    whole: Sequence[AttentionCall],
-    paths: Sequence[Path],
-    limit: float,
-) -> Moved | None:
-    """The first attention whose rows moved, and how far.
-
-    None also where the length alone explains it, by positions or by the scale.
-    """
-    rows = len(paths[0].tokens)
-    known = {(call.module, call.call): call for call in whole if call.kind == "self"}
-    for one in short:
-        other = known.get((one.module, one.call))
-        if other is None or one.queries.shape[2] != rows:
-            continue
-        far = [
-            max(_apart(mine, theirs, place, path.padding, rows) for place, path in enumerate(paths))
-            for mine, theirs in (
-                (one.queries, other.queries),
-                (one.values, other.values),
-                (one.output, other.output),
-            )
-        ]
-        if max(far) > limit:
-            turned = far[0] > limit and far[1] <= limit
-            return None if turned or _rescaled(one, other, limit, far) else (one, max(far))
-    return None
-
-
-def _rescaled(one: AttentionCall, other: AttentionCall, limit: float, far: Sequence[float]) -> bool:
-    """Whether only the factor on the scores differs: it depends on the length, no row does."""
-    factor = one.scale / other.scale if other.scale else inf
-    return max(far[:2]) <= limit and abs(factor - 1) > limit
-
-
-def _apart(mine: Tensor, theirs: Tensor, place: int, start: int, rows: int) -> float:
-    """The largest difference of the rows that both have, over the largest number."""
-    if mine.shape[2] < rows or theirs.shape[2] < rows or mine.shape[1] != theirs.shape[1]:
-        return 0.0
-    one, other = (x[place, :, start:rows].detach().float() for x in (mine, theirs))
-    if one.shape != other.shape or not one.numel():
-        return 0.0
-    return float((one - other).abs().max() / other.abs().max().clamp(min=torch.finfo().tiny))

@@ -1,0 +1,66 @@
+"""Which attention is the first whose rows come out otherwise when later tokens follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+import torch
+from torch import Tensor
+
+from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.lanes.paths import Path
+
+_GROWTH = 100.0
+"""Times that rounding may grow from one layer to the next: in many layers it grows to anything."""
+
+Moved = tuple[AttentionCall, float]
+"""An attention whose rows moved, and how far: the largest difference over the largest number."""
+
+
+def moved(
+    short: Sequence[AttentionCall],
+    whole: Sequence[AttentionCall],
+    paths: Sequence[Path],
+    limit: float,
+) -> Moved | None:
+    """The first attention whose rows moved, and how far.
+
+    None also where the length alone explains it, by positions or by the scale, and where what is
+    rounding in the first layers grows from layer to layer: what looks ahead moves at once.
+    """
+    rows, before = len(paths[0].tokens), 0.0
+    known = {(call.module, call.call): call for call in whole if call.kind == "self"}
+    for one in short:
+        other = known.get((one.module, one.call))
+        if other is None or one.queries.shape[2] != rows:
+            continue
+        far = [
+            max(_apart(mine, theirs, place, path.padding, rows) for place, path in enumerate(paths))
+            for mine, theirs in (
+                (one.queries, other.queries),
+                (one.values, other.values),
+                (one.output, other.output),
+            )
+        ]
+        if max(far) > max(limit, _GROWTH * before):
+            turned = far[0] > limit and far[1] <= limit
+            return None if turned or _rescaled(one, other, limit, far) else (one, max(far))
+        before = max(before, *far)
+    return None
+
+
+def _rescaled(one: AttentionCall, other: AttentionCall, limit: float, far: Sequence[float]) -> bool:
+    """Whether only the factor on the scores differs: it depends on the length, no row does."""
+    factor = one.scale / other.scale if other.scale else inf
+    return max(far[:2]) <= limit and abs(factor - 1) > limit
+
+
+def _apart(mine: Tensor, theirs: Tensor, place: int, start: int, rows: int) -> float:
+    """The largest difference of the rows that both have, over the largest number."""
+    if mine.shape[2] < rows or theirs.shape[2] < rows or mine.shape[1] != theirs.shape[1]:
+        return 0.0
+    one, other = (x[place, :, start:rows].detach().float() for x in (mine, theirs))
+    if one.shape != other.shape or not one.numel():
+        return 0.0
+    return float((one - other).abs().max() / other.abs().max().clamp(min=torch.finfo().tiny))
