@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kvtrace.record.cache import books
 from kvtrace.record.cache.adopted import Copies
+from kvtrace.record.cache.beyond import rows_seen
 from kvtrace.record.cache.books import EMPTY, Book, Entry
 from kvtrace.record.cache.content import Recogniser
 from kvtrace.record.cache.events import joined
@@ -44,6 +45,7 @@ class _Work:
         stores: Cache layer of each update.
         entries: Cache layer to what happened to it.
         memo: What was worked out already, for layers that share it.
+        behind: Rows behind the new ones that are seen of the buffer being entered.
     """
 
     forward: Forward
@@ -52,6 +54,7 @@ class _Work:
     stores: list[int] = field(default_factory=list)
     entries: dict[int, Entry] = field(default_factory=dict)
     memo: dict[tuple[object, ...], Entry] = field(default_factory=dict)
+    behind: int = 0
 
 
 class Ledger:
@@ -88,10 +91,14 @@ class Ledger:
         read = {one.update for one in out.reads if one.source == "cache"}
         self._own.begin()
         made_from = {one.update for one in out.reads if one.source == "derived"} - read
+        seen = rows_seen(forward, out.reads)
         for index, (nth, update) in enumerate(_numbered(forward.updates)):
             store = self.stores.of_update(update, nth, latent=index in made_from)
             work.stores.append(store)
             update = self._copies.adopted(index, store, forward, self._books)
+            work.behind = max(0, seen.get(index, 0) - update.length)
+            if work.behind:
+                update = update._replace(length=seen[index], known=False)
             out.caches.add(update.cache)
             work.entries[store] = self._update(store, update, work)
             self.stores.judge(store, update)
@@ -191,7 +198,8 @@ class Ledger:
                 self._content.lay(key, update, self._copies.laid)
             if self._copies.made_of is not None:
                 self._content.know(key, self._copies.made_of, book)
-            entry, rows = self._content.update(key, update, book, places, (seq, kept))
+            whole = [(*line, *_following(line, work.behind)) for line in places]
+            entry, rows = self._content.update(key, update, book, whole, (seq, kept))
             work.out.rows[store] = rows
         self._content.attended[key] = entry.attended
         self._books[key] = entry.after
@@ -338,6 +346,12 @@ def _places(
         return positions
     start = 0 if update.part == "cross" else book.rows
     return (tuple(range(start, start + new)),) * sequences
+
+
+def _following(places: Sequence[int], rows: int) -> range:
+    """Positions that rows behind the new ones would have."""
+    start = places[-1] + 1 if places else 0
+    return range(start, start + rows)
 
 
 def _sizes(update: CacheUpdate) -> tuple[int, int]:
