@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from kvtrace.record.capture.attention.ahead import Ran
 from kvtrace.record.capture.attention.levels import attentions, lower_levels, unseen
 from kvtrace.record.capture.caches.handing import cache_given
+from kvtrace.record.capture.caches.reordered import patch_reordering
 from kvtrace.record.capture.caches.tracker import CacheTracker
 from kvtrace.record.capture.caches.updates import CACHES, HALVES, follow, patch_given
 from kvtrace.record.capture.clock import DeviceClock, Took
@@ -102,6 +103,7 @@ class Watch:
             ):
                 patches.hold()
                 self._undo.append(patches.release)
+            patch_reordering(self.model)
             self._undo += [follow(self._tracker), self._requests.listen()]
             flow = self.flow = lower_levels(self.model, self._modules)
             if flow is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from time import perf_counter_ns
 from typing import Any
@@ -72,41 +73,51 @@ def follow(tracker: CacheTracker) -> Callable[[], None]:
 def _mutator(name: str) -> Make:
     def make(original: Method) -> Method:
         def mutate(self: Any, *args: Any, **kwargs: Any) -> Any:
-            mine = [one for one in _trackers if one.met(self)]
-            if not mine or _busy.get(id(self)):
-                return original(self, *args, **kwargs)
-            layers = range(len(self.layers))
-            before = tuple(rows_held(self.layers[index]) for index in layers)
-            seen = [length(self.layers[index]) for index in layers]
-            fine = [one.untouched(self) for one in mine]
-            methods = (original, *(getattr(type(layer), name, None) for layer in self.layers))
-            if not all(map(is_theirs, methods)):
-                # what it really did is told by the rows, when they are attended to again
-                fine = [dict.fromkeys(layers, False) for _ in mine]
-            _busy[id(self)] = True
-            try:
-                result = original(self, *args, **kwargs)
-            finally:
-                del _busy[id(self)]
-            after = tuple(rows_held(self.layers[index]) for index in layers)
-            removed = tuple(
-                max(0, old - length(self.layers[index]))
-                for index, old in zip(layers, seen, strict=True)
-            )
             given = args[0] if args else next(iter(kwargs.values()), None)
-            order = _order(KINDS[name], given)
-            for one, untouched in zip(mine, fine, strict=True):
-                one.refresh(self, untouched)
-                one.changes.append(
-                    CacheChange(
-                        one.serial(self), KINDS[name], tuple(layers), before, after, removed, order
-                    )
-                )
-            return result
+            layers = getattr(self, "layers", ())
+            methods = (original, *(getattr(layer, name, None) for layer in layers))
+            with changing(self, KINDS[name], given, known=all(map(is_theirs, methods))):
+                return original(self, *args, **kwargs)
 
         return mutate
 
     return make
+
+
+@contextmanager
+def changing(cache: Any, kind: str, given: Any, *, known: bool) -> Iterator[None]:
+    """Take note of a change of a cache that is made meanwhile.
+
+    Args:
+        cache: It.
+        kind: Of `CacheChange`.
+        given: What says which sequences it takes over, or how many.
+        known: Transformers' own code makes it. Else what it really did is told by the rows, when
+            they are attended to again.
+    """
+    mine = [one for one in _trackers if one.met(cache)]
+    if not mine or _busy.get(id(cache)):
+        yield
+        return
+    layers = range(len(cache.layers))
+    before = tuple(rows_held(cache.layers[index]) for index in layers)
+    seen = [length(cache.layers[index]) for index in layers]
+    fine = [one.untouched(cache) if known else dict.fromkeys(layers, False) for one in mine]
+    _busy[id(cache)] = True
+    try:
+        yield
+    finally:
+        del _busy[id(cache)]
+    after = tuple(rows_held(cache.layers[index]) for index in layers)
+    removed = tuple(
+        max(0, old - length(cache.layers[index])) for index, old in zip(layers, seen, strict=True)
+    )
+    order = _order(kind, given)
+    for one, untouched in zip(mine, fine, strict=True):
+        one.refresh(cache, untouched)
+        one.changes.append(
+            CacheChange(one.serial(cache), kind, tuple(layers), before, after, removed, order)
+        )
 
 
 _busy: dict[int, bool] = {}
