@@ -1,4 +1,4 @@
-"""Whether a word names something on the disk.
+"""Whether a word names something on the disk, and how people call it.
 
 What no path can be, such as a long prompt, names nothing: `Path` calls that an error, `os.path`
 does not.
@@ -8,6 +8,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from traceback import FrameSummary
+
+OURS = Path(__file__).resolve().parent
+"""Where this package is."""
 
 
 def is_folder(path: Path) -> bool:
@@ -27,6 +34,11 @@ def shown(path: Path) -> str:
         if whole.is_relative_to(base):
             return f"{said}{whole.relative_to(base)}"
     return str(whole)
+
+
+def line_of(frame: FrameSummary) -> str:
+    """`model.py:12`: the file and line of a call, as its author calls them."""
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 def home(word: str) -> Path:

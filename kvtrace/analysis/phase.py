@@ -13,6 +13,6 @@ def phase(trace: Trace, step: Step) -> str:
     One whose attention was not seen is told by what it is not: a decoder beside it would attend
     to it.
     """
-    kinds = {trace.site(site).kind for group in step.sites for site in group.sites}
+    kinds = {trace.site(site).kind for site in step.attending}
     unseen = not kinds and any(site.kind == "cross" for site in trace.meta.sites)
     return ENCODER if unseen or kinds == {"encoder"} else step.phase

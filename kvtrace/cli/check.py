@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrace.cli.shared import options, outputs
-from kvtrace.cli.shared.grammar import Parser, Verb
+from kvtrace.cli.shared.grammar import Verb
 from kvtrace.cli.shared.is_trace import is_trace
 from kvtrace.errors import RecordError, UsageError
 from kvtrace.live.messages import Progress, Request, Tried
@@ -273,18 +273,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     told.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit XML there too")
 
 
-class _Parser(Parser):
+def _divided(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """What stands behind `--` is the script's."""
-
-    def parse_intermixed_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: None = None
-    ) -> argparse.Namespace:
-        """Divide the words at the dashes, and parse those before them."""
-        words = list(args or ())
-        at = words.index("--") if "--" in words else len(words)
-        values = Parser.parse_intermixed_args(self, words[:at])
-        values.after = words[at + 1 :]
-        return values
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
 
 
 VERB = Verb(
@@ -307,5 +299,5 @@ VERB = Verb(
     ),
     arguments=_arguments,
     run=run,
-    reads=_Parser,
+    divided=_divided,
 )

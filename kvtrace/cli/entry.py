@@ -64,7 +64,7 @@ def _run(arguments: list[str]) -> int:
         return _about(first)
     name, rest = (first, arguments[1:]) if first in VERBS else ("", arguments)
     verb = load(name)
-    values = verb.parser().parse_intermixed_args(rest)
+    values = verb.parsed(rest)
     words = getattr(values, "words", None)
     if not name and words and words[0] in VERBS and "--" not in arguments:
         raise UsageError(

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvtrace.cli.shared import outputs
-from kvtrace.cli.shared.grammar import Parser, Verb
+from kvtrace.cli.shared.grammar import Verb
 from kvtrace.cli.shared.options import RECOMPUTE
 from kvtrace.errors import UsageError
 
 
 def run(values: argparse.Namespace) -> int:
     """Run it; its exit code."""
-    words: list[str] = values.words
+    words: list[str] = values.after
     if not words:
         raise UsageError("no script: kvtrace run script.py, or kvtrace run -m package.module")
     if not values.module:
@@ -87,20 +87,7 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class _Parser(Parser):
-    """Options of ours stand before the script; all after it is the script's."""
-
-    def parse_intermixed_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: None = None
-    ) -> argparse.Namespace:
-        """Divide the words at the script, and parse those before it."""
-        own, words = _divided(list(args or ()))
-        values = self.parse_args(own)
-        values.words = words
-        return values
-
-
-def _divided(arguments: list[str]) -> tuple[list[str], list[str]]:
+def _divided(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """(our options, the script or module with its arguments)."""
     place = 0
     while place < len(arguments):
@@ -112,7 +99,7 @@ def _divided(arguments: list[str]) -> tuple[list[str], list[str]]:
         if not word.startswith("-"):
             return arguments[:place], arguments[place:]
         place += 2 if word in ("-o", "--output", "--recompute") else 1
-    return arguments, []
+    return arguments, ()
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,5 +140,5 @@ VERB = Verb(
     ),
     arguments=_arguments,
     run=run,
-    reads=_Parser,
+    divided=_divided,
 )

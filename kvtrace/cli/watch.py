@@ -30,7 +30,7 @@ def run(values: argparse.Namespace) -> int:
         else outputs.chosen(values.output, force=values.force)
     )
     values.recompute = values.recompute or _recompute(model)
-    request = options.request(values, model, prompt, output, paused=values.paused)
+    request = options.request(values, model, prompt, output)
     terminal.take_input_back()
     if not terminal.can_draw():
         return _print_summary(request, debug=values.debug)

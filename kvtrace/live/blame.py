@@ -10,13 +10,13 @@ from pathlib import Path
 from types import ModuleType
 
 from kvtrace.errors import KvtraceError, MemoryLimitError, RecordError
+from kvtrace.paths import OURS, line_of
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "cannot allocate memory")
 
 _NEEDED = ("torch", "transformers", "tokenizers", "safetensors")
 
 _EVERYBODYS = ("torch", "transformers", "accelerate")
-_OURS = Path(__file__).resolve().parent.parent
 _PYTHON = Path(traceback.__file__).resolve().parent
 
 
@@ -66,7 +66,7 @@ def place(error: BaseException, script: ModuleType | None) -> str:
     mine = [call for call in stack if own and _same(call.filename, own)]
     somebodys = [call for call in stack if not _is_librarys(call.filename)]
     call = (mine or somebodys or list(stack))[-1]
-    return f"{Path(call.filename).name}:{call.lineno}"
+    return line_of(call)
 
 
 def first_line(error: BaseException) -> str:
@@ -81,7 +81,7 @@ def _is_librarys(file: str) -> bool:
     if "site-packages" in path.parts:
         package = path.parts[path.parts.index("site-packages") + 1]
         return package in _EVERYBODYS
-    return not path.is_absolute() or _OURS in path.parents or _PYTHON in path.parents
+    return not path.is_absolute() or OURS in path.parents or _PYTHON in path.parents
 
 
 def _same(one: str, other: str) -> bool:

@@ -11,8 +11,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvtrace.paths import OURS
+
 _FRAME = re.compile(r'\s*File "(.+)", line (\d+) in (.+)')
-_OURS = str(Path(__file__).resolve().parent.parent)
 
 
 @dataclass(slots=True)
@@ -34,7 +35,7 @@ class LastLines:
         frame = _FRAME.fullmatch(text) if self._crashed else None
         if frame is not None:
             path, line, name = frame.groups()
-            libraries = (sys.base_prefix, sys.prefix, _OURS)
+            libraries = (sys.base_prefix, sys.prefix, str(OURS))
             if not self.place and not path.startswith(("<", *libraries)):
                 self.place = f"{Path(path).name}:{line}, in {name}"
         elif not (self._crashed and text.startswith(("Extension modules:", "Current thread"))):

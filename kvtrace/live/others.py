@@ -11,8 +11,6 @@ from kvtrace.live.voice import Voice
 from kvtrace.verify.ways import beside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from kvtrace.models import Loaded
     from kvtrace.record.driving import Driven
     from kvtrace.verify.plans import Plan
@@ -29,6 +27,7 @@ def try_others(
     if not request.ways:
         return
     from kvtrace.analysis.checks.whole_run.leftover import beyond
+    from kvtrace.record.driving import afresh
     from kvtrace.verify.plans import plans
     from kvtrace.verify.trials import tokens_of, tried
 
@@ -46,7 +45,7 @@ def try_others(
         planned = plans(
             loaded.model,
             tokens_of(trace),
-            lambda *prompt: _start(loaded, driven, *prompt),
+            lambda *prompt: afresh(driven, loaded.model, *prompt),
             ways=ways,
             script=loaded.script,
         )
@@ -59,24 +58,3 @@ def try_others(
             begin=begin,
         ):
             voice.say(Tried(one.way, one.title, str(one.path or ""), one.trouble, one.presumed))
-
-
-def _start(loaded: Loaded, driven: Driven, ids: Sequence[int], new_tokens: int) -> Driven:
-    """The model called as before; begins anew each time."""
-    from kvtrace.record.driving import Wish, afresh, as_transformers
-
-    if loaded.script is None:
-        return as_transformers(loaded.model, ids)
-    return afresh(
-        driven,
-        loaded.model,
-        Wish(
-            ids,
-            new_tokens,
-            loaded.context_length,
-            loaded.card.vocab_size,
-            loaded.script,
-            loaded.functions,
-            loaded.remake,
-        ),
-    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -166,25 +167,9 @@ class Recording:
                 raise HubError(f"HF_ENDPOINT {NO_ADDRESS}") from error
             raise
 
-        asked = self._request
-        loaded = load(
-            LoadRequest(
-                spec=asked.model,
-                prompt=asked.prompt,
-                new_tokens=asked.new_tokens,
-                unasked_tokens=asked.unasked_tokens,
-                dtype=asked.dtype,
-                device=asked.device,
-                attention=asked.attention,
-                revision=asked.revision,
-                allow_missing=asked.allow_missing,
-                allow_pickle=asked.allow_pickle,
-                trust_remote_code=asked.trust_remote_code,
-                cpu=asked.cpu,
-                definitions=asked.definitions,
-            ),
-            self._progress,
-        )
+        known = asdict(self._request)
+        same = {one.name: known[one.name] for one in fields(LoadRequest) if one.name != "spec"}
+        loaded = load(LoadRequest(self._request.model, **same), self._progress)
         if os.getpid() != self._pid:
             os._exit(0)  # a fork that the model's code made: one process records
         self.script = loaded.script

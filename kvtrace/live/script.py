@@ -19,11 +19,9 @@ from typing import Any
 
 from kvtrace.errors import KvtraceError
 from kvtrace.live.elsewhere import CHILDREN, WORTH_S, exec_is_said, spent
-from kvtrace.paths import shown
+from kvtrace.paths import OURS, shown
 from kvtrace.text import safe
 from kvtrace.units import byte_size, counted
-
-_HOME = str(Path(__file__).resolve().parent.parent)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -187,7 +185,7 @@ def _trim(error: BaseException | None, seen: set[int]) -> None:
 
 
 def _is_ours(file: str) -> bool:
-    return file.startswith((_HOME + os.sep, "<frozen runpy>")) or file == runpy.__file__
+    return file.startswith((f"{OURS}{os.sep}", "<frozen runpy>")) or file == runpy.__file__
 
 
 def _exit_code(error: SystemExit) -> int:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from kvtrace.errors import KvtraceError, ModelError
+from kvtrace.paths import OURS, line_of
 from kvtrace.text import safe
 
 T = TypeVar("T")
-_OURS = str(Path(__file__).resolve().parent.parent)
 _PYTHON = str(Path(traceback.__file__).parent)
 
 
@@ -66,9 +66,9 @@ def _line_of(error: BaseException) -> str:
     place = next((one for one in reversed(frames) if "<" not in one.filename), None)
     if place is None or "site-packages" in place.filename:
         return ""
-    if place.filename.startswith((_OURS, _PYTHON)):
+    if place.filename.startswith((str(OURS), _PYTHON)):
         return ""
-    return f", {Path(place.filename).name}:{place.lineno}"
+    return f", {line_of(place)}"
 
 
 @lru_cache(1)

@@ -20,6 +20,7 @@ from kvtrace.record.capture.caches.handing import (
     cache_to_begin,
     holds_keys,
 )
+from kvtrace.record.local import device_of
 from kvtrace.record.prepared import as_overridden, positions_of, prepared, prepares, wants_more
 from kvtrace.trace import Ending
 
@@ -57,7 +58,7 @@ class Standard:
         self._model = model
         self._prepares = prepares(model)
         self._positions = positions_of(model)
-        self._device = next((one.device for one in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
         self._name = cache_name(model.forward)
         self._cache: object = cache_to_begin(model)
         self._fed = 0

@@ -286,6 +286,11 @@ class Step:
         return self.new if group is None or group.new is None else group.new
 
     @property
+    def attending(self) -> tuple[int, ...]:
+        """The sites that attended, group by group."""
+        return tuple(site for group in self.sites for site in group.sites)
+
+    @property
     def order(self) -> tuple[int, ...]:
         """Which of the parent's sequences each one continues; empty: nobody reordered them.
 

@@ -23,7 +23,7 @@ from kvtrace.trace.notes import Damage, Ending, Note
 from kvtrace.trace.reference import Reference, covering
 from kvtrace.trace.source import CACHED, Source
 from kvtrace.trace.step import CacheStep, Run, Runs, SiteStep, Step
-from kvtrace.trace.view import CacheView, expanded, pool_slots
+from kvtrace.trace.view import CacheView, cells_of, pool_slots, positions_of, slots_of
 from kvtrace.trace.weights import Weights, derive, of_head
 
 
@@ -178,7 +178,7 @@ class Trace:
         """
         group = self.cache_step(number, layer)
         runs, pool = group.attended[sequence], group.pool[sequence : sequence + 1]
-        positions = expanded([(run.position, run.count) for run in runs])
+        positions = positions_of(runs)
         if lane == CACHED:
             keys = self._cells(layer, Tensor.KEYS, runs, head)
             values = self._cells(layer, Tensor.VALUES, runs, head)
@@ -189,8 +189,8 @@ class Trace:
         return CacheView(
             keys,
             values,
-            expanded([(run.cell, run.count) for run in runs]),
-            expanded([(run.slot, run.count) for run in runs]),
+            cells_of(runs),
+            slots_of(runs),
             positions,
             pool_slots(pool[0] if pool else ()),
         )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.trace.dtypes import Floats
-from kvtrace.trace.step import PoolRun
+from kvtrace.trace.step import PoolRun, Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,21 @@ def pool_slots(runs: Sequence[PoolRun]) -> NDArray[np.int64]:
     slots = expanded([(run.slot, run.count) for run in runs])
     nowhere = np.repeat([run.slot < 0 for run in runs], [run.count for run in runs])
     return np.where(nowhere, np.int64(-1), slots) if runs else slots
+
+
+def cells_of(runs: Runs) -> NDArray[np.int64]:
+    """Cell numbers of some runs, in slot order, [seq]."""
+    return expanded([(run.cell, run.count) for run in runs])
+
+
+def slots_of(runs: Runs) -> NDArray[np.int64]:
+    """The slot of each row, [seq]."""
+    return expanded([(run.slot, run.count) for run in runs])
+
+
+def positions_of(runs: Runs) -> NDArray[np.int64]:
+    """The position of each row, [seq]."""
+    return expanded([(run.position, run.count) for run in runs])
 
 
 def expanded(ranges: list[tuple[int, int]]) -> NDArray[np.int64]:

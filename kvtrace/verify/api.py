@@ -19,6 +19,7 @@ from kvtrace.errors import KvtraceError, RecordError, UsageError
 from kvtrace.files import open_trace
 from kvtrace.models.hub.architecture import positions
 from kvtrace.models.scripts.vocabulary import positions_of, vocabulary_of
+from kvtrace.paths import OURS, line_of
 from kvtrace.record import record
 from kvtrace.record.decode import Limits, decode
 from kvtrace.record.driving import Driven, Wish, afresh, choose_drive
@@ -29,8 +30,6 @@ from kvtrace.verify.plans import Plan, plans
 from kvtrace.verify.prompts import Prompts, token_ids
 from kvtrace.verify.trials import Recorded, tokens_of, tried
 from kvtrace.verify.ways import WAYS, named
-
-_OURS = Path(__file__).resolve().parent.parent
 
 
 def check(
@@ -154,13 +153,12 @@ class _Check:
 
     def _start(self, ids: Sequence[int], new_tokens: int) -> Driven:
         """How the model is called; begins anew each time."""
-        context, vocabulary = self._sizes()
+        if self.driven is not None:
+            return afresh(self.driven, self.model, ids, new_tokens)
         theirs = beside_class(self.model)
-        wish = Wish(ids, new_tokens, context, vocabulary, functions=theirs)
-        if self.driven is None:
-            self.driven = choose_drive(self.model, wish)
-            return self.driven
-        return afresh(self.driven, self.model, wish)
+        wish = Wish(ids, new_tokens, *self._sizes(), functions=theirs)
+        self.driven = choose_drive(self.model, wish)
+        return self.driven
 
     def _sizes(self) -> tuple[int, int]:
         """Positions and tokens that the model knows; 0 when unknown."""
@@ -240,10 +238,10 @@ def _blamed(error: Exception) -> str:
     theirs = [
         frame
         for frame in files
-        if _OURS not in Path(frame.filename).parents and "torch" not in Path(frame.filename).parts
+        if OURS not in Path(frame.filename).parents and "torch" not in Path(frame.filename).parts
     ]
     own = [frame for frame in theirs if "site-packages" not in frame.filename] or theirs
-    where = f"{Path(own[-1].filename).name}:{own[-1].lineno}: " if own else ""
+    where = f"{line_of(own[-1])}: " if own else ""
     return safe(f"{where}{type(error).__name__}: {error}", 500)
 
 

@@ -24,6 +24,7 @@ from kvtrace.record.driving.adapter import beside_model
 from kvtrace.record.driving.encoded import EncoderDecoder, is_encoder_decoder
 from kvtrace.record.driving.ways.begins import resets
 from kvtrace.record.driving.ways.calls import Calls
+from kvtrace.record.local import device_of
 from kvtrace.verify.own_loops import own_loops, run_loops
 from kvtrace.verify.ways import WAYS
 
@@ -181,7 +182,7 @@ def _padded(model: Any, prompts: Sequence[Sequence[int]], start: Start) -> Plan:
         width = max(map(len, prompts))
         rows = [_filled(row, width, filler, right) for row in prompts]
         mask = [_filled([1] * len(row), width, 0, right) for row in prompts]
-        device = _device(model)
+        device = device_of(model)
         given = torch.tensor(rows, device=device), torch.tensor(mask, device=device)
         _generate(model, *given, _BATCH_STEPS)
 
@@ -240,7 +241,7 @@ def _beams(model: Any, tokens: Sequence[int]) -> Plan:
         return Plan("beams", title, model, None, why_not="it has no generate")
 
     def drive() -> None:
-        ids = torch.tensor([list(tokens[:_BEAM_LENGTH])], device=_device(model))
+        ids = torch.tensor([list(tokens[:_BEAM_LENGTH])], device=device_of(model))
         _generate(model, ids, torch.ones_like(ids), _BEAM_STEPS, num_beams=_BEAMS)
 
     return Plan("beams", title, model, drive)
@@ -269,7 +270,3 @@ def _filler(model: Any) -> int:
     """The id of the padding, or any: nobody sees it."""
     found = getattr(getattr(model, "config", None), "pad_token_id", None)
     return found if isinstance(found, int) and found >= 0 else 0
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((one.device for one in model.parameters()), torch.device("cpu"))

@@ -96,7 +96,7 @@ def test_the_examples_in_help_are_commands_that_parse():
                 assert after.pop(0) in VERBS
             elif after and after[0] in VERBS:
                 continue
-            load(name).parser().parse_intermixed_args(after)
+            load(name).parsed(after)
 
 
 @pytest.mark.parametrize(("verb", "steps"), [("record", 32), ("check", 16)])
@@ -106,7 +106,7 @@ def test_help_says_how_many_steps_are_made_unasked(kvtrace, verb, steps):
 
 
 def test_options_may_stand_anywhere():
-    parse = load("").parser().parse_intermixed_args
+    parse = load("").parsed
     for arguments in (
         ["-n", "8", "gpt2", "hello"],
         ["gpt2", "-n", "8", "hello"],
@@ -117,7 +117,7 @@ def test_options_may_stand_anywhere():
 
 
 def test_a_model_called_like_a_verb_comes_after_dashes():
-    values = load("").parser().parse_intermixed_args(["--", "record", "hello"])
+    values = load("").parsed(["--", "record", "hello"])
     assert values.words == ["record", "hello"]
 
 

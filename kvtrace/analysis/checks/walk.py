@@ -152,7 +152,7 @@ def _after_attention(trace: Trace, step: Step, lane: str, limits: Noise) -> Find
     for sequence, (one, top) in enumerate(zip(compared.logits, step.top, strict=False)):
         size = max(map(abs, (*top.logits, top.logsumexp)))
         if one.max_abs > max(limit * size, _LOGITS_APART):
-            last = max((site for group in step.sites for site in group.sites), default=0)
+            last = max(step.attending, default=0)
             evidence = (
                 f"the logits of sequence {sequence} differ by {one.max_abs:.3g}, the highest "
                 f"are up to {size:.3g}"
@@ -203,6 +203,6 @@ def _lost_numbers(step: Step) -> Finding | None:
     for sequence, top in enumerate(step.top):
         if not np.isfinite([*top.logits[:1], top.logsumexp]).all():
             evidence = f"the logits of sequence {sequence} are not finite, all attention is"
-            last = max((site for group in step.sites for site in group.sites), default=0)
+            last = max(step.attending, default=0)
             return Finding("NONFINITE", step.number, last, "logits", evidence)
     return None

@@ -11,7 +11,7 @@ import numpy as np
 from kvtrace.trace import CACHED, Site, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.step import Runs
-from kvtrace.trace.view import expanded
+from kvtrace.trace.view import positions_of
 
 CACHE_TENSORS = (Tensor.KEYS, Tensor.VALUES)
 
@@ -60,7 +60,7 @@ def head_rows(
     runs = attended_runs(trace, number, layer, sequence)
     parts = [cell_rows(trace, layer, tensor, own, run.cell, run.count) for run in runs]
     if not parts:
-        return np.zeros((0, _width(trace, layer, tensor)), np.float32)
+        return np.zeros((0, trace.cache_layer(layer).dim(tensor)), np.float32)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -116,11 +116,6 @@ def _lane_rows(
         rows = reference.rows(layer, tensor, own)
         return None if rows is None else rows[0, reference.first :]
     runs = attended_runs(trace, number, layer, sequence)
-    wanted = expanded([(run.position, run.count) for run in runs])
+    wanted = positions_of(runs)
     found = reference.rows_at(layer, tensor, wanted, own)
     return None if found is None or (found.size and bool(np.isnan(found).all())) else found[0]
-
-
-def _width(trace: Trace, layer: int, tensor: Tensor) -> int:
-    store = trace.cache_layer(layer)
-    return store.key_dim if tensor is Tensor.KEYS else store.value_dim

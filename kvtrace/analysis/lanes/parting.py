@@ -9,9 +9,9 @@ import numpy as np
 
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.analysis.lanes.compare import Verdict, head_verdicts, tolerance_of, verdict
-from kvtrace.analysis.rows.changes import cells_of
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import LaneStep, Tensor, Trace
+from kvtrace.trace.view import cells_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kvtrace import units
 from kvtrace.trace import CacheEvent, CacheStep, Run, Trace
+from kvtrace.trace.view import cells_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,6 @@ def _change(
 def row_count(runs: tuple[Run, ...]) -> int:
     """Rows in some runs."""
     return sum(run.count for run in runs)
-
-
-def cells_of(runs: tuple[Run, ...]) -> NDArray[np.int64]:
-    """Cell numbers of some runs, in slot order, [seq]."""
-    parts = [np.arange(run.cell, run.cell + run.count, dtype=np.int64) for run in runs]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
 def evicted_cells(group: CacheStep, sequence: int) -> NDArray[np.int64]:

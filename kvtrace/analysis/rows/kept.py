@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtrace.analysis.nature import latents_of
-from kvtrace.analysis.rows.changes import cells_of
 from kvtrace.analysis.rows.origin import Rows
 from kvtrace.trace import CacheLayer, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.step import Runs
-from kvtrace.trace.view import expanded
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +64,4 @@ def kept(trace: Trace, number: int, layer: int, sequence: int = 0) -> CacheConte
     if not store.held or store.kind == "state" or group is None or sequence >= len(group.kept):
         return None
     runs = group.kept[sequence]
-    rows = Rows(
-        cells_of(runs),
-        expanded([(run.slot, run.count) for run in runs]),
-        expanded([(run.position, run.count) for run in runs]),
-    )
-    return CacheContents(store, rows, runs)
+    return CacheContents(store, Rows.of(runs), runs)

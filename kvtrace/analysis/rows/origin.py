@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.heads.tensors import attended_runs
-from kvtrace.analysis.rows.changes import cells_of, evicted_cells
+from kvtrace.analysis.rows.changes import evicted_cells
 from kvtrace.analysis.rows.source import source_tokens
 from kvtrace.errors import MissingError
 from kvtrace.trace import NO_TOKEN, Step, Trace, stands_for_none
-from kvtrace.trace.view import expanded
+from kvtrace.trace.step import Runs
+from kvtrace.trace.view import cells_of, positions_of, slots_of
 
 UNKNOWN = -1
 
@@ -40,6 +41,11 @@ class Rows:
     cells: NDArray[np.int64]
     slots: NDArray[np.int64]
     positions: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, runs: Runs) -> Rows:
+        """Those of some runs."""
+        return cls(cells_of(runs), slots_of(runs), positions_of(runs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +98,7 @@ def attended_rows(trace: Trace, number: int, layer: int, sequence: int = 0) -> R
     Raises:
         MissingError: The site did not attend in this step.
     """
-    runs = attended_runs(trace, number, layer, sequence)
-    return Rows(
-        cells_of(runs),
-        expanded([(run.slot, run.count) for run in runs]),
-        expanded([(run.position, run.count) for run in runs]),
-    )
+    return Rows.of(attended_runs(trace, number, layer, sequence))
 
 
 def origin(trace: Trace, number: int, layer: int, row: int, sequence: int = 0) -> Origin:
@@ -122,7 +123,10 @@ def origin(trace: Trace, number: int, layer: int, row: int, sequence: int = 0) -
             source = source_tokens(trace, number, written, count, sequence)
         first, token = written, UNKNOWN if source is None else int(source[row])
     elif written is not None and not _rewrote(trace, site.reads, written):
-        first, token = written, _token_of_cell(trace, site.reads, cell)
+        first, token = (
+            written,
+            int(tokens_of_cells(trace, site.reads, rows.cells[row : row + 1])[0]),
+        )
     else:
         first, token = _first(trace, number, sequence, position)
     lost = evicted_cells(trace.cache_step(number, layer), sequence)
@@ -204,10 +208,6 @@ def _flat_tokens(trace: Trace, cache_layer: int, number: int) -> NDArray[np.int6
     if any(stands_for_none(run.position) for runs in group.attended for run in runs):
         return None
     return np.array(step.tokens, np.int64).reshape(-1)
-
-
-def _token_of_cell(trace: Trace, cache_layer: int, cell: int) -> int:
-    return int(tokens_of_cells(trace, cache_layer, np.array([cell], np.int64))[0])
 
 
 def _writer(trace: Trace, cache_layer: int, cell: int) -> tuple[int | None, int]:

@@ -149,11 +149,8 @@ def _scene(right: _Run, mine: _Run, at: At) -> Scene:
         supposed=np.where(known, places, -1),
         slots=view.slots,
         changed=np.zeros(len(view.cells), bool),
-        padding=0,
-        atol=_scales(reference, at.limit),
+        atol=Scales.of(reference, at.limit),
         weights=weight,
-        layer_rows=lambda other: None,
-        sequence_rows=lambda other: None,
         layers=len(new.meta.sites),
         sequences=step.num_sequences,
         first_site=at.layer == 0 and new.site(0).layer == 0,
@@ -180,11 +177,8 @@ def _cross_scene(right: _Run, mine: _Run, at: At) -> Scene:
         supposed=np.where(supposed < size, supposed, -1),
         slots=supposed,
         changed=np.zeros(len(supposed), bool),
-        padding=0,
-        atol=_scales(reference, at.limit),
+        atol=Scales.of(reference, at.limit),
         weights=lambda row: weights[:, row],
-        layer_rows=lambda other: None,
-        sequence_rows=lambda other: None,
         layers=len(mine.trace.meta.sites),
         sequences=mine.step.num_sequences,
     )
@@ -237,10 +231,3 @@ def _placed(rows: Floats, where: np.ndarray, live: np.ndarray, size: int) -> Flo
     out = np.full((rows.shape[0], size, rows.shape[2]), np.nan, np.float32)
     out[:, where] = rows[:, live]
     return out
-
-
-def _scales(side: Side, limit: float) -> Scales:
-    def atol(rows: Floats) -> float:
-        return limit * float(np.abs(rows[np.isfinite(rows)]).max(initial=0.0)) + 1e-12
-
-    return Scales(atol(side.queries), atol(side.keys), atol(side.values), atol(side.output))

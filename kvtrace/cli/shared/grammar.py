@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -41,6 +41,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
+def _ours(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """All of them."""
+    return words, ()
+
+
 @dataclass(frozen=True, slots=True)
 class Verb:
     """One verb of the command line.
@@ -52,7 +57,7 @@ class Verb:
         examples: Pairs of (command, what it does).
         arguments: Adds its arguments to a parser.
         run: Does it; returns the exit code.
-        reads: What parses them: another parser where words of somebody else follow ours.
+        divided: Parts the words of a command into ours and somebody else's behind them.
     """
 
     name: str
@@ -61,12 +66,19 @@ class Verb:
     examples: tuple[tuple[str, str], ...]
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
-    reads: type[Parser] = Parser
+    divided: Callable[[Sequence[str]], tuple[Sequence[str], Sequence[str]]] = _ours
+
+    def parsed(self, words: Sequence[str]) -> argparse.Namespace:
+        """What its words mean; those that are not ours are its `after`."""
+        own, after = self.divided(words)
+        values = self.parser().parse_intermixed_args(own)
+        values.after = list(after)
+        return values
 
     def parser(self) -> Parser:
         """A parser for its arguments."""
         prog = f"kvtrace {self.name}".rstrip()
-        parser = self.reads(
+        parser = Parser(
             prog=prog,
             usage=f"{prog} {self.usage}",
             description=self.summary,

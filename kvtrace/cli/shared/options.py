@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+from dataclasses import fields
 from pathlib import Path
 
 from kvtrace.cli.shared import prompts
@@ -77,7 +78,9 @@ def _model_options(group: argparse._ArgumentGroup) -> None:
         help="cpu, cuda, cuda:1, …; default: an accelerator if there is one, and your own code "
         "stays where it put itself",
     )
-    group.add_argument("--attn", metavar="NAME", default="auto", help="eager, sdpa, …")
+    group.add_argument(
+        "--attn", metavar="NAME", dest="attention", default="auto", help="eager, sdpa, …"
+    )
     group.add_argument("--revision", metavar="R", default="", help="branch, tag or commit")
     group.add_argument(
         "--allow-missing",
@@ -141,15 +144,8 @@ def model_and_prompt(
     return model, None
 
 
-def request(
-    values: argparse.Namespace,
-    model: str,
-    prompt: str | None,
-    output: Path,
-    *,
-    paused: bool = False,
-) -> Request:
-    """What the recorder is asked for.
+def request(values: argparse.Namespace, model: str, prompt: str | None, output: Path) -> Request:
+    """What the recorder is asked for: an option is called as the field that it fills.
 
     Raises:
         UsageError: Options that contradict each other.
@@ -159,25 +155,6 @@ def request(
         raise UsageError("--top-k samples only together with --temperature, such as 0.8")
     if values.temperature and seed is None:
         seed = secrets.randbits(31)  # recorded, so that the run can be repeated
-    return Request(
-        model=model,
-        output=str(output),
-        prompt=prompt,
-        force=values.force,
-        new_tokens=values.new_tokens,
-        seed=seed,
-        temperature=values.temperature,
-        top_k=values.top_k,
-        dtype=values.dtype,
-        device=values.device,
-        attention=values.attn,
-        recompute=values.recompute,
-        keep_rows=values.keep_rows,
-        allow_missing=values.allow_missing,
-        allow_pickle=values.allow_pickle,
-        trust_remote_code=values.trust_remote_code,
-        cpu=values.cpu,
-        definitions=values.definitions,
-        revision=values.revision,
-        paused=paused,
-    )
+    typed = {one.name: vars(values)[one.name] for one in fields(Request) if one.name in values}
+    typed |= {"model": model, "output": str(output), "prompt": prompt, "seed": seed}
+    return Request(**typed)

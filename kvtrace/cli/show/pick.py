@@ -107,8 +107,7 @@ def place(trace: Trace, wish: Wish) -> Place:
 
 def _attending(trace: Trace, number: int) -> int:
     """The first site that attended in a step; 0 if none did."""
-    attended = [site for group in trace.step(number).sites for site in group.sites]
-    return min(attended, default=0)
+    return min(trace.step(number).attending, default=0)
 
 
 def step_range(text: str) -> range:

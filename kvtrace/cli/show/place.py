@@ -103,13 +103,9 @@ def _looks(trace: Trace, found: At, looks: Attention) -> list[str]:
 def _numbers(values: Floats) -> list[str]:
     """Every element, one row a line, exact to float32."""
     return table(
-        [[str(i), *(_exact(value) for value in row)] for i, row in enumerate(values.tolist())],
+        [[str(i), *(f"{value:.9g}" for value in row)] for i, row in enumerate(values.tolist())],
         right=range(values.shape[1] + 1),
     )
-
-
-def _exact(value: float) -> str:
-    return f"{value:.9g}"
 
 
 def _short(value: float) -> str:

@@ -52,7 +52,10 @@ def plan(names: Sequence[str], metas: Sequence[Meta]) -> Plan:
     for index, layer in enumerate(layers):
         _all_same(layer, _SAME_LAYER, f"cache layer {index}", names)
     sites = [group for group in sites if group[0].reads < num_layers]
-    queries = [side_by_side([_query_part(one) for one in group]) for group in sites]
+    queries = [
+        side_by_side([(one.first_head, one.num_heads, one.all_heads) for one in group])
+        for group in sites
+    ]
     rows = [
         _kv_heads(group, list(zip(sites, queries, strict=True)), index)
         for index, group in enumerate(layers)
@@ -90,10 +93,6 @@ def _all_same(
 
 
 # -- heads -------------------------------------------------------------------------------------
-
-
-def _query_part(site: Site) -> tuple[int, int, int]:
-    return site.first_head, site.num_heads, site.all_heads
 
 
 def _kv_part(layer: CacheLayer) -> tuple[int, int, int]:

@@ -14,12 +14,12 @@ import torch
 from kvtrace.errors import KvtraceError, ModelError
 from kvtrace.models.scripts.outdated import outdated
 from kvtrace.models.spec import Source
+from kvtrace.paths import OURS, line_of
 from kvtrace.text import safe
 
 T = TypeVar("T")
 _GPU = re.compile(r"NVIDIA|CUDA|cuda|\bGPU\b|\bgpu\b")
 _CHECKPOINT = re.compile(r"\.(pth?|ckpt|safetensors|npz|tar|gguf)\b|checkpoint|model.*\.bin\b")
-_OURS = Path(__file__).resolve().parents[2]
 _PYTHON = Path(traceback.__file__).resolve().parent
 _TORCH = Path(torch.__file__).resolve().parent
 
@@ -57,7 +57,7 @@ def blamed(error: BaseException, source: Source, hint: str) -> str:
         said += f" (in {where})"
     if remedy := _remedy(error, source, wants_gpu(error, source), at_import) or hint:
         said += f"; {remedy}"
-    place = _place(own[-1]) if own else where
+    place = line_of(own[-1]) if own else where
     return f"{place}: {said}" if place else said
 
 
@@ -76,16 +76,12 @@ def _elsewhere(error: BaseException, own: list[traceback.FrameSummary]) -> str:
     last = max((n for n, one in enumerate(frames) if own and one == own[-1]), default=-1)
     inner = frames[last + 1 :]
     theirs_too = [one for one in inner if _is_somebodys(Path(one.filename))]
-    return _place(theirs_too[-1]) if theirs_too else ""
-
-
-def _place(frame: traceback.FrameSummary) -> str:
-    return f"{Path(frame.filename).name}:{frame.lineno}"
+    return line_of(theirs_too[-1]) if theirs_too else ""
 
 
 def _is_somebodys(path: Path) -> bool:
     """Whether a file is a person's: not ours, not Python's, not torch's."""
-    known = (_OURS, _PYTHON, _TORCH)
+    known = (OURS, _PYTHON, _TORCH)
     return path.is_absolute() and not any(
         one in path.parents and "site-packages" not in path.relative_to(one).parts for one in known
     )
@@ -100,7 +96,7 @@ def _own_frames(error: BaseException, source: Source) -> list[traceback.FrameSum
 
 def _belongs(path: Path, root: Path) -> bool:
     """Whether a file is the user's, rather than ours or an installed package's."""
-    return root in path.parents and _OURS not in path.parents and "site-packages" not in path.parts
+    return root in path.parents and OURS not in path.parents and "site-packages" not in path.parts
 
 
 def _remedy(error: BaseException, source: Source, gpu: bool, at_import: bool) -> str:

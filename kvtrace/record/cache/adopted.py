@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvtrace.record.cache import books, runs
 from kvtrace.record.cache.books import EMPTY, Book
-from kvtrace.record.cache.runs import Runs
 from kvtrace.record.capture.forward import CacheUpdate, CopyOf, Forward, Piece, Remade
 from kvtrace.trace import CacheEvent
+from kvtrace.trace.step import Runs
 
 if TYPE_CHECKING:
     from kvtrace.record.cache.step import LedgerStep

@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvtrace.record.cache import runs
-from kvtrace.record.cache.runs import Runs
 from kvtrace.record.capture.forward import CacheChange
 from kvtrace.trace import CacheStep, PoolRun
+from kvtrace.trace.step import Runs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,10 +12,10 @@ from torch import Tensor
 from kvtrace.record.cache import books, runs
 from kvtrace.record.cache.adopted import Laid
 from kvtrace.record.cache.books import Book, Entry, Row
-from kvtrace.record.cache.runs import Runs
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.forward import CacheUpdate, Remade
 from kvtrace.record.match import digests
+from kvtrace.trace.step import Runs
 
 _NONE = -1
 """The cell of what was never written in a step."""

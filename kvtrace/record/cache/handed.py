@@ -10,18 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kvtrace.record.cache.runs import Runs
 from kvtrace.record.capture.forward import CacheUpdate
 from kvtrace.record.flow.rows.slots import Numbers
 from kvtrace.record.flow.rows.standing import for_none
 from kvtrace.record.match import Digests, digest
 from kvtrace.trace import NO_TOKEN
-from kvtrace.trace.view import expanded
-
-
-def places(held: Runs) -> Numbers:
-    """Position of every row, in slot order."""
-    return expanded([(run.position, run.count) for run in held])
+from kvtrace.trace.step import Runs
+from kvtrace.trace.view import positions_of
 
 
 def among(
@@ -39,7 +34,7 @@ def among(
         return ()
     out = []
     for b, held in enumerate(handed):
-        positions = places(held)
+        positions = positions_of(held)
         theirs = _pairs(keys[b], values[b])[: len(positions)]
         found = _positions(_pairs(given[0][b], given[1][b]), theirs, positions)
         if for_none(found).all():

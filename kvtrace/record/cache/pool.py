@@ -20,6 +20,7 @@ from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.forward import CacheUpdate
 from kvtrace.record.paged.places import Placed, Slots
 from kvtrace.trace import PoolRun
+from kvtrace.trace.step import Runs
 
 Numbers = NDArray[np.int64]
 
@@ -193,7 +194,7 @@ class Pools:
         table.slots[_END, slots[there]] = end
 
 
-def _kept(attended: runs.Runs, rows: int) -> runs.Runs:
+def _kept(attended: Runs, rows: int) -> Runs:
     return attended if runs.count(attended) <= rows else runs.last(attended, rows)
 
 

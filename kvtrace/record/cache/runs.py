@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.trace import Run
-
-Runs = tuple[Run, ...]
+from kvtrace.trace.step import Runs
 
 
 def count(runs: Runs) -> int:

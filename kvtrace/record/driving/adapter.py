@@ -22,6 +22,7 @@ from kvtrace.record.driving.trying.private import nothing_left, private_copy
 from kvtrace.record.driving.ways.calls import Shape
 from kvtrace.record.driving.ways.outputs import Logits, NoLogitsError, find_logits, last_row
 from kvtrace.record.driving.ways.roles import parameters_of
+from kvtrace.record.local import device_of
 
 Functions = Mapping[str, Callable[..., object]]
 
@@ -57,7 +58,7 @@ class Adapted:
         if self._fed < 0:
             self._fed = 0
             self._cache = begun(self.make_cache, self.model, self.capacity)
-        device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
+        device = device_of(self.model)
         new = len(tokens) - self._fed
         ids = torch.tensor([list(tokens[self._fed :])], device=device)
         with torch.no_grad():
@@ -133,7 +134,7 @@ def _calls_the_model(
         with nothing_left(model, script):
             one = private_copy(model)
             one.register_forward_pre_hook(lambda *_: seen.append(True))
-            device = next((each.device for each in one.parameters()), torch.device("cpu"))
+            device = device_of(one)
             bound(one)(torch.zeros(1, 1, dtype=torch.long, device=device))
     except Exception:
         return True  # what is wrong shows in the run, with the user's line

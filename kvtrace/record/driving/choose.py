@@ -49,6 +49,7 @@ class Driven:
         said: Sentences for people.
         model: What it calls, to be watched: the model, or a part of it.
         singly: Why it can't be given several tokens once there is a cache; empty: it can.
+        wish: What was to be driven; None: a model of transformers with a prompt.
     """
 
     drive: Drive
@@ -57,6 +58,7 @@ class Driven:
     said: tuple[str, ...]
     model: nn.Module
     singly: str = ""
+    wish: Wish | None = None
 
 
 def choose_drive(model: nn.Module, wish: Wish) -> Driven:
@@ -65,6 +67,10 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
     Raises:
         ModelError: No way to call it was found; says what to add.
     """
+    return replace(_chosen(model, wish), wish=wish)
+
+
+def _chosen(model: nn.Module, wish: Wish) -> Driven:
     if "step" in wish.functions:
         search = Search(model, wish)
         made = " with the cache of your make_cache" if "make_cache" in wish.functions else ""
@@ -76,8 +82,11 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
     return _by_trying(model, wish)
 
 
-def afresh(driven: Driven, model: nn.Module, wish: Wish) -> Driven:
+def afresh(driven: Driven, model: nn.Module, prompt: Sequence[int], new_tokens: int) -> Driven:
     """A model that is called as before, for another text: what was found is not sought again."""
+    if driven.wish is None:
+        return as_transformers(model, prompt)
+    wish = replace(driven.wish, prompt=prompt, new_tokens=new_tokens)
     if not isinstance(driven.drive, Calls):
         return choose_drive(model, wish)
     calls = driven.drive.again(wish.capacity, _source(wish))

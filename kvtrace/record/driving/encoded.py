@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kvtrace.errors import ModelError
 from kvtrace.record.capture.caches.handing import cache_made, cache_name
 from kvtrace.record.decode import last_logits
+from kvtrace.record.local import device_of
 from kvtrace.record.prepared import wants_more
 
 _TEXT = "input_ids"
@@ -57,7 +58,7 @@ class EncoderDecoder:
         self.begin = begin
         self._forced = _told(model, "forced_bos_token_id")
         self._model = model
-        device = next((one.device for one in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         self._source = torch.tensor([list(source)], device=device)
         self._name = cache_name(model.forward)
         self._encoded: object = None

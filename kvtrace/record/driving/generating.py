@@ -13,6 +13,7 @@ from kvtrace.record.driving.entrance import through
 from kvtrace.record.driving.trying.observe import generation_arguments, generators
 from kvtrace.record.driving.trying.private import nothing_left, private_copy
 from kvtrace.record.driving.wish import Wish
+from kvtrace.record.local import device_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Generating:
         Raises:
             ModelError: It did not return ids with one more.
         """
-        device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
+        device = device_of(self.model)
         ids = torch.tensor([list(tokens)], device=device)
         with torch.no_grad():
             unnamed, named = generation_arguments(self.model.forward, ids, 1)

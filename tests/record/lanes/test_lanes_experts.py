@@ -7,7 +7,7 @@ import kvtrace
 from builders.tiny_models import tiny_model
 from builders.ways import IDS, padded, ready
 from kvtrace.analysis.checks import EQUAL, check
-from kvtrace.record.lanes.passes.grouped import GroupedProducts
+from kvtrace.record.lanes.passes.autocast import GroupedProducts
 
 
 @pytest.mark.parametrize("model_type", ["gpt_oss", "jamba", "deepseek_v3"])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from kvtrace import text
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS, head_rows
 from kvtrace.errors import UsageError
-from kvtrace.trace import Tensor, Trace
+from kvtrace.trace import Tensor
 from kvtrace_tui.arrangement import PANES
 from kvtrace_tui.desk import breakpoints, moves, places, reasons
 from kvtrace_tui.desk.cursor import Axis, Cursor
@@ -21,12 +21,6 @@ FAR = 16
 PAGE = 64
 
 
-def _trace(desk: Desk) -> Trace:
-    if desk.trace is None:
-        raise UsageError("nothing is recorded yet.")
-    return desk.trace
-
-
 # -- time ----------------------------------------------------------------------------------------
 
 
@@ -34,7 +28,7 @@ def step_by(by: int) -> Deed:
     """Go some steps on or back; at the end of a paused live run, compute one more."""
 
     def deed(desk: Desk) -> None:
-        trace = _trace(desk)
+        trace = desk.recorded
         at_end = bool(trace.numbers) and desk.cursor.step == trace.numbers[-1]
         if by > 0 and at_end and desk.recording is Recording.PAUSED:
             desk.order("step", "computing one more step")
@@ -49,7 +43,7 @@ def to_edge(last: bool) -> Deed:
     """Go to the first step, or to the last one and stay with it while it grows."""
 
     def deed(desk: Desk) -> None:
-        trace = _trace(desk)
+        trace = desk.recorded
         desk.go(moves.to_step(desk.cursor, trace, trace.numbers[-1 if last else 0]))
         desk.following = last and desk.recording.grows
 
@@ -60,7 +54,7 @@ def walk_by(by: int) -> Deed:
     """Go layer by layer."""
 
     def deed(desk: Desk) -> None:
-        desk.go(moves.walk(desk.cursor, _trace(desk), by))
+        desk.go(moves.walk(desk.cursor, desk.recorded, by))
 
     return deed
 
@@ -98,7 +92,7 @@ def toggle_play(desk: Desk) -> None:
 
 def go_to(desk: Desk) -> None:
     """Ask for a place."""
-    trace = _trace(desk)
+    trace = desk.recorded
     last = trace.numbers[-1] if trace.numbers else 0
     desk.stage.ask(
         f"go to step 0…{last} (or +5, L3 H5, row 7 dim 0)",
@@ -109,7 +103,7 @@ def go_to(desk: Desk) -> None:
 
 def find_token(desk: Desk) -> None:
     """Ask for a text and put the crosshair on the next row whose token has it."""
-    trace = _trace(desk)
+    trace = desk.recorded
 
     def take(answer: str) -> None:
         wanted = answer or desk.searched
@@ -134,7 +128,7 @@ def along(axis: Axis, by: int) -> Deed:
     """Move along one axis, whatever has the focus."""
 
     def deed(desk: Desk) -> None:
-        desk.go(moves.along(desk.cursor, _trace(desk), axis, by))
+        desk.go(moves.along(desk.cursor, desk.recorded, axis, by))
 
     return deed
 
@@ -145,7 +139,7 @@ def arrow(direction: str, by: int) -> Deed:
     def deed(desk: Desk) -> None:
         axis = getattr(desk.traits, direction)
         if axis is not None:
-            desk.go(moves.along(desk.cursor, _trace(desk), axis, by))
+            desk.go(moves.along(desk.cursor, desk.recorded, axis, by))
 
     return deed
 
@@ -191,7 +185,7 @@ def toggle_kept(desk: Desk) -> None:
 
 def other_lanes(desk: Desk) -> None:
     """Compare another pair of lanes."""
-    desk.cursor = moves.next_pair(desk.cursor, _trace(desk))
+    desk.cursor = moves.next_pair(desk.cursor, desk.recorded)
     desk.say(f"comparing {desk.cursor.base} − {desk.cursor.lane}")
 
 
@@ -237,7 +231,7 @@ def value_at(desk: Desk) -> float:
     Raises:
         KvtraceError: It is not in the trace.
     """
-    cursor, trace, tensor = desk.cursor, _trace(desk), desk.traits.tensor
+    cursor, trace, tensor = desk.cursor, desk.recorded, desk.traits.tensor
     _refuse_kept(cursor, tensor)
     rows = head_rows(trace, cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence)
     row = cursor.row if tensor in (Tensor.KEYS, Tensor.VALUES) else cursor.query
@@ -261,7 +255,7 @@ def copy_value(desk: Desk) -> None:
 def copy_expression(desk: Desk) -> None:
     """Copy Python that gives the same number."""
     _refuse_kept(desk.cursor, desk.traits.tensor)
-    code = places.expression(desk.cursor, _trace(desk), desk.traits.tensor)
+    code = places.expression(desk.cursor, desk.recorded, desk.traits.tensor)
     desk.stage.copy(code)
     desk.say(f"copied {text.safe(code)}")
 
@@ -279,7 +273,7 @@ def stop_recorder(desk: Desk) -> None:
 
 def choose_token(desk: Desk) -> None:
     """Ask which token the live run shall go on with."""
-    trace = _trace(desk)
+    trace = desk.recorded
     step = trace.step(desk.cursor.step)
     ids = step.top[0].ids if step.top else ()
     prompt = trace.step(trace.numbers[0]).tokens[0]

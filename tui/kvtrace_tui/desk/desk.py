@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor, Trace
 from kvtrace_tui.arrangement import PANES
 from kvtrace_tui.desk.breakpoints import DEFAULT, Breakpoints, Stop
@@ -141,6 +142,17 @@ class Desk:
     def traits(self) -> PaneTraits:
         """Of the pane that has the arrows."""
         return TRAITS[self.focus]
+
+    @property
+    def recorded(self) -> Trace:
+        """The trace.
+
+        Raises:
+            UsageError: There is none yet.
+        """
+        if self.trace is None:
+            raise UsageError("nothing is recorded yet.")
+        return self.trace
 
     def go(self, cursor: Cursor) -> None:
         """Look somewhere else; leaving the newest step ends following."""

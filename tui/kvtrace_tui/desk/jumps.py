@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvtrace import text
-from kvtrace.errors import UsageError
 from kvtrace.trace import CACHED, Tensor
 from kvtrace_tui.desk import breakpoints, differences, moves
 from kvtrace_tui.desk.deeds import Deed
@@ -23,9 +22,7 @@ def stop_by(direction: int) -> Deed:
     """Go to the next or the previous breakpoint or finding."""
 
     def deed(desk: Desk) -> None:
-        if desk.trace is None:
-            raise UsageError("nothing is recorded yet.")
-        stops = breakpoints.stops(desk.trace, desk.breakpoints, desk.found)
+        stops = breakpoints.stops(desk.recorded, desk.breakpoints, desk.found)
         stop = breakpoints.next_stop(stops, desk.cursor.step, direction, desk.stop)
         if stop is None:
             where = "after" if direction > 0 else "before"
@@ -38,7 +35,7 @@ def stop_by(direction: int) -> Deed:
         if stop.found is not None:
             to_found(desk, stop.found)
         else:
-            desk.go(moves.to_step(desk.cursor, desk.trace, stop.step))
+            desk.go(moves.to_step(desk.cursor, desk.recorded, stop.step))
             desk.say(f"step {stop.step}: {text.safe(stop.reason)}")
         desk.stop = stop
 
@@ -60,14 +57,12 @@ def to_found(desk: Desk, found: Found) -> None:
 
 def jump_to_difference(desk: Desk) -> None:
     """Go where the lanes differ most."""
-    if desk.trace is None:
-        raise UsageError("nothing is recorded yet.")
     from kvtrace.analysis.lanes.parting import largest_difference
 
-    place = largest_difference(desk.trace, desk.cursor.lane)
+    place = largest_difference(desk.recorded, desk.cursor.lane)
     if place is None:
         desk.say(f"nothing was compared with the {desk.cursor.lane} lane")
         return
-    desk.go(replace(differences.show(desk.cursor, desk.trace, place), base=CACHED))
+    desk.go(replace(differences.show(desk.cursor, desk.recorded, place), base=CACHED))
     desk.focus_on(_TENSOR_PANES.get(place.tensor, "output"))
     desk.say(f"largest difference: {place.text}")

@@ -169,7 +169,7 @@ def _attended(trace: Trace, number: int) -> list[int]:
         step = trace.step(number)
     except KvtraceError:
         return every or [0]
-    return sorted(at for group in step.sites for at in group.sites) or every or [0]
+    return sorted(step.attending) or every or [0]
 
 
 def along(cursor: Cursor, trace: Trace, axis: Axis, by: int) -> Cursor:

@@ -21,13 +21,12 @@ from kvtrace.analysis.heads.tensors import (
     pass_rows,
     tensor_head,
 )
-from kvtrace.analysis.rows.changes import cells_of
 from kvtrace.errors import TraceError
 from kvtrace.trace import CACHED, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.reference import at_places, places_of
 from kvtrace.trace.step import Runs
-from kvtrace.trace.view import expanded
+from kvtrace.trace.view import cells_of, positions_of
 
 KEPT_BYTES = 96 << 20
 ALL_KEYS_BYTES = 128 << 20
@@ -266,7 +265,7 @@ class RowStore:
         if tensor not in CACHE_TENSORS:
             return rows[first : first + step.new_at(site.index)]
         runs = attended_runs(self.trace, number, layer, sequence)
-        wanted = expanded([(run.position, run.count) for run in runs])
+        wanted = positions_of(runs)
         if site.kind == "cross":
             return at_places(rows, places_of(np.arange(len(rows)), wanted))
         positions = self._once(

@@ -61,7 +61,6 @@ def stage_cross(
         supposed=places_of(base.positions, view.positions),
         slots=view.slots,
         changed=np.zeros(len(view.cells), bool),
-        padding=0,
         atol=Scales.of(right, tolerance),
         weights=lambda row: np.zeros((site.num_heads, size), np.float32),
         layer_rows=layer_rows,

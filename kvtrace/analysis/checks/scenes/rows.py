@@ -19,9 +19,8 @@ def pair(
     places = scene.supposed[rows]
     if other is not None:
         places = np.where(other[rows] >= 0, other[rows], places)
-    if tensor == "k":
-        return scene.cached.keys[:, rows], scene.reference.keys[:, places], scene.atol.keys
-    return scene.cached.values[:, rows], scene.reference.values[:, places], scene.atol.values
+    held, there, atol = scene.both(tensor)
+    return held[:, rows], there[:, places], atol
 
 
 def unknown(scene: Scene, found: Indices) -> Indices:

@@ -70,12 +70,12 @@ class Scene:
         supposed: Place each attended row is supposed to hold, [seq]; negative: none.
         slots: Slot of each attended row, [seq].
         changed: Attended rows whose slot held something else in the step before, [seq].
-        padding: Places below are padding.
         atol: What is rounding.
         weights: Reference weights of one new row over the places, [heads, places].
+        layers, sequences: How many there are.
+        padding: Places below are padding.
         layer_rows: Reference keys and values of another layer: (keys, values), or None.
         sequence_rows: Reference keys and values of another sequence: (keys, values), or None.
-        layers, sequences: How many there are.
         current: Sequences of this step, where those of the step before follow them.
         lost: Places whose rows stood in the changed slots before; None: not known.
         first_site: No attention comes before this one in its step.
@@ -100,13 +100,13 @@ class Scene:
     supposed: NDArray[np.int64]
     slots: NDArray[np.int64]
     changed: NDArray[np.bool_]
-    padding: int
     atol: Scales
     weights: Callable[[int], Floats]
-    layer_rows: Callable[[int], tuple[Floats, Floats] | None]
-    sequence_rows: Callable[[int], tuple[Floats, Floats] | None]
     layers: int
     sequences: int
+    padding: int = 0
+    layer_rows: Callable[[int], tuple[Floats, Floats] | None] = lambda _: None
+    sequence_rows: Callable[[int], tuple[Floats, Floats] | None] = lambda _: None
     lost: frozenset[int] | None = None
     current: int | None = None
     first_site: bool = False
@@ -116,6 +116,13 @@ class Scene:
     paddings: Callable[[], frozenset[int]] = frozenset[int]
     spoken: Callable[[int], str] = "layer {}".format
     biases: Callable[[int], tuple[Floats, Floats] | None] = lambda _: None
+
+    def both(self, tensor: str) -> tuple[Floats, Floats, float]:
+        """Keys ("k") or values ("v"): as attended, by place in the reference; what is rounding."""
+        mine, right = self.cached, self.reference
+        if tensor == "k":
+            return mine.keys, right.keys, self.atol.keys
+        return mine.values, right.values, self.atol.values
 
     @property
     def live(self) -> NDArray[np.int64]:

@@ -50,7 +50,7 @@ def _none_compared(trace: Trace, step: int) -> bool:
 
 def some_absent(trace: Trace, step: Step) -> bool:
     """Whether self-attention was not seen in a step that was in others."""
-    here = {trace.site(site).layer for group in step.sites for site in group.sites}
+    here = {trace.site(site).layer for site in step.attending}
     return any(one.kind == "self" and one.layer not in here for one in trace.meta.sites)
 
 
@@ -66,7 +66,7 @@ def calls_shifted(trace: Trace, step: Step, layer: int, lane: str) -> Finding | 
         lane: The reference.
     """
     site, reference = trace.site(layer), trace.reference(step.number, 0, lane)
-    here = {one for group in step.sites for one in group.sites}
+    here = set(step.attending)
     calls = [one for one in trace.meta.sites if (one.module, one.kind) == (site.module, site.kind)]
     seen = {one.call for one in calls if one.index in here}
     if reference is None or not seen or len(calls) < 2:
@@ -88,8 +88,7 @@ def _listed(calls: set[int]) -> str:
 
 def _absent(trace: Trace, found: Finding) -> Site | None:
     """The first attention before a finding that was seen in other steps, and not in its own."""
-    group = trace.step(found.step).sites
-    here = {trace.site(site).layer for one in group for site in one.sites}
+    here = {trace.site(site).layer for site in trace.step(found.step).attending}
     for site in sorted(trace.meta.sites, key=lambda one: one.layer):
         before = found.tensor == "logits" or site.layer < trace.site(found.layer).layer
         if before and site.kind == "self" and site.layer not in here:

@@ -25,7 +25,7 @@ def encoded_anew(trace: Trace, step: Step) -> Finding | None:
         step: Any.
     """
     kinds: defaultdict[str, list[int]] = defaultdict(list)
-    for site in sorted(site for group in step.sites for site in group.sites):
+    for site in sorted(step.attending):
         kinds[trace.site(site).kind].append(site)
     if step.parent is None or not kinds["cross"] or not kinds["encoder"]:
         return None
@@ -64,7 +64,7 @@ def cached_again(trace: Trace, step: Step) -> Finding | None:
         trace: Whose step.
         step: Any.
     """
-    sites = sorted(site for group in step.sites for site in group.sites)
+    sites = sorted(step.attending)
     for site in (trace.site(one) for one in sites if trace.site(one).kind == "cross"):
         group = step.cache_step(site.reads)
         if step.parent is None or group is None or not 0 < group.rows <= group.length_before:

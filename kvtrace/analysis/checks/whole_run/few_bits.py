@@ -83,10 +83,9 @@ def in_few_bits(trace: Trace, lane: str, limits: Noise) -> tuple[Finding, Noise]
     if met is None:
         return None
     step, top = met
-    sites = [site for group in step.sites for site in group.sites]
+    sites = sorted(step.attending, key=lambda site: trace.site(site).layer)
     if not sites or any(trace.site(site).kind != "self" for site in sites):
         return None
-    sites.sort(key=lambda site: trace.site(site).layer)
     first, rows = sites[0], [Tensor.KEYS, Tensor.VALUES]
     beyond = top[first] > limits.threshold[first]
     if beyond[Tensor.QUERIES] or (step.parent is None and not beyond[rows].any()):

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.place_names import spoken
-from kvtrace.analysis.rows.changes import cells_of
 from kvtrace.trace import Step, Trace, stands_for_none
 from kvtrace.trace.step import Runs
+from kvtrace.trace.view import cells_of
 
 
 def leftover(
@@ -69,13 +69,11 @@ def _usual(
     # are another text where they are counted from 0, or half the layers begin empty
     after = before is not None and before.new == 1
     zero = all(row[0] <= 0 for row in step.positions if row)
-    whole = [site for site in more if not (trace.site(site).window or _kept_window(trace, site))]
+    whole = [
+        site for site in more if not (trace.site(site).window or trace.cache_layer(site).window)
+    ]
     empty = bool(whole) and 2 * sum(more[site] == 0 for site in whole) >= len(whole)
     return dict.fromkeys(more, 0) if after + zero + empty > 1 else {}
-
-
-def _kept_window(trace: Trace, site: int) -> int | None:
-    return trace.cache_layer(site).window
 
 
 def _said(trace: Trace, step: Step, more: Mapping[int, int], site: int, usual: int) -> str:
@@ -105,8 +103,7 @@ def beyond(trace: Trace, step: Step | None = None) -> dict[int, int]:
 
 def _own(trace: Trace, step: Step) -> list[int]:
     """Sites that attend to their own text, and whose rows may be kept from one step to the next."""
-    sites = [site for group in step.sites for site in group.sites]
-    kept = [site for site in sites if trace.cache_layer(site).kind != "uncached"]
+    kept = [site for site in step.attending if trace.cache_layer(site).kind != "uncached"]
     return [site for site in kept if trace.site(site).kind == "self"]
 
 

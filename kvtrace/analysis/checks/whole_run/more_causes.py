@@ -36,7 +36,7 @@ def beside(
     if not first or first[0].name == "NONFINITE":
         return  # behind numbers that are none, nothing is right
     there, known = trace.site(first[0].layer).layer, {one.name for one in first}
-    for site in sorted({site for group in step.sites for site in group.sites}):
+    for site in sorted(set(step.attending)):
         if trace.site(site).layer <= there and site != first[0].layer:
             continue
         if len(known) > len(first) + _CAUSES:

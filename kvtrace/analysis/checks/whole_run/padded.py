@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtrace.analysis.rows.changes import cells_of
 from kvtrace.trace import Step, Trace
+from kvtrace.trace.view import cells_of
 
 
 def padded_inside(trace: Trace, step: Step) -> Iterator[int]:
@@ -24,8 +24,7 @@ def padded_inside(trace: Trace, step: Step) -> Iterator[int]:
         trace: Whose step.
         step: Any; only one of several tokens can show it.
     """
-    sites = (site for group in step.sites for site in group.sites)
-    site = next((one for one in sites if trace.site(one).kind == "self"), None)
+    site = next((one for one in step.attending if trace.site(one).kind == "self"), None)
     if site is None or step.new < 2 or not trace.site_step(step.number, site).mask.full:
         return  # a mask said by rule hides no new token behind another
     hidden = [_hidden(trace, step, site, sequence) for sequence in range(step.num_sequences)]

@@ -61,7 +61,7 @@ class Survey:
         found = self.trace.compared(step.number, self.lane)
         sites = self.trace.meta.sites
         if found is None or found.relative.size == 0:
-            if any(sites[site].kind == "self" for group in step.sites for site in group.sites):
+            if any(sites[site].kind == "self" for site in step.attending):
                 self.missing.append(step.number)
             return
         self.compared += 1

@@ -99,8 +99,7 @@ def _taken_back(scene: Scene, identity: Identity) -> Finding | None:
 
 def _owned(scene: Scene, tensor: str, rows: Indices, there: Floats) -> NDArray[np.bool_]:
     """Which rows are those of another layer or sequence, whole or as far as they are wrong."""
-    lane = scene.cached
-    held, atol = (lane.keys, scene.atol.keys) if tensor == "k" else (lane.values, scene.atol.values)
+    held, _, atol = scene.both(tensor)
     found = matches(held[:, rows], there, scene.supposed[rows], atol) >= 0
     inside = supposed_inside(scene, rows)
     if found.any() or not inside.all() or held.shape[::2] != there.shape[::2]:

@@ -15,18 +15,13 @@ def parted_features(
 ) -> tuple[str, str] | None:
     """Some features of rows alone are wrong: they are zero, or those of another token."""
     heads, part = where
-    lane, right = scene.cached, scene.reference
-    held, there, atol = (
-        (lane.keys, right.keys, scene.atol.keys)
-        if tensor == "k"
-        else (lane.values, right.values, scene.atol.values)
-    )
+    held, there, atol = scene.both(tensor)
     mine, theirs = held[heads][:, rows][..., part], there[heads][..., part]
     first, last = int(part[0]), int(part[-1])
     if len(part) * len(heads) < _FEATURES:
         return None
     if not mine.any() and theirs.any():
-        name = "K-NOT-WRITTEN" if tensor == "k" else "V-NOT-WRITTEN"
+        name = f"{tensor.upper()}-NOT-WRITTEN"
         which = f"features {first} to {last} of {tensor}, {named_slots(scene, rows)},"
         return name, f"{which} are all zero, the others are right"
     places = matches(mine, theirs, scene.supposed[rows], atol)
@@ -43,16 +38,16 @@ def parted_heads(
     scene: Scene, tensor: str, rows: Indices, heads: Indices
 ) -> tuple[str, str] | None:
     """Some heads of a row alone are zero, or hold another token than the rest of it."""
-    lane, right = scene.cached, scene.reference
-    keys = tensor == "k"
-    held = (lane.keys if keys else lane.values)[heads][:, rows]
-    there = (right.keys if keys else right.values)[heads]
+    held, there, limit = scene.both(tensor)
+    held, there = held[heads][:, rows], there[heads]
     if not held.any() and there.any():
-        if keys and not lane.values[heads][:, rows].any() and right.values[heads].any():
+        values, right, _ = scene.both("v")
+        if tensor == "k" and not values[heads][:, rows].any() and right[heads].any():
             return "ZERO-GAP", f"k and v of {named_slots(scene, rows)} are all zero"
-        name = "K-NOT-WRITTEN" if keys else "V-NOT-WRITTEN"
-        return name, f"{tensor} of {named_slots(scene, rows)} is all zero"
-    limit = scene.atol.keys if keys else scene.atol.values
+        return (
+            f"{tensor.upper()}-NOT-WRITTEN",
+            f"{tensor} of {named_slots(scene, rows)} is all zero",
+        )
     places = matches(held, there, scene.supposed[rows], limit)
     if (places < 0).any():
         return None

@@ -30,7 +30,6 @@ from kvtrace.record.cache.own.seen_call import SeenCall, seen_of
 from kvtrace.record.cache.own.site_use import SiteUse, Slots
 from kvtrace.record.cache.own.steady import SteadyStep
 from kvtrace.record.cache.own.unrotated import find_turned
-from kvtrace.record.cache.runs import Runs
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Forward
@@ -39,6 +38,7 @@ from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Numbers
 from kvtrace.record.flow.rows.standing import slots_of_tokens
 from kvtrace.record.match import holds
 from kvtrace.trace import CacheEvent
+from kvtrace.trace.step import Runs
 
 ROTATED = "keys are kept unrotated and rotated anew at each step; the tokens' rows stay the same"
 UNROTATED = "keys are kept before RoPE"

@@ -11,11 +11,12 @@ from torch import Tensor
 from kvtrace.record.cache import handed, runs
 from kvtrace.record.cache.books import Entry
 from kvtrace.record.cache.own.seen_call import SeenCall
-from kvtrace.record.cache.runs import Runs
 from kvtrace.record.capture.forward import CacheUpdate
 from kvtrace.record.flow.rows.row_step import RowStep
 from kvtrace.record.flow.rows.slots import Numbers
 from kvtrace.record.flow.rows.standing import for_none
+from kvtrace.trace.step import Runs
+from kvtrace.trace.view import positions_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +59,7 @@ def told_places(seen: SeenCall, origin: Entry, update: CacheUpdate) -> Sequence[
     """Position of each row as the cache layer that it was made from says it, per sequence."""
     slots = seen.step.slots
     if all(runs.count(one) == len(slots) for one in origin.attended):
-        return [handed.places(one) for one in origin.attended]
+        return [positions_of(one) for one in origin.attended]
     return [one[slots] for one in handed.among(seen.digests, update, origin.attended)]
 
 

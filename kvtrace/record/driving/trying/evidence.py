@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.errors import KvtraceError
+from kvtrace.paths import line_of
 from kvtrace.record.driving.trying.contents import contents
 from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.trying.private import nothing_left
@@ -285,7 +285,7 @@ def reason_of(error: BaseException) -> str:
         return text
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [one for one in frames if not _LIBRARIES.search(one.filename)]
-    place = f" ({Path(theirs[-1].filename).name}:{theirs[-1].lineno})" if theirs else ""
+    place = f" ({line_of(theirs[-1])})" if theirs else ""
     return f"{type(error).__name__}: {text}".rstrip(": ") + place
 
 

@@ -23,6 +23,7 @@ from kvtrace.record.driving.trying.patterns import Pattern, pattern
 from kvtrace.record.driving.trying.private import nothing_left
 from kvtrace.record.driving.ways.begins import methods
 from kvtrace.record.driving.ways.roles import Signature, parameters_of, widened
+from kvtrace.record.local import device_of
 
 Generation = Callable[[nn.Module, Sequence[int], int], object]
 """(model, prompt, tokens to generate) to whatever it returns."""
@@ -152,7 +153,7 @@ def _call(
     listed: bool,
 ) -> None:
     """Their function with a prompt and a number of new tokens."""
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     ids = torch.tensor([list(prompt)], device=device)
     unnamed, named = generation_arguments(function, ids, count, first)
     if listed:

@@ -25,6 +25,7 @@ from kvtrace.record.driving.ways.outputs import (
 )
 from kvtrace.record.driving.ways.sizes import room_inside
 from kvtrace.record.driving.ways.way import Begin, Room, Way
+from kvtrace.record.local import device_of
 
 _COMPARED = 3
 _DEEP = 4
@@ -146,7 +147,7 @@ class Calls:
 
     def _begin(self) -> None:
         self._begun = True
-        self._device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
+        self._device = device_of(self.model)
         for one in self.way.first:
             self._made(one)
         if any(one.padded for one in self.way.given):
@@ -252,7 +253,7 @@ class Calls:
         found = find_caches(result, where)
         same = any(part_of(result, path) is one for path in found for one in self._caches)
         if count > 1:
-            ordered = found if _named(found) else found[::-1]
+            ordered = found if found and isinstance(found[0][0], str) else found[::-1]
             options = [tuple(ordered[:count])] if len(ordered) >= count else []
         else:
             options = [] if same else [(path,) for path in found]
@@ -272,10 +273,6 @@ def _offsets(cache: object) -> dict[str, int]:
         for name, value in held.items()
         if type(value) is int and _OFFSET.fullmatch(name.lower())
     }
-
-
-def _named(paths: list[Path]) -> bool:
-    return bool(paths) and isinstance(paths[0][0], str)
 
 
 def _tensors_in(value: object, deep: int) -> Iterator[Tensor]:

@@ -224,8 +224,8 @@ def _each_form(takers: list[Parameter] | tuple[Parameter, ...]) -> list[Choice]:
 def _forms(one: Parameter) -> list[tuple[str, forms.Form]]:
     """What a position may look like."""
     number = [("start", forms.start_number)]
-    many = [("positions [new]", forms.places), ("positions [1, new]", forms.places_batched)]
-    few = [("start, a tensor", forms.start_scalar), ("start [1]", forms.start_tensor)]
+    many = [("positions [new]", forms.places), ("positions [1, new]", forms.ahead(forms.places))]
+    few = [("start, a tensor", forms.start_scalar), ("start [1]", forms.ahead(forms.start_scalar))]
     total = [("tokens so far", forms.total_number)]
     if one.wants_number:
         return [*total, *number] if _TOTAL.fullmatch(one.name) else [*number, *total]

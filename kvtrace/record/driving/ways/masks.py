@@ -16,17 +16,17 @@ _BESIDE = re.compile(r"pad|key_|src|source|enc|memory|mem_|cross|loss", re.IGNOR
 
 _SHAPES: tuple[tuple[str, forms.Form], ...] = (
     ("causal [new, all]", forms.causal),
-    ("causal [1, new, all]", forms.causal_of_one),
-    ("causal [1, 1, new, all]", forms.causal_batched),
+    ("causal [1, new, all]", forms.ahead(forms.causal)),
+    ("causal [1, 1, new, all]", forms.ahead(forms.causal, 2)),
     ("0 or -inf [new, all]", forms.added),
     ("ones [1, all]", forms.all_ones),
     ("blocked [new, all]", forms.blocked),
-    ("blocked [1, new, all]", forms.blocked_of_one),
+    ("blocked [1, new, all]", forms.ahead(forms.blocked)),
 )
 _SOURCE_SHAPES: tuple[tuple[str, forms.Form], ...] = (
     ("ones [1, prompt]", forms.all_ones),
-    ("ones [1, 1, prompt]", forms.ones_of_one),
-    ("ones [1, 1, 1, prompt]", forms.ones_batched),
+    ("ones [1, 1, prompt]", forms.ahead(forms.shown, 2)),
+    ("ones [1, 1, 1, prompt]", forms.ahead(forms.shown, 3)),
 )
 
 
@@ -48,7 +48,9 @@ def padded(signature: Signature) -> Choice:
     """Masks that may be left out, given over all that a cache can hold."""
     takers = [one for one in signature.of("mask") if not one.required]
     said = "causal [1, new, capacity]"
-    return tuple(Argument(one.name, said, forms.causal_of_one, padded=True) for one in takers[:1])
+    return tuple(
+        Argument(one.name, said, forms.ahead(forms.causal), padded=True) for one in takers[:1]
+    )
 
 
 def _own(takers: list[Parameter], plain: bool) -> list[Choice]:

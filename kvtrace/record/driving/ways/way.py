@@ -147,6 +147,11 @@ class Way:
 # -- what positions and masks can look like ------------------------------------------------
 
 
+def ahead(form: Callable[[int, int, torch.device], Tensor], axes: int = 1) -> Form:
+    """The same with further axes before its own, each of one."""
+    return lambda *given: form(*given)[(None,) * axes]
+
+
 def start_number(before: int, new: int, device: torch.device) -> object:
     """How many tokens came before."""
     return before
@@ -157,24 +162,14 @@ def total_number(before: int, new: int, device: torch.device) -> object:
     return before + new
 
 
-def places(before: int, new: int, device: torch.device) -> object:
+def places(before: int, new: int, device: torch.device) -> Tensor:
     """The positions of the new tokens, [new]."""
     return torch.arange(before, before + new, device=device)
 
 
-def places_batched(before: int, new: int, device: torch.device) -> object:
-    """The positions of the new tokens, [1, new]."""
-    return torch.arange(before, before + new, device=device)[None]
-
-
-def start_scalar(before: int, new: int, device: torch.device) -> object:
+def start_scalar(before: int, new: int, device: torch.device) -> Tensor:
     """How many tokens came before, as a tensor without dimensions."""
     return torch.tensor(before, device=device)
-
-
-def start_tensor(before: int, new: int, device: torch.device) -> object:
-    """How many tokens came before, [1]."""
-    return torch.tensor([before], device=device)
 
 
 def is_first(before: int, new: int, device: torch.device) -> object:
@@ -188,40 +183,20 @@ def causal(before: int, new: int, device: torch.device) -> Tensor:
     return torch.arange(before + new, device=device)[None, :] <= rows[:, None]
 
 
-def causal_of_one(before: int, new: int, device: torch.device) -> object:
-    """True where a new token may look, [1, new, before + new]."""
-    return causal(before, new, device)[None]
-
-
-def causal_batched(before: int, new: int, device: torch.device) -> object:
-    """True where a new token may look, [1, 1, new, before + new]."""
-    return causal(before, new, device)[None, None]
-
-
 def added(before: int, new: int, device: torch.device) -> object:
     """Zero where a new token may look, -inf elsewhere, [new, before + new]."""
     zeros = torch.zeros(new, before + new, device=device)
     return zeros.masked_fill(~causal(before, new, device), -torch.inf)
 
 
-def blocked(before: int, new: int, device: torch.device) -> object:
+def blocked(before: int, new: int, device: torch.device) -> Tensor:
     """True where a new token may not look, [new, before + new]."""
     return ~causal(before, new, device)
 
 
-def blocked_of_one(before: int, new: int, device: torch.device) -> object:
-    """True where a new token may not look, [1, new, before + new]."""
-    return ~causal(before, new, device)[None]
-
-
-def ones_of_one(before: int, new: int, device: torch.device) -> object:
-    """True for every token so far, [1, 1, before + new]."""
-    return torch.ones(1, 1, before + new, dtype=torch.bool, device=device)
-
-
-def ones_batched(before: int, new: int, device: torch.device) -> object:
-    """True for every token so far, [1, 1, 1, before + new]."""
-    return torch.ones(1, 1, 1, before + new, dtype=torch.bool, device=device)
+def shown(before: int, new: int, device: torch.device) -> Tensor:
+    """True for every token so far, [before + new]."""
+    return torch.ones(before + new, dtype=torch.bool, device=device)
 
 
 def all_ones(before: int, new: int, device: torch.device) -> object:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kvtrace.record.lanes.given.codes import CODES
 from kvtrace.record.lanes.given.embedded import NAME, joined
 from kvtrace.record.lanes.given.extend import FirstCall
+from kvtrace.record.lanes.given.parts import mapped
 from kvtrace.record.lanes.given.tables import given_table, longer, without
 
 if TYPE_CHECKING:
@@ -116,14 +117,7 @@ def beside_ids(
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """An argument with all its floating tensors in another dtype."""
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        parts = {name: cast(part, dtype) for name, part in value.items()}
-        return type(value)(**parts) if type(value) is not dict else parts
-    if type(value) in (tuple, list):
-        return type(value)(cast(part, dtype) for part in value)
-    return value
+    return mapped(value, lambda one: one.to(dtype) if one.is_floating_point() else one)
 
 
 def cast_all(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def along(paths: Sequence[Path], given: Mapping[int, Tensor]) -> Tensor | None:
         nodes = ((node.step, node.sequence, node.start) for node in (*path.shared, *path.nodes))
         for step, sequence, start in (begins, *nodes):
             rows = given.get(step)
-            if rows is None:
+            if rows is None or sequence >= len(rows):
                 continue
             if found is None:
                 found = rows.new_zeros((len(paths), width, *rows.shape[2:]))

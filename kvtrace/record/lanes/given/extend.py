@@ -337,7 +337,7 @@ class FirstCall:
             return value
         whole = value._base
         axis = axes[0]
-        if whole is None or whole.dim() != value.dim() or not _PER_ROW(value, whole, axis):
+        if whole is None or whole.dim() != value.dim() or not _is_cut_from(value, whole, axis):
             raise CannotExtendError(f"`{name}` {list(value.shape)} belongs to its tokens")
         first = (value.storage_offset() - whole.storage_offset()) // max(1, whole.stride(axis))
         if first + rows > whole.shape[axis]:
@@ -368,7 +368,8 @@ def _longer(value: Tensor, rows: int, step: int) -> Tensor:
     return torch.cat((value, value[..., -1:] + more.to(value.dtype)), -1)
 
 
-def _PER_ROW(value: Tensor, whole: Tensor, axis: int) -> bool:  # noqa: N802
+def _is_cut_from(value: Tensor, whole: Tensor, axis: int) -> bool:
+    """Whether it is a stretch of a longer table, along one axis alone."""
     return value.stride() == whole.stride() and all(
         one == other
         for place, (one, other) in enumerate(zip(value.shape, whole.shape, strict=True))

@@ -16,7 +16,8 @@ from transformers.cache_utils import Cache
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.tokens.inputs import is_source
 from kvtrace.record.lanes.given.codes import Codes
-from kvtrace.record.lanes.given.embedded import Embedded
+from kvtrace.record.lanes.given.embedded import Embedded, along
+from kvtrace.record.lanes.given.parts import mapped
 from kvtrace.record.lanes.given.shown import branches
 from kvtrace.record.lanes.given.tables import table_of
 from kvtrace.record.lanes.passes.batch import CannotRecomputeError
@@ -154,18 +155,12 @@ class Extras:
 
         Fillers behind a shorter path are called what the last token of a longest one is.
         """
-        width = max(len(path.tokens) for path in paths)
         found: dict[str, Tensor] = {}
-        for place, path in enumerate(paths):
-            begins = (path.root, path.row, 0)
-            nodes = ((node.step, node.sequence, node.start) for node in (*path.shared, *path.nodes))
-            for step, sequence, start in (begins, *nodes):
-                for name, told in self._told.get(step, {}).items():
-                    if name not in found:
-                        found[name] = told.new_zeros((len(paths), width, *told.shape[2:]))
-                    if sequence < told.shape[0]:
-                        part = told[sequence, : width - start]
-                        found[name][place, start : start + len(part)] = part
+        for name in sorted(self._names):
+            told = {step: rows[name] for step, rows in self._told.items() if name in rows}
+            table = along(paths, told)
+            if table is not None:
+                found[name] = table
         longest = max(range(len(paths)), key=lambda place: (len(paths[place].tokens), -place))
         for place, path in enumerate(paths):
             for table in found.values():
@@ -189,15 +184,11 @@ def _positions(given: Tensor, rows: Sequence[int]) -> Tensor:
 
 def _rows(value: Any, rows: Sequence[int], sequences: int) -> Any:
     """Some sequences of an argument, where it has one row for each."""
-    if isinstance(value, Tensor):
-        each = value.dim() > 0 and value.shape[0] == sequences
-        return value[list(rows)] if each else value
-    if isinstance(value, Mapping):
-        picked = {name: _rows(part, rows, sequences) for name, part in value.items()}
-        return type(value)(**picked) if type(value) is not dict else picked
-    if type(value) in (tuple, list):
-        return type(value)(_rows(part, rows, sequences) for part in value)
-    return value
+
+    def picked(one: Tensor) -> Tensor:
+        return one[list(rows)] if one.dim() > 0 and one.shape[0] == sequences else one
+
+    return mapped(value, picked)
 
 
 def _extra(forward: Forward) -> Mapping[str, object]:

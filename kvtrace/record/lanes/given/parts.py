@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,6 +52,18 @@ def with_parts(value: Any, changed: Mapping[object, object]) -> Any:
     for name, one in changed.items():
         object.__setattr__(made, str(name), one)  # also where it is frozen
     return made
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """An argument with its tensors changed, wherever they are in collections of one."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        parts = {name: mapped(part, change) for name, part in value.items()}
+        return type(value)(**parts) if type(value) is not dict else parts
+    if type(value) in (tuple, list):
+        return type(value)(mapped(part, change) for part in value)
+    return value
 
 
 def flat(arguments: Mapping[str, object]) -> Iterator[tuple[str, object]]:

@@ -6,10 +6,11 @@ text of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from kvtrace.record.capture.forward import Forward
@@ -23,7 +24,6 @@ from kvtrace.record.lanes.given.tables import too_short
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.held import held
 from kvtrace.record.lanes.passes.ties import Ties
-from kvtrace.record.lanes.passes.untouched import untouched
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -60,11 +60,11 @@ def recompute(
     arguments = arguments_for(model, batch, device)
     choosing = held(ties, batch.paths, batch.rows, told=dtype is None)
     if dtype is None:
-        with untouched(model):
+        with _untouched(model):
             return forward_of(model, lambda: model(**arguments), choosing)
     wide = cast_all(model, DTYPES[dtype])
     given = {name: cast(value, DTYPES[dtype]) for name, value in arguments.items()}
-    with untouched(model):
+    with _untouched(model):
         return forward_of(model, lambda: functional_call(model, wide, (), given), choosing)
 
 
@@ -86,3 +86,31 @@ def forward_of(
     if not forwards:
         raise CannotRecomputeError("its forward was not seen")
     return forwards[-1]
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Inside, a pass may give modules other tensors; afterwards they have those of before.
+
+    Some keep a recurrent state in an attribute, made anew at every step: tensors that are changed
+    in place are not looked at.
+    """
+    before = [(one, _kept(vars(one)), _kept(one._buffers)) for one in model.modules()]
+    try:
+        yield
+    finally:
+        for module, plain, buffers in before:
+            _put_back(vars(module), plain)
+            _put_back(module._buffers, buffers)
+
+
+def _kept(entries: dict[str, object] | dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    return {name: one for name, one in entries.items() if one is None or isinstance(one, Tensor)}
+
+
+def _put_back(
+    entries: dict[str, object] | dict[str, Tensor | None], before: dict[str, Tensor | None]
+) -> None:
+    for name, one in before.items():
+        if entries.get(name) is not one:
+            entries[name] = one

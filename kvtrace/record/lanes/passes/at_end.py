@@ -223,7 +223,7 @@ class OncePass:
         hidden: set[Hidden] = set()
         for step in self.trace:
             hidden.update(hidden_in(self.trace, step))
-            sites = {site for group in step.sites for site in group.sites}
+            sites = set(step.attending)
             # what an encoder read is no path of the decoder, also where nobody saw it attend
             encoded = sites <= encoders if sites else not (step.caches or step.top)
             if not encoded:

@@ -18,9 +18,8 @@ from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.given.tables import given_table
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.moved import Moved, moved
+from kvtrace.record.lanes.passes.otherwise import rounds_inside, varies
 from kvtrace.record.lanes.passes.recompute import Recomputer
-from kvtrace.record.lanes.passes.repeats import varies
-from kvtrace.record.lanes.passes.rounds import rounds_inside
 from kvtrace.record.lanes.paths import Node, Path
 from kvtrace.trace import Lane, Note, Trace
 

@@ -23,9 +23,8 @@ from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.passes.at_end import LaneSink, compare_logits
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.hidden import Hidden, ends, hidden_in
+from kvtrace.record.lanes.passes.otherwise import rounds_inside, varies
 from kvtrace.record.lanes.passes.recompute import Recomputer
-from kvtrace.record.lanes.passes.repeats import varies
-from kvtrace.record.lanes.passes.rounds import rounds_inside
 from kvtrace.record.lanes.paths import Node, Path, Paths
 from kvtrace.trace import Lane, Note, Step, Trace
 
@@ -75,7 +74,7 @@ class EachPass:
         """Compare a step that was just written."""
         self.source.refresh()
         trace = Trace(self.source)
-        kinds = {trace.meta.sites[site].kind for group in step.sites for site in group.sites}
+        kinds = {trace.meta.sites[site].kind for site in step.attending}
         if not kinds or kinds == {"encoder"}:
             return
         self._paths.add(step)

@@ -292,7 +292,7 @@ class Recomputer:
             choosing = held(self.ties, batch.paths, batch.rows, told=dtype is None)
             forward = forward_of(model, lambda: model(*places, **named), choosing)
             if self._outside is not None or self._written is not None:
-                forward = _apart(forward)  # a buffer out there is about to be what it was
+                forward = _with_own_rows(forward)  # a buffer out there is about to be what it was
         if kind is not None and self._outside is not None and not any_of(kind, forward.calls):
             raise CannotRecomputeError(
                 "its weights lie outside of what it is given, and stay as they are"
@@ -361,7 +361,7 @@ class Recomputer:
             ] = None
 
 
-def _apart(forward: Forward) -> Forward:
+def _with_own_rows(forward: Forward) -> Forward:
     """The same, with rows of its own."""
     calls = (
         replace(one, keys=one.keys.clone(), values=one.values.clone()) for one in forward.calls

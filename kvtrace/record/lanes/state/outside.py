@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
+from operator import is_
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -53,13 +54,21 @@ class _Written(NamedTuple):
 class Outside:
     """What some names stand for, as it is now."""
 
-    def __init__(self, spaces: Iterable[tuple[Space, Iterable[str]]], roots: Iterable[Any] = ()):
-        """Look at it; large tensors are not copied.
+    def __init__(
+        self,
+        spaces: Iterable[tuple[Space, Iterable[str]]],
+        roots: Iterable[Any] = (),
+        *,
+        most_bytes: int = _COUNT_BYTES,
+    ):
+        """Look at it.
 
         Args:
             spaces: Where to look, and which names there.
             roots: What else may hold something, under no name.
+            most_bytes: Of a tensor whose numbers are kept.
         """
+        self._most_bytes = most_bytes
         self._spaces = [(space, tuple(names)) for space, names in spaces]
         self._roots = list(roots)
         self._files = {_file(space) for space, _ in self._spaces}
@@ -104,7 +113,7 @@ class Outside:
         return (
             any(space.get(name) is not value for space, name, value in held)
             or any(not _alike(one, before) for one, before in self._containers.values())
-            or any(version(one.tensor) != one.version for one in self._tensors.values())
+            or bool(self._written())
         )
 
     @contextmanager
@@ -114,22 +123,29 @@ class Outside:
         Tensors that were written to since are as they are now afterwards, too.
         """
         now = Outside(self._spaces, self._roots)
-        written = [one for one in self._tensors.values() if version(one.tensor) != one.version]
-        kept = [(one.tensor, one.tensor.detach().clone()) for one in written]
-        self._put_back()
+        kept = [(one.tensor, one.tensor.detach().clone()) for one in self._written()]
         try:
-            with torch.no_grad():
-                for one in written:
-                    if one.content is not None:
-                        one.tensor.copy_(one.content)
+            self.put_back()
             yield
         finally:
-            now._put_back()
+            now._names_back()
             with torch.no_grad():
                 for tensor, content in kept:
                     tensor.copy_(content)
 
-    def _put_back(self) -> None:
+    def put_back(self) -> None:
+        """Names and containers hold what they held, and so do tensors, as far as that is known."""
+        self._names_back()
+        with torch.no_grad():
+            for one in self._written():
+                if one.content is not None:
+                    one.tensor.copy_(one.content)
+
+    def _written(self) -> list[_Written]:
+        """Tensors that were written to since."""
+        return [one for one in self._tensors.values() if version(one.tensor) != one.version]
+
+    def _names_back(self) -> None:
         for space, name, value in self._names:
             if _held(space).get(name) is not value:
                 if isinstance(space, dict):
@@ -150,7 +166,7 @@ class Outside:
         if id(value) in self._containers or id(value) in self._tensors:
             return []
         if isinstance(value, Tensor):
-            small = type(value) is Tensor and value.nbytes <= _COUNT_BYTES
+            small = type(value) is Tensor and value.nbytes <= self._most_bytes
             content = value.detach().clone() if small else None
             self._tensors[id(value)] = _Written(value, version(value), content)
             return []
@@ -193,8 +209,4 @@ def _alike(held: Any, before: Any) -> bool:
         return bool(held == before)
     if isinstance(held, dict):
         return all(name in held and held[name] is one for name, one in before.items())
-    return all(map(_is, held, before))
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
+    return all(map(is_, held, before))

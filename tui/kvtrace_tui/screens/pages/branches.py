@@ -78,8 +78,8 @@ def _range(trace: Trace, tree: Branches, twig: Twig) -> str:
     first, last = tree.nodes[twig.nodes[0]], tree.nodes[twig.nodes[-1]]
     steps = f"step {first.step}" if first is last else f"steps {first.step}–{last.step}"
     found = trace.step(last.step)
-    sites = [site for group in found.sites for site in group.sites]
-    encodes = bool(sites) and all(trace.site(site).kind == "encoder" for site in sites)
+    kinds = {trace.site(site).kind for site in found.attending}
+    encodes = kinds == {"encoder"}
     who = request_name(found) or f"B{last.sequence}"
     return f"{who} encoder {steps}" if encodes else f"{who} {steps}"
 

@@ -1,29 +1,67 @@
-"""Whether a model rounds so coarsely inside that the last bits of a number move rows far.
+"""Why rows come out otherwise in any call, without any cache: drawn numbers, or coarse rounding.
 
-Activations that are quantised on the way are an example: a number between two of their steps falls
-to one of them or the other, by the rounding of a matrix product in another shape. The same tokens
-tell, with parameters that differ in their last bits. Asked once lanes part.
+Dropout that is left on, or noise, makes every lane another one: then nothing that differs tells of
+a cache. Activations that are quantised on the way do the like: a number between two of their steps
+falls to one of them or the other, by the rounding of a matrix product in another shape. The same
+tokens tell, with parameters that differ in their last bits. Asked once lanes part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
+from kvtrace.record.chance import own_chance
 from kvtrace.record.flow.calls.prove import HALF
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.recompute import Recomputer
-from kvtrace.trace import ROUNDS_INSIDE, Note
+from kvtrace.trace import NOT_REPEATABLE, ROUNDS_INSIDE, Note
 
 _BITS = 8.0
 """Times the step of a dtype, by which parameters are moved at most: as far as sums round."""
 
 _SHARE = 0.25
 """Of how far rows moved: so far, at least, the last bits move them too."""
+
+_SEED = 0x6B76
+"""Any but the one that the first call happened to start from."""
+
+
+def varies(
+    again: Recomputer, batch: Batch, forward: Forward, dtype: str | None = None
+) -> Note | None:
+    """A note, where the same call comes out otherwise with other random numbers.
+
+    Args:
+        again: Computes the tokens again.
+        batch: What was run.
+        forward: What came out.
+        dtype: In which it was run; None: as the model is.
+    """
+    try:
+        with own_chance(again.model):
+            torch.manual_seed(_SEED)
+            other = again.run(batch, dtype=dtype)
+    except CannotRecomputeError:
+        return None
+    for call, there in _pairs(forward, other):
+        far = _relative(call.output, there.output)
+        # the same shapes: not even the last bits differ
+        if far > torch.finfo(torch.float32).eps * 16:
+            why = "something draws random numbers"
+            if again.model.training:
+                why = "the model is in training mode, where dropout is on: call model.eval()"
+            return Note(
+                "note",
+                f"{NOT_REPEATABLE} two calls over the same tokens, neither with a cache, differ "
+                f"by {far:.1e} of the largest output of {call.module or 'the model'}; {why}",
+            )
+    return None
 
 
 def rounds_inside(
@@ -94,19 +132,25 @@ def _last_bits(one: Tensor) -> Tensor:
 
 def _apart(one: Forward, other: Forward) -> float:
     """The largest difference of any attention's queries, values or output."""
-    known = {(call.module, call.call): call for call in other.calls}
     far = 0.0
+    for call, there in _pairs(one, other):
+        for name in ("queries", "values", "output"):
+            far = max(far, _relative(getattr(call, name), getattr(there, name)))
+    return far
+
+
+def _pairs(one: Forward, other: Forward) -> Iterator[tuple[AttentionCall, AttentionCall]]:
+    """Calls of one site in both."""
+    known = {(call.module, call.call): call for call in other.calls}
     for call in one.calls:
         there = known.get((call.module, call.call))
-        if there is None:
-            continue
-        pairs = (
-            (call.queries, there.queries),
-            (call.values, there.values),
-            (call.output, there.output),
-        )
-        for mine, theirs in pairs:
-            if mine.shape == theirs.shape and mine.numel():
-                size = theirs.detach().double().abs().max().clamp(min=torch.finfo().tiny)
-                far = max(far, float((mine - theirs).detach().double().abs().max() / size))
-    return far
+        if there is not None:
+            yield call, there
+
+
+def _relative(mine: Tensor, theirs: Tensor) -> float:
+    """The largest difference over the largest number; 0 of rows that can't be compared."""
+    if mine.shape != theirs.shape or not mine.numel():
+        return 0.0
+    size = theirs.detach().double().abs().max().clamp(min=torch.finfo().tiny)
+    return float((mine - theirs).detach().double().abs().max() / size)
