@@ -72,6 +72,22 @@ def test_a_live_run_is_followed_from_loading_to_its_end(tmp_path, recorded):
     assert run.sent == [("step", -1)]
 
 
+def test_a_trace_that_is_about_to_be_replaced_is_not_taken_for_the_run(tmp_path, recorded):
+    path, run = write_trace(tmp_path / "a.kvt", synthetic_trace(Shape(prompt=2, decode=9))), Run()
+    follower = Follower(lambda: open_trace(path), run)
+    assert not follower.poll()
+    assert follower.trace is None
+    with TraceWriter(path, recorded.meta, force=True) as writer:
+        append(writer, recorded, 0)
+        run.says(LiveKind.STEP)
+        assert follower.poll()
+    assert follower.trace.step(0).new == 5
+    failed = Follower(lambda: open_trace(path), run)
+    run.says(LiveKind.FAILED, "no such model")
+    assert failed.poll()
+    assert failed.trace is None
+
+
 def test_a_recorder_that_fails_keeps_what_it_recorded(tmp_path, recorded):
     path, run = tmp_path / "a.kvt", Run()
     follower = Follower(lambda: open_trace(path), run)

@@ -130,6 +130,8 @@ class Follower:
     def _look(self) -> bool:
         """Open the file, or see whether it grew."""
         if self.trace is None:
+            if self._live is not None and not (self._started or self.ended):
+                return False  # what is there now is an earlier run's, about to be replaced
             self.trace = self._opened()
             return self.trace is not None
         self.fate = self.trace.source.fate
