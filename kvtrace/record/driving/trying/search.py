@@ -87,7 +87,7 @@ class Search:
         sound = plain if plain is not None and trials.sees_the_first_token(plain) else None
         best = self._cached(self._ways(signature, sound), trials, theirs.calls, plain)
         if sound is not None:
-            best = _unless_left_empty(best, theirs.unfilled)
+            best = _with_masks(_unless_left_empty(best, theirs.unfilled), trials, sound)
         if best is None and sound is None:
             self._dead.clear()
             best = self._cached(self._singly(signature), trials, theirs.calls, None)
@@ -327,6 +327,21 @@ class Search:
             f"no way to call {safe(str(signature), 160)} was found ({tried}).{hint} Add to your "
             "file: def step(model, ids, cache, pos), which returns logits or (logits, cache)"
         )
+
+
+def _with_masks(best: Tried | None, trials: Trials, plain: Way) -> Tried | None:
+    """A way with the masks that a call without a cache needs, where its prompts look ahead else.
+
+    Its last row, and so its steps, may hardly show that; how their own code calls it is theirs.
+    """
+    if best is None or best.as_theirs or trials.is_causal(best.way) is not False:
+        return best
+    names = {one.name for one in plain.signature.of("mask")} - {one.name for one in best.way.given}
+    masks = [one for one in plain.given if one.name in names]
+    if not masks or not trials.is_causal(plain):
+        return best
+    tried = trials.run(replace(best.way, given=(*best.way.given, *masks)))
+    return tried if tried.keeps and tried.verdict == "agrees" else best
 
 
 def _unless_left_empty(best: Tried | None, unfilled: frozenset[str]) -> Tried | None:

@@ -186,7 +186,8 @@ class Calls:
             value = one.form(*span, self._device)
             if one.padded and isinstance(value, Tensor):
                 value = functional.pad(value, (0, self._room - value.shape[-1]))
-            if self.beside and isinstance(value, Tensor) and value.dim() > 1 == len(value):
+            batched = isinstance(value, Tensor) and value.dim() > 1 == len(value)
+            if self.beside and batched and "[new" not in one.said:
                 value = value.repeat(1 + len(self.beside), *[1] * (value.dim() - 1))
             values[one.name] = value
         if len(self.seen) < _COMPARED:

@@ -109,7 +109,7 @@ def branches(forward: Forward) -> bool:
     call = next((one for one in forward.calls if one.kind == "self"), None)
     if forward.new < 2 or call is None or call.visible is None:
         return False
-    if call.keys.shape[2] <= forward.new:
+    if call.keys.shape[2] <= forward.new or call.visible.shape[-2] not in (1, forward.new):
         return False
     shown = call.visible.expand(*call.visible.shape[:-2], forward.new, call.keys.shape[2])
     mine = shown.reshape(-1, *shown.shape[-2:])[0, :, _own_rows(forward, call, shown)]
