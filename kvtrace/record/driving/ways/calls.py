@@ -186,9 +186,9 @@ class Calls:
             value = one.form(*span, self._device)
             if one.padded and isinstance(value, Tensor):
                 value = functional.pad(value, (0, self._room - value.shape[-1]))
-            batched = isinstance(value, Tensor) and value.dim() > 1 == len(value)
-            if self.beside and batched and "[new" not in one.said:
-                value = value.repeat(1 + len(self.beside), *[1] * (value.dim() - 1))
+            if self.beside and "[new" not in one.said and isinstance(value, Tensor):
+                if value.dim() > 1 == len(value):
+                    value = value.repeat(1 + len(self.beside), *[1] * (value.dim() - 1))
             values[one.name] = value
         if len(self.seen) < _COMPARED:
             self.seen.append(pattern(self.way.signature, values))
