@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,17 +23,19 @@ def spent() -> float:
 @contextlib.contextmanager
 def exec_is_said(say: Callable[[str], None]) -> Iterator[None]:
     """Before this process becomes another program, that is said."""
+    from kvtrace.record.capture.replaced.stand_in import in_place_of
+
     home, names = os.getpid(), ("execv", "execve")
     before: dict[str, Any] = {name: getattr(os, name) for name in names}
 
     def told(original: Callable[..., object]) -> Callable[..., object]:
-        @functools.wraps(original)
         def run(*args: Any, **kwargs: Any) -> object:
             if os.getpid() == home:  # a fork that becomes another program is a child as any
                 say(EXEC)
             return original(*args, **kwargs)
 
-        return run
+        made: Callable[..., object] = in_place_of(original, run)
+        return made
 
     for name, original in before.items():
         setattr(os, name, told(original))

@@ -17,6 +17,7 @@ from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 
 from torch import Tensor, nn
 
+from kvtrace.record.capture.replaced.stand_in import as_written
 from kvtrace.record.capture.tokens.inputs import tokens_in
 from kvtrace.record.driving.entrance import through
 from kvtrace.record.lanes.state.outside import Outside
@@ -222,7 +223,7 @@ def _function(frame: FrameType) -> FunctionType | None:
     spaces += [] if caller is None else [caller.f_locals]
     named = (space.get(code.co_name) for space in spaces)
     bare = (getattr(one, "__func__", one) for one in named)
-    theirs = (inspect.unwrap(one) for one in bare if isinstance(one, FunctionType))
+    theirs = (inspect.unwrap(as_written(one)) for one in bare if isinstance(one, FunctionType))
     for one in chain(theirs, gc.get_referrers(code)):
         if isinstance(one, FunctionType) and one.__code__ is code:
             return one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +44,6 @@ class Evidence:
         def make(overlay: Overlay) -> Any:
             original = overlay.under
 
-            @functools.wraps(original)
             def told(*args: Any, **kwargs: Any) -> Any:
                 if not overlay.over and not torch.compiler.is_compiling():
                     tell()

@@ -27,6 +27,7 @@ from kvtrace.record.ambient.stepped import (
 from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.replaced.overlay import Overlay
 from kvtrace.record.capture.replaced.scripting import SCRIPTING
+from kvtrace.record.capture.symbolic import is_symbolic, is_transformed
 from kvtrace.record.capture.watch import Watch
 
 Run = Callable[[], Any]
@@ -125,15 +126,11 @@ class Outermost:
         if isinstance(module, torch.jit.ScriptModule) and not (here.inside or is_asking()):
             self._scripted[str(getattr(module, "original_name", type(module).__name__))] = None
             return original(module, *args, **kwargs)
-        if (
-            here.inside
-            or is_asking()
-            or type(module).__name__ in _THROUGH
-            or torch.compiler.is_compiling()
-        ):
+        if here.inside or is_asking() or type(module).__name__ in _THROUGH:
             return original(module, *args, **kwargs)
-        if _is_transformed():
-            self._transformed[type(module).__name__] = None
+        if is_symbolic():
+            if is_transformed():
+                self._transformed[type(module).__name__] = None
             with self.off():
                 return original(module, *args, **kwargs)
         here.inside = True
@@ -149,7 +146,7 @@ class Outermost:
     ) -> Any:
         """A method of a module that may be a step, where it is given rows."""
         given = None
-        if not (is_asking() or torch.compiler.is_compiling()):
+        if not (is_asking() or is_symbolic()):
             given = rows_given(original, module, args, kwargs)
         if given is None:
             return original(module, *args, **kwargs)
@@ -180,7 +177,6 @@ class Outermost:
         def make(overlay: Overlay) -> Any:
             original = overlay.under
 
-            @functools.wraps(original)
             def call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
                 if here.inside or overlay.over:
                     return original(module, *args, **kwargs)
@@ -204,7 +200,6 @@ class Outermost:
         def make(overlay: Overlay) -> Any:
             original = overlay.under
 
-            @functools.wraps(original)
             def forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
                 if here.inside or overlay.over:
                     return original(module, *args, **kwargs)
@@ -228,7 +223,6 @@ class Outermost:
         def make(overlay: Overlay) -> Any:
             original = overlay.under
 
-            @functools.wraps(original)
             def method(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
                 if overlay.over:
                     return original(module, *args, **kwargs)
@@ -257,11 +251,6 @@ class Outermost:
             return classmethod(born)
 
         self._overlays.append(Overlay(module, "__init_subclass__", make))
-
-
-def _is_transformed() -> bool:
-    """Whether this runs within a transformation of torch.func."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _forward(kind: type) -> Any:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from kvtrace.record.capture.replaced.entrances import entrances
 from kvtrace.record.capture.replaced.generate import generates, meet_generate
 from kvtrace.record.capture.running import passes
+from kvtrace.record.capture.symbolic import is_symbolic
 from kvtrace.record.capture.tokens.inputs import named, tokens_in
 from kvtrace.record.local import here
 
@@ -90,7 +91,7 @@ def listen_inside(model: nn.Module, called: Called) -> Callable[[], None]:
             called(one, None)
 
     def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if passes() or generates(model):
+        if is_symbolic() or passes() or generates(model):
             return
         given = named(part, args, kwargs)
         embedded = isinstance(given.get("inputs_embeds"), Tensor)

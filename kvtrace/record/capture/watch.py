@@ -32,6 +32,7 @@ from kvtrace.record.capture.replaced.entrances import around_forward, entrances,
 from kvtrace.record.capture.replaced.interface import INTERFACE
 from kvtrace.record.capture.replaced.scripting import SCRIPTING
 from kvtrace.record.capture.running import Pass, our_work, passes
+from kvtrace.record.capture.symbolic import is_symbolic
 from kvtrace.record.capture.tokens.inputs import named, tokens_of
 from kvtrace.record.capture.turns import Turns
 from kvtrace.record.flow import FlowWatch
@@ -159,9 +160,10 @@ class Watch:
     def _deaf(self) -> bool:
         """Whether a forward is nobody's business: another watch hears lanes of ours.
 
-        Nor is what a fork of the process does: the file is its parent's.
+        Nor is what a fork of the process does: the file is its parent's. Where no numbers are,
+        there is nothing to hear.
         """
-        return self.paused or (is_asking() and not self._asks) or self.is_fork
+        return is_symbolic() or self.paused or (is_asking() and not self._asks) or self.is_fork
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
@@ -175,7 +177,7 @@ class Watch:
 
     def begin_step(self, arguments: Mapping[str, object]) -> Pass | None:
         """A step begins that is no call of the model: some other code of it, or of nobody's."""
-        if self.paused or self.is_fork:
+        if is_symbolic() or self.paused or self.is_fork:
             return None
         if self.flow is not None:
             self.flow.begin_step()
@@ -205,8 +207,9 @@ class Watch:
         def end(
             called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
         ) -> None:
-            stop = perf_counter_ns()
-            one = None if self._deaf or called is not module else self._over()
+            deaf = self._deaf or called is not module
+            stop = 0 if deaf else perf_counter_ns()
+            one = None if deaf else self._over()
             if one is None:
                 return
             with self.turns.ending():

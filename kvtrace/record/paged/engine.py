@@ -10,7 +10,6 @@ import importlib
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -93,7 +92,6 @@ def listen(listener: Listener) -> Callable[[], None]:
 
 
 def _update(original: Method) -> Method:
-    @wraps(original)
     def update(self: Any, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         out = original(self, key_states, value_states, *args, **kwargs)
         running = passes()
@@ -108,7 +106,6 @@ def _update(original: Method) -> Method:
 
 
 def _prepare(original: Method) -> Method:
-    @wraps(original)
     def prepare(self: Any, requests_in_batch: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, requests_in_batch, *args, **kwargs)
         _batches[self.cache] = tuple(_request(one) for one in requests_in_batch)
@@ -125,7 +122,6 @@ def _request(one: Any) -> Request:
 
 
 def _complete(original: Method) -> Method:
-    @wraps(original)
     def complete(self: Any, token_id: int, *args: Any, **kwargs: Any) -> Any:
         for one in list(_listeners):
             one.chosen(self, int(token_id))
@@ -135,7 +131,6 @@ def _complete(original: Method) -> Method:
 
 
 def _copy(original: Method) -> Method:
-    @wraps(original)
     def copy(self: Any, source: Any, dest: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, source, dest, *args, **kwargs)
         for one in list(_listeners):
@@ -146,7 +141,6 @@ def _copy(original: Method) -> Method:
 
 
 def _forward_function(original: Method) -> Method:
-    @wraps(original)
     def forward_function(self: Any, *args: Any, **kwargs: Any) -> Any:
         function, _ = original(self, *args, **kwargs)
         return function, False  # a graph that is replayed calls no model

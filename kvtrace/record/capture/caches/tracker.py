@@ -331,7 +331,7 @@ _names: dict[type, str] = {}
 
 def is_theirs(method: object) -> bool:
     """Whether a method is as transformers wrote it, under our own patch if there is one."""
-    code = getattr(getattr(method, "__wrapped__", method), "__code__", None)
+    code = getattr(method, "__code__", None)
     return code is not None and "transformers" in Path(code.co_filename).parts
 
 
@@ -343,7 +343,6 @@ def _as_written(one: object) -> bool:
 def _is_known(kind: type) -> bool:
     """Whether a class does what transformers wrote, its `update` not replaced by somebody."""
     update = getattr(kind, "update", None)
-    update = getattr(update, "__wrapped__", update)  # our own patch
     found = _known.get((kind, update))
     if found is None:
         ours = kind.__module__.startswith("transformers.") and is_theirs(update)

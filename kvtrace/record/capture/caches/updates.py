@@ -10,7 +10,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
 from time import perf_counter_ns
 from typing import Any
 
@@ -37,7 +36,6 @@ HALVES = ("self_attention_cache", "cross_attention_cache")
 
 
 def _update(original: Method) -> Method:
-    @wraps(original)
     def update(self: Any, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         running = threads.passes
         if not running or running[-1].depth:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.jit._builtins import _find_builtin, _register_builtin
 
 from kvtrace.record.capture.replaced.patch import Method, Patches
+from kvtrace.record.capture.replaced.stand_in import in_place_of
 from kvtrace.record.capture.running import our_work, passes
 
 _OURS = __name__.partition(".")[0] + "."
@@ -117,7 +118,6 @@ def _shown(original: Method, read: Callable[..., Selection | None]) -> Method:
     """
     known = _find_builtin(original)  # type: ignore[no-untyped-call]
 
-    @functools.wraps(original)
     def select(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         running = passes()
@@ -134,9 +134,10 @@ def _shown(original: Method, read: Callable[..., Selection | None]) -> Method:
         running[-1].own_ns += perf_counter_ns() - start
         return result
 
+    shown: Method = in_place_of(original, select)
     if known is not None:
-        _register_builtin(select, known)
-    return select
+        _register_builtin(shown, known)
+    return shown
 
 
 def _told(selection: Selection | None, result: Any, caller: FrameType) -> Any:

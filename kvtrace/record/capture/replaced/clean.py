@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from kvtrace.record.capture.replaced.patch import Method, Patches
-from kvtrace.record.flow.modes.modules import ORIGINAL
+from kvtrace.record.capture.replaced.stand_in import StandIn, as_written
 
 
 def _install(patches: Patches) -> None:
@@ -50,7 +50,6 @@ def _clean(state: Mapping[str, Any]) -> dict[str, Any]:
                 kept.update((key, hook) for key, hook in hooks.items() if key not in mine)
                 out[name] = kept
     forward = state.get("forward")
-    own = getattr(forward, "__dict__", {}).get(ORIGINAL)
-    if own is not None:
-        out["forward"] = own
+    if isinstance(forward, StandIn):
+        out["forward"] = as_written(forward)
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 
 import torch
 from torch import nn
@@ -80,7 +80,6 @@ def _note_calls(patches: Patches) -> None:
     from torch._dynamo import eval_frame
 
     def make(original: Method) -> Method:
-        @wraps(original)
         def asked(callback: Callable[..., object] | bool | None) -> object:
             if callback is not None and callback is not False:
                 for one in _watching:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kvtrace.record.capture.replaced.overlay import Overlay
-from kvtrace.record.flow.modes.modules import ORIGINAL
+from kvtrace.record.capture.symbolic import is_symbolic
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """(the original forward, arguments, keyword arguments) → its result."""
@@ -64,9 +64,8 @@ def around_forward(module: nn.Module, around: Around) -> Callable[[], None]:
     def make(overlay: Overlay) -> Any:
         original = overlay.under
 
-        @functools.wraps(original)
         def forward(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if self is not module or overlay.over or torch.compiler.is_compiling():
+            if self is not module or overlay.over or is_symbolic():
                 return original(self, *args, **kwargs)
             return around(functools.partial(original, self), args, kwargs)
 
@@ -79,11 +78,9 @@ def _on_instance(module: nn.Module, around: Around) -> Callable[[], None]:
     def make(overlay: Overlay) -> Any:
         own = overlay.under
 
-        @functools.wraps(own)
         def forward(*args: Any, **kwargs: Any) -> Any:
             return own(*args, **kwargs) if overlay.over else around(own, args, kwargs)
 
-        forward.__dict__[ORIGINAL] = own
         return forward
 
     return Overlay(module, "forward", make).stop

@@ -7,7 +7,6 @@ Knows no cache; `read` turns what was seen into an `AttentionCall`.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +16,8 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from kvtrace.record.capture.replaced.patch import Method, Patches
+from kvtrace.record.capture.replaced.stand_in import StandIn, in_place_of
 from kvtrace.record.capture.running import threads
-
-_SEEN = "__kvtrace__"
 
 PAGED = "paged|"
 """How implementations begin that attend to the rows in an engine's pool alone."""
@@ -45,21 +43,20 @@ def without_pool() -> Iterator[None]:
 
 def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, telling the running passes of each call."""
-    if hasattr(function, _SEEN):
+    if isinstance(function, StandIn):
         return function
 
     # eager attention applies the mask it is given and no other; kernels add the causal rule
     eager = getattr(function, "__name__", "").startswith("eager")
 
-    @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
         for one in threads.passes:
             one.calls.append((args, kwargs, result, eager, len(one.updates)))
         return result
 
-    setattr(wrapper, _SEEN, True)
-    return wrapper
+    watched: Callable[..., Any] = in_place_of(function, wrapper)
+    return watched
 
 
 class _Wrappers(dict[Callable[..., Any], Callable[..., Any]]):

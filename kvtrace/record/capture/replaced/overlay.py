@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
+from kvtrace.record.capture.replaced.stand_in import in_place_of
+
 _lock = threading.RLock()
 _installed: dict[int, Overlay] = {}
 """By identity of what was put in place; the overlay keeps that alive."""
@@ -37,7 +39,8 @@ class Overlay:
         self._owner, self._name, self.over = owner, name, False
         with _lock:
             self.under: Any = owner.__dict__.get(name)
-            self._mine = make(self)
+            original = getattr(owner, name, None) if self.under is None else self.under
+            self._mine = in_place_of(original, make(self))
             _installed[id(self._mine)] = self
             _put(owner, name, self._mine)
 
@@ -90,7 +93,7 @@ class Overlays:
             for place, (owner, name, under, mine) in enumerate(self._placed):
                 now = owner.__dict__.get(name)
                 if now is not under:
-                    mine = None if now is None else self._make(now)
+                    mine = None if now is None else in_place_of(now, self._make(now))
                     self._placed[place] = (owner, name, now, mine)
                 if mine is not None:
                     owner.__dict__[name] = mine

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from kvtrace.record.capture.replaced.stand_in import in_place_of
+
 Method = Callable[..., Any]
 Make = Callable[[Any], object]
 """From what is there, a method, a property or a function, what stands in its place."""
@@ -59,4 +61,5 @@ class Patches:
                 return
             self._replaced.add((owner, name))
             self._undo.append((owner, name, owner.__dict__.get(name)))
-            setattr(owner, name, make(getattr(owner, name)))
+            original = getattr(owner, name)
+            setattr(owner, name, in_place_of(original, make(original)))

@@ -6,10 +6,8 @@ for a `forward` are others. What is traced must hold no operation of ours.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -18,24 +16,10 @@ from torch.jit import _recursive, _trace
 
 from kvtrace.record.capture.replaced.entrances import asking
 from kvtrace.record.capture.replaced.patch import Method, Patches
+from kvtrace.record.capture.replaced.stand_in import as_written
 from kvtrace.record.capture.running import our_work
 
 _TRACES = ("trace_module", "_trace_impl", "_get_trace_graph")
-
-
-def as_written(function: Any) -> Any:
-    """The function that others of ours stand for, bound as they are."""
-    own = getattr(function, "__func__", function)
-    while isinstance(own, FunctionType) and _is_ours(own) and hasattr(own, "__wrapped__"):
-        own = own.__wrapped__
-    if own is getattr(function, "__func__", function):
-        return function
-    bound = isinstance(function, MethodType) and isinstance(own, FunctionType)
-    return MethodType(own, function.__self__) if bound else own
-
-
-def _is_ours(function: FunctionType) -> bool:
-    return str(function.__globals__.get("__name__", "")).startswith("kvtrace.")
 
 
 @contextmanager
@@ -63,14 +47,12 @@ def _is_of_ours(hook: object) -> bool:
 
 def _install(patches: Patches) -> None:
     def originals(original: Method) -> Method:
-        @functools.wraps(original)
         def make_stub(function: Any, *args: Any, **kwargs: Any) -> Any:
             return original(as_written(function), *args, **kwargs)
 
         return make_stub
 
     def unseen(original: Method) -> Method:
-        @functools.wraps(original)
         def trace(*args: Any, **kwargs: Any) -> Any:
             with asking(), our_work():
                 return original(*args, **kwargs)
@@ -78,7 +60,6 @@ def _install(patches: Patches) -> None:
         return trace
 
     def unhooked(original: Method) -> Method:
-        @functools.wraps(original)
         def create(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             with _without_our_hooks(module):
                 return original(module, *args, **kwargs)

@@ -7,7 +7,6 @@ at every step, what it passes beside it holds no rows for the next one: memories
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.capture.replaced.stand_in import in_place_of
 from kvtrace.record.driving.trying.evidence import Trials
 from kvtrace.record.driving.trying.patterns import Pattern, pattern
 from kvtrace.record.driving.trying.private import nothing_left
@@ -211,7 +211,6 @@ def _recording(
     """A forward that notes what its first calls are given, and by what names."""
     names = [one.name for one in signature.parameters]
 
-    @functools.wraps(forward)
     def noting(*args: Any, **kwargs: Any) -> object:
         if len(calls) == NEW_TOKENS:
             raise SeenEnoughError
@@ -220,7 +219,8 @@ def _recording(
         calls.append(pattern(widened(signature, values), values))
         return forward(*args, **kwargs)
 
-    return noting
+    made: Callable[..., object] = in_place_of(forward, noting)
+    return made
 
 
 def _feeds(calls: list[Pattern], signature: Signature, prompt: int, then: int) -> bool:

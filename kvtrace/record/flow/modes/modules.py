@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kvtrace.record.capture.attention.kinds import is_two_sided
 from kvtrace.record.capture.replaced.overlay import Overlay
+from kvtrace.record.capture.symbolic import is_symbolic
 from kvtrace.record.flow.modes.inline import INLINED
 
 Forward = Callable[..., Any]
@@ -26,9 +27,6 @@ Around = Callable[["Frame", Callable[[], Any]], Any]
 """(frame, run the forward) → its result."""
 Only = Callable[[str, nn.Module], bool]
 """(path, module) → whether what is inside of it counts."""
-
-ORIGINAL = "__kvtrace_original__"
-"""Attribute of a function of ours that stands in for one of a module: what it stands for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -130,7 +128,6 @@ class Forwards:
         def make(overlay: Overlay) -> Forward:
             original: Forward = overlay.under
 
-            @functools.wraps(original)
             def forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
                 if overlay.over:
                     return original(module, *args, **kwargs)
@@ -147,13 +144,11 @@ class Forwards:
         def make(overlay: Overlay) -> Forward:
             original: Forward = overlay.under
 
-            @functools.wraps(original)
             def forward(*args: Any, **kwargs: Any) -> Any:
                 if overlay.over:
                     return original(*args, **kwargs)
                 return call(lambda _, *a, **k: original(*a, **k), module, args, kwargs)
 
-            forward.__dict__[ORIGINAL] = original
             return forward
 
         self._overlays.append(Overlay(module, "forward", make))
@@ -164,6 +159,8 @@ class Forwards:
         """Run a function of a module as a forward of it."""
         stack = self.stack
         if stack and self.thread != get_ident():  # one step at a time is followed
+            return original(module, *args, **kwargs)
+        if not stack and is_symbolic():
             return original(module, *args, **kwargs)
         self.thread = get_ident()
         if self.paused or (stack and stack[-1].module is module):  # super().forward()

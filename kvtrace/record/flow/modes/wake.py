@@ -11,7 +11,6 @@ through a replaced function, and that nothing else it saw mattered. It looks aga
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -197,7 +196,6 @@ class Waking:
         heard = self._softmax if softmax else self._heard
         me, parameter, hearing = self, nn.Parameter, self.hearing
 
-        @functools.wraps(original)
         def function(*args: Any, **kwargs: Any) -> Any:
             if not me._listens or (linear and len(args) > 1 and type(args[1]) is parameter):
                 return original(*args, **kwargs)

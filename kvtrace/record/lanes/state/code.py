@@ -12,6 +12,7 @@ from types import CodeType, FunctionType, ModuleType
 
 from torch import nn
 
+from kvtrace.record.capture.replaced.stand_in import as_written
 from kvtrace.record.lanes.given.parts import LIBRARIES
 
 _MOST = 64
@@ -36,7 +37,7 @@ def functions_of(model: nn.Module) -> list[FunctionType]:
     ]
     seen: set[int] = set()
     while waiting and len(files) < _MOST:
-        function = inspect.unwrap(waiting.pop())  # what watches it has globals of its own
+        function = inspect.unwrap(as_written(waiting.pop()))
         if not isinstance(function, FunctionType):
             continue  # a library's, in C
         space = function.__globals__

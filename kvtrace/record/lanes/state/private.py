@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.flow.modes.modules import ORIGINAL
+from kvtrace.record.capture.replaced.stand_in import StandIn, as_written
 from kvtrace.record.local import address
 
 LARGE_BYTES = 1 << 20
@@ -207,9 +207,6 @@ class Copier:
         return type(thing)(self.of(one) for one in thing)
 
     def _function(self, function: types.FunctionType) -> Any:
-        original = function.__dict__.get(ORIGINAL)
-        if original is not None:
-            return self.of(original)
         if _is_ours(function) or not _holds_something(function):
             return function
         closure = function.__closure__ or ()
@@ -296,6 +293,7 @@ def _tuple(copier: Copier, thing: Any) -> Any:
 
 
 _BASES: tuple[tuple[type, Callable[[Copier, Any], Any]], ...] = (
+    (StandIn, lambda copier, thing: copier.of(as_written(thing))),
     (Tensor, Copier._tensor),
     (torch.jit.ScriptModule, _scripted),
     (nn.Module, Copier._module),

@@ -1,0 +1,30 @@
+"""Whether what runs holds no numbers: code that is compiled, exported, traced or transformed.
+
+Whoever runs a model on what stands for tensors writes down, or changes, every operation that it
+sees. One of ours among them would become a part of what is made, and there is nothing to look at.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_tracing = torch._C._get_tracing_state
+_transformed = torch._C._functorch.peek_interpreter_stack
+_mode = torch._C._get_dispatch_mode
+_FAKE, _PROXY = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
+
+
+def is_symbolic() -> bool:
+    """Whether this runs in torch.compile, torch.export, torch.jit.trace, make_fx or the like."""
+    return (
+        torch.compiler.is_compiling()  # first, for the compiler reads this too
+        or _tracing() is not None
+        or is_transformed()
+        or _mode(_PROXY) is not None
+        or _mode(_FAKE) is not None
+    )
+
+
+def is_transformed() -> bool:
+    """Whether this runs within a transformation of torch.func: vmap, grad, jvp."""
+    return _transformed() is not None

@@ -1,0 +1,115 @@
+"""A model that is run on what stands for tensors is let alone: there are no numbers to look at."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import kvtrace
+from builders.tiny_models import tiny_model
+
+IDS = torch.tensor([[3, 1, 4, 1, 5]])
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x, cache=None):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if cache is not None:
+            k, v = torch.cat([cache[0], k], 1), torch.cat([cache[1], v], 1)
+        scores = q @ k.transpose(-1, -2)
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1 + k.shape[1] - q.shape[1])
+        return self.out(F.softmax(scores.masked_fill(hidden, -1e9), -1) @ v), (k, v)
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.mix, self.head = nn.Embedding(64, 8), Attention(), nn.Linear(8, 64)
+
+    def forward(self, ids, cache=None):
+        x, cache = self.mix(self.table(ids), cache)
+        return self.head(x), cache
+
+
+def _logits(model, parameters, ids):
+    return torch.func.functional_call(model, parameters, (ids,))[0]
+
+
+def _fake(model):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return model(mode.from_tensor(IDS))[0].shape
+
+
+def _vmap(model):
+    return torch.vmap(lambda ids: model(ids[None])[0])(IDS.repeat(2, 1)).tolist()
+
+
+def _grad(model):
+    parameters = dict(model.named_parameters())
+    found = torch.func.grad(lambda given: _logits(model, given, IDS).sum())(parameters)
+    return {name: one.tolist() for name, one in found.items()}
+
+
+def _exported(model, strict):
+    return [
+        str(one.target) for one in torch.export.export(model, (IDS,), strict=strict).graph.nodes
+    ]
+
+
+RUNS = {
+    "vmap": _vmap,
+    "grad": _grad,
+    "export": lambda model: _exported(model, strict=False),
+    "strict export": lambda model: _exported(model, strict=True),
+    "make_fx": lambda model: make_fx(lambda ids: model(ids)[0])(IDS).code,
+    "jit.trace": lambda model: torch.jit.trace(model, (IDS,)).code,
+    "fake tensors": _fake,
+}
+
+
+def _decode(model):
+    with torch.no_grad():
+        logits, cache = model(IDS)
+        for _ in range(2):
+            logits, cache = model(logits[:, -1:].argmax(-1), cache)
+    return logits
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("how", RUNS)
+@pytest.mark.parametrize("which", ["a model", "whatever runs"])
+def test_a_watched_model_is_transformed_as_if_nobody_watched(tmp_path, how, which):
+    model = Model().eval()
+    expected = RUNS[how](model)
+    path = tmp_path / "a.kvt"
+    with kvtrace.record(*((model,) if which == "a model" else ()), path):
+        _decode(model)
+        found = RUNS[how](model)
+        _decode(model)
+    assert found == expected
+    assert len(kvtrace.open(path)) == 6
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_watched_model_of_transformers_is_exported_as_if_nobody_watched(tmp_path, strict):
+    class Plain(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, ids):
+            return self.inner(ids, use_cache=False).logits
+
+    model = tiny_model("llama")
+    expected = _exported(Plain(model), strict)
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        model.generate(IDS, max_new_tokens=2, do_sample=False)
+        assert _exported(Plain(model), strict) == expected
