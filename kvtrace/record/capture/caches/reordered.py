@@ -7,7 +7,7 @@ does may be anything, also nothing.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import partial, wraps
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -30,7 +30,6 @@ def patch_reordering(model: nn.Module) -> None:
 
 
 def _followed(original: Method, *, static: bool) -> object:
-    @wraps(original)
     def reorder(*args: Any, **kwargs: Any) -> Any:
         given = args if static else args[1:]
         if len(given) != 2:

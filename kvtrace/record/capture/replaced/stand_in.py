@@ -82,6 +82,8 @@ def _original(one: StandIn) -> Any:
 
 def in_place_of(original: Any, made: Any) -> Any:
     """A function of ours that looks like the one whose place it takes; no function, as it is."""
+    if isinstance(made, staticmethod):
+        return staticmethod(in_place_of(original, made.__func__))
     if type(made) is not FunctionType:
         return made
     binds = hasattr(type(as_written(original)), "__get__")
