@@ -22,8 +22,8 @@ def calls(far):
 
 def found(*far):
     whole = calls([0.0] * len(far))
-    one = moved(calls(far), whole, [Path(tuple(range(6)), 0, [], 0, 0)], LIMIT)
-    return None if one is None else one[0].layer
+    one = moved(calls(far), whole, [Path(list(range(6)))], LIMIT)
+    return None if one is None else one.call.layer
 
 
 @pytest.mark.parametrize("start", [1e-7, 1e-6])
@@ -38,3 +38,15 @@ def test_rows_that_move_at_once_look_ahead(layer):
 
 def test_rows_that_move_by_rounding_do_not_look_ahead():
     assert found(1e-7, 5e-5, 9e-5) is None
+
+
+@pytest.mark.parametrize(("padding", "only"), [((0, 2), True), ((0, 0), False), ((2, 2), False)])
+def test_rows_that_move_in_sequences_with_padding_alone_are_told(padding, only):
+    rows = ROWS.expand(2, -1, -1, -1)
+    off = rows.clone()
+    off[1] *= 1.5
+    short, whole = (
+        AttentionCall("layers.0", 0, 0, "self", one, one, one, one, 0.5) for one in (off, rows)
+    )
+    paths = [Path(list(range(6)), one) for one in padding]
+    assert moved([short], [whole], paths, LIMIT).padded is only

@@ -149,22 +149,23 @@ class _Question:
         random = varies(self.again, cut, short, self.dtype)
         if random is not None or not self.wide:
             return random
-        moved, plain = (0.0 if found is None else found[1]), (self.whole if own else None)
+        moved, plain = (0.0 if found is None else found.far), (self.whole if own else None)
         return rounds_inside(self.again, self.batch, self.limit, moved=moved, plain=plain)
 
 
 def _not_causal(trace: Trace, found: Moved, end: int, later: int) -> Note:
     """The finding: rows of the first tokens moved, at the step whose tokens came later."""
-    call, far = found
+    call = found.call
     sites = trace.meta.sites
     site = next((s.index for s in sites if (s.module, s.call) == (call.module, call.call)), None)
     module = call.module or "the model"
     first = "the first token" if end == 1 else f"the first {end} tokens"
     why = "; nothing hides later tokens from them, as in the prefix of a prefix LM"
+    padding = ", only in sequences with padding: it reaches their tokens" if found.padded else ""
     text = (
         f"NOT-CAUSAL: without any cache, rows of {first} in {module} move by "
-        f"{far:.1e} of their largest value when the later tokens follow"
-        f"{why if _sees_later(call) else ''}; no cache can equal that"
+        f"{found.far:.1e} of their largest value when the later tokens follow"
+        f"{why if _sees_later(call) else ''}{padding}; no cache can equal that"
     )
     return Note("finding", text, step=later, site=site)
 

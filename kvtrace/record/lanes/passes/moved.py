@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 
 import torch
@@ -14,8 +15,20 @@ from kvtrace.record.lanes.paths import Path
 _GROWTH = 100.0
 """Times that rounding may grow from one layer to the next: in many layers it grows to anything."""
 
-Moved = tuple[AttentionCall, float]
-"""An attention whose rows moved, and how far: the largest difference over the largest number."""
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """An attention whose rows moved.
+
+    Attributes:
+        call: It.
+        far: The largest difference over the largest number.
+        padded: Only those of sequences with padding did, and there are others.
+    """
+
+    call: AttentionCall
+    far: float
+    padded: bool
 
 
 def moved(
@@ -35,17 +48,22 @@ def moved(
         other = known.get((one.module, one.call))
         if other is None or one.queries.shape[2] != rows:
             continue
-        far = [
-            max(_apart(mine, theirs, place, path.padding, rows) for place, path in enumerate(paths))
+        each = [
+            [_apart(mine, theirs, place, path.padding, rows) for place, path in enumerate(paths)]
             for mine, theirs in (
                 (one.queries, other.queries),
                 (one.values, other.values),
                 (one.output, other.output),
             )
         ]
+        far = [max(sequences) for sequences in each]
         if max(far) > max(limit, _GROWTH * before):
             turned = far[0] > limit and far[1] <= limit
-            return None if turned or _rescaled(one, other, limit, far) else (one, max(far))
+            if turned or _rescaled(one, other, limit, far):
+                return None
+            whose = [max(column) > limit for column in zip(*each, strict=True)]
+            padded = whose == [path.padding > 0 for path in paths] and not all(whose)
+            return Moved(one, max(far), padded)
         before = max(before, *far)
     return None
 
