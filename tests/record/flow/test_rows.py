@@ -284,6 +284,18 @@ def test_a_text_that_was_forked_can_be_gone_on_with_on_both_sides():
     assert (other.parent, other.cells.tolist(), other.rows) == (2, [[0, 1, 2, 4, 6]], 1)
 
 
+def test_a_site_that_has_its_first_shape_again_goes_on_where_the_other_shape_left():
+    first, wide = Site(), Site()
+    first.step(rows(1), 1)
+    wide.follower.succeed(first.follower)
+    wide.number = 1
+    assert wide.step(rows(3, dim=8), 2, start=1).parent == 0
+    first.follower.succeed(wide.follower)
+    first.number = 2
+    step = first.step(rows(4), 1, start=3)
+    assert (step.parent, step.before, step.at.tolist()) == (1, 3, [3])
+
+
 def test_hidden_rows_of_an_earlier_text_in_the_same_buffer_do_not_count():
     site, buffer = Site(), rows(8)
     site.step(buffer, 6, sees(*range(6), of=8, new=6))

@@ -131,10 +131,11 @@ class RowFollower:
 
         No row of it can be recognised; how many there were says whether the text goes on.
         """
-        if not self._texts and other._texts:
-            last = other._texts[-1]
+        last = other._texts[-1] if other._texts else None
+        if last is not None and (not self._texts or self._texts[-1].number < last.number):
             nothing = np.zeros_like(last.digests)
-            self._texts = [replace(last, digests=nothing, parts=None, cells=last.cells.copy())]
+            unknown = replace(last, digests=nothing, parts=None, cells=last.cells.copy())
+            self._texts = [*self._texts, unknown]
 
     @property
     def digests(self) -> tuple[Digests, Digests]:
