@@ -7,7 +7,7 @@ Rows are addressed by place: the n-th token of the path, left padding included.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.mask import only_sequence
 from kvtrace.trace.meta import CacheLayer, Lane, Site, Tensor
 from kvtrace.trace.source import Source
-from kvtrace.trace.step import SiteStep, Step
+from kvtrace.trace.step import NO_TOKEN, SiteStep, Step, stands_for_none
 
 
 def places_of(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -36,6 +36,13 @@ def at_places(rows: Floats, places: NDArray[np.int64]) -> Floats:
     return np.where(absent[:, None], np.float32(np.nan), taken) if absent.any() else taken
 
 
+def in_front(step: Step, cache_layer: int) -> int:
+    """Rows of a pass that a cache layer has in front of those of the text, of no token."""
+    group = step.cache_step(cache_layer)
+    first = group.attended[0][0] if group is not None and group.attended[0] else None
+    return first.count if first is not None and stands_for_none(first.position) else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """A pass as one step of one sequence sees it.
@@ -46,6 +53,8 @@ class Reference:
         sequence: Row of the pass.
         first: Place of the step's first new row.
         new: Rows new in the step.
+        led: Rows in front of the text, of no token, that count as its first places; without them
+            places are those of tokens.
     """
 
     lane: Lane
@@ -56,6 +65,7 @@ class Reference:
     _sites: Sequence[Site]
     _caches: Sequence[CacheLayer]
     _source: Source
+    led: int = 0
 
     @property
     def places(self) -> int:
@@ -64,8 +74,14 @@ class Reference:
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        """Logical position of each place, [places]; negative: padding."""
-        return np.array(self.step.positions[self.sequence][: self.places], np.int64)
+        """Logical position of each place, [places]; negative: padding, or of no token."""
+        known = self.step.positions[self.sequence][: self.places - self.led]
+        return np.concatenate([NO_TOKEN + np.arange(self.led), np.array(known, np.int64)])
+
+    def leading(self, layer: int) -> Reference:
+        """The same, where rows that a layer has in front of its text are its first places."""
+        front = in_front(self.step, self._sites[layer].reads)
+        return replace(self, led=front, first=self.first - self.led + front)
 
     def rows(self, layer: int, tensor: Tensor, head: int | None = None) -> Floats | None:
         """Rows of all places: [heads or kv_heads, places, dim]; None: not recorded.
@@ -81,8 +97,15 @@ class Reference:
         raw = self._source.pass_rows(self.lane.name, self.step.number, tensor, index, head)
         if raw is None:
             return None
-        rows = raw[self.sequence]
-        return dtypes.widen(rows if kv and self.crosses(layer) else rows[:, : self.places], dtype)
+        rows = dtypes.widen(raw[self.sequence], dtype)
+        if kv and self.crosses(layer):
+            return rows
+        front = in_front(self.step, index) if kv else 0
+        found: Floats = rows[:, front : front + self.places - self.led]
+        if not self.led:
+            return found
+        none = np.zeros((rows.shape[0], self.led, rows.shape[2]), rows.dtype)
+        return np.concatenate([rows[:, :front] if front == self.led else none, found], axis=1)
 
     def new_rows(self, layer: int, tensor: Tensor, head: int | None) -> Floats | None:
         """As `rows`, of the step's own places; in a cross-attention K and V are all the same.
@@ -112,12 +135,13 @@ class Reference:
         Raises:
             TraceError: The rows are damaged.
         """
-        rows = self.rows(layer, tensor, head)
+        whole = self if self.crosses(layer) else self.leading(layer)
+        rows = whole.rows(layer, tensor, head)
         if rows is None:
             return None
         if self.crosses(layer):
             return at_places(rows, places_of(np.arange(rows.shape[1]), positions))
-        return at_places(rows, self.places_of(positions))
+        return at_places(rows, whole.places_of(positions))
 
     def site_step(self, layer: int) -> SiteStep | None:
         """What a site did in the pass; None if it did not attend."""
@@ -131,22 +155,33 @@ class Reference:
         found = self.site_step(layer)
         if found is None:
             return None
-        rows, seq = slice(self.first, self.places), self._seq(layer)
-        places = seq if self.crosses(layer) else self.places
+        rows, seq, seen = self._new_rows, self._seq(layer), self._seen(layer)
         if not found.mask.full:
-            return found.mask.visible(self.sequence, self.step.new, seq)[None, rows, :places]
+            return found.mask.visible(self.sequence, self.step.new, seq)[None, rows, seen]
         stored = self._source.pass_mask(self.lane.name, self.step.number, self._sites[layer].index)
         if stored is None:
             return None
         part = only_sequence(stored, self.sequence, seq).astype(np.bool_)
-        return part[:, rows if part.shape[1] > 1 else slice(None), :places]
+        return part[:, rows if part.shape[1] > 1 else slice(None), seen]
+
+    @property
+    def _new_rows(self) -> slice:
+        """Of all tokens, those that are new in the step."""
+        return slice(self.first - self.led, self.places - self.led)
+
+    def _seen(self, layer: int) -> slice:
+        """Of all rows that a site attends to, those of the places up to the step's last."""
+        if self.crosses(layer):
+            return slice(None)
+        front = in_front(self.step, self._sites[layer].reads)
+        return slice(front - self.led, front + self.places - self.led)
 
     def _seq(self, layer: int) -> int:
         """Rows that a site attends to in the whole pass."""
-        if not self.crosses(layer):
-            return self.step.new
         group = self.step.cache_step(self._sites[layer].reads)
-        return 0 if group is None else group.rows
+        if group is None:
+            return 0 if self.crosses(layer) else self.step.new
+        return group.rows
 
     def bias(self, layer: int) -> Floats | None:
         """Additive bias of the new rows, [1 or heads, 1 or new, places]; None without one."""
@@ -157,10 +192,8 @@ class Reference:
         if stored is None:
             return None
         part = only_sequence(stored, self.sequence, self._seq(layer)).astype(np.float32)
-        places = part.shape[2] if self.crosses(layer) else self.places
-        return part[:, slice(self.first, self.places) if part.shape[1] > 1 else slice(None)][
-            ..., :places
-        ]
+        rows = self._new_rows if part.shape[1] > 1 else slice(None)
+        return part[:, rows, self._seen(layer)]
 
 
 def covering(source: Source, number: int, sequence: int, lane: str) -> Reference | None:

@@ -83,6 +83,8 @@ def pass_rows(
 ) -> Floats | None:
     """Rows of one head over all places of a lane's own forward, [places, dim].
 
+    Those of K and V that stand in front of a text, for no token, come first.
+
     Args:
         trace: The trace.
         lane: Name of the lane.

@@ -1,5 +1,6 @@
 """Learned rows in front of those of the tokens: they stand for no token, and shift no position."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ class Attention(nn.Module):
     def __init__(self, *, kept):
         super().__init__()
         self.kept = kept
+        self.loses = lambda cache: cache
         self.qkv = nn.Linear(HEADS * DIM, 3 * HEADS * DIM)
         self.out = nn.Linear(HEADS * DIM, HEADS * DIM)
         self.memory = nn.Parameter(torch.randn(2, 1, HEADS, LEARNED, DIM))
@@ -26,6 +28,8 @@ class Attention(nn.Module):
         q, new = split[0], split[1:]
         if cache is None and self.kept:
             cache = self.memory.expand(-1, x.shape[0], -1, -1, -1)
+        elif self.kept:
+            cache = self.loses(cache)
         cache = new if cache is None else torch.cat([cache, new], dim=3)
         rows = cache
         if not self.kept:
@@ -84,6 +88,46 @@ def test_learned_rows_shift_no_token_and_are_held_only_where_the_cache_holds_the
     assert trace.step(2).cost.cache_bytes == held
     assert {layer.kind for layer in trace.meta.cache_layers} == {"dynamic"}
     assert check(trace).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "evidence"),
+    [
+        (lambda cache: cache[:, :, :, LEARNED:], "EVICTED-EARLY", "lacks the oldest 3"),
+        (lambda cache: torch.cat([cache[:, :, :, :LEARNED], cache], 3), "DUPLICATE-ROWS", "3 rows"),
+        (lambda cache: torch.cat([cache[:1], cache[1:].roll(1, 3)]), "MISALIGNED", "place"),
+    ],
+)
+@torch.no_grad()
+def test_learned_rows_that_a_cache_loses_doubles_or_shifts_are_named(
+    spoil, name, evidence, tmp_path
+):
+    model, past = Model(kept=True), None
+    for layer in model.layers:
+        layer.loses = spoil
+        layer.qkv.weight.data *= 4
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        for ids in (torch.tensor([[5, 7, 9, 11, 6]]), torch.tensor([[8]]), torch.tensor([[4]])):
+            _, past = model(ids, past)
+    first = check(kvtrace.open(tmp_path / "a.kvt")).findings[0]
+    assert (first.name, first.step, first.layer) == (name, 1, 0)
+    assert evidence in first.evidence
+
+
+@torch.no_grad()
+def test_the_other_lane_has_rows_in_front_of_a_text_too(tmp_path):
+    model, past = Model(kept=True), None
+    with kvtrace.record(model, tmp_path / "a.kvt", keep_rows=True):
+        for ids in (torch.tensor([[5, 7, 9, 11, 6]]), torch.tensor([[8]])):
+            _, past = model(ids, past)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    mine, theirs = (trace.cache(1, 1, 0, lane=lane) for lane in ("cached", "recomputed"))
+    np.testing.assert_allclose(mine.keys, theirs.keys, atol=1e-5)
+    np.testing.assert_allclose(mine.values, theirs.values, atol=1e-5)
+    reference = trace.reference(1, 0, "recomputed")
+    assert (reference.places, reference.leading(1).places) == (6, 6 + LEARNED)
+    assert reference.rows(1, Tensor.KEYS).shape[1] == reference.visible(1).shape[2] == 6
+    assert reference.leading(1).positions.tolist() == mine.positions.tolist()
 
 
 class Whole(Model):

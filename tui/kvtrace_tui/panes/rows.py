@@ -22,7 +22,7 @@ from kvtrace.analysis.heads.tensors import (
     tensor_head,
 )
 from kvtrace.errors import TraceError
-from kvtrace.trace import CACHED, Tensor, Trace, dtypes
+from kvtrace.trace import CACHED, NO_TOKEN, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.reference import at_places, places_of
 from kvtrace.trace.step import Runs
@@ -269,17 +269,25 @@ class RowStore:
         if site.kind == "cross":
             return at_places(rows, places_of(np.arange(len(rows)), wanted))
         positions = self._once(
-            ("positions", lane, place, row), lambda: self._positions(lane, place, row)
+            ("positions", lane, place, row, len(rows)),
+            lambda: self._positions(lane, place, row, len(rows)),
         )
         if positions is None:
             return None
-        until = first + step.new
+        front = int((positions == NO_TOKEN + np.arange(len(positions))).sum())
+        until = front + first + step.new
         return at_places(rows, places_of(positions[:until].astype(np.int64), wanted))
 
-    def _positions(self, lane: str, place: int, row: int) -> Floats | None:
-        """Position of each place of a pass, exact in float64."""
+    def _positions(self, lane: str, place: int, row: int, count: int) -> Floats | None:
+        """Position of each of a layer's rows in a pass, exact in float64.
+
+        Rows beyond those of its tokens stand in front of them.
+        """
         step = self.trace.source.pass_step(lane, place)
-        return None if step is None else np.array(step.positions[row], np.float64)
+        if step is None:
+            return None
+        front = NO_TOKEN + np.arange(max(0, count - step.new))
+        return np.concatenate([front, step.positions[row]]).astype(np.float64)
 
     def _once(self, key: Hashable, read: Callable[[], Floats | None]) -> Floats | None:
         kept = self._kept.get(key)

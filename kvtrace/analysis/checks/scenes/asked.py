@@ -56,7 +56,8 @@ class Asked:
         before = other - step.num_sequences  # one of the step before, which may have ended there
         at = step.number if before < 0 or step.parent is None else step.parent
         there = self.trace.reference(at, other if before < 0 else before, self.lane)
-        return None if there is None else keys_and_values(there, self.sites[1])
+        own = self.sites[1]
+        return None if there is None else keys_and_values(there.leading(own), own)
 
     def biases(self, row: int) -> tuple[Floats, Floats] | None:
         """What is added to the scores of one new row, in both lanes."""

@@ -73,7 +73,8 @@ class Scene:
         atol: What is rounding.
         weights: Reference weights of one new row over the places, [heads, places].
         layers, sequences: How many there are.
-        padding: Places below are padding.
+        padding: Places below are padding, or rows in front of the text that stand for no token.
+        front: How many of those there are.
         layer_rows: Reference keys and values of another layer: (keys, values), or None.
         sequence_rows: Reference keys and values of another sequence: (keys, values), or None.
         current: Sequences of this step, where those of the step before follow them.
@@ -108,6 +109,7 @@ class Scene:
     layer_rows: Callable[[int], tuple[Floats, Floats] | None] = lambda _: None
     sequence_rows: Callable[[int], tuple[Floats, Floats] | None] = lambda _: None
     lost: frozenset[int] | None = None
+    front: int = 0
     current: int | None = None
     first_site: bool = False
     told: NDArray[np.int64] | None = None

@@ -38,6 +38,7 @@ def stage(
         return None
     same = _kept_as(trace, reference, layer)
     own = _own(trace, same)
+    reference = reference.leading(own)
     theirs = _reference_side(reference, same, own)
     if theirs is None:
         return None
@@ -58,6 +59,7 @@ def stage(
         slots=view.slots,
         changed=changed,
         padding=int((reference.positions < 0).sum()),
+        front=reference.led,
         atol=Scales.of(theirs, tolerance),
         weights=asked.weights,
         layer_rows=asked.layer_rows,

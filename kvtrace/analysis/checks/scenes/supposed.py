@@ -35,10 +35,11 @@ def supposed_places(trace: Trace, step: Step, where: Where, view: CacheView) -> 
         where: Site, sequence of the batch, lane.
         view: What the site attended to.
     """
-    _, sequence, lane = where
+    site, sequence, lane = where
     reference = trace.reference(step.number, sequence, lane)
     if reference is None:
         return np.full(len(view.cells), -1, np.int64)
+    reference = reference.leading(site)
     found = reference.places_of(view.positions)
     own = _own_cells(trace, step, where)
     if not _renumbered(step, sequence, reference, view, own):
@@ -82,6 +83,7 @@ def _written(trace: Trace, step: Step, where: Where) -> list[tuple[int, int]]:
     for _ in range(_STEPS):
         reference = trace.reference(step.number, sequence, lane)
         if reference is not None:
+            reference = reference.leading(layer)
             places = range(reference.first, reference.places)
             cells = _own_cells(trace, step, (layer, sequence, lane))
             pairs = zip(cells, places, strict=False)

@@ -90,7 +90,7 @@ def in_few_bits(trace: Trace, lane: str, limits: Noise) -> tuple[Finding, Noise]
     beyond = top[first] > limits.threshold[first]
     if beyond[Tensor.QUERIES] or (step.parent is None and not beyond[rows].any()):
         return None
-    moved = float(np.nanmax(top[first][rows]))
+    moved = float(np.fmax.reduce(top[first][rows]))  # NaN where none could be compared
     bits = _bits(trace, step, first, lane, limits)
     if not _explain(bits, moved, beyond):
         return None

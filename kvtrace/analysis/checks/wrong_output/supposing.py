@@ -37,6 +37,7 @@ def scores_of_its_own(trace: Trace, scene: Scene, lane: str) -> Finding | None:
         or cached.keys.shape[2] != right.keys.shape[2]
     ):
         return None
+    reference = reference.leading(scene.site.index)
     made = _derived(scene.site, reference, right)
     if made is None or not close(made[1], right.output, scene.atol.output):
         return None  # what was recorded does not explain what came out in the other lane either

@@ -296,8 +296,10 @@ def _why_by(n: int, scene: Scene, place: int) -> str:
         return ": as if counted in eight bits"
     if n == -2 * (place - scene.padding):
         return ": turned the other way, by the sign of the sine"
-    if scene.padding and abs(n) == scene.padding:
-        return ": padding counted as positions"
+    ahead = scene.front or scene.padding
+    if ahead and abs(n) == ahead:
+        what = "rows in front of the text, of no token," if scene.front else "padding"
+        return f": {what} counted as positions"
     return ""
 
 

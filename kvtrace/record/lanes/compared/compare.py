@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 import numpy as np
 import torch
@@ -15,10 +14,11 @@ from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.compared import cached
 from kvtrace.record.lanes.compared.differ import apart, beyond
 from kvtrace.record.lanes.compared.heads import with_heads
+from kvtrace.record.lanes.compared.margins import margins
 from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.passes.batch import Batch
 from kvtrace.record.lanes.paths import Node, Path
-from kvtrace.trace import Lane, Note, Run, Site, Step, Tensor, Trace, stands_for_none
+from kvtrace.trace import Lane, Note, Site, Step, Tensor, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 
 STEPS_AT_ONCE = 128
@@ -120,7 +120,7 @@ class _OneSite:
         Returns:
             Of queries and output, and of keys and values.
         """
-        lengths, margins = set(), set()
+        lengths, around = set(), set()
         for step in self.steps.values():
             group = step.cache_step(self.site.reads)
             runs = group.attended[0] if group is not None and group.attended else ()
@@ -128,10 +128,10 @@ class _OneSite:
             none = [stands_for_none(run.position) for run in runs]
             if (none and all(none)) or step.new_at(self.site.index) > step.new:
                 return True, True
-            margins.add(_margins(runs))
-        if margins:
-            found = margins.pop()
-            if margins or found is None:
+            around.add(margins(runs))
+        if around:
+            found = around.pop()
+            if around or found is None:
                 return False, True
             self.front, self.behind = found
             if any(found) and self.call.keys.shape[2] != self.batch.rows + sum(found):
@@ -193,16 +193,6 @@ class _OneSite:
         if tally.add(steps, self.site.index, int(tensor), sequences, found, limit):
             counts = beyond(mine, theirs, rows.starts, limit * found.reference)
             tally.count_beyond(steps, self.site.index, int(tensor), counts)
-
-
-def _margins(runs: Sequence[Run]) -> tuple[int, int] | None:
-    """Rows that stand for none, before the tokens' and behind them; None: some are among them."""
-    none = sum(run.count for run in runs if stands_for_none(run.position))
-    front, behind = (
-        sum(run.count for run in takewhile(lambda run: stands_for_none(run.position), order))
-        for order in (runs, reversed(runs))
-    )
-    return (front, behind) if front + behind == none else None
 
 
 def _inside(site: Site, calls: Sequence[AttentionCall]) -> AttentionCall | None:

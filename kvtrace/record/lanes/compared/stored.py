@@ -11,14 +11,18 @@ from kvtrace.files import StepRows
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.compared.heads import with_heads
+from kvtrace.record.lanes.compared.margins import margins
 from kvtrace.record.lanes.passes.batch import Batch
 from kvtrace.record.steps.masks import Compact, Compactor
 from kvtrace.record.steps.rows import as_stored
-from kvtrace.trace import CacheStep, Lane, Mask, Meta, Run, Site, SiteStep, Step, Trace
+from kvtrace.trace import NO_TOKEN, CacheStep, Lane, Mask, Meta, Run, Site, SiteStep, Step, Trace
 from kvtrace.trace.dtypes import Array
 
 Crossed = Mapping[int, int]
 """Cache layers of cross-attention, and how many rows of another text they hold."""
+
+Lengths = Mapping[int, tuple[int, int]]
+"""Cache layers, how many rows they have in a pass, and how many of those in front of its text."""
 
 
 def crossed(trace: Trace, batch: Batch) -> Crossed:
@@ -32,6 +36,18 @@ def crossed(trace: Trace, batch: Batch) -> Crossed:
                 rows = sum(run.count for run in group.attended[node.sequence])
                 lengths.setdefault(layer, set()).add(rows)
     return {layer: min(found) for layer, found in lengths.items() if len(found) == 1}
+
+
+def in_front(trace: Trace, batch: Batch) -> Crossed:
+    """Cache layers whose texts begin with rows in front of theirs that stand for no token."""
+    layers = {site.reads for site in trace.meta.sites if site.kind == "self"}
+    found = dict[int, int]()
+    for path in batch.paths:
+        for group in trace.step(path.root).caches if path.root >= 0 else ():
+            around = margins(group.attended[min(path.row, len(group.attended) - 1)])
+            if around is not None and around[0] and not around[1]:
+                found |= dict.fromkeys(layers.intersection(group.layers), around[0])
+    return found
 
 
 def pass_bytes(meta: Meta, batch: Batch, rows: Crossed) -> int:
@@ -57,7 +73,8 @@ def whole_pass(
         number: Of the pass, counted per lane.
     """
     calls = {(call.module, call.call): call for call in forward.calls}
-    meta, others = trace.meta, crossed(trace, batch)
+    meta, others, led = trace.meta, crossed(trace, batch), in_front(trace, batch)
+    front = dict[int, int]()
     compactor = Compactor(forward.sequences, 0)
     queries: dict[int, Array] = {}
     output: dict[int, Array] = {}
@@ -66,7 +83,10 @@ def whole_pass(
     masks: dict[int, Compact] = {}
     for site in meta.sites:
         call = calls.get((site.module, site.call))
-        seq = batch.rows if site.kind == "self" else others.get(site.reads)
+        if call is not None and call.keys.shape[2] > batch.rows:
+            front[site.reads] = led.get(site.reads, 0)
+        own = batch.rows + front.get(site.reads, 0)
+        seq = own if site.kind == "self" else others.get(site.reads)
         if call is None or seq is None or not _fits(site, call, batch.rows, seq):
             continue
         queries[site.index] = _stored(call.queries, lane.dtype)
@@ -80,7 +100,8 @@ def whole_pass(
         return None
     full = {site: one.full for site, one in masks.items() if one.full is not None}
     biases = {site: one.bias for site, one in masks.items() if one.bias is not None}
-    step = _step(batch, number, {layer: one.shape[2] for layer, one in keys.items()}, masks)
+    lengths = {layer: (one.shape[2], front.get(layer, 0)) for layer, one in keys.items()}
+    step = _step(batch, number, lengths, masks)
     return step, StepRows(queries, output, keys, values, full, biases)
 
 
@@ -96,9 +117,7 @@ def _fits(site: Site, call: AttentionCall, places: int, seq: int) -> bool:
     )
 
 
-def _step(
-    batch: Batch, number: int, lengths: Mapping[int, int], masks: Mapping[int, Compact]
-) -> Step:
+def _step(batch: Batch, number: int, lengths: Lengths, masks: Mapping[int, Compact]) -> Step:
     places = batch.rows
     groups: dict[Mask, list[int]] = {}
     for site, compact in masks.items():
@@ -123,15 +142,21 @@ def _step(
     )
 
 
-def _caches(batch: Batch, lengths: Mapping[int, int]) -> Iterator[CacheStep]:
-    """One group for all cache layers with as many rows."""
-    for rows in dict.fromkeys(lengths.values()):
-        layers = tuple(layer for layer, length in lengths.items() if length == rows)
+def _caches(batch: Batch, lengths: Lengths) -> Iterator[CacheStep]:
+    """One group for all cache layers with as many rows, as many of them in front."""
+    for rows, front in dict.fromkeys(lengths.values()):
+        layers = tuple(layer for layer, length in lengths.items() if length == (rows, front))
         runs = tuple(
-            (Run(row * rows, rows, 0, -path.padding if rows == batch.rows else 0),)
+            _runs(row * rows, rows, front, -path.padding if rows == batch.rows + front else 0)
             for row, path in enumerate(batch.paths)
         )
         yield CacheStep(layers, 0, rows, runs, runs, 0, rows)
+
+
+def _runs(cell: int, rows: int, front: int, position: int) -> tuple[Run, ...]:
+    """Rows of one path: those in front, and those of its tokens."""
+    tokens = Run(cell + front, rows - front, front, position)
+    return (Run(cell, front, 0, NO_TOKEN), tokens) if front else (tokens,)
 
 
 def _stored(rows: torch.Tensor, dtype: str) -> Array:
