@@ -270,7 +270,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--json", action="store_true", help="as JSON, nothing rounded")
     one.add_argument("-q", "--quiet", action="store_true", help="one line")
     one.add_argument("-v", "--verbose", action="store_true", help="every finding of every run")
-    told.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit XML there too")
+    told.add_argument(
+        "--junit", metavar="FILE", type=outputs.report, help="write JUnit XML there too"
+    )
 
 
 def _divided(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

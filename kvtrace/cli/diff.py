@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrace.cli.shared.grammar import Verb
+from kvtrace.cli.shared.outputs import report
 
 if TYPE_CHECKING:
     from kvtrace.analysis.two_runs.diff import Diff
@@ -57,7 +58,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     told = parser.add_mutually_exclusive_group()
     told.add_argument("--json", action="store_true", help="as JSON, nothing rounded")
     told.add_argument("-q", "--quiet", action="store_true", help="one line")
-    parser.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit XML there too")
+    parser.add_argument("--junit", metavar="FILE", type=report, help="write JUnit XML there too")
 
 
 VERB = Verb(

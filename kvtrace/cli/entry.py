@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(arguments)
         sys.stdout.flush()
     except KvtraceError as error:
-        code = _tell(error.exit_code, str(error), error, debug)
+        code = _tell(error.exit_code, f"{error}{_verb_meant(arguments, error)}", error, debug)
     except SystemExit as error:  # argparse, after --help
         code = error.code if isinstance(error.code, int) else 0
     except Interrupted as error:
@@ -88,6 +88,17 @@ def _about(option: str) -> int:
 
     print(f"kvtrace {__version__}" if option == "--version" else overview(load("")))
     return 0
+
+
+def _verb_meant(arguments: list[str], error: KvtraceError) -> str:
+    """A verb that the first word nearly is: what is no verb is taken for a model."""
+    first = arguments[0] if arguments else ""
+    if first in VERBS or not first.isalpha() or error.exit_code not in (2, 3):
+        return ""
+    from difflib import get_close_matches
+
+    near = get_close_matches(first, VERBS, n=1, cutoff=0.75)
+    return f"; did you mean `kvtrace {near[0]}`?" if near else ""
 
 
 def _tell(code: int, text: str, error: BaseException, debug: bool) -> int:

@@ -112,6 +112,14 @@ def test_junit_has_one_case_a_run(kvtrace, trace_file, tmp_path):
     assert "rounding explains" in failed.find("failure").text
 
 
+@pytest.mark.parametrize("verb", ["check", "diff"])
+def test_a_report_that_can_go_nowhere_is_refused_before_the_work(kvtrace, tmp_path, verb):
+    for place, why in ((tmp_path / "none" / "a.xml", "there is no directory"), (tmp_path, "is a")):
+        code, out, err = kvtrace(verb, "not.kvt", "there.kvt", "--junit", place)
+        assert (code, out) == (73, "")
+        assert why in err
+
+
 def test_a_case_of_junit_says_what_the_terminal_says(kvtrace, tmp_path):
     path, report = broken(tmp_path), tmp_path / "junit.xml"
     _, out, _ = kvtrace("check", path, "--junit", report)

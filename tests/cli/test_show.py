@@ -101,6 +101,15 @@ def test_text_says_who_chose_the_tokens(trace, sampling, line):
     assert line in "\n".join(head(trace))
 
 
+@pytest.mark.parametrize(
+    ("driver", "said"), [("kvtrace", "∅"), ("caller", "the recorded program's own")]
+)
+def test_text_calls_a_prompt_empty_only_where_kvtrace_was_given_it(trace, driver, said):
+    source = trace.source
+    source.meta = replace(source.meta, prompt="", sampling=Sampling(driver))
+    assert f"prompt    {said}" in "\n".join(head(trace))
+
+
 def test_text_prints_every_number_of_a_place_exactly(kvtrace, trace_file, trace):
     _, out, _ = kvtrace("show", trace_file, "--step", 2, "--tensor", "queries", "--numbers")
     last = out.split("queries, head 0\n")[1].split()

@@ -47,6 +47,16 @@ def test_wrong_usage_is_one_line_and_exit_2(kvtrace, arguments):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("recrod", "; did you mean `kvtrace record`?"), ("gpt", ""), ("check", ""), ("./chek", "")],
+)
+def test_a_word_that_is_nearly_a_verb_is_asked_about(kvtrace, word, said):
+    code, _, err = kvtrace(word, "--no-such-option")
+    assert code == 2
+    assert err.endswith(f"--help`{said}\n")
+
+
 def test_debug_adds_the_traceback(kvtrace):
     code, _, err = kvtrace("gpt2", "--debug")
     assert code == 2

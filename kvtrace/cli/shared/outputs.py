@@ -36,11 +36,33 @@ def chosen(path: Path, *, force: bool) -> Path:
         raise OutputExistsError(f"{path}: is not a regular file, and a trace must be one")
     if path.exists() and not force:
         raise OutputExistsError(f"{path}: the file exists; --force replaces it, -o names another")
+    _check_room(path)
+    return path
+
+
+def report(word: str) -> Path:
+    """The file a report goes to, once it is plain that it can: before the work is done.
+
+    Raises:
+        OutputExistsError: It is a directory, or its folder is missing or read-only.
+    """
+    path = Path(word)
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except OSError as error:
+        raise OutputExistsError(f"{path}: {error.strerror}; name another file") from None
+    if folder:
+        raise OutputExistsError(f"{path}: is a directory; name a file in it")
+    if not there:
+        _check_room(path)
+    return path
+
+
+def _check_room(path: Path) -> None:
     if not path.parent.is_dir():
         raise OutputExistsError(f"{path}: there is no directory {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise OutputExistsError(f"{path}: can't write in {path.parent.resolve()}")
-    return path
 
 
 def beside(model: str) -> Path:

@@ -74,10 +74,15 @@ def head(trace: Trace) -> list[str]:
             f"{safe(card.tokenizer or 'no tokenizer')}; context {card.context_length or '–'}",
         ],
         ["run", _run(trace.meta.sampling)],
-        ["prompt", safe(trace.meta.prompt, 2000) or "∅"],
+        ["prompt", safe(trace.meta.prompt, 2000) or _no_prompt(trace.meta.sampling)],
         ["versions", safe(versions, 1000)],
     ]
     return table(rows)
+
+
+def _no_prompt(sampling: Sampling) -> str:
+    """What is said for a prompt that is empty, or that no text is known of."""
+    return "the recorded program's own" if sampling.driver == "caller" else "∅"
 
 
 def _run(sampling: Sampling) -> str:
