@@ -57,7 +57,10 @@ def recover(path: Path, output: Path, *, force: bool = False) -> Recovery:
         if source.ending is None:
             lost.append("the recording did not end: steps after the last one are not in the file")
         writer.end(source.ending or Ending(RECOVERED, "recovered from an incomplete trace"))
-    text = tuple(dict.fromkeys([*lost, *(damage.text for damage in source.damage)]))
+    told = dict.fromkeys([*lost, *(damage.text for damage in source.damage)])
+    name = f"{source.name}: "
+    at_byte = {one.removeprefix(name).partition(" at byte ")[0] for one in told if name in one}
+    text = tuple(one for one in told if one not in at_byte)  # the same, without the place
     return Recovery(saved, bool(text), text)
 
 
