@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.cache_utils import DynamicCache, DynamicLayer, Fp8QuantizedLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    Fp8QuantizedLayer,
+    QuantizedLayer,
+)
 
 import kvtrace
+from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import DIVERGED, EQUAL
 from verify import bugs
 
@@ -223,3 +230,40 @@ def test_one_layer_alone_that_reads_back_few_bits_is_a_mistake(layer):
 def test_rows_that_such_a_cache_loses_when_it_rounds_the_next_are_gone_and_not_overwritten():
     first = of_layers(LosesWhole).findings[0]
     assert (first.name, first.step, first.layer) == ("EVICTED-EARLY", 5, 0), first
+
+
+class FarApart(QuantizedLayer):
+    """Four bits about a zero point, of numbers far apart in memory; levels rounded to the type."""
+
+    def __init__(self) -> None:
+        super().__init__(nbits=4, residual_length=3)
+
+    def _quantize(self, tensor: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
+        groups = tensor.reshape(16, -1)
+        low, high = groups.amin(0), groups.amax(0)
+        scale = (high - low) / 15
+        zero = -low / scale
+        return (groups / scale + zero).round().clamp(0, 15), scale, zero, tensor.shape
+
+    def _dequantize(self, qtensor: tuple[Tensor, Tensor, Tensor, torch.Size]) -> Tensor:
+        levels, scale, zero, shape = qtensor
+        return ((levels - zero) * scale).reshape(shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sharp", [1, 3])
+def test_levels_that_a_narrow_type_blurs_are_few_bits_too(dtype, sharp):
+    model = tiny_model("llama").eval().to(dtype)
+    for weights in model.parameters():
+        weights.data *= sharp if weights.dim() == 2 else 1
+
+    def run():
+        cache = Cache(layers=[FarApart() for _ in range(model.config.num_hidden_layers)])
+        fed = torch.tensor([PROMPT * 2])
+        with torch.no_grad():
+            for _ in range(12):
+                logits = model(fed, past_key_values=cache).logits
+                fed = logits[:, -1:].argmax(-1)
+
+    report = kvtrace.check(model, run=run)
+    assert report.verdict == EQUAL, report

@@ -56,7 +56,7 @@ def check(
         limits = limits if rounded is None else rounded[1]
         for each in findings(trace, lane, limits, survey, fresh):
             telling.of(of_its_place(trace, each))
-        if rounded is not None:
+        if rounded is not None and rounded[0] is not None:
             telling.of(placed(trace, rounded[0], limits, lane))
     except TraceError as error:
         trouble = str(error)

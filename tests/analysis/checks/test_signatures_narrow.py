@@ -4,7 +4,7 @@ import numpy as np
 
 from builders.scenes import Toy, replace, rope
 from kvtrace.analysis.checks.diagnose import diagnose
-from kvtrace.analysis.checks.wrong_rows.levels import quantised
+from kvtrace.analysis.checks.wrong_rows.grid import quantised
 
 
 def told(scene):

@@ -118,12 +118,13 @@ def same_numbers(left: Floats, right: Floats, atol: float) -> bool:
 def rounded_to(rows: Floats, reference: Floats) -> str | None:
     """The smaller dtype that represents every number of `rows` exactly, not so the reference."""
     for name in ("float8_e4m3fn", "float8_e5m2", "bfloat16", "float16"):
-        if _representable(rows, name) and not _representable(reference, name):
+        if representable(rows, name) and not representable(reference, name):
             return name
     return None
 
 
-def _representable(rows: Floats, name: str) -> bool:
+def representable(rows: Floats, name: str) -> bool:
+    """Whether every number of `rows` is one of that dtype."""
     wide = np.ascontiguousarray(rows, np.float32)
     if name == "bfloat16":
         return not (wide.view(np.uint32) & 0xFFFF).any()

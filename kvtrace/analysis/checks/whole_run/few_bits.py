@@ -18,23 +18,30 @@ from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.rows import pair, supposed_inside
 from kvtrace.analysis.checks.scenes.scene import Scene
 from kvtrace.analysis.checks.scenes.stage import stage
-from kvtrace.analysis.checks.wrong_rows.levels import SMALL_FLOATS, quantised, scaled_floats
+from kvtrace.analysis.checks.wrong_rows.grid import quantised
+from kvtrace.analysis.checks.wrong_rows.levels import SMALL_FLOATS, scaled_floats
 from kvtrace.trace import Step, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 
-_MOST = 0.35
+_MOST = 0.5
 """Of the largest number: rows that rounding moves by more are those of something else."""
 
-_MOST_MADE = 2 * _MOST
-"""The most that it makes of what follows from such rows: beside four bits or two, numbers of later
-layers say little."""
+_NOTHING_LEFT = 0.5
+"""Of the largest number: where what follows from such rows may be off by more, as beside two or
+three bits, attention may turn to other rows altogether, and numbers of later layers say nothing."""
 
-_MOST_MIXED = 4 * _MOST
-"""The same of outputs: beside four bits or two, attention may turn to other rows altogether."""
+_ANYTHING = 4.0
+"""Of the largest number: further than one row is from another."""
 
 _LAYERS_DEEP = 4
 
-_TIMES_SEEN = 4.0
+_TIMES_AGAIN = 16.0
+"""The most that rows which are rounded again and again move, of what once moves them."""
+
+_MOST_AGAIN = 0.1
+"""The most that is believed to come of that: eight bits, not four."""
+
+_TIMES_SEEN = 8.0
 """What the outputs of later steps are off by, at most, of what those of the first one are."""
 
 _SHARPEST = 16.0
@@ -70,7 +77,7 @@ Bits = dict[str, Few]
 """Of keys and values, as far as they are quantised."""
 
 
-def in_few_bits(trace: Trace, lane: str, limits: Noise) -> tuple[Finding, Noise] | None:
+def in_few_bits(trace: Trace, lane: str, limits: Noise) -> tuple[Finding | None, Noise] | None:
     """Rounding by a whole cache, and what counts as rounding beside it; None where there is none.
 
     Args:
@@ -79,6 +86,11 @@ def in_few_bits(trace: Trace, lane: str, limits: Noise) -> tuple[Finding, Noise]
         lane: The reference.
         limits: What would be rounding without it.
     """
+    return _by_levels(trace, lane, limits) or _by_name(trace, lane, limits)
+
+
+def _by_levels(trace: Trace, lane: str, limits: Noise) -> tuple[Finding, Noise] | None:
+    """The same of rows whose levels are seen."""
     met = _first_apart(trace, lane, limits)
     if met is None:
         return None
@@ -97,6 +109,25 @@ def in_few_bits(trace: Trace, lane: str, limits: Noise) -> tuple[Finding, Noise]
     if any(_alike(_bits(trace, step, site, lane, limits)) != _alike(bits) for site in sites[1:]):
         return None
     return _said(step, first, bits, moved), _raised(trace, limits, moved, top)
+
+
+def _by_name(trace: Trace, lane: str, limits: Noise) -> tuple[None, Noise] | None:
+    """The same of a cache that says that it quantises, where the model's own type hides the levels.
+
+    Both roundings together move more than either, and more whenever rows are rounded again.
+    """
+    sites = [site for site in trace.meta.sites if site.kind == "self"]
+    if not sites or any(trace.cache_layer(site.index).kind != "quantised" for site in sites):
+        return None
+    first, top = min(sites, key=lambda site: site.layer).index, np.zeros_like(limits.threshold)
+    for number in trace.numbers:
+        compared = trace.compared(number, lane)
+        if compared is not None and trace.step(number).parent is not None:
+            top = np.fmax(top, largest(compared, len(top)))
+    moved = float(top[first, [Tensor.KEYS, Tensor.VALUES]].max())
+    if not 0 < moved <= _MOST_AGAIN:
+        return None
+    return None, _raised(trace, limits, moved, top)
 
 
 def _first_apart(trace: Trace, lane: str, limits: Noise) -> tuple[Step, NDArray[np.float64]] | None:
@@ -189,20 +220,20 @@ def _said(step: Step, site: int, bits: Bits, moved: float) -> Finding:
     return Finding("DTYPE", step.number, site, tensor, evidence, meant=True)
 
 
-def _raised(trace: Trace, limits: Noise, moved: float, top: np.ndarray) -> Noise:
+def _raised(trace: Trace, limits: Noise, moved: float, top: NDArray[np.float64]) -> Noise:
     """What is rounding where rows are moved by as much; sharp weights make more of it."""
     layers = np.array([site.layer for site in trace.meta.sites])
-    far = TIMES_REFEREE * moved * np.maximum(1.0, (layers + 1) / _LAYERS_DEEP)
+    rows = max(TIMES_REFEREE * moved, min(_TIMES_AGAIN * moved, _MOST_AGAIN))
+    far = rows * np.maximum(1.0, (layers + 1) / _LAYERS_DEEP)
     sharp = np.nanmax(top[:, Tensor.OUTPUT], initial=0.0) * _TIMES_SEEN
-    threshold = np.fmax(limits.threshold, far[:, None])
+    made = min(sharp, _SHARPEST * moved)
     follows = np.repeat((layers > layers.min())[:, None], 4, axis=1)
     follows[:, Tensor.OUTPUT] = True
-    most = np.array([_MOST_MADE, _MOST_MADE, _MOST_MADE, _MOST_MIXED])
-    made = np.where(follows, np.fmin(most, min(sharp, _SHARPEST * moved)), 0.0)
-    threshold = np.fmax(threshold, made)
+    threshold = np.fmax(limits.threshold, far[:, None])
+    threshold[follows] = np.fmax(threshold[follows], made if made < _NOTHING_LEFT else _ANYTHING)
     return replace(
         limits,
         threshold=threshold,
         reason=f"{limits.reason}; the cache keeps few bits, which moves rows by {moved:.1e}, "
-        f"raised to {TIMES_REFEREE:.0f} times that",
+        f"raised to {rows / moved:.0f} times that",
     )

@@ -6,7 +6,8 @@ import numpy as np
 
 from kvtrace.analysis.checks.scenes.relations import factor, factors, rounded_to
 from kvtrace.analysis.checks.scenes.rows import counted
-from kvtrace.analysis.checks.wrong_rows.levels import from_table, quantised, scaled_floats
+from kvtrace.analysis.checks.wrong_rows.grid import quantised
+from kvtrace.analysis.checks.wrong_rows.levels import from_table, scaled_floats
 from kvtrace.analysis.checks.wrong_rows.rounded_input import rounded_source
 from kvtrace.trace.dtypes import Floats
 
