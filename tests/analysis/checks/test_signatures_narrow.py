@@ -158,6 +158,15 @@ def test_one_query_head_scaled():
     assert told(toy.scene(q=q)) == ("SCALE", "q", 2)
 
 
+def test_a_head_that_is_hardly_off_is_not_taken_for_one_at_another_position():
+    toy = Toy(style="half")
+    q, half = toy.q[:, -1:].copy(), toy.q.shape[-1] // 2
+    a, b = q[2, 0, [0, half]]
+    turn = 4e-4 / max(abs(a), abs(b))
+    q[2, 0, [0, half]] = a - turn * b, b + turn * a
+    assert told(toy.scene(q=q)) == ("UPSTREAM", "q", 2)
+
+
 def test_sines_and_cosines_of_fewer_digits():
     toy = Toy()
     half = toy.q.shape[-1] // 2
