@@ -87,8 +87,9 @@ def without_attention(products: Sequence[Product], calls: Sequence[AttentionCall
             wanted[flops] = wanted.get(flops, 0) + 1
     kept: list[Product] = []
     previous: Product | None = None
-    for product in products:
-        if product.key[1]:
+    others = _of_other_modules(products, calls)
+    for number, product in enumerate(products):
+        if product.key[1] or number in others:
             kept.append(product)
             previous = None
             continue
@@ -104,3 +105,24 @@ def without_attention(products: Sequence[Product], calls: Sequence[AttentionCall
             kept.append(product)
             previous = product
     return kept
+
+
+def _of_other_modules(products: Sequence[Product], calls: Sequence[AttentionCall]) -> set[int]:
+    """Which products are none of an attention's, whatever they cost: a recurrent scan's, say.
+
+    Between an attention's products and its call no weight of another layer is multiplied.
+    """
+    if max((one.calls_before for one in products), default=0) != len(calls):
+        return set()  # calls were told late, or some of them are left out
+    found: set[int] = set()
+    until, apart = len(calls), True
+    for number in range(len(products) - 1, -1, -1):
+        path, weight, _ = products[number].key
+        if products[number].calls_before != until:
+            until, apart = products[number].calls_before, False
+        if not weight:
+            found.update([number] * apart)
+        elif not apart:
+            layer = calls[until].module.rpartition(".")[0]
+            apart = not (path + ".").startswith(layer + "." if layer else "")
+    return found

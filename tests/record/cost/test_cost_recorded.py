@@ -10,11 +10,26 @@ from builders.tiny_models import tiny_model
 from builders.ways import IDS, generate, ready
 
 
+def grouped(rows, matrices, *rest, out_shape=None, **kwargs):
+    return 2 * rows[0] * rows[1] * matrices[-1]
+
+
+def fused(q, k, v, *rest, out_shape=None, **kwargs):
+    return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
+
+
+UNKNOWN_TO_TORCH = {
+    torch.ops.aten._grouped_mm: grouped,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: fused,
+}
+
+
 def assert_told_as_counted(model, run, path):
     with kvtrace.record(model, path, recompute="off"), torch.no_grad():
         run()
     told = [step.cost.cached.total for step in kvtrace.open(path)]
-    counted, counter = [], FlopCounterMode(display=False)
+    counted: list[int] = []
+    counter = FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH)
     before = model.register_forward_pre_hook(lambda *_: counted.append(counter.get_total_flops()))
     after = model.register_forward_hook(
         lambda *_: counted.append(counter.get_total_flops() - counted.pop())
@@ -42,3 +57,9 @@ def test_a_layer_that_only_rows_of_logits_pass_is_told_from_one_that_all_pass(tm
             model.generate(ids, past_key_values=again, max_new_tokens=3, do_sample=False)
 
     assert_told_as_counted(model, two_texts_with_one_beginning, tmp_path / "run.kvt")
+
+
+def test_products_of_another_layer_that_cost_what_an_attention_does_are_counted(tmp_path):
+    # at 12 tokens its scan has a product as large as q·kᵀ, and its attention is fused
+    model = ready(tiny_model("nemotron_h", attn_implementation="sdpa"))
+    assert_told_as_counted(model, generate(model), tmp_path / "run.kvt")
