@@ -205,6 +205,10 @@ def _together(members: Sequence[Sequence[Seen]], *, weight: bool) -> tuple[Growt
         return begun
     longest = max(ran, key=lambda one: one.sizes.new)
     if len(ran) < len(total):
+        # as many rows took another way where a text went on
+        alike = any(not one.flops and one.sizes.new == longest.sizes.new for one in total)
+        if alike and ran == total[:1]:
+            return (Growth(Per.START, ratio(longest.flops, longest.sizes.sequences), sure=False),)
         per = Per.LONG if longest.sizes.new > 1 else Per.SINGLE
         return (Growth(per, ratio(longest.flops, longest.sizes.amount(per)), sure=False),)
     return _affine(longest, min(ran, key=lambda one: one.sizes.new))
