@@ -18,6 +18,12 @@ from kvtrace.trace import Step, Trace
 Place = tuple[int, int]
 """(step, sequence)."""
 
+_Places = Sequence[int]
+"""Positions of a node's tokens."""
+
+_Joint = tuple[int, int]
+"""A node, and how many of its tokens stay."""
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -86,6 +92,7 @@ def branches(trace: Trace) -> Branches:
     """The tree of a whole run; steps that can't be read are left out."""
     nodes: list[Node] = []
     joins: list[int] = []
+    held: list[_Places] = []
     places: dict[Place, int] = {}
     origins: dict[Place, int] = {}
     known: dict[tuple[int, int, int, tuple[int, ...]], int] = {}
@@ -107,14 +114,15 @@ def branches(trace: Trace) -> Branches:
             pairs = list(zip(step.tokens[sequence], step.positions[sequence], strict=True))
             tokens = tuple(token for token, position in pairs if position >= 0)
             first = min((position for _, position in pairs if position >= 0), default=0)
-            parent, join = _joint(trace, nodes, parent, first)
+            parent, join = _joint(nodes, held, parent, first)
             if parent >= 0 and not join:
-                parent, join, tokens = _fed_again(nodes, parent, tokens)
+                parent, join, tokens = _fed_again(nodes, joins, parent, tokens)
             begun = number if parent < 0 else -1
             index = known.setdefault((parent, join, begun, tokens), len(nodes))
             if index == len(nodes):
                 nodes.append(Node(number, sequence, parent, tokens, 0))
                 joins.append(join)
+                held.append([position for _, position in pairs if position >= 0][-len(tokens) :])
                 roots.append(index if parent < 0 else roots[parent])
             places[number, sequence] = index
             if parent >= 0:
@@ -124,15 +132,14 @@ def branches(trace: Trace) -> Branches:
     return Branches(_with_heights(parted), here, origins)
 
 
-def _joint(trace: Trace, nodes: Sequence[Node], parent: int, first: int) -> tuple[int, int]:
+def _joint(nodes: Sequence[Node], held: Sequence[_Places], parent: int, first: int) -> _Joint:
     """Where tokens from a position on join a branch: a node, and how many of its tokens stay.
 
     Steps of which nothing stays were taken back whole: what comes now goes on from before them.
     """
-    at = parent
+    at = parent if first > 0 else -1
     while at >= 0:
-        before = trace.step(nodes[at].step).positions[nodes[at].sequence]
-        stay = sum(0 <= position < first for position in before)
+        stay = sum(position < first for position in held[at])
         if stay:
             return at, stay
         at = nodes[at].parent
@@ -140,29 +147,31 @@ def _joint(trace: Trace, nodes: Sequence[Node], parent: int, first: int) -> tupl
 
 
 def _fed_again(
-    nodes: Sequence[Node], parent: int, tokens: tuple[int, ...]
+    nodes: Sequence[Node], joins: Sequence[int], parent: int, tokens: tuple[int, ...]
 ) -> tuple[int, int, tuple[int, ...]]:
     """Where a text goes on that is fed from its beginning again, as models without a cache are.
 
     Returns:
         The node that it goes on from, how many tokens of that stay, and the tokens that are new.
     """
-    path = [parent]
-    while nodes[path[-1]].parent >= 0:
-        path.append(nodes[path[-1]].parent)
+    path: list[tuple[int, tuple[int, ...]]] = []
+    at, stop, count = parent, len(nodes[parent].tokens), 0
+    while at >= 0 and count < len(tokens):  # no more of the line than can be told by these tokens
+        path.append((at, nodes[at].tokens[:stop]))
+        count += stop
+        at, stop = nodes[at].parent, joins[at]
     path.reverse()
-    text = [token for index in path for token in nodes[index].tokens]
-    if 1 < len(tokens) <= len(text) and list(tokens[:-1]) == text[1 - len(tokens) :]:
+    line = [token for _, part in path for token in part]
+    if 1 < len(tokens) <= count and list(tokens[:-1]) == line[1 - len(tokens) :]:
         return parent, len(nodes[parent].tokens), tokens[-1:]  # its end alone fits the model
-    alike = takewhile(lambda pair: pair[0] == pair[1], zip(text, tokens, strict=False))
-    left = sum(1 for _ in alike)
-    if not 0 < left < len(tokens):
+    if at >= 0:
         return parent, 0, tokens
-    fresh = tokens[left:]
-    for index in path:
-        if left <= len(nodes[index].tokens):
-            return index, left, fresh
-        left -= len(nodes[index].tokens)
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(line, tokens, strict=False))
+    same = left = sum(1 for _ in alike)
+    for index, part in path:
+        if 0 < left <= len(part) and same < len(tokens):
+            return index, left, tokens[same:]
+        left -= len(part)
     return parent, 0, tokens
 
 
