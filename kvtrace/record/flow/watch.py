@@ -14,6 +14,7 @@ from kvtrace.record.capture.tokens.inputs import named, tokens_of
 from kvtrace.record.flow.calls.arrange import Sizes
 from kvtrace.record.flow.calls.listen import Listening, Sink
 from kvtrace.record.flow.calls.prove import largest_finite
+from kvtrace.record.flow.marks.mark import Stage
 from kvtrace.record.flow.modes.heard import Hearing, Late
 from kvtrace.record.flow.modes.modules import Forwards, Frame, Only
 from kvtrace.record.flow.modes.routed import RoutedMode
@@ -69,6 +70,7 @@ class FlowWatch:
         self._brief_alone = False
         self._stack = contextlib.ExitStack()
         self._silent: dict[str, str] = {}
+        self._halves = set[str]()
         self._brief: dict[str, nn.Module] = {}
 
     # ------------------------------------------------------------------ on and off
@@ -226,6 +228,11 @@ class FlowWatch:
         if frame.attended:
             self._silent.pop(frame.path, None)
         elif frame.module is not None and _NAMED_ATTENTION.search(type(frame.module).__name__):
+            mark = self._mode.marks.get(out)
+            if mark is not None and mark.stage is Stage.WEIGHTS:
+                self._halves.add(frame.path)  # whoever called it multiplies them with the values
+            if frame.path in self._halves:
+                return
             how = self._listening.apart.get(frame.path)
             why = "named attention, but none was seen in it"
             self._silent.setdefault(frame.path, f"{why}: {how}" if how else why)

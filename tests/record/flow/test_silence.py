@@ -225,6 +225,34 @@ def test_a_module_named_attention_that_was_not_seen_is_named():
     assert watch.unseen == ("mixer: named attention, but none was seen in it",)
 
 
+class WeightsAttention(nn.Module):
+    """Gives the weights to whoever called it."""
+
+    def forward(self, q, k):
+        return (q @ k.mT / 8**0.5).softmax(-1)
+
+
+class Halved(Squares):
+    """Multiplies what a module named attention made of queries and keys with the values."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = WeightsAttention()
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
+        return (self.weights(q, k) @ v).transpose(1, 2).flatten(2)
+
+
+def test_a_module_whose_weights_its_caller_multiplies_was_seen_whatever_its_name():
+    model = Around(Halved)
+    with FlowWatch(model, sink=(calls := []).append) as watch:
+        for tokens in (5, 6, 7):
+            model(token_ids(1, tokens))
+    assert len(calls) == 3
+    assert watch.unseen == ()
+
+
 class GatheredAttention(nn.Module):
     """Each token attends to rows gathered for it alone; two query heads share those of one."""
 
