@@ -24,7 +24,7 @@ from kvtrace.record.driving.ways.outputs import (
     spelled,
 )
 from kvtrace.record.driving.ways.sizes import room_inside
-from kvtrace.record.driving.ways.way import Begin, Room, Way
+from kvtrace.record.driving.ways.way import LENGTHS, Argument, Begin, Room, Way
 from kvtrace.record.local import device_of
 
 _COMPARED = 3
@@ -186,10 +186,7 @@ class Calls:
             value = one.form(*span, self._device)
             if one.padded and isinstance(value, Tensor):
                 value = functional.pad(value, (0, self._room - value.shape[-1]))
-            if self.beside and "[new" not in one.said and isinstance(value, Tensor):
-                if value.dim() > 1 == len(value):
-                    value = value.repeat(1 + len(self.beside), *[1] * (value.dim() - 1))
-            values[one.name] = value
+            values[one.name] = _for_each(value, 1 + len(self.beside), one)
         if len(self.seen) < _COMPARED:
             self.seen.append(pattern(self.way.signature, values))
         first: list[object] = []
@@ -264,6 +261,15 @@ class Calls:
         if pick >= len(options):
             raise NoCacheError("no other cache came back")
         return options[pick]
+
+
+def _for_each(value: object, sequences: int, one: Argument) -> object:
+    """What one sequence is given, for each; one new row of a mask is no batch."""
+    if not isinstance(value, Tensor) or not value.dim() or len(value) != 1 or "[new" in one.said:
+        return value
+    if value.dim() == 1 and not one.said.startswith(LENGTHS):
+        return value
+    return value.repeat(sequences, *[1] * (value.dim() - 1))
 
 
 def _offsets(cache: object) -> dict[str, int]:

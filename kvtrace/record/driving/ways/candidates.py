@@ -19,7 +19,7 @@ from kvtrace.record.driving.ways.begins import (
     switches,
     transformers_cache,
 )
-from kvtrace.record.driving.ways.masks import Choice, masks, padded
+from kvtrace.record.driving.ways.masks import SOURCE_SIDE, Choice, masks, padded
 from kvtrace.record.driving.ways.roles import Parameter, Signature
 from kvtrace.record.driving.ways.way import Argument, Begin, Layout, Passed, Way
 
@@ -27,6 +27,7 @@ _PLURAL = re.compile(r".*(ids|positions|input_pos|cache_position|pos_idx)$")
 _TOTAL = re.compile(r"(end|total|seq|cur).*|.*(end|total)_?(pos|len|length)")
 _PREFILL = re.compile(r"(is_)?(prefill|first\w*|prompt)(_\w+)?")
 _LABELS = re.compile(r"targets?|labels?|ys?|label_ids")
+_LENGTHS = re.compile(r"(\w+_)?(lengths|lens)")
 _CACHE = re.compile(r"cache|past|kv")
 _PICKS = 3
 _LIKELY = 4
@@ -247,6 +248,10 @@ def _filled(signature: Signature, labels: bool) -> Choice:
             continue
         if one.beside is not None:
             given.append(Argument(one.name, str(one.beside), one.beside.form))
+            continue
+        if _LENGTHS.fullmatch(one.name.lower()) and one.annotation != "int":
+            of_source = bool(signature.of("source") and SOURCE_SIDE.search(one.name))
+            given.append(Argument(one.name, forms.LENGTHS, forms.lengths, of_source=of_source))
             continue
         said, value = _neutral(one)
         given.append(Argument(one.name, said, lambda *_, value=value: value))

@@ -11,7 +11,7 @@ from kvtrace.record.driving.ways.way import Argument
 
 Choice = tuple[Argument, ...]
 
-_SOURCE_SIDE = re.compile(r"src|source|enc|memory|mem_|cross", re.IGNORECASE)
+SOURCE_SIDE = re.compile(r"src|source|enc|memory|mem_|cross", re.IGNORECASE)
 _BESIDE = re.compile(r"pad|key_|src|source|enc|memory|mem_|cross|loss", re.IGNORECASE)
 
 _SHAPES: tuple[tuple[str, forms.Form], ...] = (
@@ -38,7 +38,7 @@ def masks(signature: Signature, *, plain: bool = False) -> list[Choice]:
         plain: The call has no cache.
     """
     takers = list(signature.of("mask"))
-    sources = [one for one in takers if signature.of("source") and _SOURCE_SIDE.search(one.name)]
+    sources = [one for one in takers if signature.of("source") and SOURCE_SIDE.search(one.name)]
     own = [one for one in takers if one not in sources]
     of_source = _of_source([one for one in sources if one.required])
     return [(*one, *other) for other, one in product(of_source, _own(own, plain))]

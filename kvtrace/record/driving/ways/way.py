@@ -199,6 +199,15 @@ def shown(before: int, new: int, device: torch.device) -> Tensor:
     return torch.ones(before + new, dtype=torch.bool, device=device)
 
 
+LENGTHS = "lengths [1]"
+"""What is said of `lengths`."""
+
+
+def lengths(before: int, new: int, device: torch.device) -> object:
+    """How long each text is, [1]."""
+    return torch.tensor([before + new], device=device)
+
+
 def all_ones(before: int, new: int, device: torch.device) -> object:
     """A one for every token so far, [1, before + new]."""
     return torch.ones(1, before + new, dtype=torch.long, device=device)

@@ -134,7 +134,7 @@ class FirstCall:
                     if given and not self._is_read_only(name, value):
                         raise CannotExtendError(f"`{name}` can't be left out")
             else:
-                out[name] = value
+                out[name] = self._counted(name, value, tokens.shape[1])
         for name in self.parameters:
             if _FLAG.match(name):
                 out[name] = False
