@@ -20,3 +20,9 @@ def test_what_a_decorator_hides_comes_by_place(count, asked):
     def generate(*args, **kwargs): ...
 
     assert generation_arguments(generate, IDS, count) == ((IDS, asked), {})
+
+
+def test_a_number_that_can_only_be_given_by_name_is_given():
+    def generate(prime, *, length, memories=None): ...
+
+    assert generation_arguments(generate, IDS, 2) == ((), {"prime": IDS, "length": 5})

@@ -174,7 +174,8 @@ def generation_arguments(
     they come by place, and the number may be taken for that of all tokens.
     """
     values: dict[str, object] = {}
-    declared = [one for one in parameters_of(function) if one.kind is one.POSITIONAL_OR_KEYWORD]
+    named_kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    declared = [one for one in parameters_of(function) if one.kind in named_kinds]
     if not declared:
         hidden = ids, count + (ids.shape[1] if count > 1 else 0)
         return (hidden if first is None else (first, *hidden)), {}
