@@ -6,8 +6,14 @@ sees. One of ours among them would become a part of what is made, and there is n
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+_modes = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
 _transformed = torch._C._functorch.peek_interpreter_stack
 _mode = torch._C._get_dispatch_mode
@@ -28,3 +34,18 @@ def is_symbolic() -> bool:
 def is_transformed() -> bool:
     """Whether this runs within a transformation of torch.func: vmap, grad, jvp."""
     return _transformed() is not None
+
+
+def is_shape_only(given: Iterable[object]) -> bool:
+    """Whether a tensor among what a model is given has a shape and no numbers."""
+    return any(isinstance(one, Tensor) and one.is_meta for one in given)
+
+
+@contextmanager
+def unseen_by_modes() -> Iterator[None]:
+    """What runs inside is ours: a mode of the program, that counts FLOPs, say, is not told."""
+    if not _modes():
+        yield
+        return
+    with _disable_current_modes():
+        yield

@@ -32,7 +32,7 @@ from kvtrace.record.capture.replaced.entrances import around_forward, entrances,
 from kvtrace.record.capture.replaced.interface import INTERFACE
 from kvtrace.record.capture.replaced.scripting import SCRIPTING
 from kvtrace.record.capture.running import Pass, our_work, passes
-from kvtrace.record.capture.symbolic import is_symbolic
+from kvtrace.record.capture.symbolic import is_shape_only, is_symbolic
 from kvtrace.record.capture.tokens.inputs import named, tokens_of
 from kvtrace.record.capture.turns import Turns
 from kvtrace.record.flow import FlowWatch
@@ -247,7 +247,7 @@ class Watch:
             if one.names is self._names:
                 one.nested += 1
                 return
-        if not self.turns.begin():
+        if is_shape_only(arguments.values()) or not self.turns.begin():
             return
         given = cache_given(arguments)
         # a class of the model's own that is met late was followed by its rows so far, and stays so

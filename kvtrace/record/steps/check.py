@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
+from kvtrace.record.capture.symbolic import unseen_by_modes
 
 MAX_SCORES = 1 << 20
 """Scores calculated per call: more query rows than fit are sampled."""
@@ -120,7 +121,8 @@ def _compared(calls: Sequence[AttentionCall]) -> Tensor:
     first = calls[0]
     rows = _sampled(first)
     output = torch.stack([rows.of(call.output) for call in calls]).float()
-    expected, sees = _attention(calls, rows)
+    with unseen_by_modes():
+        expected, sees = _attention(calls, rows)
     error = (expected - output).abs()
     if sees is not None:
         # what a query that sees nothing attends to is nobody's promise
@@ -157,8 +159,8 @@ def _attention(calls: Sequence[AttentionCall], rows: _Rows) -> tuple[Tensor, Ten
         weights = scores.sigmoid()
     else:
         weights = _softmax(scores, [call.sinks for call in calls], sees)
-    mixed = weights.reshape(number, sequences, kv_heads, -1, rows.seq) @ values
-    return mixed.reshape(number, sequences, heads, checked, -1), sees
+    mixed = weights.reshape(*grouped.shape[:-1], rows.seq) @ values
+    return mixed.reshape(number, sequences, heads, checked, values.shape[-1]), sees
 
 
 def _visible(call: AttentionCall, rows: _Rows) -> Tensor | None:

@@ -1,11 +1,14 @@
 """A model that is run on what stands for tensors is let alone: there are no numbers to look at."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import kvtrace
 from builders.tiny_models import tiny_model
@@ -23,7 +26,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = torch.cat([cache[0], k], 1), torch.cat([cache[1], v], 1)
         scores = q @ k.transpose(-1, -2)
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1 + k.shape[1] - q.shape[1])
+        all_of_them = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device)
+        hidden = all_of_them.triu(1 + k.shape[1] - q.shape[1])
         return self.out(F.softmax(scores.masked_fill(hidden, -1e9), -1) @ v), (k, v)
 
 
@@ -113,3 +117,27 @@ def test_a_watched_model_of_transformers_is_exported_as_if_nobody_watched(tmp_pa
     with kvtrace.record(model, tmp_path / "a.kvt"):
         model.generate(IDS, max_new_tokens=2, do_sample=False)
         assert _exported(Plain(model), strict) == expected
+
+
+@torch.no_grad()
+def test_a_model_without_memory_is_asked_for_its_shapes_and_does_not_end_the_recording(tmp_path):
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        copy.deepcopy(model := Model().eval()).to("meta")(IDS.to("meta"))
+        _decode(model)
+    assert not recording.report.said
+    assert len(kvtrace.open(tmp_path / "a.kvt")) == 3
+
+
+def _counted(model):
+    with FlopCounterMode(display=False) as counter:
+        _decode(model)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("which", ["a model", "whatever runs"])
+def test_a_counter_of_operations_counts_none_of_ours(tmp_path, which):
+    model = Model().eval()
+    expected = _counted(model)
+    with kvtrace.record(*((model,) if which == "a model" else ()), tmp_path / "a.kvt"):
+        assert _counted(model) == expected
+        assert _counted(model) == expected
