@@ -147,13 +147,15 @@ def test_steps_with_adapters_that_are_off_in_the_end_are_not_compared_without(tm
     assert not (trace.compared(3).beyond > 0).any()
 
 
-def test_steps_with_weights_that_are_lent_for_a_call_are_not_compared_with_the_models(tmp_path):
+def test_steps_that_are_lent_other_weights_than_those_before_are_not_compared(tmp_path):
     model, tokens = tiny_model("llama"), ids(TOTAL) % 50
-    lent = {name: 2 * one.detach() for name, one in model.named_parameters()}
+    lent, other = (
+        {name: times * one.detach() for name, one in model.named_parameters()} for times in (2, 3)
+    )
     with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
         cache = torch.func.functional_call(model, lent, (tokens[:, :5],)).past_key_values
         given = {"past_key_values": cache}
-        torch.func.functional_call(model, lent, (tokens[:, 5:7],), given)
+        torch.func.functional_call(model, other, (tokens[:, 5:7],), given)
     report = check(kvtrace.open(tmp_path / "a.kvt"))
     assert report.verdict == UNCHECKED
     assert "the weights changed" in report.reason
