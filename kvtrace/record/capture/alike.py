@@ -122,9 +122,7 @@ class Pattern:
             tracker.note_grown(cache, outs)
         else:
             tracker.note(cache, dict(zip(self.layers, outs, strict=True)), verdicts)
-        mask = raw[0][0][4]
-        mask = mask if isinstance(mask, Tensor) else None
-        return Batch(self, first.shape[2], mask, *found, updates, raw)
+        return Batch(self, first.shape[2], raw[0][0][4], *found, updates, raw)
 
     def _fits(
         self, cache: Any, updates: Sequence[RawUpdate], calls: Sequence[RawCall], seen: Size
@@ -133,6 +131,8 @@ class Pattern:
         layers, mask = cache.layers, calls[0][0][4:5]
         if len(layers) <= max(self.layers):
             return False
+        if mask and not isinstance(mask[0], Tensor | None):
+            return False  # it is read in full: what it hides is a function
         for update, call, index, module in zip(
             updates, calls, self.layers, self.modules, strict=True
         ):

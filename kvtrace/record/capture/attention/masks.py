@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,16 +17,32 @@ class MaskReader:
     __slots__ = ("_seen",)
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+        self._seen: dict[int, tuple[object, Tensor | None, Tensor | None]] = {}
 
     def read(self, mask: object) -> tuple[Tensor | None, Tensor | None]:
-        """(visible, bias) of a bool, integer or additive mask."""
-        if not isinstance(mask, Tensor):
-            return None, None
+        """(visible, bias) of a bool, integer or additive mask, or of flex_attention's blocks."""
         found = self._seen.get(id(mask))
         if found is None:
-            found = self._seen[id(mask)] = (mask, *_take_apart(mask))
+            if isinstance(mask, Tensor):
+                found = (mask, *_take_apart(mask))
+            elif type(mask).__name__ == "BlockMask":
+                found = (mask, _unblocked(mask), None)
+            else:
+                return None, None
+            self._seen[id(mask)] = found
         return found[1], found[2]
+
+
+def _unblocked(mask: Any) -> Tensor:
+    """What a mask says that is kept as a function of indices, [sequences, heads, new, seq]."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    sequences, heads, new, seq = mask.shape
+    with torch.no_grad():
+        table: Tensor = create_mask(
+            mask.mask_mod, sequences, heads, new, seq, str(mask.kv_indices.device)
+        )
+    return table
 
 
 def _take_apart(mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
