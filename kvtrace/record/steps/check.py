@@ -159,8 +159,8 @@ def _attention(calls: Sequence[AttentionCall], rows: _Rows) -> tuple[Tensor, Ten
         weights = scores.sigmoid()
     else:
         weights = _softmax(scores, [call.sinks for call in calls], sees)
-    mixed = weights.reshape(*grouped.shape[:-1], rows.seq) @ values
-    return mixed.reshape(number, sequences, heads, checked, values.shape[-1]), sees
+    mixed = weights.reshape(number, sequences, kv_heads, -1, rows.seq) @ values
+    return mixed.reshape(number, sequences, heads, checked, -1), sees
 
 
 def _visible(call: AttentionCall, rows: _Rows) -> Tensor | None:
