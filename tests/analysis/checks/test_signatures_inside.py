@@ -118,39 +118,45 @@ def test_values_rotated_and_kept_as_keys_are_swapped():
     assert "but rotated" in found.evidence
 
 
-def projected(toy, rows):
-    """The scene of a last token whose input, and so all three projections, is another one."""
+def projected(toy, rows, new=1):
+    """The scene of last tokens whose inputs, and so all three projections, are other ones."""
     rng = np.random.default_rng(9)
-    hidden = rng.standard_normal(64)
+    hidden = rng.standard_normal((new, 64))
     other = rows(hidden)
     made = []
     for heads in (toy.heads, toy.kv_heads, toy.kv_heads):
         matrix = rng.standard_normal((heads, toy.dim, 64)) / 8
-        made.append([(matrix @ x)[:, None].astype(np.float32) for x in (hidden, other)])
+        made.append([(x @ matrix.swapaxes(1, 2)).astype(np.float32) for x in (hidden, other)])
     for target, (right, _) in zip((toy.q, toy.k, toy.v), made, strict=True):
-        target[:, -1:] = right
+        target[:, -new:] = right
     k, v = toy.k.copy(), toy.v.copy()
-    k[:, -1:], v[:, -1:] = made[1][1], made[2][1]
-    return toy.scene(q=made[0][1], k=k, v=v)
+    k[:, -new:], v[:, -new:] = made[1][1], made[2][1]
+    return toy.scene(new=new, q=made[0][1], k=k, v=v)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_an_input_that_was_rounded_is_told_by_how_far_all_three_are_off(dtype, layer):
     toy = Toy(layer=layer)
-    scene = projected(toy, lambda hidden: to_type(hidden, dtype))
+    scene = projected(toy, lambda hidden: to_type(hidden, dtype), new=6)
     tight = replace(scene.atol, queries=1e-6, keys=1e-6, values=1e-6, output=1e-6)
     found = diagnose(replace(scene, atol=tight))
     assert found.name == "DTYPE"
     assert f"rounding the input of this layer to {dtype}" in found.evidence
 
 
+def test_one_row_of_few_numbers_is_too_little_to_tell_a_rounded_input():
+    scene = projected(Toy(), lambda hidden: to_type(hidden, "float16"))
+    tight = replace(scene.atol, queries=1e-6, keys=1e-6, values=1e-6, output=1e-6)
+    assert diagnose(replace(scene, atol=tight)).name == "UPSTREAM"
+
+
 def test_rounding_spares_no_token_of_a_step():
     toy = Toy()
-    scene = projected(toy, lambda hidden: to_type(hidden, "float16"))
+    scene = projected(toy, lambda hidden: to_type(hidden, "float16"), new=6)
     tight = replace(scene.atol, queries=1e-6, keys=1e-6, values=1e-6, output=1e-6)
-    queries = np.concatenate([toy.q[:, -2:-1], scene.cached.queries], axis=1)
-    more = toy.scene(new=2, q=queries, k=scene.cached.keys, v=scene.cached.values)
+    queries = np.concatenate([toy.q[:, -7:-6], scene.cached.queries], axis=1)
+    more = toy.scene(new=7, q=queries, k=scene.cached.keys, v=scene.cached.values)
     found = diagnose(replace(more, atol=tight))
     assert (found.name, found.row) == ("UPSTREAM", 1)
 

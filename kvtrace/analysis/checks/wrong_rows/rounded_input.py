@@ -20,7 +20,10 @@ _NEAR = 1.6
 """Times as much, or as little, a tensor may be off; a single head twice that."""
 
 _NUMBERS = 32
-"""Of a head, so that its share is known."""
+"""Of a tensor, so that its share is known."""
+
+_EVIDENCE = 512
+"""Numbers of q, k and v together: fewer are off alike, and by so much, by chance too."""
 
 
 def rounded_input(scene: Scene, new: Indices) -> tuple[str, str] | None:
@@ -44,6 +47,8 @@ def rounded_input(scene: Scene, new: Indices) -> tuple[str, str] | None:
         (mine.keys[:, rows], right.keys[:, there]),
         (mine.values[:, rows], right.values[:, there]),
     )
+    if sum(theirs.size for _, theirs in pairs) < _EVIDENCE:
+        return None
     for name, share in _SHARE.items():
         if all(_off_by(share, *pair) for pair in pairs):
             place = int(scene.places[new[0]])
