@@ -35,6 +35,9 @@ PREFILL, STEPS = 5, 2
 
 FEW = PREFILL + STEPS
 
+_SEED = 0x6B76
+"""Any but the one that the trials happen to start from."""
+
 Verdict = Literal["agrees", "differs", "forgets", "fails"]
 
 _LIBRARIES = re.compile(r"[/\\\\](site-packages|dist-packages|kvtrace[/\\\\]record)[/\\\\]|^<")
@@ -170,6 +173,19 @@ class Trials:
         if first.shape[0] != len(short) or second.shape[0] != len(self.tokens):
             return None
         return _difference(first, second[: len(short)]) <= self.tolerance
+
+    def drawn(self, way: Way) -> float:
+        """How far two passes over the same tokens are apart, over the largest logit.
+
+        Between them nothing but random numbers differs: 0 where none are drawn, or it fails.
+        """
+        try:
+            first = self._rows(way, self.tokens)
+            with nothing_left(self.model, self.script), _calm():
+                torch.manual_seed(_SEED)
+                return _difference(first, self._calls(way).rows(self.tokens))
+        except Exception:
+            return 0.0
 
     def replaces_all(self, way: Way) -> bool:
         """Whether a step leaves no number as it was in what it is handed: a state, and no rows."""

@@ -28,12 +28,16 @@ class FoundWay:
     as_theirs: bool = False
 
 
-def found_cached(best: Tried, otherwise: Tried | None) -> FoundWay:
+def found_cached(
+    best: Tried, otherwise: Tried | None, plain: Way | None, trials: Trials
+) -> FoundWay:
     """The best way that has a cache.
 
     Args:
         best: As it was tried.
         otherwise: Another one, whose cached steps differ; None: there was none.
+        plain: A way without a cache; None: there is none.
+        trials: Know what comes of it.
     """
     way = best.way
     theirs = ", as its own code does" if best.as_theirs else ""
@@ -48,6 +52,9 @@ def found_cached(best: Tried, otherwise: Tried | None) -> FoundWay:
                 "of the largest logit; if that is how you call it, there is a bug"
             )
         return FoundWay(way, tuple(said), True, best.as_theirs)
+    drawn = "" if plain is None else _drawn(plain, trials)
+    if drawn:
+        return FoundWay(way, (*said, drawn), False, best.as_theirs)
     how = (
         "its cached steps see nothing of the tokens before"
         if best.verdict == "forgets"
@@ -95,14 +102,32 @@ def found_uncached(
             f"{safe(min(states), 60)} is left empty: what comes back for it holds no rows that "
             "stay, and single tokens passed with it gave other logits than the whole text"
         )
-    causal = trials.is_causal(plain)
+    causal, drawn = trials.is_causal(plain), _drawn(plain, trials)
     if trials.plain(plain).why == NOT_FINITE:
         said.append(f"{NOT_FINITE}: look where its numbers end in the recorded tensors")
+    elif drawn:
+        said.append(drawn)
     elif causal is False:
         said.append(
             "its rows change when tokens are added: it is not causal, no cache can serve it"
         )
     return FoundWay(plain, tuple(said), causal is not False)
+
+
+def _drawn(plain: Way, trials: Trials) -> str:
+    """That random numbers alone make passes differ, for people; empty: they don't."""
+    far = trials.drawn(plain)
+    if far <= trials.tolerance:
+        return ""
+    why = (
+        "it is in training mode, where dropout is on: call model.eval()"
+        if trials.model.training
+        else "something draws random numbers in eval mode too, such as a dropout that is always on"
+    )
+    return (
+        f"two passes over the same tokens differ by {far:.1g} of the largest logit, so that no "
+        f"cache can be held against either: {why}"
+    )
 
 
 def _feeding(way: Way) -> str:

@@ -99,7 +99,7 @@ class Search:
             only = self._one_by_one(signature, trials, sound, only=True)
             best = _unless_left_empty(only, theirs.unfilled)
         if best is not None:
-            return found_cached(best, self.otherwise)
+            return found_cached(best, self.otherwise, plain, trials)
         if plain is None:
             raise ModelError(self._complaint(signature))
         stumbled = self.stumbled
