@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvtrace.record.cache import books, runs
 from kvtrace.record.cache.books import EMPTY, Book
+from kvtrace.record.cache.earlier import Earlier
 from kvtrace.record.capture.forward import CacheUpdate, CopyOf, Forward, Piece, Remade
 from kvtrace.trace import CacheEvent
 from kvtrace.trace.step import Runs
@@ -75,14 +76,16 @@ Laid = tuple[tuple[Runs, int], ...]
 class Copies:
     """Takes over the books of what was copied."""
 
-    __slots__ = ("_donors", "_made", "_taken", "laid", "made_of")
+    __slots__ = ("_donors", "_made", "_moments", "_taken", "earlier", "laid", "made_of")
 
     def __init__(self) -> None:
+        self.earlier = Earlier()
         self._donors: set[int] = set()
+        self._moments: set[int] = set()
         self._made: dict[object, Book] = {}
         self._taken: list[_Taken] = []
         self.laid: Laid = ()
-        self.made_of: Remade | None = None
+        self.made_of: tuple[Remade, Book] | None = None
 
     def adopted(
         self,
@@ -94,7 +97,7 @@ class Copies:
         """An update, its cache's book in `known` where it was copied from one that is there.
 
         Where sequences have padding, what it holds is `laid` out instead; where rows were changed
-        or left out, the book is that of what it was `made_of`.
+        or left out, the book is that of what it was `made_of`, now or after an earlier step.
         """
         update = forward.updates[index]
         self.laid, self.made_of = (), None
@@ -107,6 +110,13 @@ class Copies:
         held = [_cells(one, donors[one.cache].book) for one in found.pieces]
         if not all(held):
             return update
+        moment = self.earlier.ending(update, store, found, held) if found.whole else None
+        if moment is not None:
+            self.earlier.begins(update.cache, moment.step)
+            if moment != self.earlier.latest(found.pieces[0].cache, store):
+                self._moments.add(moment.step)
+                known[update.cache, store] = moment.book
+                return update._replace(continuous=True)
         self._donors |= donors.keys()
         if not found.whole:
             self.laid = tuple((one, p.first) for one, p in zip(held, found.pieces, strict=True))
@@ -128,10 +138,18 @@ class Copies:
     ) -> CacheUpdate:
         """The same update, to be followed by content: it begins where what it is made of was."""
         source = _Donor.of(found.cache, store, update.layer, forward, known).book
-        if max(found.sequences) < len(source.held):
+        if max(found.sequences) >= len(source.held):
+            return update
+        mine = Book(tuple(source.held[one] for one in found.sequences))
+        self.made_of = found, mine
+        moment = self.earlier.moment(update, found.rows, store, found, source)
+        if moment is None:
             self._donors.add(found.cache)
-            self.made_of = found
-            known[update.cache, store] = Book(tuple(source.held[one] for one in found.sequences))
+            known[update.cache, store] = mine
+        else:
+            self._moments.add(moment.step)
+            self.earlier.begins(update.cache, moment.step)
+            known[update.cache, store] = moment.book
         return update
 
     def _take(self, store: int, found: CopyOf, donors: Sequence[_Donor]) -> None:
@@ -147,6 +165,7 @@ class Copies:
     def over(self, out: LedgerStep) -> None:
         """All updates of a step are entered: it says whose rows it went on with."""
         out.copied = frozenset(self._donors)
+        out.donor = max(self._moments, default=None)
         if self._taken:
             if any(one.before > one.after for one in self._taken):
                 layers, before, after, _ = zip(*self._taken, strict=True)
@@ -154,7 +173,7 @@ class Copies:
             layers, _, rows, orders = zip(*self._taken, strict=True)
             if orders[0] and len(set(orders)) == 1:
                 out.events += (CacheEvent("select", layers, rows, rows, orders[0]),)
-        self._taken, self._made, self._donors = [], {}, set()
+        self._taken, self._made, self._donors, self._moments = [], {}, set(), set()
 
 
 def _cells(piece: Piece, book: Book) -> Runs:

@@ -104,6 +104,7 @@ class Ledger:
             self.stores.judge(store, update)
             self._homes[update.cache, update.layer] = store
         self._copies.over(out)
+        self._copies.earlier.note(number, forward.updates, work.stores, work.entries)
         for place, call in enumerate(forward.calls):
             out.stores.append(self._read(place, call, work))
         self._own_caches(out)
@@ -197,7 +198,7 @@ class Ledger:
             if self._copies.laid:
                 self._content.lay(key, update, self._copies.laid)
             if self._copies.made_of is not None:
-                self._content.know(key, self._copies.made_of, book)
+                self._content.know(key, *self._copies.made_of)
             whole = [(*line, *_following(line, work.behind)) for line in places]
             entry, rows = self._content.update(key, update, book, whole, (seq, kept))
             work.out.rows[store] = rows

@@ -215,12 +215,14 @@ class Remade(NamedTuple):
     Attributes:
         update: Which of the forward's.
         cache: Serial number of the other cache object.
+        rows: How many it came with.
         sequences: Of the other cache, each as it is in this one, [sequences].
         keys, values: What the other one holds.
     """
 
     update: int
     cache: int
+    rows: int
     sequences: tuple[int, ...]
     keys: Tensor
     values: Tensor

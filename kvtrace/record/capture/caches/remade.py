@@ -37,12 +37,12 @@ def remade(
         for cache, (update, rows) in last.items()
     }
     out = []
-    for index, update, _ in met:
+    for index, update, rows in met:
         origin = origins[update.cache]
         there = () if origin is None else live.get(update.layer, ())
         for cache, keys, values in there:
             if origin is not None and cache == origin[0] and max(origin[1]) < keys.shape[0]:
-                out.append(Remade(index, cache, origin[1], keys, values))
+                out.append(Remade(index, cache, rows, origin[1], keys, values))
     return tuple(out)
 
 
@@ -57,12 +57,26 @@ def _origin(
             order, shared = _shared(_by_head(*mine), _by_head(*theirs))
             if shared > most:
                 best, most = (cache, order), shared
+    if best is None and update.window is not None:
+        best = _newest_of(mine, live)
     if best is not None:
         return best
     for cache, keys, values in reversed(live):
         same = _alike(mine, (keys, values)) and keys.shape == mine[0].shape
         if same and nearly(mine[0], keys) and nearly(mine[1], values):
             return cache, tuple(range(keys.shape[0]))
+    return None
+
+
+def _newest_of(mine: Sequence[Tensor], live: Sequence[Live]) -> tuple[int, tuple[int, ...]] | None:
+    """The cache that has the newest row of each sequence: older ones have left its window since."""
+    numbers = [line[0] for line in digests(*(one[:, :, -1:] for one in mine))]
+    for cache, *theirs in reversed(live):
+        if _alike(mine, theirs):
+            lines = [set(line) for line in digests(*theirs)]
+            order = [next((b for b, one in enumerate(lines) if n in one), None) for n in numbers]
+            if None not in order:
+                return cache, tuple(one for one in order if one is not None)
     return None
 
 
