@@ -19,9 +19,13 @@ from transformers.cache_utils import Cache
 from kvtrace.record.capture.attention.ahead import Ran
 from kvtrace.record.capture.attention.levels import attentions, lower_levels, unseen
 from kvtrace.record.capture.caches.handing import cache_given
-from kvtrace.record.capture.caches.reordered import patch_reordering
+from kvtrace.record.capture.caches.reordered import (
+    has_own_methods,
+    patch_given,
+    patch_reordering,
+)
 from kvtrace.record.capture.caches.tracker import CacheTracker
-from kvtrace.record.capture.caches.updates import CACHES, HALVES, follow, patch_given
+from kvtrace.record.capture.caches.updates import CACHES, HALVES, follow
 from kvtrace.record.capture.clock import DeviceClock, Took
 from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.forwards import Forwards
@@ -252,7 +256,7 @@ class Watch:
         given = cache_given(arguments)
         # a class of the model's own that is met late was followed by its rows so far, and stays so
         kind, first = type(given), self._forwards.count == 0 or isinstance(given, Cache)
-        if first and kind is not self._patched:
+        if first and (kind is not self._patched or has_own_methods(given)):
             patch_given(given)
             self._patched = None if hasattr(given, HALVES[0]) else kind
         flow = None if self.flow is None or self.flow.over else self.flow

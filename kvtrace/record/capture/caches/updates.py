@@ -232,18 +232,6 @@ CACHES = Patches(_install)
 """The caches' patches; held by every watcher."""
 
 
-def patch_given(cache: object) -> None:
-    """A cache class that was made after the patches, or is no subclass of `Cache`."""
-    if cache is None or isinstance(cache, tuple | list):
-        return
-    for part in HALVES:
-        patch_given(getattr(cache, part, None))
-    if not hasattr(cache, "self_attention_cache"):
-        for owner in type(cache).__mro__:
-            if owner is not object:
-                patch_class(CACHES, owner)
-
-
 def cross_half(given: object, result: Any) -> object:
     """The second half of an encoder-decoder cache, whether it was given or made."""
     made = cache_made(result)

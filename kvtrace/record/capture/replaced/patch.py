@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from kvtrace.record.capture.replaced.stand_in import in_place_of
+from kvtrace.record.capture.replaced.stand_in import StandIn, as_written, in_place_of
 
 Method = Callable[..., Any]
 Make = Callable[[Any], object]
@@ -24,6 +25,7 @@ class Patches:
         self._holders = 0
         self._undo: list[tuple[type | ModuleType, str, object]] = []
         self._replaced: set[tuple[type | ModuleType, str]] = set()
+        self._alone: list[tuple[weakref.ref[Any], str]] = []
 
     def hold(self) -> None:
         """Put the methods in place, if nobody did."""
@@ -50,6 +52,11 @@ class Patches:
                 else:
                     setattr(owner, name, own)
             self._replaced.clear()
+            while self._alone:
+                found, name = self._alone.pop()
+                own = vars(found()).get(name) if found() is not None else None
+                if isinstance(own, StandIn):
+                    vars(found())[name] = as_written(own)
 
     def replace(self, owner: type | ModuleType, name: str, make: Make) -> None:
         """Replace a method of a class, or a function of a module, by what `make` makes of it.
@@ -63,3 +70,15 @@ class Patches:
             self._undo.append((owner, name, owner.__dict__.get(name)))
             original = getattr(owner, name)
             setattr(owner, name, in_place_of(original, make(original)))
+
+    def replace_on(self, holder: object, name: str, make: Make) -> None:
+        """Replace what one object has of its own under a name; the object may die meanwhile.
+
+        What a copy of such an object brought along is put back with the others.
+        """
+        with self._lock:
+            original = vars(holder)[name]
+            if any(one() is holder and other == name for one, other in self._alone):
+                return
+            self._alone.append((weakref.ref(holder), name))
+            vars(holder)[name] = in_place_of(original, make(as_written(original)))
