@@ -118,3 +118,30 @@ def test_logits_of_narrow_types_differ_for_a_reason_where_attention_is_the_same(
     found = diff(*narrow[:2])
     assert (found.verdict, found.logits.position) == (DIVERGED, 3)
     assert diff(narrow[0], narrow[2]).verdict == EQUAL
+
+
+def test_a_row_of_the_head_that_is_never_likely_shows_in_the_sum_of_all(tmp_path):
+    def change(model):
+        model.lm_head.weight.data[other] *= 3
+
+    old = fed(tmp_path / "a.kvt")
+    likely = {one for step in old for top in step.top for one in top.ids}
+    other = next(one for one in range(300) if one not in likely)
+    new = fed(tmp_path / "b.kvt", change)
+    found = diff(old, new)
+    assert (found.verdict, found.logits.others) == (DIVERGED, True)
+    out = io.StringIO()
+    with redirect_stdout(out):
+        main(["diff", str(tmp_path / "a.kvt"), str(tmp_path / "b.kvt")])
+    assert "the highest are the same to the last bit, the sum of all is off by" in out.getvalue()
+
+
+def test_an_equal_verdict_says_which_logits_it_compared(tmp_path):
+    fed(tmp_path / "a.kvt")
+    out = io.StringIO()
+    with redirect_stdout(out):
+        main(["diff", str(tmp_path / "a.kvt"), str(tmp_path / "a.kvt")])
+    assert (
+        "Of the logits after each step the 20 highest and the sum of all were compared"
+        in " ".join(out.getvalue().split())
+    )

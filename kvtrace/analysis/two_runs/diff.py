@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding
 from kvtrace.analysis.two_runs.align import Path, common, paths, readable, stretches, unreadable
-from kvtrace.analysis.two_runs.logits import LogitsPart, Rounding, logits_part
+from kvtrace.analysis.two_runs.logits import LogitsPart, Rounding, kept, logits_part
 from kvtrace.analysis.two_runs.rows import Parting, Rows
 from kvtrace.analysis.two_runs.stage import diagnosed
 from kvtrace.errors import TraceError
@@ -67,6 +67,7 @@ class Diff:
         limits: What counts as rounding, [sites, 4].
         logits: The first logits that differ, where all attention is equal.
         unread: What is damaged, in words: it was not compared, or says nothing of rounding.
+        kept: Of how many tokens, those with the highest, logits were compared after each step.
     """
 
     verdict: str
@@ -80,6 +81,7 @@ class Diff:
     limits: NDArray[np.float64] | None = None
     logits: LogitsPart | None = None
     unread: tuple[str, ...] = ()
+    kept: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -129,7 +131,8 @@ def diff(old: Trace, new: Trace) -> Diff:
     )
     logits = next(filter(None, behind), None)
     verdict = _equal(total, reason, parts, lost) if logits is None else (DIVERGED, reason)
-    return Diff(*verdict, settings, total, parts, None, None, *compared, logits, unread)
+    most = kept(old, new)
+    return Diff(*verdict, settings, total, parts, None, None, *compared, logits, unread, most)
 
 
 def _equal(

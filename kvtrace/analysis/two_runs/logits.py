@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import inf, sqrt
 
 from kvtrace.analysis.checks.noise import FLOOR
-from kvtrace.analysis.two_runs.align import Path
+from kvtrace.analysis.two_runs.align import Path, readable
 from kvtrace.trace import TopLogits, Trace, rounded_by
 
 _TIMES = 50.0
@@ -39,6 +39,7 @@ class LogitsPart:
         apart: Largest difference of a logit that is among the highest of both.
         size: Largest of the old run's.
         limit: What would be rounding.
+        others: Those are the same to the last bit, and only the sum of all is off by `apart`.
     """
 
     old_step: int
@@ -48,6 +49,7 @@ class LogitsPart:
     apart: float
     size: float
     limit: float
+    others: bool = False
 
 
 def logits_part(
@@ -91,7 +93,33 @@ def logits_part(
             mine, theirs = (path[one.position] for path in pair)
             steps = mine.step, theirs.step
             return LogitsPart(*steps, one.position, mine.sequence, one.apart, size, limit)
+    return _others_part(places, pair, rounding) if rounding.same else None
+
+
+def _others_part(
+    places: Sequence[_Place], pair: tuple[Path, Path], rounding: Rounding
+) -> LogitsPart | None:
+    """The first place whose highest logits are the same to the last bit, and the sum of all is not.
+
+    Nothing was rounded otherwise, then: another token's logit differs.
+    """
+    for one in places:
+        limit = rounding.limit * one.size
+        if one.alike and one.apart > limit:
+            mine, theirs = (path[one.position] for path in pair)
+            steps = mine.step, theirs.step
+            return LogitsPart(
+                *steps, one.position, mine.sequence, one.apart, one.size, limit, others=True
+            )
     return None
+
+
+def kept(old: Trace, new: Trace) -> int:
+    """Of how many tokens both runs keep the logits after a step; 0: one of them keeps none."""
+    return min(
+        max((len(top.ids) for step in readable(trace) for top in step.top), default=0)
+        for trace in (old, new)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +141,14 @@ class Rounding:
 class _Place:
     """Logits that both runs kept of a place: how far apart, and the largest number of the old run.
 
-    `size` knows of the sum of all, `highest` does not.
+    `size` knows of the sum of all, `highest` does not; `alike`: only that sum differs, if any does.
     """
 
     position: int
     apart: float
     size: float
     highest: float
+    alike: bool
 
 
 def _places(
@@ -132,7 +161,8 @@ def _places(
         if mine is not None and theirs is not None:
             highest = max(map(abs, mine.logits))
             size = max(highest, abs(mine.logsumexp))
-            yield _Place(position, _apart(mine, theirs), size, highest)
+            alike = (mine.ids, mine.logits) == (theirs.ids, theirs.logits)
+            yield _Place(position, _apart(mine, theirs), size, highest, alike)
 
 
 def _narrowest(old: Trace, new: Trace) -> str | None:

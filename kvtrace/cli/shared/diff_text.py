@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from kvtrace import units
-from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED
+from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED
 from kvtrace.analysis.checks.scenes.place_names import spoken
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS, NAMES
 from kvtrace.analysis.two_runs.diff import Diff, TokensPart
@@ -50,6 +50,8 @@ def lines(found: Diff, traces: tuple[Trace, Trace], files: tuple[str, str]) -> l
         out += ["", "Largest relative difference by layer:", *_growth(found)]
     if found.verdict != UNCHECKED:
         out += ["", *textwrap.wrap(f"Counted as rounding: {safe(found.reason, 1000)}.", _WIDTH)]
+    if found.verdict == EQUAL:
+        out += textwrap.wrap(_of_logits(found.kept), _WIDTH)
     out += _unfinished(traces)
     beside = (one.text for trace in traces for one in trace.damage)
     out += _damaged(tuple(dict.fromkeys((*found.unread, *beside))))
@@ -105,13 +107,21 @@ def _where(
 def _behind(one: LogitsPart, files: tuple[str, str]) -> Iterator[str]:
     """Logits that differ, though the attention before them is equal."""
     whose = f" of sequence {one.sequence}" if one.sequence else ""
-    yield (
-        f"  position {one.position}{whose}: off by {one.apart:.2g}, the highest are up to "
-        f"{one.size:.3g}; rounding explains {one.limit:.1g}"
-    )
+    what = f"off by {one.apart:.2g}, the highest are up to {one.size:.3g}"
+    if one.others:
+        what = f"the highest are the same to the last bit, the sum of all is off by {one.apart:.2g}"
+    yield f"  position {one.position}{whose}: {what}; rounding explains {one.limit:.1g}"
     yield "  Usual cause: what follows the last attention differs: MLP, final norm, head."
     for step, file in ((one.old_step, files[0]), (one.new_step, files[1])):
         yield f"  kvtrace open {safe(file, 1000)} --at {step}"
+
+
+def _of_logits(kept: int) -> str:
+    """What an equal verdict knows of what follows the last attention."""
+    if not kept:
+        return "No logits were recorded: what follows the last attention was not compared."
+    highest = f"the {kept} highest" if kept > 1 else "the highest"
+    return f"Of the logits after each step {highest} and the sum of all were compared, no others."
 
 
 def _paragraph(text: str) -> list[str]:
