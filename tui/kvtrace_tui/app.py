@@ -160,6 +160,14 @@ class KvtraceApp(App[int]):
         """Ctrl-C: leave, and say so with the exit code."""
         self.exit(130)
 
+    async def _close_all(self) -> None:
+        """Take the screens away, once nothing goes on in them that would miss their parts."""
+        for screen in self.screen_stack:
+            be_still = getattr(screen, "be_still", None)
+            if be_still is not None:
+                be_still()
+        await super()._close_all()
+
     def _handle_exception(self, error: Exception) -> None:
         """An error in the app ends it; whoever ran it gets the error."""
         self.failure = error
