@@ -34,6 +34,8 @@ class Candidates:
     Attributes:
         ranked: As many as were recorded; empty if no logits were seen.
         chosen: The chosen one, also when it is not in `ranked`; None while unknown.
+        fed: Whether all that is known of `chosen` is that it was fed next: nobody said it was
+            chosen, and it is not the likeliest. It may be sampled, or forced on the model.
         margin: How far the best logit leads the second; None with fewer than two.
         rest: Probability of all tokens that are not in `ranked`.
     """
@@ -42,6 +44,7 @@ class Candidates:
     chosen: Candidate | None
     margin: float | None
     rest: float
+    fed: bool = False
 
 
 def candidates(trace: Trace, number: int, sequence: int = 0) -> Candidates:
@@ -57,7 +60,7 @@ def candidates(trace: Trace, number: int, sequence: int = 0) -> Candidates:
     chosen = trace.chosen(number, sequence)
     if sequence >= len(step.top):
         one = None if chosen is None else _candidate(trace, chosen, None, None, chosen)
-        return Candidates((), one, None, 1.0)
+        return Candidates((), one, None, 1.0, _only_fed(trace, number, sequence, chosen, None))
     top = step.top[sequence]
     ranked = tuple(
         _candidate(trace, token, logit, _exp(logit - top.logsumexp), chosen)
@@ -67,7 +70,23 @@ def candidates(trace: Trace, number: int, sequence: int = 0) -> Candidates:
     if found is None and chosen is not None:
         found = _candidate(trace, chosen, None, None, chosen)
     seen = sum(one.probability for one in ranked if one.probability is not None)
-    return Candidates(ranked, found, top.margin, max(0.0, 1.0 - seen))
+    fed = _only_fed(trace, number, sequence, chosen, top.ids[0] if top.ids else None)
+    return Candidates(ranked, found, top.margin, max(0.0, 1.0 - seen), fed)
+
+
+def _only_fed(
+    trace: Trace, number: int, sequence: int, chosen: int | None, likeliest: int | None
+) -> bool:
+    """Whether a token is known by nothing but that it was fed next.
+
+    What is recorded as chosen in a program's own loop is what the program fed next; only after the
+    last step is there nothing but its word.
+    """
+    if chosen is None or chosen == likeliest:
+        return False
+    if trace.meta.sampling.driver == "caller" and number != trace.numbers[-1]:
+        return True
+    return trace.chosen(number, sequence, told=True) is None
 
 
 def _candidate(

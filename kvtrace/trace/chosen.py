@@ -19,7 +19,16 @@ class Chosen:
         self._read = 0
 
     def after(self, number: int, sequence: int) -> int | None:
-        """The token chosen after a step of a sequence; None while unknown.
+        """The token chosen after a step of a sequence, or else fed next; None while unknown.
+
+        Raises:
+            MissingError: There is no such step.
+        """
+        known = self.told(number, sequence)
+        return self._by_what_was_fed(number, sequence) if known is None else known
+
+    def told(self, number: int, sequence: int) -> int | None:
+        """The token that whoever chose it said to be chosen; None: nobody said.
 
         Raises:
             MissingError: There is no such step.
@@ -27,7 +36,6 @@ class Chosen:
         chosen = self._source.step(number).chosen
         known = chosen[sequence] if sequence < len(chosen) else None
         known = self._by_note(number, sequence) if known is None else known
-        known = self._by_what_was_fed(number, sequence) if known is None else known
         return None if known is None or known < 0 else known
 
     def _by_note(self, number: int, sequence: int) -> int | None:

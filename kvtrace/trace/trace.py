@@ -104,13 +104,19 @@ class Trace:
         text = self._source.token_text(token)
         return f"<{token}>" if text is None else text
 
-    def chosen(self, number: int, sequence: int = 0) -> int | None:
+    def chosen(self, number: int, sequence: int = 0, *, told: bool = False) -> int | None:
         """The token chosen after a step; None while unknown.
+
+        Args:
+            number: Step.
+            sequence: Row of the batch.
+            told: Only where whoever chose it said so. Else it may be the token that was fed next:
+                a program may feed another one than any that its logits led to.
 
         Raises:
             MissingError: There is no such step.
         """
-        return self._chosen.after(number, sequence)
+        return (self._chosen.told if told else self._chosen.after)(number, sequence)
 
     # -- rows ------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ def test_a_head_is_said_to_look_after_an_earlier_token_where_there_is_one(kvtrac
             Sampling("generate", temperature=0.5, top_k=3, seed=7),
             "run       generate, temperature 0.5, top-k 3, seed 7",
         ),
-        (Sampling("caller"), "run       the recorded program chose the tokens"),
+        (Sampling("caller"), "run       the recorded program gave the tokens"),
     ],
 )
 def test_text_says_who_chose_the_tokens(trace, sampling, line):

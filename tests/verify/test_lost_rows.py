@@ -40,7 +40,7 @@ def first(report):
 def test_a_past_that_is_never_renewed_loses_every_row_after_the_prompt():
     report = kvtrace.check(made(Kept), PROMPT, new_tokens=6, ways=())
     assert (report.verdict, first(report)) == (DIVERGED, ("HISTORY-LOST", 2, 0))
-    assert "fed what step 1 chose, but its cache begins with only 8 rows" in (
+    assert "fed the likeliest token after step 1, but its cache begins with only 8 rows" in (
         report.findings[0].evidence
     )
 

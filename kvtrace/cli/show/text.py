@@ -88,7 +88,7 @@ def _no_prompt(sampling: Sampling) -> str:
 def _run(sampling: Sampling) -> str:
     """Who chose the tokens, and how."""
     if sampling.driver == "caller":
-        return "the recorded program chose the tokens"
+        return "the recorded program gave the tokens"
     parts = [safe(sampling.driver)]
     if sampling.max_new_tokens:
         parts.append(f"{sampling.max_new_tokens} new tokens asked for")
@@ -243,6 +243,7 @@ def _next(trace: Trace, number: int, sequence: int) -> str:
         return "not known" if not rivals else f"not known (likeliest: {', '.join(rivals)})"
     share = found.chosen.probability
     chosen = token(found.chosen.text) + ("" if share is None else f" {share:.1%}")
+    chosen = f"fed {chosen}" if found.fed else chosen
     return chosen + (f" (rivals: {', '.join(rivals)})" if rivals else "")
 
 

@@ -6,7 +6,7 @@ from textual.geometry import Region
 
 from builders import Shape, synthetic_trace
 from builders.panes import AT, drawn
-from kvtrace.trace import CacheEvent, TopLogits
+from kvtrace.trace import CacheEvent, Sampling, TopLogits
 from kvtrace_tui.panes.timeline import TimelinePane
 
 
@@ -23,6 +23,30 @@ async def test_the_timeline_names_tokens_step_and_what_could_have_come_next(one_
     trace.source.steps[4] = replace(trace.step(4), top=(top,), chosen=(2,))
     lines = await drawn(one_pane, TimelinePane(), trace, size=(120, 4))
     assert "chose ·the 60.7%  margin 1.00 over  ·red 22.3%" in lines[3]
+
+
+async def test_a_token_that_nobody_said_to_be_chosen_was_fed_unless_it_is_the_likeliest(one_pane):
+    trace = synthetic_trace()
+    following = trace.step(5).tokens[0][0]
+    rivals = (following + 1, following)
+    trace.source.steps[4] = replace(
+        trace.step(4), top=(TopLogits(rivals, (2.0, 1.0), 2.5),), chosen=(None,)
+    )
+    lines = await drawn(one_pane, TimelinePane(), trace, size=(120, 4))
+    assert lines[3].split()[1] == "fed"
+    assert "22.3%  best leads by 1.00:" in lines[3]
+    trace.source.steps[4] = replace(trace.step(4), top=(TopLogits(rivals[::-1], (2.0, 1.0), 2.5),))
+    lines = await drawn(one_pane, TimelinePane(), trace, size=(120, 4))
+    assert lines[3].split()[1] == "chose"
+
+
+async def test_what_a_program_fed_in_its_own_loop_is_not_called_chosen(one_pane):
+    trace = synthetic_trace()
+    trace.source.meta = replace(trace.meta, sampling=Sampling("caller"))
+    top = TopLogits((2, 3, 8), (2.0, 1.0, 0.0), 2.5)
+    trace.source.steps[4] = replace(trace.step(4), top=(top,), chosen=(3,))
+    lines = await drawn(one_pane, TimelinePane(), trace, size=(120, 4))
+    assert "fed ·red 22.3%" in lines[3]
 
 
 async def test_a_candidate_is_shown_with_its_whole_number_or_not_at_all(one_pane):
@@ -61,7 +85,7 @@ async def test_sequences_have_a_line_each_that_shows_where_they_part(one_pane):
     assert lines[3][:9].strip() == "B0"
     assert lines[3][9:].rstrip() == "━" * 18 + "─" * 24
     assert lines[4][9:].rstrip() == "━" * 42
-    assert "chose" in lines[5] or "not chosen" in lines[5]
+    assert "fed ·has" in lines[5]
 
 
 async def test_what_beams_went_on_with_is_told_where_no_choice_was_recorded(one_pane):

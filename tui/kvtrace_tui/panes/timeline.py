@@ -92,7 +92,8 @@ class TimelinePane(Pane):
         if found.chosen is None:
             return _rivals(found, room, self._unchosen(trace, cursor))
         least = found.ranked[-1].probability if found.ranked else None
-        return _rivals(found, room, [("chose ", ink.DIM), *_one(found.chosen, ink.CHOSEN, least)])
+        verb = "fed " if found.fed else "chose "
+        return _rivals(found, room, [(verb, ink.DIM), *_one(found.chosen, ink.CHOSEN, least)])
 
     def _unchosen(self, trace: Trace, cursor: Cursor) -> list[Piece]:
         """What became of a step whose choice is in no step and in no note: a beam, say."""

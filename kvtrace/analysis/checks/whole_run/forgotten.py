@@ -52,7 +52,9 @@ class Forgotten:
             self.apart = max(self.apart, self._in_a_row)
         if not _fed_the_likeliest(step, before):
             return None
-        self._maybe = self._finding(step, before, f"was fed what step {before.number} chose")
+        self._maybe = self._finding(
+            step, before, f"was fed the likeliest token after step {before.number}"
+        )
         self.named = maybe is not None
         return maybe and replace(
             maybe, evidence=f"{maybe.evidence}; so it is in step {step.number}"
