@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtrace import units
 from kvtrace.analysis.candidates import Candidates, candidates
@@ -15,6 +15,9 @@ from kvtrace.analysis.rows.packed import request_name
 from kvtrace.trace import CACHED, Step, Trace
 
 WITHOUT_CACHE = "recomputed"
+_REMARK, _CACHED_ROWS, _SEQUENCES, _OTHER_TIME = 1, 2, 3, 4
+LAST_WAY = _OTHER_TIME
+"""What gives way in a sentence that has too little room, the least needed first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +27,22 @@ class Phrase:
     Attributes:
         text: Words.
         lane: The lane whose number it is, "cached" or "recomputed"; empty: neither.
+        gives_way: Where the sentence has too little room, all pieces that give way as 1 become
+            their short form first, then those as 2, and so on up to `LAST_WAY`; 0: never.
+        short: What is left of it then.
     """
 
     text: str
     lane: str = ""
+    gives_way: int = 0
+    short: str = ""
+
+
+def shortened(pieces: tuple[Phrase, ...], way: int) -> tuple[Phrase, ...]:
+    """The sentence after all pieces have given way up to one number."""
+    return tuple(
+        replace(one, text=one.short) if 0 < one.gives_way <= way else one for one in pieces
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +113,9 @@ def _phrases(step: Step, of: str, rows: Extent, cost: StepCost) -> Iterator[Phra
         return
     yield Phrase(f"{name} computed ")
     yield Phrase(_count(rows.computed), CACHED)
-    yield Phrase(f" of {'Q and latents' if rows.latents else 'Q, K, V'}{_each(rows)}")
+    yield Phrase(f" of {'Q and latents' if rows.latents else 'Q, K, V'}")
+    if rows.sequences > 1:
+        yield Phrase(_each(rows), "", _SEQUENCES, f" ×{rows.sequences} sequences")
     if not rows.keeps and rows.read_most == 0:
         yield from _uncached(rows, cost)
         return
@@ -121,13 +138,21 @@ def _read(rows: Extent) -> Iterator[Phrase]:
         what = "them" if rows.latents else "K and V"
         yield Phrase(f"put {what} into an empty cache")
     elif rows.read_least == rows.read_most:
-        yield from (Phrase("read "), Phrase(_count(rows.read_most), CACHED))
-        yield Phrase(" from the cache")
+        yield Phrase("read ")
+        yield from _from_cache(str(rows.read_most), units.counted(rows.read_most, "row"))
     else:
-        span = f"{rows.read_least} to {rows.read_most} rows"
-        yield from (Phrase("read "), Phrase(span, CACHED), Phrase(" from the cache, by layer"))
+        span = f"{rows.read_least} to {rows.read_most}"
+        yield Phrase("read ")
+        yield from _from_cache(span, f"{span} rows")
+        yield Phrase(", by layer")
     if rows.cross_read:
         yield Phrase(f", and {_count(rows.cross_read)} of the encoder")
+
+
+def _from_cache(number: str, rows: str) -> Iterator[Phrase]:
+    """`24 rows from the cache`, or in short `24 cached rows`."""
+    yield Phrase(rows, CACHED, _CACHED_ROWS, rows.replace(number, f"{number} cached", 1))
+    yield Phrase(" from the cache", "", _CACHED_ROWS)
 
 
 def _uncached(rows: Extent, cost: StepCost) -> Iterator[Phrase]:
@@ -160,9 +185,10 @@ def _prices(cost: StepCost, saved: bool) -> Iterator[Phrase]:
         yield Phrase("time not measured")
     elif theirs.elapsed_ns is None:
         yield Phrase(_time(mine.elapsed_ns), CACHED)
-        yield Phrase(" (without the cache: not measured)")
+        yield Phrase(" (without the cache: not measured)", "", _REMARK)
     else:
-        yield from _instead(_time(mine.elapsed_ns), _time(theirs.elapsed_ns))
+        ours, *others = _instead(_time(mine.elapsed_ns), _time(theirs.elapsed_ns))
+        yield from (ours, *(replace(one, gives_way=_OTHER_TIME) for one in others))
 
 
 def _instead(mine: str, theirs: str, about: str = "") -> Iterator[Phrase]:

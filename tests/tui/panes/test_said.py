@@ -30,6 +30,26 @@ async def test_a_remark_gives_way_so_that_the_sentence_is_whole(one_pane, unmeas
     assert cut.rstrip() == sentence
 
 
+async def test_a_sentence_without_room_says_the_same_in_fewer_words(one_pane):
+    trace = synthetic_trace(Shape(layers=3, heads=4, prompt=500, decode=3))
+    at = replace(AT, step=2)
+    (whole,) = await drawn(one_pane, SentencePane(), trace, at, size=(240, 1))
+    assert "and read 501 rows from the cache: " in whole
+    (shorter,) = await drawn(one_pane, SentencePane(), trace, at, (len(whole.rstrip()) - 2, 1))
+    assert shorter.rstrip() == whole.rstrip().replace("501 rows from the cache", "501 cached rows")
+    (least,) = await drawn(one_pane, SentencePane(), trace, at, (len(shorter.rstrip()) - 2, 1))
+    assert shorter.startswith(least.rstrip())
+    assert least.rstrip().endswith("ms")
+    assert "…" not in least
+
+
+async def test_no_line_of_a_sentence_begins_with_its_comma(one_pane):
+    trace = synthetic_trace(Shape(layers=3, heads=4, prompt=500, decode=3))
+    for width in range(60, 110):
+        lines = await drawn(one_pane, SentencePane(), trace, replace(AT, step=2), size=(width, 3))
+        assert all(line.strip()[:1] not in (",", ":") or not line.strip() for line in lines)
+
+
 @pytest.mark.parametrize("size", [(80, 24), (100, 30), (120, 36), (160, 45), (250, 70)])
 async def test_every_size_of_the_screen_shows_the_sentence_to_its_end(size):
     app = app_of(synthetic_trace(Shape(layers=3, heads=4, prompt=500, decode=3)))

@@ -198,16 +198,31 @@ def wrapped(pieces: list[Piece], width: int, indent: int = 1) -> list[Strip]:
     rows: list[list[Piece]] = [[]]
     room = width
     margin: Piece = (" " * indent, ink.TEXT)
-    for words, style in pieces:
-        for word in _words(words):
+    for (word, style), whole in _with_what_follows(pieces):
+        size = cell_len(word)
+        together = word[0] == " " and whole <= width - indent
+        if (whole if together else size) > room and rows[-1]:
+            rows.append([margin])
+            room, word = width - indent, word.lstrip(" ")
             size = cell_len(word)
-            if size > room and rows[-1]:
-                rows.append([margin])
-                room, word = width - indent, word.lstrip(" ")
-                size = cell_len(word)
-            rows[-1].append((word, style))
-            room -= size
+        rows[-1].append((word, style))
+        room -= size
     return [line(width, *row) for row in rows]
+
+
+def _with_what_follows(pieces: list[Piece]) -> list[tuple[Piece, int]]:
+    """Each word with its cells and those of what follows it without a space: a comma, say."""
+    found: list[tuple[Piece, int]] = []
+    after = 0
+    for words, style in reversed(pieces):
+        for word in reversed(_words(words)):
+            if not word:
+                continue
+            after += cell_len(word)
+            found.append(((word, style), after))
+            if word[0] == " ":
+                after = 0
+    return found[::-1]
 
 
 def _words(words: str) -> list[str]:

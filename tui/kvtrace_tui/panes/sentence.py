@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from textual.strip import Strip
 
 from kvtrace import text
-from kvtrace.analysis.summary import WITHOUT_CACHE, phrases
+from kvtrace.analysis.summary import LAST_WAY, WITHOUT_CACHE, phrases, shortened
 from kvtrace.trace import CACHED, Trace
 from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
@@ -39,10 +39,14 @@ class SentencePane(Pane):
             style = ink.BAD if here.grave else ink.WARN
             return _marked([*said, (f"{here.sign} {here.sentence}", style)], width, height)
         found = phrases(trace, cursor.step)
-        told = [(phrase.text, _INKS.get(phrase.lane, ink.TEXT)) for phrase in found]
-        while len(wrapped([*said, *told], width)) > height and told[-1][0].startswith(" ("):
-            told.pop()  # a remark gives way, so that the sentence is whole
-        return _marked([*said, *told], width, height)
+        for way in range(LAST_WAY + 1):
+            told = [
+                *said,
+                *((one.text, _INKS.get(one.lane, ink.TEXT)) for one in shortened(found, way)),
+            ]
+            if len(wrapped(told, width)) <= height:
+                break
+        return _marked(told, width, height)
 
 
 def _marked(pieces: list[Piece], width: int, height: int) -> list[Strip]:
