@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from math import exp
 
-from kvtrace.trace import Trace
+from kvtrace.errors import KvtraceError
+from kvtrace.trace import Step, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Candidates:
     """The candidates after a step, most probable first.
 
     Attributes:
-        ranked: As many as were recorded; empty if no logits were seen.
+        ranked: As many as were recorded; empty if no logits were seen, or if those that were
+            follow a token that was given up, such as a rejected draft.
         chosen: The chosen one, also when it is not in `ranked`; None while unknown.
         fed: Whether all that is known of `chosen` is that it was fed next: nobody said it was
             chosen, and it is not the likeliest. It may be sampled, or forced on the model.
@@ -58,7 +61,7 @@ def candidates(trace: Trace, number: int, sequence: int = 0) -> Candidates:
     """
     step = trace.step(number)
     chosen = trace.chosen(number, sequence)
-    if sequence >= len(step.top):
+    if sequence >= len(step.top) or _given_up(trace, step, sequence):
         one = None if chosen is None else _candidate(trace, chosen, None, None, chosen)
         return Candidates((), one, None, 1.0, _only_fed(trace, number, sequence, chosen, None))
     top = step.top[sequence]
@@ -72,6 +75,21 @@ def candidates(trace: Trace, number: int, sequence: int = 0) -> Candidates:
     seen = sum(one.probability for one in ranked if one.probability is not None)
     fed = _only_fed(trace, number, sequence, chosen, top.ids[0] if top.ids else None)
     return Candidates(ranked, found, top.margin, max(0.0, 1.0 - seen), fed)
+
+
+def _given_up(trace: Trace, step: Step, sequence: int) -> bool:
+    """Whether the next step wrote over the last token of this one: its logits led nowhere."""
+    after = bisect_right(trace.numbers, step.number)
+    if after == len(trace.numbers) or sequence >= len(step.positions):
+        return False
+    try:
+        then = trace.step(trace.numbers[after])
+    except KvtraceError:
+        return False
+    if then.parent != step.number or not any(event.kind == "crop" for event in then.events):
+        return False
+    here, there = step.positions[sequence], then.positions[sequence : sequence + 1]
+    return bool(here and there and there[0]) and there[0][0] <= here[-1]
 
 
 def _only_fed(

@@ -198,6 +198,18 @@ def test_a_chosen_token_outside_the_recorded_ones_has_no_probability():
     assert candidates(with_step(trace, 3, top=(), chosen=(7,)), 3).ranked == ()
 
 
+def test_logits_after_a_token_that_was_given_up_are_no_rivals_of_what_went_on_in_its_place():
+    trace = synthetic_trace()
+    place = trace.step(3).positions
+    trace = with_step(trace, 3, top=(TopLogits((7, 2), (2.0, 1.0), 2.5),), chosen=(7,))
+    assert candidates(trace, 3).chosen.probability is not None
+    crop = CacheEvent("crop", (0,), (place[0][-1] + 1,), (place[0][-1],))
+    found = candidates(with_step(trace, 4, parent=3, positions=place, events=(crop,)), 3)
+    assert found.ranked == ()
+    assert found.chosen.token == 7
+    assert found.chosen.probability is None
+
+
 def test_a_step_without_attention_claims_no_rows():
     trace = with_step(synthetic_trace(), 6, sites=(), caches=(), elapsed_ns=900_000)
     trace = with_step(trace, 6, cost=Cost(Flops(qkv=2_000_000), Flops(qkv=2_000_000)))

@@ -87,7 +87,7 @@ class TimelinePane(Pane):
     def _next(self, trace: Trace, cursor: Cursor, room: int) -> list[Piece]:
         """What was chosen, and what could have been."""
         found = candidates(trace, cursor.step, cursor.sequence)
-        if found.chosen is None and not found.ranked:
+        if found.chosen is None and not found.ranked and not trace.step(cursor.step).top:
             return [("no logits were seen", ink.DIM)]
         if found.chosen is None:
             return _rivals(found, room, self._unchosen(trace, cursor))
