@@ -13,7 +13,7 @@ import numpy as np
 from kvtrace.analysis.phase import ENCODER, phase
 from kvtrace.analysis.rows.packed import requests_text
 from kvtrace.errors import KvtraceError
-from kvtrace.trace import Step, Trace
+from kvtrace.trace import ROWS_UNKNOWN, Step, Trace
 
 _SHOWN = 6
 
@@ -23,6 +23,9 @@ def course(trace: Trace) -> str:
     numbers = trace.numbers
     if not numbers:
         return "nothing"
+    if any(note.text.endswith(ROWS_UNKNOWN) for note in trace.notes):
+        many = f"{len(numbers)} step{'' if len(numbers) == 1 else 's'}"
+        return f"{many} whose rows stand for no single token"
     read = [trace.step(number) for number in numbers[:_MANY]]
     beyond = len(numbers) - len(read)
     batched = requests_text(read)

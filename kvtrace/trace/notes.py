@@ -7,6 +7,9 @@ from dataclasses import dataclass
 OTHER_AXIS = "its softmax ran over another axis than the keys now and then"
 """What META says of a module ("module: …") that was attention in other forwards."""
 
+ROWS_UNKNOWN = "which row is which token's is not known"
+"""How a note ends that a run whose rows are not one a token ends with."""
+
 NOT_REPEATABLE = "not repeatable:"
 """How a note begins about a model that gives other numbers in every call."""
 

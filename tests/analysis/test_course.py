@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.course import course
-from kvtrace.trace import CacheEvent
+from kvtrace.trace import ROWS_UNKNOWN, CacheEvent, Note
 
 
 def altered(trace, **changes):
@@ -53,3 +53,9 @@ def test_rows_that_change_places_are_beams():
 def test_a_second_prompt_is_counted():
     trace = altered(synthetic_trace(), s4=lambda step: replace(step, parent=None))
     assert course(trace) == "prefill of 5, 3 decode steps, and 1 more"
+
+
+def test_rows_that_are_not_one_a_token_are_no_prefill_and_no_batch():
+    trace = altered(synthetic_trace(Shape(decode=0)), s0=twice)
+    trace.source.notes = [Note("note", f"not recomputed: 29 ids for 4 rows: {ROWS_UNKNOWN}")]
+    assert course(trace) == "1 step whose rows stand for no single token"

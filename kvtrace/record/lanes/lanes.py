@@ -33,7 +33,16 @@ from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.each_step import EachPass
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.weights import Weights
-from kvtrace.trace import HOOKS_CHANGED, WEIGHTS_CHANGED, Lane, Meta, Note, Step, Trace
+from kvtrace.trace import (
+    HOOKS_CHANGED,
+    ROWS_UNKNOWN,
+    WEIGHTS_CHANGED,
+    Lane,
+    Meta,
+    Note,
+    Step,
+    Trace,
+)
 
 RECOMPUTED, REFEREE = "recomputed", "referee"
 _TREE = (
@@ -352,7 +361,4 @@ def _unlike(forward: Forward) -> str:
     ids = tokens_of(forward.arguments)
     if forward.tokens is not None or ids is None:
         return ""
-    return (
-        f"{ids.shape[-1]} ids were given for {forward.new} rows: which row is which token's is not "
-        "known"
-    )
+    return f"{ids.shape[-1]} ids were given for {forward.new} rows: {ROWS_UNKNOWN}"
