@@ -161,9 +161,13 @@ class AmbientRecording:
             recording.__exit__(kind, error, trace)
         if recording.failure is not None:
             self._faults.append(f"recording stopped: {recording.failure}")
-        if late.writer is None or recording.recorder is None:
+        if recording.recorder is None:
             return None
-        return of_model(recording, recording.recorder.meta, type(one.module).__name__)
+        meta, name = recording.recorder.meta, type(one.module).__name__
+        if late.writer is None:
+            self._faults += [f"{name}: {why}" for why in meta.unseen if one.given_tokens]
+            return None
+        return of_model(recording, meta, name)
 
     # ------------------------------------------------------------------ code without a module
 

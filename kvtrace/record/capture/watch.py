@@ -136,7 +136,14 @@ class Watch:
             f"{path}: attends over another batch than the model's"
             for path in sorted(self._forwards.reader.odd)
         )
-        return (*unseen(self.model, self._forwards.reader.seen, self._ran, self.flow), *odd)
+        hidden = [
+            f"{path}: rows not seen, it was handed none that its queries fit; what its cache keeps "
+            "is read elsewhere"
+            for path in self._forwards.reader.hidden
+        ]
+        reader = self._forwards.reader
+        seen = reader.seen | reader.hidden.keys()
+        return (*unseen(self.model, seen, self._ran, self.flow), *odd, *hidden)
 
     @property
     def notes(self) -> tuple[str, ...]:

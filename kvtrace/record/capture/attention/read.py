@@ -21,10 +21,10 @@ _NAMES = ("query", "key", "value", "attention_mask")
 
 
 def read(known: ModuleFacts, raw: RawCall, call: int, masks: MaskReader) -> AttentionCall | None:
-    """Make the call; None when it was not called with q, k and v of four dimensions."""
+    """Make the call; None when it was given nothing that its queries can have attended to."""
     _, kwargs, result, eager, _ = raw
     q, k, v, mask = _consumed(raw)
-    if not (_is_four(q) and _is_four(k) and _is_four(v)):
+    if not (_is_four(q) and _is_four(k) and _is_four(v) and _fit(q.shape, k.shape, v.shape)):
         return None
     q_shape = q.shape
     if q_shape[0] != k.shape[0]:
@@ -126,6 +126,11 @@ def _sinks(
 
 def _is_four(part: object) -> bool:
     return isinstance(part, Tensor) and part.dim() == 4
+
+
+def _fit(q: torch.Size, k: torch.Size, v: torch.Size) -> bool:
+    """Whether there are rows, as wide as the queries: some caches hand out stand-ins or codes."""
+    return k[1:3] == v[1:3] and k[2] > 0 < k[1] and k[3] == q[3] and not q[1] % k[1] and v[3] > 0
 
 
 def _one_batch(query: Any, key: Any, value: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,12 +24,14 @@ class Reader:
         facts: What is known of its modules, by their identity.
         seen: Paths of those that attended.
         odd: Paths of those that did so over another batch than the model's.
+        hidden: Paths of those that were handed no rows to attend to.
     """
 
     def __init__(self, names: Mapping[int, str]) -> None:
         self.facts: dict[int, ModuleFacts] = {}
         self.seen: set[str] = set()
         self.odd: set[str] = set()
+        self.hidden: dict[str, None] = {}
         self._across: set[str] = set()
         self._names = names
         self._two_sided = is_two_sided(names.values())
@@ -89,7 +91,9 @@ class Reader:
                 kind = "encoder" if part == "encoder" and kind != "cross" else kind
                 known = self.facts[key] = facts(module, path, len(self.facts), kind)
             call = read(known, raw, number, masks)
-            if call is not None:
+            if call is None:
+                self.hidden[known.path] = None
+            else:
                 yield call, raw[4]
 
 

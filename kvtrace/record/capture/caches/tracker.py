@@ -250,6 +250,8 @@ def rows_held(layer: Any) -> int:
 def updates_of(tracker: CacheTracker, one: Pass, cross: object) -> tuple[CacheUpdate, ...]:
     """The updates of a pass that is over; what the caches hold now is noted.
 
+    Of one that handed out no rows, or something else in their place, nothing is known.
+
     Args:
         tracker: Notes it.
         one: The pass.
@@ -258,14 +260,23 @@ def updates_of(tracker: CacheTracker, one: Pass, cross: object) -> tuple[CacheUp
     handed: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
     out = []
     for raw in one.updates:
+        if not _handed_rows(raw):
+            continue
         cache, index = raw[0], raw[1]
         verdict = one.verdicts[id(cache)].get(index, (True, None))
         part = "cross" if cache is cross else "self"
         out.append(finished(raw, tracker.serial(cache), part, verdict))
         handed.setdefault(id(cache), {})[index] = raw[4]
-    for cache in {id(raw[0]): raw[0] for raw in one.updates}.values():
+    for cache in {id(raw[0]): raw[0] for raw in one.updates if id(raw[0]) in handed}.values():
         tracker.note(cache, handed[id(cache)], one.verdicts[id(cache)])
     return tuple(out)
+
+
+def _handed_rows(raw: RawUpdate) -> bool:
+    """Whether rows came out of an update that rows went into."""
+    _, _, given, _, out = raw
+    rows = [isinstance(one, Tensor) and one.dim() == 4 and one.shape[2] > 0 for one in out]
+    return all(rows) or given.shape[2] == 0
 
 
 def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheUpdate:
