@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.utils._python_dispatch import _disable_current_modes
 
 _modes = torch._C._len_torch_dispatch_stack
@@ -26,6 +27,7 @@ def is_symbolic() -> bool:
         torch.compiler.is_compiling()  # first, for the compiler reads this too
         or _tracing() is not None
         or is_transformed()
+        or is_written_down()
         or _mode(_PROXY) is not None
         or _mode(_FAKE) is not None
     )
@@ -34,6 +36,11 @@ def is_symbolic() -> bool:
 def is_transformed() -> bool:
     """Whether this runs within a transformation of torch.func: vmap, grad, jvp."""
     return _transformed() is not None
+
+
+def is_written_down() -> bool:
+    """Whether this runs in torch.fx.symbolic_trace, on what stands for all there will be."""
+    return is_fx_symbolic_tracing()
 
 
 def is_shape_only(given: Iterable[object]) -> bool:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,6 +39,20 @@ class Model(nn.Module):
     def forward(self, ids, cache=None):
         x, cache = self.mix(self.table(ids), cache)
         return self.head(x), cache
+
+
+class Fused(nn.Module):
+    """What torch.fx can write down: it does not count rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.qkv, self.head = nn.Embedding(64, 8), nn.Linear(8, 24), nn.Linear(8, 64)
+
+    def forward(self, ids, cache=None):
+        q, k, v = self.qkv(self.table(ids)).chunk(3, -1)
+        if cache is not None:
+            k, v = torch.cat([cache[0], k], 1), torch.cat([cache[1], v], 1)
+        return self.head(F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)), (k, v)
 
 
 def _logits(model, parameters, ids):
@@ -141,3 +155,25 @@ def test_a_counter_of_operations_counts_none_of_ours(tmp_path, which):
     with kvtrace.record(*((model,) if which == "a model" else ()), tmp_path / "a.kvt"):
         assert _counted(model) == expected
         assert _counted(model) == expected
+
+
+@pytest.mark.parametrize("which", ["a model", "whatever runs"])
+@pytest.mark.parametrize("before", [False, True])
+def test_code_that_fx_writes_down_has_nothing_of_ours_in_it(tmp_path, which, before):
+    model = Fused().eval()
+    expected = fx.symbolic_trace(model, {"cache": None}).code
+    with kvtrace.record(*((model,) if which == "a model" else ()), tmp_path / "a.kvt"):
+        if before:
+            _decode(model)
+        assert fx.symbolic_trace(model, {"cache": None}).code == expected
+        _decode(model)
+    assert not kvtrace.open(tmp_path / "a.kvt").meta.unseen
+
+
+@torch.no_grad()
+def test_a_module_of_fx_is_calculated_again(tmp_path):
+    model = fx.symbolic_trace(Fused().eval(), {"cache": None})
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        model(IDS)
+        model(torch.cat([IDS, IDS], 1))
+    assert [lane.name for lane in kvtrace.open(tmp_path / "a.kvt").meta.lanes] == ["recomputed"]

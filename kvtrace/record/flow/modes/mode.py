@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kvtrace.record.capture.running import depth_of_our_work
+from kvtrace.record.capture.symbolic import is_written_down
 from kvtrace.record.flow.calls.plan import Mix
 from kvtrace.record.flow.marks.contraction import (
     Contraction,
@@ -100,6 +101,8 @@ class FlowMode(TorchFunctionMode):
         """See one torch function; called thousands of times a second."""
         name, named = getattr(func, "__name__", ""), kwargs or {}
         if depth_of_our_work() != self._depth or self._is_nothing(name, args, named):
+            return func(*args, **named)
+        if is_written_down():
             return func(*args, **named)
         projects = name == "linear" and len(args) > 1 and type(args[1]) is nn.Parameter
         if projects and not self._listener.loop.waiting:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from kvtrace.record.capture.running import depth_of_our_work
+from kvtrace.record.capture.symbolic import is_written_down
 from kvtrace.record.flow.calls.call import due, only_hides
 from kvtrace.record.flow.calls.plan import Mix
 from kvtrace.record.flow.marks.follow import Args, Kwargs
@@ -84,7 +85,7 @@ class RoutedMode(FlowMode):
         if self._walk is not None:
             return self._go_on(self._walk, func, args, kwargs or {})
         named = kwargs or {}
-        if self._woken:
+        if self._woken and not is_written_down():
             self._woken = False
             walk = self._set_out(func, args, named)
             if walk is not None:

@@ -176,7 +176,8 @@ class Copier:
     # ------------------------------------------------------------------ modules and objects
 
     def _module(self, module: nn.Module) -> nn.Module:
-        made = type(module).__new__(type(module))
+        # not asking its class: each module of torch.fx would get one of its own, without a forward
+        made = object.__new__(type(module))
         self._memo[id(module)] = made
         into = made.__dict__
         for name, value in vars(module).items():
