@@ -104,3 +104,29 @@ def test_a_model_without_a_cache_is_not_given_one(mine):
         """
     )
     assert "no cache was found" in driven.said[0]
+
+
+NAMED_AFTER = """
+class Kept:
+    def __init__(self, width):
+        self.width, self.rows = width, None
+
+class Mine(Core):
+    def METHOD(self):
+        return Kept(41)
+    def forward(self, ids, ARGUMENT=None):
+        kept = ARGUMENT or self.METHOD()
+        logits, kept.rows = self.grown(ids, kept.rows, length(kept.rows))
+        return logits
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "method"), [("ctx", "context"), ("store", "open_store"), ("tape", "tape")]
+)
+def test_a_cache_begins_as_the_method_says_that_its_parameter_is_called_after(
+    mine, argument, method
+):
+    driven = mine(NAMED_AFTER.replace("ARGUMENT", argument).replace("METHOD", method))
+    assert driven.call == f"model(ids [1, new], {argument}=cache)"
+    assert f"model.{method}()" in driven.said[0]

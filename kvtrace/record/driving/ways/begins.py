@@ -42,6 +42,9 @@ _MAKES_SOMETHING = re.compile(
 )
 """What may make anything, a cache too."""
 
+_SHORTEST = 3
+"""Letters of a word that may be short for another."""
+
 _NO_RESETS = re.compile(r"\w*(param|weight|grad|optim|metric|hook|stat$|stats|peak)\w*")
 _BOOLEAN = re.compile(r"(use_?|enable_?|kv_?)*(cache|caching|kv_?cache)(_?enabled|_?on)?")
 
@@ -126,15 +129,28 @@ def filled_call(function: Callable[..., object], sizes: Sizes) -> object:
     return function(**filled)
 
 
-def _makers_of_anything(model: nn.Module) -> list[Begin]:
-    """Methods whose names don't say what they make: theirs is a cache if it does as one."""
+def _makers_of_anything(model: nn.Module, parameter: Parameter) -> list[Begin]:
+    """Methods whose names don't say what they make: theirs is a cache if it does as one.
+
+    Those that are called after the parameter come first.
+    """
+    after = [pair for pair in methods(model) if _called_after(pair[0], parameter.name)]
+    others = [pair for pair in methods(model) if _MAKES_SOMETHING.fullmatch(pair[0].lower())]
     named = [
         (name, one)
-        for name, one in methods(model)
-        if _MAKES_SOMETHING.fullmatch(name.lower())
-        and not (_is_maker(name) or _NO_RESETS.fullmatch(name.lower()))
+        for name, one in dict([*after, *others]).items()
+        if not (_is_maker(name) or _NO_RESETS.fullmatch(name.lower()))
     ]
     return [_by_method(name, _said(name, one)) for name, one in named]
+
+
+def _called_after(method: str, parameter: str) -> bool:
+    """Whether the last word of a method is a parameter's, or what that is short for."""
+    whole, short = method.lower().rpartition("_")[2], parameter.lower().rpartition("_")[2]
+    letters = iter(whole)
+    return (
+        len(short) >= _SHORTEST and whole[:1] == short[0] and all(one in letters for one in short)
+    )
 
 
 def part_of_made(begin: Begin) -> list[Begin]:
@@ -267,7 +283,7 @@ def begins_of(model: nn.Module, parameter: Parameter, script: ModuleType | None)
     ]
     others = [one for kind, named in kinds if not named for one in of_class(kind, "")]
     parts = [part for one in own for part in part_of_made(one)]
-    unsaid = _makers_of_anything(model)
+    unsaid = _makers_of_anything(model, parameter)
     found = [*own, *parts, *annotated, NOTHING, *unsaid, *others, *CONTAINERS]
     if isinstance(parameter.default, Mapping | list | tuple) and is_empty(parameter.default):
         # a shared default argument is theirs to share: it is left out, as they leave it out
