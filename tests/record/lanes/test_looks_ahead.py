@@ -132,3 +132,42 @@ def test_layers_that_round_by_all_rows_at_once_are_no_bug_of_a_cache(tmp_path):
         generate(model)()
     report = check(kvtrace.open(tmp_path / "a.kvt"))
     assert {one.name for one in report.findings} == {"NOT-CAUSAL"}
+
+
+class Scaled(nn.Module):
+    """Keeps keys and values in float8, times a scale that the first tokens it sees give them."""
+
+    def __init__(self, causal=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head, self.causal = nn.Embedding(20, 32), nn.Linear(32, 20), causal
+        self.layers = nn.ModuleList(nn.Linear(32, 96) for _ in range(3))
+
+    def forward(self, x, past=None):
+        x, held = self.embed(x), []
+        for at, layer in enumerate(self.layers):
+            q, *new = layer(x).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+            before = [(None, one.abs().amax() / 300) for one in new] if past is None else past[at]
+            kept = [self.kept(one, *had) for one, had in zip(new, before, strict=True)]
+            held.append(kept)
+            k, v = (rows.float() * scale for rows, scale in kept)
+            hidden = past is None and self.causal
+            out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=hidden)
+            x = x + out.transpose(1, 2).flatten(2)
+        return self.head(x), held
+
+    def kept(self, new, rows, scale):
+        new = (new / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+        return new if rows is None else torch.cat((rows.float(), new.float()), 2).to(new), scale
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_cache_scaled_by_its_whole_text_hides_no_model_that_looks_ahead(causal, tmp_path):
+    model, tokens, past = Scaled(causal), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 17, 11]]), None
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", keep_rows=True):
+        model.embed.weight[17] *= 1.5  # the largest of its text, by less than float8 can't hold
+        for start, end in ((0, 8), (8, 9), (9, 10), (10, 11)):
+            _, past = model(tokens[:, start:end], past)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [one.name for one in check(trace).findings] == ([] if causal else ["NOT-CAUSAL"])
+    assert any("takes few values" in one.text for one in trace.notes) == causal

@@ -7,7 +7,7 @@ first step that has it measures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,6 +87,27 @@ def in_few_bits(trace: Trace, lane: str, limits: Noise) -> tuple[Finding | None,
         limits: What would be rounding without it.
     """
     return _by_levels(trace, lane, limits) or _by_name(trace, lane, limits)
+
+
+def kinds(mine: Floats, right: Floats) -> Iterator[Few]:
+    """To what rows may have been rounded, the likeliest first; nothing where they take many values.
+
+    Nor where the right ones take few, too.
+
+    Args:
+        mine: [heads, rows, dim].
+        right: Rows that were not rounded; of another shape, they tell nothing.
+    """
+    if mine.shape != right.shape or not mine.size:
+        return
+    grid = quantised(mine, right)
+    if grid is not None:
+        yield Few(grid[0], f"evenly spaced values in each {grid[1]}")
+    floats = scaled_floats(mine, right)
+    if floats is not None:
+        name, what = floats
+        mantissa = dict(SMALL_FLOATS)[name]
+        yield Few(8, f"values of {name} times a scale of each {what}", mantissa)
 
 
 def _by_levels(trace: Trace, lane: str, limits: Noise) -> tuple[Finding, Noise] | None:
@@ -178,7 +199,7 @@ def _of(scene: Scene, *, begins: bool) -> Bits:
     for name in ("k", "v"):
         for some in (rows, _oldest(scene, name, rows)):
             mine, right, _ = pair(scene, name, some)
-            found = _few(mine, right) if mine.size and mine.shape == right.shape else None
+            found = next(kinds(mine, right), None)
             if found is not None:
                 out[name] = found
                 break
@@ -193,18 +214,6 @@ def _oldest(scene: Scene, name: str, rows: NDArray[np.int64]) -> NDArray[np.int6
         return rows[:0]
     equal = np.abs(mine - right).max(axis=(0, 2), initial=0.0) <= atol
     return rows[: int(np.argmax(np.append(equal, True)))]
-
-
-def _few(mine: Floats, right: Floats) -> Few | None:
-    grid = quantised(mine, right)
-    if grid is not None:
-        return Few(grid[0], f"evenly spaced values in each {grid[1]}")
-    floats = scaled_floats(mine, right)
-    if floats is None:
-        return None
-    name, what = floats
-    mantissa = dict(SMALL_FLOATS)[name]
-    return Few(8, f"values of {name} times a scale of each {what}", mantissa)
 
 
 def _said(step: Step, site: int, bits: Bits, moved: float) -> Finding:

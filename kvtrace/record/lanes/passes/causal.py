@@ -17,6 +17,7 @@ from kvtrace.record.lanes.compared.tolerance import tolerance
 from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.given.tables import given_table
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
+from kvtrace.record.lanes.passes.few_values import few_values
 from kvtrace.record.lanes.passes.moved import Moved, moved
 from kvtrace.record.lanes.passes.otherwise import rounds_inside, varies
 from kvtrace.record.lanes.passes.recompute import Recomputer
@@ -113,32 +114,40 @@ class _Question:
             CannotRecomputeError: They could not be computed.
         """
         short = self.again.run(cut, dtype=self.dtype)
-        found = self.moved(short, cut) if self.wide else None
+        found, text = self.moved(short, cut) if self.wide else None, (cut, short)
         if self.wide and found is None:
-            end, found = self.first_few(end, cut)
+            found, text = self.first_few(end, text)
         otherwise = self.what_else(cut, short, found)
         if otherwise is not None or found is None:
             return otherwise
-        return _not_causal(self.trace, found, end, later)
+        few, calls = text[0].paths, text[1].calls
+        if not _sees_later(found.call):
+            rounded = few_values(found, calls, self.whole.calls, few, self.limit)
+            if rounded is not None:
+                return rounded
+        return _not_causal(self.trace, found, len(few[0].tokens), later)
 
     def moved(self, short: Forward, cut: Batch) -> Moved | None:
         """The first attention whose rows moved between a short text and the whole one."""
         return moved(short.calls, self.whole.calls, cut.paths, self.limit)
 
-    def first_few(self, end: int, cut: Batch) -> tuple[int, Moved | None]:
-        """Of a text that is shorter yet: how many tokens it has, and what moved.
+    def first_few(
+        self, end: int, text: tuple[Batch, Forward]
+    ) -> tuple[Moved | None, tuple[Batch, Forward]]:
+        """What moved of a text that is shorter yet, and that text.
 
         Layers that round by the largest number of a text: it may have been among the first `end`.
         """
         paths = self.batch.paths
         few = max(path.padding for path in paths) + FEW
         # where the caller said who sees whom, the first tokens see later ones on purpose
-        if few >= end or given_table(cut.extra) is not None:
-            return end, None
+        if few >= end or given_table(text[0].extra) is not None:
+            return None, text
         fewer = _cut(paths, few, self.extras)
         with suppress(CannotRecomputeError):
-            return few, self.moved(self.again.run(fewer, dtype=self.dtype), fewer)
-        return few, None
+            short = self.again.run(fewer, dtype=self.dtype)
+            return self.moved(short, fewer), (fewer, short)
+        return None, text
 
     def what_else(self, cut: Batch, short: Forward, found: Moved | None) -> Note | None:
         """Why rows come out otherwise in any call, of the same tokens too; None: they don't."""

@@ -21,12 +21,14 @@ class Moved:
     """An attention whose rows moved.
 
     Attributes:
-        call: It.
+        call: It, in the short text.
+        whole: The same in the whole one.
         far: The largest difference over the largest number.
         padded: Only those of sequences with padding did, and there are others.
     """
 
     call: AttentionCall
+    whole: AttentionCall
     far: float
     padded: bool
 
@@ -49,7 +51,7 @@ def moved(
         if other is None or one.queries.shape[2] != rows:
             continue
         each = [
-            [_apart(mine, theirs, place, path.padding, rows) for place, path in enumerate(paths)]
+            _each_apart(mine, theirs, paths)
             for mine, theirs in (
                 (one.queries, other.queries),
                 (one.values, other.values),
@@ -63,7 +65,7 @@ def moved(
                 return None
             whose = [max(column) > limit for column in zip(*each, strict=True)]
             padded = whose == [path.padding > 0 for path in paths] and not all(whose)
-            return Moved(one, max(far), padded)
+            return Moved(one, other, max(far), padded)
         before = max(before, *far)
     return None
 
@@ -72,6 +74,17 @@ def _rescaled(one: AttentionCall, other: AttentionCall, limit: float, far: Seque
     """Whether only the factor on the scores differs: it depends on the length, no row does."""
     factor = one.scale / other.scale if other.scale else inf
     return max(far[:2]) <= limit and abs(factor - 1) > limit
+
+
+def rows_apart(mine: Tensor, theirs: Tensor, paths: Sequence[Path]) -> float:
+    """How far the rows of short texts are from those of the whole ones, of the largest number."""
+    return max(_each_apart(mine, theirs, paths))
+
+
+def _each_apart(mine: Tensor, theirs: Tensor, paths: Sequence[Path]) -> list[float]:
+    """The same of every text."""
+    rows = len(paths[0].tokens)
+    return [_apart(mine, theirs, place, path.padding, rows) for place, path in enumerate(paths)]
 
 
 def _apart(mine: Tensor, theirs: Tensor, place: int, start: int, rows: int) -> float:
