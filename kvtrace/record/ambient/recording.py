@@ -45,6 +45,9 @@ Create = Callable[[Recording, Meta], TraceWriter]
 Make = Callable[[nn.Module, Create], tuple[Recording, LateWriter]]
 """(a model, what makes its file) → a recording of it, and what takes in its trace."""
 
+_WHOLE_MODEL = 4
+"""Tensors of one module: fewer make an embedding, or a loss, that is given ids too."""
+
 
 class AmbientRecording:
     """A recording of whatever runs: a context manager.
@@ -288,7 +291,7 @@ class AmbientRecording:
             if found is not None and (root is not None or self._lookups is not None):
                 self._step_of(root, found[1], implicit.place_of(table.weight))
             return None
-        if not any(module.children()):
+        if not any(module.children()) and not _holds_weights(module):
             return None
         self._leave_modes()
         return self._models.kin(module) or self._adopt(module)
@@ -360,3 +363,8 @@ class AmbientRecording:
             raise
         except Exception as error:
             self._faults.append(f"watching failed: {type(error).__name__}: {error}".splitlines()[0])
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    """Whether a module without others in it may be a whole model: with weights of its own."""
+    return len(module._parameters) + len(module._buffers) >= _WHOLE_MODEL

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,8 @@ _MANY = 512
 @torch.no_grad()
 def written_to(before: Mapping[str, object], after: Mapping[str, object]) -> frozenset[str]:
     """Names of arguments that hold other tensors after a call, or tensors that changed.
+
+    Numbers in them count too: how far a cache is filled, where its rows lie on the disk.
 
     Args:
         before: Copies of what it was given.
@@ -30,6 +33,8 @@ def written_to(before: Mapping[str, object], after: Mapping[str, object]) -> fro
 def _changed(before: object, after: object, deep: int) -> bool:
     if isinstance(after, Tensor):
         return not isinstance(before, Tensor) or not _same(before, after)
+    if isinstance(after, np.ndarray) or (deep < _DEEP and isinstance(after, int | float)):
+        return type(before) is type(after) and not np.array_equal(before, after)
     if not deep or isinstance(after, (str, bytes, type, nn.Module)):
         return False
     earlier = _parts(before) if type(before) is type(after) else ()

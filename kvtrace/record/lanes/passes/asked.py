@@ -29,7 +29,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 _FAULTS = (
     *(RuntimeError, TypeError, ValueError, AttributeError),
-    *(LookupError, AssertionError, ArithmeticError),
+    *(LookupError, AssertionError, ArithmeticError, OSError),
 )
 """What a model may raise that is called in a way nobody wrote it for."""
 
