@@ -56,8 +56,9 @@ def encode_prompt(text: str | None, tokenizer: Tokenizer, vocab_size: int) -> Pr
             if vocab_size < _BYTES and isinstance(tokenizer, ByteTokenizer):
                 raise UsageError(
                     f"prompt, token {place}: id {token} is outside the model's vocabulary of "
-                    f"{vocab_size}, and it brings no tokenizer, so bytes were tried; return "
-                    '(model, stoi) from the factory, or give token ids, as in "3 1 4"'
+                    f"{vocab_size}, and it brings no tokenizer, so bytes were tried; give "
+                    'token ids, as in "3 1 4", or its tokenizer: as files beside config.json, or '
+                    "returned by a factory, as (model, stoi)"
                 )
             raise UsageError(
                 f"prompt, token {place}: id {token} ({tokenizer.name}) is outside the model's "

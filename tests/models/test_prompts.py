@@ -46,6 +46,11 @@ def test_an_id_beyond_the_vocabulary_names_both():
     assert encode_prompt("az", ByteTokenizer(), 0).ids == (97, 122)
 
 
+def test_a_model_without_a_tokenizer_is_told_where_one_may_lie_for_every_kind_of_model():
+    with pytest.raises(UsageError, match=r"beside config\.json, or returned by a factory"):
+        encode_prompt("az", ByteTokenizer(), 100)
+
+
 def wanting(new_tokens, **more):
     return LoadRequest("model", new_tokens=new_tokens, **more)
 
