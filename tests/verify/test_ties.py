@@ -43,6 +43,24 @@ def test_a_selection_that_was_imported_by_name_is_seen_and_given_back(name):
     assert topk is best_of is torch.topk
 
 
+def test_the_order_of_the_same_options_is_nothing_to_tell_and_the_other_lane_is_held_to_it():
+    def first_of_two(scores):
+        order = scores.topk(2, dim=-1).indices
+        return torch.nn.functional.one_hot(order[..., 0], scores.shape[-1]).to(scores.dtype)
+
+    report = check(routed(select=first_of_two), PROMPT, new_tokens=4, ways=())
+    assert report.ok, str(report)
+    assert not report.findings
+
+
+def test_what_reaches_the_last_score_picked_is_picked_in_either_order():
+    def reaching(scores):
+        return (scores >= scores.topk(2, dim=-1).values[..., -1:]).to(scores.dtype)
+
+    report = check(routed(select=reaching), PROMPT, new_tokens=4, ways=())
+    assert report.ok, str(report)
+
+
 def test_what_was_picked_and_how_close_it_was_is_said():
     report = check(routed(), PROMPT, new_tokens=2, ways=())
     (found,) = ties(report)

@@ -67,30 +67,39 @@ class Held:
         theirs = None if mine is None else self._theirs(key, mine, selection)
         if mine is None or scores is None or theirs is None:
             return None
-        where = _differ(mine, theirs, ordered=selection.ordered).nonzero()
+        where = (mine != theirs).any(dim=-1).nonzero()
         if not len(where):
             return None
         places = where.unbind(-1)
         here = scores[places].double() * (1 if selection.best else -1)
-        apart, size = _apart(here, theirs[places], ordered=selection.ordered)
+        in_order, size = _apart(here, theirs[places], ordered=True)
+        apart = in_order if selection.ordered else _apart(here, theirs[places], ordered=False)[0]
         deeper = max(1.0, len(passes()[-1].calls) / _LAYERS_MEASURED)
         limit = size * _SCORES * self.ties.tolerance * deeper
-        tied = apart <= limit
+        tied, alike = apart <= limit, in_order <= limit
+        if not selection.ordered:
+            # of the same options another order is nothing to tell, and somebody may use it
+            same = ~_differ(mine[places], theirs[places])
+            tied &= alike | ~same
         for n in tied.nonzero().flatten().tolist() if self.told else ():
             place = where[n].tolist()
             only = _only(theirs[tuple(place)], mine[tuple(place)])
+            if not only[0] and not selection.ordered:
+                continue
             # among what is masked anyway, nothing is chosen
             if not only[0] or bool((here[n][[*only[0], *only[1]]] > HIDDEN_BELOW).any()):
                 self._tell(key, place, only, scores.shape[-1], (float(apart[n]), float(limit[n])))
         where = where[tied]
-        joined = _joined(mine, theirs, where, here[tied], selection)
+        joined = _joined(
+            mine, theirs, where, torch.where(alike[tied, None], 0, here[tied]), selection
+        )
         result = selection.finish(joined)
         if selection.ordered or not isinstance(result, tuple) or not selection.only:
             return result
 
         def exchanged() -> Tensor:
             with our_work(), torch.no_grad():
-                _exchange(selection, scores, mine, theirs, where)
+                _exchange(selection, scores, mine, theirs, where, alike[tied])
                 values: Tensor = selection.finish(joined)[0]
             return values
 
@@ -166,7 +175,12 @@ def _only(theirs: Tensor, mine: Tensor) -> tuple[tuple[int, ...], tuple[int, ...
 
 
 def _exchange(
-    selection: Selection, scores: Tensor, mine: Tensor, theirs: Tensor, where: Tensor
+    selection: Selection,
+    scores: Tensor,
+    mine: Tensor,
+    theirs: Tensor,
+    where: Tensor,
+    alike: Tensor,
 ) -> None:
     """Give what the cached lane chose the better ones of the tied scores, in place.
 
@@ -180,7 +194,7 @@ def _exchange(
     if fixed or spread or frozen:
         return
     changed = scores.clone()
-    for place in where.tolist():
+    for place, in_order in zip(where.tolist(), alike.tolist(), strict=True):
         at = tuple(place)
         cached, other = _only(theirs[at], mine[at])
         if len(cached) == len(other) > 0:
@@ -190,14 +204,15 @@ def _exchange(
             changed[at][both[: len(cached)][better]] = ranked[: len(cached)]
             worse = changed[at][both[len(cached) :]].argsort(descending=selection.best)
             changed[at][both[len(cached) :][worse]] = ranked[len(cached) :]
+        if in_order:
+            ranked = changed[at][theirs[at]].sort(descending=selection.best).values
+            changed[at][theirs[at]] = ranked
     target.copy_(in_layout(changed, target, *mine.shape[:2]))
 
 
-def _differ(mine: Tensor, theirs: Tensor, *, ordered: bool) -> Tensor:
-    """Where two choices are not the same, [sequences, new, parts]."""
-    if not ordered:
-        mine, theirs = mine.sort(dim=-1).values, theirs.sort(dim=-1).values
-    return (mine != theirs).any(dim=-1)
+def _differ(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Which of two choices [rows, k] are not of the same options, [rows]."""
+    return (mine.sort(dim=-1).values != theirs.sort(dim=-1).values).any(dim=-1)
 
 
 def _apart(scores: Tensor, chosen: Tensor, *, ordered: bool) -> tuple[Tensor, Tensor]:
@@ -233,7 +248,7 @@ def _joined(
         mine: [sequences, new, parts, k].
         theirs: Of the cached lane, likewise.
         where: Places, [places, 3].
-        scores: There, [places, options], the more the better.
+        scores: There, [places, options], the more the better; all 0 where their order is as good.
         selection: What the indices are for.
     """
     sequences, new = mine.shape[:2]
