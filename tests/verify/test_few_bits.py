@@ -250,20 +250,52 @@ class FarApart(QuantizedLayer):
         return ((levels - zero) * scale).reshape(shape)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("sharp", [1, 3])
-def test_levels_that_a_narrow_type_blurs_are_few_bits_too(dtype, sharp):
+def sharp_and_far_apart(dtype, sharp, layer=FarApart):
+    """A model whose weights are as many times larger decodes with a cache of such layers."""
     model = tiny_model("llama").eval().to(dtype)
     for weights in model.parameters():
         weights.data *= sharp if weights.dim() == 2 else 1
 
     def run():
-        cache = Cache(layers=[FarApart() for _ in range(model.config.num_hidden_layers)])
+        cache = Cache(layers=[layer() for _ in range(model.config.num_hidden_layers)])
         fed = torch.tensor([PROMPT * 2])
         with torch.no_grad():
             for _ in range(12):
                 logits = model(fed, past_key_values=cache).logits
                 fed = logits[:, -1:].argmax(-1)
 
-    report = kvtrace.check(model, run=run)
+    return kvtrace.check(model, run=run)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sharp", [1, 3])
+def test_levels_that_a_narrow_type_blurs_are_few_bits_too(dtype, sharp):
+    report = sharp_and_far_apart(dtype, sharp)
     assert report.verdict == EQUAL, report
+
+
+class RollsValues(FarApart):
+    """Hands back the old values one row too far, from its fifth call on or at once."""
+
+    good = 4
+
+    def update(self, keys: Tensor, values: Tensor, *args, **more) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(keys, values, *args, **more)
+        self.good -= 1
+        if self.good >= 0:
+            return keys, values
+        return keys, torch.cat([values[:, :, :-1].roll(1, 2), values[:, :, -1:]], 2)
+
+
+class RollsAtOnce(RollsValues):
+    good = 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layer", [RollsValues, RollsAtOnce])
+def test_rows_that_a_cache_of_few_bits_mixes_up_are_named_where_its_outputs_say_nothing(
+    dtype, layer
+):
+    report = sharp_and_far_apart(dtype, 3, layer)
+    first = report.findings[0]
+    assert (first.name, first.layer, first.tensor) == ("MISALIGNED", 0, "v"), report

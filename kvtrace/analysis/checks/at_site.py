@@ -26,7 +26,7 @@ def at_site(
     shifted = calls_shifted(trace, step, layer, lane)
     if shifted is not None:
         return [placed(trace, shifted, limits, lane)]
-    tolerance = float(limits.threshold[layer].max())
+    tolerance = limits.tolerance(layer)
     groups: dict[str, list[Finding]] = {}
     staged = True
     for sequence in sequences:

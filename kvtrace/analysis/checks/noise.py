@@ -39,6 +39,14 @@ class Noise:
     threshold: NDArray[np.float64]
     reason: str
 
+    def tolerance(self, site: int) -> float:
+        """What is rounding of any tensor of a site.
+
+        One that may be off by all it has is not judged, and lends its limit to no other.
+        """
+        limits = self.threshold[site]
+        return float(limits.max(where=limits < 1, initial=0.0) or limits.max())
+
 
 def noise(trace: Trace, lane: str, *, referee: bool = True) -> Noise:
     """Thresholds for a trace.

@@ -145,9 +145,11 @@ def _by_name(trace: Trace, lane: str, limits: Noise) -> tuple[None, Noise] | Non
         compared = trace.compared(number, lane)
         if compared is not None and trace.step(number).parent is not None:
             top = np.fmax(top, largest(compared, len(top)))
-    moved = float(top[first, [Tensor.KEYS, Tensor.VALUES]].max())
-    if not 0 < moved <= _MOST_AGAIN:
+    by = top[first, [Tensor.KEYS, Tensor.VALUES]]
+    if not by.max() > 0:
         return None
+    # rows that are moved further are wrong besides, and compared with others as rounded ones are
+    moved = float(by[by <= _MOST_AGAIN].max(initial=0.0)) or _MOST_AGAIN / TIMES_REFEREE
     return None, _raised(trace, limits, moved, top)
 
 
@@ -182,7 +184,7 @@ def _bits(trace: Trace, step: Step, site: int, lane: str, limits: Noise) -> Bits
     """In how few bits the keys and values of a site are, in all sequences; empty: in none."""
     found: list[Bits] = []
     for sequence in range(step.num_sequences):
-        tolerance = float(limits.threshold[site].max())
+        tolerance = limits.tolerance(site)
         scene = stage(trace, step.number, site, sequence, tolerance, lane)
         found.append({} if scene is None else _of(scene, begins=step.parent is None))
     return found[0] if all(_alike(one) == _alike(found[0]) for one in found) else {}

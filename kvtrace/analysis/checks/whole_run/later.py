@@ -119,7 +119,7 @@ def _written_over(trace: Trace, found: Finding, lane: str, limits: Noise) -> Fin
     if (step.new, before.new) != (1, 1) or sequence >= before.num_sequences:
         return None
     place = step.positions[sequence][0]
-    tolerance = float(limits.threshold[found.layer].max())
+    tolerance = limits.tolerance(found.layer)
     again = before.positions[sequence][0] == place
     scene = stage(trace, found.step, found.layer, sequence, tolerance, lane) if again else None
     if scene is None or not scene.changed[scene.supposed == scene.places[0]].any():
@@ -141,7 +141,7 @@ def _written_apart(trace: Trace, found: Finding, lane: str, limits: Noise) -> Fi
     number = next(after, None)
     if number is None:
         return None
-    tolerance = float(limits.threshold[found.layer].max())
+    tolerance = limits.tolerance(found.layer)
     sequence = found.sequences[0] if found.sequences else 0
     scene = stage(trace, number, found.layer, sequence, tolerance, lane)
     one = None if scene is None else check_zero_rows(scene, identify(scene))

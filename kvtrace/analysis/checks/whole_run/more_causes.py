@@ -56,7 +56,7 @@ def _one(
     site, sequence = where
     if calls_shifted(trace, step, site, lane) is not None:
         return None
-    tolerance = float(limits.threshold[site].max())
+    tolerance = limits.tolerance(site)
     scene = stage(trace, step.number, site, sequence, tolerance, lane)
     if scene is None:
         return None
