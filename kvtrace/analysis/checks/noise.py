@@ -26,6 +26,9 @@ FLOOR = {
 TIMES_REFEREE = 4.0
 _LAYERS_MEASURED = 4
 
+_RECURRENT = 4.0
+"""Layers that keep a state sum a text in chunks and go on row by row: other sums in either lane."""
+
 
 @dataclass(frozen=True, slots=True)
 class Noise:
@@ -68,6 +71,10 @@ def noise(trace: Trace, lane: str, *, referee: bool = True) -> Noise:
     told = found.reason.partition(" ")[0] if found else ""
     kind = told if told in FLOOR else dtype
     reason = f"{kind} rounding: {floor:.0e} of the largest number, growing with depth"
+    wide = dtype in ("float32", "float64")
+    if wide and recurrent(trace):
+        threshold *= _RECURRENT
+        reason += f", {_RECURRENT:.0f} times that where recurrent layers sum in chunks and by rows"
     inside = max(filter(None, map(rounded_by, trace.notes)), default=None)
     if inside is not None:
         reason += f"; rounding inside of the model moves rows by {inside:.1e}"
@@ -83,6 +90,11 @@ def noise(trace: Trace, lane: str, *, referee: bool = True) -> Noise:
         reason += f"; {off}{times}"
         threshold = np.fmax(threshold, raised)
     return Noise(threshold, reason)
+
+
+def recurrent(trace: Trace) -> bool:
+    """Whether some layers keep a state instead of rows."""
+    return any(one.kind == "state" for one in trace.meta.cache_layers)
 
 
 def drawn(trace: Trace) -> bool:

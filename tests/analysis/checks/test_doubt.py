@@ -3,7 +3,10 @@
 import torch
 
 import kvtrace
+from builders.tiny_models import tiny_model
+from builders.ways import IDS, ready
 from kvtrace.analysis.checks import UNCHECKED, check
+from kvtrace.analysis.checks.noise import noise
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.whole_run.doubt import doubtful
 from kvtrace.files import open_trace
@@ -72,3 +75,16 @@ def test_the_referee_settles_a_doubt(tmp_path):
     assert not doubtful(trace, Finding(**vague, apart=0.3, limit=0.02), "recomputed")
     named = Finding(**vague | {"name": "POSITION-ROPE"}, apart=0.03, limit=0.02)
     assert not doubtful(trace, named, "recomputed")
+
+
+def test_rounding_behind_recurrent_layers_is_larger(tmp_path):
+    limits = []
+    for kind in ("qwen3_next", "llama"):
+        model = ready(tiny_model(kind))
+        with kvtrace.record(model, tmp_path / f"{kind}.kvt", force=True), torch.no_grad():
+            model.generate(IDS, max_new_tokens=2, do_sample=False)
+        limits.append(noise(kvtrace.open(tmp_path / f"{kind}.kvt"), "recomputed"))
+    behind, plain = limits
+    assert behind.threshold[0, 0] == 4 * plain.threshold[0, 0]
+    assert "recurrent layers" in behind.reason
+    assert "recurrent layers" not in plain.reason

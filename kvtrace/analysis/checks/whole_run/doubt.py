@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvtrace.analysis.checks.classes import VAGUE
-from kvtrace.analysis.checks.noise import TIMES_REFEREE
+from kvtrace.analysis.checks.noise import TIMES_REFEREE, recurrent
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.errors import TraceError
 from kvtrace.trace import Tensor, Trace
@@ -20,7 +20,7 @@ _NEAR = 4.0
 """Times what is rounding up to which a difference is doubtful."""
 
 _UNJUDGED = 2.0
-"""The same where there is no referee, for types in which rounding is seen easily."""
+"""The same where there is no referee, in narrow types and behind recurrent layers."""
 
 
 def doubtful(trace: Trace, found: Finding, lane: str) -> bool:
@@ -41,7 +41,7 @@ def doubtful(trace: Trace, found: Finding, lane: str) -> bool:
         return False
     if None in near:
         narrow = trace.meta.model.dtype not in ("float32", "float64")
-        return narrow and found.apart <= _UNJUDGED * found.limit
+        return (narrow or recurrent(trace)) and found.apart <= _UNJUDGED * found.limit
     return all(near)
 
 
