@@ -26,8 +26,8 @@ def is_symbolic() -> bool:
     return (
         torch.compiler.is_compiling()  # first, for the compiler reads this too
         or _tracing() is not None
-        or is_transformed()
-        or is_written_down()
+        or _transformed() is not None
+        or is_fx_symbolic_tracing()
         or _mode(_PROXY) is not None
         or _mode(_FAKE) is not None
     )
