@@ -24,8 +24,9 @@ class Chosen:
         Raises:
             MissingError: There is no such step.
         """
-        known = self.told(number, sequence)
-        return self._by_what_was_fed(number, sequence) if known is None else known
+        known = self._said(number, sequence)
+        known = self._by_what_was_fed(number, sequence) if known is None else known
+        return None if known is None or known < 0 else known
 
     def told(self, number: int, sequence: int) -> int | None:
         """The token that whoever chose it said to be chosen; None: nobody said.
@@ -33,10 +34,14 @@ class Chosen:
         Raises:
             MissingError: There is no such step.
         """
+        known = self._said(number, sequence)
+        return None if known is None or known < 0 else known
+
+    def _said(self, number: int, sequence: int) -> int | None:
+        """The same; below 0 where it was said that none was."""
         chosen = self._source.step(number).chosen
         known = chosen[sequence] if sequence < len(chosen) else None
-        known = self._by_note(number, sequence) if known is None else known
-        return None if known is None or known < 0 else known
+        return self._by_note(number, sequence) if known is None else known
 
     def _by_note(self, number: int, sequence: int) -> int | None:
         notes = self._source.notes

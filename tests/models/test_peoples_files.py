@@ -186,7 +186,7 @@ def test_numbers_are_text_for_a_vocabulary_of_bytes(mine):
 
 
 def test_more_characters_than_tokens_are_refused_with_the_remedy(mine):
-    told = r"id 97 .* vocabulary of 4.* return \(model, stoi\) .* or give token ids"
+    told = r"id 97 .* vocabulary of 4.* give token ids, .* or its tokenizer: .* \(model, stoi\)"
     with pytest.raises(UsageError, match=told):
         mine("def make():\n    return Small(4)\n", "make", prompt="abcde")
 

@@ -226,15 +226,20 @@ def _said(step: Step, site: int, bits: Bits, moved: float) -> Finding:
     evidence = (
         f"{rows} {bits[tensor].what}: {counts}. "
         f"That moves them by {moved:.1e} of the largest; only more than "
-        f"{TIMES_REFEREE:.0f} times that is told besides"
+        f"{_rows(moved) / moved:.0f} times that is told besides"
     )
     return Finding("DTYPE", step.number, site, tensor, evidence, meant=True)
+
+
+def _rows(moved: float) -> float:
+    """The most that rows may be off by where rounding once moves them by as much."""
+    return max(TIMES_REFEREE * moved, min(_TIMES_AGAIN * moved, _MOST_AGAIN))
 
 
 def _raised(trace: Trace, limits: Noise, moved: float, top: NDArray[np.float64]) -> Noise:
     """What is rounding where rows are moved by as much; sharp weights make more of it."""
     layers = np.array([site.layer for site in trace.meta.sites])
-    rows = max(TIMES_REFEREE * moved, min(_TIMES_AGAIN * moved, _MOST_AGAIN))
+    rows = _rows(moved)
     far = rows * np.maximum(1.0, (layers + 1) / _LAYERS_DEEP)
     sharp = np.nanmax(top[:, Tensor.OUTPUT], initial=0.0) * _TIMES_SEEN
     made = min(sharp, _SHARPEST * moved)
