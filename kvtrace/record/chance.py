@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
+OTHER_SEED = 0x6B76
+"""Any but the one that a first call happened to start from."""
+
 
 def own_chance(model: nn.Module) -> AbstractContextManager[None]:
     """Random numbers go on afterwards as if none had been drawn, on the model's devices too."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from kvtrace.errors import KvtraceError
 from kvtrace.paths import line_of
+from kvtrace.record.chance import OTHER_SEED
 from kvtrace.record.driving.trying.contents import contents
 from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.trying.private import nothing_left
@@ -34,9 +35,6 @@ PREFILL, STEPS = 5, 2
 """Tokens of a trial. Five at once, so that a size of one is told from a size of many."""
 
 FEW = PREFILL + STEPS
-
-_SEED = 0x6B76
-"""Any but the one that the trials happen to start from."""
 
 Verdict = Literal["agrees", "differs", "forgets", "fails"]
 
@@ -182,7 +180,7 @@ class Trials:
         try:
             first = self._rows(way, self.tokens)
             with nothing_left(self.model, self.script), _calm():
-                torch.manual_seed(_SEED)
+                torch.manual_seed(OTHER_SEED)
                 return _difference(first, self._calls(way).rows(self.tokens))
         except Exception:
             return 0.0

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
-from kvtrace.record.chance import own_chance
+from kvtrace.record.chance import OTHER_SEED, own_chance
 from kvtrace.record.flow.calls.prove import HALF
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.recompute import Recomputer
@@ -27,9 +27,6 @@ _BITS = 8.0
 
 _SHARE = 0.25
 """Of how far rows moved: so far, at least, the last bits move them too."""
-
-_SEED = 0x6B76
-"""Any but the one that the first call happened to start from."""
 
 
 def varies(
@@ -45,7 +42,7 @@ def varies(
     """
     try:
         with own_chance(again.model):
-            torch.manual_seed(_SEED)
+            torch.manual_seed(OTHER_SEED)
             other = again.run(batch, dtype=dtype)
     except CannotRecomputeError:
         return None
