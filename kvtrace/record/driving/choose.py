@@ -208,6 +208,8 @@ def _by_entrance(model: nn.Module, wish: Wish) -> Driven | None:
 def _by_pair(model: nn.Module, wish: Wish) -> Driven | None:
     """By a method for the prompt and one for what follows, whose cached steps agree."""
     for pair in pairs(model):
+        if not pair.flat and pair.singly(model) and (driven := _by_single(model, wish, pair)):
+            return driven
         remake = None if wish.remake is None else partial(_remade_together, wish.remake, pair)
         try:
             search, found = _searched(together(model, pair), replace(wish, remake=remake))
@@ -217,6 +219,16 @@ def _by_pair(model: nn.Module, wish: Wish) -> Driven | None:
         if found.way.caches and found.agrees and found.way.feeds == "new":
             return replace(_driven(search, found, str(pair)), singly=f"{pair} for single tokens")
     return None
+
+
+def _by_single(model: nn.Module, wish: Wish, pair: Pair) -> Driven | None:
+    """By the method for single tokens alone, where that for a prompt is a loop around it.
+
+    So every token's row is that of a step, as it is in their loop.
+    """
+    ways = _through_each(model, wish, [pair.after])
+    found = ((way, one.way) for way, one in ways if one.agrees)
+    return next((driven for driven, way in found if way.caches and way.feeds == "one"), None)
 
 
 def _by_plain_entrance(model: nn.Module, wish: Wish) -> Driven | None:

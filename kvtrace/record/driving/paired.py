@@ -36,6 +36,11 @@ class Pair:
     after: str
     flat: bool
 
+    def singly(self, model: nn.Module) -> bool:
+        """Whether the one for a prompt calls the other one, for each of its tokens."""
+        code = getattr(inspect.unwrap(getattr(model, self.prompt)), "__code__", None)
+        return self.after in getattr(code, "co_names", ())
+
     def __str__(self) -> str:
         """For people: `model.prefill, then model.decode_step`."""
         return f"model.{self.prompt}, then model.{self.after}"

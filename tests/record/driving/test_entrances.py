@@ -4,8 +4,11 @@ import torch
 from torch import nn
 
 from builders.driven import run_file
+from kvtrace.record.driving.choose import choose_drive
 from kvtrace.record.driving.entrance import through
 from kvtrace.record.driving.trying.private import private_copy
+from kvtrace.record.driving.ways.begins import resets
+from kvtrace.record.driving.wish import Wish
 
 INFERENCE = """
 import torch
@@ -102,3 +105,57 @@ def test_a_method_that_was_added_to_the_object_is_driven_with_its_cache(tmp_path
     driven = run_file(f"{tmp_path / 'added.py'}:build").driven
     call = "model.forward_with_cache(ids [1, new], past=cache, use_cache=True)"
     assert (driven.call, driven.said[1:]) == (call, ())
+
+
+class Singly(nn.Module):
+    """Takes a token at a time, also those of a prompt, in a loop."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Embedding(64, 8), nn.Linear(8, 24), nn.Linear(8, 64)
+        self.rows = None
+
+    def _clear_cache(self, batch_size, device):
+        self.rows = torch.zeros(2, batch_size, 0, 8, device=device)
+
+    def forward_token(self, token):
+        if self.rows is None:
+            self._clear_cache(len(token), token.device)
+        q, k, v = self.qkv(self.embed(token)).view(len(token), 1, 24).chunk(3, -1)
+        self.rows = torch.cat((self.rows, torch.stack((k, v))), 2)
+        return self.head(nn.functional.scaled_dot_product_attention(q, *self.rows))
+
+    @torch.inference_mode()
+    def prefill(self, ids):
+        self._clear_cache(len(ids), ids.device)
+        for place in range(ids.shape[1]):
+            logits = self.forward_token(ids[:, place : place + 1])
+        return logits
+
+
+def test_a_prompt_that_is_fed_in_a_loop_is_seen_a_token_at_a_time():
+    model = Singly().eval()
+    driven = choose_drive(model, Wish(range(3, 12), vocabulary=64))
+    assert driven.call == "model.forward_token(token [1, 1])"
+    assert "first model._clear_cache(…)" in driven.said[0]
+    assert torch.equal(
+        driven.drive.step(range(3, 12)), model.prefill(torch.arange(3, 12)[None])[0, -1]
+    )
+
+
+class Resetting(nn.Module):
+    """What its private methods reset is all sorts of things."""
+
+    def _reset(self):
+        """Anything."""
+
+    def _reset_layout(self):
+        """Something else."""
+
+    def reset_rows_of(self, text):
+        """What nobody knows."""
+
+
+def test_a_private_reset_that_does_not_speak_of_a_cache_is_left_alone():
+    assert resets(Resetting()) == []

@@ -76,7 +76,8 @@ class Search:
         signature = signature_of(self.model)
         trials = self._trials()
         plain = self._plain(signature, trials)
-        for told in given_beside(signature, self.model) if plain is None else ():
+        others = given_beside(signature, self.model, self.wish.script) if plain is None else ()
+        for told in others:
             if (plain := self._plain(told, trials)) is not None:
                 signature = told
                 break

@@ -69,30 +69,30 @@ def makers(model: nn.Module, script: ModuleType | None) -> list[Begin]:
     named = [(name, _said(name, one)) for name, one in methods(model) if _is_maker(name)]
     made = [_by_method(name, said) for name, said in named]
     found: dict[FunctionType, str] = {}
-    for space in _spaces(model, script):
+    for space in spaces(model, script):
         for name, value in space.items():
             if isinstance(value, FunctionType) and _is_maker(name) and name != "make_cache":
                 found.setdefault(value, name)
     return [*made, *(_by_function(name, value) for value, name in found.items())]
 
 
-def _spaces(model: nn.Module, script: ModuleType | None) -> list[dict[str, object]]:
+def spaces(model: nn.Module, script: ModuleType | None) -> list[dict[str, object]]:
     """Names of the user's file, and of the files beside that of the model's class."""
-    spaces = [] if script is None else [dict(vars(script))]
+    found = [] if script is None else [dict(vars(script))]
     owner = type(model).__module__
     if owner.startswith(("torch.", "transformers.")):
-        return spaces
-    if script is None and owner in sys.modules:
-        spaces.append(dict(vars(sys.modules[owner])))
+        return found
+    if owner in sys.modules and sys.modules[owner] is not script:
+        found.append(dict(vars(sys.modules[owner])))
     package, _, _ = owner.rpartition(".")
     if not package:
-        return spaces
+        return found
     beside = [
         dict(vars(module))
         for name, module in list(sys.modules.items())
         if name.rpartition(".")[0] == package and isinstance(module, ModuleType)
     ]
-    return [*spaces, *beside]
+    return [*found, *beside]
 
 
 def _is_maker(name: str) -> bool:
@@ -196,7 +196,7 @@ def inner_makers(model: nn.Module) -> list[Begin]:
 
 def resets(model: nn.Module) -> list[Begin]:
     """What empties the caches inside: the model's own method, else those of its layers."""
-    own = [(name, one) for name, one in methods(model) if _is_reset(name, one)]
+    own = [(name, one) for name, one in methods(model) if _is_reset(name, one, model)]
     if own:
         return [replace(_by_method(own[0][0], _said(*own[0])), empties=True)]
     inner = dict.fromkeys(
@@ -204,7 +204,7 @@ def resets(model: nn.Module) -> list[Begin]:
         for module in model.modules()
         if module is not model
         for name, method in methods(module)
-        if _is_reset(name, method)
+        if _is_reset(name, method, model)
     )
     return [
         replace(layerwise(f"{name}() of every layer", (name,)), empties=True)
@@ -212,14 +212,19 @@ def resets(model: nn.Module) -> list[Begin]:
     ]
 
 
-def _is_reset(name: str, method: Callable[..., object]) -> bool:
-    required = [
-        one
-        for one in parameters_of(method)
-        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
-    ]
-    fits = _RESETS.fullmatch(name.lower()) and not _NO_RESETS.fullmatch(name.lower())
-    return bool(fits) and not required
+def _is_reset(name: str, method: Callable[..., object], model: nn.Module) -> bool:
+    """Whether a method empties caches by its name, and needs nothing but sizes.
+
+    A private one must say that it is about caches: it may reset anything else.
+    """
+    fits = _RESETS.fullmatch(name.lower().removeprefix("_"))
+    if not fits or _NO_RESETS.fullmatch(name.lower()) or (name[0] == "_" and not fits[2]):
+        return False
+    try:
+        Sizes(model, 0).fill(method)
+    except UnknownSizeError:
+        return False
+    return True
 
 
 def switches(model: nn.Module) -> list[Begin]:

@@ -1,4 +1,4 @@
-"""What a model must be given to read beside its tokens: a picture, or rows of features.
+"""What a model must be given to read beside its tokens: a picture, rows of features, or angles.
 
 Their sizes are read off the model, or are usual ones; which of them do, trying shows.
 """
@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, product
+from types import ModuleType
 
 from torch import nn
 
-from kvtrace.record.driving.ways.roles import Beside, Parameter, Signature
+from kvtrace.record.driving.ways.roles import Beside, Given, Parameter, Signature
 from kvtrace.record.driving.ways.sizes import Sizes
+from kvtrace.record.driving.ways.tables import tables
 
 _PICTURES = re.compile(
     r"(\w+_)?(images?|imgs?|pixels?|pixel_values|pictures?|photos?|screenshots?)(_\w+)?"
@@ -31,13 +33,26 @@ _ROWS_BESIDE = 5
 _MOST = 12
 
 
-def given_beside(signature: Signature, model: nn.Module) -> Iterator[Signature]:
-    """The signature with what its required parameters of such names may be given."""
-    needed = [one for one in signature.of("other") if one.required and _shapes(one, model)]
+def given_beside(
+    signature: Signature, model: nn.Module, script: ModuleType | None = None
+) -> Iterator[Signature]:
+    """The signature with what its required parameters of such names may be given.
+
+    Args:
+        signature: Of its forward.
+        model: To look at its sizes; nothing is called.
+        script: The user's file, whose functions may make what is asked for.
+    """
+    choices: dict[str, Sequence[Given]] = {
+        one.name: [*_shapes(one, model), *tables(one, signature, model, script)]
+        for one in signature.of("other")
+        if one.required
+    }
+    needed = {name: each for name, each in choices.items() if each}
     if not needed:
         return
-    for mix in islice(product(*(_shapes(one, model) for one in needed)), _MOST):
-        by_name = dict(zip((one.name for one in needed), mix, strict=True))
+    for mix in islice(product(*needed.values()), _MOST):
+        by_name = dict(zip(needed, mix, strict=True))
         yield replace(
             signature,
             parameters=tuple(

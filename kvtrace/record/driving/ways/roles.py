@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,13 @@ CACHE_FLAG = re.compile(
 _NUMBERS = (int, float)
 
 
+class Given(Protocol):
+    """What a parameter is given beside the tokens, told to people as a string."""
+
+    def form(self, before: int, new: int, device: torch.device) -> object:
+        """Its value for so many new tokens after so many before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Beside:
     """Numbers of some shape, the same ones at every call.
@@ -101,7 +108,7 @@ class Parameter:
     annotation: str = ""
     positional: bool = False
     told: bool = False
-    beside: Beside | None = None
+    beside: Given | None = None
 
     @property
     def wants_number(self) -> bool:
