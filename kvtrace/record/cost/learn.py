@@ -62,15 +62,19 @@ class Learner:
         head_row: FLOPs of one row of logits.
         weights: Parameter bytes that a step reads.
         head_paths: Where the output embedding's matrix lives.
+        fits: How often it was learned.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.head_paths = _head_paths(plan)
+        self.fits = 0
         self._roles: dict[Key, str] = {}
         self._observed: list[_Observed] = []
         self._chunk: _Observed | None = None
         self._wrong: set[Key] = set()
+        # what forwards of a size cost beside their formula, by role: sequences, new rows, starts
+        self._beside: dict[tuple[int, int, bool], dict[str, int]] = {}
         self.growth: dict[Key, tuple[Growth, ...]] = {}
         self.flat: dict[Per, dict[str, int | Fraction]] = {}
         self.following: list[Following] = []
@@ -134,6 +138,26 @@ class Learner:
             self._fit()
         return by_role
 
+    def correct(
+        self, measured: Measured, exact: Mapping[str, int], told: Mapping[str, int]
+    ) -> None:
+        """Keep what a watched forward cost beside its formula: the next of its size will, too.
+
+        Args:
+            measured: Its sizes.
+            exact: What it cost by role, attention left out.
+            told: The same by the formula.
+        """
+        every = (exact.keys() | told.keys()) - {roles.HEAD}
+        beside = {role: exact.get(role, 0) - told.get(role, 0) for role in every}
+        self._beside[_size(measured)] = {role: flops for role, flops in beside.items() if flops}
+
+    def corrected(self, measured: Measured, told: dict[str, int]) -> dict[str, int]:
+        """What a forward costs by its formula, and beside it as another of its size did."""
+        for role, flops in self._beside.get(_size(measured), {}).items():
+            told[role] = told.get(role, 0) + flops
+        return told
+
     def _check(self, observed: _Observed, *, starts: bool) -> None:
         """Hold what was learned against one more forward; what it got wrong is only estimated."""
         modules = self._modules()
@@ -155,6 +179,8 @@ class Learner:
         return measured.tokens * first.new != first.seq * measured.new
 
     def _fit(self) -> None:
+        self.fits += 1
+        self._beside = {}
         modules = self._modules()
         seen: dict[Key, list[Seen]] = {}
         for key in dict.fromkeys(key for one in self._observed for key in one.flops):
@@ -223,6 +249,10 @@ def _named(paths: Iterable[str]) -> str:
     every = sorted(set(paths))
     shown = ", ".join(every[:3])
     return shown if len(every) <= 3 else f"{shown} and {len(every) - 3} more modules"
+
+
+def _size(measured: Measured) -> tuple[int, int, bool]:
+    return measured.sequences, measured.new, measured.starts
 
 
 def _seen(observed: _Observed, key: Key, module: str | None) -> Seen:

@@ -56,19 +56,25 @@ class CostMeter:
         self._groups: dict[tuple[int, int, str], list[int]] = {}
         # layers that work out no more than the logits are made of
         self._few: set[int] = set()
+        # shapes of tokens that were met, and how often was learned what they cost
+        self._met: set[tuple[Sequence[int], int]] = set()
         self._encoding: tuple[int | Fraction, int | Fraction] = (0, 0)
         self._rate: Rate | None = None
 
-    def begin(self, seen: Callable[[], int]) -> None:
+    def begin(self, seen: Callable[[], int], tokens: Sequence[int] = ()) -> None:
         """Before a forward: hook what must be watched, if anything still must.
 
         Args:
             seen: Number of attention calls so far in this forward.
+            tokens: Shape of the tokens it is given; empty: not known.
         """
         self.drop()
         self._forwards += 1
         last = self._last
+        shape = (tuple(tokens), last.fits)
         checked = self._forwards in CHECKED or (self._single and last.only_long)
+        checked = checked or bool(tokens and shape not in self._met)
+        self._met.add(shape)
         waits = self._patience > 0 and not all(one.done for one in self._learners.values())
         self._patience -= waits
         if waits or not self._decoder.done or (checked and not last.simple):
@@ -109,7 +115,12 @@ class CostMeter:
             self._unseen, learner = True, self._decoder
         if measured.new > 1 and measured.logits:
             self._every_row = measured.logit_rows == measured.sequences * measured.new
-        parts = exact if exact is not None else self._parts(learner, measured, uncached=False)
+        parts = self._parts(learner, measured, uncached=False)
+        if exact is not None:
+            learner.correct(measured, exact, parts)
+            parts = exact
+        else:
+            parts = learner.corrected(measured, parts)
         scores, mix, again_scores, again_mix = self._attention(measured)
         sequences, total = measured.sequences, measured.tokens
         row = learner.head_row

@@ -108,7 +108,8 @@ class Recorder:
             self._ledger.derived.begin(beginning.tokens, beginning.arguments, self.num_steps)
             if self._backlog.due():
                 self.flush()  # the pass beside a step runs the same modules: it must not be metered
-            self._meter.begin(beginning.seen)
+            given = beginning.tokens
+            self._meter.begin(beginning.seen, () if given is None else given.shape)
             # who counts products must know which calls came before each
             beginning.keep(self._keep, None if self._meter.watches else self._keep_late)
 

@@ -2,8 +2,10 @@
 
 import copy
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import StaticCache
 
 import kvtrace
 from builders.tiny_models import tiny_model
@@ -46,17 +48,42 @@ def test_what_we_calculate_to_prove_a_fused_call_is_no_cost_of_the_models(tmp_pa
     assert_told_as_counted(model, generate(model), tmp_path / "run.kvt")
 
 
-def test_a_layer_that_only_rows_of_logits_pass_is_told_from_one_that_all_pass(tmp_path):
-    model = ready(tiny_model("electra", attn_implementation="eager"))
-
-    def two_texts_with_one_beginning():
+def two_texts_with_one_beginning(model):
+    def run():
         begun = model(IDS[:, :8], use_cache=True).past_key_values
         for rest in ([1, 2], [3, 4, 5]):
             ids = torch.cat([IDS[:, :8], IDS.new_tensor([rest])], dim=1)
             again = copy.deepcopy(begun)
             model.generate(ids, past_key_values=again, max_new_tokens=3, do_sample=False)
 
-    assert_told_as_counted(model, two_texts_with_one_beginning, tmp_path / "run.kvt")
+    return run
+
+
+def test_a_layer_that_only_rows_of_logits_pass_is_told_from_one_that_all_pass(tmp_path):
+    model = ready(tiny_model("electra", attn_implementation="eager"))
+    assert_told_as_counted(model, two_texts_with_one_beginning(model), tmp_path / "run.kvt")
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5_moe", "lfm3"])
+def test_the_rest_of_a_prompt_is_counted_where_its_layers_take_several_rows_otherwise(
+    model_type, tmp_path
+):
+    model = ready(tiny_model(model_type, attn_implementation="sdpa"))
+    assert_told_as_counted(model, two_texts_with_one_beginning(model), tmp_path / "run.kvt")
+
+
+def test_steps_that_no_formula_fits_cost_what_another_of_their_size_did(tmp_path):
+    model = ready(tiny_model("zamba2"))
+
+    def chunks():
+        cache = StaticCache(config=model.config, max_cache_len=24)
+        start = 0
+        for new in (5, 4, 3, 1, 1, 1, 4):
+            ids = IDS.repeat(1, 2)[:, start : start + new]
+            model(ids, past_key_values=cache, position_ids=torch.arange(start, start + new)[None])
+            start += new
+
+    assert_told_as_counted(model, chunks, tmp_path / "run.kvt")
 
 
 def test_products_of_another_layer_that_cost_what_an_attention_does_are_counted(tmp_path):
