@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kvtrace.record.lanes.given.codes import CODES
 from kvtrace.record.lanes.given.embedded import NAME, joined
-from kvtrace.record.lanes.given.extend import FirstCall
+from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.given.parts import mapped
 from kvtrace.record.lanes.given.tables import given_table, longer, without
 

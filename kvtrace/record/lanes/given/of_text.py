@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.capture.tokens.inputs import is_source
-from kvtrace.record.lanes.given.extend import FirstCall
+from kvtrace.record.lanes.given.first_call import FirstCall
 
 if TYPE_CHECKING:
     from kvtrace.record.lanes.passes.batch import Batch

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.capture.forward import Forward
-from kvtrace.record.lanes.given.extend import FirstCall
+from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.paths import Path
 
 _MOST = 65536

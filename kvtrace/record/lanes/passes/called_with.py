@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.lanes.given.cache_arguments import beside_ids, filled, padded_for, read_beside
-from kvtrace.record.lanes.given.extend import FirstCall
+from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.given.of_text import of_text
 from kvtrace.record.lanes.given.seen import Made
 from kvtrace.record.lanes.given.told import Told, rest

@@ -19,7 +19,8 @@ from torch import nn
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.lanes.given.codes import layout_of
-from kvtrace.record.lanes.given.extend import CannotExtendError, positional
+from kvtrace.record.lanes.given.extend import CannotExtendError
+from kvtrace.record.lanes.given.first_call import positional
 from kvtrace.record.lanes.given.parts import unread
 from kvtrace.record.lanes.given.shown import (
     any_of,

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kvtrace.record.lanes.given.extend import FirstCall
+from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.given.parts import LIBRARIES
 from kvtrace.record.lanes.given.told import Told
 from kvtrace.record.lanes.paths import Path

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kvtrace.record.capture.attention.levels import looks_like_attention
 from kvtrace.record.capture.tokens.bare_rows import rows_in
 from kvtrace.record.capture.tokens.inputs import tokens_in
-from kvtrace.record.lanes.given.extend import FirstCall
+from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.given.written_to import written_to
 from kvtrace.record.lanes.state.private import Copier
 from kvtrace.record.version import version

@@ -1,0 +1,247 @@
+"""The arguments of a model's first call, made to fit a whole token stream.
+
+Two ways. *Bare*: the tokens, and of the other arguments only what has nothing to do with a cache,
+with positions or with a mask. *Replayed*: all of them, each extended by rule (`extend.py`), caches
+as they were before the call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvtrace.record.capture.tokens.inputs import is_source
+from kvtrace.record.driving.ways.roles import CACHE_FLAG
+from kvtrace.record.lanes.given.extend import (
+    CACHE,
+    MASK,
+    POSITION,
+    CannotExtendError,
+    Extension,
+    hides_padding,
+    is_per_token,
+    is_single,
+)
+from kvtrace.record.lanes.given.parts import flat
+from kvtrace.record.lanes.given.seen import Made, Seen, seen_in
+
+_FLAG = re.compile(r"^(use|return|output|with)_?(kv_?)?(cach|past|present)", re.IGNORECASE)
+_TRAINING = re.compile(r"^(targets?|labels?|y)$")
+
+
+@dataclass(frozen=True, slots=True)
+class FirstCall:
+    """What a model was called with first.
+
+    Attributes:
+        ids: Name of the argument that held the token ids.
+        new: Tokens in it, per sequence.
+        shape: Of the ids as they were given: (), (new,), (sequences, new) or (new, sequences).
+        arguments: All of them, by name.
+        parameters: What `forward` takes, by name.
+        turned: The ids of a longer text are [new, sequences], as a single one does not tell.
+        tables: Masks of one number are tables of queries and keys, as one token does not tell.
+        more: Rows that were made of it beyond its ids: of an image, say.
+        rows: Names of the arguments that held rows in place of ids; the first is `ids`.
+        written: Arguments that the call itself wrote to, as to a cache.
+        paths: That it is made again for.
+    """
+
+    ids: str
+    new: int
+    shape: tuple[int, ...]
+    arguments: Mapping[str, object]
+    parameters: Mapping[str, inspect.Parameter]
+    turned: bool = False
+    tables: bool = False
+    more: int = 0
+    rows: tuple[str, ...] = ()
+    written: frozenset[str] = frozenset()
+    paths: tuple[Made, ...] = ()
+
+    @property
+    def layouts(self) -> tuple[FirstCall, ...]:
+        """This call, in each layout that its ids and its masks may have had."""
+        single = self.shape == (1, 1)
+        ids = (self, replace(self, turned=True)) if single else (self,)
+        masks = any(is_single(name, value, self.new) for name, value in self.arguments.items())
+        return (*ids, *(replace(one, tables=True) for one in ids)) if masks else ids
+
+    @property
+    def masked(self) -> bool:
+        """Whether it was given a mask, whatever that hides."""
+        given = (value for name, value in flat(self.arguments) if MASK.search(name))
+        return any(isinstance(value, Tensor) for value in given)
+
+    def given(self, tokens: Tensor, rows: Sequence[int]) -> Tensor:
+        """Ids for whole paths: where its own made more rows than they are, those and what follows.
+
+        Args:
+            tokens: [paths, rows]; negative where no id stands for a row.
+            rows: Sequence of the first call that each path goes on with.
+        """
+        ids = self.arguments[self.ids]
+        if not self.more or not isinstance(ids, Tensor) or bool((tokens[:, 0] >= 0).any()):
+            return tokens
+        return torch.cat((ids[list(rows)], tokens[:, self.new + self.more :]), 1)
+
+    def filled(self, rows: Tensor) -> dict[str, object]:
+        """The arguments that hold rows in place of ids, with those of whole paths.
+
+        Args:
+            rows: [paths, rows, width].
+        """
+        return dict.fromkeys(self.rows, self._shaped(rows))
+
+    def optional(self, name: str) -> bool:
+        """Whether an argument may be left out."""
+        known = self.parameters.get(name)
+        return known is None or known.default is not inspect.Parameter.empty
+
+    def bare(self, tokens: Tensor) -> dict[str, object]:
+        """Arguments of a call with the tokens alone.
+
+        Args:
+            tokens: [sequences, rows].
+
+        Raises:
+            CannotExtendError: Something else is needed.
+        """
+        extension = self._extension(tokens)
+        out: dict[str, object] = {self.ids: self._shaped(tokens)}
+        for name, value in self.arguments.items():
+            if name in (self.ids, *self.rows) or _TRAINING.match(name):
+                continue
+            if is_source(name, value):
+                out[name] = value
+                continue
+            cached = any(kind.search(name) for kind in (CACHE, POSITION, MASK))
+            cached = cached or (name in self.written and self.optional(name))
+            if _FLAG.match(name):
+                out[name] = False
+            elif cached or is_per_token(value, self.new):
+                if not self.optional(name):
+                    out[name] = extension.counted(name, value)
+                    given = value is not None and out[name] is value
+                    if given and not self._is_read_only(name, value):
+                        raise CannotExtendError(f"`{name}` can't be left out")
+            else:
+                out[name] = extension.counted(name, value)
+        for name in self.parameters:
+            if _FLAG.match(name):
+                out[name] = False
+        return out
+
+    @property
+    def switches(self) -> dict[str, object]:
+        """Flags that turned a cache on, as `decode=True` does, with what they are by default."""
+        return {
+            name: known.default
+            for name, known in self.parameters.items()
+            if self.arguments.get(name) is True
+            and known.default in (False, None)
+            and CACHE_FLAG.fullmatch(name.lower())
+        }
+
+    def unswitched(self, tokens: Tensor) -> dict[str, object]:
+        """Arguments of a call with the tokens alone, and with no cache turned on.
+
+        Args:
+            tokens: [sequences, rows].
+
+        Raises:
+            CannotExtendError: Something else is needed.
+        """
+        return self.bare(tokens) | self.switches
+
+    def _is_read_only(self, name: str, value: object) -> bool:
+        """Whether it is rows that the call leaves alone: an encoder's, which people call memory."""
+        rows = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 3
+        table = POSITION.search(name) or MASK.search(name)
+        return rows and not table and name not in self.written
+
+    def replayed(self, tokens: Tensor) -> dict[str, object]:
+        """The first call's arguments, for more tokens.
+
+        Args:
+            tokens: [sequences, rows].
+
+        Raises:
+            CannotExtendError: No rule covers one of them.
+        """
+        extension = self._extension(tokens)
+        out: dict[str, object] = {self.ids: self._shaped(tokens)}
+        for name, value in self.arguments.items():
+            if name not in (self.ids, *self.rows) and not _TRAINING.match(name):
+                # what globals tell has no parameters, and much that is no description of tokens
+                opened = bool(self.parameters) and name not in self.written
+                out[name] = extension.extended(name, value, opened=opened)
+        return out
+
+    def _extension(self, tokens: Tensor) -> Extension:
+        return Extension(self.new, tokens.shape[1], self.most, self.tables, self.paths)
+
+    @property
+    def most(self) -> int:
+        """Sequences that it takes at once."""
+        if len(self.shape) < 2:
+            return 1
+        return self.shape[1] if self.shape[0] == self.new != self.shape[1] else self.shape[0]
+
+    def _shaped(self, tokens: Tensor) -> Tensor | list[int]:
+        """Ids in the form that it was given them.
+
+        Raises:
+            CannotExtendError: It was given one token.
+        """
+        if not self.shape:
+            raise CannotExtendError("it takes one token at a time")
+        if isinstance(self.arguments[self.ids], list):
+            return [int(token) for token in tokens[0]]
+        if len(self.shape) == 1:
+            return tokens[0]
+        kept = self.shape[1] == self.new and not self.turned
+        return tokens if kept else tokens.transpose(0, 1)
+
+    @property
+    def seen(self) -> Mapping[str, Sequence[Seen]]:
+        """Tables of queries and keys, by the name of the argument, and what they show."""
+        masks = ((name, one) for name, one in flat(self.arguments) if MASK.search(name))
+        found = ((n, seen_in(one, self.new)) for n, one in masks if isinstance(one, Tensor))
+        return {name: seen for name, seen in found if seen}
+
+    @property
+    def tables_hide(self) -> bool:
+        """Whether one of them hides padding."""
+        return any(one.padding for seen in self.seen.values() for one in seen)
+
+    @property
+    def padding(self) -> str | None:
+        """The argument that hides padding at the left; None: none does."""
+        masks = (name for name, one in self.arguments.items() if hides_padding(name, one, self.new))
+        return next(masks, None)
+
+
+def positional(
+    parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments as a call takes them: those without a usable name by place.
+
+    Args:
+        parameters: What is called takes.
+        arguments: By name.
+    """
+    places: list[Any] = []
+    named = dict(arguments)
+    for name, one in parameters.items():
+        by_place = one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL)
+        if not by_place or name not in named:
+            break
+        places.append(named.pop(name))
+    return places, named
