@@ -12,6 +12,7 @@ from torch import nn
 from kvtrace.errors import ModelError
 from kvtrace.record.driving.trying.evidence import FEW, NOT_FINITE, STEPS, Trials, Tried
 from kvtrace.record.driving.trying.evidence import tokens_to_try as tokens_tried
+from kvtrace.record.driving.trying.failures import Failures, asks_for_a_cache
 from kvtrace.record.driving.trying.found import FoundWay, found_cached, found_uncached
 from kvtrace.record.driving.trying.observe import matches, observed
 from kvtrace.record.driving.trying.patterns import Pattern
@@ -25,10 +26,6 @@ from kvtrace.record.driving.ways.sizes import Sizes
 from kvtrace.record.driving.ways.way import Way
 from kvtrace.record.driving.wish import Wish
 from kvtrace.text import safe
-
-_RAISED = re.compile(r"\w+(Error|Exception|Interrupt|Exit)\b")
-
-_ANY_SHAPE = re.compile(r"\[.*?\]|\d+")
 
 TRIES, SECONDS = 400, 10.0
 """After this many ways, or this long, the best one so far is taken."""
@@ -52,19 +49,16 @@ class Search:
         wish: What is known of it.
         thorough: Look for long.
         count: Tokens to try with.
-        stumbled: The first way with a cache whose first call went well and whose next one raised.
+        failures: Ways that did not go, and which need not be tried any more.
         otherwise: A likelier way with the same cache, whose steps differ.
     """
 
     model: nn.Module
     wish: Wish = field(default_factory=lambda: Wish(()))
-    _why: dict[str, str] = field(default_factory=dict)
     thorough: bool = True
     count: int = FEW
-    stumbled: Tried | None = None
+    failures: Failures = field(default_factory=Failures)
     otherwise: Tried | None = None
-    _dead: set[str] = field(default_factory=set)
-    _refused: bool = False
     _states: set[str] = field(default_factory=set)
 
     def run(self) -> FoundWay:
@@ -90,23 +84,22 @@ class Search:
         if sound is not None:
             best = _with_masks(_unless_left_empty(best, theirs.unfilled), trials, sound)
         if best is None and sound is None:
-            self._dead.clear()
+            self.failures.forgive()
             best = self._cached(self._singly(signature), trials, theirs.calls, None)
         if sound is not None and (best is None or best.verdict == "forgets"):
             best = self._suspected(signature, trials, sound) or best
         if sound is not None and best is not None and best.verdict == "forgets":
             best = self._one_by_one(signature, trials, sound) or best
-        if sound is not None and best is None and self._refused:
+        if sound is not None and best is None and self.failures.refused:
             only = self._one_by_one(signature, trials, sound, only=True)
             best = _unless_left_empty(only, theirs.unfilled)
         if best is not None:
             return found_cached(best, self.otherwise, plain, trials)
         if plain is None:
-            raise ModelError(self._complaint(signature))
-        stumbled = self.stumbled
-        left = theirs.unfilled | self._states
-        states = self._states - theirs.unfilled
-        return found_uncached(plain, trials, self.wish, stumbled, left, states)
+            raise ModelError(self.failures.complaint(signature))
+        stumbled, states = self.failures.stumbled, self._states
+        left, own = theirs.unfilled | states, states - theirs.unfilled
+        return found_uncached(plain, trials, self.wish, stumbled, left, own)
 
     # -- without a cache -----------------------------------------------------------------------
 
@@ -117,7 +110,7 @@ class Search:
         for way in self._limited(plain_ways(signature)):
             tried = trials.plain(way)
             if tried.verdict == "fails":
-                self._why.setdefault(tried.why, str(way))
+                self.failures.why.setdefault(tried.why, str(way))
                 endless = endless or (way if tried.why == NOT_FINITE else None)
                 continue
             fallback = fallback or way
@@ -142,7 +135,7 @@ class Search:
         for way in self._limited(ways):
             tried = trials.run(way)
             if tried.verdict == "fails":
-                self._failed(tried)
+                self.failures.note(tried)
             elif tried.keeps and theirs and matches(theirs, tried.seen):
                 return replace(tried, as_theirs=True)
             elif tried.keeps and tried.verdict == "agrees":
@@ -156,7 +149,7 @@ class Search:
             elif tried.keeps and tried.verdict == "differs":
                 slicing.append(tried)
         differing = _closest_first(differing, slicing)
-        meant = self.stumbled is None  # else a way that forgets is not it
+        meant = self.failures.stumbled is None  # else a way that forgets is not it
         forgetting = [one for one in forgetting if meant and _speaks_of_a_cache(one.way, trials)]
         if agreeing and differing and _alike(agreeing[0].way, differing[0].way):
             self.otherwise = differing[0]
@@ -168,18 +161,6 @@ class Search:
         """Keep a wrong way in mind, unless what it passes on is no cache."""
         if not self._is_state(tried, trials):
             (differing if tried.verdict == "differs" else forgetting).append(tried)
-
-    def _failed(self, tried: Tried) -> None:
-        """Note why, and what need not be tried any more."""
-        self._why.setdefault(tried.why, str(tried.way))
-        if not tried.begins:
-            self._dead.add(_beginning(tried.way))
-        if not tried.reached and _RAISED.match(tried.why):
-            self._dead.add(_key(tried.way))
-        self._refused |= bool(_RAISED.match(tried.why)) and _asks_for_a_cache(tried.way)
-        raised = tried.reached and _RAISED.match(tried.why)
-        if raised and self.stumbled is None and _asks_for_a_cache(tried.way):
-            self.stumbled = tried
 
     def _ways(self, signature: Signature, plain: Way | None) -> Iterator[Way]:
         """Cached ways; only those with the user's own beginning where there is one."""
@@ -212,11 +193,11 @@ class Search:
             only: It is the only way with a cache there is: else the one whose steps differ least.
         """
         differing: list[Tried] = []
-        self._dead.clear()
+        self.failures.forgive()
         ways = (
             way
             for way in self._ways(signature, plain)
-            if way.feeds == "new" and (way.cache or _asks_for_a_cache(way))
+            if way.feeds == "new" and (way.cache or asks_for_a_cache(way))
         )
         for way in self._limited((replace(way, feeds="one") for way in ways), few=True):
             tried = trials.run(way, plain)
@@ -264,14 +245,9 @@ class Search:
         for way in ways:
             if number >= tries or (number and time.monotonic() > until):
                 return
-            number += not self._is_dead(way)
-            if not self._is_dead(way):
+            if not self.failures.rule_out(way):
+                number += 1
                 yield way
-
-    def _is_dead(self, way: Way) -> bool:
-        """Whether a way is known to fail: it begins as one that could not, or its call raised."""
-        again = way.feeds == "all" or (way.cache and (way.cache.pick or way.cache.moved))
-        return _beginning(way) in self._dead or bool(again and _key(way) in self._dead)
 
     # -- around it -----------------------------------------------------------------------------
 
@@ -314,21 +290,6 @@ class Search:
             return self.wish.remake
         return lambda: private_copy(self.model)
 
-    def _complaint(self, signature: Signature) -> str:
-        alike: dict[str, str] = {}
-        for why, way in self._why.items():
-            alike.setdefault(_ANY_SHAPE.sub("", why), f"{way}: {why}")
-        reasons = list(alike.values())[:3]
-        tried = "; ".join(safe(one, 240) for one in reasons) or "no parameter takes token ids"
-        mixed = any("same dtype" in why for why in self._why)
-        hint = (
-            " Its parts differ in dtype, as under autocast: try --dtype bfloat16." if mixed else ""
-        )
-        return (
-            f"no way to call {safe(str(signature), 160)} was found ({tried}).{hint} Add to your "
-            "file: def step(model, ids, cache, pos), which returns logits or (logits, cache)"
-        )
-
 
 def _with_masks(best: Tried | None, trials: Trials, plain: Way) -> Tried | None:
     """A way with the masks that a call without a cache needs, where its prompts look ahead else.
@@ -365,15 +326,7 @@ def _speaks_of_a_cache(way: Way, trials: Trials) -> bool:
 
     A mask as long as a cache does, but not one that the model takes and never looks at.
     """
-    return _asks_for_a_cache(way) or trials.heeds_its_mask(way)
-
-
-def _asks_for_a_cache(way: Way) -> bool:
-    """Whether a call makes a cache, turns one on, or says where its tokens stand."""
-    flags = {one.name for one in way.signature.of("flag") if one.turns_cache_on}
-    places = {one.name for one in way.signature.of("position")}
-    told = any(one.name in flags | places for one in way.given)
-    return way.cache is not None or told or any(not one.empties for one in way.first)
+    return asks_for_a_cache(way) or trials.heeds_its_mask(way)
 
 
 def _alike(one: Way, other: Way) -> bool:
@@ -382,14 +335,3 @@ def _alike(one: Way, other: Way) -> bool:
         one.cache is None or other.cache is None or one.cache.begin.said == other.cache.begin.said
     )
     return same and (one.inside, one.feeds) == (other.inside, other.feeds)
-
-
-def _key(way: Way) -> str:
-    """A way, but for where its cache comes back."""
-    return f"{replace(way, feeds='new')} {_beginning(way)}"
-
-
-def _beginning(way: Way) -> str:
-    """All that comes before the first call."""
-    begin = "" if way.cache is None else f"{way.cache.begin.said} {way.cache.begin.number}"
-    return f"begins: {begin} {[one.said for one in way.first]}"
