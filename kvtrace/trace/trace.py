@@ -8,6 +8,7 @@ where that was recorded).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from kvtrace.trace.source import CACHED, Source
 from kvtrace.trace.step import CacheStep, Run, Runs, SiteStep, Step
 from kvtrace.trace.view import CacheView, cells_of, pool_slots, positions_of, slots_of
 from kvtrace.trace.weights import Weights, derive, of_head
+
+_T = TypeVar("_T")
 
 
 class Trace:
@@ -145,9 +148,7 @@ class Trace:
             MissingError: The site did not attend in this step.
         """
         found = self.step(number).cache_step(self.site(layer).reads)
-        if found is None:
-            raise MissingError(f"{self.name}: layer {layer} did not attend in step {number}.")
-        return found
+        return self._there(found, f"layer {layer} did not attend in step {number}")
 
     def site_step(self, number: int, layer: int) -> SiteStep:
         """What a site did in a step.
@@ -156,8 +157,12 @@ class Trace:
             MissingError: The site did not attend in this step.
         """
         found = self.step(number).site_step(self.site(layer).index)
+        return self._there(found, f"layer {layer} did not attend in step {number}")
+
+    def _there(self, found: _T | None, lacks: str) -> _T:
+        """What was found; a MissingError that says what the trace lacks, where nothing was."""
         if found is None:
-            raise MissingError(f"{self.name}: layer {layer} did not attend in step {number}.")
+            raise MissingError(f"{self.name}: {lacks}.")
         return found
 
     def cache(
@@ -281,7 +286,8 @@ class Trace:
         Raises:
             MissingError: They were not recorded.
         """
-        return self._required(number, layer, Tensor.QUERIES, sequence)
+        found = self.rows(number, layer, Tensor.QUERIES, sequence)
+        return self._there(found, f"step {number}, layer {layer}: queries not recorded")
 
     def output(self, number: int, layer: int, sequence: int = 0) -> Floats:
         """The attention output before the output projection: [heads, new, value_dim].
@@ -289,15 +295,8 @@ class Trace:
         Raises:
             MissingError: It was not recorded.
         """
-        return self._required(number, layer, Tensor.OUTPUT, sequence)
-
-    def _required(self, number: int, layer: int, tensor: Tensor, sequence: int) -> Floats:
-        found = self.rows(number, layer, tensor, sequence)
-        if found is None:
-            raise MissingError(
-                f"{self.name}: step {number}, layer {layer}: {tensor.name.lower()} not recorded."
-            )
-        return found
+        found = self.rows(number, layer, Tensor.OUTPUT, sequence)
+        return self._there(found, f"step {number}, layer {layer}: output not recorded")
 
     # -- derived ---------------------------------------------------------------------------
 
@@ -316,8 +315,7 @@ class Trace:
             row = None if query is None else query % max(new, 1)
             return mask.visible(sequence, new, seq, query_row=row)[None]
         stored = self._source.full_mask(number, site)
-        if stored is None:
-            raise MissingError(f"{self.name}: step {number}, layer {layer}: mask not recorded.")
+        stored = self._there(stored, f"step {number}, layer {layer}: mask not recorded")
         return np.asarray(only_sequence(stored, sequence, seq, query), np.bool_)
 
     def bias(
@@ -331,8 +329,7 @@ class Trace:
         if not self.site_step(number, layer).mask.bias:
             return None
         stored = self._source.bias(number, self.site(layer).index)
-        if stored is None:
-            raise MissingError(f"{self.name}: step {number}, layer {layer}: bias not recorded.")
+        stored = self._there(stored, f"step {number}, layer {layer}: bias not recorded")
         seq = sum(run.count for run in self.cache_step(number, layer).attended[sequence])
         return np.asarray(only_sequence(stored, sequence, seq, query), np.float32)
 
@@ -366,8 +363,7 @@ class Trace:
             runs = self.cache_step(number, layer).attended[sequence]
             keys = self._cells(layer, Tensor.KEYS, runs, kv_head)
         queries = self.rows(number, layer, Tensor.QUERIES, sequence, head=head)
-        if queries is None:
-            raise MissingError(f"{self.name}: step {number}, layer {layer}: queries not recorded.")
+        queries = self._there(queries, f"step {number}, layer {layer}: queries not recorded")
         visible = self.visible(number, layer, sequence, query)
         bias = self.bias(number, layer, sequence, query)
         if query is not None:

@@ -57,7 +57,7 @@ def read(mix: Mix, plan: Plan) -> FlowCall:
     if q.shape[1] != out.shape[1]:
         q = q.expand(-1, out.shape[1], -1, -1)
     if plan.plain and not due(plan) and not (mark.added and _adds(mix, plan, q, k)):
-        return plainly(plan, (q, k, v, out), mark.logits, (mark.scale, mark.softcap), mix.place)
+        return plainly(plan, (q, k, v, out), mark.logits, (mark.scale, mark.cap), mix.place)
     with uncounted(q, k, v, out):
         return _proved(mix, plan, (q, k, v, out))
 
@@ -193,7 +193,7 @@ def _how(mix: Mix, plan: Plan, q: Tensor, k: Tensor) -> tuple[Explained, Tensor 
         return from_weights(q, k, plan.weights.apply(mix.weights[0])), None
     logits, column = _without_sink(mark, plan.logits.apply(mark.logits), k.shape[2])
     shifts = mark.normaliser != SIGMOIDAL
-    how = explain(q, k, logits, mark.scale, mark.softcap, added=mark.added, shifts=shifts)
+    how = explain(q, k, logits, mark.scale, mark.cap, added=mark.added, shifts=shifts)
     if column is None and mark.normaliser == DIVIDED:
         column = _left_over(logits, plan.weights.apply(mix.weights[0]))
     return how, None if column is None else _same_for_all(column, how.shift)

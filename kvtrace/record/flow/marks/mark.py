@@ -88,11 +88,6 @@ class Mark:
         return replace(self, cap=1.0)
 
     @property
-    def softcap(self) -> float | None:
-        """Of softcap · tanh(scale · q·kᵀ / softcap)."""
-        return self.cap
-
-    @property
     def scale(self) -> float:
         """Factor on the first product, softcap taken out."""
         return self.products[0].alpha * (1.0 if self.cap is None else self.cap)

@@ -245,7 +245,7 @@ def learn(
         logits,
         plan,
         mark.scale,
-        mark.softcap,
+        mark.cap,
         sizes,
         mix.place,
         mark.added,

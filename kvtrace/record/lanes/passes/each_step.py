@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from kvtrace.files import FileSource
@@ -20,6 +19,7 @@ from kvtrace.record.lanes.compared.compare import Comparer
 from kvtrace.record.lanes.compared.logits import KeptLogits
 from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.given.extras import Extras
+from kvtrace.record.lanes.passes.apart import relative
 from kvtrace.record.lanes.passes.at_end import LaneSink, compare_logits
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.hidden import Hidden, ends, hidden_in
@@ -141,10 +141,7 @@ class EachPass:
         if not all(_goes_on(old, new, shared) for old, new in both):
             return
         start = max(path.padding for path in batch.paths)
-        old, new = before[1][:, :, start:shared], keys[:, :, start:shared]
-        if old.shape != new.shape or not old.numel():
-            return
-        moved = float((old - new).abs().max() / new.abs().max().clamp(min=torch.finfo().tiny))
+        moved = relative(before[1][:, :, start:shared], keys[:, :, start:shared])
         if moved > self.lane.tolerance and not self._said & _EXPLAINED:
             other = varies(self.again, batch, forward)
             other = other or rounds_inside(self.again, batch, 0.0, moved=moved, plain=forward)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvtrace.analysis.checks.whole_run.few_bits import kinds
 from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.lanes.passes.apart import pairs
 from kvtrace.record.lanes.passes.moved import Moved, rows_apart
 from kvtrace.record.lanes.paths import Path
 from kvtrace.trace import ROUNDS_INSIDE, Note
@@ -47,10 +48,11 @@ def few_values(
     }
     if not beyond or not all(_rounded(one, mine, far, paths) for far, mine in beyond.items()):
         return None
-    known = {(call.module, call.call): call for call in whole if call.kind == "self"}
-    pairs = [(call, known[key]) for call in short if (key := (call.module, call.call)) in known]
-    names = ("queries", "keys", "values", "output")
-    far = max(rows_apart(getattr(a, n), getattr(b, n), paths) for a, b in pairs for n in names)
+    far = max(
+        rows_apart(getattr(mine, name), getattr(theirs, name), paths)
+        for mine, theirs in pairs(short, [call for call in whole if call.kind == "self"])
+        for name in ("queries", "keys", "values", "output")
+    )
     if far > _MOST:
         return None
     text = (

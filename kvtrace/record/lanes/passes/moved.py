@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-import torch
 from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.lanes.passes.apart import pairs, relative
 from kvtrace.record.lanes.paths import Path
 
 _GROWTH = 100.0
@@ -45,10 +45,8 @@ def moved(
     rounding in the first layers grows from layer to layer: what looks ahead moves at once.
     """
     rows, before = len(paths[0].tokens), 0.0
-    known = {(call.module, call.call): call for call in whole if call.kind == "self"}
-    for one in short:
-        other = known.get((one.module, one.call))
-        if other is None or one.queries.shape[2] != rows:
+    for one, other in pairs(short, [call for call in whole if call.kind == "self"]):
+        if one.queries.shape[2] != rows:
             continue
         each = [
             _each_apart(mine, theirs, paths)
@@ -89,9 +87,7 @@ def _each_apart(mine: Tensor, theirs: Tensor, paths: Sequence[Path]) -> list[flo
 
 def _apart(mine: Tensor, theirs: Tensor, place: int, start: int, rows: int) -> float:
     """The largest difference of the rows that both have, over the largest number."""
-    if mine.shape[2] < rows or theirs.shape[2] < rows or mine.shape[1] != theirs.shape[1]:
+    if mine.shape[2] < rows or theirs.shape[2] < rows:
         return 0.0
-    one, other = (x[place, :, start:rows].detach().float() for x in (mine, theirs))
-    if one.shape != other.shape or not one.numel():
-        return 0.0
-    return float((one - other).abs().max() / other.abs().max().clamp(min=torch.finfo().tiny))
+    one, other = (x[place, :, start:rows].float() for x in (mine, theirs))
+    return relative(one, other)

@@ -8,16 +8,16 @@ tokens tell, with parameters that differ in their last bits. Asked once lanes pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.chance import OTHER_SEED, own_chance
 from kvtrace.record.flow.calls.prove import HALF
+from kvtrace.record.lanes.passes.apart import pairs, relative
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.trace import NOT_REPEATABLE, ROUNDS_INSIDE, Note
@@ -46,8 +46,8 @@ def varies(
             other = again.run(batch, dtype=dtype)
     except CannotRecomputeError:
         return None
-    for call, there in _pairs(forward, other):
-        far = _relative(call.output, there.output)
+    for call, there in pairs(forward.calls, other.calls):
+        far = relative(call.output, there.output)
         # the same shapes: not even the last bits differ
         if far > torch.finfo(torch.float32).eps * 16:
             why = "something draws random numbers"
@@ -130,24 +130,7 @@ def _last_bits(one: Tensor) -> Tensor:
 def _apart(one: Forward, other: Forward) -> float:
     """The largest difference of any attention's queries, values or output."""
     far = 0.0
-    for call, there in _pairs(one, other):
+    for call, there in pairs(one.calls, other.calls):
         for name in ("queries", "values", "output"):
-            far = max(far, _relative(getattr(call, name), getattr(there, name)))
+            far = max(far, relative(getattr(call, name), getattr(there, name)))
     return far
-
-
-def _pairs(one: Forward, other: Forward) -> Iterator[tuple[AttentionCall, AttentionCall]]:
-    """Calls of one site in both."""
-    known = {(call.module, call.call): call for call in other.calls}
-    for call in one.calls:
-        there = known.get((call.module, call.call))
-        if there is not None:
-            yield call, there
-
-
-def _relative(mine: Tensor, theirs: Tensor) -> float:
-    """The largest difference over the largest number; 0 of rows that can't be compared."""
-    if mine.shape != theirs.shape or not mine.numel():
-        return 0.0
-    size = theirs.detach().double().abs().max().clamp(min=torch.finfo().tiny)
-    return float((mine - theirs).detach().double().abs().max() / size)
