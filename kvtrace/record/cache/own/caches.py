@@ -239,6 +239,9 @@ class OwnCaches:
         new = step.written[0] if step.rows else old
         for name, rows in (("keys", call.keys), ("values", call.values)):
             self._learn_holder(use, name, rows, old, new)
+        use.counted = use.counted or bool(
+            holders.held_by(forward.updates).intersection(one.storage for one in use.found)
+        )
         if use.keys is None and use.values is not None and use.turned is None:
             use.turned = find_turned(call.keys, old[::-1].tolist(), self._holders)
 
@@ -376,7 +379,7 @@ class OwnCaches:
         """Of caches that hold no more than their rows: all, and a row of each; that of buffers."""
         total, each, buffers = 0, 0, []
         for store, made in self._made.items():
-            if not made.cached:
+            if not made.cached or self._uses[store].counted:
                 continue
             layer, found = self.stores.layers[store], self._uses[store].found
             if layer.capacity and len(found) == 2:

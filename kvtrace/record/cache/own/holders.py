@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.capture.forward import CacheUpdate
 from kvtrace.record.match import digest
 
 DEEPEST = 5
@@ -294,6 +295,12 @@ def _by_content(rows: Tensor, telling: Sequence[int], tensor: Tensor) -> int | N
         long = [n for n in others if tensor.shape[n] > 1]
         return long[0] if len(long) == 1 else -1
     return None
+
+
+def held_by(updates: Sequence[CacheUpdate]) -> set[int]:
+    """Where the memory begins that caches hold after some updates."""
+    held = [part for one in updates for part in (one.held_keys, one.held_values)]
+    return {part.untyped_storage().data_ptr() for part in held if part is not None}
 
 
 def nbytes(found: Sequence[FoundHolder]) -> int:

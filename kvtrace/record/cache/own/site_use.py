@@ -26,6 +26,7 @@ class SiteUse:
         room: Slots of what was found in this forward; 0: it was not looked for.
         left: Slots of the rows that were kept of the last step, where not all were.
         beside: Rows that stand for no token are not kept: the model adds them each time.
+        counted: They are held by a cache that was seen: its memory counts there.
     """
 
     read: bool = False
@@ -37,6 +38,7 @@ class SiteUse:
     room: int = 0
     left: Slots | None = None
     beside: bool = False
+    counted: bool = False
 
     @property
     def found(self) -> list[FoundHolder]:
