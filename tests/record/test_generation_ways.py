@@ -17,7 +17,7 @@ from builders.recorded import (
     record,
 )
 from builders.tiny_models import tiny_model
-from builders.ways import IDS, WAYS, assisted, generate, ready
+from builders.ways import IDS, WAYS, assisted, generate, padded, ready
 from kvtrace.analysis.checks import EQUAL, UNCHECKED, check
 
 EVERYWHERE = [
@@ -207,6 +207,9 @@ def test_a_cache_filled_before_goes_on_from_tokens_that_were_not_recorded(tmp_pa
         ("bloom", 2, "dynamic"),
         ("gemma3_text", 4, "static"),
         ("gptj", 3, "static"),
+        ("llama", 1, "static"),
+        ("marian", 1, "static"),
+        ("gemma3_text", 1, "static"),
     ],
 )
 def test_a_first_chunk_may_be_padding_alone(tmp_path, name, chunk, kind, mode):
@@ -221,3 +224,14 @@ def test_a_first_chunk_may_be_padding_alone(tmp_path, name, chunk, kind, mode):
     assert trace.step(0).positions[1] == tuple(range(-chunk, 0))
     report = check(trace)
     assert (report.verdict, report.findings) == (EQUAL, ()), report.findings
+
+
+def test_a_mask_as_wide_as_the_buffer_moves_no_position(tmp_path):
+    model = ready(tiny_model("bloom"))  # it is told who is hidden for all that its cache can hold
+    run = padded(model, cache_implementation="static")
+    trace, compared = recorded(model, run, tmp_path / "a.kvt")
+    assert compared
+    assert trace.step(0).positions == (tuple(range(-4, 8)), tuple(range(12)))
+    assert [step.positions for step in list(trace)[1:]] == [((8 + n,), (12 + n,)) for n in range(4)]
+    assert_lanes_agree(trace)
+    assert check(trace).ok

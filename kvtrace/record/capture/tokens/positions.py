@@ -9,6 +9,9 @@ from kvtrace.record.capture.forward import Forward
 
 Positions = tuple[tuple[int, ...], ...]
 
+_OF_PADDING = 1
+"""The largest position id that padding is given."""
+
 
 def positions(forward: Forward, at: tuple[int, ...] | None = None) -> Positions:
     """[sequences][new]: position ids where given, else counted; left padding counts up to -1.
@@ -24,9 +27,10 @@ def positions(forward: Forward, at: tuple[int, ...] | None = None) -> Positions:
     mask = forward.argument("decoder_attention_mask" if given_encoder else "attention_mask")
     start, pads = _past(forward), [0] * sequences
     if mask is not None and mask.dim() == 2 and mask.shape[1] >= new:
-        start = mask.shape[1] - new
+        start = _before(mask, new, start)
         pads = _left_padding(mask, sequences)
-    given, blind = _given(forward), _blind(forward)
+    given = _given(forward)
+    blind = _blind(forward, given)
     if any(blind):
         pads = [start + hidden if hidden else 0 for hidden in blind]
     elif start == 0 and given is not None and not any(pads):
@@ -45,6 +49,13 @@ def positions(forward: Forward, at: tuple[int, ...] | None = None) -> Positions:
         else:
             out.append(tuple(n if n < 0 else t for n, t in zip(counted, told, strict=True)))
     return tuple(out)
+
+
+def _before(mask: Tensor, new: int, held: int) -> int:
+    """Tokens before these by a mask, which may be as wide as all that a buffer can hold."""
+    ends = held + new
+    wider = mask.shape[1] > ends and not bool(mask[:, ends:].any())
+    return held if wider else mask.shape[1] - new
 
 
 def _past(forward: Forward) -> int:
@@ -67,15 +78,18 @@ def _left_padding(mask: Tensor, sequences: int) -> list[int]:
     return found
 
 
-def _blind(forward: Forward) -> list[int]:
+def _blind(forward: Forward, given: list[list[int]] | None) -> list[int]:
     """Queries at the left that a whole mask shows nothing, per sequence: padding has such.
 
-    Those that follow in a chunk of a prompt see none but each other.
+    Those that follow in a chunk of a prompt see none but each other. A single token that goes on
+    with a text is not asked about.
     """
+    if forward.new < 2 and given is not None and min(row[0] for row in given) > _OF_PADDING:
+        return []
     masks = forward.arguments.get("attention_mask")
     masks = next(iter(masks.values()), None) if isinstance(masks, dict) else masks
     whole = (forward.sequences, 1, forward.new)
-    if forward.new < 2 or not isinstance(masks, Tensor) or masks.shape[:-1] != whole:
+    if not isinstance(masks, Tensor) or masks.shape[:-1] != whole:
         return []
     if masks.is_floating_point():
         masks = masks > torch.finfo(masks.dtype).min / 2
