@@ -238,7 +238,9 @@ def _beams(model: Any, tokens: Sequence[int]) -> Plan:
     """Beam search: rows of the cache change places."""
     title = f"{_BEAMS} beams"
     if not _generates(model):
-        return Plan("beams", title, model, None, why_not="it has no generate")
+        return Plan(
+            "beams", title, model, None, why_not="it has no generate that searches with beams"
+        )
 
     def drive() -> None:
         ids = torch.tensor([list(tokens[:_BEAM_LENGTH])], device=device_of(model))

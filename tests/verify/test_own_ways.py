@@ -182,3 +182,18 @@ def test_a_loop_that_takes_a_list_of_ids_is_run_too():
 def test_a_loop_that_does_not_end_is_left_out():
     report = checked(Endless())
     assert "no method or function that generates" in trial(report, "its own loop").report.reason
+
+
+def test_a_generate_of_its_own_is_not_said_to_be_none():
+    class Writes(Lm):
+        def generate(self, ids, new):
+            logits, past = self(ids)
+            for _ in range(new):
+                last = logits[:, -1:].argmax(-1)
+                ids = torch.cat((ids, last), 1)
+                logits, past = self(last, past)
+            return ids
+
+    trials = kvtrace.check(Writes().eval(), [PROMPT], new_tokens=2).trials
+    (beams,) = (one for one in trials if one.name == "3 beams")
+    assert beams.report.reason == "it has no generate that searches with beams"
