@@ -15,6 +15,7 @@ from kvtrace.analysis.checks.scenes.cross import stale_cross
 from kvtrace.analysis.checks.scenes.stage import stage
 from kvtrace.analysis.checks.whole_run.absent import calls_shifted
 from kvtrace.analysis.checks.whole_run.doubt import doubtful
+from kvtrace.analysis.checks.wrong_output.carried import carried
 from kvtrace.analysis.heads.tensors import NAMES
 from kvtrace.trace import Step, Tensor, Trace
 
@@ -64,7 +65,8 @@ def _unexplained(
     """The difference itself, where no signature speaks.
 
     Once the rows of the `staged` sequences were looked at, keys and values that differ are rows
-    that no query sees, and the other sequences have been explained.
+    that no query sees, and the other sequences have been explained; the output is right where it
+    follows from the others.
     """
     compared = trace.compared(step.number, lane)
     if compared is None:
@@ -73,6 +75,8 @@ def _unexplained(
     beyond = relative > limits.threshold[layer][:, None]
     if staged is not None:
         beyond[[Tensor.KEYS, Tensor.VALUES]] = False
+        if beyond[Tensor.OUTPUT].any() and carried(trace, step, layer, staged, lane, limits):
+            beyond[Tensor.OUTPUT] = False
         beyond &= np.isin(compared.sequence[layer], staged)
     over = np.argwhere(beyond)
     if not len(over):
@@ -80,7 +84,9 @@ def _unexplained(
     tensor, head = (int(n) for n in over[0])
     letter = NAMES[Tensor(tensor)]
     evidence = f"{letter} is off by {relative[tensor, head]:.2g} of its largest"
-    return Finding("UNKNOWN", step.number, layer, letter, evidence, head=head)
+    found = Finding("UNKNOWN", step.number, layer, letter, evidence, head=head)
+    far = float(relative[tensor, head])
+    return replace(found, apart=far, limit=float(limits.threshold[layer, tensor]))
 
 
 def _broken(trace: Trace, step: Step, layer: int, sequences: list[int]) -> Finding | None:

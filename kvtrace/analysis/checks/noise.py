@@ -8,7 +8,7 @@ as far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ FLOOR = {
 }
 TIMES_REFEREE = 4.0
 _LAYERS_MEASURED = 4
+
+_CARRIED = 4.0
+"""Times what is rounding behind an attention whose large scores carried it further."""
 
 _RECURRENT = 4.0
 """Layers that keep a state sum a text in chunks and go on row by row: other sums in either lane."""
@@ -90,6 +93,24 @@ def noise(trace: Trace, lane: str, *, referee: bool = True) -> Noise:
         reason += f"; {off}{times}"
         threshold = np.fmax(threshold, raised)
     return Noise(threshold, reason)
+
+
+def behind(limits: Noise, trace: Trace, site: int) -> Noise:
+    """The limits of a run in which rounding was carried on by large scores of a site.
+
+    Args:
+        limits: Before.
+        trace: Whose sites.
+        site: What attends after it has what it made for its input.
+    """
+    sites = trace.meta.sites
+    first = min((one.layer for one in sites if one.layer > sites[site].layer), default=None)
+    if first is None:
+        return limits
+    plain = noise(trace, "", referee=False).threshold
+    later = np.array([one.layer >= first for one in sites])
+    raised = np.where(later[:, None], np.fmax(limits.threshold, _CARRIED * plain), limits.threshold)
+    return replace(limits, threshold=raised)
 
 
 def recurrent(trace: Trace) -> bool:

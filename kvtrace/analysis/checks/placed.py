@@ -28,7 +28,8 @@ def placed(
     group = site.num_heads // site.num_kv_heads
     found = replace(found, code=code, spoken=spoken(trace.meta, found.layer), group=group)
     compared = None if lane is None else trace.compared(found.step, lane)
-    if compared is not None and limits is not None and found.name != "NONFINITE":
+    known = found.apart is not None or found.name == "NONFINITE"
+    if compared is not None and limits is not None and not known:
         here = largest(compared, len(sites))[found.layer]
         if np.isfinite(here).any():
             worst = int(np.nanargmax(here / limits.threshold[found.layer]))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.at_site import at_site
 from kvtrace.analysis.checks.causes import Causes, turn_of
 from kvtrace.analysis.checks.classes import KINDS
-from kvtrace.analysis.checks.noise import Noise, largest
+from kvtrace.analysis.checks.noise import Noise, behind, largest
 from kvtrace.analysis.checks.placed import placed
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.place_names import spoken
@@ -26,6 +26,7 @@ from kvtrace.analysis.checks.whole_run.later import reconsidered
 from kvtrace.analysis.checks.whole_run.more_causes import beside
 from kvtrace.analysis.checks.whole_run.survey import Survey
 from kvtrace.analysis.checks.whole_run.unused import FedAgain
+from kvtrace.analysis.checks.wrong_output.carried import carried
 from kvtrace.trace import Step, Trace
 
 _STEPS_SEARCHED = 64
@@ -124,11 +125,11 @@ class _Walk:
 
     def _of_lanes(self, step: Step, places: list[int], said: set[str]) -> Iterator[Finding]:
         """What is new at the sites whose lanes differ, but for what was said of the step's text."""
-        trace, causes, about = self.trace, self.causes, (self.lane, self.limits)
+        trace, causes = self.trace, self.causes
         rest = causes.unknown(step, self.texts.padded)
-        # the first site that has something to say: a row may differ that nobody looks at
-        each = (self.looking.beside(at_site(trace, step, site, rest, *about)) for site in places)
-        here = [reconsidered(trace, one, *about) for one in next(filter(None, each), [])]
+        first = self._first_of(step, places, rest)
+        about = (self.lane, self.limits)
+        here = [reconsidered(trace, one, *about) for one in first]
         here = [one for one in here if causes.news(step, one)]
         for one in here:
             since = "" if causes.first is not None else begins(trace, step.number, one.layer)
@@ -136,6 +137,22 @@ class _Walk:
                 yield replace(where_it_begins(trace, one), since=since)
         causes.add(step, here)
         yield from causes.others(self.looking.beside(beside(trace, step, here, *about)))
+
+    def _first_of(self, step: Step, places: list[int], rest: list[int]) -> list[Finding]:
+        """What the first site shows that has something to say.
+
+        A row may differ that nobody looks at, and an output by rounding that large scores carried:
+        then so may all behind it.
+        """
+        for site in places:
+            about = (self.trace, step, site, rest, self.lane, self.limits)
+            found = self.looking.beside(at_site(*about))
+            if found:
+                return found
+            if site not in self.survey.steep and carried(*about):
+                self.limits = behind(self.limits, self.trace, site)
+                self.survey.steep.add(site)
+        return []
 
 
 def _after_attention(trace: Trace, step: Step, lane: str, limits: Noise) -> Finding | None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtrace.analysis.checks.scenes.scene import Side
 from kvtrace.errors import MissingError
 from kvtrace.trace import Reference, Step, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
-from kvtrace.trace.weights import derive
+from kvtrace.trace.weights import derive, mix
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,31 @@ class Asked:
         place = reference.first + row
         query, seen = queries[:, place : place + 1], visible[:, row : row + 1]
         return derive(self.trace.site(same), query, keys, seen, bias).weights[:, 0]
+
+    def made_of(self, cached: Side, supposed: NDArray[np.int64]) -> tuple[Floats, Floats] | None:
+        """The output that the reference's rules make of cached rows, and of its own rows.
+
+        Args:
+            cached: As attended.
+            supposed: Place each attended row is supposed to hold.
+        """
+        (same, own), reference = self.sites, self.reference
+        queries, visible = reference.rows(same, Tensor.QUERIES), reference.visible(same)
+        right = keys_and_values(reference, own)
+        if queries is None or visible is None or right is None:
+            return None
+        new, rows = queries[:, reference.first :], np.flatnonzero(supposed >= 0)
+        held = tuple(one.copy() for one in right)
+        for whole, mine in zip(held, (cached.keys, cached.values), strict=True):
+            if whole.shape[::2] != mine.shape[::2] or (supposed >= whole.shape[1]).any():
+                return None
+            whole[:, supposed[rows]] = mine[:, rows]
+        if cached.queries.shape != new.shape:
+            return None
+        site, bias = self.trace.site(same), reference.bias(same)
+        given = ((cached.queries, *held), (new, *right))
+        made = (mix(derive(site, q, k, visible, bias).weights, v) for q, k, v in given)
+        return next(made), next(made)
 
     def layer_rows(self, other: int) -> tuple[Floats, Floats] | None:
         """Keys and values of another layer of the same kind."""

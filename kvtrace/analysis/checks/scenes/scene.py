@@ -88,6 +88,8 @@ class Scene:
         spoken: What people call a layer.
         biases: What is added to the scores of one new row, in both lanes: [heads or 1, seq] and
             [heads or 1, places]; None where nothing is.
+        made: Output of the new rows, [heads, new, value_dim], that the reference's rules make of
+            the rows as attended, and of the reference's own; None: not known.
     """
 
     step: int
@@ -118,6 +120,7 @@ class Scene:
     paddings: Callable[[], frozenset[int]] = frozenset[int]
     spoken: Callable[[int], str] = "layer {}".format
     biases: Callable[[int], tuple[Floats, Floats] | None] = lambda _: None
+    made: Callable[[], tuple[Floats, Floats] | None] = lambda: None
 
     def both(self, tensor: str) -> tuple[Floats, Floats, float]:
         """Keys ("k") or values ("v"): as attended, by place in the reference; what is rounding."""

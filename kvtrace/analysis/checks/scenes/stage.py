@@ -45,6 +45,7 @@ def stage(
     view = trace.cache(number, layer, sequence)
     mine = _cached_side(trace, number, layer, sequence, view)
     changed, lost = changed_rows(trace, number, layer, sequence, view)
+    supposed = supposed_places(trace, step, (layer, sequence, lane), view)
     asked = Asked(trace, reference, step, lane, (layer, sequence), (same, own))
     return Scene(
         step=number,
@@ -55,7 +56,7 @@ def stage(
         cached=mine,
         reference=theirs,
         places=np.arange(reference.first, reference.places),
-        supposed=supposed_places(trace, step, (layer, sequence, lane), view),
+        supposed=supposed,
         slots=view.slots,
         changed=changed,
         padding=int((reference.positions < 0).sum()),
@@ -75,6 +76,7 @@ def stage(
         paddings=asked.paddings,
         spoken=lambda other: spoken(trace.meta, other),
         biases=asked.biases,
+        made=lambda: asked.made_of(mine, supposed),
     )
 
 

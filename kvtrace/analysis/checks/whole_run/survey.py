@@ -36,6 +36,7 @@ class Survey:
         padded: Sequences that are padded behind or within their text, which the lane is not.
         apart: So many steps of one token each, one after the other, lack the row of the one before.
         again: That a text was fed again on top of itself, a sentence; empty: it was not.
+        steep: Sites whose large scores carried rounding to their output.
     """
 
     trace: Trace
@@ -49,6 +50,7 @@ class Survey:
     padded: set[int] = field(default_factory=set)
     apart: int = 0
     again: str = ""
+    steep: set[int] = field(default_factory=set)
     _top: NDArray[np.float64] | None = None
     _unexplained: dict[int, float] = field(default_factory=dict)
 
@@ -101,7 +103,7 @@ class Survey:
     def caveats(self) -> tuple[str, ...]:
         """What a verdict does not cover."""
         told = (self._random(), self._unseen(), self._left_out(), self._right(), self._doubts())
-        return tuple(filter(None, (*told, self._each_anew(), self.again)))
+        return tuple(filter(None, (*told, self._each_anew(), self.again, self._steep())))
 
     def _random(self) -> str:
         found = (one.text for one in self.trace.notes if one.text.startswith(NOT_REPEATABLE))
@@ -134,6 +136,15 @@ class Survey:
         return (
             f"{self.apart} steps of one token each begin without the row of the step before, as if "
             "each were another answer to the same text: if they are one text, its cache loses them"
+        )
+
+    def _steep(self) -> str:
+        if not self.steep:
+            return ""
+        which = _some([f"layer {self.trace.site(site).layer}" for site in sorted(self.steep)])
+        return (
+            f"{which}: scores are so large that rounding of queries and keys moves the output; the "
+            "output is right for what went in, and layers behind may differ more"
         )
 
     def _doubts(self) -> str:

@@ -23,6 +23,7 @@ from kvtrace.analysis.checks.scenes.rows import (
 )
 from kvtrace.analysis.checks.scenes.scene import Scene
 from kvtrace.analysis.checks.wrong_output.added import other_bias
+from kvtrace.analysis.checks.wrong_output.carried import follows
 from kvtrace.analysis.checks.wrong_output.mixed_rows import Mixture, best_only, leaked, seen_instead
 from kvtrace.analysis.checks.wrong_output.one_number import bent
 from kvtrace.analysis.checks.wrong_output.precision import Mixed, ran_in
@@ -50,6 +51,9 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
         at = (scene.step, scene.layer, tensor)
         return Finding(name, *at, evidence + which, head, query)
 
+    if follows(scene):
+        coarse = _coarse(scene)
+        return None if coarse is None else found(*coarse)
     order = head_order(mine, theirs, atol)
     if order is not None:
         evidence = f"output heads {list(order)} stand where 0, 1, 2 … should"
