@@ -10,7 +10,7 @@ from kvtrace_tui.actions import ACTIONS, BY_ID, footer
 from kvtrace_tui.desk import moves
 from kvtrace_tui.desk.cursor import View
 from kvtrace_tui.desk.desk import TRAITS, Desk, Recording
-from kvtrace_tui.found import Found
+from kvtrace_tui.found import Answer, Found
 
 
 class Stage:
@@ -185,6 +185,12 @@ def test_c_goes_to_breakpoints_and_findings(desk):
         desk.message
         == "no breakpoint or finding before step 5: b sets one here, B edits conditions"
     )
+
+
+def test_while_the_check_goes_on_c_does_not_claim_that_nothing_is_left(desk):
+    desk.answer = Answer("checking")
+    press(desk, "next_stop")
+    assert "step 1: the trace is still being checked; b sets one here" in desk.message
 
 
 def test_conditions_are_edited_as_text(desk):

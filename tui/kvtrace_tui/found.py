@@ -98,6 +98,11 @@ class Answer:
     lines: tuple[str, ...] = ()
 
     @property
+    def awaited(self) -> bool:
+        """It is still being looked for."""
+        return self.verdict == "checking"
+
+    @property
     def equal(self) -> bool:
         """Nothing but rounding."""
         return self.verdict.startswith("equal")

@@ -30,6 +30,8 @@ def stop_by(direction: int) -> Deed:
             way = "b sets one here, B edits conditions"
             if other is not None:
                 way = f"{'C goes back' if direction > 0 else 'c goes on'} to step {other.step}"
+            if desk.answer.awaited:
+                way = f"the trace is still being checked; {way}"
             desk.say(f"no breakpoint or finding {where} step {desk.cursor.step}: {way}")
             return
         if stop.found is not None:

@@ -57,7 +57,7 @@ def answer_rows(answer: Answer, found: Sequence[Found], width: int) -> Iterator[
         for part in textwrap.wrap(text, max(width - 6, 20)):
             yield [(f"   {part}", ink.TEXT)]
     yield []
-    if not found and answer.verdict != "checking":
+    if not found and not answer.awaited:
         yield [(" Nothing was found, and nobody wrote anything into this trace.", ink.DIM)]
 
 
