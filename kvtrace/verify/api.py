@@ -144,8 +144,8 @@ class _Check:
         trials = [
             self._decoded(ids, new_tokens, f"decode{at or ''}") for at, ids in enumerate(given)
         ]
-        limits = trials[0].report.limits
-        if limits is not None and self.first is not None:
+        limits, nothing = trials[0].report.limits, trials[0].report.keeps_nothing
+        if (limits is not None or nothing) and self.first is not None:
             tokens, others = tokens_of(self.first), given if len(given) > 1 else ()
             planned = plans(self.model, tokens, self._start, others=others, ways=ways)
             trials += self._others(limits, beyond(self.first), planned)
@@ -206,7 +206,7 @@ class _Check:
         return [checked(open_trace(path), str(path)) for path in paths]
 
     def _others(
-        self, limits: Noise, fresh: Mapping[int, int], planned: Sequence[Plan]
+        self, limits: Noise | None, fresh: Mapping[int, int], planned: Sequence[Plan]
     ) -> list[Trial]:
         """What the other ways say, judged by what the first run told of rounding."""
         found = tried(
@@ -220,7 +220,7 @@ class _Check:
         ]
 
 
-def _judged(one: Recorded, limits: Noise, fresh: Mapping[int, int] | None) -> Trial:
+def _judged(one: Recorded, limits: Noise | None, fresh: Mapping[int, int] | None) -> Trial:
     if one.path is None:
         return Trial(one.title, Report(UNCHECKED, reason=one.trouble), essential=False)
     trace = open_trace(one.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from kvtrace.analysis.checks.whole_run.leftover import beyond
 from kvtrace.errors import WriteError
 from kvtrace.files import open_trace
 from kvtrace.record import record
+from kvtrace.record.api import Wishes
 from kvtrace.text import safe
 from kvtrace.trace import ModelCard, Trace
 from kvtrace.verify.plans import Plan
@@ -86,10 +88,34 @@ def _tried(
     card: ModelCard | None,
     fresh: Mapping[int, int],
 ) -> Recorded:
-    recording = record(
-        plan.model, path, tokenizer=tokenizer, model_card=card, keep_rows=True, force=True
-    )
-    trouble = ""
+    wishes: Wishes = {
+        "tokenizer": tokenizer,
+        "model_card": card,
+        "keep_rows": True,
+        "force": True,
+    }
+    recording = record(plan.model, path, **wishes)
+    trouble = _driven(recording, drive)
+    if isinstance(recording.failure, WriteError):
+        raise recording.failure
+    if not trouble and not recording.steps:  # its forward is not what they call
+        path.unlink(missing_ok=True)
+        trouble = _driven(record(path, **wishes), drive)
+    if trouble or not path.exists():
+        path.unlink(missing_ok=True)
+        return Recorded(plan.way, plan.title, None, trouble or "its forward was not seen")
+    if plan.keeps and _began_with_more(path, fresh):
+        path.unlink()
+        return Recorded(plan.way, plan.title, None, _NOT_EMPTIED)
+    return Recorded(plan.way, plan.title, path, presumed=plan.presumed)
+
+
+def _driven(recording: AbstractContextManager[object], drive: Callable[[], object]) -> str:
+    """What went wrong inside a recording, in code that is not ours; empty: nothing.
+
+    Raises:
+        WriteError: A trace can't be written.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -98,17 +124,9 @@ def _tried(
         except WriteError:
             raise
         except Exception as error:
-            # not our code: a model need not be able to do this
-            trouble = safe(f"{type(error).__name__}: {error}".partition("\n")[0], 300)
-    if isinstance(recording.failure, WriteError):
-        raise recording.failure
-    if trouble or not recording.steps:
-        path.unlink(missing_ok=True)
-        return Recorded(plan.way, plan.title, None, trouble or "its forward was not seen")
-    if plan.keeps and _began_with_more(path, fresh):
-        path.unlink()
-        return Recorded(plan.way, plan.title, None, _NOT_EMPTIED)
-    return Recorded(plan.way, plan.title, path, presumed=plan.presumed)
+            # a model need not be able to do this
+            return safe(f"{type(error).__name__}: {error}".partition("\n")[0], 300)
+    return ""
 
 
 def _began_with_more(path: Path, fresh: Mapping[int, int]) -> bool:

@@ -137,6 +137,7 @@ class Report:
         caveats: What the verdict does not cover, a sentence each.
         trials: The runs this one is about, when it is about several; each with its own report.
         limits: What counted as rounding; None where nothing was compared, or for several runs.
+        keeps_nothing: The run has no cache, so that there was nothing to check.
     """
 
     verdict: str
@@ -149,6 +150,7 @@ class Report:
     caveats: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     limits: Noise | None = field(default=None, compare=False, repr=False)
+    keeps_nothing: bool = False
 
     @property
     def ok(self) -> bool:
@@ -196,6 +198,9 @@ def together(trials: Sequence[Trial]) -> Report:
     # a way that the model is not made for says nothing of how exact the others are
     judged = [one for one in reports if one.verdict != UNCHECKED] or reports
     needed = [one.report for one in trials if one.essential]
+    if any(one.ok for one in reports):
+        # another way has the cache that a call of the model does without
+        needed = [one for one in needed if not one.keeps_nothing] or judged
     verdict, reason = EQUAL, next((one.reason for one in reports if one.ok), "")
     first = next((one for one in reports if one.verdict == DIVERGED), None)
     unchecked = next((one for one in needed if one.verdict == UNCHECKED), None)

@@ -45,7 +45,7 @@ def check(
     if why:
         left = _left_alone(trace, fresh)
         if left is None:
-            return Report(UNCHECKED, reason=why)
+            return Report(UNCHECKED, reason=why, keeps_nothing=_keeps_nothing(trace))
         return Report(DIVERGED, (left,), noise(trace, lane).reason)
     survey, trouble = Survey(trace, lane, on_step), ""
     telling = Telling(trace, on_finding)
@@ -127,7 +127,7 @@ def _uncompared(trace: Trace, lane: str) -> str:
             "recording began, of tokens that it has not seen; record from the first token on (if "
             "a new text begins there, its cache was not reset)"
         )
-    if len(trace) > 1 and all(one.kind == "uncached" for one in trace.meta.cache_layers):
+    if _keeps_nothing(trace):
         return _no_cache(trace)
     said = [note.text for note in trace.notes if note.kind == "note"]
     notes = [text for text in said if lane in text or text.endswith(WEIGHTS_CHANGED)]
@@ -171,6 +171,7 @@ def _report(
         survey.logits,
         caveats,
         limits=None if verdict == UNCHECKED else limits,
+        keeps_nothing=verdict == UNCHECKED and _keeps_nothing(trace),
     )
 
 
@@ -191,6 +192,12 @@ def _gap(trace: Trace, survey: Survey) -> str:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         return f"{equal}, but {left[0]}{more} could not be compared, nor all logits"
     return ""
+
+
+def _keeps_nothing(trace: Trace) -> bool:
+    """Whether attention was seen step after step, and none of it read a cache."""
+    layers = trace.meta.cache_layers
+    return len(trace) > 1 and all(one.kind == "uncached" for one in layers)
 
 
 def _no_cache(trace: Trace) -> str:
