@@ -26,6 +26,7 @@ from kvtrace.analysis.checks.wrong_output.added import other_bias
 from kvtrace.analysis.checks.wrong_output.carried import follows
 from kvtrace.analysis.checks.wrong_output.mixed_rows import Mixture, best_only, leaked, seen_instead
 from kvtrace.analysis.checks.wrong_output.one_number import bent
+from kvtrace.analysis.checks.wrong_output.own_scores import own_scores
 from kvtrace.analysis.checks.wrong_output.precision import Mixed, ran_in
 from kvtrace.analysis.checks.wrong_output.sums import factors_of, unlike_one
 from kvtrace.analysis.checks.wrong_output.visibility import said_of
@@ -67,6 +68,9 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
         coarse = _coarse(scene) if fits else None
         if coarse is not None:
             return found(*coarse)
+        if whole and own_scores(scene, one, query, heads):
+            evidence = f"output is off by {far:.3g}, as its own q and k make it, which are rounded"
+            return found("UNKNOWN", "output", evidence)
         named = (
             _unwritten(scene, identity, part)
             or _looked(scene, identity, part, query, heads)
