@@ -122,6 +122,21 @@ def test_an_encoders_rows_that_are_computed_anew_each_step_are_no_cache(name, tm
     assert "has no KV cache" in report.reason
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_the_mask_of_an_encoders_text_places_no_token_of_its_decoder(name, tmp_path):
+    model = READERS[name]()
+    mask = torch.ones_like(IDS).repeat(2, 1)
+    mask[1, :4] = 0
+
+    def run():
+        ids = IDS.repeat(2, 1)
+        return model.generate(ids, attention_mask=mask, max_new_tokens=3, use_cache=False)
+
+    trace, _ = recorded(model, run, tmp_path / "a.kvt")
+    for step in list(trace)[1:]:  # the first is the encoder's pass
+        assert [list(row) for row in step.positions] == [list(range(step.new))] * 2
+
+
 def test_an_assistant_of_an_encoder_decoder_is_rolled_back_too(tmp_path):
     model, assistant = READERS["t5"](), READERS["t5"](seed=1)
 

@@ -68,11 +68,10 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
         coarse = _coarse(scene) if fits else None
         if coarse is not None:
             return found(*coarse)
-        if whole and own_scores(scene, one, query, heads):
-            evidence = f"output is off by {far:.3g}, as its own q and k make it, which are rounded"
-            return found("UNKNOWN", "output", evidence)
+        own = f"output is off by {far:.3g}, as its own q and k make it, which are rounded"
         named = (
-            _unwritten(scene, identity, part)
+            (("UNKNOWN", "output", own) if whole and own_scores(scene, one, query, heads) else None)
+            or _unwritten(scene, identity, part)
             or _looked(scene, identity, part, query, heads)
             or unlike_one(scene, part)
             or other_bias(scene, part, query, heads)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from kvtrace.record.capture.tokens.positions import mask_name
+
 _POSITION = re.compile(r"(^|_)(pos|position|positions|start|offset|past_len|past_length)(_|s?$)")
 
 _HELD = re.compile(r"(^|_)(seq_?|cache_?|past_?|kv_?|context_?)?(len|lens|length|lengths|seqlens)$")
@@ -33,7 +35,7 @@ def extends(tokens: Tensor, before: Tensor) -> bool:
 
 def start(arguments: Mapping[str, object], tokens: Tensor | None, new: int) -> int | None:
     """Position of the first token as an argument says it; None where none does."""
-    mask = arguments.get("attention_mask")
+    mask = arguments.get(mask_name(arguments))
     if isinstance(mask, Tensor) and mask.dim() == 2 and tokens is not None:
         whole = mask.shape[0] == tokens.shape[0] and not mask.is_floating_point()
         if whole and mask.shape[1] > new:
@@ -71,7 +73,7 @@ def held(arguments: Mapping[str, object], sequences: int) -> tuple[int, ...] | N
 
 def padding(arguments: Mapping[str, object]) -> tuple[int, ...] | None:
     """Hidden tokens at the left, per sequence, as an attention mask says it."""
-    mask = arguments.get("attention_mask")
+    mask = arguments.get(mask_name(arguments))
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
     shown = mask != 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -21,10 +23,7 @@ def positions(forward: Forward, at: tuple[int, ...] | None = None) -> Positions:
         at: Position of its first token per sequence, where its rows tell it.
     """
     new, sequences = forward.new, forward.sequences
-    given_encoder = any(
-        name in forward.arguments for name in ("encoder_outputs", "decoder_input_ids")
-    )
-    mask = forward.argument("decoder_attention_mask" if given_encoder else "attention_mask")
+    mask = forward.argument(mask_name(forward.arguments))
     start, pads = _past(forward), [0] * sequences
     if mask is not None and mask.dim() == 2 and mask.shape[1] >= new:
         start = _before(mask, new, start)
@@ -49,6 +48,12 @@ def positions(forward: Forward, at: tuple[int, ...] | None = None) -> Positions:
         else:
             out.append(tuple(n if n < 0 else t for n, t in zip(counted, told, strict=True)))
     return tuple(out)
+
+
+def mask_name(arguments: Mapping[str, object]) -> str:
+    """The argument that hides tokens of this text: what a decoder is given has another one."""
+    given_encoder = "encoder_outputs" in arguments or "decoder_input_ids" in arguments
+    return "decoder_attention_mask" if given_encoder else "attention_mask"
 
 
 def _before(mask: Tensor, new: int, held: int) -> int:
