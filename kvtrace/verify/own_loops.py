@@ -15,6 +15,7 @@ from torch import nn
 
 from kvtrace.record.chance import own_chance
 from kvtrace.record.driving.trying.observe import (
+    FORMS,
     Generation,
     SeenEnoughError,
     counting_all,
@@ -40,8 +41,8 @@ def own_loops(
         count: Tokens to generate.
     """
     found: dict[str, Generation] = {}
-    for listed in (False, True):
-        for name, call in generations(model, script, listed=listed):
+    for form in FORMS:
+        for name, call in generations(model, script, form):
             for one in (call, counting_all(call)):
                 if name not in found and _runs(model, script, one, prompt, count):
                     found[name] = one

@@ -11,8 +11,9 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,11 @@ from kvtrace.record.local import device_of
 
 Generation = Callable[[nn.Module, Sequence[int], int], object]
 """(model, prompt, tokens to generate) to whatever it returns."""
+
+Form = Literal["tensor", "list", "lists"]
+"""A prompt as loops take it: a tensor [1, ids], a list of ids, or a list of such lists."""
+
+FORMS: tuple[Form, ...] = ("tensor", "list", "lists")
 
 NEW_TOKENS = 3
 _WINDOW = 1024
@@ -71,7 +77,8 @@ def observed(trials: Trials, signature: Signature) -> Observed:
     """
     prompt = trials.tokens[: trials.prefill]
     unfilled: frozenset[str] = frozenset()
-    for _, call in generations(trials.model, trials.script):
+    each = (generations(trials.model, trials.script, form) for form in FORMS)
+    for _, call in chain.from_iterable(each):
         for one in (call, counting_all(call)):
             with nothing_left(trials.model, trials.script):
                 calls, given = _watched(one, trials.fresh(), signature, prompt)
@@ -114,32 +121,32 @@ def matches(seen: Sequence[Pattern], calls: Sequence[Pattern]) -> bool:
 
 
 def generations(
-    model: nn.Module, script: ModuleType | None, *, listed: bool = False
+    model: nn.Module, script: ModuleType | None, form: Form = "tensor"
 ) -> Iterator[tuple[str, Generation]]:
     """Methods and functions that generate, by their names.
 
     Args:
         model: Whose methods.
         script: Of the user's, whose functions are given the model first.
-        listed: They are given a list of ids, no tensor [1, ids].
+        form: Of the prompt that they are given.
     """
     for name in generators(model):
-        yield name, _by_method(name, listed)
+        yield name, _by_method(name, form)
     for name, function in [] if script is None else list(vars(script).items()):
         if inspect.isfunction(function) and _GENERATES.fullmatch(name.lower()):
-            yield name, _by_function(function, listed)
+            yield name, _by_function(function, form)
 
 
-def _by_method(name: str, listed: bool) -> Generation:
+def _by_method(name: str, form: Form) -> Generation:
     def call(model: nn.Module, prompt: Sequence[int], count: int) -> None:
-        _call(getattr(model, name), None, model, prompt, count, listed)
+        _call(getattr(model, name), None, model, prompt, count, form)
 
     return call
 
 
-def _by_function(function: Callable[..., object], listed: bool) -> Generation:
+def _by_function(function: Callable[..., object], form: Form) -> Generation:
     def call(model: nn.Module, prompt: Sequence[int], count: int) -> None:
-        _call(function, model, model, prompt, count, listed)
+        _call(function, model, model, prompt, count, form)
 
     return call
 
@@ -150,15 +157,16 @@ def _call(
     model: nn.Module,
     prompt: Sequence[int],
     count: int,
-    listed: bool,
+    form: Form,
 ) -> None:
     """Their function with a prompt and a number of new tokens."""
     device = device_of(model)
     ids = torch.tensor([list(prompt)], device=device)
     unnamed, named = generation_arguments(function, ids, count, first)
-    if listed:
-        unnamed = tuple(list(prompt) if one is ids else one for one in unnamed)
-        named = {name: list(prompt) if one is ids else one for name, one in named.items()}
+    if form != "tensor":
+        given = list(prompt) if form == "list" else [list(prompt)]
+        unnamed = tuple(given if one is ids else one for one in unnamed)
+        named = {name: given if one is ids else one for name, one in named.items()}
     result = function(*unnamed, **named)
     if inspect.isgenerator(result):
         for _, _ in zip(range(count), result, strict=False):

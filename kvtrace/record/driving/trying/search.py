@@ -16,6 +16,7 @@ from kvtrace.record.driving.trying.failures import Failures, asks_for_a_cache
 from kvtrace.record.driving.trying.found import FoundWay, found_cached, found_uncached
 from kvtrace.record.driving.trying.observe import matches, observed
 from kvtrace.record.driving.trying.patterns import Pattern
+from kvtrace.record.driving.trying.preferred import closest_first, unless_their_own
 from kvtrace.record.driving.trying.private import private_copy
 from kvtrace.record.driving.trying.unnamed import shown, suspected
 from kvtrace.record.driving.ways.beside import given_beside
@@ -148,7 +149,8 @@ class Search:
                 self._note(tried, trials, differing, forgetting)
             elif tried.keeps and tried.verdict == "differs":
                 slicing.append(tried)
-        differing = _closest_first(differing, slicing)
+        differing = closest_first(differing, slicing)
+        agreeing = unless_their_own(agreeing, differing)
         meant = self.failures.stumbled is None  # else a way that forgets is not it
         forgetting = [one for one in forgetting if meant and _speaks_of_a_cache(one.way, trials)]
         if agreeing and differing and _alike(agreeing[0].way, differing[0].way):
@@ -311,14 +313,6 @@ def _unless_left_empty(best: Tried | None, unfilled: frozenset[str]) -> Tried | 
     if best is None or best.verdict == "agrees" or best.way.cache is None:
         return best
     return None if unfilled.issuperset(best.way.cache.names) else best
-
-
-def _closest_first(differing: list[Tried], slicing: Sequence[Tried]) -> list[Tried]:
-    """Ways whose steps differ; those of a model that takes its new tokens itself, if far closer."""
-    near = min(slicing, key=lambda tried: tried.difference, default=None)
-    if near is None or (differing and near.difference * 5 > differing[0].difference):
-        return differing
-    return [near, *differing]
 
 
 def _speaks_of_a_cache(way: Way, trials: Trials) -> bool:

@@ -296,6 +296,9 @@ def begins_of(model: nn.Module, parameter: Parameter, script: ModuleType | None)
     return found
 
 
+OF_TRANSFORMERS = "transformers' DynamicCache()"
+
+
 def transformers_cache() -> Begin:
     """The cache that transformers' models take."""
 
@@ -304,4 +307,4 @@ def transformers_cache() -> Begin:
 
         return DynamicCache()
 
-    return Begin("transformers' DynamicCache()", make)
+    return Begin(OF_TRANSFORMERS, make)
