@@ -1,5 +1,6 @@
 """Caches that lose their newest rows between steps: every step alone is right, the text is not."""
 
+import pytest
 import torch
 
 import kvtrace
@@ -102,4 +103,40 @@ def test_a_window_that_slides_on_loses_nothing():
             tokens, prompt_lookup_num_tokens=3, max_new_tokens=12, pad_token_id=0
         ),
     )
+    assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+@torch.no_grad()
+def decoded(model, back_at, steps=8):
+    """A plain loop that crops its newest row once, as an index that is off by one does."""
+    logits, past = model(torch.tensor([PROMPT]))
+    for step in range(steps):
+        if step == back_at:
+            past = [(k[:, :, :-1], v[:, :, :-1]) for k, v in past]
+        logits, past = model(logits[:, -1:].argmax(-1), past)
+
+
+@pytest.mark.parametrize("back_at", [0, 4])
+def test_a_loop_that_goes_back_once_writes_over_its_newest_row(back_at):
+    model = made(tuple_cat.GPT)
+    report = kvtrace.check(model, run=lambda: decoded(model, back_at))
+    assert first(report) == ("ROW-OVERWRITTEN", back_at + 1, 0)
+    assert "every other step goes on after the likeliest too" in report.findings[0].evidence
+
+
+@torch.no_grad()
+def tried_again(model, steps=8):
+    """A loop that takes back a token, and goes on with another one."""
+    logits, past = model(torch.tensor([PROMPT]))
+    for step in range(steps):
+        before = past
+        likeliest = logits[0, -1].topk(2).indices
+        logits, past = model(likeliest[:1, None], before)
+        if step == 4:
+            logits, past = model(likeliest[1:, None], before)
+
+
+def test_a_token_that_is_taken_back_for_the_next_best_loses_nothing():
+    model = made(tuple_cat.GPT)
+    report = kvtrace.check(model, run=lambda: tried_again(model))
     assert (report.verdict, report.findings) == (EQUAL, ())

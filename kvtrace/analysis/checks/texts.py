@@ -13,6 +13,7 @@ from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.whole_run.encoders import cached_again, encoded_anew
 from kvtrace.analysis.checks.whole_run.forgotten import Forgotten
 from kvtrace.analysis.checks.whole_run.leftover import leftover
+from kvtrace.analysis.checks.whole_run.not_reordered import NotReordered
 from kvtrace.analysis.checks.whole_run.padded import padded_inside
 from kvtrace.analysis.checks.whole_run.survey import Survey
 from kvtrace.errors import TraceError
@@ -38,9 +39,10 @@ class Texts:
     _stale: bool = False
     _before: Step | None = None
     _lost: Forgotten = field(init=False)
+    _beams: NotReordered = field(init=False)
 
     def __post_init__(self) -> None:
-        self._lost = Forgotten(self.trace)
+        self._lost, self._beams = Forgotten(self.trace), NotReordered(self.trace)
 
     def tell(self, survey: Survey) -> None:
         """Tell what the comparison of lanes does not cover."""
@@ -60,7 +62,8 @@ class Texts:
 
     def _seen(self, step: Step, before: Step | None, *, looking: bool) -> list[Finding]:
         trace = self.trace
-        lost, other = self._lost.add(step, before), None
+        lost, other = self._lost.add(step, before, looking=looking), None
+        mixed = self._beams.add(step, before)
         self.padded |= set(padded_inside(trace, step))
         if looking and not self._stale:
             other = (
@@ -72,7 +75,7 @@ class Texts:
             other = None
         self._stale = self._stale or other is not None
         self.astray = other is not None and step.parent is not None and step.new > 1
-        return [one for one in (lost, other) if one is not None]
+        return [one for one in (lost, mixed, other) if one is not None]
 
     def _known_better(self, step: Step, found: Finding) -> bool:
         """Whether comparing lanes tells whose rows were there before a text began."""

@@ -3,7 +3,8 @@
 A step that begins a cache begins a text. Where it is told to begin at the very position at which
 the step before it ended, it is no new text: the cache was dropped on the way. Tokens tell the same:
 who feeds the one that the step before holds for the likeliest means to go on from there, not from
-a cache that is empty or ends where that step began. Once may be chance, twice in a row is none.
+a cache that is empty or ends where that step began. Once may be chance, twice in a row is none,
+and none it is in a run that feeds the likeliest token in each of its other steps.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from dataclasses import dataclass, replace
 
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.trace import Step, Trace
+
+_SURE = 3
+"""Steps that were fed the likeliest token, and none another one: this is how the run goes on."""
 
 
 @dataclass(slots=True)
@@ -29,13 +33,17 @@ class Forgotten:
     named: bool = False
     _in_a_row: int = 0
     _maybe: Finding | None = None
+    _once: Finding | None = None
+    _greedy: int = 0
+    _strayed: bool = False
 
-    def add(self, step: Step, before: Step | None) -> Finding | None:
+    def add(self, step: Step, before: Step | None, *, looking: bool = True) -> Finding | None:
         """What the next step shows, of itself or of the step before.
 
         Args:
             step: Any.
             before: The one recorded before it; None: there is none.
+            looking: Nothing else is wrong so far; else that tells more of where a text goes on.
         """
         maybe, self._maybe = self._maybe, None
         in_a_row, self._in_a_row = self._in_a_row, 0
@@ -45,12 +53,18 @@ class Forgotten:
         if step.parent is None and empty and _told_to_go_on(step, before):
             where = f"was given position {step.positions[0][0]}, where step {before.number} ended"
             return self._finding(step, before, where)
-        if self.named or not (_cropped(step, before) or (step.parent is None and empty)):
+        likeliest = _fed_the_likeliest(step, before)
+        begins = step.parent is None and empty
+        if not begins:
+            once = self._only_once(step, before, likeliest, looking)
+            if once is not None:
+                return once
+        if self.named or not (begins or _cropped(step, before)):
             return None
         if step.new == 1:
             self._in_a_row = in_a_row + 1
             self.apart = max(self.apart, self._in_a_row)
-        if not _fed_the_likeliest(step, before):
+        if not likeliest:
             return None
         self._maybe = self._finding(
             step, before, f"was fed the likeliest token after step {before.number}"
@@ -60,17 +74,44 @@ class Forgotten:
             maybe, evidence=f"{maybe.evidence}; so it is in step {step.number}"
         )
 
-    def _finding(self, step: Step, before: Step, where: str) -> Finding:
+    def _only_once(
+        self, step: Step, before: Step, likeliest: bool, looking: bool
+    ) -> Finding | None:
+        """A step that alone goes back over the last row, once the rest of the run is known.
+
+        Whoever takes the likeliest token in every step has no other answer to try: what goes back
+        for one does not mean to. A step that is fed another token, or several, may.
+        """
+        again = step.tokens == tuple(row[-1:] for row in before.tokens)
+        if step.new > 1 or not (likeliest or again) or not looking:
+            self._strayed |= step.new == 1 or bool(self._greedy)
+            self._once = None
+            return None
+        once = self._once
+        if likeliest and not self.named and _goes_back(step, before):
+            where = f"was fed the likeliest token after step {before.number}"
+            self._once = once or self._finding(step, before, where, once=True)
+        else:
+            self._greedy += likeliest
+        if once is None or self._strayed or self.named or self._greedy < _SURE:
+            return None
+        self.named = True
+        return replace(
+            once, evidence=f"{once.evidence}; every other step goes on after the likeliest too"
+        )
+
+    def _finding(self, step: Step, before: Step, where: str, *, once: bool = False) -> Finding:
         layer = step.caches[0].layers[0]
         site = next((one.index for one in self.trace.meta.sites if one.reads == layer), 0)
         at = (step.number, site, "k")
-        if step.parent is not None and not step.events:
+        if step.parent is not None and (once or not step.events):
             place = step.positions[0][0]
+            ended = before.positions[0][-1] + 1
             evidence = (
-                f"the step {where}, and goes on at position {place} as that step did: its row is "
-                "written over that one's"
+                f"the step {where}, and goes on at position {place}, where that one ended before "
+                f"{ended}: its row is written over one of that step's"
             )
-            return Finding("ROW-OVERWRITTEN", *at, evidence, row=0)
+            return Finding("ROW-OVERWRITTEN", *at, evidence, row=_begins_with(step, layer))
         left = _begins_with(step, layer)
         missing = max(row[-1] + 1 for row in before.positions if row) - left
         has = f"begins with only {left} rows" if left else "is empty"
@@ -84,6 +125,30 @@ def _told_to_go_on(step: Step, before: Step) -> bool:
     ends = [row[-1] + 1 for row in before.positions if row]
     starts = [row[0] for row in step.positions if row]
     return bool(starts) and starts == ends and min(starts) >= 1
+
+
+def _goes_back(step: Step, before: Step) -> bool:
+    """Whether each sequence stands where the step before was, in place of that step's last row."""
+    layer = step.caches[0].layers[0]
+    here, wrote = step.cache_step(layer), before.cache_step(layer)
+    if here is None or wrote is None or not _began_within(step, before):
+        return False
+    rows = max(wrote.rows, 1)
+    last = {wrote.first_cell + (n + 1) * rows - 1 for n in range(before.num_sequences)}
+    runs = [run for sequence in here.attended for run in sequence]
+    return not any(run.cell <= cell < run.cell + run.count for run in runs for cell in last)
+
+
+def _began_within(step: Step, before: Step) -> bool:
+    """Whether each sequence begins at a position that the step before had, of which some are left.
+
+    One that becomes several is held against itself.
+    """
+    if before.num_sequences not in (1, step.num_sequences):
+        return False
+    ends = before.positions * (step.num_sequences // before.num_sequences)
+    pairs = [*zip(step.positions, ends, strict=True)]
+    return bool(pairs) and all(row and last and 0 < row[0] <= last[-1] for row, last in pairs)
 
 
 def _cropped(step: Step, before: Step) -> bool:
@@ -124,8 +189,11 @@ def _begins_with(step: Step, layer: int) -> int:
 def _fed_the_likeliest(step: Step, before: Step) -> bool:
     """Whether each sequence was fed the one token that the step before holds for the likeliest.
 
-    The same token again tells nothing: a step may be repeated, to time it.
+    Several that go on after one take as many of its likeliest tokens. The same token again tells
+    nothing: a step may be repeated, to time it.
     """
     likeliest = [(one.ids[0],) if one.ids else () for one in before.top]
+    if len(before.top) == 1 < step.num_sequences:
+        likeliest = [(one,) for one in before.top[0].ids[: step.num_sequences]]
     again = [row[-1:] for row in before.tokens]
     return step.new == 1 and bool(likeliest) and list(step.tokens) == likeliest != again

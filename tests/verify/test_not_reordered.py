@@ -1,0 +1,77 @@
+"""Beam searches that take tokens over from one another, with their rows or without."""
+
+import pytest
+import torch
+
+import kvtrace
+from kvtrace.analysis.checks import DIVERGED, EQUAL
+from kvtrace_fixtures.custom import tuple_cat
+
+PROMPT = [7, 22, 48, 3, 31, 15]
+
+
+def made():
+    torch.manual_seed(3)
+    model = tuple_cat.GPT()
+    for weight in model.parameters():
+        weight.data *= 2 if weight.dim() > 1 else 1
+    return model.eval()
+
+
+@torch.no_grad()
+def search(model, *, reorder, beams=3, steps=8):
+    """A beam search as people write it."""
+    logits, past = model(torch.tensor([PROMPT] * beams))
+    scores, tokens = logits[0, -1].log_softmax(-1).topk(beams)
+    for _ in range(steps):
+        logits, past = model(tokens[:, None], past)
+        total = scores[:, None] + logits[:, -1].log_softmax(-1)
+        scores, flat = total.view(-1).topk(beams)
+        source, tokens = flat // logits.shape[-1], flat % logits.shape[-1]
+        if reorder:
+            past = [(k[source], v[source]) for k, v in past]
+
+
+@torch.no_grad()
+def guided(model, steps=8):
+    """Two texts are fed the same token, which either of them alone would not have chosen."""
+    logits, past = model(torch.tensor([PROMPT, PROMPT[::-1]]))
+    for _ in range(steps):
+        token = (3 * logits[0, -1] - 2 * logits[1, -1]).argmax()
+        logits, past = model(token.expand(2, 1), past)
+
+
+@torch.no_grad()
+def sampled(model, seed, steps=12):
+    """Several texts, each with a token of its own distribution."""
+    torch.manual_seed(seed)
+    logits, past = model(torch.tensor([PROMPT] * 4))
+    for _ in range(steps):
+        logits, past = model(torch.multinomial(logits[:, -1].softmax(-1), 1), past)
+
+
+def test_beams_whose_rows_are_not_reordered_hold_those_of_other_texts():
+    model = made()
+    report = kvtrace.check(model, run=lambda: search(model, reorder=False))
+    assert (report.verdict, report.findings[0].name) == (DIVERGED, "WRONG-BATCH-ROW")
+    assert "tokens were reordered, rows were not" in report.findings[0].evidence
+
+
+@pytest.mark.parametrize("beams", [2, 3, 5])
+def test_beams_that_are_reordered_hold_their_own_rows(beams):
+    model = made()
+    report = kvtrace.check(model, run=lambda: search(model, reorder=True, beams=beams))
+    assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+def test_guided_texts_hold_their_own_rows():
+    model = made()
+    report = kvtrace.check(model, run=lambda: guided(model))
+    assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sampled_texts_hold_their_own_rows(seed):
+    model = made()
+    report = kvtrace.check(model, run=lambda: sampled(model, seed))
+    assert (report.verdict, report.findings) == (EQUAL, ())
