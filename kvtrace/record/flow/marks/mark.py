@@ -140,7 +140,7 @@ def summed(first: Mark, second: Mark) -> Mark:
         if len(other) != 1 or mine.size(one) != theirs.size(other):
             return as_bias
         names[other] = one
-    for letter, size in theirs.sizes.items():
+    for letter, size in tuple(theirs.sizes.items()):  # they may be those of the first, too
         if letter not in names:
             names[letter] = mine.new(size)
     parts = tuple(
