@@ -143,8 +143,9 @@ class Survey:
             return ""
         which = _some([f"layer {self.trace.site(site).layer}" for site in sorted(self.steep)])
         return (
-            f"{which}: scores are so large that rounding of queries and keys moves the output; the "
-            "output is right for what went in, and layers behind may differ more"
+            f"{which}: rounding of what went in moves the output by more than rounding usually "
+            "does, as where scores are large; it is right for what went in, and layers behind may "
+            "differ more"
         )
 
     def _doubts(self) -> str:
