@@ -101,7 +101,14 @@ class Toy:
         visible = cached.pop("visible", None)
         if visible is None:
             visible = self.mask(places, supposed)
-        mine, _ = self.side(cached.pop("q", self.q[:, places]), k, v, visible, **cached)
+        q = cached.pop("q", self.q[:, places])
+        mine, _ = self.side(q, k, v, visible, **cached)
+
+        def made():
+            if k.shape != self.k[:, :end].shape or not np.array_equal(supposed, every):
+                return None
+            return self.side(q, k, v, self.mask(places, every))[0].output, reference.output
+
         atol = 1e-4
         return Scene(
             step=3,
@@ -125,6 +132,7 @@ class Toy:
             layers=2,
             sequences=2,
             first_site=self.layer == 0,
+            made=made,
         )
 
 

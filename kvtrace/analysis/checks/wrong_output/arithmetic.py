@@ -26,7 +26,6 @@ from kvtrace.analysis.checks.wrong_output.added import other_bias
 from kvtrace.analysis.checks.wrong_output.carried import follows
 from kvtrace.analysis.checks.wrong_output.mixed_rows import Mixture, best_only, leaked, seen_instead
 from kvtrace.analysis.checks.wrong_output.one_number import bent
-from kvtrace.analysis.checks.wrong_output.own_scores import own_scores
 from kvtrace.analysis.checks.wrong_output.precision import Mixed, ran_in
 from kvtrace.analysis.checks.wrong_output.sums import factors_of, unlike_one
 from kvtrace.analysis.checks.wrong_output.visibility import said_of
@@ -68,10 +67,8 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
         coarse = _coarse(scene) if fits else None
         if coarse is not None:
             return found(*coarse)
-        own = f"output is off by {far:.3g}, as its own q and k make it, which are rounded"
         named = (
-            (("UNKNOWN", "output", own) if whole and own_scores(scene, one, query, heads) else None)
-            or _unwritten(scene, identity, part)
+            _unwritten(scene, identity, part)
             or _looked(scene, identity, part, query, heads)
             or unlike_one(scene, part)
             or other_bias(scene, part, query, heads)
