@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.caches.handing import cache_name
+from kvtrace.record.whose import of_transformers
 from kvtrace.text import safe
 
 METHOD = "prepare_inputs_for_generation"
@@ -32,7 +33,7 @@ _FIRST = "is_first"
 def prepares(model: nn.Module) -> bool:
     """Whether a class outside transformers has such a method of its own."""
     method = getattr(type(model), METHOD, None)
-    return inspect.isfunction(method) and not method.__module__.startswith("transformers.")
+    return inspect.isfunction(method) and not of_transformers(method)
 
 
 def positions_of(model: nn.Module) -> Callable[[Tensor], Tensor | None]:
@@ -45,7 +46,7 @@ def positions_of(model: nn.Module) -> Callable[[Tensor], Tensor | None]:
         before; None: it is given none.
     """
     make = getattr(model, "_prepare_position_ids_for_generation", None)
-    known = make is not None and type(model).__module__.startswith("transformers.")
+    known = make is not None and of_transformers(type(model))
     takes = known and "position_ids" in _names(model.forward)
     if make is None or not takes or getattr(model.config, "is_encoder_decoder", False):
         return lambda _: None
@@ -149,7 +150,7 @@ def wants_more(
             f"{kind} asks for {', '.join(names)} beside the tokens, a prompt is text; {instead} "
             f"({told})"
         )
-    theirs = type(model).__module__.startswith("transformers.")
+    theirs = of_transformers(type(model))
     if not first or not theirs or isinstance(error, MemoryError) or "memory" in told:
         return ""
     return (

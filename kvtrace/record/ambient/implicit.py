@@ -24,6 +24,7 @@ from kvtrace.record.capture.watch import Watch
 from kvtrace.record.driving.ways.roles import signature_of
 from kvtrace.record.lanes.state.snapshot import Snapshot
 from kvtrace.record.local import address
+from kvtrace.record.whose import of_frameworks
 
 _FRAMES = 12
 """Callers that are looked at for the module whose method is running."""
@@ -260,7 +261,7 @@ def owner_of(module: nn.Module) -> nn.Module | None:
         for frame in theirs(frames)
         for one in frame.f_locals.values()
         if isinstance(one, nn.Module) and one is not module and _holds(one, module)
-        if not type(one).__module__.startswith(("torch.", "transformers."))
+        if not of_frameworks(type(one))
     ]
     return max(at_hand, key=lambda one: sum(1 for _ in one.modules()), default=None)
 

@@ -23,6 +23,7 @@ from kvtrace.record.driving.ways.calls import Shape
 from kvtrace.record.driving.ways.outputs import Logits, NoLogitsError, find_logits, last_row
 from kvtrace.record.driving.ways.roles import parameters_of
 from kvtrace.record.local import device_of
+from kvtrace.record.whose import of_frameworks
 
 Functions = Mapping[str, Callable[..., object]]
 
@@ -96,9 +97,8 @@ def beside_class(model: nn.Module) -> Functions:
 
 def beside_model(model: nn.Module) -> ModuleType | None:
     """The file of a model's class; None where that is a library's."""
-    name = type(model).__module__
-    library = name.startswith(("torch.", "transformers."))
-    return None if library else sys.modules.get(name)
+    kind = type(model)
+    return None if of_frameworks(kind) else sys.modules.get(kind.__module__)
 
 
 def adapted(

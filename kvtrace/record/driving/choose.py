@@ -27,6 +27,7 @@ from kvtrace.record.driving.ways.calls import Calls
 from kvtrace.record.driving.ways.roles import parameters_of
 from kvtrace.record.driving.wish import Wish
 from kvtrace.record.prepared import METHOD, prepares
+from kvtrace.record.whose import of_transformers
 
 _SINGLY = {
     "one": "it takes one token at a time",
@@ -113,7 +114,7 @@ def as_transformers(model: nn.Module, prompt: Sequence[int]) -> Driven:
 
 def _called_as_transformers(model: nn.Module) -> bool:
     """Also a class of one's own on top of one of theirs: its mistakes must not be driven around."""
-    if type(model).__module__.startswith("transformers."):
+    if of_transformers(type(model)):
         return True
     from transformers import PreTrainedModel
 

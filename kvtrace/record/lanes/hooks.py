@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-_LIBRARIES = ("kvtrace.record.", "transformers.", "torch.")
-"""Whose hooks belong to a model, or to watching it."""
+from kvtrace.record.whose import LIBRARIES, package_of
 
 
 class Hooks:
@@ -37,5 +36,5 @@ def _of(module: nn.Module) -> Iterator[int]:
     """Identities of hooks that people registered."""
     for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
         theirs = getattr(hook, "func", hook)
-        if not (getattr(theirs, "__module__", None) or "").startswith(_LIBRARIES):
+        if package_of(theirs) not in LIBRARIES:  # else it belongs to the model, or to watching it
             yield id(hook)

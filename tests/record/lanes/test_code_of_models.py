@@ -1,6 +1,8 @@
 """The functions of somebody's code are read, and those of libraries are left alone."""
 
 import functools
+import importlib
+import sys
 
 import torch
 from torch import nn
@@ -23,3 +25,13 @@ class Wrapping(nn.Module):
 
 def test_a_method_that_wraps_a_function_in_c_is_no_code_to_read():
     assert functions_of(Wrapping()) == [Wrapping.forward]
+
+
+def test_a_file_whose_name_begins_as_a_librarys_is_somebodys_own(tmp_path, monkeypatch):
+    (tmp_path / "torch_gpt.py").write_text(
+        "from torch import nn\n\nclass Own(nn.Module):\n    def forward(self, x): return x\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    own = importlib.import_module("torch_gpt").Own
+    assert functions_of(own()) == [own.forward]

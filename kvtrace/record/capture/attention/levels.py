@@ -22,6 +22,7 @@ from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.flow import FlowWatch, Late
 from kvtrace.record.flow.calls.call import uncounted
+from kvtrace.record.whose import of_transformers
 
 _ASKS = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
 _WRITES = {"softmax", "scaled_dot_product_attention"}
@@ -107,7 +108,7 @@ def lower_levels(model: nn.Module, modules: Mapping[str, nn.Module]) -> FlowWatc
     kinds = {type(modules[path]) for path in asking}
     kinds = {kind for kind in kinds if looks_like_attention(kind) and may_bypass(kind)}
     doubted = {
-        path: type(module).__module__.startswith("transformers.")
+        path: of_transformers(type(module))
         for path, module in modules.items()
         if type(module) in kinds
     }

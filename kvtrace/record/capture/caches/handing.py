@@ -14,6 +14,8 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.generic import ModelOutput
 
+from kvtrace.record.whose import of_transformers
+
 OLD, NEW = NAMES = ("past_key_values", "cache")
 
 
@@ -46,8 +48,7 @@ def cache_to_begin(model: nn.Module) -> Cache | None:
     Some fill one that they are handed, and hand none back.
     """
     able = getattr(model, "_supports_default_dynamic_cache", None)
-    theirs = type(model).__module__.startswith("transformers.")
-    if able is None or not theirs or not able():
+    if able is None or not of_transformers(type(model)) or not able():
         return None
     return DynamicCache(config=cast(Any, model).config.get_text_config(decoder=True))
 

@@ -22,6 +22,7 @@ from kvtrace.record.capture.caches.outlived import Outlived
 from kvtrace.record.capture.caches.reached import reached
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Lingering
 from kvtrace.record.capture.running import Pass, RawUpdate, Verdict
+from kvtrace.record.whose import of_transformers
 
 Found = Mapping[int, Verdict]
 
@@ -356,7 +357,7 @@ def _is_known(kind: type) -> bool:
     update = getattr(kind, "update", None)
     found = _known.get((kind, update))
     if found is None:
-        ours = kind.__module__.startswith("transformers.") and is_theirs(update)
+        ours = of_transformers(kind) and is_theirs(update)
         found = _known[kind, update] = ours and "Quantized" not in kind.__name__
     return found
 

@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.whose import of_frameworks
+
 _TORCHS_OWN = frozenset(vars(nn.Module()))
 _DEPTH = 4
 _MANY = 1000
@@ -23,17 +25,15 @@ def contents(model: nn.Module, script: ModuleType | None = None) -> dict[str, ob
             if name not in _TORCHS_OWN:
                 found.update(_leaves(value, f"{path}.{name}", _DEPTH))
     spaces: list[Mapping[str, object]] = [] if script is None else [vars(script)]
-    spaces += [vars(owner) for owner in dict.fromkeys(map(type, model.modules())) if _theirs(owner)]
+    spaces += [
+        vars(one) for one in dict.fromkeys(map(type, model.modules())) if not of_frameworks(one)
+    ]
     for number, space in enumerate(spaces):
         for name, value in list(space.items()):
             if not name.startswith("__"):
                 for place, part in enumerate(_shared(value)):
                     found.update(_leaves(part, f"{number}.{name}.{place}", _DEPTH))
     return found
-
-
-def _theirs(owner: type) -> bool:
-    return not owner.__module__.startswith(("torch.", "transformers."))
 
 
 def _shared(value: object) -> list[object]:

@@ -15,6 +15,7 @@ from torch import nn
 from kvtrace.record.chance import own_chance
 from kvtrace.record.lanes.state.outside import Outside, Space
 from kvtrace.record.lanes.state.private import Copier
+from kvtrace.record.whose import of_frameworks
 
 _PACKED = (torch.uint8, torch.int8)
 _TENSOR_BYTES = 1 << 26
@@ -57,7 +58,7 @@ def nothing_left(model: nn.Module, script: types.ModuleType | None) -> Iterator[
 def _shared(model: nn.Module, script: types.ModuleType | None) -> Outside:
     """What calls share: globals, class attributes, and defaults of the functions among them."""
     owners = dict.fromkeys(type(module) for module in model.modules())
-    theirs = [one for one in owners if not one.__module__.startswith(("torch.", "transformers."))]
+    theirs = [one for one in owners if not of_frameworks(one)]
     spaces: list[Space] = [*theirs, *([] if script is None else [vars(script)])]
     held = [dict(one if isinstance(one, dict) else vars(one)) for one in spaces]
     values = (value for each in held for value in each.values())

@@ -19,6 +19,7 @@ from kvtrace.record.driving.ways.classes import classes, of_class
 from kvtrace.record.driving.ways.roles import Parameter, parameters_of
 from kvtrace.record.driving.ways.sizes import Sizes, UnknownSizeError
 from kvtrace.record.driving.ways.way import Begin, Room
+from kvtrace.record.whose import of_frameworks
 
 _THING = r"(kv|cache|caches|caching|past|memory|state|states|buffers?)"
 _MAKES = re.compile(
@@ -52,7 +53,7 @@ _BOOLEAN = re.compile(r"(use_?|enable_?|kv_?)*(cache|caching|kv_?cache)(_?enable
 def methods(module: nn.Module) -> Iterator[tuple[str, Callable[..., object]]]:
     """Methods that the user wrote, base classes of libraries left out; added ones come last."""
     for owner in type(module).__mro__:
-        if owner is nn.Module or owner.__module__.startswith(("torch.", "transformers.")):
+        if of_frameworks(owner):
             break
         for name, value in vars(owner).items():
             if inspect.isfunction(value) or isinstance(value, staticmethod | classmethod):
@@ -80,7 +81,7 @@ def spaces(model: nn.Module, script: ModuleType | None) -> list[dict[str, object
     """Names of the user's file, and of the files beside that of the model's class."""
     found = [] if script is None else [dict(vars(script))]
     owner = type(model).__module__
-    if owner.startswith(("torch.", "transformers.")):
+    if of_frameworks(type(model)):
         return found
     if owner in sys.modules and sys.modules[owner] is not script:
         found.append(dict(vars(sys.modules[owner])))

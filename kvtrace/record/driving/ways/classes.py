@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kvtrace.record.driving.ways.roles import Parameter
 from kvtrace.record.driving.ways.sizes import Sizes, UnknownSizeError
 from kvtrace.record.driving.ways.way import Begin, Room
+from kvtrace.record.whose import of_transformers
 
 _ALLOCATES = re.compile(
     r"(init|initiali[sz]e|alloc|allocate|setup|set_up|create|build|make|prepare)"
@@ -90,7 +91,7 @@ def of_class(kind: type, annotation: str) -> list[Begin]:
 
 
 def _constructed(kind: type, sizes: Sizes) -> object:
-    if kind.__module__.startswith("transformers."):
+    if of_transformers(kind):
         return kind()
     made = kind(**sizes.fill(kind))
     if not _holds_tensors(made):

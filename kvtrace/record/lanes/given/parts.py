@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-LIBRARIES = ("torch", "transformers", "numpy", "kvtrace", "builtins")
+from kvtrace.record.whose import LIBRARIES, package_of
+
 _ATTENTION = re.compile(r"mask|bias|att(entio)?n", re.IGNORECASE)
 _DEEP = 3
 _MANY = 256
@@ -29,7 +30,7 @@ def parts_of(value: object) -> Mapping[object, object]:
     elif isinstance(value, list | tuple):
         names = getattr(value, "_fields", range(len(value)))
         found = dict(zip(names, value, strict=True))
-    elif type(value).__module__.partition(".")[0] not in LIBRARIES and not callable(value):
+    elif package_of(type(value)) not in LIBRARIES and not callable(value):
         slots = (one for kind in type(value).__mro__ for one in _slots(kind))
         held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
         found = held | getattr(value, "__dict__", {})
@@ -81,7 +82,7 @@ def unread(arguments: Mapping[str, object]) -> Iterator[str]:
     """What is said of descriptions of attention in which no tensor is found."""
     for name, value in arguments.items():
         kind = type(value)
-        if isinstance(value, type | nn.Module) or kind.__module__.partition(".")[0] in LIBRARIES:
+        if isinstance(value, type | nn.Module) or package_of(kind) in LIBRARIES:
             continue
         if not _ATTENTION.search(f"{name} {kind.__name__}"):
             continue

@@ -13,7 +13,7 @@ from types import CodeType, FunctionType, ModuleType
 from torch import nn
 
 from kvtrace.record.capture.replaced.stand_in import as_written
-from kvtrace.record.lanes.given.parts import LIBRARIES
+from kvtrace.record.whose import LIBRARIES, package_of
 
 _MOST = 64
 """Files that are looked at."""
@@ -22,7 +22,7 @@ _MOST = 64
 def classes_of(model: nn.Module) -> list[type]:
     """Classes of its modules that are of no library, and those they are made from."""
     kinds = dict.fromkeys(kind for module in model.modules() for kind in type(module).__mro__)
-    return [one for one in kinds if not one.__module__.startswith(LIBRARIES)]
+    return [one for one in kinds if package_of(one) not in LIBRARIES]
 
 
 def functions_of(model: nn.Module) -> list[FunctionType]:
@@ -42,7 +42,7 @@ def functions_of(model: nn.Module) -> list[FunctionType]:
             continue  # a library's, in C
         space = function.__globals__
         file = str(space.get("__name__"))
-        if id(function) in seen or file.startswith(LIBRARIES):
+        if id(function) in seen or file.partition(".")[0] in LIBRARIES:
             continue
         seen.add(id(function))
         files.add(file)

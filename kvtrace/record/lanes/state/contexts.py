@@ -18,10 +18,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from kvtrace.record.lanes.given.first_call import FirstCall
-from kvtrace.record.lanes.given.parts import LIBRARIES
 from kvtrace.record.lanes.given.told import Told
 from kvtrace.record.lanes.paths import Path
 from kvtrace.record.lanes.state.code import functions_of
+from kvtrace.record.whose import LIBRARIES, package_of
 
 _MOST = 64
 """Objects that are looked at."""
@@ -157,7 +157,7 @@ def _is_told(value: object) -> bool:
         return 0 < len(value) <= _MOST and all(isinstance(name, str) for name in value)
     if isinstance(value, (type, FunctionType, ModuleType, nn.Module, Tensor)):
         return False
-    theirs = not type(value).__module__.startswith(LIBRARIES) and not callable(value)
+    theirs = package_of(type(value)) not in LIBRARIES and not callable(value)
     own = isinstance(value, threading.local) or theirs
     return own and bool(getattr(value, "__dict__", None))
 

@@ -23,6 +23,7 @@ from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.given.written_to import written_to
 from kvtrace.record.lanes.state.private import Copier
 from kvtrace.record.version import version
+from kvtrace.record.whose import of_frameworks, of_transformers
 
 _CONSTANT = re.compile(
     r"mask|bias|tril|causal|freq|rope|rotary|cos|sin|alibi|slopes|pos|table|pe$", re.IGNORECASE
@@ -152,7 +153,7 @@ def keeps_nothing(model: nn.Module) -> bool:
 
     Attention that somebody else has put into a model of transformers may keep what it wants.
     """
-    if not type(model).__module__.startswith("transformers."):
+    if not of_transformers(type(model)):
         return False
     parts = (one for one in model.modules() if looks_like_attention(type(one)))
     return all(map(_is_theirs, parts))
@@ -162,7 +163,7 @@ def _is_theirs(module: nn.Module) -> bool:
     """Whether a module does what transformers or torch wrote."""
     code = [type(module), inspect.unwrap(type(module).forward)]
     added = "forward" in vars(module)
-    return not added and all(one.__module__.startswith(("transformers.", "torch.")) for one in code)
+    return not added and all(map(of_frameworks, code))
 
 
 def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
