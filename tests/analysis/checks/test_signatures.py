@@ -109,6 +109,13 @@ def test_a_query_that_does_not_see_its_own_key():
     assert name(toy.scene(visible=visible)) == "NEWEST-MISSING"
 
 
+def test_a_query_that_sees_neither_its_own_key_nor_those_just_before():
+    toy = Toy()
+    assert name(toy.scene(visible=np.arange(12)[None] < 9)) == "NEWEST-MISSING"
+    apart = (np.arange(12) < 8) | (np.arange(12) == 9)
+    assert name(toy.scene(visible=apart[None])) == "MASK"
+
+
 def test_the_new_row_in_another_slot():
     toy = Toy()
     k, v = (np.pad(x, ((0, 0), (0, 1), (0, 0))) for x in (toy.k, toy.v))

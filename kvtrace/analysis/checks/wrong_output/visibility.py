@@ -195,6 +195,10 @@ def _too_few(sight: _Sight) -> tuple[str, str, str]:
         return "MASK-TOP-LEFT", "mask", f"{who} sees only place {min(sight.want)}"
     if missing == [sight.place]:
         return "NEWEST-MISSING", "mask", f"{who} sees {len(have)} rows, but not its own"
+    newest = missing == list(range(missing[0], sight.place + 1))
+    if have and newest and sight.hidden and new == 1:
+        hidden = f"the newest {len(missing)}: {_list(missing)}, its own among them"
+        return "NEWEST-MISSING", "mask", f"{who} does not see {hidden}"
     return _older_lost(sight)
 
 
