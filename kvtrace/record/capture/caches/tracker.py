@@ -240,12 +240,20 @@ def _filled(layer: Any) -> bool:
 
 
 def rows_held(layer: Any) -> int:
-    """Rows a layer holds: what it has seen, at most what its tensor has room for."""
+    """Rows a layer holds: what it has seen, at most what its tensors have room for.
+
+    Some keep a prompt's rows in a tensor beside the one that moves on.
+    """
     keys = getattr(layer, "keys", None)
     seen = length(layer)
-    if isinstance(keys, Tensor) and keys.dim() == 4:
-        return min(seen, keys.shape[2])
-    return seen
+    if not isinstance(keys, Tensor) or keys.dim() != 4:
+        return seen
+    room = 0
+    for name, one in vars(layer).items():
+        if name.endswith("keys") and isinstance(one, Tensor) and one.dim() == 4:
+            alike = one.shape[:2] == keys.shape[:2] and one.shape[3] == keys.shape[3]
+            room += one.shape[2] if alike else 0
+    return min(seen, room or keys.shape[2])
 
 
 def updates_of(tracker: CacheTracker, one: Pass, cross: object) -> tuple[CacheUpdate, ...]:
