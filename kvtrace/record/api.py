@@ -16,6 +16,7 @@ from kvtrace.record.ambient.recording import Create
 from kvtrace.record.capture.replaced.compiled import as_written
 from kvtrace.record.card import card, versions
 from kvtrace.record.lanes import LaneOptions
+from kvtrace.record.modes import unseen_by_modes
 from kvtrace.record.ranks import Share, of_rank, own_path, rank_of
 from kvtrace.record.recording import Recording
 from kvtrace.record.steps.check import SelfCheck
@@ -127,8 +128,10 @@ class _Says:
 
     def of(self, model: nn.Module) -> tuple[Meta, Options]:
         """The head of a trace of a model, and what its recorder works with."""
+        with unseen_by_modes():
+            described = self.card or card(model, self.name)
         meta = Meta(
-            model=self.card or card(model, self.name),
+            model=described,
             sampling=self.sampling or Sampling(driver="caller"),
             versions=versions(),
             prompt=self.prompt,

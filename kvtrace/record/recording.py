@@ -26,6 +26,7 @@ from kvtrace.record.due import Due
 from kvtrace.record.lanes import LaneOptions, Lanes
 from kvtrace.record.lanes.passes.at_end import LaneSink
 from kvtrace.record.lanes.state.snapshot import Snapshot
+from kvtrace.record.modes import unseen_by_modes
 from kvtrace.record.steps.lineage import slides
 from kvtrace.record.steps.recorder import Options, Recorder
 from kvtrace.record.steps.scribe import Sink
@@ -107,9 +108,10 @@ class Recording:
             rank = None if self._lanes.options.mode == "off" else self._meta.rank
             if rank is not None:
                 self._due = Due(Companions(self.path, rank))
-            self._start(self._writer)
-            if self._given is None and rank is None:
-                self._undo.append(listen_inside(self._model, self._inner))
+            with unseen_by_modes():
+                self._start(self._writer)
+                if self._given is None and rank is None:
+                    self._undo.append(listen_inside(self._model, self._inner))
         except BaseException:
             self._close(Ending("error", "the recording could not begin"))
             raise
@@ -344,7 +346,8 @@ class Recording:
             return
         failure: KvtraceError | None = None
         try:
-            failure = self._last_words(writer, watch, ending)
+            with unseen_by_modes():
+                failure = self._last_words(writer, watch, ending)
         except WriteError as error:
             failure = error
         finally:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from kvtrace.record.ambient.called import StepFunction, made_by, theirs
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -24,6 +23,7 @@ from kvtrace.record.capture.watch import Watch
 from kvtrace.record.driving.ways.roles import signature_of
 from kvtrace.record.lanes.state.snapshot import Snapshot
 from kvtrace.record.local import address
+from kvtrace.record.modes import Beneath
 from kvtrace.record.whose import of_frameworks
 
 _FRAMES = 12
@@ -163,7 +163,7 @@ class Implicit:
             self._open = watch.begin_step({**self._beside, self._name: self._ids})
 
 
-class Lookups(TorchFunctionMode):
+class Lookups(Beneath):
     """Tells of ids that are looked up in a table of vectors."""
 
     def __init__(self, tell: Callable[[Tensor, int], None]) -> None:
@@ -307,8 +307,3 @@ def _callers() -> Iterator[FrameType]:
         if frame.f_back is None:
             return
         frame = frame.f_back
-
-
-def current_mode() -> object:
-    """The function mode that sees torch functions first."""
-    return torch.overrides._get_current_function_mode()  # type: ignore[no-untyped-call]

@@ -34,6 +34,7 @@ from kvtrace.record.capture.tokens.bare_rows import rows_in
 from kvtrace.record.capture.tokens.inputs import named, tokens_in
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.flow import FlowWatch
+from kvtrace.record.modes import FUNCTION_MODES, unseen_by_modes
 from kvtrace.record.paged.engine import ENGINE
 from kvtrace.record.recording import Recording
 from kvtrace.trace import Ending, Meta
@@ -181,12 +182,12 @@ class AmbientRecording:
         self._lookups = Lookups(self._looked_up)
         modes.enter_context(self._lookups)
         modes.enter_context(flow)
-        self._modes, self._flow_mode = modes, implicit.current_mode()
+        self._modes, self._flow_mode = modes, FUNCTION_MODES.top
         stack.callback(modes.close)
 
     def _leave_modes(self) -> None:
         """A model was met that is called: everything else goes at full speed again."""
-        if self._functions is None and implicit.current_mode() is self._flow_mode:
+        if self._functions is None and FUNCTION_MODES.top is self._flow_mode:
             self._modes.close()
             self._lookups = None
 
@@ -244,7 +245,8 @@ class AmbientRecording:
                 one = self._meet(module, args, kwargs)
         if one is None or one.recording is None:
             return run()
-        self._training.begins(one, one.recording, met.kind_of(module, args, kwargs))
+        with unseen_by_modes():
+            self._training.begins(one, one.recording, met.kind_of(module, args, kwargs))
         if one.proven[one.kind] >= PROVEN:
             one.training += 1
             with one.recording.unwatched():
@@ -269,7 +271,8 @@ class AmbientRecording:
         if self._is_fork or one is None or one.recording is None or begun:
             yield None  # where its ids were looked up already, that step goes on
             return
-        self._training.begins(one, one.recording, kind)
+        with unseen_by_modes():
+            self._training.begins(one, one.recording, kind)
         with met.aside_of(one, self._stepping):
             yield one.recording.watch
         self._leave_silent(one)
@@ -356,9 +359,10 @@ class AmbientRecording:
 
     @contextlib.contextmanager
     def _harmless(self) -> Iterator[None]:
-        """A fault of ours is said, and the run goes on."""
+        """A fault of ours is said, and the run goes on; no mode of the program sees our work."""
         try:
-            yield
+            with unseen_by_modes():
+                yield
         except OutputExistsError:
             raise
         except Exception as error:

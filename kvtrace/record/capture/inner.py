@@ -19,6 +19,7 @@ from kvtrace.record.capture.running import passes
 from kvtrace.record.capture.symbolic import is_symbolic
 from kvtrace.record.capture.tokens.inputs import named, tokens_in
 from kvtrace.record.local import here
+from kvtrace.record.modes import unseen_by_modes
 
 _CONTAINERS = nn.ModuleList | nn.ModuleDict | nn.Sequential
 
@@ -93,10 +94,11 @@ def listen_inside(model: nn.Module, called: Called) -> Callable[[], None]:
     def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_symbolic() or passes() or generates(model):
             return
-        given = named(part, args, kwargs)
-        embedded = isinstance(given.get("inputs_embeds"), Tensor)
-        if embedded or tokens_in(given) is not None:
-            called(part, given)
+        with unseen_by_modes():
+            given = named(part, args, kwargs)
+            embedded = isinstance(given.get("inputs_embeds"), Tensor)
+            if embedded or tokens_in(given) is not None:
+                called(part, given)
 
     undo = [meet_generate(arrive)]
     undo += [

@@ -6,15 +6,12 @@ sees. One of ours among them would become a part of what is made, and there is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
-from torch.utils._python_dispatch import _disable_current_modes
 
-_modes = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
 _transformed = torch._C._functorch.peek_interpreter_stack
 _mode = torch._C._get_dispatch_mode
@@ -46,13 +43,3 @@ def is_written_down() -> bool:
 def is_shape_only(given: Iterable[object]) -> bool:
     """Whether a tensor among what a model is given has a shape and no numbers."""
     return any(isinstance(one, Tensor) and one.is_meta for one in given)
-
-
-@contextmanager
-def unseen_by_modes() -> Iterator[None]:
-    """What runs inside is ours: a mode of the program, that counts FLOPs, say, is not told."""
-    if not _modes():
-        yield
-        return
-    with _disable_current_modes():
-        yield

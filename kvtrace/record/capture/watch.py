@@ -40,6 +40,7 @@ from kvtrace.record.capture.symbolic import is_shape_only, is_symbolic
 from kvtrace.record.capture.tokens.inputs import named, tokens_of
 from kvtrace.record.capture.turns import Turns
 from kvtrace.record.flow import FlowWatch
+from kvtrace.record.modes import unseen_by_modes
 from kvtrace.record.paged.follower import Follower
 
 Callback = Callable[[Forward], None]
@@ -193,7 +194,8 @@ class Watch:
         if self.flow is not None:
             self.flow.begin_step()
             self.flow.of_parts = True
-        self._begin(arguments)
+        with unseen_by_modes():
+            self._begin(arguments)
         return next((one for one in passes() if one.names is self._names), None)
 
     def end_step(self, arguments: Mapping[str, object], part: str) -> None:
@@ -202,7 +204,7 @@ class Watch:
         if self.flow is not None:
             self.flow.of_parts = False
         one = self._over()
-        with nullcontext() if one is None else self.turns.ending():
+        with unseen_by_modes(), nullcontext() if one is None else self.turns.ending():
             if one is not None and part:
                 self._finish(part, self.model, one, arguments, None, self._clock.took(one, stop))
             elif self._on_failure is not None:
@@ -213,7 +215,8 @@ class Watch:
 
         def begin(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self._deaf and called is module:
-                self._begin(named(module, args, kwargs, self._takes))
+                with unseen_by_modes():
+                    self._begin(named(module, args, kwargs, self._takes))
 
         def end(
             called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -223,7 +226,7 @@ class Watch:
             one = None if deaf else self._over()
             if one is None:
                 return
-            with self.turns.ending():
+            with unseen_by_modes(), self.turns.ending():
                 if result is not None:
                     arguments = named(module, args, kwargs, self._takes)
                     self._finish(part, module, one, arguments, result, self._clock.took(one, stop))

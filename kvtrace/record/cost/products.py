@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import get_ident
+from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
@@ -22,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from kvtrace.record.cost.formulas import matters, picks, product_flops
 from kvtrace.record.cost.plan import Plan
 from kvtrace.record.local import address
+from kvtrace.record.modes import OPERATOR_MODES, beneath, unseen_by_modes
 
 Key = tuple[str, str, int]
 """Path of the owner, name of its weight, 0; or, for a product of activations: path, "", ordinal."""
@@ -64,6 +66,16 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._seen, self._picked = seen, picked
+
+    def __enter__(self) -> Any:
+        """See operators from here on."""
+        with beneath(OPERATOR_MODES):
+            return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *why: Any) -> None:
+        """See no more."""
+        with beneath(OPERATOR_MODES):
+            super().__exit__(*why)  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -125,7 +137,7 @@ class ProductWatch:
         self._enter_absent()
         self._whole = plan.whole
         if plan.whole:
-            self._mode.__enter__()  # type: ignore[no-untyped-call]
+            self._mode.__enter__()
         else:
             self._hook()
 
@@ -138,7 +150,7 @@ class ProductWatch:
         if self._whole or len(self._owners) > 1:
             self._whole = False
             del self._owners[1:]
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._mode.__exit__(None, None, None)
 
     def _hook(self) -> None:
         for path, module, entering, leaving in self._plan.linears:
@@ -186,7 +198,8 @@ class ProductWatch:
 
         def after(module: nn.Module, args: tuple[object, ...], out: object) -> None:
             if len(self._owners) == 1 and get_ident() == self._thread:
-                rows = _rows(args, out, entering, leaving)
+                with unseen_by_modes():
+                    rows = _rows(args, out, entering, leaving)
                 flops = 2 * rows * entering * leaving
                 before = self._seen()
                 self.products.append(Product(key, flops, before, rows, entering))
@@ -200,7 +213,7 @@ class ProductWatch:
             if get_ident() != self._thread:
                 return
             if len(self._owners) == 1:
-                self._mode.__enter__()  # type: ignore[no-untyped-call]
+                self._mode.__enter__()
             self._owners.append(path)
 
         def after(module: nn.Module, args: object, out: object) -> None:
@@ -208,7 +221,7 @@ class ProductWatch:
                 return
             self._owners.pop()
             if len(self._owners) == 1:
-                self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+                self._mode.__exit__(None, None, None)
 
         return before, after
 

@@ -20,6 +20,7 @@ from kvtrace.record.flow.modes.modules import Forwards, Frame, Only
 from kvtrace.record.flow.modes.routed import RoutedMode
 from kvtrace.record.flow.modes.wake import Waking
 from kvtrace.record.local import address, here
+from kvtrace.record.modes import FUNCTION_MODES
 
 _NAMED_ATTENTION = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
 
@@ -334,8 +335,10 @@ def _has_torch_function(answer: Callable[[Any], bool]) -> Iterator[None]:
 
 
 def _overridden(tensors: Any) -> bool:
-    """Whether a tensor subclass, not a mode, wants to see the call."""
-    return any(isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter) for x in tensors)
+    """Whether a tensor subclass, or a mode that is not ours, wants to see the call."""
+    return FUNCTION_MODES.is_foreign or any(
+        isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter) for x in tensors
+    )
 
 
 def _sizes_of(frame: Frame, two_sided: bool) -> Sizes:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
-from kvtrace.record.capture.symbolic import unseen_by_modes
 
 MAX_SCORES = 1 << 20
 """Scores calculated per call: more query rows than fit are sampled."""
@@ -121,8 +120,7 @@ def _compared(calls: Sequence[AttentionCall]) -> Tensor:
     first = calls[0]
     rows = _sampled(first)
     output = torch.stack([rows.of(call.output) for call in calls]).float()
-    with unseen_by_modes():
-        expected, sees = _attention(calls, rows)
+    expected, sees = _attention(calls, rows)
     error = (expected - output).abs()
     if sees is not None:
         # what a query that sees nothing attends to is nobody's promise

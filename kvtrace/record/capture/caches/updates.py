@@ -22,6 +22,7 @@ from kvtrace.record.capture.caches.tracker import CacheTracker, is_theirs, layer
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Recurrent
 from kvtrace.record.capture.replaced.patch import Make, Method, Patches
 from kvtrace.record.capture.running import passes, threads
+from kvtrace.record.modes import unseen_by_modes
 
 KINDS = {
     "crop": "crop",
@@ -45,7 +46,8 @@ def _update(original: Method) -> Method:
         for one in running:
             if id(self) not in one.verdicts:
                 start = perf_counter_ns()
-                one.verdicts[id(self)] = one.tracker.judge(self)
+                with unseen_by_modes():
+                    one.verdicts[id(self)] = one.tracker.judge(self)
                 inner.own_ns += perf_counter_ns() - start
         inner.depth = 1
         try:
@@ -98,24 +100,25 @@ def changing(cache: Any, kind: str, given: Any, *, known: bool) -> Iterator[None
         yield
         return
     layers = range(len(cache.layers))
-    before = tuple(rows_held(cache.layers[index]) for index in layers)
-    seen = [length(cache.layers[index]) for index in layers]
-    fine = [one.untouched(cache) if known else dict.fromkeys(layers, False) for one in mine]
+    with unseen_by_modes():
+        before = tuple(rows_held(cache.layers[index]) for index in layers)
+        seen = [length(cache.layers[index]) for index in layers]
+        fine = [one.untouched(cache) if known else dict.fromkeys(layers, False) for one in mine]
     _busy[id(cache)] = True
     try:
         yield
     finally:
         del _busy[id(cache)]
-    after = tuple(rows_held(cache.layers[index]) for index in layers)
-    removed = tuple(
-        max(0, old - length(cache.layers[index])) for index, old in zip(layers, seen, strict=True)
-    )
-    order = _order(kind, given)
-    for one, untouched in zip(mine, fine, strict=True):
-        one.refresh(cache, untouched)
-        one.changes.append(
-            CacheChange(one.serial(cache), kind, tuple(layers), before, after, removed, order)
-        )
+    with unseen_by_modes():
+        after = tuple(rows_held(cache.layers[index]) for index in layers)
+        now = [length(cache.layers[index]) for index in layers]
+        removed = tuple(max(0, old - new) for old, new in zip(seen, now, strict=True))
+        order = _order(kind, given)
+        for one, untouched in zip(mine, fine, strict=True):
+            one.refresh(cache, untouched)
+            one.changes.append(
+                CacheChange(one.serial(cache), kind, tuple(layers), before, after, removed, order)
+            )
 
 
 _busy: dict[int, bool] = {}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.generation.utils import GenerationMixin
 
 from kvtrace.record.capture.replaced.patch import Method, Patches
+from kvtrace.record.modes import unseen_by_modes
 from kvtrace.trace import Ending, Step
 
 
@@ -85,9 +86,10 @@ def _install(patches: Patches) -> None:
             # a model that drafts for itself generates within its own generation
             if not mine or id(self) in _running.models:
                 return original(self, *args, **kwargs)
-            run = _begun(self, args, kwargs)
-            for tell in mine:
-                tell(run)
+            with unseen_by_modes():
+                run = _begun(self, args, kwargs)
+                for tell in mine:
+                    tell(run)
             _running.models.add(id(self))
             try:
                 result = original(self, *args, **kwargs)
@@ -95,8 +97,9 @@ def _install(patches: Patches) -> None:
             finally:
                 _running.models.discard(id(self))
                 run.over = True
-                for tell in mine:
-                    tell(run)
+                with unseen_by_modes():
+                    for tell in mine:
+                        tell(run)
             return result
 
         return generate

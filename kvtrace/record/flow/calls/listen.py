@@ -37,6 +37,7 @@ from kvtrace.record.flow.modes.methods import method_path
 from kvtrace.record.flow.modes.modules import Forwards, Frame
 from kvtrace.record.flow.modes.places import place
 from kvtrace.record.flow.modes.route import Walk
+from kvtrace.record.modes import unseen_by_modes
 from kvtrace.trace import OTHER_AXIS
 
 Sink = Callable[[AttentionCall], None]
@@ -338,9 +339,10 @@ class Listening:
 
     @contextmanager
     def harmless(self) -> Iterator[None]:
-        """Whatever goes wrong inside becomes a sentence."""
+        """Whatever goes wrong inside becomes a sentence; no mode of the program is shown it."""
         try:
-            yield
+            with unseen_by_modes():
+                yield
         except Exception as error:
             self.failed(error)
 

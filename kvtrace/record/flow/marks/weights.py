@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.flow.marks.mark import Mark, Stage
+from kvtrace.record.modes import unseen_by_modes
 
 ROUNDED = 2e-2
 """How far from 1 the weights of a query may sum to in half precision."""
@@ -84,8 +85,7 @@ def divided_before(mark: Mark, tensor: Tensor) -> Mark:
     """Exponentials that are weights already: the logarithm of their sum was taken off before."""
     if mark.axes is None or mark.key not in mark.axes or is_batched(tensor):
         return mark
-    sums = tensor.detach().float().sum(mark.axes.index(mark.key))
-    if float((sums - 1).abs().amax()) > ROUNDED:
+    if not _sum_to_one(tensor, mark.axes.index(mark.key)):
         return mark
     return replace(mark, stage=Stage.WEIGHTS, normaliser="exp of the logarithm")
 
@@ -94,8 +94,7 @@ def opaque(mark: Mark, weights: Tensor) -> Mark | None:
     """Weights that came out of something that can't be looked into, told by their numbers."""
     if mark.axes is None:
         return None
-    sums = weights.detach().float().sum(-1)
-    if not bool((weights >= 0).all()) or float((sums - 1).abs().amax()) > ROUNDED:
+    if not _sum_to_one(weights, -1, positive=True):
         return None
     return replace(
         mark,
@@ -104,6 +103,14 @@ def opaque(mark: Mark, weights: Tensor) -> Mark | None:
         logits_axes=mark.axes,
         normaliser=SCRIPTED,
     )
+
+
+def _sum_to_one(weights: Tensor, axis: int, *, positive: bool = False) -> bool:
+    with unseen_by_modes():
+        if positive and not bool((weights >= 0).all()):
+            return False
+        sums = weights.detach().float().sum(axis)
+        return not float((sums - 1).abs().amax()) > ROUNDED
 
 
 def is_batched(tensor: Tensor) -> bool:

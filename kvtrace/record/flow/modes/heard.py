@@ -22,6 +22,7 @@ from kvtrace.record.flow.calls.parts import Note, Part, intact, nbytes_of, read,
 from kvtrace.record.flow.modes.modules import Frame
 from kvtrace.record.flow.modes.route import Route
 from kvtrace.record.flow.modes.routed import RoutedMode
+from kvtrace.record.modes import unseen_by_modes
 
 SDPA = "scaled_dot_product_attention"
 ROOM = 1 << 28
@@ -115,7 +116,8 @@ class Hearing:
         if self.learns and notes and notes[-1].out is out:
             return  # a mode has called it again
         path = stack[-1].path if stack else ""
-        notes.append(Note(path, function, args, named, out, told(args, out)))
+        with unseen_by_modes():
+            notes.append(Note(path, function, args, named, out, told(args, out)))
         if self.learns:
             self._calls.append(len(self.listening.told or ()))
 

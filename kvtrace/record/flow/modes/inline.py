@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.capture.replaced.patch import Method, Patches
+from kvtrace.record.modes import FUNCTION_MODES
 
 
 def _install(patches: Patches) -> None:
@@ -34,13 +35,12 @@ INLINED = Patches(_install)
 
 def _followed() -> bool:
     """Whether a mode would see what runs now, in this thread."""
-    return torch._C._len_torch_function_stack() > 0
+    return FUNCTION_MODES.top is not None
 
 
 def _run(python: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run it; where it makes scores itself, a mode asleep would not have heard of them."""
-    mode = torch._C._get_function_stack_at(torch._C._len_torch_function_stack() - 1)
-    families = getattr(mode, "families", None)
+    families = getattr(FUNCTION_MODES.top, "families", None)
     before = getattr(families, "begun", 0)
     out = python(*args, **kwargs)
     if families is not None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from kvtrace.record.capture.running import depth_of_our_work
 from kvtrace.record.capture.symbolic import is_written_down
@@ -44,11 +43,12 @@ from kvtrace.record.flow.marks.weights import SIGMOIDAL, divided_before, opaque,
 from kvtrace.record.flow.modes.listener import Listener
 from kvtrace.record.flow.modes.places import place
 from kvtrace.record.flow.modes.run_once import Ran, without_override
+from kvtrace.record.modes import Beneath
 
 PENDING = 16
 
 
-class FlowMode(TorchFunctionMode):
+class FlowMode(Beneath):
     """Follows scores to outputs; one instance a thread."""
 
     def __init__(self, listener: Listener, is_parameter: Callable[[Tensor], bool]) -> None:
@@ -78,7 +78,7 @@ class FlowMode(TorchFunctionMode):
     def __enter__(self) -> Any:
         """Listen to what runs from here on, but to no work of ours in between."""
         self.listen()
-        return super().__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()
 
     def listen(self) -> None:
         """Whatever is switched on later belongs to what runs now, not to work of ours in it."""

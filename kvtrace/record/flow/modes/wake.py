@@ -29,6 +29,7 @@ from kvtrace.record.flow.modes.heard import Hearing
 from kvtrace.record.flow.modes.mode import FlowMode
 from kvtrace.record.flow.modes.modules import Frame
 from kvtrace.record.flow.modes.routed import RoutedMode
+from kvtrace.record.modes import FUNCTION_MODES, beneath
 
 _stack_length = torch._C._len_torch_function_stack
 
@@ -277,7 +278,8 @@ class Waking:
         return True
 
     def _switch_on(self) -> None:
-        torch._C._push_on_torch_function_stack(self.mode)
+        with beneath(FUNCTION_MODES):
+            FUNCTION_MODES.push(self.mode)
         self._awake = True
 
     def wake(self) -> None:
@@ -298,9 +300,9 @@ class Waking:
         """Switch the mode off, if nothing is followed any more."""
         if not self._awake or not (always or self.mode.is_idle):
             return
-        length = _stack_length()
-        if length and torch._C._get_function_stack_at(length - 1) is self.mode:
-            torch._C._pop_torch_function_stack()
+        if FUNCTION_MODES.top is self.mode:
+            with beneath(FUNCTION_MODES):
+                FUNCTION_MODES.pop()
             self._awake = False
 
     def rest(self) -> None:

@@ -1,0 +1,116 @@
+"""Modes of the program: they are shown what it does, watched or not, and nothing of ours."""
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import kvtrace
+from builders.attentions import Model, matmul, token_ids, with_sdpa
+from builders.tiny_models import tiny_model
+from kvtrace.record.modes import FUNCTION_MODES, OPERATOR_MODES, unseen_by_modes
+
+
+class Functions(TorchFunctionMode):
+    """Writes down what it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+class Operators(TorchDispatchMode):
+    """Writes down what it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def own_loop(model):
+    with torch.no_grad():
+        return [model(token_ids(1, 5 + step))[0].argmax().item() for step in range(4)]
+
+
+def generated(model):
+    ids = token_ids(1, 5) % model.config.vocab_size
+    return model.generate(ids, max_new_tokens=5, do_sample=False).tolist()
+
+
+def matmuls():
+    return Model(matmul).eval(), own_loop
+
+
+def fused():
+    return Model(with_sdpa).eval(), own_loop
+
+
+def of_the_hub():
+    return tiny_model("llama"), generated
+
+
+MODELS = pytest.mark.parametrize("make", [matmuls, fused, of_the_hub])
+MODES = pytest.mark.parametrize("mode", [Functions, Operators])
+AMBIENT = pytest.mark.parametrize("ambient", [True, False], ids=["whatever runs", "a model"])
+
+
+@MODELS
+@MODES
+@AMBIENT
+def test_a_mode_of_the_program_is_shown_what_it_is_shown_unwatched(tmp_path, make, mode, ambient):
+    model, run = make()
+    run(model)  # what a model learns of its first call
+    with mode() as alone:
+        expected = run(model)
+    watched = [] if ambient else [model]
+    with kvtrace.record(*watched, tmp_path / "run.kvt"), mode() as inside:
+        assert run(model) == expected
+    with mode() as around, kvtrace.record(*watched, tmp_path / "again.kvt"):
+        assert run(model) == expected
+    assert inside.seen == alone.seen
+    assert around.seen == alone.seen
+    for name in ("run.kvt", "again.kvt"):
+        sites = kvtrace.open(tmp_path / name).meta.sites
+        assert sites
+
+
+def test_layers_take_no_fast_path_under_a_mode_that_forbids_it(tmp_path):
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+    model = nn.Sequential(nn.Embedding(100, 32), nn.TransformerEncoder(layer, 2)).eval()
+    ids = token_ids(1, 6)
+    with torch.no_grad(), Functions() as alone:
+        expected = model(ids)
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "run.kvt"), Functions() as watched:
+        found = model(ids)
+    assert torch.equal(found, expected)
+    assert watched.seen == alone.seen
+
+
+@MODES
+def test_modes_are_off_while_we_work_and_back_after_an_error(mode):
+    def works():
+        with unseen_by_modes():
+            assert not stack.is_foreign
+            raise KeyError
+
+    stack = FUNCTION_MODES if mode is Functions else OPERATOR_MODES
+    with mode() as one, mode() as other:
+        with pytest.raises(KeyError):
+            works()
+        assert stack.lift() == [other, one]
+        stack.lower([other, one])
+    assert not stack.is_foreign
+
+
+def test_where_tensors_are_made_is_no_business_of_the_program_alone():
+    with torch.device("meta"), Functions(), unseen_by_modes():
+        assert torch.zeros(1).is_meta
