@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from builders.tiny_models import tiny_model
 from kvtrace.record.lanes.compared.logits import KeptLogits
+from kvtrace.record.lanes.given.cache_arguments import arguments_for
+from kvtrace.record.lanes.passes.batch import Batch
+from kvtrace.record.lanes.paths import Path
 
 
 def difference(cached, lane):
@@ -30,3 +34,12 @@ def test_lanes_with_the_same_tie_prefer_the_same_token():
 def test_a_lane_that_ties_where_the_other_does_not_prefers_the_same_token():
     found = difference([1.0, 3.0, 3.5], [1.0, 3.5, 3.5])
     assert found.best == found.lane_best == 2
+
+
+def test_logits_of_the_last_rows_are_asked_for_by_their_number():
+    path = Path([7, 3, 21, 9, 30])
+    model, device = tiny_model("llama"), torch.device("cpu")
+    last = arguments_for(model, Batch([path], [2, 3, 4]), device)
+    assert last["logits_to_keep"] == 3
+    apart = arguments_for(model, Batch([path], [0, 3, 4]), device)
+    assert apart["logits_to_keep"].tolist() == [0, 3, 4]

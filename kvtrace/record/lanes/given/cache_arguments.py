@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,8 +54,19 @@ def arguments_for(model: nn.Module, batch: Batch, device: torch.device | None) -
     if "use_cache" in names:
         arguments["use_cache"] = False
     if batch.keep is not None and "logits_to_keep" in names:
-        arguments["logits_to_keep"] = torch.tensor(list(batch.keep), device=device)
+        arguments["logits_to_keep"] = _kept_at_end(batch.keep, batch.rows, device)
     return arguments
+
+
+def _kept_at_end(keep: Sequence[int], rows: int, device: torch.device) -> int | Tensor:
+    """Rows whose logits are wanted: how many of the last ones, or, with gaps, which.
+
+    A model with fewer rows of output than tokens has no row of such a number: on a GPU asking for
+    one ends the whole program, while the last ones are only as many as there are.
+    """
+    if len(keep) == keep[-1] - keep[0] + 1:
+        return rows - keep[0]
+    return torch.tensor(list(keep), device=device)
 
 
 def read_beside(ids: str, batch: Batch, dtype: torch.dtype | None) -> dict[str, object]:
