@@ -95,3 +95,16 @@ def test_no_cache_at_all_is_no_pass(essential):
 def test_a_run_that_failed_is_no_pass_whatever_another_one_says():
     trials = [Trial("a", Report(UNCHECKED, reason="it raised")), Trial("b", Report(EQUAL))]
     assert together(trials).verdict == UNCHECKED
+
+
+def test_who_watches_a_forward_that_nobody_calls_is_told_what_sees_its_parts(tmp_path):
+    model, ids = ByHand().eval(), torch.tensor([PROMPT])
+    with kvtrace.record(model, tmp_path / "forward.kvt"):
+        model.generate(ids, 3)
+    with kvtrace.record(tmp_path / "parts.kvt"):
+        model.generate(ids, 3)
+    assert (
+        "no call of the model was seen"
+        in kvtrace.open(tmp_path / "forward.kvt").meta.not_recorded[0]
+    )
+    assert len(kvtrace.open(tmp_path / "parts.kvt")) == 3

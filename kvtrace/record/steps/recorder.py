@@ -42,6 +42,12 @@ Check = Callable[[Forward], Mapping[int, Checked]]
 
 Tables = tuple[tuple[Site, ...], tuple[CacheLayer, ...]]
 
+_NOTHING = "no attention was seen: there is nothing to show"
+_NOT_CALLED = (
+    "no call of the model was seen; if its parts were called, as some loops do, "
+    "`with kvtrace.record('run.kvt'):`, without the model, records them"
+)
+
 
 @dataclass(slots=True)
 class Options:
@@ -218,7 +224,7 @@ class Recorder:
         layers = self._ledger.stores.layers
         unseen, linear = kinds.linear(unseen, {one.layer for one in layers if one.kind == "state"})
         notes = (linear, *notes) if linear else notes
-        none = () if self.meta.sites else ("no attention was seen: there is nothing to show",)
+        none = () if self.meta.sites else (_NOTHING if self.num_steps else _NOT_CALLED,)
         said = (*self.meta.not_recorded, *none, *notes, *self._meter.gaps())
         said = tuple(dict.fromkeys(said))
         if (unseen, said) != (self.meta.unseen, self.meta.not_recorded):
