@@ -299,3 +299,45 @@ def test_rows_that_a_cache_of_few_bits_mixes_up_are_named_where_its_outputs_say_
     report = sharp_and_far_apart(dtype, 3, layer)
     first = report.findings[0]
     assert (first.name, first.layer, first.tensor) == ("MISALIGNED", 0, "v"), report
+
+
+def one_layer(wrong):
+    """Makes layers of a cache of few bits, of which the second is another one."""
+    made = []
+
+    def layer():
+        made.append(wrong() if len(made) == 1 else FarApart())
+        return made[-1]
+
+    return layer
+
+
+class HalvesValues(FarApart):
+    """Hands back half of its old values, from its fifth call on."""
+
+    good = 4
+
+    def update(self, keys: Tensor, values: Tensor, *args, **more) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(keys, values, *args, **more)
+        self.good -= 1
+        if self.good >= 0:
+            return keys, values
+        return keys, torch.cat([values[:, :, :-1] / 2, values[:, :, -1:]], 2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wrong", "names"),
+    [
+        (torch.float32, HalvesValues, {"OLD-ROWS-SCALED"}),
+        (torch.bfloat16, HalvesValues, {"OLD-ROWS-SCALED", "OLD-ROWS-CHANGED"}),
+        (torch.float32, RollsValues, {"MISALIGNED"}),
+        (torch.bfloat16, RollsValues, {"MISALIGNED"}),
+    ],
+)
+def test_rows_behind_the_first_layer_of_such_a_cache_are_held_against_what_they_were(
+    dtype, wrong, names
+):
+    report = sharp_and_far_apart(dtype, 3, one_layer(wrong))
+    first = report.findings[0]
+    assert first.name in names, report
+    assert (first.step, first.layer, first.tensor) == (4, 1, "v"), report

@@ -40,10 +40,13 @@ class Noise:
     Attributes:
         threshold: [sites, 4] in the order of `Tensor`.
         reason: Where they come from, in a sentence.
+        held: Of a cache that rounds its rows: what one that a layer holds may change by from step
+            to step, [sites]; None: caches keep them as they are.
     """
 
     threshold: NDArray[np.float64]
     reason: str
+    held: NDArray[np.float64] | None = None
 
     def tolerance(self, site: int) -> float:
         """What is rounding of any tensor of a site.

@@ -22,6 +22,7 @@ from kvtrace.analysis.checks.texts import Texts
 from kvtrace.analysis.checks.whole_run.absent import some_absent, where_it_begins
 from kvtrace.analysis.checks.whole_run.ahead import Ahead, ahead
 from kvtrace.analysis.checks.whole_run.begin import begins
+from kvtrace.analysis.checks.whole_run.held import otherwise_than_held
 from kvtrace.analysis.checks.whole_run.later import reconsidered
 from kvtrace.analysis.checks.whole_run.more_causes import beside
 from kvtrace.analysis.checks.whole_run.survey import Survey
@@ -113,6 +114,8 @@ class _Walk:
             yield from self._behind_attention(step)
         places = self.causes.before(step, self.looking.left(places))
         yield from self._of_lanes(step, places, {one.name for one in foreign})
+        if self.causes.first is None:
+            yield from self._of_held_rows(step)
         self._searched += bool(places)
 
     def _behind_attention(self, step: Step) -> Iterator[Finding]:
@@ -153,6 +156,13 @@ class _Walk:
                 self.limits = behind(self.limits, self.trace, site)
                 self.survey.steep.add(site)
         return []
+
+    def _of_held_rows(self, step: Step) -> Iterator[Finding]:
+        """What a cache of few bits reads back otherwise than it held it."""
+        found = otherwise_than_held(self.trace, step, self.lane, self.limits)
+        if found is not None:
+            yield where_it_begins(self.trace, found)
+            self.causes.add(step, [found])
 
 
 def _after_attention(trace: Trace, step: Step, lane: str, limits: Noise) -> Finding | None:

@@ -129,3 +129,11 @@ def test_a_row_that_was_overwritten_is_where_the_other_was_not_where_it_belongs(
     k[:, 10], v[:, 10] = k[:, 11], v[:, 11]
     found = diagnose(toy.scene(k=k, v=v, changed=np.arange(12) == 10))
     assert (found.name, found.row) == ("ROW-OVERWRITTEN", 10)
+
+
+def test_a_row_that_was_not_written_is_no_row_of_a_layer_that_has_a_zero_one():
+    toy = Toy()
+    toy.other[0][:, 3] = 0  # as a padding token's embedding makes
+    v = toy.v.copy()
+    v[:, -1] = 0
+    assert named(toy.scene(v=v)) == ("V-NOT-WRITTEN", "v")

@@ -250,6 +250,7 @@ def _raised(trace: Trace, limits: Noise, moved: float, top: NDArray[np.float64])
     return replace(
         limits,
         threshold=threshold,
+        held=far,
         reason=f"{limits.reason}; the cache keeps few bits, which moves rows by {moved:.1e}, "
         f"raised to {rows / moved:.0f} times that",
     )

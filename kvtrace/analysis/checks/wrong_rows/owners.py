@@ -27,7 +27,10 @@ def check_owner(scene: Scene, identity: Identity) -> Finding | None:
     back = _taken_back(scene, identity) or _not_reordered(scene, identity)
     if back is not None:
         return back
-    for tensor, known in (("k", identity.by_key), ("v", identity.by_value)):
+    for tensor, known, zero in (
+        ("k", identity.by_key, identity.key_is_zero),
+        ("v", identity.by_value, identity.value_is_zero),
+    ):
         rows = unknown(scene, known)
         for name, what, own, count, get in (
             ("WRONG-BATCH-ROW", "sequence", scene.sequence, scene.sequences, scene.sequence_rows),
@@ -38,6 +41,7 @@ def check_owner(scene: Scene, identity: Identity) -> Finding | None:
                 if there is None:
                     continue
                 mine = _owned(scene, tensor, rows, there[0] if tensor == "k" else there[1])
+                mine &= ~zero[rows]  # nobody's, though a token may have such a row, too
                 if mine.mean() > 0.5:
                     owned = rows[mine]
                     whose = scene.spoken(other) if what == "layer" else _sequence(scene, other)
