@@ -194,8 +194,8 @@ def test_a_cache_filled_before_goes_on_from_tokens_that_were_not_recorded(tmp_pa
     # without the prefix other rows come out: that is no fault of the cache
     assert trace.compared(0) is None
     said = [note.text for note in trace.notes]
-    why = "its first step goes on from 6 rows that were cached before the recording began"
-    assert f"not recomputed: {why}" in said
+    why = "its first step goes on from 6 rows that no recorded step wrote"
+    assert any(one.startswith(f"not recomputed: {why}") for one in said)
 
 
 @pytest.mark.parametrize("mode", ["once", "each"])

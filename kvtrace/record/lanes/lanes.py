@@ -305,9 +305,8 @@ class Lanes:
         try:
             self.again.settle(batch, upcast)
         except CannotRecomputeError as error:
-            names = " and ".join(f"`{one}`" for one in bound(batch.extra))
-            fits = f"{names} of its first step fit no other number of tokens: " if names else ""
-            self._said.add(f"could not compute the {name} lane: {fits}{error}")
+            why = bound(batch.extra, batch.rows) or str(error)
+            self._said.add(f"could not compute the {name} lane: {why}")
             return False
         return True
 
@@ -353,7 +352,10 @@ def _earlier(trace: Trace) -> str:
     held = max((group.length_before for group in first.caches), default=0)
     if first.parent is not None or not held:
         return ""
-    return f"its first step goes on from {held} rows that were cached before the recording began"
+    return (
+        f"its first step goes on from {held} rows that no recorded step wrote: cached before the "
+        "recording began, or given in place of tokens as a learnt prefix is"
+    )
 
 
 def _unlike(forward: Forward) -> str:

@@ -233,13 +233,27 @@ def _per_token(forward: Forward) -> Mapping[str, Tensor]:
     }
 
 
-def bound(extra: Mapping[str, object]) -> Sequence[str]:
-    """Names of tables of numbers over the tokens of one step, which say nothing of others."""
-    return [
-        name
+def bound(extra: Mapping[str, object], rows: int) -> str:
+    """Why a pass can't be given what a step was; empty: nothing is of that step's tokens alone.
+
+    Args:
+        extra: Arguments of the step that a text begins with.
+        rows: Tokens of the pass.
+    """
+    tables = {
+        name: value
         for name, value in extra.items()
         if isinstance(value, Tensor)
         and value.dim() == 3
         and value.is_floating_point()
+        and value.shape[-1] != rows
         and re.search(r"mask|mapping|bias", name, re.IGNORECASE)
-    ]
+    }
+    if not tables:
+        return ""
+    names = " and ".join(f"`{name}`" for name in tables)
+    tokens = max(one.shape[-1] for one in tables.values())
+    return (
+        f"{names} of its first step fit no other number of tokens: they say which of its {tokens} "
+        f"see which, and nothing of the {rows} of a pass over the whole text"
+    )
