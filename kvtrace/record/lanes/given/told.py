@@ -2,7 +2,8 @@
 
 A slot for each new token, a table of blocks that grows, a length: what a first call was given says
 nothing of later tokens. What later calls were given does. Positions and masks are not taken from
-there, they go on by rule: a step that was given a wrong one must differ.
+there, they go on by rule: a step that was given a wrong one must differ. A prompt's length stays
+what all of them were told.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ _MOST = 65536
 """Numbers in an argument, at most: more are no places of a few rows."""
 
 _BY_RULE = re.compile(r"pos|mask|bias", re.IGNORECASE)
+
+_OF_PROMPT = re.compile(r"prompt|prefix|prefill|context|source|src", re.IGNORECASE)
+"""Numbers that stay what they were when the text goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,19 @@ class Told:
             if not all(torch.equal(first, one) for one in each):
                 found[name] = _as(_whole(calls, each), call.arguments[name])
         return found
+
+    def of_prompt(self, path: Path) -> dict[str, object]:
+        """Numbers that tell of the prompt and were the same in all calls of a path, by name."""
+        calls = self._along(path)
+        if len(calls) < 2:
+            return {}
+        return {
+            name: int(first)
+            for name, first in calls[0].given.items()
+            if first.dim() == 0
+            and _OF_PROMPT.search(name)
+            and all(name in one.given and torch.equal(first, one.given[name]) for one in calls)
+        }
 
     def _along(self, path: Path) -> list[_Call]:
         """The calls that a path is made of; none where some are not known."""

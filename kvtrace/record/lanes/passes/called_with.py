@@ -45,6 +45,8 @@ def called_with(
     call = replace(call, paths=_made(call, batch, beside=hides is not None))
     told = steps.of(batch.paths, call) if name in ("told", "beside") else {}
     arguments = told | _WAYS[name](rest(call, told), tokens)
+    stays = steps.of_prompt(batch.paths[0]) if len(batch.paths) == 1 else {}
+    arguments |= {name: one for name, one in stays.items() if type(arguments.get(name)) is int}
     arguments |= beside_ids(call, batch.extra, kind)
     arguments |= read_beside(call.ids, batch, kind) | of_text(call, arguments, batch, kind)
     like_first = _WAYS[name] is _LIKE_FIRST

@@ -137,6 +137,7 @@ class _Question:
         """What moved of a text that is shorter yet, and that text.
 
         Layers that round by the largest number of a text: it may have been among the first `end`.
+        What a mask shows of a prompt, to its own tokens, does not move when later ones follow.
         """
         paths = self.batch.paths
         few = max(path.padding for path in paths) + FEW
@@ -146,7 +147,9 @@ class _Question:
         fewer = _cut(paths, few, self.extras)
         with suppress(CannotRecomputeError):
             short = self.again.run(fewer, dtype=self.dtype)
-            return self.moved(short, fewer), (fewer, short)
+            found = self.moved(short, fewer)
+            shown = found is not None and _sees_later(found.whole)
+            return None if shown else found, (fewer, short)
         return None, text
 
     def what_else(self, cut: Batch, short: Forward, found: Moved | None) -> Note | None:
