@@ -23,7 +23,7 @@ HOOKS_CHANGED = "hooks on the model came or went after it"
 """A note on the last step that the model took with other hooks than later on."""
 
 SET_WITHIN = "from there on it is not compared"
-"""How a note ends about attributes of a model that a program changed in the middle of a text."""
+"""How a note ends about what parts a model from its other lane in the middle of a text."""
 
 ROWS_LEFT_OUT = "lane: rows of a long pass were compared, and not kept; --keep-rows keeps them"
 """What a note says after the name of a lane whose rows took too much to be kept unasked."""

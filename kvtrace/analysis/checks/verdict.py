@@ -180,7 +180,8 @@ def _gap(trace: Trace, survey: Survey) -> str:
     every = survey.compared + len(survey.missing)
     equal = f"{survey.compared} of {every} steps were compared and are equal within rounding"
     if survey.missing:
-        why = "".join(f": {n.text}" for n in trace.notes if n.text.endswith(SET_WITHIN))
+        said = dict.fromkeys(n.text for n in trace.notes if n.text.endswith(SET_WITHIN))
+        why = "".join(f": {text}" for text in said)
         return f"{equal}; step {survey.missing[0]} is the first that was not{why}"
     if trace.ending is None or trace.damage:
         return f"{equal}, but {trace.name} is incomplete"

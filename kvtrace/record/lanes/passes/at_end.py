@@ -23,6 +23,7 @@ from kvtrace.record.lanes.passes.causal import looks_ahead
 from kvtrace.record.lanes.passes.hidden import Hidden, ends, hidden_in
 from kvtrace.record.lanes.passes.portions import portions
 from kvtrace.record.lanes.passes.recompute import Recomputer
+from kvtrace.record.lanes.passes.room import in_room, is_whole
 from kvtrace.record.lanes.paths import Node, Path, Paths
 from kvtrace.trace import ROWS_LEFT_OUT, Lane, LaneStep, Meta, Note, Step, Trace
 
@@ -97,9 +98,9 @@ class OncePass:
         left = _nodes_left(paths.paths)
         held: dict[int, tuple[Tally, int]] = {}
         compared = asked = False
-        for done, batch in enumerate(batches):
+        for done, given in enumerate(batches):
             try:
-                forward = self.again.run(batch, dtype=dtype)
+                batch, forward = self._whole(given, dtype, comparer)
             except CannotRecomputeError as error:
                 text = f"could not compute the {lane.name} lane: {error}"
                 comparer.findings.setdefault(text, Note("note", text))
@@ -118,6 +119,22 @@ class OncePass:
         for note in comparer.findings.values():
             sink.note(note)
         return compared
+
+    def _whole(self, batch: Batch, dtype: str | None, comparer: Comparer) -> tuple[Batch, Forward]:
+        """A batch and its pass, as far as the model drops no rows of it by itself.
+
+        Raises:
+            CannotRecomputeError: It does not run over tokens alone.
+        """
+        forward = self.again.run(batch, dtype=dtype)
+        fits = in_room(batch, forward, self.extras)
+        if fits is None:
+            return batch, forward
+        less = self.again.run(fits[0], dtype=dtype)
+        if not is_whole(fits[0], less):
+            return batch, forward
+        comparer.findings.setdefault(fits[1].text, fits[1])
+        return fits[0], less
 
     def _compare(
         self,

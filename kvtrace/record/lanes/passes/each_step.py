@@ -26,6 +26,7 @@ from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.hidden import Hidden, ends, hidden_in
 from kvtrace.record.lanes.passes.otherwise import rounds_inside, varies
 from kvtrace.record.lanes.passes.recompute import Recomputer
+from kvtrace.record.lanes.passes.room import in_room
 from kvtrace.record.lanes.paths import Node, Path, Paths
 from kvtrace.trace import Lane, Note, Step, Trace
 
@@ -95,6 +96,10 @@ class EachPass:
             forward = self.again.run(batch)
         except CannotRecomputeError as error:
             self._say(Note("note", f"could not compute the {self.lane.name} lane: {error}"), sink)
+            return
+        fits = in_room(batch, forward, self.extras)
+        if fits is not None:
+            self._say(fits[1], sink)
             return
         tally = Tally(trace.meta, [step.number])
         comparer.compare(forward, batch, tally)
