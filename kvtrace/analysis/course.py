@@ -19,7 +19,7 @@ _SHOWN = 6
 
 
 def course(trace: Trace) -> str:
-    """The phrase; several prompts in one run are counted."""
+    """The phrase; what starts anew with nothing cached, another prompt or the same, is counted."""
     numbers = trace.numbers
     if not numbers:
         return "nothing"
@@ -43,7 +43,8 @@ def course(trace: Trace) -> str:
         words = f"encoder over {encoded[0]}, {words}"
     batch = _batch(first)
     text = f"{batch}: {words}" if batch else words
-    return text if len(starts) < 2 else f"{text}, and {len(starts) - 1} more"
+    again = len(starts) - 1
+    return text if again < 1 else f"{text}, and {again} more start{'' if again == 1 else 's'}"
 
 
 _MANY = 4096

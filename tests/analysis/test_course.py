@@ -50,9 +50,12 @@ def test_rows_that_change_places_are_beams():
     assert course(trace) == "2 beams: prefill of 5, 1 decode step"
 
 
-def test_a_second_prompt_is_counted():
-    trace = altered(synthetic_trace(), s4=lambda step: replace(step, parent=None))
-    assert course(trace) == "prefill of 5, 3 decode steps, and 1 more"
+def test_a_second_start_is_counted_and_reads_like_no_decode_step():
+    anew = lambda step: replace(step, parent=None)  # noqa: E731
+    trace = altered(synthetic_trace(), s4=anew)
+    assert course(trace) == "prefill of 5, 3 decode steps, and 1 more start"
+    trace = altered(synthetic_trace(), s3=anew, s4=anew)
+    assert course(trace) == "prefill of 5, 2 decode steps, and 2 more starts"
 
 
 def test_rows_that_are_not_one_a_token_are_no_prefill_and_no_batch():
