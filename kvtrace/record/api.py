@@ -11,6 +11,7 @@ from torch import nn
 
 from kvtrace.errors import UsageError
 from kvtrace.record.ambient import AmbientRecording
+from kvtrace.record.ambient.by_hand import follow_by_hand
 from kvtrace.record.ambient.late import LateWriter
 from kvtrace.record.ambient.recording import Create
 from kvtrace.record.capture.replaced.compiled import as_written
@@ -112,7 +113,9 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
     model = as_written(model)
     meta, options = says.of(model)
     own = own_path(Path(path), meta.rank)
-    return Recording(model, own, meta, options, lanes=lanes, force=force)
+    recording = Recording(model, own, meta, options, lanes=lanes, force=force)
+    recording.beside = follow_by_hand
+    return recording
 
 
 @dataclass(frozen=True, slots=True)

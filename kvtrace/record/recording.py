@@ -55,6 +55,7 @@ class Recording:
         said: Sentences that the trace is to say of the recording, besides its own.
         failure: What ended it early; a warning, too, where nobody else says it.
         gate: Asked of each forward whether it is to be a step; None: all are.
+        beside: Begins to take what is no call of the model as its steps; returns how to stop.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Recording:
         self._tokens: tuple[tuple[int, ...], ...] = ()
         self.said: list[str] = []
         self.gate: Gate | None = None
+        self.beside: Callable[[Recording, nn.Module], Callable[[], None]] | None = None
         self.failure: KvtraceError | None = None
         self._held: Forward | None = None
         self._lanes = Lanes(model, path, lanes, self.unwatched)
@@ -112,6 +114,8 @@ class Recording:
                 self._start(self._writer)
                 if self._given is None and rank is None:
                     self._undo.append(listen_inside(self._model, self._inner))
+                    if self.beside is not None:
+                        self._undo.append(self.beside(self, self._model))
         except BaseException:
             self._close(Ending("error", "the recording could not begin"))
             raise

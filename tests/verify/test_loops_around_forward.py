@@ -7,6 +7,7 @@ from torch import nn
 import kvtrace
 from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED
 from kvtrace.analysis.checks.report import Report, Trial, together
+from kvtrace.analysis.checks.verdict import check
 
 PROMPT = [5, 9, 30, 7, 21, 14, 2, 12, 3, 17]
 
@@ -97,14 +98,75 @@ def test_a_run_that_failed_is_no_pass_whatever_another_one_says():
     assert together(trials).verdict == UNCHECKED
 
 
-def test_who_watches_a_forward_that_nobody_calls_is_told_what_sees_its_parts(tmp_path):
+class Through(ByHand):
+    """Looks its ids up beside the model's table, as nobody follows."""
+
+    def embed(self, ids, start):
+        return self.tokens.weight.t().contiguous().t()[ids] + self.places.weight[start + 1]
+
+
+class Seeing(ByHand):
+    """An image is read between the look-up and the call, by a part that attends, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.sees = Layer()
+
+    def forward(self, ids=None, inputs_embeds=None):
+        x = self.tokens(ids) if inputs_embeds is None else inputs_embeds
+        for layer in self.layers:
+            x, _ = layer(x)
+        return self.head(x)
+
+    @torch.no_grad()
+    def generate(self, ids, max_new_tokens):
+        for _ in range(max_new_tokens):
+            x = self.tokens(ids)
+            seen, _ = self.sees(torch.ones(1, 4, 32))
+            logits = self(inputs_embeds=torch.cat((seen, x), 1))
+            ids = torch.cat((ids, logits[:, -1].argmax(-1, keepdim=True)), 1)
+        return ids
+
+
+def test_who_watches_a_model_whose_layers_are_called_by_hand_sees_its_steps(tmp_path):
     model, ids = ByHand().eval(), torch.tensor([PROMPT])
-    with kvtrace.record(model, tmp_path / "forward.kvt"):
+    expected = model.generate(ids, 4)
+    with kvtrace.record(model, tmp_path / "by-hand.kvt"):
+        assert torch.equal(model.generate(ids, 4), expected)
+    trace = kvtrace.open(tmp_path / "by-hand.kvt")
+    assert [len(step.tokens[0]) for step in trace] == [10, 1, 1, 1]
+    assert check(trace).verdict == EQUAL
+    assert not any(one._forward_pre_hooks for one in model.modules())
+
+
+def test_a_wrong_loop_by_hand_is_named_where_its_model_is_watched(tmp_path):
+    model = OffByOne().eval()
+    with kvtrace.record(model, tmp_path / "wrong.kvt"):
+        model.generate(torch.tensor([PROMPT]), 4)
+    report = check(kvtrace.open(tmp_path / "wrong.kvt"))
+    assert report.findings[0].name == "POSITION-EMBEDDING"
+
+
+def test_what_reads_an_image_after_the_look_up_begins_no_step(tmp_path):
+    model = Seeing().eval()
+    with kvtrace.record(model, tmp_path / "image.kvt"):
+        model.generate(torch.tensor([PROMPT]), 2)
+    trace = kvtrace.open(tmp_path / "image.kvt")
+    assert [len(trace.meta.sites), len(trace)] == [2, 2]
+
+
+def test_layers_by_hand_before_the_model_is_called_are_a_step_of_their_own(tmp_path):
+    model, ids = ByHand().eval(), torch.tensor([PROMPT])
+    with kvtrace.record(model, tmp_path / "both.kvt"), torch.no_grad():
+        model.generate(ids, 1)
+        model(ids)
+        model.layers[0](model.embed(ids, 0))
+    assert len(kvtrace.open(tmp_path / "both.kvt")) == 2
+
+
+def test_who_watches_a_model_that_nobody_calls_is_told_so(tmp_path):
+    model, ids = Through().eval(), torch.tensor([PROMPT])
+    with kvtrace.record(model, tmp_path / "none.kvt"):
         model.generate(ids, 3)
-    with kvtrace.record(tmp_path / "parts.kvt"):
-        model.generate(ids, 3)
-    assert (
-        "no call of the model was seen"
-        in kvtrace.open(tmp_path / "forward.kvt").meta.not_recorded[0]
-    )
-    assert len(kvtrace.open(tmp_path / "parts.kvt")) == 3
+    told = kvtrace.open(tmp_path / "none.kvt").meta.not_recorded
+    assert "no call of the model was seen" in told[0]

@@ -56,18 +56,24 @@ class Implicit:
     Attributes:
         begins_at_once: A step begins with the look-up, not with the first attention: there is a
             module, whose cache the first attention may already have changed.
+        by_parts: It begins later all the same, with the first part that is called: ids may be
+            looked up for the model itself.
         lookups: How often ids were looked up.
     """
 
-    def __init__(self, recording: Steps, name: str, *, begins_at_once: bool) -> None:
+    def __init__(
+        self, recording: Steps, name: str, *, begins_at_once: bool, by_parts: bool = False
+    ) -> None:
         """No step yet.
 
         Args:
             recording: Whose steps they are.
             name: What the model's own forward calls its ids.
             begins_at_once: See there.
+            by_parts: See there.
         """
         self.begins_at_once = begins_at_once
+        self.by_parts = by_parts
         self.lookups = 0
         self._name = name
         self._recording = recording
@@ -111,11 +117,22 @@ class Implicit:
         known = self._table in (self._in, None)
         better = self._ids is None or (known and _counts(self._ids) and not _counts(ids))
         better = better or (not known and table == self._table)
+        better = better or (self.by_parts and table == self._in)  # nothing came of the others
         if better and self._open is None:
             self._ids, self._in = ids, table
-        if self._open is None:
+        if self._open is None and not self.by_parts:
             self._function.looked_up(ids)
-        if self.begins_at_once and self._open is None:
+            if self.begins_at_once:
+                self._begin()
+
+    def part_called(self, rows: int) -> None:
+        """A part of the model is called: with a row for each id, it begins a step.
+
+        Args:
+            rows: Given to it.
+        """
+        if self._open is None and self._ids is not None and self._ids.numel() == rows:
+            self._function.looked_up(self._ids)
             self._begin()
 
     def attended(self, call: AttentionCall) -> None:
