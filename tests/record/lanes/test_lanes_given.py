@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import kvtrace
 from builders.encoder_decoders import LISTENERS, READERS
@@ -205,3 +206,27 @@ def test_texts_that_are_packed_in_one_row_are_counted_as_they_were_given(tmp_pat
     found = trace.compared(0)
     assert (found.relative <= trace.meta.lane("recomputed").tolerance).all()
     assert check(trace).findings == ()
+
+
+class OneAtATime(nn.Module):
+    """Its shapes are those of one token, and it keeps its rows inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.qkv, self.head = nn.Embedding(9, 8), nn.Linear(8, 24), nn.Linear(8, 9)
+        self.rows = []
+
+    def forward(self, token):
+        q, *new = (x.view(1, 1, 1, 8) for x in self.qkv(self.tokens(token)).chunk(3, -1))
+        self.rows.append(new)
+        k, v = (torch.cat(rows, 2) for rows in zip(*self.rows, strict=True))
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v).view(1, 1, 8))
+
+
+def test_a_model_of_one_token_at_a_time_is_said_to_have_nothing_to_compare_with(tmp_path):
+    model = OneAtATime().eval()
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "one.kvt"):
+        for token in (3, 1, 4):
+            model(torch.tensor([[token]]))
+    (note,) = kvtrace.open(tmp_path / "one.kvt").notes
+    assert "the model was given one token at a time, and no call with all of them" in note.text

@@ -54,6 +54,11 @@ _TRIED = {
     "beside": "with what globals of its code told it for its steps, joined",
 }
 
+_SINGLY = (
+    "the model was given one token at a time, and no call with all of them went, which is what "
+    "its cache is compared with"
+)
+
 _ALONE = ("bare", "unswitched")
 
 
@@ -96,6 +101,7 @@ class Recomputer:
     _crossing: frozenset[str] = frozenset()
     _causal: bool = False
     _several: bool = False
+    _singly: bool = True
     _ready: tuple[object, str | None, Forward] | None = None
     _callers: set[threading.Thread] = field(default_factory=set)
     _apart: nn.Module | None = None
@@ -107,6 +113,7 @@ class Recomputer:
     def begin(self, beginning: Beginning) -> None:
         """A forward of the model is about to run: before the first, take the snapshot."""
         self._callers.add(threading.current_thread())
+        self._singly &= beginning.tokens is not None and beginning.tokens.shape[-1] == 1
         self.settings.begin()
         self.contexts.look()
         if self._begun:
@@ -249,7 +256,9 @@ class Recomputer:
                 self.snapshot, self._also = snapshot, []
                 self._settled(name)
                 return found
-        said = (f"{how}: {why}" for why, how in reasons.items())
+        said = [f"{how}: {why}" for why, how in reasons.items()]
+        if self._singly and batch.rows > 1:
+            said[0] = f"{_SINGLY}; tried {said[0]}"
         raise CannotRecomputeError(
             "; ".join((*unread(self._snapshots[0][1].call.arguments), *said))
         )
