@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kvtrace.record.ambient.implicit import Implicit, ids_of, place_of, table_of
@@ -53,12 +54,13 @@ class _ByHand:
         self._undo = [
             one.register_forward_pre_hook(self._told(hook), with_kwargs=True, prepend=True).remove
             for one, hook in reversed(hooks)  # what is registered last is told first
+            if not isinstance(one, torch.jit.ScriptModule)
         ]
 
     def _told(self, hook: Hook) -> Callable[..., None]:
         def told(module: nn.Module, args: Args, kwargs: Kwargs | None = None) -> None:
             # one that was removed by another of the same call is told of no keywords
-            if kwargs is not None and not self._is_nobodys:
+            if not is_symbolic() and kwargs is not None and not self._is_nobodys:
                 hook(module, args, kwargs)
 
         return told
@@ -74,9 +76,9 @@ class _ByHand:
     def _is_nobodys(self) -> bool:
         """Whether a call is none of a loop by hand: a lane's, another thread's, a forward's own."""
         watch = self._recording.watch
-        if not self._undo or watch is None or watch.paused or watch.is_fork or is_symbolic():
+        if not self._undo or watch is None or watch.paused or watch.is_fork:
             return True
-        if generates(self._model) or watch.turns.are_others():
+        if watch.turns.are_others():
             return True
         return bool(passes()) and not self._steps.under_way
 
@@ -96,7 +98,7 @@ class _ByHand:
                 self._steps.looked_up(found[1], place_of(weights.weight))
 
     def _part(self, _: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        if self._steps.under_way:
+        if self._steps.under_way or generates(self._model):
             return
         given = (one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
         rows = next((one for one in given if one.is_floating_point() and one.dim() > 1), None)
