@@ -71,6 +71,14 @@ _TABLE = (
         "The cache is cropped, evicts rows by a rule, or its window is shorter than the model's.",
     ),
     Kind(
+        "EVICTED-BY-CHOICE",
+        "the cache drops rows of its own choice",
+        "It scores rows and keeps some, as H2O and SnapKV do. A true property of the method: what "
+        "it costs is what the rows would have added. What the steps from there on should be, no "
+        "pass over all rows tells.",
+        bug=False,
+    ),
+    Kind(
         "WINDOW",
         "rows older than the window are visible",
         "The sliding window is applied without the cache, but not with it.",

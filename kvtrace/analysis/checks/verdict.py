@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -158,7 +158,7 @@ def _report(
     if trace.ending is None or trace.damage:
         caveats = (f"{trace.name} is incomplete: the first {len(trace)} steps are there", *caveats)
     if verdict == EQUAL:
-        gap = trouble or _gap(trace, survey)
+        gap = trouble or _chosen(found) or _gap(trace, survey)
         if gap:
             verdict, reason = UNCHECKED, gap
     return Report(
@@ -173,6 +173,15 @@ def _report(
         limits=None if verdict == UNCHECKED else limits,
         keeps_nothing=verdict == UNCHECKED and _keeps_nothing(trace),
     )
+
+
+def _chosen(found: Sequence[Finding]) -> str:
+    """From where on a cache has rows of its own choice, which no lane has; empty: it does not."""
+    first = next((one for one in found if one.name == "EVICTED-BY-CHOICE"), None)
+    if first is None:
+        return ""
+    before = f"before step {first.step} all is equal within rounding; " if first.step else ""
+    return f"{before}from there on {first.kind.means}, at {first.where}: {first.evidence}"
 
 
 def _gap(trace: Trace, survey: Survey) -> str:

@@ -47,12 +47,18 @@ def picked(toy, places):
     return {"k": k, "v": v, "supposed": np.array(places[0])}
 
 
-def test_heads_that_keep_rows_of_their_own_evict_them():
+def test_heads_that_each_keep_as_many_rows_of_their_own_choose_them():
     toy = Toy()
     places = [[0, 2, 3, 8, 9, 10, 11], [0, 1, 5, 6, 7, 10, 11]]
     found = diagnose(toy.scene(**picked(toy, places)))
-    assert (found.name, found.head) == ("EVICTED-EARLY", 0)
+    assert (found.name, found.head, found.kind.bug) == ("EVICTED-BY-CHOICE", 0, False)
     assert "7 of 12 places: head 0 lacks 5: 1, 4, 5 …; head 1 lacks 5: 2, 3, 4 …" in found.evidence
+
+
+def test_heads_that_each_keep_a_stretch_of_their_own_evict_by_place():
+    toy = Toy()
+    places = [[*range(7)], [*range(5, 12)]]
+    assert diagnose(toy.scene(**picked(toy, places))).name == "EVICTED-EARLY"
 
 
 def test_heads_that_hold_a_row_twice_and_others_not_evict_them():

@@ -70,7 +70,15 @@ def check_rows_of_heads(scene: Scene, own: OwnRows) -> Finding | None:
     more = f" and {len(own.lacks) - _NAMED} more heads" if len(own.lacks) > _NAMED else ""
     kept = f"{len(scene.seen)} of {len(scene.wanted)} places"
     evidence = f"each kv head sees rows of its own, {kept}: {told}{more}"
-    return finding(scene, "EVICTED-EARLY", "k", evidence, own.rows, head)
+    chosen = _chosen(own.lacks) and not any(twice)
+    name = "EVICTED-BY-CHOICE" if chosen else "EVICTED-EARLY"
+    return finding(scene, name, "k", evidence, own.rows, head)
+
+
+def _chosen(lacks: list[list[int]]) -> bool:
+    """Whether each head lacks as many rows, and some others, here and there: no place chose them."""
+    scattered = {tuple(gone) for gone in lacks if gone[-1] - gone[0] >= len(gone)}
+    return len(scattered) > 1 and len({len(gone) for gone in lacks}) == 1
 
 
 def _places(scene: Scene, head: int, seen: Indices) -> list[int] | None:
