@@ -69,6 +69,15 @@ def test_show_of_a_folder_names_a_missing_rank(kvtrace, ranks):
     assert "rank 0 of 2 is missing: without heads 0–1 of 4 and kv head 0 of 2" in out
 
 
+def test_check_without_a_rank_says_whose_heads_it_did_not_see(kvtrace, ranks, tmp_path):
+    ranks[0].unlink()
+    merged = tmp_path / "merged.kvt"
+    assert kvtrace("merge", ranks[0].parent, "-o", merged)[0] == 4
+    code, out, _ = kvtrace("check", merged)
+    assert code in (0, 1)
+    assert "rank 0 of 2 is missing: without heads 0–1 of 4 and kv head 0 of 2" in out
+
+
 @pytest.mark.parametrize("verb", ["info", "recover"])
 def test_other_verbs_say_that_a_folder_is_no_trace(kvtrace, ranks, verb, monkeypatch):
     monkeypatch.chdir(ranks[0].parent)

@@ -152,7 +152,8 @@ def _report(
             "recording"
         )
         return Report(UNCHECKED, (), reason, steps=survey.compared, logits=survey.logits)
-    caveats = survey.caveats
+    banner = trace.meta.model.banner  # heads of a rank that is missing, weights left random
+    caveats = (banner, *survey.caveats) if banner else survey.caveats
     if trouble:
         caveats = (f"damaged: {trouble.rstrip('.')}", *caveats)
     if trace.ending is None or trace.damage:
