@@ -76,9 +76,11 @@ def check_rows_of_heads(scene: Scene, own: OwnRows) -> Finding | None:
 
 
 def _chosen(lacks: list[list[int]]) -> bool:
-    """Whether each head lacks as many rows, and some others, here and there: no place chose them."""
+    """Whether each head lacks as many rows, some of them others, here and there: not by place."""
+    if len({len(gone) for gone in lacks}) > 1:
+        return False
     scattered = {tuple(gone) for gone in lacks if gone[-1] - gone[0] >= len(gone)}
-    return len(scattered) > 1 and len({len(gone) for gone in lacks}) == 1
+    return len(scattered) > 1
 
 
 def _places(scene: Scene, head: int, seen: Indices) -> list[int] | None:
