@@ -42,6 +42,7 @@ class Path:
         row: Sequence it was in that step.
         shared: Stretches before those, which are compared along the path it parted from.
         until: The first step whose rows are not compared; None: all are.
+        first: Position of its first token that is no padding: some models count from 1.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -51,6 +52,7 @@ class Path:
     row: int = 0
     shared: list[Node] = field(default_factory=list)
     until: int | None = None
+    first: int = 0
 
     def compares(self, step: int) -> bool:
         """Whether rows of a step are compared along it."""
@@ -87,13 +89,13 @@ class Paths:
     def add(self, step: Step) -> None:
         """Follow a step."""
         parents = self._ends.get(-1 if step.parent is None else step.parent, [])
-        past = _rows_before(step)
         kept = {} if step.parent is None else self._kept.get(step.parent, {})
         order = step.order
         removed = _removed(step, kept, order[0] if order else 0)
-        sources = self._sources(step, len(parents))
+        before = [self._end(source) for source in self._sources(step, len(parents))]
+        past = _rows_before(step, [0 if one is None else one[0].first for one in before])
         ends = [
-            self._follow(step, sequence, tokens, self._end(sources[sequence]), (past, removed))
+            self._follow(step, sequence, tokens, before[sequence], (past, removed))
             if tokens
             else None
             for sequence, tokens in enumerate(self._tokens(step))
@@ -128,6 +130,7 @@ class Paths:
             return None
         if path.root < 0:
             path.root, path.row = step.number, sequence
+            path.first = next((place for place in step.positions[sequence] if place >= 0), 0)
         if start in (0, path.padding):  # a first chunk may be padding alone
             path.padding = start + sum(place < 0 for place in step.positions[sequence])
         path.nodes.append(Node(step.number, sequence, start, start + len(tokens)))
@@ -188,7 +191,7 @@ class Paths:
         if len(path.tokens) != start:
             trunk = path
             path = self._new(trunk.tokens[:start], trunk.padding)
-            path.root, path.row = trunk.root, trunk.row
+            path.root, path.row, path.first = trunk.root, trunk.row, trunk.first
             known = (*trunk.shared, *trunk.nodes)
             path.shared = [replace(n, end=min(n.end, start)) for n in known if n.start < start]
         path.tokens.extend(tokens)
@@ -206,22 +209,28 @@ class Paths:
             self._kept.pop(number, None)
 
 
-def _rows_before(step: Step) -> int:
-    """Rows that were there of the text that a step goes on with."""
+def _rows_before(step: Step, firsts: Sequence[int]) -> int:
+    """Rows that were there of the text that a step goes on with.
+
+    Args:
+        step: It.
+        firsts: Of each sequence, the position that its text began with.
+    """
     lengths = [group.length_before for group in _growing(step)]
     past = max(lengths, default=0)
     if step.parent is None and 0 in lengths and all(row[0] <= 0 for row in step.positions):
         return 0  # a text begins: what some layers hold is not of it
     if past == 0 and step.parent is not None:
         # a faulty cache may hold none of its old rows; its tokens still have a place
-        return max((row[0] for row in step.positions if row), default=0)
+        places = zip(step.positions, firsts, strict=True)
+        return max((row[0] - first for row, first in places if row), default=0)
     return past
 
 
 def _begin(step: Step, sequence: int, before: End, removed: Sequence[int]) -> int:
     """Where on its path the tokens of a sequence begin that goes on."""
     path, end = before
-    told = step.positions[sequence][0] + path.padding
+    told = step.positions[sequence][0] - path.first + path.padding
     taken = end - told
     if taken in (0, *removed) or _apart(step, taken, removed):
         return told  # its place says what was taken off: the rest was lost, or forgotten

@@ -7,6 +7,7 @@ from torch import nn
 import kvtrace
 from builders.tiny_models import tiny_model
 from builders.ways import generate, ready
+from kvtrace.analysis.checks.report import UNCHECKED
 from kvtrace.analysis.checks.verdict import check
 
 
@@ -171,3 +172,18 @@ def test_a_cache_scaled_by_its_whole_text_hides_no_model_that_looks_ahead(causal
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert [one.name for one in check(trace).findings] == ([] if causal else ["NOT-CAUSAL"])
     assert any("takes few values" in one.text for one in trace.notes) == causal
+
+
+@pytest.mark.parametrize("mode", ["once", "each"])
+def test_a_text_that_counts_from_one_is_fed_again_from_its_first_token_on(mode, tmp_path):
+    model = ready(tiny_model("llama"))
+    tokens = torch.tensor([[3, 1, 4, 1, 5, 9]])
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute=mode):
+        for end in (4, 5, 6):
+            places = torch.arange(1, end + 1)[None]
+            model(tokens[:, :end], position_ids=places, use_cache=False)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert (check(trace).verdict, check(trace).findings) == (UNCHECKED, ())
+    compared = [trace.compared(number) for number in trace.numbers]
+    assert all(one is not None and not (one.beyond > 0).any() for one in compared)
+    assert not any(note.kind == "finding" for note in trace.notes)

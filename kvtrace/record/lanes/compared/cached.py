@@ -119,7 +119,7 @@ def kv_rows(
     tensor: Tensor,
     nodes: Sequence[Node],
     steps: Mapping[int, Step],
-    padding: int,
+    place: int,
 ) -> Rows | None:
     """KEYS or VALUES that the steps wrote for a site, wherever its cache put them.
 
@@ -129,7 +129,7 @@ def kv_rows(
         tensor: Which.
         nodes: Stretches of one path at whose steps the site attended.
         steps: Those steps.
-        padding: Hidden rows at the left of the path.
+        place: Of position 0 on the path: hidden rows are at its left, and some count from 1.
     """
     spans: list[tuple[int, int]] = []
     where, there = [], []
@@ -144,7 +144,7 @@ def kv_rows(
         if site.kind != "cross" and in_turn and group.rows == node.end - node.start:
             where.append(np.arange(node.start, node.end))
         else:
-            shift = 0 if site.kind == "cross" else padding
+            shift = 0 if site.kind == "cross" else place
             found = _positions(group, node.sequence, first)
             where.append(np.where(found == NOWHERE, NOWHERE, found + shift))
         there.append(node)

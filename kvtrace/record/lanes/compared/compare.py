@@ -145,7 +145,9 @@ class _OneSite:
 
         def read() -> cached.Rows | None:
             if kv:
-                return cached.kv_rows(trace, site, tensor, nodes, self.steps, path.padding)
+                return cached.kv_rows(
+                    trace, site, tensor, nodes, self.steps, path.padding - path.first
+                )
             return cached.site_rows(trace, site, tensor, nodes, self.read)
 
         return self.comparer.memory.rows(site.index, tensor, nodes, read)

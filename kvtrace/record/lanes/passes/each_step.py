@@ -69,7 +69,10 @@ class EachPass:
         """Find out, on the first step, how the tokens can be computed again."""
         paths = Paths(fed=self.extras.embedded, trees=self.extras.trees)
         paths.add(step)
-        chosen = [Path(path.tokens, path.padding, [], path.root, path.row) for path in paths.paths]
+        chosen = [
+            Path(path.tokens, path.padding, [], path.root, path.row, first=path.first)
+            for path in paths.paths
+        ]
         if chosen:
             with suppress(CannotRecomputeError):
                 self.again.settle(Batch(chosen, None, self.extras.of(chosen)))
@@ -128,8 +131,10 @@ class EachPass:
                     nodes.append((len(chosen), node))
                     tokens = path.tokens[: node.end]
                     shared = list(path.shared)
-                    chosen.append(Path(tokens, path.padding, [node], path.root, path.row, shared))
-                    chosen[-1].until = ends(chosen[-1], self._hidden, self.again.settings)
+                    at = path.root, path.row
+                    one = Path(tokens, path.padding, [node], *at, shared, first=path.first)
+                    one.until = ends(one, self._hidden, self.again.settings)
+                    chosen.append(one)
             path.shared += path.nodes
             path.nodes.clear()
         keep = sorted({node.end - 1 for _, node in nodes})
