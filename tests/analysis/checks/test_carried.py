@@ -10,8 +10,10 @@ from builders.tiny_models import tiny_model
 from builders.ways import IDS, ready
 from kvtrace.analysis.checks import DIVERGED, EQUAL, check
 from kvtrace.analysis.checks.diagnose import diagnose
+from kvtrace.analysis.checks.scenes.query import Query
 from kvtrace.analysis.checks.scenes.scene import Scales
 from kvtrace.analysis.checks.wrong_output.carried import follows
+from kvtrace.analysis.checks.wrong_output.one_number import bent
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +98,17 @@ def test_a_bug_behind_large_scores_is_still_one(dtype, tmp_path):
     report = checked(model, tmp_path / "a.kvt")
     assert report.verdict == DIVERGED
     assert report.findings[0].layer == 3
+
+
+def test_a_cap_out_of_reach_of_the_scores_explains_nothing():
+    drawn = np.random.default_rng(0)
+    raw, values = drawn.normal(size=(1, 6)), drawn.normal(size=(1, 6, 4))
+    right = raw + 5e-4 * drawn.normal(size=raw.shape)
+    outputs = [
+        np.einsum("hr,hrd->hd", np.exp(one) / np.exp(one).sum(1, keepdims=True), values)
+        for one in (raw, right)
+    ]
+    logits = right - np.log(np.exp(right).sum(1, keepdims=True))
+    one = Query(logits, raw, values, *outputs, np.arange(6), 1e-6)
+    assert one.misfit(raw).max() < 1e-12 < 1e-5 < one.misfit(logits).max()
+    assert bent(one) is None

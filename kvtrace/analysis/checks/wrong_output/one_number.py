@@ -73,6 +73,8 @@ def _nonlinear(one: Query) -> tuple[str, str, str] | None:
             return "SCORE-NONLINEAR", "weights", "the cached lane uses q·k·scale without the cap"
         return "SCORE-BIAS", "weights", "the cached lane uses q·k·scale, and no bias is added to it"
     for scores, of in _totals(one):
+        if one.misfit(scores).max() <= one.atol:
+            continue  # they are as they are: a cap out of their reach explains nothing
         reach = float(np.abs(scores).max())
         for what, shape in _SHAPES:
 
