@@ -170,3 +170,13 @@ def test_who_watches_a_model_that_nobody_calls_is_told_so(tmp_path):
         model.generate(ids, 3)
     told = kvtrace.open(tmp_path / "none.kvt").meta.not_recorded
     assert "no call of the model was seen" in told[0]
+
+
+def test_steps_of_one_token_that_read_nothing_are_not_said_to_compute_every_row(tmp_path):
+    model = ByHand().eval()
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "single.kvt"):
+        for token in PROMPT:
+            model(torch.tensor([[token]]))
+    report = check(kvtrace.open(tmp_path / "single.kvt"))
+    assert report.verdict == UNCHECKED
+    assert "its steps of one token each read no row before it" in report.reason

@@ -218,4 +218,8 @@ def _no_cache(trace: Trace) -> str:
     name = trace.meta.model.class_name
     if any(layer.held for layer in trace.meta.cache_layers):
         return f"no step of {name} goes on with what one before it cached: each computes all rows"
-    return f"{name} has no KV cache: its steps compute every row anew"
+    later = [trace.step(number).new for number in trace.numbers[1:]]
+    what = (
+        "of one token each read no row before it" if set(later) == {1} else "compute every row anew"
+    )
+    return f"no KV cache was at work in {name}: its steps {what}"
