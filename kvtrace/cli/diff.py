@@ -46,10 +46,11 @@ def _write_junit(path: Path, found: Diff, told: list[str], suite: str) -> None:
 
 
 def _facts(found: Diff) -> object:
-    from kvtrace.cli.show.plain import plain
+    from kvtrace.cli.show.plain import SCHEMA, plain
 
     facts = plain(found)
-    return {"exit_code": found.exit_code, **facts} if isinstance(facts, dict) else facts
+    head = {"schema": SCHEMA, "exit_code": found.exit_code}
+    return {**head, **facts} if isinstance(facts, dict) else facts
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -100,6 +100,18 @@ def test_quiet_is_one_line_and_json_is_for_programs(kvtrace, tmp_path):
     assert told["runs"][0]["trace"] == str(path)
 
 
+def test_json_has_the_names_that_programs_were_written_for(kvtrace, tmp_path):
+    told = json.loads(kvtrace("check", broken(tmp_path), "--json")[1])
+    report = {"verdict", "exit_code", "reason", "steps", "findings", "largest", "flips", "caveats"}
+    assert told["schema"] == 1
+    assert set(told) == {"schema", "runs", *report}
+    assert set(told["runs"][0]) == {"name", "trace", "essential", *report}
+    assert set(told["findings"][0]) >= {
+        "name", "step", "layer", "head", "slot", "sequences", "tensor", "evidence", "apart",
+        "limit", "code", "means", "cause", "bug", "at",
+    }  # fmt: skip
+
+
 def test_junit_has_one_case_a_run(kvtrace, trace_file, tmp_path):
     report = tmp_path / "junit.xml"
     kvtrace("check", trace_file, broken(tmp_path), "--junit", report)
@@ -221,6 +233,7 @@ def test_the_first_place_where_two_traces_part_is_named(kvtrace, trace_file, tmp
     assert (code, told["verdict"], told["first"]["layer"], told["first"]["tensor"]) == (
         1, "diverged", 1, "queries",
     )  # fmt: skip
+    assert told["schema"] == 1
     assert kvtrace("diff", trace_file, other, "-q")[1].count("\n") == 1
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from kvtrace.analysis.checks.advice import closing, finding_lines, headline, lines, runs
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Finding, Report, Trial
 from kvtrace.cli.shared import junit
-from kvtrace.cli.show.plain import Plain, plain
+from kvtrace.cli.show.plain import SCHEMA, Plain, plain
 
 _WIDEST = 100
 
@@ -44,7 +44,7 @@ class Teller:
     def end(self, report: Report) -> None:
         """Everything is known."""
         if self.how == "json":
-            print(json.dumps(facts(report), indent=1))
+            print(json.dumps({"schema": SCHEMA, **facts(report)}, indent=1))
         elif self.how == "quiet":
             print(headline(report))
         elif self._told:

@@ -14,13 +14,10 @@ from kvtrace.analysis.cost.memory import cache_memory
 from kvtrace.analysis.lanes.parting import Place as Parting
 from kvtrace.analysis.lanes.parting import first_parting, largest_difference, worst
 from kvtrace.analysis.summary import summary
-from kvtrace.cli.show.plain import Plain, plain
+from kvtrace.cli.show.plain import SCHEMA, Plain, plain
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Step, Trace
 from kvtrace.version import __version__
-
-SCHEMA = 1
-"""Of this JSON; raised when a name changes its meaning."""
 
 
 def whole(trace: Trace, numbers: Iterable[int]) -> dict[str, Plain]:

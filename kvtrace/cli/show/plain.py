@@ -14,6 +14,9 @@ from enum import Enum
 
 import numpy as np
 
+SCHEMA = 1
+"""Of the JSON that show, check and diff print; raised when a name changes its meaning."""
+
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
 
 
