@@ -94,7 +94,8 @@ def _hopeless(trace: Trace, lane: str) -> str:
     """Why nothing can be compared; empty when something can."""
     meta = trace.meta
     if not len(trace):
-        return f"{trace.name} has no steps"
+        why = f": {trace.meta.not_recorded[0]}" if trace.meta.not_recorded else ""
+        return f"{trace.name} has no steps{why}"
     if not meta.sites:
         text = f"no attention was seen in {meta.model.class_name or 'the model'}"
         return f"{text}: {meta.unseen[0]}" if meta.unseen else f"{text}, so no KV cache either"

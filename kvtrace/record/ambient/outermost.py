@@ -27,7 +27,7 @@ from kvtrace.record.ambient.stepped import (
 from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.replaced.overlay import Overlay
 from kvtrace.record.capture.replaced.scripting import SCRIPTING
-from kvtrace.record.capture.symbolic import is_symbolic, is_transformed
+from kvtrace.record.capture.symbolic import is_symbolic, is_transformed, transformed
 from kvtrace.record.capture.watch import Watch
 
 Run = Callable[[], Any]
@@ -101,12 +101,11 @@ class Outermost:
             "it was made of"
             for name in self._scripted
         )
-        transformed = (
-            f"{name}: torch.func (vmap, grad) runs it on tensors that can't be looked at; record "
-            "it called as it is"
-            for name in self._transformed
+        return (
+            *scripted,
+            *map(transformed, self._transformed),
+            *((compiled,) if self.compiled else ()),
         )
-        return (*scripted, *transformed, *((compiled,) if self.compiled else ()))
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
+TRANSFORMED = "torch.func (vmap, grad) runs it on tensors that can't be looked at"
+
 _tracing = torch._C._get_tracing_state
 _transformed = torch._C._functorch.peek_interpreter_stack
 _mode = torch._C._get_dispatch_mode
@@ -33,6 +35,11 @@ def is_symbolic() -> bool:
 def is_transformed() -> bool:
     """Whether this runs within a transformation of torch.func: vmap, grad, jvp."""
     return _transformed() is not None
+
+
+def transformed(name: str) -> str:
+    """What is said of a model of this class that ran there."""
+    return f"{name}: {TRANSFORMED}; record it called as it is"
 
 
 def is_written_down() -> bool:

@@ -13,6 +13,7 @@ from os import getpid
 from time import perf_counter_ns
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
@@ -36,7 +37,7 @@ from kvtrace.record.capture.replaced.entrances import around_forward, entrances,
 from kvtrace.record.capture.replaced.interface import INTERFACE
 from kvtrace.record.capture.replaced.scripting import SCRIPTING
 from kvtrace.record.capture.running import Pass, our_work, passes
-from kvtrace.record.capture.symbolic import is_shape_only, is_symbolic
+from kvtrace.record.capture.symbolic import is_shape_only, is_symbolic, is_transformed, transformed
 from kvtrace.record.capture.tokens.inputs import named, tokens_of
 from kvtrace.record.capture.turns import Turns
 from kvtrace.record.flow import FlowWatch
@@ -177,6 +178,13 @@ class Watch:
         """
         return is_symbolic() or self.paused or (is_asking() and not self._asks) or self.is_fork
 
+    def _passes_by(self, module: nn.Module) -> bool:
+        """Whether a call of an entrance is nobody's business; what torch.func runs is told of."""
+        deaf = self._deaf
+        if deaf and not (torch.compiler.is_compiling() or self.paused) and is_transformed():
+            self.says[transformed(type(module).__name__)] = None
+        return deaf
+
     @contextmanager
     def unwatched(self) -> Iterator[None]:
         """Forwards of the model that begin inside are nobody's business."""
@@ -214,7 +222,7 @@ class Watch:
         """Watch one entrance of the model: each call of it that is in no other one is a forward."""
 
         def begin(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not self._deaf and called is module:
+            if not self._passes_by(module) and called is module:
                 with unseen_by_modes():
                     self._begin(named(module, args, kwargs, self._takes))
 

@@ -20,6 +20,7 @@ from kvtrace.record.cache.step import LedgerStep
 from kvtrace.record.capture.attention import kinds
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Beginning, Forward
+from kvtrace.record.capture.symbolic import TRANSFORMED
 from kvtrace.record.capture.tokens.positions import Positions, positions
 from kvtrace.record.card import text_config
 from kvtrace.record.cost import CostMeter, Measured
@@ -224,12 +225,18 @@ class Recorder:
         layers = self._ledger.stores.layers
         unseen, linear = kinds.linear(unseen, {one.layer for one in layers if one.kind == "state"})
         notes = (linear, *notes) if linear else notes
-        none = () if self.meta.sites else (_NOTHING if self.num_steps else _NOT_CALLED,)
+        none = () if self.meta.sites else self._why_none(notes)
         said = (*self.meta.not_recorded, *none, *notes, *self._meter.gaps())
         said = tuple(dict.fromkeys(said))
         if (unseen, said) != (self.meta.unseen, self.meta.not_recorded):
             self._write_meta(replace(self.meta, unseen=unseen, not_recorded=said))
         self._remark()
+
+    def _why_none(self, notes: tuple[str, ...]) -> tuple[str, ...]:
+        """Sentences: why no attention was seen at all."""
+        if self.num_steps:
+            return (_NOTHING,)
+        return tuple(one for one in notes if TRANSFORMED in one) or (_NOT_CALLED,)
 
     def _remark(self) -> None:
         """What must be known of some cache layers, as notes on their sites."""

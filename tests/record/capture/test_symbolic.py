@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kvtrace
 from builders.tiny_models import tiny_model
+from kvtrace.analysis.checks import check
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -177,3 +178,12 @@ def test_a_module_of_fx_is_calculated_again(tmp_path):
         model(IDS)
         model(torch.cat([IDS, IDS], 1))
     assert [lane.name for lane in kvtrace.open(tmp_path / "a.kvt").meta.lanes] == ["recomputed"]
+
+
+def test_a_recording_of_what_runs_transformed_only_says_so(tmp_path):
+    model = Model().eval()
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        _vmap(model)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.meta.not_recorded[0].startswith("Model: torch.func (vmap, grad) runs it on")
+    assert "has no steps: Model: torch.func" in check(trace).reason
