@@ -28,6 +28,7 @@ from kvtrace.record.flow.calls.difference import factors, mixes, said
 from kvtrace.record.flow.calls.explain import UnexplainedError
 from kvtrace.record.flow.calls.fused import of_flex, of_sdpa
 from kvtrace.record.flow.calls.loops import COLLECTS, Loop, Waiting, together
+from kvtrace.record.flow.calls.newest_first import oldest_first
 from kvtrace.record.flow.calls.plan import Mix, Plan
 from kvtrace.record.flow.calls.plans import Plans
 from kvtrace.record.flow.calls.prove import FlowCall, refusal
@@ -284,7 +285,7 @@ class Listening:
         return running[-1] if running and running[-1] != path else above
 
     def _emit(self, one: Waiting) -> None:
-        call, path = one.call, one.path
+        call, path = oldest_first(one.call), one.path
         number = self._counts[path]
         self._counts[path] += 1
         told = AttentionCall(
