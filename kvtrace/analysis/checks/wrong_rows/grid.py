@@ -35,6 +35,9 @@ _FEW_NUMBERS = 4
 _TIED = 0.02
 """Of a step: so near to the middle between two levels, rounding may go either way."""
 
+_FIRST = 256
+"""Groups, or numbers of a group, that are asked first: what they don't fit, all of them don't."""
+
 
 def quantised(rows: Floats, reference: Floats) -> tuple[int, str] | None:
     """(bits, of what a group is made) of rows on a grid on which the reference is not.
@@ -73,15 +76,23 @@ def _steps(groups: NDArray[np.float64], rounding: float) -> int:
     left, most, fit = (groups[some] - low) / reach, 0, 0
     blur = _ROUNDINGS * rounding * np.maximum(np.abs(low), np.abs(high)) / reach
     for steps in range(1, _MOST + 1):
-        off = np.abs(left * steps - np.rint(left * steps)) > _OFF_GRID + blur * steps
         blurred = blur[:, 0] * steps > _MOST_ROUNDED
-        fits = ~off.any(axis=1) & ~blurred
+        fits = ~blurred & _on_levels(left[:, :_FIRST], blur, steps)
+        fits[fits] = _on_levels(left[fits], blur[fits], steps)
         if fits.any():
             most, fit = steps, fit + int(fits.sum())
         left, blur = left[~fits & ~blurred], blur[~fits & ~blurred]
         if not len(left):
             break
     return most if not len(left) and 2 * fit >= some.sum() else 0
+
+
+def _on_levels(
+    left: NDArray[np.float64], blur: NDArray[np.float64], steps: int
+) -> NDArray[np.bool_]:
+    """Which groups have all their numbers on so many levels, from 0 to 1."""
+    off = np.abs(left * steps - np.rint(left * steps)) > _OFF_GRID + blur * steps
+    return np.asarray(~off.any(axis=1), np.bool_)
 
 
 def _in_fours(rows: Floats, reference: Floats) -> tuple[int, str] | None:
@@ -99,9 +110,27 @@ def _in_fours(rows: Floats, reference: Floats) -> tuple[int, str] | None:
             for one in (rows, reference)
         )
         for bits in range(2, 9):
-            if any(_rounds_to(mine, theirs, *grid) for grid in _grids(theirs, bits)):
+            few = mine[:_FIRST], theirs[:_FIRST]
+            if _rounded(*few, bits, anew=False) and _rounded(mine, theirs, bits, anew=True):
                 return bits, name
     return None
+
+
+def _rounded(
+    mine: NDArray[np.float64], theirs: NDArray[np.float64], bits: int, *, anew: bool
+) -> bool:
+    """Whether a grid of so many bits rounds the right groups to these.
+
+    Args:
+        mine: [groups, numbers].
+        theirs: Of the same shape.
+        bits: Of a number.
+        anew: They must not have been on it before.
+    """
+    return any(
+        _rounds_to(mine, theirs, *grid) and not (anew and _lies_on(theirs, *grid))
+        for grid in _grids(theirs, bits)
+    )
 
 
 def _grids(
@@ -126,9 +155,16 @@ def _rounds_to(
     low: NDArray[np.float64],
     step: NDArray[np.float64],
 ) -> bool:
-    """Whether rounding the right groups to a grid gives these, and they were not on it before."""
+    """Whether rounding the right groups to a grid gives these."""
     exact = (theirs - low) / step
     off = np.abs((mine - low) / step - np.rint(exact))
     tied = np.abs(np.abs(exact - np.floor(exact)) - 0.5) < _TIED
-    fits = (off <= _OFF_GRID) | tied & (off <= 1 + _OFF_GRID)
-    return bool(fits.all() and (np.abs(exact - np.rint(exact)) > _OFF_GRID).any())
+    return bool(((off <= _OFF_GRID) | tied & (off <= 1 + _OFF_GRID)).all())
+
+
+def _lies_on(
+    groups: NDArray[np.float64], low: NDArray[np.float64], step: NDArray[np.float64]
+) -> bool:
+    """Whether all numbers of groups are on a grid."""
+    exact = (groups - low) / step
+    return bool((np.abs(exact - np.rint(exact)) <= _OFF_GRID).all())

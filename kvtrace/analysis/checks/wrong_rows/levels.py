@@ -25,6 +25,9 @@ SMALL_FLOATS = (("float8_e5m2", 2), ("float8_e4m3fn", 3))
 _FEWEST_FLOATS = 16
 """In a group; fewer fit by chance."""
 
+_FIRST = 256
+"""Numbers of a group that are asked before all are."""
+
 _OFF_DIGIT = 0.05
 """Of the last bit: what scaling back may round, in bfloat16 too."""
 
@@ -69,6 +72,11 @@ def _fits_floats(groups: NDArray[np.float64], bits: int) -> bool:
     groups, most = groups[most[:, 0] > 0], most[most[:, 0] > 0]
     if not len(groups):
         return False
+    # what does not fit shows in the first numbers; the widest group is a whole prompt's
+    return all(_each_fits(part, most, bits) for part in (groups[:, :_FIRST], groups))
+
+
+def _each_fits(groups: NDArray[np.float64], most: NDArray[np.float64], bits: int) -> bool:
     fits = np.zeros(len(groups), bool)
     for largest in range(1 << bits, 2 << bits):
         digits = np.frexp(groups / most * largest)[0] * (2 << bits)
