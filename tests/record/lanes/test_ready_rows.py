@@ -53,6 +53,16 @@ def test_a_decoder_that_is_handed_ready_rows_is_compared(style, prompt):
     assert report.ok, report
 
 
+def test_an_encoder_that_is_called_beside_the_model_is_seen(tmp_path):
+    model, path = translator("late"), tmp_path / "a.kvt"
+    with kvtrace.record(model, path):
+        translate(model)
+    trace = kvtrace.open(path)
+    assert trace.step(0).tokens == tuple(tuple(row.tolist()) for row in SOURCES)
+    read = [trace.meta.sites[one].module.split(".")[0] for one in trace.step(0).attending]
+    assert read == ["encoder"] * LAYERS
+
+
 @pytest.mark.parametrize("prompt", [1, 3])
 def test_padding_of_a_source_that_later_steps_forget_is_named(prompt):
     model = translator("late", forgets=True)
@@ -60,4 +70,4 @@ def test_padding_of_a_source_that_later_steps_forget_is_named(prompt):
     report = kvtrace.check(model, run=lambda: translate(model, prompt=prompt))
 
     assert report.findings[0].name == "PAD-VISIBLE", report
-    assert report.findings[0].layer == 1
+    assert report.findings[0].spoken.startswith("decoder layer 0 cross-attention"), report
