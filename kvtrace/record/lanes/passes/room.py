@@ -51,11 +51,19 @@ def is_whole(batch: Batch, forward: Forward) -> bool:
 
 def _small(batch: Batch, forward: Forward) -> list[AttentionCall]:
     """Attention of a text to itself that has fewer rows than there are tokens."""
-    return [
+    fewer = [
         call
         for call in forward.calls
         if call.kind == "self" and call.keys.shape[2] < call.queries.shape[2] == batch.rows
     ]
+    return [call for call in fewer if _hides_some(call)]
+
+
+def _hides_some(call: AttentionCall) -> bool:
+    """Whether the first token does not see all rows: what it sees all of is another text's."""
+    if call.causal or call.window is not None:
+        return True
+    return call.visible is not None and not bool(call.visible[..., :1, :].all())
 
 
 def _within(path: Path, room: int) -> Path:
