@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 class Turn:
     """Implements `kvtrace.record.decode.Control` for a recording that somebody watches."""
 
-    def __init__(
-        self, recording: Recording, orders: Orders, voice: Voice, vocab_size: int = 0
-    ) -> None:
+    def __init__(self, recording: Recording, orders: Orders, voice: Voice, vocab_size: int) -> None:
         self._recording = recording
         self._orders = orders
         self._voice = voice

@@ -63,7 +63,7 @@ def glance(keys: Tensor, values: Tensor, part: int | None = None) -> Digests:
     return found.reshape(2, sequences, seq)
 
 
-def glances(rows: Sequence[Tensor], dim: int, part: int | None = None) -> Digests:
+def glances(rows: Sequence[Tensor], dim: int, part: int | None) -> Digests:
     """Digests of several tensors of one shape, all of them in one go, [tensors · sequences, seq].
 
     Args:

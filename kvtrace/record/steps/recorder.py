@@ -75,9 +75,7 @@ class Options:
 class Recorder:
     """Turns forwards into steps; its methods are `Watch`'s callbacks."""
 
-    def __init__(
-        self, model: nn.Module, sink: Sink, meta: Meta, options: Options | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, sink: Sink, meta: Meta, options: Options) -> None:
         """For one model and one trace.
 
         Args:
@@ -92,7 +90,7 @@ class Recorder:
         self.phases = Phases()
         self._lineage = Lineage(self.phases)
         self._sink = sink
-        self._options = options or Options()
+        self._options = options
         self._ledger = Ledger()
         self._sites = Sites()
         self._meter = CostMeter(model)

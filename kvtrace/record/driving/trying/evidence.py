@@ -303,9 +303,7 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}".rstrip(": ") + place
 
 
-def tokens_to_try(
-    prompt: Sequence[int], vocabulary: int, context: int, count: int = FEW
-) -> list[int]:
+def tokens_to_try(prompt: Sequence[int], vocabulary: int, context: int, count: int) -> list[int]:
     """Different ids, the prompt's first.
 
     Args:

@@ -70,8 +70,8 @@ def found_uncached(
     trials: Trials,
     wish: Wish,
     stumbled: Tried | None,
-    left_empty: Collection[str] = (),
-    states: Collection[str] = (),
+    left_empty: Collection[str],
+    states: Collection[str],
 ) -> FoundWay:
     """A way without a cache, for want of one with it.
 

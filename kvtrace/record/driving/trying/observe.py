@@ -121,7 +121,7 @@ def matches(seen: Sequence[Pattern], calls: Sequence[Pattern]) -> bool:
 
 
 def generations(
-    model: nn.Module, script: ModuleType | None, form: Form = "tensor"
+    model: nn.Module, script: ModuleType | None, form: Form
 ) -> Iterator[tuple[str, Generation]]:
     """Methods and functions that generate, by their names.
 

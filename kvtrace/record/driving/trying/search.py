@@ -10,8 +10,14 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from kvtrace.errors import ModelError
-from kvtrace.record.driving.trying.evidence import FEW, NOT_FINITE, STEPS, Trials, Tried
-from kvtrace.record.driving.trying.evidence import tokens_to_try as tokens_tried
+from kvtrace.record.driving.trying.evidence import (
+    FEW,
+    NOT_FINITE,
+    STEPS,
+    Trials,
+    Tried,
+    tokens_to_try,
+)
 from kvtrace.record.driving.trying.failures import Failures, asks_for_a_cache
 from kvtrace.record.driving.trying.found import FoundWay, found_cached, found_uncached
 from kvtrace.record.driving.trying.observe import matches, observed
@@ -274,7 +280,7 @@ class Search:
     def _trials(self) -> Trials:
         shape = self.shape()
         vocabulary = shape.vocab_sizes[0] if shape.vocab_sizes else 0
-        tokens = tokens_tried(self.wish.prompt, vocabulary, self.wish.context, self.count)
+        tokens = tokens_to_try(self.wish.prompt, vocabulary, self.wish.context, self.count)
         prefill = max(1, len(tokens) - STEPS)
         return Trials(self._copier(), self.model, tokens, prefill, shape, self.wish.script)
 

@@ -34,7 +34,7 @@ _MOST = 12
 
 
 def given_beside(
-    signature: Signature, model: nn.Module, script: ModuleType | None = None
+    signature: Signature, model: nn.Module, script: ModuleType | None
 ) -> Iterator[Signature]:
     """The signature with what its required parameters of such names may be given.
 

@@ -51,7 +51,7 @@ def cached_ways(
     model: nn.Module,
     script: ModuleType | None,
     plain: Way | None,
-    beginning: Begin | None = None,
+    beginning: Begin | None,
 ) -> Iterator[Way]:
     """With a cache: the new tokens only.
 

@@ -96,7 +96,7 @@ def paired(now: Numbers, old: Numbers, wanted: Flags, free: Flags, reach: int) -
     return origin
 
 
-def equally_many(missing: Flags, known: Flags, *, last: bool = True) -> Numbers:
+def equally_many(missing: Flags, known: Flags, *, last: bool) -> Numbers:
     """Slots to be written, as many in each sequence, [sequences, rows].
 
     A sequence that has fewer new rows than another writes its last known ones once more, or its

@@ -39,8 +39,8 @@ def recompute(
     batch: Batch,
     ties: Ties,
     *,
-    dtype: str | None = None,
-    device: torch.device | None = None,
+    dtype: str | None,
+    device: torch.device | None,
 ) -> Forward:
     """The tensors of a forward over a batch of paths, by a model that takes its cache along.
 
@@ -68,9 +68,7 @@ def recompute(
         return forward_of(model, lambda: functional_call(model, wide, (), given), choosing)
 
 
-def forward_of(
-    model: nn.Module, run: Callable[[], object], choosing: Chooser | None = None
-) -> Forward:
+def forward_of(model: nn.Module, run: Callable[[], object], choosing: Chooser | None) -> Forward:
     """What is seen of a model while something runs."""
     found: list[Forward] = []
     asked = None if choosing is None else lambda: choosing

@@ -41,7 +41,7 @@ def autocast_of(device: torch.device) -> Autocast | None:
 
 
 @contextmanager
-def as_then(autocast: Autocast | None, dtype: object = None) -> Iterator[None]:
+def as_then(autocast: Autocast | None, dtype: object) -> Iterator[None]:
     """On as it was; off where a dtype is asked for, in which then everything can be multiplied."""
     with ExitStack() as both:
         if autocast is not None:

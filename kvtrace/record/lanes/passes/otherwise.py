@@ -67,7 +67,7 @@ def rounds_inside(
     least: float,
     *,
     moved: float = 0.0,
-    plain: Forward | None = None,
+    plain: Forward | None,
 ) -> Note | None:
     """A note, where the last bits alone move rows beyond what is rounding.
 
