@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kvtrace.errors import MissingError
 from kvtrace.trace import dtypes
+from kvtrace.trace.cells import rows_elsewhere, rows_of
 from kvtrace.trace.chosen import Chosen
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.lane import LaneStep
@@ -194,9 +195,9 @@ class Trace:
             keys = self._cells(layer, Tensor.KEYS, runs, head)
             values = self._cells(layer, Tensor.VALUES, runs, head)
         else:
-            found = self.reference(number, sequence, lane)
-            keys = self._elsewhere(found, layer, Tensor.KEYS, positions, head)
-            values = self._elsewhere(found, layer, Tensor.VALUES, positions, head)
+            found, store = self.reference(number, sequence, lane), self.cache_layer(layer)
+            keys = rows_elsewhere(found, layer, store, Tensor.KEYS, positions, head)
+            values = rows_elsewhere(found, layer, store, Tensor.VALUES, positions, head)
         return CacheView(
             keys,
             values,
@@ -207,34 +208,7 @@ class Trace:
         )
 
     def _cells(self, layer: int, tensor: Tensor, runs: Runs, head: int | None) -> Floats:
-        store = self.cache_layer(layer)
-        parts = [
-            dtypes.widen(
-                self._source.cells(store.index, tensor, run.cell, run.count, head), store.dtype
-            )
-            for run in runs
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        heads = store.num_kv_heads if head is None else 1
-        empty = np.zeros((heads, 0, store.dim(tensor)), np.float32)
-        return np.concatenate(parts, axis=1) if parts else empty
-
-    def _elsewhere(
-        self,
-        reference: Reference | None,
-        layer: int,
-        tensor: Tensor,
-        positions: NDArray[np.int64],
-        head: int | None,
-    ) -> Floats:
-        """Another lane's K or V for these positions; NaN where there are none."""
-        found = None if reference is None else reference.rows_at(layer, tensor, positions, head)
-        if found is not None:
-            return found
-        store = self.cache_layer(layer)
-        heads = store.num_kv_heads if head is None else 1
-        return np.full((heads, len(positions), store.dim(tensor)), np.nan, np.float32)
+        return rows_of(self._source, self.cache_layer(layer), tensor, runs, head)
 
     def rows(
         self,
