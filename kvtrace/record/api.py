@@ -18,7 +18,7 @@ from kvtrace.record.capture.replaced.compiled import as_written
 from kvtrace.record.card import card, versions
 from kvtrace.record.lanes import LaneOptions
 from kvtrace.record.modes import unseen_by_modes
-from kvtrace.record.ranks import Share, of_rank, own_path, rank_of
+from kvtrace.record.processes.ranks import Share, of_rank, own_path, rank_of
 from kvtrace.record.recording import Recording
 from kvtrace.record.steps.check import SelfCheck
 from kvtrace.record.steps.recorder import Options

@@ -12,8 +12,8 @@ from torch import nn
 
 from kvtrace.configs import count
 from kvtrace.record.cache.stores import dtype_name
-from kvtrace.record.local import here
 from kvtrace.record.precision import product_dtype, product_eps
+from kvtrace.record.processes.local import here
 from kvtrace.trace import ModelCard
 
 

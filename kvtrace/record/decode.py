@@ -20,8 +20,8 @@ from kvtrace.record.capture.caches.handing import (
     cache_to_begin,
     holds_keys,
 )
-from kvtrace.record.local import device_of
 from kvtrace.record.prepared import as_overridden, positions_of, prepared, prepares, wants_more
+from kvtrace.record.processes.local import device_of
 from kvtrace.trace import Ending
 
 

@@ -21,12 +21,12 @@ from kvtrace.record.capture.replaced.generate import Generation, follow_generate
 from kvtrace.record.capture.running import passes
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.card import card
-from kvtrace.record.companions import Companions
-from kvtrace.record.due import Due
 from kvtrace.record.lanes import LaneOptions, Lanes
 from kvtrace.record.lanes.passes.at_end import LaneSink
 from kvtrace.record.lanes.state.snapshot import Snapshot
 from kvtrace.record.modes import unseen_by_modes
+from kvtrace.record.processes.companions import Companions
+from kvtrace.record.processes.due import Due
 from kvtrace.record.steps.lineage import slides
 from kvtrace.record.steps.recorder import Options, Recorder
 from kvtrace.record.steps.scribe import Sink

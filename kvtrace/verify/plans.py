@@ -24,7 +24,7 @@ from kvtrace.record.driving.adapter import beside_model
 from kvtrace.record.driving.encoded import EncoderDecoder, is_encoder_decoder
 from kvtrace.record.driving.ways.begins import resets
 from kvtrace.record.driving.ways.calls import Calls
-from kvtrace.record.local import device_of
+from kvtrace.record.processes.local import device_of
 from kvtrace.verify.own_loops import own_loops, run_loops
 from kvtrace.verify.ways import WAYS
 

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kvtrace.record.companions import Companions
-from kvtrace.record.ranks import Share, of_rank, own_path, rank_of
+from kvtrace.record.processes.companions import Companions
+from kvtrace.record.processes.ranks import Share, of_rank, own_path, rank_of
 from kvtrace.trace import CacheLayer, Meta, ModelCard, Rank, Site
 
 
@@ -94,7 +94,7 @@ def store(monkeypatch):
 
 def ranks_in(patience_s=30.0, begun=(0, 1), name="run"):
     """Ranks of one recording, as two processes would make them."""
-    from kvtrace.record import companions
+    from kvtrace.record.processes import companions
 
     made = []
     for number in begun:
@@ -147,7 +147,7 @@ def test_ranks_of_another_recording_do_not_count(store):
 
 
 def test_weights_are_counted_by_their_part_that_is_here():
-    from kvtrace.record.local import here
+    from kvtrace.record.processes.local import here
 
     whole = torch.ones(4, 2)
     assert here(whole) is whole

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.around.absent import calls_shifted
+from kvtrace.analysis.checks.around.doubt import doubtful
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.noise import Noise
 from kvtrace.analysis.checks.placed import named, placed
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.cross import stale_cross
 from kvtrace.analysis.checks.scenes.stage import stage
-from kvtrace.analysis.checks.whole_run.absent import calls_shifted
-from kvtrace.analysis.checks.whole_run.doubt import doubtful
 from kvtrace.analysis.checks.wrong_output.carried import carried
 from kvtrace.analysis.heads.tensors import NAMES
 from kvtrace.trace import Step, Tensor, Trace

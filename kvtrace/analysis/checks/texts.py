@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kvtrace.analysis.checks.around.survey import Survey
 from kvtrace.analysis.checks.at_site import at_site
 from kvtrace.analysis.checks.causes import VAGUE
 from kvtrace.analysis.checks.noise import Noise
@@ -15,7 +16,6 @@ from kvtrace.analysis.checks.whole_run.forgotten import Forgotten
 from kvtrace.analysis.checks.whole_run.leftover import leftover
 from kvtrace.analysis.checks.whole_run.not_reordered import NotReordered
 from kvtrace.analysis.checks.whole_run.padded import padded_inside
-from kvtrace.analysis.checks.whole_run.survey import Survey
 from kvtrace.errors import TraceError
 from kvtrace.trace import Step, Trace
 

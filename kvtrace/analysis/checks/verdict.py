@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kvtrace.analysis.checks.around.survey import Survey
 from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.placed import of_its_place, placed
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report, Trial
@@ -14,7 +15,6 @@ from kvtrace.analysis.checks.telling import Telling, Told
 from kvtrace.analysis.checks.walk import findings
 from kvtrace.analysis.checks.whole_run.few_bits import in_few_bits
 from kvtrace.analysis.checks.whole_run.leftover import leftover
-from kvtrace.analysis.checks.whole_run.survey import Survey
 from kvtrace.analysis.course import course
 from kvtrace.errors import TraceError
 from kvtrace.trace import RECOVERED, SET_WITHIN, WEIGHTS_CHANGED, Trace

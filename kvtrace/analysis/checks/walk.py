@@ -11,6 +11,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.analysis.checks.around.absent import some_absent, where_it_begins
+from kvtrace.analysis.checks.around.ahead import Ahead, ahead
+from kvtrace.analysis.checks.around.begin import begins
+from kvtrace.analysis.checks.around.later import reconsidered
+from kvtrace.analysis.checks.around.more_causes import beside
+from kvtrace.analysis.checks.around.survey import Survey
 from kvtrace.analysis.checks.at_site import at_site
 from kvtrace.analysis.checks.causes import Causes, turn_of
 from kvtrace.analysis.checks.classes import KINDS
@@ -19,13 +25,7 @@ from kvtrace.analysis.checks.placed import placed
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.place_names import spoken
 from kvtrace.analysis.checks.texts import Texts
-from kvtrace.analysis.checks.whole_run.absent import some_absent, where_it_begins
-from kvtrace.analysis.checks.whole_run.ahead import Ahead, ahead
-from kvtrace.analysis.checks.whole_run.begin import begins
 from kvtrace.analysis.checks.whole_run.held import otherwise_than_held
-from kvtrace.analysis.checks.whole_run.later import reconsidered
-from kvtrace.analysis.checks.whole_run.more_causes import beside
-from kvtrace.analysis.checks.whole_run.survey import Survey
 from kvtrace.analysis.checks.whole_run.unused import FedAgain
 from kvtrace.analysis.checks.wrong_output.carried import carried
 from kvtrace.trace import Step, Trace

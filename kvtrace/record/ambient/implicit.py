@@ -22,8 +22,8 @@ from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.driving.ways.roles import signature_of
 from kvtrace.record.lanes.state.snapshot import Snapshot
-from kvtrace.record.local import address
 from kvtrace.record.modes import Beneath
+from kvtrace.record.processes.local import address
 from kvtrace.record.whose import of_frameworks
 
 _FRAMES = 12

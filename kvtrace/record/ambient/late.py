@@ -6,7 +6,7 @@ from collections.abc import Callable, Container
 from pathlib import Path
 
 from kvtrace.files import StepRows, TraceWriter
-from kvtrace.record.ranks import own_path
+from kvtrace.record.processes.ranks import own_path
 from kvtrace.trace import Ending, LaneStep, Meta, Note, Rank, Step
 
 WAITING = 256

@@ -18,8 +18,8 @@ from kvtrace.record.capture.replaced.generate import generates, meet_generate
 from kvtrace.record.capture.running import passes
 from kvtrace.record.capture.symbolic import is_symbolic
 from kvtrace.record.capture.tokens.inputs import named, tokens_in
-from kvtrace.record.local import here
 from kvtrace.record.modes import unseen_by_modes
+from kvtrace.record.processes.local import here
 
 _CONTAINERS = nn.ModuleList | nn.ModuleDict | nn.Sequential
 

@@ -14,7 +14,7 @@ from kvtrace.record.cost.measured import Measured
 from kvtrace.record.cost.plan import Plan
 from kvtrace.record.cost.products import Key, Product
 from kvtrace.record.cost.weights import WeightReads, weight_reads
-from kvtrace.record.local import here
+from kvtrace.record.processes.local import here
 
 WATCHED = 2
 """Forwards that are watched: the first, and the first that continues one."""

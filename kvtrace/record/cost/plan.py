@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.local import address, here
+from kvtrace.record.processes.local import address, here
 
 
 def linear_sizes(module: nn.Module) -> tuple[int, int] | None:

@@ -22,8 +22,8 @@ from torch.utils.hooks import RemovableHandle
 
 from kvtrace.record.cost.formulas import matters, picks, product_flops
 from kvtrace.record.cost.plan import Plan
-from kvtrace.record.local import address
 from kvtrace.record.modes import OPERATOR_MODES, beneath, unseen_by_modes
+from kvtrace.record.processes.local import address
 
 Key = tuple[str, str, int]
 """Path of the owner, name of its weight, 0; or, for a product of activations: path, "", ordinal."""

@@ -22,7 +22,7 @@ from kvtrace.record.driving.trying.private import nothing_left, private_copy
 from kvtrace.record.driving.ways.calls import Shape
 from kvtrace.record.driving.ways.outputs import Logits, NoLogitsError, find_logits, last_row
 from kvtrace.record.driving.ways.roles import parameters_of
-from kvtrace.record.local import device_of
+from kvtrace.record.processes.local import device_of
 from kvtrace.record.whose import of_frameworks
 
 Functions = Mapping[str, Callable[..., object]]

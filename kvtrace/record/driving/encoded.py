@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from kvtrace.errors import ModelError
 from kvtrace.record.capture.caches.handing import cache_made, cache_name
 from kvtrace.record.decode import last_logits
-from kvtrace.record.local import device_of
 from kvtrace.record.prepared import wants_more
+from kvtrace.record.processes.local import device_of
 
 _TEXT = "input_ids"
 _BEGINS = ("decoder_start_token_id", "bos_token_id", "pad_token_id")

@@ -13,7 +13,7 @@ from kvtrace.record.driving.entrance import through
 from kvtrace.record.driving.trying.observe import generation_arguments, generators
 from kvtrace.record.driving.trying.private import nothing_left, private_copy
 from kvtrace.record.driving.wish import Wish
-from kvtrace.record.local import device_of
+from kvtrace.record.processes.local import device_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from kvtrace.record.flow.modes.heard import Hearing, Late
 from kvtrace.record.flow.modes.modules import Forwards, Frame, Only
 from kvtrace.record.flow.modes.routed import RoutedMode
 from kvtrace.record.flow.modes.wake import Waking
-from kvtrace.record.local import address, here
 from kvtrace.record.modes import FUNCTION_MODES
+from kvtrace.record.processes.local import address, here
 
 _NAMED_ATTENTION = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from builders.scenes import Toy, replace, rope
+from kvtrace.analysis.checks.around.layer_alone import diagnose_apart
 from kvtrace.analysis.checks.diagnose import diagnose
-from kvtrace.analysis.checks.whole_run.layer_alone import diagnose_apart
 from kvtrace.analysis.checks.wrong_rows.turned import rotation
 
 

@@ -6,9 +6,9 @@ import kvtrace
 from builders.tiny_models import tiny_model
 from builders.ways import IDS, ready
 from kvtrace.analysis.checks import UNCHECKED, check
+from kvtrace.analysis.checks.around.doubt import doubtful
 from kvtrace.analysis.checks.noise import noise
 from kvtrace.analysis.checks.report import Finding
-from kvtrace.analysis.checks.whole_run.doubt import doubtful
 from kvtrace.files import open_trace
 from kvtrace_fixtures.zoo.drive import Course, drive
 from kvtrace_fixtures.zoo.plant import twin

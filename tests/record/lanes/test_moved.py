@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvtrace.record.capture.attention.calls import AttentionCall
-from kvtrace.record.lanes.passes.moved import moved
+from kvtrace.record.lanes.limits.moved import moved
 from kvtrace.record.lanes.paths import Path
 
 LIMIT = 1e-4

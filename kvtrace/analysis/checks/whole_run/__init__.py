@@ -1,1 +1,1 @@
-"""What several steps tell together: texts fed again, rows left over, later causes, the survey."""
+"""What several steps tell together: texts fed again, rows left over or lost, caches of few bits."""

@@ -24,7 +24,7 @@ from kvtrace.record.driving.trying.patterns import Pattern, pattern
 from kvtrace.record.driving.trying.private import nothing_left
 from kvtrace.record.driving.ways.begins import methods
 from kvtrace.record.driving.ways.roles import Signature, parameters_of, widened
-from kvtrace.record.local import device_of
+from kvtrace.record.processes.local import device_of
 
 Generation = Callable[[nn.Module, Sequence[int], int], object]
 """(model, prompt, tokens to generate) to whatever it returns."""

@@ -25,7 +25,7 @@ from kvtrace.record.driving.ways.outputs import (
 )
 from kvtrace.record.driving.ways.sizes import room_inside
 from kvtrace.record.driving.ways.way import LENGTHS, Argument, Begin, Room, Way
-from kvtrace.record.local import device_of
+from kvtrace.record.processes.local import device_of
 
 _COMPARED = 3
 _DEEP = 4

@@ -19,11 +19,11 @@ from kvtrace.record.capture.replaced.entrances import asking
 from kvtrace.record.capture.replaced.interface import without_pool
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.chance import own_chance
+from kvtrace.record.lanes.choices.held import held
+from kvtrace.record.lanes.choices.ties import Ties
 from kvtrace.record.lanes.given.cache_arguments import arguments_for, cast, cast_all
 from kvtrace.record.lanes.given.tables import too_short
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
-from kvtrace.record.lanes.passes.held import held
-from kvtrace.record.lanes.passes.ties import Ties
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -18,12 +18,12 @@ from kvtrace.record.lanes.compared.logits import KeptLogits
 from kvtrace.record.lanes.compared.stored import crossed, pass_bytes, whole_pass
 from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.given.extras import Extras
+from kvtrace.record.lanes.limits.causal import looks_ahead
+from kvtrace.record.lanes.limits.hidden import Hidden, ends, hidden_in
+from kvtrace.record.lanes.limits.room import in_room, is_whole
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
-from kvtrace.record.lanes.passes.causal import looks_ahead
-from kvtrace.record.lanes.passes.hidden import Hidden, ends, hidden_in
 from kvtrace.record.lanes.passes.portions import portions
 from kvtrace.record.lanes.passes.recompute import Recomputer
-from kvtrace.record.lanes.passes.room import in_room, is_whole
 from kvtrace.record.lanes.paths import Node, Path, Paths
 from kvtrace.trace import ROWS_LEFT_OUT, Lane, LaneStep, Meta, Note, Step, Trace
 

@@ -20,13 +20,13 @@ from kvtrace.record.lanes.compared.logits import KeptLogits
 from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.compared.tolerance import tolerance
 from kvtrace.record.lanes.given.extras import Extras
-from kvtrace.record.lanes.passes.apart import relative
+from kvtrace.record.lanes.limits.apart import relative
+from kvtrace.record.lanes.limits.hidden import Hidden, ends, hidden_in
+from kvtrace.record.lanes.limits.otherwise import rounds_inside, varies
+from kvtrace.record.lanes.limits.room import in_room
 from kvtrace.record.lanes.passes.at_end import LaneSink, compare_logits
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
-from kvtrace.record.lanes.passes.hidden import Hidden, ends, hidden_in
-from kvtrace.record.lanes.passes.otherwise import rounds_inside, varies
 from kvtrace.record.lanes.passes.recompute import Recomputer
-from kvtrace.record.lanes.passes.room import in_room
 from kvtrace.record.lanes.paths import Node, Path, Paths
 from kvtrace.trace import Lane, Note, Step, Trace
 

@@ -18,6 +18,8 @@ from torch import nn
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Beginning, Forward
+from kvtrace.record.lanes.choices.held import held
+from kvtrace.record.lanes.choices.ties import Ties
 from kvtrace.record.lanes.given.codes import layout_of
 from kvtrace.record.lanes.given.extend import CannotExtendError
 from kvtrace.record.lanes.given.first_call import positional
@@ -37,8 +39,6 @@ from kvtrace.record.lanes.passes.asked import DTYPES, forward_of, recompute
 from kvtrace.record.lanes.passes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.called_with import called_with
-from kvtrace.record.lanes.passes.held import held
-from kvtrace.record.lanes.passes.ties import Ties
 from kvtrace.record.lanes.state.attributes import Kept, Place
 from kvtrace.record.lanes.state.contexts import Contexts
 from kvtrace.record.lanes.state.outside import Outside

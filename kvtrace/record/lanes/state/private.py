@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.replaced.stand_in import StandIn, as_written
-from kvtrace.record.local import address
+from kvtrace.record.processes.local import address
 
 LARGE_BYTES = 1 << 20
 """A memory up to this size is copied without a look at what it holds."""

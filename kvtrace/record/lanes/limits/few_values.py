@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kvtrace.analysis.checks.whole_run.few_bits import kinds
 from kvtrace.record.capture.attention.calls import AttentionCall
-from kvtrace.record.lanes.passes.apart import pairs
-from kvtrace.record.lanes.passes.moved import Moved, rows_apart
+from kvtrace.record.lanes.limits.apart import pairs
+from kvtrace.record.lanes.limits.moved import Moved, rows_apart
 from kvtrace.record.lanes.paths import Path
 from kvtrace.trace import ROUNDS_INSIDE, Note
 from kvtrace.trace.dtypes import Floats

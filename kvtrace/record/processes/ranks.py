@@ -17,7 +17,7 @@ from torch import nn
 
 from kvtrace.configs import count
 from kvtrace.record.card import text_config
-from kvtrace.record.local import here
+from kvtrace.record.processes.local import here
 from kvtrace.trace import CacheLayer, Meta, Rank, Site
 
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")

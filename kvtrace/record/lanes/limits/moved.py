@@ -9,7 +9,7 @@ from math import inf
 from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
-from kvtrace.record.lanes.passes.apart import pairs, relative
+from kvtrace.record.lanes.limits.apart import pairs, relative
 from kvtrace.record.lanes.paths import Path
 
 _GROWTH = 100.0

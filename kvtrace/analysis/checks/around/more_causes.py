@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from kvtrace.analysis.checks.around.absent import calls_shifted
+from kvtrace.analysis.checks.around.layer_alone import diagnose_apart, diagnose_same
 from kvtrace.analysis.checks.noise import Noise
 from kvtrace.analysis.checks.placed import named, placed
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.stage import stage
-from kvtrace.analysis.checks.whole_run.absent import calls_shifted
-from kvtrace.analysis.checks.whole_run.layer_alone import diagnose_apart, diagnose_same
 from kvtrace.analysis.checks.wrong_output.supposing import scores_of_its_own
 from kvtrace.trace import Step, Trace
 

@@ -16,10 +16,10 @@ from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.compared.tolerance import tolerance
 from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.given.tables import given_table
+from kvtrace.record.lanes.limits.few_values import few_values
+from kvtrace.record.lanes.limits.moved import Moved, moved
+from kvtrace.record.lanes.limits.otherwise import rounds_inside, varies
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
-from kvtrace.record.lanes.passes.few_values import few_values
-from kvtrace.record.lanes.passes.moved import Moved, moved
-from kvtrace.record.lanes.passes.otherwise import rounds_inside, varies
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.paths import Node, Path
 from kvtrace.trace import Lane, Note, Trace

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.chance import OTHER_SEED, own_chance
 from kvtrace.record.flow.calls.prove import HALF
-from kvtrace.record.lanes.passes.apart import pairs, relative
+from kvtrace.record.lanes.limits.apart import pairs, relative
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.trace import NOT_REPEATABLE, ROUNDS_INSIDE, Note

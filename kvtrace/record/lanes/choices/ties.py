@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 from kvtrace.record.capture.replaced.choices import Choice
-from kvtrace.record.lanes.passes.by_token import by_token
+from kvtrace.record.lanes.choices.by_token import by_token
 from kvtrace.trace import Note, Site
 
 KEPT_BYTES = 1 << 28

@@ -1,0 +1,1 @@
+"""What surrounds a finding: causes beside it, later steps, doubt, the whole run in sum."""

@@ -1,0 +1,1 @@
+"""Choices of experts and slots: other lanes are held to the cached one's where rounding decides."""
