@@ -14,6 +14,9 @@ from transformers import DynamicCache
 
 from kvtrace.errors import ModelError
 
+_NAMES = ("cache", "past_key_values")
+"""What a cache is called that a forward is handed or hands back."""
+
 
 def check_caches(model: nn.Module) -> None:
     """Run one token and look for rows that were kept.
@@ -33,7 +36,7 @@ def check_caches(model: nn.Module) -> None:
         output = _one_token(model)
     except Exception:
         return
-    if _keys(_made(output, "cache", "past_key_values")) or _fills(model):
+    if _keys(_made(output, *_NAMES)) or _fills(model) or _makes_its_own(model):
         return
     state = _made(output, "cache", "cache_params", "state")
     what = (
@@ -54,12 +57,28 @@ def _one_token(model: nn.Module, **options: object) -> object:
 
 def _fills(model: nn.Module) -> bool:
     """Whether it writes into a cache that it is given; some models do not return theirs."""
-    cache = DynamicCache(config=getattr(model, "config", None))
     try:
+        cache = DynamicCache(config=getattr(model, "config", None))
         _one_token(model, **{_name(model): cache})
-    except Exception:
+    except Exception:  # a configuration of one's own need not say how many layers there are
         return False
     return _keys(cache)
+
+
+def _makes_its_own(model: nn.Module) -> bool:
+    """Whether its preparation of a step, as `generate` calls it, brings a cache that holds rows."""
+    prepare = getattr(model, "prepare_inputs_for_generation", None)
+    if prepare is None:
+        return False
+    ids = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    told = {"past_key_values": None, "attention_mask": torch.ones_like(ids), "use_cache": True}
+    try:
+        given = dict(prepare(ids, **told))
+        with torch.no_grad():
+            output = model(**given)
+    except Exception:  # written for another transformers
+        return False
+    return any(_keys(_made(one, *_NAMES)) for one in (output, given))
 
 
 def _name(model: nn.Module) -> str:
@@ -82,6 +101,6 @@ def _keys(cache: object) -> bool:
     if cache is None:
         return False
     layers = getattr(cache, "layers", None)
-    if layers is None:
+    if layers is None or type(cache).__module__.partition(".")[0] != "transformers":
         return True
     return any(getattr(layer, "keys", None) is not None for layer in layers)

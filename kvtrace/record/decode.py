@@ -80,7 +80,9 @@ class Standard:
                 raise ModelError(wants) from error
             raise
         filled = self._cache if holds_keys(self._cache) else None
-        self._cache = cache_made(result) or filled
+        made = cache_made(result)
+        # one of somebody's own may be of length 0 however many rows it holds
+        self._cache = filled if made is None else made
         self._fed = 0 if self._cache is None else len(tokens)
         return last_logits(result)
 

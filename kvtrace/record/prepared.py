@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kvtrace.errors import ModelError
 from kvtrace.record.capture.caches.handing import cache_name
 from kvtrace.record.whose import of_transformers
 from kvtrace.text import safe
@@ -85,11 +86,18 @@ def prepared(model: nn.Module, ids: Tensor, before: int, cache: object) -> dict[
         ids: All tokens so far, [1, rows].
         before: How many of them were fed.
         cache: What the last forward gave back; None before the first.
+
+    Raises:
+        ModelError: Several tokens are new, it prepares the last one, and counts in the cache that
+            the others were fed.
     """
     mask = torch.ones_like(ids)
+    several = 0 < before < ids.shape[1] - 1
     try:
+        counted = _numbers(cache)
         given = _made(model, ids, mask, before, cache)
-        if 0 < before < ids.shape[1] - 1:
+        counts = _numbers(cache) != counted
+        if several:
             given = _of_all(given, _made(model, ids, mask, 0, None), before, ids.shape[1])
     except Exception:  # written for another transformers: what they all give
         given = {
@@ -100,6 +108,10 @@ def prepared(model: nn.Module, ids: Tensor, before: int, cache: object) -> dict[
         given["position_ids"] = _places(ids, before)[None]
         taken = _names(model.forward)
         given = {name: value for name, value in given.items() if name in taken}
+        counts = False
+    if several and counts:
+        kind = type(model).__name__
+        raise ModelError(f"{kind} prepares one token at a time, and counts the others in its cache")
     if given.get("use_cache") is None and "use_cache" in _names(model.forward):
         given["use_cache"] = True
     return given
@@ -179,6 +191,12 @@ def _made(
     return dict(
         method(ids, **{cache_name(method): cache}, attention_mask=mask, use_cache=True, **told)
     )
+
+
+def _numbers(cache: object) -> dict[str, float]:
+    """What an object says of itself in plain numbers: how many rows it holds, say."""
+    said = getattr(cache, "__dict__", {})
+    return {name: value for name, value in said.items() if isinstance(value, int | float)}
 
 
 def _places(ids: Tensor, before: int) -> Tensor:

@@ -154,3 +154,42 @@ def test_a_chunk_is_fed_whole_to_a_class_that_prepares_single_tokens(tmp_path):
     assert trace.step(2).positions == ((6, 7, 8, 9),)
     report = check(trace)
     assert (report.verdict, report.steps) == (EQUAL, 4)
+
+
+@pytest.fixture(params=["of_counting", "of_lists"])
+def own_cache(request):
+    with forgotten():
+        sys.path.insert(0, str(HERE))
+        yield getattr(importlib.import_module("hub_own_caches"), request.param)().eval()
+
+
+def test_a_cache_that_only_the_preparation_makes_is_one(own_cache):
+    check_caches(own_cache)
+
+
+def test_a_cache_that_only_the_preparation_makes_is_gone_on_with(own_cache, tmp_path):
+    with kvtrace.record(own_cache, tmp_path / "a.kvt"):
+        decode(own_cache, PROMPT, limits=Limits(STEPS))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [step.new for step in trace] == [5, 1, 1, 1, 1, 1, 1]
+    report = check(trace)
+    assert (report.verdict, report.steps) == (EQUAL, STEPS)
+
+
+def test_attention_that_a_name_alone_calls_crossing_is_to_its_own_text(own_cache, tmp_path):
+    with kvtrace.record(own_cache, tmp_path / "a.kvt"):
+        decode(own_cache, PROMPT, limits=Limits(3))
+    sites = kvtrace.open(tmp_path / "a.kvt").meta.sites
+    assert [(one.module, one.kind) for one in sites] == [
+        ("inner_cross_attn.0", "self"),
+        ("inner_cross_attn.1", "self"),
+    ]
+
+
+def test_a_chunk_is_not_fed_where_the_cache_was_told_of_its_last_token_alone():
+    with forgotten():
+        sys.path.insert(0, str(HERE))
+        drive = Standard(importlib.import_module("hub_own_caches").of_counting().eval())
+        drive.step(PROMPT[:2])
+        with pytest.raises(ModelError, match="OfCounting prepares one token at a time"):
+            drive.step(PROMPT)

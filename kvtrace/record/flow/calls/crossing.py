@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+import torch
+
 from kvtrace.record.flow.calls.prove import FlowCall
 from kvtrace.record.flow.modes.modules import Frame
 
@@ -20,6 +22,7 @@ class Crossing:
     _found: set[str] = field(default_factory=set)
     _met: set[str] = field(default_factory=set)
     _begun: dict[str, bool] = field(default_factory=dict)
+    _in_turn: set[str] = field(default_factory=set)
     _heard: int = 0
 
     def encoded(self, call: FlowCall) -> None:
@@ -32,6 +35,12 @@ class Crossing:
         self._met.add(frame.path)
         if _gave_both(frame, call) or (first and self._is_handed(_layer_of(frame.path), call)):
             self._found.add(frame.path)
+
+    def is_only_named(self, path: str, call: FlowCall) -> bool:
+        """Whether a module that a name calls crossing attends to its own text, one row a query."""
+        if path not in self._in_turn and _is_in_turn(call):
+            self._in_turn.add(path)
+        return path in self._in_turn
 
     def __contains__(self, path: str) -> bool:
         """Whether a module, or one inside of it, attends to another text."""
@@ -76,6 +85,16 @@ def _is_ordered(call: FlowCall) -> bool:
     if call.visible is None:
         return False
     return bool((call.visible != call.visible[..., :1, :]).any())
+
+
+def _is_in_turn(call: FlowCall) -> bool:
+    """Whether each query sees one row more than the one before, as no other text is seen."""
+    if call.visible is None or call.queries.shape[2] < 2:
+        return False
+    seen = call.visible.expand(*call.visible.shape[:-2], call.queries.shape[2], -1)
+    places = torch.arange(1, seen.shape[-1] + 1, device=seen.device)
+    newest = (seen * places).amax(-1)
+    return bool((newest.diff(dim=-1) == 1).flatten(1).all(-1).any())
 
 
 def _is_buffer(call: FlowCall) -> bool:

@@ -292,7 +292,7 @@ class Listening:
             module=path,
             call=number,
             layer=number_in(path, number),
-            kind=self._kind(path),
+            kind=self._kind(path, call),
             queries=call.queries,
             keys=call.keys,
             values=call.values,
@@ -316,9 +316,11 @@ class Listening:
         for call in calls:
             self._counts[call.module] = max(self._counts[call.module], call.call + 1)
 
-    def _kind(self, path: str) -> str:
-        """By the module's name, else by what it was given."""
+    def _kind(self, path: str, call: FlowCall) -> str:
+        """By the module's name, unless the call belies it, else by what it was given."""
         kind = kind_of(path, two_sided=self.forwards.two_sided)
+        if kind == "cross" and self._crossing.is_only_named(path, call):
+            return "self"
         return "cross" if kind == "self" and path in self._crossing else kind
 
     @contextmanager
