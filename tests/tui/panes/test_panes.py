@@ -10,6 +10,8 @@ from textual.geometry import Region
 from builders import Shape, synthetic_trace
 from builders.panes import AT, drawn, row_of
 from builders.screens import until
+from kvtrace import units
+from kvtrace.analysis.cost import costs
 from kvtrace.analysis.heads.attention import attention
 from kvtrace.analysis.heads.grid import Measure, grid
 from kvtrace_tui.desk.cursor import View
@@ -201,6 +203,18 @@ async def test_cost_shows_this_step_and_all_so_far_in_both_lanes(one_pane):
     assert any("MLP" in line and "8.19 kFLOP" in line for line in lines)
 
 
+@pytest.mark.parametrize("size", [(160, 9), (120, 12), (80, 14), (220, 10)])
+async def test_every_part_of_a_step_is_shown_where_the_pane_has_its_usual_size(one_pane, size):
+    trace = synthetic_trace()
+    lines = await drawn(one_pane, CostPane(), trace, size=size)
+    for part in costs.step_cost(trace, AT.step).parts:
+        if part.recomputed:
+            found = next(line for line in lines if part.title in line)
+            assert units.flops(part.cached) in found, part
+            assert units.flops(part.recomputed) in found, part
+    assert "0.90 ms / 1.30 ms" in row_of(lines, "step")
+
+
 async def test_a_number_that_does_not_fit_is_left_out_and_never_cut(one_pane):
     wide = row_of(await drawn(one_pane, CostPane(), synthetic_trace(), size=(150, 12)), "step")
     for width in range(41, 90, 4):
@@ -231,7 +245,7 @@ async def test_times_of_a_long_run_are_added_up_little_by_little(one_pane, monke
 async def test_a_click_on_a_column_goes_to_its_step(one_pane):
     trace = synthetic_trace()
     app = one_pane(CostPane())
-    async with app.run_test(size=(100, 12)) as pilot:
+    async with app.run_test(size=(160, 12)) as pilot:
         app.pane.show(trace, AT)
         app.lines()
         await pilot.click(offset=(12 * 2 + 1, 4))

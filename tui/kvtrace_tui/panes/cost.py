@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from kvtrace.analysis.cost.savings import Saving
 
 _PARTS = 46
+_FEW = 4
+"""Parts that are worth the room beside a chart where not all have any."""
+
+_NARROWEST = 24
+"""Cells that a chart has at least, beside the parts."""
+
 _TITLE = len(" cost  FLOPs per step  ")
 _TIMES_AT_ONCE = 100
 """Comparisons read for a picture: a long run's are read little by little."""
@@ -42,7 +48,7 @@ _LATER = (Style(color="#4a3520", bgcolor=ink.PAPER), Style(color="#27506b", bgco
 
 
 class CostPane(Pane):
-    """A chart over all steps; beside it, where there is room, this step by part."""
+    """This step and all so far, a chart over all; beside them, where there is room, the parts."""
 
     grows = True
     spots = ("_columns",)
@@ -74,16 +80,11 @@ class CostPane(Pane):
             right = _bytes(cost)
         lines = [self.title_line(width, "cost", "FLOPs per step", right=right)]
         reason = wrapped([(f" {why(cost)}", ink.DIM)], width)[: max(height - 4, 0)]
-        room = height - 3 - len(reason)
-        if room < 2:
-            reason, room = [], height - 3
-        lines += [
-            line(width, *_whole(_now(cost), width)),
-            line(width, *_whole(_sums(sums, waits=waits), width)),
-        ]
-        if room > 0:
-            lines += self._body(cost, past, cursor.step, (width, room))
-        return [*lines, *reason]
+        if height - 3 - len(reason) < 2:
+            reason = []
+        told = [_now(cost), _sums(sums, waits=waits)]
+        body = self._body(cost, past, told, cursor.step, (width, height - 1 - len(reason)))
+        return [*lines, *body, *reason]
 
     def pointed(self, x: int, y: int) -> Mapping[str, int]:
         """The step whose column is under a cell."""
@@ -108,16 +109,29 @@ class CostPane(Pane):
         return found
 
     def _body(
-        self, cost: StepCost, past: History, number: int, size: tuple[int, int]
+        self,
+        cost: StepCost,
+        past: History,
+        told: list[list[Piece]],
+        number: int,
+        size: tuple[int, int],
     ) -> list[Strip]:
-        """The chart, and the parts beside it."""
+        """What is told, the chart under it, and the parts beside both or beside the chart."""
         width, height = size
-        parts = width >= 120 and height >= 4
-        room = width - (_PARTS + 2 if parts else 0)
-        chart = self._chart(past, number, (room, height))
-        if not parts:
-            return chart
-        return beside([(chart, room), ([], 2), (_part_lines(cost, height), _PARTS)])
+        parts = _part_lines(cost)
+        left = width - _PARTS - 2
+        beside_all = left >= max(_length(pieces) for pieces in told)
+        beside_chart = not beside_all and (
+            left >= _NARROWEST and height - len(told) >= min(len(parts), _FEW)
+        )
+        words = [line(width, *_whole(pieces, width)) for pieces in told]
+        room = left if beside_all or beside_chart else width
+        chart = self._chart(past, number, (room, max(height - len(told), 0)))
+        if beside_all:
+            return _with_parts([*words, *chart], parts[:height], left)
+        if beside_chart:
+            chart = _with_parts(chart, parts[: height - len(told)], left)
+        return [*words, *chart]
 
     def _chart(self, past: History, number: int, size: tuple[int, int]) -> list[Strip]:
         """Recomputed behind, cached in front, to the same scale."""
@@ -142,9 +156,17 @@ def _shares(flops: NDArray[np.int64], bins: Binning, high: float) -> list[float]
     return shares
 
 
+def _with_parts(lines: list[Strip], parts: list[Strip], width: int) -> list[Strip]:
+    return beside([(lines, width), ([], 2), (parts, _PARTS)])
+
+
+def _length(pieces: list[Piece]) -> int:
+    return sum(len(words) for words, _ in pieces)
+
+
 def _whole(pieces: list[Piece], width: int) -> list[Piece]:
     """As many pieces as fit: half a number would be another number."""
-    while pieces and sum(len(words) for words, _ in pieces) > width:
+    while pieces and _length(pieces) > width:
         pieces = pieces[:-1]
     return pieces
 
@@ -192,8 +214,8 @@ def _bytes(cost: StepCost, saved: Sequence[Saving] = ()) -> str:
     return f"cache {held} · reads {read} of it and {units.byte_size(cost.weight_bytes)} of weights"
 
 
-def _part_lines(cost: StepCost, height: int) -> list[Strip]:
-    """FLOPs by part, the largest first, as many as fit."""
+def _part_lines(cost: StepCost) -> list[Strip]:
+    """FLOPs by part, the largest first."""
     shown = sorted(cost.parts, key=lambda part: part.recomputed, reverse=True)
     return [
         columns(
@@ -202,6 +224,6 @@ def _part_lines(cost: StepCost, height: int) -> list[Strip]:
             (units.flops(part.cached), -11, ink.CACHED),
             (units.flops(part.recomputed), -12, ink.RECOMPUTED),
         )
-        for part in shown[:height]
+        for part in shown
         if part.cached or part.recomputed
     ]
