@@ -125,6 +125,24 @@ def test_a_loop_that_goes_back_once_writes_over_its_newest_row(back_at):
 
 
 @torch.no_grad()
+def drafted(model):
+    """Drafts of a prompt are rejected, for a token that is the likeliest after them as well."""
+    prompt = torch.tensor([[*PROMPT, 9, 30]])
+    _, past = model(prompt)
+    past = [(k[:, :, :-2], v[:, :, :-2]) for k, v in past]
+    logits, past = model(model(prompt)[0][:, -1:].argmax(-1), past)
+    for _ in range(4):
+        logits, past = model(logits[:, -1:].argmax(-1), past)
+    model(torch.cat([logits[:, -1:].argmax(-1), torch.tensor([[3, 9]])], 1), past)
+
+
+def test_drafts_that_are_rejected_lose_nothing_whatever_token_comes_instead():
+    model = made(tuple_cat.GPT)
+    report = kvtrace.check(model, run=lambda: drafted(model))
+    assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+@torch.no_grad()
 def tried_again(model, steps=8):
     """A loop that takes back a token, and goes on with another one."""
     logits, past = model(torch.tensor([PROMPT]))

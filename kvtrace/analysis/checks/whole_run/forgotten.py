@@ -34,6 +34,7 @@ class Forgotten:
     _in_a_row: int = 0
     _maybe: Finding | None = None
     _once: Finding | None = None
+    _tried: bool = False
     _greedy: int = 0
     _strayed: bool = False
 
@@ -80,7 +81,9 @@ class Forgotten:
         """A step that alone goes back over the last row, once the rest of the run is known.
 
         Whoever takes the likeliest token in every step has no other answer to try: what goes back
-        for one does not mean to. A step that is fed another token, or several, may.
+        for one does not mean to. A step that is fed another token, or several, may. What goes back
+        into a step of several tokens may drop those that were only tried: the whole run must be
+        known.
         """
         again = step.tokens == tuple(row[-1:] for row in before.tokens)
         if step.new > 1 or not (likeliest or again) or not looking:
@@ -91,9 +94,12 @@ class Forgotten:
         if likeliest and not self.named and _goes_back(step, before):
             where = f"was fed the likeliest token after step {before.number}"
             self._once = once or self._finding(step, before, where, once=True)
+            self._tried = self._tried or before.new > 1
         else:
             self._greedy += likeliest
         if once is None or self._strayed or self.named or self._greedy < _SURE:
+            return None
+        if self._tried and step.number != self.trace.numbers[-1]:
             return None
         self.named = True
         return replace(
