@@ -19,6 +19,12 @@ def setting(config: object, name: str) -> object:
         return None
 
 
+def word(config: object, name: str) -> str:
+    """A setting that is text; else nothing."""
+    found = setting(config, name)
+    return found if isinstance(found, str) else ""
+
+
 def count(config: object, *names: str) -> int:
     """The first of some settings that is a positive integer; 0: none is."""
     found = (setting(config, name) for name in names)

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
 
-from kvtrace.configs import count
+from kvtrace.configs import count, word
 from kvtrace.record.cache.stores import dtype_name
 from kvtrace.record.precision import product_dtype, product_eps
 from kvtrace.record.processes.local import here
@@ -31,11 +31,11 @@ def card(model: nn.Module, name: str | None = None) -> ModelCard:
     return ModelCard(
         name=name or type(model).__name__,
         class_name=type(model).__name__,
-        architecture=_word(getattr(config, "model_type", "")),
-        weights=_word(getattr(config, "_commit_hash", "")),
+        architecture=word(config, "model_type"),
+        weights=word(config, "_commit_hash"),
         dtype=dtypes.most_common(1)[0][0] if dtypes else "float32",
         products=_products(parameters),
-        attention=_word(getattr(config, "_attn_implementation", "")),
+        attention=word(config, "_attn_implementation"),
         device=_devices(model, parameters),
         parameter_count=sum(one.numel() for one in parameters),
         weight_bytes=sum(here(one).nbytes for one in parameters),
@@ -66,10 +66,6 @@ def text_config(model: nn.Module) -> object:
     config = getattr(model, "config", None)
     ask = getattr(config, "get_text_config", None)
     return config if ask is None else ask(decoder=True)
-
-
-def _word(value: object) -> str:
-    return value if isinstance(value, str) else ""
 
 
 @cache

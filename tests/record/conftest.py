@@ -1,6 +1,7 @@
 """Whatever a test of the recorder does: afterwards nothing stands in anybody's place."""
 
 import pytest
+import torch
 
 from kvtrace.record.capture.caches import updates
 from kvtrace.record.capture.replaced import choices, clean, compiled, generate, interface, overlay
@@ -15,6 +16,12 @@ _PATCHES = {
     "interface": interface.INTERFACE,
     "engine": engine.ENGINE,
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tiny models are slower, and their last bits others, where several threads share them."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

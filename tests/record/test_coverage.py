@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from sweep.examine import examine
 
@@ -27,7 +26,6 @@ ONE_OF_EACH_STRUCTURE = {
 
 @pytest.mark.parametrize("model_type", ONE_OF_EACH_STRUCTURE)
 def test_every_attention_step_and_row_is_traced(model_type, tmp_path):
-    torch.set_num_threads(1)
     row = examine(model_type, tmp_path)
     assert row.traced, row
     assert row.lane is not None

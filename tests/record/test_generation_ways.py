@@ -37,11 +37,6 @@ CASES += [("deepseek_v3", "early exit"), ("bloom", "assisted"), ("bloom", "beams
 CASES += [("dots3_note", "left padding")]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def recorded(model, run, path):
     """The trace of a run that gives what it gives unwatched."""
 

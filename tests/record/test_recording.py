@@ -20,7 +20,6 @@ IDS = torch.tensor([[7, 3, 21, 9, 30]])
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     model = tiny_model("llama")
     model.generation_config.eos_token_id = None
     return model

@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from kvtrace.configs import word
 from kvtrace.errors import ModelError
 from kvtrace.models import memory
 from kvtrace.models.hub.architecture import positions
@@ -170,9 +171,9 @@ def _card(model: nn.Module, name: str, tokenizer: str, vocab_size: int, context:
     return ModelCard(
         name=name,
         class_name=type(model).__name__,
-        architecture=_word(getattr(config, "model_type", "")),
+        architecture=word(config, "model_type"),
         dtype=str(first.dtype).removeprefix("torch."),
-        attention=_word(getattr(config, "_attn_implementation", "")),
+        attention=word(config, "_attn_implementation"),
         device=str(first.device),
         parameter_count=memory.parameter_count(model),
         weight_bytes=memory.parameter_bytes(model),
@@ -180,7 +181,3 @@ def _card(model: nn.Module, name: str, tokenizer: str, vocab_size: int, context:
         context_length=context,
         tokenizer=tokenizer,
     )
-
-
-def _word(value: object) -> str:
-    return value if isinstance(value, str) else ""

@@ -19,7 +19,6 @@ import torch
 import kvtrace
 from builders.tiny_models import tiny_model
 
-torch.set_num_threads(1)
 kind, path = getattr(torch, sys.argv[1]), sys.argv[2]
 model, handed = tiny_model("llama").eval().to(kind), []
 model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0

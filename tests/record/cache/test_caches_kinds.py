@@ -32,11 +32,6 @@ from kvtrace.analysis.nature import attention_is, rows_are
 from kvtrace.trace import Tensor
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def model_of(model_type):
     return ready(tiny_model(model_type))
 

@@ -16,11 +16,6 @@ from kvtrace.analysis.checks import check
 PROMPT = 9
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def fed(model, cache, *tokens, start=PROMPT):
     """One token after the other."""
     for place, token in enumerate(tokens, start):

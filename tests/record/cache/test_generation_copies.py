@@ -17,11 +17,6 @@ PREFIX = 6
 TAILS = ([9, 30, 14], [5, 40, 11, 2])
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def prompt(tail):
     return torch.cat([IDS[:, :PREFIX], torch.tensor([tail])], dim=1)
 

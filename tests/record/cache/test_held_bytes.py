@@ -15,11 +15,6 @@ from kvtrace.models import LoadRequest, load
 NEW = 5
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def tensors_of(cache):
     """Every tensor that a cache keeps, each memory once."""
     halves = [cache]

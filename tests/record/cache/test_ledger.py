@@ -43,7 +43,6 @@ def quiet_generation(model):
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def model(request):
-    torch.set_num_threads(1)
     return quiet_generation(tiny_model(request.param))
 
 

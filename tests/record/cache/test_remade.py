@@ -14,11 +14,6 @@ from kvtrace.analysis.checks import UNCHECKED, check
 TOKENS = IDS.shape[1]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def left(rows):
     """The first two rows, and the last four."""
     return torch.cat([rows[:, :, :2], rows[:, :, -4:]], dim=2)

@@ -77,7 +77,6 @@ def each_layer(model, **options):
 
 @pytest.fixture(autouse=True)
 def fresh():
-    torch.set_num_threads(1)
     torch.compiler.reset()
     yield
     torch.compiler.reset()

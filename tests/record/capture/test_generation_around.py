@@ -17,11 +17,6 @@ from kvtrace.analysis.checks.verdict import check
 from kvtrace.trace import Tensor
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def model():
     return ready(tiny_model("llama"))

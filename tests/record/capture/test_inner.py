@@ -32,7 +32,6 @@ class Wrapper(nn.Module):
 
 @pytest.fixture
 def model():
-    torch.set_num_threads(1)
     return ready(tiny_model("llama"))
 
 

@@ -19,7 +19,6 @@ WATCHED = (Cache, DynamicCache, StaticCache, AttentionInterface, GenerationMixin
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return tiny_model("llama")
 
 

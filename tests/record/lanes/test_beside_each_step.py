@@ -11,11 +11,6 @@ from builders.ways import IDS, PADDED, ready
 from kvtrace.analysis.checks import EQUAL, check
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def by_hand(model, path, mode):
     """The prompt and three tokens, by a loop of one's own."""
     with kvtrace.record(model, path, recompute=mode, force=True), torch.no_grad():

@@ -21,11 +21,6 @@ WAYS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def recorded(model, run, path):
     torch.manual_seed(0)
     expected = run()

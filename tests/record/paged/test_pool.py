@@ -17,7 +17,6 @@ SHARED = list(range(3, 15))
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return engine_model("llama")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 import kvtrace
 from builders.engines import alone, batched, engine_model, live_pool, settings
@@ -18,7 +17,6 @@ BEYOND_ROUNDING = 2e-5
 @pytest.fixture(scope="module", params=["llama", "eager", "mistral", "gemma3_text"])
 def run(request, tmp_path_factory):
     """Three requests, two of them at a time, the long prompt in chunks; all with the live pool."""
-    torch.set_num_threads(1)
     name = {"eager": "llama"}.get(request.param, request.param)
     implementation = "eager" if request.param == "eager" else "sdpa"
     model = engine_model(name, attn_implementation=implementation)

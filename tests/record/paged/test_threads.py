@@ -57,7 +57,6 @@ def hooks(model):
 
 
 def test_a_recording_that_ends_before_the_engine_has_whole_steps_and_lets_it_go_on(tmp_path):
-    torch.set_num_threads(1)
     model = engine_model("llama")
     methods, before = untouched(), hooks(model)
     with Engine(model) as engine:
@@ -78,7 +77,6 @@ def test_a_recording_that_ends_before_the_engine_has_whole_steps_and_lets_it_go_
 
 
 def test_a_recording_that_begins_when_a_request_is_under_way_says_what_it_read(tmp_path):
-    torch.set_num_threads(1)
     model = engine_model("llama")
     recording = kvtrace.record(model, tmp_path / "a.kvt", recompute="off")
     with Engine(model) as engine, after_tokens("one", 5, recording.__enter__):
@@ -95,7 +93,6 @@ def test_a_recording_that_begins_when_a_request_is_under_way_says_what_it_read(t
 
 
 def test_an_engine_that_is_stopped_while_it_runs_leaves_a_whole_trace(tmp_path):
-    torch.set_num_threads(1)
     model = engine_model("llama")
     with kvtrace.record(model, tmp_path / "a.kvt"), after_tokens("one", 3) as has_some:
         engine = Engine(model, new=200)
@@ -112,7 +109,6 @@ def test_an_engine_that_is_stopped_while_it_runs_leaves_a_whole_trace(tmp_path):
 
 
 def test_a_request_may_join_while_others_decode(tmp_path):
-    torch.set_num_threads(1)
     model = engine_model("llama")
     with kvtrace.record(model, tmp_path / "a.kvt"), Engine(model, new=12) as engine:
         with after_tokens("early", 4, lambda: engine.ask("late", [5, 40, 11])):
@@ -129,7 +125,6 @@ def test_a_request_may_join_while_others_decode(tmp_path):
 
 
 def test_without_a_model_at_hand_every_forward_of_the_engine_is_recorded(tmp_path):
-    torch.set_num_threads(1)
     model = engine_model("llama")
     with kvtrace.record(tmp_path / "a.kvt", recompute="off"):
         batched(model, [[7, 3, 21, 9], [5, 40]], new=3)
@@ -139,7 +134,6 @@ def test_without_a_model_at_hand_every_forward_of_the_engine_is_recorded(tmp_pat
 
 
 def test_an_engine_that_attends_eagerly_may_run_on_while_its_tokens_are_recomputed(tmp_path):
-    torch.set_num_threads(1)
     model = engine_model("llama", attn_implementation="eager")
     with kvtrace.record(model, tmp_path / "a.kvt", recompute="each"):
         expected = batched(model, [[7, 3, 21, 9], [5, 40]], new=3)
@@ -160,7 +154,6 @@ def test_while_a_recording_runs_the_model_is_called_where_a_graph_would_be_repla
 
 
 def test_two_engines_one_after_the_other_do_not_mix_their_requests(tmp_path):
-    torch.set_num_threads(1)
     model = engine_model("llama")
     with kvtrace.record(model, tmp_path / "a.kvt"):
         first = batched(model, [[7, 3, 21, 9]], new=3)
@@ -171,7 +164,6 @@ def test_two_engines_one_after_the_other_do_not_mix_their_requests(tmp_path):
 
 
 def test_a_batch_and_plain_generate_may_take_turns(tmp_path):
-    torch.set_num_threads(1)
     model = engine_model("llama")
     ids = torch.tensor([[7, 3, 21, 9]], device=DEVICE)
     with kvtrace.record(model, tmp_path / "a.kvt"):
