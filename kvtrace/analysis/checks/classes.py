@@ -73,9 +73,9 @@ _TABLE = (
     Kind(
         "EVICTED-BY-CHOICE",
         "the cache drops rows of its own choice",
-        "It scores rows and keeps some, as H2O and SnapKV do. A true property of the method: what "
-        "it costs is what the rows would have added. What the steps from there on should be, no "
-        "pass over all rows tells.",
+        "It keeps some by a rule: those it scores highest, as H2O and SnapKV do, or the first and "
+        "the newest. A true property of the method: what it costs is what the rows would have "
+        "added. What the steps from there on should be, no pass over all rows tells.",
         bug=False,
     ),
     Kind(

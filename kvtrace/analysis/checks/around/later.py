@@ -10,6 +10,7 @@ from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.cross import of_earlier_text
 from kvtrace.analysis.checks.scenes.identify import identify
 from kvtrace.analysis.checks.scenes.stage import stage
+from kvtrace.analysis.checks.whole_run.chosen import chosen
 from kvtrace.analysis.checks.wrong_rows.contents import check_zero_rows
 from kvtrace.analysis.checks.wrong_rows.turned import rotation, shift
 from kvtrace.trace import WEIGHTS_CHANGED, Tensor, Trace
@@ -24,15 +25,7 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
         lane: The reference.
         limits: What is rounding.
     """
-    otherwise: Finding | None = None
-    if found.name == "LENGTH-DEPENDENT-POSITIONS" and found.tensor == "q":
-        otherwise = _turned_for_good(trace, found, lane, limits)
-    elif found.name == "POSITION-ROPE" and found.tensor == "q":
-        otherwise = _written_over(trace, found, lane, limits)
-    elif found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
-        otherwise = _written_apart(trace, found, lane, limits)
-    elif found.tensor in ("weights", "output"):
-        otherwise = _switched(trace, found)
+    otherwise = _otherwise(trace, found, lane, limits)
     if otherwise is not None:
         return otherwise
     stale = of_earlier_text(trace, found) if found.name in ("CONTENT", "OLD-ROWS-CHANGED") else None
@@ -52,6 +45,22 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
             again += ": random numbers (dropout, noise), not the cache"
         return replace(found, evidence=again)
     return found
+
+
+def _otherwise(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
+    """By its name, what else a finding may be; None: it is not."""
+    about = (trace, found, lane, limits)
+    if found.name == "LENGTH-DEPENDENT-POSITIONS" and found.tensor == "q":
+        return _turned_for_good(*about)
+    if found.name == "POSITION-ROPE" and found.tensor == "q":
+        return _written_over(*about)
+    if found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
+        return _written_apart(*about)
+    if found.tensor in ("weights", "output"):
+        return _switched(trace, found)
+    if found.name == "EVICTED-EARLY" and found.tensor == "k" and found.head is None:
+        return chosen(*about)
+    return None
 
 
 def _switched(trace: Trace, found: Finding) -> Finding | None:

@@ -20,6 +20,9 @@ from kvtrace.trace import Step, Trace
 _CAUSES = 3
 """Further causes that are named in the step of the first one."""
 
+_CHOSEN_TOO = ("EVICTED-EARLY", "HISTORY-LOST")
+"""What rows look like that another layer chose to drop."""
+
 
 def beside(
     trace: Trace, step: Step, first: Sequence[Finding], lane: str, limits: Noise
@@ -36,6 +39,7 @@ def beside(
     if not first or first[0].name == "NONFINITE":
         return  # behind numbers that are none, nothing is right
     there, known = trace.site(first[0].layer).layer, {one.name for one in first}
+    chosen = _CHOSEN_TOO if "EVICTED-BY-CHOICE" in known else ()
     for site in sorted(set(step.attending)):
         if trace.site(site).layer <= there and site != first[0].layer:
             continue
@@ -46,7 +50,9 @@ def beside(
             if one is not None and one.name not in known:
                 known.add(one.name)
                 found = replace(one, sequences=first[0].sequences)
-                yield placed(trace, found, limits, lane, sequence)
+                found = placed(trace, found, limits, lane, sequence)
+                if found.name not in chosen:
+                    yield found
 
 
 def _one(

@@ -38,7 +38,7 @@ def give_places(
         own = None  # slots of a buffer that nobody has written
     joined = before is not None and before.padded
     text.mixed = own is not None or (before is not None and not begins and before.mixed)
-    grew = before is not None and text.cells.shape[1] - before.cells.shape[1] == new
+    grew = _grew(match, text, new)
     again, rotated = 0, True
     for b, slots in enumerate(written):
         old, turned = _go_on(match, text, b, slots, new, computed=computed, grew=grew)
@@ -56,8 +56,8 @@ def give_places(
             padding = fresh[fresh < before.cells.shape[1]]
             text.positions[b, padding] = -1 - padding
             fresh = np.setdiff1d(fresh, padding)
-        end = None if before is None else int(before.ends[match.taken[b]])
-        at[b] = _place(text, b, fresh, given, (int(at[b]), end), computed=computed, grew=grew)
+        start = int(at[b])
+        at[b] = _place(match, text, b, fresh, given, start, computed=computed)
     behind = None if begins else _behind(match, given, written)
     if behind is not None:
         at[:], places = behind, behind[:, None] + np.arange(new)
@@ -66,6 +66,12 @@ def give_places(
         text.positions[filling] = -1 - np.nonzero(filling)[1]
     text.ends[:], text.new = at + new, new
     return again, rotated and again > 0 and not joined, at
+
+
+def _grew(match: Match, text: Text, new: int) -> bool:
+    """Whether the array is longer than before by the step's tokens."""
+    before = match.text
+    return before is not None and text.cells.shape[1] - before.cells.shape[1] == new
 
 
 def _starts(given: GivenRows, text: Text, *, begins: bool) -> Numbers:
@@ -165,29 +171,29 @@ def _alike(before: NDArray[np.float32], now: NDArray[np.float32]) -> Flags:
 
 
 def _place(
+    match: Match,
     text: Text,
     b: int,
     fresh: Numbers,
     given: GivenRows,
-    bounds: tuple[int, int | None],
+    start: int,
     *,
     computed: bool,
-    grew: bool,
 ) -> int:
     """Give the new rows of a sequence their positions; the one of the step's first token.
 
     Args:
+        match: Which rows are known.
         text: As it is now.
         b: The sequence.
         fresh: Slots of rows that stand for no token seen before.
         given: What the site was given.
-        bounds: Where a new text begins, and where the text ended before; None: it is new.
+        start: Where a new text begins.
         computed: Nothing was read: rows are tokens, in order.
-        grew: The array is longer than before by the step's tokens.
     """
     positions, live = text.positions[b], text.live[b]
     slots, new = np.flatnonzero(live & ~standing.for_none(positions)), given.new
-    start, end = bounds
+    end = None if match.text is None else int(match.text.ends[match.taken[b]])
     known = np.setdiff1d(slots, fresh)
     if computed:
         first = start + (max(0, new - len(slots)) if len(slots) else 0)
@@ -198,6 +204,7 @@ def _place(
         positions[fresh] = first - (len(fresh) - new) + np.arange(len(fresh))
         return first
     last = int(known[positions[known].argmax()])
+    grew = _grew(match, text, new)
     order = where.in_turn(fresh, last)
     other = (text.keys[b] == 0) & (text.values[b] == 0) | ~_shown_last(given, b)
     added = order[(order >= len(live) - new) & ~other[order]]
@@ -205,7 +212,7 @@ def _place(
     tokens = added if grew and len(added) == new else where.given_tokens(order, new, other)
     first = end
     # rows of tokens that were taken off are known; an array that grew by the step's lost none
-    if not (grew and len(added) == new) and _cropped(text, given, last, b, end):
+    if not (grew and len(added) == new) and _cropped(match, text, given, known, b):
         first = int(positions[last]) + 1 - max(0, new - len(tokens))
     others = np.setdiff1d(fresh, tokens)
     positions[others] = others
@@ -262,15 +269,21 @@ def _fits(first: Numbers, ends: Numbers, filled: int) -> bool:
     return len(set(first.tolist())) > 1 and bool((taken >= 0).all() and (taken < filled).all())
 
 
-def _cropped(text: Text, given: GivenRows, last: int, b: int, end: int) -> bool:
+def _cropped(match: Match, text: Text, given: GivenRows, known: Numbers, b: int) -> bool:
     """Whether somebody took rows off the end, rather than the model losing one.
 
     The caller says so by an earlier position, or, where no position is told, by rows that are
-    simply not there any more. A slot that was written over says nothing.
+    simply not there any more. A slot that was written over says nothing, and where rows between
+    others went too, a cache chose what to drop.
     """
-    kept = int(text.positions[b, last]) + 1
-    if kept >= end:
+    if match.text is None:
+        return False
+    was, places = int(match.taken[b]), text.positions[b, known]
+    end = int(match.text.ends[was])
+    if places.max() + 1 >= end:
         return False
     if given.start is not None:
         return given.start < end
-    return bool(text.live.all())
+    before = match.text.positions[was, match.text.live[was]]
+    between = (before > places.min()) & (before < places.max())
+    return bool(text.live.all()) and bool(np.isin(before[between], places).all())
