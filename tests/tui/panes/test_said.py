@@ -120,3 +120,13 @@ async def test_without_room_the_status_line_leaves_the_kind_out():
         await press(pilot, "n")
         assert "sliding" not in shown(app)[0]
         assert "step 2/6" in shown(app)[0]
+
+
+async def test_a_long_name_of_a_trace_leaves_the_status_line_to_the_model():
+    trace = synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
+    trace.source.name = "demo-20261128-071633-4935-again.kvt"
+    app = app_of(trace)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "n")
+        assert "demo-2026" not in shown(app)[0]
+        assert f"  {trace.meta.model.name}  step 2/6" in shown(app)[0]

@@ -167,14 +167,14 @@ def _of_step(trace: Trace, cursor: Cursor) -> tuple[str, str]:
 
 
 def _fitting(pieces: list[tuple[int, Piece]], room: int) -> list[Piece]:
-    """As many pieces as fit, by importance, in their order."""
-    kept = list(pieces)
-    while kept and sum(len(piece[0]) for _, piece in kept) > room:
-        least = max(kept, key=lambda entry: entry[0])
-        if least[0] == 0:
-            break
-        kept.remove(least)
-    return [piece for _, piece in kept]
+    """What fits, the most important first, in the order given: a long one leaves room to others."""
+    kept: set[int] = set()
+    for index in sorted(range(len(pieces)), key=lambda index: pieces[index][0]):
+        importance, (words, _) = pieces[index]
+        if importance == 0 or len(words) <= room:
+            kept.add(index)
+            room -= len(words)
+    return [pieces[index][1] for index in sorted(kept)]
 
 
 class TabBar(Drawn):
