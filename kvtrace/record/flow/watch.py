@@ -69,6 +69,7 @@ class FlowWatch:
         self.followed = False
         self.over = False
         self._brief_alone = False
+        self._unfusing = False
         self._stack = contextlib.ExitStack()
         self._silent: dict[str, str] = {}
         self._halves = set[str]()
@@ -290,6 +291,8 @@ class FlowWatch:
         Their rows are nowhere to be seen; where one ran, the module is run again unfused, and what
         that shows counts if it makes the same output.
         """
+        if self._unfusing:
+            return run()
         listening = self._listening
         with _has_torch_function(_overridden):
             out = run()
@@ -303,9 +306,13 @@ class FlowWatch:
     def _unfused(self, frame: Frame, out: Any) -> None:
         """Run a module again without its fused kernel, and take what that shows."""
         listening = self._listening
-        with listening.rehearsal() as calls, torch.no_grad(), _has_torch_function(lambda _: True):
-            again = frame.forward()
-        first, second = (x[0] if isinstance(x, tuple) else x for x in (out, again))
+        self._unfusing = True
+        try:
+            with listening.rehearsal() as calls, torch.no_grad(), _has_torch_function(_always):
+                again = frame.forward()
+        finally:
+            self._unfusing = False
+        first, second = (_shown(frame, x[0] if isinstance(x, tuple) else x) for x in (out, again))
         if _same_result(first, second):
             listening.notes[
                 f"{frame.path}: a fused kernel hides its rows; calculated again without it"
@@ -314,6 +321,14 @@ class FlowWatch:
                 listening.sink(call)
         else:
             listening.reasons[(frame.path, "fused kernel")] = "run unfused, it gives another result"
+
+
+def _shown(frame: Frame, rows: Tensor) -> Tensor:
+    """Rows that a module made, without those that its ragged kernel left out: the padding."""
+    if not isinstance(frame.module, nn.TransformerEncoder):
+        return rows
+    padding = named(frame.module, *frame.arguments).get("src_key_padding_mask")
+    return rows if padding is None else rows[padding == 0]
 
 
 def _same_result(first: Tensor, second: Tensor) -> bool:
@@ -332,6 +347,11 @@ def _has_torch_function(answer: Callable[[Any], bool]) -> Iterator[None]:
         yield
     finally:
         torch.overrides.has_torch_function = original
+
+
+def _always(_: Any) -> bool:
+    """What is said of any tensors where no fused kernel is to be taken."""
+    return True
 
 
 def _overridden(tensors: Any) -> bool:

@@ -182,6 +182,26 @@ def test_a_fused_kernel_may_round_as_its_type_does(name, dtype):
     assert (len(calls), watch.unseen) == (1, ())
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@pytest.mark.parametrize("padded", [0, 2])
+@pytest.mark.parametrize("norm", [None, nn.LayerNorm(32, bias=True)])
+def test_an_encoder_that_packs_its_rows_without_the_padding_is_seen(norm, padded):
+    layer = nn.TransformerEncoderLayer(32, HEADS, 64, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, norm=norm).eval()
+    x, padding = torch.randn(2, 6, 32), torch.zeros(2, 6, dtype=torch.bool)
+    padding[1, 6 - padded :] = True
+    with torch.no_grad():
+        plain = model(x, src_key_padding_mask=padding)
+        with FlowWatch(model, sink=(calls := []).append) as watch:
+            seen = model(x, src_key_padding_mask=padding)
+    assert torch.equal(plain, seen)
+    assert watch.unseen == ()
+    assert [call.module for call in calls] == ["layers.0.self_attn", "layers.1.self_attn"]
+    for call in calls:
+        shown = torch.ones(2, 6) if call.visible is None else call.visible[:, 0, 0]
+        assert torch.equal(shown.expand(2, 6) == 0, padding)
+
+
 def test_weights_asked_for_are_the_same():
     model = multihead(batch_first=True).eval()
     x = torch.randn(2, 5, 32)

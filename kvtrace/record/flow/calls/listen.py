@@ -222,7 +222,7 @@ class Listening:
     def fused(self, kind: str, args: Args, kwargs: Kwargs, out: Any) -> None:
         """A fused call: its arguments say everything, or its module must be run again."""
         if kind == "unfusable":
-            self.refused = self.frame
+            self.refused = self._refusing
             return
         where = place()[0]
         first = out[0] if isinstance(out, tuple) else out
@@ -358,6 +358,12 @@ class Listening:
     def frame(self) -> Frame | None:
         """The innermost forward that runs."""
         return self.forwards.stack[-1] if self.forwards.stack else None
+
+    @property
+    def _refusing(self) -> Frame | None:
+        """The forward to run again without its fused kernels: nothing else takes ragged rows."""
+        running = reversed(self.forwards.stack)
+        return next((one for one in running if not any(x.is_nested for x in one.tensors())), None)
 
     def _path(self) -> str:
         frame = self.frame
