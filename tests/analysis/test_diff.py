@@ -1,5 +1,6 @@
 """Two traces of one model: aligned by tokens, whatever steps fed them."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import kvtrace
 from builders import Shape, synthetic_trace
 from builders.encoder_decoders import bart
 from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED
+from kvtrace.analysis.two_runs.causes import cause
 from kvtrace.analysis.two_runs.diff import diff
 from kvtrace.trace import Tensor
 from verify import bugs
@@ -198,3 +200,71 @@ def test_an_encoders_rows_that_a_change_scaled_are_those_of_no_earlier_text(tmp_
     found = diff(listened(tmp_path / "a.kvt", 1.0), listened(tmp_path / "b.kvt", 1.5))
     assert (found.finding.name, found.finding.tensor) == ("OLD-ROWS-SCALED", "v")
     assert "rows of v = 1.5 × the recomputed ones" in found.finding.evidence
+
+
+def test_a_text_is_held_against_the_sequence_that_shares_most_of_it(model, whole, tmp_path):
+    mask = torch.tensor([[1] * 13, [0] * 3 + [1] * 10])
+    rows = ([4, 90, 8, 71, 20, 33, 51, 6, 11, 2, 70, 45, 13], [0, 0, 0, *TOKENS])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    batch = fed(model, tmp_path / "b.kvt", [13], rows, attention_mask=mask, position_ids=positions)
+    found = diff(whole, batch)
+    assert (found.verdict, found.tokens, found.parts) == (EQUAL, 10, ())
+
+
+def test_sequences_of_a_batch_in_another_order_are_the_same_ones(model, tmp_path):
+    rows = [list(TOKENS), [7, *TOKENS[1:]], [3, 8, *TOKENS[2:]]]
+    old = fed(model, tmp_path / "a.kvt", [6, 1, 3], rows)
+    found = diff(old, fed(model, tmp_path / "b.kvt", [6, 1, 3], [rows[n] for n in (2, 0, 1)]))
+    assert (found.verdict, found.tokens) == (EQUAL, 30)
+
+
+def test_only_the_tokens_whose_rows_differ_are_the_place_of_a_difference():
+    old, new = synthetic_trace(), synthetic_trace()
+    shape = new.source.site_tensors[0, 1, Tensor.QUERIES].shape
+    new.source.site_tensors[0, 1, Tensor.QUERIES][:, :, 1] *= 2
+    new.source.site_tensors[0, 1, Tensor.QUERIES][:, :, 3] *= 2
+    first = diff(old, new).first
+    assert shape[2] > 4
+    assert (first.position, first.count, first.beyond) == (1, 3, 2)
+
+
+def changed_rows(model, path, change):
+    """Three steps over two rows; before the last one the cache is changed."""
+    ids = torch.tensor([list(TOKENS), TOKENS[::-1]])
+    cache = None
+    with kvtrace.record(model, path, recompute="off"), torch.no_grad():
+        for start, end in ((0, 7), (7, 8), (8, 9)):
+            if start == 8:
+                change(cache.layers)
+            cache = model(ids[:, start:end], past_key_values=cache, use_cache=True).past_key_values
+    return kvtrace.open(path)
+
+
+def swap_sequences(layers):
+    for layer in layers:
+        layer.keys, layer.values = layer.keys.flip(0), layer.values.flip(0)
+
+
+def give_the_first_layers(layers):
+    layers[1].keys, layers[1].values = layers[0].keys.clone(), layers[0].values.clone()
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "layer"),
+    [(swap_sequences, "WRONG-BATCH-ROW", 0), (give_the_first_layers, "WRONG-LAYER", 1)],
+)
+def test_rows_of_somebody_else_are_known_by_those_of_the_old_run(
+    model, tmp_path, change, name, layer
+):
+    old = changed_rows(model, tmp_path / "a.kvt", lambda layers: None)
+    found = diff(old, changed_rows(model, tmp_path / "b.kvt", change))
+    assert (found.finding.name, found.first.new_step, found.first.layer) == (name, 2, layer)
+
+
+def test_no_cache_is_blamed_for_weights_that_differ(model, whole, tmp_path):
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    found = diff(whole, fed(changed, tmp_path / "b.kvt", [10]))
+    assert found.finding.name == "UPSTREAM"
+    assert "cache" not in cause(found.finding)

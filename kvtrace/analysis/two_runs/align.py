@@ -49,6 +49,54 @@ class Stretch:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A sequence of each run, taken for the same one.
+
+    Attributes:
+        sequence, other: Row of the batch at the end of the old run, and of the new one.
+        old, new: What they were fed.
+        shared: Places of the same tokens, up to the first that differs, ascending.
+    """
+
+    sequence: int
+    other: int
+    old: Path
+    new: Path
+    shared: list[int]
+
+    @property
+    def whole(self) -> bool:
+        """Whether they part nowhere, as far as both go."""
+        return len(self.shared) == min(len(self.old), len(self.new))
+
+
+def paired(old: Sequence[Path], new: Sequence[Path]) -> list[Pair]:
+    """Each sequence of the old run with the one of the new run that shares most of its text.
+
+    With that of the same row of the batch, where no other shares more.
+    """
+
+    def pair(mine: int, theirs: int) -> Pair:
+        both = old[mine], new[theirs]
+        return Pair(mine, theirs, *both, common(*both))
+
+    straight = (pair(row, row) for row in range(min(len(old), len(new))))
+    found = {one.sequence: one for one in straight if one.whole}
+    taken = set(found)
+    rest = [
+        pair(mine, theirs)
+        for mine in range(len(old))
+        for theirs in range(len(new))
+        if mine not in found and theirs not in taken
+    ]
+    for one in sorted(rest, key=lambda one: (-len(one.shared), one.sequence != one.other)):
+        if one.sequence not in found and one.other not in taken:
+            found[one.sequence] = one
+            taken.add(one.other)
+    return [found[sequence] for sequence in sorted(found)]
+
+
 def readable(trace: Trace) -> Iterator[Step]:
     """The steps of a trace that are not damaged."""
     for number in trace.numbers:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding
-from kvtrace.analysis.two_runs.align import Path, common, paths, readable, stretches, unreadable
+from kvtrace.analysis.two_runs.align import Pair, paired, paths, readable, stretches, unreadable
 from kvtrace.analysis.two_runs.logits import LogitsPart, Rounding, kept, logits_part
 from kvtrace.analysis.two_runs.rows import Parting, Rows
 from kvtrace.analysis.two_runs.stage import diagnosed
@@ -95,9 +95,9 @@ def diff(old: Trace, new: Trace) -> Diff:
     why = _other_model(old, new)
     if why:
         return Diff(UNCHECKED, why, settings)
-    pairs, shared, told = _aligned(old, new)
-    parts = tuple(_parts(old, new, pairs, shared))
-    total = sum(map(len, shared))
+    pairs, told = _aligned(old, new)
+    parts = tuple(_parts(old, pairs))
+    total = _shared(pairs)
     steps = tuple(word for trace in (old, new) for word in unreadable(trace))
     if not total:
         return Diff(
@@ -106,9 +106,9 @@ def diff(old: Trace, new: Trace) -> Diff:
     limits, reason, lanes = _limits(old, new, settings)
     rows = Rows(old, new, limits)
     first: Parting | None = None
-    whose: tuple[Path, Path] = ({}, {})
-    for pair, positions in zip(pairs, shared, strict=True):
-        for stretch in stretches(*pair, positions):
+    whose: Pair | None = None
+    for pair in pairs:
+        for stretch in stretches(pair.old, pair.new, pair.shared):
             found = rows.compare(stretch)
             if found is not None and (first is None or found.position < first.position):
                 first, whose = found, pair
@@ -118,17 +118,14 @@ def diff(old: Trace, new: Trace) -> Diff:
         why = "no rows of these tokens can be read in both" if lost else _NOTHING_RECORDED
         return Diff(UNCHECKED, why, settings, total, unread=unread)
     compared = rows.growth, limits
-    if first is not None:
-        finding = diagnosed(old, new, first, whose, told=told)
+    if first is not None and whose is not None:
+        finding = diagnosed(old, new, first, whose, pairs, told=told)
         more = (parts, first, finding, *compared)
         return Diff(DIVERGED, reason, settings, total, *more, unread=unread)
     same = not (lost or np.nan_to_num(rows.growth).any())
     seen = float(np.nanmax(rows.growth))
     rounding = Rounding(same, float(limits.min() if same else limits.max()), seen)
-    behind = (
-        logits_part(old, new, pair, positions, rounding)
-        for pair, positions in zip(pairs, shared, strict=True)
-    )
+    behind = (logits_part(old, new, (pair.old, pair.new), pair.shared, rounding) for pair in pairs)
     logits = next(filter(None, behind), None)
     verdict = _equal(total, reason, parts, lost) if logits is None else (DIVERGED, reason)
     most = kept(old, new)
@@ -152,19 +149,21 @@ def _equal(
     return UNCHECKED, f"{why} within rounding"
 
 
-def _aligned(old: Trace, new: Trace) -> tuple[list[tuple[Path, Path]], list[list[int]], bool]:
-    """Paths of both, the places they share, and whether places are positions that were told.
+def _aligned(old: Trace, new: Trace) -> tuple[list[Pair], bool]:
+    """Sequences of both, and whether their places are positions that were told.
 
     Positions may be what differs: then more tokens agree in the order in which they were fed.
     """
-    found: list[tuple[list[tuple[Path, Path]], list[list[int]], bool]] = []
-    for told in (True, False):
-        pairs = list(zip(paths(old, told=told), paths(new, told=told), strict=False))
-        shared = [common(*pair) for pair in pairs]
-        found.append((pairs, shared, told))
-    by_position, by_order = found
-    more = sum(map(len, by_order[1])) > sum(map(len, by_position[1]))
-    return by_order if more else by_position
+    by_position, by_order = (
+        paired(paths(old, told=told), paths(new, told=told)) for told in (True, False)
+    )
+    more = _shared(by_order) > _shared(by_position)
+    return (by_order, False) if more else (by_position, True)
+
+
+def _shared(pairs: list[Pair]) -> int:
+    """Tokens that both runs were fed."""
+    return sum(len(pair.shared) for pair in pairs)
 
 
 def _limits(
@@ -246,10 +245,9 @@ def _settings(old: Trace, new: Trace) -> Iterator[tuple[str, str, str]]:
         yield "cache dtype", types[0], types[1]
 
 
-def _parts(
-    old: Trace, new: Trace, pairs: list[tuple[Path, Path]], shared: list[list[int]]
-) -> Iterator[TokensPart]:
-    for sequence, ((mine, theirs), positions) in enumerate(zip(pairs, shared, strict=True)):
+def _parts(old: Trace, pairs: list[Pair]) -> Iterator[TokensPart]:
+    for pair in pairs:
+        mine, theirs, positions = pair.old, pair.new, pair.shared
         rest = sorted((set(mine) | set(theirs)) - set(positions))
         if not rest:
             continue
@@ -264,7 +262,7 @@ def _parts(
             last = mine[positions[-1]]
             top = old.step(last.step).top
             margin = top[last.sequence].margin if last.sequence < len(top) else None
-        yield TokensPart(sequence, at, here, there, chosen, margin)
+        yield TokensPart(pair.sequence, at, here, there, chosen, margin)
 
 
 def _nothing_shared(old: Trace, new: Trace, parts: tuple[TokensPart, ...]) -> str:

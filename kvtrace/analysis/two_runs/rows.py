@@ -19,13 +19,14 @@ class Parting:
 
     Attributes:
         old_step, new_step: Steps that computed them.
-        position: Of the token, in the sequence.
+        position: Of the first token whose rows do, in the sequence.
         sequence: Row of the batch; where beams change places, in the old run.
         new_sequence: And in the new one.
         layer, head: Where; a kv head for K and V.
         tensor: Which.
         apart, limit: Largest relative difference, and what would be rounding.
-        count: Rows that were compared at once, from `position` on.
+        count: Rows from `position` to the last that does, of those that were compared at once.
+        beyond: How many of them do.
     """
 
     old_step: int
@@ -38,6 +39,7 @@ class Parting:
     apart: float
     limit: float
     count: int
+    beyond: int
     new_sequence: int = 0
 
     @property
@@ -80,25 +82,30 @@ class Rows:
                     continue
                 at = (site.index, int(tensor))
                 worst = float(apart.max())
+                beyond = np.flatnonzero((apart > self.limits[at]).any(axis=0))
                 self.growth[at] = np.fmax(self.growth[at], worst)
-                if first is None and worst > self.limits[at]:
+                if first is None and len(beyond):
                     first = Parting(
                         stretch.old.step,
                         stretch.new.step,
-                        stretch.position,
+                        stretch.position + int(beyond[0]),
                         stretch.old.sequence,
                         site.index,
-                        int(apart.argmax()),
+                        int(apart.max(axis=1).argmax()),
                         tensor,
                         worst,
                         float(self.limits[at]),
-                        stretch.count,
+                        int(beyond[-1] - beyond[0]) + 1,
+                        len(beyond),
                         stretch.new.sequence,
                     )
         return first
 
     def _apart(self, stretch: Stretch, site: Site, tensor: Tensor) -> NDArray[np.float64] | None:
-        """Largest relative difference of each head; None where one of the runs lacks the rows."""
+        """Relative difference of each row of each head, [heads, rows]; None where a run lacks them.
+
+        Relative to the largest number that the head has among them.
+        """
         count = stretch.count
         right = self._rows(self.old, stretch.old, site.index, tensor)
         mine = self._rows(self.new, stretch.new, site.index, tensor)
@@ -107,11 +114,12 @@ class Rows:
         right = right[:, stretch.old.row : stretch.old.row + count]
         mine = mine[:, stretch.new.row : stretch.new.row + count]
         with np.errstate(invalid="ignore", over="ignore"):
-            far = np.abs(mine.astype(np.float64) - right).max(axis=(1, 2))
-            largest = np.abs(right.astype(np.float64)).max(axis=(1, 2))
+            far = np.abs(mine.astype(np.float64) - right).max(axis=2)
+            known = np.where(np.isfinite(right), np.abs(right.astype(np.float64)), 0.0)
+            largest = known.max(axis=(1, 2))[:, None]
             relative = np.where(far == 0, 0.0, far / np.where(largest > 0, largest, np.nan))
-        lost = np.isnan(right).any(axis=(1, 2))
-        same = (np.isnan(mine) == np.isnan(right)).all(axis=(1, 2)) & lost
+        lost = np.isnan(right).any(axis=2)
+        same = (np.isnan(mine) == np.isnan(right)).all(axis=2) & lost
         # not finite in both is no difference between the runs; in one of them it is the largest
         return np.where(same, 0.0, np.where(np.isfinite(relative), relative, np.inf))
 

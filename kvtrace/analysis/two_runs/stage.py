@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.report import Finding
+from kvtrace.analysis.checks.scenes.place_names import spoken
 from kvtrace.analysis.checks.scenes.scene import Scales, Scene, Side
 from kvtrace.analysis.checks.wrong_output.precision import to_type
-from kvtrace.analysis.two_runs.align import Fed, Path, places_of
+from kvtrace.analysis.two_runs.align import Fed, Pair, Path, places_of
+from kvtrace.analysis.two_runs.causes import TABLES
 from kvtrace.errors import TraceError
 from kvtrace.trace import Step, Trace
 from kvtrace.trace.dtypes import Floats
@@ -90,7 +93,7 @@ class _Run:
 
 
 def diagnosed(
-    old: Trace, new: Trace, at: At, pair: tuple[Path, Path], *, told: bool
+    old: Trace, new: Trace, at: At, pair: Pair, pairs: Sequence[Pair], *, told: bool
 ) -> Finding | None:
     """What the difference looks like; None where the runs took other steps, or no check speaks.
 
@@ -98,26 +101,77 @@ def diagnosed(
         old: The run that is taken as right.
         new: The other one.
         at: Where they part.
-        pair: Path of the sequence in each.
+        pair: The sequence.
+        pairs: All of them.
         told: Places are the positions that the steps were told.
     """
     mine, theirs = (
         _Run(trace, path[at.position], path, told)
-        for trace, path in zip((old, new), pair, strict=True)
+        for trace, path in ((old, pair.old), (new, pair.new))
     )
     if mine.fresh.tolist() != theirs.fresh.tolist():
         return None
     try:
         crossing = new.site(at.layer).kind == "cross"
-        scene = (_cross_scene if crossing else _scene)(mine, theirs, at)
+        if crossing:
+            scene = _cross_scene(mine, theirs, at)
+        else:
+            owners = _Owners(mine, theirs, at, pairs)
+            scene = replace(
+                _scene(mine, theirs, at),
+                layer_rows=owners.layer,
+                sequence_rows=owners.sequence,
+                spoken=lambda other: spoken(new.meta, other),
+            )
         found = diagnose(scene)
     except (TraceError, IndexError, ValueError):
         return None  # rows that were not recorded, or of other shapes: the place itself is told
     if found is not None and (found.name, found.tensor) == ("LENGTH-DEPENDENT-POSITIONS", "q"):
         # both are equally long here: the length can't be the reason
-        evidence = f"{found.evidence}: the base or the scaling of the rotary tables differs"
+        evidence = f"{found.evidence}: {TABLES}"
         return replace(found, name="POSITION-ROPE", evidence=evidence)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Owners:
+    """Whose rows of the old run those of the new one may be instead.
+
+    Attributes:
+        right, mine: The step in the old run and in the new one.
+        at: Where they part.
+        pairs: All sequences.
+    """
+
+    right: _Run
+    mine: _Run
+    at: At
+    pairs: Sequence[Pair]
+
+    def layer(self, other: int) -> tuple[Floats, Floats] | None:
+        """Keys and values of another layer of the same kind, by place."""
+        trace = self.right.trace
+        if trace.site(other).kind != trace.site(self.at.layer).kind:
+            return None
+        return self._kept(self.right, other)
+
+    def sequence(self, other: int) -> tuple[Floats, Floats] | None:
+        """Those of another sequence of the new run's step, as the old run has them."""
+        at = (self.mine.fed.step, other)
+        for pair in self.pairs:
+            here = [place for place, fed in pair.new.items() if (fed.step, fed.sequence) == at]
+            fed = pair.old.get(max(here, default=-1))
+            if fed is not None:
+                run = _Run(self.right.trace, fed, pair.old, self.right.told)
+                return self._kept(run, self.at.layer)
+        return None
+
+    def _kept(self, run: _Run, layer: int) -> tuple[Floats, Floats] | None:
+        try:
+            side = _side(run, layer, run.fresh)
+        except (TraceError, IndexError, ValueError):
+            return None  # not recorded, or damaged
+        return side.keys, side.values
 
 
 def _scene(right: _Run, mine: _Run, at: At) -> Scene:

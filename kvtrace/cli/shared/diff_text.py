@@ -11,6 +11,7 @@ from kvtrace import units
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED
 from kvtrace.analysis.checks.scenes.place_names import spoken
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS, NAMES
+from kvtrace.analysis.two_runs.causes import cause
 from kvtrace.analysis.two_runs.diff import Diff, TokensPart
 from kvtrace.analysis.two_runs.logits import LogitsPart
 from kvtrace.analysis.two_runs.rows import Parting
@@ -81,6 +82,8 @@ def _where(
     rows = f"positions {one.position} to {one.position + one.count - 1}"
     if one.count == 1:
         rows = f"position {one.position}"
+    elif one.beyond < one.count:
+        rows = f"{one.beyond} of {rows}"
     sequence = f" of sequence {one.sequence}" if len(found.parts) > 1 or one.sequence else ""
     yield (
         f"  {rows}{sequence}: off by {one.apart:.2g} of the largest number; rounding explains "
@@ -92,7 +95,7 @@ def _where(
         evidence = evidence.replace("when recomputed", "in the old run")
         yield from _paragraph(f"{kind.name}: {kind.means}; {safe(evidence, 1000)}.")
         label = "What to do" if kind.name == "UNKNOWN" else "Usual cause"
-        yield from _paragraph(f"{label}: {kind.cause}")
+        yield from _paragraph(f"{label}: {cause(found.finding)}")
     site = traces[1].site(one.layer)
     code = ", ".join(filter(None, (site.module, site.code)))
     yield f"  {safe(code, 400)}"

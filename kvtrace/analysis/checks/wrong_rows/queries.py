@@ -323,8 +323,10 @@ def _rotated(
         return found("POSITION-ROPE", known)
     per_position = slope(turn, places - scene.padding)
     if per_position is not None and whole(per_position):
-        what = "carry no rotation" if per_position[0] < 0 else "are rotated twice"
-        evidence = f"q of place p is rotated by {per_position[0]:+.2g}·p: queries {what} here"
+        rate = float(per_position[0])
+        what = "carry no rotation" if rate < 0 else "are rotated twice"
+        scaled = "" if round(abs(rate), 2) == 1 else ", or that of positions scaled otherwise"
+        evidence = f"q of place p is rotated by {rate:+.2g}·p: queries {what} here{scaled}"
         return found("POSITION-ROPE", evidence)
     if per_position is not None or len(places) == 1:
         angles = turn.angles[0]
