@@ -54,6 +54,24 @@ def assigned_by_mask(q, k, v):
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 
+def reflected(q, k, v):
+    """Each product is asked of its right operand, as for a left one that knows no tensors."""
+    m = hidden(q, k)
+    q, k, v = turned(q, k, v)
+    weights = (k.mT.__rmatmul__(q) * SCALE).masked_fill(m, -torch.inf).softmax(-1)
+    return v.__rmatmul__(weights).transpose(1, 2)
+
+
+def tensordot_of_each_head(q, k, v):
+    """For one sequence."""
+    m, heads = hidden(q, k), []
+    for mine, keys, values in zip(*(x[0].unbind(1) for x in (q, k, v)), strict=True):
+        scores = torch.tensordot(mine, keys, dims=([1], [1])) * SCALE
+        weights = scores.masked_fill(m, -torch.inf).softmax(-1)
+        heads.append(torch.tensordot(weights, values, dims=1))
+    return torch.stack(heads, 1)[None]
+
+
 def stacked_keys_and_values(q, k, v):
     """One tensor [2, sequences, heads, seq, dim], as caches often are."""
     m = hidden(q, k)
@@ -305,6 +323,7 @@ SAME = (
     softmax_with_dtype,
     divided_in_place,
     assigned_by_mask,
+    reflected,
     stacked_keys_and_values,
     rearranged,
     baddbmm_without_input,

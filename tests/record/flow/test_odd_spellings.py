@@ -90,8 +90,11 @@ def test_a_linear_map_whose_weight_are_the_keys_is_a_product():
     assert len(later) == 2
 
 
-def test_tokens_and_heads_without_an_axis_of_sequences_are_one_sequence():
-    for calls, expected, watch in both(odd_attentions.without_sequences, sequences=1):
+@pytest.mark.parametrize(
+    "spelling", [odd_attentions.without_sequences, odd_attentions.tensordot_of_each_head]
+)
+def test_tokens_and_heads_without_an_axis_of_sequences_are_one_sequence(spelling):
+    for calls, expected, watch in both(spelling, sequences=1):
         assert watch.unseen == ()
         for call, rows in zip(calls, expected, strict=True):
             torch.testing.assert_close(call.keys, rows.keys)

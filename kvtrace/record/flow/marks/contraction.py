@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -127,32 +126,19 @@ def of_multiply(left: Tensor, right: Tensor, axes: int) -> Unfinished:
     )
 
 
-def of_einsum(equation: str, operands: Sequence[Tensor], out: Tensor) -> Contraction | None:
-    """Letters of an einsum of two operands; None for other numbers and for diagonals."""
-    if len(operands) != 2:
-        return None
+def of_einsum(equation: str, left: Tensor, right: Tensor, out: Tensor) -> Contraction | None:
+    """Letters of an einsum of two operands; None for diagonals."""
+    operands = left, right
     spelled = equation.replace(" ", "")
     inputs, _, result = spelled.partition("->")
     terms = inputs.split(",")
-    if len(terms) != 2:
-        return None
     if "->" not in spelled:
         result = _implicit(terms)
     terms, result = _without_ellipsis(terms, result, operands)
     fits = all(len(term) == x.dim() for term, x in zip(terms, operands, strict=True))
     if not fits or any(len(set(term)) != len(term) for term in terms) or len(result) != out.dim():
         return None
-    return Contraction(operands[0], operands[1], out, terms[0], terms[1], result)
-
-
-def of_sublists(args: Sequence[Any], out: Tensor) -> Contraction | None:
-    """Letters of `einsum(left, [0, 1], right, [1, 2], [0, 2])`."""
-    terms = [
-        "".join(chr(97 + n) if isinstance(n, int) else "..." for n in x)
-        for x in (args[1], args[3], *args[4:])
-    ]
-    equation = ",".join(terms[:2]) + ("->" + terms[2] if len(terms) == 3 else "")
-    return of_einsum(equation, (args[0], args[2]), out)
+    return Contraction(left, right, out, terms[0], terms[1], result)
 
 
 def _implicit(terms: Sequence[str]) -> str:

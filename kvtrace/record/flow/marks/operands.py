@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from kvtrace.record.flow.marks.contraction import (
     Contraction,
     of_einsum,
     of_matmul,
-    of_sublists,
     of_tensordot,
 )
 from kvtrace.record.flow.marks.follow import Args, Kwargs, argument
@@ -47,15 +44,14 @@ def _added(name: str, args: Args, kwargs: Kwargs, out: Any) -> Operands:
 
 
 def _einsum(name: str, args: Args, kwargs: Kwargs, out: Any) -> Operands | None:
+    # torch spells numbered axes out as letters before any mode sees them
     operands = args[1:]
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = operands[0]
-    if isinstance(args[0], str) and len(operands) == 2:
-        left, right = operands
-        return left, right, lambda: of_einsum(args[0], operands, out), False
-    if len(args) in (4, 5) and isinstance(args[0], Tensor):
-        return args[0], args[2], lambda: of_sublists(args, out), False
-    return None
+    if len(operands) != 2:
+        return None
+    left, right = operands
+    return left, right, lambda: of_einsum(args[0], left, right, out), False
 
 
 def _tensordot(name: str, args: Args, kwargs: Kwargs, out: Any) -> Operands:
