@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from types import ModuleType
 from typing import Any, Literal
@@ -61,11 +61,22 @@ class Observed:
         unfilled: Where none does, what the first that passes all tokens anew passes beside them,
             each time the same.
         through: Names beyond those declared that the calls pass: `**kwargs` takes them.
+        before: Methods of the model that they call first, with nothing: a cache may begin there.
     """
 
     calls: Sequence[Pattern] = ()
     unfilled: frozenset[str] = frozenset()
     through: frozenset[str] = frozenset()
+    before: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a generation passes to the model while it is watched."""
+
+    calls: list[Pattern] = field(default_factory=list)
+    given: set[str] = field(default_factory=set)
+    before: list[str] = field(default_factory=list)
 
 
 def observed(trials: Trials, signature: Signature) -> Observed:
@@ -81,35 +92,38 @@ def observed(trials: Trials, signature: Signature) -> Observed:
     for _, call in chain.from_iterable(each):
         for one in (call, counting_all(call)):
             with nothing_left(trials.model, trials.script):
-                calls, given = _watched(one, trials.fresh(), signature, prompt)
-            if len(calls) > 1:
+                seen = _watched(one, trials.fresh(), signature, prompt)
+            if len(seen.calls) > 1:
                 break
-        if _feeds(calls, signature, len(prompt), 1):
+        if _feeds(seen.calls, signature, len(prompt), 1):
             declared = {one.name for one in signature.parameters}
-            return Observed(calls, through=frozenset(given) - declared)
-        if not unfilled and _feeds(calls, signature, len(prompt), len(prompt) + 1):
-            first, second = calls[:2]
-            unfilled = frozenset(name for name in given if first.get(name) == second.get(name))
+            through = frozenset(seen.given) - declared
+            return Observed(seen.calls, through=through, before=seen.before)
+        if not unfilled and _feeds(seen.calls, signature, len(prompt), len(prompt) + 1):
+            first, second = seen.calls[:2]
+            unfilled = frozenset(name for name in seen.given if first.get(name) == second.get(name))
     return Observed((), unfilled)
 
 
 def _watched(
     call: Generation, model: nn.Module, signature: Signature, prompt: Sequence[int]
-) -> tuple[list[Pattern], set[str]]:
-    """What the model is given while they generate, and what by name; nothing if that raises early.
+) -> _Seen:
+    """What the model is given while they generate; nothing if that raises early.
 
     Its `forward` may be called without the call around it.
     """
-    calls: list[Pattern] = []
-    given: set[str] = set()
-    object.__setattr__(model, "forward", _recording(model.forward, signature, calls, given))
+    seen = _Seen()
+    for name, method in list(methods(model)):
+        if _needs_nothing(name, method):
+            object.__setattr__(model, name, _naming(method, name, seen))
+    object.__setattr__(model, "forward", _recording(model.forward, signature, seen))
     try:
         with torch.no_grad():
             call(model, prompt, NEW_TOKENS)
     except Exception:
-        if len(calls) < NEW_TOKENS:
-            calls.clear()
-    return calls, given
+        if len(seen.calls) < NEW_TOKENS:
+            seen.calls.clear()
+    return seen
 
 
 def matches(seen: Sequence[Pattern], calls: Sequence[Pattern]) -> bool:
@@ -123,14 +137,15 @@ def matches(seen: Sequence[Pattern], calls: Sequence[Pattern]) -> bool:
 def generations(
     model: nn.Module, script: ModuleType | None, form: Form
 ) -> Iterator[tuple[str, Generation]]:
-    """Methods and functions that generate, by their names.
+    """Methods and functions that generate, by their names; methods, by what they take, too.
 
     Args:
         model: Whose methods.
         script: Of the user's, whose functions are given the model first.
         form: Of the prompt that they are given.
     """
-    for name in generators(model):
+    others = [name for name, one in methods(model) if _takes_a_number(name, one)]
+    for name in dict.fromkeys([*generators(model), *others]):
         yield name, _by_method(name, form)
     for name, function in [] if script is None else list(vars(script).items()):
         if inspect.isfunction(function) and _GENERATES.fullmatch(name.lower()):
@@ -214,18 +229,46 @@ def generators(model: nn.Module) -> Iterator[str]:
             yield name
 
 
+def _takes_a_number(name: str, method: Callable[..., object]) -> bool:
+    """Whether a method takes ids and how many tokens, whatever it is called."""
+    if name == "forward" or name.startswith("__"):
+        return False
+    names = [one.name.lower() for one in parameters_of(method)]
+    return any(map(_IDS.fullmatch, names[:1])) and any(map(_COUNTS.fullmatch, names[1:]))
+
+
+def _needs_nothing(name: str, method: Callable[..., object]) -> bool:
+    """Whether a method of theirs can be called with nothing, and is no loop itself."""
+    if name.startswith("__") or _GENERATES.fullmatch(name.lower()):
+        return False
+    kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return all(one.kind in kinds or one.default is not one.empty for one in parameters_of(method))
+
+
+def _naming(method: Callable[..., object], name: str, seen: _Seen) -> Callable[..., object]:
+    """A method that notes that it was called before the model, and with nothing."""
+
+    def noting(*args: Any, **kwargs: Any) -> object:
+        if not (args or kwargs or seen.calls or name in seen.before):
+            seen.before.append(name)
+        return method(*args, **kwargs)
+
+    made: Callable[..., object] = in_place_of(method, noting)
+    return made
+
+
 def _recording(
-    forward: Callable[..., object], signature: Signature, calls: list[Pattern], given: set[str]
+    forward: Callable[..., object], signature: Signature, seen: _Seen
 ) -> Callable[..., object]:
     """A forward that notes what its first calls are given, and by what names."""
     names = [one.name for one in signature.parameters]
 
     def noting(*args: Any, **kwargs: Any) -> object:
-        if len(calls) == NEW_TOKENS:
+        if len(seen.calls) == NEW_TOKENS:
             raise SeenEnoughError
         values = dict(zip(names, args, strict=False)) | kwargs
-        given.update(values)
-        calls.append(pattern(widened(signature, values), values))
+        seen.given.update(values)
+        seen.calls.append(pattern(widened(signature, values), values))
         return forward(*args, **kwargs)
 
     made: Callable[..., object] = in_place_of(forward, noting)

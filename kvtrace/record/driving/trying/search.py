@@ -67,6 +67,7 @@ class Search:
     failures: Failures = field(default_factory=Failures)
     otherwise: Tried | None = None
     _states: set[str] = field(default_factory=set)
+    _before: Sequence[str] = ()
 
     def run(self) -> FoundWay:
         """The way to call it.
@@ -85,6 +86,7 @@ class Search:
         theirs = observed(trials, signature)
         signature = widened(signature, sorted(theirs.through))
         signature = shown(signature, theirs.calls, trials.prefill)
+        self._before = theirs.before
         # a way whose rows see nothing of each other took tokens for sequences
         sound = plain if plain is not None and trials.sees_the_first_token(plain) else None
         best = self._cached(self._ways(signature, sound), trials, theirs.calls, plain)
@@ -172,7 +174,9 @@ class Search:
 
     def _ways(self, signature: Signature, plain: Way | None) -> Iterator[Way]:
         """Cached ways; only those with the user's own beginning where there is one."""
-        ways = cached_ways(signature, self.model, self.wish.script, plain, self.wish.beginning)
+        ways = cached_ways(
+            signature, self.model, self.wish.script, plain, self.wish.beginning, self._before
+        )
         if self.wish.beginning is None:
             yield from ways
         else:
@@ -181,9 +185,7 @@ class Search:
     def _singly(self, signature: Signature) -> Iterator[Way]:
         """Ways of a model that takes no more than one token at a time."""
         for layout in ("batch", "flat", "single"):
-            ways = cached_ways(
-                signature, self.model, self.wish.script, Way(signature, layout), self.wish.beginning
-            )
+            ways = self._ways(signature, Way(signature, layout))
             yield from (replace(way, feeds="one") for way in ways if way.feeds == "new")
 
     def _one_by_one(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FunctionType, MethodType, ModuleType
 
@@ -103,6 +103,15 @@ def _is_maker(name: str) -> bool:
 
 def _said(name: str, method: Callable[..., object]) -> str:
     return f"model.{name}({'…' if parameters_of(method) else ''})"
+
+
+def called(names: Sequence[str]) -> tuple[Begin, ...]:
+    """Methods of the model that are called with nothing, one after the other."""
+    return tuple(_by_name(name) for name in names)
+
+
+def _by_name(name: str) -> Begin:
+    return Begin(f"model.{name}()", lambda model, room: getattr(model, name)())
 
 
 def _by_method(name: str, said: str) -> Begin:

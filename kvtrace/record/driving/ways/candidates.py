@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from types import ModuleType
 
@@ -13,6 +13,7 @@ from torch import nn
 from kvtrace.record.driving.ways import way as forms
 from kvtrace.record.driving.ways.begins import (
     begins_of,
+    called,
     inner_makers,
     makers,
     resets,
@@ -52,6 +53,7 @@ def cached_ways(
     script: ModuleType | None,
     plain: Way | None,
     beginning: Begin | None,
+    before: Sequence[str] = (),
 ) -> Iterator[Way]:
     """With a cache: the new tokens only.
 
@@ -61,10 +63,11 @@ def cached_ways(
         script: The user's file.
         plain: A way without a cache that works, whose layout is taken over.
         beginning: How a cache that is passed begins, where it is known.
+        before: Methods of the model that their own loop calls before it.
     """
     for layout in _layouts()[:2] if plain is None else [plain.layout]:
         yield from _passed(signature, model, script, layout, beginning)
-        yield from _inside(signature, model, script, layout)
+        yield from _inside(signature, model, script, layout, before)
     if signature.open and not signature.of("cache"):
         yield from _guessed(signature)
 
@@ -129,7 +132,11 @@ def _groups(takers: tuple[Parameter, ...]) -> list[tuple[str, ...]]:
 
 
 def _inside(
-    signature: Signature, model: nn.Module, script: ModuleType | None, layout: Layout
+    signature: Signature,
+    model: nn.Module,
+    script: ModuleType | None,
+    layout: Layout,
+    before: Sequence[str],
 ) -> Iterator[Way]:
     """The model keeps the cache itself."""
     empties = resets(model)
@@ -146,6 +153,8 @@ def _inside(
         for given in _options(signature) if mask else ():
             first = (*empties, *setup)
             yield Way(signature, layout, inside=True, first=first, given=(*given, *mask))
+    for given in _options(signature) if before else ():
+        yield Way(signature, layout, inside=True, first=called(before), given=given)
 
 
 def _guessed(signature: Signature) -> Iterator[Way]:
