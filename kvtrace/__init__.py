@@ -1,4 +1,7 @@
-"""See an attention KV cache: record every step, scrub through it, compare lanes."""
+"""See an attention KV cache: record every step, scrub through it, compare lanes.
+
+PYTEST_DONT_REWRITE: a test run that is recorded has loaded kvtrace before pytest, which would warn.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from traceback import FrameSummary
 
+NOTEBOOK = (
+    "a notebook; make a script of it with `jupyter nbconvert --to script {0}`, or put "
+    '`with kvtrace.record("run.kvt"):` around a cell\'s code'
+)
+"""What to do with a notebook of this name."""
+
 OURS = Path(__file__).resolve().parent
 """Where this package is."""
 
@@ -27,10 +33,15 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
-def shown(path: Path) -> str:
-    """As people type it: from the working directory on, or from home on, or whole."""
+def shown(path: Path, here: Path | None = None) -> str:
+    """As people type it: from the working directory on, or from home on, or whole.
+
+    Args:
+        path: Absolute where `here` is given.
+        here: The directory they type it in; where this process is now, unless it went elsewhere.
+    """
     whole = path.absolute()
-    for base, said in ((Path.cwd(), ""), (home("~"), "~/")):
+    for base, said in ((Path.cwd() if here is None else here, ""), (home("~"), "~/")):
         if whole.is_relative_to(base):
             return f"{said}{whole.relative_to(base)}"
     return str(whole)

@@ -17,9 +17,10 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvtrace.errors import KvtraceError
+from kvtrace.errors import KvtraceError, UsageError
 from kvtrace.live.elsewhere import CHILDREN, WORTH_S, exec_is_said, spent
-from kvtrace.paths import OURS, shown
+from kvtrace.live.raised import is_runpys, show
+from kvtrace.paths import shown
 from kvtrace.text import safe
 from kvtrace.units import byte_size, counted
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     words = list(arguments[1:])
     from kvtrace.record import record
 
-    home, children = os.getpid(), spent()
+    home, here, children = os.getpid(), Path.cwd(), spent()
     own = _module if wishes["module"] else _script
     try:
         recording = record(
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     if os.getpid() != home:
         return code  # a fork of the script that has ended: it recorded nothing
-    for line in told(recording.report):
+    for line in told(recording.report, here):
         _say(line)
     if not recording.report.traces and spent() - children > WORTH_S:
         _say(CHILDREN)
@@ -73,12 +74,12 @@ def _run(recording: Any, prepared: Callable[[], object]) -> int:
     except SystemExit as error:
         return _exit_code(error)
     except KeyboardInterrupt as error:
-        _show(error)
+        show(error)
         return 130
     except BaseException as error:
         if isinstance(error, KvtraceError):
             raise
-        _show(error)
+        show(error)
         return 1
     return 0
 
@@ -87,7 +88,7 @@ def _script(words: list[str]) -> Callable[[], object]:
     """A file as Python itself would run it."""
     path = Path(words[0]).absolute()  # a script may go elsewhere, and ask where it lies
     sys.argv = words
-    sys.path.insert(0, str(path.resolve().parent))
+    _at_home(path.resolve().parent)
     main_module = types.ModuleType("__main__")
     main_module.__file__ = str(path)
     main_module.__dict__["__builtins__"] = __builtins__
@@ -103,8 +104,25 @@ def _script(words: list[str]) -> Callable[[], object]:
 def _module(words: list[str]) -> Callable[[], object]:
     """A module as `python -m` would run it."""
     sys.argv = words
-    sys.path.insert(0, str(Path.cwd()))
-    return lambda: runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    _at_home(Path.cwd())
+
+    def run() -> None:
+        try:
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        except ImportError as error:
+            if is_runpys(error):  # there is no such module; `python -m` says it in one line, too
+                raise UsageError(f"run -m {words[0]}: {error}") from None
+            raise
+
+    return run
+
+
+def _at_home(folder: Path) -> None:
+    """Modules are looked for in the program's folder first."""
+    from kvtrace.models.scripts.neighbours import come_first
+
+    sys.path.insert(0, str(folder))
+    come_first(folder)
 
 
 @contextlib.contextmanager
@@ -160,34 +178,6 @@ class _Found:
 # -- what is shown --------------------------------------------------------------------------------
 
 
-def _show(error: BaseException) -> None:
-    """An exception as Python shows it, without the frames of kvtrace."""
-    _trim(error, set())
-    sys.excepthook(type(error), error, error.__traceback__)
-
-
-def _trim(error: BaseException | None, seen: set[int]) -> None:
-    if error is None or id(error) in seen:
-        return
-    seen.add(id(error))
-    frames = []
-    trace = error.__traceback__
-    while trace is not None:
-        if not _is_ours(trace.tb_frame.f_code.co_filename):
-            frames.append(trace)
-        trace = trace.tb_next
-    kept = None
-    for one in reversed(frames):
-        kept = types.TracebackType(kept, one.tb_frame, one.tb_lasti, one.tb_lineno)
-    error.__traceback__ = kept
-    _trim(error.__cause__, seen)
-    _trim(error.__context__, seen)
-
-
-def _is_ours(file: str) -> bool:
-    return file.startswith((f"{OURS}{os.sep}", "<frozen runpy>")) or file == runpy.__file__
-
-
 def _exit_code(error: SystemExit) -> int:
     """What the interpreter would make of it."""
     code = error.code
@@ -198,23 +188,28 @@ def _exit_code(error: SystemExit) -> int:
     return 1
 
 
-def told(report: Any) -> list[str]:
-    """What came of the recording: a line for each trace, and what was not seen."""
-    lines = [_line(one) for one in report.traces]
+def told(report: Any, here: Path) -> list[str]:
+    """What came of the recording: a line for each trace, and what was not seen.
+
+    Args:
+        report: Of the recording.
+        here: Where the user started the script, wherever it has gone.
+    """
+    lines = [_line(one, here) for one in report.traces]
     if not lines:
         lines.append(f"nothing was recorded: {_instead(report)}")
     elif report.said:
-        lines.append("not recorded: " + "; ".join(report.said))
+        lines.append("; ".join(report.said))
     return lines
 
 
-def _line(one: Any) -> str:
+def _line(one: Any, here: Path) -> str:
     steps = counted(one.steps, "step")
     texts = counted(one.texts, "prompt")
     compared = f", compared with {' and '.join(one.lanes)}" if one.lanes else ", not compared"
     unseen = f"; not seen: {len(one.unseen)} ({one.unseen[0]})" if one.unseen else ""
     size = byte_size(one.path.stat().st_size)
-    path = shown(Path(one.path))
+    path = shown(Path(one.path), here)
     places = f"{counted(one.sites, 'place')} of attention"
     return (
         f"{one.model}: {steps} from {texts}, {places}{compared}{unseen}. "

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import threading
+import types
 
 import pytest
 import torch
@@ -140,6 +141,14 @@ def test_a_module_is_run_as_python_runs_it(run):
     assert len(kvtrace.open("a.kvt")) == 2
 
 
+def test_a_module_that_is_not_there_is_one_line(run, tmp_path):
+    (tmp_path / "there.py").write_text("")
+    for name, said in ("nowhere", "No module named nowhere"), ("there.py", "Try using 'there'"):
+        code, _, err = run(name, module=True)
+        assert (code, err.count("\n")) == (2, 1)
+        assert said in err
+
+
 def test_an_exception_is_shown_without_our_frames_and_the_trace_is_kept(run):
     code, _, err = run("raises.py")
     assert code == 1
@@ -150,6 +159,29 @@ def test_an_exception_is_shown_without_our_frames_and_the_trace_is_kept(run):
     assert (len(trace), trace.ending.reason) == (22, "error")
     assert "compared with recomputed" in err
     assert float(trace.compared(21).relative.max()) < 1e-4
+
+
+def test_an_exception_has_the_frames_that_it_has_unwatched(run, tmp_path):
+    (tmp_path / "fails.py").write_text(
+        "import torch\ntorch.nn.functional.embedding(torch.tensor([5]), torch.zeros(2, 3))\n"
+    )
+    err = run("fails.py")[2]
+    places = [line.split()[-1] for line in err.splitlines() if line.startswith("  File")]
+    assert places == ["<module>", "embedding"]
+    assert err.count("handle_torch_function") == 0
+
+
+def test_a_script_finds_its_own_module_where_kvtrace_has_loaded_one_of_that_name(
+    run, tmp_path, monkeypatch
+):
+    for name in ("kvt_reader", "kvt_data"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    (tmp_path / "kvt_reader.py").write_text("mine = 5\n")
+    (tmp_path / "kvt_data").mkdir()
+    (tmp_path / "reads.py").write_text(
+        "import kvt_data, kvt_reader\nprint(kvt_reader.mine, kvt_data.__spec__)\n"
+    )
+    assert run("reads.py")[:2] == (0, "5 None\n")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +256,30 @@ def test_a_script_knows_where_it_lies_wherever_it_goes(run, tmp_path):
         "import os\nos.chdir('/')\nprint(os.path.exists(__file__), __import__('sys').argv[0])\n"
     )
     assert run("lies.py")[:2] == (0, "True lies.py\n")
+
+
+def test_the_trace_is_named_from_where_the_script_was_started_wherever_it_ends(run, tmp_path):
+    (tmp_path / "goes.py").write_text(
+        "import os, tempfile\n"
+        "import torch\n"
+        "from model import GPT\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    os.chdir(folder)\n"
+        "    GPT().generate(torch.ones(1, 3).long(), 2)\n"
+    )
+    code, _, err = run("goes.py")
+    os.chdir(tmp_path)
+    assert code == 0
+    assert err.rstrip().endswith("in a.kvt; see it with: kvtrace open a.kvt")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_was_run_in_another_way_is_not_said_to_be_missing(run, tmp_path):
+    (tmp_path / "compiles.py").write_text(
+        "import torch\nfrom model import GPT\ntorch.compile(GPT())(torch.ones(1, 3).long())\n"
+    )
+    _, _, err = run("compiles.py")
+    assert "\nkvtrace: compiled code was run eagerly, so that it could be watched\n" in err
 
 
 def test_a_script_that_becomes_another_program_is_said_to_go_unrecorded(run, tmp_path, monkeypatch):

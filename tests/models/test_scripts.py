@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+import types
 
 import pytest
 import torch
@@ -93,6 +94,17 @@ def test_neighbours_of_the_file_are_importable(mine, tmp_path, monkeypatch):
     assert loaded(f"{tmp_path}/mine.py:make").card.name == "mine.py:make"
 
 
+def test_neighbours_of_the_file_come_before_installed_modules_and_after_pythons(mine, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kvt_parts", types.ModuleType("kvt_parts"))
+    mine(PLAIN, "kvt_parts.py")
+    mine("broken = True\n", "colorsys.py")
+    mine(
+        "import colorsys\nfrom kvt_parts import Small\ndef make():\n"
+        "    assert not hasattr(colorsys, 'broken')\n    return Small()\n"
+    )
+    assert loaded("mine.py:make").card.name == "mine.py:make"
+
+
 TOKENIZERS = {
     "a character table": ("{'a': 5, 'b': 6}", (5, 6), ("a", "b")),
     "two functions": (
@@ -182,6 +194,15 @@ def test_what_goes_wrong_in_their_code_names_their_line(mine, line):
     with pytest.raises(ModelError, match=FAULTS[line]) as caught:
         loaded("mine.py:make")
     assert "\n" not in str(caught.value)
+
+
+def test_a_factory_that_reads_a_command_line_is_told_that_there_is_none(mine):
+    mine(
+        "import argparse\ndef make():\n    reader = argparse.ArgumentParser()\n"
+        "    reader.add_argument('--size', required=True)\n    return reader.parse_args()\n"
+    )
+    with pytest.raises(ModelError, match="reads arguments of a command line, and there are none"):
+        loaded("mine.py:make")
 
 
 def test_an_error_deep_in_a_library_names_the_users_line(mine):

@@ -17,6 +17,7 @@ from kvtrace.errors import UsageError
 from kvtrace.models.loaded import Progress
 from kvtrace.models.scripts.definitions import Definitions, definitions_of
 from kvtrace.models.scripts.mistakes import theirs
+from kvtrace.models.scripts.neighbours import add_to_path
 from kvtrace.models.spec import Source
 
 SLOW_SECONDS = 10.0
@@ -81,9 +82,7 @@ def _spec_of(dotted: str) -> importlib.machinery.ModuleSpec | None:
 def _by_path(
     source: Source, path: Path, definitions: bool
 ) -> tuple[ModuleType, Definitions | None]:
-    if str(path.parent) not in sys.path:
-        # stays: factories import their neighbours later than at import
-        sys.path.append(str(path.parent))
+    add_to_path(path.parent)  # it stays: factories import their neighbours later than at import
     name = path.stem if path.stem not in sys.modules else f"kvtrace_user_{path.stem}"
     if definitions:
         return _defined(source, path, name)

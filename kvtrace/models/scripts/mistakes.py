@@ -51,6 +51,8 @@ def blamed(error: BaseException, source: Source, hint: str) -> str:
     own = _own_frames(error, source)
     if isinstance(error, SystemExit):
         said = f"it called exit({error.code!r}) instead of returning a model"
+        if _reads_command(error):
+            hint = "it reads arguments of a command line, and there are none: let it do without"
     at_import = bool(own) and own[-1].name == "<module>"
     where = _elsewhere(error, own)
     if own and where:
@@ -97,6 +99,14 @@ def _own_frames(error: BaseException, source: Source) -> list[traceback.FrameSum
 def _belongs(path: Path, root: Path) -> bool:
     """Whether a file is the user's, rather than ours or an installed package's."""
     return root in path.parents and OURS not in path.parents and "site-packages" not in path.parts
+
+
+def _reads_command(error: BaseException) -> bool:
+    """Whether it was raised where arguments of a command line are read."""
+    return any(
+        Path(one.filename).name == "argparse.py"
+        for one in traceback.extract_tb(error.__traceback__)
+    )
 
 
 def _remedy(error: BaseException, source: Source, gpu: bool, at_import: bool) -> str:
