@@ -148,7 +148,8 @@ def _of_script(script: Path, values: argparse.Namespace, teller: Teller) -> Repo
         # a model that was called once only, say, has no cache to check, and spoils nothing
         trials = [replace(one, essential=one.report.verdict != UNCHECKED) for one in trials]
     if not trials:
-        trials = [Trial("", Report(UNCHECKED, reason=f"{script.name} left no trace"))]
+        reason = f"{script.name} left no trace; where it builds a model, give a prompt, too"
+        trials = [Trial("", Report(UNCHECKED, reason=reason))]
     report = together(trials)
     if ended:
         report = replace(report, caveats=(*report.caveats, f"{script.name}{ended}"))

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from kvtrace.cli.shared import outputs
 from kvtrace.cli.shared.grammar import Verb
+from kvtrace.cli.shared.is_trace import is_trace
 from kvtrace.cli.shared.options import RECOMPUTE
 from kvtrace.errors import UsageError
+from kvtrace.paths import NOTEBOOK
 
 
 def run(values: argparse.Namespace) -> int:
@@ -71,6 +73,10 @@ def _check(script: str) -> None:
         raise UsageError(
             f"{script}: there is no such script; for a module: kvtrace run -m {module}"
         )
+    if path.suffix == ".ipynb":
+        raise UsageError(f"{script}: {NOTEBOOK.format(script)}")
+    if is_trace(path):
+        raise UsageError(f"{script}: a trace, where a script is expected; kvtrace open {script}")
 
 
 def _wait(command: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvtrace.errors import UsageError
-from kvtrace.paths import home, is_file, is_folder
+from kvtrace.paths import NOTEBOOK, home, is_file, is_folder
 from kvtrace.text import safe
 from kvtrace_fixtures import BUILT_IN
 
@@ -19,6 +19,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
 _NAMES = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 _FACTORY = re.compile(rf"(?P<where>.+):(?P<name>{_NAMES})")
 _DOTTED = re.compile(_NAMES)
+_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+_SITES = ("https://huggingface.co/", "https://hf.co/", "huggingface.co/")
 _EXACT_PATH = ("./", "../", "/", "~")
 
 Kind = Literal["built-in", "directory", "hub", "file", "module"]
@@ -57,28 +59,42 @@ def parse_spec(spec: str) -> Source:
         return Source("built-in", spec, str(BUILT_IN[spec].directory), note=note)
     notebook = spec.partition(":")[0]
     if notebook.endswith(".ipynb"):
-        raise UsageError(
-            f"{safe(spec)}: a notebook; make a script of it with `jupyter nbconvert --to script "
-            f'{safe(notebook)}`, or put `with kvtrace.record("run.kvt"):` around a cell\'s code'
-        )
+        raise UsageError(f"{safe(spec)}: {NOTEBOOK.format(safe(notebook))}")
     if found := _FACTORY.fullmatch(spec):
         return _code(found["where"], found["name"])
     path = home(spec)
-    if spec.endswith(".py"):
-        return _code(spec, "")
+    if spec.endswith((".py", ".py:")):
+        return _code(spec.removesuffix(":"), "")
     if is_folder(path):
         ambiguous = not spec.startswith(_EXACT_PATH) and _HUB_ID.fullmatch(spec)
         note = f"the directory ./{spec} was used; hf:{spec} is the hub's" if ambiguous else ""
         return Source("directory", f"./{path.resolve().name}", str(path), note=note)
     if is_file(path):
-        hint = "`kvtrace open` reads traces" if path.suffix == ".kvt" else "name its directory"
-        raise UsageError(f"{safe(spec)}: a file, where a model directory is expected; {hint}")
+        raise UsageError(
+            f"{safe(spec)}: a file, where a model directory is expected; {_instead(path)}"
+        )
     if spec.startswith(_EXACT_PATH):
         raise UsageError(f"{safe(spec)}: no such directory; hf:NAME names a model on the hub")
     return _hub(spec)
 
 
+def _instead(path: Path) -> str:
+    """What to name instead of a file."""
+    if path.suffix == ".kvt":
+        return "`kvtrace open` reads traces"
+    if path.suffix == ".gguf":
+        return "it is packed for llama.cpp: take the model's repository in safetensors format"
+    if path.suffix in _WEIGHTS and not is_file(path.with_name("config.json")):
+        return (
+            "weights alone are no model: name the function that builds it and loads them, "
+            "kvtrace my_model.py:build"
+        )
+    return "name its directory"
+
+
 def _hub(repo: str) -> Source:
+    for site in _SITES:
+        repo = repo.removeprefix(site)
     if not _HUB_ID.fullmatch(repo):
         raise UsageError(
             f"{safe(repo)}: neither a directory here nor a hub id (owner/name); "

@@ -315,7 +315,7 @@ def test_a_script_in_which_nothing_attends_could_not_be_checked(tmp_path):
     env = environment(XDG_CACHE_HOME=str(tmp_path / "cache"))
     code, out, _ = run("check", "nothing.py", cwd=tmp_path, env=env)
     assert code == 3
-    assert out.startswith("could not check: nothing.py left no trace\n")
+    assert out.startswith("could not check: nothing.py left no trace; where it builds")
     assert "Mind: nothing.py ended with exit code 4." in out
 
 

@@ -41,6 +41,16 @@ def test_a_script_that_is_not_there_is_one_line(tmp_path):
     )
 
 
+def test_what_is_no_script_is_one_line(tmp_path, trace_file):
+    (tmp_path / "lesson.ipynb").write_text("{}")
+    code, _, err = run("run", "lesson.ipynb", cwd=tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("kvtrace: lesson.ipynb: a notebook; make a script of it")
+    code, _, err = run("run", str(trace_file), cwd=tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"a trace, where a script is expected; kvtrace open {trace_file}" in err
+
+
 def test_a_file_that_exists_is_not_replaced(tmp_path):
     write(tmp_path)
     (tmp_path / "a.kvt").write_text("mine")

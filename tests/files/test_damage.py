@@ -268,6 +268,8 @@ def test_an_open_file_is_read_on_whatever_becomes_of_its_name(tmp_path, small):
         (b"", "it is empty"),
         (MAGIC, "cut off after 8 bytes"),
         (MAGIC + bytes(20), "cut off after 28 bytes"),
+        (b"PK\x03\x04" + bytes(26) + b"m/data.pkl" + bytes(99), "holds weights of a model"),
+        (bytes([9, *bytes(7)]) + b'{"a": {}}' + bytes(99), "holds weights of a model"),
         (b"PK\x03\x04" + bytes(200), r"a zip archive\. Unpack it first"),
         (gzip.compress(MAGIC), r"gzip\. Unpack it first"),
         (

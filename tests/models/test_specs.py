@@ -30,6 +30,26 @@ def test_names_that_are_nothing_here_are_hub_ids(spec):
     assert (source.kind, source.place) == ("hub", spec.removeprefix("hf:"))
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("weights.pt", "weights alone are no model: name the function that builds it"),
+        ("m.gguf", "packed for llama.cpp"),
+        ("a.kvt", "`kvtrace open` reads traces"),
+    ],
+)
+def test_a_file_that_is_no_model_is_told_what_to_name_instead(here, name, told):
+    (here / name).write_bytes(b"")
+    with pytest.raises(UsageError, match=told):
+        parse_spec(name)
+
+
+def test_the_address_of_a_hubs_page_means_its_model():
+    assert parse_spec("https://huggingface.co/openai-community/gpt2").place == (
+        "openai-community/gpt2"
+    )
+
+
 def test_a_directory_called_like_a_hub_id_wins_and_says_so(here):
     (here / "gpt2").mkdir()
     source = parse_spec("gpt2")
@@ -60,6 +80,7 @@ def test_a_factory_in_a_file_and_in_a_module(here):
         ("~nobody-of-that-name/gpt2", "no such directory; hf:NAME"),
         ("gone.py:make", "no such file"),
         ("gone.py", "gone.py: no such file"),
+        ("absent.py:", "absent.py: no such file"),
         ("lesson.ipynb", "a notebook; make a script of it with `jupyter nbconvert"),
         ("lesson.ipynb:model", "a notebook; make a script of it with `jupyter nbconvert"),
         ("a b c", "neither a directory here nor a hub id"),
@@ -77,6 +98,7 @@ def test_a_name_that_means_nothing_says_what_is_possible(spec, told):
 
 def test_a_file_is_not_a_directory(here):
     (here / "weights.safetensors").write_bytes(b"")
+    (here / "config.json").write_text("{}")
     (here / "a.kvt").write_bytes(b"")
     with pytest.raises(UsageError, match="name its directory"):
         parse_spec("weights.safetensors")

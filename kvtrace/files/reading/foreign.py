@@ -9,6 +9,8 @@ _AGAIN = "Copy it again as binary."
 _UNPACK = "Unpack it first."
 _OTHERWISE = "Give the name of a .kvt file; of a damaged one, `kvtrace recover` saves what is left."
 
+_WEIGHTS = "Traces are made of a model: kvtrace record MODEL PROMPT."
+
 _STARTS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "Run `git lfs pull`."),
     (b"\x1f\x8b", "compressed with gzip", _UNPACK),
@@ -41,9 +43,17 @@ def foreign(raw: bytes) -> str:
     if len(raw) < HEADER_BYTES and MAGIC.startswith(raw[: len(MAGIC)]):
         return f"a trace cut off after {len(raw)} bytes. Use another copy, or record again."
     start = raw.lower()
+    if _holds_weights(raw):
+        return f"it holds weights of a model. {_WEIGHTS}"
     for known, found, advice in _STARTS:
         if start.startswith(known.lower()):
             return f"it is {found}. {advice}"
     if not any(raw):
         return f"it starts with zeros. {_OTHERWISE}"
     return f"it does not start like one. {_OTHERWISE}"
+
+
+def _holds_weights(raw: bytes) -> bool:
+    """Whether it is a checkpoint of torch, safetensors, or packed for llama.cpp."""
+    torchs = raw.startswith(b"PK") and b"/data.pkl" in raw
+    return torchs or raw[8:10] == b'{"' or raw.startswith(b"GGUF")

@@ -52,6 +52,13 @@ SHORT = """
         return self.predict_all(x)
 """
 
+MULTIPLIES = """
+
+class Odd(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 3)
+"""
+
 MIXED = """
     def predict_all(self, x):
         return self.head(self.embed(x).bfloat16())
@@ -164,6 +171,13 @@ def test_a_length_that_is_too_long_is_said_beside_the_ones_that_went_well(odd):
 def test_parts_of_different_dtypes_are_told_what_may_help(odd):
     with pytest.raises(ModelError, match="as under autocast: try --dtype bfloat16"):
         odd(MIXED)
+
+
+def test_a_model_that_multiplies_ids_is_told_nothing_of_dtypes(odd):
+    with pytest.raises(ModelError) as caught:
+        odd(MULTIPLIES)
+    assert "same dtype, but got Long" in str(caught.value)
+    assert "autocast" not in str(caught.value)
 
 
 def test_what_is_no_cache_of_theirs_is_not_passed_though_the_steps_agree(odd):

@@ -58,7 +58,8 @@ class Failures:
             alike.setdefault(_ANY_SHAPE.sub("", why), f"{way}: {why}")
         reasons = list(alike.values())[:3]
         tried = "; ".join(safe(one, 240) for one in reasons) or "no parameter takes token ids"
-        mixed = any("same dtype" in why for why in self.why)
+        # ids that a matrix is multiplied by are Long, whatever the parts are
+        mixed = any("same dtype" in why and "Long" not in why for why in self.why)
         hint = (
             " Its parts differ in dtype, as under autocast: try --dtype bfloat16." if mixed else ""
         )
