@@ -75,6 +75,17 @@ class Found:
         return f"{self.name} at {self.place}: {self.means}; {self.said}"
 
     @property
+    def shorter(self) -> tuple[str, ...]:
+        """The same in ever fewer words, for a reader who stands at its step and layer."""
+        whole = self.sentence
+        if not self.means:
+            return (whole,)
+        slot = "" if self.slot is None else f", slot {self.slot}"
+        inside = f" in {self.tensor}{slot}" if self.tensor else ""
+        told = f"{self.means}; {self.said}"
+        return whole, f"{self.name}{inside}: {told}", f"{self.name}: {self.said}"
+
+    @property
     def sign(self) -> str:
         """✗ a bug, ! a true difference, · a remark."""
         return "✗" if self.grave else "!" if self.means else "·"

@@ -48,6 +48,23 @@ async def test_a_finding_that_is_cut_says_so(one_pane):
         assert whole or lines[0].rstrip().endswith("…"), width
 
 
+async def test_a_finding_is_told_in_fewer_words_before_it_is_cut(one_pane):
+    found = Found(
+        step=4, name="WRITE-POSITION", said="row 9 is in slot 10", layer=1, tensor="k", slot=10,
+        means="the new row stands in another slot than its position", grave=True,
+    )  # fmt: skip
+    seen = {}
+    for width in (140, 110, 42):
+        pane = SentencePane()
+        pane.tell((found,))
+        (line,) = await drawn(one_pane, pane, synthetic_trace(), AT, size=(width, 1))
+        seen[width] = line.strip().removeprefix("✗ WRITE-POSITION")
+    assert seen[140].startswith(" at step 4, layer 1, k, slot 10: the new row stands in another")
+    assert seen[110].startswith(" in k, slot 10: the new row stands in another slot")
+    assert seen[42] == ": row 9 is in slot 10"
+    assert all(said.endswith("row 9 is in slot 10") for said in seen.values())
+
+
 async def test_a_banner_stands_before_the_sentence(one_pane):
     trace = synthetic_trace()
     meta = trace.source.meta

@@ -37,16 +37,24 @@ class SentencePane(Pane):
         here = next((one for one in self.found if one.here(cursor.step, cursor.layer)), None)
         if here is not None and here.stops:
             style = ink.BAD if here.grave else ink.WARN
-            return _marked([*said, (f"{here.sign} {here.sentence}", style)], width, height)
-        found = phrases(trace, cursor.step)
-        for way in range(LAST_WAY + 1):
-            told = [
-                *said,
-                *((one.text, _INKS.get(one.lane, ink.TEXT)) for one in shortened(found, way)),
-            ]
-            if len(wrapped(told, width)) <= height:
-                break
-        return _marked(told, width, height)
+            ways = [[(f"{here.sign} {words}", style)] for words in here.shorter]
+        else:
+            ways = _of_step(trace, cursor.step)
+        return _marked(_longest([[*said, *way] for way in ways], width, height), width, height)
+
+
+def _of_step(trace: Trace, number: int) -> list[list[Piece]]:
+    """What a step did, whole and in ever fewer words."""
+    found = phrases(trace, number)
+    return [
+        [(one.text, _INKS.get(one.lane, ink.TEXT)) for one in shortened(found, way)]
+        for way in range(LAST_WAY + 1)
+    ]
+
+
+def _longest(ways: list[list[Piece]], width: int, height: int) -> list[Piece]:
+    """The first of several ways to say a thing that fits; the last where none does."""
+    return next((way for way in ways if len(wrapped(way, width)) <= height), ways[-1])
 
 
 def _marked(pieces: list[Piece], width: int, height: int) -> list[Strip]:
