@@ -283,6 +283,12 @@ def owner_of(module: nn.Module) -> nn.Module | None:
     return max(at_hand, key=lambda one: sum(1 for _ in one.modules()), default=None)
 
 
+def runs_within(model: nn.Module) -> bool:
+    """Whether a method of a model, or of a part of it, is running."""
+    owns = [_self_of(frame) for frame in _callers()]
+    return any(isinstance(one, nn.Module) and _holds(model, one) for one in owns)
+
+
 def _holds(module: nn.Module, part: nn.Module) -> bool:
     return any(one is part for one in module.modules())
 

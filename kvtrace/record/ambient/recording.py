@@ -194,7 +194,10 @@ class AmbientRecording:
     def _looked_up(self, ids: torch.Tensor, table: int) -> None:
         if not (self._outermost.inside or is_asking() or self._is_fork):
             with self._harmless():
-                self._step_of(None, ids, table)
+                one, owner = self._stepping, met.holder_of(self._models, table)
+                if one is not None and owner is None and implicit.runs_within(one.module):
+                    return  # places, in a table that the model keeps beside its weights
+                self._step_of(owner, ids, table)
 
     def _attended(self, call: AttentionCall) -> None:
         """Attention that no model's own watcher saw: a function's, or a method's of a model."""

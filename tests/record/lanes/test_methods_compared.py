@@ -65,6 +65,20 @@ class Trained(Stepping):
         return self.head(x)
 
 
+class Placed(Stepping):
+    """Each layer looks its places up in a table that is no weight, after those before attended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("turns", torch.randn(32, 16) / 4)
+
+    def run(self, ids, at):
+        x, places = self.embed(ids), torch.arange(at, at + ids.shape[1])
+        for number, layer in enumerate(self.layers):
+            x, self.kept[number] = layer.attend(x + self.turns[places], self.kept[number])
+        return self.head(x)[:, -1:]
+
+
 class Skipping(Trained):
     """Counts its positions wrongly."""
 
@@ -92,6 +106,15 @@ def test_its_forward_is_the_reference_or_else_the_method_that_was_called_first(
     lane = trace.meta.lane("recomputed")
     assert lane is not None
     assert lane.reference == reference
+    assert check(trace).verdict == EQUAL
+
+
+def test_places_that_a_method_looks_up_in_a_table_are_neither_ids_nor_steps(tmp_path):
+    trace = decoded(Placed, tmp_path / "a.kvt")
+    assert trace.meta.model.class_name == "Placed"
+    assert [len(step.tokens[0]) for step in trace] == [5, 1, 1, 1, 1]
+    assert trace.step(0).tokens[0] == (3, 1, 4, 1, 5)
+    assert [trace.cache_step(n, 1).length_after for n in range(5)] == [5, 6, 7, 8, 9]
     assert check(trace).verdict == EQUAL
 
 
