@@ -130,6 +130,29 @@ class Late(OneByOne):
         return length + (new > 1 or not length)
 
 
+class Split(Lm):
+    """Its forward keeps nothing; two methods decode, in room that is made for a longest text."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids)[0]
+
+    def init_cache(self, batch_size: int, max_text_len: int) -> list[Tensor]:
+        return [torch.empty(batch_size, 4, max_text_len, 8) for _ in range(2)]
+
+    def prefill(self, ids: Tensor, kv_cache: list[Tensor]) -> Tensor:
+        return self.extended(ids, kv_cache, 0)
+
+    def decode_step(self, ids: Tensor, kv_cache: list[Tensor], start_pos: int) -> Tensor:
+        return self.extended(ids.view(-1, 1), kv_cache, start_pos)
+
+    def extended(self, ids: Tensor, room: list[Tensor], length: int) -> Tensor:
+        past = (room[0][:, :, :length], room[1][:, :, :length]) if length else None
+        logits, rows = Lm.forward(self, ids, past)
+        for one, made in zip(room, rows, strict=True):
+            one[:, :, : made.shape[2]] = made
+        return logits
+
+
 def checked(model: Lm, **more: object):
     return kvtrace.check(model.eval(), PROMPT, new_tokens=4, **more)
 
@@ -189,6 +212,12 @@ def test_a_model_that_refuses_prompts_is_given_one_token_after_the_other():
 def test_sequences_that_share_rows_are_found_in_a_batch():
     first = checked(FirstRows()).findings[0]
     assert (first.name, first.sequences) == ("WRONG-BATCH-ROW", (1,))
+
+
+def test_a_batch_goes_on_by_the_method_for_single_tokens():
+    report = checked(Split())
+    assert report.verdict == EQUAL, report
+    assert trial(report, "batch of 2").report.verdict == EQUAL
 
 
 def test_a_loop_of_its_own_is_run_as_it_is():

@@ -90,8 +90,11 @@ def _either(
 
 
 def _begins(ids: object, given: dict[str, object], then: Signature) -> bool:
-    """Whether a call is that of a prompt: of several tokens, or of one with nothing before it."""
-    if isinstance(ids, Tensor) and ids.numel() > 1:
+    """Whether a call is that of a prompt: of several tokens, or of one with nothing before it.
+
+    Sequences of a batch are no tokens of one text.
+    """
+    if isinstance(ids, Tensor) and ids.shape[-1] > 1:
         return True
     nothing = [one.name for one in then.of("cache") if one.name in given]
     places = [given[one.name] for one in then.of("position") if one.name in given]

@@ -35,10 +35,9 @@ _NAMES = {
     "max_seq_length max_len max_length seq_len sequence_length context_size ctx_len n_positions "
     "max_context max_context_length max_positions n_positions window_size",
     "batch": "b bs bsz batch batch_size max_batch_size max_batch n_batch num_sequences max_bs",
-    "capacity": "max_len max_length max_seq_len max_seq_length seq_len seq_length cache_len "
-    "cache_size cache_length capacity size length t n_ctx context_length context_len block_size "
-    "max_tokens maxlen max_cache_len max_context ctx_len max_size max_cache_length s max_t "
-    "max_seqlen seqlen (en|de)coder_max_seq_len max_num_tokens max_context_length total_len "
+    "capacity": "max_(\\w+_)?(len|length|seqlen|tokens|positions) maxlen max_size max_t s t "
+    "max_context seq_len seq_length seqlen cache_len cache_size cache_length capacity size length "
+    "n_ctx context_length context_len block_size ctx_len (en|de)coder_max_seq_len total_len "
     "n_tokens",
 }
 _ALIASES = {
