@@ -165,6 +165,11 @@ def test_a_reorder_says_who_took_over_whom():
     assert event_text(event) == "reorder: sequences 0←1, 1←1, 2←0"
 
 
+def test_a_change_that_left_every_length_as_it_was_says_so():
+    event = CacheEvent("crop", (0, 1), (12, 12), (12, 12))
+    assert event_text(event) == "crop: 12 rows before and after"
+
+
 def test_a_window_says_what_it_evicts():
     trace = synthetic_trace(Shape(window=4))
     assert changes(trace, 5)[0].text == "+1 row, 1 row evicted, 3 → 3"

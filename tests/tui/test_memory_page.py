@@ -34,6 +34,17 @@ def test_a_layer_that_the_cache_does_not_number_has_the_number_of_its_reader():
     assert "\n   –        dynamic" in text(trace)
 
 
+def test_where_not_every_layer_attends_the_grids_numbers_are_named():
+    trace = synthetic_trace(Shape(layers=2))
+    assert "on the grid" not in text(trace)
+    meta = trace.meta
+    odd = tuple(replace(layer, layer=2 * layer.index + 1) for layer in meta.cache_layers)
+    trace.source.meta = replace(meta, cache_layers=odd)
+    assert "1, 3     dynamic" in text(trace)
+    assert "on the grid L0 reads 1, L1 reads 3" in text(trace)
+    assert "on the grid L0 reads 1, …" in text(trace, width=29)
+
+
 def test_states_are_constant_and_hold_no_rows():
     trace = synthetic_trace(Shape(layers=2))
     meta = trace.meta

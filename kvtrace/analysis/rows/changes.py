@@ -126,6 +126,8 @@ def event_text(event: CacheEvent) -> str:
         took = ", ".join(f"{new}←{old}" for new, old in enumerate(event.order))
         return f"{event.kind}: sequences {took}"
     before, after = _span(event.lengths_before), _span(event.lengths_after)
+    if event.lengths_before == event.lengths_after:
+        return f"{event.kind}: {after} rows before and after"
     return f"{event.kind}: {before} → {after} rows"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from builders import synthetic_trace
 from builders.panes import AT, drawn, row_of
-from kvtrace.trace import Tensor
+from kvtrace.trace import CacheLayer, Tensor
 from kvtrace_tui.desk.cursor import View
 from kvtrace_tui.panes.inspector import InspectorPane
 from kvtrace_tui.panes.rows import Shelf
@@ -23,6 +23,17 @@ async def test_the_inspector_reads_both_lanes_at_the_crosshair(one_pane):
     assert "✓ rounding" in row_of(lines, "lanes")
     assert "✓" in row_of(lines, "check")
     assert "+1 row, 8 → 9" in row_of(lines, "did")
+
+
+async def test_the_inspector_says_what_recurrent_layers_keep_beside_the_rows(one_pane):
+    trace = synthetic_trace()
+    meta = trace.meta
+    states = tuple(CacheLayer(3 + at, 8 + at, "state", 1, 1, 1, state_bytes=1024) for at in (0, 1))
+    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 40))
+    assert not any(line.strip().startswith("states") for line in lines)
+    trace.source.meta = replace(meta, cache_layers=(*meta.cache_layers, *states))
+    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 40))
+    assert "2.00 KiB in 2 layers" in row_of(lines, "states")
 
 
 async def test_a_bug_is_named_with_its_place(one_pane):

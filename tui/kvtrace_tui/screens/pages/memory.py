@@ -39,6 +39,7 @@ def memory_rows(trace: Trace, number: int, width: int) -> list[Row]:
         [],
         [(" cache layers", ink.ACCENT)],
         *_layers(trace, memory, width),
+        *_named_otherwise(trace, width),
         [],
         *_saved(trace, number, memory, width),
         [(" over the steps", ink.ACCENT)],
@@ -113,6 +114,22 @@ def _model_layer(trace: Trace, layer: CacheLayer) -> int:
     """The cache's own number of it, else that of the layer whose attention reads it; -1: none."""
     readers = (site.layer for site in trace.meta.sites if site.reads == layer.index)
     return layer.layer if layer.layer >= 0 else next(readers, -1)
+
+
+def _named_otherwise(trace: Trace, width: int) -> Iterator[Row]:
+    """Which of them each layer of the grid reads, where that counts only those that attend."""
+    known = trace.meta.cache_layers
+    read = [(site.layer, _model_layer(trace, known[site.reads])) for site in trace.meta.sites]
+    if all(layer == number or number < 0 for layer, number in read):
+        return
+    words = "   on the grid "
+    for layer, number in read:
+        one = f"L{layer} reads {number}, "
+        if len(words) + len(one) > width:
+            words += "…"
+            break
+        words += one if number >= 0 else ""
+    yield [(words.removesuffix(", "), ink.DIM)]
 
 
 def _numbers(names: Sequence[int]) -> str:
