@@ -28,7 +28,10 @@ _PLURAL = re.compile(r".*(ids|positions|input_pos|cache_position|pos_idx)$")
 _TOTAL = re.compile(r"(end|total|seq|cur).*|.*(end|total)_?(pos|len|length)")
 _PREFILL = re.compile(r"(is_)?(prefill|first\w*|prompt)(_\w+)?")
 _LABELS = re.compile(r"targets?|labels?|ys?|label_ids")
-_LENGTHS = re.compile(r"(\w+_)?(lengths|lens)")
+_LENGTHS = re.compile(
+    r"(\w+_)?(lengths|lens)"
+    r"|(src|source|enc|encoder|input|text|x|tgt|trg|target|dec|decoder)_?(len|length|seq_?len)"
+)
 _CACHE = re.compile(r"cache|past|kv")
 _PICKS = 3
 _LIKELY = 4
