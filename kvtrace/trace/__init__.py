@@ -1,5 +1,6 @@
 """Floor 1: what was recorded, as plain immutable values. Needs numpy only; knows no files."""
 
+from kvtrace.trace.cost import Cost, Flops
 from kvtrace.trace.lane import LaneStep, LogitDiff
 from kvtrace.trace.mask import Mask
 from kvtrace.trace.meta import CacheLayer, Lane, Meta, ModelCard, Rank, Sampling, Site, Tensor
@@ -25,8 +26,6 @@ from kvtrace.trace.step import (
     NO_TOKEN,
     CacheEvent,
     CacheStep,
-    Cost,
-    Flops,
     Packed,
     PoolRun,
     Run,

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.ambient.implicit import Implicit, ids_of, place_of, table_of
+from kvtrace.record.ambient.implicit import Implicit
+from kvtrace.record.ambient.tables import ids_of, place_of, table_of
 from kvtrace.record.capture.attention.levels import looks_like_attention
 from kvtrace.record.capture.inner import inner_models
 from kvtrace.record.capture.replaced.entrances import entrances

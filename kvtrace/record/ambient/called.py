@@ -77,10 +77,10 @@ class StepFunction:
         """
         if self._over and self._code is not None and self._frame is None and self._looks < LOOKS:
             self._looks += 1
-            self._frame = next((one for one in _callers() if one.f_code is self._code), None)
+            self._frame = next((one for one in callers() if one.f_code is self._code), None)
         if self._over or self._candidates:
             return
-        for frame in _callers():
+        for frame in callers():
             made = _candidate(frame, ids)
             if made is not None:
                 self._candidates.append(made)
@@ -90,7 +90,7 @@ class StepFunction:
     def attended(self) -> None:
         """Attention runs: within which of them?"""
         if self._candidates:
-            running = {id(frame) for frame in _callers()}
+            running = {id(frame) for frame in callers()}
             self._candidates = [one for one in self._candidates if id(one.frame) in running]
 
     def found(self) -> tuple[str, Snapshot, Outside | None] | None:
@@ -105,7 +105,7 @@ class StepFunction:
             return None
         self._over = True
         candidates, self._candidates = self._candidates, []
-        running = {id(frame) for frame in _callers(_DEEP)}
+        running = {id(frame) for frame in callers(_DEEP)}
         functions = [one for one in candidates if one.outside is not None]
         methods = [one for one in candidates if one.outside is None]
         for one in (*reversed(methods), *functions):
@@ -230,7 +230,7 @@ def _function(frame: FrameType) -> FunctionType | None:
     return None
 
 
-def _callers(most: int = _FRAMES) -> Iterator[FrameType]:
+def callers(most: int = _FRAMES) -> Iterator[FrameType]:
     """Frames that run, from the innermost on."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(most):

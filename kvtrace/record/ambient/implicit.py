@@ -6,7 +6,6 @@ begins with a look-up, and ends when ids are looked up again after attention was
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
@@ -15,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.ambient.called import StepFunction, made_by, theirs
+from kvtrace.record.ambient.called import StepFunction, callers, made_by, theirs
+from kvtrace.record.ambient.tables import FRAMES, place_of, self_of
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.running import Followed, Pass, passes
@@ -24,10 +24,6 @@ from kvtrace.record.driving.ways.roles import signature_of
 from kvtrace.record.lanes.state.snapshot import Snapshot
 from kvtrace.record.modes import Beneath
 from kvtrace.record.processes.local import address
-from kvtrace.record.whose import of_frameworks
-
-_FRAMES = 12
-"""Callers that are looked at for the module whose method is running."""
 
 
 class Functions(nn.Module):
@@ -175,7 +171,7 @@ class Implicit:
     def _begin(self) -> None:
         watch = self._recording.watch
         if watch is not None and self._ids is not None:
-            self._frames = theirs(_callers()) if self.begins_at_once else []
+            self._frames = theirs(callers(FRAMES)) if self.begins_at_once else []
             self._beside = _beside(watch.model, self._frames, self._ids)
             self._open = watch.begin_step({**self._beside, self._name: self._ids})
 
@@ -221,76 +217,10 @@ def _ids(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tens
     return (index.reshape(1, -1) if index.dim() < 2 else index), place_of(table)
 
 
-def place_of(table: Tensor) -> int:
-    """What tells one table from another; 0 where it has no memory of its own."""
-    return table.data_ptr() if address(table) else 0
-
-
 def _counts(ids: Tensor) -> bool:
     """Whether ids only count on, as positions do."""
     row = ids[0]
     return row.numel() > 1 and bool((row[1:] - row[:-1] == 1).all())
-
-
-def ids_of(model: nn.Module) -> str:
-    """What a model's own forward calls its ids; a name of ours where it takes none."""
-    found = signature_of(model).ids
-    return "tokens" if found is None or "embed" in found.name else found.name
-
-
-def table_of(module: nn.Module) -> nn.Embedding | None:
-    """The table of a module that looks ids up and does nothing more; None: it may do more.
-
-    Such are an embedding, and what people put around one: a scale, positions, a norm, dropout.
-    """
-    tables = [one for one in module.modules() if isinstance(one, nn.Embedding)]
-    theirs = {id(one.weight) for one in tables}
-    others = [one for one in module.parameters() if id(one) not in theirs]
-    # what attends has matrices; learned positions are a table of one text
-    beyond = any(sum(size > 1 for size in one.shape) > 1 and one.dim() != 3 for one in others)
-    beyond = beyond or any(map(_is_quantised, module.modules()))
-    return None if beyond or not tables else max(tables, key=lambda one: one.num_embeddings)
-
-
-def _is_quantised(module: nn.Module) -> bool:
-    """Whether it keeps a matrix that is no parameter: packed away, or in whole numbers."""
-    kept = (one for one in module.buffers(recurse=False) if one.dim() == 2)
-    small = (one.dtype in (torch.int8, torch.uint8) and min(one.shape) > 1 for one in kept)
-    return callable(getattr(module, "weight", None)) or any(small)
-
-
-def owner_of(module: nn.Module) -> nn.Module | None:
-    """The model that somebody's code is running, told by a module of it that it calls.
-
-    The outermost module with a method running that holds it, else the largest that a function
-    which runs has at hand; None: no such.
-    """
-    found = None
-    frames = list(_callers())
-    for frame in frames:
-        own = _self_of(frame)
-        if isinstance(own, nn.Module) and _holds(own, module):
-            found = own
-    if found is not None:
-        return found
-    at_hand = [
-        one
-        for frame in theirs(frames)
-        for one in frame.f_locals.values()
-        if isinstance(one, nn.Module) and one is not module and _holds(one, module)
-        if not of_frameworks(type(one))
-    ]
-    return max(at_hand, key=lambda one: sum(1 for _ in one.modules()), default=None)
-
-
-def runs_within(model: nn.Module) -> bool:
-    """Whether a method of a model, or of a part of it, is running."""
-    owns = [_self_of(frame) for frame in _callers()]
-    return any(isinstance(one, nn.Module) and _holds(model, one) for one in owns)
-
-
-def _holds(module: nn.Module, part: nn.Module) -> bool:
-    return any(one is part for one in module.modules())
 
 
 def _beside(model: nn.Module, frames: Iterable[FrameType], ids: Tensor) -> dict[str, object]:
@@ -299,7 +229,7 @@ def _beside(model: nn.Module, frames: Iterable[FrameType], ids: Tensor) -> dict[
     Tensors may be an encoder's rows, and what hides some of them: another text has others.
     """
     needed = [one for one in signature_of(model).parameters if one.required]
-    methods = [frame for frame in frames if _self_of(frame) is model]
+    methods = [frame for frame in frames if self_of(frame) is model]
     found: dict[str, object] = {}
     for frame in methods:
         code = frame.f_code
@@ -313,20 +243,3 @@ def _beside(model: nn.Module, frames: Iterable[FrameType], ids: Tensor) -> dict[
 
 def _is_beside(one: object, ids: Tensor) -> bool:
     return isinstance(one, Tensor) and one.dim() >= 2 and one.shape != ids.shape
-
-
-def _self_of(frame: FrameType) -> object:
-    """The object whose method is running, whatever the method calls it; None: no method."""
-    code = frame.f_code
-    own = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-    named = code.co_argcount and code.co_varnames[0] == "self"
-    return own if named or hasattr(type(own), code.co_name) else frame.f_locals.get("self")
-
-
-def _callers() -> Iterator[FrameType]:
-    frame = sys._getframe(2)
-    for _ in range(_FRAMES):
-        yield frame
-        if frame.f_back is None:
-            return
-        frame = frame.f_back

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from kvtrace import units
-from kvtrace.record.ambient.implicit import Implicit, place_of
+from kvtrace.record.ambient.implicit import Implicit
 from kvtrace.record.ambient.late import LateWriter
+from kvtrace.record.ambient.tables import place_of
 from kvtrace.record.capture.inner import inner_models
 from kvtrace.record.recording import Recording
 

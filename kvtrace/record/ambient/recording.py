@@ -20,7 +20,7 @@ from torch import nn
 
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import TraceWriter
-from kvtrace.record.ambient import implicit, met
+from kvtrace.record.ambient import met, tables
 from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups
 from kvtrace.record.ambient.late import LateWriter, free_path
 from kvtrace.record.ambient.met import Met, Models
@@ -195,7 +195,7 @@ class AmbientRecording:
         if not (self._outermost.inside or is_asking() or self._is_fork):
             with self._harmless():
                 one, owner = self._stepping, met.holder_of(self._models, table)
-                if one is not None and owner is None and implicit.runs_within(one.module):
+                if one is not None and owner is None and tables.runs_within(one.module):
                     return  # places, in a table that the model keeps beside its weights
                 self._step_of(owner, ids, table)
 
@@ -230,7 +230,7 @@ class AmbientRecording:
         if one.implicit is None:
             if self._flow is not None and root is not None:
                 self._flow.name(root)
-            name = "tokens" if root is None else implicit.ids_of(root)
+            name = "tokens" if root is None else tables.ids_of(root)
             one.implicit = Implicit(one.recording, name, begins_at_once=root is not None)
         one.implicit.looked_up(ids, table)
 
@@ -290,12 +290,12 @@ class AmbientRecording:
                 return self._adopt(module, with_ids=False)
             self._others[type(module).__name__] += 1
             return None
-        if (table := implicit.table_of(module)) is not None:
+        if (table := tables.table_of(module)) is not None:
             # an embedding on its own: some method of a model is running, or a plain function
             found = tokens_in(arguments)
-            root = implicit.owner_of(module)
+            root = tables.owner_of(module)
             if found is not None and (root is not None or self._lookups is not None):
-                self._step_of(root, found[1], implicit.place_of(table.weight))
+                self._step_of(root, found[1], tables.place_of(table.weight))
             return None
         if not any(module.children()) and not _holds_weights(module):
             return None

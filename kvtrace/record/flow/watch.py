@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.tokens.inputs import named, tokens_of
-from kvtrace.record.flow.calls.arrange import Sizes
 from kvtrace.record.flow.calls.listen import Listening, Sink
 from kvtrace.record.flow.calls.prove import largest_finite
 from kvtrace.record.flow.marks.mark import Stage
@@ -19,6 +18,7 @@ from kvtrace.record.flow.modes.heard import Hearing, Late
 from kvtrace.record.flow.modes.modules import Forwards, Frame, Only
 from kvtrace.record.flow.modes.routed import RoutedMode
 from kvtrace.record.flow.modes.wake import Waking
+from kvtrace.record.flow.plans.arrange import Sizes
 from kvtrace.record.modes import FUNCTION_MODES
 from kvtrace.record.processes.local import address, here
 

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from kvtrace.record.flow import FlowWatch
-from kvtrace.record.flow.calls import call, plans
+from kvtrace.record.flow.calls import call
 from kvtrace.record.flow.calls.listen import Listening
 from kvtrace.record.flow.modes.wake import Waking
+from kvtrace.record.flow.plans import plans
 from record.flow.test_waking import DIM, HEADS, Text, asleep, assert_same, awake, kept, steps
 
 TURN = 8

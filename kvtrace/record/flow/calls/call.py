@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.flow.calls.arrange import AmbiguousError
 from kvtrace.record.flow.calls.explain import (
     Explained,
     UnexplainedError,
@@ -20,11 +19,12 @@ from kvtrace.record.flow.calls.explain import (
     seen_in,
 )
 from kvtrace.record.flow.calls.kvheads import repeats, widened
-from kvtrace.record.flow.calls.plan import Mix, Plan
 from kvtrace.record.flow.calls.prove import FlowCall, refusal
 from kvtrace.record.flow.marks.mark import Mark
 from kvtrace.record.flow.marks.names import COPIES, RANDOM
 from kvtrace.record.flow.marks.weights import DIVIDED, ROUNDED, SIGMOIDAL
+from kvtrace.record.flow.plans.arrange import AmbiguousError
+from kvtrace.record.flow.plans.plan import Mix, Plan
 
 if TYPE_CHECKING:
     from kvtrace.record.flow.modes.route import Walk

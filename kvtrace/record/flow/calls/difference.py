@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from kvtrace.record.flow.calls.explain import UnexplainedError
-from kvtrace.record.flow.calls.plan import Mix
 from kvtrace.record.flow.calls.prove import HALF
+from kvtrace.record.flow.plans.plan import Mix
 
 ROWS = 16
 """Query rows by which it is checked that weights add up."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtrace.record.flow.calls.arrange import AmbiguousError, NotOverTokensError, Sizes
 from kvtrace.record.flow.calls.explain import same_mask, seen_in
 from kvtrace.record.flow.calls.prove import FlowCall, capped, products
+from kvtrace.record.flow.plans.arrange import AmbiguousError, NotOverTokensError, Sizes
 
 _SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 _FLEX = ("query", "key", "value", "score_mod", "block_mask", "scale")

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.attention.kinds import kind_of, number_in
-from kvtrace.record.flow.calls.arrange import AmbiguousError, NotOverTokensError, Sizes
 from kvtrace.record.flow.calls.call import (
     along,
     aside,
@@ -29,8 +28,6 @@ from kvtrace.record.flow.calls.explain import UnexplainedError
 from kvtrace.record.flow.calls.fused import of_flex, of_sdpa
 from kvtrace.record.flow.calls.loops import COLLECTS, Loop, Waiting, together
 from kvtrace.record.flow.calls.newest_first import oldest_first
-from kvtrace.record.flow.calls.plan import Mix, Plan
-from kvtrace.record.flow.calls.plans import Plans
 from kvtrace.record.flow.calls.prove import FlowCall, refusal
 from kvtrace.record.flow.marks.follow import Args, Kwargs
 from kvtrace.record.flow.marks.weights import SCRIPTED, SIGMOIDAL, is_batched
@@ -38,6 +35,9 @@ from kvtrace.record.flow.modes.methods import method_path
 from kvtrace.record.flow.modes.modules import Forwards, Frame
 from kvtrace.record.flow.modes.places import place
 from kvtrace.record.flow.modes.route import Walk
+from kvtrace.record.flow.plans.arrange import AmbiguousError, NotOverTokensError, Sizes
+from kvtrace.record.flow.plans.plan import Mix, Plan
+from kvtrace.record.flow.plans.plans import Plans
 from kvtrace.record.modes import unseen_by_modes
 from kvtrace.trace import OTHER_AXIS
 

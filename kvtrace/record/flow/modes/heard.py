@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from kvtrace.record.capture.attention.calls import AttentionCall
-from kvtrace.record.flow.calls.arrange import Sizes
 from kvtrace.record.flow.calls.call import aside
 from kvtrace.record.flow.calls.listen import Listening
-from kvtrace.record.flow.calls.parts import Note, Part, intact, nbytes_of, read, told
+from kvtrace.record.flow.calls.parts import Note, Part, intact, nbytes_of, told
+from kvtrace.record.flow.calls.reading import read
 from kvtrace.record.flow.modes.modules import Frame
 from kvtrace.record.flow.modes.route import Route
 from kvtrace.record.flow.modes.routed import RoutedMode
+from kvtrace.record.flow.plans.arrange import Sizes
 from kvtrace.record.modes import unseen_by_modes
 
 SDPA = "scaled_dot_product_attention"

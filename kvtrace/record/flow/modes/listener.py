@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from kvtrace.record.flow.calls.arrange import Sizes
 from kvtrace.record.flow.calls.loops import Loop
-from kvtrace.record.flow.calls.plan import Mix, Plan
 from kvtrace.record.flow.marks.follow import Args, Kwargs
 from kvtrace.record.flow.modes.route import Walk
+from kvtrace.record.flow.plans.arrange import Sizes
+from kvtrace.record.flow.plans.plan import Mix, Plan
 
 
 class Listener(Protocol):

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from kvtrace.record.capture.running import depth_of_our_work
 from kvtrace.record.capture.symbolic import is_written_down
-from kvtrace.record.flow.calls.plan import Mix
 from kvtrace.record.flow.marks.contraction import (
     Contraction,
     Unfinished,
@@ -43,6 +42,7 @@ from kvtrace.record.flow.marks.weights import SIGMOIDAL, divided_before, opaque,
 from kvtrace.record.flow.modes.listener import Listener
 from kvtrace.record.flow.modes.places import place
 from kvtrace.record.flow.modes.run_once import Ran, without_override
+from kvtrace.record.flow.plans.plan import Mix
 from kvtrace.record.modes import Beneath
 
 PENDING = 16

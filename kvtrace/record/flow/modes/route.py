@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor, nn
 
-from kvtrace.record.flow.calls.arrange import Sizes
-from kvtrace.record.flow.calls.plan import Mix, Plan, growing_letters
 from kvtrace.record.flow.marks.names import CONCATENATE, DIVIDE, MATMUL, MULTIPLY, STORE
+from kvtrace.record.flow.plans.arrange import Sizes
+from kvtrace.record.flow.plans.plan import Mix, Plan, growing_letters
 
 LONGEST = 64
 """Functions from q·kᵀ to weights·v; longer ways are followed each time."""

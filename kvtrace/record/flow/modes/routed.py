@@ -16,13 +16,13 @@ from torch import Tensor
 from kvtrace.record.capture.running import depth_of_our_work
 from kvtrace.record.capture.symbolic import is_written_down
 from kvtrace.record.flow.calls.call import due, only_hides
-from kvtrace.record.flow.calls.plan import Mix
 from kvtrace.record.flow.marks.follow import Args, Kwargs
 from kvtrace.record.flow.marks.names import DIVIDE, MULTIPLY
 from kvtrace.record.flow.modes.listener import Listener
 from kvtrace.record.flow.modes.mode import FlowMode
 from kvtrace.record.flow.modes.places import place
 from kvtrace.record.flow.modes.route import LONGEST, Done, Route, Told, Walk, learn
+from kvtrace.record.flow.plans.plan import Mix
 
 MOST = 8
 """Routes of one site that turned out not to be gone again, before no more are learnt."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kvtrace.record.flow.calls.arrange import Sizes
-from kvtrace.record.flow.calls.plan import Certain, Mix, Plan, make, signature
+from kvtrace.record.flow.plans.arrange import Sizes
+from kvtrace.record.flow.plans.plan import Certain, Mix, Plan, make, signature
 
 
 @dataclass(slots=True)

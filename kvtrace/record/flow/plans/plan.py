@@ -10,7 +10,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from kvtrace.record.flow.calls.arrange import (
+from kvtrace.record.flow.calls.explain import seen_in
+from kvtrace.record.flow.marks.axes import Axes, Letters
+from kvtrace.record.flow.marks.contraction import Contraction
+from kvtrace.record.flow.marks.mark import Mark, Product
+from kvtrace.record.flow.plans.arrange import (
     AmbiguousError,
     Evidence,
     Layout,
@@ -24,10 +28,6 @@ from kvtrace.record.flow.calls.arrange import (
     structure,
     wide,
 )
-from kvtrace.record.flow.calls.explain import seen_in
-from kvtrace.record.flow.marks.axes import Axes, Letters
-from kvtrace.record.flow.marks.contraction import Contraction
-from kvtrace.record.flow.marks.mark import Mark, Product
 
 Certain = tuple[int | None, int | None]
 """Places of (query among free, batch among shared) axes in a call that left no doubt."""

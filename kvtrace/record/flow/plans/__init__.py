@@ -1,0 +1,1 @@
+"""How the tensors of one attention are arranged: worked out once, used at every later step."""
