@@ -1,6 +1,6 @@
 """Settings of configurations that may raise when they are asked for."""
 
-from kvtrace.configs import count, setting
+from kvtrace.configs import count, setting, word
 
 
 class PerLayer:
@@ -21,3 +21,9 @@ def test_a_setting_that_raises_is_not_said():
 def test_the_first_positive_integer_counts():
     assert count(PerLayer(), "head_dim", "tie", "num_hidden_layers") == 4
     assert count(PerLayer(), "head_dim") == 0
+
+
+def test_a_word_is_text_and_nothing_else():
+    assert word(PerLayer(), "num_hidden_layers") == ""
+    assert word(PerLayer(), "head_dim") == ""
+    assert word(PerLayer, "__name__") == "PerLayer"

@@ -32,8 +32,7 @@ from kvtrace.record.steps.masks import Compactor
 from kvtrace.record.steps.phases import Phases
 from kvtrace.record.steps.scribe import Scribe, Sink
 from kvtrace.record.steps.sites import Sites
-from kvtrace.record.steps.steady import WaitingStep, parts_of
-from kvtrace.record.steps.steady_own import steady_parts
+from kvtrace.record.steps.steady import WaitingStep, parts_of, parts_of_own
 from kvtrace.record.steps.texts import Texts
 from kvtrace.record.steps.top import last_rows
 from kvtrace.trace import CacheLayer, Cost, Meta, Note, Site, Step
@@ -291,7 +290,7 @@ class Recorder:
             parts = parts_of(forward, forward.batch, compactor)
         elif forward.part_of is None and entry.steady_step is not None:
             dtypes = {self._sites.dtypes[site] for site in sites}
-            parts = steady_parts(forward, entry.steady_step, compactor, dtypes)
+            parts = parts_of_own(forward, entry.steady_step, compactor, dtypes)
         if parts is None:
             return None
         last = last_rows(forward.logits, forward.sequences)

@@ -6,7 +6,7 @@ last digit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Size, Tensor
 
 from kvtrace.files import Stacked, StepRows
+from kvtrace.record.cache.own.steady import SteadyStep
 from kvtrace.record.cache.stores import dtype_name
 from kvtrace.record.capture.alike import Batch
 from kvtrace.record.capture.forward import Forward
@@ -86,6 +87,36 @@ def parts_of(forward: Forward, batch: Batch, compactor: Compactor) -> Parts:
     """What is kept of a step in which every module asked for its attention."""
     tensors = batch.queries, batch.output, batch.keys, batch.values
     return Parts(batch.pattern, batch.pattern.each, tensors, mask_of(forward, batch, compactor))
+
+
+@torch.no_grad()
+def parts_of_own(
+    forward: Forward, steady_step: SteadyStep, compactor: Compactor, dtypes: Set[torch.dtype]
+) -> Parts | None:
+    """The same of a cache of the model's own; None where its sites differ in more than their rows.
+
+    Args:
+        forward: It.
+        steady_step: What its calls did.
+        compactor: For its masks.
+        dtypes: In which the rows of its sites are stored.
+    """
+    calls, rows = forward.calls, steady_step.rows
+    seq = int(steady_step.step.cells.shape[1])
+    queries, output = [call.queries for call in calls], [call.output for call in calls]
+    masks = [compactor.compact(call, seq) for call in calls]
+    alike = (
+        all(mask is masks[0] for mask in masks)
+        and all(one.shape == queries[0].shape for one in queries)
+        and all(one.shape == output[0].shape for one in output)
+        and {one.dtype for one in (*queries, *output)} == dtypes
+        and len(dtypes) == 1
+    )
+    if not alike or queries[0].shape[2] != forward.new:
+        return None
+    each = queries[0].shape, output[0].shape, rows.shape[2:], rows.shape[2:]
+    tensors = torch.cat(queries), torch.cat(output), rows[0].flatten(0, 1), rows[1].flatten(0, 1)
+    return Parts(steady_step.sites, each, tensors, masks[0])
 
 
 @dataclass(frozen=True, slots=True)
