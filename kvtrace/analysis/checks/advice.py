@@ -155,7 +155,8 @@ def _outcome(one: Trial, verbose: bool) -> str:
         return f"equal{', ' + named if named else ''}"
     if report.verdict == UNCHECKED:
         label = "could not check" if one.essential else "not possible here"
-        return f"{label}: {safe(report.reason, 400 if one.essential or verbose else 100)}"
+        most = 400 if one.essential or verbose else 100
+        return f"{label}: {textwrap.shorten(safe(report.reason, 1000), most, placeholder=' …')}"
     first = next((found for found in report.findings if found.kind.bug), report.findings[0])
     return f"diverged: {first.name} at step {first.step}, {first.where}{first.whom}"
 

@@ -110,6 +110,19 @@ def test_one_run_that_is_not_possible_leaves_the_verdict_to_the_others():
     assert together([Trial("decode", no), Trial("more", diverged(ROPE))]).verdict == DIVERGED
 
 
+def test_a_long_reason_ends_between_words_in_the_list_of_runs():
+    reason = "given several tokens, a query sees later tokens (MASK-FUTURE) " + "and more " * 20
+    told = together(
+        [
+            Trial("decode", equal()),
+            Trial("chunks", Report(UNCHECKED, reason=reason), essential=False),
+        ]
+    )
+    (line,) = (one for one in lines(told) if "not possible here" in one)
+    assert line.endswith((" and …", " more …"))
+    assert " ".join(["and more"] * 20) in text(told, verbose=True)
+
+
 def test_a_way_that_the_model_is_not_made_for_counts_in_no_number():
     no = Report(
         UNCHECKED,
