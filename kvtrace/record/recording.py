@@ -22,7 +22,7 @@ from kvtrace.record.capture.running import passes
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.card import card
 from kvtrace.record.lanes import LaneOptions, Lanes
-from kvtrace.record.lanes.passes.at_end import LaneSink
+from kvtrace.record.lanes.sink import LaneSink
 from kvtrace.record.lanes.state.snapshot import Snapshot
 from kvtrace.record.modes import unseen_by_modes
 from kvtrace.record.processes.companions import Companions

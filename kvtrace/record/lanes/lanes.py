@@ -28,10 +28,11 @@ from kvtrace.record.lanes.given.shown import rows_beyond_ids
 from kvtrace.record.lanes.given.sources import Sources
 from kvtrace.record.lanes.hooks import Hooks
 from kvtrace.record.lanes.outlive import never_kept, nobody_holds
-from kvtrace.record.lanes.passes.at_end import LaneSink, OncePass, with_lanes
+from kvtrace.record.lanes.passes.at_end import OncePass
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.each_step import EachPass
 from kvtrace.record.lanes.passes.recompute import Recomputer
+from kvtrace.record.lanes.sink import LaneSink, with_lanes
 from kvtrace.record.lanes.weights import Weights
 from kvtrace.trace import (
     HOOKS_CHANGED,

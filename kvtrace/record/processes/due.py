@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvtrace.errors import WriteError
 from kvtrace.record.lanes import Lanes
-from kvtrace.record.lanes.passes.at_end import LaneSink
+from kvtrace.record.lanes.sink import LaneSink
 from kvtrace.record.processes.companions import Companions
 from kvtrace.record.steps.recorder import Recorder
 from kvtrace.text import safe

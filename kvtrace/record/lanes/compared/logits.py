@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.lanes.compared.tally import Tally
+from kvtrace.record.lanes.passes.batch import Batch
+from kvtrace.record.lanes.paths import Node
 from kvtrace.trace import LogitDiff
 
 MAX_BYTES = 512 << 20
@@ -58,3 +64,36 @@ class KeptLogits:
         gone = self._kept.pop(step, None)
         if gone is not None:
             self._bytes -= gone.nbytes
+
+
+def compare_logits(
+    kept: KeptLogits,
+    forward: Forward,
+    batch: Batch,
+    here: Mapping[int, Sequence[tuple[int, Node]]],
+    tally: Tally,
+) -> None:
+    """Enter the logits of each step's last row.
+
+    Args:
+        kept: The cached lane's.
+        forward: The lane's.
+        batch: What it ran over.
+        here: Step to (place in the batch, node).
+        tally: Holds these steps.
+    """
+    if forward.logits is None:
+        return
+    rows: Sequence[int] = range(batch.rows) if batch.keep is None else batch.keep
+    if forward.logits.shape[1] != len(rows):
+        rows = range(batch.rows - forward.logits.shape[1], batch.rows)
+    place_of = {row: place for place, row in enumerate(rows)}
+    for number, nodes in here.items():
+        for place, node in nodes:
+            row, path = place_of.get(node.end - 1), batch.paths[place]
+            if row is None or node.end <= path.padding or not path.compares(number):
+                continue
+            lane = forward.logits[place, row].detach().cpu()
+            found = kept.compare(number, node.sequence, lane)
+            if found is not None:
+                tally.logits[tally.place[number]][node.sequence] = found

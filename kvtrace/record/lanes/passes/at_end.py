@@ -6,15 +6,13 @@ step's recomputed q, k, v and output. Rows of the cached lane are read back from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from kvtrace.files import StepRows
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.compared.cached import Memory
 from kvtrace.record.lanes.compared.compare import Comparer, in_turn
-from kvtrace.record.lanes.compared.logits import KeptLogits
+from kvtrace.record.lanes.compared.logits import KeptLogits, compare_logits
 from kvtrace.record.lanes.compared.stored import crossed, pass_bytes, whole_pass
 from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.given.extras import Extras
@@ -25,7 +23,8 @@ from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.portions import portions
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.paths import Node, Path, Paths
-from kvtrace.trace import ROWS_LEFT_OUT, Lane, LaneStep, Meta, Note, Step, Trace
+from kvtrace.record.lanes.sink import LaneSink
+from kvtrace.trace import ROWS_LEFT_OUT, Lane, Note, Trace
 
 TOKENS_AT_ONCE = 1 << 14
 """Tokens in one batch of paths, where there are more paths than the run had sequences."""
@@ -35,22 +34,6 @@ KEPT_BYTES = 1 << 28
 
 LOGITS_AT_ONCE = 1 << 28
 """Logits that one forward makes at most; rows beyond that are not asked for."""
-
-
-class LaneSink(Protocol):
-    """Takes in comparisons; a `TraceWriter` is one."""
-
-    def compare(self, comparison: LaneStep) -> None:
-        """A comparison; a later one of the same step replaces it."""
-
-    def keep_pass(self, lane: str, step: Step, rows: StepRows) -> None:
-        """A lane's own forward, whole."""
-
-    def extend(self, meta: Meta) -> None:
-        """A META that names the lane."""
-
-    def note(self, note: Note) -> None:
-        """A note."""
 
 
 @dataclass(slots=True)
@@ -274,39 +257,6 @@ class OncePass:
         return out
 
 
-def compare_logits(
-    kept: KeptLogits,
-    forward: Forward,
-    batch: Batch,
-    here: Mapping[int, Sequence[tuple[int, Node]]],
-    tally: Tally,
-) -> None:
-    """Enter the logits of each step's last row.
-
-    Args:
-        kept: The cached lane's.
-        forward: The lane's.
-        batch: What it ran over.
-        here: Step to (place in the batch, node).
-        tally: Holds these steps.
-    """
-    if forward.logits is None:
-        return
-    rows: Sequence[int] = range(batch.rows) if batch.keep is None else batch.keep
-    if forward.logits.shape[1] != len(rows):
-        rows = range(batch.rows - forward.logits.shape[1], batch.rows)
-    place_of = {row: place for place, row in enumerate(rows)}
-    for number, nodes in here.items():
-        for place, node in nodes:
-            row, path = place_of.get(node.end - 1), batch.paths[place]
-            if row is None or node.end <= path.padding or not path.compares(number):
-                continue
-            lane = forward.logits[place, row].detach().cpu()
-            found = kept.compare(number, node.sequence, lane)
-            if found is not None:
-                tally.logits[tally.place[number]][node.sequence] = found
-
-
 def _nodes_left(paths: Sequence[Path]) -> dict[int, int]:
     """Sequences of each step that are to be compared."""
     left: dict[int, int] = {}
@@ -324,8 +274,3 @@ def _here(paths: Sequence[Path], steps: set[int]) -> dict[int, list[tuple[int, N
             if node.step in steps:
                 found[node.step].append((place, node))
     return found
-
-
-def with_lanes(meta: Meta, lanes: Sequence[Lane]) -> Meta:
-    """META that names these lanes too."""
-    return replace(meta, lanes=(*meta.lanes, *lanes))

@@ -16,7 +16,7 @@ from kvtrace.files import FileSource
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.compared.compare import Comparer
-from kvtrace.record.lanes.compared.logits import KeptLogits
+from kvtrace.record.lanes.compared.logits import KeptLogits, compare_logits
 from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.compared.tolerance import tolerance
 from kvtrace.record.lanes.given.extras import Extras
@@ -24,10 +24,10 @@ from kvtrace.record.lanes.limits.apart import relative
 from kvtrace.record.lanes.limits.hidden import Hidden, ends, hidden_in
 from kvtrace.record.lanes.limits.otherwise import rounds_inside, varies
 from kvtrace.record.lanes.limits.room import in_room
-from kvtrace.record.lanes.passes.at_end import LaneSink, compare_logits
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.paths import Node, Path, Paths
+from kvtrace.record.lanes.sink import LaneSink
 from kvtrace.trace import Lane, Note, Step, Trace
 
 _TIMES = 4.0
