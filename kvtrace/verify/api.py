@@ -25,7 +25,7 @@ from kvtrace.record.decode import Limits, decode
 from kvtrace.record.driving import Driven, Wish, afresh, choose_drive
 from kvtrace.record.driving.adapter import beside_class
 from kvtrace.text import safe
-from kvtrace.trace import Trace
+from kvtrace.trace import Sampling, Trace
 from kvtrace.verify.plans import Plan, plans
 from kvtrace.verify.prompts import Prompts, token_ids
 from kvtrace.verify.trials import Recorded, tokens_of, tried
@@ -176,14 +176,27 @@ class _Check:
             lambda: decode(driven.model, driven.prompt, drive=driven.drive, limits=limits),
             name,
             driven.model,
+            Sampling(max_new_tokens=new_tokens),
         )
 
-    def _main(self, drive: Callable[[], object], name: str, model: nn.Module) -> Trial:
-        """A run with a referee, recorded and judged."""
+    def _main(
+        self,
+        drive: Callable[[], object],
+        name: str,
+        model: nn.Module,
+        sampling: Sampling | None = None,
+    ) -> Trial:
+        """A run with a referee, recorded and judged; `sampling` is that of a loop of ours."""
         path = self.folder / f"{name}.kvt"
         try:
             with record(
-                model, path, tokenizer=self.tokenizer, referee=True, keep_rows=True, force=True
+                model,
+                path,
+                tokenizer=self.tokenizer,
+                referee=True,
+                keep_rows=True,
+                force=True,
+                sampling=sampling,
             ):
                 drive()
         except Exception as error:

@@ -52,6 +52,20 @@ def test_a_cache_that_is_replaced_in_every_step_is_no_model_without_one():
     assert "its cache is empty: 8 rows are missing" in report.findings[0].evidence
 
 
+class Repeating(Kept):
+    """Prefers one token everywhere."""
+
+    def forward(self, idx, past=None):
+        logits, past = super().forward(idx, past)
+        logits[..., 7] += 100
+        return logits, past
+
+
+def test_a_past_that_is_never_renewed_shows_though_one_token_repeats():
+    report = kvtrace.check(made(Repeating), PROMPT, new_tokens=6, ways=())
+    assert (report.verdict, first(report)) == (DIVERGED, ("HISTORY-LOST", 2, 0))
+
+
 @torch.no_grad()
 def answers(model, tokens):
     """What may follow one prompt, tried one after another on the same rows."""

@@ -54,7 +54,7 @@ class Forgotten:
         if step.parent is None and empty and _told_to_go_on(step, before):
             where = f"was given position {step.positions[0][0]}, where step {before.number} ended"
             return self._finding(step, before, where)
-        likeliest = _fed_the_likeliest(step, before)
+        likeliest = _fed_the_likeliest(step, before, repeats=_ours(self.trace))
         begins = step.parent is None and empty
         if not begins:
             once = self._only_once(step, before, likeliest, looking)
@@ -192,14 +192,19 @@ def _begins_with(step: Step, layer: int) -> int:
     return 0 if group is None else group.length_before
 
 
-def _fed_the_likeliest(step: Step, before: Step) -> bool:
+def _ours(trace: Trace) -> bool:
+    """Whether our own loop fed the tokens, which repeats no step."""
+    return trace.meta.sampling.driver.startswith("kvtrace")
+
+
+def _fed_the_likeliest(step: Step, before: Step, *, repeats: bool) -> bool:
     """Whether each sequence was fed the one token that the step before holds for the likeliest.
 
     Several that go on after one take as many of its likeliest tokens. The same token again tells
-    nothing: a step may be repeated, to time it.
+    nothing, unless `repeats` are none: a step may be repeated, to time it.
     """
     likeliest = [(one.ids[0],) if one.ids else () for one in before.top]
     if len(before.top) == 1 < step.num_sequences:
         likeliest = [(one,) for one in before.top[0].ids[: step.num_sequences]]
-    again = [row[-1:] for row in before.tokens]
-    return step.new == 1 and bool(likeliest) and list(step.tokens) == likeliest != again
+    again = not repeats and likeliest == [row[-1:] for row in before.tokens]
+    return step.new == 1 and bool(likeliest) and list(step.tokens) == likeliest and not again
