@@ -13,9 +13,10 @@ from kvtrace.errors import TraceError
 from kvtrace.trace import ROWS_LEFT_OUT, CacheStep, Note, Run, Tensor
 from kvtrace_tui.desk.cursor import ColourScale, Cursor, View
 from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.drawing.maps.numbers import exactly
 from kvtrace_tui.panes import rows
 from kvtrace_tui.panes.rows import RowStore, Shelf
-from kvtrace_tui.panes.tensor_map import MapPane, exactly
+from kvtrace_tui.panes.tensor_map import MapPane
 from kvtrace_tui.panes.views import Ranges, shown
 
 AT = Cursor(step=4, layer=1, head=3, row=6, dim=5)

@@ -6,12 +6,10 @@ As numbers it shows the same rows as a table around the crosshair.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.cells import cell_len
-from rich.style import Style
 from textual.strip import Strip
 
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS, attended_runs
@@ -30,10 +28,10 @@ from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece, elided, line
-from kvtrace_tui.drawing.maps.axis import across_labels
+from kvtrace_tui.drawing.maps.axis import GUTTER, across_labels, down_labels
 from kvtrace_tui.drawing.maps.filling import Filling
 from kvtrace_tui.drawing.maps.heat import Look, heat_map, legend
-from kvtrace_tui.drawing.maps.numbers import number, number_table
+from kvtrace_tui.drawing.maps.numbers import exactly, number_table
 from kvtrace_tui.drawing.maps.pool import pooling_label
 from kvtrace_tui.drawing.palettes import PALETTES
 from kvtrace_tui.drawing.tokens import shown_token
@@ -41,7 +39,6 @@ from kvtrace_tui.panes.pane import Pane, blank, wrapped
 from kvtrace_tui.panes.rows import Shelf
 from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown, sign_of
 
-_GUTTER = 5
 _LEGEND = 12
 _WIDE = 56
 _TIGHT = 24
@@ -161,12 +158,12 @@ class MapPane(Pane):
         rows, dim = seen.values.shape
         mark = self._mark(trace, cursor, seen.values)
         per_line = self.terminal.per_line
-        room = width - _GUTTER
+        room = width - GUTTER
         down = Filling.fit(dim, height * per_line, zoom=cursor.zoom, focus=mark[0])
         across = Filling.fit(rows, room, grows=self._cached, zoom=cursor.zoom, focus=mark[1])
         self._bins = (down, across)
-        labels = _dim_labels(down, mark[0], -(-down.cells // per_line), per_line)
-        rest = width - _GUTTER - across.cells
+        labels = down_labels(down, mark[0], -(-down.cells // per_line), per_line)
+        rest = width - GUTTER - across.cells
         sides = labels, blank(rest) if rest > 0 else None
         lines = heat_map(seen.values.T, down, across, look, mark, sides)
         axes = self._axes(trace, cursor, across, mark[1], width)
@@ -177,12 +174,12 @@ class MapPane(Pane):
     ) -> list[Strip]:
         """The position of the rows; below it their slot, in maps where the two part."""
         names = self._positions(trace, cursor)
-        lead = ("pos" if names is not None else "row").ljust(_GUTTER)
+        lead = ("pos" if names is not None else "row").ljust(GUTTER)
         lines = [line(width, (lead, ink.FAINT), *across_labels(across, names, mark))]
         if self._slotted(trace, cursor):
             slots = self._rows(trace, cursor).slots.tolist()
             lines.append(
-                line(width, ("slot".ljust(_GUTTER), ink.FAINT), *across_labels(across, slots, mark))
+                line(width, ("slot".ljust(GUTTER), ink.FAINT), *across_labels(across, slots, mark))
             )
         return lines
 
@@ -285,7 +282,7 @@ class MapPane(Pane):
     def pointed(self, x: int, y: int) -> Mapping[str, int]:
         """The row and feature under a cell."""
         down, across = self._bins
-        rows = across.indices_of(x - _GUTTER) if x >= _GUTTER else range(0)
+        rows = across.indices_of(x - GUTTER) if x >= GUTTER else range(0)
         dims = down.indices_of((y - 1) * self.terminal.per_line) if y >= 1 else range(0)
         if not rows or not dims or self._cursor.numbers:
             return {}
@@ -304,15 +301,6 @@ def _same(these: Rows, row: int, those: Rows) -> int:
         return 0
     position = these.positions[min(row, these.positions.size - 1)]
     return int(np.abs(those.positions - position).argmin())
-
-
-def exactly(value: float, absent: bool) -> str:
-    """All digits that a float32 has; what was not recorded says so."""
-    if np.isnan(value):
-        return "not compared" if absent else "NaN"
-    if np.isinf(value):
-        return number(value)
-    return f"{value:+.9g}"
 
 
 def _label(trace: Trace, position: int, token: int) -> str:
@@ -337,25 +325,3 @@ def _colours(look: Look, pooling: str, width: int) -> list[Piece]:
         return [(next((one for one in (longest, long) if cell_len(one) <= width), brief), ink.DIM)]
     said = f" {pooling.replace(' of ', ' ')} " if pooling else " "
     return [*legend(look, _LEGEND if width >= _LEGEND * 6 else _LEGEND // 2), (said, ink.DIM)]
-
-
-@lru_cache(64)
-def _dim_labels(down: Filling, mark: int, lines: int, per_line: int) -> tuple[Strip, ...]:
-    """Numbers of the features, every fourth line and the crosshair's."""
-    chosen = down.cells_of(mark)
-    at = chosen.start // per_line if chosen else -1
-    strips = []
-    for y in range(lines):
-        word, style = "", ink.FAINT
-        indices = down.indices_of(y * per_line)
-        if y == at:
-            word, style = str(mark), ink.ACCENT
-        elif y % 4 == 0 and abs(y - at) > 1 and indices:
-            word = str(indices.start)
-        strips.append(_gutter(word, style))
-    return tuple(strips)
-
-
-@lru_cache(1024)
-def _gutter(word: str, style: Style) -> Strip:
-    return line(_GUTTER, (word.rjust(_GUTTER - 1)[-_GUTTER + 1 :] + " ", style))

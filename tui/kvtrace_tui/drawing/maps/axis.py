@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+
+from rich.style import Style
+from textual.strip import Strip
 
 from kvtrace.trace import stands_for_none
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.lines import Piece
+from kvtrace_tui.drawing.lines import Piece, line
 from kvtrace_tui.drawing.maps.filling import Filling
 
 _APART = 8
+GUTTER = 5
+"""Width of the numbers at the left."""
+
 PADDING = "pad"
 NO_POSITION = "none"
 
@@ -89,3 +96,32 @@ def _write(row: list[str], start: int, text: str) -> None:
     for offset, letter in enumerate(text):
         if 0 <= start + offset < len(row):
             row[start + offset] = letter
+
+
+@lru_cache(64)
+def down_labels(down: Filling, mark: int, lines: int, per_line: int) -> tuple[Strip, ...]:
+    """Numbers left of a map, [lines]: those of every fourth line, and the crosshair's.
+
+    Args:
+        down: The cells of all lines.
+        mark: Index under the crosshair.
+        lines: How many.
+        per_line: Cells that share one.
+    """
+    chosen = down.cells_of(mark)
+    at = chosen.start // per_line if chosen else -1
+    strips = []
+    for y in range(lines):
+        word, style = "", ink.FAINT
+        indices = down.indices_of(y * per_line)
+        if y == at:
+            word, style = str(mark), ink.ACCENT
+        elif y % 4 == 0 and abs(y - at) > 1 and indices:
+            word = str(indices.start)
+        strips.append(_gutter(word, style))
+    return tuple(strips)
+
+
+@lru_cache(1024)
+def _gutter(word: str, style: Style) -> Strip:
+    return line(GUTTER, (word.rjust(GUTTER - 1)[-GUTTER + 1 :] + " ", style))

@@ -27,6 +27,15 @@ def number(value: float) -> str:
     return f"{value:+.{5 if size < 10 else 3 if size < 1000 else 1}f}"
 
 
+def exactly(value: float, absent: bool) -> str:
+    """All digits that a float32 has; what was not recorded says so."""
+    if np.isnan(value):
+        return "not compared" if absent else "NaN"
+    if np.isinf(value):
+        return number(value)
+    return f"{value:+.9g}"
+
+
 def number_table(
     values: Floats,
     row_labels: Sequence[str],
