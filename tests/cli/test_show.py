@@ -155,7 +155,7 @@ def test_what_holds_the_rows_and_the_line_that_attends_are_shown(kvtrace, tmp_pa
         (("--step", 99), "step 99 is not in this trace"),
         (("--layer", 9), "layer 9"),
         (("--head", 4), "heads 0 to 3, not 4"),
-        (("--sequence", 1), "1 sequences, not a sequence 1"),
+        (("--sequence", 1), "1 sequence, not a sequence 1"),
         (("--lane", "referee"), "lanes are cached, recomputed, not referee"),
     ],
 )

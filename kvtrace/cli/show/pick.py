@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtrace import units
 from kvtrace.cli.show.names import TENSORS
 from kvtrace.errors import KvtraceError, MissingError, UsageError
 from kvtrace.trace import CACHED, Tensor, Trace
@@ -95,8 +96,8 @@ def place(trace: Trace, wish: Wish) -> Place:
         )
     if wish.sequence >= max(step.num_sequences, 1):
         raise MissingError(
-            f"{trace.name}: step {step.number} has {step.num_sequences} sequences, "
-            f"not a sequence {wish.sequence}"
+            f"{trace.name}: step {step.number} has "
+            f"{units.counted(step.num_sequences, 'sequence')}, not a sequence {wish.sequence}"
         )
     if wish.lane != CACHED and trace.meta.lane(wish.lane) is None:
         lanes = ", ".join([CACHED, *(lane.name for lane in trace.meta.lanes)])
