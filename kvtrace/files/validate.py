@@ -129,6 +129,8 @@ def check_step(step: Step, meta: Meta, file_bytes: int, where: str) -> None:
     packed = step.packed
     if packed is not None and not (0 <= packed.place < packed.of and packed.forward >= 0):
         raise TraceError(f"{where} is a part of a forward that can't be.")
+    if any(not one.fits(step.new * step.num_sequences) for one in step.picks):
+        raise TraceError(f"{where} has choices of another number of tokens.")
     for top in step.top:
         if len(top.ids) != len(top.logits):
             raise TraceError(f"{where} has {len(top.ids)} top ids and {len(top.logits)} logits.")

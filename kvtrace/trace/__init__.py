@@ -20,6 +20,7 @@ from kvtrace.trace.notes import (
     Note,
     rounded_by,
 )
+from kvtrace.trace.picks import Picks
 from kvtrace.trace.reference import Reference
 from kvtrace.trace.source import CACHED, OVERVIEW, WRITES, Source
 from kvtrace.trace.step import (
@@ -69,6 +70,7 @@ __all__ = [
     "ModelCard",
     "Note",
     "Packed",
+    "Picks",
     "PoolRun",
     "Rank",
     "Reference",

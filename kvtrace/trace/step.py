@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from kvtrace.trace.cost import Cost
 from kvtrace.trace.mask import Mask
+from kvtrace.trace.picks import Picks
 
 NO_TOKEN = -(1 << 30)
 """Position of the first row that stands for no single token; such rows count up from it.
@@ -191,6 +192,7 @@ class Step:
         recorder_ns: Our own time.
         texts: Text of token ids first seen here.
         packed: Its place among the requests of a packed forward.
+        picks: What modules chose for its tokens, in order; empty where nobody asked.
     """
 
     number: int
@@ -208,6 +210,7 @@ class Step:
     recorder_ns: int = 0
     texts: Mapping[int, str] = field(default_factory=dict)
     packed: Packed | None = None
+    picks: tuple[Picks, ...] = ()
 
     @property
     def num_sequences(self) -> int:

@@ -7,7 +7,7 @@ compared in causal order: position, layer, tensor. Reads one stretch of rows at 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding
 from kvtrace.analysis.two_runs.align import Pair, paired, paths, readable, stretches, unreadable
+from kvtrace.analysis.two_runs.flips import Flip, Flips, flips
 from kvtrace.analysis.two_runs.logits import LogitsPart, Rounding, kept, logits_part
 from kvtrace.analysis.two_runs.rows import Parting, Rows
 from kvtrace.analysis.two_runs.stage import diagnosed
@@ -107,11 +108,13 @@ def diff(old: Trace, new: Trace) -> Diff:
     rows = Rows(old, new, limits)
     first: Parting | None = None
     whose: Pair | None = None
+    chosen = Flips()
     for pair in pairs:
+        here = flips(old, new, pair)
         for stretch in stretches(pair.old, pair.new, pair.shared):
-            found = rows.compare(stretch)
+            found = rows.compare(stretch, here)
             if found is not None and (first is None or found.position < first.position):
-                first, whose = found, pair
+                first, whose, chosen = found, pair, here
     lost = (*steps, *rows.unread)
     unread = (*lost, *lanes)
     if np.isnan(rows.growth).all():
@@ -120,8 +123,14 @@ def diff(old: Trace, new: Trace) -> Diff:
     compared = rows.growth, limits
     if first is not None and whose is not None:
         finding = diagnosed(old, new, first, whose, pairs, told=told)
+        finding = _with_choice(finding, chosen.before(old.site(first.layer).layer, first.position))
         more = (parts, first, finding, *compared)
         return Diff(DIVERGED, reason, settings, total, *more, unread=unread)
+    if rows.tie is not None:
+        tie = Finding("TIE", rows.tie.step, 0, "", rows.tie.said)
+        return Diff(
+            UNCHECKED, _undecided(tie), settings, total, parts, None, tie, *compared, None, unread
+        )
     same = not (lost or np.nan_to_num(rows.growth).any())
     seen = float(np.nanmax(rows.growth))
     rounding = Rounding(same, float(limits.min() if same else limits.max()), seen)
@@ -130,6 +139,21 @@ def diff(old: Trace, new: Trace) -> Diff:
     verdict = _equal(total, reason, parts, lost) if logits is None else (DIVERGED, reason)
     most = kept(old, new)
     return Diff(*verdict, settings, total, parts, None, None, *compared, logits, unread, most)
+
+
+def _undecided(tie: Finding) -> str:
+    """Why runs are not compared whose rounding chose otherwise."""
+    return (
+        f"{tie.kind.name}: {tie.evidence}; what comes before differs by rounding alone, so that "
+        "decided, and what follows is another matter in each run and was not compared"
+    )
+
+
+def _with_choice(finding: Finding | None, flip: Flip | None) -> Finding | None:
+    """A difference that attention does not explain, with a choice before it that was another."""
+    if finding is None or flip is None or finding.name != "UPSTREAM":
+        return finding
+    return replace(finding, evidence=f"{finding.evidence}; {flip.said}")
 
 
 def _equal(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtrace.analysis.two_runs.align import Fed, Stretch
+from kvtrace.analysis.two_runs.flips import Flip, Flips
 from kvtrace.errors import MissingError, TraceError
 from kvtrace.trace import Site, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
@@ -56,12 +57,14 @@ class Rows:
         old, new: The runs.
         limits: What counts as rounding, [sites, 4].
         growth: Largest relative difference so far, [sites, 4]; NaN where nothing was compared.
+        tie: The first choice, decided by rounding, that a difference beyond a limit follows from.
     """
 
     old: Trace
     new: Trace
     limits: NDArray[np.float64]
     growth: NDArray[np.float64] = field(init=False)
+    tie: Flip | None = None
     _damaged: dict[tuple[bool, int, int, Tensor, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,8 +75,13 @@ class Rows:
         """What is damaged, in words."""
         return tuple(dict.fromkeys(self._damaged.values()))
 
-    def compare(self, stretch: Stretch) -> Parting | None:
-        """One stretch in every layer; the first place beyond a limit, None where there is none."""
+    def compare(self, stretch: Stretch, chosen: Flips) -> Parting | None:
+        """One stretch in every layer; the first place beyond a limit, None where there is none.
+
+        Args:
+            stretch: Rows of both.
+            chosen: What modules chose otherwise for the sequence.
+        """
         first: Parting | None = None
         for site in self.old.meta.sites:
             for tensor in Tensor:
@@ -83,6 +91,7 @@ class Rows:
                 at = (site.index, int(tensor))
                 worst = float(apart.max())
                 beyond = np.flatnonzero((apart > self.limits[at]).any(axis=0))
+                beyond = self._unexplained(beyond, stretch, site, chosen)
                 self.growth[at] = np.fmax(self.growth[at], worst)
                 if first is None and len(beyond):
                     first = Parting(
@@ -91,15 +100,33 @@ class Rows:
                         stretch.position + int(beyond[0]),
                         stretch.old.sequence,
                         site.index,
-                        int(apart.max(axis=1).argmax()),
+                        int(apart[:, beyond].max(axis=1).argmax()),
                         tensor,
-                        worst,
+                        float(apart[:, beyond].max()),
                         float(self.limits[at]),
                         int(beyond[-1] - beyond[0]) + 1,
                         len(beyond),
                         stretch.new.sequence,
                     )
         return first
+
+    def _unexplained(
+        self, beyond: NDArray[np.intp], stretch: Stretch, site: Site, chosen: Flips
+    ) -> NDArray[np.intp]:
+        """Rows beyond a limit that follow from no choice that rounding decided.
+
+        Where all rows before are the same to the last bit, it decided nothing.
+        """
+        tie = chosen.ties(site.layer) if len(beyond) else None
+        if tie is None:
+            return beyond
+        before = [one.index for one in self.old.meta.sites if one.layer <= tie.layer]
+        if not np.nan_to_num(self.growth[before]).any():
+            return beyond
+        own = beyond[stretch.position + beyond < tie.position]
+        if len(own) < len(beyond):
+            self.tie = self.tie or tie
+        return own
 
     def _apart(self, stretch: Stretch, site: Site, tensor: Tensor) -> NDArray[np.float64] | None:
         """Relative difference of each row of each head, [heads, rows]; None where a run lacks them.

@@ -30,6 +30,7 @@ from kvtrace.record.steps.backlog import Backlog, Chosen, Waiting
 from kvtrace.record.steps.lineage import Lineage, Tokens
 from kvtrace.record.steps.masks import Compactor
 from kvtrace.record.steps.phases import Phases
+from kvtrace.record.steps.picks import picks_of
 from kvtrace.record.steps.scribe import Scribe, Sink
 from kvtrace.record.steps.sites import Sites
 from kvtrace.record.steps.steady import WaitingStep, parts_of, parts_of_own
@@ -330,6 +331,7 @@ class Recorder:
             cost=self._cost(forward, entry, where),
             elapsed_ns=forward.took.called_ns,
             packed=packed_of(forward.part_of),
+            picks=picks_of(forward),
         )
         self._lineage.enter(number, entry, tokens)
         return Waiting(step, forward.took, frozenset(entry.caches), kept=kept)

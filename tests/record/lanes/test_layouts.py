@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from kvtrace.record.capture.replaced.by_token import by_token, in_layout
 from kvtrace.record.flow.calls.kvheads import widened
-from kvtrace.record.lanes.choices.by_token import by_token, in_layout
 from kvtrace.record.lanes.compared.heads import with_heads
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.capture.replaced.by_token import by_token, in_layout
 from kvtrace.record.capture.replaced.choices import Choice, Selection
 from kvtrace.record.capture.running import our_work, passes
 from kvtrace.record.flow.calls.explain import HIDDEN_BELOW
-from kvtrace.record.lanes.choices.by_token import by_token, in_layout
 from kvtrace.record.lanes.choices.ties import Key, Tie, Ties
 from kvtrace.record.lanes.paths import Path
 

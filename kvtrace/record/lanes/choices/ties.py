@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
+from kvtrace.record.capture.replaced.by_token import by_token
 from kvtrace.record.capture.replaced.choices import Choice
-from kvtrace.record.lanes.choices.by_token import by_token
 from kvtrace.trace import Note, Site
 
 KEPT_BYTES = 1 << 28
