@@ -7,17 +7,14 @@ only where rows must be compared with those of the next forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-
-from torch import Tensor
 
 from kvtrace.record.cache import books
 from kvtrace.record.cache.adopted import Copies
 from kvtrace.record.cache.beyond import rows_seen
 from kvtrace.record.cache.books import EMPTY, Book, Entry
 from kvtrace.record.cache.content import Recogniser
-from kvtrace.record.cache.events import joined
 from kvtrace.record.cache.own.caches import OwnCaches
 from kvtrace.record.cache.own.derived import Derived
 from kvtrace.record.cache.pool import Pools
@@ -25,6 +22,15 @@ from kvtrace.record.cache.reads import Read, reads
 from kvtrace.record.cache.routine import Routine, routine
 from kvtrace.record.cache.step import LedgerStep, step_of_steady
 from kvtrace.record.cache.stores import Stores
+from kvtrace.record.cache.updates import (
+    following,
+    is_simple,
+    joined,
+    new_rows,
+    numbered,
+    places_of,
+    sizes_of,
+)
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Forward
 from kvtrace.record.capture.tokens.positions import Positions
@@ -92,7 +98,7 @@ class Ledger:
         self._own.begin()
         made_from = {one.update for one in out.reads if one.source == "derived"} - read
         seen = rows_seen(forward, out.reads)
-        for index, (nth, update) in enumerate(_numbered(forward.updates)):
+        for index, (nth, update) in enumerate(numbered(forward.updates)):
             store = self.stores.of_update(update, nth, latent=index in made_from)
             work.stores.append(store)
             update = self._copies.adopted(index, store, forward, self._books)
@@ -186,20 +192,20 @@ class Ledger:
             work.out.seq[store] = update.keys.shape[2]
             return entry
         book = self._books.get(key, EMPTY)
-        places = _places(update, work.forward, work.positions, book)
-        seq, kept = _sizes(update)
-        if _simple(update, book, seq, kept):
+        places = places_of(update, work.forward, work.positions, book)
+        seq, kept = sizes_of(update)
+        if is_simple(update, book, seq, kept):
             entry = self._appended(store, book, places, (seq, kept), work)
             if not update.settled:
                 entry = replace(entry, after=self._content.edited(update, entry.attended, kept))
-            work.out.rows[store] = _new_rows(update)
+            work.out.rows[store] = new_rows(update)
             self._content.drop(key)
         else:
             if self._copies.laid:
                 self._content.lay(key, update, self._copies.laid)
             if self._copies.made_of is not None:
                 self._content.know(key, *self._copies.made_of)
-            whole = [(*line, *_following(line, work.behind)) for line in places]
+            whole = [(*line, *following(line, work.behind)) for line in places]
             entry, rows = self._content.update(key, update, book, whole, (seq, kept))
             work.out.rows[store] = rows
         self._content.attended[key] = entry.attended
@@ -318,57 +324,3 @@ class Ledger:
             self._content.attended.pop(key, None)
         while len(self._homes) > MAX_BOOKS:
             del self._homes[next(iter(self._homes))]
-
-
-def _numbered(updates: Sequence[CacheUpdate]) -> Iterator[tuple[int, CacheUpdate]]:
-    """Each update with the number of earlier ones of the same layer and part."""
-    counts: dict[tuple[str, int], int] = {}
-    for update in updates:
-        key = (update.part, update.layer)
-        yield counts.get(key, 0), update
-        counts[key] = counts.get(key, 0) + 1
-
-
-def _simple(update: CacheUpdate, book: Book, seq: int, kept: int) -> bool:
-    """Whether arithmetic tells what the update did."""
-    sequences, _, new, _ = update.new_keys.shape
-    whole = book.rows + new
-    fits = not book.held or len(book.held) == sequences
-    same_rows = seq == whole or (update.window is not None and seq < whole)
-    return update.known and update.continuous and fits and same_rows and kept <= whole
-
-
-def _places(
-    update: CacheUpdate, forward: Forward, positions: Positions, book: Book
-) -> Sequence[Sequence[int]]:
-    """Positions of the new rows, [sequences][new]."""
-    sequences, _, new, _ = update.new_keys.shape
-    if update.part == "self" and new == forward.new and sequences == len(positions):
-        return positions
-    start = 0 if update.part == "cross" else book.rows
-    return (tuple(range(start, start + new)),) * sequences
-
-
-def _following(places: Sequence[int], rows: int) -> range:
-    """Positions that rows behind the new ones would have."""
-    start = places[-1] + 1 if places else 0
-    return range(start, start + rows)
-
-
-def _sizes(update: CacheUpdate) -> tuple[int, int]:
-    """(rows handed to the attention, rows kept): written ones only."""
-    seq = update.keys.shape[2]
-    kept = seq if update.held_keys is None else update.held_keys.shape[2]
-    if update.capacity is not None:
-        seq, kept = min(seq, update.length), min(kept, update.length)
-    if "Quantized" in update.class_name:
-        kept = seq
-    return seq, kept
-
-
-def _new_rows(update: CacheUpdate) -> tuple[Tensor, Tensor]:
-    """The rows an update wrote, as they were handed back."""
-    if update.new_keys.dtype == update.keys.dtype:
-        return update.new_keys, update.new_values
-    new = update.new_keys.shape[2]
-    return update.keys[:, :, -new:], update.values[:, :, -new:]
