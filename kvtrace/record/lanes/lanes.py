@@ -46,10 +46,6 @@ from kvtrace.trace import (
 )
 
 RECOMPUTED, REFEREE = "recomputed", "referee"
-_TREE = (
-    "was fed several branches of the text at once, as trees of drafts are: it is not compared, nor "
-    "what goes on from it"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +129,7 @@ class Lanes:
         self._extras.add(step, forward)
         self.again.settings.became(step)
         self.again.contexts.became(step)
-        if self._extras.trees == {step}:
-            self._said.add(f"step {step} {_TREE}")
+        self._said.update(self._extras.apart.said.values())
         if self.again.snapshot is None:
             self._extras.embedded.add(step, forward)
         else:

@@ -75,13 +75,13 @@ class Paths:
         unknown: Steps whose earlier tokens are not known, or that were fed embeddings.
         fed: Steps that were fed embeddings which are known. Each has a negative number of its own
             in the place of its tokens.
-        trees: Steps that were fed several branches at once; they lie on no path.
+        apart: Steps that lie on no path.
     """
 
     paths: list[Path] = field(default_factory=list)
     unknown: list[int] = field(default_factory=list)
     fed: Container[int] = ()
-    trees: Container[int] = ()
+    apart: Container[int] = ()
     _ends: dict[int, list[End | None]] = field(default_factory=dict)
     _kept: dict[int, Kept] = field(default_factory=dict)
     _writers: Writers = field(default_factory=Writers)
@@ -161,7 +161,7 @@ class Paths:
 
     def _tokens(self, step: Step) -> list[Sequence[int]]:
         """What each sequence was fed; nothing where that is not known, or no sequence."""
-        if step.number in self.trees:
+        if step.number in self.apart:
             return [()] * step.num_sequences
         if step.number in self.fed:
             return [[-2 - step.number] * len(tokens) for tokens in step.tokens]

@@ -15,10 +15,10 @@ from transformers.cache_utils import Cache
 
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.tokens.inputs import is_source
+from kvtrace.record.lanes.given.apart import Apart
 from kvtrace.record.lanes.given.codes import Codes
 from kvtrace.record.lanes.given.embedded import Embedded, along
 from kvtrace.record.lanes.given.parts import mapped
-from kvtrace.record.lanes.given.shown import branches
 from kvtrace.record.lanes.given.tables import table_of
 from kvtrace.record.lanes.passes.batch import CannotRecomputeError
 from kvtrace.record.lanes.paths import Path
@@ -54,12 +54,12 @@ class Extras:
     Attributes:
         embedded: Rows that went in instead of ids.
         codes: Ids, where a position has several.
-        trees: Steps that were fed several branches of a text at once.
+        apart: Steps that lie on no path.
     """
 
     embedded: Embedded = field(default_factory=Embedded)
     codes: Codes = field(default_factory=Codes)
-    trees: set[int] = field(default_factory=set)
+    apart: Apart = field(default_factory=Apart)
     _texts: dict[int, tuple[int, Mapping[str, object]]] = field(default_factory=dict)
     _last: tuple[int, ...] | None = None
     _told: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -68,8 +68,7 @@ class Extras:
     def add(self, step: int, forward: Forward) -> None:
         """A forward became a step: where it begins a text, keep what it was called with."""
         self.codes.add(step, forward)
-        if branches(forward):
-            self.trees.add(step)
+        self.apart.add(step, forward)
         if any(
             update.part == "self" and update.length > update.new_keys.shape[2]
             for update in forward.updates

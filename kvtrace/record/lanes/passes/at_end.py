@@ -96,7 +96,7 @@ class OncePass:
                     comparer.findings.setdefault(ahead.text, ahead)
             if self.on_progress is not None:
                 self.on_progress(done + 1, len(batches))
-        if paths.unknown and paths.unknown[0] not in self.extras.trees:
+        if paths.unknown and paths.unknown[0] not in self.extras.apart:
             text = f"{lane.name} lane: {len(paths.unknown)} steps went on from tokens not recorded"
             comparer.findings.setdefault(text, Note("note", text, step=paths.unknown[0]))
         for note in comparer.findings.values():
@@ -218,7 +218,7 @@ class OncePass:
         return tally
 
     def _paths(self) -> Paths:
-        paths = Paths(fed=self.extras.embedded, trees=self.extras.trees)
+        paths = Paths(fed=self.extras.embedded, apart=self.extras.apart)
         encoders = {one.index for one in self.trace.meta.sites if one.kind == "encoder"}
         hidden: set[Hidden] = set()
         for step in self.trace:

@@ -63,11 +63,11 @@ class EachPass:
     _parted: bool = False
 
     def __post_init__(self) -> None:
-        self._paths.fed, self._paths.trees = self.extras.embedded, self.extras.trees
+        self._paths.fed, self._paths.apart = self.extras.embedded, self.extras.apart
 
     def settle(self, step: Step) -> None:
         """Find out, on the first step, how the tokens can be computed again."""
-        paths = Paths(fed=self.extras.embedded, trees=self.extras.trees)
+        paths = Paths(fed=self.extras.embedded, apart=self.extras.apart)
         paths.add(step)
         chosen = [
             Path(path.tokens, path.padding, [], path.root, path.row, first=path.first)
