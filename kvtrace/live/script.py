@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         with _on_cpu(wanted=wishes["cpu"]), _kept_main(), exec_is_said(_say):
             prepared = own(words)
-            code = _run(recording, prepared)
+            code = _run(recording, prepared, on_cpu=wishes["cpu"])
     except KvtraceError as error:
         _say(str(error))
         return error.exit_code
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _run(recording: Any, prepared: Callable[[], object]) -> int:
+def _run(recording: Any, prepared: Callable[[], object], *, on_cpu: bool) -> int:
     """Their code inside of the recording; its exit code."""
     before = frozenset(threading.enumerate())
     try:
@@ -80,8 +80,18 @@ def _run(recording: Any, prepared: Callable[[], object]) -> int:
         if isinstance(error, KvtraceError):
             raise
         show(error)
+        if not on_cpu:
+            _advise(error)
         return 1
     return 0
+
+
+def _advise(error: BaseException) -> None:
+    """Say what may help a program that did not come to its end here."""
+    from kvtrace.models.scripts.mistakes import gpu_remedy
+
+    if remedy := gpu_remedy(error):
+        _say(f"it asks for a GPU, and there is none: {remedy}")
 
 
 def _script(words: list[str]) -> Callable[[], object]:

@@ -161,6 +161,16 @@ def test_an_exception_is_shown_without_our_frames_and_the_trace_is_kept(run):
     assert float(trace.compared(21).relative.max()) < 1e-4
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_script_that_asks_for_a_gpu_is_told_of_the_option(run, tmp_path):
+    (tmp_path / "wants.py").write_text("import torch\ntorch.zeros(1).cuda()\n")
+    code, _, err = run("wants.py")
+    assert code == 1
+    assert "kvtrace: it asks for a GPU, and there is none: --cpu maps it to the CPU\n" in err
+    (tmp_path / "wants.py").write_text("raise ValueError('seven')\n")
+    assert "GPU" not in run("wants.py")[2]
+
+
 def test_an_exception_has_the_frames_that_it_has_unwatched(run, tmp_path):
     (tmp_path / "fails.py").write_text(
         "import torch\ntorch.nn.functional.embedding(torch.tensor([5]), torch.zeros(2, 3))\n"

@@ -19,6 +19,7 @@ from kvtrace.text import safe
 
 T = TypeVar("T")
 _GPU = re.compile(r"NVIDIA|CUDA|cuda|\bGPU\b|\bgpu\b")
+_ON_CPU = "--cpu maps it to the CPU"
 _CHECKPOINT = re.compile(r"\.(pth?|ckpt|safetensors|npz|tar|gguf)\b|checkpoint|model.*\.bin\b")
 _PYTHON = Path(traceback.__file__).resolve().parent
 _TORCH = Path(torch.__file__).resolve().parent
@@ -72,6 +73,13 @@ def wants_gpu(error: BaseException, source: Source) -> bool:
     return bool(asked or _GPU.search(str(error)))
 
 
+def gpu_remedy(error: BaseException) -> str:
+    """What to do about a program that asked for a GPU where there is none; empty: it did not."""
+    if torch.cuda.is_available() or not _GPU.search(str(error)):
+        return ""
+    return _ON_CPU
+
+
 def _elsewhere(error: BaseException, own: list[traceback.FrameSummary]) -> str:
     """Where it was raised, if that is in somebody's code that is not in the user's directory."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -112,7 +120,7 @@ def _reads_command(error: BaseException) -> bool:
 def _remedy(error: BaseException, source: Source, gpu: bool, at_import: bool) -> str:
     """What to do about it, where that is known."""
     if gpu:
-        return "--cpu maps it to the CPU"
+        return _ON_CPU
     if isinstance(error, FileNotFoundError):
         what = "a checkpoint" if _CHECKPOINT.search(str(error)) else "a file"
         where = "start kvtrace in the directory from which the script finds it"
