@@ -129,7 +129,7 @@ _TABLE = (
     Kind(
         "OLD-ROWS-SCALED",
         "cached rows are the right ones times a constant",
-        "A scale of a quantised cache is lost or applied twice.",
+        "A scale of a quantised cache is lost or applied twice, or old rows are normed once more.",
     ),
     Kind(
         "OLD-ROWS-CHANGED",
