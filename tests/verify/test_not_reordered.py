@@ -75,3 +75,28 @@ def test_sampled_texts_hold_their_own_rows(seed):
     model = made()
     report = kvtrace.check(model, run=lambda: sampled(model, seed))
     assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+@torch.no_grad()
+def ended(model, left):
+    """Three texts, each with its likeliest tokens; the second ends, and some rows are left."""
+    logits, past = model(torch.tensor([PROMPT, PROMPT[::-1], [50, 9, 9, 41, 2, 6]]))
+    for step in range(6):
+        tokens = logits[:, -1:].argmax(-1)
+        if step == 3:
+            tokens, past = tokens[[0, 2]], [(k[left], v[left]) for k, v in past]
+        logits, past = model(tokens, past)
+
+
+def test_a_batch_that_keeps_the_rows_of_the_text_that_ended_is_told():
+    model = made()
+    report = kvtrace.check(model, run=lambda: ended(model, [0, 1]))
+    (found,) = report.findings
+    assert (found.name, found.step, found.sequences) == ("WRONG-BATCH-ROW", 4, (1,))
+    assert "one of the likeliest after sequence 2 and not after its own" in found.evidence
+
+
+def test_a_batch_that_drops_the_rows_of_the_text_that_ended_is_right():
+    model = made()
+    report = kvtrace.check(model, run=lambda: ended(model, [0, 2]))
+    assert (report.verdict, report.findings) == (EQUAL, ())

@@ -5,6 +5,9 @@ of one and fewer or none of another. Where all tokens that are fed are such, and
 among the likeliest of the sequence that gets them, time and again, tokens were reordered and rows
 were not: each text as it is held is right, and is not the one that the search is about. What
 samples, or is given its tokens, is soon fed something else, and is not judged.
+
+A batch that took the likeliest token of each sequence all along, and loses some of them, shows it
+at once: the tokens that go on are those of other sequences than the rows.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ class NotReordered:
     _first: Finding | None = None
     _steps: int = 0
     _over: bool = False
+    _greedy: int = 0
+    _strayed: bool = False
 
     def add(self, step: Step, before: Step | None) -> Finding | None:
         """What the next step shows.
@@ -45,12 +50,16 @@ class NotReordered:
             step: Any.
             before: The one recorded before it; None: there is none.
         """
-        if self._over or before is None or not _one_token_each(step):
+        if self._over or before is None or not _one_token_each(step, before):
             return None
         own = _continued(step, before)
         likeliest = [one.ids for one in before.top]
         if own is None or len(likeliest) != before.num_sequences or not all(likeliest):
             return None
+        others = self._of_those_that_left(step, own, likeliest)
+        if others:
+            self._over = True
+            return self._finding(step, others)
         astray = _astray([row[0] for row in step.tokens], own, likeliest)
         self._over = astray is None
         if astray:
@@ -61,6 +70,31 @@ class NotReordered:
         self._over = True
         more = f"; so it is in step {step.number}"
         return replace(self._first, evidence=f"{self._first.evidence}{more}")
+
+    def _of_those_that_left(
+        self, step: Step, own: list[int], likeliest: list[tuple[int, ...]]
+    ) -> dict[int, int]:
+        """Sequences that go on with the likeliest token of one whose rows are gone, and of which.
+
+        Args:
+            step: It.
+            own: Which sequence of the step before each one goes on with.
+            likeliest: Tokens after each of those.
+        """
+        tokens, best = [row[0] for row in step.tokens], [most[0] for most in likeliest]
+        astray = {n: token for n, token in enumerate(tokens) if token != best[own[n]]}
+        if not astray:
+            self._greedy += 1
+            return {}
+        sure = self._greedy >= _STEPS and not self._strayed
+        self._strayed = True
+        left = [n for n in range(len(best)) if n not in own]
+        found = {
+            sequence: next((n for n in left if best[n] == token), -1)
+            for sequence, token in astray.items()
+        }
+        far = any(token not in likeliest[own[n]][: len(tokens) + _SLACK] for n, token in astray.items())
+        return found if sure and far and -1 not in found.values() else {}
 
     def _finding(self, step: Step, astray: dict[int, int]) -> Finding:
         layer = step.caches[0].layers[0]
@@ -76,10 +110,10 @@ class NotReordered:
         )
 
 
-def _one_token_each(step: Step) -> bool:
+def _one_token_each(step: Step, before: Step) -> bool:
     """Whether several sequences, of a size to be searched, go on by a token each."""
     goes_on = step.parent is not None and step.packed is None and bool(step.caches)
-    return goes_on and step.new == 1 and 1 < step.num_sequences <= _MOST
+    return goes_on and step.new == 1 and 1 < before.num_sequences <= _MOST
 
 
 def _continued(step: Step, before: Step) -> list[int] | None:
