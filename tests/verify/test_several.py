@@ -7,6 +7,7 @@ from torch import nn
 import kvtrace
 from kvtrace.analysis.checks import check
 from kvtrace.files import open_trace
+from verify import bugs
 
 HEADS, DIM, LAYERS, PROMPT, TOTAL = 4, 16, 3, 6, 12
 
@@ -151,3 +152,22 @@ def test_rows_cached_with_other_weights_are_no_rows_of_a_wrong_scale(model, tmp_
     findings, _ = reported(model, tmp_path / "a.kvt", between)
     assert (findings[0].name, findings[0].step) == ("CONTENT", 3)
     assert "cached with other weights" in findings[0].evidence
+
+
+def test_a_bias_that_is_added_with_the_cache_alone_is_told():
+    model = bugs.llama()
+    attention = model.model.layers[0].self_attn
+    own = attention.forward
+
+    def forward(*given, past_key_values=None, **more):
+        held = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if held:
+            added = torch.zeros(1, 1, 1, held + 1)
+            added[..., -1] = 1.5
+            more["attention_mask"] = added
+        return own(*given, past_key_values=past_key_values, **more)
+
+    attention.forward = forward
+    report = kvtrace.check(model, [5, 9, 30, 7, 81, 44, 9, 12], new_tokens=3, ways=())
+    assert report.findings[0].name == "SCORE-BIAS"
+    assert "none is seen without the cache" in report.findings[0].evidence

@@ -74,3 +74,13 @@ def test_a_text_of_two_rows_has_fewer_weights_than_dropout_may_take():
     found = diagnose(replace(scene, biases=lambda row: (table, 0 * table)))
     assert (found.name, found.tensor) == ("SCORE-BIAS", "weights")
     assert "differs by up to 0.5, most at place 0" in found.evidence
+
+
+def test_what_is_added_to_one_row_on_one_path_is_told_of_that_row():
+    table = np.zeros((1, 12), np.float32)
+    table[0, 9] = 0.6
+    scene = Toy().scene(scores=lambda scores: scores + table)
+    found = diagnose(replace(scene, biases=lambda row: (table, 0 * table)))
+    assert (found.name, found.tensor) == ("SCORE-BIAS", "weights")
+    assert found.evidence.startswith("what is added to the scores differs by up to 0.6, most at")
+    assert "place 9; none is seen without the cache" in found.evidence

@@ -89,12 +89,17 @@ class Asked:
         return None if there is None else keys_and_values(there.leading(own), own)
 
     def biases(self, row: int) -> tuple[Floats, Floats] | None:
-        """What is added to the scores of one new row, in both lanes."""
+        """What is added to the scores of one new row, in both lanes; zeros where nothing is."""
         layer, sequence = self.place
         mine = self.trace.bias(self.step.number, layer, sequence)
         right = self.reference.bias(self.sites[0])
-        if mine is None or right is None:
+        if mine is None and right is None:
             return None
+        if mine is None:
+            rows = len(self.trace.cache(self.step.number, layer, sequence).cells)
+            mine = np.zeros((1, 1, rows), np.float32)
+        if right is None:
+            right = np.zeros((1, 1, self.reference.places), np.float32)
         one, other = (bias[:, min(row, bias.shape[1] - 1)] for bias in (mine, right))
         return one, other
 

@@ -93,7 +93,8 @@ class NotReordered:
             sequence: next((n for n in left if best[n] == token), -1)
             for sequence, token in astray.items()
         }
-        far = any(token not in likeliest[own[n]][: len(tokens) + _SLACK] for n, token in astray.items())
+        most = len(tokens) + _SLACK
+        far = any(token not in likeliest[own[n]][:most] for n, token in astray.items())
         return found if sure and far and -1 not in found.values() else {}
 
     def _finding(self, step: Step, astray: dict[int, int]) -> Finding:

@@ -1,4 +1,4 @@
-"""What is added to the scores, where both lanes recorded it and it is not the same."""
+"""What is added to the scores, where a lane recorded it and the other has not the same."""
 
 from __future__ import annotations
 
@@ -32,14 +32,20 @@ def other_bias(scene: Scene, one: Query, query: int, heads: Indices) -> tuple[st
         wide[lane][heads][:, at].astype(np.float64) for lane, at in enumerate((rows, one.places))
     )
     apart = mine - right
-    far = np.abs(apart - apart[:, -1:])
+    alone = not (mine.any() and right.any())
+    # softmax does not see what is added to all
+    usual = np.sort(apart, axis=1)[:, (apart.shape[1] - 1) // 2] if alone else apart[:, -1]
+    far = np.abs(apart - usual[:, None])
     if far.max() < _SAME or one.misfit(one.logits + apart).max() > one.atol:
         return None
     order = np.argsort(one.places)
     row = int(far.max(axis=0).argmax())
+    more = "" if alone else _moved(mine[:, order], right[:, order])
+    if alone:
+        more = f"; none is seen {'without' if mine.any() else 'with'} the cache"
     evidence = (
         f"what is added to the scores differs by up to {far.max():.3g}, most at place "
-        f"{one.places[row]}{_moved(mine[:, order], right[:, order])}"
+        f"{one.places[row]}{more}"
     )
     return "SCORE-BIAS", "weights", evidence
 
