@@ -15,6 +15,8 @@ from kvtrace.analysis.checks.verdict import check
 class Layer(nn.Module):
     """Attention as a method of a layer."""
 
+    times = 1
+
     def __init__(self) -> None:
         super().__init__()
         self.mix = nn.Linear(16, 48)
@@ -23,7 +25,7 @@ class Layer(nn.Module):
         q, k, v = self.mix(x).view(1, -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        causal = q.shape[2] > 1
+        q, causal = q * self.times, q.shape[2] > 1
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
         return x + out, (k, v)
 
@@ -63,6 +65,28 @@ class Trained(Stepping):
         for layer in self.layers:
             x, _ = layer.attend(x)
         return self.head(x)
+
+
+class Folding(Trained):
+    """Its forward multiplies queries, not scores."""
+
+    def forward(self, ids):
+        x = self.embed(ids) + self.places(torch.arange(ids.shape[1]))
+        for layer in self.layers:
+            q, k, v = layer.mix(x).view(1, -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
+            q, hidden = q * 8**-0.5, torch.ones(ids.shape[1], ids.shape[1]).triu(1) > 0
+            out = (q @ k.mT).masked_fill(hidden, -torch.inf).softmax(-1) @ v
+            x = x + out.transpose(1, 2).flatten(2)
+        return self.head(x)
+
+
+class Overscaled(Folding):
+    """And its methods' queries are twice what they should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in self.layers:
+            layer.times = 2
 
 
 class Placed(Stepping):
@@ -107,6 +131,11 @@ def test_its_forward_is_the_reference_or_else_the_method_that_was_called_first(
     assert lane is not None
     assert lane.reference == reference
     assert check(trace).verdict == EQUAL
+
+
+def test_a_scale_may_be_in_the_queries_of_one_way_and_beside_those_of_another(tmp_path):
+    assert check(decoded(Folding, tmp_path / "a.kvt")).verdict == EQUAL
+    assert check(decoded(Overscaled, tmp_path / "b.kvt")).findings[0].name == "SCALE"
 
 
 def test_places_that_a_method_looks_up_in_a_table_are_neither_ids_nor_steps(tmp_path):

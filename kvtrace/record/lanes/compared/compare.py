@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from kvtrace.trace.dtypes import Floats
 
 STEPS_AT_ONCE = 128
 """Steps whose comparisons are in memory together."""
+
+
+_SAME_SCALE, _NEARER = 1e-5, 0.05
+"""Scales that differ by rounding; how much nearer queries are where the scale is in them."""
 
 
 @dataclass(slots=True)
@@ -55,6 +59,26 @@ class Comparer:
                 self.find("UNKNOWN", site, "did not attend without a cache, but did with it")
                 continue
             _OneSite(self, site, call, batch, {step.number: step for step in there}).compare(tally)
+
+    def at_scales(self, forward: Forward, batch: Batch) -> Forward:
+        """A forward whose queries have the factor on q·k in them where the cached ones do.
+
+        Two ways through a model may differ in that: one multiplies queries, the other scores.
+        """
+        steps = {node.step: self.trace.step(node.step) for one in batch.paths for node in one.nodes}
+        sites = {(site.module, site.call): site for site in self.trace.meta.sites}
+        changed: dict[int, AttentionCall] = {}
+        for place, call in enumerate(forward.calls):
+            site = sites.get((call.module, call.call))
+            if site is None or not site.scale or site.kind == "encoder":
+                continue
+            factor = call.scale / site.scale
+            if abs(factor - 1) < _SAME_SCALE:
+                continue
+            if _OneSite(self, site, call, batch, steps).has(factor):
+                changed[place] = replace(call, queries=call.queries * factor, scale=site.scale)
+        calls = tuple(changed.get(place, call) for place, call in enumerate(forward.calls))
+        return replace(forward, calls=calls) if changed else forward
 
     def uneven(self, site: Site) -> None:
         """A site with rows that are not one a token: all of them are said together."""
@@ -113,6 +137,22 @@ class _OneSite:
                 if rows is not None:
                     padding = 0 if kv and self.site.kind == "cross" else path.padding
                     self._enter(tally, tensor, rows, lane[place], padding)
+
+    def has(self, factor: float) -> bool:
+        """Whether this factor is what tells the lane's queries from the cached ones."""
+        there = {n: one for n, one in self.steps.items() if one.site_step(self.site.index)}
+        self.steps = there
+        lane = self._lane(Tensor.QUERIES, kv=False) if there else None
+        for place, path in enumerate(self.batch.paths if lane is not None else ()):
+            nodes = [one for one in path.nodes if one.step in there and path.compares(one.step)]
+            rows = self._rows(Tensor.QUERIES, path, nodes[:1], kv=False) if nodes else None
+            if rows is None or lane is None:
+                continue
+            known = (rows.where >= path.padding) & (rows.where < lane.shape[2])
+            mine, theirs = rows.rows[:, known], lane[place][:, rows.where[known]]
+            near, far = (np.abs(mine - one).max(initial=0.0) for one in (theirs * factor, theirs))
+            return bool(near < _NEARER * far)
+        return False
 
     def _uneven(self) -> tuple[bool, bool]:
         """Whether rows are not one a token, so that a longer text has others.

@@ -134,6 +134,7 @@ class OncePass:
             Whether the lanes part, or may: nothing of a step could be compared.
         """
         part = False
+        forward = comparer.at_scales(forward, batch)
         numbers = sorted({node.step for path in batch.paths for node in path.nodes})
         size = pass_bytes(self.trace.meta, batch, crossed(self.trace, batch))
         keeping = self.keep_rows or size <= KEPT_BYTES

@@ -105,6 +105,7 @@ class EachPass:
             self._say(fits[1], sink)
             return
         tally = Tally(trace.meta, [step.number])
+        forward = comparer.at_scales(forward, batch)
         comparer.compare(forward, batch, tally)
         compare_logits(self.logits, forward, batch, {step.number: nodes}, tally)
         self.logits.drop(step.number)
