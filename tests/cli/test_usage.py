@@ -109,10 +109,10 @@ def test_the_examples_in_help_are_commands_that_parse():
             load(name).parsed(after)
 
 
-@pytest.mark.parametrize(("verb", "steps"), [("record", 32), ("check", 16)])
-def test_help_says_how_many_steps_are_made_unasked(kvtrace, verb, steps):
+@pytest.mark.parametrize(("verb", "tokens"), [("record", 32), ("check", 16)])
+def test_help_says_how_many_tokens_are_made_unasked(kvtrace, verb, tokens):
     _, out, _ = kvtrace(verb, "--help")
-    assert f"decode steps (default {steps})" in out
+    assert f"new tokens (default {tokens})" in out
 
 
 def test_options_may_stand_anywhere():

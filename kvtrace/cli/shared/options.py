@@ -39,8 +39,8 @@ def add(parser: argparse.ArgumentParser, *, unasked_tokens: int = 32) -> None:
 
 
 def _run_options(group: argparse._ArgumentGroup, unasked_tokens: int) -> None:
-    steps = f"decode steps (default {unasked_tokens})"
-    group.add_argument("-n", "--new-tokens", metavar="N", type=natural, help=steps)
+    tokens = f"new tokens (default {unasked_tokens})"
+    group.add_argument("-n", "--new-tokens", metavar="N", type=natural, help=tokens)
     group.add_argument(
         "--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file; - is stdin"
     )
