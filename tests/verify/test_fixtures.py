@@ -7,7 +7,6 @@ import kvtrace
 from builders.custom_drives import STYLES, UNCACHED, build
 from kvtrace.analysis.checks import EQUAL
 
-
 CACHED = [style for style in STYLES if style not in (*UNCACHED, "recurrent")]
 
 
