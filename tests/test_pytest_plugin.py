@@ -23,6 +23,12 @@ def test_a_broken_cache(assert_cache_consistent):
 
 def test_no_cache(assert_cache_consistent):
     assert_cache_consistent(bugs.recurrent(), [5, 9, 30, 7], new_tokens=3)
+
+def test_no_prompt(assert_cache_consistent):
+    assert_cache_consistent(bugs.gpt2())
+
+def test_an_unknown_token(assert_cache_consistent):
+    assert_cache_consistent(bugs.gpt2(), [5, 99999], new_tokens=3)
 """
 
 
@@ -42,13 +48,13 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     (folder / "test_cache.py").write_text(PROJECT.format(bugs=str(TESTS / "verify")))
     done = run_pytest(folder, f"--basetemp={folder / 'tmp'}")
-    assert "1 passed" in done.stdout or "2 failed" in done.stdout, done.stdout + done.stderr
+    assert "1 passed" in done.stdout or "4 failed" in done.stdout, done.stdout + done.stderr
     return folder, done.stdout
 
 
 def test_a_healthy_cache_passes_and_leaves_no_trace(project):
     folder, out = project
-    assert "2 failed, 1 passed" in out
+    assert "4 failed, 1 passed" in out
     assert not list((folder / "tmp").glob("test_a_healthy_cache0/**/*.kvt"))
 
 
@@ -70,6 +76,13 @@ def test_the_trace_of_a_failing_test_is_kept_and_named(project):
 def test_what_could_not_be_checked_does_not_pass(project):
     _, out = project
     assert "RecordError: could not check: no attention was seen in MambaForCausalLM" in out
+
+
+def test_a_mistake_of_the_caller_is_one_line_and_shows_no_frame_of_ours(project):
+    _, out = project
+    assert "E       kvtrace.errors.UsageError: check: give prompts, or run=" in out
+    assert "the prompt's id 99999 is outside the model's vocabulary of" in out
+    assert "def check(" not in out
 
 
 def test_loading_the_plugin_loads_nothing_heavy(tmp_path):

@@ -96,15 +96,18 @@ def assert_cache_consistent(
         UsageError: An argument is wrong.
     """
     __tracebackhide__ = True
-    report = check(
-        model,
-        prompts,
-        tokenizer=tokenizer,
-        new_tokens=new_tokens,
-        ways=ways,
-        run=run,
-        keep=keep,
-    )
+    try:
+        report = check(
+            model,
+            prompts,
+            tokenizer=tokenizer,
+            new_tokens=new_tokens,
+            ways=ways,
+            run=run,
+            keep=keep,
+        )
+    except UsageError as error:
+        raise error.with_traceback(None) from None  # of a test, its own lines are shown alone
     if report.verdict == DIVERGED:
         raise AssertionError(str(report))
     if report.verdict == UNCHECKED:
@@ -165,19 +168,33 @@ class _Check:
         context = positions(getattr(self.model, "config", None)) or positions_of(self.model)
         return context, vocabulary_of(self.model)
 
+    def _unknown(self, ids: Sequence[int]) -> str:
+        """That a model which could not be called may not know a token, in a sentence, or empty."""
+        known = self._sizes()[1]
+        other = next((token for token in ids if known and not 0 <= token < known), None)
+        if other is None:
+            return ""
+        return (
+            f"the prompt's id {other} is outside the model's vocabulary of {known}; use the "
+            "tokenizer that the model was trained with"
+        )
+
     def _decoded(self, ids: Sequence[int], new_tokens: int, name: str) -> Trial:
         """One prompt, decoded up to the model's context."""
         try:
             driven = self._start(ids, new_tokens)
         except RecordError as error:
-            return Trial(name, Report(UNCHECKED, reason=str(error)))
+            return Trial(name, Report(UNCHECKED, reason=self._unknown(ids) or str(error)))
         limits = Limits(new_tokens, context_length=self._sizes()[0])
-        return self._main(
+        trial = self._main(
             lambda: decode(driven.model, driven.prompt, drive=driven.drive, limits=limits),
             name,
             driven.model,
             Sampling(max_new_tokens=new_tokens),
         )
+        if trial.report.verdict == UNCHECKED and (unknown := self._unknown(ids)):
+            return replace(trial, report=replace(trial.report, reason=unknown))
+        return trial
 
     def _main(
         self,
