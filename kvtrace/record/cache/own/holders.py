@@ -289,8 +289,9 @@ def _by_content(rows: Tensor, telling: Sequence[int], tensor: Tensor) -> int | N
         if len(places) > 1:
             apart = [n for n, a, b in zip(others, places[0], places[1], strict=True) if a != b]
             return apart[0] if len(apart) == 1 else -1
-        beside = (moved == rows[0, -1, telling[0]]).all(-1).nonzero()[:1].tolist()
-        if not whole and heads > 1 and beside:  # where the last head lies is the axis of heads
+        last = rows[0, -1, telling[0]]
+        beside = [] if whole else (moved == last).all(-1).nonzero()[:1].tolist()
+        if heads > 1 and beside:  # where the last head lies is the axis of heads
             others = [n for n, a, b in zip(others, places[0], beside[0], strict=True) if a == b]
         long = [n for n in others if tensor.shape[n] > 1]
         return long[0] if len(long) == 1 else -1

@@ -227,11 +227,12 @@ def lingering(
 
 
 def layer_of(cache: Any, index: int) -> Any:
-    """A layer of a cache; None if it has none of that number."""
+    """A layer of a cache; None if it has none of that number, or only a list of its rows."""
     try:
-        return cache.layers[index]
-    except (AttributeError, IndexError):
+        layer = cache.layers[index]
+    except (AttributeError, LookupError, TypeError):
         return None
+    return layer if hasattr(layer, "__dict__") else None
 
 
 def _filled(layer: Any) -> bool:
