@@ -101,7 +101,7 @@ def finding_lines(found: Finding, one: Trial, *, titled: bool = True, width: int
         width: Columns.
     """
     if titled:
-        yield f"  {title(found)}"
+        yield f"  {'' if found.kind.bug else 'no bug: '}{title(found)}"
     if one.name:
         yield from _wrapped("in", safe(one.name), width)
     said = f"{safe(found.evidence, 1000).rstrip('.')}."

@@ -79,7 +79,7 @@ def test_a_cause_that_every_run_shows_is_explained_once():
 def test_a_true_difference_is_explained_and_is_no_bug():
     told = text(together([Trial("decode", equal(findings=(NTK,)))]))
     assert told.startswith("equal within rounding")
-    assert "LENGTH-DEPENDENT-POSITIONS" in told
+    assert f"\n  no bug: {NTK.kind.means} (LENGTH-DEPENDENT-POSITIONS) at step 2" in told
     assert "why          Dynamic NTK, longrope or xPos" in told
 
 
