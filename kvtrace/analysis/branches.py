@@ -8,8 +8,10 @@ tokens are one branch until they part.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import takewhile
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kvtrace.analysis.rows.writers import Writers
 from kvtrace.errors import KvtraceError
@@ -25,8 +27,7 @@ _Joint = tuple[int, int]
 """A node, and how many of its tokens stay."""
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Struct, frozen=True):
     """The tokens that one step took in for one branch, or some of them, where others go on earlier.
 
     Attributes:
@@ -50,8 +51,7 @@ class Node:
         return len(self.tokens) - self.kept
 
 
-@dataclass(frozen=True, slots=True)
-class Branches:
+class Branches(Struct, frozen=True):
     """The tree.
 
     Attributes:
@@ -242,8 +242,7 @@ def _with_heights(nodes: list[Node]) -> tuple[Node, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Twig:
+class Twig(Struct, frozen=True):
     """A run of nodes without a parting, as one line of the drawn tree.
 
     Attributes:

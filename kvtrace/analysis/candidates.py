@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from math import exp
+
+from msgspec import Struct
 
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Step, Trace
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """One possible next token.
 
     Attributes:
@@ -29,8 +29,7 @@ class Candidate:
     chosen: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(Struct, frozen=True):
     """The candidates after a step, most probable first.
 
     Attributes:

@@ -6,9 +6,8 @@ does not know of, or that the recording is wrong: never hide it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from kvtrace.trace import Site, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
@@ -34,8 +33,7 @@ def tolerance_of(trace: Trace, site: Site) -> float:
     return max([TOLERANCES.get(dtype or site.dtype, 1e-1), *rounding])
 
 
-@dataclass(frozen=True, slots=True)
-class SelfCheck:
+class SelfCheck(Struct, frozen=True):
     """One query row of one head, or of all heads of a site.
 
     Attributes:

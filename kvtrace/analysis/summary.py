@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kvtrace import units
 from kvtrace.analysis.candidates import Candidates, candidates
@@ -20,8 +22,7 @@ LAST_WAY = _OTHER_TIME
 """What gives way in a sentence that has too little room, the least needed first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Phrase:
+class Phrase(Struct, frozen=True):
     """A piece of the sentence.
 
     Attributes:
@@ -45,8 +46,7 @@ def shortened(pieces: tuple[Phrase, ...], way: int) -> tuple[Phrase, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(Struct, frozen=True):
     """What a step did.
 
     Attributes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrace.cli.shared.grammar import Verb
+from kvtrace.cli.show.plain import plain
 from kvtrace.text import safe
 from kvtrace.units import byte_size, counted
 
@@ -40,7 +40,7 @@ def run(values: argparse.Namespace) -> int:
     finally:
         line.clear()
     if values.json:
-        print(json.dumps(asdict(report), indent=2))
+        print(json.dumps(plain(report), indent=2))
     else:
         print("\n".join(_lines(report)))
     return 0 if report.ending is not None and not report.damage else 4

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from kvtrace.trace import LaneStep, LogitDiff
 from kvtrace.trace.dtypes import Array
 
 
-@dataclass(frozen=True, slots=True)
-class LaneFields:
+class LaneFields(Struct, frozen=True, omit_defaults=True):
     """The JSON of a LANE frame; the arrays are its payload.
 
     Attributes:

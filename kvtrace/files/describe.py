@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from kvtrace.errors import TraceError
 from kvtrace.files.layout import Kind
@@ -14,8 +15,7 @@ from kvtrace.files.reading.stored import read_everything
 from kvtrace.trace import Ending
 
 
-@dataclass(frozen=True, slots=True)
-class FileReport:
+class FileReport(Struct, frozen=True):
     """What a file holds.
 
     Attributes:

@@ -8,7 +8,8 @@ head, so that one head of a long prefill can be read alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kvtrace.errors import TraceError
 from kvtrace.trace import Meta, Step, Tensor, dtypes
@@ -51,8 +52,7 @@ class Stacked(Mapping[int, Array]):
         return index in self.indices
 
 
-@dataclass(frozen=True, slots=True)
-class StepRows:
+class StepRows(Struct, frozen=True):
     """The raw rows of a step, in storage dtype (see `trace.dtypes`).
 
     Attributes:
@@ -76,8 +76,7 @@ class StepRows:
         return (self.queries, self.keys, self.values, self.output)[tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(Struct, frozen=True):
     """One tensor in the payload of a frame.
 
     Attributes:
@@ -110,8 +109,7 @@ class Extent:
         return sequences * heads * rows * dim * dtypes.itemsize(self.dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class RowsOf:
+class RowsOf(Struct, frozen=True, omit_defaults=True):
     """Which tensors of a step were recorded; in its JSON as lists of indices.
 
     Attributes:
@@ -142,8 +140,7 @@ def _indices(rows: Mapping[int, Array]) -> tuple[int, ...]:
     return rows.indices if isinstance(rows, Stacked) else tuple(sorted(rows))
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """The rows of one frame.
 
     Attributes:

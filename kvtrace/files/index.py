@@ -6,10 +6,10 @@ A damaged INDEX costs time, never data: the frames themselves are read instead.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.errors import TraceError
@@ -22,8 +22,7 @@ from kvtrace.trace import OVERVIEW
 _TABLES = (FRAMES, OVERVIEW, GROUP_WRITES)
 
 
-@dataclass(frozen=True, slots=True)
-class IndexPlace:
+class IndexPlace(Struct, frozen=True, omit_defaults=True):
     """The JSON of an INDEX frame; its payload is three tables and the texts, each one unit.
 
     Attributes:
@@ -37,8 +36,7 @@ class IndexPlace:
     groups: tuple[Group, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class IndexPart:
+class IndexPart(Struct, frozen=True, eq=False):
     """One INDEX frame, read and checked; of its texts only where they are."""
 
     frame: Frame
@@ -64,8 +62,7 @@ class IndexPart:
         return codec.decode(_Texts, {"texts": codec.parse(raw, where)}, where).texts
 
 
-@dataclass(frozen=True, slots=True)
-class _Texts:
+class _Texts(Struct, frozen=True, omit_defaults=True):
     texts: Mapping[int, str]
 
 

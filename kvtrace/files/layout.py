@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from zlib import crc32
+
+from msgspec import Struct
 
 ALIGN = 64
 MAGIC = b"\x89KVT\r\n\x1a\n"
@@ -46,8 +47,7 @@ class Kind(IntEnum):
     PASS = 9
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """The head of a frame.
 
     Attributes:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+
+from msgspec import Struct
 
 from kvtrace.errors import TraceError
 from kvtrace.files.disk import check_other
@@ -18,8 +19,7 @@ from kvtrace.trace import RECOVERED, Ending, Note, Step
 _MOST_LOST = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
+class Recovery(Struct, frozen=True):
     """What was saved.
 
     Attributes:

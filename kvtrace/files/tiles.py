@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from kvtrace.errors import TraceError
 from kvtrace.files.extents import INLINE_ROWS, Extent, Stacked, StepRows, most_rows
@@ -15,8 +15,7 @@ from kvtrace.trace.dtypes import Array
 CELLS_PER_TILE = 64
 
 
-@dataclass(frozen=True, slots=True)
-class TilePlace:
+class TilePlace(Struct, frozen=True, omit_defaults=True):
     """Which cells a tile copies: `count` from `first_cell`, of each of `layers`."""
 
     layers: tuple[int, ...]
@@ -24,8 +23,7 @@ class TilePlace:
     count: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Tile:
+class Tile(Struct, frozen=True, eq=False):
     """A tile ready to be written; its units are a head each: layer by layer, K then V."""
 
     place: TilePlace

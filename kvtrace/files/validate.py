@@ -7,7 +7,8 @@ size, so that nothing later allocates or indexes by a number that was made up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kvtrace.errors import TraceError
 from kvtrace.text import safe

@@ -8,7 +8,9 @@ processes or torch.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 PROTOCOL = 1
 """Of the messages; both ends come from one installation, so it must be equal."""
@@ -17,8 +19,7 @@ MAX_LINE = 64 << 20
 """Bytes after which a line is given up as garbage: a long prompt fits, a flood does not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """What to record; the first line that goes down.
 
     Attributes:
@@ -68,8 +69,7 @@ class Request:
     protocol: int = PROTOCOL
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(Struct, frozen=True):
     """Something the user wants, obeyed between two steps.
 
     Attributes:
@@ -81,15 +81,13 @@ class Command:
     token: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """The recorder is up; nothing heavy is loaded yet."""
 
     protocol: int
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """Something moves while loading.
 
     Attributes:
@@ -103,8 +101,7 @@ class Progress:
     patience: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(Struct, frozen=True):
     """A line for people: what was chosen, a banner, what the library printed.
 
     Attributes:
@@ -116,8 +113,7 @@ class Said:
     source: str = "kvtrace"
 
 
-@dataclass(frozen=True, slots=True)
-class Stepped:
+class Stepped(Struct, frozen=True):
     """A step is in the trace file.
 
     Attributes:
@@ -129,15 +125,13 @@ class Stepped:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Paused:
+class Paused(Struct, frozen=True):
     """The recorder waits for a command after this step."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tried:
+class Tried(Struct, frozen=True):
     """A way of driving the model was tried, and its trace is closed.
 
     Attributes:
@@ -155,8 +149,7 @@ class Tried:
     presumed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """The trace is closed.
 
     Attributes:
@@ -170,8 +163,7 @@ class Ended:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """The recorder gives up.
 
     Attributes:
@@ -217,11 +209,11 @@ def decode(line: bytes) -> Message | None:
         return None
     if not isinstance(content, dict):
         return None
-    name = content.pop("kind", None)
-    kind = _KINDS.get(name) if isinstance(name, str) else None
+    called = content.pop("kind", None)
+    kind = _KINDS.get(called) if isinstance(called, str) else None
     if kind is None or not all(
-        field.name not in content or _fits(content[field.name], str(field.type))
-        for field in fields(kind)
+        name not in content or _fits(content[name], str(kind.__annotations__[name]))
+        for name in kind.__struct_fields__
     ):
         return None
     try:

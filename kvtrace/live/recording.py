@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, fields
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -167,9 +166,9 @@ class Recording:
                 raise HubError(f"HF_ENDPOINT {NO_ADDRESS}") from error
             raise
 
-        known = asdict(self._request)
-        same = {one.name: known[one.name] for one in fields(LoadRequest) if one.name != "spec"}
-        loaded = load(LoadRequest(self._request.model, **same), self._progress)
+        same = set(LoadRequest.__struct_fields__) - {"spec"}
+        known = {name: getattr(self._request, name) for name in same}
+        loaded = load(LoadRequest(self._request.model, **known), self._progress)
         if os.getpid() != self._pid:
             os._exit(0)  # a fork that the model's code made: one process records
         self.script = loaded.script

@@ -5,9 +5,10 @@ Joins the parts; each check lives in the file named after it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from kvtrace.errors import UsageError
 from kvtrace.models.hub.directory import Origin, judge, load_directory

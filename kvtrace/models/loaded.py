@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Protocol
 
+from msgspec import Struct, field
 from torch import nn
 
 from kvtrace.trace import ModelCard
@@ -51,8 +51,7 @@ class Tokenizer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(Struct, frozen=True):
     """The prompt as it will be recorded.
 
     Attributes:
@@ -66,8 +65,7 @@ class Prompt:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Struct, frozen=True):
     """A model that passed the load gate.
 
     Attributes:

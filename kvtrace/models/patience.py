@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 from kvtrace.errors import KvtraceError
 
@@ -18,8 +19,7 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(Struct, frozen=True):
     """How long to wait, in seconds without a sign of life.
 
     Attributes:

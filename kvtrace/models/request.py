@@ -5,7 +5,7 @@ Knows no torch: whether a dtype, device or attention name is possible is asked w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from kvtrace.errors import UsageError
 from kvtrace.text import safe
@@ -13,8 +13,7 @@ from kvtrace.text import safe
 AUTO = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class LoadRequest:
+class LoadRequest(Struct, frozen=True):
     """A model as the user asked for it; every field is plain JSON.
 
     Attributes:

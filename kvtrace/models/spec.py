@@ -6,9 +6,10 @@ Looks at the file system only to ask whether a directory of that name exists.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from msgspec import Struct
 
 from kvtrace.errors import UsageError
 from kvtrace.paths import NOTEBOOK, home, is_file, is_folder
@@ -26,8 +27,7 @@ _EXACT_PATH = ("./", "../", "/", "~")
 Kind = Literal["built-in", "directory", "hub", "file", "module"]
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """Where a model comes from.
 
     Attributes:

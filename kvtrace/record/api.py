@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
+from msgspec import Struct
 from torch import nn
 
 from kvtrace.errors import UsageError
@@ -118,8 +118,7 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
     return recording
 
 
-@dataclass(frozen=True, slots=True)
-class _Says:
+class _Says(Struct, frozen=True):
     """What the caller says of the run."""
 
     name: str | None

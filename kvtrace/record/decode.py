@@ -7,10 +7,10 @@ for somebody's own. Knows nothing of traces; a recording around it sees every fo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
@@ -111,8 +111,7 @@ class Free:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """How the next token is chosen.
 
     Attributes:
@@ -126,8 +125,7 @@ class Choice:
     seed: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """When to end.
 
     Attributes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from msgspec.structs import replace
 from torch import nn
 
 from kvtrace.errors import KvtraceError, WriteError

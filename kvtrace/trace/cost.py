@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 
-@dataclass(frozen=True, slots=True)
-class Flops:
+class Flops(Struct, frozen=True, omit_defaults=True):
     """Floating-point operations by part, multiply-add = 2, full new × seq rectangle.
 
     Attributes:
@@ -42,8 +41,7 @@ class Flops:
         return self.body + self.head
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(Struct, frozen=True, omit_defaults=True):
     """What the step cost with the cache, and what the same tokens cost without one.
 
     Attributes:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
-class LogitDiff:
+class LogitDiff(Struct, frozen=True, omit_defaults=True):
     """Logits of the last row in both lanes, for one sequence.
 
     Attributes:
@@ -24,8 +22,7 @@ class LogitDiff:
     lane_best: int
 
 
-@dataclass(frozen=True, slots=True)
-class LaneStep:
+class LaneStep(Struct, frozen=True, omit_defaults=True):
     """Comparison of one lane with the cached one, rows new in this step.
 
     All arrays are [sites, 4, heads] with the tensors in the order of `Tensor`; kv tensors use

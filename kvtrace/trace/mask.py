@@ -7,17 +7,15 @@ counts the rows of this step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.errors import TraceError
 from kvtrace.trace.dtypes import Array
 
 
-@dataclass(frozen=True, slots=True)
-class Mask:
+class Mask(Struct, frozen=True, omit_defaults=True):
     """Key j is visible to query i of sequence b when every rule that is set allows it.
 
     Attributes:

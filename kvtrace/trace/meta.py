@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
+
+from msgspec import Struct, field
 
 FORMAT_VERSION = 1
 
@@ -18,8 +19,7 @@ class Tensor(IntEnum):
     OUTPUT = 3
 
 
-@dataclass(frozen=True, slots=True)
-class ModelCard:
+class ModelCard(Struct, frozen=True, omit_defaults=True):
     """The model that was watched.
 
     Attributes:
@@ -56,8 +56,7 @@ class ModelCard:
     banner: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheLayer:
+class CacheLayer(Struct, frozen=True, omit_defaults=True):
     """One set of K,V rows ("cells") that attention reads.
 
     Attributes:
@@ -116,8 +115,7 @@ class CacheLayer:
         return self.kind not in ("derived", "uncached")
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(Struct, frozen=True, omit_defaults=True):
     """One place that attends: the n-th attention call of a module within a forward.
 
     Attributes:
@@ -181,8 +179,7 @@ class Site:
         return self.key_dim if tensor in (Tensor.QUERIES, Tensor.KEYS) else self.value_dim
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
+class Lane(Struct, frozen=True, omit_defaults=True):
     """Another way of computing the same tokens, compared with the cached one.
 
     Attributes:
@@ -203,8 +200,7 @@ class Lane:
     reference: str = "bare"
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(Struct, frozen=True, omit_defaults=True):
     """How the next token was chosen.
 
     Attributes:
@@ -222,8 +218,7 @@ class Sampling:
     top_k: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Rank:
+class Rank(Struct, frozen=True, omit_defaults=True):
     """One of several processes that share the heads of a model (tensor parallel).
 
     Attributes:
@@ -245,8 +240,7 @@ class Rank:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Meta:
+class Meta(Struct, frozen=True, omit_defaults=True):
     """The head of a trace.
 
     Later META frames may add sites and cache layers. Of a cache layer they may say more than was

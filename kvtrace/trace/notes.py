@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 OTHER_AXIS = "its softmax ran over another axis than the keys now and then"
 """What META says of a module ("module: …") that was attention in other forwards."""
@@ -32,8 +32,7 @@ INEXACT = "its cache hands back other numbers than it was given: it does not kee
 """What a cache layer's remark says of a cache that compresses what it is given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Struct, frozen=True, omit_defaults=True):
     """Something said about a trace, possibly long after it was recorded.
 
     Attributes:
@@ -68,8 +67,7 @@ RECOVERED = "recovered"
 """Why a trace ended that was copied from one whose recording never said so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(Struct, frozen=True, omit_defaults=True):
     """How the recording ended. A trace without one is incomplete.
 
     Attributes:
@@ -81,8 +79,7 @@ class Ending:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
+class Damage(Struct, frozen=True, omit_defaults=True):
     """A part of the file that can't be read.
 
     Attributes:

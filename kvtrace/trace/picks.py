@@ -6,11 +6,11 @@ import sys
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Picks:
+class Picks(Struct, frozen=True):
     """One choice of a forward, made for every token.
 
     Attributes:

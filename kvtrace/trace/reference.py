@@ -7,9 +7,10 @@ Rows are addressed by place: the n-th token of the path, left padding included.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kvtrace.trace import dtypes
@@ -43,8 +44,7 @@ def in_front(step: Step, cache_layer: int) -> int:
     return first.count if first is not None and stands_for_none(first.position) else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(Struct, frozen=True):
     """A pass as one step of one sequence sees it.
 
     Attributes:

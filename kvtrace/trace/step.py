@@ -7,7 +7,8 @@ step can be understood alone, without replaying those before it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from kvtrace.trace.cost import Cost
 from kvtrace.trace.mask import Mask
@@ -25,8 +26,7 @@ def stands_for_none(position: int) -> bool:
     return position < NO_TOKEN >> 1
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True, omit_defaults=True):
     """Consecutive cells in consecutive slots.
 
     A cell is one K row with its V row, all kv heads: immutable, stored once, numbered per cache
@@ -49,8 +49,7 @@ class Run:
 Runs = tuple[Run, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PoolRun:
+class PoolRun(Struct, frozen=True, omit_defaults=True):
     """Consecutive rows in consecutive slots of a pool that several requests share.
 
     Attributes:
@@ -62,8 +61,7 @@ class PoolRun:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class CacheStep:
+class CacheStep(Struct, frozen=True, omit_defaults=True):
     """What happened to a group of cache layers in one step; the same to each of them.
 
     Attributes:
@@ -91,8 +89,7 @@ class CacheStep:
     pool: tuple[tuple[PoolRun, ...], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SiteStep:
+class SiteStep(Struct, frozen=True, omit_defaults=True):
     """What a group of sites did in one step.
 
     Attributes:
@@ -114,8 +111,7 @@ class SiteStep:
     new: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CacheEvent:
+class CacheEvent(Struct, frozen=True, omit_defaults=True):
     """A change of the cache between forwards: crop, reorder, repeat, select, reset.
 
     Attributes:
@@ -132,8 +128,7 @@ class CacheEvent:
     order: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TopLogits:
+class TopLogits(Struct, frozen=True, omit_defaults=True):
     """The highest logits of one sequence after the step, highest first.
 
     Attributes:
@@ -152,8 +147,7 @@ class TopLogits:
         return self.logits[0] - self.logits[1] if len(self.logits) > 1 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(Struct, frozen=True, omit_defaults=True):
     """One request's part in a forward of an engine that batches requests continuously.
 
     Attributes:
@@ -171,8 +165,7 @@ class Packed:
     elapsed_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True, omit_defaults=True):
     """One forward pass, or one request's part in a forward that was packed with several.
 
     Attributes:

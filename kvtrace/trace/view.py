@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.step import PoolRun, Runs
 
 
-@dataclass(frozen=True, slots=True)
-class CacheView:
+class CacheView(Struct, frozen=True):
     """The K,V rows one sequence's attention was given in one step, in slot order.
 
     Attributes:

@@ -10,9 +10,9 @@ rounding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kvtrace.trace.dtypes import Floats
@@ -22,8 +22,7 @@ _ANY_NUMBER = np.errstate(over="ignore", invalid="ignore")
 """What a model computed may hold infinities and NaN; they are shown, not warned of."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(Struct, frozen=True):
     """Attention weights of one site in one step.
 
     Attributes:

@@ -7,13 +7,13 @@ said, not tried.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
 import torch
+from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.errors import RecordError
@@ -36,8 +36,7 @@ _BATCH_LENGTH, _BATCH_STEPS = 16, 3
 _BEAM_LENGTH, _BEAMS, _BEAM_STEPS = 8, 3, 4
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """One way of driving.
 
     Attributes:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from kvtrace.analysis.checks.whole_run.leftover import beyond
 from kvtrace.errors import WriteError
@@ -23,8 +24,7 @@ _NOT_EMPTIED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(Struct, frozen=True):
     """One plan that was tried.
 
     Attributes:

@@ -1,9 +1,8 @@
 """Where heads look, against naive sums and numbers by hand."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.heads.attention import attention, entropy, top_rows

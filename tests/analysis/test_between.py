@@ -1,7 +1,6 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import synthetic_trace
 from kvtrace.analysis.lanes.between import between

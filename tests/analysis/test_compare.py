@@ -1,9 +1,8 @@
 """Cached against recomputed: rounding or not, and where."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.heads.statistics import statistics

@@ -1,9 +1,8 @@
 """Costs in both lanes, and memory, by hand."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.cost.costs import Logits, step_cost, why

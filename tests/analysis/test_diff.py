@@ -1,11 +1,11 @@
 """Two traces of one model: aligned by tokens, whatever steps fed them."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 import kvtrace
 from builders import Shape, synthetic_trace

@@ -1,9 +1,8 @@
 """Where attended rows come from."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.rows.origin import origin, tokens_of_rows

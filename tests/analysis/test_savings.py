@@ -1,6 +1,6 @@
 """What sharing, grouped heads and windows save, by hand."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.cost.savings import further, savings

@@ -1,6 +1,6 @@
 """The sentence a learner reads, and the numbers behind it."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.candidates import candidates

@@ -1,8 +1,7 @@
 """Rows of one head in any lane, however the lane keeps them."""
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.heads.tensors import head_rows

@@ -6,10 +6,9 @@ model around it is always the same, so what it consumed is known beforehand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
+from msgspec import Struct
 from torch import nn
 
 HEADS, DIM, WIDTH, VOCAB = 4, 8, 32, 50
@@ -236,8 +235,7 @@ PLAIN = (
 """All calculate the same numbers."""
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(Struct, frozen=True):
     """What one layer must have consumed and made, [sequences, heads, tokens, dim]."""
 
     queries: torch.Tensor

@@ -11,14 +11,14 @@ import os
 import select
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from msgspec import Struct, structs
 
 SECONDS = 120
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What came of a load.
 
     Attributes:
@@ -120,7 +120,7 @@ def _answer(asked: dict) -> None:
         loaded = load(request, lambda text, share: steps.append(text), Patience(**asked["wait"]))
         tokens = [loaded.tokenizer.decode(each) for each in loaded.prompt.ids]
         outcome = Outcome(
-            card=asdict(loaded.card),
+            card=structs.asdict(loaded.card),
             chosen=loaded.chosen,
             prompt=loaded.prompt.ids,
             note=loaded.prompt.note,
@@ -131,7 +131,7 @@ def _answer(asked: dict) -> None:
         outcome = Outcome(type(error).__name__, str(error), error.exit_code)
     except BaseException as error:
         outcome = Outcome(f"UNEXPECTED {type(error).__name__}", str(error), -1)
-    told = asdict(outcome) | {"progress": steps, "seconds": time.monotonic() - start}
+    told = structs.asdict(outcome) | {"progress": steps, "seconds": time.monotonic() - start}
     sys.stdout.write(json.dumps(told) + "\n")
     sys.stdout.flush()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kvtrace.files.layout import (
     HEAD_BYTES,
@@ -20,8 +21,7 @@ from kvtrace.files.layout import (
 )
 
 
-@dataclass(frozen=True)
-class RawFrame:
+class RawFrame(Struct, frozen=True):
     kind: int
     flags: int
     sequence: int

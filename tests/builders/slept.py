@@ -1,10 +1,9 @@
 """Small models whose attention is followed, by a mode that sleeps, hears or is awake."""
 
-from dataclasses import fields, replace
-
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec.structs import fields, replace
 from torch import Tensor, nn
 
 from kvtrace.record.flow import FlowWatch, Late

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from builders.memory import MemorySource
 from kvtrace.trace import (
@@ -30,8 +29,7 @@ from kvtrace.trace import (
 from kvtrace.trace.weights import derive, mix
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(Struct, frozen=True):
     layers: int = 3
     heads: int = 4
     kv_heads: int = 2
@@ -47,7 +45,10 @@ WORDS = ["Anna", " has", " the", " red", " key", ".", " Who", "?", "\x1b[2J", "[
 LANE = "recomputed"
 
 
-def synthetic_trace(shape: Shape = Shape(), *, seed: int = 0, noise: float = 1e-7) -> Trace:
+_SHAPE = Shape()
+
+
+def synthetic_trace(shape: Shape = _SHAPE, *, seed: int = 0, noise: float = 1e-7) -> Trace:
     """The whole run as a trace; `noise` is the relative difference of the recomputed lane."""
     source = MemorySource(_meta(shape))
     source.texts = dict(enumerate(WORDS))

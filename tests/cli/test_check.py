@@ -3,10 +3,10 @@
 import json
 import shutil
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from builders.commands import environment, run
 from builders.synthetic import Shape, synthetic_trace

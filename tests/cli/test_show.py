@@ -1,9 +1,9 @@
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders.memory import MemorySource
 from builders.raw_frames import joined, split
@@ -219,7 +219,7 @@ def test_foreign_strings_reach_the_terminal_sanitised(kvtrace, tmp_path):
 
 
 def _with_texts(source, text):
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     source.meta = replace(source.meta, prompt=text)
     first = source.steps[0]

@@ -9,9 +9,8 @@ held against a witness that knows nothing of kvtrace, `generate` with and withou
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+from msgspec.structs import replace
 
 from builders.custom_drives import STYLES, UNCACHED, build, ids, through_the_cache
 from builders.tiny_models import causal_lm_types, tiny_model

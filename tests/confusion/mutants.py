@@ -13,11 +13,11 @@ import textwrap
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from msgspec import Struct
 from torch import nn
 
 from builders.custom_drives import STYLES, ids, through_the_cache
@@ -28,8 +28,7 @@ from kvtrace.analysis.checks import check
 TOTAL = 20
 
 
-@dataclass(frozen=True)
-class Mutant:
+class Mutant(Struct, frozen=True):
     """An edit.
 
     Attributes:

@@ -13,10 +13,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from msgspec.structs import asdict
 
 from confusion import healthy, mutants, page
 from confusion.score import Outcome

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import Struct
 from torch import nn
 
 import kvtrace
@@ -20,8 +20,7 @@ from kvtrace_fixtures.zoo.drive import drive, warm
 NOTHING, UNSEEN = "(nothing)", "(could not check)"
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What a check said of a run.
 
     Attributes:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import nn
 
 from kvtrace_fixtures.zoo.drive import COURSES, Course
@@ -29,8 +30,7 @@ AT_ITS_OWN_TIME = (
 """Bugs that begin at a length of their own."""
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(Struct, frozen=True):
     """One run of a bug.
 
     Attributes:

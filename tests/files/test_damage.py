@@ -4,10 +4,10 @@ import errno
 import gzip
 import json
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.raw_frames import joined, pointed, split

@@ -7,11 +7,11 @@ import resource
 import signal
 import tracemalloc
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.raw_frames import RawFrame, joined, pointed, split

@@ -1,9 +1,8 @@
 """A lane's own forward over whole paths, kept beside the steps it is compared with."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.written import rows_of

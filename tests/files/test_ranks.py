@@ -1,9 +1,8 @@
 """The ranks of one run read as one model, and everything in which they may not fit is named."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.ranks import deal, write_ranks

@@ -2,10 +2,10 @@
 
 import os
 import signal
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.raw_frames import split

@@ -1,10 +1,10 @@
 """Recovery: whole, lossy or nothing, and what was lost is named."""
 
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.raw_frames import joined, split

@@ -1,9 +1,8 @@
 """Rows that lie together, and text that is put together: the same bytes as piece by piece."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.written import rows_of

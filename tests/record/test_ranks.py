@@ -1,12 +1,12 @@
 """Which heads of the whole model a rank holds, and when ranks do something together."""
 
-from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
 import pytest
 import torch
 import torch.distributed as dist
+from msgspec.structs import replace
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvtrace.record.processes.companions import Companions

@@ -1,9 +1,8 @@
 """The trace floor: rows by address, derived weights, tokens chosen."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.errors import MissingError

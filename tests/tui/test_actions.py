@@ -1,7 +1,7 @@
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from builders import MemorySource, Shape, synthetic_trace
 from kvtrace.errors import KvtraceError

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from msgspec.structs import replace
 
 from builders import synthetic_trace
 from kvtrace.analysis.branches import branches, twigs

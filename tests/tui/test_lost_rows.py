@@ -1,7 +1,8 @@
 """Steps that speak of rows which the file does not hold."""
 
 import json
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.raw_frames import pointed, split

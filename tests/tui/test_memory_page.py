@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.trace import CacheLayer

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from msgspec.structs import replace
 
 from builders import MemorySource, Shape, synthetic_trace
 from kvtrace.trace import Meta, ModelCard, Trace

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from builders import synthetic_trace
 from kvtrace.analysis.branches import branches, twigs

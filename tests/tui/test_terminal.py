@@ -4,6 +4,7 @@ import signal
 import sys
 
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.terminal import Terminal, kvtrace
@@ -186,9 +187,9 @@ def test_foreign_text_never_reaches_the_terminal_raw(tmp_path):
         "\u202eabc", "\u200b", "e" + "\u0301" * 60, "\x7f\x08", "\x1b[?1049l", "\x9b31m",
     ]  # fmt: skip
     hostile.source.texts = dict(enumerate(words))
-    for index, step in hostile.source.steps.items():
+    for index, step in list(hostile.source.steps.items()):
         texts = hostile.source.texts if index == 0 else {}
-        object.__setattr__(step, "texts", texts)
+        hostile.source.steps[index] = replace(step, texts=texts)
     path = write_trace(tmp_path / "hostile.kvt", hostile)
     with kvtrace("open", path, columns=160, lines=45) as terminal:
         terminal.wait_for("recorded")

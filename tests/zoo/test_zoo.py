@@ -1,9 +1,8 @@
 """Each bug of the zoo is named, at the right first place; each healthy twin gives nothing."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from msgspec.structs import replace
 
 import kvtrace
 from kvtrace.analysis.checks import EQUAL, KINDS, check

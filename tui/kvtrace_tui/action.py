@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from kvtrace_tui.desk import reasons
 from kvtrace_tui.desk.deeds import Deed
@@ -17,8 +17,7 @@ SHOWN = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(Struct, frozen=True):
     """Something a key does.
 
     Attributes:

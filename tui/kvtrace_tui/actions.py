@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kvtrace_tui.action import Action
 from kvtrace_tui.arrangement import PANES

@@ -6,8 +6,9 @@ all of them; very wide (180 columns) puts Q, K and V side by side. Too small sho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 PANES = ("grid", "keys", "values", "queries", "attention", "inspector", "cost")
 """The panes that keys 1 to 7 show."""
@@ -29,8 +30,7 @@ class SizeClass(StrEnum):
     VERY_WIDE = "very wide"
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(Struct, frozen=True):
     """A place on the screen, in cells."""
 
     x: int

@@ -5,11 +5,10 @@ Pure, and light: loaded with the first picture. What finds things is in `finding
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """A finding of a check, or a note somebody wrote. All texts are safe to show.
 
     Attributes:
@@ -95,8 +94,7 @@ class Found:
         return self.step == step and self.layer in (None, layer)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What a check of the whole trace says; all texts are safe to show.
 
     Attributes:

@@ -7,9 +7,10 @@ whoever starts a recording wraps it in this.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
+
+from msgspec import Struct
 
 
 class LiveKind(StrEnum):
@@ -23,8 +24,7 @@ class LiveKind(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class LiveEvent:
+class LiveEvent(Struct, frozen=True):
     """Something happened in the recording.
 
     Attributes:

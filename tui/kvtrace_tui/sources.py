@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+
+from msgspec import Struct
 
 from kvtrace import paths
 from kvtrace.text import safe
@@ -28,8 +29,7 @@ _FOLDERS = 400
 _SKIPPED = {"node_modules", "__pycache__", "site-packages", "build", "dist"}
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """A file and the line meant in it.
 
     Attributes:

@@ -8,9 +8,9 @@ as far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kvtrace.trace import NOT_REPEATABLE, LaneStep, Reference, Tensor, Trace, rounded_by
@@ -33,8 +33,7 @@ _RECURRENT = 4.0
 """Layers that keep a state sum a text in chunks and go on row by row: other sums in either lane."""
 
 
-@dataclass(frozen=True, slots=True)
-class Noise:
+class Noise(Struct, frozen=True):
     """Relative differences that are rounding.
 
     Attributes:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kvtrace.analysis.checks.classes import (
     AFTERWARDS,
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
 EQUAL, DIVERGED, UNCHECKED = "equal within rounding", "diverged", "could not check"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One thing that is wrong, or truly different, with its evidence.
 
     Attributes:
@@ -106,8 +107,7 @@ class Finding:
         return f"{self.name} at {place}: {self.kind.means}; {self.evidence}."
 
 
-@dataclass(frozen=True, slots=True)
-class Flip:
+class Flip(Struct, frozen=True):
     """A step whose lanes prefer different tokens.
 
     Attributes:
@@ -122,8 +122,7 @@ class Flip:
     apart: float
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """The answer to "rounding or bug?".
 
     Attributes:
@@ -149,7 +148,7 @@ class Report:
     logits: int = 0
     caveats: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
-    limits: Noise | None = field(default=None, compare=False, repr=False)
+    limits: Noise | None = None
     keeps_nothing: bool = False
 
     @property
@@ -175,8 +174,7 @@ class Report:
         return f"<Report: {headline(self)}>"
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """One run that was checked.
 
     Attributes:

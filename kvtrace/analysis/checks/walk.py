@@ -6,9 +6,10 @@ Reads one step at a time and stops where everything later is a consequence.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.around.absent import some_absent, where_it_begins

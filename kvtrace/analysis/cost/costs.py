@@ -6,10 +6,10 @@ weights once, and K,V rows read and written; activations are left out on both si
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from msgspec import Struct
 
 from kvtrace import units
 from kvtrace.errors import TraceError
@@ -49,8 +49,7 @@ PART_TITLES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """FLOPs of one part of the model, in both lanes."""
 
     name: str
@@ -63,8 +62,7 @@ class Part:
         return PART_TITLES[self.name]
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(Struct, frozen=True):
     """One lane of a step.
 
     Attributes:
@@ -90,8 +88,7 @@ class Side:
         return self.flops / self.moved if self.moved else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class StepCost:
+class StepCost(Struct, frozen=True):
     """A step in both lanes.
 
     Attributes:

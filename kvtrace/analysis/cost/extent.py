@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from kvtrace.analysis.nature import latents_of
 from kvtrace.analysis.rows.changes import LayerChange, changes
@@ -10,8 +10,7 @@ from kvtrace.errors import MissingError
 from kvtrace.trace import Step, Trace
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(Struct, frozen=True):
     """Rows of Q, K, V per sequence in one step.
 
     Attributes:

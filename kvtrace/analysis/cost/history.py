@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.analysis.cost.costs import lane_elapsed_ns
@@ -14,8 +13,7 @@ _AGAIN = 64
 """Steps, the newest, whose comparison may still come."""
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(Struct, frozen=True):
     """One entry a step, ascending; -1 means not measured.
 
     Attributes:
@@ -34,8 +32,7 @@ class History:
     looked: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class SoFar:
+class SoFar(Struct, frozen=True):
     """Sums over all steps up to one.
 
     Attributes:

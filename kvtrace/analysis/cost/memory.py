@@ -7,7 +7,7 @@ measured on the live tensors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from kvtrace.analysis.cost.extent import extent
 from kvtrace.analysis.rows.changes import row_count
@@ -15,8 +15,7 @@ from kvtrace.trace import CacheLayer, CacheStep, Trace
 from kvtrace.trace.dtypes import itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class LayerMemory:
+class LayerMemory(Struct, frozen=True):
     """One cache layer after a step.
 
     Attributes:
@@ -34,8 +33,7 @@ class LayerMemory:
     held_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class CacheMemory:
+class CacheMemory(Struct, frozen=True):
     """The whole cache after a step.
 
     Attributes:

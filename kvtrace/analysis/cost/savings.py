@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from kvtrace.analysis.cost.memory import CacheMemory, cache_memory
 from kvtrace.trace import Trace
 from kvtrace.trace.dtypes import itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class Saving:
+class Saving(Struct, frozen=True):
     """The cache in another shape.
 
     Attributes:

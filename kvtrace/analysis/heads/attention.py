@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.analysis.rows.origin import UNKNOWN, attended_rows, tokens_of_rows
@@ -12,8 +11,7 @@ from kvtrace.trace import Trace
 from kvtrace.trace.dtypes import Floats
 
 
-@dataclass(frozen=True, slots=True)
-class Attention:
+class Attention(Struct, frozen=True):
     """One query row of one head; every array is [seq], in slot order.
 
     Attributes:

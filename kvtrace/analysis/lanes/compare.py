@@ -6,10 +6,10 @@ tolerance is stated in. Absent means not compared, never equal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.analysis.heads.tensors import head_rows
@@ -38,8 +38,7 @@ class Verdict(StrEnum):
         return self in (Verdict.EQUAL, Verdict.ROUNDING)
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """One head's rows in both lanes.
 
     Attributes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.analysis.lanes.compare import Verdict, head_verdicts, tolerance_of, verdict
@@ -14,8 +14,7 @@ from kvtrace.trace import LaneStep, Tensor, Trace
 from kvtrace.trace.view import cells_of
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """One element where the lanes differ.
 
     Attributes:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace import units
@@ -12,8 +11,7 @@ from kvtrace.trace import CacheEvent, CacheStep, Run, Trace
 from kvtrace.trace.view import cells_of
 
 
-@dataclass(frozen=True, slots=True)
-class LayerChange:
+class LayerChange(Struct, frozen=True):
     """One cache layer in one step, per sequence.
 
     Attributes:

@@ -6,9 +6,8 @@ the latents and the rotary keys are what is kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from kvtrace.analysis.nature import latents_of
 from kvtrace.analysis.rows.origin import Rows
@@ -17,8 +16,7 @@ from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.step import Runs
 
 
-@dataclass(frozen=True, slots=True)
-class CacheContents:
+class CacheContents(Struct, frozen=True):
     """What is held for one sequence of a layer.
 
     Attributes:

@@ -8,9 +8,8 @@ those of an encoder whose tokens were not seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.analysis.heads.tensors import attended_runs
@@ -27,8 +26,7 @@ NO_SINGLE = "no single token"
 """Of a row that is a summary of several tokens, or of none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(Struct, frozen=True):
     """All rows one sequence's attention was given, in slot order; every array is [seq].
 
     Attributes:
@@ -48,8 +46,7 @@ class Rows:
         return cls(cells_of(runs), slots_of(runs), positions_of(runs))
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Where one row comes from.
 
     Attributes:

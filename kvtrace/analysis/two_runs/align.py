@@ -7,14 +7,14 @@ that change places and rows that were cropped are followed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kvtrace.errors import TraceError
 from kvtrace.trace import Step, Trace
 
 
-@dataclass(frozen=True, slots=True)
-class Fed:
+class Fed(Struct, frozen=True):
     """Where a token was fed.
 
     Attributes:
@@ -33,8 +33,7 @@ Path = dict[int, Fed]
 """Place to the token that stands there at the end of the run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(Struct, frozen=True):
     """Consecutive rows of one step in each run that hold the same tokens.
 
     Attributes:
@@ -49,8 +48,7 @@ class Stretch:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(Struct, frozen=True):
     """A sequence of each run, taken for the same one.
 
     Attributes:

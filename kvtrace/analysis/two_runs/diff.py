@@ -7,9 +7,10 @@ compared in causal order: position, layer, tensor. Reads one stretch of rows at 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.noise import Noise, noise
@@ -33,8 +34,7 @@ _TIMES = 4.0
 """Measured: at most 2.1, on tiny models of 24 architectures with 4 and with 12 layers."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokensPart:
+class TokensPart(Struct, frozen=True):
     """Where the runs were fed different tokens.
 
     Attributes:
@@ -52,8 +52,7 @@ class TokensPart:
     margin: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Diff:
+class Diff(Struct, frozen=True):
     """What two runs have in common.
 
     Attributes:

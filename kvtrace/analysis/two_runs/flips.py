@@ -8,7 +8,8 @@ otherwise for many tokens, something else is the reason. Knows no scores: they a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kvtrace.analysis.two_runs.align import Fed, Pair
 from kvtrace.trace import Picks, Site, Step, Trace
@@ -22,8 +23,7 @@ Key = tuple[str, int]
 """Module, and how many selections it made before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flip:
+class Flip(Struct, frozen=True):
     """A choice of two runs that is not the same.
 
     Attributes:
@@ -54,8 +54,7 @@ class Flip:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Flips:
+class Flips(Struct, frozen=True):
     """All of one sequence, layer by layer, in each by position."""
 
     every: tuple[Flip, ...] = ()

@@ -6,8 +6,9 @@ Knows the highest logits of a step, as far as they were recorded, and no others.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import inf, sqrt
+
+from msgspec import Struct
 
 from kvtrace.analysis.checks.noise import FLOOR
 from kvtrace.analysis.two_runs.align import Path, readable
@@ -28,8 +29,7 @@ _LAYERS = 4
 """Of the models that the floors of narrow types were measured on."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogitsPart:
+class LogitsPart(Struct, frozen=True):
     """The first logits that differ by more than rounding.
 
     Attributes:
@@ -122,8 +122,7 @@ def kept(old: Trace, new: Trace) -> int:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Rounding:
+class Rounding(Struct, frozen=True):
     """What the attention of two runs says of how they round.
 
     Attributes:
@@ -137,8 +136,7 @@ class Rounding:
     seen: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(Struct, frozen=True):
     """Logits that both runs kept of a place: how far apart, and the largest number of the old run.
 
     `size` knows of the sum of all, `highest` does not; `alike`: only that sum differs, if any does.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.analysis.two_runs.align import Fed, Stretch
@@ -14,8 +15,7 @@ from kvtrace.trace import Site, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 
 
-@dataclass(frozen=True, slots=True)
-class Parting:
+class Parting(Struct, frozen=True):
     """The first rows that differ by more than rounding.
 
     Attributes:

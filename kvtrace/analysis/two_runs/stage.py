@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.diagnose import diagnose
@@ -48,8 +49,7 @@ class At(Protocol):
         """Relative difference that is rounding."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
+class _Run(Struct, frozen=True):
     """One step of one of the runs.
 
     Attributes:
@@ -133,8 +133,7 @@ def diagnosed(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Owners:
+class _Owners(Struct, frozen=True):
     """Whose rows of the old run those of the new one may be instead.
 
     Attributes:

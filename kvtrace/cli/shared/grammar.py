@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
+
+from msgspec import Struct
 
 from kvtrace.errors import UsageError
 
@@ -46,8 +47,7 @@ def _ours(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     return words, ()
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
+class Verb(Struct, frozen=True):
     """One verb of the command line.
 
     Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import secrets
-from dataclasses import fields
 from pathlib import Path
 
 from kvtrace.cli.shared import prompts
@@ -155,6 +154,6 @@ def request(values: argparse.Namespace, model: str, prompt: str | None, output: 
         raise UsageError("--top-k samples only together with --temperature, such as 0.8")
     if values.temperature and seed is None:
         seed = secrets.randbits(31)  # recorded, so that the run can be repeated
-    typed = {one.name: vars(values)[one.name] for one in fields(Request) if one.name in values}
+    typed = {name: vars(values)[name] for name in Request.__struct_fields__ if name in values}
     typed |= {"model": model, "output": str(output), "prompt": prompt, "seed": seed}
     return Request(**typed)

@@ -6,8 +6,9 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from kvtrace.analysis.checks.advice import closing, finding_lines, headline, lines, runs
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Finding, Report, Trial

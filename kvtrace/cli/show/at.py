@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from kvtrace.analysis.heads.attention import Attention, attention
 from kvtrace.analysis.heads.grid import Measure, grid
@@ -19,8 +18,7 @@ from kvtrace.trace import CACHED, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     """One tensor of one head.
 
     Attributes:
@@ -38,8 +36,7 @@ class Told:
     lanes: dict[str, Comparison]
 
 
-@dataclass(frozen=True, slots=True)
-class At:
+class At(Struct, frozen=True):
     """Everything at one place.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from kvtrace import units
 from kvtrace.cli.show.names import TENSORS
@@ -12,8 +12,7 @@ from kvtrace.trace import CACHED, Tensor, Trace
 _SHORT = {"q": "queries", "k": "keys", "v": "values"}
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """One place of a trace.
 
     Attributes:
@@ -30,8 +29,7 @@ class Place:
     lane: str = CACHED
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(Struct, frozen=True):
     """A place as far as it was said; the rest is chosen by the trace."""
 
     step: int | None = None

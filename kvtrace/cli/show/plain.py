@@ -1,6 +1,6 @@
 """Any value of ours as what JSON can hold, without loss and without lies.
 
-Dataclasses become objects with the names of their fields, so that the JSON reads like the API.
+Structs become objects with the names of their fields, so that the JSON reads like the API.
 Numbers that are not finite become the strings "NaN", "Infinity" and "-Infinity": null stays what
 it is, "not there".
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from enum import Enum
 
 import numpy as np
+from msgspec import Struct
 
 SCHEMA = 1
 """Of the JSON that show, check and diff print; raised when a name changes its meaning."""
@@ -40,8 +40,8 @@ def _compound(value: object) -> Plain:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, frozenset)):
         return [plain(item) for item in value]
-    if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     raise TypeError(f"{type(value).__name__} can't be written as JSON")
 
 

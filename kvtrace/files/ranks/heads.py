@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+from msgspec import Struct
 
 from kvtrace.trace.dtypes import Array
 
@@ -14,8 +14,7 @@ Place = tuple[int, int]
 """(rank, as its place among those that are here; head within it)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
+class Heads(Struct, frozen=True):
     """The heads of one site, or the kv heads of one cache layer, in the order of the model.
 
     Attributes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
 from itertools import zip_longest
 
 import numpy as np
+from msgspec.structs import replace
 
 from kvtrace.errors import TraceError
 from kvtrace.files.comparison import ARRAYS
@@ -121,15 +121,15 @@ def _cost(costs: Sequence[Cost]) -> Cost:
         _flops([one.cached for one in costs]),
         _flops([one.recomputed for one in costs]),
         *(
-            sum(getattr(one, field.name) for one in costs)
-            for field in fields(Cost)
-            if field.name not in ("cached", "recomputed")
+            sum(getattr(one, name) for one in costs)
+            for name in Cost.__struct_fields__
+            if name not in ("cached", "recomputed")
         ),
     )
 
 
 def _flops(parts: Sequence[Flops]) -> Flops:
-    return Flops(*(sum(getattr(one, field.name) for one in parts) for field in fields(Flops)))
+    return Flops(*(sum(getattr(one, name) for one in parts) for name in Flops.__struct_fields__))
 
 
 def join_comparisons(plan: Plan, found: Sequence[LaneStep]) -> LaneStep:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kvtrace.errors import TraceError
 from kvtrace.files.ranks.heads import Heads, apart, said, side_by_side
@@ -14,8 +16,7 @@ _SAME_SITE = ("module", "call", "layer", "kind", "key_dim", "value_dim", "reads"
 _SAME_LAYER = ("layer", "key_dim", "value_dim", "dtype")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """One model, put together from ranks.
 
     Attributes:

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.errors import TraceError
@@ -46,8 +47,7 @@ class _Known:
     tile_starts: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Wanted:
+class _Wanted(Struct, frozen=True, eq=False):
     """What was asked for, and the array that it is read into.
 
     Attributes:

@@ -7,11 +7,11 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.errors import TraceError, VersionError
@@ -35,8 +35,7 @@ _HEAD_LIKE = re.compile(FRAME_MAGIC + rb"(?=.{40}\0{16}.{4})", re.DOTALL)
 """A frame's magic, with the bytes that every head leaves empty."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Frame:
+class Frame(Struct, frozen=True, eq=False):
     """A frame whose head, JSON and unit CRCs have been checked; its payload has not."""
 
     offset: int

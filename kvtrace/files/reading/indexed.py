@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.errors import TraceError
@@ -16,8 +16,7 @@ from kvtrace.files.tables import Groups
 from kvtrace.files.validate import MAX_CELL
 
 
-@dataclass(frozen=True, slots=True)
-class Indexed:
+class Indexed(Struct, frozen=True):
     """What a chain of INDEX frames says.
 
     Attributes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from kvtrace.errors import TraceError
 from kvtrace.files.extents import ROWS_PER_FRAME, Extent, RowsOf
@@ -18,8 +18,7 @@ from kvtrace.trace import Step, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Holder:
+class Holder(Struct, frozen=True, eq=False):
     """The frame that commits the rows of a step, or of another lane's pass.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from kvtrace.errors import MissingError, TraceError
 from kvtrace.files.extents import Layout, Layouts, RowsOf
@@ -15,8 +15,7 @@ _STEPS_KEPT = 512
 _FRAMES_KEPT = 2048
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Entry:
+class Entry(Struct, frozen=True, eq=False):
     """A step as it stands in the file.
 
     Attributes:

@@ -8,12 +8,12 @@ transformers' tables of classes, no weight file.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import transformers
+from msgspec import Struct
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -214,8 +214,7 @@ def _encoder_decoder(kind: type[PreTrainedConfig]) -> AutoClass | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
+class _Named(Struct, frozen=True):
     """A class of transformers that no auto class leads to, called as those are."""
 
     kind: type[PreTrainedModel]

@@ -11,8 +11,8 @@ import copy
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
+from msgspec import Struct
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from kvtrace.configs import setting
@@ -28,8 +28,7 @@ _COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_head
 Attempt = Callable[[PreTrainedConfig], object]
 
 
-@dataclass(frozen=True, slots=True)
-class _Culprit:
+class _Culprit(Struct, frozen=True):
     """A field without which it goes.
 
     Attributes:

@@ -7,10 +7,10 @@ the first weight is read. Nothing here reaches the network.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from msgspec import Struct
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -46,8 +46,7 @@ from kvtrace.text import safe
 from kvtrace.trace import ModelCard
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Where a directory came from.
 
     Attributes:
@@ -61,8 +60,7 @@ class Origin:
     chosen: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
+class _Plan(Struct, frozen=True):
     """Everything that is known before the weights are read."""
 
     auto: AutoClass

@@ -8,9 +8,10 @@ README). Knows nothing of models.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+
+from msgspec import Struct
 
 from kvtrace.errors import ModelError
 from kvtrace.text import safe
@@ -20,8 +21,7 @@ _LFS_POINTER = b"version https://git-lfs"
 _ZIP, _HTML = b"PK\x03\x04", b"<"
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True):
     """What one safetensors file holds.
 
     Attributes:

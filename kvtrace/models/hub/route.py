@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from huggingface_hub import constants
+from msgspec import Struct
 
 from kvtrace.configs import NO_ADDRESS, address
 from kvtrace.errors import HubError
 from kvtrace.text import safe
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """Where a connection to the hub goes first.
 
     Attributes:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from kvtrace.errors import ModelError, TrustError
 from kvtrace.models.hub.headers import read_header
@@ -23,8 +24,7 @@ _HASHED_WHOLE_BYTES = 256 << 20
 _OTHER_FORMATS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(Struct, frozen=True):
     """The weight files of a model.
 
     Attributes:

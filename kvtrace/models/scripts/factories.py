@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from functools import partial
 from types import ModuleType
 
+from msgspec import Struct
 from torch import nn
 
 from kvtrace.errors import ModelError, UsageError
@@ -25,8 +26,7 @@ _VARIABLES = ("model", "net", "gpt", "lm", "llm", "transformer", "network", "dec
 _CONFIG = re.compile(r".*(config|cfg|args|hparams|params|hyperparameters|settings)\w*", re.I)
 
 
-@dataclass(frozen=True, slots=True)
-class Factory:
+class Factory(Struct, frozen=True):
     """How the model is made.
 
     Attributes:

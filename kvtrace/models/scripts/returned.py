@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import ModuleType
 
+from msgspec import Struct, field
 from torch import nn
 
 from kvtrace.errors import ModelError
@@ -16,8 +16,7 @@ from kvtrace.models.spec import Source
 FUNCTIONS = ("make_cache", "step")
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(Struct, frozen=True):
     """The parts.
 
     Attributes:

@@ -11,10 +11,11 @@ import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from kvtrace.record.capture.replaced.stand_in import as_written

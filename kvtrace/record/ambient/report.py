@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kvtrace.trace import Meta
 
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
     from kvtrace.record.recording import Recording
 
 
-@dataclass(frozen=True, slots=True)
-class ModelReport:
+class ModelReport(Struct, frozen=True):
     """One trace that was written.
 
     Attributes:
@@ -36,8 +36,7 @@ class ModelReport:
     unseen: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """What came of it.
 
     Attributes:

@@ -7,7 +7,8 @@ all of them. Knows no tensors.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kvtrace.record.cache import runs
 from kvtrace.record.capture.forward import CacheChange
@@ -15,8 +16,7 @@ from kvtrace.trace import CacheStep, PoolRun
 from kvtrace.trace.step import Runs
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Book:
+class Book(Struct, frozen=True, eq=False):
     """Cells held, per sequence.
 
     Attributes:
@@ -34,8 +34,7 @@ class Book:
 EMPTY = Book()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Entry:
+class Entry(Struct, frozen=True, eq=False):
     """One step of one book.
 
     Attributes:
@@ -90,8 +89,7 @@ def append(
     return Entry(tuple(attended), Book(tuple(after)), first_cell, new, book.rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """A row that is known by its content: its digest, cell and position.
 
     A negative cell stands for padding that was put into a cache between forwards.

@@ -8,7 +8,9 @@ only where rows must be compared with those of the next forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from kvtrace.record.cache import books
 from kvtrace.record.cache.adopted import Copies

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -57,8 +58,7 @@ class _Table:
             self.slots = np.concatenate([self.slots, more], axis=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Donor:
+class Donor(Struct, frozen=True):
     """Whose rows a request goes on with that was not met before.
 
     Attributes:

@@ -6,9 +6,9 @@ By identity of memory first; by content where a module repeats heads or copies b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -16,8 +16,7 @@ from kvtrace.record.capture.forward import CacheUpdate, Forward, Lingering
 from kvtrace.record.match import same
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(Struct, frozen=True):
     """Where a call's rows came from.
 
     Attributes:

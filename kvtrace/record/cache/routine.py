@@ -7,9 +7,9 @@ is alike must be looked at, layer by layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
 from torch import Size
 from transformers.cache_utils import DynamicLayer
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from kvtrace.record.capture.alike import Pattern
 
 
-@dataclass(frozen=True, slots=True)
-class Routine:
+class Routine(Struct, frozen=True):
     """What the next step must be like.
 
     Attributes:

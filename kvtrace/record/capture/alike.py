@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Generic, TypeVar, overload
 
 import torch
+from msgspec import Struct
 from torch import Size, Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -58,8 +58,7 @@ class Later(Sequence[T], Generic[T]):
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(Struct, frozen=True):
     """What a step must be like.
 
     Attributes:
@@ -159,8 +158,7 @@ class Pattern:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """A step of a pattern; its rows are copies of our own.
 
     Attributes:

@@ -7,11 +7,11 @@ to where they end after it, less what we spent ourselves while they had nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import torch
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from kvtrace.record.capture.running import Pass
@@ -20,8 +20,7 @@ Marks = tuple[Any, ...]
 """An event of each device that goes on by itself: where its queue ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Took:
+class Took(Struct, frozen=True):
     """The time of a forward.
 
     Attributes:
@@ -97,8 +96,7 @@ def _marked(device: torch.device, module: Any) -> Any:
     return event
 
 
-@dataclass(frozen=True, slots=True)
-class _Moment:
+class _Moment(Struct, frozen=True):
     """What an event is, of a device that has none."""
 
     at_ns: int

@@ -7,9 +7,9 @@ the callback keeps the model's memory; whoever reads one later may read what was
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import Struct, field
 from torch import Tensor, nn
 
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -85,8 +85,7 @@ class CacheUpdate(NamedTuple):
         return keys is values or (keys.numel() > 0 and keys.data_ptr() == values.data_ptr())
 
 
-@dataclass(frozen=True, slots=True)
-class CacheChange:
+class CacheChange(Struct, frozen=True):
     """A change of a cache other than an update: crop, reorder, repeat, select, reset.
 
     Attributes:
@@ -107,8 +106,7 @@ class CacheChange:
     order: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Recurrent:
+class Recurrent(Struct, frozen=True):
     """Recurrent memory of one layer of a hybrid model: constant in length.
 
     Attributes:
@@ -122,8 +120,7 @@ class Recurrent:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Lingering:
+class Lingering(Struct, frozen=True):
     """A cache layer as an earlier forward left it.
 
     Attributes:
@@ -144,8 +141,7 @@ Keep = Callable[[AttentionCall], AttentionCall]
 KeepLate = Callable[[Sequence[AttentionCall]], Sequence[AttentionCall]]
 
 
-@dataclass(frozen=True, slots=True)
-class Beginning:
+class Beginning(Struct, frozen=True):
     """A forward that is about to run.
 
     Attributes:
@@ -233,8 +229,7 @@ class Remade(NamedTuple):
         return frozenset((self.cache,))
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(Struct, frozen=True):
     """One outermost forward of the watched model.
 
     Attributes:

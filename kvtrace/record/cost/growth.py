@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from kvtrace.record.cost.products import Key
 
@@ -64,8 +65,7 @@ class Sizes(NamedTuple):
         return self.sequences
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
+class Growth(Struct, frozen=True):
     """The cost of a product as a function of sizes.
 
     Attributes:

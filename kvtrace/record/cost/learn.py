@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
+from msgspec import Struct
 from torch import nn
 
 from kvtrace.record.cost import roles
@@ -20,8 +20,7 @@ WATCHED = 2
 """Forwards that are watched: the first, and the first that continues one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Following:
+class Following(Struct, frozen=True):
     """A cost that follows the rows its attention module attends to.
 
     Attributes:
@@ -35,8 +34,7 @@ class Following:
     growth: Growth
 
 
-@dataclass(frozen=True, slots=True)
-class _Observed:
+class _Observed(Struct, frozen=True):
     """A watched forward without its tensors.
 
     Attributes:

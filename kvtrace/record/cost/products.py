@@ -9,13 +9,14 @@ the forward ends. Other threads that call the model meet the hooks too, and are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from threading import get_ident
 from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
@@ -29,8 +30,7 @@ Key = tuple[str, str, int]
 """Path of the owner, name of its weight, 0; or, for a product of activations: path, "", ordinal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
+class Product(Struct, frozen=True):
     """One matrix product.
 
     Attributes:

@@ -7,16 +7,16 @@ rows of its own layer: then nothing else can change from one decode step to the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
+
+from msgspec import Struct
 
 from kvtrace.record.cost import roles
 from kvtrace.record.cost.measured import Measured
 from kvtrace.trace import Flops
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Struct, frozen=True):
     """The cost of such steps.
 
     Attributes:

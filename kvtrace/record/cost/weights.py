@@ -8,16 +8,16 @@ an upper bound for several, which may choose the same expert.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
+
+from msgspec import Struct
 
 from kvtrace.record.cost.growth import Growth, Per, family, ratio
 from kvtrace.record.cost.plan import Plan
 from kvtrace.record.cost.products import Key
 
 
-@dataclass(frozen=True, slots=True)
-class WeightReads:
+class WeightReads(Struct, frozen=True):
     """Parameter bytes as a function of the tokens of a step.
 
     Attributes:

@@ -6,9 +6,10 @@ The user's own functions come first, then transformers' way, then the way that i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import nn
 
 from kvtrace.errors import ModelError
@@ -38,8 +39,7 @@ _USUAL = {"input_ids", "use_cache", "attention_mask", "return_dict", *NAMES}
 """What transformers passes to any model."""
 
 
-@dataclass(frozen=True, slots=True)
-class Driven:
+class Driven(Struct, frozen=True):
     """A drive, and how it calls the model.
 
     Attributes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.errors import ModelError
@@ -16,8 +16,7 @@ from kvtrace.record.driving.wish import Wish
 from kvtrace.record.processes.local import device_of
 
 
-@dataclass(frozen=True, slots=True)
-class Generating:
+class Generating(Struct, frozen=True):
     """Calls `generate(ids, 1)`; the model chooses the token.
 
     Attributes:

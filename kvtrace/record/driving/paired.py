@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
+from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.record.driving.entrance import called_by, through
@@ -22,8 +22,7 @@ _AFTER = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(Struct, frozen=True):
     """Methods that decode together.
 
     Attributes:

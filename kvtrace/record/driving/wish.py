@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from types import ModuleType
 
+from msgspec import Struct, field
 from torch import nn
 
 from kvtrace.record.driving.adapter import Functions, call
 from kvtrace.record.driving.ways.way import Begin
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(Struct, frozen=True):
     """What is to be driven.
 
     Attributes:

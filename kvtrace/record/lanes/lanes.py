@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
+from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.errors import TraceError
@@ -48,8 +49,7 @@ from kvtrace.trace import (
 RECOMPUTED, REFEREE = "recomputed", "referee"
 
 
-@dataclass(frozen=True, slots=True)
-class LaneOptions:
+class LaneOptions(Struct, frozen=True):
     """Which lanes are computed.
 
     Attributes:

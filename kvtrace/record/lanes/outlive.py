@@ -6,7 +6,7 @@ feed all tokens again, and rightly so: there is no cache that could be used.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from kvtrace.record.cache.own.holders import holders
 from kvtrace.record.capture.forward import Forward

@@ -8,14 +8,16 @@ be recomputed along the tokens it really saw. Works on steps alone.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kvtrace.analysis.rows.writers import Origin, Writers
 from kvtrace.trace import CacheStep, Run, Step
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Struct, frozen=True):
     """The tokens that one step fed to one sequence, as a stretch of a path.
 
     Attributes:

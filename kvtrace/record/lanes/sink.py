@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from kvtrace.files import StepRows
 from kvtrace.trace import Lane, LaneStep, Meta, Note, Step

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.paged.engine import Request, batch_of
@@ -18,8 +18,7 @@ WARMUP = "__warmup_"
 """What the engine calls requests that it makes up before it begins."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """A group of layers whose rows lie in the same slots of the pool.
 
     Attributes:
@@ -47,8 +46,7 @@ class Group:
         return self.reads[self.keys[place] : self.keys[place + 1] - new]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """A packed forward.
 
     Attributes:

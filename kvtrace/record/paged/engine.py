@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.capture.replaced.patch import Make, Method, Patches
@@ -57,8 +57,7 @@ Copied = Callable[[object, Sequence[int], Sequence[int]], None]
 Chosen = Callable[[object, int], None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Listener:
+class Listener(Struct, frozen=True, eq=False):
     """Who wants to hear of it.
 
     Attributes:

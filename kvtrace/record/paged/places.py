@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.record.cost.measured import Measured
@@ -14,8 +13,7 @@ Slots = NDArray[np.int64]
 """Slots of a pool, one a row: block · slots of a block + place in the block; -1: in none."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Placed:
+class Placed(Struct, frozen=True, eq=False):
     """Where the rows of one request lie, in the pool of one group of layers.
 
     Attributes:
@@ -41,8 +39,7 @@ class Placed:
     foreign: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """One request's part in a packed forward.
 
     Attributes:

@@ -8,10 +8,11 @@ back for it, and its mask is its piece of the mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -24,8 +25,7 @@ from kvtrace.record.paged.engine import PagedUpdate
 from kvtrace.record.paged.places import Part, Placed, Slots
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(Struct, frozen=True):
     """A packed forward, and what is known of the pool it used.
 
     Attributes:
@@ -47,8 +47,7 @@ class Packed:
     updates: Mapping[int, PagedUpdate]
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
+class _Span(Struct, frozen=True):
     """The rows of one request: of queries, and of keys in one group."""
 
     place: int

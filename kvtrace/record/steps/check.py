@@ -9,9 +9,9 @@ nothing of traces.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -85,8 +85,7 @@ def _alike(call: AttentionCall) -> tuple[object, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
+class _Rows(Struct, frozen=True):
     """Query rows that are checked.
 
     Attributes:

@@ -8,13 +8,13 @@ the model may change what it was made of at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 MAX_PINNED_BYTES = 256 << 20
@@ -83,8 +83,7 @@ def side_stream(device: torch.device) -> Stream | None:
     return SideStream(device, module)
 
 
-@dataclass(frozen=True, slots=True)
-class Flight:
+class Flight(Struct, frozen=True):
     """A copy under way.
 
     Attributes:

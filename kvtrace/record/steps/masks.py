@@ -5,10 +5,10 @@ Every rule is checked against the mask itself, cell by cell; nothing is assumed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,8 +20,7 @@ Table = NDArray[np.bool_]
 Slots = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Compact:
+class Compact(Struct, frozen=True):
     """A mask as the trace keeps it.
 
     Attributes:

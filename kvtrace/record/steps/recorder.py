@@ -7,9 +7,10 @@ that knows it says so at once. Nothing grows with the number of steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from kvtrace.configs import setting

@@ -12,6 +12,7 @@ from math import prod
 
 import numpy as np
 import torch
+from msgspec import Struct
 from numpy.typing import NDArray
 from torch import Size, Tensor
 
@@ -32,8 +33,7 @@ _AS_BITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
+class Stack(Struct, frozen=True):
     """Rows of one kind and shape, copied together.
 
     Attributes:
@@ -66,8 +66,7 @@ class Stack:
         return values
 
 
-@dataclass(frozen=True, slots=True)
-class Copied:
+class Copied(Struct, frozen=True):
     """Rows copied together.
 
     Attributes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from time import perf_counter_ns
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from kvtrace.errors import KvtraceError, RecordError
 from kvtrace.files import StepRows

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
+from msgspec.structs import replace
 
 from kvtrace.record.cache.reads import Read
 from kvtrace.record.cache.stores import common, dtype_name

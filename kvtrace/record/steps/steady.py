@@ -7,10 +7,10 @@ last digit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from msgspec import Struct
 from torch import Size, Tensor
 
 from kvtrace.files import Stacked, StepRows
@@ -42,8 +42,7 @@ class Parts(NamedTuple):
     compact: Compact
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingStep:
+class WaitingStep(Struct, frozen=True):
     """What a step needs to be worked out later.
 
     Attributes:
@@ -119,8 +118,7 @@ def parts_of_own(
     return Parts(steady_step.sites, each, tensors, masks[0])
 
 
-@dataclass(frozen=True, slots=True)
-class Worked:
+class Worked(Struct, frozen=True):
     """What was worked out of one step."""
 
     top: tuple[TopLogits, ...]

@@ -1,6 +1,6 @@
 """What a report says: the answer first, each cause once, foreign strings made safe."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED, Finding, Report

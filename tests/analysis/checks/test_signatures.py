@@ -1,9 +1,8 @@
 """Each planted fault in one attention is named by its signature; the healthy twin is silent."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders.scenes import Toy, rope
 from kvtrace.analysis.checks.diagnose import diagnose

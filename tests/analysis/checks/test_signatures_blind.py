@@ -1,9 +1,8 @@
 """Faults that were planted blind and not recognised at first, named by signature."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders.scenes import Toy, rope
 from kvtrace.analysis.checks.diagnose import diagnose

@@ -1,9 +1,8 @@
 """What caches that keep less than they were given show: smaller floats, rows of some heads only."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders.scenes import Toy
 from kvtrace.analysis.checks.diagnose import diagnose
@@ -70,7 +69,7 @@ def test_heads_that_hold_a_row_twice_and_others_not_evict_them():
 def test_rows_of_the_same_step_that_a_narrow_window_hides_are_no_lost_history():
     toy = Toy()
     scene = toy.scene(new=12)
-    narrow = replace(toy, window=5).mask(scene.places, np.arange(12))
+    narrow = Toy(window=5).mask(scene.places, np.arange(12))
     side, _ = toy.side(toy.q, toy.k, toy.v, narrow)
     found = diagnose(replace(scene, cached=side))
     assert (found.name, found.tensor) == ("EVICTED-EARLY", "mask")

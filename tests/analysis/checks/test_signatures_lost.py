@@ -1,9 +1,8 @@
 """What one path lost: keys of the right rows, a bias, some weights, a row of one head."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders.scenes import Toy
 from kvtrace.analysis.checks.diagnose import diagnose

@@ -1,9 +1,8 @@
 """The whole question on whole traces: healthy ones are equal, a planted fault is found first."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED, at_site, check

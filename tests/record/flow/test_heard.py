@@ -1,10 +1,9 @@
 """A forward of which only products and softmaxes are heard shows what one followed shows."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec.structs import replace
 
 import kvtrace
 from builders.custom_drives import STYLES, build, ids, through_the_cache

@@ -1,9 +1,8 @@
 """Odd spellings of attention: recorded right, so that they repeat themselves, or named."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from msgspec.structs import replace
 
 from builders import attentions, odd_attentions
 from builders.attentions import Model, token_ids

@@ -1,10 +1,9 @@
 """When an attention call counts as repeated: rounding of long sums is, other rows are not."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec.structs import replace
 
 from kvtrace.record.flow.calls.prove import FlowCall, refusal
 

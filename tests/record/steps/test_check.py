@@ -1,8 +1,8 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from builders.tiny_models import tiny_model
 from kvtrace.record.capture.attention.calls import AttentionCall

@@ -1,8 +1,7 @@
 """The inspector: exact numbers, and how far the lanes are apart."""
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec.structs import replace
 
 from builders import synthetic_trace
 from builders.panes import AT, drawn, row_of

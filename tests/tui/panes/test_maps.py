@@ -1,10 +1,10 @@
 """Maps and numbers of Q, K, V and the output."""
 
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from textual.geometry import Region
 
 from builders import Shape, synthetic_trace

@@ -1,8 +1,7 @@
 """A layer that did not attend in the step: every pane says so, and the inspector where it did."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from builders import synthetic_trace
 from builders.panes import AT, drawn, row_of

@@ -1,10 +1,10 @@
 """Grid, attention, inspector, cost and sentence, as text."""
 
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from textual.geometry import Region
 
 from builders import Shape, synthetic_trace

@@ -1,9 +1,8 @@
 """Rows kept between frames are the rows of the trace."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from kvtrace.analysis.heads.tensors import head_rows

@@ -1,8 +1,7 @@
 """Words that a learner relies on: whole sentences, kinds of attention, logits without numbers."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.panes import AT, drawn, row_of

@@ -1,7 +1,6 @@
 """The timeline: tokens, marks, sequences, and what could have come next."""
 
-from dataclasses import replace
-
+from msgspec.structs import replace
 from textual.geometry import Region
 
 from builders import Shape, synthetic_trace

@@ -6,8 +6,9 @@ Pure; knows nothing of keys.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from kvtrace.errors import UsageError
 from kvtrace.trace import Trace
@@ -22,8 +23,7 @@ class BreakKind(StrEnum):
     FINDING = "finding"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Breakpoint:
+class Breakpoint(Struct, frozen=True, order=True):
     """One condition.
 
     Attributes:
@@ -64,8 +64,7 @@ def toggled(breakpoints: Breakpoints, step: int) -> Breakpoints:
     return breakpoints ^ {Breakpoint(BreakKind.STEP, str(step))}
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Struct, frozen=True):
     """A place where `c` stops.
 
     Attributes:

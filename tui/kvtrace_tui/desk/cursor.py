@@ -6,8 +6,9 @@ Knows nothing of Textual or of files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 
 class View(StrEnum):
@@ -49,8 +50,7 @@ class Axis(StrEnum):
     DIM = "dim"
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(Struct, frozen=True):
     """Where the user is looking, and how.
 
     Attributes:

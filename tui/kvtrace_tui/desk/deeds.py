@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kvtrace import text
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS, head_rows

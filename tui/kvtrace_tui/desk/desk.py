@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from msgspec import Struct
+
 from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor, Trace
 from kvtrace_tui.arrangement import PANES
@@ -63,8 +65,7 @@ class Stage(Protocol):
         """Send a command to the recorder."""
 
 
-@dataclass(frozen=True, slots=True)
-class PaneTraits:
+class PaneTraits(Struct, frozen=True):
     """What the arrows mean in a pane, and which tensor it shows.
 
     Attributes:

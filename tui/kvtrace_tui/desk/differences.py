@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS
 from kvtrace.analysis.lanes.compare import Comparison, compare, head_verdicts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from kvtrace import text
 from kvtrace.trace import CACHED, Tensor

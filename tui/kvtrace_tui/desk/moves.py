@@ -7,8 +7,9 @@ an end stays at the end. Knows nothing of keys or Textual.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import CACHED, CacheStep, Trace

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kvtrace.analysis.rows.origin import tokens_of_rows
 from kvtrace.errors import UsageError

@@ -6,13 +6,12 @@ changes the last bin only, and what was drawn stays where it was.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 _STRETCHES = (12, 8, 6, 4, 3, 2, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Binning:
+class Binning(Struct, frozen=True):
     """Cells of one axis.
 
     Attributes:

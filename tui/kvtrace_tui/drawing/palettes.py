@@ -7,10 +7,10 @@ viridis by Smith and van der Walt (2015). All keep their order with colour-visio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 _PUOR = "2d004b 542788 8073ac b2abd2 d8daeb f7f7f7 fee0b6 fdb863 e08214 b35806 7f3b08"
@@ -23,8 +23,7 @@ _GREY = "141414 3a3a3a 626262 8c8c8c b8b8b8 e4e4e4"
 _STEPS = (0, 95, 135, 175, 215, 255)
 
 
-@dataclass(frozen=True, slots=True)
-class Palette:
+class Palette(Struct, frozen=True):
     """Names and control colours, low to high.
 
     Attributes:

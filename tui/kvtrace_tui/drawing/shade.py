@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import floor, log10
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.trace.dtypes import Floats
@@ -23,8 +23,7 @@ def nice_ceiling(value: float) -> float:
     return float(next(n for n in _NICE if n * power >= value * (1 - 1e-9)) * power)
 
 
-@dataclass(frozen=True, slots=True)
-class Shade:
+class Shade(Struct, frozen=True):
     """How values become levels.
 
     Attributes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
+from msgspec import Struct
 from rich.cells import cell_len
 from rich.style import Style
 
@@ -23,8 +23,7 @@ def shown_token(raw: str, limit: int) -> str:
     return text.token(raw, limit)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenStrip:
+class TokenStrip(Struct, frozen=True):
     """A drawn strip.
 
     Attributes:

@@ -6,8 +6,9 @@ cursor is on: what came before it, and the longest way on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kvtrace.analysis.course import single
 from kvtrace.errors import KvtraceError
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from kvtrace.analysis.branches import Branches
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     """One line of tokens.
 
     Attributes:

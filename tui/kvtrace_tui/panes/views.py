@@ -9,9 +9,10 @@ a map of rounding is dark and what exceeds it stands out.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kvtrace.analysis.attending import attends
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS
@@ -40,8 +41,7 @@ def sign_of(verdict: Verdict) -> str:
     return _SIGNS.get(verdict, "✓")
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(Struct, frozen=True):
     """What a map shows.
 
     Attributes:

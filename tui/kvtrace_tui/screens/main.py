@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields, replace
 from typing import ClassVar
 
+from msgspec.structs import replace
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -239,13 +239,13 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         if trace is None:
             return
         cursor = self.desk.cursor
-        known = {field.name for field in fields(Cursor)}
+        known = Cursor.__struct_fields__
         axes = {axis.value for axis in Axis}
         for name, value in message.changes.items():
             if name in axes:
                 cursor = moves.at(cursor, trace, Axis(name), value)
             elif name in known:
-                cursor = replace(cursor, **{name: value})  # type: ignore[arg-type]
+                cursor = replace(cursor, **{name: value})
         self.desk.go(cursor)
         self.sync()
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec.structs import replace
 
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.place_names import spoken

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from kvtrace.analysis.checks.classes import VAGUE
 from kvtrace.analysis.checks.noise import Noise, drawn, largest

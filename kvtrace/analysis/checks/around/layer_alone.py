@@ -6,9 +6,8 @@ it don't, and neither does which rows a query sees: what is wrong with those has
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec.structs import replace
 
 from kvtrace.analysis.checks.classes import VAGUE_ROWS
 from kvtrace.analysis.checks.report import Finding

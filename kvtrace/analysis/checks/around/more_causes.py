@@ -6,7 +6,8 @@ Behind the first divergence every input differs, and what follows from that is n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kvtrace.analysis.checks.around.absent import calls_shifted
 from kvtrace.analysis.checks.around.layer_alone import diagnose_apart, diagnose_same

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.scenes.scene import Side
@@ -14,8 +13,7 @@ from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.weights import derive, mix
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """Answers the questions of one scene, as `Scene` describes them.
 
     Attributes:

@@ -6,9 +6,8 @@ position is right. Equal tokens have equal rows: then the place a row is suppose
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.scenes.scene import Scene
@@ -17,8 +16,7 @@ from kvtrace.trace.dtypes import Floats
 _DIRECTIONS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """Places found for each attended row, [seq]; -1: matches no reference row.
 
     Attributes:

@@ -8,17 +8,16 @@ attention was given, in slot order, and the place each row is supposed to hold.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.trace import Site
 from kvtrace.trace.dtypes import Floats
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(Struct, frozen=True):
     """What one lane's attention consumed and made, for one sequence.
 
     Attributes:
@@ -35,8 +34,7 @@ class Side:
     visible: NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class Scales:
+class Scales(Struct, frozen=True):
     """Absolute differences that are rounding, per tensor."""
 
     queries: float
@@ -55,8 +53,7 @@ class Scales:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(Struct, frozen=True):
     """One (step, layer, sequence), both lanes.
 
     Attributes:

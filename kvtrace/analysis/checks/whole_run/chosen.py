@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import gcd
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kvtrace.analysis.checks.noise import Noise
 from kvtrace.analysis.checks.report import Finding
@@ -27,8 +28,7 @@ _OFTEN = 3
 _NAMED = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Drop:
+class _Drop(Struct, frozen=True):
     """Rows that a cache layer let go of around one step.
 
     Attributes:

@@ -8,9 +8,10 @@ first step that has it measures.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.noise import TIMES_REFEREE, Noise, largest
@@ -51,8 +52,7 @@ _BOTH = 2
 """Keys and values."""
 
 
-@dataclass(frozen=True, slots=True)
-class Few:
+class Few(Struct, frozen=True):
     """What rows were rounded to.
 
     Attributes:

@@ -9,7 +9,9 @@ and none it is in a run that feeds the likeliest token in each of its other step
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.trace import Step, Trace

@@ -6,9 +6,8 @@ was given itself is known however that came about: what it reads back is held ag
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.diagnose import diagnose

@@ -13,7 +13,9 @@ at once: the tokens that go on are those of other sequences than the rows.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.trace import Step, Trace

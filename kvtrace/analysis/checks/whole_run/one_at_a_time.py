@@ -9,7 +9,7 @@ was written for several tokens: then whatever else is wrong is wrong.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from kvtrace.analysis.checks.report import DIVERGED, UNCHECKED, Finding, Report
 from kvtrace.trace import Trace

@@ -8,9 +8,10 @@ rows alone, and rows that should be hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.wrong_output.minimum import least
@@ -29,8 +30,7 @@ _LOWERED = 14.0
 """Scores lowered by more weigh less than rounding."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mixture:
+class Mixture(Struct, frozen=True):
     """Some heads of one query, and rows it may have mixed.
 
     Attributes:

@@ -8,9 +8,10 @@ guess fits far better than the difference is large.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 Wide = NDArray[np.float64]
@@ -26,8 +27,7 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Mixed:
+class Mixed(Struct, frozen=True):
     """One query of some heads, rows in one order.
 
     Attributes:

@@ -7,9 +7,8 @@ their own.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec.structs import replace
 
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.identify import identify

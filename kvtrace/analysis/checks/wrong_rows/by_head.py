@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.identify import Identity, matches
@@ -14,8 +13,7 @@ from kvtrace.analysis.checks.scenes.scene import Scene
 _NAMED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class OwnRows:
+class OwnRows(Struct, frozen=True):
     """What each kv head was given, where rows are those of no token as a whole.
 
     Attributes:

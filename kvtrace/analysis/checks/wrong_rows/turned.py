@@ -5,9 +5,8 @@ Pure numpy on float32 arrays; `atol` is the absolute difference that still count
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.scenes.relations import close, rounded_to
@@ -32,8 +31,7 @@ _ABOUT_ONE = 0.15
 """How near to one radian a position the fastest plane turns, however the others are scaled."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
+class Rotation(Struct, frozen=True):
     """Rows turned in coordinate planes, as rotary embeddings do (Su et al., 2021).
 
     Attributes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.cache import handed, runs
@@ -19,8 +19,7 @@ from kvtrace.trace.step import Runs
 from kvtrace.trace.view import positions_of
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CallEffect:
+class CallEffect(Struct, frozen=True, eq=False):
     """What a call did to rows of its own.
 
     Attributes:
@@ -40,8 +39,7 @@ class CallEffect:
     seen: SeenCall
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True):
     """Cache layers of which the last step said one and the same, and nothing new.
 
     Attributes:

@@ -7,9 +7,9 @@ read: new rows are copied, of the others only digests are kept. Knows no cache c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.cache.own import arguments

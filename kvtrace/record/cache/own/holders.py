@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from itertools import islice
 from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from kvtrace.record.capture.forward import CacheUpdate
@@ -33,8 +35,7 @@ _TORCHS_OWN = frozenset(vars(nn.Module()))
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, FunctionType, ModuleType)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Holder:
+class Holder(Struct, frozen=True, eq=False):
     """A tensor that the model, its caller or its result holds.
 
     Attributes:
@@ -50,8 +51,7 @@ class Holder:
     memory: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class FoundHolder:
+class FoundHolder(Struct, frozen=True):
     """Where rows are held.
 
     Attributes:

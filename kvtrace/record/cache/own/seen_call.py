@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.cache.own.steady import SteadyStep
@@ -15,8 +14,7 @@ from kvtrace.record.match import Digests, digest
 from kvtrace.record.version import version
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SeenCall:
+class SeenCall(Struct, frozen=True, eq=False):
     """One call, as far as it must be known after the model has gone on.
 
     Attributes:
@@ -47,8 +45,7 @@ class SeenCall:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Waiting:
+class Waiting(Struct, frozen=True, eq=False):
     """A call that is looked at when the forward is over, for what was copied of its rows.
 
     Attributes:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from msgspec import Struct
 from torch import Size, Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -24,8 +25,7 @@ from kvtrace.record.match import PARTS, Digests
 from kvtrace.record.version import version
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SteadyStep:
+class SteadyStep(Struct, frozen=True, eq=False):
     """A step whose sites all went on as in the one before.
 
     Attributes:

@@ -6,7 +6,7 @@ adds 1 to a score, and False 0. Which of both a module did, its output tells.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.flow.calls.prove import FlowCall, refusal

@@ -7,13 +7,11 @@ model may change them in place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from msgspec import Struct
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionCall:
+class AttentionCall(Struct, frozen=True):
     """What one attention consumed and made.
 
     Attributes:

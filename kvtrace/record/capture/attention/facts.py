@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
 
+from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.configs import setting
 from kvtrace.record.written import file_of
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleFacts:
+class ModuleFacts(Struct, frozen=True):
     """What is true of an attention module in every call."""
 
     path: str

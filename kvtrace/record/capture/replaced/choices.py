@@ -17,6 +17,7 @@ from types import FrameType, ModuleType
 from typing import Any, Protocol
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 from torch.jit._builtins import _find_builtin, _register_builtin
 
@@ -35,8 +36,7 @@ _ALL_OPTIONS = 4096
 """A whole order of more options than this is no choice of a router."""
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Struct, frozen=True):
     """One call of a torch function that selects.
 
     Attributes:
@@ -57,8 +57,7 @@ class Selection:
     only: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """What was selected, where.
 
     Attributes:

@@ -13,11 +13,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Literal
 
 import torch
+from msgspec import Struct, field
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from kvtrace.errors import KvtraceError
@@ -42,8 +43,7 @@ _LIBRARIES = re.compile(r"[/\\\\](site-packages|dist-packages|kvtrace[/\\\\]reco
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
-@dataclass(frozen=True, slots=True)
-class Tried:
+class Tried(Struct, frozen=True):
     """What came of a way.
 
     Attributes:
@@ -74,8 +74,7 @@ class Tried:
     alone: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Trials:
+class Trials(Struct, frozen=True):
     """A place to try ways.
 
     Attributes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from kvtrace.record.driving.trying.evidence import Tried
 from kvtrace.record.driving.ways.roles import Signature

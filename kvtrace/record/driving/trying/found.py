@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kvtrace.record.driving.trying.evidence import NOT_FINITE, Trials, Tried
 from kvtrace.record.driving.ways.way import Way
@@ -11,8 +12,7 @@ from kvtrace.record.driving.wish import Wish
 from kvtrace.text import safe
 
 
-@dataclass(frozen=True, slots=True)
-class FoundWay:
+class FoundWay(Struct, frozen=True):
     """How a model is called, and how that is known.
 
     Attributes:

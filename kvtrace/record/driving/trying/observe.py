@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
+from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.record.capture.replaced.stand_in import in_place_of
@@ -52,8 +53,7 @@ class SeenEnoughError(Exception):
     """Ends somebody's loop, which might go on forever."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(Struct, frozen=True):
     """What their generations show.
 
     Attributes:

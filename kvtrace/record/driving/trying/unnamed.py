@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.ways.roles import LABELS, Parameter, Role, Signature

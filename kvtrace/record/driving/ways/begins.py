@@ -9,9 +9,9 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import FunctionType, MethodType, ModuleType
 
+from msgspec.structs import replace
 from torch import nn
 
 from kvtrace.record.driving.ways.calls import is_empty

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice, product
 from types import ModuleType
 
+from msgspec.structs import replace
 from torch import nn
 
 from kvtrace.record.driving.ways.roles import Beside, Given, Parameter, Signature

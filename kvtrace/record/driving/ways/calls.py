@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from msgspec import Struct
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -44,8 +45,7 @@ class CannotBeginError(ModelError):
     """A cache can't begin so; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Struct, frozen=True):
     """What is known of a model's output.
 
     Attributes:

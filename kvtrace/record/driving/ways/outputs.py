@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.errors import ModelError
@@ -17,8 +18,7 @@ _CACHES = ("past", "cache", "kv", "present", "state", "intermediate", "mems", "h
 _LOGITS = ("logits", "lm_logits", "logit", "prediction_scores", "scores", "preds", "output")
 
 
-@dataclass(frozen=True, slots=True)
-class Logits:
+class Logits(Struct, frozen=True):
     """Where the logits are.
 
     Attributes:

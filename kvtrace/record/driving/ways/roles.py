@@ -9,10 +9,11 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 Role = Literal["ids", "cache", "position", "flag", "mask", "source", "other"]
@@ -66,8 +67,7 @@ class Given(Protocol):
         """Its value for so many new tokens after so many before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
+class Beside(Struct, frozen=True):
     """Numbers of some shape, the same ones at every call.
 
     Attributes:
@@ -86,8 +86,7 @@ class Beside:
         return torch.linspace(-1, 1, math.prod(self.shape), device=device).reshape(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(Struct, frozen=True):
     """One parameter of a forward.
 
     Attributes:
@@ -131,8 +130,7 @@ class Parameter:
         return self.role == "flag" and (self.told or named)
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(Struct, frozen=True):
     """The parameters of a forward.
 
     Attributes:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import FunctionType, ModuleType
 
 import torch
+from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.record.driving.ways.begins import spaces
@@ -29,8 +29,7 @@ _BASE = re.compile(r"(rope_)?(theta|base)(_\w+)?")
 _USUAL_BASE, _USUAL_LENGTH = 10000.0, 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """What a parameter is given of a table.
 
     Attributes:

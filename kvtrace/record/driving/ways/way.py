@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
+from msgspec import Struct, field
 from torch import Tensor, nn
 
 from kvtrace.record.driving.ways.roles import Signature
@@ -20,8 +20,7 @@ Form = Callable[[int, int, torch.device], object]
 """(tokens before, new tokens, device) to what a parameter is given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(Struct, frozen=True):
     """What one parameter is given at every call.
 
     Attributes:
@@ -51,8 +50,7 @@ class Room(NamedTuple):
     sequences: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(Struct, frozen=True):
     """How something begins: a cache that is passed, or one inside of the model.
 
     Attributes:
@@ -70,8 +68,7 @@ class Begin:
     empties: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(Struct, frozen=True):
     """A cache that is passed in.
 
     Attributes:
@@ -87,8 +84,7 @@ class Passed:
     moved: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(Struct, frozen=True):
     """How a model is called, step after step.
 
     Attributes:

@@ -9,9 +9,9 @@ multiplied with its values is checked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.flow.calls.explain import UnexplainedError

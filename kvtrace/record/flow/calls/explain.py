@@ -8,9 +8,9 @@ term, or a reason not to believe that this is attention.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.flow.calls.prove import (
@@ -39,8 +39,7 @@ class UnexplainedError(Exception):
         self.call = call
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
+class Explained(Struct, frozen=True):
     """How q·kᵀ became the logits.
 
     Attributes:

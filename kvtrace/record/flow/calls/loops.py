@@ -7,9 +7,11 @@ first output is used; layers are not, each uses the one before.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.flow.calls.prove import FlowCall
@@ -20,8 +22,7 @@ COLLECTS = frozenset(("__setitem__", "__get__", "size", "dim", *COPIES, *VIEWS))
 """What a loop does with the output of a head before the next one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(Struct, frozen=True):
     """A call with one head, and who made it.
 
     Attributes:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.flow.calls.call import aside

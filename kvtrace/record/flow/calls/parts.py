@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -67,8 +68,7 @@ def nbytes_of(notes: Sequence[Note]) -> int:
     return sum(found.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """One attention call of a step that will be heard.
 
     Attributes:

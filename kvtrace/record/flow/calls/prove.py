@@ -7,10 +7,11 @@ where the model does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import isfinite, isnan
 
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.precision import EXACT, product_eps
@@ -21,8 +22,7 @@ _LOST = 4
 """Sums that are cut into other pieces may lose several times as much as ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class FlowCall:
+class FlowCall(Struct, frozen=True):
     """An attention call that was seen by what it did.
 
     Attributes:

@@ -8,9 +8,9 @@ written over since are not told.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from kvtrace.record.capture.attention.calls import AttentionCall

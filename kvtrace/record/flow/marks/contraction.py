@@ -7,15 +7,14 @@ operands and a result; a letter in both operands and not in the result is contra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from msgspec import Struct
 from torch import Tensor
 
 _POOL = "ZYXWVUTSRQPONMLKJIHGFEDCBA"
 
 
-@dataclass(frozen=True, slots=True)
-class Contraction:
+class Contraction(Struct, frozen=True):
     """left · right = out, one letter an axis.
 
     Attributes:
@@ -86,8 +85,7 @@ def of_tensordot(left: Tensor, right: Tensor, out: Tensor, axes: object) -> Cont
     return Contraction(left, right, out, "".join(left_axes), "".join(right_axes), result)
 
 
-@dataclass(frozen=True, slots=True)
-class Unfinished:
+class Unfinished(Struct, frozen=True):
     """A product whose result is still to come: after a sum, or a division.
 
     Holds no result, so that a mark on a tensor never keeps that tensor alive.

@@ -7,9 +7,9 @@ do then, is the listener's business.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.flow.calls.explain import HIDDEN_BELOW

@@ -7,9 +7,10 @@ Marks hang on tensors by identity and vanish with them; nothing is written onto 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, replace
 from enum import Enum
 
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.flow.marks.axes import Axes, Letters
@@ -27,8 +28,7 @@ class Stage(Enum):
     UNDIVIDED = "exponentials · values, not divided by their sum yet"
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
+class Product(Struct, frozen=True):
     """One q·kᵀ: the operands, the letters of their axes, and the factor on it."""
 
     left: Tensor
@@ -38,8 +38,7 @@ class Product:
     alpha: float
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(Struct, frozen=True):
     """What is known of one tensor.
 
     Attributes:
@@ -93,8 +92,7 @@ class Mark:
         return self.products[0].alpha * (1.0 if self.cap is None else self.cap)
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(Struct, frozen=True):
     """What one softmax made, and the mark of that."""
 
     weights: Tensor

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.flow.marks.axes import Axes, Letters

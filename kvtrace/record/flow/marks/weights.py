@@ -5,9 +5,8 @@ Each takes the mark of the scores and gives that of the weights, or none.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.flow.marks.mark import Mark, Stage

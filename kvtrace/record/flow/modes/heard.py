@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from msgspec import Struct
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.flow.calls.call import aside
@@ -32,8 +33,7 @@ TRIES = 4
 """Forwards of a module that are held against what was heard of them, before no more are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(Struct, frozen=True):
     """What will be heard of a forward like the one before.
 
     Attributes:
@@ -47,8 +47,7 @@ class Score:
     sizes: Sizes
 
 
-@dataclass(frozen=True, slots=True)
-class Late:
+class Late(Struct, frozen=True):
     """Takes the calls of a forward when it is over.
 
     Attributes:

@@ -8,10 +8,10 @@ same bits as without.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from kvtrace.record.capture.running import depth_of_our_work

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from msgspec import Struct
 from torch import Size, Tensor, nn
 
 from kvtrace.record.flow.marks.names import CONCATENATE, DIVIDE, MATMUL, MULTIPLY, STORE
@@ -62,8 +63,7 @@ class Told:
         return self.out
 
 
-@dataclass(frozen=True, slots=True)
-class Stride:
+class Stride(Struct, frozen=True):
     """One function on the way.
 
     Attributes:
@@ -108,8 +108,7 @@ def equal(named: Mapping[str, object], mine: Mapping[str, object]) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(Struct, frozen=True):
     """A tensor of rows among the arguments of a function.
 
     Attributes:
@@ -138,8 +137,7 @@ def _grown(tensor: Tensor, like: Rows) -> int:
     return 0 if like.growing is None else tensor.shape[like.growing]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """What a call must be like to be read as the one before.
 
     Attributes:

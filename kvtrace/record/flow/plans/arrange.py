@@ -9,9 +9,10 @@ changes along queries and never along heads, and a projection's output lies in m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from math import prod
 
+from msgspec import Struct, field
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.flow.marks.axes import Axes, Letters
@@ -25,8 +26,7 @@ class NotOverTokensError(Exception):
     """Every token attends to a set of its own: layers, experts, memory; no KV attention."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(Struct, frozen=True):
     """What is known from outside about one attention call.
 
     Attributes:
@@ -38,8 +38,7 @@ class Sizes:
     tokens: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Roles:
+class Roles(Struct, frozen=True):
     """Which letters are what.
 
     Attributes:
@@ -55,8 +54,7 @@ class Roles:
     assumed: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Structure:
+class Structure(Struct, frozen=True):
     """The letters of one attention by the operand that has them.
 
     Attributes:
@@ -72,8 +70,7 @@ class Structure:
     spread: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(Struct, frozen=True):
     """What can be looked at when sizes do not decide.
 
     Attributes:
@@ -208,8 +205,7 @@ def _outermost(
     return exact[0], f"of two axes of {sizes.batch} the outer one holds the sequences"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """How a tensor becomes one axis a group of letters: reshape, permute, reshape.
 
     Attributes:

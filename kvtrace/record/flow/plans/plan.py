@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.flow.calls.explain import seen_in
@@ -33,8 +34,7 @@ Certain = tuple[int | None, int | None]
 """Places of (query among free, batch among shared) axes in a call that left no doubt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mix:
+class Mix(Struct, frozen=True):
     """A product of marked weights with something: the end of an attention call.
 
     Attributes:
@@ -298,8 +298,7 @@ def _learned(shape: Structure, found: Roles) -> Certain | None:
     return query, batch
 
 
-@dataclass(frozen=True, slots=True)
-class _MaskedAlong:
+class _MaskedAlong(Struct, frozen=True):
     """Evidence: letters along which the mask changes."""
 
     mark: Mark
@@ -319,8 +318,7 @@ class _MaskedAlong:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Outside:
+class _Outside(Struct, frozen=True):
     """Evidence: letters whose stride in the queries is larger than that of the rows."""
 
     queries: Tensor

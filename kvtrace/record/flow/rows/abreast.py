@@ -9,10 +9,10 @@ from the same copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.flow.rows.follower import RowFollower
@@ -22,8 +22,7 @@ from kvtrace.record.flow.rows.texts import GivenRows, Text, lengths, more_places
 from kvtrace.record.match import PARTS, Digests, glances, in_parts
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Copied:
+class Copied(Struct, frozen=True, eq=False):
     """What is copied of a site's rows while the model runs.
 
     Attributes:
@@ -144,8 +143,7 @@ def _remembered(texts: Sequence[Text], fresh: Tensor) -> tuple[Digests, Digests 
     return digests, parts, np.concatenate((np.stack([text.lengths for text in texts]), more), -1)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Shared:
+class _Shared(Struct, frozen=True, eq=False):
     """A step that added rows to texts with the same cells and positions, as most layers' are.
 
     Attributes:

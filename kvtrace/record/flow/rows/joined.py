@@ -7,10 +7,10 @@ or behind. Rows that somebody moved otherwise in order to join them are not look
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.record.flow.rows.slots import UNWRITTEN, Flags, equal_slots
@@ -18,8 +18,7 @@ from kvtrace.record.flow.rows.texts import Text
 from kvtrace.record.match import Digests
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(Struct, frozen=True):
     """One sequence of a remembered text.
 
     Attributes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from kvtrace.record.flow.rows.joined import joined
 from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Flags, Numbers, equal_slots, paired

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.flow.rows.slots import NOWHERE, Numbers
 from kvtrace.record.flow.rows.texts import Text
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RowStep:
+class RowStep(Struct, frozen=True, eq=False):
     """What became of the rows in one step. Arrays are [sequences, seq] where nothing else is said.
 
     Cells are numbered from 0 in the order of writing, within a step sequence by sequence, then

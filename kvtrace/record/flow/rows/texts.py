@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from msgspec import Struct
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,8 +17,7 @@ LONG = 16
 """Features per head from which a row is long enough to be looked at in turns."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GivenRows:
+class GivenRows(Struct, frozen=True, eq=False):
     """What a site was given in one step.
 
     Attributes:
@@ -111,8 +111,7 @@ class Text:
         return self.digests if part is None or self.parts is None else self.parts[:, part]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Match:
+class Match(Struct, frozen=True, eq=False):
     """Which rows are known; the text they are of, and what it looks like to the same glance."""
 
     text: Text | None

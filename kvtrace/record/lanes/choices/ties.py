@@ -11,8 +11,11 @@ difference before it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kvtrace.record.capture.replaced.by_token import by_token
 from kvtrace.record.capture.replaced.choices import Choice
@@ -28,8 +31,7 @@ Key = tuple[str, int]
 """(module, how many selections it made before in the forward)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tie:
+class Tie(Struct, frozen=True):
     """A choice that another lane would have made otherwise.
 
     Attributes:

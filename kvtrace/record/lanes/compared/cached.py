@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.record.lanes.paths import Node
@@ -18,8 +19,7 @@ MOST_BYTES = 64 << 20
 """Of rows that are remembered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(Struct, frozen=True):
     """Rows of several steps, one stretch after the other.
 
     Attributes:

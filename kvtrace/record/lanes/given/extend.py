@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.capture.tokens.inputs import is_source
@@ -27,8 +27,7 @@ class CannotExtendError(Exception):
     """No rule covers an argument; the message says which."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extension:
+class Extension(Struct, frozen=True):
     """How arguments that belong to some tokens are made to fit more of them.
 
     Attributes:

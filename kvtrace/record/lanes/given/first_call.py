@@ -10,10 +10,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.capture.tokens.inputs import is_source
@@ -35,8 +36,7 @@ _FLAG = re.compile(r"^(use|return|output|with)_?(kv_?)?(cach|past|present)", re.
 _TRAINING = re.compile(r"^(targets?|labels?|y)$")
 
 
-@dataclass(frozen=True, slots=True)
-class FirstCall:
+class FirstCall(Struct, frozen=True):
     """What a model was called with first.
 
     Attributes:

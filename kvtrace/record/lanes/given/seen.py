@@ -7,10 +7,10 @@ the left sees is the caller's. Of a bias that tells keys apart otherwise nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.capture.attention.masks import HIDDEN_BELOW
@@ -28,8 +28,7 @@ class Made(NamedTuple):
     padding: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """What one table shows.
 
     Attributes:

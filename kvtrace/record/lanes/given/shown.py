@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import replace
 
 import torch
+from msgspec.structs import replace
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.capture.forward import Forward
@@ -28,8 +30,7 @@ _OF_PROMPT = re.compile(r"prompt|prefix|prefill|context|source|src", re.IGNORECA
 """Numbers that stay what they were when the text goes on."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(Struct, frozen=True):
     """What one step was given, and the stretch of its path that it is."""
 
     start: int

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
@@ -70,8 +72,7 @@ def looks_ahead(
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
+class _Question(Struct, frozen=True):
     """Whether what a lane has of its first tokens is what it has of them alone.
 
     Attributes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf
 
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -16,8 +16,7 @@ _GROWTH = 100.0
 """Times that rounding may grow from one layer to the next: in many layers it grows to anything."""
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(Struct, frozen=True):
     """An attention whose rows moved.
 
     Attributes:

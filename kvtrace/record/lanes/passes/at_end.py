@@ -7,7 +7,9 @@ step's recomputed q, k, v and output. Rows of the cached lane are read back from
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.compared.cached import Memory

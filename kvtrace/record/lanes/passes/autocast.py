@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-@dataclass(frozen=True, slots=True)
-class Autocast:
+class Autocast(Struct, frozen=True):
     """What was on.
 
     Attributes:

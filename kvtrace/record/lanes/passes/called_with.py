@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.lanes.given.cache_arguments import beside_ids, filled, padded_for, read_beside

@@ -8,8 +8,9 @@ changed them: the model is not causal.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.files import FileSource

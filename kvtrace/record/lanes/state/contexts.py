@@ -11,10 +11,10 @@ import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FunctionType, ModuleType
 from typing import Any
 
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from kvtrace.record.lanes.given.first_call import FirstCall

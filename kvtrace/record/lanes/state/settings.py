@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
+from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.record.capture.running import our_work
@@ -23,8 +23,7 @@ _NAMED = 3
 """Attributes that a sentence names."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(Struct, frozen=True):
     """An attribute that was another one before a step."""
 
     step: int

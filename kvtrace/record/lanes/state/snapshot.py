@@ -11,9 +11,10 @@ import inspect
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from kvtrace.record.capture.attention.levels import looks_like_attention
@@ -31,8 +32,7 @@ _CONSTANT = re.compile(
 _TRIES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """A copy that nobody runs.
 
     Attributes:

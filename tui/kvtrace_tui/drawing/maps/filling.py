@@ -6,9 +6,8 @@ cells only, and what was drawn stays where it was.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 _WIDEST = 12
@@ -23,8 +22,7 @@ def room_for(count: int) -> int:
     return -(-count // step) * step
 
 
-@dataclass(frozen=True, slots=True)
-class Filling:
+class Filling(Struct, frozen=True):
     """Cells of one axis; `scale` cells stand for `per` indices.
 
     Attributes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 from rich.segment import Segment
 from rich.style import Style
@@ -25,8 +25,7 @@ _HEAD = 6
 _NOT_RUN = "·"
 
 
-@dataclass(frozen=True, slots=True)
-class GridLayout:
+class GridLayout(Struct, frozen=True):
     """Where layers and heads stand.
 
     Attributes:

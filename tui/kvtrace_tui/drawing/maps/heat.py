@@ -7,10 +7,10 @@ lighter to denser for positive ones, other signs for negative ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 from rich.segment import Segment
 from rich.style import Style
@@ -36,8 +36,7 @@ _UNSIGNED_GLYPHS = " ·:-=░▒▓█"
 _ABSENT, _NOT_FINITE, _CROSSHAIR = " ", "!", "◆"
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Struct, frozen=True):
     """How a map is painted.
 
     Attributes:
