@@ -24,6 +24,9 @@ from kvtrace.paths import shown
 from kvtrace.text import safe
 from kvtrace.units import byte_size, counted
 
+LARGE = 256 << 20
+"""Bytes of a trace that is said to be large."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run a script as the command line wishes; its exit code.
@@ -205,7 +208,7 @@ def told(report: Any, here: Path) -> list[str]:
         report: Of the recording.
         here: Where the user started the script, wherever it has gone.
     """
-    lines = [_line(one, here) for one in report.traces]
+    lines = [line for one in report.traces for line in (_line(one, here), *_large(one, here))]
     if not lines:
         lines.append(f"nothing was recorded: {_instead(report)}")
     elif report.said:
@@ -225,6 +228,20 @@ def _line(one: Any, here: Path) -> str:
         f"{one.model}: {steps} from {texts}, {places}{compared}{unseen}. "
         f"{size} in {path}; see it with: kvtrace open {path}"
     )
+
+
+def _large(one: Any, here: Path) -> list[str]:
+    """That a trace is larger than people expect, and how the next one is not."""
+    size = one.path.stat().st_size
+    if size < LARGE:
+        return []
+    each = byte_size(size // max(one.steps, 1))
+    return [
+        f"{shown(Path(one.path), here)} is large: {byte_size(size)}, {each} for each of "
+        f"{counted(one.steps, 'step')}, as every row that attention computes is kept. To record "
+        'less, let the script make fewer steps, or put `with kvtrace.record("run.kvt"):` around '
+        "the calls that matter"
+    ]
 
 
 def _instead(report: Any) -> str:

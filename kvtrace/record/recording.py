@@ -51,7 +51,7 @@ class Recording:
     Attributes:
         path: The trace file.
         recorder: Turns forwards into steps.
-        num_texts: Steps that continued no other: prompts.
+        num_texts: Prompts: the different sequences of steps that continued no other.
         said: Sentences that the trace is to say of the recording, besides its own.
         failure: What ended it early; a warning, too, where nobody else says it.
         gate: Asked of each forward whether it is to be a step; None: all are.
@@ -308,7 +308,8 @@ class Recording:
 
     def _written(self, step: Step) -> None:
         """A step is in the file; it is told before the pass beside it, which may take long."""
-        self.num_texts += step.parent is None and not slides(step.tokens, self._tokens)
+        if step.parent is None and not slides(step.tokens, self._tokens):
+            self.num_texts += len(set(step.tokens)) or 1  # beams and samples begin with one text
         self._tokens = step.tokens
         if self._on_step is not None:
             self._on_step(step)

@@ -117,6 +117,14 @@ def test_generate_of_transformers_tells_its_prompt_and_its_last_token(run):
     assert agreed(trace) == 6
 
 
+def test_a_large_trace_is_said_to_be_large_and_what_makes_it_smaller(run, monkeypatch):
+    assert "is large" not in run("sample.py")[2]
+    monkeypatch.setattr(script, "LARGE", 1000)
+    code, _, err = run("sample.py", force=True)
+    assert (code, err.count("a.kvt is large: ")) == (0, 1)
+    assert 'with kvtrace.record("run.kvt"):' in err
+
+
 def test_two_models_have_a_trace_each(run):
     code, _, err = run("draft.py")
     assert code == 0

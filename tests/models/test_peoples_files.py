@@ -118,6 +118,22 @@ def test_relative_imports_of_a_file_in_a_package_work(mine, tmp_path):
     assert found.card.class_name == "Small"
 
 
+@pytest.mark.parametrize("folder", ["json", "beside", "a.b"])
+@pytest.mark.parametrize("begin", [None, "NAME = 'theirs'\n"])
+def test_relative_imports_are_of_the_files_folder_whatever_else_has_its_name(
+    mine, tmp_path, folder, begin
+):
+    (tmp_path / "beside.py").write_text("")
+    (tmp_path / folder).mkdir()
+    if begin is not None:
+        (tmp_path / folder / "__init__.py").write_text(begin)
+    (tmp_path / folder / "parts.py").write_text(SMALL)
+    own = "" if begin is None else "from . import NAME\n"
+    (tmp_path / folder / "whole.py").write_text(f"{own}from .parts import Small\nmake = Small\n")
+    found = load(LoadRequest(f"{folder}/whole.py:make", prompt="a"), lambda text, share: None)
+    assert found.card.class_name == "Small"
+
+
 # -- what reads the prompt ---------------------------------------------------------------------
 
 READERS = {

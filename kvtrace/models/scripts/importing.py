@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -113,15 +113,37 @@ def _package_depth(path: Path) -> int:
 
 def _of_package(source: Source, path: Path, depth: int) -> ModuleType:
     """The file by its dotted name, so that `from . import neighbour` works."""
-    top = str(path.parents[depth])
-    parts = [one.name for one in reversed(path.parents[:depth])]
-    sys.path.insert(0, top)
+    folder = path.parents[depth - 1]
+    sys.path.insert(0, str(folder.parent))
     try:
-        dotted = ".".join([*parts, path.stem])
+        within = path.relative_to(folder).with_suffix("").parts
+        dotted = ".".join([theirs(source, lambda: _package_of(folder)), *within])
         return theirs(source, lambda: importlib.import_module(dotted))
     finally:
-        sys.path.remove(top)
-        sys.path.append(top)
+        sys.path.remove(str(folder.parent))
+        sys.path.append(str(folder.parent))
+
+
+def _package_of(folder: Path) -> str:
+    """The name that a folder's files are imported under: its own, where that means no other module.
+
+    A module of its name, beside it or installed, comes before a folder without an `__init__.py`;
+    one that was imported already comes before all; and names of folders may have dots in them.
+    """
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(folder.name)
+        places = [] if spec is None else [*(spec.submodule_search_locations or ())]
+        if places and Path(places[0]).resolve() == folder:
+            return folder.name
+    name = f"kvtrace_user_{folder.name.replace('.', '_')}"
+    if name not in sys.modules:
+        module = ModuleType(name)
+        module.__path__ = [str(folder)]
+        sys.modules[name] = module
+        if (begin := folder / "__init__.py").is_file():
+            module.__file__, module.__package__ = str(begin), name
+            exec(compile(begin.read_bytes(), str(begin), "exec"), module.__dict__)
+    return name
 
 
 def _defined(source: Source, path: Path, name: str) -> tuple[ModuleType, Definitions]:

@@ -22,7 +22,7 @@ class ModelReport(Struct, frozen=True):
         model: Class of the model.
         steps: Forwards in it.
         texts: Prompts they began with.
-        sites: Places that attended.
+        sites: Places that attended, each once, whichever caches it read.
         lanes: Names of the lanes it was compared with.
         unseen: What was not seen, in sentences.
     """
@@ -65,7 +65,7 @@ def of_model(recording: Recording, meta: Meta, name: str) -> ModelReport:
         name,
         recording.steps,
         recording.num_texts,
-        len(meta.sites),
+        len({(site.module, site.call) for site in meta.sites}),  # one with a cache and without
         tuple(lane.name for lane in meta.lanes),
         meta.unseen,
     )

@@ -37,6 +37,24 @@ def test_recording_whatever_runs_changes_no_bit(style, tmp_path):
         assert not any((trace.compared(number).beyond > 0).any() for number in trace.numbers)
 
 
+def test_each_text_of_a_batch_is_a_prompt_and_samples_of_one_text_are_one(tmp_path):
+    model = build("tuple_cat")
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        model(torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]]))
+        model(torch.tensor([[1, 2, 3]] * 4))
+    assert [(one.steps, one.texts) for one in recording.report.traces] == [(2, 4)]
+
+
+def test_a_place_that_attends_with_a_cache_and_without_is_one_place(tmp_path):
+    torch.manual_seed(0)
+    model = tiny_model("llama")
+    with kvtrace.record(tmp_path / "a.kvt") as recording:
+        for cached in (False, True):
+            model.generate(ids(5) % 8, max_new_tokens=3, do_sample=False, use_cache=cached)
+    told = recording.report.traces[0]
+    assert (told.sites, told.texts) == (model.config.num_hidden_layers, 2)
+
+
 def test_gradients_are_the_same_and_the_call_is_no_step(tmp_path):
     def gradients():
         model = build("tuple_cat")
