@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import (
     Cache,
     DynamicCache,
@@ -341,3 +342,32 @@ def test_rows_behind_the_first_layer_of_such_a_cache_are_held_against_what_they_
     first = report.findings[0]
     assert first.name in names, report
     assert (first.step, first.layer, first.tensor) == (4, 1, "v"), report
+
+
+class SmallValues(DynamicLayer):
+    """Keeps values, and nothing else, in eight bits."""
+
+    def update(self, keys: Tensor, values: Tensor, *args, **more) -> tuple[Tensor, Tensor]:
+        values = (8 * values).to(torch.float8_e4m3fn).to(values.dtype) / 8
+        return super().update(keys, values, *args, **more)
+
+
+def test_rows_of_few_bits_are_named_where_a_narrow_type_hides_them_and_later_layers_differ():
+    torch.manual_seed(3)
+    sizes = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
+    config = LlamaConfig(**sizes, **heads, initializer_range=0.15)
+    model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+    def run():
+        cache = DynamicCache(config=config)
+        cache.layers = [SmallValues() for _ in cache.layers]
+        fed = torch.randint(3, 120, (1, 14), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            for _ in range(7):
+                fed = model(fed, past_key_values=cache).logits[:, -1:].argmax(-1)
+
+    report = kvtrace.check(model, run=run)
+    (found,) = report.findings
+    assert (found.name, found.step, found.layer, found.tensor) == ("DTYPE", 0, 0, "v"), report
+    assert "layer 2 follows from it" in found.evidence

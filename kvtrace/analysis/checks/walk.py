@@ -136,7 +136,7 @@ class _Walk:
         here = [reconsidered(trace, one, *about) for one in first]
         here = [one for one in here if causes.news(step, one)]
         for one in here:
-            since = "" if causes.first is not None else begins(trace, step.number, one.layer)
+            since = "" if causes.first is not None else begins(trace, one.step, one.layer)
             if one.name not in said:
                 yield replace(where_it_begins(trace, one), since=since)
         causes.add(step, here)

@@ -6,11 +6,13 @@ from msgspec.structs import replace
 
 from kvtrace.analysis.checks.classes import VAGUE
 from kvtrace.analysis.checks.noise import Noise, drawn, largest
+from kvtrace.analysis.checks.placed import placed
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.cross import of_earlier_text
 from kvtrace.analysis.checks.scenes.identify import identify
 from kvtrace.analysis.checks.scenes.stage import stage
 from kvtrace.analysis.checks.whole_run.chosen import chosen
+from kvtrace.analysis.checks.whole_run.few_bits import bits_of, explained
 from kvtrace.analysis.checks.wrong_rows.contents import check_zero_rows
 from kvtrace.analysis.checks.wrong_rows.turned import rotation, shift
 from kvtrace.trace import WEIGHTS_CHANGED, Tensor, Trace
@@ -37,6 +39,9 @@ def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Find
             "of the model changed then"
         )
         return replace(found, name="CONTENT", evidence=evidence)
+    rounded = _of_rounded_rows(trace, found, lane, limits)
+    if rounded is not None:
+        return rounded
     if found.name in VAGUE and drawn(trace):
         again = f"{found.evidence}; it is another one in every call, without a cache too"
         if found.name == "UNKNOWN" and found.tensor == "output":
@@ -93,6 +98,37 @@ def _of_other_weights(trace: Trace, found: Finding, lane: str) -> bool:
     changed = any(note.text.endswith(WEIGHTS_CHANGED) for note in trace.notes)
     parent = trace.step(found.step).parent
     return changed and parent is not None and trace.compared(parent, lane) is None
+
+
+def _of_rounded_rows(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
+    """What follows from rows of few bits, each of which is moved by less than rounding may.
+
+    In narrow types such rows pass for right, and only behind some layers is their sum too much.
+    """
+    if found.name not in VAGUE or not found.apart:
+        return None
+    about, end = (lane, limits), trace.site(found.layer).layer
+    step = trace.step(found.step)
+    sites = sorted((trace.site(one) for one in step.attending), key=lambda one: one.layer)
+    for site in sites:
+        if site.kind != "self" or site.layer > end:
+            continue
+        bits = bits_of(trace, step, site.index, *about)
+        if not explained(bits, found.apart):
+            continue
+        tensor, few = next(iter(bits.items()))
+        # the oldest step in which they are so is where it begins
+        steps = (trace.step(one) for one in trace.numbers if one <= found.step)
+        so = (one for one in steps if site.index in one.attending)
+        first = next(one for one in so if tensor in bits_of(trace, one, site.index, *about))
+        evidence = (
+            f"the rows of {tensor} take {few.what}, which moves them by {few.moved:.1e} of the "
+            f"largest; in step {found.step} layer {end} follows from it: {found.evidence}"
+        )
+        told = Finding("DTYPE", first.number, site.index, tensor, evidence)
+        told = replace(told, apart=found.apart, limit=found.limit)
+        return placed(trace, told, limits, lane)
+    return None
 
 
 def _turned_for_good(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:

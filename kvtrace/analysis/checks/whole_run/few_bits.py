@@ -59,11 +59,13 @@ class Few(Struct, frozen=True):
         count: Bits of a number.
         what: Which values they take, in words.
         mantissa: Bits of it, of small floats; None: whole numbers.
+        moved: The most that it moved a number by, over the largest of its head.
     """
 
     count: int
     what: str
     mantissa: int | None = None
+    moved: float = 0.0
 
     @property
     def step(self) -> float:
@@ -121,13 +123,15 @@ def _by_levels(trace: Trace, lane: str, limits: Noise) -> tuple[Finding, Noise] 
         return None
     first, rows = sites[0], [Tensor.KEYS, Tensor.VALUES]
     beyond = top[first] > limits.threshold[first]
-    if beyond[Tensor.QUERIES] or (step.parent is None and not beyond[rows].any()):
+    if beyond[Tensor.QUERIES]:
         return None
-    moved = float(np.fmax.reduce(top[first][rows]))  # NaN where none could be compared
-    bits = _bits(trace, step, first, lane, limits)
+    bits = bits_of(trace, step, first, lane, limits)
+    moved = float(np.fmax.reduce(top[first][rows]))
+    if np.isnan(moved):  # none was compared by itself
+        moved = max((one.moved for one in bits.values()), default=moved)
     if not _explain(bits, moved, beyond):
         return None
-    if any(_alike(_bits(trace, step, site, lane, limits)) != _alike(bits) for site in sites[1:]):
+    if any(_alike(bits_of(trace, step, site, lane, limits)) != _alike(bits) for site in sites[1:]):
         return None
     return _said(step, first, bits, moved), _raised(trace, limits, moved, top)
 
@@ -175,12 +179,18 @@ def _explain(bits: Bits, moved: float, beyond: NDArray[np.bool_]) -> bool:
     return moved <= min(_MOST, *(one.step for one in bits.values()))
 
 
+def explained(bits: Bits, apart: float) -> bool:
+    """Whether what follows from rows of so few bits may be off by as much."""
+    moved = max((one.moved for one in bits.values()), default=0.0)
+    return apart <= min(_NOTHING_LEFT, _SHARPEST * moved)
+
+
 def _alike(bits: Bits) -> Mapping[str, tuple[int, int | None]]:
     """What the bits of all layers have in common: what shares a scale may look otherwise."""
     return {name: (one.count, one.mantissa) for name, one in bits.items()}
 
 
-def _bits(trace: Trace, step: Step, site: int, lane: str, limits: Noise) -> Bits:
+def bits_of(trace: Trace, step: Step, site: int, lane: str, limits: Noise) -> Bits:
     """In how few bits the keys and values of a site are, in all sequences; empty: in none."""
     found: list[Bits] = []
     for sequence in range(step.num_sequences):
@@ -203,9 +213,15 @@ def _of(scene: Scene, *, begins: bool) -> Bits:
             mine, right, _ = pair(scene, name, some)
             found = next(kinds(mine, right), None)
             if found is not None:
-                out[name] = found
+                out[name] = replace(found, moved=_apart(mine, right))
                 break
     return out
+
+
+def _apart(mine: Floats, right: Floats) -> float:
+    """The most that any head is off by, over its largest number."""
+    size = np.maximum(np.abs(right).max(axis=(1, 2)), 1e-30)
+    return float((np.abs(mine - right).max(axis=(1, 2)) / size).max())
 
 
 def _oldest(scene: Scene, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
