@@ -48,3 +48,28 @@ def test_chunks_of_one_repeated_token_are_fed_once():
 
     report = checked(dummy)
     assert (report.verdict, report.findings, report.caveats) == (EQUAL, (), ())
+
+
+def chunks(model, *parts):
+    """Feeds parts of the text, each at its own positions."""
+    cache = DynamicCache()
+    for start, end in parts:
+        positions = torch.arange(start, end)[None]
+        model(TEXT[:, start:end], past_key_values=cache, position_ids=positions)
+
+
+def test_a_chunk_that_is_fed_twice_at_its_own_positions_has_its_rows_twice():
+    report = checked(lambda model: chunks(model, (0, 3), (3, 7), (3, 7), (7, 9)))
+    found = report.findings[0]
+    assert (found.name, found.step, found.layer, found.tensor) == ("DUPLICATE-ROWS", 2, 0, "k")
+    assert "the 4 tokens of this step are those of positions 3 to 6" in found.evidence
+
+
+def test_other_tokens_at_positions_that_are_taken_were_counted_wrong():
+    def drive(model):
+        cache = DynamicCache()
+        model(TEXT[:, :5], past_key_values=cache)
+        positions = torch.arange(1, 5)[None]
+        model(TEXT[:, 5:], past_key_values=cache, position_ids=positions)
+
+    assert checked(drive).findings[0].name == "POSITION-ROPE"

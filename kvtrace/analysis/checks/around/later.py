@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from msgspec.structs import replace
 
 from kvtrace.analysis.checks.classes import VAGUE
@@ -16,6 +17,9 @@ from kvtrace.analysis.checks.whole_run.few_bits import bits_of, explained
 from kvtrace.analysis.checks.wrong_rows.contents import check_zero_rows
 from kvtrace.analysis.checks.wrong_rows.turned import rotation, shift
 from kvtrace.trace import WEIGHTS_CHANGED, Tensor, Trace
+
+_DIFFERENT = 3
+"""So many different tokens in a row are not those of an earlier place by chance."""
 
 
 def reconsidered(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding:
@@ -58,7 +62,7 @@ def _otherwise(trace: Trace, found: Finding, lane: str, limits: Noise) -> Findin
     if found.name == "LENGTH-DEPENDENT-POSITIONS" and found.tensor == "q":
         return _turned_for_good(*about)
     if found.name == "POSITION-ROPE" and found.tensor == "q":
-        return _written_over(*about)
+        return _written_over(*about) or _fed_twice(*about)
     if found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
         return _written_apart(*about)
     if found.tensor in ("weights", "output"):
@@ -178,6 +182,36 @@ def _written_over(trace: Trace, found: Finding, lane: str, limits: Noise) -> Fin
         f"of position {place}"
     )
     return replace(found, name="ROW-OVERWRITTEN", tensor="k", evidence=evidence, row=int(slot))
+
+
+def _fed_twice(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
+    """Tokens that were given positions at which the cache still holds rows of the very same ones.
+
+    Another position of other tokens is counted wrong; that of the same ones is right, and they are
+    in the cache twice.
+    """
+    sequence = found.sequences[0] if found.sequences else 0
+    scene = stage(trace, found.step, found.layer, sequence, limits.tolerance(found.layer), lane)
+    reference = trace.reference(found.step, sequence, lane)
+    if scene is None or scene.told is None or scene.held is None or reference is None:
+        return None
+    if not np.isin(scene.told, scene.held[scene.seen]).all():
+        return None
+    text = reference.step.tokens[sequence]
+    places = dict(zip(reference.step.positions[sequence], range(len(text)), strict=True))
+    new = text[reference.first - reference.led : reference.places - reference.led]
+    then = tuple(text[places[at]] for at in scene.told.tolist() if at in places)
+    if new != then or len(set(new)) < _DIFFERENT:
+        return None
+    slots = scene.slots[np.isin(scene.held, scene.told)]
+    evidence = (
+        f"the {len(new)} tokens of this step are those of positions {scene.told[0]} to "
+        f"{scene.told[-1]}, where the step puts them, too, and slot {slots[0]} and others still "
+        "hold their rows: they were fed twice"
+    )
+    row = int(np.flatnonzero(scene.slots == slots[0])[0])
+    found = replace(found, name="DUPLICATE-ROWS", tensor="k", head=None, evidence=evidence)
+    return replace(found, row=row, slot=int(slots[0]))
 
 
 def _written_apart(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
