@@ -137,3 +137,19 @@ def test_a_row_that_was_not_written_is_no_row_of_a_layer_that_has_a_zero_one():
     v = toy.v.copy()
     v[:, -1] = 0
     assert named(toy.scene(v=v)) == ("V-NOT-WRITTEN", "v")
+
+
+def test_rows_that_moved_up_behind_kept_ones_were_dropped_and_not_overwritten():
+    toy = Toy()
+    order = np.array([0, 1, 2, 5, 6, 7, 8, 9, 10, 11])
+    scene = toy.scene(
+        k=toy.k[:, order],
+        v=toy.v[:, order],
+        supposed=order,
+        changed=order > 2,
+        visible=np.ones((1, 10), bool),
+    )
+    found = diagnose(scene)
+    assert found is not None
+    assert (found.name, found.tensor) == ("MASK", "k")
+    assert "does not see places 3, 4: no such row is there, it was dropped" in found.evidence

@@ -226,10 +226,18 @@ def _older_lost(sight: _Sight) -> tuple[str, str, str]:
 
 
 def _moved_up(sight: _Sight) -> bool:
-    """Whether more rows are missing than new ones came, and the next stands where they began."""
+    """Whether the rows behind those that are missing stand where they were, or some of them do.
+
+    So it is where more are missing than new ones came, or where all that follow moved in order:
+    what overwrites rows is new.
+    """
     scene, missing = sight.scene, sight.missing
+    moved = scene.supposed[scene.changed]
     more = len(missing) > max(len(sight.overwritten), len(scene.places))
-    return more and missing[-1] + 1 in scene.supposed[scene.changed]
+    follow = np.arange(missing[-1] + 1, missing[-1] + 1 + len(moved))
+    if len(moved) > len(scene.places) and np.array_equal(moved, follow):
+        return True
+    return more and missing[-1] + 1 in moved
 
 
 def _too_soon(sight: _Sight) -> tuple[str, str, str]:
