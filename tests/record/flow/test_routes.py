@@ -154,6 +154,27 @@ def test_an_exception_on_a_known_way_is_the_models_own():
     assert len(calls) == before + 2
 
 
+def test_rows_of_texts_that_begin_with_one_token_are_read_however_many_follow():
+    def samples(model):
+        for first in range(4):
+            for layer in model.layers:
+                layer.past = None
+            for n in range(6):
+                model(torch.tensor([[first + n]]))
+
+    def one_token_again(model):
+        with torch.no_grad():
+            for n in (1, 1, 1, 2, 3):
+                for layer in model.layers:
+                    layer.past = None if n < 2 else layer.past
+                model(torch.tensor([[n]]))
+
+    for drive in (samples, one_token_again):
+        calls, _, watch = asleep(Text(scaled), drive)
+        assert_same(calls, awake(Text(scaled), drive)[0])
+        assert watch.unseen == ()
+
+
 def test_calls_of_a_module_keep_ways_of_their_own():
     def how(q, k, v):
         return scaled(q, k, v) + with_function(q, k, v.flip(2))
