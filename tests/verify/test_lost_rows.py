@@ -172,3 +172,39 @@ def test_a_token_that_is_taken_back_for_the_next_best_loses_nothing():
     model = made(tuple_cat.GPT)
     report = kvtrace.check(model, run=lambda: tried_again(model))
     assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+@torch.no_grad()
+def begun_anew(model, prompt, back_at, steps=8):
+    """A loop that once begins at position 0 again, as a position that wraps does."""
+    logits, past = model(torch.tensor([prompt]))
+    for step in range(steps):
+        logits, past = model(logits[:, -1:].argmax(-1), None if step == back_at else past)
+
+
+def test_a_loop_whose_position_wraps_to_zero_loses_its_text():
+    model = made(tuple_cat.GPT)
+    report = kvtrace.check(model, run=lambda: begun_anew(model, PROMPT, 4))
+    assert (report.verdict, first(report)) == (DIVERGED, ("HISTORY-LOST", 5, 0))
+    assert "its cache is empty: 12 rows are missing" in report.findings[0].evidence
+
+
+def test_a_likeliest_token_that_is_timed_alone_after_a_prompt_loses_nothing():
+    model = made(tuple_cat.GPT)
+    report = kvtrace.check(model, run=lambda: begun_anew(model, PROMPT, 0))
+    assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+@torch.no_grad()
+def begun_with(model, token):
+    """A text that begins with a token, and one that begins with it after another ended."""
+    model(torch.tensor([[token]]))
+    begun_anew(model, PROMPT, 4)
+
+
+def test_texts_that_begin_with_the_token_that_ends_them_lose_nothing():
+    model, fed = made(tuple_cat.GPT), []
+    with model.register_forward_pre_hook(lambda _, given: fed.append(int(given[0][0, 0]))):
+        begun_anew(model, PROMPT, 4)
+    report = kvtrace.check(model, run=lambda: begun_with(model, fed[5]))
+    assert (report.verdict, report.findings) == (EQUAL, ())

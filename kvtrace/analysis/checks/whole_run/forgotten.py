@@ -4,12 +4,14 @@ A step that begins a cache begins a text. Where it is told to begin at the very 
 the step before it ended, it is no new text: the cache was dropped on the way. Tokens tell the same:
 who feeds the one that the step before holds for the likeliest means to go on from there, not from
 a cache that is empty or ends where that step began. Once may be chance, twice in a row is none,
-and none it is in a run that feeds the likeliest token in each of its other steps.
+and none it is in a run that feeds the likeliest token in each of its other steps: a position
+that wraps to 0 looks like a text of that token alone. Unless texts begin with it anyway, as with
+a token that ends them, too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -39,6 +41,7 @@ class Forgotten:
     _tried: bool = False
     _greedy: int = 0
     _strayed: bool = False
+    _starts: set[int] = field(default_factory=set)
 
     def add(self, step: Step, before: Step | None, *, looking: bool = True) -> Finding | None:
         """What the next step shows, of itself or of the step before.
@@ -50,6 +53,9 @@ class Forgotten:
         """
         maybe, self._maybe = self._maybe, None
         in_a_row, self._in_a_row = self._in_a_row, 0
+        starts = set(self._starts)
+        if step.parent is None:
+            self._starts.update(row[0] for row in step.tokens if row)
         if before is None or step.packed is not None or not step.caches:
             return None
         empty = not any(group.length_before for group in step.caches)
@@ -58,7 +64,7 @@ class Forgotten:
             return self._finding(step, before, where)
         likeliest = _fed_the_likeliest(step, before, repeats=_ours(self.trace))
         begins = step.parent is None and empty
-        if not begins:
+        if not begins or (likeliest and _alone_again(step, before, starts)):
             once = self._only_once(step, before, likeliest, looking)
             if once is not None:
                 return once
@@ -93,7 +99,7 @@ class Forgotten:
             self._once = None
             return None
         once = self._once
-        if likeliest and not self.named and _goes_back(step, before):
+        if likeliest and not self.named and (step.parent is None or _goes_back(step, before)):
             where = f"was fed the likeliest token after step {before.number}"
             self._once = once or self._finding(step, before, where, once=True)
             self._tried = self._tried or before.new > 1
@@ -157,6 +163,16 @@ def _began_within(step: Step, before: Step) -> bool:
     ends = before.positions * (step.num_sequences // before.num_sequences)
     pairs = [*zip(step.positions, ends, strict=True)]
     return bool(pairs) and all(row and last and 0 < row[0] <= last[-1] for row, last in pairs)
+
+
+def _alone_again(step: Step, before: Step, starts: set[int]) -> bool:
+    """Whether single tokens begin anew, from 0 and amid others, with what begins no text.
+
+    After a prompt they may be meant to stand alone, to time them.
+    """
+    amid = before.parent is not None and before.new == 1
+    zero = all(row and row[0] == 0 for row in step.positions)
+    return amid and zero and starts.isdisjoint(row[0] for row in step.tokens)
 
 
 def _cropped(step: Step, before: Step) -> bool:
