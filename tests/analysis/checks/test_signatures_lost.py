@@ -83,3 +83,15 @@ def test_what_is_added_to_one_row_on_one_path_is_told_of_that_row():
     assert (found.name, found.tensor) == ("SCORE-BIAS", "weights")
     assert found.evidence.startswith("what is added to the scores differs by up to 0.6, most at")
     assert "place 9; none is seen without the cache" in found.evidence
+
+
+def test_a_window_that_keeps_the_first_rows_hides_those_between():
+    place = np.arange(12)
+    found = diagnose(Toy().scene(visible=((place < 2) | (place > 6))[None]))
+    assert (found.name, found.tensor) == ("EVICTED-EARLY", "mask")
+    assert "does not see places 2 to 6: the first 2 are seen" in found.evidence
+
+
+def test_one_hidden_row_is_no_window():
+    found = diagnose(Toy().scene(visible=np.arange(12)[None] != 2))
+    assert (found.name, found.tensor) == ("MASK", "mask")

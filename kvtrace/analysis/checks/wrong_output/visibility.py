@@ -15,6 +15,9 @@ from kvtrace.analysis.checks.wrong_rows.contents import check_misaligned
 
 Rows = NDArray[np.intp]
 
+_SINKS = 8
+"""So many first rows are kept beside a window at most."""
+
 
 @dataclass(slots=True)
 class _Sight:
@@ -259,7 +262,22 @@ def _some_gone(sight: _Sight) -> tuple[str, str, str]:
     if sight.twice and not sight.hidden:
         again = "another row stands" if sight.twice == 1 else f"{sight.twice} other rows stand"
         return "WRONG-SLOT", "k", f"{evidence}: {again} there once more"
+    kept = _kept_first(sight) if sight.hidden else 0
+    if kept:
+        first = f"the first {kept} are" if kept > 1 else "the first is"
+        shown = f"{evidence}: {first} seen, and the newest, as with a window that keeps sinks"
+        return "EVICTED-EARLY", "mask", f"{shown}; what it lacks is still there, hidden"
     return "MASK", "mask" if sight.hidden else "k", evidence
+
+
+def _kept_first(sight: _Sight) -> int:
+    """How many first rows are seen, where all those behind them are not until the newest; or 0."""
+    ordered = sorted(sight.want)
+    kept = ordered.index(sight.missing[0])
+    behind = ordered[kept : kept + len(sight.missing)] == sight.missing
+    newest = len(ordered) - kept - len(sight.missing)
+    few = 0 < kept <= _SINKS and len(sight.missing) > 1 and newest > 1
+    return kept if few and behind and not sight.cross else 0
 
 
 def _others_instead(sight: _Sight) -> tuple[str, str, str]:
