@@ -153,3 +153,20 @@ def test_rows_that_moved_up_behind_kept_ones_were_dropped_and_not_overwritten():
     assert found is not None
     assert (found.name, found.tensor) == ("MASK", "k")
     assert "does not see places 3, 4: no such row is there, it was dropped" in found.evidence
+
+
+def with_values_of_another(toy, further):
+    """Values of a sequence whose first tokens are those of this text, so many places further."""
+    v = toy.v.copy()
+    toy.other[1][:, :5] = v[:, :5] = toy.v[:, further : further + 5]
+    return diagnose(toy.scene(v=v))
+
+
+def test_values_of_another_sequence_are_told_though_its_tokens_are_those_of_this_text():
+    found = with_values_of_another(Toy(), 6)
+    assert (found.name, found.tensor, found.row) == ("WRONG-BATCH-ROW", "v", 0)
+    assert found.evidence == "5 rows of v: what sequence 1 has there"
+
+
+def test_values_one_slot_further_are_misaligned_though_another_sequence_has_them_there():
+    assert with_values_of_another(Toy(), 1).name == "MISALIGNED"

@@ -21,6 +21,9 @@ from kvtrace.analysis.checks.scenes.scene import Scene
 from kvtrace.analysis.checks.scenes.supposed import FILLING, TAKEN_BACK
 from kvtrace.trace.dtypes import Floats
 
+_SEVERAL = 2
+"""So many do not stand where another sequence has them by chance."""
+
 
 def check_owner(scene: Scene, identity: Identity) -> Finding | None:
     """Rows of another layer, of another sequence, or of tokens that were taken back."""
@@ -63,22 +66,30 @@ def _sequence(scene: Scene, other: int) -> str:
 
 
 def _not_reordered(scene: Scene, identity: Identity) -> Finding | None:
-    """Rows of another beam that pass for other ones of this text: its tokens are the same.
+    """Rows of another sequence that pass for other ones of this text: its tokens are the same.
 
-    Keys without a position do so, right after sequences were reordered.
+    Keys without a position do so, right after sequences were reordered; values do so wherever
+    texts share tokens, and are known by standing where that sequence has them. One place further
+    they are more likely shifted.
     """
-    if scene.current is None or scene.sequences == scene.current:
-        return None
-    place, supposed = identity.place[scene.seen], scene.supposed[scene.seen]
-    rows = scene.seen[(place >= 0) & (supposed >= 0) & (place != supposed)]
-    places = scene.supposed[rows]
-    for other in range(scene.sequences if len(rows) else 0):
-        there = None if other == scene.sequence else scene.sequence_rows(other)
-        if there is None or places.max() >= there[0].shape[1]:
+    reordered = scene.current is not None and scene.sequences != scene.current
+    inside = scene.seen[supposed_inside(scene, scene.seen)]
+    for tensor, known in (("k", identity.place), ("v", identity.by_value)):
+        away = np.abs(known[inside] - scene.supposed[inside])
+        rows = inside[(known[inside] >= 0) & (away > 0)]
+        shifted = tensor == "v" and (len(rows) < _SEVERAL or away[known[inside] >= 0].max() < 2)
+        if not len(rows) or shifted or not (tensor == "v" or reordered):
             continue
-        if close(scene.cached.keys[:, rows], there[0][:, places], scene.atol.keys):
-            evidence = f"{counted(len(rows))} of k: what {_sequence(scene, other)} has there"
-            return finding(scene, "WRONG-BATCH-ROW", "k", evidence, rows)
+        mine, _, atol = scene.both(tensor)
+        places = scene.supposed[rows]
+        for other in range(scene.sequences):
+            both = None if other == scene.sequence else scene.sequence_rows(other)
+            there = None if both is None else both[tensor == "v"]
+            if there is None or places.max() >= there.shape[1]:
+                continue
+            if close(mine[:, rows], there[:, places], atol):
+                evidence = f"{counted(len(rows))} of {tensor}: what {_sequence(scene, other)} has"
+                return finding(scene, "WRONG-BATCH-ROW", tensor, f"{evidence} there", rows)
     return None
 
 
