@@ -67,7 +67,9 @@ def _let_go(trace: Trace, found: Finding, store: int, sequence: int) -> Finding:
             continue
         # of its own step, what was dropped before the attention looked
         rows = group.attended if number == found.step else group.kept
-        had = group.length_before + group.rows - group.rewritten
+        # a prompt may be longer than what its cache ever took
+        came = max(group.rows, trace.step(number).new) if group.rows else 0
+        had = group.length_before + came - group.rewritten
         kept = sum(run.count for run in rows[sequence])
         if kept < had:
             more = f"in step {number} its cache kept {kept} of {had} rows"

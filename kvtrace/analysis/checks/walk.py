@@ -12,12 +12,13 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from kvtrace.analysis.checks.around.absent import some_absent, where_it_begins
+from kvtrace.analysis.checks.around.absent import none_compared, some_absent, where_it_begins
 from kvtrace.analysis.checks.around.ahead import Ahead, ahead
 from kvtrace.analysis.checks.around.begin import begins
 from kvtrace.analysis.checks.around.later import reconsidered
 from kvtrace.analysis.checks.around.more_causes import beside
 from kvtrace.analysis.checks.around.survey import Survey
+from kvtrace.analysis.checks.around.uncompared import of_known_rows
 from kvtrace.analysis.checks.at_site import at_site
 from kvtrace.analysis.checks.causes import Causes, turn_of
 from kvtrace.analysis.checks.classes import KINDS
@@ -122,16 +123,24 @@ class _Walk:
     def _behind_attention(self, step: Step) -> Iterator[Finding]:
         """What the logits show of a step whose attention is all equal."""
         broken = _lost_numbers(step)
-        self.later = self.later or _after_attention(self.trace, step, self.lane, self.limits)
+        about = (self.lane, self.limits)
+        found = _after_attention(self.trace, step, *about)
+        self.later = self.later or found
+        if found is not None and none_compared(self.trace, step.number):
+            rest = self.causes.unknown(step, self.texts.padded)
+            yield from self._new(step, of_known_rows(self.trace, step, rest, *about), set())
         if broken is not None:
             self._astray = True
             yield placed(self.trace, broken, None, None)
 
     def _of_lanes(self, step: Step, places: list[int], said: set[str]) -> Iterator[Finding]:
         """What is new at the sites whose lanes differ, but for what was said of the step's text."""
+        rest = self.causes.unknown(step, self.texts.padded)
+        yield from self._new(step, self._first_of(step, places, rest), said)
+
+    def _new(self, step: Step, first: list[Finding], said: set[str]) -> Iterator[Finding]:
+        """What was found at a site, and what else it is the cause of."""
         trace, causes = self.trace, self.causes
-        rest = causes.unknown(step, self.texts.padded)
-        first = self._first_of(step, places, rest)
         about = (self.lane, self.limits)
         here = [reconsidered(trace, one, *about) for one in first]
         here = [one for one in here if causes.news(step, one)]

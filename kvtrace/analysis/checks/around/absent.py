@@ -22,7 +22,7 @@ def where_it_begins(trace: Trace, found: Finding) -> Finding:
     if found.name != "UPSTREAM":
         return found
     site = _absent(trace, found)
-    if site is None and found.tensor == "logits" and _none_compared(trace, found.step):
+    if site is None and found.tensor == "logits" and none_compared(trace, found.step):
         why = "no attention of this step could be compared"
         return replace(found, name="UNKNOWN", evidence=f"{found.evidence}; {why}")
     if site is None:
@@ -41,7 +41,7 @@ def where_it_begins(trace: Trace, found: Finding) -> Finding:
     )
 
 
-def _none_compared(trace: Trace, step: int) -> bool:
+def none_compared(trace: Trace, step: int) -> bool:
     """Whether logits are all that was compared of a step, in any lane."""
     lanes = [trace.compared(step, lane.name) for lane in trace.meta.lanes]
     return all(one is None or bool(np.isnan(one.max_abs).all()) for one in lanes)
