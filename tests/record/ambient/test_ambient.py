@@ -55,6 +55,17 @@ def test_a_place_that_attends_with_a_cache_and_without_is_one_place(tmp_path):
     assert (told.sites, told.texts) == (model.config.num_hidden_layers, 2)
 
 
+@pytest.mark.parametrize("style", ["tuple_cat", "gqa_interleave", "einsum_heads"])
+def test_what_is_computed_without_the_cache_after_it_was_used_is_right_by_itself(style, tmp_path):
+    model = build(style)
+    with kvtrace.record(tmp_path / "a.kvt"), torch.no_grad():
+        through_the_cache(style, model, ids(10), 5)
+        for length in range(5, 11):
+            model(ids(10)[:, :length])
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert not any((trace.compared(number).beyond > 0).any() for number in trace.numbers)
+
+
 def test_gradients_are_the_same_and_the_call_is_no_step(tmp_path):
     def gradients():
         model = build("tuple_cat")

@@ -50,6 +50,7 @@ class Derived:
         self._shown: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self._memory: dict[tuple[object, ...], SeenCall] = {}
         self._stores_of: dict[tuple[str, int], int] = {}
+        self._read: set[int] = set()
         self._arguments: Mapping[str, object] = {}
         self._tokens: Tensor | None = None
         self._before: Tensor | None = None
@@ -183,6 +184,8 @@ class Derived:
             follower.succeed(self._followers[before])
         self._stores_of[call.module, call.call] = store
         step = follower.step(self._given(call, keys, values, visible))
+        if step.parent is not None and not step.computed:
+            self._read.add(store)
         versions = version(call.keys), version(call.values)
         rows = step.fresh or (written_rows(keys, step), written_rows(values, step))
         return SeenCall(store, step, *rows, versions, follower.digests)
@@ -195,6 +198,8 @@ class Derived:
             self._rows = call.queries.shape[2]
         grown, start, pads = self._known
         new = call.queries.shape[2]
+        if keys.shape[2] <= new and self._stores_of.get((call.module, call.call)) in self._read:
+            grown = False  # what goes on with a cache reads it: this is another text, without it
         if call.kind == "cross":  # its rows are of another text, in which no token is new
             new, start = 0, None
         number, resumed = self.number, self._resumed

@@ -225,12 +225,11 @@ def learn(
     contracted = mix.product.contracted
     if not growing or axes.count(growing[0]) != 1 or len(contracted) != 1:
         return None
-    if keys.shape[axes.index(growing[0])] == 1:
-        return None  # where a second row would stand is not known
+    single = keys.shape[axes.index(growing[0])] == 1  # where a second row would stand is not known
     values, names = mix.values
     places = [_place(log[0], queries), _place(log[0], keys), _place(last, values)]
     found = _strides(log, kept)
-    if found is None or None in places:
+    if single or found is None or None in places:
         return None
     strides, results = found
     logits = next((n for n, one in enumerate(results) if one is mark.logits), None)
