@@ -95,3 +95,18 @@ def test_a_window_that_keeps_the_first_rows_hides_those_between():
 def test_one_hidden_row_is_no_window():
     found = diagnose(Toy().scene(visible=np.arange(12)[None] != 2))
     assert (found.name, found.tensor) == ("MASK", "mask")
+
+
+def test_a_row_older_than_a_window_that_keeps_the_first_rows():
+    toy, place = Toy(), np.arange(12)
+    scene = toy.scene()
+    right = toy.scene(visible=((place < 2) | (place > 6))[None]).cached
+    older = toy.scene(visible=((place < 2) | (place > 5))[None])
+    found = diagnose(replace(older, reference=replace(scene.reference, **seen_of(right))))
+    assert (found.name, found.tensor) == ("WINDOW", "mask")
+    assert "sees 1 row older than its window: 6" in found.evidence
+
+
+def seen_of(side):
+    """What a side sees, and makes of it."""
+    return {"visible": side.visible, "output": side.output}

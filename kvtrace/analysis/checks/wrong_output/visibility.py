@@ -306,7 +306,23 @@ def _too_many(sight: _Sight) -> tuple[str, str, str]:
         return "PAD-VISIBLE", "mask", f"{who} sees padding, places {_list(extra)}"
     if max(extra) < min(sight.want, default=0):
         return "WINDOW", "mask", f"{who} sees {len(extra)} older row{_s(extra)}: {_list(extra)}"
-    return "MASK", "mask", f"{who} sees places {_list(extra)} that it should not"
+    if _behind_sinks(sight):
+        older = f"{len(extra)} row{_s(extra)} older than its window: {_list(extra)}"
+        return "WINDOW", "mask", f"{who} sees {older}; the first rows are kept beside it"
+    return "MASK", "mask", f"{who} sees place{_s(extra)} {_list(extra)} that it should not"
+
+
+def _behind_sinks(sight: _Sight) -> bool:
+    """Whether rows are seen just before a window that keeps the first ones beside it."""
+    first, last = sight.extra[0], sight.extra[-1]
+    older = [place for place in sight.want if place < first]
+    newer = [place for place in sight.want if place > last]
+    window = [*range(last + 1, sight.place + 1)]
+    whole = last - first + 1 == len(sight.extra) and sorted(newer) == window
+    begin = sight.scene.padding
+    return (
+        whole and 0 < len(older) <= _SINKS and sorted(older) == [*range(begin, begin + len(older))]
+    )
 
 
 def _taken_back(scene: Scene, missing: list[int], extra: list[int]) -> bool:
