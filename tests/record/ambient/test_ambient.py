@@ -66,6 +66,17 @@ def test_what_is_computed_without_the_cache_after_it_was_used_is_right_by_itself
     assert not any((trace.compared(number).beyond > 0).any() for number in trace.numbers)
 
 
+def test_texts_that_grow_are_each_computed_anew_into_the_buffer_that_an_earlier_one_left(tmp_path):
+    model = build("index_copy")
+    with kvtrace.record(tmp_path / "a.kvt"), torch.no_grad():
+        through_the_cache("index_copy", model, ids(10), 5)
+        for length in range(4, 10):
+            model(ids(10)[:, :length], torch.arange(length))
+        model(ids(10)[:, 9:], torch.tensor([9]))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert not any((trace.compared(number).beyond > 0).any() for number in trace.numbers)
+
+
 def test_gradients_are_the_same_and_the_call_is_no_step(tmp_path):
     def gradients():
         model = build("tuple_cat")

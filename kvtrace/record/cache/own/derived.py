@@ -18,6 +18,7 @@ from kvtrace.record.cache.own.seen_call import SeenCall, Waiting, memory_of, see
 from kvtrace.record.cache.own.steady import SteadySites, SteadyStep
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.flow.rows import slots as where
 from kvtrace.record.flow.rows.abreast import Copied, copied, steps
 from kvtrace.record.flow.rows.follower import RowFollower
 from kvtrace.record.flow.rows.texts import GivenRows
@@ -198,8 +199,9 @@ class Derived:
             self._rows = call.queries.shape[2]
         grown, start, pads = self._known
         new = call.queries.shape[2]
-        if keys.shape[2] <= new and self._stores_of.get((call.module, call.call)) in self._read:
-            grown = False  # what goes on with a cache reads it: this is another text, without it
+        if grown and self._stores_of.get((call.module, call.call)) in self._read:
+            # what goes on with a cache reads it: else this is another text, without it
+            grown = int(where.seen(visible, keys.shape[2]).sum()) > new
         if call.kind == "cross":  # its rows are of another text, in which no token is new
             new, start = 0, None
         number, resumed = self.number, self._resumed
