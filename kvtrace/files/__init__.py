@@ -1,14 +1,13 @@
 """Floor 2: the trace on disk. Standard library and numpy; knows nothing of torch or screens.
 
-Reading and writing are here; `describe` and `recover` are in files of their own.
+Reading is here, and what a viewer loads; `writer`, `notes`, `describe` and `recover` are in files
+of their own.
 """
 
 from pathlib import Path
 
 from kvtrace.files.extents import Stacked, StepRows
-from kvtrace.files.notes import append_note
 from kvtrace.files.reading.source import FileSource
-from kvtrace.files.writer import TraceWriter
 from kvtrace.paths import is_folder
 from kvtrace.trace import Trace
 
@@ -16,8 +15,6 @@ __all__ = [
     "FileSource",
     "Stacked",
     "StepRows",
-    "TraceWriter",
-    "append_note",
     "open_trace",
 ]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvtrace.configs import NO_ADDRESS, address
 from kvtrace.errors import HubError, KvtraceError
-from kvtrace.files import append_note
+from kvtrace.files.notes import append_note
 from kvtrace.live.messages import Ended, Progress, Request, Said, Stepped
 from kvtrace.live.orders import Orders
 from kvtrace.live.others import try_others

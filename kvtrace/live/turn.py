@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrace.files import append_note
+from kvtrace.files.notes import append_note
 from kvtrace.live.messages import Paused, Said
 from kvtrace.live.orders import Orders
 from kvtrace.live.voice import Voice

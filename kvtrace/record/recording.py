@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from kvtrace.errors import KvtraceError, WriteError
-from kvtrace.files import TraceWriter
+from kvtrace.files.writer import TraceWriter
 from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.inner import listen_inside
 from kvtrace.record.capture.replaced.choices import Noted

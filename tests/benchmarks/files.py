@@ -19,7 +19,8 @@ if __name__ == "__main__":
 from benchmarks.table import Row, markdown
 from builders import Shape, synthetic_trace
 from builders.written import rows_of
-from kvtrace.files import StepRows, TraceWriter, open_trace
+from kvtrace.files import StepRows, open_trace
+from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import Ending, Meta, Run, Step, Tensor, TopLogits, Trace
 
 NAME = "The trace file"

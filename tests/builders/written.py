@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kvtrace.files import StepRows, TraceWriter
+from kvtrace.files import StepRows
+from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import Step, Tensor, Trace
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from kvtrace.cli.shared import outputs
 from kvtrace.errors import OutputExistsError
-from kvtrace.files import TraceWriter, open_trace
+from kvtrace.files import open_trace
+from kvtrace.files.writer import TraceWriter
 from kvtrace.units import byte_size
 
 

@@ -15,8 +15,9 @@ from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.plain import plain
 from kvtrace.cli.show.text import head
 from kvtrace.errors import UsageError
-from kvtrace.files import TraceWriter, open_trace
+from kvtrace.files import open_trace
 from kvtrace.files.layout import Kind, pack_header
+from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import Ending, Flops, Sampling, Tensor, Trace
 
 

@@ -15,11 +15,12 @@ from builders.reading import read_all, same, wrong
 from builders.written import rows_of, write_trace
 from kvtrace.analysis.heads.grid import divergence
 from kvtrace.errors import TraceError, VersionError
-from kvtrace.files import FileSource, TraceWriter, open_trace
+from kvtrace.files import FileSource, open_trace
 from kvtrace.files.describe import describe
 from kvtrace.files.layout import HEAD_BYTES, HEADER_BYTES, MAGIC, NO_IDENTITY, Kind, pack_header
 from kvtrace.files.notes import append_note
 from kvtrace.files.reading.frames import FrameFile
+from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import Note, Tensor, Trace
 
 SMALL = Shape(layers=1, heads=2, kv_heads=1, dim=2, prompt=9, decode=2)

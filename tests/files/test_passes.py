@@ -6,7 +6,8 @@ from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.written import rows_of
-from kvtrace.files import StepRows, TraceWriter, open_trace
+from kvtrace.files import StepRows, open_trace
+from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import CacheStep, Mask, Run, SiteStep, Step, Tensor
 
 

@@ -162,7 +162,7 @@ def test_a_rank_without_an_end_may_still_be_written(tmp_path, whole):
 
 def test_a_growing_folder_is_followed(tmp_path, whole):
     from builders.written import rows_of
-    from kvtrace.files import TraceWriter
+    from kvtrace.files.writer import TraceWriter
 
     ranks = deal(whole, 2)
     writers = [TraceWriter(tmp_path / f"run.rank{i}.kvt", one.meta) for i, one in enumerate(ranks)]

@@ -12,8 +12,9 @@ from builders.raw_frames import split
 from builders.reading import read_all, same, wrong
 from builders.written import pass_of, rows_of, write_trace
 from kvtrace.errors import MissingError, TraceError
-from kvtrace.files import StepRows, TraceWriter, open_trace
+from kvtrace.files import StepRows, open_trace
 from kvtrace.files.reading.frames import FrameFile
+from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import (
     CacheLayer,
     CacheStep,

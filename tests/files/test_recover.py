@@ -11,9 +11,10 @@ from builders.raw_frames import joined, split
 from builders.reading import read_all, same, wrong
 from builders.written import rows_of, write_trace
 from kvtrace.errors import MissingError, OutputExistsError, TraceError
-from kvtrace.files import TraceWriter, open_trace
+from kvtrace.files import open_trace
 from kvtrace.files.layout import Kind
 from kvtrace.files.recover import recover
+from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import Note, Tensor
 
 SHAPE = Shape(layers=2, prompt=70, decode=70)

@@ -7,8 +7,9 @@ from msgspec.structs import replace
 from builders import Shape, synthetic_trace
 from builders.written import rows_of
 from kvtrace.errors import TraceError
-from kvtrace.files import Stacked, StepRows, TraceWriter, writer
+from kvtrace.files import Stacked, StepRows, writer
 from kvtrace.files.layout import NO_IDENTITY
+from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import Ending
 
 

@@ -14,9 +14,11 @@ from builders import Shape, synthetic_trace
 from builders.reading import read_all, wrong
 from builders.written import rows_of, write_trace
 from kvtrace.errors import OutputExistsError, TraceError, WriteError
-from kvtrace.files import TraceWriter, append_note, disk, open_trace, writer
+from kvtrace.files import disk, open_trace, writer
 from kvtrace.files.describe import describe
 from kvtrace.files.layout import NO_IDENTITY
+from kvtrace.files.notes import append_note
+from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import Ending, Note
 
 KILLS = int(os.environ.get("KVTRACE_KILLS", "120"))

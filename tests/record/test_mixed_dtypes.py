@@ -11,7 +11,7 @@ from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks.verdict import check
 from kvtrace.analysis.selfcheck import self_check
 from kvtrace.errors import TraceError
-from kvtrace.files import TraceWriter
+from kvtrace.files.writer import TraceWriter
 
 GPTJ = GPTJConfig(
     vocab_size=50, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64,

@@ -151,7 +151,7 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(model, tmp_path, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device")
         return os.pwrite(fd, raw, offset)
 
-    from kvtrace.files import TraceWriter
+    from kvtrace.files.writer import TraceWriter
     from kvtrace.record import recording
 
     monkeypatch.setattr(

@@ -4,7 +4,9 @@ from builders import Shape, synthetic_trace
 from builders.screens import app_of, press, shown, until
 from builders.written import rows_of, write_trace
 from kvtrace.errors import TraceError
-from kvtrace.files import TraceWriter, append_note, open_trace
+from kvtrace.files import open_trace
+from kvtrace.files.notes import append_note
+from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import Note
 from kvtrace_tui.desk.desk import Recording
 from kvtrace_tui.follow import QUIET_S, Follower

@@ -6,7 +6,8 @@ from textual.command import CommandList
 from builders import Shape, synthetic_trace
 from builders.screens import app_of, press, shown, until
 from builders.written import rows_of
-from kvtrace.files import TraceWriter, open_trace
+from kvtrace.files import open_trace
+from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import Note
 from kvtrace_tui.desk.desk import Recording
 from kvtrace_tui.live_run import LiveEvent, LiveKind

@@ -7,10 +7,9 @@ same rows.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from kvtrace.errors import TraceError
@@ -27,8 +26,7 @@ from kvtrace.trace import WRITES, CacheLayer, Tensor, dtypes
 from kvtrace.trace.dtypes import Array
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(Struct):
     """Where the cells of one cache layer are; grows with the file.
 
     Attributes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from pathlib import Path
 
-from kvtrace.files import StepRows, TraceWriter
+from kvtrace.files import StepRows
+from kvtrace.files.writer import TraceWriter
 from kvtrace.record.processes.ranks import own_path
 from kvtrace.trace import Ending, LaneStep, Meta, Note, Rank, Step
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from kvtrace.errors import OutputExistsError
-from kvtrace.files import TraceWriter
+from kvtrace.files.writer import TraceWriter
 from kvtrace.record.ambient import met, tables
 from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups
 from kvtrace.record.ambient.late import LateWriter, free_path

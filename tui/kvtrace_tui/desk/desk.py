@@ -7,11 +7,10 @@ open another screen) goes through `Stage`. Knows nothing of Textual.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor, Trace
@@ -99,8 +98,7 @@ TRAITS: Mapping[str, PaneTraits] = {
 }
 
 
-@dataclass(slots=True)
-class Desk:
+class Desk(Struct):
     """All of it, changeable.
 
     Attributes:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import numpy as np
+from msgspec import Struct
 
 from kvtrace.analysis.heads.tensors import (
     CACHE_TENSORS,
@@ -42,8 +42,7 @@ Read = Callable[[int, int], Floats]
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class _Cells:
+class _Cells(Struct):
     """Consecutive cells that were read: rows [..., stop - first, dim].
 
     Attributes:
