@@ -131,6 +131,15 @@ def test_sharp_weights_make_more_of_few_bits_and_that_is_no_bug(bits, layers):
     assert report.verdict == EQUAL, report
 
 
+@pytest.mark.parametrize(("bits", "layers", "times"), [(8, 5, 3), (8, 3, 5), (2, 5, 8)])
+def test_very_sharp_weights_may_make_anything_of_few_bits_and_that_is_no_bug(bits, layers, times):
+    model = Lm(bits=bits, layers=layers)
+    for mix in model.mixes:
+        mix.weight.data *= times
+    report = kvtrace.check(model, PROMPT, new_tokens=8, ways=())
+    assert report.verdict == EQUAL, report
+
+
 class Later(DynamicLayer):
     """Hands on what it is given, and reads back from the next step on what is left of it.
 

@@ -29,6 +29,13 @@ _LAYERS_MEASURED = 4
 _CARRIED = 4.0
 """Times what is rounding behind an attention whose large scores carried it further."""
 
+NOTHING_LEFT = 0.5
+"""Of the largest number: where what follows from rounded rows may be off by more, as beside two or
+three bits, attention may turn to other rows altogether, and numbers of later layers say nothing."""
+
+ANYTHING = 16.0
+"""Of the largest number: further than one row is from another, however small."""
+
 _RECURRENT = 4.0
 """Layers that keep a state sum a text in chunks and go on row by row: other sums in either lane."""
 
@@ -97,13 +104,16 @@ def noise(trace: Trace, lane: str, *, referee: bool = True) -> Noise:
     return Noise(threshold, reason)
 
 
-def behind(limits: Noise, trace: Trace, site: int) -> Noise:
+def behind(limits: Noise, trace: Trace, number: int, site: int, lane: str) -> Noise:
     """The limits of a run in which rounding was carried on by large scores of a site.
 
     Args:
         limits: Before.
         trace: Whose sites.
+        number: The step.
         site: What attends after it has what it made for its input.
+        lane: The reference. Behind a cache that rounds its rows, how far the output of the site is
+            from it tells what may follow; the model's own rounding does not.
     """
     sites = trace.meta.sites
     first = min((one.layer for one in sites if one.layer > sites[site].layer), default=None)
@@ -111,7 +121,11 @@ def behind(limits: Noise, trace: Trace, site: int) -> Noise:
         return limits
     plain = noise(trace, "", referee=False).threshold
     later = np.array([one.layer >= first for one in sites])
-    raised = np.where(later[:, None], np.fmax(limits.threshold, _CARRIED * plain), limits.threshold)
+    compared = None if limits.held is None else trace.compared(number, lane)
+    apart = 0.0 if compared is None else largest(compared, len(sites))[site, Tensor.OUTPUT]
+    rounded = _CARRIED * float(apart)
+    least = np.fmax(_CARRIED * plain, rounded if rounded < NOTHING_LEFT else ANYTHING)
+    raised = np.where(later[:, None], np.fmax(limits.threshold, least), limits.threshold)
     return replace(limits, threshold=raised)
 
 

@@ -162,8 +162,9 @@ class _Walk:
             found = self.looking.beside(at_site(*about))
             if found:
                 return found
-            if site not in self.survey.steep and carried(*about):
-                self.limits = behind(self.limits, self.trace, site)
+            again = self.limits.held is not None  # what was rounded in this step is carried anew
+            if (again or site not in self.survey.steep) and carried(*about):
+                self.limits = behind(self.limits, self.trace, step.number, site, self.lane)
                 self.survey.steep.add(site)
         return []
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from kvtrace.analysis.checks.noise import TIMES_REFEREE, Noise, largest
+from kvtrace.analysis.checks.noise import ANYTHING, NOTHING_LEFT, TIMES_REFEREE, Noise, largest
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.rows import pair, supposed_inside
 from kvtrace.analysis.checks.scenes.scene import Scene
@@ -26,13 +26,6 @@ from kvtrace.trace.dtypes import Floats
 
 _MOST = 0.5
 """Of the largest number: rows that rounding moves by more are those of something else."""
-
-_NOTHING_LEFT = 0.5
-"""Of the largest number: where what follows from such rows may be off by more, as beside two or
-three bits, attention may turn to other rows altogether, and numbers of later layers say nothing."""
-
-_ANYTHING = 4.0
-"""Of the largest number: further than one row is from another."""
 
 _LAYERS_DEEP = 4
 
@@ -182,7 +175,7 @@ def _explain(bits: Bits, moved: float, beyond: NDArray[np.bool_]) -> bool:
 def explained(bits: Bits, apart: float) -> bool:
     """Whether what follows from rows of so few bits may be off by as much."""
     moved = max((one.moved for one in bits.values()), default=0.0)
-    return apart <= min(_NOTHING_LEFT, _SHARPEST * moved)
+    return apart <= min(NOTHING_LEFT, _SHARPEST * moved)
 
 
 def _alike(bits: Bits) -> Mapping[str, tuple[int, int | None]]:
@@ -262,7 +255,7 @@ def _raised(trace: Trace, limits: Noise, moved: float, top: NDArray[np.float64])
     follows = np.repeat((layers > layers.min())[:, None], 4, axis=1)
     follows[:, Tensor.OUTPUT] = True
     threshold = np.fmax(limits.threshold, far[:, None])
-    threshold[follows] = np.fmax(threshold[follows], made if made < _NOTHING_LEFT else _ANYTHING)
+    threshold[follows] = np.fmax(threshold[follows], made if made < NOTHING_LEFT else ANYTHING)
     return replace(
         limits,
         threshold=threshold,
