@@ -44,7 +44,12 @@ def test_what_the_first_picture_does_not_show_is_loaded_after_it():
     assert {"kvtrace_tui.panes.tensor_map", "kvtrace_tui.panes.timeline"} <= loaded
     assert not loaded & {
         "kvtrace.analysis.branches",
+        "kvtrace.analysis.lanes.compare",
+        "kvtrace.analysis.rows.changes",
+        "kvtrace.analysis.rows.kept",
+        "kvtrace_tui.desk.differences",
         "kvtrace_tui.live_run",
         "kvtrace_tui.panes.cost",
         "kvtrace_tui.panes.inspector",
+        "kvtrace_tui.screens.checking",
     }

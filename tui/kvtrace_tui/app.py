@@ -82,6 +82,8 @@ class KvtraceApp(App[int]):
         at: At | None = None,
     ) -> None:
         super().__init__(ansi_color=_no_color())
+        # what is to be said is said in the footer: no screen needs parts for notices over it
+        self._disable_notifications = self._disable_tooltips = True
         self._follower = follower
         self._what = name
         self._make_panes = make_panes

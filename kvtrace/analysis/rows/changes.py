@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from kvtrace import units
+from kvtrace.analysis.rows.origin import evicted_cells
 from kvtrace.trace import CacheEvent, CacheStep, Run, Trace
-from kvtrace.trace.view import cells_of
 
 
 class LayerChange(Struct, frozen=True):
@@ -108,14 +106,6 @@ def _change(
 def row_count(runs: tuple[Run, ...]) -> int:
     """Rows in some runs."""
     return sum(run.count for run in runs)
-
-
-def evicted_cells(group: CacheStep, sequence: int) -> NDArray[np.int64]:
-    """Cells a sequence attended to in a step and no longer holds after it, ascending."""
-    attended, kept = group.attended[sequence], group.kept
-    if sequence >= len(kept) or attended == kept[sequence]:
-        return np.zeros(0, np.int64)
-    return np.setdiff1d(cells_of(attended), cells_of(kept[sequence]))
 
 
 def event_text(event: CacheEvent) -> str:

@@ -13,10 +13,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from kvtrace.analysis.heads.tensors import attended_runs
-from kvtrace.analysis.rows.changes import evicted_cells
 from kvtrace.analysis.rows.source import source_tokens
 from kvtrace.errors import MissingError
-from kvtrace.trace import NO_TOKEN, Step, Trace, stands_for_none
+from kvtrace.trace import NO_TOKEN, CacheStep, Step, Trace, stands_for_none
 from kvtrace.trace.step import Runs
 from kvtrace.trace.view import cells_of, positions_of, slots_of
 
@@ -139,6 +138,14 @@ def origin(trace: Trace, number: int, layer: int, row: int, sequence: int = 0) -
         shared_from=site.shared_from if site.source == "shared" else None,
         evicted=kept and cell in lost,
     )
+
+
+def evicted_cells(group: CacheStep, sequence: int) -> NDArray[np.int64]:
+    """Cells a sequence attended to in a step and no longer holds after it, ascending."""
+    attended, kept = group.attended[sequence], group.kept
+    if sequence >= len(kept) or attended == kept[sequence]:
+        return np.zeros(0, np.int64)
+    return np.setdiff1d(cells_of(attended), cells_of(kept[sequence]))
 
 
 def tokens_of_rows(

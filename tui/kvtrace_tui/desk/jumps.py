@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from kvtrace import text
 from kvtrace.trace import CACHED, Tensor
-from kvtrace_tui.desk import breakpoints, differences, moves
+from kvtrace_tui.desk import breakpoints, moves
 from kvtrace_tui.desk.deeds import Deed
 from kvtrace_tui.desk.desk import Desk
 from kvtrace_tui.found import Found
@@ -50,6 +50,8 @@ def to_found(desk: Desk, found: Found) -> None:
         return
     desk.stop = None
     if found.step is not None:
+        from kvtrace_tui.desk import differences
+
         desk.go(differences.show_found(desk.cursor, desk.trace, found))
         desk.stop = breakpoints.Stop(found.step, found.sentence, found)
         if found.tensor in _PANES:
@@ -60,6 +62,7 @@ def to_found(desk: Desk, found: Found) -> None:
 def jump_to_difference(desk: Desk) -> None:
     """Go where the lanes differ most."""
     from kvtrace.analysis.lanes.parting import largest_difference
+    from kvtrace_tui.desk import differences
 
     place = largest_difference(desk.recorded, desk.cursor.lane)
     if place is None:

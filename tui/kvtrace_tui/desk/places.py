@@ -24,8 +24,8 @@ _WORDS = {
 _ORDER = ("sequence", "layer", "head", "query", "row", "dim")
 """The earlier ones say how many there are of the later ones."""
 
-_PART = re.compile(r"([a-z]*)\s*([+-]?\d{1,18})(?!\d)", re.IGNORECASE)
-_SLASHED = re.compile(r"\s*(\d+)/(\d+)(?:/(\d+))?(?:/[a-z]+)?(?:/(\d+))?\s*", re.IGNORECASE)
+_PART = r"([a-zA-Z]*)\s*([+-]?\d{1,18})(?!\d)"
+_SLASHED = r"\s*(\d+)/(\d+)(?:/(\d+))?(?:/[a-zA-Z]+)?(?:/(\d+))?\s*"
 """As `--at` takes it: step/layer/head/tensor/sequence. Every tensor has its pane."""
 
 _EXPECTED = "expected `12`, `+5`, `12/3/5`, `L3 H5`, `step 12 layer 3 row 7 dim 0`"
@@ -39,13 +39,13 @@ def go_to(text: str, cursor: Cursor, trace: Trace) -> Cursor:
     Raises:
         UsageError: It is no place, or the trace has no such step, layer or row.
     """
-    slashed = _SLASHED.fullmatch(text)
+    slashed = re.fullmatch(_SLASHED, text)
     if slashed is not None:
         text = f"step {slashed[1]} layer {slashed[2]} head {slashed[3] or cursor.head}"
         text += f" sequence {slashed[4]}" if slashed[4] else ""
     wanted: dict[str, int] = {}
     rest = text
-    for match in _PART.finditer(text):
+    for match in re.finditer(_PART, text):
         field = _WORDS.get(match[1].lower() or "step")
         if field is None:
             raise UsageError(f"go to {text[:40]!r}: {match[1][:20]!r} is no place; {_EXPECTED}.")

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 def all_panes() -> Iterator[Sequence[Pane]]:
     """One of each, with the ids that arrangements know them by: those of the first picture first.
 
-    The others load and read more; nothing of them is loaded before they are asked for.
+    That is the run and its cache. The others load and read more; nothing of them is loaded before
+    they are asked for.
     """
     from kvtrace.trace import Tensor
     from kvtrace_tui.panes.rows import Shelf
@@ -22,10 +23,8 @@ def all_panes() -> Iterator[Sequence[Pane]]:
     shelf = Shelf()
     yield (
         TimelinePane(id="timeline"),
-        MapPane(Tensor.QUERIES, shelf, id="queries"),
         MapPane(Tensor.KEYS, shelf, id="keys"),
         MapPane(Tensor.VALUES, shelf, id="values"),
-        MapPane(Tensor.OUTPUT, shelf, id="output"),
     )
 
     from kvtrace_tui.panes.attention import AttentionPane
@@ -35,6 +34,8 @@ def all_panes() -> Iterator[Sequence[Pane]]:
     from kvtrace_tui.panes.sentence import SentencePane
 
     yield (
+        MapPane(Tensor.QUERIES, shelf, id="queries"),
+        MapPane(Tensor.OUTPUT, shelf, id="output"),
         SentencePane(id="sentence"),
         GridPane(shelf, id="grid"),
         AttentionPane(shelf, id="attention"),

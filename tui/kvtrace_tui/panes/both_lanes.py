@@ -13,9 +13,10 @@ from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece, padded
 from kvtrace_tui.drawing.maps.numbers import number
+from kvtrace_tui.panes.compared import compared, sign_of
 from kvtrace_tui.panes.named import NAME_WIDTH, long_pair, pair
 from kvtrace_tui.panes.rows import RowStore
-from kvtrace_tui.panes.views import LANE_INKS, LETTERS, base_rows, compared, sign_of
+from kvtrace_tui.panes.views import LANE_INKS, LETTERS, base_rows
 
 _VERDICT_INKS: dict[Verdict, Style] = {
     Verdict.EQUAL: ink.GOOD,

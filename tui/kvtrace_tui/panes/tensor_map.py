@@ -14,7 +14,6 @@ from textual.strip import Strip
 
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS, attended_runs
 from kvtrace.analysis.nature import latents_of, rows_are
-from kvtrace.analysis.rows.kept import kept
 from kvtrace.analysis.rows.origin import (
     NO_SINGLE,
     UNKNOWN,
@@ -37,7 +36,7 @@ from kvtrace_tui.drawing.palettes import PALETTES
 from kvtrace_tui.drawing.tokens import shown_token
 from kvtrace_tui.panes.pane import Pane, blank, wrapped
 from kvtrace_tui.panes.rows import Shelf
-from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown, sign_of
+from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown
 
 _LEGEND = 12
 _WIDE = 56
@@ -129,16 +128,14 @@ class MapPane(Pane):
         shape = f"[{rows}×{dim}]"
         verdict = "" if seen.comparison is None else f" {seen.comparison.verdict}"
         if width < _TIGHT:
-            return (
-                shape if seen.comparison is None else f"{shape} {sign_of(seen.comparison.verdict)}"
-            )
+            return f"{shape} {seen.sign}".rstrip()
         if self._cached and cursor.kept:
             one = "all heads" if latents_of(trace, cursor.layer) is not None else head
             words = f"L{cursor.layer} {one} {shape}"
             return f"{words} after the step" if width >= _WIDE else words
         words = f"L{cursor.layer} {head} {shape} {cursor.shows}"
         if seen.comparison is not None and _NAMED + len(words) + len(verdict) > width:
-            verdict = f" {sign_of(seen.comparison.verdict)}"
+            verdict = f" {seen.sign}"
         return words + verdict
 
     # -- map ---------------------------------------------------------------------------------
@@ -193,6 +190,8 @@ class MapPane(Pane):
     def _rows(self, trace: Trace, cursor: Cursor) -> Rows:
         """Cells, slots and positions of what is shown of K or V."""
         if cursor.kept:
+            from kvtrace.analysis.rows.kept import kept
+
             found = kept(trace, cursor.step, cursor.layer, cursor.sequence)
             if found is not None:
                 return found.rows

@@ -9,6 +9,7 @@ a map of rounding is dark and what exceeds it stands out.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import Struct
@@ -16,8 +17,6 @@ from msgspec.structs import replace
 
 from kvtrace.analysis.attending import attends
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS
-from kvtrace.analysis.lanes.compare import Comparison, Verdict, compare_rows, tolerance_of
-from kvtrace.analysis.rows.kept import kept
 from kvtrace.errors import TraceError
 from kvtrace.trace import CACHED, ROWS_LEFT_OUT, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
@@ -26,19 +25,15 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.shade import Shade, nice_ceiling
 from kvtrace_tui.panes.rows import LOOK_AHEAD, RowStore
 
+if TYPE_CHECKING:
+    from kvtrace.analysis.lanes.compare import Comparison
+
 LETTERS = {Tensor.QUERIES: "Q", Tensor.KEYS: "K", Tensor.VALUES: "V", Tensor.OUTPUT: "out"}
 
 LANE_INKS = {"cached": ink.CACHED, "recomputed": ink.RECOMPUTED, "referee": ink.NEGATIVE}
 """Each lane has its colour everywhere."""
 
 NOT_HERE = "did not attend in this step"
-
-_SIGNS = {Verdict.SUSPICIOUS: "?", Verdict.BUG: "✗", Verdict.NOT_FINITE: "✗"}
-
-
-def sign_of(verdict: Verdict) -> str:
-    """One character that says whether lanes agree."""
-    return _SIGNS.get(verdict, "✓")
 
 
 class Shown(Struct, frozen=True):
@@ -48,11 +43,13 @@ class Shown(Struct, frozen=True):
         values: [rows, dim].
         note: Why it shows nothing; empty when it shows something.
         comparison: Of the lanes, in the views that need another lane.
+        sign: One character that says whether they agree.
     """
 
     values: Floats
     note: str = ""
     comparison: Comparison | None = None
+    sign: str = ""
 
 
 def shown(store: RowStore, tensor: Tensor, cursor: Cursor) -> Shown:
@@ -73,6 +70,8 @@ def shown(store: RowStore, tensor: Tensor, cursor: Cursor) -> Shown:
         return Shown(empty, f"not recorded{lane}")
     if not cursor.view.needs_lane:
         return Shown(value)
+    from kvtrace_tui.panes.compared import compared, sign_of
+
     found = compared(store, tensor, cursor, value)
     if found is None:
         absent = np.full(value.shape, np.nan, np.float32)
@@ -82,11 +81,13 @@ def shown(store: RowStore, tensor: Tensor, cursor: Cursor) -> Shown:
         View.ABSOLUTE: found.absolute,
         View.RELATIVE: found.relative,
     }[cursor.view]
-    return Shown(picked, comparison=found)
+    return Shown(picked, comparison=found, sign=sign_of(found.verdict))
 
 
 def _kept(trace: Trace, tensor: Tensor, cursor: Cursor) -> Shown:
     """What the cache holds after the step; always as values."""
+    from kvtrace.analysis.rows.kept import kept
+
     found = kept(trace, cursor.step, cursor.layer, cursor.sequence)
     if found is None:
         return Shown(np.zeros((0, 0), np.float32), "the cache keeps nothing of this layer")
@@ -103,26 +104,6 @@ def base_rows(store: RowStore, tensor: Tensor, cursor: Cursor) -> Floats | None:
     """
     where = cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence
     return store.head(*where, cursor.base)
-
-
-def compared(store: RowStore, tensor: Tensor, cursor: Cursor, value: Floats) -> Comparison | None:
-    """The cursor's head in both lanes; None: the other lane has no rows of it.
-
-    Raises:
-        TraceError: The rows are damaged.
-    """
-    if store.trace.meta.lane(cursor.lane) is None:
-        return None
-    where = cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence
-    other = store.head(*where, cursor.lane)
-    if other is None or other.shape != value.shape:
-        return None
-    tolerance = tolerance_of(store.trace, cursor.lane)
-    return store.answered(
-        ("compared", *where, cursor.base, cursor.lane),
-        len(value),
-        lambda: compare_rows(value, other, tolerance),
-    )
 
 
 class Ranges:

@@ -22,6 +22,8 @@ _BAR = 40
 class LoadingView(Lined):
     """Draws the follower's progress and the end of its log."""
 
+    DEFAULT_CSS = "LoadingView { width: 1fr; height: 1fr; }"
+
     def __init__(self, follower: Follower, name: str) -> None:
         super().__init__()
         self._follower = follower

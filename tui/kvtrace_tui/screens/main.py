@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
 
 from msgspec.structs import replace
 from textual import events
@@ -33,10 +34,12 @@ from kvtrace_tui.screens.bars import (
     TabBar,
     Touched,
 )
-from kvtrace_tui.screens.checking import Checking
 from kvtrace_tui.screens.direct import DirectScreen
 from kvtrace_tui.screens.placed import Placed
 from kvtrace_tui.screens.stage import ScreenStage
+
+if TYPE_CHECKING:
+    from kvtrace_tui.screens.checking import Checking
 
 PLAY_S = 0.15
 POLL_S = 0.1
@@ -68,13 +71,19 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         self._placed_boxes: Boxes = {}
         self._wanted: set[Lined] | None = None
         self._placed = Placed(self._arranged)
-        self._checking = Checking(self.desk, self.sync, self._soon)
         self._ahead = Ahead(lambda seconds, call: self.set_timer(seconds, call))
         if follower.trace is not None:
             self.desk.trace = follower.trace
             self.desk.cursor = moves.start(follower.trace) if at is None else at
             if follower.recording.live and at is None:
                 self._go_to_newest(follower.trace)
+
+    @cached_property
+    def _checking(self) -> Checking:
+        """Loaded when it begins, which is after the first picture."""
+        from kvtrace_tui.screens.checking import Checking
+
+        return Checking(self.desk, self.sync, self._soon)
 
     # -- putting it together -----------------------------------------------------------------
 

@@ -14,6 +14,12 @@ from kvtrace_tui.screens.once import LeavesOnce
 class PromptScreen(LeavesOnce[str | None]):
     """A question and a line for the answer; None when the user goes back."""
 
+    CSS = """
+    PromptScreen { background: transparent; align: left bottom; layout: vertical; }
+    #question { height: 1; width: 1fr; background: #18202b; color: #f2b84b; }
+    #answer { height: 1; width: 1fr; border: none; padding: 0 1; background: #222b38;
+              color: #f1f5fa; }
+    """
     BINDINGS = [  # noqa: RUF012 - Textual's own form
         Binding("escape", "leave", show=False),
         Binding("ctrl+c", "leave", show=False, priority=True),

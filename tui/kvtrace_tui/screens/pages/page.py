@@ -26,6 +26,10 @@ Make = Callable[[int], Sequence[Row]]
 class Lines(ScrollView, can_focus=True):
     """Lines that scroll."""
 
+    DEFAULT_CSS = """
+    Lines { height: 1fr; width: 1fr; background: #0f141b; scrollbar-size-vertical: 1;
+            scrollbar-color: #465264; scrollbar-background: #0f141b; }
+    """
     BINDINGS = [  # noqa: RUF012 - Textual's own form
         Binding("j", "scroll_down", show=False),
         Binding("k", "scroll_up", show=False),
@@ -117,6 +121,8 @@ class PageScreen(LeavesOnce[None]):
 
 class TitleLine(Lined):
     """The first line of a page."""
+
+    DEFAULT_CSS = "TitleLine { height: 1; width: 1fr; overflow: hidden; }"
 
     def __init__(self, name: str, keys: str = "↑↓ scroll  esc back") -> None:
         super().__init__()
