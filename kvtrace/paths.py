@@ -33,6 +33,11 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def leads_nowhere(path: Path) -> bool:
+    """Whether it is a symbolic link to nothing: to a file that is gone, or round in a circle."""
+    return os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114
+
+
 def shown(path: Path, here: Path | None = None) -> str:
     """As people type it: from the working directory on, or from home on, or whole.
 

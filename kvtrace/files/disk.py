@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kvtrace.errors import OutputExistsError, WriteError
+from kvtrace.paths import leads_nowhere
 from kvtrace.text import safe
 from kvtrace.units import byte_size
 
@@ -173,9 +174,10 @@ def _opened(path: Path, flags: int) -> int:
     try:
         return os.open(path, flags, 0o644)
     except FileExistsError:
-        raise OutputExistsError(
-            f"{safe(str(path))}: the file exists; --force replaces it, -o names another."
-        ) from None
+        said = "the file exists; --force replaces it, -o names another"
+        if leads_nowhere(path):
+            said = "is a link that leads to no file; remove it, or name another file"
+        raise OutputExistsError(f"{safe(str(path))}: {said}.") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise OutputExistsError(

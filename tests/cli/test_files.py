@@ -8,6 +8,7 @@ import pytest
 from kvtrace.cli.shared import outputs
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import open_trace
+from kvtrace.files.disk import Appender
 from kvtrace.files.writer import TraceWriter
 from kvtrace.units import byte_size
 
@@ -87,6 +88,16 @@ def test_a_device_is_never_replaced(tmp_path):
     with pytest.raises(OutputExistsError, match="not a regular file"):
         outputs.chosen(pipe, force=True)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.mark.parametrize("target", ["gone.kvt", "link.kvt"])
+def test_a_link_that_leads_to_no_file_is_called_that_and_not_a_file(tmp_path, target):
+    link = tmp_path / "link.kvt"
+    link.symlink_to(target)
+    for make in (lambda: outputs.chosen(link, force=True), lambda: Appender(link)):
+        with pytest.raises(OutputExistsError, match="is a link that leads to no file; remove it"):
+            make()
+    assert link.is_symlink()
 
 
 def test_a_headless_run_takes_the_next_free_name(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from kvtrace.errors import OutputExistsError
-from kvtrace.paths import home
+from kvtrace.paths import home, leads_nowhere
 
 KEPT = 10
 """Watched runs that stay in the cache folder."""
@@ -34,6 +34,10 @@ def chosen(path: Path, *, force: bool) -> Path:
         raise OutputExistsError(f"{path}: is a directory; name a file in it")
     if path.exists() and not path.is_file():
         raise OutputExistsError(f"{path}: is not a regular file, and a trace must be one")
+    if leads_nowhere(path):
+        raise OutputExistsError(
+            f"{path}: is a link that leads to no file; remove it, or name another file with -o"
+        )
     if path.exists() and not force:
         raise OutputExistsError(f"{path}: the file exists; --force replaces it, -o names another")
     _check_room(path)
