@@ -28,6 +28,7 @@ from kvtrace.record.ambient.outermost import Outermost, Run
 from kvtrace.record.ambient.report import ModelReport, Report, of_model
 from kvtrace.record.ambient.training import PROVEN, Training
 from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.capture.replaced.compiled import eagerly
 from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.replaced.generate import meet_generate
 from kvtrace.record.capture.tokens.bare_rows import rows_in
@@ -99,7 +100,7 @@ class AmbientRecording:
         self._process = os.getpid()
         self.path = self.path.absolute()  # the file is made later, wherever the program is then
         with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(eagerly())
             stack.enter_context(self._training.looked_for)
             stack.callback(meet_generate(self._arrive))
             ENGINE.hold()  # an engine says who is in a batch before it calls the model

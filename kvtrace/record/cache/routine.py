@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from torch import Size
-from transformers.cache_utils import DynamicLayer
 
 from kvtrace.record.cache.reads import Read
 from kvtrace.record.capture.forward import CacheUpdate, Forward
@@ -108,7 +107,7 @@ def routine(forward: Forward, entry: LedgerStep, stores: Sequence[int]) -> Routi
         and len(set(stores)) == len(stores)
         and len(entry.groups) == 1
         and all(read.source == "cache" and read.repeats == 1 for read in entry.reads)
-        and all(update.class_name == DynamicLayer.__name__ for update in updates)
+        and all(update.class_name == "DynamicLayer" for update in updates)
         and all(update.part == "self" and _grows(update) for update in updates)
         and len({update.cache for update in updates}) == 1
     )

@@ -16,7 +16,6 @@ from typing import Any, Generic, TypeVar, overload
 import torch
 from msgspec import Struct
 from torch import Size, Tensor
-from transformers.cache_utils import DynamicLayer
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.attention.facts import ModuleFacts
@@ -25,6 +24,7 @@ from kvtrace.record.capture.attention.read import read
 from kvtrace.record.capture.caches.tracker import CacheTracker
 from kvtrace.record.capture.forward import CacheUpdate
 from kvtrace.record.capture.running import Pass, RawCall, RawUpdate
+from kvtrace.record.theirs import DYNAMIC_LAYER
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ class Pattern(Struct, frozen=True):
         self, cache: Any, updates: Sequence[RawUpdate], calls: Sequence[RawCall], seen: Size
     ) -> bool:
         """Whether each module read what its layer handed back, and still holds."""
-        layers, mask = cache.layers, calls[0][0][4:5]
+        layers, mask, plain = cache.layers, calls[0][0][4:5], DYNAMIC_LAYER.there()
         if len(layers) <= max(self.layers):
             return False
         if mask and not isinstance(mask[0], Tensor | None):
@@ -141,7 +141,7 @@ class Pattern(Struct, frozen=True):
             if not (
                 owner is cache
                 and updated == index
-                and type(layer) is DynamicLayer
+                and type(layer) is plain
                 and layer.keys is keys
                 and layer.values is values
                 and len(args) == 5
@@ -210,7 +210,7 @@ class Batch(Struct, frozen=True):
 
     def updates(self) -> Sequence[CacheUpdate]:
         """The updates, made when they are asked for."""
-        cache, seq, name = self.pattern.cache, self.seq, DynamicLayer.__name__
+        cache, seq, name = self.pattern.cache, self.seq, "DynamicLayer"
 
         def make(place: int) -> CacheUpdate:
             _, index, new_keys, new_values, out = self._updates[place]
@@ -292,7 +292,7 @@ def _mixed(one: Pass) -> bool:
 def _plain(update: CacheUpdate, call: AttentionCall) -> bool:
     """Whether a call reads one row more than its layer held, and nothing is special about it."""
     return (
-        (update.class_name, update.part, call.kind) == (DynamicLayer.__name__, "self", "self")
+        (update.class_name, update.part, call.kind) == ("DynamicLayer", "self", "self")
         and update.known
         and update.held_keys is update.keys is call.keys
         and update.held_values is update.values is call.values

@@ -11,7 +11,6 @@ from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from kvtrace.record.capture.replaced.entrances import entrances
 from kvtrace.record.capture.replaced.generate import generates, meet_generate
@@ -20,6 +19,7 @@ from kvtrace.record.capture.symbolic import is_symbolic
 from kvtrace.record.capture.tokens.inputs import named, tokens_in
 from kvtrace.record.modes import unseen_by_modes
 from kvtrace.record.processes.local import here
+from kvtrace.record.theirs import MODEL
 
 _CONTAINERS = nn.ModuleList | nn.ModuleDict | nn.Sequential
 
@@ -44,7 +44,7 @@ def inner_models(model: nn.Module) -> list[nn.Module]:
 
 def _encodes(part: nn.Module) -> bool:
     """Whether this is a model of transformers that could go on with no cache: it reads images."""
-    return isinstance(part, PreTrainedModel) and not any(
+    return MODEL.has(part) and not any(
         name.startswith(("past_", "cache")) for name in signature(part.forward).parameters
     )
 

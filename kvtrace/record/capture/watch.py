@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
 
 from kvtrace.record.capture.attention.ahead import Ran
 from kvtrace.record.capture.attention.levels import attentions, lower_levels, unseen
@@ -43,6 +42,7 @@ from kvtrace.record.capture.turns import Turns
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.modes import unseen_by_modes
 from kvtrace.record.paged.follower import Follower
+from kvtrace.record.theirs import CACHE
 
 Callback = Callable[[Forward], None]
 
@@ -273,7 +273,7 @@ class Watch:
             return
         given = cache_given(arguments)
         # a class of the model's own that is met late was followed by its rows so far, and stays so
-        kind, first = type(given), self._forwards.count == 0 or isinstance(given, Cache)
+        kind, first = type(given), self._forwards.count == 0 or CACHE.has(given)
         if first and (kind is not self._patched or has_own_methods(given)):
             patch_given(given)
             self._patched = None if hasattr(given, HALVES[0]) else kind

@@ -23,6 +23,7 @@ from kvtrace.record.cost.measured import Measured
 from kvtrace.record.cost.plan import plan
 from kvtrace.record.cost.products import Product, ProductWatch
 from kvtrace.record.cost.rate import Rate
+from kvtrace.record.theirs import MODEL
 from kvtrace.trace import Flops
 
 CHECKED = frozenset({3, 4, 6, 10, 18, 34})
@@ -284,6 +285,4 @@ def _sees_itself(measured: Measured, module: str) -> bool:
 
 def _calls_its_modules(model: nn.Module) -> bool:
     """Whether module hooks can be trusted: transformers' models call every module as one."""
-    from transformers import PreTrainedModel
-
-    return isinstance(model, PreTrainedModel)
+    return MODEL.has(model)

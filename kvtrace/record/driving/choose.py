@@ -28,6 +28,7 @@ from kvtrace.record.driving.ways.calls import Calls
 from kvtrace.record.driving.ways.roles import parameters_of
 from kvtrace.record.driving.wish import Wish
 from kvtrace.record.prepared import METHOD, prepares
+from kvtrace.record.theirs import MODEL
 from kvtrace.record.whose import of_transformers
 
 _SINGLY = {
@@ -116,9 +117,7 @@ def _called_as_transformers(model: nn.Module) -> bool:
     """Also a class of one's own on top of one of theirs: its mistakes must not be driven around."""
     if of_transformers(type(model)):
         return True
-    from transformers import PreTrainedModel
-
-    return isinstance(model, PreTrainedModel) and any(
+    return MODEL.has(model) and any(
         one.name in NAMES or one.kind is one.VAR_KEYWORD for one in parameters_of(model.forward)
     )
 

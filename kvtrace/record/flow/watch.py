@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvtrace.record.capture.replaced.compiled import eagerly
 from kvtrace.record.capture.tokens.inputs import named, tokens_of
 from kvtrace.record.flow.calls.listen import Listening, Sink
 from kvtrace.record.flow.calls.prove import largest_finite
@@ -81,7 +82,7 @@ class FlowWatch:
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             stack.callback(self._forwards.undo)
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(eagerly())
             for model in self._models:
                 self.adopt(model)
             if self._only is None:

@@ -174,5 +174,5 @@ def _module(name: str) -> ModuleType | None:
         return None
 
 
-ENGINE = Patches(_install)
+ENGINE = Patches(_install, needs="transformers.generation.continuous_batching")
 """The engine's patches; held by every watcher."""

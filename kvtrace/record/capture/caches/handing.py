@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.utils.generic import ModelOutput
 
+from kvtrace.record.theirs import CACHE, MODEL_OUTPUT
 from kvtrace.record.whose import of_transformers
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 OLD, NEW = NAMES = ("past_key_values", "cache")
 
@@ -30,8 +32,9 @@ def cache_given(arguments: Mapping[str, object]) -> object:
 
 def cache_made(result: object) -> object:
     """The cache in what a forward gave back; None: there is none under these names."""
-    if isinstance(result, ModelOutput):
-        return dict.get(result, NEW, dict.get(result, OLD))
+    if MODEL_OUTPUT.has(result):
+        found = cast("dict[str, object]", result)
+        return dict.get(found, NEW, dict.get(found, OLD))
     made = getattr(result, OLD, None)
     return _theirs(getattr(result, NEW, None)) if made is None else made
 
@@ -50,6 +53,8 @@ def cache_to_begin(model: nn.Module) -> Cache | None:
     able = getattr(model, "_supports_default_dynamic_cache", None)
     if able is None or not of_transformers(type(model)) or not able():
         return None
+    from transformers import DynamicCache
+
     return DynamicCache(config=cast(Any, model).config.get_text_config(decoder=True))
 
 
@@ -60,4 +65,4 @@ def holds_keys(cache: object) -> bool:
 
 
 def _theirs(value: object) -> object:
-    return value if isinstance(value, Cache) else None
+    return value if CACHE.has(value) else None

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from kvtrace.record.capture.forward import CacheChange
+from kvtrace.record.theirs import STATIC_LAYER, STATIC_SLIDING_LAYER
 from kvtrace.record.version import version
-
-_COUNTING = (StaticLayer, StaticSlidingWindowLayer)
-"""Buffers whose rows count as far as they say; a class of somebody's may count wrongly."""
 
 
 @dataclass(slots=True)
@@ -62,11 +59,16 @@ class Held:
 def held(layer: Any, out: tuple[Tensor, Tensor] | None) -> Held:
     """What it holds now."""
     keys, values = layer.keys, layer.values
-    rows = length(layer) if type(layer) in _COUNTING else None
+    rows = length(layer) if counts(type(layer)) else None
     try:
         return Held(keys, values, keys._version, values._version, out, rows)
     except (AttributeError, RuntimeError):
         return Held(keys, values, version(keys), version(values), out, rows)
+
+
+def counts(kind: type) -> bool:
+    """Whether rows of such buffers count as far as they say; a class of somebody's may err."""
+    return kind in (STATIC_LAYER.there(), STATIC_SLIDING_LAYER.there())
 
 
 def length(layer: Any) -> int:
@@ -89,7 +91,7 @@ def set_back(serial: int, layers: Sequence[Any], left: Mapping[int, Held]) -> Ca
     cut: dict[int, tuple[int, int]] = {}
     room: list[int] = []
     for index, one in left.items():
-        if one.rows is None or index >= len(layers) or type(layers[index]) not in _COUNTING:
+        if one.rows is None or index >= len(layers) or not counts(type(layers[index])):
             continue
         now, most = length(layers[index]), int(layers[index].max_cache_len)
         # of a window that has moved on, rows that were taken back can't be there again

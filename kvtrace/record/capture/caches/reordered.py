@@ -15,10 +15,10 @@ from typing import Any
 from weakref import ref
 
 from torch import nn
-from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from kvtrace.record.capture.caches.updates import CACHES, HALVES, KINDS, changing, patch_class
 from kvtrace.record.capture.replaced.patch import Method
+from kvtrace.record.theirs import CACHE, ENCODER_DECODER_CACHE
 
 _NAME = "_reorder_cache"
 
@@ -81,7 +81,7 @@ def patch_given(cache: object) -> None:
 
 def _patch_outer(owner: type) -> None:
     """A class of somebody's that holds two caches; what transformers' own does, the halves tell."""
-    if owner in (object, Cache, EncoderDecoderCache):
+    if owner in (object, CACHE.there(), ENCODER_DECODER_CACHE.there()):
         return
     for name in _TAKING:
         if isinstance(owner.__dict__.get(name), FunctionType):

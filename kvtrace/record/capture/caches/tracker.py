@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import cache_utils
-from transformers.cache_utils import DynamicLayer
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.caches.held import Held, held, length, set_back
@@ -22,6 +20,7 @@ from kvtrace.record.capture.caches.outlived import Outlived
 from kvtrace.record.capture.caches.reached import reached
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Lingering
 from kvtrace.record.capture.running import Pass, RawUpdate, Verdict
+from kvtrace.record.theirs import CACHE, DYNAMIC_LAYER, PLAIN_LAYERS
 from kvtrace.record.whose import of_transformers
 
 Found = Mapping[int, Verdict]
@@ -297,14 +296,14 @@ def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheU
     keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
     if not isinstance(keys, Tensor) or keys.dim() != 4:
         keys = values = None
-    if kind is DynamicLayer:
+    if kind is DYNAMIC_LAYER.there():
         # by far the most frequent: nothing to ask
         capacity = window = None
         seen = out[0].shape[2] if keys is None else keys.shape[2]
     else:
         seen = length(layer) if layer is not None else out[0].shape[2]
         capacity, window = getattr(layer, "max_cache_len", None), None
-        seen = seen if kind in _PLAIN else reached(seen, new_keys, out[0], capacity)
+        seen = seen if _is_plain(kind) else reached(seen, new_keys, out[0], capacity)
         if getattr(layer, "is_sliding", False):
             window = getattr(layer, "sliding_window", capacity)
     return CacheUpdate(
@@ -324,13 +323,13 @@ def finished(raw: RawUpdate, serial: int, part: str, verdict: Verdict) -> CacheU
         keys is None or keys is out[0] or capacity is not None or _part_of(keys, out[0]),
         _as_written(cache) and _as_written(layer),
         verdict[1],
-        None if kind in _PLAIN else held_memory(cache, index, layer),
+        None if _is_plain(kind) else held_memory(cache, index, layer),
     )
 
 
-_PLAIN: set[type] = {DynamicLayer, cache_utils.DynamicSlidingWindowLayer}
-_PLAIN |= {cache_utils.StaticLayer, cache_utils.StaticSlidingWindowLayer}
-"""Layers that hold keys and values and nothing else."""
+def _is_plain(kind: type) -> bool:
+    """Whether layers of this class hold keys and values and nothing else."""
+    return any(kind is one.there() for one in PLAIN_LAYERS)
 
 
 def _part_of(keys: Tensor, out: Tensor) -> bool:
@@ -342,7 +341,7 @@ def _name(kind: type) -> str:
     """What transformers calls a layer of this class, or the class it is made from."""
     found = _names.get(kind)
     if found is None:
-        theirs = (one for one in kind.__mro__ if one.__module__ == cache_utils.__name__)
+        theirs = (one for one in kind.__mro__ if one.__module__ == CACHE.module)
         found = _names[kind] = next(theirs, kind).__name__
     return found
 

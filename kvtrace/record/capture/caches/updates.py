@@ -14,7 +14,6 @@ from time import perf_counter_ns
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from kvtrace.record.capture.caches.handing import cache_given, cache_made
 from kvtrace.record.capture.caches.held import length
@@ -23,6 +22,7 @@ from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Recurrent
 from kvtrace.record.capture.replaced.patch import Make, Method, Patches
 from kvtrace.record.capture.running import passes, threads
 from kvtrace.record.modes import unseen_by_modes
+from kvtrace.record.theirs import CACHE
 
 KINDS = {
     "crop": "crop",
@@ -184,8 +184,8 @@ def beside(
         updates: Of that forward: what lists hold for a layer with rows is those rows.
     """
     caches = (cache_given(arguments), cache_made(result))
-    for cache in {id(one): one for one in caches if isinstance(one, Cache)}.values():
-        if type(cache).__module__ == Cache.__module__:
+    for cache in {id(one): one for one in caches if CACHE.has(one)}.values():
+        if type(cache).__module__ == CACHE.module:
             continue
         rows = {(one.cache, one.layer) for one in updates}
         serial, sizes = tracker.serial(cache), dict[int, int]()
@@ -226,12 +226,14 @@ _METHODS: dict[str, Make] = {
 
 
 def _install(patches: Patches) -> None:
+    from transformers.cache_utils import Cache, EncoderDecoderCache
+
     for owner in _classes(Cache):
         if not issubclass(owner, EncoderDecoderCache):
             patch_class(patches, owner)
 
 
-CACHES = Patches(_install)
+CACHES = Patches(_install, needs=CACHE.module)
 """The caches' patches; held by every watcher."""
 
 

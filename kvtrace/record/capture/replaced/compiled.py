@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 
+from kvtrace.record.capture.replaced.arriving import finished, when_there
 from kvtrace.record.capture.replaced.patch import Method, Patches
 
 EAGERLY = "compiled code was run eagerly: its numbers and milliseconds are those of eager code"
@@ -23,6 +24,25 @@ def as_written(model: nn.Module) -> nn.Module:
     while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
         model = inner
     return model
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Within, compiled code runs as it was written.
+
+    A program without torch's compiler, which takes a second to import, is not made to import it.
+    """
+    finished(_COMPILER)
+    with ExitStack() as stack:
+
+        def take() -> None:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+
+        stack.callback(when_there(_COMPILER, take))
+        yield
+
+
+_COMPILER = "torch._dynamo"
 
 
 class Eagerly:
@@ -56,15 +76,13 @@ class Eagerly:
 
 _lock = threading.Lock()
 _watching: list[Eagerly] = []
-_give_back: list[Callable[[], None]] = []
+_stance = ExitStack()
 
 
 def _take_stance(one: Eagerly) -> None:
     with _lock:
         if not _watching:
-            stance = torch.compiler.set_stance("force_eager")
-            stance.__enter__()
-            _give_back.append(partial(stance.__exit__, None, None, None))
+            _stance.enter_context(eagerly())
         _watching.append(one)
 
 
@@ -72,7 +90,7 @@ def _give_stance_back(one: Eagerly) -> None:
     with _lock:
         _watching.remove(one)
         if not _watching:
-            _give_back.pop()()
+            _stance.close()
 
 
 def _note_calls(patches: Patches) -> None:
@@ -91,4 +109,4 @@ def _note_calls(patches: Patches) -> None:
     patches.replace(eval_frame, "_callback_from_stance", make)
 
 
-_CALLS = Patches(_note_calls)
+_CALLS = Patches(_note_calls, needs=f"{_COMPILER}.eval_frame")

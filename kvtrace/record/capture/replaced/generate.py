@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.generation.utils import GenerationMixin
 
 from kvtrace.record.capture.replaced.patch import Method, Patches
 from kvtrace.record.modes import unseen_by_modes
@@ -78,6 +77,8 @@ _running = _Running()
 
 
 def _install(patches: Patches) -> None:
+    from transformers.generation.utils import GenerationMixin
+
     def make(original: Method) -> Method:
         def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
             for arrive in list(_arrivals):
@@ -107,7 +108,7 @@ def _install(patches: Patches) -> None:
     patches.replace(GenerationMixin, "generate", make)
 
 
-GENERATE = Patches(_install)
+GENERATE = Patches(_install, needs="transformers.generation.utils")
 """The patch of `generate`."""
 
 

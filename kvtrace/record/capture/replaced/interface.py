@@ -10,14 +10,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
-
-from transformers import PreTrainedConfig
-from transformers.modeling_utils import AttentionInterface
+from typing import TYPE_CHECKING, Any, cast
 
 from kvtrace.record.capture.replaced.patch import Method, Patches
 from kvtrace.record.capture.replaced.stand_in import StandIn, in_place_of
 from kvtrace.record.capture.running import threads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+    from transformers.modeling_utils import AttentionInterface
 
 PAGED = "paged|"
 """How implementations begin that attend to the rows in an engine's pool alone."""
@@ -68,6 +69,9 @@ class _Wrappers(dict[Callable[..., Any], Callable[..., Any]]):
 
 
 def _install(patches: Patches) -> None:
+    from transformers.configuration_utils import PreTrainedConfig
+    from transformers.modeling_utils import AttentionInterface
+
     wrappers = _Wrappers()
 
     def get_interface(original: Method) -> Method:
@@ -107,5 +111,5 @@ def _install(patches: Patches) -> None:
     patches.replace(AttentionInterface, "__getitem__", get_item)
 
 
-INTERFACE = Patches(_install)
+INTERFACE = Patches(_install, needs="transformers.modeling_utils")
 """The interface's patches; held by every watcher."""

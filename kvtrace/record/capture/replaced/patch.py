@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from kvtrace.record.capture.replaced.arriving import finished, when_there
 from kvtrace.record.capture.replaced.stand_in import StandIn, as_written, in_place_of
 
 Method = Callable[..., Any]
@@ -18,9 +19,17 @@ Make = Callable[[Any], object]
 class Patches:
     """A set of replaced methods, in force while anybody holds it."""
 
-    def __init__(self, install: Callable[[Patches], None]) -> None:
-        """`install` is called by the first holder and calls `replace`."""
+    def __init__(self, install: Callable[[Patches], None], needs: str = "builtins") -> None:
+        """Nothing is replaced before somebody holds it.
+
+        Args:
+            install: Called by the first holder, or as soon as there is what it needs; calls
+                `replace`.
+            needs: The module whose classes it replaces methods of, which is not imported for that.
+        """
         self._install = install
+        self._needs = needs
+        self._stop_waiting: Callable[[], None] = lambda: None
         self._lock = threading.RLock()
         self._holders = 0
         self._undo: list[tuple[type | ModuleType, str, object]] = []
@@ -29,15 +38,22 @@ class Patches:
 
     def hold(self) -> None:
         """Put the methods in place, if nobody did."""
+        finished(self._needs)
         with self._lock:
             self._holders += 1
             if self._holders > 1:
                 return
             try:
-                self._install(self)
+                self._stop_waiting = when_there(self._needs, self._arrived)
             except BaseException:
                 self.release()
                 raise
+
+    def _arrived(self) -> None:
+        """There is what it needs."""
+        with self._lock:
+            if self._holders:
+                self._install(self)
 
     def release(self) -> None:
         """Put the originals back, if nobody else holds it."""
@@ -45,6 +61,7 @@ class Patches:
             self._holders -= 1
             if self._holders:
                 return
+            self._stop_waiting()
             while self._undo:
                 owner, name, own = self._undo.pop()
                 if own is None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from kvtrace.record.capture.replaced.compiled import eagerly
 from kvtrace.record.chance import own_chance
 from kvtrace.record.lanes.state.outside import Outside, Space
 from kvtrace.record.lanes.state.private import Copier
@@ -48,9 +49,8 @@ def nothing_left(model: nn.Module, script: types.ModuleType | None) -> Iterator[
     """
     outside = _shared(model, script)
     try:
-        eager = torch.compiler.set_stance("force_eager")  # nothing is worth compiling for a trial
-        with eager, torch.no_grad(), own_chance(model):
-            yield
+        with eagerly(), torch.no_grad(), own_chance(model):
+            yield  # nothing is worth compiling for a trial
     finally:
         outside.put_back()
 

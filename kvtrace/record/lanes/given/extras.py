@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.tokens.inputs import is_source
@@ -22,6 +21,7 @@ from kvtrace.record.lanes.given.parts import mapped
 from kvtrace.record.lanes.given.tables import table_of
 from kvtrace.record.lanes.passes.batch import CannotRecomputeError
 from kvtrace.record.lanes.paths import Path
+from kvtrace.record.theirs import CACHE
 
 MAX_TEXTS = 256
 """Texts whose arguments are kept; the oldest are let go, and not recomputed."""
@@ -196,7 +196,7 @@ def _extra(forward: Forward) -> Mapping[str, object]:
     kinds = _per_token(forward)
     found: dict[str, object] = {} if takes_decoder else dict(table_of(forward))
     for name, value in forward.arguments.items():
-        if value is None or isinstance(value, bool | Cache):
+        if value is None or isinstance(value, bool) or CACHE.has(value):
             continue
         if name in _REPLACED and not (takes_decoder and name == "input_ids"):
             continue
