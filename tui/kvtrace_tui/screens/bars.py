@@ -1,11 +1,7 @@
-"""One-line parts around the panes: status, sentence, tabs, keys."""
+"""One-line parts around the panes: status, and keys."""
 
 from __future__ import annotations
 
-import textwrap
-
-from textual import events
-from textual.message import Message
 from textual.strip import Strip
 
 from kvtrace.analysis.nature import attention_is
@@ -16,9 +12,8 @@ from kvtrace.text import safe
 from kvtrace.trace import Site, Trace
 from kvtrace_tui.action import Action
 from kvtrace_tui.actions import footer
-from kvtrace_tui.arrangement import LEAST, PANES
 from kvtrace_tui.desk.cursor import Cursor
-from kvtrace_tui.desk.desk import TRAITS, Desk, Recording
+from kvtrace_tui.desk.desk import Desk, Recording
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece, elided, line, page, shown_in
 from kvtrace_tui.panes.lined import Lined
@@ -33,10 +28,6 @@ _SIGNS = {
     Recording.FAILED: ("✗ recorder failed", ink.BAR_BAD),
 }
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
-
-
-class Touched(Message):
-    """A part changed the desk."""
 
 
 class Drawn(Lined):
@@ -177,35 +168,6 @@ def _fitting(pieces: list[tuple[int, Piece]], room: int) -> list[Piece]:
     return [pieces[index][1] for index in sorted(kept)]
 
 
-class TabBar(Drawn):
-    """The panes a compact screen can show."""
-
-    fill = ink.TITLE
-
-    def draw(self, width: int, height: int) -> list[Strip]:
-        """Number and name of each; where they do not fit, the name of the shown one."""
-        short = {"grid": "grid", "attention": "attn", "inspector": "inspect"}
-        names = {name: short.get(name, TRAITS[name].title.split(" ")[0]) for name in PANES}
-        named = sum(len(words) + 5 for words in names.values()) <= width + 1
-        pieces: list[Piece] = []
-        for index, (name, words) in enumerate(names.items()):
-            chosen = name == self.desk.shown
-            label = f"{index + 1} {words}" if named or chosen else str(index + 1)
-            style = ink.CHOSEN if chosen else ink.TITLE
-            pieces += [(f" {label} ", style), (" ", ink.TITLE)]
-        return [line(width, *pieces, fill=ink.TITLE)]
-
-    def on_click(self, event: events.Click) -> None:
-        """Show the pane under the mouse."""
-        at = 0
-        for name, piece in zip(PANES, list(self._lines[0])[::2], strict=False):
-            at += len(piece.text) + 1
-            if event.x < at:
-                self.desk.focus_on(name)
-                self.post_message(Touched())
-                return
-
-
 class FooterBar(Drawn):
     """What the last key led to, or the keys."""
 
@@ -233,12 +195,3 @@ class FooterBar(Drawn):
         can = action.why_not(self.desk) is None
         key_ink, word_ink = (ink.BAR_KEY, ink.BAR) if can else (ink.BAR_DIM, ink.BAR_DIM)
         return [(keys, key_ink), (f" {words}  ", word_ink)]
-
-
-class SmallBar(Drawn):
-    """Shown instead of everything when the terminal is too small."""
-
-    def draw(self, width: int, height: int) -> list[Strip]:
-        """What is needed and what there is."""
-        text = f"kvtrace needs {LEAST[0]}×{LEAST[1]}, this terminal has {width}×{height}. q quits."
-        return [line(width, (part, ink.TEXT)) for part in textwrap.wrap(text, max(width, 1))]

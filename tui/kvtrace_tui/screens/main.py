@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, ClassVar
 
 from msgspec.structs import replace
@@ -26,20 +27,14 @@ from kvtrace_tui.panes.lined import Lined
 from kvtrace_tui.panes.pane import Moved, Pane
 from kvtrace_tui.panes.timeline import TimelinePane
 from kvtrace_tui.screens.ahead import Ahead
-from kvtrace_tui.screens.bars import (
-    Drawn,
-    FooterBar,
-    SmallBar,
-    StatusBar,
-    TabBar,
-    Touched,
-)
+from kvtrace_tui.screens.bars import Drawn, FooterBar, StatusBar
 from kvtrace_tui.screens.direct import DirectScreen
 from kvtrace_tui.screens.placed import Placed
 from kvtrace_tui.screens.stage import ScreenStage
 
 if TYPE_CHECKING:
     from kvtrace_tui.screens.checking import Checking
+    from kvtrace_tui.screens.small import Touched
 
 PLAY_S = 0.15
 POLL_S = 0.1
@@ -65,7 +60,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         self._follower = follower
         self._panes: dict[str, Pane] = {}
         self._bars: list[Drawn] = []
-        self._making = make_panes()
+        self._making = self._made(make_panes)
         self._player: Timer | None = None
         self._boxes: tuple[tuple[object, ...], Boxes] | None = None
         self._placed_boxes: Boxes = {}
@@ -89,21 +84,24 @@ class MainScreen(DirectScreen, inherit_bindings=False):
 
     def compose(self) -> ComposeResult:
         """The parts of the first picture; which of them show is up to the arrangement."""
-        makers = (StatusBar, "status"), (TabBar, "tabs"), (FooterBar, "footer"), (SmallBar, "small")
-        self._bars = [make(self.desk, name) for make, name in makers]
-        yield from self._heard(self._bars)
-        yield from self._more_panes()
+        return self._more_parts()
 
-    def _more_panes(self) -> list[Lined]:
+    def _made(self, make_panes: PaneMaker) -> Iterator[Sequence[Pane | Drawn]]:
+        panes = make_panes()
+        yield [StatusBar(self.desk, "status"), FooterBar(self.desk, "footer"), *next(panes, ())]
+        from kvtrace_tui.screens.small import SmallBar, TabBar
+
+        yield [TabBar(self.desk, "tabs"), SmallBar(self.desk, "small"), *chain(*panes)]
+
+    def _more_parts(self) -> Sequence[Pane | Drawn]:
         """The next ones that are made; none: all are there."""
-        panes = next(self._making, ())
-        self._panes |= {pane.id or "": pane for pane in panes}
-        return self._heard(panes)
-
-    def _heard(self, parts: Iterable[Lined]) -> list[Lined]:
-        parts = list(parts)
+        parts = next(self._making, ())
         for part in parts:
             part.changed = self._want
+            if isinstance(part, Drawn):
+                self._bars.append(part)
+            else:
+                self._panes[part.id or ""] = part
         return parts
 
     def on_mount(self) -> None:
@@ -114,7 +112,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
 
     async def _after_first_picture(self) -> None:
         """What was left out of it, so that there is something to see sooner; once."""
-        parts = self._more_panes() if self.is_attached else ()  # who leaves at once sees no more
+        parts = self._more_parts() if self.is_attached else ()  # who leaves at once sees no more
         if not parts:
             return
         with self.app.batch_update():  # in one frame
