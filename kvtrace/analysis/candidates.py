@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from math import exp
 
 from msgspec import Struct
 
-from kvtrace.errors import KvtraceError
-from kvtrace.trace import Step, Trace
+from kvtrace.trace import Trace
+from kvtrace.trace.drafts import given_up
 
 
 class Candidate(Struct, frozen=True):
@@ -60,7 +59,7 @@ def candidates(trace: Trace, number: int, sequence: int = 0) -> Candidates:
     """
     step = trace.step(number)
     chosen = trace.chosen(number, sequence)
-    if sequence >= len(step.top) or _given_up(trace, step, sequence):
+    if sequence >= len(step.top) or given_up(trace.source, step, sequence):
         one = None if chosen is None else _candidate(trace, chosen, None, None, chosen)
         return Candidates((), one, None, 1.0, _only_fed(trace, number, sequence, chosen, None))
     top = step.top[sequence]
@@ -74,21 +73,6 @@ def candidates(trace: Trace, number: int, sequence: int = 0) -> Candidates:
     seen = sum(one.probability for one in ranked if one.probability is not None)
     fed = _only_fed(trace, number, sequence, chosen, top.ids[0] if top.ids else None)
     return Candidates(ranked, found, top.margin, max(0.0, 1.0 - seen), fed)
-
-
-def _given_up(trace: Trace, step: Step, sequence: int) -> bool:
-    """Whether the next step wrote over the last token of this one: its logits led nowhere."""
-    after = bisect_right(trace.numbers, step.number)
-    if after == len(trace.numbers) or sequence >= len(step.positions):
-        return False
-    try:
-        then = trace.step(trace.numbers[after])
-    except KvtraceError:
-        return False
-    if then.parent != step.number or not any(event.kind == "crop" for event in then.events):
-        return False
-    here, there = step.positions[sequence], then.positions[sequence : sequence + 1]
-    return bool(here and there and there[0]) and there[0][0] <= here[-1]
 
 
 def _only_fed(

@@ -31,12 +31,13 @@ def course(trace: Trace) -> str:
     batched = requests_text(read)
     if batched:
         return f"{batched}, and more" if beyond else batched
-    encoded = [step.new for step in read if phase(trace, step) == ENCODER]
-    steps = [step for step in read if phase(trace, step) != ENCODER]
+    phases = {step.number: phase(trace, step) for step in read}
+    encoded = [step.new for step in read if phases[step.number] == ENCODER]
+    steps = [step for step in read if phases[step.number] != ENCODER]
     starts = [step for step in steps if step.parent is None]
     first = steps[: _end_of_first(steps)]
-    prefill = [step.new for step in first if step.phase == "prefill"]
-    decoded = sum(step.phase != "prefill" for step in first)
+    prefill = [step.new for step in first if phases[step.number] == "prefill"]
+    decoded = len(first) - len(prefill)
     decoded += beyond if len(starts) < 2 else 0
     words = _words(prefill, decoded)
     if encoded:

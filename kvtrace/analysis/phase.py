@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvtrace.trace import Step, Trace
+from kvtrace.trace.drafts import verifies
 
 ENCODER = "encoder"
 
@@ -11,8 +12,10 @@ def phase(trace: Trace, step: Step) -> str:
     """`ENCODER`, where nothing but an encoder attended; else "prefill" or "decode".
 
     One whose attention was not seen is told by what it is not: a decoder beside it would attend
-    to it.
+    to it. Drafts that are verified are no part of a prompt, whatever the step says of itself.
     """
     kinds = {trace.site(site).kind for site in step.attending}
     unseen = not kinds and any(site.kind == "cross" for site in trace.meta.sites)
-    return ENCODER if unseen or kinds == {"encoder"} else step.phase
+    if unseen or kinds == {"encoder"}:
+        return ENCODER
+    return "decode" if step.phase == "decode" or verifies(trace.source, step) else "prefill"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvtrace.trace.drafts import verifies
 from kvtrace.trace.source import Source
 
 _CHILDREN = 8
@@ -68,6 +69,8 @@ class Chosen:
     def _first(self, child: int, sequence: int) -> int | None:
         step = self._source.step(child)
         reordered = any(event.kind != "crop" for event in step.events)
-        if step.phase != "decode" or sequence >= step.num_sequences or not step.new or reordered:
+        if reordered or sequence >= step.num_sequences or not step.new:
+            return None
+        if step.phase != "decode" and not verifies(self._source, step):
             return None
         return step.tokens[sequence][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvtrace.analysis.phase import phase
 from kvtrace.trace import Step, Trace
 
 
@@ -28,7 +29,7 @@ def _decoded_before(trace: Trace, step: Step) -> int:
     count, known = 0, set(trace.numbers)
     while step.parent is not None and step.parent in known and step.parent < step.number:
         step = trace.step(step.parent)
-        count += step.phase == "decode"
+        count += phase(trace, step) == "decode"
     return count
 
 
