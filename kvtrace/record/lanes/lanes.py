@@ -269,7 +269,7 @@ class Lanes:
                 return meta
             self.again.ties.tolerance = self._tolerance(meta)[0]
             for name, dtype, upcast in wanted:
-                if self._settles(name, batches[0], upcast):
+                if self._settles(one, name, batches[0], upcast):
                     lane = meta.lane(name)
                     if lane is None:
                         lane = self._lane(meta, name, "once", dtype)
@@ -296,10 +296,10 @@ class Lanes:
             self._said.add(f"not recomputed: {why or 'which tokens went in was not recorded'}")
         return batches
 
-    def _settles(self, name: str, batch: Batch, upcast: str | None) -> bool:
+    def _settles(self, one: OncePass, name: str, batch: Batch, upcast: str | None) -> bool:
         """Whether a lane can be computed; where it can't, it is said why."""
         try:
-            self.again.settle(batch, upcast)
+            one.settle(batch, upcast)
         except CannotRecomputeError as error:
             why = bound(batch.extra, batch.rows) or str(error)
             self._said.add(f"could not compute the {name} lane: {why}")

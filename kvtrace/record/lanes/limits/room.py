@@ -1,11 +1,15 @@
-"""Models that drop older rows within one pass too, as a rolling cache inside the model does.
+"""How long a text may be for one pass over all of it to be a reference.
 
-What such a pass has of a text that is longer than its room is no reference: its first tokens were
-never seen by its last ones, nor by each other. Up to its room it is one.
+Models that drop older rows within one pass too, as a rolling cache inside the model does, have of
+a text that is longer than their room no reference: its first tokens were never seen by its last
+ones, nor by each other. Models whose steps go on beyond the longest text that they take at once, by
+dropping rows or by holding the last position, have none there either. Up to that length both do.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import replace
 
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -30,18 +34,63 @@ def in_room(batch: Batch, forward: Forward, extras: Extras) -> tuple[Batch, Note
     if small is None:
         return None
     room = small.keys.shape[2]
-    paths = [_within(path, room) for path in batch.paths]
-    if not all(path.tokens for path in paths):
+    cut = within(batch, room, extras)
+    if cut is None:
         return None
-    ends = {n.end - 1 for p in paths for n in p.nodes if p.compares(n.step)}
-    first = min((p.until for p in paths if p.until is not None), default=None)
     text = (
         f"the model drops older rows by itself: without any cache, {small.module or 'it'} has "
         f"{room} rows left of {batch.rows} tokens; no pass over more than {room} tells what its "
         f"steps should equal: {SET_WITHIN}"
     )
+    return cut, Note("note", text, step=_first_beyond(cut))
+
+
+def at_once(
+    batch: Batch, goes: Callable[[Batch], bool], extras: Extras, why: str
+) -> tuple[int, Note] | None:
+    """The longest text that goes in one pass, where a longer one does not, and what is to be said.
+
+    None also where no text goes that is longer than its first step: what was given for that one
+    is no sign that anything else can be computed again.
+
+    Args:
+        batch: What does not go.
+        goes: Whether a pass does.
+        extras: Arguments of the run besides tokens and cache.
+        why: What came of the whole.
+    """
+    each = [[node.end for node in (*path.shared, *path.nodes)] for path in batch.paths]
+    least = max(min(ends, default=0) for ends in each)
+    lengths = sorted({end for ends in each for end in ends if least < end < batch.rows})
+    if not lengths or not _goes(batch, lengths[0], goes, extras):
+        return None
+    low = bisect_right(lengths, False, lo=1, key=lambda n: not _goes(batch, n, goes, extras))
+    cut = within(batch, lengths[low - 1], extras)
+    if cut is None:
+        return None
+    text = f"no more than {cut.rows} tokens go in one pass without a cache: {why}; {SET_WITHIN}"
+    return cut.rows, Note("note", text, step=_first_beyond(cut))
+
+
+def within(batch: Batch, room: int, extras: Extras) -> Batch | None:
+    """The same paths as far as they have so many rows; None: a first step has more."""
+    paths = [_within(path, room) for path in batch.paths]
+    if not all(path.tokens for path in paths):
+        return None
+    ends = {n.end - 1 for p in paths for n in p.nodes if p.compares(n.step)}
     keep = None if batch.keep is None else sorted(ends.intersection(batch.keep)) or [0]
-    return Batch(paths, keep, extras.of(paths)), Note("note", text, step=first)
+    return Batch(paths, keep, extras.of(paths))
+
+
+def _goes(batch: Batch, room: int, goes: Callable[[Batch], bool], extras: Extras) -> bool:
+    """Whether a pass over so many rows does."""
+    cut = within(batch, room, extras)
+    return cut is not None and goes(cut)
+
+
+def _first_beyond(batch: Batch) -> int | None:
+    """The first step that is not compared."""
+    return min((path.until for path in batch.paths if path.until is not None), default=None)
 
 
 def is_whole(batch: Batch, forward: Forward) -> bool:

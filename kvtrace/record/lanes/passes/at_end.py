@@ -20,7 +20,7 @@ from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.limits.causal import looks_ahead
 from kvtrace.record.lanes.limits.hidden import Hidden, ends, hidden_in
-from kvtrace.record.lanes.limits.room import in_room, is_whole
+from kvtrace.record.lanes.limits.room import at_once, in_room, is_whole, within
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.portions import portions
 from kvtrace.record.lanes.passes.recompute import Recomputer
@@ -63,6 +63,7 @@ class OncePass:
     since: int = 0
     passes: dict[str, int] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
+    _room: tuple[int, Note] | None = None
     _rows: dict[int, dict[int, tuple[int, int, int]]] = field(default_factory=dict)
 
     def run(self, lane: Lane, sink: LaneSink, *, dtype: str | None = None) -> bool:
@@ -111,7 +112,7 @@ class OncePass:
         Raises:
             CannotRecomputeError: It does not run over tokens alone.
         """
-        forward = self.again.run(batch, dtype=dtype)
+        batch, forward = self._at_once(batch, dtype, comparer)
         fits = in_room(batch, forward, self.extras)
         if fits is None:
             return batch, forward
@@ -120,6 +121,59 @@ class OncePass:
             return batch, forward
         comparer.findings.setdefault(fits[1].text, fits[1])
         return fits[0], less
+
+    def settle(self, batch: Batch, dtype: str | None = None) -> None:
+        """Find out which way works, and how long a text it takes where this one is too long.
+
+        Raises:
+            CannotRecomputeError: None does.
+        """
+        try:
+            self.again.settle(batch, dtype)
+        except CannotRecomputeError as error:
+            self._shorten(batch, dtype, error)
+
+    def _at_once(
+        self, batch: Batch, dtype: str | None, comparer: Comparer
+    ) -> tuple[Batch, Forward]:
+        """A batch and its pass, as far as the model takes so many tokens at once.
+
+        Raises:
+            CannotRecomputeError: It does not run over tokens alone.
+        """
+        if self._room is None:
+            try:
+                return batch, self.again.run(batch, dtype=dtype)
+            except CannotRecomputeError as error:
+                room, note = self._shorten(batch, dtype, error)
+        else:
+            room, note = self._room
+        cut = within(batch, room, self.extras) if batch.rows > room else batch
+        forward = self.again.run(cut or batch, dtype=dtype)
+        if cut not in (None, batch):
+            comparer.findings.setdefault(note.text, note)
+        return cut or batch, forward
+
+    def _shorten(
+        self, batch: Batch, dtype: str | None, error: CannotRecomputeError
+    ) -> tuple[int, Note]:
+        """How many tokens go at once, where a whole text does not.
+
+        Raises:
+            CannotRecomputeError: It is not its length that keeps it from being computed again.
+        """
+
+        def goes(shorter: Batch) -> bool:
+            try:
+                self.again.run(shorter, dtype=dtype)
+            except CannotRecomputeError:
+                return False
+            return True
+
+        self._room = at_once(batch, goes, self.extras, str(error))
+        if self._room is None:
+            raise error
+        return self._room
 
     def _compare(
         self,

@@ -29,7 +29,7 @@ from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.paths import Node, Path, Paths
 from kvtrace.record.lanes.sink import LaneSink
-from kvtrace.trace import Lane, Note, Step, Trace
+from kvtrace.trace import SET_WITHIN, Lane, Note, Step, Trace
 
 _TIMES = 4.0
 """Times what is rounding: so far parameters that differ in their last bits move no rows."""
@@ -99,7 +99,10 @@ class EachPass:
                 return
             forward = self.again.run(batch)
         except CannotRecomputeError as error:
-            self._say(Note("note", f"could not compute the {self.lane.name} lane: {error}"), sink)
+            text = f"could not compute the {self.lane.name} lane: {error}"
+            if self._before is not None:
+                text = f"{text}; {SET_WITHIN}"
+            self._say(Note("note", text, step=step.number), sink)
             return
         fits = in_room(batch, forward, self.extras)
         if fits is not None:
