@@ -6,6 +6,7 @@ else is called an internal error. A traceback is shown with `--debug` only.
 
 from __future__ import annotations
 
+import gc
 import sys
 import traceback
 import warnings
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    """Find the verb, parse what follows it, run it."""
+    """Find the verb, parse what follows it, run it; only then is there any garbage."""
     first = arguments[0] if arguments else ""
     if first in ("-h", "--help") or first == "--version":
         return _about(first)
@@ -71,6 +72,7 @@ def _run(arguments: list[str]) -> int:
             f"`{words[0]}` is a verb and comes first: kvtrace {words[0]} …; "
             f"for a model of that name write ./{words[0]}"
         )
+    gc.enable()
     return verb.run(values)
 
 
