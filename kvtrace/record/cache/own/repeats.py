@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from kvtrace.record.nested import tensors_in
 from kvtrace.record.version import version
 
 KEPT = re.compile(r"past|cache|kv|state|mems|memory")
@@ -41,19 +42,10 @@ class Repeats:
             before: Those of the last forward.
         """
         kept = (value for name, value in arguments.items() if KEPT.search(name))
-        now = next((one for value in kept for one in _tensors(value)), None)
+        now = next((one for value in kept for one in tensors_in(value, _DEEPEST)), None)
         last, then = self._handed, self._version
         self._handed = None if now is None else weakref.ref(now)
         self._version = -1 if now is None else version(now)
         if now is None or last is None or last() is not now or then != self._version or then < 0:
             return False
         return tokens is not None and before is not None and torch.equal(tokens, before)
-
-
-def _tensors(value: object, depth: int = _DEEPEST) -> Iterator[Tensor]:
-    """Those in lists, tuples and tables."""
-    if isinstance(value, Tensor):
-        yield value
-    elif depth and isinstance(value, Mapping | list | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(one, depth - 1)

@@ -6,9 +6,14 @@ import re
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from kvtrace.record.flow.calls.prove import FlowCall
 from kvtrace.record.flow.modes.modules import Frame
+from kvtrace.record.nested import tensors_in
+
+_DEEPEST = 3
+"""Collections within one another: keys and values, of layers, of a cache."""
 
 
 @dataclass(slots=True)
@@ -33,7 +38,8 @@ class Crossing:
         """A module attended that no name calls one side's."""
         first = frame.path not in self._met
         self._met.add(frame.path)
-        if _gave_both(frame, call) or (first and self._is_handed(_layer_of(frame.path), call)):
+        handed = first and self._is_handed(_layer_of(frame.path), call)
+        if _gave_both(frame, call) or (handed and not self._is_of_its_own(frame, call)):
             self._found.add(frame.path)
 
     def is_only_named(self, path: str, call: FlowCall) -> bool:
@@ -45,6 +51,18 @@ class Crossing:
     def __contains__(self, path: str) -> bool:
         """Whether a module, or one inside of it, attends to another text."""
         return any(one == path or one.startswith(f"{path}.") for one in self._found)
+
+    def _is_of_its_own(self, frame: Frame, call: FlowCall) -> bool:
+        """Whether keys and values were made of the very rows that queries were made of.
+
+        A module that is given these alone may hold ready ones, made of an encoder's rows.
+        """
+        if call.queries.shape[2] != call.keys.shape[2]:
+            return False
+        given = [x for x in frame.tensors() if _is_rows(x)]
+        if not given or any(not torch.equal(x, given[0]) for x in given[1:]):
+            return False
+        return len(given) > 1 or not (self._heard or _has_ready(frame, call))
 
     def _is_handed(self, layer: str, call: FlowCall) -> bool:
         """Whether the rows of a module's first call can't be those of its tokens."""
@@ -72,6 +90,21 @@ def _gave_both(frame: Frame, call: FlowCall) -> bool:
         for size in x.shape[:2]
     }
     return seq != new and {seq, new} <= lengths
+
+
+def _has_ready(frame: Frame, call: FlowCall) -> bool:
+    """Whether a module was given, or keeps, a tensor of the size of keys or values."""
+    modules = () if frame.module is None else frame.module.modules()
+    kept = [x for one in modules for x in (*vars(one).values(), *one.buffers(recurse=False))]
+    given, named = frame.arguments
+    said = [x for x in (*given, *named.values()) if not (isinstance(x, Tensor) and _is_rows(x))]
+    sizes = {call.keys.numel(), call.values.numel()}
+    return any(x.numel() in sizes for x in tensors_in([*kept, *said], _DEEPEST))
+
+
+def _is_rows(given: Tensor) -> bool:
+    """Whether a tensor may be a text's rows, [batch, seq, width]."""
+    return given.dim() == 3 and given.dtype.is_floating_point
 
 
 def _layer_of(path: str) -> str:

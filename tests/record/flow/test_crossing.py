@@ -1,0 +1,76 @@
+"""Which text a module attends to, told by what it is given."""
+
+import pytest
+import torch
+from torch import nn
+
+import kvtrace
+
+WIDTH, HEADS, VOCAB = 32, 4, 60
+IDS = torch.tensor([[4, 9, 2, 7]])
+
+
+class Attention(nn.Module):
+    """Self-attention with its cache, or whatever it is handed; `blind` lacks its causal mask."""
+
+    def __init__(self, blind=False):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.blind = blind
+
+    def forward(self, x, source, past):
+        q, k, v = (
+            part(rows).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for part, rows in ((self.q, x), (self.k, source), (self.v, source))
+        )
+        if past is not None:
+            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
+        new, seq = q.shape[2], k.shape[2]
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        if not self.blind:
+            scores = scores.masked_fill(torch.ones(new, seq).triu(seq - new + 1).bool(), -1e9)
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2), (k, v)
+
+
+class Layer(nn.Module):
+    def __init__(self, given):
+        super().__init__()
+        self.self_attention, self.multihead_attention = Attention(), Attention(blind=True)
+        self.given = given
+
+    def forward(self, x, past):
+        past = past or (None, None)
+        y, first = self.self_attention(x, x, past[0])
+        x = x + y
+        source = {"itself": x, "a copy": x.clone(), "another": torch.ones_like(x)}[self.given]
+        y, second = self.multihead_attention(x, source, past[1])
+        return x + y, (first, second)
+
+
+class Decoder(nn.Module):
+    def __init__(self, given):
+        super().__init__()
+        torch.manual_seed(3)
+        self.embed, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+        self.decoder = nn.ModuleList(Layer(given) for _ in range(2))
+
+    def forward(self, ids, past=None):
+        x, made = self.embed(ids), []
+        for number, layer in enumerate(self.decoder):
+            x, rows = layer(x, None if past is None else past[number])
+            made.append(rows)
+        return self.head(x), made
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"), [("itself", "self"), ("a copy", "self"), ("another", "cross")]
+)
+def test_a_second_attention_without_a_mask_is_to_the_text_that_its_keys_are_made_of(
+    given, kind, tmp_path
+):
+    model = Decoder(given).eval()
+    with kvtrace.record(model, tmp_path / "a.kvt"), torch.no_grad():
+        logits, past = model(IDS)
+        model(logits[:, -1:].argmax(-1), past)
+    kinds = [site.kind for site in kvtrace.open(tmp_path / "a.kvt").meta.sites]
+    assert kinds == ["self", kind] * 2
