@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.parts import named as part_named
+from kvtrace.record.parts import parts_of
 
 UNKNOWN = -1
 """Stands where a row of ids has no more of them."""
@@ -19,6 +21,10 @@ UNKNOWN = -1
 _BESIDE = re.compile(r"mask|pos|offset|start|len|index|segment|type|label|target", re.IGNORECASE)
 _NEVER = re.compile(r"mask|pos|offset|segment|type|label|layer|batch", re.IGNORECASE)
 _IDS = re.compile(r"^(input_?)?(ids|idx|tokens?|x|inputs?)$", re.IGNORECASE)
+_HELD_IDS = re.compile(
+    r"^((input|token|decoder_input)_?)?(ids|idx|tokens?|inputs?)$", re.IGNORECASE
+)
+_KEEPS = re.compile(r"cache|past|kv|state|mem", re.IGNORECASE)
 _SOURCE = re.compile(r"^(src|sources?|enc|encoder)(_|$)", re.IGNORECASE)
 _TARGET = re.compile(r"^(tgt|trg|targets?|dec|decoder)(_(?!mask|pad|pos|len)|$)", re.IGNORECASE)
 
@@ -27,8 +33,9 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
     """The argument that holds token ids, and the ids, [sequences, new].
 
     By name, else the first whole numbers of two dimensions, else of one, else a list of them. Where
-    names leave none, `token_indexes` and `start_tokens` are ids after all. Last come three
-    dimensions: several ids for one position, as in music models.
+    names leave none, `token_indexes` and `start_tokens` are ids after all. Then come three
+    dimensions: several ids for one position, as in music models. Last come ids that one argument
+    holds beside others, as a batch does: `batch.tokens`.
     """
     for name in ("decoder_input_ids", "input_ids"):
         found = arguments.get(name)
@@ -54,7 +61,21 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
         if not _NEVER.search(name) and isinstance(one, Tensor) and one.dim() == 2 and _whole(one)
     }
     codes = {name: one for name, one in whole.items() if one.dim() == 3}
-    return next(iter((found or codes).items()), None)
+    return next(iter((found or codes).items()), None) or _held(arguments)
+
+
+def _held(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
+    """Ids that an argument holds under a name that ids have; none beside rows, nor in a cache."""
+    if any(isinstance(one, Tensor) and one.dim() > 2 for one in arguments.values()):
+        return None
+    for name, value in arguments.items():
+        if _KEEPS.search(name) or isinstance(value, Tensor):
+            continue
+        for part, one in parts_of(value).items():
+            held = isinstance(part, str) and isinstance(one, Tensor) and _HELD_IDS.match(part)
+            if held and isinstance(one, Tensor) and one.dim() in (1, 2) and _whole(one):
+                return part_named(name, part), one if one.dim() == 2 else one[None]
+    return None
 
 
 def is_source(name: str, value: object) -> bool:

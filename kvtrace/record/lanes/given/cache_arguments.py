@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from kvtrace.record.lanes.given.codes import CODES
 from kvtrace.record.lanes.given.embedded import NAME, joined
 from kvtrace.record.lanes.given.first_call import FirstCall
-from kvtrace.record.lanes.given.parts import mapped
 from kvtrace.record.lanes.given.tables import given_table, longer, without
+from kvtrace.record.parts import mapped
 
 if TYPE_CHECKING:
     from kvtrace.record.lanes.passes.batch import Batch

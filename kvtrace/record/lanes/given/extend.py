@@ -14,8 +14,8 @@ from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.capture.tokens.inputs import is_source
-from kvtrace.record.lanes.given.parts import flat, named, parts_of, with_parts
 from kvtrace.record.lanes.given.seen import Made, grown, seen_in
+from kvtrace.record.parts import flat, named, parts_of, with_parts
 
 CACHE = re.compile(r"past|cache|kv|present|mems|memory|state", re.IGNORECASE)
 POSITION = re.compile(r"pos|offset|start|cur_len|seq_?len|cache_len|step", re.IGNORECASE)

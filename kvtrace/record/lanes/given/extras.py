@@ -17,10 +17,10 @@ from kvtrace.record.capture.tokens.inputs import is_source
 from kvtrace.record.lanes.given.apart import Apart
 from kvtrace.record.lanes.given.codes import Codes
 from kvtrace.record.lanes.given.embedded import Embedded, along
-from kvtrace.record.lanes.given.parts import mapped
 from kvtrace.record.lanes.given.tables import table_of
 from kvtrace.record.lanes.passes.batch import CannotRecomputeError
 from kvtrace.record.lanes.paths import Path
+from kvtrace.record.parts import mapped
 from kvtrace.record.theirs import CACHE
 
 MAX_TEXTS = 256

@@ -29,8 +29,8 @@ from kvtrace.record.lanes.given.extend import (
     is_per_token,
     is_single,
 )
-from kvtrace.record.lanes.given.parts import flat
 from kvtrace.record.lanes.given.seen import Made, Seen, seen_in
+from kvtrace.record.parts import flat, part_in, with_parts
 
 _FLAG = re.compile(r"^(use|return|output|with)_?(kv_?)?(cach|past|present)", re.IGNORECASE)
 _TRAINING = re.compile(r"^(targets?|labels?|y)$")
@@ -40,7 +40,7 @@ class FirstCall(Struct, frozen=True):
     """What a model was called with first.
 
     Attributes:
-        ids: Name of the argument that held the token ids.
+        ids: Name of the argument that held the token ids; `batch.tokens`: within an argument.
         new: Tokens in it, per sequence.
         shape: Of the ids as they were given: (), (new,), (sequences, new) or (new, sequences).
         arguments: All of them, by name.
@@ -74,6 +74,22 @@ class FirstCall(Struct, frozen=True):
         return (*ids, *(replace(one, tables=True) for one in ids)) if masks else ids
 
     @property
+    def held(self) -> object:
+        """The token ids as they were given."""
+        return part_in(self.arguments, self.ids)
+
+    @property
+    def _alone(self) -> str:
+        """The argument that takes nothing but the token ids.
+
+        Raises:
+            CannotExtendError: There is none.
+        """
+        if "." in self.ids:
+            raise CannotExtendError(f"`{self.ids}` is not given alone")
+        return self.ids
+
+    @property
     def masked(self) -> bool:
         """Whether it was given a mask, whatever that hides."""
         given = (value for name, value in flat(self.arguments) if MASK.search(name))
@@ -86,7 +102,7 @@ class FirstCall(Struct, frozen=True):
             tokens: [paths, rows]; negative where no id stands for a row.
             rows: Sequence of the first call that each path goes on with.
         """
-        ids = self.arguments[self.ids]
+        ids = self.held
         if not self.more or not isinstance(ids, Tensor) or bool((tokens[:, 0] >= 0).any()):
             return tokens
         return torch.cat((ids[list(rows)], tokens[:, self.new + self.more :]), 1)
@@ -114,7 +130,7 @@ class FirstCall(Struct, frozen=True):
             CannotExtendError: Something else is needed.
         """
         extension = self._extension(tokens)
-        out: dict[str, object] = {self.ids: self._shaped(tokens)}
+        out: dict[str, object] = {self._alone: self._shaped(tokens)}
         for name, value in self.arguments.items():
             if name in (self.ids, *self.rows) or _TRAINING.match(name):
                 continue
@@ -175,13 +191,16 @@ class FirstCall(Struct, frozen=True):
         Raises:
             CannotExtendError: No rule covers one of them.
         """
-        extension = self._extension(tokens)
-        out: dict[str, object] = {self.ids: self._shaped(tokens)}
+        extension, ids = self._extension(tokens), self._shaped(tokens)
+        owner, _, part = self.ids.partition(".")
+        out: dict[str, object] = {} if part else {owner: ids}
         for name, value in self.arguments.items():
             if name not in (self.ids, *self.rows) and not _TRAINING.match(name):
                 # what globals tell has no parameters, and much that is no description of tokens
                 opened = bool(self.parameters) and name not in self.written
                 out[name] = extension.extended(name, value, opened=opened)
+        if part:
+            out[owner] = with_parts(out[owner], {part: ids})
         return out
 
     def _extension(self, tokens: Tensor) -> Extension:
@@ -202,7 +221,7 @@ class FirstCall(Struct, frozen=True):
         """
         if not self.shape:
             raise CannotExtendError("it takes one token at a time")
-        if isinstance(self.arguments[self.ids], list):
+        if isinstance(self.held, list):
             return [int(token) for token in tokens[0]]
         if len(self.shape) == 1:
             return tokens[0]

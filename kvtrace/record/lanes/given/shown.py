@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.tokens.inputs import tokens_of
-from kvtrace.record.lanes.given.parts import flat
+from kvtrace.record.parts import flat
 
 
 def trimmed(call: AttentionCall, rows: int) -> AttentionCall:

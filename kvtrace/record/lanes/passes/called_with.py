@@ -37,7 +37,7 @@ def called_with(
     Raises:
         CannotRecomputeError: Its padding can't be hidden.
     """
-    ids = call.arguments[call.ids]
+    ids = call.held
     device = ids.device if isinstance(ids, Tensor) else torch.device("cpu")
     tokens = filled(batch, device).to(ids.dtype if isinstance(ids, Tensor) else torch.long)
     tokens = call.given(tokens, [path.row for path in batch.paths])

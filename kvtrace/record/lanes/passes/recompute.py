@@ -24,7 +24,6 @@ from kvtrace.record.lanes.choices.ties import Ties
 from kvtrace.record.lanes.given.codes import layout_of
 from kvtrace.record.lanes.given.extend import CannotExtendError
 from kvtrace.record.lanes.given.first_call import positional
-from kvtrace.record.lanes.given.parts import unread
 from kvtrace.record.lanes.given.shown import (
     any_of,
     crossing,
@@ -46,6 +45,7 @@ from kvtrace.record.lanes.state.outside import Outside
 from kvtrace.record.lanes.state.settings import Settings, as_set
 from kvtrace.record.lanes.state.snapshot import Snapshot, copied, keeps_nothing, take
 from kvtrace.record.paged.batch import is_packed
+from kvtrace.record.parts import unread
 
 _TRIED = {
     "bare": "with the tokens alone",

@@ -87,7 +87,8 @@ class Contexts:
             for name, one in self._first.items()
             for field, value in one.items()
         }
-        ids = {call.ids: call.arguments[call.ids]}
+        owner = call.ids.partition(".")[0]
+        ids = {owner: call.arguments[owner]}
         first = replace(call, arguments={**ids, **fields}, parameters={}, rows=())
         told = self._told.of(paths, first)
         kept = {name: one for name, one in fields.items() if name not in told}

@@ -23,6 +23,7 @@ from kvtrace.record.capture.tokens.inputs import tokens_in
 from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.given.written_to import written_to
 from kvtrace.record.lanes.state.private import Copier
+from kvtrace.record.parts import part_in
 from kvtrace.record.version import version
 from kvtrace.record.whose import of_frameworks, of_transformers
 
@@ -97,7 +98,7 @@ def take(
     if found is None:
         return "its first call was given no token ids"
     name, tokens = found
-    given = arguments[name]
+    given = part_in(arguments, name)
     shape: tuple[int, ...] = tuple(given.shape) if isinstance(given, Tensor) else ()
     if isinstance(given, list):
         shape = (len(given),)

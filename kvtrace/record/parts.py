@@ -78,6 +78,12 @@ def named(name: str, part: object) -> str:
     return f"{name}.{part}" if isinstance(part, str) else f"{name}[{part}]"
 
 
+def part_in(arguments: Mapping[str, object], name: str) -> object:
+    """An argument, or what one of them holds: `batch.tokens` is no argument's name."""
+    owner, _, part = name.partition(".")
+    return parts_of(arguments[owner])[part] if part else arguments[owner]
+
+
 def unread(arguments: Mapping[str, object]) -> Iterator[str]:
     """What is said of descriptions of attention in which no tensor is found."""
     for name, value in arguments.items():
