@@ -8,6 +8,7 @@ and those that were copied are gone too: of few caches, if they are small, they 
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor
@@ -25,13 +26,18 @@ Rows = tuple[int, "weakref.ref[Tensor]", "weakref.ref[Tensor]", int, int]
 
 
 class Outlived:
-    """Rows that somebody else holds, and a few that nobody does."""
+    """Rows that somebody else holds, and a few that nobody does.
 
-    __slots__ = ("_caches", "_kept")
+    Caches die whenever the garbage collector runs: within anything that is done here, too.
+    """
+
+    __slots__ = ("_adding", "_caches", "_kept", "_more")
 
     def __init__(self) -> None:
         self._caches: dict[int, list[Rows]] = {}
         self._kept: dict[int, list[Tensor]] = {}
+        self._more: deque[tuple[int, list[Rows]]] = deque()
+        self._adding = False
 
     def add(self, serial: int, held: Mapping[int, tuple[object, object, int, int]]) -> None:
         """A cache died.
@@ -40,13 +46,27 @@ class Outlived:
             serial: Its number.
             held: Keys and values of each of its layers, and the versions of both.
         """
-        self._caches[serial] = [
+        rows = [
             (index, weakref.ref(keys), weakref.ref(values), key_version, value_version)
             for index, (keys, values, key_version, value_version) in held.items()
             if isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.dim() == 4
         ]
+        self._more.append((serial, rows))
+        if self._adding:
+            return
+        self._adding = True
+        try:
+            while self._more:
+                self._take(*self._more.popleft())
+        finally:
+            self._adding = False
+
+    def _take(self, serial: int, rows: list[Rows]) -> None:
+        self._caches[serial] = rows
         self._keep(serial)
-        self._caches = {old: rows for old, rows in self._caches.items() if any(map(_alive, rows))}
+        gone = [old for old, rows in self._caches.items() if not any(map(_alive, rows))]
+        for old in gone:
+            del self._caches[old]
 
     def _keep(self, serial: int) -> None:
         """Keep the rows of a cache, and let go those of older ones."""
@@ -62,8 +82,8 @@ class Outlived:
 
     def live(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """(serial, layer, keys, values) of everything that is still there, unchanged."""
-        for serial, rows in self._caches.items():
-            for index, key_rows, value_rows, *versions in rows:
+        for serial in list(self._caches):
+            for index, key_rows, value_rows, *versions in self._caches.get(serial, ()):
                 keys, values = key_rows(), value_rows()
                 if keys is None or values is None:
                     continue

@@ -192,11 +192,17 @@ class CacheTracker:
         return tuple(one for one in self.changes if one.cache in caches)
 
     def live(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        """(serial, layer, keys, values) of everything held."""
-        for key in self._layers:
+        """(serial, layer, keys, values) of everything held.
+
+        Meanwhile any cache may die, as the garbage collector runs when it likes.
+        """
+        for key in list(self._layers):
+            serial = self._serials.get(key)
+            if serial is None:
+                continue
             for index, last in self._held(key).items():
                 if isinstance(last.keys, Tensor) and last.keys.dim() == 4 and last.intact():
-                    yield self._serials[key], index, last.keys, last.values
+                    yield serial, index, last.keys, last.values
 
 
 def lingering(
