@@ -61,12 +61,14 @@ class Learner:
         weights: Parameter bytes that a step reads.
         head_paths: Where the output embedding's matrix lives.
         fits: How often it was learned.
+        varies: Whether two forwards of one size cost differently: by what their tokens are, or
+            by how many came before.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.head_paths = _head_paths(plan)
-        self.fits = 0
+        self.fits, self.varies = 0, False
         self._roles: dict[Key, str] = {}
         self._observed: list[_Observed] = []
         self._chunk: _Observed | None = None
@@ -93,7 +95,9 @@ class Learner:
     def simple(self) -> bool:
         """Whether every product but attention is one of a weight with the new rows."""
         every = [one for terms in self.growth.values() for one in terms]
-        return all(one.sure and one.per is Per.NEW for one in every)
+        # two factors that are no weights may be as long in two forwards, and longer in a third
+        weights = all(name for _, name, _ in self.growth)
+        return weights and all(one.sure and one.per is Per.NEW for one in every)
 
     @property
     def only_long(self) -> bool:
@@ -148,7 +152,9 @@ class Learner:
         """
         every = (exact.keys() | told.keys()) - {roles.HEAD}
         beside = {role: exact.get(role, 0) - told.get(role, 0) for role in every}
-        self._beside[_size(measured)] = {role: flops for role, flops in beside.items() if flops}
+        found = {role: flops for role, flops in beside.items() if flops}
+        self.varies = self.varies or self._beside.get(_size(measured), found) != found
+        self._beside[_size(measured)] = found
 
     def corrected(self, measured: Measured, told: dict[str, int]) -> dict[str, int]:
         """What a forward costs by its formula, and beside it as another of its size did."""

@@ -1,7 +1,8 @@
 """What each step costs: attention from its recorded shapes, the rest from two watched forwards.
 
 The first forward and the first that continues it are watched; from then on a step costs only
-arithmetic. A few later ones are watched too, where what was learned may not hold for them.
+arithmetic. Later ones are watched too, where what was learned may not hold for them: all of them,
+once two of the same size were seen to cost differently.
 Element-wise work (norms, activations, softmax, recurrent scans) is no matrix product and counts
 nothing, as in torch's own counter.
 """
@@ -26,8 +27,9 @@ from kvtrace.record.cost.rate import Rate
 from kvtrace.record.theirs import MODEL
 from kvtrace.trace import Flops
 
-CHECKED = frozenset({3, 4, 6, 10, 18, 34})
-"""Forwards that are watched once more, of models that do more than multiply rows by weights."""
+ALL_UP_TO = 16
+CHECKED = frozenset({18, 34, 66, 130, 258, 514})
+"""Forwards that are watched, too, of models that do more than multiply rows by weights."""
 
 KINDS, PATIENCE = 4, 12
 """Sets of layers that are told apart, and forwards that are watched for one that was met late."""
@@ -73,12 +75,13 @@ class CostMeter:
         self._forwards += 1
         last = self._last
         shape = (tuple(tokens), last.fits)
-        checked = self._forwards in CHECKED or (self._single and last.only_long)
+        checked = self._forwards <= ALL_UP_TO or self._forwards in CHECKED
+        checked = checked or (self._single and last.only_long)
         checked = checked or bool(tokens and shape not in self._met)
         self._met.add(shape)
         waits = self._patience > 0 and not all(one.done for one in self._learners.values())
         self._patience -= waits
-        if waits or not self._decoder.done or (checked and not last.simple):
+        if waits or not self._decoder.done or last.varies or (checked and not last.simple):
             self._watch = ProductWatch(self._plan, seen)
 
     @property

@@ -86,6 +86,14 @@ def test_steps_that_no_formula_fits_cost_what_another_of_their_size_did(tmp_path
     assert_told_as_counted(model, chunks, tmp_path / "run.kvt")
 
 
+@pytest.mark.parametrize("model_type", ["deepseek_v4", "longcat_flash", "qwen4_exp"])
+def test_steps_of_one_size_that_cost_differently_are_counted_one_by_one(model_type, tmp_path):
+    # a compressor has more rows now and then, and some experts compute nothing
+    model = ready(tiny_model(model_type, attn_implementation="eager"))
+    run = generate(model, max_new_tokens=8, min_new_tokens=8)
+    assert_told_as_counted(model, run, tmp_path / "run.kvt")
+
+
 def test_products_of_another_layer_that_cost_what_an_attention_does_are_counted(tmp_path):
     # at 12 tokens its scan has a product as large as q·kᵀ, and its attention is fused
     model = ready(tiny_model("nemotron_h", attn_implementation="sdpa"))
