@@ -12,23 +12,18 @@ from torch import Tensor, nn
 
 from kvtrace.record.capture.replaced.compiled import eagerly
 from kvtrace.record.capture.tokens.inputs import named, tokens_of
-from kvtrace.record.flow.calls.listen import Listening, Sink
-from kvtrace.record.flow.calls.prove import largest_finite
+from kvtrace.record.flow.calls.listen import Listening
+from kvtrace.record.flow.calls.outlet import Outlet, Sink
 from kvtrace.record.flow.marks.mark import Stage
+from kvtrace.record.flow.modes.fast_paths import FAST_PATHS, FastPaths
 from kvtrace.record.flow.modes.heard import Hearing, Late
 from kvtrace.record.flow.modes.modules import Forwards, Frame, Only
 from kvtrace.record.flow.modes.routed import RoutedMode
 from kvtrace.record.flow.modes.wake import Waking
 from kvtrace.record.flow.plans.arrange import Sizes
-from kvtrace.record.modes import FUNCTION_MODES
 from kvtrace.record.processes.local import address, here
 
 _NAMED_ATTENTION = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
-
-_FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-
-_STEPS = 8
-"""Roundings of the largest number by which two kernels may differ; measured: 2, of one layer."""
 
 
 class FlowWatch:
@@ -57,9 +52,10 @@ class FlowWatch:
         self._models = list(models)
         self._only = only
         self._forwards = Forwards(self._around)
-        self._listening = Listening(self._forwards, sink)
+        self._listening = Listening(Outlet(self._forwards, sink))
         self._mode = RoutedMode(self._listening, self._owns)
         self._listening.last_parameter = lambda: self._mode.last_parameter
+        self._fast_paths = FastPaths(self._listening)
         self._hearing = Hearing(self._listening, self._mode, late)
         self._waking = Waking(self._mode, self._missed, self._hearing)
         self._modules: dict[str, None] = {}
@@ -70,7 +66,6 @@ class FlowWatch:
         self.followed = False
         self.over = False
         self._brief_alone = False
-        self._unfusing = False
         self._stack = contextlib.ExitStack()
         self._silent: dict[str, str] = {}
         self._halves = set[str]()
@@ -93,7 +88,7 @@ class FlowWatch:
     def __exit__(self, *_: object) -> None:
         try:
             with self._listening.harmless():
-                self._listening.flush()
+                self._listening.outlet.flush()
         finally:
             self._waking.stop()
             self._stack.close()
@@ -187,7 +182,7 @@ class FlowWatch:
     # ------------------------------------------------------------------ around each forward
 
     def _around(self, frame: Frame, run: Callable[[], Any]) -> Any:
-        if self._hearing.follows and isinstance(frame.module, _FAST_PATHS):
+        if self._hearing.follows and isinstance(frame.module, FAST_PATHS):
             self._hearing.leave()
         if self._hearing.follows:
             out = run()
@@ -201,18 +196,18 @@ class FlowWatch:
                 self._listening.begin(sizes, goes_on=self.of_parts)
         if not self._is_chosen(frame):
             return run()
-        fused = isinstance(frame.module, _FAST_PATHS)
+        fused = isinstance(frame.module, FAST_PATHS)
         if fused:
             self._mode.families.odd = True
             self._waking.wake()
         if not self._depth:
             with self._watching(frame):
-                out = self._fast(frame, run) if fused else run()
+                out = self._fast_paths.run(frame, run) if fused else run()
         elif frame.outermost and self._only is None and self._mode.is_on_top:
             with self._resting(frame):
-                out = self._fast(frame, run) if fused else run()
+                out = self._fast_paths.run(frame, run) if fused else run()
         else:  # the mode is on already
-            out = self._fast(frame, run) if fused else run()
+            out = self._fast_paths.run(frame, run) if fused else run()
         try:  # as `harmless`, without a context manager for every module
             self._after(frame, out)
         except Exception as error:
@@ -225,7 +220,7 @@ class FlowWatch:
             loop.carry(out)
         self._waking.rest()
         if frame.outermost:
-            self._listening.flush()
+            self._listening.outlet.flush()
             self._listening.sizes = Sizes()
             self._mode.forget()
         if frame.attended:
@@ -283,83 +278,6 @@ class FlowWatch:
         """Whether a tensor lies in the memory of a parameter."""
         place = address(tensor)
         return place != 0 and place in self._storages
-
-    # ------------------------------------------------------------------ torch's own fast paths
-
-    def _fast(self, frame: Frame, run: Callable[[], Any]) -> Any:
-        """Let torch's fused layers take their fast path, as they would unwatched.
-
-        Their rows are nowhere to be seen; where one ran, the module is run again unfused, and what
-        that shows counts if it makes the same output.
-        """
-        if self._unfusing:
-            return run()
-        listening = self._listening
-        with _has_torch_function(_overridden):
-            out = run()
-        if listening.refused is not frame:
-            return out
-        listening.refused = None
-        with listening.harmless():
-            self._unfused(frame, out)
-        return out
-
-    def _unfused(self, frame: Frame, out: Any) -> None:
-        """Run a module again without its fused kernel, and take what that shows."""
-        listening = self._listening
-        self._unfusing = True
-        try:
-            with listening.rehearsal() as calls, torch.no_grad(), _has_torch_function(_always):
-                again = frame.forward()
-        finally:
-            self._unfusing = False
-        first, second = (_shown(frame, x[0] if isinstance(x, tuple) else x) for x in (out, again))
-        if _same_result(first, second):
-            listening.notes[
-                f"{frame.path}: a fused kernel hides its rows; calculated again without it"
-            ] = None
-            for call in calls:
-                listening.sink(call)
-        else:
-            listening.reasons[(frame.path, "fused kernel")] = "run unfused, it gives another result"
-
-
-def _shown(frame: Frame, rows: Tensor) -> Tensor:
-    """Rows that a module made, without those that its ragged kernel left out: the padding."""
-    if not isinstance(frame.module, nn.TransformerEncoder):
-        return rows
-    padding = named(frame.module, *frame.arguments).get("src_key_padding_mask")
-    return rows if padding is None else rows[padding == 0]
-
-
-def _same_result(first: Tensor, second: Tensor) -> bool:
-    """Whether two kernels made the same of the same, but for the rounding of their type."""
-    # what adds to little was rounded when it was large still
-    rounded = _STEPS * torch.finfo(first.dtype).eps * largest_finite(first)
-    return torch.allclose(first, second, rtol=1e-3, atol=max(1e-4, rounded))
-
-
-@contextlib.contextmanager
-def _has_torch_function(answer: Callable[[Any], bool]) -> Iterator[None]:
-    """Another answer to what torch's fused layers ask before they take their fast path."""
-    original = torch.overrides.has_torch_function
-    torch.overrides.has_torch_function = answer  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.overrides.has_torch_function = original
-
-
-def _always(_: Any) -> bool:
-    """What is said of any tensors where no fused kernel is to be taken."""
-    return True
-
-
-def _overridden(tensors: Any) -> bool:
-    """Whether a tensor subclass, or a mode that is not ours, wants to see the call."""
-    return FUNCTION_MODES.is_foreign or any(
-        isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter) for x in tensors
-    )
 
 
 def _sizes_of(frame: Frame, two_sided: bool) -> Sizes:

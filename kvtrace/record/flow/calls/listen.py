@@ -6,7 +6,6 @@ a call, or why it could not be read; never both, never neither.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,20 +14,12 @@ from typing import Any
 from msgspec.structs import replace
 from torch import Tensor
 
-from kvtrace.record.capture.attention.calls import AttentionCall
-from kvtrace.record.capture.attention.kinds import kind_of, number_in
-from kvtrace.record.flow.calls.call import (
-    along,
-    aside,
-    read,
-    unrepeated,
-)
-from kvtrace.record.flow.calls.crossing import Crossing
+from kvtrace.record.flow.calls.call import along, aside, read, unrepeated
 from kvtrace.record.flow.calls.difference import factors, mixes, said
 from kvtrace.record.flow.calls.explain import UnexplainedError
 from kvtrace.record.flow.calls.fused import of_flex, of_sdpa
-from kvtrace.record.flow.calls.loops import COLLECTS, Loop, Waiting, together
-from kvtrace.record.flow.calls.newest_first import oldest_first
+from kvtrace.record.flow.calls.loops import COLLECTS, Loop
+from kvtrace.record.flow.calls.outlet import Outlet
 from kvtrace.record.flow.calls.prove import FlowCall, refusal
 from kvtrace.record.flow.marks.follow import Args, Kwargs
 from kvtrace.record.flow.marks.weights import SCRIPTED, SIGMOIDAL, is_batched
@@ -42,65 +33,51 @@ from kvtrace.record.flow.plans.plans import Plans
 from kvtrace.record.modes import unseen_by_modes
 from kvtrace.trace import OTHER_AXIS
 
-Sink = Callable[[AttentionCall], None]
-
 
 @dataclass(slots=True)
 class Listening:
     """What has been seen so far.
 
     Attributes:
+        outlet: Takes the calls that were read.
         forwards: Gives the module that runs.
-        sink: Takes finished calls.
+        loop: Calls with one head that wait for the next one.
         sizes: Of the step that runs, as far as known.
         reasons: Module and place of attention that was not read, and why.
         notes: Sentences about what was assumed or looked at in another way.
         refused: A fused kernel that hides its rows; set for the frame that called it.
         plan_of_last: How the tensors of the call that was read last lie.
-        told: Calls that were told of lately, where somebody wants to know; else None.
         apart: Modules that attended to something else than tokens, and how that showed.
     """
 
-    forwards: Forwards
-    sink: Sink
+    outlet: Outlet
+    forwards: Forwards = field(init=False)
+    loop: Loop = field(init=False)
     sizes: Sizes = field(default_factory=Sizes)
     reasons: dict[tuple[str, str], str] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     last_parameter: Callable[[], Tensor | None] = lambda: None
     refused: Frame | None = None
     plan_of_last: Plan | None = None
-    loop: Loop = field(default_factory=Loop)
-    told: list[AttentionCall] | None = None
     apart: dict[str, str] = field(default_factory=dict)
     _other: dict[str, int] = field(default_factory=dict)
-    _crossing: Crossing = field(default_factory=Crossing)
-    _counts: Counter[str] = field(default_factory=Counter)
     _plans: Plans = field(default_factory=Plans)
     _sigmoids: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.forwards, self.loop = self.outlet.forwards, self.outlet.loop
+
     def begin(self, sizes: Sizes, *, goes_on: bool = False) -> None:
         """A new step, in which calls of a module are counted from 0 again, or a part of one."""
-        self.flush()
+        self.outlet.flush()
         if not goes_on:
-            self._counts.clear()
+            self.outlet.counts.clear()
         self.sizes = sizes
 
     def forget(self, path: str) -> None:
         """Whatever was said of a module."""
         self.reasons = {one: why for one, why in self.reasons.items() if one[0] != path}
         self.notes = {one: None for one in self.notes if not one.startswith(f"{path}: ")}
-
-    @contextmanager
-    def rehearsal(self) -> Iterator[list[AttentionCall]]:
-        """Keep the calls seen meanwhile in a list instead of telling of them."""
-        calls: list[AttentionCall] = []
-        self.flush()
-        sink, self.sink = self.sink, calls.append
-        try:
-            yield calls
-        finally:
-            self.flush()
-            self.sink = sink
 
     # ------------------------------------------------------------------ what the mode tells
 
@@ -110,7 +87,7 @@ class Listening:
             return False
         if name in COLLECTS:
             return True
-        self.flush()
+        self.outlet.flush()
         return False
 
     def mixed(self, mix: Mix) -> bool:
@@ -169,7 +146,7 @@ class Listening:
                 self._plans.proven.add(path)
             for number, (one, call) in enumerate(zip(alone, calls, strict=True)):
                 self._take(replace(call, mixes=not number), one.product.out)
-                self.flush()
+                self.outlet.flush()
         return True
 
     def _read(self, mix: Mix) -> FlowCall:
@@ -203,7 +180,7 @@ class Listening:
         frame = self.frame
         if frame is None or self.loop.waiting:
             return None
-        return frame.path, self._counts[frame.path]
+        return frame.path, self.outlet.counts[frame.path]
 
     def _is_other(self, where: str, shape: Sequence[int]) -> bool:
         """Whether code is known to attend to something else than tokens.
@@ -244,85 +221,13 @@ class Listening:
         if call is not None:
             self._take(call, first)
 
-    # ------------------------------------------------------------------ proof and emission
-
     def _take(self, call: FlowCall, output: Tensor) -> None:
+        path = self._path()
         if call.assumed:
-            self.notes[f"{self._path()}: {call.assumed}"] = None
-        frame = self.frame
-        if frame is not None:
-            frame.attended += 1
-            if self.forwards.two_sided:
-                self._sort(frame, call)
-        one = Waiting(call.detached, self._path(), None if frame is None else type(frame.module))
-        if call.queries.shape[1] > 1 or call.weights is not None:
-            self.flush()
-            self._emit(one)
-            return
-        if not self.loop.fits(one):
-            self.flush()
-        self.loop.add(one, output)
+            self.notes[f"{path}: {call.assumed}"] = None
+        self.outlet.take(call, path, output)
 
-    def _sort(self, frame: Frame, call: FlowCall) -> None:
-        """Learn from a call of a model of two sides which of its texts a module attends to."""
-        kind = kind_of(frame.path, two_sided=True)
-        if kind == "encoder":
-            self._crossing.encoded(call)
-        elif kind == "self":
-            self._crossing.attended(frame, call)
-
-    def flush(self) -> None:
-        """Hand on the heads that wait."""
-        waiting = self.loop.take()
-        if waiting:
-            one = together(waiting, self._around(waiting[0].path))
-            with aside(one.call.output):
-                self._emit(replace(one, call=unrepeated(one.call)))
-
-    def _around(self, path: str) -> str:
-        """The innermost known module above heads.0."""
-        above = path.rpartition(".")[0]
-        running = [frame.path for frame in self.forwards.stack if above.startswith(frame.path)]
-        return running[-1] if running and running[-1] != path else above
-
-    def _emit(self, one: Waiting) -> None:
-        call, path = oldest_first(one.call), one.path
-        number = self._counts[path]
-        self._counts[path] += 1
-        told = AttentionCall(
-            module=path,
-            call=number,
-            layer=number_in(path, number),
-            kind=self._kind(path, call),
-            queries=call.queries,
-            keys=call.keys,
-            values=call.values,
-            output=call.output,
-            scale=call.scale,
-            softcap=call.softcap,
-            visible=call.visible,
-            bias=call.bias,
-            sinks=call.sinks,
-            level=call.level,
-            code=call.place,
-            rule=call.rule,
-            mixes=call.mixes,
-        )
-        if self.told is not None:
-            self.told.append(told)
-        self.sink(told)
-
-    def count(self, calls: Sequence[AttentionCall]) -> None:
-        """Somebody else told of these calls of the forward that runs."""
-        for call in calls:
-            self._counts[call.module] = max(self._counts[call.module], call.call + 1)
-
-    def _kind(self, path: str, call: FlowCall) -> str:
-        """By the module's name, unless the call belies it, else by what it was given."""
-        kind = kind_of(path, two_sided=self.forwards.two_sided)
-        if kind == "cross" and self._crossing.is_only_named(path, call):
-            return "self"
-        return "cross" if kind == "self" and path in self._crossing else kind
+    # ------------------------------------------------------------------ what went wrong
 
     @contextmanager
     def _telling(self, where: str) -> Iterator[None]:

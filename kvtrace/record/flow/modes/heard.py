@@ -100,7 +100,7 @@ class Hearing:
             if not awake and self.late.ready():
                 self._score, self.follows = score, True
         elif self._tries.get(frame.path, 0) < TRIES:
-            self.learns, self.listening.told = True, []
+            self.learns, self.listening.outlet.told = True, []
 
     def expects(self, function: object) -> bool:
         """Whether a function that is about to run, in the innermost module, is the next one."""
@@ -119,7 +119,7 @@ class Hearing:
         with unseen_by_modes():
             notes.append(Note(path, function, args, named, out, told(args, out)))
         if self.learns:
-            self._calls.append(len(self.listening.told or ()))
+            self._calls.append(len(self.listening.outlet.told or ()))
 
     def leave(self) -> None:
         """Something else runs than was expected: read what was heard, the rest is followed."""
@@ -145,7 +145,7 @@ class Hearing:
 
     def _forget(self) -> None:
         self.follows = self.learns = False
-        self.notes, self._score, self.listening.told = [], None, None
+        self.notes, self._score, self.listening.outlet.told = [], None, None
         self._calls = []
 
     # -- reading -----------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class Hearing:
         if not alike or not late.ready():
             self._scores.pop(frame.path, None)
         frame.attended += len(calls)
-        self.listening.count(calls)
+        self.listening.outlet.count(calls)
         if calls:
             with aside(calls[0].output):
                 late.take(calls)
@@ -171,7 +171,7 @@ class Hearing:
 
     def _learn(self, frame: Frame) -> None:
         """What was heard of a forward that was followed: enough for the next one, or not."""
-        calls, notes = self.listening.told or [], self.notes
+        calls, notes = self.listening.outlet.told or [], self.notes
         path = frame.path
         self._tries[path] = self._tries.get(path, 0) + 1
         if not calls or self.mode.families.inlined:

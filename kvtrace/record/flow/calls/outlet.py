@@ -1,0 +1,137 @@
+"""The way out of calls that were read: heads put together, numbered, named, and handed on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+from torch import Tensor
+
+from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.capture.attention.kinds import kind_of, number_in
+from kvtrace.record.flow.calls.call import aside, unrepeated
+from kvtrace.record.flow.calls.crossing import Crossing
+from kvtrace.record.flow.calls.loops import Loop, Waiting, together
+from kvtrace.record.flow.calls.newest_first import oldest_first
+from kvtrace.record.flow.calls.prove import FlowCall
+from kvtrace.record.flow.modes.modules import Forwards, Frame
+
+Sink = Callable[[AttentionCall], None]
+
+
+@dataclass(slots=True)
+class Outlet:
+    """Where calls that were read go.
+
+    Attributes:
+        forwards: Gives the modules that run.
+        sink: Takes finished calls.
+        loop: Calls with one head that wait for the next one.
+        told: Calls that were told of lately, where somebody wants to know; else None.
+        counts: Calls of each module that were handed on in this step.
+    """
+
+    forwards: Forwards
+    sink: Sink
+    loop: Loop = field(default_factory=Loop)
+    told: list[AttentionCall] | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+    _crossing: Crossing = field(default_factory=Crossing)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[list[AttentionCall]]:
+        """Keep the calls seen meanwhile in a list instead of telling of them."""
+        calls: list[AttentionCall] = []
+        self.flush()
+        sink, self.sink = self.sink, calls.append
+        try:
+            yield calls
+        finally:
+            self.flush()
+            self.sink = sink
+
+    def take(self, call: FlowCall, path: str, output: Tensor) -> None:
+        """Hand a call on, now or with the other heads of its loop.
+
+        Args:
+            call: It.
+            path: Module it belongs to.
+            output: The tensor the model goes on with.
+        """
+        frame = self.forwards.stack[-1] if self.forwards.stack else None
+        if frame is not None:
+            frame.attended += 1
+            if self.forwards.two_sided:
+                self._sort(frame, call)
+        one = Waiting(call.detached, path, None if frame is None else type(frame.module))
+        if call.queries.shape[1] > 1 or call.weights is not None:
+            self.flush()
+            self._emit(one)
+            return
+        if not self.loop.fits(one):
+            self.flush()
+        self.loop.add(one, output)
+
+    def _sort(self, frame: Frame, call: FlowCall) -> None:
+        """Learn from a call of a model of two sides which of its texts a module attends to."""
+        kind = kind_of(frame.path, two_sided=True)
+        if kind == "encoder":
+            self._crossing.encoded(call)
+        elif kind == "self":
+            self._crossing.attended(frame, call)
+
+    def flush(self) -> None:
+        """Hand on the heads that wait."""
+        waiting = self.loop.take()
+        if waiting:
+            one = together(waiting, self._around(waiting[0].path))
+            with aside(one.call.output):
+                self._emit(replace(one, call=unrepeated(one.call)))
+
+    def _around(self, path: str) -> str:
+        """The innermost known module above heads.0."""
+        above = path.rpartition(".")[0]
+        running = [frame.path for frame in self.forwards.stack if above.startswith(frame.path)]
+        return running[-1] if running and running[-1] != path else above
+
+    def _emit(self, one: Waiting) -> None:
+        call, path = oldest_first(one.call), one.path
+        number = self.counts[path]
+        self.counts[path] += 1
+        told = AttentionCall(
+            module=path,
+            call=number,
+            layer=number_in(path, number),
+            kind=self._kind(path, call),
+            queries=call.queries,
+            keys=call.keys,
+            values=call.values,
+            output=call.output,
+            scale=call.scale,
+            softcap=call.softcap,
+            visible=call.visible,
+            bias=call.bias,
+            sinks=call.sinks,
+            level=call.level,
+            code=call.place,
+            rule=call.rule,
+            mixes=call.mixes,
+        )
+        if self.told is not None:
+            self.told.append(told)
+        self.sink(told)
+
+    def count(self, calls: Sequence[AttentionCall]) -> None:
+        """Somebody else told of these calls of the forward that runs."""
+        for call in calls:
+            self.counts[call.module] = max(self.counts[call.module], call.call + 1)
+
+    def _kind(self, path: str, call: FlowCall) -> str:
+        """By the module's name, unless the call belies it, else by what it was given."""
+        kind = kind_of(path, two_sided=self.forwards.two_sided)
+        if kind == "cross" and self._crossing.is_only_named(path, call):
+            return "self"
+        return "cross" if kind == "self" and path in self._crossing else kind
