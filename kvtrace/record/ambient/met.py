@@ -102,6 +102,17 @@ class Models:
         self._met[id(one.module)] = one
         return one
 
+    @property
+    def with_ids(self) -> bool:
+        """Whether any is called with token ids; where none is, a layer may be all there is."""
+        return any(one.with_ids for one in self)
+
+    @property
+    def stepping(self) -> Met | None:
+        """The model whose step is under way that no call of it began."""
+        found = [one for one in self if one.implicit and one.implicit.under_way]
+        return found[-1] if found else None
+
     def kin(self, module: nn.Module) -> Met | None:
         """The model that a module goes on with: it is most of it, or most of it is the model.
 

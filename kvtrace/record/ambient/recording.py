@@ -21,21 +21,18 @@ from torch import nn
 from kvtrace.errors import OutputExistsError
 from kvtrace.files.writer import TraceWriter
 from kvtrace.record.ambient import met, tables
-from kvtrace.record.ambient.implicit import Functions, Implicit, Lookups
 from kvtrace.record.ambient.late import LateWriter, free_path
 from kvtrace.record.ambient.met import Met, Models
 from kvtrace.record.ambient.outermost import Outermost, Run
 from kvtrace.record.ambient.report import ModelReport, Report, of_model
 from kvtrace.record.ambient.training import PROVEN, Training
-from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.ambient.uncalled import Uncalled
 from kvtrace.record.capture.replaced.compiled import eagerly
-from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.replaced.generate import meet_generate
 from kvtrace.record.capture.tokens.bare_rows import rows_in
 from kvtrace.record.capture.tokens.inputs import named, tokens_in
 from kvtrace.record.capture.watch import Watch
-from kvtrace.record.flow import FlowWatch
-from kvtrace.record.modes import FUNCTION_MODES, unseen_by_modes
+from kvtrace.record.modes import unseen_by_modes
 from kvtrace.record.paged.engine import ENGINE
 from kvtrace.record.recording import Recording
 from kvtrace.trace import Ending, Meta
@@ -78,11 +75,9 @@ class AmbientRecording:
         self._written: list[Met] = []
         self._training = Training(self._models, self._compare_so_far)
         self._outermost = Outermost(self._around, self._steps_of)
-        self._functions: Met | None = None
-        self._flow: FlowWatch | None = None
-        self._lookups: Lookups | None = None
-        self._flow_mode: object = None
-        self._modes = contextlib.ExitStack()
+        self._uncalled = Uncalled(
+            self._models, self._outermost, self._adopt, self._harmless, self._is_fork
+        )
         self._stack = contextlib.ExitStack()
 
     # ------------------------------------------------------------------ on and off
@@ -106,7 +101,7 @@ class AmbientRecording:
             ENGINE.hold()  # an engine says who is in a batch before it calls the model
             stack.callback(ENGINE.release)
             stack.enter_context(self._outermost)
-            self._enter_modes(stack)
+            self._uncalled.watch(stack)
             self._stack = stack.pop_all()
         return self
 
@@ -116,11 +111,11 @@ class AmbientRecording:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._is_fork:
+        if self._is_fork():
             return
         told = []
         try:
-            self._close_steps()
+            self._uncalled.close_steps()
             for one in reversed(list(self._models)):
                 found = self._end(one, kind, error, trace)
                 if found is not None:
@@ -132,19 +127,9 @@ class AmbientRecording:
         silent = met.silent_of(self._models)
         self.report = Report(tuple(told), self._said(), silent, self._others)
 
-    @property
     def _is_fork(self) -> bool:
         """Whether this is a fork of the program, which has no trace of its own."""
         return os.getpid() != self._process
-
-    def _close_steps(self) -> None:
-        """Steps that are no calls end where everything does."""
-        if self._flow is not None and self._functions is not None:
-            self._flow.begin_step()
-        for one in self._models:
-            if one.implicit is not None:
-                with self._harmless():
-                    one.implicit.close()
 
     def _end(
         self,
@@ -174,74 +159,13 @@ class AmbientRecording:
             return None
         return of_model(recording, meta, name)
 
-    # ------------------------------------------------------------------ code without a module
-
-    def _enter_modes(self, stack: contextlib.ExitStack) -> None:
-        """Until a model is met that is called, watch what torch functions do."""
-        flow = self._flow = FlowWatch(sink=self._attended)
-        modes = contextlib.ExitStack()
-        self._lookups = Lookups(self._looked_up)
-        modes.enter_context(self._lookups)
-        modes.enter_context(flow)
-        self._modes, self._flow_mode = modes, FUNCTION_MODES.top
-        stack.callback(modes.close)
-
-    def _leave_modes(self) -> None:
-        """A model was met that is called: everything else goes at full speed again."""
-        if self._functions is None and FUNCTION_MODES.top is self._flow_mode:
-            self._modes.close()
-            self._lookups = None
-
-    def _looked_up(self, ids: torch.Tensor, table: int) -> None:
-        if not (self._outermost.inside or is_asking() or self._is_fork):
-            with self._harmless():
-                one, owner = self._stepping, met.holder_of(self._models, table)
-                if one is not None and owner is None and tables.runs_within(one.module):
-                    return  # places, in a table that the model keeps beside its weights
-                self._step_of(owner, ids, table)
-
-    def _attended(self, call: AttentionCall) -> None:
-        """Attention that no model's own watcher saw: a function's, or a method's of a model."""
-        if is_asking() or self._is_fork:
-            return  # another recording computes a lane
-        one = self._functions or (None if self._outermost.inside else self._stepping)
-        if one is not None and one.implicit is not None:
-            with self._harmless():
-                one.implicit.attended(call)
-
-    @property
-    def _stepping(self) -> Met | None:
-        """The model whose step is under way that no call of it began."""
-        found = [one for one in self._models if one.implicit and one.implicit.under_way]
-        return found[-1] if found else None
-
-    def _step_of(self, root: nn.Module | None, ids: torch.Tensor, table: int) -> None:
-        """Ids were looked up by code that is no call of a model: a method's, or nobody's."""
-        root = met.holder_of(self._models, table) if root is None else root
-        if root is None:
-            if self._functions is None:
-                self._functions = self._adopt(Functions())
-            one: Met | None = self._functions
-        else:
-            one = self._models.get(root) or self._adopt(root)
-        if one is None or one.recording is None:
-            return
-        if self._flow is not None:
-            self._flow.begin_step(*ids.shape)
-        if one.implicit is None:
-            if self._flow is not None and root is not None:
-                self._flow.name(root)
-            name = "tokens" if root is None else tables.ids_of(root)
-            one.implicit = Implicit(one.recording, name, begins_at_once=root is not None)
-        one.implicit.looked_up(ids, table)
-
     # ------------------------------------------------------------------ around each call
 
     def _around(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run
     ) -> Any:
         one = self._models.get(module)
-        if self._is_fork:
+        if self._is_fork():
             with contextlib.nullcontext() if one is None else one.unwatched():
                 return run()
         if one is None:
@@ -255,7 +179,7 @@ class AmbientRecording:
             one.training += 1
             with one.recording.unwatched():
                 return run()
-        with met.aside_of(one, self._stepping):
+        with met.aside_of(one, self._models.stepping):
             result = run()
         self._leave_silent(one)
         return result
@@ -266,18 +190,18 @@ class AmbientRecording:
     ) -> Iterator[Watch | None]:
         """What takes a call of another method of a model, given rows of this name, as a step."""
         one, embeds = self._models.get(module), "embed" in rows
-        meets = one is None and (embeds or self._no_ids_yet())
+        meets = one is None and (embeds or not self._models.with_ids)
         if meets and not met.holds_any(module, self._models):
             with self._harmless(), self._outermost.off():
-                self._leave_modes()
+                self._uncalled.leave()
                 one = self._adopt(module, with_ids=embeds)
         begun = one is not None and one.implicit is not None and one.implicit.under_way
-        if self._is_fork or one is None or one.recording is None or begun:
+        if self._is_fork() or one is None or one.recording is None or begun:
             yield None  # where its ids were looked up already, that step goes on
             return
         with unseen_by_modes():
             self._training.begins(one, one.recording, kind)
-        with met.aside_of(one, self._stepping):
+        with met.aside_of(one, self._models.stepping):
             yield one.recording.watch
         self._leave_silent(one)
 
@@ -286,8 +210,9 @@ class AmbientRecording:
         arguments = named(module, args, kwargs)
         embeds = any("embeds" in name and value is not None for name, value in arguments.items())
         if not embeds and tokens_in(arguments) is None:
-            if any(module.children()) and rows_in(arguments) is not None and self._no_ids_yet():
-                self._leave_modes()
+            layer = any(module.children()) and rows_in(arguments) is not None
+            if layer and not self._models.with_ids:
+                self._uncalled.leave()
                 return self._adopt(module, with_ids=False)
             self._others[type(module).__name__] += 1
             return None
@@ -295,12 +220,12 @@ class AmbientRecording:
             # an embedding on its own: some method of a model is running, or a plain function
             found = tokens_in(arguments)
             root = tables.owner_of(module)
-            if found is not None and (root is not None or self._lookups is not None):
-                self._step_of(root, found[1], tables.place_of(table.weight))
+            if found is not None and (root is not None or self._uncalled.is_watched):
+                self._uncalled.step_of(root, found[1], tables.place_of(table.weight))
             return None
         if not any(module.children()) and not _holds_weights(module):
             return None
-        self._leave_modes()
+        self._uncalled.leave()
         return self._models.kin(module) or self._adopt(module)
 
     def _arrive(self, model: nn.Module) -> None:
@@ -309,16 +234,12 @@ class AmbientRecording:
             with self._harmless(), self._outermost.in_turn():
                 self._models.get(model) or self._models.kin(model) or self._adopt(model)
 
-    def _no_ids_yet(self) -> bool:
-        """Whether a layer on its own is all there may be."""
-        return self._functions is None and not any(one.with_ids for one in self._models)
-
     def _leave_silent(self, one: Met) -> None:
         """A layer on its own that did not attend is none, and others are looked for."""
         if one.is_layer and one.is_silent:
             with self._harmless():
                 self._let_go(one)
-                self._enter_modes(self._stack)
+                self._uncalled.watch(self._stack)
 
     def _let_go(self, one: Met) -> None:
         """A layer on its own is not recorded after all."""
