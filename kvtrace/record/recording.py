@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -22,14 +22,15 @@ from kvtrace.record.capture.running import passes
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.card import card
 from kvtrace.record.lanes import LaneOptions, Lanes
+from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.sink import LaneSink
-from kvtrace.record.lanes.state.snapshot import Snapshot
 from kvtrace.record.modes import unseen_by_modes
 from kvtrace.record.processes.companions import Companions
 from kvtrace.record.processes.due import Due
 from kvtrace.record.steps.lineage import slides
 from kvtrace.record.steps.recorder import Options, Recorder
 from kvtrace.record.steps.scribe import Sink
+from kvtrace.record.undecided import Undecided
 from kvtrace.text import safe
 from kvtrace.trace import Ending, Meta, Step
 
@@ -41,10 +42,6 @@ class Writer(Sink, LaneSink, Protocol):
         """Nothing more comes."""
 
 
-Gate = Callable[[Forward], str]
-"""Whether a forward is a "step", is "no" step, or must "wait" for what happens after it."""
-
-
 class Recording:
     """A recording under way: a context manager.
 
@@ -54,7 +51,7 @@ class Recording:
         num_texts: Prompts: the different sequences of steps that continued no other.
         said: Sentences that the trace is to say of the recording, besides its own.
         failure: What ended it early; a warning, too, where nobody else says it.
-        gate: Asked of each forward whether it is to be a step; None: all are.
+        undecided: Knows which forwards are steps.
         beside: Begins to take what is no call of the model as its steps; returns how to stop.
     """
 
@@ -74,11 +71,10 @@ class Recording:
         self.num_texts = 0
         self._tokens: tuple[tuple[int, ...], ...] = ()
         self.said: list[str] = []
-        self.gate: Gate | None = None
         self.beside: Callable[[Recording, nn.Module], Callable[[], None]] | None = None
         self.failure: KvtraceError | None = None
-        self._held: Forward | None = None
         self._lanes = Lanes(model, path, lanes, self.unwatched)
+        self.undecided = Undecided(self._keep, self._leave)
         self._on_step = options.on_step
         # somebody who is told of each step waits for it
         options.patient = options.on_step is None and lanes.mode != "each"
@@ -105,7 +101,9 @@ class Recording:
         Raises:
             OutputExistsError: The file exists, or can't be created.
         """
-        self._writer = self._open()
+        self._writer = self._given
+        if self._writer is None:
+            self._writer = TraceWriter(self.path, self._meta, force=self._force)
         try:
             rank = None if self._lanes.options.mode == "off" else self._meta.rank
             if rank is not None:
@@ -157,7 +155,7 @@ class Recording:
         if watch.paused or recorder.paused or passes() or watch.turns.are_others():
             return
         name = f"{type(part).__name__}, a part of {type(self._model).__name__}"
-        if self.steps or self.waits:
+        if self.steps or self.undecided.waits:
             self.take_in(part)
             if given is not None:
                 watch.begin_step(given)
@@ -192,7 +190,7 @@ class Recording:
 
     def drop(self) -> None:
         """End it, with nothing more in its file."""
-        self._held = None
+        self.undecided.waits = None
         self._lanes = Lanes(self._model, self.path, LaneOptions("off"))
         self._close(Ending("stopped"))
 
@@ -205,12 +203,6 @@ class Recording:
         if self.recorder is not None:
             self.recorder.choose((token,))
 
-    def _open(self) -> Writer:
-        """What takes in the trace."""
-        if self._given is not None:
-            return self._given
-        return TraceWriter(self.path, self._meta, force=self._force)
-
     def move(self, path: Path) -> None:
         """The file is made now, there."""
         self.path = self._lanes.path = path
@@ -219,7 +211,7 @@ class Recording:
         """A forward is about to run."""
         recorder = self.recorder
         if recorder is not None and recorder.failure is None and not recorder.paused:
-            self.settle(keep=True)
+            self.undecided.settle(keep=True)
             self._lanes.begin(beginning)
             recorder.begin(beginning)
 
@@ -229,60 +221,29 @@ class Recording:
         if recorder is None or recorder.paused:
             return
         self._lanes.over()
-        asked = self.gate is not None and forward.part_of is None
-        verdict = self.gate(forward) if asked and self.gate is not None else "step"
-        if verdict == "step":
+        if self.undecided.is_step(forward):
             recorder.forward(forward)
-            return
-        recorder.failed()
-        if verdict == "wait":
-            # whoever samples may change the logits in place before it is known what this was
-            logits = None if forward.logits is None else forward.logits.detach().clone()
-            self._held = replace(forward, logits=logits)
         else:
-            self._lanes.forget()
+            recorder.failed()
 
-    def settle(self, *, keep: bool) -> None:
-        """The forward that waits is a step after all, or is none."""
-        held, self._held = self._held, None
-        if held is None or self.recorder is None:
-            return
-        if keep:
-            self.recorder.forward(held)
-        else:
-            self._lanes.forget()
+    def _keep(self, forward: Forward) -> None:
+        """A forward that waited is a step."""
+        if self.recorder is not None:
+            self.recorder.forward(forward)
 
-    def ask_instead(
-        self, snapshot: Snapshot, outside: Callable[[], AbstractContextManager[None]]
-    ) -> None:
-        """Lanes call this function: there is no module.
+    def _leave(self) -> None:
+        """A forward is none."""
+        self._lanes.forget()
 
-        Args:
-            snapshot: Of it, before its first call.
-            outside: Entered around each call.
-        """
-        if self._lanes.options.mode != "off":
-            self._lanes.again.instead(snapshot, outside)
-
-    def ask_also(self, method: str, snapshot: Snapshot) -> None:
-        """Lanes call this method of the model, where its forward does not do.
-
-        Args:
-            method: Its name.
-            snapshot: Of the model with it as its forward.
-        """
-        if self._lanes.options.mode != "off":
-            self._lanes.again.also(method, snapshot)
+    @property
+    def again(self) -> Recomputer | None:
+        """How lanes compute tokens again; None: none are computed."""
+        return None if self._lanes.options.mode == "off" else self._lanes.again
 
     @property
     def watch(self) -> Watch | None:
         """What watches the model; None before and after."""
         return self._watch
-
-    @property
-    def waits(self) -> Forward | None:
-        """The forward that waits for its verdict; None: none does."""
-        return self._held
 
     def compare_so_far(self) -> None:
         """The weights are about to change: compute the other lanes of what there is now."""
@@ -373,7 +334,7 @@ class Recording:
         """The step that waits, what was not seen, the other lanes, and why it ended."""
         recorder = self.recorder
         if recorder is not None:
-            self.settle(keep=True)
+            self.undecided.settle(keep=True)
             recorder.flush()
             if watch is not None:
                 recorder.tell(watch.unseen, (*watch.notes, *self.said))

@@ -7,7 +7,7 @@ begins with a look-up, and ends when ids are looked up again after attention was
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.running import Followed, Pass, passes
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.driving.ways.roles import signature_of
-from kvtrace.record.lanes.state.snapshot import Snapshot
+from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.modes import Beneath
 from kvtrace.record.processes.local import address
 
@@ -37,13 +37,9 @@ class Steps(Protocol):
     def watch(self) -> Watch | None:
         """The watcher of its model."""
 
-    def ask_instead(
-        self, snapshot: Snapshot, outside: Callable[[], AbstractContextManager[None]]
-    ) -> None:
-        """This function can be called again."""
-
-    def ask_also(self, method: str, snapshot: Snapshot) -> None:
-        """This method can be called again, where forward does not do."""
+    @property
+    def again(self) -> Recomputer | None:
+        """How lanes compute its tokens again; None: none are computed."""
 
 
 class Implicit:
@@ -151,12 +147,12 @@ class Implicit:
         if self._table is None and ids.shape[1] > 1 and not _counts(ids):
             self._table = self._in  # a single id would not tell tokens from positions
         found = self._function.found()
-        if found is not None:
+        if found is not None and (again := self._recording.again) is not None:
             name, snapshot, outside = found
             if outside is None:
-                self._recording.ask_also(name, snapshot)
+                again.also(name, snapshot)
             else:
-                self._recording.ask_instead(snapshot, outside.as_before)
+                again.instead(snapshot, outside.as_before)
         given = self._function.given()
         if self.begins_at_once:
             given = made_by(frames)  # the method may keep its cache in a variable

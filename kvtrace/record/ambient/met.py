@@ -61,7 +61,7 @@ class Met:
     @property
     def is_silent(self) -> bool:
         """Whether nothing of it is recorded yet, nor waits to be."""
-        waits = None if self.recording is None else self.recording.waits
+        waits = None if self.recording is None else self.recording.undecided.waits
         return not (waits and waits.calls) and (self.late is None or self.late.writer is None)
 
     def unwatched(self) -> AbstractContextManager[None]:

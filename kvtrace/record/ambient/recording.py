@@ -258,7 +258,7 @@ class AmbientRecording:
             return one
         recording, late = self._make(module, self._create)
         one.recording, one.late = recording, late
-        recording.gate = lambda forward: self._training.gate(one, forward)
+        recording.undecided.gate = lambda forward: self._training.gate(one, forward)
         recording.__enter__()
         return one
 

@@ -44,7 +44,7 @@ class Training:
             recording: Of it.
             kind: What calls of a training loop have in common.
         """
-        recording.settle(keep=True)
+        recording.undecided.settle(keep=True)
         one.calls += 1
         one.losses, one.kind = self._evidence.losses, kind
         self._last = one
@@ -67,8 +67,8 @@ class Training:
     def _loss(self) -> None:
         """A loss is about to be computed: of what the last call made."""
         one = self._last
-        if one is not None and one.recording is not None and one.recording.waits:
-            one.recording.settle(keep=False)
+        if one is not None and one.recording is not None and one.recording.undecided.waits:
+            one.recording.undecided.settle(keep=False)
             self._trained(one)
 
     def _backward(self) -> None:

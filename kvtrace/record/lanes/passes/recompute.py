@@ -8,8 +8,7 @@ where that works, else with what the first call was given. The model is as it wa
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -17,7 +16,6 @@ import torch
 from msgspec.structs import replace
 from torch import nn
 
-from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.lanes.choices.held import held
 from kvtrace.record.lanes.choices.ties import Ties
@@ -27,14 +25,13 @@ from kvtrace.record.lanes.given.first_call import positional
 from kvtrace.record.lanes.given.shown import (
     any_of,
     crossing,
-    heads_of,
     ids_each,
-    is_causal,
-    renamed,
     rows_beyond_ids,
     trimmed,
 )
 from kvtrace.record.lanes.given.told import Told
+from kvtrace.record.lanes.passes.apart import Apart
+from kvtrace.record.lanes.passes.as_first import AsFirst, as_first
 from kvtrace.record.lanes.passes.asked import DTYPES, forward_of, recompute
 from kvtrace.record.lanes.passes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
@@ -43,8 +40,7 @@ from kvtrace.record.lanes.state.attributes import Kept, Place
 from kvtrace.record.lanes.state.contexts import Contexts
 from kvtrace.record.lanes.state.outside import Outside
 from kvtrace.record.lanes.state.settings import Settings, as_set
-from kvtrace.record.lanes.state.snapshot import Snapshot, copied, keeps_nothing, take
-from kvtrace.record.paged.batch import is_packed
+from kvtrace.record.lanes.state.snapshot import Snapshot, keeps_nothing, take
 from kvtrace.record.parts import unread
 
 _TRIED = {
@@ -94,38 +90,33 @@ class Recomputer:
     _none: str = ""
     _outside: Callable[[], AbstractContextManager[None]] | None = None
     _written: Outside | None = None
-    _only_own: bool = False
     _also: list[tuple[str, Snapshot]] = field(default_factory=list)
-    _order: tuple[tuple[str, int], ...] = ()
-    _heads: tuple[tuple[int, int], ...] = ()
-    _sites: frozenset[tuple[str, int]] = frozenset()
-    _crossing: frozenset[str] = frozenset()
-    _causal: bool = False
-    _several: bool = False
+    _like: AsFirst = field(default_factory=AsFirst)
     _singly: bool = True
     _ready: tuple[object, str | None, Forward] | None = None
-    _callers: set[threading.Thread] = field(default_factory=set)
-    _apart: nn.Module | None = None
+    _apart: Apart = field(init=False)
 
     def __post_init__(self) -> None:
         self.settings = Settings(self.model)
         self.contexts = Contexts(self.model)
+        self._apart = Apart(self.model)
 
     def begin(self, beginning: Beginning) -> None:
         """A forward of the model is about to run: before the first, take the snapshot."""
-        self._callers.add(threading.current_thread())
+        self._apart.called()
         self._singly &= beginning.tokens is not None and beginning.tokens.shape[-1] == 1
         self.settings.begin()
         self.contexts.look()
         if self._begun:
-            self._served(beginning)
+            if not (self._none or self._snapshots):
+                self._apart.begin(beginning)
             return
         self._begun = True
         if beginning.tokens is not None:
             self._device = beginning.tokens.device
         self.autocast = autocast_of(self._device or torch.device("cpu"))
         if keeps_nothing(self.model):
-            self._served(beginning)
+            self._apart.begin(beginning)
             return
         if type(self.model).forward is nn.Module.forward:
             named = type(self.model).__name__
@@ -170,17 +161,10 @@ class Recomputer:
         """The first forward is over: what it attended with is what others must."""
         if self._written is not None and not self._written.changed:
             self._written = None  # all it keeps is its own, or given
-        calls = [call for call in forward.calls if call.kind == "self"]
-        self._sites = frozenset((call.module, call.call) for call in calls)
-        self._order = tuple((call.module, call.call) for call in forward.calls)
-        self._heads = tuple(heads_of(call) for call in forward.calls)
-        self._crossing = frozenset(one.module for one in forward.calls if one.kind == "cross")
-        self._causal = all(is_causal(call) for call in calls)  # one token does not tell
-        self._several = forward.new > 1
+        self._like = as_first(forward)
         each = ids_each(forward)
         if each > 1 and layout_of(forward) is None:
             self._none = f"it takes {each} ids for one position, and the first of them is recorded"
-        self._only_own = all(call.keys.shape[2] == forward.new for call in calls)
         # only the attention tells tokens from sequences
         size = forward.new, rows_beyond_ids(forward), forward.arguments
         self.snapshot = None if self.snapshot is None else self.snapshot.of_tokens(*size)
@@ -236,7 +220,7 @@ class Recomputer:
     def _run(self, batch: Batch, dtype: str | None, settings: Mapping[Place, Kept]) -> Forward:
         """The same, with attributes of the model as they are given."""
         if not self._snapshots:
-            model = self._alone()
+            model = self._apart.model_now
             with as_then(self.autocast, dtype), as_set(model, settings):
                 found = recompute(model, batch, self.ties, dtype=dtype, device=self._device)
             self.reference = "bare"
@@ -263,23 +247,6 @@ class Recomputer:
         raise CannotRecomputeError(
             "; ".join((*unread(self._snapshots[0][1].call.arguments), *said))
         )
-
-    def _served(self, beginning: Beginning) -> None:
-        """An engine is about to run the model, and has not set its configuration yet."""
-        if self._apart is None and not (self._none or self._snapshots):
-            self._apart = copied(self.model) if is_packed(beginning.arguments) else None
-
-    def _alone(self) -> nn.Module:
-        """The model; a copy with its weights while another thread may be in the middle of a call.
-
-        Some of transformers' forwards set their configuration while they run.
-        """
-        mine = threading.current_thread()
-        if all(one is mine or not one.is_alive() for one in self._callers):
-            return self.model
-        if self._apart is None:
-            self._apart = copied(self.model)
-        return self._apart
 
     def _called(
         self,
@@ -308,13 +275,15 @@ class Recomputer:
             raise CannotRecomputeError(
                 "its weights lie outside of what it is given, and stay as they are"
             )
-        calls = [
-            trimmed(crossing(one, self._crossing), batch.rows)
-            for one in self._named_as_first(forward.calls)
-        ]
+        outside = self._outside is not None
+        calls = self._like.named(forward.calls, always=outside)
+        calls = [trimmed(crossing(one, self._like.crossing), batch.rows) for one in calls]
         forward = replace(forward, calls=tuple(calls))
         # one that was given a mask may hide nothing by itself
-        why = self._misfit(forward, batch, given_masks=name not in _ALONE, masked=call.masked)
+        masks = name not in _ALONE
+        why = self._like.misfit(
+            forward, batch, outside=outside, given_masks=masks, masked=call.masked
+        )
         if why:
             raise CannotRecomputeError(why)
         return forward
@@ -324,41 +293,6 @@ class Recomputer:
         if self._outside is not None:
             return self._outside()
         return nullcontext() if self._written is None else self._written.as_before()
-
-    def _named_as_first(self, calls: Sequence[AttentionCall]) -> Sequence[AttentionCall]:
-        """The calls under the sites that the first forward met, where they are the same ones."""
-        same = len(calls) == len(self._order)
-        if not same or (self._outside is None and not renamed(calls, self._order, self._heads)):
-            return calls
-        # where no module was called, a site is called by the function it lies in
-        return [
-            replace(one, module=module, call=number)
-            for one, (module, number) in zip(calls, self._order, strict=True)
-        ]
-
-    def _misfit(self, forward: Forward, batch: Batch, *, given_masks: bool, masked: bool) -> str:
-        """Why a forward is no other lane of these tokens; empty: it is one."""
-        wanted = (len(batch.paths), batch.rows)
-        calls = {(call.module, call.call): call for call in forward.calls}
-        for site in sorted(self._sites):
-            call = calls.get(site)
-            if call is None:
-                return f"{site[0] or 'the model'} did not attend"
-            found = (call.queries.shape[0], call.queries.shape[2])
-            if found != wanted:
-                return f"{site[0] or 'the model'} had {found[1]} new rows for {wanted[1]} tokens"
-            if self._outside is not None and self._only_own and call.keys.shape[2] != wanted[1]:
-                return f"{site[0]} read rows that it keeps outside of what it is given"
-            if given_masks and self._only_own and call.keys.shape[2] < wanted[1]:
-                return f"{site[0]} read fewer rows than tokens, as an argument says"
-        tells = self._several or given_masks or masked
-        if self._causal and tells and batch.rows > 1:
-            loose = next(
-                (calls[one] for one in sorted(self._sites) if not is_causal(calls[one])), None
-            )
-            if loose is not None:
-                return f"{loose.module or 'the model'} saw later tokens: its mask is an argument"
-        return ""
 
     def _settled(self, name: str) -> None:
         if self.reference:

@@ -1,0 +1,99 @@
+"""What another forward must attend with to be a lane of the tokens: what the first one did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.lanes.given.shown import heads_of, is_causal, renamed
+from kvtrace.record.lanes.passes.batch import Batch
+
+
+class AsFirst(Struct, frozen=True):
+    """What the first forward of a recording attended with.
+
+    Attributes:
+        order: Module and number of every call.
+        heads: How many query heads every call had, and their size.
+        sites: Those that attended to the text itself.
+        crossing: Modules that attended to another text.
+        causal: No query of a site saw a later row.
+        several: It had more than one new token, without which the mask does not tell.
+        only_own: Every site attended to the new rows alone.
+    """
+
+    order: tuple[tuple[str, int], ...] = ()
+    heads: tuple[tuple[int, int], ...] = ()
+    sites: frozenset[tuple[str, int]] = frozenset()
+    crossing: frozenset[str] = frozenset()
+    causal: bool = False
+    several: bool = False
+    only_own: bool = False
+
+    def named(self, calls: Sequence[AttentionCall], *, always: bool) -> Sequence[AttentionCall]:
+        """The calls under the sites that the first forward met, where they are the same ones.
+
+        Args:
+            calls: Of another forward.
+            always: As many calls are the same ones, whatever they are called.
+        """
+        same = len(calls) == len(self.order)
+        if not same or not (always or renamed(calls, self.order, self.heads)):
+            return calls
+        # where no module was called, a site is called by the function it lies in
+        return [
+            replace(one, module=module, call=number)
+            for one, (module, number) in zip(calls, self.order, strict=True)
+        ]
+
+    def misfit(
+        self, forward: Forward, batch: Batch, *, outside: bool, given_masks: bool, masked: bool
+    ) -> str:
+        """Why a forward is no other lane of these tokens; empty: it is one.
+
+        Args:
+            forward: It.
+            batch: The tokens.
+            outside: What is called keeps rows outside of what it is given.
+            given_masks: It was called with what the first call was given.
+            masked: A mask was among that.
+        """
+        wanted = (len(batch.paths), batch.rows)
+        calls = {(call.module, call.call): call for call in forward.calls}
+        for site in sorted(self.sites):
+            call = calls.get(site)
+            if call is None:
+                return f"{site[0] or 'the model'} did not attend"
+            found = (call.queries.shape[0], call.queries.shape[2])
+            if found != wanted:
+                return f"{site[0] or 'the model'} had {found[1]} new rows for {wanted[1]} tokens"
+            if outside and self.only_own and call.keys.shape[2] != wanted[1]:
+                return f"{site[0]} read rows that it keeps outside of what it is given"
+            if given_masks and self.only_own and call.keys.shape[2] < wanted[1]:
+                return f"{site[0]} read fewer rows than tokens, as an argument says"
+        tells = self.several or given_masks or masked
+        if self.causal and tells and batch.rows > 1:
+            loose = next(
+                (calls[one] for one in sorted(self.sites) if not is_causal(calls[one])), None
+            )
+            if loose is not None:
+                return f"{loose.module or 'the model'} saw later tokens: its mask is an argument"
+        return ""
+
+
+def as_first(forward: Forward) -> AsFirst:
+    """What the first forward attended with."""
+    own = [call for call in forward.calls if call.kind == "self"]
+    return AsFirst(
+        order=tuple((call.module, call.call) for call in forward.calls),
+        heads=tuple(heads_of(call) for call in forward.calls),
+        sites=frozenset((call.module, call.call) for call in own),
+        crossing=frozenset(one.module for one in forward.calls if one.kind == "cross"),
+        causal=all(is_causal(call) for call in own),
+        several=forward.new > 1,
+        only_own=all(call.keys.shape[2] == forward.new for call in own),
+    )
