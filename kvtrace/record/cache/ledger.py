@@ -272,7 +272,7 @@ class Ledger:
         own = self._own
         out.events += own.events
         out.parent, out.own_bytes = own.parent, own.nbytes
-        out.grown = own.derived.grown if own.parent is not None else 0
+        out.grown = own.derived.fed.grown if out.parent is not None else 0
         own.over()
 
     def _borrowed(self, work: _Work) -> None:

@@ -1,19 +1,11 @@
-"""Caches of people's own: what a step did to rows that no known cache handed over.
-
-A site is taken to keep its rows once a step read rows that it did not compute, or, until a step
-could have, once something that lasts is found to hold them. What turns out later is said later:
-kind, limits and place of a cache layer are filled in as they become known.
-"""
+"""Caches of people's own: what a step did to rows that no known cache handed over."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from msgspec.structs import replace
-from torch import Tensor
 
 from kvtrace.record.cache import runs
 from kvtrace.record.cache.books import Book, Entry
@@ -26,23 +18,19 @@ from kvtrace.record.cache.own.call_effect import (
     told_places,
 )
 from kvtrace.record.cache.own.derived import Derived
-from kvtrace.record.cache.own.holders import FoundHolder, Holder
+from kvtrace.record.cache.own.learn import Learning, say
 from kvtrace.record.cache.own.seen_call import SeenCall, seen_of
 from kvtrace.record.cache.own.site_use import SiteUse, Slots
 from kvtrace.record.cache.own.steady import SteadyStep
-from kvtrace.record.cache.own.unrotated import find_turned
+from kvtrace.record.cache.own.whole_step import events_of, parent_of
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Forward
 from kvtrace.record.flow.rows.row_step import RowStep
-from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Numbers
+from kvtrace.record.flow.rows.slots import Numbers
 from kvtrace.record.flow.rows.standing import slots_of_tokens
-from kvtrace.record.match import holds
 from kvtrace.trace import CacheEvent
 from kvtrace.trace.step import Runs
-
-ROTATED = "keys are kept unrotated and rotated anew at each step; the tokens' rows stay the same"
-UNROTATED = "keys are kept before RoPE"
 
 
 @dataclass(slots=True)
@@ -58,8 +46,7 @@ class OwnCaches:
     _last: dict[int, tuple[int, tuple[Runs, ...]]] = field(default_factory=dict)
     _memo: dict[tuple[object, ...], Entry] = field(default_factory=dict)
     _grown: dict[tuple[object, ...], tuple[Entry, object]] = field(default_factory=dict)
-    _holders: list[Holder] | None = None
-    _held_last: dict[str, str] = field(default_factory=dict)
+    _learning: Learning = field(default_factory=Learning)
     _line: Line | None = None
     _steady_step: SteadyStep | None = None
 
@@ -68,7 +55,7 @@ class OwnCaches:
 
     def begin(self) -> None:
         """A forward is entered."""
-        self._made, self._seen, self._memo, self._holders = {}, {}, {}, None
+        self._made, self._seen, self._memo, self._learning.holders = {}, {}, {}, None
         self._grown, self._steady_step = {}, None
 
     def made(
@@ -97,7 +84,8 @@ class OwnCaches:
         if use.left is not None:
             seen = replace(seen, step=replace(seen.step, before=len(use.left)))
         if origin is None:
-            self._learn(use, call, seen, forward)
+            again = bool(self.derived.fed.grown)
+            self._learning.learn(use, call, seen, forward, again=again)
             others = slots_of_tokens(seen.step.positions[0], seen.step.slots)
             use.beside = others is not None and (use.beside or use.left == others)
             use.left = others if use.beside else use.left
@@ -105,7 +93,7 @@ class OwnCaches:
         entry = self._entry(seen, origin, use.left if cached else None, cached=cached)
         slots = None if seen.step.whole else seen.step.slots
         made = CallEffect(seen.store, entry, (seen.keys, seen.values), slots, cached, seen)
-        self._say(use, made, derived=origin is not None)
+        say(self.stores, use, made, derived=origin is not None)
         return self._note(call, made)
 
     def steady_step(self, calls: Sequence[AttentionCall]) -> tuple[Entry, SteadyStep, int] | None:
@@ -221,135 +209,17 @@ class OwnCaches:
             found = tuple(attended_runs(step, b, told) for b in range(len(step.at)))
         return found
 
-    # -- what is learnt of a cache layer ---------------------------------------------------
-
-    def _learn(self, use: SiteUse, call: AttentionCall, seen: SeenCall, forward: Forward) -> None:
-        """Whether its rows are kept, and by what."""
-        use.left, use.room = None, 0
-        step, self_attention = seen.step, call.kind == "self"
-        if self.derived.grown:
-            use.repeated = True
-        elif step.parent is not None and not step.computed and self_attention:
-            use.read = True
-        if use.settled or call.kind == "encoder" or call.level == 1:
-            return
-        use.looks += 1
-        if self._holders is None:
-            self._holders = holders.holders(forward.model, forward.arguments, forward.result)
-        old = np.flatnonzero((step.origin[0] != NOWHERE) & (step.cells[0] != UNWRITTEN))
-        new = step.written[0] if step.rows else old
-        for name, rows in (("keys", call.keys), ("values", call.values)):
-            self._learn_holder(use, name, rows, old, new)
-        use.counted = use.counted or bool(
-            holders.held_by(forward.updates).intersection(one.storage for one in use.found)
-        )
-        if use.keys is None and use.values is not None and use.turned is None:
-            use.turned = find_turned(call.keys, old[::-1].tolist(), self._holders)
-
-    def _learn_holder(
-        self, use: SiteUse, name: str, rows: Tensor, old: Numbers, new: Numbers
-    ) -> None:
-        """What holds the keys, or the values: rows of before first, those of this step else."""
-        among = holders.going_on(self._holders or [], self._held_last.get(name))
-        lasting = [one for one in among if one.rank]
-        # there the rows of the step before are: too few by those of this
-        found = holders.find(rows, old[::-1].tolist(), lasting, which=False) if len(old) else None
-        if found is None:
-            found = holders.find(rows, new[::-1].tolist(), among)
-            if found is None:
-                return
-        use.room, self._held_last[name] = max(use.room, found.slots), found.name
-        earlier: FoundHolder | None = getattr(use, name)
-        if earlier is not None and found.rank < earlier.rank:
-            return
-        setattr(use, name, found)
-        kept = found.kept if use.left is None else use.left  # values alone may be another token's
-        use.left = kept and tuple(n for n in kept if n in (found.kept or kept))
-
-    def _say(self, use: SiteUse, made: CallEffect, *, derived: bool) -> None:
-        """Fill in what is known of the cache layer now."""
-        step, store = made.seen.step, made.store
-        if derived:
-            self.stores.say(store, kind="derived")
-            return
-        if not made.cached:
-            self.stores.say(store, kind="uncached")
-            return
-        rows = len(step.slots)
-        layer = self.stores.layers[store]
-        room = use.room if step.whole else max(use.room, step.cells.shape[1])
-        part = use.left is not None and not use.beside
-        capacity = layer.capacity or (room if room > rows or part else None)
-        if capacity is not None and capacity < rows:
-            capacity = None  # one row does not tell along which axis there is room for more
-        window = layer.window
-        if step.gone and not step.computed and rows == step.before and not step.cropped:
-            window = window or rows
-        kind = "sliding" if window else "static" if capacity else "dynamic"
-        remark = layer.remark
-        if step.rotated and step.again > 1:
-            remark = ROTATED
-        elif use.turned is not None and use.keys is None and not remark.startswith(ROTATED):
-            remark = f"{UNROTATED}, in {use.turned.told(grows=capacity is None)}"
-        grows = capacity is None
-        if use.looks <= 1 and not layer.shared_dim and holds(*made.rows):
-            self.stores.say(store, shared_dim=layer.value_dim)
-        where = ", ".join(dict.fromkeys(one.told(grows=grows) for one in use.found))
-        if len(use.found) == 1:
-            where = f"{'keys' if use.keys else 'values'}: {where}"
-        self.stores.say(
-            store, kind=kind, capacity=capacity, window=window, where=where, remark=remark
-        )
-
     # -- the whole forward -----------------------------------------------------------------
 
     @property
     def parent(self) -> int | None:
-        """The step whose rows this one goes on with: not that whose encoder's rows it replaced.
-
-        A first layer has equal rows for all texts that begin alike: most layers know best, those
-        of the text before those of an encoder.
-        """
-        steps = {store: one.seen.step for store, one in self._made.items()}
-        kept = {s: one for s, one in steps.items() if s in self._of_text or not one.rows} or steps
-        found = {s: one.parent for s, one in kept.items() if one.parent is not None}
-        every = Counter(found.values())
-        text = Counter(parent for store, parent in found.items() if store in self._of_text)
-        return max(every, key=lambda parent: (text[parent], every[parent], parent), default=None)
+        """The step whose rows this one goes on with."""
+        return parent_of(self._made, self._of_text)
 
     @property
     def events(self) -> tuple[CacheEvent, ...]:
         """What happened to the caches between the step before and this one."""
-        if all(one.seen.step.fresh is not None for one in self._made.values()):
-            return ()
-        cached = {store: one.seen.step for store, one in self._made.items() if one.cached}
-        out = []
-        cut = {store: step for store, step in cached.items() if self._cropped(step)}
-        if cut:
-            before = tuple(step.before for step in cut.values())
-            after = tuple(step.before - self._cropped(step) for step in cut.values())
-            out.append(CacheEvent("crop", tuple(cut), before, after))
-        # an encoder's rows are the same for all beams of a text, and those of a first layer for
-        # all that read the same token: the deepest of as many layers knows best
-        text = {store: step for store, step in cached.items() if store in self._of_text} or cached
-        orders = Counter(
-            tuple(int(n) for n in step.taken) for step in reversed(text.values()) if step.before
-        )
-        if orders:
-            same = tuple(range(len(next(iter(orders)))))
-            order = max(orders, key=lambda one: (orders[one], one == same))
-            layers = tuple(
-                store for store, step in cached.items() if tuple(step.taken.tolist()) == order
-            )
-            if order != same:
-                sizes = tuple(cached[store].before for store in layers)
-                out.append(CacheEvent("reorder", layers, sizes, sizes, order))
-        return tuple(out)
-
-    @staticmethod
-    def _cropped(step: RowStep) -> int:
-        """Rows that were taken off the end before the step."""
-        return 0 if step.parent is None or step.computed else step.cropped
+        return events_of(self._made, self._of_text)
 
     def at(self, forward: Forward) -> tuple[int, ...] | None:
         """Position of the forward's first token per sequence, as its rows tell it."""

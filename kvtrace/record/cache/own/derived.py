@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.cache.own import arguments
-from kvtrace.record.cache.own.repeats import KEPT, Repeats
+from kvtrace.record.cache.own.fed import Fed
 from kvtrace.record.cache.own.seen_call import SeenCall, Waiting, memory_of, seen_of, written_rows
 from kvtrace.record.cache.own.steady import SteadySites, SteadyStep
 from kvtrace.record.cache.stores import Stores
@@ -37,6 +37,7 @@ class Derived:
     """Follows the rows of every site that reads from no known cache.
 
     Attributes:
+        fed: What the forward that runs was given.
         number: Of the step that runs.
     """
 
@@ -52,14 +53,8 @@ class Derived:
         self._memory: dict[tuple[object, ...], SeenCall] = {}
         self._stores_of: dict[tuple[str, int], int] = {}
         self._read: set[int] = set()
-        self._arguments: Mapping[str, object] = {}
-        self._tokens: Tensor | None = None
-        self._before: Tensor | None = None
+        self.fed = Fed()
         self.number = 0
-        self._resumed_told: bool | None = None
-        self._told: tuple[bool, int | None, tuple[int, ...] | None] | None = None
-        self._rows: int | None = None
-        self._handed, self._repeats = Repeats(), False
         self._sites: SteadySites | None = None
         self._in_line = False
 
@@ -72,9 +67,8 @@ class Derived:
             number: Of the step it will be.
         """
         self._clear()
-        self._tokens, self._arguments, self.number = tokens, arguments, number
-        self._told = self._resumed_told = self._rows = None
-        self._repeats = self._handed.same(arguments, tokens, self._before)
+        self.number = number
+        self.fed.begin(tokens, arguments)
 
     def see(self, call: AttentionCall) -> AttentionCall:
         """Look at a call while the model runs; the call with nothing left that may be changed."""
@@ -117,19 +111,12 @@ class Derived:
         same = all(one is other for one, other in zip(done.calls, calls, strict=True))
         return done if same else None
 
-    @property
-    def grown(self) -> int:
-        """Tokens that this forward has more than the one before, which it repeats; else 0."""
-        return self._longer if self._known[0] else 0
-
     def over(self) -> None:
         """A forward is over; its tokens are kept only where rows were followed."""
         self._settle()
         self._calm_down()
         if self._seen or (self._sites is not None and self._sites.done is not None):
-            self._known  # noqa: B018 - compared with the tokens before, while those are known
-            tokens = self._tokens
-            self._before = None if tokens is None else tokens.detach().clone()
+            self.fed.over()
         self._clear()
 
     def _calm_down(self) -> None:
@@ -195,24 +182,21 @@ class Derived:
         self, call: AttentionCall, keys: Tensor, values: Tensor, visible: Tensor | None
     ) -> GivenRows:
         """What a site was given, and what is known of the step."""
-        if self._rows is None and call.kind == "self":
-            self._rows = call.queries.shape[2]
-        grown, start, pads = self._known
+        fed, own = self.fed, call.kind == "self"
+        if fed.rows is None and own:
+            fed.rows = call.queries.shape[2]
+        grown, start, pads = fed.known
         new = call.queries.shape[2]
         if grown and self._stores_of.get((call.module, call.call)) in self._read:
             # what goes on with a cache reads it: else this is another text, without it
             grown = int(where.seen(visible, keys.shape[2]).sum()) > new
         if call.kind == "cross":  # its rows are of another text, in which no token is new
             new, start = 0, None
-        number, resumed = self.number, self._resumed
-        tokens = 0
-        if call.kind == "self" and self._tokens is not None:
-            tokens = self._in_rows(self._tokens).shape[-1]
-        again = self._repeats and call.kind == "self"
-        apart = None if call.kind == "cross" else arguments.held(self._arguments, keys.shape[0])
-        return GivenRows(
-            keys, values, new, visible, grown, start, pads, number, resumed, tokens, again, apart
-        )
+        tokens = fed.new if own else 0
+        apart = None if call.kind == "cross" else arguments.held(fed.arguments, keys.shape[0])
+        again = fed.repeats and own
+        told = grown, start, pads, self.number, fed.resumed, tokens, again, apart
+        return GivenRows(keys, values, new, visible, *told)
 
     # -- calls of a step that most likely only added rows ----------------------------------
 
@@ -281,9 +265,9 @@ class Derived:
         sites = self._sites
         if sites is None or not calls:
             return False
-        if self._rows is None and calls[0].kind == "self":
-            self._rows = calls[0].queries.shape[2]
-        grown, start, _ = self._known
+        if self.fed.rows is None and calls[0].kind == "self":
+            self.fed.rows = calls[0].queries.shape[2]
+        grown, start, _ = self.fed.known
         nbytes = 2 * len(calls) * calls[0].keys.nbytes
         if grown or nbytes > ROOM or not sites.begin(calls, start):
             self._sites = None
@@ -317,45 +301,3 @@ class Derived:
             self._settle()
             for call in sites.calls if sites.done is not None else ():
                 self._steady_step(call)
-
-    @property
-    def _resumed(self) -> bool:
-        """Whether an argument named for it holds what an earlier step left there."""
-        if self._resumed_told is None:
-            self._resumed_told = any(
-                KEPT.search(name)
-                and not isinstance(value, bool | int | str)
-                and arguments.filled(value)
-                for name, value in self._arguments.items()
-            )
-        return self._resumed_told
-
-    def _in_rows(self, tokens: Tensor) -> Tensor:
-        """Ids as [sequences, new], also of a model that takes them the other way around."""
-        now = self._tokens
-        turned = now is not None and now.dim() == 2 and now.shape[0] == self._rows != now.shape[1]
-        return tokens.t() if turned and tokens.dim() == 2 else tokens
-
-    @property
-    def _longer(self) -> int:
-        """Tokens more than in the forward before."""
-        if self._tokens is None or self._before is None:
-            return 0
-        return self._in_rows(self._tokens).shape[-1] - self._in_rows(self._before).shape[-1]
-
-    @property
-    def _known(self) -> tuple[bool, int | None, tuple[int, ...] | None]:
-        """(goes on with the tokens before, position of the first token, padding) of the forward."""
-        if self._told is None:
-            new = 0 if self._tokens is None else self._tokens.shape[-1]
-            start = arguments.start(self._arguments, self._tokens, new)
-            extends = False
-            if self._tokens is not None and self._before is not None:
-                tokens = self._in_rows(self._tokens)
-                new = tokens.shape[-1]
-                extends = arguments.extends(tokens, self._in_rows(self._before))
-            # a model may be given all tokens and take the new ones itself: nothing is repeated
-            if extends and self._rows == self._longer:
-                extends, start = False, new - self._rows if start is None else start
-            self._told = (extends, start, arguments.padding(self._arguments))
-        return self._told

@@ -1,0 +1,127 @@
+"""What is learnt of a site that reads rows of its own: whether they are kept, where, and how.
+
+A site is taken to keep its rows once a step read rows that it did not compute, or, until a step
+could have, once something that lasts is found to hold them. What turns out later is said later:
+kind, limits and place of a cache layer are filled in as they become known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from kvtrace.record.cache.own import holders
+from kvtrace.record.cache.own.call_effect import CallEffect
+from kvtrace.record.cache.own.holders import FoundHolder, Holder
+from kvtrace.record.cache.own.seen_call import SeenCall
+from kvtrace.record.cache.own.site_use import SiteUse
+from kvtrace.record.cache.own.unrotated import find_turned
+from kvtrace.record.cache.stores import Stores
+from kvtrace.record.capture.attention.calls import AttentionCall
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Numbers
+from kvtrace.record.match import holds
+
+ROTATED = "keys are kept unrotated and rotated anew at each step; the tokens' rows stay the same"
+UNROTATED = "keys are kept before RoPE"
+
+
+@dataclass(slots=True)
+class Learning:
+    """Looks for what holds rows.
+
+    Attributes:
+        holders: All that may hold rows in the forward that runs; None: not looked for yet.
+    """
+
+    holders: list[Holder] | None = None
+    _held_last: dict[str, str] = field(default_factory=dict)
+
+    def learn(
+        self, use: SiteUse, call: AttentionCall, seen: SeenCall, forward: Forward, *, again: bool
+    ) -> None:
+        """Whether the rows of a site are kept, and by what.
+
+        Args:
+            use: What is known of the site.
+            call: Its call.
+            seen: All that is known of the call.
+            forward: In which it ran.
+            again: The forward computes the tokens of the one before again, and more.
+        """
+        use.left, use.room = None, 0
+        step, self_attention = seen.step, call.kind == "self"
+        if again:
+            use.repeated = True
+        elif step.parent is not None and not step.computed and self_attention:
+            use.read = True
+        if use.settled or call.kind == "encoder" or call.level == 1:
+            return
+        use.looks += 1
+        if self.holders is None:
+            self.holders = holders.holders(forward.model, forward.arguments, forward.result)
+        old = np.flatnonzero((step.origin[0] != NOWHERE) & (step.cells[0] != UNWRITTEN))
+        new = step.written[0] if step.rows else old
+        for name, rows in (("keys", call.keys), ("values", call.values)):
+            self._learn_holder(use, name, rows, old, new)
+        use.counted = use.counted or bool(
+            holders.held_by(forward.updates).intersection(one.storage for one in use.found)
+        )
+        if use.keys is None and use.values is not None and use.turned is None:
+            use.turned = find_turned(call.keys, old[::-1].tolist(), self.holders)
+
+    def _learn_holder(
+        self, use: SiteUse, name: str, rows: Tensor, old: Numbers, new: Numbers
+    ) -> None:
+        """What holds the keys, or the values: rows of before first, those of this step else."""
+        among = holders.going_on(self.holders or [], self._held_last.get(name))
+        lasting = [one for one in among if one.rank]
+        # there the rows of the step before are: too few by those of this
+        found = holders.find(rows, old[::-1].tolist(), lasting, which=False) if len(old) else None
+        if found is None:
+            found = holders.find(rows, new[::-1].tolist(), among)
+            if found is None:
+                return
+        use.room, self._held_last[name] = max(use.room, found.slots), found.name
+        earlier: FoundHolder | None = getattr(use, name)
+        if earlier is not None and found.rank < earlier.rank:
+            return
+        setattr(use, name, found)
+        kept = found.kept if use.left is None else use.left  # values alone may be another token's
+        use.left = kept and tuple(n for n in kept if n in (found.kept or kept))
+
+
+def say(stores: Stores, use: SiteUse, made: CallEffect, *, derived: bool) -> None:
+    """Fill in what is known of a cache layer now."""
+    step, store = made.seen.step, made.store
+    if derived:
+        stores.say(store, kind="derived")
+        return
+    if not made.cached:
+        stores.say(store, kind="uncached")
+        return
+    rows = len(step.slots)
+    layer = stores.layers[store]
+    room = use.room if step.whole else max(use.room, step.cells.shape[1])
+    part = use.left is not None and not use.beside
+    capacity = layer.capacity or (room if room > rows or part else None)
+    if capacity is not None and capacity < rows:
+        capacity = None  # one row does not tell along which axis there is room for more
+    window = layer.window
+    if step.gone and not step.computed and rows == step.before and not step.cropped:
+        window = window or rows
+    kind = "sliding" if window else "static" if capacity else "dynamic"
+    remark = layer.remark
+    if step.rotated and step.again > 1:
+        remark = ROTATED
+    elif use.turned is not None and use.keys is None and not remark.startswith(ROTATED):
+        remark = f"{UNROTATED}, in {use.turned.told(grows=capacity is None)}"
+    grows = capacity is None
+    if use.looks <= 1 and not layer.shared_dim and holds(*made.rows):
+        stores.say(store, shared_dim=layer.value_dim)
+    where = ", ".join(dict.fromkeys(one.told(grows=grows) for one in use.found))
+    if len(use.found) == 1:
+        where = f"{'keys' if use.keys else 'values'}: {where}"
+    stores.say(store, kind=kind, capacity=capacity, window=window, where=where, remark=remark)
