@@ -12,8 +12,9 @@ from kvtrace.record.capture.alike import Pattern, pattern_of
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.attention.reader import Reader
 from kvtrace.record.capture.caches.copied import copies
+from kvtrace.record.capture.caches.finished import updates_of
 from kvtrace.record.capture.caches.handing import cache_given
-from kvtrace.record.capture.caches.tracker import CacheTracker, lingering, updates_of
+from kvtrace.record.capture.caches.tracker import CacheTracker, lingering
 from kvtrace.record.capture.caches.updates import HALVES, beside, cross_half
 from kvtrace.record.capture.clock import Took
 from kvtrace.record.capture.forward import CacheUpdate, Forward, Lingering

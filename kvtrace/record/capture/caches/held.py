@@ -77,6 +77,32 @@ def length(layer: Any) -> int:
     return int(ask()) if ask is not None else 0
 
 
+def layer_of(cache: Any, index: int) -> Any:
+    """A layer of a cache; None if it has none of that number, or only a list of its rows."""
+    try:
+        layer = cache.layers[index]
+    except (AttributeError, LookupError, TypeError):
+        return None
+    return layer if hasattr(layer, "__dict__") else None
+
+
+def rows_held(layer: Any) -> int:
+    """Rows a layer holds: what it has seen, at most what its tensors have room for.
+
+    Some keep a prompt's rows in a tensor beside the one that moves on.
+    """
+    keys = getattr(layer, "keys", None)
+    seen = length(layer)
+    if not isinstance(keys, Tensor) or keys.dim() != 4:
+        return seen
+    room = 0
+    for name, one in vars(layer).items():
+        if name.endswith("keys") and isinstance(one, Tensor) and one.dim() == 4:
+            alike = one.shape[:2] == keys.shape[:2] and one.shape[3] == keys.shape[3]
+            room += one.shape[2] if alike else 0
+    return min(seen, room or keys.shape[2])
+
+
 def set_back(serial: int, layers: Sequence[Any], left: Mapping[int, Held]) -> CacheChange | None:
     """A crop by hand: somebody told buffers that fewer rows count than they have written.
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
+from kvtrace.record.capture.caches.finished import is_theirs
 from kvtrace.record.capture.caches.handing import cache_given, cache_made
-from kvtrace.record.capture.caches.held import length
-from kvtrace.record.capture.caches.tracker import CacheTracker, is_theirs, layer_of, rows_held
+from kvtrace.record.capture.caches.held import layer_of, length, rows_held
+from kvtrace.record.capture.caches.tracker import CacheTracker
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Recurrent
 from kvtrace.record.capture.replaced.patch import Make, Method, Patches
 from kvtrace.record.capture.running import passes, threads
