@@ -8,9 +8,9 @@ from kvtrace.errors import TraceError
 from kvtrace.files import codec
 from kvtrace.files.disk import Appender
 from kvtrace.files.layout import NO_IDENTITY, Kind
+from kvtrace.files.packing import packed
 from kvtrace.files.reading.catalog import Catalog
 from kvtrace.files.reading.frames import FrameFile
-from kvtrace.files.writer import packed
 from kvtrace.trace import Note
 
 

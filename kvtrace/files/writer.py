@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 
@@ -15,39 +13,28 @@ from kvtrace.files import codec
 from kvtrace.files.comparison import lane_arrays, lane_fields
 from kvtrace.files.disk import Appender, Write, check_free
 from kvtrace.files.extents import (
-    ROWS_PER_FRAME,
-    Layout,
     Layouts,
-    Stacked,
     StepRows,
     num_frames,
     rows_of,
 )
 from kvtrace.files.index import IndexPlace
 from kvtrace.files.layout import (
-    HEAD_BYTES,
     MUST_UNDERSTAND,
     SLOT_OFFSETS,
-    Head,
     Kind,
-    aligned,
     new_identity,
     pack_header,
     pack_slot,
 )
+from kvtrace.files.packing import Unit, packed, units_of
 from kvtrace.files.reading.catalog import frame_row
 from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, overview_row
 from kvtrace.files.tiles import Tiler
 from kvtrace.files.validate import MAX_CELL, check_meta, check_step
 from kvtrace.text import safe
-from kvtrace.trace import OVERVIEW, Ending, LaneStep, Meta, Note, Step, Tensor, dtypes
-from kvtrace.trace.dtypes import Array
+from kvtrace.trace import OVERVIEW, Ending, LaneStep, Meta, Note, Step
 from kvtrace.trace.meta import FORMAT_VERSION
-
-Unit = Array | memoryview
-"""A piece of payload that is read and checked in one go."""
-
-_TENSORS = tuple(Tensor)
 
 INDEX_EVERY = 256
 """Steps between INDEX frames: what a reader must scan after a crash."""
@@ -229,11 +216,11 @@ class TraceWriter:
         dtype = None if of is None else of.dtype
         parts = num_frames(step)
         for part in range(parts):
-            units = _units(self._layouts.of(step, recorded, dtype, part), step, rows, part)
+            units = units_of(self._layouts.of(step, recorded, dtype, part), step, rows, part)
             self._frame(Kind.ROWS, b"{}", units, step.number, part=part, lane=lane)
         inline: list[Unit] = []
         if not parts:
-            inline = _units(self._layouts.of(step, recorded, dtype, None), step, rows, None)
+            inline = units_of(self._layouts.of(step, recorded, dtype, None), step, rows, None)
         masks = [np.ascontiguousarray(rows.masks[entry[0]], "u1") for entry in recorded.masks]
         biases = [np.ascontiguousarray(rows.biases[entry[0]], "<f4") for entry in recorded.biases]
         extra: dict[str, object] = {"parts": parts, "rows": codec.plain(recorded)}
@@ -292,67 +279,3 @@ class _Added:
         self.overview: list[tuple[int, ...]] = []
         self.writes: list[tuple[int, ...]] = []
         self.texts: dict[int, str] = {}
-
-
-def packed(
-    kind: Kind,
-    flags: int,
-    sequence: int,
-    identity: bytes,
-    body: bytes,
-    units: Sequence[Unit] = (),
-) -> tuple[Head, list[bytes | memoryview]]:
-    """A frame as its head and the pieces that make its bytes."""
-    views = [unit if type(unit) is memoryview else unit.data for unit in units]
-    raw = [unit for unit in views if unit.nbytes]
-    crcs = np.array([crc32(unit) for unit in raw], "<u4").tobytes()
-    payload = sum([unit.nbytes for unit in raw])
-    crc = crc32(body, crc32(crcs))
-    head = Head(kind, flags, sequence, len(body), len(raw), payload, crc, identity)
-    pad = bytes(head.payload_start - HEAD_BYTES - head.body_bytes)
-    return head, [head.pack(), crcs, body, pad, *raw, bytes(aligned(payload) - payload)]
-
-
-def _stacked(layout: Layout, rows: StepRows) -> list[Unit]:
-    """The units of rows that lie together for all layers; empty where they do not."""
-    pieces: list[list[memoryview]] = []
-    for tensor in _TENSORS:
-        stack = rows.of(tensor)
-        if not isinstance(stack, Stacked) or tensor not in layout.alike:
-            return []
-        indices, shape, dtype = layout.alike[tensor]
-        whole = stack.whole
-        fits = stack.indices == indices and whole.shape[1:] == shape
-        if not (fits and whole.dtype == dtypes.storage(dtype) and whole.flags.c_contiguous):
-            return []
-        flat, size = whole.data.cast("B"), whole[0].nbytes
-        pieces.append([flat[start : start + size] for start in range(0, len(flat), size)])
-    queries, keys, values, output = pieces
-    return [*queries, *output, *chain.from_iterable(zip(keys, values, strict=True))]
-
-
-def _units(layout: Layout, step: Step, rows: StepRows, part: int | None) -> list[Unit]:
-    """The payload units of a frame, in order.
-
-    Raises:
-        TraceError: Rows do not have the shape or dtype that META and the step say.
-    """
-    if part is None and (whole := _stacked(layout, rows)):
-        return whole
-    out: list[Unit] = []
-    arrays = (rows.queries, rows.keys, rows.values, rows.output)
-    for (tensor, index), extent in layout.extents.items():
-        array = arrays[tensor][index]
-        start = 0 if part is None else part * ROWS_PER_FRAME
-        cut = array[:, :, start : start + extent.shape[2]] if part is not None else array
-        if cut.shape != extent.shape or array.dtype != dtypes.storage(extent.dtype):
-            raise TraceError(
-                f"step {step.number}, {tensor.name.lower()} of layer {index}: {array.dtype} "
-                f"{list(array.shape)}, but META and the step say {extent.dtype} "
-                f"{list(extent.shape)}. Check what was handed to the writer."
-            )
-        if part is None:
-            out.append(np.ascontiguousarray(array))
-        else:
-            out += [head for sequence in np.ascontiguousarray(cut) for head in sequence]
-    return out

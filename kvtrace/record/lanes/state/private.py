@@ -22,10 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.replaced.stand_in import StandIn, as_written
-from kvtrace.record.processes.local import address
-
-LARGE_BYTES = 1 << 20
-"""A memory up to this size is copied without a look at what it holds."""
+from kvtrace.record.lanes.state.tensors import Tensors
 
 MOST = 200_000
 """Objects that are copied at most: a model that holds its data set is not worth it."""
@@ -56,11 +53,15 @@ _ATOMS = frozenset(
     }
 )
 _PLAIN_DICTS = (dict, OrderedDict)
-_WIDER = {torch.complex64: torch.complex128}
 
 
 class Copier:
-    """Copies whatever it is given, each object once; one instance for what belongs together."""
+    """Copies whatever it is given, each object once; one instance for what belongs together.
+
+    Attributes:
+        tensors: Copies tensors.
+        odd: What could not be copied, and is shared.
+    """
 
     def __init__(
         self,
@@ -78,14 +79,8 @@ class Copier:
             zeros: Addresses of memory that is known to hold zeros only.
             constant: Whether a large tensor is believed never to change, and is shared.
         """
-        self.zeros: set[int] = set()
-        self.shared: list[Tensor] = []
         self.odd: list[str] = []
-        self._dtype = dtype
-        self._known_zeros = frozenset(zeros)
-        self._constant = constant
-        self._weights = {address(one) for one in weights}
-        self._memories: dict[int, torch.UntypedStorage] = {}
+        self.tensors = Tensors(weights, dtype, zeros, constant)
         self._memo: dict[int, object] = {}
         self._alive: list[object] = []
 
@@ -115,65 +110,11 @@ class Copier:
             return builtin(self, thing)
         return next((make(self, thing) for kind, make in _BASES if isinstance(thing, kind)), None)
 
-    # ------------------------------------------------------------------ tensors
-
     def _tensor(self, tensor: Tensor) -> Tensor:
-        wide = self._dtype is not None and (tensor.is_floating_point() or tensor.is_complex())
         try:
-            weight = isinstance(tensor, nn.Parameter) or address(tensor) in self._weights
-            if weight and not wide:
-                return tensor
-            if wide:
-                return self._cast(tensor)
-            return self._rebuilt(tensor)
-        except (RuntimeError, NotImplementedError, TypeError):
-            # no plain memory: quantised, sparse, a wrapper of another library
-            return self._cloned(tensor)
-
-    def _rebuilt(self, tensor: Tensor) -> Tensor:
-        """The same view of a copy of its memory."""
-        with torch.no_grad():
-            memory = self._memory(tensor)
-            if memory is None:
-                return tensor
-            out = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            out.set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())
-        if tensor.is_conj():
-            out = out.conj()
-        return out
-
-    def _memory(self, tensor: Tensor) -> torch.UntypedStorage | None:
-        """The copy of a tensor's memory; None: it is shared."""
-        memory = tensor.untyped_storage()
-        key = memory.data_ptr()
-        found = self._memories.get(key) if key else None
-        if found is None:
-            if memory.nbytes() > LARGE_BYTES:
-                if key in self._known_zeros or _is_zero(memory):
-                    found = _zeros(memory)
-                    self.zeros.add(found.data_ptr())
-                elif self._constant(tensor):
-                    self.shared.append(tensor)
-                    return None
-            found = memory.clone() if found is None else found  # type: ignore[no-untyped-call]
-            self._memories[key] = found
-        return found
-
-    def _cast(self, tensor: Tensor) -> Tensor:
-        wanted = _WIDER.get(tensor.dtype, self._dtype)
-        with torch.no_grad():
-            out = tensor.detach().to(wanted, copy=True)
-        if isinstance(tensor, nn.Parameter):
-            return nn.Parameter(out, requires_grad=tensor.requires_grad)
-        return out
-
-    def _cloned(self, tensor: Tensor) -> Tensor:
-        try:
-            return tensor.detach().clone()
+            return self.tensors.of(tensor)
         except (RuntimeError, NotImplementedError, TypeError):
             return cast(Tensor, self._give_up(tensor, "a tensor that can't be copied"))
-
-    # ------------------------------------------------------------------ modules and objects
 
     def _module(self, module: nn.Module) -> nn.Module:
         # not asking its class: each module of torch.fx would get one of its own, without a forward
@@ -342,20 +283,6 @@ def _as_it_copies(thing: Any) -> Any:
 def _slots(owner: type) -> Iterable[str]:
     found = vars(owner).get("__slots__", ())
     return (found,) if isinstance(found, str) else found
-
-
-def _is_zero(memory: torch.UntypedStorage) -> bool:
-    """Whether a memory holds zeros only; the first bytes usually tell."""
-    if memory.device.type != "cpu":
-        return False
-    whole = torch.empty(0, dtype=torch.uint8).set_(memory)
-    array = whole[: len(whole) // 8 * 8].view(torch.int64)
-    return not array[:4096].any() and not array.any() and not whole[len(array) * 8 :].any()
-
-
-def _zeros(like: torch.UntypedStorage) -> torch.UntypedStorage:
-    """Zeros that take no memory before they are written."""
-    return torch.from_numpy(np.zeros(like.nbytes(), np.uint8)).untyped_storage()
 
 
 def _holds_something(function: types.FunctionType) -> bool:

@@ -124,8 +124,8 @@ def take(
         copied,
         call,
         tuple(dict.fromkeys(copier.odd)),
-        frozenset(copier.zeros),
-        tuple((one, version(one)) for one in copier.shared),
+        frozenset(copier.tensors.zeros),
+        tuple((one, version(one)) for one in copier.tensors.shared),
     )
 
 
