@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from kvtrace.record.capture.replaced.stand_in import as_written
 from kvtrace.record.capture.tokens.inputs import tokens_in
 from kvtrace.record.driving.entrance import through
-from kvtrace.record.lanes.state.outside import Outside
-from kvtrace.record.lanes.state.snapshot import Snapshot, take
+from kvtrace.record.lanes.as_it_was.outside import Outside
+from kvtrace.record.lanes.as_it_was.snapshot import Snapshot, take
 
 _FRAMES, _DEEP = 24, 1000
 """Callers that are looked at; all there may be."""

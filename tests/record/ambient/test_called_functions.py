@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import kvtrace
-from kvtrace.record.lanes.state.outside import Outside
+from kvtrace.record.lanes.as_it_was.outside import Outside
 
 WIDTH, HEADS, VOCAB = 32, 4, 50
 PROMPT = [5, 3, 8, 1, 30, 22, 9]

@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import nn
 
-from kvtrace.record.lanes.state.code import functions_of
+from kvtrace.record.lanes.as_it_was.code import functions_of
 
 
 class Wrapping(nn.Module):

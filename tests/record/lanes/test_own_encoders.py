@@ -48,7 +48,7 @@ def test_padding_of_what_was_read_stays_hidden(own):
 def test_a_copied_output_of_transformers_keeps_its_order():
     from transformers.modeling_outputs import BaseModelOutput
 
-    from kvtrace.record.lanes.state.private import Copier
+    from kvtrace.record.lanes.as_it_was.private import Copier
 
     given = BaseModelOutput(last_hidden_state=torch.ones(1, 2, 3))
     copied = Copier([]).of(given)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvtrace.record.lanes.state.private import Copier
+from kvtrace.record.lanes.as_it_was.private import Copier
 
 
 class Named(int):

@@ -9,8 +9,8 @@ import kvtrace
 from builders.custom_drives import STYLES, build, ids, through_the_cache
 from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import UNCHECKED, check
-from kvtrace.record.lanes.state.private import Copier
-from kvtrace.record.lanes.state.snapshot import copied
+from kvtrace.record.lanes.as_it_was.private import Copier
+from kvtrace.record.lanes.as_it_was.snapshot import copied
 
 PROMPT, TOTAL = 6, 12
 REPLAYED = ("buffers_start_pos", "ring_window")

@@ -14,8 +14,8 @@ from torch import nn
 
 from kvtrace.record.capture.replaced.compiled import eagerly
 from kvtrace.record.chance import own_chance
-from kvtrace.record.lanes.state.outside import Outside, Space
-from kvtrace.record.lanes.state.private import Copier
+from kvtrace.record.lanes.as_it_was.outside import Outside, Space
+from kvtrace.record.lanes.as_it_was.private import Copier
 from kvtrace.record.whose import of_frameworks
 
 _PACKED = (torch.uint8, torch.int8)

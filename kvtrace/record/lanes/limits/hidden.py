@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator
 
 from kvtrace.analysis.checks.whole_run.padded import padded_inside
 from kvtrace.errors import TraceError
+from kvtrace.record.lanes.as_it_was.settings import Settings
 from kvtrace.record.lanes.paths import Path
-from kvtrace.record.lanes.state.settings import Settings
 from kvtrace.trace import Step, Trace
 
 Hidden = tuple[int, int]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from kvtrace.record.capture.forward import Beginning
-from kvtrace.record.lanes.state.snapshot import copied
+from kvtrace.record.lanes.as_it_was.snapshot import copied
 from kvtrace.record.paged.batch import is_packed
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
+from kvtrace.record.lanes.as_it_was.settings import Settings
 from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.paths import Path
-from kvtrace.record.lanes.state.settings import Settings
 
 
 def portions(

@@ -17,6 +17,11 @@ from msgspec.structs import replace
 from torch import nn
 
 from kvtrace.record.capture.forward import Beginning, Forward
+from kvtrace.record.lanes.as_it_was.attributes import Kept, Place
+from kvtrace.record.lanes.as_it_was.contexts import Contexts
+from kvtrace.record.lanes.as_it_was.outside import Outside
+from kvtrace.record.lanes.as_it_was.settings import Settings, as_set
+from kvtrace.record.lanes.as_it_was.snapshot import Snapshot, keeps_nothing, take
 from kvtrace.record.lanes.choices.held import held
 from kvtrace.record.lanes.choices.ties import Ties
 from kvtrace.record.lanes.given.codes import layout_of
@@ -36,11 +41,6 @@ from kvtrace.record.lanes.passes.asked import DTYPES, forward_of, recompute
 from kvtrace.record.lanes.passes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.called_with import called_with
-from kvtrace.record.lanes.state.attributes import Kept, Place
-from kvtrace.record.lanes.state.contexts import Contexts
-from kvtrace.record.lanes.state.outside import Outside
-from kvtrace.record.lanes.state.settings import Settings, as_set
-from kvtrace.record.lanes.state.snapshot import Snapshot, keeps_nothing, take
 from kvtrace.record.parts import unread
 
 _TRIED = {

@@ -17,10 +17,10 @@ from typing import Any
 from msgspec.structs import replace
 from torch import Tensor, nn
 
+from kvtrace.record.lanes.as_it_was.code import functions_of
 from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.given.told import Told
 from kvtrace.record.lanes.paths import Path
-from kvtrace.record.lanes.state.code import functions_of
 from kvtrace.record.whose import LIBRARIES, package_of
 
 _MOST = 64

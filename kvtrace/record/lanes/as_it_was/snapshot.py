@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from kvtrace.record.capture.attention.levels import looks_like_attention
 from kvtrace.record.capture.tokens.bare_rows import rows_in
 from kvtrace.record.capture.tokens.inputs import tokens_in
+from kvtrace.record.lanes.as_it_was.private import Copier
 from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.given.written_to import written_to
-from kvtrace.record.lanes.state.private import Copier
 from kvtrace.record.parts import part_in
 from kvtrace.record.version import version
 from kvtrace.record.whose import of_frameworks, of_transformers

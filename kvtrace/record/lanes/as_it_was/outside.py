@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kvtrace.record.lanes.state.code import classes_of, functions_of, names_in
+from kvtrace.record.lanes.as_it_was.code import classes_of, functions_of, names_in
 from kvtrace.record.version import version
 
 _DEPTH = 4

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.replaced.stand_in import StandIn, as_written
-from kvtrace.record.lanes.state.tensors import Tensors
+from kvtrace.record.lanes.as_it_was.tensors import Tensors
 
 MOST = 200_000
 """Objects that are copied at most: a model that holds its data set is not worth it."""

@@ -15,8 +15,16 @@ from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.record.capture.running import our_work
+from kvtrace.record.lanes.as_it_was.attributes import (
+    ABSENT,
+    Glance,
+    Holder,
+    Kept,
+    Place,
+    holders,
+    put,
+)
 from kvtrace.record.lanes.paths import Path
-from kvtrace.record.lanes.state.attributes import ABSENT, Glance, Holder, Kept, Place, holders, put
 from kvtrace.trace import SET_WITHIN
 
 _NAMED = 3
