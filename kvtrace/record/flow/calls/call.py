@@ -24,7 +24,8 @@ from kvtrace.record.flow.marks.mark import Mark
 from kvtrace.record.flow.marks.names import COPIES, RANDOM
 from kvtrace.record.flow.marks.weights import DIVIDED, ROUNDED, SIGMOIDAL
 from kvtrace.record.flow.plans.arrange import AmbiguousError
-from kvtrace.record.flow.plans.plan import Mix, Plan
+from kvtrace.record.flow.plans.mix import Mix
+from kvtrace.record.flow.plans.plan import Plan
 
 if TYPE_CHECKING:
     from kvtrace.record.flow.modes.route import Walk

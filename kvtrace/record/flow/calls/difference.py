@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvtrace.record.flow.calls.explain import UnexplainedError
 from kvtrace.record.flow.calls.prove import HALF
-from kvtrace.record.flow.plans.plan import Mix
+from kvtrace.record.flow.plans.mix import Mix
 
 ROWS = 16
 """Query rows by which it is checked that weights add up."""

@@ -28,7 +28,8 @@ from kvtrace.record.flow.modes.modules import Forwards, Frame
 from kvtrace.record.flow.modes.places import place
 from kvtrace.record.flow.modes.route import Walk
 from kvtrace.record.flow.plans.arrange import AmbiguousError, NotOverTokensError, Sizes
-from kvtrace.record.flow.plans.plan import Mix, Plan
+from kvtrace.record.flow.plans.mix import Mix
+from kvtrace.record.flow.plans.plan import Plan
 from kvtrace.record.flow.plans.plans import Plans
 from kvtrace.record.modes import unseen_by_modes
 from kvtrace.trace import OTHER_AXIS

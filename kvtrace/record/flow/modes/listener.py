@@ -8,7 +8,8 @@ from kvtrace.record.flow.calls.loops import Loop
 from kvtrace.record.flow.marks.follow import Args, Kwargs
 from kvtrace.record.flow.modes.route import Walk
 from kvtrace.record.flow.plans.arrange import Sizes
-from kvtrace.record.flow.plans.plan import Mix, Plan
+from kvtrace.record.flow.plans.mix import Mix
+from kvtrace.record.flow.plans.plan import Plan
 
 
 class Listener(Protocol):

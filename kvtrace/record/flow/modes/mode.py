@@ -42,7 +42,7 @@ from kvtrace.record.flow.marks.weights import SIGMOIDAL, divided_before, opaque,
 from kvtrace.record.flow.modes.listener import Listener
 from kvtrace.record.flow.modes.places import place
 from kvtrace.record.flow.modes.run_once import Ran, without_override
-from kvtrace.record.flow.plans.plan import Mix
+from kvtrace.record.flow.plans.mix import Mix
 from kvtrace.record.modes import Beneath
 
 PENDING = 16

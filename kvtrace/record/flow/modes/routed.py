@@ -18,11 +18,12 @@ from kvtrace.record.capture.symbolic import is_written_down
 from kvtrace.record.flow.calls.call import due, only_hides
 from kvtrace.record.flow.marks.follow import Args, Kwargs
 from kvtrace.record.flow.marks.names import DIVIDE, MULTIPLY
+from kvtrace.record.flow.modes.learn import LONGEST, learn
 from kvtrace.record.flow.modes.listener import Listener
 from kvtrace.record.flow.modes.mode import FlowMode
 from kvtrace.record.flow.modes.places import place
-from kvtrace.record.flow.modes.route import LONGEST, Done, Route, Told, Walk, learn
-from kvtrace.record.flow.plans.plan import Mix
+from kvtrace.record.flow.modes.route import Done, Route, Told, Walk
+from kvtrace.record.flow.plans.mix import Mix
 
 MOST = 8
 """Routes of one site that turned out not to be gone again, before no more are learnt."""

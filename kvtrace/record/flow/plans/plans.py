@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvtrace.record.flow.plans.arrange import Sizes
-from kvtrace.record.flow.plans.plan import Certain, Mix, Plan, make, signature
+from kvtrace.record.flow.plans.mix import Mix
+from kvtrace.record.flow.plans.plan import Certain, Plan, make, signature
 
 
 @dataclass(slots=True)
