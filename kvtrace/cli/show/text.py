@@ -5,7 +5,6 @@ It also stands in for the screen where there is no terminal. Foreign strings are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import groupby
@@ -19,10 +18,11 @@ from kvtrace.analysis.lanes.compare import reason_of
 from kvtrace.analysis.lanes.parting import first_parting, largest_difference, worst
 from kvtrace.analysis.rows.packed import part_text
 from kvtrace.analysis.summary import summary
+from kvtrace.cli.show.shapes import caches, sites, span
 from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError
 from kvtrace.text import safe, token
-from kvtrace.trace import CacheLayer, Lane, Sampling, Site, Step, Trace
+from kvtrace.trace import Lane, Sampling, Step, Trace
 
 _TOKENS_SHOWN = 8
 _RIVALS_SHOWN = 5
@@ -38,8 +38,8 @@ def whole(trace: Trace, numbers: Sequence[int]) -> list[str]:
     return [
         *head(trace),
         *section("warnings", warnings(trace)),  # last to be asked: reading finds damage
-        *section("attention", _sites(trace.meta.sites)),
-        *section("cache", _caches(trace.meta.cache_layers)),
+        *section("attention", sites(trace.meta.sites)),
+        *section("cache", caches(trace.meta.cache_layers)),
         *section("steps", steps),
         *section("lanes", lanes),
         *section("notes", [_note(trace, i) for i in range(len(trace.notes))]),
@@ -110,79 +110,6 @@ def warnings(trace: Trace) -> list[str]:
     return [safe(text, 1000) for text in found]
 
 
-def _sites(sites: Sequence[Site]) -> list[str]:
-    """Sites of the same shape in consecutive rows are told once."""
-    rows = []
-    for shape, members in groupby(sites, key=_site_shape):
-        group = list(members)
-        rows.append([_span(group[0].index, group[-1].index), safe(group[0].module), *shape])
-    return table([["layer", "module", "heads", "K, V dim", "scale", "source", "more"], *rows])
-
-
-def _site_shape(site: Site) -> tuple[str, ...]:
-    more = [
-        site.kind if site.kind != "self" else "",
-        f"softcap {site.softcap:g}" if site.softcap else "",
-        f"weights by {safe(site.rule, 20)}" if site.rule != "softmax" else "",
-        f"window {site.window}" if site.window else "",
-        "learned sinks" if site.sinks else "",
-        f"seen at level {site.level}" if site.level != 1 else "",
-        site.code,
-        site.dtype if site.dtype != "float32" else "",
-    ]
-    heads = f"{site.num_heads}"
-    if site.num_kv_heads != site.num_heads:
-        heads += f" on {site.num_kv_heads} kv heads"
-    source = site.source if site.shared_from is None else f"shared from {site.shared_from}"
-    dims = f"{site.key_dim}, {site.value_dim}"
-    return heads, dims, f"{site.scale:.4g}", safe(source), safe(", ".join(filter(None, more)))
-
-
-def _caches(layers: Sequence[CacheLayer]) -> list[str]:
-    rows = []
-    for shape, members in groupby(layers, key=_cache_shape):
-        group = list(members)
-        rows.append([_span(group[0].index, group[-1].index), *shape])
-    return [
-        *table([["cache", "kind", "kv heads", "K, V dim", "dtype", "more"], *rows]),
-        *_held(layers),
-    ]
-
-
-def _held(layers: Sequence[CacheLayer]) -> list[str]:
-    """What of a model's own holds the rows; layers that differ in numbers alone are told once."""
-    alike: dict[str, list[CacheLayer]] = {}
-    for layer in layers:
-        if layer.where or layer.remark:
-            name = re.sub(r"\d+", "0", layer.where) + layer.remark
-            alike.setdefault(name, []).append(layer)
-    lines = []
-    for group in alike.values():
-        first, more = group[0], f"; {len(group) - 1} more like it" if len(group) > 1 else ""
-        text = "; ".join(filter(None, (first.where, first.remark)))
-        held = "held in " if first.where else ""
-        lines.append(f"cache {first.index}: {held}{safe(text, 500)}{more}")
-    return lines
-
-
-def _cache_shape(layer: CacheLayer) -> tuple[str, ...]:
-    more = [
-        f"window {layer.window}" if layer.window else "",
-        f"capacity {layer.capacity}" if layer.capacity and not layer.block_slots else "",
-        f"pool of {layer.capacity} slots in blocks of {layer.block_slots}"
-        if layer.block_slots
-        else "",
-        f"state {units.byte_size(layer.state_bytes)}" if layer.state_bytes else "",
-    ]
-    dims = f"{layer.key_dim}, {layer.value_dim}"
-    kind, dtype = safe(layer.kind), safe(layer.dtype)
-    return kind, str(layer.num_kv_heads), dims, dtype, ", ".join(filter(None, more))
-
-
-def _span(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}–{last}"
-
-
 def _steps(trace: Trace, numbers: Iterable[int]) -> list[str]:
     lines: list[str] = []
     for number in numbers:
@@ -203,7 +130,7 @@ def _step(trace: Trace, number: int) -> list[str]:
         )
     for text, members in groupby(told.layers, key=lambda layer: layer.text):
         group = [layer.cache_layer for layer in members]
-        lines.append(f"  cache {_span(group[0], group[-1])}: {text}")
+        lines.append(f"  cache {span(group[0], group[-1])}: {text}")
     checks = [_verdict(trace, number, lane.name) for lane in trace.meta.lanes]
     broken = sum(sum(group.nonfinite) for group in step.sites)
     checks += [f"{broken} values are NaN or Inf"] if broken else []
