@@ -26,6 +26,7 @@ def try_others(
     """
     if not request.ways:
         return
+    from kvtrace.analysis.checks.verdict import keeps_nothing
     from kvtrace.analysis.checks.whole_run.leftover import beyond
     from kvtrace.record.driving import afresh
     from kvtrace.verify.plans import plans
@@ -48,6 +49,7 @@ def try_others(
             lambda *prompt: afresh(driven, loaded.model, *prompt),
             ways=ways,
             script=loaded.script,
+            alone=trace.step(trace.numbers[0]).new if keeps_nothing(trace) else 0,
         )
         for one in tried(
             planned,

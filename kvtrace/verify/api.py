@@ -151,7 +151,8 @@ class _Check:
         limits, nothing = trials[0].report.limits, trials[0].report.keeps_nothing
         if (limits is not None or nothing) and self.first is not None:
             tokens, others = tokens_of(self.first), given if len(given) > 1 else ()
-            planned = plans(self.model, tokens, self._start, others=others, ways=ways)
+            alone = self.first.step(self.first.numbers[0]).new if nothing else 0
+            planned = plans(self.model, tokens, self._start, others=others, ways=ways, alone=alone)
             trials += self._others(limits, beyond(self.first), planned)
         return together(trials)
 

@@ -25,8 +25,8 @@ from kvtrace.record.driving.trying.private import nothing_left, private_copy
 from kvtrace.record.driving.ways.begins import resets
 from kvtrace.record.driving.ways.way import Room
 
-_MOST_CALLS = 64
-"""Of one module, for a few tokens: a loop that goes on is not waited for."""
+_MOST_CALLS = 16
+"""Of one module, for each token that is asked for: a loop that goes on is not waited for."""
 
 
 def own_loops(
@@ -71,10 +71,11 @@ def _runs(
     count: int,
 ) -> bool:
     calls: dict[int, int] = {}
+    most = _MOST_CALLS * count
 
     def counted(module: nn.Module, _: object) -> None:
         calls[id(module)] = calls.get(id(module), 0) + 1
-        if calls[id(module)] > _MOST_CALLS:
+        if calls[id(module)] > most:
             raise SeenEnoughError
 
     with contextlib.suppress(Exception), nothing_left(model, script):
@@ -82,4 +83,4 @@ def _runs(
         for module in one.modules():
             module.register_forward_pre_hook(counted)
         run_loops(one, [("", call)], prompt, count)
-    return 1 < max(calls.values(), default=0) <= _MOST_CALLS
+    return 1 < max(calls.values(), default=0) <= most

@@ -73,6 +73,7 @@ def plans(
     others: Sequence[Sequence[int]] = (),
     ways: Sequence[str] | None = None,
     script: ModuleType | None = None,
+    alone: int = 0,
 ) -> list[Plan]:
     """The ways that were asked for, in the order in which a failure explains the next.
 
@@ -83,6 +84,8 @@ def plans(
         others: Prompts of the caller's, for the batch.
         ways: Some of `WAYS`, asked for by name; None: all.
         script: The user's file, where they gave one.
+        alone: Tokens of its prompt, where that run kept no rows: then its own loops are all there
+            is to check, and are run on as many tokens.
     """
     if not tokens:
         why = "which tokens it was fed is not known"
@@ -93,7 +96,7 @@ def plans(
         "chunks": lambda: _chunks(model, tokens, start, asked=ways is not None),
         "padded": lambda: _padded(model, others or _batch(tokens), start),
         "beams": lambda: _beams(model, tokens),
-        "own": lambda: _own(model, script, tokens),
+        "own": lambda: _own(model, script, tokens, alone),
     }
     wanted = WAYS if ways is None else ways
     theirs = ways is None and _generates(model)  # its own loop is that of padded and of beams
@@ -213,18 +216,19 @@ def _equally_long(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[row[~(at % len(row))] for at in range(width)][::-1] for row in prompts]
 
 
-def _own(model: nn.Module, script: ModuleType | None, tokens: Sequence[int]) -> Plan:
+def _own(model: nn.Module, script: ModuleType | None, tokens: Sequence[int], alone: int) -> Plan:
     """The loops that its own code generates with."""
     script = beside_model(model) if script is None else script
-    prompt = tokens[:_OWN_LENGTH]
-    loops = own_loops(model, script, prompt, _OWN_STEPS)
+    prompt = tokens[: alone or _OWN_LENGTH]
+    steps = len(tokens) - alone + 1 if alone else _OWN_STEPS
+    loops = own_loops(model, script, prompt, steps)
     names = ", ".join(f"{name}()" for name, _ in loops)
     title = f"its own {names or 'loop'}"
     if not loops:
         why = "no method or function that generates was found, or none that runs with a prompt"
         return Plan("own", title, model, None, why_not=why)
-    drive = partial(run_loops, model, loops, prompt, _OWN_STEPS)
-    return Plan("own", title, model, drive, keeps=not resets(model))
+    drive = partial(run_loops, model, loops, prompt, steps)
+    return Plan("own", title, model, drive, keeps=not (alone or resets(model)))
 
 
 def _filled(row: Sequence[int], width: int, filler: int, right: bool) -> list[int]:

@@ -45,7 +45,7 @@ def check(
     if why:
         left = _left_alone(trace, fresh)
         if left is None:
-            return Report(UNCHECKED, reason=why, keeps_nothing=_keeps_nothing(trace))
+            return Report(UNCHECKED, reason=why, keeps_nothing=keeps_nothing(trace))
         return Report(DIVERGED, (left,), noise(trace, lane).reason)
     survey, trouble = Survey(trace, lane, on_step), ""
     telling = Telling(trace, on_finding)
@@ -128,7 +128,7 @@ def _uncompared(trace: Trace, lane: str) -> str:
             "recording began, of tokens that it has not seen; record from the first token on (if "
             "a new text begins there, its cache was not reset)"
         )
-    if _keeps_nothing(trace):
+    if keeps_nothing(trace):
         return _no_cache(trace)
     said = [note.text for note in trace.notes if note.kind == "note"]
     notes = [text for text in said if lane in text or text.endswith(WEIGHTS_CHANGED)]
@@ -173,7 +173,7 @@ def _report(
         survey.logits,
         caveats,
         limits=None if verdict == UNCHECKED else limits,
-        keeps_nothing=verdict == UNCHECKED and _keeps_nothing(trace),
+        keeps_nothing=verdict == UNCHECKED and keeps_nothing(trace),
     )
 
 
@@ -206,7 +206,7 @@ def _gap(trace: Trace, survey: Survey) -> str:
     return ""
 
 
-def _keeps_nothing(trace: Trace) -> bool:
+def keeps_nothing(trace: Trace) -> bool:
     """Whether attention was seen step after step, and none of it read a cache."""
     layers = trace.meta.cache_layers
     return len(trace) > 1 and all(one.kind == "uncached" for one in layers)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.place_names import spoken
 from kvtrace.trace import Step, Trace, stands_for_none
+from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.step import Runs
 from kvtrace.trace.view import cells_of
 
@@ -45,6 +46,10 @@ def leftover(
             if not _left(trace, step, site):
                 evidence += ", all of them zero: the buffer was cleared, and its length was not"
                 return Finding("ZERO-GAP", step.number, site, "k", evidence, row=0)
+            shared = _made_by(trace, step, site)
+            if shared is not None:
+                evidence += f"; they are those that {spoken(trace.meta, shared)} made in this step"
+                return Finding("WRONG-LAYER", step.number, site, "k", evidence, row=0)
             return Finding("STALE-CACHE", step.number, site, "k", evidence, row=0)
     return None
 
@@ -57,6 +62,25 @@ def _left(trace: Trace, step: Step, site: int) -> bool:
         if view.keys[:, front].any() or view.values[:, front].any():
             return True
     return False
+
+
+def _made_by(trace: Trace, step: Step, site: int) -> int | None:
+    """The layer whose rows of this very step stand in front of a site's own; None: none's do.
+
+    One cache that several layers were given holds what all of them wrote.
+    """
+    front, _ = _parted(trace, step, site)
+    for other in _own(trace, step):
+        if other != site and front.size and np.array_equal(front, _parted(trace, step, other)[1]):
+            return other
+    return None
+
+
+def _parted(trace: Trace, step: Step, site: int) -> tuple[Floats, Floats]:
+    """Keys that are seen of the first sequence: those before the step's own, and those."""
+    seen = np.flatnonzero(_visible(trace, step, site)[0])
+    keys = trace.cache(step.number, site, 0).keys
+    return keys[:, seen[: -step.new]], keys[:, seen[-step.new :]]
 
 
 def _usual(
