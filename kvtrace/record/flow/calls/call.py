@@ -194,7 +194,9 @@ def _how(mix: Mix, plan: Plan, q: Tensor, k: Tensor) -> tuple[Explained, Tensor 
         return from_weights(q, k, plan.weights.apply(mix.weights[0])), None
     logits, column = _without_sink(mark, plan.logits.apply(mark.logits), k.shape[2])
     shifts = mark.normaliser != SIGMOIDAL
-    how = explain(q, k, logits, mark.scale, mark.cap, added=mark.added, shifts=shifts)
+    # products that are none of queries with keys act as a bias
+    added = mark.added or len(plan.parts) < len(mark.products)
+    how = explain(q, k, logits, mark.scale, mark.cap, added=added, shifts=shifts)
     if column is None and mark.normaliser == DIVIDED:
         column = _left_over(logits, plan.weights.apply(mix.weights[0]))
     return how, None if column is None else _same_for_all(column, how.shift)

@@ -6,6 +6,7 @@ number of keys, share it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from msgspec import Struct
@@ -33,14 +34,16 @@ from kvtrace.record.flow.plans.mix import Mix
 Certain = tuple[int | None, int | None]
 """Places of (query among free, batch among shared) axes in a call that left no doubt."""
 
+Part = tuple[int, bool, Layout, Layout]
+"""A product's place among the mark's, whether its left operand holds the queries, and layouts."""
+
 
 @dataclass(slots=True)
 class Plan:
     """Layouts of everything that takes part.
 
     Attributes:
-        parts: Of each product: its place among the mark's, whether its left operand holds the
-            queries, and the layouts of queries and keys.
+        parts: Of each product of queries with keys.
         values, output, logits, weights: Layouts.
         certain: What the call teaches about later ones.
         assumed: What was taken by convention.
@@ -49,7 +52,7 @@ class Plan:
         group: Query heads that shared repeated keys.
     """
 
-    parts: tuple[tuple[int, bool, Layout, Layout], ...]
+    parts: tuple[Part, ...]
     values: Layout
     output: Layout
     logits: Layout | None
@@ -134,8 +137,9 @@ def make(mix: Mix, sizes: Sizes, before: Certain | None, proven: bool = False) -
         whole = letters.whole(mark.key)
         last = next((x for x in growing[::-1] if x in whole), "")
         logits = layout(mark.logits_axes, mark.logits.shape, letters, (*rows, whole), last)
+    parts = [_part(mark, at, left, found, key, growing[:1]) for at, left in sides]
     return Plan(
-        tuple(_part(mark, at, left, found, key, growing[:1]) for at, left in sides),
+        tuple(_of_tokens(mark, parts, found.batch, key)),
         layout(value_axes, values.shape, letters, (*groups, mixed_key, features), grown),
         layout(out_axes, product.out.shape, letters, (*rows, features)),
         logits,
@@ -158,9 +162,7 @@ def _over_tokens(
         raise NotOverTokensError("features attend to features")
 
 
-def _part(
-    mark: Mark, at: int, left: bool, found: Roles, key: str, growing: str
-) -> tuple[int, bool, Layout, Layout]:
+def _part(mark: Mark, at: int, left: bool, found: Roles, key: str, growing: str) -> Part:
     """Layouts of the queries and keys of one product."""
     letters, part = mark.letters, mark.products[at]
     sides = [(part.left, part.left_axes), (part.right, part.right_axes)]
@@ -171,6 +173,21 @@ def _part(
         _rows(q, q_axes, letters, found, found.query, ""),
         _rows(k, k_axes, letters, found, key, growing),
     )
+
+
+def _of_tokens(mark: Mark, parts: Sequence[Part], batch: str, key: str) -> Sequence[Part]:
+    """Products with keys of the sequences: not with a table that is the same for all of them.
+
+    Rows of relative positions are one; what comes of it acts as a bias.
+    """
+    letters, kept = mark.letters, []
+    for part in parts:
+        product = mark.products[part[0]]
+        axes = product.right_axes if part[1] else product.left_axes
+        single = {x for x in letters.whole("".join(axes)) if letters.sizes[x] == 1}
+        if single - set(key) or set(wide(axes, letters)) & set(batch):
+            kept.append(part)
+    return kept or parts
 
 
 def _rows(
