@@ -117,7 +117,7 @@ def _phrases(step: Step, of: str, rows: Extent, cost: StepCost) -> Iterator[Phra
     if rows.sequences > 1:
         yield Phrase(_each(rows), "", _SEQUENCES, f" ×{rows.sequences} sequences")
     if not rows.keeps and rows.read_most == 0:
-        yield from _uncached(rows, cost)
+        yield from _uncached(rows, cost, step.cost.cached.head_all)
         return
     if saved:
         yield from (Phrase(" instead of "), Phrase(str(rows.without_cache), WITHOUT_CACHE))
@@ -155,17 +155,24 @@ def _from_cache(number: str, rows: str) -> Iterator[Phrase]:
     yield Phrase(" from the cache", "", _CACHED_ROWS)
 
 
-def _uncached(rows: Extent, cost: StepCost) -> Iterator[Phrase]:
-    """A step of a model that keeps nothing: what a cache would have saved.
+def _uncached(rows: Extent, cost: StepCost, every: int) -> Iterator[Phrase]:
+    """A step that kept nothing: what a cache would have saved.
 
-    Every FLOP of a forward without cache but the logits' is proportional to its query rows.
+    Every FLOP of a forward without cache is proportional to its query rows, but for logits that
+    are those of the last row alone.
+
+    Args:
+        rows: Of the step.
+        cost: Of the step.
+        every: FLOPs of the logits of every row.
     """
     price = f"{units.flops(cost.cached.flops)}, {_time(cost.cached.elapsed_ns)}"
     if not 0 < rows.fresh < rows.computed:
         yield Phrase(f" and kept none of them: {price}")
         return
     head = cost.parts[-1].cached
-    with_cache = (cost.cached.flops - head) * rows.fresh // rows.computed + head
+    logits = min(head, every * rows.fresh // rows.computed)
+    with_cache = (cost.cached.flops - head) * rows.fresh // rows.computed + logits
     yield Phrase(f" though only {_count(rows.fresh)} {'was' if rows.fresh == 1 else 'were'} new: ")
     yield Phrase(price, WITHOUT_CACHE)
     yield Phrase("; with a cache about ")

@@ -1,5 +1,6 @@
 """The sentence a learner reads, and the numbers behind it."""
 
+import pytest
 from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
@@ -129,7 +130,10 @@ def test_padding_counts_among_the_rows_a_model_without_cache_computes():
     assert extent(trace, 6).without_cache == 11
 
 
-def test_a_model_without_a_cache_is_told_what_one_would_save():
+@pytest.mark.parametrize(
+    ("head", "told", "would"), [(10, "7.01 kFLOP", "1.01 kFLOP"), (70, "7.07 kFLOP", "1.01 kFLOP")]
+)
+def test_a_model_without_a_cache_is_told_what_one_would_save(head, told, would):
     trace = synthetic_trace()
     meta = trace.source.meta
     trace.source.meta = replace(
@@ -137,18 +141,18 @@ def test_a_model_without_a_cache_is_told_what_one_would_save():
     )
     step = trace.step(2)
     group = replace(step.caches[0], first_cell=20, rows=7, kept=((),), length_after=0)
-    cost = Cost(Flops(qkv=7_000, head=10), Flops(qkv=7_000, head=10))
+    flops = Flops(qkv=7_000, head=head, head_last=10, head_all=70)
     trace = with_step(
         trace,
         2,
         tokens=((0,) * 7,),
         positions=(tuple(range(7)),),
         caches=(group,),
-        cost=cost,
+        cost=Cost(flops, flops),
     )
     assert summary(trace, 2).sentence == (
-        "step 2 computed 7 rows of Q, K, V though only 1 row was new: 7.01 kFLOP, 0.90 ms; "
-        "with a cache about 1.01 kFLOP would do"
+        f"step 2 computed 7 rows of Q, K, V though only 1 row was new: {told}, 0.90 ms; "
+        f"with a cache about {would} would do"
     )
 
 

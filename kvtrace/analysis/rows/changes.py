@@ -41,6 +41,8 @@ class LayerChange(Struct, frozen=True):
         """In words: `+1 row, 13 → 14`."""
         if not self.held:
             return f"{_rows(self.attended)}, not kept ({self.kind})"
+        if self.appended and not (self.length_before or self.length_after):
+            return f"{_rows(self.appended)}, none kept"
         words = []
         if self.appended:
             words.append(f"+{_rows(self.appended)}")

@@ -57,11 +57,14 @@ class Learning:
             use.repeated = True
         elif step.parent is not None and not step.computed and self_attention:
             use.read = True
-        if use.settled or call.kind == "encoder" or call.level == 1:
+        if call.kind == "encoder" or call.level == 1:
+            return
+        if use.settled:
+            if use.read and self_attention and (step.parent is None or step.computed):
+                use.left = None if self._is_held(use, call, seen, forward) else ()
             return
         use.looks += 1
-        if self.holders is None:
-            self.holders = holders.holders(forward.model, forward.arguments, forward.result)
+        self._look_around(forward)
         old = np.flatnonzero((step.origin[0] != NOWHERE) & (step.cells[0] != UNWRITTEN))
         new = step.written[0] if step.rows else old
         for name, rows in (("keys", call.keys), ("values", call.values)):
@@ -71,6 +74,21 @@ class Learning:
         )
         if use.keys is None and use.values is not None and use.turned is None:
             use.turned = find_turned(call.keys, old[::-1].tolist(), self.holders)
+
+    def _is_held(
+        self, use: SiteUse, call: AttentionCall, seen: SeenCall, forward: Forward
+    ) -> bool:
+        """Whether the rows of a text that begins are kept, too: it may be one without the cache."""
+        self._look_around(forward)
+        rows = [call.keys] * (use.keys is not None) + [call.values] * (use.values is not None)
+        slots = seen.step.slots[::-1].tolist()
+        found = (holders.find(one, slots, self.holders or [], which=False) for one in rows)
+        return not rows or any(one is not None for one in found)
+
+    def _look_around(self, forward: Forward) -> None:
+        """All that may hold rows, once in a forward."""
+        if self.holders is None:
+            self.holders = holders.holders(forward.model, forward.arguments, forward.result)
 
     def _learn_holder(
         self, use: SiteUse, name: str, rows: Tensor, old: Numbers, new: Numbers
@@ -105,7 +123,7 @@ def say(stores: Stores, use: SiteUse, made: CallEffect, *, derived: bool) -> Non
     rows = len(step.slots)
     layer = stores.layers[store]
     room = use.room if step.whole else max(use.room, step.cells.shape[1])
-    part = use.left is not None and not use.beside
+    part = bool(use.left) and not use.beside
     capacity = layer.capacity or (room if room > rows or part else None)
     if capacity is not None and capacity < rows:
         capacity = None  # one row does not tell along which axis there is room for more
