@@ -64,7 +64,7 @@ class Learning:
                 use.left = None if self._is_held(use, call, seen, forward) else ()
             return
         use.looks += 1
-        self._look_around(forward)
+        around = self._around(forward)
         old = np.flatnonzero((step.origin[0] != NOWHERE) & (step.cells[0] != UNWRITTEN))
         new = step.written[0] if step.rows else old
         for name, rows in (("keys", call.keys), ("values", call.values)):
@@ -73,22 +73,21 @@ class Learning:
             holders.held_by(forward.updates).intersection(one.storage for one in use.found)
         )
         if use.keys is None and use.values is not None and use.turned is None:
-            use.turned = find_turned(call.keys, old[::-1].tolist(), self.holders)
+            use.turned = find_turned(call.keys, old[::-1].tolist(), around)
 
-    def _is_held(
-        self, use: SiteUse, call: AttentionCall, seen: SeenCall, forward: Forward
-    ) -> bool:
+    def _is_held(self, use: SiteUse, call: AttentionCall, seen: SeenCall, forward: Forward) -> bool:
         """Whether the rows of a text that begins are kept, too: it may be one without the cache."""
-        self._look_around(forward)
+        around = self._around(forward)
         rows = [call.keys] * (use.keys is not None) + [call.values] * (use.values is not None)
         slots = seen.step.slots[::-1].tolist()
-        found = (holders.find(one, slots, self.holders or [], which=False) for one in rows)
+        found = (holders.find(one, slots, around, which=False) for one in rows)
         return not rows or any(one is not None for one in found)
 
-    def _look_around(self, forward: Forward) -> None:
-        """All that may hold rows, once in a forward."""
+    def _around(self, forward: Forward) -> list[Holder]:
+        """All that may hold rows, looked for once in a forward."""
         if self.holders is None:
             self.holders = holders.holders(forward.model, forward.arguments, forward.result)
+        return self.holders
 
     def _learn_holder(
         self, use: SiteUse, name: str, rows: Tensor, old: Numbers, new: Numbers
