@@ -137,6 +137,7 @@ class Site(Struct, frozen=True, omit_defaults=True):
         level: What saw it: 1 attention interface, 2 SDPA, 3 softmax pattern, 4 explicit.
         dtype: Of queries and output.
         code: "file.py:line" of the attention in the model's own code, where known.
+        scores_code: The same of its scores, q·kᵀ, where that is another line.
         first_head, all_heads: Where its heads begin among those of the whole model, and how many
             those are, where several processes share them; 0, 0: all are here.
         rule: How scores become weights: "softmax" over the rows, or "sigmoid" of each alone.
@@ -161,9 +162,19 @@ class Site(Struct, frozen=True, omit_defaults=True):
     level: int = 1
     dtype: str = "float32"
     code: str = ""
+    scores_code: str = ""
     first_head: int = 0
     all_heads: int = 0
     rule: str = "softmax"
+
+    @property
+    def lines(self) -> str:
+        """Where it is written: "model.py:33", or "model.py:28 scores, :33 output"."""
+        if not self.scores_code:
+            return self.code
+        name, _, line = self.code.rpartition(":")
+        same = self.scores_code.rpartition(":")[0] == name
+        return f"{self.scores_code} scores, {f':{line}' if same else self.code} output"
 
     def kv_head(self, head: int) -> int:
         """The kv head that query head `head` reads."""

@@ -44,6 +44,15 @@ def test_a_file_below_the_current_folder_is_found_and_its_line_is_meant(trace, t
     assert "7 queries: 3.14 kFLOP" in "\n".join(words(rows)[:head])
 
 
+def test_the_lines_of_the_scores_and_of_the_output_are_both_meant(trace, tmp_path):
+    (tmp_path / "model.py").write_text(CODE)
+    site = replace(trace.meta.sites[0], code="model.py:4", scores_code="model.py:3")
+    trace.source.meta = replace(trace.meta, sites=(site, *trace.meta.sites[1:]))
+    rows, _, at = code_rows(trace, 2, 0, source_of(trace, 0, tmp_path))
+    assert [row for row in words(rows) if "▸" in row] == words(rows)[at - 1 : at + 1]
+    assert any(row.startswith(" model.py:3 scores, :4 output") for row in words(rows))
+
+
 def test_a_shorter_file_of_that_name_is_another_one(trace, tmp_path):
     (tmp_path / "model.py").write_text("x = 1\n")
     (tmp_path / "old").mkdir()

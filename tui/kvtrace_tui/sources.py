@@ -30,11 +30,12 @@ _SKIPPED = {"node_modules", "__pycache__", "site-packages", "build", "dist"}
 
 
 class Source(Struct, frozen=True):
-    """A file and the line meant in it.
+    """A file and the lines meant in it.
 
     Attributes:
         name: File and line as recorded: "model.py:33".
-        line: Counted from 1; 0: not known.
+        line: Where the output is calculated, counted from 1; 0: not known.
+        scores: Where the scores are, if that is another line of this file; else 0.
         path: Where it is, safe to show; empty: it is not here.
         lines: Its text, safe to show.
         remark: Why there is nothing to show, or why it may be another version.
@@ -42,6 +43,7 @@ class Source(Struct, frozen=True):
 
     name: str
     line: int
+    scores: int = 0
     path: str = ""
     lines: tuple[str, ...] = ()
     remark: str = ""
@@ -55,20 +57,28 @@ def source_of(trace: Trace, layer: int, here: Path) -> Source:
         layer: Site.
         here: The current folder.
     """
-    code = trace.site(layer).code
-    name, _, line = code.rpartition(":")
-    number = int(line) if line.isascii() and line.isdecimal() and len(line) < 9 else 0
-    shown = safe(code, 200)
+    site = trace.site(layer)
+    name, number = _parted(site.code)
+    scores_name, scores = _parted(site.scores_code)
+    scores = scores if scores_name == name else 0
+    shown = safe(site.lines, 200)
     if not name or not number:
         return Source(shown, 0, remark="where this attention is written was not seen")
     if name != PurePosixPath(name).name or not name.endswith(".py") or name.startswith("."):
         return Source(shown, number, remark="that is not the name of a Python file")
     for path in (*_built_in(trace, name), *_places(name, here)):
         lines = _read(path)
-        if lines is not None and len(lines) >= number:
-            return Source(shown, number, safe(paths.shown(path), 400), lines, _version(trace, path))
+        if lines is not None and len(lines) >= max(number, scores):
+            where = safe(paths.shown(path), 400)
+            return Source(shown, number, scores, where, lines, _version(trace, path))
     where = "below this folder or in transformers: start kvtrace where the model's code is"
     return Source(shown, number, remark=f"no {safe(name, 100)} with that line {where}")
+
+
+def _parted(code: str) -> tuple[str, int]:
+    """File and line of "file.py:line"; 0: no line."""
+    name, _, line = code.rpartition(":")
+    return name, int(line) if line.isascii() and line.isdecimal() and len(line) < 9 else 0
 
 
 def _places(name: str, here: Path) -> Iterator[Path]:

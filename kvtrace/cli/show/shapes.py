@@ -29,7 +29,7 @@ def _site_shape(site: Site) -> tuple[str, ...]:
         f"window {site.window}" if site.window else "",
         "learned sinks" if site.sinks else "",
         f"seen at level {site.level}" if site.level != 1 else "",
-        site.code,
+        site.lines,
         site.dtype if site.dtype != "float32" else "",
     ]
     heads = f"{site.num_heads}"

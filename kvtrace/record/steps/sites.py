@@ -62,6 +62,7 @@ class Sites:
                 level=call.level,
                 dtype=dtype_name(dtype),
                 code=call.code,
+                scores_code=call.scores_code,
                 rule=call.rule,
             )
         )

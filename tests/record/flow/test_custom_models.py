@@ -1,5 +1,8 @@
 """The shipped models in people's styles: cached as recomputed, and every call of theirs seen."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -43,6 +46,20 @@ def test_every_layer_of_every_step_is_seen(style):
     assert rows == (list(range(PROMPT, TOTAL + 1)) if growing else [PROMPT] + [1] * (steps - 1))
     assert {call.level for call in calls} <= {2, 3}
     assert all(call.code.startswith(f"{style}.py:") for call in calls)
+    assert len({call.scores_code for call in calls}) == 1
+
+
+SCORED = {"tuple_cat": ("@ k", "@ v"), "einsum_heads": ("einsum", "einsum")}
+
+
+@pytest.mark.parametrize("style", SCORED)
+def test_the_lines_that_compute_the_scores_and_the_output_are_named(style):
+    _, calls, _ = watched(style)
+    lines = Path(inspect.getfile(type(build(style)))).read_text().splitlines()
+    named = [calls[0].scores_code, calls[0].code]
+    found = [lines[int(code.rpartition(":")[2]) - 1] for code in named]
+    assert found[0] != found[1]
+    assert all(word in line for word, line in zip(SCORED[style], found, strict=True))
 
 
 @pytest.mark.parametrize("style", [style for style in ATTENDING if style not in UNCACHED])

@@ -100,7 +100,7 @@ def _written_in(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     if others:
         lines.append(pair(width, "read by", (f"L{', L'.join(map(str, others))} too", ink.TEXT)))
     if site.code:
-        lines.append(pair(width, "code", (_ending(text.safe(site.code, 120), width), ink.TOKEN)))
+        lines.append(pair(width, "code", (_ending(text.safe(site.lines, 120), width), ink.TOKEN)))
     return lines
 
 

@@ -32,6 +32,7 @@ class AttentionCall(Struct, frozen=True):
         window: Sliding window in rows, where the module declares one.
         level: 1 attention interface, 2 SDPA, 3 softmax pattern, 4 explicit.
         code: "file.py:line" of the attention in the model's own code, where known.
+        scores_code: The same of its scores, where that is another line.
         rule: How scores become weights: "softmax" or "sigmoid".
         mixes: The model multiplied values for it; False: its weights were added to another's first.
     """
@@ -53,5 +54,6 @@ class AttentionCall(Struct, frozen=True):
     window: int | None = None
     level: int = 1
     code: str = ""
+    scores_code: str = ""
     rule: str = "softmax"
     mixes: bool = True

@@ -58,7 +58,7 @@ def read(mix: Mix, plan: Plan) -> FlowCall:
     if q.shape[1] != out.shape[1]:
         q = q.expand(-1, out.shape[1], -1, -1)
     if plan.plain and not due(plan) and not (mark.added and _adds(mix, plan, q, k)):
-        return plainly(plan, (q, k, v, out), mark.logits, (mark.scale, mark.cap), mix.place)
+        return plainly(plan, (q, k, v, out), mark.logits, (mark.scale, mark.cap), _places(mix))
     with uncounted(q, k, v, out):
         return _proved(mix, plan, (q, k, v, out))
 
@@ -73,7 +73,7 @@ def plainly(
     rows: tuple[Tensor, Tensor, Tensor, Tensor],
     logits: Tensor | None,
     factors: tuple[float, float | None],
-    place: str,
+    places: tuple[str, str],
 ) -> FlowCall:
     """One more call of a plan that has proved itself; only its mask is looked at.
 
@@ -82,7 +82,7 @@ def plainly(
         rows: Queries, keys, values and output, arranged.
         logits: What the softmax was given, where it was seen.
         factors: Scale and softcap.
-        place: "file.py:line" of weights·v.
+        places: "file.py:line" of q·kᵀ and of weights·v.
     """
     plan.proven += 1
     q, k, v, out = rows
@@ -91,7 +91,15 @@ def plainly(
         visible = _visible(plan.logits.apply(logits))
     if plan.group > 1:
         k, v = k[:, :: plan.group], v[:, :: plan.group]
-    return FlowCall(q, k, v, out, *factors, visible, place=place, assumed=plan.assumed)
+    scored, place = places
+    return FlowCall(
+        q, k, v, out, *factors, visible, place=place, assumed=plan.assumed, scored=scored
+    )
+
+
+def _places(mix: Mix) -> tuple[str, str]:
+    """Where scores and output are computed."""
+    return mix.mark.products[0].place, mix.place
 
 
 def _adds(mix: Mix, plan: Plan, q: Tensor, k: Tensor) -> bool:
@@ -125,7 +133,9 @@ def along(walk: Walk) -> FlowCall:
     if q.shape[1] != out.shape[1]:
         q = q.expand(-1, out.shape[1], -1, -1)
     logits = walk.results[route.logits]
-    return plainly(plan, (q, k, v, out), logits, (route.scale, route.softcap), route.place)
+    return plainly(
+        plan, (q, k, v, out), logits, (route.scale, route.softcap), (walk.scored, route.place)
+    )
 
 
 def uncounted(*tensors: Tensor) -> AbstractContextManager[object]:
@@ -174,6 +184,7 @@ def _proved(mix: Mix, plan: Plan, rows: tuple[Tensor, Tensor, Tensor, Tensor]) -
         weights=random,
         assumed=plan.assumed,
         rule=SIGMOIDAL if mark.normaliser == SIGMOIDAL else "softmax",
+        scored=mark.products[0].place,
     )
     why = refusal(call)
     if why:

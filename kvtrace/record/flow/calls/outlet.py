@@ -117,6 +117,7 @@ class Outlet:
             sinks=call.sinks,
             level=call.level,
             code=call.place,
+            scores_code=call.scored if call.scored != call.place else "",
             rule=call.rule,
             mixes=call.mixes,
         )

@@ -36,6 +36,7 @@ class FlowCall(Struct, frozen=True):
         sinks: Logit of one extra column per head, [heads]; None without one.
         level: 2 SDPA and other fused calls, 3 softmax pattern.
         place: "file.py:line" in the model's code.
+        scored: The same of q·kᵀ, where it was seen.
         weights: What the softmax made, where something random came after it.
         assumed: What was taken by convention, in a few words.
         rule: How scores become weights: "softmax" or "sigmoid".
@@ -57,6 +58,7 @@ class FlowCall(Struct, frozen=True):
     assumed: str = ""
     rule: str = "softmax"
     mixes: bool = True
+    scored: str = ""
 
     @property
     def hides_later(self) -> bool:

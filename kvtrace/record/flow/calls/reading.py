@@ -88,6 +88,7 @@ def _call(part: Part, call: FlowCall) -> AttentionCall:
         sinks=call.sinks,
         level=like.level,
         code=call.place,
+        scores_code=like.scores_code if call.place else "",
     )
 
 

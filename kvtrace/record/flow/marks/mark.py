@@ -29,13 +29,14 @@ class Stage(Enum):
 
 
 class Product(Struct, frozen=True):
-    """One q·kᵀ: the operands, the letters of their axes, and the factor on it."""
+    """One q·kᵀ: the operands, the letters of their axes, the factor on it, and its line of code."""
 
     left: Tensor
     right: Tensor
     left_axes: Axes
     right_axes: Axes
     alpha: float
+    place: str = ""
 
 
 class Mark(Struct, frozen=True):
@@ -99,15 +100,15 @@ class Term(Struct, frozen=True):
     mark: Mark
 
 
-def start(product: Contraction) -> Mark:
-    """Scores made by a product of two tensors that are not parameters."""
+def start(product: Contraction, place: str = "") -> Mark:
+    """Scores made by a product of two tensors that are not parameters, at a place in the code."""
     letters = Letters()
     names = {letter: letters.new(size) for letter, size in product.sizes().items()}
     sizes = product.sizes()
     left = _operand(product.left, product.left_axes, names, sizes)
     right = _operand(product.right, product.right_axes, names, sizes)
     axes = tuple(names[letter] for letter in product.out_axes)
-    part = Product(product.left, product.right, left, right, product.alpha)
+    part = Product(product.left, product.right, left, right, product.alpha, place)
     return Mark(Stage.SCORES, letters, axes, (part,))
 
 

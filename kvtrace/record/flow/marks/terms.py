@@ -103,7 +103,7 @@ def _split(letters: Letters, axis: str, inner: int) -> tuple[str, str]:
 def _product(one: Product, letters: Letters, pick: tuple[str, int]) -> Product:
     left, left_axes = _taken(one.left, one.left_axes, letters, pick)
     right, right_axes = _taken(one.right, one.right_axes, letters, pick)
-    return Product(left, right, left_axes, right_axes, one.alpha)
+    return Product(left, right, left_axes, right_axes, one.alpha, one.place)
 
 
 def _taken(

@@ -321,8 +321,12 @@ class FlowMode(Beneath):
             self.families.end(mix.mark)
         return ended
 
+    def _scored(self) -> str:
+        """Where in the model's code the scores that begin now are computed."""
+        return place()[0]
+
     def _begin(self, product: Contraction, *, added: bool = False, heard: bool = True) -> None:
-        mark = start(product)
+        mark = start(product, self._scored())
         self.families.begin(mark, heard=heard)
         if added:
             mark = replace(mark, added=True)

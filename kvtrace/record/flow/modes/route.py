@@ -187,6 +187,7 @@ class Walk:
         frame: Its forward.
         done: Functions that have run.
         results: Those of their results that are on the way.
+        scored: "file.py:line" of q·kᵀ.
     """
 
     route: Route
@@ -194,6 +195,7 @@ class Walk:
     frame: object
     done: list[Done]
     results: list[Tensor]
+    scored: str
 
 
 def numbers_of(args: Sequence[Any], links: Sequence[int]) -> Numbers | None:

@@ -48,6 +48,7 @@ class RoutedMode(FlowMode):
         self._log_of: tuple[Site, object] | None = None
         self._woken = False
         self._mix: Mix | None = None
+        self._scored_before: str | None = None
         self._kept = self._handled - {*MULTIPLY, *DIVIDE, "sum"}
 
     def listen(self) -> None:
@@ -108,7 +109,7 @@ class RoutedMode(FlowMode):
             return None
         route = self.routes.get(site)
         if route is not None and route.begins(func, args, named, self._listener.sizes_now):
-            self._walk = Walk(route, site, frame, [], [])
+            self._walk = Walk(route, site, frame, [], [], place()[0])
             return self._walk
         if self._left[site] < MOST:
             self._log, self._log_of = [], (site, frame)
@@ -152,8 +153,16 @@ class RoutedMode(FlowMode):
         if not (whole and due(walk.route.plan)):
             self._left[walk.site] += 1
             self.routes.pop(walk.site, None)
-        for done in walk.done:
-            super().__torch_function__(Told(done), (), done.args, done.named)
+        self._scored_before = walk.scored
+        try:
+            for done in walk.done:
+                super().__torch_function__(Told(done), (), done.args, done.named)
+        finally:
+            self._scored_before = None
+
+    def _scored(self) -> str:
+        """Of what has run before, as it was then."""
+        return super()._scored() if self._scored_before is None else self._scored_before
 
     # -- learning one ------------------------------------------------------------------------
 

@@ -32,8 +32,8 @@ def code_rows(trace: Trace, number: int, layer: int, source: Source) -> tuple[li
     head, at = len(rows), 0
     gutter = len(str(len(source.lines)))
     for index, text in enumerate(source.lines, 1):
-        here = index == source.line
-        at = len(rows) if here else at
+        here = index in (source.line, source.scores)
+        at = len(rows) if index == source.line else at
         style = ink.SELECTED if here else ink.DIM
         rows.append([
             (" ▸ " if here else "   ", ink.ACCENT),
