@@ -27,7 +27,7 @@ from kvtrace.record.chance import OTHER_SEED
 from kvtrace.record.driving.trying.contents import contents
 from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.trying.private import nothing_left
-from kvtrace.record.driving.ways.calls import Calls, CannotBeginError, Shape
+from kvtrace.record.driving.ways.calls import Calls, CannotBeginError, NoCacheError, Shape
 from kvtrace.record.driving.ways.way import Way
 
 NOT_FINITE = "no logit is finite"
@@ -112,6 +112,8 @@ class Trials(Struct, frozen=True):
                 for end in range(self.prefill, len(self.tokens) + 1):
                     steps.append(calls.step(self.tokens[:end]).clone())
                 keeps = self._keeps(way)
+            if way.inside and way.feeds == "all" and not self._takes_the_newest(way):
+                raise NoCacheError("fed all tokens, it computed all of them again")
             whole = steps[1:] if alone else self._whole(way if way.feeds != "one" else plain or way)
         except Exception as error:
             begins = not isinstance(error, CannotBeginError)
@@ -238,6 +240,18 @@ class Trials(Struct, frozen=True):
             again = [calls.step(tokens[:end]).clone() for end in ends]
         # the second step sees the first through any cache, so the first one counts
         return _same(steps[1], again[1])
+
+    def _takes_the_newest(self, way: Way) -> bool:
+        """Whether a step that is given all tokens again heeds the newest alone."""
+        end = self.prefill + 1
+        other = [self.tokens[1]] * self.prefill + [self.tokens[self.prefill]]
+        found = []
+        for tokens in (self.tokens[:end], other):
+            with nothing_left(self.model, self.script), _calm():
+                calls = self._calls(way)
+                calls.step(self.tokens[: self.prefill])
+                found.append(calls.step(tokens).clone())
+        return _same(*found)
 
     def _keeps(self, way: Way) -> bool:
         """Whether a decode step leaves anything new inside of the model."""

@@ -158,6 +158,10 @@ def _inside(
             yield Way(signature, layout, inside=True, first=first, given=(*given, *mask))
     for given in _options(signature) if before else ():
         yield Way(signature, layout, inside=True, first=called(before), given=given)
+    on = {one.name for one in _turned(signature, on=True)}
+    for given in _options(signature) if on else ():
+        if on <= {one.name for one in given}:
+            yield Way(signature, layout, None, True, tuple(empties), given, feeds="all")
 
 
 def _guessed(signature: Signature) -> Iterator[Way]:

@@ -20,6 +20,7 @@ from kvtrace.record.flow.calls.explain import UnexplainedError
 from kvtrace.record.flow.calls.fused import of_flex, of_sdpa
 from kvtrace.record.flow.calls.loops import COLLECTS, Loop
 from kvtrace.record.flow.calls.outlet import Outlet
+from kvtrace.record.flow.calls.placeholders import computed
 from kvtrace.record.flow.calls.prove import FlowCall, refusal
 from kvtrace.record.flow.marks.follow import Args, Kwargs
 from kvtrace.record.flow.marks.weights import SCRIPTED, SIGMOIDAL, is_batched
@@ -226,7 +227,7 @@ class Listening:
         path = self._path()
         if call.assumed:
             self.notes[f"{path}: {call.assumed}"] = None
-        self.outlet.take(call, path, output)
+        self.outlet.take(computed(call, path, self.notes), path, output)
 
     # ------------------------------------------------------------------ what went wrong
 

@@ -19,6 +19,7 @@ from kvtrace.record.flow.calls.explain import UnexplainedError, explain, same_ma
 from kvtrace.record.flow.calls.fused import of_sdpa
 from kvtrace.record.flow.calls.listen import Listening
 from kvtrace.record.flow.calls.parts import Note, Part, intact
+from kvtrace.record.flow.calls.placeholders import computed
 from kvtrace.record.flow.calls.prove import FlowCall, capped, refusal
 from kvtrace.record.flow.modes.route import Route, equal, numbers_of
 
@@ -66,7 +67,8 @@ def read(
             except Exception as error:
                 listening.reasons.setdefault(where, str(error).partition("\n")[0])
                 continue
-            out.append(_call(part, call.detached))
+            told = computed(call.detached, part.like.module, listening.notes)
+            out.append(_call(part, told))
     return out, alike and len(out) == len(heard)
 
 
