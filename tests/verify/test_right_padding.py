@@ -118,3 +118,33 @@ def test_a_mask_of_fewer_rows_than_there_are_does_not_stop_the_recording(tmp_pat
     trace = open_trace(tmp_path / "a.kvt")
     first = check(trace).findings[0]
     assert (len(trace), first.name, first.step, first.layer) == (3, "DUPLICATE-ROWS", 1, 0)
+
+
+def gathered(model, path, *, hidden):
+    """Three prompts, filled up at the right; each goes on with the likeliest after its own end."""
+    lengths = torch.tensor([13, 9, 6])
+    tokens = torch.randint(3, 90, (3, 13), generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(13) < lengths[:, None]).long()
+    given, past, at = tokens * mask, None, lengths - 1
+    with kvtrace.record(model, path, keep_rows=True), torch.no_grad():
+        for step in range(4):
+            mask = torch.cat([mask, torch.ones(3, step > 0, dtype=torch.long)], dim=1)
+            places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -given.shape[1] :]
+            told = {"attention_mask": mask, "position_ids": places} if hidden else {}
+            out = model(given, past_key_values=past, use_cache=True, **told)
+            likeliest = out.logits.argmax(-1)
+            given, past = likeliest[torch.arange(3), at][:, None], out.past_key_values
+            at = torch.zeros(3, dtype=torch.long)
+    return check(open_trace(path))
+
+
+def test_filling_at_the_right_that_texts_go_on_behind_is_visible_padding(tmp_path):
+    report = gathered(tiny_model("llama"), tmp_path / "a.kvt", hidden=False)
+    first = report.findings[0]
+    assert (first.name, first.step, first.layer, first.sequences) == ("PAD-VISIBLE", 1, 0, (1, 2))
+    assert len(report.findings) == 1
+
+
+def test_filling_at_the_right_that_is_hidden_is_no_divergence(tmp_path):
+    report = gathered(tiny_model("llama"), tmp_path / "a.kvt", hidden=True)
+    assert (report.verdict, report.findings) == (EQUAL, ())

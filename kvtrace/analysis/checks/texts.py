@@ -12,6 +12,7 @@ from kvtrace.analysis.checks.noise import Noise
 from kvtrace.analysis.checks.placed import placed
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.whole_run.encoders import cached_again, encoded_anew
+from kvtrace.analysis.checks.whole_run.filled_up import filled_up
 from kvtrace.analysis.checks.whole_run.forgotten import Forgotten
 from kvtrace.analysis.checks.whole_run.leftover import leftover
 from kvtrace.analysis.checks.whole_run.not_reordered import NotReordered
@@ -64,6 +65,8 @@ class Texts:
         trace = self.trace
         lost, other = self._lost.add(step, before, looking=looking), None
         mixed = self._beams.add(step, before)
+        filled = filled_up(trace, step, before)
+        self.padded |= set(filled.sequences if filled else ())
         self.padded |= set(padded_inside(trace, step))
         if looking and not self._stale:
             other = (
@@ -75,7 +78,7 @@ class Texts:
             other = None
         self._stale = self._stale or other is not None
         self.astray = other is not None and step.parent is not None and step.new > 1
-        return [one for one in (lost, mixed, other) if one is not None]
+        return [one for one in (lost, mixed, filled, other) if one is not None]
 
     def _known_better(self, step: Step, found: Finding) -> bool:
         """Whether comparing lanes tells whose rows were there before a text began."""
