@@ -54,7 +54,7 @@ class FlowWatch:
         self._forwards = Forwards(self._around)
         self._listening = Listening(Outlet(self._forwards, sink))
         self._mode = RoutedMode(self._listening, self._owns)
-        self._listening.last_parameter = lambda: self._mode.last_parameter
+        self._listening.last_parameter = lambda: self._mode.products.last_parameter
         self._fast_paths = FastPaths(self._listening)
         self._hearing = Hearing(self._listening, self._mode, late)
         self._waking = Waking(self._mode, self._missed, self._hearing)

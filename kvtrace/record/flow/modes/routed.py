@@ -23,7 +23,6 @@ from kvtrace.record.flow.modes.listener import Listener
 from kvtrace.record.flow.modes.mode import FlowMode
 from kvtrace.record.flow.modes.places import place
 from kvtrace.record.flow.modes.route import Done, Route, Told, Walk
-from kvtrace.record.flow.plans.mix import Mix
 
 MOST = 8
 """Routes of one site that turned out not to be gone again, before no more are learnt."""
@@ -47,19 +46,17 @@ class RoutedMode(FlowMode):
         self._log: list[Done] | None = None
         self._log_of: tuple[Site, object] | None = None
         self._woken = False
-        self._mix: Mix | None = None
-        self._scored_before: str | None = None
         self._kept = self._handled - {*MULTIPLY, *DIVIDE, "sum"}
 
     def listen(self) -> None:
         """Nothing is under way."""
         super().listen()
-        self._walk = self._log = self._mix = None
+        self._walk = self._log = self.products.ended = None
         self._woken = False
 
     def woken(self) -> None:
         """Switched on by a product that may be the first of an attention: the next function."""
-        self._walk = self._log = self._mix = None
+        self._walk = self._log = self.products.ended = None
         self._woken = True
 
     def over(self) -> None:
@@ -78,7 +75,7 @@ class RoutedMode(FlowMode):
     def forget(self) -> None:
         """Drop all that is followed: a forward is over."""
         super().forget()
-        self._walk = self._log = self._log_of = self._mix = None
+        self._walk = self._log = self._log_of = self.products.ended = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See one torch function."""
@@ -153,27 +150,18 @@ class RoutedMode(FlowMode):
         if not (whole and due(walk.route.plan)):
             self._left[walk.site] += 1
             self.routes.pop(walk.site, None)
-        self._scored_before = walk.scored
+        self.products.scored = walk.scored
         try:
             for done in walk.done:
                 super().__torch_function__(Told(done), (), done.args, done.named)
         finally:
-            self._scored_before = None
-
-    def _scored(self) -> str:
-        """Of what has run before, as it was then."""
-        return super()._scored() if self._scored_before is None else self._scored_before
+            self.products.scored = None
 
     # -- learning one ------------------------------------------------------------------------
 
-    def _mixed(self, mix: Mix) -> bool:
-        ended = super()._mixed(mix)
-        self._mix = mix if ended else None
-        return ended
-
     def _write_down(self, log: list[Done], done: Done) -> None:
         """A function was followed: once the call is complete, its route is known."""
-        mix, self._mix = self._mix, None
+        mix, self.products.ended = self.products.ended, None
         log.append(done)
         if mix is None and len(log) < LONGEST and not self._is_made_of_parameters(done.args):
             return
