@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
-from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.errors import TraceError
@@ -22,7 +21,6 @@ from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.tokens.inputs import tokens_of
 from kvtrace.record.lanes.compared.cached import MOST_BYTES, Memory
 from kvtrace.record.lanes.compared.logits import KeptLogits
-from kvtrace.record.lanes.compared.tolerance import higher, tolerance
 from kvtrace.record.lanes.depth import Depth
 from kvtrace.record.lanes.given.extras import Extras, bound
 from kvtrace.record.lanes.given.shown import rows_beyond_ids
@@ -34,33 +32,17 @@ from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.each_step import EachPass
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.sink import LaneSink, with_lanes
+from kvtrace.record.lanes.wanted import RECOMPUTED, LaneOptions, lane_of, tolerance_of, wanted_lanes
 from kvtrace.record.lanes.weights import Weights
 from kvtrace.trace import (
     HOOKS_CHANGED,
     ROWS_UNKNOWN,
     WEIGHTS_CHANGED,
-    Lane,
     Meta,
     Note,
     Step,
     Trace,
 )
-
-RECOMPUTED, REFEREE = "recomputed", "referee"
-
-
-class LaneOptions(Struct, frozen=True):
-    """Which lanes are computed.
-
-    Attributes:
-        mode: "once", "each" or "off".
-        referee: Compute the referee too, in one pass at the end.
-        keep_rows: Keep every pass, however large.
-    """
-
-    mode: str = "once"
-    referee: bool = False
-    keep_rows: bool = False
 
 
 @dataclass(slots=True)
@@ -178,16 +160,16 @@ class Lanes:
             return meta
         if self._each is None:
             source = FileSource(self.path)
-            unnamed = self._lane(meta, RECOMPUTED, "each", meta.model.dtype)
+            unnamed = lane_of(meta, self.again, RECOMPUTED, "each", meta.model.dtype)
             each = EachPass(self.again, source, self._logits, unnamed, self._extras)
             with self._again_as_it_was():
                 each.settle(step)
-            lane = self._lane(meta, RECOMPUTED, "each", meta.model.dtype)
+            lane = lane_of(meta, self.again, RECOMPUTED, "each", meta.model.dtype)
             each.lane = lane
             meta = with_lanes(meta, [lane])
             sink.extend(meta)
             self._each = each
-        self.again.ties.tolerance = self._tolerance(meta)[0]
+        self.again.ties.tolerance = tolerance_of(meta, self.again)[0]
         with self._again_as_it_was():
             self._each.step(step, sink)
         return meta
@@ -208,7 +190,7 @@ class Lanes:
             META, with the lanes that were added.
         """
         again = None if self._each is None else self._each.lane
-        wanted = self._wanted(meta) if meta.sites else []
+        wanted = wanted_lanes(self.options, meta) if meta.sites else []
         if not meta.sites or not (wanted or again):
             return meta
         try:
@@ -267,12 +249,12 @@ class Lanes:
             batches = self._batches(one, sink, wanted)
             if not batches:
                 return meta
-            self.again.ties.tolerance = self._tolerance(meta)[0]
+            self.again.ties.tolerance = tolerance_of(meta, self.again)[0]
             for name, dtype, upcast in wanted:
                 if self._settles(one, name, batches[0], upcast):
                     lane = meta.lane(name)
                     if lane is None:
-                        lane = self._lane(meta, name, "once", dtype)
+                        lane = lane_of(meta, self.again, name, "once", dtype)
                         meta = with_lanes(meta, [lane])
                         sink.extend(meta)
                     one.run(lane, sink, dtype=upcast)
@@ -305,41 +287,6 @@ class Lanes:
             self._said.add(f"could not compute the {name} lane: {why}")
             return False
         return True
-
-    def _wanted(self, meta: Meta) -> list[tuple[str, str, str | None]]:
-        """(name, dtype, dtype of the pass) of each lane that is computed at the end."""
-        wanted: list[tuple[str, str, str | None]] = []
-        if self.options.mode == "once":
-            wanted.append((RECOMPUTED, meta.model.dtype, None))
-        if self.options.referee and self.options.mode != "off":
-            dtype = higher(meta.model.dtype)
-            wanted.append((REFEREE, dtype, dtype))
-        return wanted
-
-    def _lane(self, meta: Meta, name: str, mode: str, dtype: str) -> Lane:
-        limit, reason = self._tolerance(meta)
-        return Lane(name, mode, dtype, limit, reason, self.again.reference or "bare")
-
-    def _tolerance(self, meta: Meta) -> tuple[float, str]:
-        autocast = self.again.autocast
-        lowest = _lowest(meta, "" if autocast is None else autocast.name)
-        if lowest == "float32":
-            lowest = meta.model.products or lowest
-        return tolerance(lowest, max(1, len(meta.sites)))
-
-
-def _lowest(meta: Meta, autocast: str) -> str:
-    """The dtype with the fewest digits: autocast multiplies in a lower one than the weights'.
-
-    Of each call as it was first met: one that is less exact later on is what is to be found.
-    """
-    first: dict[tuple[str, int, str], str] = {}
-    for site in meta.sites:
-        first.setdefault((site.module, site.call, site.kind), site.dtype)
-    found = [meta.model.dtype, autocast, *first.values()]
-    order = ["bfloat16", "float16", "float32", "float64"]
-    known = [one for one in found if one in order]
-    return min(known, key=order.index) if known else meta.model.dtype
 
 
 def _earlier(trace: Trace) -> str:
