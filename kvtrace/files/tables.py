@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtrace.files.layout import Head
 from kvtrace.trace import Step
 
 FRAMES = np.dtype(
@@ -41,6 +42,21 @@ LARGEST = 1 << 62
 
 Group = tuple[int, ...]
 Rows = Sequence[tuple[int, ...]]
+
+
+def frame_row(
+    offset: int,
+    head: Head,
+    step: int = -1,
+    *,
+    cell: int = -1,
+    part: int = 0,
+    group: int = -1,
+    lane: int = 0,
+) -> tuple[int, ...]:
+    """A frame as a row of `FRAMES`."""
+    sizes = (offset, head.sequence, head.payload_bytes)
+    return (*sizes, step, cell, part, group, head.kind, head.flags, lane)
 
 
 def overview_row(step: Step) -> tuple[int, ...]:

@@ -28,8 +28,7 @@ from kvtrace.files.layout import (
     pack_slot,
 )
 from kvtrace.files.packing import Unit, packed, units_of
-from kvtrace.files.reading.catalog import frame_row
-from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, overview_row
+from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, frame_row, overview_row
 from kvtrace.files.tiles import Tiler
 from kvtrace.files.validate import MAX_CELL, check_meta, check_step
 from kvtrace.text import safe

@@ -1,7 +1,6 @@
 """Where everything in a trace file is: built from INDEX frames, then by reading what follows.
 
-Keeps up with a growing file. A torn tail is not damage: the next look continues there. Steps
-ascend in number and rows in cell; what does not is damage.
+Steps ascend in number and rows in cell; what does not is damage.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from kvtrace.files import codec
 from kvtrace.files.comparison import LaneFields
 from kvtrace.files.extents import RowsOf, num_frames
 from kvtrace.files.index import IndexPart
-from kvtrace.files.layout import HEADER_BYTES, MUST_UNDERSTAND, Head, Kind
+from kvtrace.files.layout import HEADER_BYTES, Head, Kind
 from kvtrace.files.reading.damage import DamageList
 from kvtrace.files.reading.frames import Frame, FrameFile
 from kvtrace.files.reading.indexed import indexed
-from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, Table, overview_row
+from kvtrace.files.reading.reach import Reach, refuse_unknown
+from kvtrace.files.tables import FRAMES, GROUP_WRITES, Groups, Table, frame_row, overview_row
 from kvtrace.files.tiles import TilePlace
 from kvtrace.files.validate import MAX_CELL, check_meta, check_step
-from kvtrace.trace import OVERVIEW, Damage, Ending, Meta, Note, Step
-
-_KINDS = frozenset(Kind)
+from kvtrace.trace import OVERVIEW, Ending, Meta, Note, Step
 
 
 class Catalog:
@@ -50,9 +48,7 @@ class Catalog:
         self.text_parts: list[IndexPart] = []
         self.texts: dict[int, str] = {}
         self._meta: Meta | None = None
-        self._offset, self._sequence, self._size = file.start, 0, -1
-        self._moment = (-1, 0)
-        self._last: tuple[int, Head] | None = None
+        self._reach = Reach(file, self.damage)
         self._pending: list[tuple[int, Head]] = []
         if file.lacks_start:
             self.damage.add(f"{file.name}: its first {HEADER_BYTES} bytes are damaged or lost.", 0)
@@ -80,12 +76,12 @@ class Catalog:
     @property
     def end(self) -> int:
         """Where the last whole frame ends."""
-        return self._offset
+        return self._reach.end
 
     @property
     def next_sequence(self) -> int:
         """Sequence number of the next frame."""
-        return self._sequence
+        return self._reach.sequence
 
     # -- INDEX frames ----------------------------------------------------------------------
 
@@ -100,8 +96,7 @@ class Catalog:
         chain, newest = found.chain, found.chain[-1]
         self.frames.extend([frame_row(part.frame.offset, part.frame.head) for part in chain])
         self.groups, self.text_parts = found.groups, chain
-        self._offset, self._sequence = newest.frame.end, newest.frame.head.sequence + 1
-        self._last = newest.frame.offset, newest.frame.head
+        self._reach.passed(newest.frame.offset, newest.frame.head)
         self._read_small_frames()
         steps = found.frames[found.frames["kind"] == Kind.STEP]
         self.numbers = steps["step"].tolist()
@@ -117,7 +112,7 @@ class Catalog:
             offset = int(row["offset"])
             try:
                 frame = self.file.frame(offset)
-                self._refuse_unknown(frame.head)
+                refuse_unknown(self.file, frame.head)
                 self._read_small(frame)
             except VersionError:
                 raise
@@ -149,80 +144,21 @@ class Catalog:
         Raises:
             VersionError: A frame must be understood and is not known.
         """
-        moment = self.file.moment()
-        if moment == self._moment or self.file.lost:
+        reach = self._reach
+        if self.file.lost or not reach.has_changed():
             return False
-        self._moment, size = moment, moment[0]
-        if self._lost(size):
+        if reach.is_lost():
             return True
-        self._size, before = size, self._offset
+        before = reach.end
         self.damage.tail = None
-        while self._advance(size):
-            pass
-        return self._offset != before
-
-    def _lost(self, size: int) -> bool:
-        """Whether the file is shorter than what was read of it, or holds something else now.
-
-        Then nothing more is read: what stands there may be of another run.
-        """
-        if self._last is None:
-            return False
-        offset, head = self._last
-        try:
-            same = self.file.head(offset, size) == head
-        except TraceError:
-            same = False
-        if not same:
-            cut = size < offset + head.total
-            self.file.lost = (
-                f"{self.file.name}: {'cut short' if cut else 'written over'} while it was open; "
-                "nothing more of it is read. Open it again."
-            )
-            self.damage.add(self.file.lost, offset)
-        return not same
-
-    def _advance(self, size: int) -> bool:
-        """Go past one frame, or past damage to the next; False at the end."""
-        offset = self._offset
-        try:
-            head = self.file.head(offset, size)
-            if head is not None and head.sequence < self._sequence:
-                raise TraceError(f"{self.file.name}: the frame at byte {offset} is out of order.")
-        except TraceError as error:
-            return self._skip(error)
-        if head is None:
-            return False
-        self._refuse_unknown(head)
-        if head.sequence > self._sequence:
-            self.damage.add(f"{self.file.name}: frames before byte {offset} are missing.", offset)
-        self._offset, self._sequence = offset + head.total, head.sequence + 1
-        self._last = offset, head
-        try:
-            self._enter(offset, head)
-        except TraceError as error:
-            self.damage.add(str(error), offset)
-        if head.kind != Kind.ROWS:
-            self._pending = []
-        return True
-
-    def _skip(self, error: TraceError) -> bool:
-        """Go on at the next good head; False at a torn tail."""
-        found = self.file.next_head(self._offset, self._sequence)
-        if found is None:
-            self.damage.tail = Damage(str(error), self._offset)
-            return False
-        self.damage.add(str(error), self._offset)
-        head = self.file.head(found, self.file.size())
-        self._offset, self._sequence = found, head.sequence if head else self._sequence
-        return True
-
-    def _refuse_unknown(self, head: Head) -> None:
-        if head.kind not in _KINDS and head.flags & MUST_UNDERSTAND:
-            raise VersionError(
-                f"{self.file.name}: a frame of kind {head.kind} must be understood; this kvtrace "
-                f"knows kinds up to {max(_KINDS)}. Upgrade with `pip install -U kvtrace`."
-            )
+        while (found := reach.next()) is not None:
+            try:
+                self._enter(*found)
+            except TraceError as error:
+                self.damage.add(str(error), found[0])
+            if found[1].kind != Kind.ROWS:
+                self._pending = []
+        return reach.end != before
 
     def _enter(self, offset: int, head: Head) -> None:
         if head.kind == Kind.ROWS:
@@ -274,7 +210,7 @@ class Catalog:
     def _check_tile(self, place: TilePlace) -> None:
         layers = len(self.meta.cache_layers)
         known = all(0 <= layer < layers for layer in place.layers)
-        sound = 0 <= place.first_cell < MAX_CELL and 0 < place.count <= self._size
+        sound = 0 <= place.first_cell < MAX_CELL and 0 < place.count <= self._reach.size
         if not (known and sound and len(set(place.layers)) == len(place.layers)):
             raise TraceError(f"{self.file.name}: copied rows of layers or cells that can't be.")
 
@@ -329,18 +265,3 @@ class Catalog:
         if not number:
             raise TraceError(f"{self.file.name}: a frame of a lane that META does not name.")
         return number
-
-
-def frame_row(
-    offset: int,
-    head: Head,
-    step: int = -1,
-    *,
-    cell: int = -1,
-    part: int = 0,
-    group: int = -1,
-    lane: int = 0,
-) -> tuple[int, ...]:
-    """A frame as a row of `FRAMES`."""
-    sizes = (offset, head.sequence, head.payload_bytes)
-    return (*sizes, step, cell, part, group, head.kind, head.flags, lane)
