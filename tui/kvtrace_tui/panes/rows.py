@@ -11,7 +11,6 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar, cast
 
 import numpy as np
-from msgspec import Struct
 
 from kvtrace.analysis.heads.tensors import (
     CACHE_TENSORS,
@@ -21,12 +20,12 @@ from kvtrace.analysis.heads.tensors import (
     pass_rows,
     tensor_head,
 )
-from kvtrace.errors import TraceError
 from kvtrace.trace import CACHED, NO_TOKEN, Tensor, Trace, dtypes
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.reference import at_places, places_of
 from kvtrace.trace.step import Runs
-from kvtrace.trace.view import cells_of, positions_of
+from kvtrace.trace.view import positions_of
+from kvtrace_tui.panes.cells import Cells, Read, grown_to, span
 
 KEPT_BYTES = 96 << 20
 ALL_KEYS_BYTES = 128 << 20
@@ -38,37 +37,7 @@ Blocks of them, counted from cell 0: what is read for a step depends on the step
 
 _ANSWERS_KEPT = 24
 _ANSWER_ROWS = 1 << 14
-Read = Callable[[int, int], Floats]
 T = TypeVar("T")
-
-
-class _Cells(Struct):
-    """Consecutive cells that were read: rows [..., stop - first, dim].
-
-    Attributes:
-        first: The first of them.
-        rows: Of all of them.
-        damaged: Blocks that were asked for last, when not all cells of them can be read.
-    """
-
-    first: int
-    rows: Floats
-    damaged: tuple[int, int] = (0, 0)
-
-    @property
-    def stop(self) -> int:
-        return self.first + int(self.rows.shape[-2])
-
-    def have(self, wanted: tuple[int, int]) -> bool:
-        """Whether all cells from one number up to another one are here."""
-        return self.first <= wanted[0] and wanted[1] <= self.stop
-
-    def of(self, runs: Runs) -> Floats:
-        """The rows of some runs, in slot order; a view where they are consecutive."""
-        if len(runs) == 1:
-            start = runs[0].cell - self.first
-            return self.rows[..., start : start + runs[0].count, :]
-        return self.rows[..., cells_of(runs) - self.first, :]
 
 
 class RowStore:
@@ -76,9 +45,9 @@ class RowStore:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self._kept: OrderedDict[Hashable, Floats | _Cells] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Floats | Cells] = OrderedDict()
         self._bytes = 0
-        self._layers: dict[int, _Cells] = {}
+        self._layers: dict[int, Cells] = {}
         self._answers: OrderedDict[Hashable, object] = OrderedDict()
 
     def answered(self, key: Hashable, rows: int, ask: Callable[[], T]) -> T:
@@ -145,7 +114,7 @@ class RowStore:
         if not runs:
             return None
         kept = self._cells(layer, tensor, head, runs)
-        blocks = self._blocks(self.trace.site(layer).reads, runs)
+        blocks = self._blocks(self.trace.site(layer).reads, span(runs))
         if not kept.have(blocks):
             return None
         return blocks, kept.rows[blocks[0] - kept.first : blocks[1] - kept.first]
@@ -184,7 +153,7 @@ class RowStore:
             return np.zeros((0, site.dim(tensor)), np.float32)
         return self._cells(layer, tensor, head, runs).of(runs)
 
-    def _cells(self, layer: int, tensor: Tensor, head: int, runs: Runs) -> _Cells:
+    def _cells(self, layer: int, tensor: Tensor, head: int, runs: Runs) -> Cells:
         """Cells of a K or V head, with those of the runs among them."""
         site = self.trace.site(layer)
         own = tensor_head(site, tensor, head)
@@ -194,32 +163,21 @@ class RowStore:
             return cell_rows(self.trace, layer, tensor, own, first, stop - first)
 
         kept = self._kept.get(key)
-        grown = self._grown(kept if isinstance(kept, _Cells) else None, site.reads, runs, read)
+        grown = self._grown(kept if isinstance(kept, Cells) else None, site.reads, runs, read)
         if grown is not kept:
             self._keep(key, grown)
         else:
             self._kept.move_to_end(key)
         return grown
 
-    def _grown(self, kept: _Cells | None, cache_layer: int, runs: Runs, read: Read) -> _Cells:
+    def _grown(self, kept: Cells | None, cache_layer: int, runs: Runs, read: Read) -> Cells:
         """What was kept, or more, so that the runs are in it, and the blocks around if they can."""
-        blocks = self._blocks(cache_layer, runs)
-        if kept is not None and kept.have(blocks):
-            return kept
-        needed = _span(runs)
-        had = kept is not None and kept.have(needed)
-        if kept is not None and had and kept.damaged == blocks:
-            return kept
-        try:
-            return _joined(kept, blocks, read)
-        except TraceError:
-            # a cell beside them is damaged: that is no reason to hide these
-            found = kept if kept is not None and had else _joined(kept, needed, read)
-            return _Cells(found.first, found.rows, blocks)
+        needed = span(runs)
+        return grown_to(kept, needed, self._blocks(cache_layer, needed), read)
 
-    def _blocks(self, cache_layer: int, runs: Runs) -> tuple[int, int]:
-        """The first and the last cell, exclusive, of the blocks that the runs reach into."""
-        low, high = _span(runs)
+    def _blocks(self, cache_layer: int, needed: tuple[int, int]) -> tuple[int, int]:
+        """The first and the last cell, exclusive, of the blocks that these reach into."""
+        low, high = needed
         written = self._cells_written(cache_layer)
         end = -(-high // LOOK_AHEAD) * LOOK_AHEAD
         return low // LOOK_AHEAD * LOOK_AHEAD, max(high, min(written, end))
@@ -298,13 +256,13 @@ class RowStore:
             self._keep(key, found)
         return found
 
-    def _keep(self, key: Hashable, value: Floats | _Cells) -> None:
+    def _keep(self, key: Hashable, value: Floats | Cells) -> None:
         before = self._kept.pop(key, None)
-        self._bytes += _size(value) - (0 if before is None else _size(before))
+        self._bytes += value.nbytes - (0 if before is None else before.nbytes)
         self._kept[key] = value
         while self._bytes > KEPT_BYTES and len(self._kept) > 1:
             _, oldest = self._kept.popitem(last=False)
-            self._bytes -= _size(oldest)
+            self._bytes -= oldest.nbytes
 
 
 class Shelf:
@@ -318,20 +276,3 @@ class Shelf:
         if self._store is None or self._store.trace is not trace:
             self._store = RowStore(trace)
         return self._store
-
-
-def _span(runs: Runs) -> tuple[int, int]:
-    """The first cell of some runs, and the one after the last."""
-    return min(run.cell for run in runs), max(run.cell + run.count for run in runs)
-
-
-def _joined(kept: _Cells | None, wanted: tuple[int, int], read: Read) -> _Cells:
-    """The wanted cells; those before them that were kept stay, unless there is a gap."""
-    first, stop = wanted
-    if kept is None or not kept.first <= first <= kept.stop:
-        return _Cells(first, read(first, stop))
-    return _Cells(kept.first, np.concatenate([kept.rows, read(kept.stop, stop)], axis=-2))
-
-
-def _size(value: Floats | _Cells) -> int:
-    return value.rows.nbytes if isinstance(value, _Cells) else value.nbytes
