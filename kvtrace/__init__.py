@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from kvtrace.files import open_trace as open  # noqa: A004 - kvtrace.open reads like open
     from kvtrace.record import record
     from kvtrace.trace import Trace
-    from kvtrace.verify.api import assert_cache_consistent, check
+    from kvtrace.verify.api import assert_cache_consistent
+    from kvtrace.verify.asked import check, diff
 
 _PUBLIC = {
     "assert_cache_consistent": ("kvtrace.verify.api", "assert_cache_consistent"),
-    "check": ("kvtrace.verify.api", "check"),
+    "check": ("kvtrace.verify.asked", "check"),
+    "diff": ("kvtrace.verify.asked", "diff"),
     "open": ("kvtrace.files", "open_trace"),
     "record": ("kvtrace.record", "record"),
     "Trace": ("kvtrace.trace", "Trace"),
 }
 
-__all__ = ["Trace", "__version__", "assert_cache_consistent", "check", "open", "record"]
+__all__ = ["Trace", "__version__", "assert_cache_consistent", "check", "diff", "open", "record"]
 
 
 def __getattr__(name: str) -> object:

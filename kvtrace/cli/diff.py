@@ -19,15 +19,14 @@ def run(values: argparse.Namespace) -> int:
     from kvtrace.analysis.two_runs.diff import diff
     from kvtrace.files import open_trace
 
-    old, new = open_trace(values.old), open_trace(values.new)
-    found = diff(old, new)
+    found = diff(open_trace(values.old), open_trace(values.new))
     if values.json:
         print(json.dumps(_facts(found), indent=1))
         if values.junit is None:
             return found.exit_code
-    from kvtrace.cli.shared import diff_text
+    from kvtrace.analysis.two_runs.told import lines
 
-    told = diff_text.lines(found, (old, new), (str(values.old), str(values.new)))
+    told = lines(found, (str(values.old), str(values.new)))
     if not values.json:
         print("\n".join(told[:1] if values.quiet else told))
     if values.junit is not None:

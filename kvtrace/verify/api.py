@@ -1,4 +1,4 @@
-"""`kvtrace.check` and `kvtrace.assert_cache_consistent`: is my cache right?"""
+"""`kvtrace.check` of a model, and `kvtrace.assert_cache_consistent`: is my cache right?"""
 
 from __future__ import annotations
 
@@ -43,29 +43,15 @@ def check(
     run: Callable[[], object] | None = None,
     keep: str | Path | None = None,
 ) -> Report:
-    """Hold what the cache gave against a forward without it, and name the difference.
-
-    Decodes every prompt, then tries the ways in which caches break: another prompt, the prompt
-    in chunks, a left-padded batch, beams, as far as the model offers them.
-
-    Args:
-        model: Any causal language model that caches; it is left as it is.
-        prompts: Text, token ids, or a tensor of ids; one or several.
-        tokenizer: For prompts of text.
-        new_tokens: Tokens to decode for each prompt.
-        ways: What else to try, of "again", "chunks", "padded", "beams" and "own"; by default
-            all. What the model is asked for by name it is taken to be written for.
-        run: Drives the model itself, in place of prompts: a function without arguments.
-        keep: Folder in which the traces stay; by default they go.
-
-    Returns:
-        A report; `print` it. `report.ok` is true if the lanes are equal within rounding.
+    """`kvtrace.check` of a model; see there for its arguments.
 
     Raises:
         UsageError: An argument is wrong.
     """
     if not isinstance(model, nn.Module):
-        raise UsageError(f"check: found {type(model).__name__}, expected a torch.nn.Module")
+        raise UsageError(
+            f"check: found {type(model).__name__}, expected a torch.nn.Module or a trace"
+        )
     if (run is None) == (prompts is None):
         raise UsageError("check: give prompts, or run=a function that drives the model")
     unknown = [way for way in ways or () if way not in WAYS]

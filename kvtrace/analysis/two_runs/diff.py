@@ -82,15 +82,49 @@ class Diff(Struct, frozen=True):
     logits: LogitsPart | None = None
     unread: tuple[str, ...] = ()
     kept: int = 0
+    _traces: tuple[Trace, Trace] | None = None
+
+    @property
+    def traces(self) -> tuple[Trace, Trace]:
+        """Old and new."""
+        if self._traces is None:
+            raise ValueError("a diff of no traces")
+        return self._traces
+
+    @property
+    def ok(self) -> bool:
+        """Nothing but rounding."""
+        return self.verdict == EQUAL
 
     @property
     def exit_code(self) -> int:
         """0 equal, 1 diverged, 3 could not check."""
         return {EQUAL: 0, DIVERGED: 1}.get(self.verdict, 3)
 
+    def __str__(self) -> str:
+        """As `kvtrace diff` prints it."""
+        from kvtrace.analysis.two_runs.told import lines
+
+        return "\n".join(lines(self))
+
+    def __repr__(self) -> str:
+        """One line, as a prompt or a notebook shows it."""
+        from kvtrace.analysis.two_runs.told import headline
+
+        return f"<Diff: {headline(self)}>"
+
 
 def diff(old: Trace, new: Trace) -> Diff:
-    """Compare the cached lanes of two traces, as far as both can be read."""
+    """Compare the cached lanes of two traces, as far as both can be read.
+
+    Args:
+        old: Taken as right: the run before the change.
+        new: The run that may differ.
+    """
+    return replace(_compared(old, new), _traces=(old, new))
+
+
+def _compared(old: Trace, new: Trace) -> Diff:
     settings = tuple(_settings(old, new))
     why = _other_model(old, new)
     if why:

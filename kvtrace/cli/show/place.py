@@ -8,8 +8,8 @@ from kvtrace.analysis.heads.attention import Attention
 from kvtrace.analysis.rows.origin import NO_SINGLE, UNKNOWN, origin
 from kvtrace.analysis.rows.packed import pool_text
 from kvtrace.cli.show.at import At
-from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError
+from kvtrace.tables import section, table
 from kvtrace.text import safe, token
 from kvtrace.trace import Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats

@@ -1,6 +1,6 @@
 """Any value of ours as what JSON can hold, without loss and without lies.
 
-Structs become objects with the names of their fields, so that the JSON reads like the API.
+Structs become objects with the names of their public fields, so that the JSON reads like the API.
 Numbers that are not finite become the strings "NaN", "Infinity" and "-Infinity": null stays what
 it is, "not there".
 """
@@ -41,7 +41,8 @@ def _compound(value: object) -> Plain:
     if isinstance(value, (list, tuple, frozenset)):
         return [plain(item) for item in value]
     if isinstance(value, Struct):
-        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        said = [name for name in value.__struct_fields__ if not name.startswith("_")]
+        return {name: plain(getattr(value, name)) for name in said}
     raise TypeError(f"{type(value).__name__} can't be written as JSON")
 
 

@@ -19,8 +19,8 @@ from kvtrace.analysis.lanes.parting import first_parting, largest_difference, wo
 from kvtrace.analysis.rows.packed import part_text
 from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.shapes import caches, sites, span
-from kvtrace.cli.show.tables import section, table
 from kvtrace.errors import KvtraceError
+from kvtrace.tables import section, table
 from kvtrace.text import safe, token
 from kvtrace.trace import Lane, Sampling, Step, Trace
 

@@ -1,4 +1,4 @@
-"""What `kvtrace diff` says of two traces, as lines of text."""
+"""What a diff says of two traces, as lines of text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvtrace.analysis.two_runs.causes import cause
 from kvtrace.analysis.two_runs.diff import Diff, TokensPart
 from kvtrace.analysis.two_runs.logits import LogitsPart
 from kvtrace.analysis.two_runs.rows import Parting
-from kvtrace.cli.show.tables import table
+from kvtrace.tables import table
 from kvtrace.text import safe, token
 from kvtrace.trace import Tensor, Trace
 
@@ -30,15 +30,16 @@ _LONG = {
 }
 
 
-def lines(found: Diff, traces: tuple[Trace, Trace], files: tuple[str, str]) -> list[str]:
+def lines(found: Diff, files: tuple[str, str] | None = None) -> list[str]:
     """Everything a diff says.
 
     Args:
         found: The comparison.
-        traces: Old and new.
-        files: Their paths, as typed.
+        files: Paths of the two, as the reader can open them; by default the names of the traces.
     """
-    out = [_headline(found, traces[1])]
+    traces = found.traces
+    files = files or (traces[0].name, traces[1].name)
+    out = [headline(found)]
     if found.first is not None:
         out += ["", *_where(found, found.first, traces, files)]
     if found.logits is not None:
@@ -59,7 +60,8 @@ def lines(found: Diff, traces: tuple[Trace, Trace], files: tuple[str, str]) -> l
     return out
 
 
-def _headline(found: Diff, trace: Trace) -> str:
+def headline(found: Diff) -> str:
+    """The verdict, and where."""
     if found.verdict == UNCHECKED:
         return f"could not check: {safe(found.reason, 1000)}"
     if found.logits is not None:
@@ -70,10 +72,8 @@ def _headline(found: Diff, trace: Trace) -> str:
     one = found.first
     kv = "kv head" if one.tensor in CACHE_TENSORS else "head"
     name = "" if found.finding is None else f", looks like {found.finding.name}"
-    return (
-        f"{DIVERGED} at step {one.new_step}, {spoken(trace.meta, one.layer)}, {kv} {one.head}, "
-        f"{_LONG[one.tensor]}{name}"
-    )
+    layer = spoken(found.traces[1].meta, one.layer)
+    return f"{DIVERGED} at step {one.new_step}, {layer}, {kv} {one.head}, {_LONG[one.tensor]}{name}"
 
 
 def _where(
