@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from kvtrace import units
-from kvtrace.cli.show.tables import table
+from kvtrace.tables import table
 from kvtrace.text import safe
 from kvtrace.trace import CacheLayer, Site
 
