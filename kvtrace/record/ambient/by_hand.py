@@ -113,5 +113,5 @@ def _tables(module: nn.Module) -> Iterator[nn.Module]:
     for part in module.children():
         if table_of(part) is not None:
             yield part
-        else:
+        elif any(isinstance(one, nn.Embedding) for one in part.modules()):
             yield from _tables(part)

@@ -33,12 +33,14 @@ def table_of(module: nn.Module) -> nn.Embedding | None:
     Such are an embedding, and what people put around one: a scale, positions, a norm, dropout.
     """
     tables = [one for one in module.modules() if isinstance(one, nn.Embedding)]
+    if not tables:
+        return None
     theirs = {id(one.weight) for one in tables}
     others = [one for one in module.parameters() if id(one) not in theirs]
     # what attends has matrices; learned positions are a table of one text
     beyond = any(sum(size > 1 for size in one.shape) > 1 and one.dim() != 3 for one in others)
     beyond = beyond or any(map(_is_quantised, module.modules()))
-    return None if beyond or not tables else max(tables, key=lambda one: one.num_embeddings)
+    return None if beyond else max(tables, key=lambda one: one.num_embeddings)
 
 
 def _is_quantised(module: nn.Module) -> bool:
