@@ -12,7 +12,6 @@ import kvtrace
 from builders.recorded import record
 from builders.tiny_models import tiny_model
 from kvtrace.errors import OutputExistsError, UsageError
-from kvtrace.record.decode import Choice, Limits, decode
 from kvtrace.trace import Tensor
 
 IDS = torch.tensor([[7, 3, 21, 9, 30]])
@@ -220,66 +219,6 @@ def test_wrong_arguments_are_named(arguments, word):
         kvtrace.record(*arguments)
 
 
-def test_our_own_loop_chooses_what_generate_chooses(model, tmp_path):
-    expected = model.generate(IDS, do_sample=False, max_new_tokens=6)[0, 5:].tolist()
-    chosen = []
-    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off") as recording:
-        ending = decode(
-            model,
-            IDS[0].tolist(),
-            limits=Limits(new_tokens=6),
-            on_token=lambda token: (chosen.append(token), recording.choose(token)),
-        )
-        recording.end_with(ending)
-    assert chosen == expected
-    trace = kvtrace.open(tmp_path / "a.kvt")
-    assert [step.chosen[0] for step in trace] == expected
-    assert trace.ending.reason == "length"
-
-
-def test_sampling_repeats_with_its_seed(model):
-    def run(seed):
-        chosen = []
-        decode(
-            model,
-            [7, 3],
-            choice=Choice(temperature=1.0, top_k=10, seed=seed),
-            limits=Limits(new_tokens=8),
-            on_token=chosen.append,
-        )
-        return chosen
-
-    assert run(1) == run(1)
-    assert run(1) != run(2)
-
-
-def test_the_loop_ends_at_eos_and_when_the_context_is_full(model):
-    first = model.generate(IDS, do_sample=False, max_new_tokens=1)[0, -1].item()
-    prompt = IDS[0].tolist()
-    ended = decode(model, prompt, limits=Limits(eos=frozenset([first])))
-    assert ended.reason == "eos"
-    full = decode(model, prompt, limits=Limits(new_tokens=9, context_length=7))
-    assert full.reason == "context full"
-
-
-def test_a_control_stops_the_loop_and_chooses_tokens(model):
-    class Twice:
-        left = 3
-
-        def proceed(self):
-            self.left -= 1
-            return self.left > 0
-
-        def take_token(self):
-            return 11 if self.left == 1 else None
-
-    chosen = []
-    ending = decode(model, [7, 3], control=Twice(), on_token=chosen.append)
-    assert ending.reason == "stopped"
-    assert len(chosen) == 2
-    assert chosen[1] == 11
-
-
 def test_a_recorder_that_fails_ends_the_recording_and_not_the_run(model, tmp_path, monkeypatch):
     from kvtrace.record.cache import ledger
 
@@ -336,43 +275,6 @@ def test_modules_that_ran_unseen_are_named(tmp_path):
     trace, _, _ = record(model, lambda: model(IDS), tmp_path / "a.kvt")
     (sentence,) = trace.meta.unseen
     assert "model.layers.0.odd" in sentence
-
-
-@pytest.mark.parametrize("shift", [0.0, -70.0, 500.0])
-@pytest.mark.parametrize("vocab", [7, 5000, 50257])
-def test_top_logits_of_any_vocabulary_at_any_height(vocab, shift):
-    from kvtrace.record.steps.top import TopReader
-
-    logits = torch.randn(2, 3, vocab, generator=torch.Generator().manual_seed(vocab)) * 5 + shift
-    reader = TopReader()
-    for _ in range(2):
-        found = reader.read(logits, 2)
-        for top, row in zip(found, logits[:, -1], strict=True):
-            best = row.sort(descending=True)
-            assert list(top.logits) == best.values[:20].tolist()
-            assert [float(row[i]) for i in top.ids] == list(top.logits)
-            expected = float(row.double().logsumexp(0))
-            assert top.logsumexp == pytest.approx(expected, abs=1e-4)
-    assert reader.read(logits, 3) == ()
-
-
-def test_top_logits_with_nan_do_not_stop_the_recording():
-    from kvtrace.record.steps.top import TopReader
-
-    logits = torch.full((1, 1, 9), float("nan"))
-    (top,) = TopReader().read(logits, 1)
-    assert len(top.ids) == 9
-
-
-def test_logits_made_in_inference_mode_are_read_in_it_and_out_of_it():
-    from kvtrace.record.steps.top import TopReader
-
-    reader = TopReader()
-    with torch.inference_mode():
-        logits = torch.randn(1, 1, 9)
-        inside = reader.read(logits, 1)
-    # where steps wait, another thread reads them
-    assert reader.read(logits, 1) == inside
 
 
 def test_an_argument_that_refuses_to_be_read_is_left_alone(tmp_path):
