@@ -229,3 +229,12 @@ def test_rows_that_are_each_within_rounding_and_together_are_not():
     scene = toy.scene(v=v)
     scene = replace(scene, atol=replace(scene.atol, values=0.2, output=1e-3))
     assert told(scene)[:2] == ("DTYPE", "v")
+
+
+def test_a_half_that_is_what_its_slot_held_before_was_not_written():
+    toy = Toy()
+    v, newest = toy.v.copy(), np.arange(toy.total) == toy.total - 1
+    v[:, -1] = np.random.default_rng(1).standard_normal(v[:, -1].shape)
+    scene = toy.scene(v=v, changed=newest)
+    assert told(scene)[0] == "CONTENT"
+    assert told(replace(scene, half={"v": newest})) == ("V-NOT-WRITTEN", "v", None)

@@ -7,7 +7,8 @@ attention was given, in slot order, and the place each row is supposed to hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 from msgspec import Struct
@@ -87,6 +88,8 @@ class Scene(Struct, frozen=True):
             [heads or 1, places]; None where nothing is.
         made: Output of the new rows, [heads, new, value_dim], that the reference's rules make of
             the rows as attended, and of the reference's own; None: not known.
+        half: Changed rows of which the key ("k") or the value ("v") is what the slot held before,
+            [seq]; none: not known.
     """
 
     step: int
@@ -118,6 +121,7 @@ class Scene(Struct, frozen=True):
     spoken: Callable[[int], str] = "layer {}".format
     biases: Callable[[int], tuple[Floats, Floats] | None] = lambda _: None
     made: Callable[[], tuple[Floats, Floats] | None] = lambda: None
+    half: Mapping[str, NDArray[np.bool_]] = MappingProxyType({})
 
     def both(self, tensor: str) -> tuple[Floats, Floats, float]:
         """Keys ("k") or values ("v"): as attended, by place in the reference; what is rounding."""

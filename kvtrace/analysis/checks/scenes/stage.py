@@ -44,7 +44,7 @@ def stage(
         return None
     view = trace.cache(number, layer, sequence)
     mine = _cached_side(trace, number, layer, sequence, view)
-    changed, lost = changed_rows(trace, number, layer, sequence, view)
+    changed, lost, half = changed_rows(trace, number, layer, sequence, view)
     supposed = supposed_places(trace, step, (layer, sequence, lane), view)
     asked = Asked(trace, reference, step, lane, (layer, sequence), (same, own))
     return Scene(
@@ -77,6 +77,7 @@ def stage(
         spoken=lambda other: spoken(trace.meta, other),
         biases=asked.biases,
         made=lambda: asked.made_of(mine, supposed),
+        half=half,
     )
 
 

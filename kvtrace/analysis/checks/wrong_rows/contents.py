@@ -192,11 +192,20 @@ def _contents(scene: Scene, identity: Identity, tensor: str) -> Finding | None:
     rows = unknown(scene, found)
     inside = rows[supposed_inside(scene, rows)]
     if len(inside):
-        return _related(scene, tensor, inside, other)
+        return _not_written(scene, tensor, inside) or _related(scene, tensor, inside, other)
     if len(rows):
         evidence = f"{tensor} of {named_slots(scene, rows)} matches no recomputed row"
         return finding(scene, "CONTENT", tensor, evidence, rows)
     return None
+
+
+def _not_written(scene: Scene, tensor: str, rows: Indices) -> Finding | None:
+    """New rows of which one half is what their slots held before: the other half was written."""
+    half = scene.half.get(tensor)
+    if half is None or not (half[rows] & np.isin(scene.supposed[rows], scene.places)).all():
+        return None
+    evidence = f"{tensor} of {named_slots(scene, rows)} is what it was before, the other is new"
+    return finding(scene, f"{tensor.upper()}-NOT-WRITTEN", tensor, evidence, rows)
 
 
 def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Finding:
