@@ -74,3 +74,12 @@ def test_a_second_attention_without_a_mask_is_to_the_text_that_its_keys_are_made
         model(logits[:, -1:].argmax(-1), past)
     kinds = [site.kind for site in kvtrace.open(tmp_path / "a.kvt").meta.sites]
     assert kinds == ["self", kind] * 2
+
+
+def test_a_batch_of_as_many_sequences_as_rows_is_no_other_text(tmp_path):
+    model = Decoder("itself").eval()
+    with torch.no_grad():
+        _, past = model(IDS[:, :1].expand(2, 1))
+        with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+            model(IDS[:, 1:2].expand(2, 1), past)
+    assert [site.kind for site in kvtrace.open(tmp_path / "a.kvt").meta.sites] == ["self"] * 4

@@ -83,13 +83,9 @@ class Crossing:
 def _gave_both(frame: Frame, call: FlowCall) -> bool:
     """Whether keys come from rows that a module was given beside those of its queries."""
     new, seq = call.queries.shape[2], call.keys.shape[2]
-    lengths = {
-        size
-        for x in frame.tensors()
-        if x.dim() == 3 and x.dtype.is_floating_point
-        for size in x.shape[:2]
-    }
-    return seq != new and {seq, new} <= lengths
+    rows = [x.shape for x in frame.tensors() if _is_rows(x)]
+    # along one axis, for along the other stand sequences
+    return seq != new and any({seq, new} <= {shape[axis] for shape in rows} for axis in (0, 1))
 
 
 def _has_ready(frame: Frame, call: FlowCall) -> bool:
