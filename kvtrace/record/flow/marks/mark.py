@@ -124,7 +124,8 @@ def summed(first: Mark, second: Mark) -> Mark:
     """The sum of two score tensors: their products side by side, axes named alike.
 
     Where the axes can't be matched one to one, or the second is not linear in its product any
-    more, the second counts as a bias of the first.
+    more, the second counts as a bias of the first. So does one of a table that has a row for each
+    pair of a query and a key, as relative positions have: no such row is that of a key.
     """
     as_bias = replace(first, added=True)
     if first.axes is None or second.axes is None or len(first.axes) != len(second.axes):
@@ -150,7 +151,38 @@ def summed(first: Mark, second: Mark) -> Mark:
         )
         for part in second.products
     )
+    tables = [_of_pairs(part, first.products[0]) for part in parts]
+    if any(_of_pairs(part, parts[0]) for part in first.products):
+        # to each the other looks like one: rows of queries and of keys are neighbours
+        nearer = _apart(first.axes, first.products[0]) <= _apart(first.axes, parts[0])
+        return as_bias if any(tables) and nearer else replace(second, added=True)
+    if any(tables):
+        return as_bias
     return replace(first, products=first.products + parts, added=first.added or second.added)
+
+
+def _of_pairs(product: Product, plain: Product) -> bool:
+    """Whether one of its operands has an axis for the queries, and one for the keys, of another."""
+    pair = _pair(plain)
+    return len(pair) > 1 and any(
+        pair <= _letters(axes) for axes in (product.left_axes, product.right_axes)
+    )
+
+
+def _pair(product: Product) -> set[str]:
+    """Letters that only one of its operands has: those of queries and of keys."""
+    left, right = _letters(product.left_axes), _letters(product.right_axes)
+    return left ^ right if left - right and right - left else set()
+
+
+def _apart(axes: Axes, product: Product) -> int:
+    """How far the axes of queries and of keys stand apart."""
+    places = [place for place, axis in enumerate(axes) if _pair(product) & set(axis)]
+    return max(places, default=0) - min(places, default=0)
+
+
+def _letters(axes: Axes) -> set[str]:
+    return {letter for axis in axes for letter in axis}
 
 
 class Marks:
