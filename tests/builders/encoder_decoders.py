@@ -79,6 +79,26 @@ def whisper(seed=0):
     return model
 
 
+def speecht5(seed=0):
+    from transformers import SpeechT5Config, SpeechT5ForSpeechToText
+
+    torch.manual_seed(seed)
+    sizes = {name: size for name, size in _sizes().items() if name != "d_model"}
+    config = SpeechT5Config(
+        vocab_size=99,
+        hidden_size=32,
+        conv_dim=[16, 16],
+        conv_stride=[5, 2],
+        conv_kernel=[10, 3],
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=4,
+        apply_spec_augment=False,
+        decoder_start_token_id=5,
+        **sizes,
+    )
+    return ready(SpeechT5ForSpeechToText(config).eval())
+
+
 def _sizes():
     return {
         "d_model": 32,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from builders.encoder_decoders import LISTENERS, READERS, fsmt
+from builders.encoder_decoders import LISTENERS, READERS, fsmt, speecht5
 from builders.recorded import assert_attention_explains_itself, caches_disagree, record
 from builders.ways import IDS
 from kvtrace.analysis.checks import UNCHECKED, check
@@ -102,6 +102,19 @@ def test_a_decoder_that_masks_only_beside_ids_for_its_encoder_is_given_some(tmp_
         return model.generate(IDS, do_sample=False, num_beams=1, max_new_tokens=5)
 
     trace, _ = recorded(model, run, tmp_path / "a.kvt")
+    assert_kept_near(trace)
+    assert check(trace).ok
+
+
+def test_an_encoder_that_adds_a_product_with_relative_positions_is_seen(tmp_path):
+    model, wave = speecht5(), torch.randn(2, 150, generator=torch.Generator().manual_seed(0))
+
+    def run():
+        return model.generate(wave, do_sample=False, num_beams=1, max_new_tokens=5)
+
+    trace, _ = recorded(model, run, tmp_path / "a.kvt")
+    # its decoder is one, whatever the whole is called
+    assert {site.kind for site in trace.meta.sites} == {"encoder", "self", "cross"}
     assert_kept_near(trace)
     assert check(trace).ok
 

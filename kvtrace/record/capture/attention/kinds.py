@@ -31,7 +31,11 @@ def kind_of(path: str, *, two_sided: bool) -> str:
     if _CROSS.search(path):
         return "cross"
     # a decoder may call its layers an encoder: decoder.bert.encoder.layer.0
-    encodes = two_sided and _sides(path)[:1] == ["enc"]
+    side = _side(path) if two_sided else None
+    if side is not None and side[1] == "dec":
+        # what is around it is around the encoder as well: speecht5.decoder.layers.0
+        path = path[side[0] :]
+    encodes = side is not None and side[1] == "enc"
     return "encoder" if encodes or _SENSES.search(path) else "self"
 
 
@@ -62,13 +66,18 @@ def is_two_sided(paths: Iterable[str]) -> bool:
     known = list(paths)
     if any("decoder" in path.split(".")[:-1] for path in known):
         return True
-    return {"enc", "dec"} <= {side for path in known for side in _sides(path)[:1]}
+    return {"enc", "dec"} <= {side[1] for path in known if (side := _side(path)) is not None}
 
 
-def _sides(path: str) -> list[str]:
-    """The sides that a module is on by the names around it, the outermost first."""
-    named = (_SIDE.fullmatch(part) for part in path.split(".")[:-1])
-    return [side[1].lower() for side in named if side is not None]
+def _side(path: str) -> tuple[int, str] | None:
+    """The side that a module is on by the outermost name around it, and where that name begins."""
+    start = 0
+    for part in path.split(".")[:-1]:
+        side = _SIDE.fullmatch(part)
+        if side is not None:
+            return start, side[1].lower()
+        start += len(part) + 1
+    return None
 
 
 @lru_cache(maxsize=4096)
