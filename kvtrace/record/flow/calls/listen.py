@@ -283,17 +283,20 @@ class Listening:
     @property
     def sizes_now(self) -> Sizes:
         """Sequences and tokens of the step, and of the module's own input."""
-        frame = self.frame
-        inner = (
-            ()
-            if frame is None
-            else tuple(
-                x.shape[1] for x in frame.tensors() if x.dim() == 3 and x.dtype.is_floating_point
-            )
-        )
+        frame, stack = self.frame, self.forwards.stack
+        inner = () if frame is None else _rows_given(frame)
         # of two texts, rows of both may be given
         inner = tuple(dict.fromkeys(inner)) if self.forwards.two_sided else inner[:1]
-        return Sizes(self.sizes.batch, (*inner, *self.sizes.tokens))
+        tokens = (*inner, *self.sizes.tokens)
+        between = () if 1 in tokens else stack[-2::-1]
+        around = tuple(rows for one in between for rows in _rows_given(one)[:1])
+        return Sizes(self.sizes.batch, tokens, around)
+
+
+def _rows_given(frame: Frame) -> tuple[int, ...]:
+    """Rows of each tensor [sequences, rows, width] that a module was given."""
+    given = (x for x in frame.tensors() if x.dim() == 3 and x.dtype.is_floating_point)
+    return tuple(x.shape[1] for x in given)
 
 
 def _line(error: Exception) -> str:

@@ -32,10 +32,12 @@ class Sizes(Struct, frozen=True):
     Attributes:
         batch: Sequences in this forward; None when unknown.
         tokens: Numbers of tokens per sequence that went in, innermost module first.
+        around: The same of the modules between the innermost and the outermost one.
     """
 
     batch: int | None = None
     tokens: tuple[int, ...] = ()
+    around: tuple[int, ...] = ()
 
 
 class Roles(Struct, frozen=True):
@@ -135,6 +137,9 @@ def _query(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence)
     if len(exact) == 1:
         return exact[0]
     if len(free) == 1:
+        alone = 1 in (*sizes.tokens, *sizes.around)
+        if alone and not any(n > 1 and not letters.sizes[free[0]] % n for n in sizes.tokens):
+            return ""  # heads of the one row, which share one set of keys
         return _unmerged(free[0], letters, sizes, evidence)
     varied = evidence.masked_along(exact or free)
     if len(varied) == 1:

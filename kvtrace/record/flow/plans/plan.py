@@ -157,6 +157,8 @@ def _over_tokens(
     summed = letters.size("".join(both))
     rows = {letters.sizes[x] for x in shape.free}
     over = bool(sizes.tokens) and summed == sizes.tokens[-1] and not rows & set(sizes.tokens)
+    # a single row has no tokens to sum over
+    over = over and 1 not in (*sizes.tokens, *sizes.around)
     merged = any(row % tokens == 0 for row in rows for tokens in sizes.tokens if tokens > 1)
     if summed == 1 or (over and rows and not merged):
         raise NotOverTokensError("features attend to features")
