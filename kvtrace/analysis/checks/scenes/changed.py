@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from kvtrace.errors import TraceError
 from kvtrace.trace import CacheView, Trace
 
-
 Flags = NDArray[np.bool_]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,16 +16,11 @@ from kvtrace.analysis.checks.scenes.relations import (
 )
 from kvtrace.analysis.checks.scenes.rows import differing, only_heads
 from kvtrace.analysis.checks.scenes.scene import Scene
+from kvtrace.analysis.checks.wrong_rows.positions import given, rotated
 from kvtrace.analysis.checks.wrong_rows.rounded_input import rounded_input
 from kvtrace.analysis.checks.wrong_rows.turned import (
-    EIGHT_BITS,
-    Rotation,
-    in_proportion,
     less_exact,
     rotation,
-    shift,
-    slope,
-    whole,
 )
 from kvtrace.trace.dtypes import Floats
 
@@ -80,7 +73,7 @@ def check_queries(scene: Scene) -> Finding | None:
     alone = bool(which) and float(np.abs(mine - theirs).max()) < _FAR * atol
     turn = None if alone else rotation(mine, theirs, atol)
     if turn is not None:
-        return _rotated(scene, turn, places, found)
+        return rotated(scene, turn, places, found)
     return found(
         *other
         or _shared_out(scene, live[wrong])
@@ -253,89 +246,7 @@ def _input(scene: Scene, place: int, difference: Floats) -> tuple[str, str]:
     if scene.first_site:
         evidence = (
             f"q of place {place} differs by up to {far:.3g} and is no rotation of the right q"
-            f"{_given(scene, place)}"
+            f"{given(scene, place)}"
         )
         return "POSITION-EMBEDDING", evidence
     return "UPSTREAM", f"q of place {place} already differs by up to {far:.3g}"
-
-
-def _scaled_shift(scene: Scene, turn: Rotation, place: int) -> str | None:
-    """A shift under frequencies that are not the usual ones, in words; None where it is none."""
-    given = _given(scene, place)
-    first = in_proportion(turn)
-    if not given and first is None:
-        return None
-    by = "is rotated" if first is None else f"is rotated by {first:+.3f} radians in plane 0"
-    more = "" if first is None else ", the other planes in proportion, as by another position"
-    return f"q of place {place} {by}{more}{given}"
-
-
-def _given(scene: Scene, place: int) -> str:
-    """What the step was told its position is, where that is not its place."""
-    row = int(np.searchsorted(scene.places, place))
-    if scene.told is None or scene.held is None or scene.told[row] == place - scene.padding:
-        return ""
-    told = int(scene.told[row])
-    others = np.flatnonzero((scene.held == told) & (scene.supposed != place) & (told > 0))
-    more = ""
-    if len(others):
-        more = (
-            f", and slot {scene.slots[others[0]]} holds a row of that position already: the "
-            "position was counted wrong, or that row should have been dropped from the cache "
-            "(a rejected draft, another branch)"
-        )
-    return f"; the step was given position {told} for it{more}"
-
-
-def _why_by(n: int, scene: Scene, place: int) -> str:
-    """What makes a query's position wrong by so many, in words; empty: nothing in particular."""
-    past = int(scene.places[0]) - scene.padding
-    if n == -past and past > 1:
-        return ": counted from 0 again"
-    if abs(n) == 1:
-        return ": off by one"
-    if abs(n) == EIGHT_BITS:
-        return ": as if counted in eight bits"
-    if n == -2 * (place - scene.padding):
-        return ": turned the other way, by the sign of the sine"
-    ahead = scene.front or scene.padding
-    if ahead and abs(n) == ahead:
-        what = "rows in front of the text, of no token," if scene.front else "padding"
-        return f": {what} counted as positions"
-    return ""
-
-
-def _rotated(
-    scene: Scene, turn: Rotation, places: NDArray[np.int64], found: Callable[[str, str], Finding]
-) -> Finding:
-    """Name a rotation: one shift for all rows, or other frequencies."""
-    furthest = int(scene.reference.keys.shape[1]) + 2
-    n = shift(turn, max(furthest, 64))
-    if n is not None:
-        place = int(places[0])
-        return found(
-            "POSITION-ROPE",
-            f"q of place {place} = the recomputed q rotated by {n:+d} positions"
-            f"{_why_by(n, scene, place)}; lengths equal{_given(scene, place)}",
-        )
-    known = _scaled_shift(scene, turn, int(places[0]))
-    if known is not None:
-        return found("POSITION-ROPE", known)
-    per_position = slope(turn, places - scene.padding)
-    if per_position is not None and whole(per_position):
-        rate = float(per_position[0])
-        what = "carry no rotation" if rate < 0 else "are rotated twice"
-        scaled = "" if round(abs(rate), 2) == 1 else ", or that of positions scaled otherwise"
-        evidence = f"q of place p is rotated by {rate:+.2g}·p: queries {what} here{scaled}"
-        return found("POSITION-ROPE", evidence)
-    if per_position is not None or len(places) == 1:
-        angles = turn.angles[0]
-        most = int(np.abs(angles).argmax())
-        return found(
-            "LENGTH-DEPENDENT-POSITIONS",
-            f"q of place {places[0]} is rotated, but by no whole number of positions: by up to "
-            f"{angles[most]:+.2g} radians, in plane {most} of {len(angles)}",
-        )
-    return found(
-        "POSITION-ROPE", f"q of {len(places)} rows is rotated by angles that differ from row to row"
-    )
