@@ -26,6 +26,17 @@ def test_features_of_another_token_are_misaligned_not_rearranged():
     assert "features 8 to 15 of k belong to place 10, the others to place 0" in found.evidence
 
 
+@pytest.mark.parametrize("behind", [0.0, 1.0])
+def test_features_that_are_all_one_token_further_end_in_what_nobody_wrote(behind):
+    toy = Toy()
+    k = toy.k.copy()
+    k[:, :-1, 8:] = k[:, 1:, 8:]
+    k[:, -1, 8:] = behind
+    found = diagnose(toy.scene(k=k, changed=np.ones(toy.total, bool)))
+    assert (found.name, found.tensor) == ("MISALIGNED", "k")
+    assert "features 8 to 15 of k belong to place 1, the others to place 0" in found.evidence
+
+
 def test_a_part_of_the_features_may_be_rounded_alone():
     toy = Toy()
     k = toy.k.copy()
