@@ -110,6 +110,8 @@ def test_why_tells_a_step_that_was_held_up_from_what_such_steps_usually_take():
 def test_why_says_when_nothing_is_saved_or_counted():
     assert "Nothing is saved yet" in why(step_cost(synthetic_trace(), 0))
     assert "not counted" in why(step_cost(with_cost(Cost()), 3))
+    uncached = replace(step_cost(synthetic_trace(), 0), cache_bytes=0)
+    assert "Nothing is saved: no row is kept" in why(uncached)
 
 
 def test_sums_so_far_add_up_every_step_once():

@@ -160,11 +160,19 @@ def test_what_holds_the_rows_and_the_line_that_attends_are_shown(kvtrace, tmp_pa
         (("--lane", "referee"), "lanes are cached, recomputed, not referee"),
     ],
 )
-def test_a_place_that_is_not_there_is_exit_4(kvtrace, trace_file, options, message):
+def test_a_place_that_a_whole_trace_does_not_have_is_a_wrong_usage(
+    kvtrace, trace_file, options, message
+):
     code, out, err = kvtrace("show", trace_file, *options)
-    assert (code, out) == (4, "")
+    assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_step_that_an_incomplete_trace_does_not_have_is_exit_4(kvtrace, cut_file):
+    code, out, err = kvtrace("show", cut_file, "--step", 99)
+    assert (code, out) == (4, "")
+    assert "step 99 is not in this trace" in err
 
 
 def test_an_incomplete_trace_is_shown_with_exit_4(kvtrace, cut_file):

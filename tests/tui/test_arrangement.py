@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 
 from kvtrace_tui.arrangement import PANES, SizeClass, arrange, size_class
@@ -21,8 +23,8 @@ def test_the_class_follows_the_size(size, kind):
 @pytest.mark.parametrize("shown", ["keys", "queries", "cost", "output"])
 def test_boxes_fit_never_overlap_and_leave_no_pane_empty(shown, maximised):
     for width, height in SIZES:
-        for layers in (1, 12, 80):
-            boxes = arrange(width, height, shown, maximised=maximised, layers=layers)
+        for layers, foot in product((1, 12, 80), (1, 3)):
+            boxes = arrange(width, height, shown, maximised=maximised, layers=layers, foot=foot)
             cells = [[0] * width for _ in range(height)]
             for box in boxes.values():
                 assert box.width > 0

@@ -82,6 +82,19 @@ async def test_a_refused_key_says_why(trace):
         assert "n Next" in shown(app)[-1]
 
 
+async def test_what_a_key_led_to_is_said_whole_on_as_many_lines_as_it_takes(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "D")
+        said = app.screen.desk.message
+        assert len(said) > 72
+        assert said in " ".join(line.strip() for line in shown(app)[-2:])
+        await press(pilot, "N")
+        await pilot.pause()
+        assert "n Next" in shown(app)[-1]
+        assert "dim" in shown(app)[-2]
+
+
 async def test_maximise_and_back(trace):
     app = app_of(trace)
     async with app.run_test(size=(160, 45)) as pilot:

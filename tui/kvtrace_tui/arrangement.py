@@ -59,6 +59,7 @@ def arrange(
     maximised: bool = False,
     layers: int = 12,
     sequences: int = 0,
+    foot: int = 1,
 ) -> Boxes:
     """The box of every part that is shown.
 
@@ -69,11 +70,13 @@ def arrange(
         maximised: That pane alone, below the status line.
         layers: Rows of the layer × head grid.
         sequences: Lines that the timeline would need to show how sequences part.
+        foot: Lines of the footer: what is said there may be long.
     """
     kind = size_class(width, height)
     if kind is SizeClass.TINY:
         return {"small": Box(0, 0, width, height)}
-    boxes = {"status": Box(0, 0, width, 1), "footer": Box(0, height - 1, width, 1)}
+    height -= foot - 1
+    boxes = {"status": Box(0, 0, width, 1), "footer": Box(0, height - 1, width, foot)}
     if maximised:
         boxes[shown] = Box(0, 1, width, height - 2)
         return boxes

@@ -192,7 +192,9 @@ def why(cost: StepCost) -> str:
     if ratio is None:
         return "FLOPs were not counted for this step."
     if cost.recomputed.flops <= cost.cached.flops:
-        return "Nothing is saved yet: both compute every row once."
+        if cost.cache_bytes:
+            return "Nothing is saved yet: both compute every row once."
+        return "Nothing is saved: no row is kept, so every step computes all of them again."
     fewer = f"{units.ratio(cost.recomputed.flops, cost.cached.flops)} fewer FLOPs"
     time = cost.time_ratio
     if time is None:

@@ -78,6 +78,22 @@ def place(trace: Trace, wish: Wish) -> Place:
     """The place meant: the last step, the first layer and head, unless said otherwise.
 
     Raises:
+        UsageError: The trace is whole, and has no such place.
+        MissingError: The trace is incomplete, and has no such place.
+        TraceError: The step can't be read.
+    """
+    try:
+        return _place(trace, wish)
+    except MissingError as error:
+        if trace.ending is None or trace.damage or not wish.particular:
+            raise
+        raise UsageError(str(error)) from None
+
+
+def _place(trace: Trace, wish: Wish) -> Place:
+    """The same, where what is missing may be lost.
+
+    Raises:
         MissingError: The trace has no such place.
         TraceError: The step can't be read.
     """

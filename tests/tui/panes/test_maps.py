@@ -88,6 +88,15 @@ async def test_a_row_that_was_rewritten_is_still_called_by_its_token(one_pane):
     assert f"row 6 {word} dim 5" in lines[-1]
 
 
+async def test_the_colours_never_cut_the_number_beside_them(one_pane):
+    trace = synthetic_trace(Shape(prompt=200, dim=64))
+    for width in (56, 60, 64, 72, 80):
+        look = replace(AT, row=199, dim=63, scale=ColourScale.LOG)
+        foot = (await drawn(one_pane, trace, look, size=(width, 20)))[-1]
+        assert "dim 63 " in foot, width
+        assert "±" in foot, width
+
+
 async def test_positions_stand_below_the_map_not_indices(one_pane):
     trace = synthetic_trace(Shape(window=4))
     lines = await drawn(one_pane, trace, replace(AT, step=5, row=1))

@@ -100,7 +100,10 @@ def _written_in(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     if others:
         lines.append(pair(width, "read by", (f"L{', L'.join(map(str, others))} too", ink.TEXT)))
     if site.code:
-        lines.append(pair(width, "code", (_ending(text.safe(site.lines, 120), width), ink.TOKEN)))
+        code = text.safe(site.lines, 120)
+        if len(code) > width - NAME_WIDTH - 1:  # the scores come first there, too
+            code = code.replace(" scores, ", ", ").removesuffix(" output")
+        lines.append(pair(width, "code", (_ending(code, width), ink.TOKEN)))
     return lines
 
 

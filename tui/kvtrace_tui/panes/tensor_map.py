@@ -5,7 +5,7 @@ As numbers it shows the same rows as a table around the crosshair.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +113,8 @@ class MapPane(Pane):
         if narrow:
             foot = [line(width, *elided(one, width)) for one in (colours, *reading)]
             return [*lines, *drawn, *foot]
-        side = min(sum(cell_len(words) for words, _ in colours), width)
+        colours = _beside(colours, width + 1 - _length([*reading[0], *reading[1]]))
+        side = min(_length(colours), width)
         foot = [line(width - side, *reading[0], *reading[1]), line(side, *colours)]
         return [*lines, *drawn, Strip.join(foot)]
 
@@ -307,6 +308,16 @@ def _label(trace: Trace, position: int, token: int) -> str:
         return f" {NO_SINGLE if stands_for_none(position) else 'padding'}"
     word = "" if token == UNKNOWN else f" {shown_token(trace.token_text(token), 12)}"
     return f"{position}{word}"
+
+
+def _length(pieces: Sequence[Piece]) -> int:
+    return sum(cell_len(words) for words, _ in pieces)
+
+
+def _beside(colours: list[Piece], room: int) -> list[Piece]:
+    """What fits beside a number: the bar goes first, then what a cell stands for, not the range."""
+    shorter = (colours, colours[-2:], colours[-2:-1])
+    return next((pieces for pieces in shorter if _length(pieces) <= room), shorter[-1])
 
 
 def _colours(look: Look, pooling: str, width: int) -> list[Piece]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from textual.strip import Strip
 
 from kvtrace.analysis.nature import attention_is
@@ -27,6 +29,7 @@ _SIGNS = {
     Recording.INCOMPLETE: ("▲ incomplete", ink.BAR_WARN),
     Recording.FAILED: ("✗ recorder failed", ink.BAR_BAD),
 }
+_MOST_SAID = 3
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
 
 
@@ -68,6 +71,11 @@ class Drawn(Lined):
 
     def _made(self, width: int, height: int) -> list[Strip]:
         return shown_in(page(self.draw(width, height), width, height, self.fill), self.terminal)
+
+
+def said_in(message: str, width: int) -> list[str]:
+    """A message in lines of a width, at most three."""
+    return wrap(safe(message, 400), max(width - 1, 1), max_lines=_MOST_SAID, placeholder=" …")
 
 
 class StatusBar(Drawn):
@@ -174,12 +182,13 @@ class FooterBar(Drawn):
     fill = ink.BAR
 
     def draw(self, width: int, height: int) -> list[Strip]:
-        """One line."""
+        """One line, or all that the message takes."""
         right: list[Piece] = [(" ? ", ink.BAR_KEY), ("help ", ink.BAR_DIM)]
-        if self.desk.message:
-            said = safe(self.desk.message, 400)
-            message = elided([(f" {said}", ink.BAR_STRONG)], width)
-            return [line(width, *message, fill=ink.BAR, right=right)]
+        said = said_in(self.desk.message, width)[:height]
+        if said:
+            *above, last = [elided([(f" {words}", ink.BAR_STRONG)], width) for words in said]
+            lines = [line(width, *each, fill=ink.BAR) for each in above]
+            return [*lines, line(width, *last, fill=ink.BAR, right=right)]
         pieces: list[Piece] = []
         used = 1
         for action in footer(self.desk):

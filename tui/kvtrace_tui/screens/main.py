@@ -27,7 +27,7 @@ from kvtrace_tui.panes.lined import Lined
 from kvtrace_tui.panes.pane import Moved, Pane
 from kvtrace_tui.panes.timeline import TimelinePane
 from kvtrace_tui.screens.ahead import Ahead
-from kvtrace_tui.screens.bars import Drawn, FooterBar, StatusBar
+from kvtrace_tui.screens.bars import Drawn, FooterBar, StatusBar, said_in
 from kvtrace_tui.screens.direct import DirectScreen
 from kvtrace_tui.screens.placed import Placed
 from kvtrace_tui.screens.stage import ScreenStage
@@ -140,7 +140,8 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         layers = 12 if desk.trace is None else len(desk.trace.meta.sites)
         shown = desk.focus if desk.maximised else desk.shown
         sequences = _sequences(desk.trace)
-        key = (width, height, shown, desk.maximised, layers, sequences)
+        foot = len(said_in(desk.message, width)) or 1
+        key = (width, height, shown, desk.maximised, layers, sequences, foot)
         if self._boxes is None or self._boxes[0] != key:
             boxes = arrange(
                 width,
@@ -149,6 +150,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
                 maximised=desk.maximised,
                 layers=layers,
                 sequences=sequences,
+                foot=foot,
             )
             self._boxes = key, boxes
         return self._boxes[1]
@@ -181,6 +183,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
             self._placed_boxes = boxes
             for child in self.children:
                 child.display = (child.id or "") in boxes
+            self._clear_arrangement_cache()
             self.refresh(layout=True)
         if self.desk.trace is not None:
             self._mark(self.desk.trace)
