@@ -23,6 +23,7 @@ from kvtrace.record.driving.paired import Pair, pairs, together
 from kvtrace.record.driving.trying.found import FoundWay
 from kvtrace.record.driving.trying.lengths import lengths
 from kvtrace.record.driving.trying.observe import generators
+from kvtrace.record.driving.trying.ready import given_by_theirs, shape_of, takes
 from kvtrace.record.driving.trying.search import Search
 from kvtrace.record.driving.ways.calls import Calls
 from kvtrace.record.driving.ways.roles import parameters_of
@@ -74,10 +75,10 @@ def choose_drive(model: nn.Module, wish: Wish) -> Driven:
 
 def _chosen(model: nn.Module, wish: Wish) -> Driven:
     if "step" in wish.functions:
-        search = Search(model, wish)
         made = " with the cache of your make_cache" if "make_cache" in wish.functions else ""
         call = f"your step(model, ids, cache, pos){made}"
-        drive, watched = adapted(model, wish.functions, wish.capacity, search.shape(), wish.script)
+        shape = shape_of(model, wish)
+        drive, watched = adapted(model, wish.functions, wish.capacity, shape, wish.script)
         return Driven(drive, wish.prompt, call, (f"driven by {call}",), watched)
     if _called_as_transformers(model):
         return _as_its_own_loop(model, wish) or as_transformers(model, wish.prompt)
@@ -130,7 +131,7 @@ def _as_its_own_loop(model: nn.Module, wish: Wish) -> Driven | None:
     if prepares(model) or not any(generators(model)):
         return None
     try:
-        if Search(model, wish).given_by_theirs() <= _USUAL:
+        if given_by_theirs(model, wish) <= _USUAL:
             return None
         search, found = _searched(model, wish)
     except ModelError:
@@ -176,9 +177,9 @@ def _with_more(model: nn.Module, wish: Wish, few: ModelError) -> Driven | None:
         except ModelError:
             continue
         asked = len(wish.prompt)
-        if search.takes(found.way, asked) and search.takes(found.way, asked + 1):
+        if all(takes(model, wish, found.way, one) for one in (asked, asked + 1)):
             return _driven(search, found)
-        other = "" if search.takes(found.way, count + 1) else f", but not with {count + 1}"
+        other = "" if takes(model, wish, found.way, count + 1) else f", but not with {count + 1}"
         raise ModelError(
             f"{type(model).__name__} can be called as {found.way} with {count} tokens{other}, and "
             f"the prompt has {asked}: give another one. With a few tokens, {few}"
@@ -188,7 +189,9 @@ def _with_more(model: nn.Module, wish: Wish, few: ModelError) -> Driven | None:
 
 def _driven(search: Search, found: FoundWay, name: str = "model") -> Driven:
     wish = search.wish
-    calls = Calls(search.model, found.way, wish.capacity, search.shape(), _source(wish))
+    calls = Calls(
+        search.model, found.way, wish.capacity, shape_of(search.model, wish), _source(wish)
+    )
     call, said = (one.replace("model(", f"{name}(", 1) for one in (str(found.way), found.said[0]))
     singly = _SINGLY.get(found.way.feeds, "") if found.way.caches else "no cache was found"
     return Driven(calls, wish.prompt, call, (said, *found.said[1:]), search.model, singly)

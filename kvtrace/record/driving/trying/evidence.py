@@ -314,23 +314,3 @@ def reason_of(error: BaseException) -> str:
     theirs = [one for one in frames if not _LIBRARIES.search(one.filename)]
     place = f" ({line_of(theirs[-1])})" if theirs else ""
     return f"{type(error).__name__}: {text}".rstrip(": ") + place
-
-
-def tokens_to_try(prompt: Sequence[int], vocabulary: int, context: int, count: int) -> list[int]:
-    """Different ids, the prompt's first.
-
-    Args:
-        prompt: What the run begins with.
-        vocabulary: Ids that there are; 0: that is not known.
-        context: Tokens that the model takes at most; 0: any number.
-        count: How many.
-    """
-    if context:
-        count = min(count, context)
-    found = list(dict.fromkeys(prompt))
-    limit = vocabulary or max(found, default=0) + 1
-    found += [one for one in range(min(limit, 10 * count)) if one not in found]
-    found = found[:count]
-    while len(found) < count:  # a vocabulary smaller than the trial
-        found.append(found[len(found) % max(1, limit)])
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -14,26 +14,21 @@ from kvtrace.errors import ModelError
 from kvtrace.record.driving.trying.evidence import (
     FEW,
     NOT_FINITE,
-    STEPS,
     Trials,
     Tried,
-    tokens_to_try,
 )
 from kvtrace.record.driving.trying.failures import Failures, asks_for_a_cache
 from kvtrace.record.driving.trying.found import FoundWay, found_cached, found_uncached
 from kvtrace.record.driving.trying.observe import matches, observed
 from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.trying.preferred import closest_first, unless_their_own
-from kvtrace.record.driving.trying.private import private_copy
+from kvtrace.record.driving.trying.ready import trials_of
 from kvtrace.record.driving.trying.unnamed import shown, suspected
 from kvtrace.record.driving.ways.beside import given_beside
-from kvtrace.record.driving.ways.calls import Shape
 from kvtrace.record.driving.ways.candidates import cached_ways, plain_ways
 from kvtrace.record.driving.ways.roles import Signature, signature_of, widened
-from kvtrace.record.driving.ways.sizes import Sizes
 from kvtrace.record.driving.ways.way import Way
 from kvtrace.record.driving.wish import Wish
-from kvtrace.text import safe
 
 TRIES, SECONDS = 400, 10.0
 """After this many ways, or this long, the best one so far is taken."""
@@ -77,7 +72,7 @@ class Search:
             ModelError: None works; says what was tried and what to add.
         """
         signature = signature_of(self.model)
-        trials = self._trials()
+        trials = trials_of(self.model, self.wish, self.count)
         plain = self._plain(signature, trials)
         others = given_beside(signature, self.model, self.wish.script) if plain is None else ()
         for told in others:
@@ -259,47 +254,6 @@ class Search:
             if not self.failures.rule_out(way):
                 number += 1
                 yield way
-
-    # -- around it -----------------------------------------------------------------------------
-
-    def shape(self) -> Shape:
-        """What the model's output may look like."""
-        sizes = Sizes(self.model, 0)
-        vocabulary = self.wish.vocabulary or sizes.of("vocabulary") or 0
-        width = sizes.of("width") or 0
-        linear = [one.out_features for one in self.model.modules() if isinstance(one, nn.Linear)]
-        heads = sorted(set(linear) - {vocabulary, width}, reverse=True)
-        return Shape((vocabulary, *heads) if vocabulary else (), width)
-
-    def given_by_theirs(self) -> set[str]:
-        """What their own generation passes by name, where it feeds single tokens; else nothing."""
-        theirs = observed(self._trials(), signature_of(self.model))
-        return {name for call in theirs.calls for name in call}
-
-    def takes(self, way: Way, count: int) -> bool:
-        """Whether a call with so many tokens goes well."""
-        return Search(self.model, self.wish, count=count)._trials().plain(way).verdict != "fails"
-
-    def _trials(self) -> Trials:
-        shape = self.shape()
-        vocabulary = shape.vocab_sizes[0] if shape.vocab_sizes else 0
-        tokens = tokens_to_try(self.wish.prompt, vocabulary, self.wish.context, self.count)
-        prefill = max(1, len(tokens) - STEPS)
-        return Trials(self._copier(), self.model, tokens, prefill, shape, self.wish.script)
-
-    def _copier(self) -> Callable[[], nn.Module]:
-        """Private copies; where that fails, new models from the factory."""
-        try:
-            private_copy(self.model)
-        except Exception as error:
-            if self.wish.remake is None:
-                cause = safe(f"{type(error).__name__}: {error}", 200)
-                raise ModelError(
-                    f"{type(self.model).__name__} can't be copied to try how it is called "
-                    f"({cause}); add step(model, ids, cache, pos) to your file"
-                ) from error
-            return self.wish.remake
-        return lambda: private_copy(self.model)
 
 
 def _with_masks(best: Tried | None, trials: Trials, plain: Way) -> Tried | None:
