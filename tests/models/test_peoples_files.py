@@ -317,6 +317,27 @@ def test_with_cpu_everything_that_names_cuda_stays_here(mine):
     assert "with --cpu, cuda means the CPU" in found.chosen
 
 
+def test_with_cpu_annotations_and_checks_name_a_generator_as_ever(mine):
+    found = mine(
+        """
+        def seeded(generator: torch.Generator | None = None) -> torch.Generator:
+            made = generator or torch.Generator("cuda").manual_seed(3)
+            assert isinstance(made, torch.Generator) and made.device.type == "cpu"
+            assert issubclass(type(made), torch.Generator)
+            return made
+
+        def make():
+            here = torch.cuda.current_device()
+            torch.randn(2, generator=seeded(), device=here).to(device=here)
+            return Small().to(device=here)
+        """,
+        "make",
+        cpu=True,
+        device="cpu",
+    )
+    assert found.card.device == "cpu"
+
+
 def test_with_cpu_code_that_insists_on_a_gpu_is_told_that_there_is_one(mine):
     code = "def make():\n    assert torch.cuda.is_available(), 'needs a GPU'\n    return Small()\n"
     found = mine(code, "make", cpu=True, device="cpu")

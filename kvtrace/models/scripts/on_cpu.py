@@ -36,7 +36,7 @@ class _Homeward(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        named = {name: _home(value) for name, value in (kwargs or {}).items()}
+        named = _named_home(kwargs or {})
         if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
         if func is torch.Tensor.to and len(args) > 1 and type(args[1]) is int:
@@ -50,6 +50,14 @@ def _home(value: object) -> object:
     if isinstance(value, str) and value.partition(":")[0] == "cuda":
         return _HOME
     return value
+
+
+def _named_home(kwargs: Mapping[str, object]) -> dict[str, object]:
+    """Arguments by name: a device may be the number of a GPU."""
+    return {
+        name: _HOME if name == "device" and type(value) is int else _home(value)
+        for name, value in kwargs.items()
+    }
 
 
 @contextmanager
@@ -73,7 +81,7 @@ def _replacements(pretend: bool) -> Iterator[tuple[Any, str, object]]:
     yield torch, "set_default_device", _without_cuda(torch.set_default_device)
     yield torch, "set_default_tensor_type", _default_type
     yield torch.nn.Module, "to", _numbers_home(torch.nn.Module.to)
-    yield torch, "Generator", _without_cuda(torch.Generator)
+    yield torch, "Generator", _stand_in(torch.Generator)
     for name in _NOTHING:
         yield torch.cuda, name, lambda *_, **__: None
     for name in _ZERO:
@@ -100,10 +108,25 @@ def _loads_here(load: Callable[..., object]) -> Callable[..., object]:
 
 def _without_cuda(function: Callable[..., object]) -> Callable[..., object]:
     def called(*args: object, **kwargs: object) -> object:
-        named = {name: _home(value) for name, value in kwargs.items()}
-        return function(*(_home(value) for value in args), **named)
+        return function(*(_home(value) for value in args), **_named_home(kwargs))
 
     return called
+
+
+def _stand_in(kind: type) -> type:
+    """A class that is used as another one: made of no GPU, and named in annotations and checks."""
+
+    class Meta(type):
+        def __call__(cls, *args: object, **kwargs: object) -> object:
+            return _without_cuda(kind)(*args, **kwargs)
+
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, kind)
+
+        def __subclasscheck__(cls, other: type) -> bool:
+            return issubclass(other, kind)
+
+    return Meta(kind.__name__, (), {"__module__": kind.__module__})
 
 
 def _numbers_home(function: Callable[..., object]) -> Callable[..., object]:
@@ -111,7 +134,7 @@ def _numbers_home(function: Callable[..., object]) -> Callable[..., object]:
 
     def called(module: object, *args: object, **kwargs: object) -> object:
         first = tuple(_HOME if type(value) is int else value for value in args)
-        return function(module, *first, **kwargs)
+        return function(module, *first, **_named_home(kwargs))
 
     return called
 
