@@ -242,6 +242,20 @@ MISTAKES = {
         "def make():\n    return Small(), Tok()\n",
         r"your tokenizer, encoding: it made 'AB' of 'ab'; expected a list of token ids",
     ),
+    "pieces for ids": (
+        "class Tok:\n    def encode(self, s): return list(s)\n    decode = str\n\n"
+        "def make():\n    return Small(), Tok()\n",
+        "your tokenizer, encoding: it made 'a' of 'ab', which is no token id; return ids",
+    ),
+    "a generator": (
+        "def make():\n    yield Small()\n",
+        "it returned a generator; .*: return it, where the factory yields",
+    ),
+    "another size": (
+        "def make():\n    other = Small()\n"
+        "    other.load_state_dict({k: v[:1] for k, v in other.state_dict().items()})\n",
+        r"mine\.py:\d+: RuntimeError: .*the checkpoint is of a model of other sizes",
+    ),
     "a tokenizer that raises": (
         "class Tok:\n    def encode(self, s):\n        return [{}[c] for c in s]\n\n"
         "    decode = str\n\ndef make():\n    return Small(), Tok()\n",

@@ -211,6 +211,23 @@ def test_an_error_deep_in_a_library_names_the_users_line(mine):
         loaded("mine.py:broken")
 
 
+def test_a_factory_that_needs_more_is_to_be_called_by_one_of_another_name(mine):
+    mine(f"{PLAIN}\ndef build(depth):\n    return Small()\n")
+    with pytest.raises(ModelError, match=r"add def build_small\(\): return build\(…\), and name"):
+        loaded("mine.py:build")
+
+
+def test_where_a_factory_gives_several_models_the_first_is_used_and_that_is_said(mine):
+    mine(f"{PLAIN}\ndef make():\n    return [Small(), Small()]\n")
+    assert "of the 2 models it returned, the first is used" in loaded("mine.py:make").chosen
+
+
+def test_a_missing_factory_lists_models_that_are_there_already(mine):
+    mine(f"{PLAIN}\nnet = Small()\n")
+    with pytest.raises(UsageError, match=r"no function or class 'nett' there; it has .*net"):
+        loaded("mine.py:nett")
+
+
 def test_a_missing_factory_lists_what_is_there(mine):
     mine(PLAIN)
     with pytest.raises(UsageError, match="no function or class 'build' there; it has Small, make"):

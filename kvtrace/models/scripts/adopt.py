@@ -64,6 +64,12 @@ class CallableTokenizer:
         # torch and numpy integers become plain ones; a batch of one is taken apart
         if len(ids) == 1 and not isinstance(ids[0], int) and getattr(ids[0], "ndim", 0) == 1:
             ids = list(cast("Iterable[int]", ids[0]))
+        words = [each for each in ids if isinstance(each, str) and not each.isdecimal()]
+        if words:
+            raise ModelError(
+                f"your tokenizer, encoding: it made {safe(repr(words[0]), 40)} of "
+                f"{safe(repr(text), 40)}, which is no token id; return ids, not pieces of text"
+            )
         return guarded("your tokenizer, encoding", lambda: [int(each) for each in ids])
 
     def decode(self, token: int) -> str:

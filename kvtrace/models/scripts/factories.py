@@ -101,9 +101,10 @@ def _arguments(
         text, makers[one.name] = found
         said.append(f"{one.name} of {name} is {text}")
     if unknown:
+        mine = "build" if name != "build" else "build_small"
         raise ModelError(
             f"{source.name}: {safe(name)} needs {safe(', '.join(unknown))}, and the file has no "
-            f"value of that name; add def build(): return {safe(name)}(…), and name build"
+            f"value of that name; add def {mine}(): return {safe(name)}(…), and name {mine}"
         )
     return lambda: {key: make() for key, make in makers.items()}, tuple(said)
 
@@ -210,7 +211,10 @@ def _makes_tokens(value: object) -> bool:
 
 def _there(module: ModuleType) -> str:
     here = [name for name, value in _own(module).items() if callable(value)]
-    return f"it has {safe(', '.join(here[:8]))}" if here else "it defines no function"
+    here += [name for name, value in vars(module).items() if isinstance(value, nn.Module)]
+    return (
+        f"it has {safe(', '.join(dict.fromkeys(here[:8])))}" if here else "it defines no function"
+    )
 
 
 def _missing(module: ModuleType, source: Source, left_out: Definitions | None) -> str:

@@ -20,6 +20,7 @@ from kvtrace.text import safe
 T = TypeVar("T")
 _GPU = re.compile(r"NVIDIA|CUDA|cuda|\bGPU\b|\bgpu\b")
 _ON_CPU = "--cpu maps it to the CPU"
+_OTHER_SIZES = "the checkpoint is of a model of other sizes: build the model with those"
 _CHECKPOINT = re.compile(r"\.(pth?|ckpt|safetensors|npz|tar|gguf)\b|checkpoint|model.*\.bin\b")
 _PYTHON = Path(traceback.__file__).resolve().parent
 _TORCH = Path(torch.__file__).resolve().parent
@@ -134,7 +135,8 @@ def _remedy(error: BaseException, source: Source, gpu: bool, at_import: bool) ->
         return "it asks for input, and there is no keyboard here: let the factory do without"
     if at_import and not isinstance(error, ImportError):
         return "the file does this when imported: --definitions runs its definitions only"
-    return outdated(error)
+    sizes = isinstance(error, RuntimeError) and "size mismatch for" in str(error)
+    return _OTHER_SIZES if sizes else outdated(error)
 
 
 def _of_package(name: str, source: Source) -> str:

@@ -23,11 +23,13 @@ class Returned(Struct, frozen=True):
         model: Untouched.
         tokenizer: As it was returned; None when there was none.
         functions: The adapter functions that were found.
+        said: What somebody may not expect of that choice; empty: nothing.
     """
 
     model: nn.Module
     tokenizer: object = None
     functions: Mapping[str, Callable[..., object]] = field(default_factory=dict)
+    said: str = ""
 
 
 def take_apart(made: object, module: ModuleType, source: Source) -> Returned:
@@ -56,7 +58,9 @@ def take_apart(made: object, module: ModuleType, source: Source) -> Returned:
         tokenizer = next((one for one in others if not _is_config(one)), None)
     if tokenizer is None and adapter is not None:
         tokenizer = getattr(adapter, "tokenizer", None) or _coder(adapter)
-    return Returned(model, tokenizer, functions)
+    more = sum(isinstance(one, nn.Module) for one in others)
+    said = f"of the {more + 1} models it returned, the first is used" if more else ""
+    return Returned(model, tokenizer, functions, said)
 
 
 def _parts(made: object) -> tuple[nn.Module | None, list[object], object]:
@@ -123,4 +127,6 @@ def _complaint(made: object) -> str:
     if inspect.iscoroutine(made):
         made.close()
         return f"it returned a coroutine; {expected}: the factory can't be async"
+    if inspect.isgenerator(made):
+        return f"it returned a generator; {expected}: return it, where the factory yields"
     return f"it returned {kind}; {expected}"

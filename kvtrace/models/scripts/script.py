@@ -123,7 +123,9 @@ def _made(
     if left_out is not None:
         lines = f", {len(left_out.skipped)} other statements were left out"
         said.append(f"only its definitions were run{lines if left_out.skipped else ''}")
-    return module, factory, take_apart(made, module, source)
+    returned = take_apart(made, module, source)
+    said.append(returned.said)
+    return module, factory, returned
 
 
 def _with_what_was_skipped(error: ModelError, left_out: Definitions | None) -> ModelError:

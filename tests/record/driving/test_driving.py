@@ -1,5 +1,6 @@
 """What a drive does where the way is the user's, where it is in doubt, and where there is none."""
 
+import re
 import textwrap
 
 import pytest
@@ -208,6 +209,11 @@ HOPELESS = {
     "a loss": ("return self.full(ids).mean()", "a single number, a loss perhaps"),
     "its own error": ("raise ValueError('wrong phase of the moon')", "wrong phase of the moon"),
     "text": ("return 'hello'", "it returned str without a tensor of floats"),
+    "nothing": ("self.full(ids)", r"it returned None: is a return missing\?"),
+    "ids": (
+        "return self.full(ids).argmax(-1)",
+        r"it returned int64 \[1, \d+\]; expected logits, of which ids are chosen",
+    ),
 }
 
 
@@ -222,6 +228,7 @@ def test_where_no_way_works_it_says_what_was_tried_and_what_to_add(mine, kind):
         "no way to call Bad.forward(ids, extra=…) was found (model(ids [1, all])"
     )
     assert "def step(model, ids, cache, pos)" in text
+    assert re.search(r"It is written in mine\.py:\d+\.", text)
     assert "\n" not in text
 
 

@@ -60,14 +60,15 @@ class Failures:
             alike.setdefault(_ANY_SHAPE.sub("", why), f"{way}: {why}")
         reasons = list(alike.values())[:3]
         tried = "; ".join(safe(one, 240) for one in reasons) or "no parameter takes token ids"
+        where = f" It is written in {safe(signature.place)}." if signature.place else ""
         # ids that a matrix is multiplied by are Long, whatever the parts are
         mixed = any("same dtype" in why and "Long" not in why for why in self.why)
         hint = (
             " Its parts differ in dtype, as under autocast: try --dtype bfloat16." if mixed else ""
         )
         return (
-            f"no way to call {safe(str(signature), 160)} was found ({tried}).{hint} Add to your "
-            "file: def step(model, ids, cache, pos), which returns logits or (logits, cache)"
+            f"no way to call {safe(str(signature), 160)} was found ({tried}).{where}{hint} Add to "
+            "your file: def step(model, ids, cache, pos), which returns logits or (logits, cache)"
         )
 
 

@@ -105,6 +105,11 @@ def _complaint(
     vocab_sizes: tuple[int, ...],
     width: int,
 ) -> str:
+    if result is None:
+        return "it returned None: is a return missing?"
+    if isinstance(result, Tensor) and not tensors:
+        kind = str(result.dtype).removeprefix("torch.")
+        return f"it returned {kind} {list(result.shape)}; expected logits, of which ids are chosen"
     if not tensors:
         return f"it returned {type(result).__name__} without a tensor of floats"
     shapes = ", ".join(f"{list(one.shape)}" for _, one in tensors[:4])

@@ -16,6 +16,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from torch import Tensor, nn
 
+from kvtrace.record.written import file_of
+
 Role = Literal["ids", "cache", "position", "flag", "mask", "source", "other"]
 
 _IDS = re.compile(
@@ -137,11 +139,13 @@ class Signature(Struct, frozen=True):
         name: Of what is called, for people: `GPT.forward`.
         parameters: In order; without `*args` and `**kwargs`.
         open: It takes any arguments (`*args`, `**kwargs`): what it declares is not all.
+        place: Where it is written, `gpt.py:12`; empty: nowhere a person could look.
     """
 
     name: str
     parameters: tuple[Parameter, ...]
     open: bool = False
+    place: str = ""
 
     def of(self, role: Role) -> tuple[Parameter, ...]:
         """The parameters with a role, in order."""
@@ -164,10 +168,16 @@ def signature_of(module: nn.Module) -> Signature:
     names = [one for one in declared if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     is_open = len(names) < len(declared)
     if is_open and not names and (inner := inner_of(module)) is not None:
-        return Signature(name, signature_of(inner).parameters, True)
+        return Signature(name, signature_of(inner).parameters, True, _place(module))
     if not names and is_open:
-        return Signature(name, (Parameter("ids", "ids", True, positional=True),), True)
-    return Signature(name, _with_roles(names), is_open)
+        anything = (Parameter("ids", "ids", True, positional=True),)
+        return Signature(name, anything, True, _place(module))
+    return Signature(name, _with_roles(names), is_open, _place(module))
+
+
+def _place(module: nn.Module) -> str:
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return f"{file_of(code)}:{code.co_firstlineno}" if code is not None else ""
 
 
 def widened(signature: Signature, names: Iterable[str]) -> Signature:
