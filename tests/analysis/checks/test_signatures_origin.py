@@ -93,3 +93,12 @@ def test_rows_that_are_off_say_what_they_have_in_common():
     assert "a bias is left out" in moved(right + vector, right, 1e-5)
     assert "turned by some matrix" in moved(right @ square, right, 1e-5)
     assert moved(right + rng.standard_normal(right.shape), right, 1e-5) == ""
+
+
+def test_heads_of_another_sequence_among_its_own_mix_up_batch_and_heads():
+    toy = Toy()
+    v = toy.v.copy()
+    v[1, :-1] = toy.other[1][0, : toy.total - 1]
+    found = diagnose(toy.scene(v=v, changed=np.arange(toy.total) < toy.total - 1))
+    assert (found.name, found.tensor, found.head) == ("WRONG-BATCH-ROW", "v", 1)
+    assert "is head 0 of sequence 1" in found.evidence

@@ -11,6 +11,7 @@ from kvtrace.analysis.checks.scenes.relations import close
 from kvtrace.analysis.checks.scenes.rows import (
     Indices,
     counted,
+    differing,
     finding,
     named_slots,
     pair,
@@ -50,7 +51,41 @@ def check_owner(scene: Scene, identity: Identity) -> Finding | None:
                     whose = scene.spoken(other) if what == "layer" else _sequence(scene, other)
                     evidence = _belong(len(owned), len(rows), tensor, whose)
                     return finding(scene, name, tensor, evidence, owned)
+        mixed = _mixed(scene, tensor, rows)
+        if mixed is not None:
+            return mixed
     return None
+
+
+def _mixed(scene: Scene, tensor: str, rows: Indices) -> Finding | None:
+    """Heads of other sequences among those of this one: batch and heads were taken for each other.
+
+    Every head that is wrong must be one of some sequence, where that one has it.
+    """
+    inside = rows[supposed_inside(scene, rows)]
+    mine, right, atol = pair(scene, tensor, inside)
+    if len(inside) < _SEVERAL or mine.shape != right.shape or scene.sequences < 2:
+        return None
+    heads, where = differing(mine, right, atol), dict[int, tuple[int, int]]()
+    for other in range(scene.sequences):
+        there = scene.sequence_rows(other)
+        table = None if there is None else there[tensor == "v"]
+        if table is None or scene.supposed[inside].max() >= table.shape[1]:
+            continue
+        for head in set(heads.tolist()) - set(where):
+            apart = np.abs(table[:, scene.supposed[inside]] - mine[head]).max(axis=(1, 2))
+            found = np.flatnonzero(apart <= atol)
+            if len(found):
+                where[head] = (other, int(found[0]))
+    others = sorted(head for head, (other, _) in where.items() if other != scene.sequence)
+    if len(where) < len(heads) or not others:
+        return None
+    head = others[0]
+    evidence = (
+        f"kv head {head} of {counted(len(inside))} of {tensor} is head {where[head][1]} of "
+        f"{_sequence(scene, where[head][0])}"
+    )
+    return finding(scene, "WRONG-BATCH-ROW", tensor, evidence, inside, head)
 
 
 def _belong(owned: int, unexpected: int, tensor: str, whose: str) -> str:
