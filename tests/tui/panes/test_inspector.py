@@ -24,6 +24,17 @@ async def test_the_inspector_reads_both_lanes_at_the_crosshair(one_pane):
     assert "+1 row, 8 → 9" in row_of(lines, "did")
 
 
+async def test_a_low_inspector_says_all_of_it_in_one_table(one_pane):
+    trace = synthetic_trace()
+    app = one_pane(InspectorPane(Shelf()))
+    async with app.run_test(size=(32, 20)):
+        app.pane.show(trace, AT)
+        text = "\n".join(app.lines())
+        told = ("token", "written", "cached recomputed  Δ rel.", "lanes", "check", "did", "module")
+        assert all(words in text for words in (*told, "cache ")), text
+        assert f"{trace.cache(4, 1).keys[1, 6, 5]:+.5f}" in text
+
+
 async def test_the_inspector_says_what_recurrent_layers_keep_beside_the_rows(one_pane):
     trace = synthetic_trace()
     meta = trace.meta

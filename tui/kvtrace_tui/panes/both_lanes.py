@@ -27,6 +27,12 @@ _VERDICT_INKS: dict[Verdict, Style] = {
     Verdict.NOT_COMPARED: ink.DIM,
 }
 
+_BESIDE = 14
+"""Cells of a line of the short table that are no numbers of a lane."""
+
+SHORT = 32
+"""Columns from which the short table has room for all digits."""
+
 
 class Inspected:
     """One tensor of the cursor's head in both lanes, and the element under the crosshair."""
@@ -89,6 +95,44 @@ def number_lines(found: dict[Tensor, Inspected], cursor: Cursor, width: int) -> 
     return lines
 
 
+def short_lines(
+    step: LaneStep | None, found: dict[Tensor, Inspected], cursor: Cursor, width: int
+) -> list[Strip]:
+    """The numbers in both lanes, and how far these are apart in the head, in one table."""
+    compared = _compared(found)
+    size = (width - _BESIDE) // 2
+    second = max(size, len(cursor.lane))  # a longer name reaches into the room of the first
+    names = (cursor.base, 2 * size - second), (cursor.lane, second)
+    head = [
+        (padded(lane, cells, right=True) + " ", LANE_INKS.get(lane, ink.TEXT))
+        for lane, cells in names
+    ]
+    lines = [pair(width, "", *head, (" Δ rel.", ink.DIM), names=4)]
+    for tensor, read in found.items():
+        value = read.element(read.value)
+        if value is None:
+            continue
+        other = None if read.both is None else read.element(read.both.other)
+        lines.append(
+            pair(
+                width,
+                LETTERS[tensor],
+                (padded(number(value), size, right=True) + " ", ink.STRONG),
+                (padded(_other(other), size, right=True) + " ", ink.TEXT),
+                _apart_in_head(compared.get(tensor)),
+                names=4,
+            )
+        )
+    return [*lines, *(_verdict_lines(compared, width) if compared else _why_not(step, width))]
+
+
+def _apart_in_head(both: Comparison | None) -> Piece:
+    if both is None:
+        return "–", ink.DIM
+    meant, share = _meant(np.inf if np.isnan(both.largest) else float(both.largest), both)
+    return f"{sign_of(both.verdict)} {_share(share, 0)}", _VERDICT_INKS[meant]
+
+
 def _other(value: float | None) -> str:
     return "–" if value is None or np.isnan(value) else number(value)
 
@@ -97,14 +141,9 @@ def difference_lines(
     step: LaneStep | None, found: dict[Tensor, Inspected], width: int
 ) -> list[Strip]:
     """How far the lanes are apart, relative: in the cell, in its row, in the whole head."""
-    compared = {
-        tensor: read.both
-        for tensor, read in found.items()
-        if read.both is not None and read.both.verdict is not Verdict.NOT_COMPARED
-    }
+    compared = _compared(found)
     if not compared:
-        why = "not compared" if step is None else "rows of the other lane not kept"
-        return long_pair(width, "lanes", (why, ink.DIM))
+        return _why_not(step, width)
     digits = 1 if width >= 36 else 0
     heads = [padded(word, 6 + 2 * digits, right=True) for word in ("cell", "row", "head")]
     names = min(NAME_WIDTH, width - 22)
@@ -120,6 +159,19 @@ def difference_lines(
             pieces.append((said, _VERDICT_INKS[meant]))
         lines.append(pair(width, LETTERS[tensor], *pieces, names=names))
     return [*lines, *_verdict_lines(compared, width)]
+
+
+def _compared(found: dict[Tensor, Inspected]) -> dict[Tensor, Comparison]:
+    return {
+        tensor: read.both
+        for tensor, read in found.items()
+        if read.both is not None and read.both.verdict is not Verdict.NOT_COMPARED
+    }
+
+
+def _why_not(step: LaneStep | None, width: int) -> list[Strip]:
+    why = "not compared" if step is None else "rows of the other lane not kept"
+    return long_pair(width, "lanes", (why, ink.DIM))
 
 
 def _share(share: float, digits: int) -> str:

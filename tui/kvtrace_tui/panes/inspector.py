@@ -24,7 +24,13 @@ from kvtrace_tui.panes.about import (
     memory_lines,
     origin_lines,
 )
-from kvtrace_tui.panes.both_lanes import Inspected, difference_lines, number_lines
+from kvtrace_tui.panes.both_lanes import (
+    SHORT,
+    Inspected,
+    difference_lines,
+    number_lines,
+    short_lines,
+)
 from kvtrace_tui.panes.named import NAME_WIDTH, pair
 from kvtrace_tui.panes.pane import Pane, wrapped
 from kvtrace_tui.panes.rows import Shelf
@@ -75,25 +81,20 @@ class InspectorPane(Pane):
         """Lines that belong together, what matters most first."""
         read = {one: Inspected(self._shelf.of(trace), one, cursor) for one in _ORDER}
         step = trace.compared(cursor.step, cursor.lane)
-        blocks = [
-            [*kind_lines(trace, cursor, width), *origin_lines(trace, cursor, width)],
-            number_lines(read, cursor, width),
-            difference_lines(step, read, width),
-            self._check_lines(trace, cursor, read, width),
+        first = [*kind_lines(trace, cursor, width), *origin_lines(trace, cursor, width)]
+        check = self._check_lines(trace, cursor, read, width)
+        layer, memory = layer_lines(trace, cursor, width), memory_lines(trace, cursor, width)
+        lanes = [number_lines(read, cursor, width), difference_lines(step, read, width)]
+        others = sum(map(len, (first, check, layer, memory)))
+        if others + sum(map(len, lanes)) + len(_ORDER) > room and width >= SHORT:
+            lanes = [short_lines(step, read, cursor, width)]
+        left = room - others + len(memory) - sum(map(len, lanes))
+        told = [
+            strip
+            for one in _ORDER[: max(left, 0)]
+            for strip in self._statistics_lines(trace, cursor, one, read[one].value, width)
         ]
-        left = room - sum(map(len, blocks))
-        if left > 0:
-            blocks.append(layer_lines(trace, cursor, width))
-            left -= len(blocks[-1])
-        told = _ORDER[: max(left, 0)]
-        blocks.append(
-            [
-                strip
-                for one in told
-                for strip in self._statistics_lines(trace, cursor, one, read[one].value, width)
-            ]
-        )
-        return [*blocks, memory_lines(trace, cursor, width)]
+        return [first, *lanes, check, layer, told, memory]
 
     def _check_lines(
         self, trace: Trace, cursor: Cursor, read: dict[Tensor, Inspected], width: int
