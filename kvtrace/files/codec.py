@@ -20,10 +20,6 @@ from kvtrace.errors import TraceError
 
 T = TypeVar("T")
 
-
-Fields = Mapping[str, object]
-"""A parsed JSON object."""
-
 _LIMIT = 1 << 62
 _DIGITS = 20
 _JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False)

@@ -16,7 +16,7 @@ _NEAR = 8
 """Steps before and after one that are looked at: of drafts, now and then all stay."""
 
 
-def given_up(source: Source, step: Step, sequence: int = 0) -> bool:
+def given_up(source: Source, step: Step, sequence: int) -> bool:
     """Whether the next step wrote over the last token of this one: its logits led nowhere."""
     return _stay(source, step, sequence) is not None
 

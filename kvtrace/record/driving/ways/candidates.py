@@ -56,7 +56,7 @@ def cached_ways(
     script: ModuleType | None,
     plain: Way | None,
     beginning: Begin | None,
-    before: Sequence[str] = (),
+    before: Sequence[str],
 ) -> Iterator[Way]:
     """With a cache: the new tokens only.
 

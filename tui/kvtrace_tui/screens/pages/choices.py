@@ -24,7 +24,7 @@ _EVERY_S = 0.3
 class ChoiceList(Lines):
     """Lines that scroll, in which one choice stands out."""
 
-    def __init__(self, make: Make, chosen: int = 0) -> None:
+    def __init__(self, make: Make, chosen: int) -> None:
         super().__init__(self._choices)
         self._make_choices = make
         self._owners: list[int] = []
