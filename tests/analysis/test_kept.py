@@ -3,8 +3,9 @@ import pytest
 from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
+from builders.latents import latent_trace
 from kvtrace.analysis.rows.kept import kept
-from kvtrace.trace import CacheLayer, Tensor
+from kvtrace.trace import Tensor
 
 
 def test_a_window_keeps_less_than_was_attended_to():
@@ -21,21 +22,7 @@ def test_a_window_keeps_less_than_was_attended_to():
 
 @pytest.fixture
 def latent():
-    """A layer whose rows are expanded from latents [rows, 6] and rotary keys [rows, 2]."""
-    trace = synthetic_trace(Shape(layers=1))
-    meta = trace.meta
-    store = CacheLayer(1, 0, "latent", 1, 6, 2)
-    derived = replace(meta.cache_layers[0], kind="derived", layer=-1)
-    site = replace(meta.sites[0], source="derived")
-    trace.source.meta = replace(meta, sites=(site,), cache_layers=(derived, store))
-    for number, step in list(trace.source.steps.items()):
-        group = replace(step.caches[0], layers=(1,))
-        trace.source.steps[number] = replace(step, caches=(step.caches[0], group))
-    rng = np.random.default_rng(0)
-    for tensor, dim in ((Tensor.KEYS, 6), (Tensor.VALUES, 2)):
-        rows = rng.standard_normal((1, 11, dim)).astype(np.float32)
-        trace.source.cell_tensors[1, tensor] = rows
-    return trace
+    return latent_trace()
 
 
 def test_latents_are_what_is_kept_of_derived_rows(latent):

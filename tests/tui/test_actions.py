@@ -4,6 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from builders import MemorySource, Shape, synthetic_trace
+from builders.latents import latent_trace
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Meta, ModelCard, Trace
 from kvtrace_tui.actions import ACTIONS, BY_ID, footer
@@ -307,3 +308,12 @@ def test_page_keys_move_along_what_a_pane_is_about(desk, focus, axis):
     desk.focus_on(focus)
     press(desk, "first_step", "page_on")
     assert getattr(desk.cursor, axis) > 0
+
+
+def test_of_latents_it_is_said_that_they_and_not_k_and_v_are_kept(desk):
+    press(desk, "kept")
+    assert desk.message == "K and V as the cache keeps them after the step"
+    trace = latent_trace()
+    latents = Desk(Stage(), trace, moves.start(trace))
+    press(latents, "kept")
+    assert latents.message.startswith("latents and rotary keys")

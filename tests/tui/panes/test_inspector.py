@@ -4,6 +4,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from builders import synthetic_trace
+from builders.latents import latent_trace
 from builders.panes import AT, drawn, row_of
 from kvtrace.trace import CacheLayer, Tensor
 from kvtrace_tui.desk.cursor import View
@@ -22,6 +23,14 @@ async def test_the_inspector_reads_both_lanes_at_the_crosshair(one_pane):
     assert "✓ rounding" in row_of(lines, "lanes")
     assert "✓" in row_of(lines, "check")
     assert "+1 row, 8 → 9" in row_of(lines, "did")
+
+
+async def test_of_latents_the_inspector_says_what_the_step_added_to_them(one_pane):
+    trace = latent_trace()
+    lines = await drawn(
+        one_pane, InspectorPane(Shelf()), trace, replace(AT, step=2, layer=0), size=(60, 30)
+    )
+    assert "latents +1 row, 6 → 7" in row_of(lines, "did")
 
 
 async def test_a_low_inspector_says_all_of_it_in_one_table(one_pane):

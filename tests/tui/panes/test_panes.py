@@ -300,3 +300,12 @@ async def test_panes_that_follow_a_growing_trace_show_new_steps(one_pane):
         trace.source.steps[6] = last
         app.pane.show(trace, replace(AT, step=5))
         assert app.lines()[2] != before
+
+
+async def test_weights_are_called_cached_where_the_maps_show_another_lane(one_pane):
+    app = one_pane(AttentionPane(Shelf()))
+    async with app.run_test(size=(60, 24)):
+        app.pane.show(synthetic_trace(), AT)
+        assert "cached" not in app.lines()[0]
+        app.pane.show(app.pane._trace, replace(AT, view=View.RECOMPUTED))
+        assert app.lines()[0].rstrip().endswith("cached")

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from kvtrace import text
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS, head_rows
+from kvtrace.analysis.nature import latents_of
 from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor
 from kvtrace_tui.arrangement import PANES
@@ -180,8 +181,12 @@ def changed(change: Callable[[Cursor], Cursor], says: Callable[[Cursor], str]) -
 def toggle_kept(desk: Desk) -> None:
     """What was attended to, or what the cache keeps."""
     desk.cursor = replace(desk.cursor, kept=not desk.cursor.kept)
-    said = "K and V as the cache keeps them after the step" if desk.cursor.kept else ""
-    desk.say(said or "K and V as they were attended to")
+    if not desk.cursor.kept:
+        desk.say("K and V as they were attended to")
+    elif latents_of(desk.recorded, desk.cursor.layer) is None:
+        desk.say("K and V as the cache keeps them after the step")
+    else:
+        desk.say("latents and rotary keys, of which K and V are made, as the cache keeps them")
 
 
 def other_lanes(desk: Desk) -> None:

@@ -8,7 +8,7 @@ from textual.strip import Strip
 
 from kvtrace import text, units
 from kvtrace.analysis.attending import nearest
-from kvtrace.analysis.nature import attention_is, readers
+from kvtrace.analysis.nature import attention_is, latents_of, readers
 from kvtrace.analysis.rows.changes import change
 from kvtrace.analysis.rows.origin import NO_SINGLE, Origin, origin
 from kvtrace.analysis.rows.packed import pool_text
@@ -73,8 +73,13 @@ def _written(found: Origin, cursor: Cursor) -> Iterator[Piece]:
 def layer_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     """What the step did to the rows the layer reads, and where it is written."""
     site = trace.site(cursor.layer)
-    group = trace.cache_step(cursor.step, cursor.layer)
-    did = change(trace, site.reads, group).text
+    step, latents = trace.step(cursor.step), latents_of(trace, cursor.layer)
+    kept = None if latents is None else step.cache_step(latents.index)
+    if latents is not None and kept is not None:  # K and V are made of them, and let go again
+        did = f"latents {change(trace, latents.index, kept).text}"
+    else:
+        group = trace.cache_step(cursor.step, cursor.layer)
+        did = change(trace, site.reads, group).text
     if site.shared_from is not None:
         did = f"L{site.shared_from} wrote: {did}"
     return [*long_pair(width, "did", (did, ink.TEXT)), *_written_in(trace, cursor, width)]

@@ -11,7 +11,7 @@ from textual.strip import Strip
 from kvtrace import units
 from kvtrace.analysis.attending import attends
 from kvtrace.analysis.heads.attention import Attention, attention
-from kvtrace.trace import Tensor, Trace, stands_for_none
+from kvtrace.trace import CACHED, Tensor, Trace, stands_for_none
 from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.bars import bar
@@ -23,6 +23,11 @@ from kvtrace_tui.panes.views import NOT_HERE
 
 _WEIGHT = 8
 _NEIGHBOURS = 9
+
+
+def _of_another_lane(cursor: Cursor) -> bool:
+    """Whether the maps show more than the cached lane."""
+    return cursor.view.needs_lane or cursor.base != CACHED
 
 
 class AttentionPane(Pane):
@@ -37,7 +42,10 @@ class AttentionPane(Pane):
 
     def depends(self, cursor: Cursor) -> Hashable:
         """The query, its head, and the crosshair's row."""
-        return cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query, cursor.row
+        return (
+            cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query, cursor.row,
+            _of_another_lane(cursor),
+        )  # fmt: skip
 
     def name_line(self, width: int) -> list[Strip]:
         """Its name."""
@@ -60,6 +68,8 @@ class AttentionPane(Pane):
         if found.query_token >= 0:
             word = shown_token(trace.token_text(found.query_token), 12)
             about = f"{about} of {found.query_position} {word}"
+        if _of_another_lane(cursor):
+            about += " cached"  # the weights are those of the recorded run all the same
         lines = [self.title_line(width, "attention", about), *_summary(found, word, width)]
         self._rows = {}
         room = height - len(lines)
