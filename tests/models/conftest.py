@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from builders.driven import SMALL, forgotten
 from builders.hub import FakeHub, Repository
 from builders.load_child import LoadChild
+from kvtrace.models import LoadRequest, load
 from kvtrace_fixtures import BUILT_IN
 
 DEMO = BUILT_IN["demo"].directory
@@ -40,3 +43,19 @@ def child(hub, tmp_path_factory):
 def copy(tmp_path) -> Path:
     """A copy of the demo's directory, to be damaged."""
     return Path(shutil.copytree(DEMO, tmp_path / "copy"))
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Writes a user's file after a small model, and loads it."""
+    monkeypatch.chdir(tmp_path)
+    with forgotten():
+
+        def loaded(code, factory="", *, bare=False, **options):
+            text = textwrap.dedent(code)
+            (tmp_path / "mine.py").write_text(text if bare else SMALL + text)
+            spec = f"mine.py:{factory}" if factory else "mine.py"
+            request = LoadRequest(spec, **({"prompt": "ab"} | options))
+            return load(request, lambda text, share: None)
+
+        yield loaded
