@@ -24,6 +24,7 @@ from kvtrace.record.ambient.stepped import (
     run_within,
     stepping_methods,
 )
+from kvtrace.record.capture.replaced.compiled import EAGERLY
 from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.replaced.overlay import Overlay
 from kvtrace.record.capture.replaced.scripting import SCRIPTING
@@ -95,7 +96,6 @@ class Outermost:
     @property
     def says(self) -> tuple[str, ...]:
         """Sentences: what could not be looked into, or only in another way than it ran."""
-        compiled = "compiled code was run eagerly, so that it could be watched"
         scripted = (
             f"{name}: torch.jit runs it and shows nothing of what it does; record the model that "
             "it was made of"
@@ -104,7 +104,7 @@ class Outermost:
         return (
             *scripted,
             *map(transformed, self._transformed),
-            *((compiled,) if self.compiled else ()),
+            *((EAGERLY,) if self.compiled else ()),
         )
 
     @contextmanager

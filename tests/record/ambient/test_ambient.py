@@ -19,6 +19,7 @@ from builders.custom_drives import STYLES, build, ids, through_the_cache
 from builders.tiny_models import tiny_model
 from kvtrace.errors import OutputExistsError
 from kvtrace.record.ambient import outermost
+from kvtrace.record.capture.replaced.compiled import EAGERLY
 from kvtrace.record.capture.replaced.stand_in import as_written
 
 
@@ -96,7 +97,7 @@ def test_compiled_code_is_recorded_and_named(tmp_path):
     with kvtrace.record(tmp_path / "a.kvt") as recording:
         through_the_cache("tuple_cat", torch.compile(build("tuple_cat")), ids(8), 5)
     assert [one.model for one in recording.report.traces] == ["GPT"]
-    assert "compiled code was run eagerly, so that it could be watched" in recording.report.said
+    assert EAGERLY in recording.report.said
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
