@@ -95,6 +95,14 @@ async def test_what_a_key_led_to_is_said_whole_on_as_many_lines_as_it_takes(trac
         assert "dim" in shown(app)[-2]
 
 
+async def test_the_widest_footer_names_the_help_once(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(300, 45)) as pilot:
+        await pilot.pause()
+        assert shown(app)[-1].lower().count("help") == 1
+        assert "q Quit" in shown(app)[-1]
+
+
 async def test_maximise_and_back(trace):
     app = app_of(trace)
     async with app.run_test(size=(160, 45)) as pilot:

@@ -33,6 +33,13 @@ async def test_of_latents_the_inspector_says_what_the_step_added_to_them(one_pan
     assert "latents +1 row, 6 → 7" in row_of(lines, "did")
 
 
+async def test_names_of_lanes_are_never_cut(one_pane):
+    for width in (28, 32, 38, 60):
+        size = width, 20
+        lines = await drawn(one_pane, InspectorPane(Shelf()), synthetic_trace(), size=size)
+        assert any("cached recomputed" in " ".join(line.split()) for line in lines), width
+
+
 async def test_a_low_inspector_says_all_of_it_in_one_table(one_pane):
     trace = synthetic_trace()
     app = one_pane(InspectorPane(Shelf()))

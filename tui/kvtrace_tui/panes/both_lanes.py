@@ -71,10 +71,7 @@ def number_lines(found: dict[Tensor, Inspected], cursor: Cursor, width: int) -> 
     """The numbers under the crosshair in both lanes, side by side."""
     wide = width >= 40
     size = 10 if wide else max((width - NAME_WIDTH - 2) // 2, 6)
-    head: list[Piece] = [
-        (padded(lane, size, right=True) + " ", LANE_INKS.get(lane, ink.TEXT))
-        for lane in (cursor.base, cursor.lane)
-    ]
+    head = _lane_names(cursor, size)
     if wide:
         head.append((padded("|Δ|", size - 1, right=True), ink.DIM))
     lines = [pair(width, "", *head)]
@@ -95,18 +92,23 @@ def number_lines(found: dict[Tensor, Inspected], cursor: Cursor, width: int) -> 
     return lines
 
 
+def _lane_names(cursor: Cursor, size: int) -> list[Piece]:
+    """Above two columns; a name longer than its column reaches into the room of the one before."""
+    second = max(size, len(cursor.lane))
+    columns = (cursor.base, 2 * size - second), (cursor.lane, second)
+    return [
+        (padded(lane, cells, right=True) + " ", LANE_INKS.get(lane, ink.TEXT))
+        for lane, cells in columns
+    ]
+
+
 def short_lines(
     step: LaneStep | None, found: dict[Tensor, Inspected], cursor: Cursor, width: int
 ) -> list[Strip]:
     """The numbers in both lanes, and how far these are apart in the head, in one table."""
     compared = _compared(found)
     size = (width - _BESIDE) // 2
-    second = max(size, len(cursor.lane))  # a longer name reaches into the room of the first
-    names = (cursor.base, 2 * size - second), (cursor.lane, second)
-    head = [
-        (padded(lane, cells, right=True) + " ", LANE_INKS.get(lane, ink.TEXT))
-        for lane, cells in names
-    ]
+    head = _lane_names(cursor, size)
     lines = [pair(width, "", *head, (" Δ rel.", ink.DIM), names=4)]
     for tensor, read in found.items():
         value = read.element(read.value)

@@ -192,6 +192,8 @@ class FooterBar(Drawn):
         pieces: list[Piece] = []
         used = 1
         for action in footer(self.desk):
+            if action.id == "help":
+                continue  # it has its place at the right
             keys, words = action.label or (action.shown_keys, action.title)
             size = len(keys) + len(words) + 3
             if used + size > width - 8:
