@@ -59,27 +59,33 @@ def check_arithmetic(scene: Scene, identity: Identity) -> Finding | None:
         evidence = f"output heads {list(order)} stand where 0, 1, 2 … should"
         return found("HEAD-MAP", "output", evidence)
     far = float(np.abs(mine - theirs).max())
-    one = _query(scene, identity, query)
-    if one is not None:
-        part = one.only(heads)
-        whole = np.abs(np.exp(part.logits).sum(axis=1) - 1).max() < _WHOLE
-        fits = whole and part.misfit(part.logits).max() <= part.atol
-        coarse = _coarse(scene) if fits else None
-        if coarse is not None:
-            return found(*coarse)
-        named = (
-            _unwritten(scene, identity, part)
-            or _looked(scene, identity, part, query, heads)
-            or unlike_one(scene, part)
-            or other_bias(scene, part, query, heads)
-            or bent(part)
-            or _mapped(scene, one)
-            or _rounded(part)
-            or _narrow(scene, identity, part, query, heads)
-        )
-        if named is not None:
-            return found(*named)
+    named = _of_scores(scene, identity, query, heads)
+    if named is not None:
+        return found(*named)
     return found("UNKNOWN", "output", f"q, k, v and mask are right, output is off by {far:.3g}")
+
+
+def _of_scores(
+    scene: Scene, identity: Identity, query: int, heads: NDArray[np.int64]
+) -> tuple[str, str, str] | None:
+    """(kind, tensor, evidence) of what happened to the scores of a query; None: not to be told."""
+    one = _query(scene, identity, query)
+    if one is None:
+        return None
+    part = one.only(heads)
+    whole = np.abs(np.exp(part.logits).sum(axis=1) - 1).max() < _WHOLE
+    fits = whole and part.misfit(part.logits).max() <= part.atol
+    return (
+        (_coarse(scene) if fits else None)
+        or _unwritten(scene, identity, part)
+        or _looked(scene, identity, part, query, heads)
+        or unlike_one(scene, part)
+        or other_bias(scene, part, query, heads)
+        or bent(part)
+        or _mapped(scene, one)
+        or _rounded(part)
+        or _narrow(scene, identity, part, query, heads)
+    )
 
 
 def _query(scene: Scene, identity: Identity, query: int) -> Query | None:

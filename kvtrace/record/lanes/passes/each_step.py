@@ -90,24 +90,10 @@ class EachPass:
         self._hidden.update(hidden_in(trace, step))
         roots = {path.root for path in self._paths.paths}
         self.again.settings.judge(roots, step.number + 1)
-        comparer = Comparer(trace, self.lane)
-        try:
-            batch, nodes = self._batch(step)
-            if not nodes:
-                return
-            if not any(path.compares(step.number) for path in batch.paths):
-                return
-            forward = self.again.run(batch)
-        except CannotRecomputeError as error:
-            text = f"could not compute the {self.lane.name} lane: {error}"
-            if self._before is not None:
-                text = f"{text}; {SET_WITHIN}"
-            self._say(Note("note", text, step=step.number), sink)
+        comparer, found = Comparer(trace, self.lane), self._passed(step, sink)
+        if found is None:
             return
-        fits = in_room(batch, forward, self.extras)
-        if fits is not None:
-            self._say(fits[1], sink)
-            return
+        batch, nodes, forward = found
         tally = Tally(trace.meta, [step.number])
         forward = comparer.at_scales(forward, batch)
         comparer.compare(forward, batch, tally)
@@ -125,6 +111,27 @@ class EachPass:
                 self._say(rounding, sink)
         for note in comparer.findings.values():
             self._say(replace(note, step=step.number), sink)
+
+    def _passed(
+        self, step: Step, sink: LaneSink
+    ) -> tuple[Batch, list[tuple[int, Node]], Forward] | None:
+        """The pass beside a step, and what it is compared with; where there is none, it is said."""
+        try:
+            batch, nodes = self._batch(step)
+            if not nodes or not any(path.compares(step.number) for path in batch.paths):
+                return None
+            forward = self.again.run(batch)
+        except CannotRecomputeError as error:
+            text = f"could not compute the {self.lane.name} lane: {error}"
+            if self._before is not None:
+                text = f"{text}; {SET_WITHIN}"
+            self._say(Note("note", text, step=step.number), sink)
+            return None
+        fits = in_room(batch, forward, self.extras)
+        if fits is not None:
+            self._say(fits[1], sink)
+            return None
+        return batch, nodes, forward
 
     def _batch(self, step: Step) -> tuple[Batch, list[tuple[int, Node]]]:
         """The paths up to this step, cut where it ends."""
