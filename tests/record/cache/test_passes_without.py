@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import kvtrace
+from kvtrace.analysis.checks.verdict import check
 from kvtrace.analysis.rows.changes import changes
 from kvtrace.analysis.summary import summary
 
@@ -36,10 +37,10 @@ class Model(nn.Module):
 
 
 @torch.no_grad()
-def decode(model, cached):
-    ids, past = PROMPT, None
+def decode(model, cached, prompt=PROMPT, steps=3):
+    ids, past = prompt, None
     given = ids
-    for _ in range(3):
+    for _ in range(steps):
         logits, past = model(given, past, use_cache=cached)
         token = logits[:, -1:].argmax(-1)
         ids = torch.cat((ids, token), 1)
@@ -68,3 +69,14 @@ def test_texts_without_the_cache_count_as_right(tmp_path):
     model = Model(False)
     report = kvtrace.check(model, run=lambda: [decode(model, cached) for cached in (True, False)])
     assert report.ok, report
+
+
+@pytest.mark.parametrize("first", [(False, True), (False,), (True, False)])
+def test_a_benchmark_that_decodes_one_text_twice_without_a_cache_is_right(first, tmp_path):
+    model = Model(False)
+    model.tokens.weight.data.mul_(2)
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        for cached in (*first, False, True):
+            decode(model, cached, PROMPT[:, :1], 8)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings) == ("equal within rounding", ())

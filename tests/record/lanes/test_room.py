@@ -6,6 +6,8 @@ from torch import nn
 
 import kvtrace
 from kvtrace.analysis.checks.verdict import check
+from kvtrace.record.lanes.given.embedded import along
+from kvtrace.record.lanes.paths import Node, Path
 
 
 class Rolling(nn.Module):
@@ -110,3 +112,9 @@ def test_steps_beyond_the_longest_text_do_not_keep_earlier_ones_from_being_compa
 def test_a_bug_before_the_longest_text_is_named_though_steps_go_on_beyond_it(tmp_path):
     report = run_beyond(Positions(wrong=6), tmp_path / "a.kvt")
     assert (report.findings[0].name, report.findings[0].step) == ("POSITION-EMBEDDING", 2)
+
+
+def test_rows_that_were_given_along_a_text_end_where_it_is_cut():
+    path = Path([7, 8], nodes=[Node(0, 0, 0, 3), Node(1, 0, 5, 8)])
+    rows = along([path], {0: torch.ones(1, 3), 1: torch.full((1, 3), 2.0)})
+    assert rows.tolist() == [[1.0, 1.0]]

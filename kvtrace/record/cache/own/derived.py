@@ -21,6 +21,7 @@ from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.flow.rows import slots as where
 from kvtrace.record.flow.rows.abreast import Copied, copied, steps
 from kvtrace.record.flow.rows.follower import RowFollower
+from kvtrace.record.flow.rows.row_step import RowStep
 from kvtrace.record.flow.rows.texts import GivenRows
 from kvtrace.record.version import version
 
@@ -172,11 +173,15 @@ class Derived:
             follower.succeed(self._followers[before])
         self._stores_of[call.module, call.call] = store
         step = follower.step(self._given(call, keys, values, visible))
-        if step.parent is not None and not step.computed:
-            self._read.add(store)
+        self._has_read(store, step)
         versions = version(call.keys), version(call.values)
         rows = step.fresh or (written_rows(keys, step), written_rows(values, step))
         return SeenCall(store, step, *rows, versions, follower.digests)
+
+    def _has_read(self, store: int, step: RowStep) -> None:
+        """Keep in mind that rows of a cache were read, where they were."""
+        if step.parent is not None and not step.computed:
+            self._read.add(store)
 
     def _given(
         self, call: AttentionCall, keys: Tensor, values: Tensor, visible: Tensor | None
@@ -252,6 +257,7 @@ class Derived:
             ):
                 self._stores.say(one.store, remark=WRITTEN_OVER.format(self.number))
             digests = one.copied.follower.digests
+            self._has_read(one.store, step)
             seen = SeenCall(one.store, step, *rows, one.versions, digests)
             self._seen[one.key] = self._memory[one.memory] = seen
         if self._in_line:

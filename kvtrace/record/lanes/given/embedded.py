@@ -74,7 +74,7 @@ def along(paths: Sequence[Path], given: Mapping[int, Tensor]) -> Tensor | None:
                 continue
             if found is None:
                 found = rows.new_zeros((len(paths), width, *rows.shape[2:]))
-            part = rows[sequence, : width - start]
+            part = rows[sequence, : max(0, width - start)]  # the path may be cut short
             found[place, start : start + len(part)] = part
     return found
 
