@@ -1,6 +1,7 @@
 """Pages over the main screen: findings, memory, code."""
 
 import pytest
+from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.screens import app_of, press, shown, until
@@ -54,3 +55,19 @@ async def test_memory_and_code_have_pages_of_their_own(trace):
         await until(pilot, lambda: words in "\n".join(shown(app)))
         await press(pilot, "q")
         assert "K cache" in "\n".join(shown(app))
+
+
+async def test_the_lines_that_are_meant_are_in_sight_in_a_small_terminal(
+    trace, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"line_{number} = {number}" for number in range(1, 90)]
+    (tmp_path / "model.py").write_text("\n".join(lines))
+    site = replace(trace.meta.sites[0], code="model.py:37", scores_code="model.py:33")
+    trace.source.meta = replace(trace.meta, sites=(site, *trace.meta.sites[1:]))
+    app = app_of(trace)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "i")
+        await until(pilot, lambda: "▸" in "\n".join(shown(app)))
+        meant = [line.split()[1] for line in shown(app) if line.strip().startswith("▸")]
+        assert meant == ["33", "37"]

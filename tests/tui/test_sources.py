@@ -35,7 +35,7 @@ def test_a_file_below_the_current_folder_is_found_and_its_line_is_meant(trace, t
     (tmp_path / "src" / "model.py").write_text(CODE)
     found = source_of(written(trace, "model.py:4"), 0, tmp_path)
     assert found.path.endswith("src/model.py")
-    rows, head, at = code_rows(trace, 2, 0, found)
+    rows, head, at = code_rows(trace, 2, 0, found, 200)
     assert words(rows)[at] == " ▸ 4      return q @ k.mT"
     assert "q [4, 1, 8]  k [2, 7, 8]  v [2, 7, 8]  scores [4, 1, 7]" in "\n".join(
         words(rows)[:head]
@@ -48,9 +48,18 @@ def test_the_lines_of_the_scores_and_of_the_output_are_both_meant(trace, tmp_pat
     (tmp_path / "model.py").write_text(CODE)
     site = replace(trace.meta.sites[0], code="model.py:4", scores_code="model.py:3")
     trace.source.meta = replace(trace.meta, sites=(site, *trace.meta.sites[1:]))
-    rows, _, at = code_rows(trace, 2, 0, source_of(trace, 0, tmp_path))
+    rows, _, at = code_rows(trace, 2, 0, source_of(trace, 0, tmp_path), 200)
     assert [row for row in words(rows) if "▸" in row] == words(rows)[at - 1 : at + 1]
     assert any(row.startswith(" model.py:3 scores, :4 output") for row in words(rows))
+
+
+def test_what_is_said_above_the_code_is_not_cut_in_a_narrow_terminal(trace, tmp_path):
+    found = source_of(written(trace, "gone.py:7"), 0, tmp_path)
+    rows, head, _ = code_rows(trace, 2, 0, found, 60)
+    assert all(len(row) <= 60 for row in words(rows)[:head])
+    said = " ".join(" ".join(words(rows)).split())
+    assert "start kvtrace where the model's code is" in said
+    assert "output [4, 1, 8]" in said
 
 
 def test_a_shorter_file_of_that_name_is_another_one(trace, tmp_path):
@@ -69,7 +78,7 @@ def test_what_is_not_there_or_no_name_of_a_file_is_said(trace, tmp_path, code):
     found = source_of(written(trace, code), 0, tmp_path / "below")
     assert found.lines == ()
     assert found.remark
-    rows, _, _ = code_rows(trace, 2, 0, found)
+    rows, _, _ = code_rows(trace, 2, 0, found, 200)
     assert found.remark in "\n".join(words(rows))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import ClassVar
 
@@ -194,6 +194,11 @@ def blank(width: int) -> Strip:
 
 def wrapped(pieces: list[Piece], width: int, indent: int = 1) -> list[Strip]:
     """Pieces of one long line, broken between words; later lines are indented."""
+    return [line(width, *row) for row in broken(pieces, width, indent)]
+
+
+def broken(pieces: Sequence[Piece], width: int, indent: int = 1) -> list[list[Piece]]:
+    """The same, as pieces of lines."""
     rows: list[list[Piece]] = [[]]
     room = width
     margin: Piece = (" " * indent, ink.TEXT)
@@ -206,10 +211,10 @@ def wrapped(pieces: list[Piece], width: int, indent: int = 1) -> list[Strip]:
             size = cell_len(word)
         rows[-1].append((word, style))
         room -= size
-    return [line(width, *row) for row in rows]
+    return rows
 
 
-def _with_what_follows(pieces: list[Piece]) -> list[tuple[Piece, int]]:
+def _with_what_follows(pieces: Sequence[Piece]) -> list[tuple[Piece, int]]:
     """Each word with its cells and those of what follows it without a space: a comma, say."""
     found: list[tuple[Piece, int]] = []
     after = 0

@@ -127,7 +127,9 @@ class ScreenStage:
         if trace is None:
             return
         source = source_of(trace, cursor.layer, Path.cwd())
-        rows, head, at = code_rows(trace, cursor.step, cursor.layer, source)
+        rows, head, at = code_rows(
+            trace, cursor.step, cursor.layer, source, self._screen.size.width
+        )
         self._screen.app.push_screen(PageScreen("code", lambda _: rows, at=at, pinned=head))
 
     def _choose(self, name: str, make: Make, at: int, go: Callable[[int], None]) -> None:

@@ -10,6 +10,7 @@ from kvtrace.text import safe
 from kvtrace.trace import Site, Trace
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece
+from kvtrace_tui.panes.pane import broken
 from kvtrace_tui.sources import Source
 
 Row = Sequence[Piece]
@@ -21,14 +22,19 @@ _LEVELS = {
 }
 
 
-def code_rows(trace: Trace, number: int, layer: int, source: Source) -> tuple[list[Row], int, int]:
+def code_rows(
+    trace: Trace, number: int, layer: int, source: Source, width: int
+) -> tuple[list[Row], int, int]:
     """All lines, how many of them are about the whole, and the number of the one that is meant.
+
+    What is about the whole is broken into lines of a width; code is as it is written.
 
     Raises:
         MissingError: There is no such layer.
     """
     site = trace.site(layer)
-    rows: list[Row] = [[], *_about(site), *_shapes(trace, number, site), *_where(source), []]
+    about = (*_about(site), *_shapes(trace, number, site), *_where(source))
+    rows: list[Row] = [[], *(line for row in about for line in broken(row, width, indent=9)), []]
     head, at = len(rows), 0
     gutter = len(str(len(source.lines)))
     for index, text in enumerate(source.lines, 1):

@@ -49,8 +49,9 @@ class Lines(ScrollView, can_focus=True):
 
     def _begin(self) -> None:
         self.reload()
-        if self._at > self.size.height * 2 // 3:
-            self.scroll_to(y=self._at - self.size.height // 3, animate=False)
+        above = self._pinned + max(self.size.height - self._pinned, 0) // 2
+        if self._at > above:
+            self.scroll_to(y=self._at - above, animate=False)
 
     def on_resize(self) -> None:
         """Lines may depend on the width."""
