@@ -65,9 +65,15 @@ class Recording:
 
     def _drive(self, loaded: Loaded) -> Driven:
         """How the model is called."""
-        from kvtrace.record.driving import Wish, as_transformers, choose_drive
+        from kvtrace.record.driving import (
+            Wish,
+            as_transformers,
+            called_as_transformers,
+            choose_drive,
+        )
 
-        if loaded.script is None:
+        # the code of a repository may call its models otherwise
+        if loaded.script is None and called_as_transformers(loaded.model):
             return as_transformers(loaded.model, loaded.prompt.ids)
         self._progress("finding out how the model is called", None)
         wish = Wish(
@@ -83,7 +89,7 @@ class Recording:
 
     def _driven(self, loaded: Loaded, driven: Driven) -> Ending:
         """Record the decode, and say what there is to say of it."""
-        path, known = Path(self._request.output), _goes_without_saying(loaded)
+        path, known = Path(self._request.output), _goes_without_saying(driven)
         for text in driven.said[known:]:
             self._voice.say(Said(text))
         recording = self._recording(loaded, driven)
@@ -106,7 +112,7 @@ class Recording:
         from kvtrace.record import record
 
         asked = self._request
-        driver = "kvtrace" if _goes_without_saying(loaded) else f"kvtrace, by {driven.call}"
+        driver = "kvtrace" if _goes_without_saying(driven) else f"kvtrace, by {driven.call}"
         sampling = Sampling(driver, loaded.new_tokens, asked.seed, asked.temperature, asked.top_k)
         return record(
             driven.model,
@@ -186,9 +192,9 @@ class Recording:
             self._voice.say(Progress(text, share, PATIENCE))
 
 
-def _goes_without_saying(loaded: Loaded) -> bool:
+def _goes_without_saying(driven: Driven) -> bool:
     """Whether a model is called as all of transformers are."""
-    return loaded.script is None
+    return driven.wish is None
 
 
 def _named(tokenizer: Tokenizer, token: int) -> str:

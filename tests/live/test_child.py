@@ -1,12 +1,17 @@
 """The real recorder, driven through a session by commands."""
 
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from msgspec.structs import replace
+from safetensors.torch import save_file
 
 from builders.commands import SLOW_MODEL, is_gone
+from kvtrace.analysis.checks import EQUAL, check
 from kvtrace.files import open_trace
 from kvtrace.live.messages import Ended, Failed, Paused, Progress, Request, Said, Started, Stepped
 from kvtrace.live.session import Session
@@ -153,3 +158,55 @@ def test_a_model_without_attention_is_told_in_one_sentence(tmp_path):
     driven.session.close()
     said = [event.text for event in driven.events if isinstance(event, Said)]
     assert said.count(NO_ATTENTION) == 1
+
+
+OF_A_REPOSITORY = """
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+class StartConfig(PretrainedConfig):
+    model_type = "start"
+
+
+class StartLM(PreTrainedModel):
+    config_class = StartConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed, self.mix, self.head = nn.Embedding(256, 8), nn.Linear(8, 24), nn.Linear(8, 256)
+        self.post_init()
+
+    def forward(self, input_ids, start_pos=0):
+        if start_pos == 0:
+            self.rows = torch.zeros(2, 1, 64, 8)
+        end = start_pos + input_ids.shape[1]
+        q, k, v = self.mix(self.embed(input_ids)).chunk(3, -1)
+        self.rows[0, :, start_pos:end], self.rows[1, :, start_pos:end] = k, v
+        hidden = torch.ones(end - start_pos, end).triu(start_pos + 1).bool()
+        scores = (q @ self.rows[0, :, :end].mT / 8**0.5).masked_fill(hidden, -torch.inf)
+        return self.head(scores.softmax(-1) @ self.rows[1, :, :end])
+"""
+
+
+def test_a_repositorys_model_that_is_not_called_as_transformers_are_is_called_as_it_asks(tmp_path):
+    (tmp_path / "modeling_start.py").write_text(OF_A_REPOSITORY)
+    names = {"AutoConfig": "StartConfig", "AutoModelForCausalLM": "StartLM"}
+    mapped = {name: f"modeling_start.{own}" for name, own in names.items()}
+    config = {"model_type": "start", "vocab_size": 256, "auto_map": mapped}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    sizes = {"embed.weight": (256, 8), "mix.weight": (24, 8), "head.weight": (256, 8)}
+    sizes |= {"mix.bias": (24,), "head.bias": (256,)}
+    weights = {name: torch.randn(size) for name, size in sizes.items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    asked = Request(str(tmp_path), str(tmp_path / "a.kvt"), "hello", new_tokens=4)
+    driven = Driven(replace(asked, trust_remote_code=True))
+    with driven.session:
+        driven.to_the_end()
+    said = [event.text for event in driven.events if isinstance(event, Said)]
+    assert any("start_pos=start" in text for text in said), driven.events
+    trace = open_trace(tmp_path / "a.kvt")
+    assert [step.new for step in trace] == [5, 1, 1, 1]
+    assert check(trace).verdict == EQUAL

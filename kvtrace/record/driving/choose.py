@@ -52,7 +52,7 @@ class Driven(Struct, frozen=True):
         said: Sentences for people.
         model: What it calls, to be watched: the model, or a part of it.
         singly: Why it can't be given several tokens once there is a cache; empty: it can.
-        wish: What was to be driven; None: a model of transformers with a prompt.
+        wish: What was to be driven; None: a model that is called as those of transformers are.
     """
 
     drive: Drive
@@ -80,7 +80,7 @@ def _chosen(model: nn.Module, wish: Wish) -> Driven:
         shape = shape_of(model, wish)
         drive, watched = adapted(model, wish.functions, wish.capacity, shape, wish.script)
         return Driven(drive, wish.prompt, call, (f"driven by {call}",), watched)
-    if _called_as_transformers(model):
+    if called_as_transformers(model):
         return _as_its_own_loop(model, wish) or as_transformers(model, wish.prompt)
     return _by_trying(model, wish)
 
@@ -114,7 +114,7 @@ def as_transformers(model: nn.Module, prompt: Sequence[int]) -> Driven:
     return Driven(Standard(model), prompt, call, (f"called as {call}",), model)
 
 
-def _called_as_transformers(model: nn.Module) -> bool:
+def called_as_transformers(model: nn.Module) -> bool:
     """Also a class of one's own on top of one of theirs: its mistakes must not be driven around."""
     if of_transformers(type(model)):
         return True

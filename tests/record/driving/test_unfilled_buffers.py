@@ -43,3 +43,12 @@ def test_one_number_that_changes_is_seen_in_any_dtype(dtype):
     before = contents(model)
     model.rows[2, 1] = 1
     assert contents(model) != before
+
+
+def test_a_cache_in_modules_that_are_no_parts_of_the_model_is_seen_to_change():
+    model, cache = nn.Linear(2, 2), nn.Module()
+    cache.register_buffer("rows", torch.zeros(1, 2, 3, 4))
+    model.caches = [cache]
+    before = contents(model)
+    cache.rows[:, :, 1] = 1
+    assert contents(model) != before
