@@ -10,16 +10,8 @@ from builders.written import write_trace
 from kvtrace.errors import TraceError, VersionError
 from kvtrace.files import FileSource, open_trace
 from kvtrace.files.layout import MAGIC, pack_header
-from kvtrace.trace import Note
 
 SMALL = Shape(layers=1, heads=2, kv_heads=1, dim=2, prompt=9, decode=2)
-
-
-@pytest.fixture(scope="module")
-def small():
-    trace = synthetic_trace(SMALL)
-    trace.source.notes.append(Note("note", "said by the builder"))
-    return trace
 
 
 @pytest.mark.parametrize(
@@ -62,8 +54,8 @@ def test_directories_pipes_and_absent_files_are_named_in_one_line(tmp_path):
         open_trace(tmp_path)
 
 
-def test_a_newer_format_is_refused_with_both_numbers_and_the_remedy(tmp_path, small):
-    path = write_trace(tmp_path / "a.kvt", small)
+def test_a_newer_format_is_refused_with_both_numbers_and_the_remedy(tmp_path):
+    path = write_trace(tmp_path / "a.kvt", synthetic_trace(SMALL))
     with path.open("r+b") as file:
         file.seek(8)
         file.write(b"\x07\x00")
@@ -71,8 +63,8 @@ def test_a_newer_format_is_refused_with_both_numbers_and_the_remedy(tmp_path, sm
         FileSource(path)
 
 
-def test_a_format_that_never_was_is_called_damage_and_not_newer(tmp_path, small):
-    path = write_trace(tmp_path / "a.kvt", small)
+def test_a_format_that_never_was_is_called_damage_and_not_newer(tmp_path):
+    path = write_trace(tmp_path / "a.kvt", synthetic_trace(SMALL))
     with path.open("r+b") as file:
         file.seek(8)
         file.write(b"\0\0")

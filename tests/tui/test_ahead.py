@@ -2,7 +2,6 @@
 
 import pytest
 
-from builders import Shape, synthetic_trace
 from builders.screens import app_of, press, until
 from kvtrace_tui.desk import moves
 
@@ -10,11 +9,6 @@ SIZE = (160, 45)
 FOR_A_STEP = {"timeline", "sentence", "keys", "values", "queries", "output", "attention",
               "inspector", "cost"}  # fmt: skip
 FOR_A_LAYER = {"keys", "values", "queries", "output", "attention", "inspector"}
-
-
-@pytest.fixture
-def trace():
-    return synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
 
 
 def spots(pane):

@@ -13,12 +13,7 @@ KEYS = (
     "question_mark", "escape", "n", "b", "f", "escape", "h",
 )  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def truecolor(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.setenv("TERM", "xterm-256color")
+pytestmark = pytest.mark.usefixtures("truecolor")
 
 
 def watched(trace):

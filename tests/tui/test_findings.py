@@ -1,8 +1,6 @@
 import numpy as np
-import pytest
 from msgspec.structs import replace
 
-from builders import Shape, synthetic_trace
 from kvtrace.trace import Damage, Note, Tensor
 from kvtrace_tui import findings
 from kvtrace_tui.desk import moves
@@ -12,11 +10,6 @@ from kvtrace_tui.found import Answer, Found
 from kvtrace_tui.screens.pages.findings import answer_rows, finding_rows, found_rows
 
 LANE = "recomputed"
-
-
-@pytest.fixture
-def trace():
-    return synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
 
 
 def plant(trace, step, layer, kv_head):

@@ -2,7 +2,6 @@
 
 import pytest
 
-from builders import Shape, synthetic_trace
 from builders.screens import app_of, press, shown, until
 from builders.written import rows_of
 from kvtrace.files import open_trace
@@ -12,17 +11,7 @@ from kvtrace_tui.live_run import LiveEvent, LiveKind
 from kvtrace_tui.screens.loading import LoadingScreen
 from kvtrace_tui.screens.main import MainScreen
 
-
-@pytest.fixture(autouse=True)
-def truecolor(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.setenv("TERM", "xterm-256color")
-
-
-@pytest.fixture
-def trace():
-    return synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
+pytestmark = pytest.mark.usefixtures("truecolor")
 
 
 class Run:

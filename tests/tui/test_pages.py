@@ -1,19 +1,12 @@
 """Pages over the main screen: findings, memory, code."""
 
-import pytest
 from msgspec.structs import replace
 
-from builders import Shape, synthetic_trace
 from builders.screens import app_of, press, shown, until
 from kvtrace.trace import Note
 from kvtrace_tui.found import Answer
 from kvtrace_tui.panes.cost import CostPane
 from kvtrace_tui.screens.pages.choices import ChoiceScreen
-
-
-@pytest.fixture
-def trace():
-    return synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
 
 
 async def test_the_list_of_findings_goes_to_the_one_that_is_chosen(trace):

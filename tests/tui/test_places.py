@@ -2,18 +2,12 @@ import pytest
 from msgspec.structs import replace
 
 import kvtrace
-from builders import Shape, synthetic_trace
 from builders.written import write_trace
 from kvtrace.analysis.heads.tensors import head_rows
 from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor
 from kvtrace_tui.desk import moves
 from kvtrace_tui.desk.places import expression, find_token, go_to, row_texts
-
-
-@pytest.fixture
-def trace():
-    return synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
 
 
 @pytest.mark.parametrize(

@@ -3,24 +3,13 @@ from msgspec.structs import replace
 from textual import events
 from textual.command import CommandList
 
-from builders import Shape, synthetic_trace
 from builders.screens import app_of, press, shown, until
 from kvtrace.files import open_trace
 from kvtrace.files.writer import TraceWriter
 from kvtrace.trace import Note
 from kvtrace_tui.screens.main import MainScreen
 
-
-@pytest.fixture(autouse=True)
-def truecolor(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.setenv("TERM", "xterm-256color")
-
-
-@pytest.fixture
-def trace():
-    return synthetic_trace(Shape(layers=3, heads=4, prompt=5, decode=6))
+pytestmark = pytest.mark.usefixtures("truecolor")
 
 
 async def test_the_screen_says_where_we_are_and_what_the_step_saved(trace):

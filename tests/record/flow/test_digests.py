@@ -5,14 +5,7 @@ import pytest
 import torch
 
 from kvtrace.record.match import PARTS, digest
-
-GENERATOR = torch.Generator().manual_seed(0)
-
-
-def rows(count, sequences=1, dim=4):
-    """Random keys and values, [sequences, 2, count, dim]."""
-    shape = (sequences, 2, count, dim)
-    return torch.randn(shape, generator=GENERATOR), torch.randn(shape, generator=GENERATOR)
+from record.flow.test_rows import rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
