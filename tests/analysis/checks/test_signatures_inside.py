@@ -118,6 +118,13 @@ def test_values_rotated_and_kept_as_keys_are_swapped():
     assert "but rotated" in found.evidence
 
 
+def test_values_in_place_of_keys_may_be_scaled_as_keys_are():
+    toy = Toy()
+    swapped = diagnose(toy.scene(k=0.25 * toy.v, v=toy.k))
+    assert (swapped.name, swapped.tensor) == ("KEYS-VALUES-SWAPPED", "k")
+    assert diagnose(toy.scene(k=0.25 * toy.k)).name == "OLD-ROWS-SCALED"
+
+
 def projected(toy, rows, new=1):
     """The scene of last tokens whose inputs, and so all three projections, are other ones."""
     rng = np.random.default_rng(9)

@@ -142,9 +142,14 @@ def check_swapped(scene: Scene, identity: Identity) -> Finding | None:
             continue
         found = matches(held[:, rows], there, scene.supposed[rows], limit)
         if (found < 0).all() and supposed_inside(scene, rows).all():
-            turn = rotation(held[:, rows], there[:, scene.supposed[rows]], limit)
-            if turn is not None and len(turn.angles[0]) >= _PLANES:
-                evidence = f"{counted(len(rows))} of {tensor}: the recomputed {other}, but rotated"
+            both = held[:, rows], there[:, scene.supposed[rows]]
+            # what comes instead is scaled, or rotated, as the right ones are
+            own = factor(*pair(scene, tensor, rows)[:2], limit)
+            times, turn = factor(*both, limit) if own is None else None, rotation(*both, limit)
+            turned = turn is not None and len(turn.angles[0]) >= _PLANES
+            if turned or times is not None:
+                how = "rotated" if turned else f"{times:.4g} ×"
+                evidence = f"{counted(len(rows))} of {tensor}: the recomputed {other}, but {how}"
                 return finding(scene, "KEYS-VALUES-SWAPPED", tensor, evidence, rows)
         if (found >= 0).all():
             evidence = f"{counted(len(rows))} of {tensor} = the recomputed {other}"
