@@ -320,3 +320,18 @@ def test_trying_out_leaves_no_line_in_their_log(mine, caplog):
         """
     )
     assert len(caplog.messages) == 6  # its steps, and none of the calls before
+
+
+def test_a_decoder_that_reads_its_own_text_for_want_of_another_is_not_driven(mine):
+    code = """
+    class Reads(Core):
+        def forward(self, ids, memory):
+            x = self.embed(ids, torch.arange(ids.shape[1]))
+            memory = x if memory is None else memory
+            x = x + torch.softmax(x @ memory.mT, -1) @ memory
+            return self.head(x)
+    build = Reads
+    """
+    told = r"called as model\(ids \[1, all\], memory=None\), its rows change when tokens are added"
+    with pytest.raises(ModelError, match=told):
+        mine(textwrap.dedent(code))

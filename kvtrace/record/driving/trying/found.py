@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from msgspec import Struct
 
+from kvtrace.errors import ModelError
 from kvtrace.record.driving.trying.evidence import NOT_FINITE, Trials, Tried
 from kvtrace.record.driving.ways.way import Way
 from kvtrace.record.driving.wish import Wish
@@ -82,6 +83,9 @@ def found_uncached(
         stumbled: A way with a cache whose later calls raise; None: there was none.
         left_empty: Parameters in which their own generation passes no rows.
         states: Parameters that take a state, every number of which is another after a step.
+
+    Raises:
+        ModelError: It lacks what it reads beside its text.
     """
     prompt, steps = max(1, len(wish.prompt)), max(1, wish.new_tokens)
     all_rows = sum(prompt + step for step in range(steps))
@@ -103,6 +107,14 @@ def found_uncached(
             "stay, and single tokens passed with it gave other logits than the whole text"
         )
     causal, drawn = trials.is_causal(plain), _drawn(plain, trials)
+    lacking = _lacking(plain) if causal is False and not drawn else ""
+    if lacking:
+        raise ModelError(
+            f"called as {plain}, its rows change when tokens are added: it reads something else "
+            f"beside them, as {safe(lacking, 60)}. Record your own loop, with "
+            "kvtrace.record('run.kvt') around it, or add to your file: "
+            "def step(model, ids, cache, pos)"
+        )
     if trials.plain(plain).why == NOT_FINITE:
         said.append(f"{NOT_FINITE}: look where its numbers end in the recorded tensors")
     elif drawn:
@@ -112,6 +124,17 @@ def found_uncached(
             "its rows change when tokens are added: it is not causal, no cache can serve it"
         )
     return FoundWay(plain, tuple(said), causal is not False)
+
+
+def _lacking(plain: Way) -> str:
+    """What a model must be given besides, which nobody here has; empty: nothing.
+
+    A decoder that is given no rows of an encoder reads its own text in their place, later tokens
+    and all.
+    """
+    required = {one.name for one in plain.signature.parameters if one.required}
+    found = (one.name for one in plain.given if one.said == "None" and one.name in required)
+    return next(found, "")
 
 
 def _drawn(plain: Way, trials: Trials) -> str:
