@@ -153,6 +153,18 @@ def test_two_texts_of_rows_are_told_apart_by_the_rows_alone(tmp_path, mode):
     assert (report.verdict, report.steps) == (EQUAL, 6)
 
 
+@pytest.mark.parametrize("mode", ["once", "each"])
+def test_rows_that_a_model_adds_its_positions_to_in_place_are_given_again_as_they_were(
+    tmp_path, mode
+):
+    model = ready(tiny_model("git"))
+    rows = model.get_input_embeddings()(IDS).detach()
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute=mode):
+        model.generate(inputs_embeds=rows, do_sample=False, max_new_tokens=3)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert (report.verdict, report.steps) == (EQUAL, 3), report.findings
+
+
 def test_a_full_context_ends_the_run_and_keeps_the_steps(tmp_path):
     model = ready(tiny_model("gpt2"))
     room = model.config.n_positions

@@ -91,6 +91,7 @@ class Lanes:
         """A forward is about to run: before the first, the model is as it will be asked again."""
         if self.options.mode != "off":
             self.again.begin(beginning)
+            self._extras.embedded.begin(beginning.arguments)
 
     def over(self) -> None:
         """The forward that began is over: nothing but the model has run meanwhile."""

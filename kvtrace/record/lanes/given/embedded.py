@@ -29,9 +29,15 @@ class Embedded:
 
     first: int | None = None
     _given: dict[int, Tensor] = field(default_factory=dict)
+    _rows: Tensor | None = None
 
     def __contains__(self, step: object) -> bool:
         return step in self._given or step == self.first
+
+    def begin(self, arguments: Mapping[str, object]) -> None:
+        """A forward begins: some models add their positions to the very rows they are given."""
+        rows = arguments.get(NAME) if arguments.get("input_ids") is None else None
+        self._rows = rows.detach().clone() if isinstance(rows, Tensor) else None
 
     def add(self, step: int, forward: Forward, name: str = NAME) -> None:
         """A forward became a step: keep its rows, if it was given no ids.
@@ -45,10 +51,12 @@ class Embedded:
         if forward.tokens is not None or rows is None or rows.dim() != 3:
             return
         shape = (forward.sequences, forward.new)
-        if tuple(rows.shape[:2]) == shape[::-1] != shape:
-            rows = rows.transpose(0, 1)
-        if tuple(rows.shape[:2]) == shape:
-            self._given[step] = rows.detach().clone()
+        before, self._rows = self._rows, None
+        kept = rows.detach().clone() if name != NAME or before is None else before
+        if tuple(kept.shape[:2]) == shape[::-1] != shape:
+            kept = kept.transpose(0, 1)
+        if tuple(kept.shape[:2]) == shape:
+            self._given[step] = kept
 
     def of(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """The rows that were given along these paths, [paths, rows, width]; 0 where ids were."""
@@ -82,16 +90,18 @@ def along(paths: Sequence[Path], given: Mapping[int, Tensor]) -> Tensor | None:
 def joined(model: nn.Module, ids: Tensor, given: Tensor) -> Tensor:
     """The rows of whole paths: those that were given, and the table's where there are ids.
 
+    Whoever is given them may write to them.
+
     Args:
         model: Has the table.
         ids: Negative where rows were given, [paths, rows].
         given: [paths, rows, width].
     """
     if bool((ids < 0).all()):
-        return given  # nothing is looked up: it need not have a table
+        return given.clone()  # nothing is looked up: it need not have a table
     table = getattr(model, "get_input_embeddings", lambda: None)()
     if table is None:
-        return given
+        return given.clone()
     with torch.no_grad():
         looked_up: Tensor = table(ids.clamp(min=0))
     return torch.where((ids < 0)[..., None], given.to(looked_up), looked_up)
