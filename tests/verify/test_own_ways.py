@@ -153,6 +153,31 @@ class Split(Lm):
         return logits
 
 
+class Incremental(Lm):
+    """Takes the newest token itself once it is handed a dictionary; their number places it."""
+
+    def get_incremental_state(self, incremental_state: dict, name: str):
+        return incremental_state.get(name)
+
+    def forward(self, prev_output_tokens: Tensor, incremental_state: dict | None = None):
+        if incremental_state is None:
+            return Lm.forward(self, prev_output_tokens)[0], {}
+        self.length = prev_output_tokens.shape[1]
+        past = self.get_incremental_state(incremental_state, "past")
+        logits, incremental_state["past"] = Lm.forward(self, prev_output_tokens[:, -1:], past)
+        return logits, {}
+
+    def places(self, length: int, new: int) -> Tensor:
+        return torch.arange(new) if new > 1 else torch.tensor([self.length - 1])
+
+
+class Behind(Incremental):
+    """Its positions stand still after the first tokens."""
+
+    def places(self, length: int, new: int) -> Tensor:
+        return Incremental.places(self, length, new).clamp(max=10 if new == 1 else 63)
+
+
 def checked(model: Lm, **more: object):
     return kvtrace.check(model.eval(), PROMPT, new_tokens=4, **more)
 
@@ -207,6 +232,15 @@ def test_a_model_that_refuses_prompts_is_given_one_token_after_the_other():
     assert "one token at a time" in trial(report, "chunked prefill").report.reason
     first = checked(Late()).findings[0]
     assert (first.step, first.tensor) == (1, "mask")
+
+
+def test_a_model_that_takes_the_newest_of_all_tokens_is_given_one_more_at_a_time():
+    report = checked(Incremental())
+    assert report.verdict == EQUAL, report
+    assert trial(report, "batch of 2").report.verdict == EQUAL
+    assert "one token at a time" in trial(report, "chunked prefill").report.reason
+    first = checked(Behind()).findings[0]
+    assert (first.name, first.step) == ("POSITION-EMBEDDING", 11)
 
 
 def test_sequences_that_share_rows_are_found_in_a_batch():

@@ -34,6 +34,7 @@ from kvtrace.record.whose import of_transformers
 
 _SINGLY = {
     "one": "it takes one token at a time",
+    "each": "it takes one token at a time",
     "all": "it is given all tokens at every step, and takes the new ones itself",
 }
 
@@ -231,7 +232,7 @@ def _by_single(model: nn.Module, wish: Wish, pair: Pair) -> Driven | None:
     """
     ways = _through_each(model, wish, [pair.after])
     found = ((way, one.way) for way, one in ways if one.agrees)
-    return next((driven for driven, way in found if way.caches and way.feeds == "one"), None)
+    return next((driven for driven, way in found if way.caches and way.singly), None)
 
 
 def _by_plain_entrance(model: nn.Module, wish: Wish) -> Driven | None:

@@ -104,7 +104,7 @@ class Trials(Struct, frozen=True):
             way: What to try.
             plain: How a pass is made of a way that never takes more than one token.
         """
-        alone = way.feeds == "one" and plain is None
+        alone = way.singly and plain is None
         steps: list[Tensor] = []
         try:
             with nothing_left(self.model, self.script), _calm():
@@ -112,9 +112,9 @@ class Trials(Struct, frozen=True):
                 for end in range(self.prefill, len(self.tokens) + 1):
                     steps.append(calls.step(self.tokens[:end]).clone())
                 keeps = self._keeps(way)
-            if way.inside and way.feeds == "all" and not self._takes_the_newest(way):
+            if way.inside and way.again and not self._takes_the_newest(way):
                 raise NoCacheError("fed all tokens, it computed all of them again")
-            whole = steps[1:] if alone else self._whole(way if way.feeds != "one" else plain or way)
+            whole = steps[1:] if alone else self._whole((plain or way) if way.singly else way)
         except Exception as error:
             begins = not isinstance(error, CannotBeginError)
             return Tried(way, "fails", why=reason_of(error), begins=begins, reached=len(steps))

@@ -156,6 +156,8 @@ def _drawn(plain: Way, trials: Trials) -> str:
 def _feeding(way: Way) -> str:
     if way.feeds == "all":
         return "all tokens at every step, of which it takes the new ones"
+    if way.feeds == "each":
+        return "all tokens at every step, the prompt's one after the other; it takes the newest"
     if way.feeds == "one":
         return "one token after the other, the prompt's too"
     return "the prompt at once, then single tokens"

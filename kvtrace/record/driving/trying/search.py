@@ -94,7 +94,7 @@ class Search:
         if sound is not None and (best is None or best.verdict == "forgets"):
             best = self._suspected(signature, trials, sound) or best
         if sound is not None and best is not None and best.verdict == "forgets":
-            best = self._one_by_one(signature, trials, sound) or best
+            best = self._one_by_one(signature, trials, sound, first=best.way) or best
         if sound is not None and best is None and self.failures.refused:
             only = self._one_by_one(signature, trials, sound, only=True)
             best = _unless_left_empty(only, theirs.unfilled)
@@ -185,27 +185,36 @@ class Search:
             yield from (replace(way, feeds="one") for way in ways if way.feeds == "new")
 
     def _one_by_one(
-        self, signature: Signature, trials: Trials, plain: Way, *, only: bool = False
+        self,
+        signature: Signature,
+        trials: Trials,
+        plain: Way,
+        *,
+        first: Way | None = None,
+        only: bool = False,
     ) -> Tried | None:
         """A way that agrees if the prompt, too, goes in a token at a time.
 
         A model may take the last token it is given as soon as it is handed a cache, even an empty
-        one.
+        one. How many it is given may tell it where that one stands: then it is given all of them.
 
         Args:
             signature: Of its forward.
             trials: Runs ways.
             plain: A way without a cache.
+            first: Begins as its author means it, as far as is known.
             only: It is the only way with a cache there is: else the one whose steps differ least.
         """
         differing: list[Tried] = []
         self.failures.forgive()
-        ways = (
+        known = () if first is None else (first,)
+        ways = [
             way
-            for way in self._ways(signature, plain)
+            for way in (*known, *self._ways(signature, plain))
             if way.feeds == "new" and (way.cache or asks_for_a_cache(way))
-        )
-        for way in self._limited((replace(way, feeds="one") for way in ways), few=True):
+        ]
+        singly = (replace(way, feeds=feeds) for way in ways for feeds in ("one", "each"))
+        for way in self._limited(singly, few=True):
             tried = trials.run(way, plain)
             if tried.keeps and tried.verdict == "agrees":
                 return tried

@@ -102,7 +102,7 @@ class Calls:
         Raises:
             NoLogitsError, NoCacheError: What came back is not what the way needs.
         """
-        first = self._fed + 1 if self.way.feeds == "one" else len(tokens)
+        first = self._fed + 1 if self.way.singly else len(tokens)
         try:
             for end in range(first, len(tokens)):
                 self._call(tokens[:end])
@@ -131,7 +131,7 @@ class Calls:
         if not self._begun:
             self._begin()
         before = self._fed if self.way.caches else 0
-        given = list(tokens if self.way.feeds == "all" else tokens[before:])
+        given = list(tokens if self.way.again else tokens[before:])
         new = len(tokens) - before
         first, named = self._arguments(given, before, new)
         offsets = [_offsets(one) for one in self._caches]
@@ -204,7 +204,7 @@ class Calls:
         if known is not None and kind and isinstance(part_of(result, known.path), Tensor):
             return known
         where = self._logits_of(result, given)
-        again = self.way.feeds == "all" and self._fed and where.rows == given > new
+        again = self.way.again and self._fed and where.rows == given > new and not self.beside
         if again and not self.way.inside:  # one inside may compute its newest row alone
             raise NoCacheError("fed all tokens, it computed all of them again")
         self._logits[kind] = where

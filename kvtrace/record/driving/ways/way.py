@@ -94,7 +94,8 @@ class Way(Struct, frozen=True):
         inside: The model keeps one itself.
         first: Done to the model before the first call, in order.
         given: What further parameters are given.
-        feeds: With a cache: the new tokens only, always all of them, or never more than one.
+        feeds: With a cache: the new tokens only, always all of them, never more than one, or all
+            of them and never more than one more.
     """
 
     signature: Signature
@@ -103,7 +104,17 @@ class Way(Struct, frozen=True):
     inside: bool = False
     first: tuple[Begin, ...] = ()
     given: tuple[Argument, ...] = field(default=())
-    feeds: Literal["new", "all", "one"] = "new"
+    feeds: Literal["new", "all", "one", "each"] = "new"
+
+    @property
+    def again(self) -> bool:
+        """Whether all tokens are given at every step."""
+        return self.feeds in ("all", "each")
+
+    @property
+    def singly(self) -> bool:
+        """Whether no step takes more than one new token."""
+        return self.feeds in ("one", "each")
 
     @property
     def caches(self) -> bool:
@@ -128,7 +139,7 @@ class Way(Struct, frozen=True):
         """The call, as one would write it."""
         ids = self.signature.ids
         shape = _LAYOUTS[self.layout]
-        if not self.caches or self.feeds == "all":
+        if not self.caches or self.again:
             shape = shape.replace("new", "all")
         if self.feeds == "one":
             shape = shape.replace("new", "1")
