@@ -12,6 +12,8 @@ from torch import nn
 
 from kvtrace.configs import setting
 
+_COUNT = "num_hidden_layers"
+
 
 class Depth:
     """Looks at the layers of one model."""
@@ -25,6 +27,7 @@ class Depth:
             for name, child in module.named_children()
             if isinstance(child, nn.ModuleList | nn.Sequential | nn.ModuleDict) and len(child) > 1
         ]
+        self._said = setting(self._config, _COUNT)
         self._first = self._now()
 
     @property
@@ -34,18 +37,25 @@ class Depth:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, lists of layers are those that were there first."""
+        """Inside, layers are those that were there first, and as many as was said first."""
         now = [(module, name, getattr(module, name, None)) for module, name, _ in self._lists]
+        said = setting(self._config, _COUNT)
         try:
             _put(self._lists, now)
+            self._say(self._said, said)
             yield
         finally:
             _put(now, self._lists)
+            self._say(said, self._said)
+
+    def _say(self, layers: object, otherwise: object) -> None:
+        if layers != otherwise:
+            setattr(self._config, _COUNT, layers)
 
     def _now(self) -> object:
         lists = [getattr(module, name, None) for module, name, _ in self._lists]
         sizes = [len(one) if isinstance(one, nn.Module) else 0 for one in lists]  # type: ignore[arg-type]
-        return setting(self._config, "num_hidden_layers"), sizes
+        return setting(self._config, _COUNT), sizes
 
 
 _Lists = Sequence[tuple[nn.Module, str, object]]

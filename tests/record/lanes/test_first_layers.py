@@ -8,7 +8,8 @@ from transformers import DynamicCache
 
 import kvtrace
 from builders.tiny_models import tiny_model
-from kvtrace.analysis.checks import check
+from builders.ways import WAYS, ready
+from kvtrace.analysis.checks import EQUAL, check
 
 PROMPT = torch.tensor([[5, 6, 7, 8, 9, 10]])
 
@@ -68,3 +69,26 @@ def test_what_is_wrong_beside_drafts_is_found(tmp_path):
         drafted_and_verified(model, 3, spoiled)
     (found, *_) = check(kvtrace.open(tmp_path / "a.kvt")).findings
     assert (found.step, found.layer, found.tensor) == (7, 1, "v")
+
+
+def test_drafts_by_early_exit_are_checked_beside_each_step_by_all_layers(tmp_path):
+    model = ready(sharp_model())
+    run = WAYS["early exit"](model)
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="each"):
+        run()
+    layers = model.config.num_hidden_layers
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [len(step.attending) < layers for step in trace].count(True) > 0
+    report = check(trace)
+    assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+def sharp_model():
+    """One whose drafts are often rejected, and as often taken."""
+    model = tiny_model("llama")
+    numbers = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.copy_(torch.randn(weight.shape, generator=numbers) / weight.shape[-1] ** 0.5)
+    return model
