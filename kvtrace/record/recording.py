@@ -221,7 +221,8 @@ class Recording:
         if recorder is None or recorder.paused:
             return
         self._lanes.over()
-        if self.undecided.is_step(forward):
+        undecided = self.undecided
+        if undecided.gate is None or undecided.is_step(forward, undecided.gate):
             recorder.forward(forward)
         else:
             recorder.failed()

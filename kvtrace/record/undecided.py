@@ -29,11 +29,11 @@ class Undecided:
     gate: Gate | None = None
     waits: Forward | None = None
 
-    def is_step(self, forward: Forward) -> bool:
-        """Whether a forward that is over is a step, as far as that can be said now."""
-        if self.gate is None or forward.part_of is not None:
+    def is_step(self, forward: Forward, gate: Gate) -> bool:
+        """Whether a forward that is over is a step, as far as a gate can say it now."""
+        if forward.part_of is not None:
             return True
-        verdict = self.gate(forward)
+        verdict = gate(forward)
         if verdict == "wait":
             # whoever samples may change the logits in place before it is known what this was
             logits = None if forward.logits is None else forward.logits.detach().clone()

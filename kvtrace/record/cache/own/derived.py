@@ -197,7 +197,9 @@ class Derived:
             grown = int(where.seen(visible, keys.shape[2]).sum()) > new
         if call.kind == "cross":  # its rows are of another text, in which no token is new
             new, start = 0, None
-        tokens = fed.new if own else 0
+        tokens = 0
+        if own and fed.tokens is not None:
+            tokens = fed.in_rows(fed.tokens).shape[-1]
         apart = None if call.kind == "cross" else arguments.held(fed.arguments, keys.shape[0])
         again = fed.repeats and own
         told = grown, start, pads, self.number, fed.resumed, tokens, again, apart

@@ -74,7 +74,7 @@ class RoutedMode(FlowMode):
 
     def forget(self) -> None:
         """Drop all that is followed: a forward is over."""
-        super().forget()
+        self.products.forget()
         self._walk = self._log = self._log_of = self.products.ended = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
