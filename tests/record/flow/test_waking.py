@@ -104,6 +104,17 @@ def test_attention_that_a_sleeping_mode_missed_is_told():
     assert any("of a step before was not seen" in one for one in watch.unseen)
 
 
+def test_layers_that_some_tokens_skip_are_not_said_to_be_missing():
+    def how(q, k, v):
+        return v[:, :, -q.shape[2] :] if k.shape[2] % 3 == 1 else manual(q, k, v)
+
+    calls, _, watch = asleep(Text(how), steps)
+    others, _, _ = awake(Text(how), steps)
+    assert_same(calls, others)
+    assert watch._waking.slept > 0
+    assert watch.unseen == ()
+
+
 def test_weights_used_twice_keep_the_mode_awake():
     def how(q, k, v):
         weights = F.softmax(q @ k.mT * 0.5, -1)

@@ -55,6 +55,14 @@ SEEN, SEEN_MOST = (1, 16), 128
 """Forwards that are looked at by a mode that is awake; later one in so many."""
 
 
+DOUBT = 4
+"""Forwards that are followed awake after one in which attention may have been missed."""
+
+_FEWER = (
+    "attention of a step before was not seen, where its code changed; or it skipped a layer there"
+)
+
+
 @dataclass(slots=True)
 class _Learnt:
     """What is known of the forwards of one module.
@@ -65,6 +73,7 @@ class _Learnt:
         good: The last one that was followed awake may have been slept through.
         attended: Attention calls of the last one.
         doubted: Attention calls of the last one, where it had fewer than those before; else None.
+        since: Forwards since then, followed awake, with more calls than that one.
         bad: So many were followed awake to no avail.
     """
 
@@ -73,6 +82,7 @@ class _Learnt:
     good: bool = False
     attended: int = 0
     doubted: int | None = None
+    since: int = 0
     bad: int = 0
 
 
@@ -103,6 +113,8 @@ class Waking:
 
     def stop(self) -> None:
         """Give all functions back."""
+        for path, known in self._learnt.items():
+            self._doubt(path, known)
         while self._methods:
             self._methods.pop().stop()
         self._functions = None
@@ -152,12 +164,20 @@ class Waking:
         """Doubt a forward that was slept through and attended less; say so if one more attends."""
         seen = self.mode.families
         if slept and (frame.attended < known.attended or seen.twice or seen.odd):
-            known.doubted = frame.attended
+            known.doubted, known.since = frame.attended, 0
         elif not slept:
-            if known.doubted is not None and known.doubted < frame.attended:
-                self.tell(frame.path, "attention of a step before was not seen: its code changed")
-            known.doubted = None
+            known.since += 1
+            if known.doubted is not None and known.doubted >= frame.attended:
+                known.doubted = None  # as few, awake: layers are skipped in some steps
+            elif known.since > DOUBT:
+                self._doubt(frame.path, known)
         known.attended = frame.attended
+
+    def _doubt(self, path: str, known: _Learnt) -> None:
+        """Say so if a forward that was slept through had fewer calls than all that followed."""
+        if known.doubted is not None and known.since:
+            self.tell(path, _FEWER)
+        known.doubted = None
 
     # -- while a forward runs --------------------------------------------------------------
 
