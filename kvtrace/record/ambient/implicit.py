@@ -51,6 +51,7 @@ class Implicit:
         by_parts: It begins later all the same, with the first part that is called: ids may be
             looked up for the model itself.
         lookups: How often ids were looked up.
+        begins: Is told that a step begins.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Implicit:
         self.begins_at_once = begins_at_once
         self.by_parts = by_parts
         self.lookups = 0
+        self.begins: Callable[[], None] = lambda: None
         self._name = name
         self._recording = recording
         self._ids: Tensor | None = None
@@ -167,6 +169,7 @@ class Implicit:
     def _begin(self) -> None:
         watch = self._recording.watch
         if watch is not None and self._ids is not None:
+            self.begins()
             self._frames = theirs(callers(FRAMES)) if self.begins_at_once else []
             self._beside = _beside(watch.model, self._frames, self._ids)
             self._open = watch.begin_step({**self._beside, self._name: self._ids})

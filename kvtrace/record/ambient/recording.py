@@ -75,7 +75,12 @@ class AmbientRecording:
         self._training = Training(self._models, self._compare_so_far)
         self._outermost = Outermost(self._around, self._steps_of)
         self._uncalled = Uncalled(
-            self._models, self._outermost, self._adopt, self._harmless, self._is_fork
+            self._models,
+            self._outermost,
+            self._adopt,
+            self._harmless,
+            self._is_fork,
+            self._training.begins,
         )
         self._stack = contextlib.ExitStack()
 
@@ -101,7 +106,7 @@ class AmbientRecording:
             stack.callback(ENGINE.release)
             stack.enter_context(self._outermost)
             self._uncalled.watch(stack)
-            self._stack = stack.pop_all()
+            self._stack = self._uncalled.until = stack.pop_all()
         return self
 
     def __exit__(
@@ -172,6 +177,7 @@ class AmbientRecording:
                 one = self._meet(module, args, kwargs)
         if one is None or one.recording is None:
             return run()
+        self._uncalled.called(one, named(module, args, kwargs))
         with unseen_by_modes():
             self._training.begins(one, one.recording, met.kind_of(module, args, kwargs))
         if one.proven[one.kind] >= PROVEN:

@@ -36,7 +36,9 @@ class Training:
         """Losses and gradients are, inside."""
         return self._evidence
 
-    def begins(self, one: Met, recording: Recording, kind: tuple[object, ...]) -> None:
+    def begins(
+        self, one: Met, recording: Recording, kind: tuple[object, ...] = ("by hand",)
+    ) -> None:
         """A call of a model that is recorded begins.
 
         Args:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,8 +17,10 @@ from kvtrace.record.ambient.met import Met, Models
 from kvtrace.record.ambient.outermost import Outermost
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.replaced.entrances import is_asking
+from kvtrace.record.capture.tokens.inputs import tokens_in
 from kvtrace.record.flow import FlowWatch
 from kvtrace.record.modes import FUNCTION_MODES
+from kvtrace.record.recording import Recording
 
 
 @dataclass(slots=True)
@@ -30,6 +33,8 @@ class Uncalled:
         adopt: Watches one more model, or plain functions.
         harmless: Keeps faults of ours from the program.
         is_fork: Whether this is a fork of the program, which has no trace of its own.
+        begins: Is told of a model that a step of it begins.
+        until: What is closed when the recording ends.
         functions: Plain functions that looked up ids, as a model; None: none did.
     """
 
@@ -38,7 +43,10 @@ class Uncalled:
     adopt: Callable[[nn.Module], Met]
     harmless: Callable[[], AbstractContextManager[None]]
     is_fork: Callable[[], bool]
+    begins: Callable[[Met, Recording], None]
+    until: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     functions: Met | None = None
+    _given_rows: set[int] = field(default_factory=set)
     _flow: FlowWatch | None = None
     _lookups: Lookups | None = None
     _mode: object = None
@@ -59,6 +67,21 @@ class Uncalled:
         if self.functions is None and FUNCTION_MODES.top is self._mode:
             self._modes.close()
             self._lookups = None
+
+    def called(self, one: Met, arguments: Mapping[str, object]) -> None:
+        """A model is called: if with ids, what was done with its layers by hand before is over.
+
+        Else it may be given what was made of ids just now, and goes on with that step.
+        """
+        step = one.implicit
+        if step is None or not step.under_way:
+            return
+        if tokens_in(arguments) is None:
+            self._given_rows.add(id(one))
+        else:
+            with self.harmless():
+                step.close()
+        self.leave()
 
     @property
     def is_watched(self) -> bool:
@@ -93,6 +116,10 @@ class Uncalled:
             one = self.models.get(root) or self.adopt(root)
         if one is None or one.recording is None:
             return
+        if root is not None and self._lookups is None and id(one) not in self._given_rows:
+            self.watch(self.until)  # of a model that was called, and now its layers are, by hand
+            if self._flow is not None and one.implicit is not None:
+                self._flow.name(root)
         if self._flow is not None:
             self._flow.begin_step(*ids.shape)
         if one.implicit is None:
@@ -100,6 +127,7 @@ class Uncalled:
                 self._flow.name(root)
             name = "tokens" if root is None else tables.ids_of(root)
             one.implicit = Implicit(one.recording, name, begins_at_once=root is not None)
+            one.implicit.begins = partial(self.begins, one, one.recording)
         one.implicit.looked_up(ids, table)
 
     def close_steps(self) -> None:
