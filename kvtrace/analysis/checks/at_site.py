@@ -12,7 +12,7 @@ from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.noise import Noise
 from kvtrace.analysis.checks.placed import named, placed
 from kvtrace.analysis.checks.report import Finding
-from kvtrace.analysis.checks.scenes.cross import stale_cross
+from kvtrace.analysis.checks.scenes.cross import cross_of_other_layer, stale_cross
 from kvtrace.analysis.checks.scenes.stage import stage
 from kvtrace.analysis.checks.wrong_output.carried import carried
 from kvtrace.analysis.heads.tensors import NAMES
@@ -39,6 +39,7 @@ def at_site(
         out = [_together(trace, step, same, lane, limits) for same in groups.values()]
     else:
         unknown = _broken(trace, step, layer, sequences) or stale_cross(trace, step.number, layer)
+        unknown = unknown or cross_of_other_layer(trace, step.number, layer, lane)
         if unknown is None:
             unknown = _unexplained(trace, step, layer, lane, limits, sequences if staged else None)
         out = [] if unknown is None else [placed(trace, unknown, limits, lane)]

@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.place_names import spoken
 from kvtrace.analysis.checks.scenes.scene import Scales, Scene, Side
-from kvtrace.trace import CacheView, Site, Step, Trace
+from kvtrace.trace import CacheView, Reference, Site, Step, Tensor, Trace
 from kvtrace.trace.dtypes import Floats
 from kvtrace.trace.reference import places_of
+from kvtrace.trace.weights import derive, mix
+
+_SAME = 0.05
+"""Of the largest number: what comes of the same rows is nearer than that, in narrow types too."""
 
 
 def stage_cross(
@@ -92,6 +96,43 @@ def stale_cross(trace: Trace, number: int, layer: int) -> Finding | None:
         "computed for it: they are those of the text before"
     )
     return Finding("STALE-CACHE", number, layer, "k", evidence, row=0)
+
+
+def cross_of_other_layer(trace: Trace, number: int, layer: int, lane: str) -> Finding | None:
+    """Attention to an encoder that is given the very rows that another layer's is.
+
+    Args:
+        trace: Whose step.
+        number: Step, whose lanes differ at the site.
+        layer: Site.
+        lane: The reference. Where its output follows from those rows, they are shared on purpose.
+    """
+    if trace.site(layer).kind != "cross":
+        return None
+    mine = trace.cache(number, layer, 0)
+    for other in trace.step(number).attending:
+        if other == layer or trace.site(other).kind != "cross":
+            continue
+        theirs = trace.cache(number, other, 0)
+        if np.array_equal(mine.keys, theirs.keys) and np.array_equal(mine.values, theirs.values):
+            shared = _makes(trace.reference(number, 0, lane), trace.site(layer), mine)
+            evidence = f"all {mine.keys.shape[1]} rows are those of {spoken(trace.meta, other)}"
+            found = Finding("WRONG-LAYER", number, layer, "k", evidence, row=0)
+            return None if shared is not False else found
+    return None
+
+
+def _makes(reference: Reference | None, site: Site, rows: CacheView) -> bool | None:
+    """Whether the output of a lane is what its queries make of some rows; None: not known."""
+    if reference is None:
+        return None
+    queries, output = (reference.rows(site.index, one) for one in (Tensor.QUERIES, Tensor.OUTPUT))
+    seen, bias = reference.visible(site.index), reference.bias(site.index)
+    if queries is None or output is None or seen is None or seen.shape[2] != rows.keys.shape[1]:
+        return None
+    made = mix(derive(site, queries, rows.keys, seen, bias).weights, rows.values)
+    far = float(np.abs(made - output).max(initial=0.0))
+    return far <= _SAME * float(np.abs(output).max(initial=0.0))
 
 
 def of_earlier_text(trace: Trace, found: Finding) -> str | None:
