@@ -238,7 +238,7 @@ async def test_an_empty_trace_opens(tmp_path, trace):
     app = app_of(empty)
     async with app.run_test(size=(120, 40)) as pilot:
         await press(pilot, *"nNdDtc123", "left", "up", "space", "end", "y", "Y")
-        assert "nothing is recorded yet" in shown(app)[-1]
+        assert "this trace has no steps: nothing was recorded" in shown(app)[-1]
 
 
 async def test_a_batch_has_a_sequence_to_choose(trace):

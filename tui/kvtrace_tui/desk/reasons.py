@@ -14,8 +14,12 @@ _OVER = (Recording.INCOMPLETE, Recording.FAILED)
 
 
 def needs_trace(desk: Desk) -> str | None:
-    """Nothing was recorded yet."""
-    return None if desk.trace is not None and desk.trace.numbers else "nothing is recorded yet"
+    """Nothing was recorded, or nothing yet."""
+    if desk.trace is not None and desk.trace.numbers:
+        return None
+    if desk.trace is None or desk.recording.grows:
+        return "nothing is recorded yet"
+    return "this trace has no steps: nothing was recorded"
 
 
 def at_last(desk: Desk) -> str | None:
