@@ -115,6 +115,18 @@ def test_layers_that_some_tokens_skip_are_not_said_to_be_missing():
     assert watch.unseen == ()
 
 
+def test_an_einsum_whose_axes_are_numbers_keeps_the_mode_awake():
+    def how(q, k, v):
+        scores = torch.einsum(q, [0, 1, 2, 9], k, [0, 1, 3, 9], [0, 1, 2, 3]) / 2
+        return torch.einsum(scores.softmax(-1), [0, 1, 2, 3], v, [0, 1, 3, 4], [0, 1, 2, 4])
+
+    calls, _, watch = asleep(Text(how), steps)
+    others, _, _ = awake(Text(how), steps)
+    assert_same(calls, others)
+    assert len(calls) == 2 * 15
+    assert watch.unseen == ()
+
+
 def test_weights_used_twice_keep_the_mode_awake():
     def how(q, k, v):
         weights = F.softmax(q @ k.mT * 0.5, -1)

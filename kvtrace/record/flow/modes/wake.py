@@ -234,7 +234,7 @@ class Waking:
                 return original(*args, **kwargs)
             self.mode.families.announced = True
             # somebody else's mode may be taken off in place of ours
-            self.mode.families.odd |= not self._only_ours(1)
+            self.mode.families.odd |= not self._only_ours(1) or _is_numbered(original, args)
             if self.mode.is_idle and not self._is_none(args):
                 self.mode.woken()
             try:
@@ -330,6 +330,12 @@ class Waking:
         if self._awake or self._trial:
             self.mode.over()
             self._rest()
+
+
+def _is_numbered(original: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an einsum numbers its axes: torch spells them as letters for modes alone."""
+    name = getattr(original, "__name__", "")
+    return name == "einsum" and bool(args) and not isinstance(args[0], str)
 
 
 def _imported(modules: Iterable[str]) -> list[tuple[ModuleType, str]]:
