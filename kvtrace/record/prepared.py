@@ -166,8 +166,8 @@ def wants_more(
     if not first or not theirs or isinstance(error, MemoryError) or "memory" in told:
         return ""
     return (
-        f"{kind} fails on token ids alone ({type(error).__name__}: {told}); if it reads more than "
-        f"text, {instead}"
+        f"{kind} fails on token ids alone ({type(error).__name__}: {told}): a field of its "
+        f"configuration may be wrong; if it reads more than text, {instead}"
     )
 
 

@@ -132,6 +132,13 @@ def test_a_model_that_fails_on_tokens_alone_says_so():
         decode(tiny_model("musicgen"), [5, 6, 7], limits=Limits(2))
 
 
+def test_a_model_that_a_wrong_field_of_its_configuration_breaks_says_where_to_look():
+    model = tiny_model("llama")
+    model.config.sliding_window = [5]
+    with pytest.raises(ModelError, match="a field of its configuration may be wrong"):
+        decode(model, [5, 6, 7], limits=Limits(2))
+
+
 def test_several_models_in_one_without_a_forward_are_named():
     class Joined(torch.nn.Module):
         pass
