@@ -203,6 +203,14 @@ class FirstCall(Struct, frozen=True):
             out[owner] = with_parts(out[owner], {part: ids})
         return out
 
+    def longer(self, name: str, tokens: Tensor) -> object:
+        """One of its arguments, for more tokens.
+
+        Raises:
+            CannotExtendError: No rule covers it.
+        """
+        return self._extension(tokens).extended(name, self.arguments[name], opened=False)
+
     def _extension(self, tokens: Tensor) -> Extension:
         return Extension(self.new, tokens.shape[1], self.most, self.tables, self.paths)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from msgspec.structs import replace
@@ -55,7 +55,29 @@ def called_with(
     if other or any(path.padding for path in batch.paths):
         tables = hides is None and like_first and bool(call.seen)
         arguments |= _hiding(call, batch, device, hides, tables=tables)
+    elif batch.paths[0].root == 0:
+        arguments |= _unplaced(call, tokens, arguments)
     return tokens, arguments
+
+
+def _unplaced(
+    call: FirstCall, tokens: Tensor, arguments: Mapping[str, object]
+) -> dict[str, object]:
+    """The mask that hid padding at first, where it hid other rows than those of known places.
+
+    Of what each token is made of, say: three rows for every step of an agent.
+
+    Args:
+        call: The first one.
+        tokens: Of the paths, [paths, rows].
+        arguments: What they are called with so far.
+    """
+    mask = call.arguments.get(call.padding or "")
+    if not isinstance(mask, Tensor) or call.padding in arguments or bool((mask != 0).all()):
+        return {}
+    if mask.shape[0] not in (1, tokens.shape[0]):
+        raise CannotRecomputeError(f"`{call.padding}` hides rows whose places are not known")
+    return {str(call.padding): call.longer(str(call.padding), tokens)}
 
 
 def _made(call: FirstCall, batch: Batch, *, beside: bool) -> tuple[Made, ...]:
