@@ -224,6 +224,8 @@ class Recording:
         undecided = self.undecided
         if undecided.gate is None or undecided.is_step(forward, undecided.gate):
             recorder.forward(forward)
+        elif undecided.waits is not None:
+            recorder.waits(forward)
         else:
             recorder.failed()
 
@@ -235,6 +237,8 @@ class Recording:
     def _leave(self) -> None:
         """A forward is none."""
         self._lanes.forget()
+        if self.recorder is not None:
+            self.recorder.waits(None)
 
     @property
     def again(self) -> Recomputer | None:

@@ -106,6 +106,10 @@ class CostMeter:
             self._watch.stop()
             self._watch = None
 
+    def forget(self) -> None:
+        """Forget what was seen of forwards that are no step."""
+        self._products, self._calls_watched = [], 0
+
     def measure(self, measured: Measured) -> tuple[Flops, Flops]:
         """FLOPs of the step that ended, and of a forward over all tokens so far, uncached."""
         products, self._products, self._calls_watched = self._products, [], 0

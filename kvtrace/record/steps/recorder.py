@@ -163,6 +163,10 @@ class Recorder:
     def _fail(self, error: Exception) -> None:
         self._scribe.fail(self.num_steps, error)
 
+    def waits(self, forward: Forward | None) -> None:
+        """A forward is over of which it shows later whether it is a step; None: it was none."""
+        self._meter.forget() if forward is None else self._meter.end(len(forward.calls))
+
     def failed(self) -> None:
         """A forward raised."""
         if not self.paused:

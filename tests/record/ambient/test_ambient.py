@@ -352,3 +352,21 @@ def test_threads_that_generate_at_once_are_recorded_from_their_first_token_on(tm
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert len(trace) == 12
     assert sum(step.parent is None and step.new == 3 for step in trace) == 3
+
+
+def test_the_first_text_after_training_costs_what_it_costs_without(tmp_path):
+    model = build("tuple_cat")
+
+    def flops(name, *before):
+        with kvtrace.record(tmp_path / name):
+            for one in before:
+                one()
+            through_the_cache("tuple_cat", model, ids(8), 5)
+        return [step.cost.cached for step in kvtrace.open(tmp_path / name)]
+
+    def train():
+        with torch.enable_grad():
+            model(ids(8))[0].square().mean().backward()
+        model.zero_grad()
+
+    assert flops("after.kvt", train, train) == flops("alone.kvt")
