@@ -38,6 +38,9 @@ from kvtrace.trace.dtypes import Floats
 _PLANES = 4
 """So many are not turned by chance."""
 
+_SHARE = 0.02
+"""Of the largest number, that values in place of keys may be off by from a common factor."""
+
 _NUMBERS = 16
 """So many are not by chance the same in another order."""
 
@@ -145,7 +148,8 @@ def check_swapped(scene: Scene, identity: Identity) -> Finding | None:
             both = held[:, rows], there[:, scene.supposed[rows]]
             # what comes instead is scaled, or rotated, as the right ones are
             own = factor(*pair(scene, tensor, rows)[:2], limit)
-            times, turn = factor(*both, limit) if own is None else None, rotation(*both, limit)
+            fine = min(limit, _SHARE * float(np.abs(both[0]).max()))  # wide limits fit any factor
+            times, turn = factor(*both, fine) if own is None else None, rotation(*both, limit)
             turned = turn is not None and len(turn.angles[0]) >= _PLANES
             if turned or times is not None:
                 how = "rotated" if turned else f"{times:.4g} ×"
