@@ -85,5 +85,7 @@ class Texts:
         everyone = list(range(step.num_sequences))
         said = at_site(self.trace, step, found.layer, everyone, self.lane, self.limits)
         names = {one.name for one in said} - {*VAGUE, found.name}
+        if found.name == "WRONG-LAYER" and any(one.name == found.name for one in said):
+            return True  # and they tell which rows, and where it begins
         # the tokens of another prompt may be the same ones
         return bool(names & {"WRONG-LAYER", "WRONG-BATCH-ROW"} if self.fresh else names)
