@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from itertools import product
 
 from msgspec import Struct
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from kvtrace.record.driving.ways.roles import Signature, parameters_of, signatur
 _PROMPT = re.compile(
     r"(\w+_)?(prefill|prime|ingest|(process|feed|encode|run|forward)_prompt)(_\w+)?"
 )
+_FIRST = re.compile(r"forward|(start|begin|init|initiali[sz]e|setup|set_up|first|warm_?up)(_\w+)?")
+"""What may take a prompt, where the method for single tokens is given a cache."""
 _AFTER = re.compile(
     r"(\w+_)?(step|decode|next|extend|append|incremental|one|single)(_\w+)?"
     r"|(\w+_)?(forward|infer|inference)_(\w+_)?(step|one|token|cached|decode|next)"
@@ -46,14 +49,15 @@ class Pair(Struct, frozen=True):
 
 
 def pairs(model: nn.Module) -> Iterator[Pair]:
-    """Methods that look like such a pair, by their names."""
+    """Methods that look like such a pair, by their names: the likelier ones first."""
     named = [name for name, _ in methods(model) if not name.startswith("_")]
-    takers = [name for name in named if signature_of(through(model, name)).ids is not None]
-    for prompt in takers:
-        if not _PROMPT.fullmatch(prompt.lower()):
-            continue
-        for after in takers:
-            if after != prompt and _AFTER.fullmatch(after.lower()):
+    signatures = {name: signature_of(through(model, name)) for name in named}
+    takers = [name for name in named if signatures[name].ids is not None]
+    afters = [name for name in takers if _AFTER.fullmatch(name.lower())]
+    given = [name for name in afters if signatures[name].of("cache")]
+    for prompts, others in ((_PROMPT, afters), (_FIRST, given)):
+        for prompt, after in product(takers, others):
+            if after != prompt and prompts.fullmatch(prompt.lower()):
                 yield Pair(prompt, after, flat=False)
                 yield Pair(prompt, after, flat=True)
 
@@ -72,6 +76,7 @@ def _either(
     prompt, after = getattr(model, pair.prompt), getattr(model, pair.after)
     declared = inspect.Signature(parameters_of(after))
     takes = {one.name for one in first.parameters}
+    asked = {one.name: True for one in first.of("flag") if one.turns_cache_on}
 
     def run(*args: object, **named: object) -> object:
         given = declared.bind(*args, **named).arguments
@@ -79,7 +84,7 @@ def _either(
         assert first.ids is not None
         ids = given.pop(then.ids.name)
         if _begins(ids, given, then):
-            shared = {name: value for name, value in given.items() if name in takes}
+            shared = asked | {name: value for name, value in given.items() if name in takes}
             return prompt(**{first.ids.name: ids}, **shared)
         token = ids.reshape(-1) if pair.flat and isinstance(ids, Tensor) else ids
         return after(**{then.ids.name: token}, **given)

@@ -135,11 +135,12 @@ class Calls:
         new = len(tokens) - before
         first, named = self._arguments(given, before, new)
         offsets = [_offsets(one) for one in self._caches]
+        stood = _versions(self.kept)
         with torch.no_grad():
             result = self.model(*first, **named)
         where = self._where(result, len(given), new)
         if self.way.cache is not None:
-            self._keep(result, where)
+            self._keep(result, where, stood)
             if self.way.cache.moved:
                 self._move(offsets, new)
         self._fed = len(tokens)
@@ -221,17 +222,21 @@ class Calls:
                 raise
             return find_logits(result, rows, *shape)  # of the last token of each
 
-    def _keep(self, result: object, where: Logits) -> None:
-        """The cache for the next call."""
+    def _keep(self, result: object, where: Logits, stood: list[tuple[Tensor, int]]) -> None:
+        """The cache for the next call: what came back, or what was passed, where that was filled.
+
+        A call for a prompt may make it and return it, and calls after that fill it in place.
+        """
         cache = self.way.cache
         assert cache is not None
         if self._back is None:
             self._back = self._places(result, where, cache.pick)
         if self._back:
-            kept = [part_of(result, path) for path in self._back]
-            if any(one is None for one in kept):
+            kept = [None if path == where.path else part_of(result, path) for path in self._back]
+            if not any(one is None for one in kept):
+                self._caches = kept
+            elif not self._fed or _stand_still(stood, _versions(self.kept)):
                 raise NoCacheError(f"no cache came back at {spelled(self._back[0])}")
-            self._caches = kept
         elif all(is_empty(one) for one in self._caches):
             raise NoCacheError(
                 "no cache came back" if self._caches[0] is None else "the cache stayed empty"
@@ -290,6 +295,18 @@ def _tensors_in(value: object, deep: int) -> Iterator[Tensor]:
         named = value if isinstance(value, dict) else getattr(value, "__dict__", {})
         for one in value if isinstance(value, list | tuple) else list(named.values()):
             yield from _tensors_in(one, deep - 1)
+
+
+def _versions(tensors: list[Tensor]) -> list[tuple[Tensor, int]]:
+    """The tensors that stand there, and how often each of them was written to."""
+    return [(one, 0 if one.is_inference() else one._version) for one in tensors]
+
+
+def _stand_still(before: list[tuple[Tensor, int]], now: list[tuple[Tensor, int]]) -> bool:
+    return len(before) == len(now) and all(
+        one is other and times == then
+        for (one, times), (other, then) in zip(before, now, strict=True)
+    )
 
 
 def is_empty(cache: object) -> bool:
