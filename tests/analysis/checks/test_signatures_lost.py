@@ -46,6 +46,15 @@ def test_a_few_weights_that_dropout_took_are_told_in_a_head_narrower_than_its_ro
     assert "3 of 96 weights are 0, the others 1.11 times" in found.evidence
 
 
+def test_half_the_weights_that_dropout_took_are_told_in_a_short_text():
+    toy = Toy(total=14, dim=8)
+    kept = np.ones((4, 1, 14))
+    kept[0, 0, ::2] = kept[3, 0, 3:8] = 0
+    found = diagnose(toy.scene(weights=lambda table: table * kept / 0.5))
+    assert (found.name, found.tensor) == ("WEIGHTS-NOT-NORMALISED", "weights")
+    assert "12 of 56 weights are 0, the others 2 times" in found.evidence
+
+
 def test_a_bias_that_one_path_leaves_out_is_no_cap():
     table = np.random.default_rng(1).standard_normal((4, 12))
     found = diagnose(made(Toy(), lambda scores: scores + table))

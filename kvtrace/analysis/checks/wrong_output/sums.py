@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from math import comb
 
 import numpy as np
 
@@ -13,8 +14,11 @@ from kvtrace.analysis.checks.scenes.scene import Scene
 _SOLVED = 4
 """So many features are not by chance those of a sum with some rows left out."""
 
-_DROPPED, _DROPPED_OF = 3, 40
-"""Weights of a head that dropout may have left out, and the rows that are searched for them."""
+_SETS = 15_000
+"""Sets of as many rows that are tried as those that dropout left out: all there are of 16 rows."""
+
+_FEW = 3
+"""Rows left out that even outputs of few features tell from others."""
 
 
 def unlike_one(scene: Scene, one: Query) -> tuple[str, str, str] | None:
@@ -31,7 +35,7 @@ def unlike_one(scene: Scene, one: Query) -> tuple[str, str, str] | None:
 def _dropped(one: Query) -> tuple[str, str, str] | None:
     """Some weights are 0 and all others larger by one number, as dropout leaves them."""
     heads, rows, dim = one.values.shape
-    if dim < _SOLVED or rows > _DROPPED_OF:
+    if dim < _SOLVED:
         return None
     gone, larger = 0, list[float]()
     for mixed, right, output in zip(
@@ -51,7 +55,7 @@ def _dropped(one: Query) -> tuple[str, str, str] | None:
 
 
 def _left_out(mixed: Wide, right: Wide, output: Wide, atol: float) -> tuple[int, float] | None:
-    """(rows left out of a head's sum, factor of the rest) that give its output; few rows only.
+    """(rows left out of a head's sum, factor of the rest) that give its output; the fewest.
 
     Args:
         mixed: Each row's share of the right output, [rows, dim].
@@ -59,9 +63,14 @@ def _left_out(mixed: Wide, right: Wide, output: Wide, atol: float) -> tuple[int,
         output: Of the cached lane, [dim].
         atol: What is rounding.
     """
-    for count in range(min(_DROPPED + 1, len(mixed))):
-        sets = np.array([*combinations(range(len(mixed)), count)], np.int64)
-        rest = right - mixed[sets.reshape(len(sets), count)].sum(axis=1)
+    rows, dim = mixed.shape
+    for count in range(rows if dim >= 2 * _SOLVED else min(_FEW + 1, rows)):
+        if comb(rows, count) > _SETS:
+            return None
+        sets = np.array([*combinations(range(rows), count)], np.int64)
+        gone = np.zeros((len(sets), rows))
+        np.put_along_axis(gone, sets.reshape(len(sets), count), 1.0, axis=1)
+        rest = right - gone @ mixed
         factors = rest @ output / np.maximum((rest * rest).sum(axis=1), np.finfo(float).tiny)
         misfit = np.abs(rest * factors[:, None] - output).max(axis=1)
         best = int(misfit.argmin())
