@@ -36,7 +36,7 @@ with torch.no_grad(), kvtrace.record(sys.argv[1]) as run:
 LLAMA = """
     from transformers import LlamaConfig, LlamaForCausalLM
     config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8,
-        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, eos_token_id=None)
     ids = torch.tensor([[1, 2, 3]])
     LlamaForCausalLM(config).eval().generate(ids, max_new_tokens=3, do_sample=False)
 """
