@@ -18,7 +18,7 @@ from kvtrace.record.flow.calls.explain import (
     same_mask,
     seen_in,
 )
-from kvtrace.record.flow.calls.kvheads import repeats, widened
+from kvtrace.record.flow.calls.kvheads import blank, repeats, widened
 from kvtrace.record.flow.calls.prove import FlowCall, refusal
 from kvtrace.record.flow.marks.mark import Mark
 from kvtrace.record.flow.marks.names import COPIES, RANDOM
@@ -190,8 +190,9 @@ def _proved(mix: Mix, plan: Plan, rows: tuple[Tensor, Tensor, Tensor, Tensor]) -
     if why:
         after = f", after {' and '.join(mark.changed)}" if odd else ""
         raise UnexplainedError(why + after, replace(call, visible=how.visible))
-    plan.proven += 1
-    plan.group = group
+    if not blank(k, v):  # zeros prove nothing of later calls
+        plan.proven += 1
+        plan.group = group
     special = (how.bias, how.shift, how.head_scale, sinks, random)
     plan.plain = all(x is None for x in special) and not odd and mark.logits is not None
     plan.plain = plan.plain and call.rule == "softmax"

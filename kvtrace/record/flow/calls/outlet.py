@@ -14,6 +14,7 @@ from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.attention.kinds import kind_of, number_in
 from kvtrace.record.flow.calls.call import aside, unrepeated
 from kvtrace.record.flow.calls.crossing import Crossing
+from kvtrace.record.flow.calls.kvheads import blank, by_weights
 from kvtrace.record.flow.calls.loops import Loop, Waiting, together
 from kvtrace.record.flow.calls.newest_first import oldest_first
 from kvtrace.record.flow.calls.prove import FlowCall
@@ -40,6 +41,8 @@ class Outlet:
     told: list[AttentionCall] | None = None
     counts: Counter[str] = field(default_factory=Counter)
     _crossing: Crossing = field(default_factory=Crossing)
+    # kv heads of modules, where rows that are not all zero told
+    _kv_heads: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def rehearsal(self) -> Iterator[list[AttentionCall]]:
@@ -98,7 +101,8 @@ class Outlet:
         return running[-1] if running and running[-1] != path else above
 
     def _emit(self, one: Waiting) -> None:
-        call, path = oldest_first(one.call), one.path
+        path = one.path
+        call = self._with_kv_heads(oldest_first(one.call), path)
         number = self.counts[path]
         self.counts[path] += 1
         told = AttentionCall(
@@ -124,6 +128,27 @@ class Outlet:
         if self.told is not None:
             self.told.append(told)
         self.sink(told)
+
+    def _with_kv_heads(self, call: FlowCall, path: str) -> FlowCall:
+        """The call; where its rows are all zero, with as many kv heads as its module has."""
+        heads, told = call.queries.shape[1], call.keys.shape[1]
+        known = self._kv_heads.get(path)
+        if told in (known, 1):
+            return call
+        with aside(call.output):
+            zeros = blank(call.keys, call.values)
+        if not zeros:
+            self._kv_heads[path] = told
+            return call
+        if known is None and told == heads:
+            stack = self.forwards.stack
+            module = next((one.module for one in reversed(stack) if one.path == path), None)
+            weights = () if module is None else module.parameters()
+            known = by_weights(weights, heads, (call.keys.shape[3], call.values.shape[3]))
+        if known is None or told % known:
+            return call
+        group = told // known
+        return replace(call, keys=call.keys[:, ::group], values=call.values[:, ::group])
 
     def count(self, calls: Sequence[AttentionCall]) -> None:
         """Somebody else told of these calls of the forward that runs."""
