@@ -141,7 +141,9 @@ def _as_its_own_loop(model: nn.Module, wish: Wish) -> Driven | None:
 
 
 def _by_trying(model: nn.Module, wish: Wish) -> Driven:
-    """By its forward; by another method, where only that has a cache; else a module within it.
+    """By its forward; by other methods, where only those have a cache, or one that agrees.
+
+    Else by a module within it.
 
     Raises:
         ModelError: Nothing of these can be called.
@@ -156,6 +158,10 @@ def _by_trying(model: nn.Module, wish: Wish) -> Driven:
             raise
         return driven
     if not found.way.caches and (driven := _by_pair(model, wish) or _by_entrance(model, wish)):
+        return driven
+    # what only their own method for single tokens sets may not be meant for a prompt
+    known = not found.way.caches or found.agrees or found.as_theirs
+    if not known and (driven := _by_pair(model, wish, named_so=True)):
         return driven
     return _driven(search, found)
 
@@ -209,9 +215,9 @@ def _by_entrance(model: nn.Module, wish: Wish) -> Driven | None:
     return next((way for way, found in ways if found.way.caches and found.agrees), None)
 
 
-def _by_pair(model: nn.Module, wish: Wish) -> Driven | None:
+def _by_pair(model: nn.Module, wish: Wish, *, named_so: bool = False) -> Driven | None:
     """By a method for the prompt and one for what follows, whose cached steps agree."""
-    for pair in pairs(model):
+    for pair in pairs(model, named_so=named_so):
         if not pair.flat and pair.singly(model) and (driven := _by_single(model, wish, pair)):
             return driven
         remake = None if wish.remake is None else partial(_remade_together, wish.remake, pair)

@@ -48,18 +48,25 @@ class Pair(Struct, frozen=True):
         return f"model.{self.prompt}, then model.{self.after}"
 
 
-def pairs(model: nn.Module) -> Iterator[Pair]:
-    """Methods that look like such a pair, by their names: the likelier ones first."""
+def pairs(model: nn.Module, *, named_so: bool = False) -> Iterator[Pair]:
+    """Methods that look like such a pair, by their names.
+
+    Args:
+        model: Whose methods.
+        named_so: One of them is named after the prompt. Else, where none is, others may take it.
+    """
     named = [name for name, _ in methods(model) if not name.startswith("_")]
     signatures = {name: signature_of(through(model, name)) for name in named}
     takers = [name for name in named if signatures[name].ids is not None]
     afters = [name for name in takers if _AFTER.fullmatch(name.lower())]
-    given = [name for name in afters if signatures[name].of("cache")]
-    for prompts, others in ((_PROMPT, afters), (_FIRST, given)):
-        for prompt, after in product(takers, others):
-            if after != prompt and prompts.fullmatch(prompt.lower()):
-                yield Pair(prompt, after, flat=False)
-                yield Pair(prompt, after, flat=True)
+    prompts = [name for name in takers if _PROMPT.fullmatch(name.lower())]
+    if not (prompts or named_so):
+        prompts = [name for name in takers if _FIRST.fullmatch(name.lower())]
+        afters = [name for name in afters if signatures[name].of("cache")]
+    for prompt, after in product(prompts, afters):
+        if after != prompt:
+            yield Pair(prompt, after, flat=False)
+            yield Pair(prompt, after, flat=True)
 
 
 def together(model: nn.Module, pair: Pair) -> nn.Module:

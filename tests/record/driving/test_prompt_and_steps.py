@@ -111,3 +111,41 @@ class Rewinds(Two):
 def test_steps_that_keep_nothing_are_no_cached_way():
     driven = choose_drive(Rewinds().eval(), Wish(range(3, 12), vocabulary=64))
     assert driven.call == "model(ids [1, all])"
+
+
+class FlagMeansAStep(Two):
+    """Forward takes a cache as well, and hides what is to come only where it is told of none."""
+
+    def forward(self, ids, cache=None, use_cache=False):
+        logits, after = self.rows(ids, cache if use_cache else None)
+        if use_cache and cache is None:
+            seen = nn.functional.scaled_dot_product_attention(
+                *self.qkv(self.embed(ids)).chunk(3, -1)
+            )
+            logits = self.head(seen)
+        return logits, after
+
+    def prefill(self, ids):
+        return self(ids)
+
+    def decode_step(self, ids, cache):
+        return self(ids, cache, use_cache=True)
+
+
+def test_methods_that_agree_come_before_a_forward_whose_cached_steps_differ():
+    driven = choose_drive(FlagMeansAStep().eval(), Wish(range(3, 12), vocabulary=64))
+    call = "model.prefill, then model.decode_step(ids [1, new], cache=cache)"
+    assert (driven.call, driven.said[1:]) == (call, ())
+
+
+class Forgetful(FlagMeansAStep):
+    """Its methods have the mistake, too."""
+
+    def prefill(self, ids):
+        return self(ids, use_cache=True)
+
+
+def test_a_mistake_of_forward_and_methods_alike_is_driven_as_it_is():
+    driven = choose_drive(Forgetful().eval(), Wish(range(3, 12), vocabulary=64))
+    assert driven.call == "model(ids [1, new], cache=cache, use_cache=True)"
+    assert "its cached steps differ" in driven.said[1]
