@@ -221,3 +221,16 @@ def test_cross_attention_reads_other_rows():
     assert watch.unseen == ()
     (call,) = calls
     assert (call.queries.shape[2], call.keys.shape[2]) == (3, 7)
+
+
+def test_rows_that_all_sequences_share_are_rows_of_each():
+    class Shares(nn.Module):
+        def forward(self, q, rows):
+            return F.scaled_dot_product_attention(q, rows, rows)
+
+    q, rows = torch.randn(3, 2, 1, 8), torch.randn(1, 2, 7, 8)
+    with torch.no_grad(), FlowWatch(model := Shares(), sink=(calls := []).append):
+        model(q, rows)
+    (call,) = calls
+    assert torch.equal(call.keys, rows.expand(3, -1, -1, -1))
+    assert torch.equal(call.values, call.keys)

@@ -247,3 +247,10 @@ def test_a_copy_beside_another_thread_has_weights_in_common_and_no_configuration
     configs = {id(one.config) for one in other.modules() if hasattr(one, "config")}
     assert configs == {id(other.config)}
     assert other.config is not model.config
+
+
+def test_a_sparse_buffer_is_in_no_lanes_way(tmp_path):
+    model = build("buffers_start_pos")
+    model.register_buffer("chosen", torch.eye(4).to_sparse(), persistent=False)
+    trace, _ = recorded("buffers_start_pos", model, tmp_path / "a.kvt")
+    assert check(trace).ok

@@ -115,7 +115,8 @@ class _Walk:
             return
         self._met.add(id(value))
         if isinstance(value, Tensor):
-            if value.is_floating_point() and value.dim() > 1 and value.numel():
+            rows = value.is_floating_point() and value.dim() > 1 and value.numel()
+            if rows and value.layout is torch.strided:
                 memory = value.untyped_storage().data_ptr()
                 self.found.append(Holder(name, value, rank, memory))
             return

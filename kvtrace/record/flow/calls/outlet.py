@@ -103,6 +103,7 @@ class Outlet:
     def _emit(self, one: Waiting) -> None:
         path = one.path
         call = self._with_kv_heads(oldest_first(one.call), path)
+        each = max(call.queries.shape[0], call.keys.shape[0])
         number = self.counts[path]
         self.counts[path] += 1
         told = AttentionCall(
@@ -110,9 +111,9 @@ class Outlet:
             call=number,
             layer=number_in(path, number),
             kind=self._kind(path, call),
-            queries=call.queries,
-            keys=call.keys,
-            values=call.values,
+            queries=_of_each(call.queries, each),
+            keys=_of_each(call.keys, each),
+            values=_of_each(call.values, each),
             output=call.output,
             scale=call.scale,
             softcap=call.softcap,
@@ -161,3 +162,8 @@ class Outlet:
         if kind == "cross" and self._crossing.is_only_named(path, call):
             return "self"
         return "cross" if kind == "self" and path in self._crossing else kind
+
+
+def _of_each(rows: Tensor, sequences: int) -> Tensor:
+    """Rows of every sequence: beams that share an encoder's may be given those once."""
+    return rows if rows.shape[0] == sequences else rows.expand(sequences, -1, -1, -1)

@@ -251,7 +251,8 @@ def _kept(value: object) -> Kept:
     if not isinstance(value, Tensor):
         collected = not isinstance(value, _ATOMS) and _is_plain(value)
         return Kept(value, copy.deepcopy(value) if collected else None)
-    large = value.nbytes > _KEPT_BYTES or value.is_meta
+    # a sparse one has no bytes of its own to count
+    large = value.layout is not torch.strided or value.nbytes > _KEPT_BYTES or value.is_meta
     return Kept(value, None if large else value.detach().clone(), version(value))
 
 
@@ -263,5 +264,6 @@ def _same(was: Kept, now: Kept) -> bool:
         if was.value is now.value and was.version == now.version:
             return True
         alike = one.shape == other.shape and one.dtype == other.dtype
+        alike = alike and one.layout == other.layout == torch.strided
         return alike and one.device == other.device and torch.equal(one, other)
     return type(one) is type(other) and bool(one == other)
