@@ -145,6 +145,8 @@ class Watch:
         ]
         reader = self._forwards.reader
         seen = reader.seen | reader.hidden.keys()
+        if self.flow is not None:
+            seen |= self.flow.relieving
         return (*unseen(self.model, seen, self._ran, self.flow), *odd, *hidden)
 
     @property

@@ -175,6 +175,11 @@ class FlowWatch:
         return (*told, *scripted, *silent)
 
     @property
+    def relieving(self) -> set[str]:
+        """Modules that were seen to attend, at the place of another one."""
+        return self._listening.outlet.relief.seen
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences: what was assumed, and what was looked at in another way than it ran."""
         return tuple(self._listening.notes)

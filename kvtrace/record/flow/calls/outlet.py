@@ -18,6 +18,7 @@ from kvtrace.record.flow.calls.kvheads import blank, by_weights
 from kvtrace.record.flow.calls.loops import Loop, Waiting, together
 from kvtrace.record.flow.calls.newest_first import oldest_first
 from kvtrace.record.flow.calls.prove import FlowCall
+from kvtrace.record.flow.calls.relief import Relief
 from kvtrace.record.flow.modes.modules import Forwards, Frame
 
 Sink = Callable[[AttentionCall], None]
@@ -33,6 +34,7 @@ class Outlet:
         loop: Calls with one head that wait for the next one.
         told: Calls that were told of lately, where somebody wants to know; else None.
         counts: Calls of each module that were handed on in this step.
+        relief: Knows which modules share a place.
     """
 
     forwards: Forwards
@@ -40,6 +42,7 @@ class Outlet:
     loop: Loop = field(default_factory=Loop)
     told: list[AttentionCall] | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    relief: Relief = field(default_factory=Relief)
     _crossing: Crossing = field(default_factory=Crossing)
     # kv heads of modules, where rows that are not all zero told
     _kv_heads: dict[str, int] = field(default_factory=dict)
@@ -101,8 +104,8 @@ class Outlet:
         return running[-1] if running and running[-1] != path else above
 
     def _emit(self, one: Waiting) -> None:
-        path = one.path
-        call = self._with_kv_heads(oldest_first(one.call), path)
+        call = self._with_kv_heads(oldest_first(one.call), one.path)
+        path = self.relief.place(one.path, call, self.counts)
         each = max(call.queries.shape[0], call.keys.shape[0])
         number = self.counts[path]
         self.counts[path] += 1
