@@ -27,7 +27,7 @@ from kvtrace.record.cost.rate import Rate
 from kvtrace.record.theirs import MODEL
 from kvtrace.trace import Flops
 
-ALL_UP_TO = 16
+ALL_UP_TO = 6
 CHECKED = frozenset({18, 34, 66, 130, 258, 514})
 """Forwards that are watched, too, of models that do more than multiply rows by weights."""
 
