@@ -74,9 +74,13 @@ def called_by(model: nn.Module, bound: Callable[[nn.Module], Callable[..., objec
             return own(*args, **kwargs)
         return bound(_itself(kind, self))(*args, **kwargs)
 
+    def called(self: nn.Module, *args: object, **kwargs: object) -> object:
+        return nn.Module.__call__(self, *args, **kwargs)
+
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     forward.__signature__ = inspect.Signature([itself, *parameters_of(own)])  # type: ignore[attr-defined]
-    body = {"forward": forward, "__module__": kind.__module__}
+    # a `__call__` of the model's own is the way to its own forward, or refuses to be one
+    body = {"forward": forward, "__call__": called, "__module__": kind.__module__}
     made: nn.Module = nn.Module.__new__(type(kind.__name__, (kind,), body))
     made.__dict__ = model.__dict__
     return made

@@ -76,6 +76,19 @@ def test_step_may_return_the_cache(mine, expected):
     assert run.tokens == expected
 
 
+def test_step_drives_a_model_that_refuses_to_be_called(mine, expected):
+    run = mine(
+        """
+        class Refuses(Core):
+            forward = None
+            def __call__(self, *_): raise RuntimeError("use grown")
+        def build(): return Refuses()
+        def step(model, ids, cache, pos): return model.grown(ids, cache, pos)
+        """
+    )
+    assert run.tokens == expected
+
+
 def test_an_adapter_object_brings_its_methods(mine, expected):
     run = mine(
         """
