@@ -261,3 +261,25 @@ def gpu():
     assert {each.device for each in found.model.parameters()} == {torch.device("cpu")}
     with pytest.raises(ModelError, match=r"mine\.py:18: .*--cpu maps it to the CPU"):
         loaded("mine.py:gpu", device="cpu")
+
+
+EXPORTED = """
+def exported():
+    free = ({1: torch.export.Dim.AUTO},)
+    return torch.export.export(Small().eval(), (torch.tensor([[1, 2, 3]]),), dynamic_shapes=free)
+def module(): return exported().module()
+"""
+
+
+@pytest.mark.parametrize("factory", ["exported", "module"])
+def test_an_exported_model_is_taken_in_the_mode_in_which_it_was_exported(mine, factory):
+    mine(SMALL + EXPORTED)
+    model = loaded(f"mine.py:{factory}", prompt="1 2 3").model
+    assert isinstance(model, torch.fx.GraphModule)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning")
+def test_of_a_model_that_torch_jit_runs_it_is_said_that_nothing_can_be_seen(mine):
+    mine(SMALL + "def build(): return torch.jit.trace(Small().eval(), torch.tensor([[1, 2, 3]]))")
+    with pytest.raises(ModelError, match=r"torch\.jit runs.*return the model that it was made of"):
+        loaded("mine.py:build")

@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
+import torch
 from msgspec import Struct, field
 from torch import nn
+from torch.export import ExportedProgram
 
 from kvtrace.errors import ModelError
 from kvtrace.models.scripts.functional import as_module
@@ -41,6 +43,11 @@ def take_apart(made: object, module: ModuleType, source: Source) -> Returned:
     model, others, adapter = _parts(made)
     if model is None:
         raise ModelError(f"{source.name}: {_complaint(made)}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{source.name}: it returned a model that torch.jit runs, and that shows nothing of "
+            "what it does; return the model that it was made of"
+        )
     if any(one.is_meta for one in (*model.parameters(), *model.buffers())):
         raise ModelError(
             f"{source.name}: its weights are on the meta device, so they have no values; load a "
@@ -65,6 +72,8 @@ def take_apart(made: object, module: ModuleType, source: Source) -> Returned:
 
 def _parts(made: object) -> tuple[nn.Module | None, list[object], object]:
     """(model, whatever else came with it, the adapter around it)."""
+    if isinstance(made, ExportedProgram):
+        made = made.module()
     if isinstance(made, nn.Module):
         return made, [], None
     if isinstance(made, Mapping):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from itertools import chain
 from types import ModuleType
@@ -56,7 +56,7 @@ def load_script(source: Source, request: LoadRequest, progress: Progress) -> Loa
     if model.training and any(isinstance(one, nn.Dropout) and one.p for one in model.modules()):
         said.append("it was in training mode, with dropout: evaluation mode was switched on")
     with around():
-        model = model.to(device=device, dtype=dtype).eval()
+        model = _ready(model, device, dtype)
     vocab_size = vocabulary_of(model)
     tokenizer, where = _tokenizer(made, module, request.prompt or "", vocab_size)
     said.append(where)
@@ -150,8 +150,14 @@ def _again(
     dtype: torch.dtype | None,
 ) -> nn.Module:
     """Another model of the same factory."""
-    model = take_apart(factory.make(), module, source).model
-    return model.to(device=device, dtype=dtype).eval()
+    return _ready(take_apart(factory.make(), module, source).model, device, dtype)
+
+
+def _ready(model: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> nn.Module:
+    """Where and as it was asked for, in evaluation mode; an exported one is for good as it was."""
+    with suppress(NotImplementedError):
+        model.eval()
+    return model.to(device=device, dtype=dtype)
 
 
 def _tokenizer(

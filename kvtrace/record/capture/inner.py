@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.replaced.entrances import entrances
@@ -104,6 +105,7 @@ def listen_inside(model: nn.Module, called: Called) -> Callable[[], None]:
     undo += [
         part.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove
         for part in parts
+        if not isinstance(part, torch.jit.ScriptModule)  # takes no hooks
     ]
 
     def stop() -> None:

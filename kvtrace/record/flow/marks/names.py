@@ -14,7 +14,7 @@ DIVIDE = (
 ADD = ("add", "add_", "__add__", "__radd__", "__iadd__")
 SUBTRACT = ("sub", "sub_", "subtract", "subtract_", "__sub__", "__isub__")
 REVERSED_SUBTRACT = ("rsub", "__rsub__")
-SOFTMAX = ("softmax", "special_softmax")
+SOFTMAX = ("softmax", "special_softmax", "_softmax")
 SIGMOID = ("sigmoid", "sigmoid_", "special_expit")
 EXP = ("exp", "exp_", "special_exp")
 TANH = ("tanh", "tanh_")
@@ -23,7 +23,7 @@ RANDOM = ("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout_")
 STORE = ("__setitem__", "index_copy_", "index_put_", "copy_", "scatter_", "slice_scatter")
 COPIES = (
     *("to", "float", "half", "bfloat16", "double", "type", "type_as", "clone", "contiguous"),
-    *("detach", "detach_", "requires_grad_", "cpu", "cuda", "alias"),
+    *("detach", "detach_", "requires_grad_", "cpu", "cuda", "alias", "_to_copy"),
 )
 """Same numbers, maybe in another dtype or place."""
 

@@ -65,6 +65,8 @@ class FlowMode(Beneath):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See one torch function; called thousands of times a second."""
         name, named = getattr(func, "__name__", ""), kwargs or {}
+        if "." in name:  # an operator as exported programs call it: aten's "softmax.int"
+            name = name.partition(".")[0]
         if depth_of_our_work() != self._depth or self._is_nothing(name, args, named):
             return func(*args, **named)
         if is_written_down():

@@ -42,7 +42,7 @@ class Done(NamedTuple):
     @property
     def name(self) -> str:
         """Its name."""
-        return str(getattr(self.function, "__name__", ""))
+        return str(getattr(self.function, "__name__", "")).partition(".")[0]
 
 
 class Told:

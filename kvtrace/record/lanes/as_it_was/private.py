@@ -182,8 +182,8 @@ class Copier:
     def _object(self, thing: Any) -> Any:
         """An object of some class: its attributes, one by one."""
         kind: Any = type(thing)
-        if _is_ours(kind) or kind.__module__.startswith("torch.distributed"):
-            return thing  # or a tie to other processes, of which there is one
+        if _is_ours(kind) or kind.__module__.startswith(_SHARED):
+            return thing
         if _is_native(kind):
             return _as_it_copies(thing)
         slots = [
@@ -233,6 +233,9 @@ def _tuple(copier: Copier, thing: Any) -> Any:
     kind: Any = type(thing)
     return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
+
+_SHARED = ("torch.distributed", "torch.fx.", "torch.utils._pytree", "sympy.")
+"""Ties to other processes, of which there is one; graphs and shapes of exported code: as code."""
 
 _BASES: tuple[tuple[type, Callable[[Copier, Any], Any]], ...] = (
     (StandIn, lambda copier, thing: copier.of(as_written(thing))),

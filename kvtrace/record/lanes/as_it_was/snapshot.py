@@ -16,6 +16,7 @@ import torch
 from msgspec import Struct
 from msgspec.structs import replace
 from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec
 
 from kvtrace.record.capture.attention.levels import looks_like_attention
 from kvtrace.record.capture.tokens.bare_rows import rows_in
@@ -170,6 +171,15 @@ def _is_theirs(module: nn.Module) -> bool:
 def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """What its forward takes, by name; nothing where that can't be read."""
     try:
-        return inspect.signature(model.forward).parameters
+        found = inspect.signature(model.forward).parameters
     except (TypeError, ValueError):
         return {}
+    spec = getattr(model, "_in_spec", None)
+    if not isinstance(spec, TreeSpec) or not spec.num_children:
+        return found
+    # an exported model takes by place, and never by name, what it was exported with by place
+    first = list(found)[: spec.child(0).num_children]
+    return {
+        name: one.replace(kind=one.POSITIONAL_ONLY) if name in first else one
+        for name, one in found.items()
+    }
