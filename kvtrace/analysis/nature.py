@@ -87,11 +87,12 @@ def _latent(trace: Trace, layer: int) -> str:
         beside = f" + rotary {store.value_dim}" if store.value_dim else ", no rotary key"
         return f"MLA: latent {store.key_dim}{beside}"
     store = trace.cache_layer(layer)
-    if store.kind != "latent":
+    if not store.latents:
         return ""
     if store.shared_dim:
         rotary = store.key_dim - store.shared_dim
-        return f"MLA: latent {store.shared_dim} + rotary {rotary}, absorbed"
+        beside = f" + rotary {rotary}" if rotary else ", no rotary key"
+        return f"MLA: latent {store.shared_dim}{beside}, absorbed"
     return f"MLA: latent {store.key_dim} + {store.value_dim}"
 
 

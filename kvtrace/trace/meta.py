@@ -114,6 +114,19 @@ class CacheLayer(Struct, frozen=True, omit_defaults=True):
         """Whether its rows occupy cache memory."""
         return self.kind not in ("derived", "uncached")
 
+    @property
+    def absorbed(self) -> bool:
+        """Whether attention reads the latents themselves, with a rotary key behind each.
+
+        Rows whose values are all of their keys are no sign of it: shared kv heads may do that too.
+        """
+        return self.num_kv_heads == 1 and 0 < self.shared_dim < self.key_dim
+
+    @property
+    def latents(self) -> bool:
+        """Whether its rows are latents of multi-head latent attention."""
+        return self.kind == "latent" or self.absorbed
+
 
 class Site(Struct, frozen=True, omit_defaults=True):
     """One place that attends: the n-th attention call of a module within a forward.

@@ -60,7 +60,8 @@ def extent(trace: Trace, number: int) -> Extent:
         read_most=max((one.read for one in held), default=0),
         rewritten=max((one.rewritten for one in held), default=0),
         cross_read=max((one.read for one in touched if one.cache_layer in crossed), default=0),
-        latents=bool(held) and all(one.kind == "latent" for one in held),
+        latents=bool(held)
+        and all(trace.meta.cache_layers[one.cache_layer].latents for one in held),
         expanded=_expanded(trace, own),
         keeps=any(one.length_after > 0 for one in held),
         sequences=step.num_sequences,

@@ -8,6 +8,12 @@ from kvtrace import units
 from kvtrace.analysis.rows.origin import evicted_cells
 from kvtrace.trace import CacheEvent, CacheStep, Run, Trace
 
+_ANEW = {
+    "derived": "made anew from cached ones",
+    "uncached": "computed anew: no KV cache",
+}
+"""What is said of rows that no cache holds, by kind of cache layer."""
+
 
 class LayerChange(Struct, frozen=True):
     """One cache layer in one step, per sequence.
@@ -40,7 +46,7 @@ class LayerChange(Struct, frozen=True):
     def text(self) -> str:
         """In words: `+1 row, 13 → 14`."""
         if not self.held:
-            return f"{_rows(self.attended)}, not kept ({self.kind})"
+            return f"{_rows(self.attended)}, {_ANEW.get(self.kind, 'not cached')}"
         if self.appended and not (self.length_before or self.length_after):
             return f"{_rows(self.appended)}, none kept"
         words = []

@@ -35,7 +35,7 @@ class Latent(nn.Module):
     ("keeps", "said"),
     [
         (True, ["+4 rows, 0 → 4", "+1 row, 4 → 5"]),
-        (False, ["4 rows, not kept (uncached)", "5 rows, not kept (uncached)"]),
+        (False, ["4 rows, computed anew: no KV cache", "5 rows, computed anew: no KV cache"]),
     ],
 )
 def test_a_later_step_shows_whether_they_were_kept(tmp_path, keeps, said):
