@@ -149,3 +149,22 @@ def test_a_mistake_of_forward_and_methods_alike_is_driven_as_it_is():
     driven = choose_drive(Forgetful().eval(), Wish(range(3, 12), vocabulary=64))
     assert driven.call == "model(ids [1, new], cache=cache, use_cache=True)"
     assert "its cached steps differ" in driven.said[1]
+
+
+class StepsAlone(Two):
+    """Steps take one token, and return more than logits and a cache."""
+
+    def forward(self, ids):
+        return self.rows(ids)[0]
+
+    def step(self, token, cache=None):
+        if token.shape[1] != 1:
+            raise ValueError("one token")
+        logits, after = self.rows(token, None if cache is None else cache[0])
+        return logits, (after,), (logits, after["k"])
+
+
+def test_a_step_for_single_tokens_is_tried_with_all_that_it_returns():
+    driven = choose_drive(StepsAlone().eval(), Wish(range(3, 12), vocabulary=64))
+    assert driven.call == "model.step(token [1, 1], cache=cache)"
+    assert "comes back as result[1]" in driven.said[0]

@@ -56,7 +56,7 @@ class Tried(Struct, frozen=True):
         back: Where the cache comes back.
         seen: What its first calls were given.
         as_theirs: The user's own generation calls it so.
-        reached: Calls that went well before one failed.
+        reached: Tokens that went in well before a call failed.
         begins: What comes before the first call went well.
         alone: No pass over all tokens was at hand to hold its steps against.
     """
@@ -106,9 +106,10 @@ class Trials(Struct, frozen=True):
         """
         alone = way.singly and plain is None
         steps: list[Tensor] = []
+        begun: Calls | None = None
         try:
             with nothing_left(self.model, self.script), _calm():
-                calls = self._calls(way)
+                begun = calls = self._calls(way)
                 for end in range(self.prefill, len(self.tokens) + 1):
                     steps.append(calls.step(self.tokens[:end]).clone())
                 keeps = self._keeps(way)
@@ -117,7 +118,8 @@ class Trials(Struct, frozen=True):
             whole = steps[1:] if alone else self._whole((plain or way) if way.singly else way)
         except Exception as error:
             begins = not isinstance(error, CannotBeginError)
-            return Tried(way, "fails", why=reason_of(error), begins=begins, reached=len(steps))
+            reached = 0 if begun is None else begun.fed
+            return Tried(way, "fails", why=reason_of(error), begins=begins, reached=reached)
         told = Tried(
             way, "agrees", 0.0, "", keeps, calls.comes_back, tuple(calls.seen), alone=alone
         )

@@ -123,6 +123,11 @@ class Calls:
         return " and ".join(map(spelled, self._back)) if self._back else "filled in place"
 
     @property
+    def fed(self) -> int:
+        """How many tokens went in so far, in calls that went well."""
+        return self._fed
+
+    @property
     def kept(self) -> list[Tensor]:
         """The tensors of the cache that is passed on, as they are now."""
         return [one for cache in self._caches for one in _tensors_in(cache, _DEEP)]
