@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import nn
 import kvtrace
 from kvtrace.analysis.checks.report import EQUAL
 from kvtrace.analysis.checks.verdict import check
+from kvtrace.trace import Tensor
 
 
 class Layer(nn.Module):
@@ -109,10 +111,10 @@ class Skipping(Trained):
     skipped = 1
 
 
-def decoded(model, path):
+def decoded(model, path, **options):
     torch.manual_seed(0)
     model = model().eval()
-    with torch.no_grad(), kvtrace.record(path):
+    with torch.no_grad(), kvtrace.record(path, **options):
         ids = torch.tensor([[3, 1, 4, 1, 5]])
         logits = model.prefill(ids)
         for at in range(5, 9):
@@ -136,6 +138,16 @@ def test_its_forward_is_the_reference_or_else_the_method_that_was_called_first(
 def test_a_scale_may_be_in_the_queries_of_one_way_and_beside_those_of_another(tmp_path):
     assert check(decoded(Folding, tmp_path / "a.kvt")).verdict == EQUAL
     assert check(decoded(Overscaled, tmp_path / "b.kvt")).findings[0].name == "SCALE"
+
+
+def test_rows_kept_beside_each_step_have_the_scale_where_the_cached_ones_have_it(tmp_path):
+    trace = decoded(Folding, tmp_path / "a.kvt", recompute="each")
+    assert check(trace).verdict == EQUAL
+    for layer in range(len(trace.meta.sites)):
+        reference = trace.reference(4)
+        assert reference is not None
+        queries = reference.new_rows(layer, Tensor.QUERIES, None)
+        np.testing.assert_allclose(trace.queries(4, layer), queries, atol=1e-5)
 
 
 def test_places_that_a_method_looks_up_in_a_table_are_neither_ids_nor_steps(tmp_path):

@@ -233,14 +233,14 @@ class OncePass:
     def keep_only(self, lane: Lane, sink: LaneSink) -> None:
         """Keep passes for a lane that was compared step by step, and point its steps at them."""
         self._rows.clear()
-        left_out = False
+        comparer, left_out = Comparer(self.trace, lane, self.memory), False
         for batch in self.batches():
             size = pass_bytes(self.trace.meta, batch, crossed(self.trace, batch))
             if not self.keep_rows and size > KEPT_BYTES:
                 left_out = True
                 continue
             try:
-                forward = self.again.run(batch)
+                forward = comparer.at_scales(self.again.run(batch), batch)
             except CannotRecomputeError:
                 continue
             kept = self._keep(lane, forward, batch, sink)
