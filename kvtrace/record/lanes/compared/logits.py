@@ -16,6 +16,12 @@ from kvtrace.trace import LogitDiff
 MAX_BYTES = 512 << 20
 """Logits kept; those of later steps are not compared."""
 
+_SAME = 0.02
+"""Of the largest number: logits of one row are no farther apart in half precision."""
+
+_FARTHER = 4
+"""So many times farther those of another row are."""
+
 
 class KeptLogits:
     """Last-row logits by step, [sequences, vocab]."""
@@ -59,6 +65,14 @@ class KeptLogits:
         other = first if bool(lane[first] >= lane.max()) else int(lane.argmax())
         return LogitDiff(float((cached - lane).abs().max()), margin, first, other)
 
+    def apart(self, step: int, sequence: int, lane: Tensor) -> float | None:
+        """How far the other lane's logits, [vocab], are from a step's, of the largest number."""
+        kept = self._kept.get(step)
+        if kept is None or sequence >= len(kept) or kept.shape[-1] != lane.shape[-1]:
+            return None
+        cached = kept[sequence].to(lane.dtype)
+        return float((cached - lane).abs().max() / cached.abs().max().clamp_min(1e-9))
+
     def drop(self, step: int) -> None:
         """Forget a step."""
         gone = self._kept.pop(step, None)
@@ -86,7 +100,7 @@ def compare_logits(
         return
     rows: Sequence[int] = range(batch.rows) if batch.keep is None else batch.keep
     if forward.logits.shape[1] != len(rows):
-        rows = range(batch.rows - forward.logits.shape[1], batch.rows)
+        rows = _rows_given(kept, forward.logits, batch, here)
     place_of = {row: place for place, row in enumerate(rows)}
     for number, nodes in here.items():
         for place, node in nodes:
@@ -97,3 +111,28 @@ def compare_logits(
             found = kept.compare(number, node.sequence, lane)
             if found is not None:
                 tally.logits[tally.place[number]][node.sequence] = found
+
+
+def _rows_given(
+    kept: KeptLogits,
+    logits: Tensor,
+    batch: Batch,
+    here: Mapping[int, Sequence[tuple[int, Node]]],
+) -> Sequence[int]:
+    """Whose rows' logits a pass gave that gave fewer than it was given rows: mostly the last ones.
+
+    A model that is told which row is wanted was told so of a prompt, and says of that one again
+    what it said then. What it says of the last row it can't have said of an earlier one.
+    """
+    last = batch.rows - 1
+    if logits.shape[1] == 1:
+        found = [
+            (apart, node.end - 1)
+            for number, nodes in here.items()
+            for place, node in nodes
+            if (apart := kept.apart(number, node.sequence, logits[place, 0].cpu())) is not None
+        ]
+        best, row = min(found, default=(1.0, last))
+        if best < _SAME and all(best < apart / _FARTHER for apart, other in found if other == last):
+            return [row]
+    return range(batch.rows - logits.shape[1], batch.rows)
