@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 
 import kvtrace
 from builders.encoder_decoders import bart, t5, whisper
@@ -72,3 +72,21 @@ def test_of_a_cache_of_one_kind_or_two(name, tmp_path):
     model = ready(tiny_model(name))
     options = {"do_sample": False, "max_new_tokens": NEW}
     assert_bytes_are_live(model, tmp_path / "a.kvt", lambda: model.generate(IDS, **options))
+
+
+def test_of_memory_that_a_model_changes_where_it_lies(tmp_path, monkeypatch):
+    # some read the attribute of a layer and write into it: no method of the cache is called
+    model = ready(tiny_model("mamba"))
+    names = ("update_conv_state", "update_recurrent_state", "get_conv_state", "get_recurrent_state")
+    plain = {name: vars(Cache)[name] for name in names}
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "run.kvt", recompute="off"):
+        cache = model(IDS, use_cache=True).cache_params
+        for name, method in plain.items():
+            monkeypatch.setattr(Cache, name, method)
+        for token in (3, 4):
+            model(IDS.new_tensor([[token]]), cache_params=cache, use_cache=True)
+        monkeypatch.undo()
+    told = [step.cost.cache_bytes for step in kvtrace.open(tmp_path / "run.kvt")]
+    layers = [(layer.conv_states, layer.recurrent_states) for layer in cache.layers]
+    held = sum(one.nbytes for two in layers for part in two for one in part.values())
+    assert told == [held] * 3

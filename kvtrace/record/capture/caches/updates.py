@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from kvtrace.record.capture.caches.finished import is_theirs
-from kvtrace.record.capture.caches.handing import cache_given, cache_made
+from kvtrace.record.capture.caches.handing import cache_made
 from kvtrace.record.capture.caches.held import layer_of, length, rows_held
 from kvtrace.record.capture.caches.tracker import CacheTracker
 from kvtrace.record.capture.forward import CacheChange, CacheUpdate, Recurrent
@@ -176,7 +176,9 @@ def beside(
     result: object,
     updates: Iterable[CacheUpdate],
 ) -> Iterator[Recurrent]:
-    """Memory that a cache of a model's own keeps beside its layers: a tensor for some of them.
+    """Memory that no call told of: a model may change a layer's where it lies.
+
+    A cache of a model's own may keep it beside its layers, a tensor for some of them.
 
     Args:
         tracker: Numbers the caches.
@@ -184,8 +186,11 @@ def beside(
         result: What it gave back.
         updates: Of that forward: what lists hold for a layer with rows is those rows.
     """
-    caches = (cache_given(arguments), cache_made(result))
+    caches = (*arguments.values(), cache_made(result))
     for cache in {id(one): one for one in caches if CACHE.has(one)}.values():
+        for index, layer in enumerate(getattr(cache, "layers", ())):
+            if hasattr(layer, "conv_states") and (nbytes := _recurrent_bytes(layer)):
+                yield Recurrent(tracker.serial(cache), index, nbytes)
         if type(cache).__module__ == CACHE.module:
             continue
         rows = {(one.cache, one.layer) for one in updates}
