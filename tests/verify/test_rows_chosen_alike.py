@@ -113,3 +113,34 @@ def test_rows_that_are_lost_in_a_simple_order_are_evicted_early(rule):
     report = checked(rule)
     assert report.findings[0].name == "EVICTED-EARLY"
     assert report.verdict == "diverged"
+
+
+class Unplaced(nn.Module):
+    """Nothing tells its rows their places, and its cache keeps the newest six."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Embedding(16, 32), nn.Linear(32, 96), nn.Linear(32, 16)
+
+    def forward(self, ids, past=None):
+        q, k, v = self.qkv(self.embed(ids)).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        return self.head(y.transpose(1, 2).flatten(2)), (k[:, :, -6:], v[:, :, -6:])
+
+
+@pytest.mark.parametrize("text", [[1, 1, 1, 1, 1, 1, 2, 1], [5, 6, 5, 5, 6, 6, 5, 6, 7]])
+def test_which_of_equal_rows_a_cache_dropped_shows_no_choice(text):
+    model = Unplaced().eval()
+
+    def decode():
+        with torch.no_grad():
+            _, past = model(torch.tensor([text]))
+            for token in text[:7]:
+                _, past = model(torch.tensor([[token]]), past)
+
+    found = kvtrace.check(model, run=decode).findings
+    assert "EVICTED-BY-CHOICE" not in [one.name for one in found]
+    assert found[0].name == "EVICTED-EARLY"

@@ -8,10 +8,11 @@ row lost once, the oldest, every second one, a stretch or a block are what slips
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 from math import gcd
+from operator import itemgetter
 
 import numpy as np
 from msgspec import Struct
@@ -20,7 +21,8 @@ from msgspec.structs import replace
 from kvtrace.analysis.checks.noise import Noise
 from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.stage import stage
-from kvtrace.trace import Run, Step, Trace
+from kvtrace.trace import Run, Step, Tensor, Trace
+from kvtrace.trace.cells import rows_of
 
 _OFTEN = 3
 """Drops, layers or places that it takes until no simple order is left by chance."""
@@ -85,10 +87,11 @@ def chosen(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | 
 def _drops(trace: Trace, sequence: int) -> dict[int, list[_Drop]]:
     """What each cache layer let go of, step by step; nothing where sequences change places."""
     drops, kept = defaultdict[int, list[_Drop]](list), dict[tuple[int, int], set[int]]()
+    twins = _twins(trace, sequence)
     for step in trace:
         if step.order or sequence >= step.num_sequences:
             return {}
-        for store, had, now in _held(step, sequence, kept):
+        for store, had, now in _held(step, sequence, kept, twins):
             kept[step.number, store] = now
             # what is behind the new rows was taken back
             gone = sorted(place for place in had - now if place <= max(step.positions[sequence]))
@@ -100,16 +103,73 @@ def _drops(trace: Trace, sequence: int) -> dict[int, list[_Drop]]:
 
 
 def _held(
-    step: Step, sequence: int, kept: dict[tuple[int, int], set[int]]
+    step: Step,
+    sequence: int,
+    kept: dict[tuple[int, int], set[int]],
+    twins: dict[int, dict[int, int]],
 ) -> Iterator[tuple[int, set[int], set[int]]]:
     """Each cache layer of a step, the places it held or was given, and those it holds after it."""
     for group in step.caches:
         if sequence >= len(group.kept):
             continue
         given, now = _places(group.attended[sequence]), _places(group.kept[sequence])
+        new = set(step.positions[sequence])
         for store in group.layers:
             older = set() if step.parent is None else kept.get((step.parent, store), set())
-            yield store, older | given, now
+            there, same = (older | new) if older else (given | now), twins.get(store, {})
+            yield store, older | _newest(given, there, same), _newest(now, there, same)
+
+
+def _twins(trace: Trace, sequence: int) -> dict[int, dict[int, int]]:
+    """By cache layer, the first place whose row is the very same, of each place that is not it.
+
+    So are those of equal tokens where nothing tells rows their places.
+    """
+    cells = defaultdict[int, dict[int, int]](dict)
+    for step in trace:
+        for group in step.caches:
+            if sequence < len(group.kept):
+                runs = *group.attended[sequence], *group.kept[sequence]
+                found = {
+                    run.position + row: run.cell + row
+                    for run in runs
+                    if run.position >= 0
+                    for row in range(run.count)
+                }
+                for store in group.layers:
+                    cells[store] |= found
+    found_twins = dict[int, dict[int, int]]()
+    for site in trace.meta.sites:
+        if site.reads in cells and site.reads not in found_twins:
+            found_twins[site.reads] = _equal_rows(trace, site.index, cells[site.reads])
+    return found_twins
+
+
+def _equal_rows(trace: Trace, layer: int, cells: dict[int, int]) -> dict[int, int]:
+    """Of each place whose row stands at an earlier one too, the first of those."""
+    runs = tuple(Run(cell, 1, slot, place) for slot, (place, cell) in enumerate(cells.items()))
+    store = trace.cache_layer(layer)
+    keys, values = (
+        rows_of(trace.source, store, tensor, runs, None).swapaxes(0, 1)
+        for tensor in (Tensor.KEYS, Tensor.VALUES)
+    )
+    first, twins = dict[bytes, int](), dict[int, int]()
+    for row, place in sorted(enumerate(cells), key=itemgetter(1)):
+        same = first.setdefault(keys[row].tobytes() + values[row].tobytes(), place)
+        if same != place:
+            twins[place] = same
+    return twins
+
+
+def _newest(held: set[int], there: set[int], twins: dict[int, int]) -> set[int]:
+    """Places that are held, where any of equal rows may be meant: the newest of those there."""
+    if not twins:
+        return held
+    alike = defaultdict[int, list[int]](list)
+    for place in sorted(there | held):
+        alike[twins.get(place, place)].append(place)
+    counts = Counter(twins.get(place, place) for place in held)
+    return {place for same, number in counts.items() for place in alike[same][-number:]}
 
 
 def _places(runs: tuple[Run, ...]) -> set[int]:
