@@ -127,6 +127,7 @@ def test_a_factory_brings_its_tokenizer(mine, kind):
     found = loaded("mine.py:both")
     assert found.prompt.ids == ids
     assert tuple(map(found.tokenizer.decode, ids)) == texts
+    assert "the prompt is read by the tokenizer it returned" in found.chosen
 
 
 def test_a_tokenizers_object_and_one_of_transformers_are_recognised(mine):

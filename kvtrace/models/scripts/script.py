@@ -165,7 +165,8 @@ def _tokenizer(
 ) -> tuple[Tokenizer, str]:
     """Returned by the factory, or found in the file, else bytes, or what so few tokens can be."""
     if made.tokenizer is not None:
-        return adopt_tokenizer(made.tokenizer), ""
+        tokenizer = adopt_tokenizer(made.tokenizer)
+        return tokenizer, f"the prompt is read by the tokenizer it returned ({tokenizer.name})"
     found = find_tokenizer(module, made.model)
     if found is not None:
         tokenizer, where = found
