@@ -54,6 +54,14 @@ def test_a_model_that_drops_rows_by_itself_is_compared_up_to_its_room(recompute,
     assert report.reason.count("the model drops older rows by itself") == 1
 
 
+@pytest.mark.parametrize("recompute", ["once", "each"])
+def test_a_prompt_beyond_the_room_does_not_make_a_model_look_ahead(recompute, tmp_path):
+    report = run(Rolling(), tmp_path / "a.kvt", prompt=10, steps=4, recompute=recompute)
+    assert (report.findings, report.verdict) == ((), "could not check")
+    assert report.reason.startswith("1 of 5 steps were compared and are equal within rounding")
+    assert "no pass over more than 10 tells what its steps should equal" in report.reason
+
+
 def test_what_is_lost_before_the_room_is_full_is_a_bug(tmp_path):
     report = run(Rolling(lost=7), tmp_path / "a.kvt")
     assert [one.name for one in report.findings] == ["EVICTED-EARLY"]

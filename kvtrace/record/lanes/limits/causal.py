@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,9 +19,11 @@ from kvtrace.record.capture.forward import Forward
 from kvtrace.record.lanes.compared.tolerance import tolerance
 from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.given.tables import given_table
+from kvtrace.record.lanes.limits.apart import pairs
 from kvtrace.record.lanes.limits.few_values import few_values
-from kvtrace.record.lanes.limits.moved import Moved, moved
+from kvtrace.record.lanes.limits.moved import Moved, moved, rows_apart
 from kvtrace.record.lanes.limits.otherwise import rounds_inside, varies
+from kvtrace.record.lanes.limits.room import is_whole
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.recompute import Recomputer
 from kvtrace.record.lanes.paths import Node, Path
@@ -61,6 +64,9 @@ def looks_ahead(
     cut = _cut(batch.paths, end, extras)
     ask = _Question(again, trace, lane, batch, forward, extras)
     with suppress(CannotRecomputeError):
+        # a pass that drops rows by itself drops others of a longer text, wherever it looks
+        if not is_whole(batch, forward) and not ask.sees_last():
+            return None
         said = ask.answer(end, cut, min(later))
         if said is not None or ask.wide or any(one.dtype in _WIDE for one in trace.meta.lanes):
             return said
@@ -132,6 +138,20 @@ class _Question(Struct, frozen=True):
         """The first attention whose rows moved between a short text and the whole one."""
         return moved(short.calls, self.whole.calls, cut.paths, self.limit)
 
+    def sees_last(self) -> bool:
+        """Whether rows of earlier tokens move where a text of the same length ends otherwise."""
+        paths = self.batch.paths
+        ends = [copy(path) for path in paths]
+        for path in ends:
+            path.tokens = [*path.tokens[:-1], _another(path.tokens)]
+        other = self.again.run(replace(self.batch, paths=ends), dtype=self.dtype)
+        fewer = _cut(paths, min(len(path.tokens) for path in paths) - 1, self.extras).paths
+        return any(
+            rows_apart(one.output, there.output, fewer) > self.limit
+            for one, there in pairs(self.whole.calls, other.calls)
+            if one.kind == "self"
+        )
+
     def first_few(
         self, end: int, text: tuple[Batch, Forward]
     ) -> tuple[Moved | None, tuple[Batch, Forward]]:
@@ -201,6 +221,11 @@ def _cut(paths: Sequence[Path], end: int, extras: Extras) -> Batch:
         for p in paths
     ]
     return Batch(cut, [end - 1], extras.of(cut))
+
+
+def _another(tokens: Sequence[int]) -> int:
+    """A token of a text that is not its last one."""
+    return next((one for one in tokens if one != tokens[-1]), tokens[-1] ^ 1)
 
 
 def _until(nodes: Sequence[Node], end: int) -> list[Node]:

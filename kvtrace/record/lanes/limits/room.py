@@ -23,7 +23,8 @@ from kvtrace.trace import SET_WITHIN, Note
 def in_room(batch: Batch, forward: Forward, extras: Extras) -> tuple[Batch, Note] | None:
     """The same paths as far as no row was dropped, and what is to be said; None: none was.
 
-    None also where the first step of a text is too long by itself.
+    Where the first step of a text is too long by itself, that step alone is left: of it a pass
+    drops the same rows.
 
     Args:
         batch: What was run.
@@ -34,13 +35,13 @@ def in_room(batch: Batch, forward: Forward, extras: Extras) -> tuple[Batch, Note
     if small is None:
         return None
     room = small.keys.shape[2]
-    cut = within(batch, room, extras)
-    if cut is None:
+    cut = within(batch, room, extras) or within(batch, _first_steps(batch), extras)
+    if cut is None or cut.rows == batch.rows:
         return None
     text = (
         f"the model drops older rows by itself: without any cache, {small.module or 'it'} has "
-        f"{room} rows left of {batch.rows} tokens; no pass over more than {room} tells what its "
-        f"steps should equal: {SET_WITHIN}"
+        f"{room} rows left of {batch.rows} tokens; no pass over more than "
+        f"{max(room, cut.rows)} tells what its steps should equal: {SET_WITHIN}"
     )
     return cut, Note("note", text, step=_first_beyond(cut))
 
@@ -60,7 +61,7 @@ def at_once(
         why: What came of the whole.
     """
     each = [[node.end for node in (*path.shared, *path.nodes)] for path in batch.paths]
-    least = max(min(ends, default=0) for ends in each)
+    least = _first_steps(batch)
     lengths = sorted({end for ends in each for end in ends if least < end < batch.rows})
     if not lengths or not _goes(batch, lengths[0], goes, extras):
         return None
@@ -82,6 +83,12 @@ def within(batch: Batch, room: int, extras: Extras) -> Batch | None:
     return Batch(paths, keep, extras.of(paths))
 
 
+def _first_steps(batch: Batch) -> int:
+    """Rows after which the first step of every path has ended."""
+    ends = ((node.end for node in (*path.shared, *path.nodes)) for path in batch.paths)
+    return max(min(path, default=0) for path in ends)
+
+
 def _goes(batch: Batch, room: int, goes: Callable[[Batch], bool], extras: Extras) -> bool:
     """Whether a pass over so many rows does."""
     cut = within(batch, room, extras)
@@ -96,6 +103,11 @@ def _first_beyond(batch: Batch) -> int | None:
 def is_whole(batch: Batch, forward: Forward) -> bool:
     """Whether each attention of a text to itself has a row for every token."""
     return not _small(batch, forward)
+
+
+def only_first(batch: Batch) -> bool:
+    """Whether no path has more than its first step."""
+    return batch.rows == _first_steps(batch)
 
 
 def _small(batch: Batch, forward: Forward) -> list[AttentionCall]:

@@ -20,7 +20,7 @@ from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.limits.causal import looks_ahead
 from kvtrace.record.lanes.limits.hidden import Hidden, ends, hidden_in
-from kvtrace.record.lanes.limits.room import at_once, in_room, is_whole, within
+from kvtrace.record.lanes.limits.room import at_once, in_room, is_whole, only_first, within
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.portions import portions
 from kvtrace.record.lanes.passes.recompute import Recomputer
@@ -117,7 +117,7 @@ class OncePass:
         if fits is None:
             return batch, forward
         less = self.again.run(fits[0], dtype=dtype)
-        if not is_whole(fits[0], less):
+        if not is_whole(fits[0], less) and not only_first(fits[0]):
             return batch, forward
         comparer.findings.setdefault(fits[1].text, fits[1])
         return fits[0], less
