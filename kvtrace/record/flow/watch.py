@@ -15,13 +15,13 @@ from kvtrace.record.capture.tokens.inputs import named, tokens_of
 from kvtrace.record.flow.calls.listen import Listening
 from kvtrace.record.flow.calls.outlet import Outlet, Sink
 from kvtrace.record.flow.marks.mark import Stage
+from kvtrace.record.flow.marks.owned import Owned
 from kvtrace.record.flow.modes.fast_paths import FAST_PATHS, FastPaths
 from kvtrace.record.flow.modes.heard import Hearing, Late
 from kvtrace.record.flow.modes.modules import Forwards, Frame, Only
 from kvtrace.record.flow.modes.routed import RoutedMode
 from kvtrace.record.flow.modes.wake import Waking
 from kvtrace.record.flow.plans.arrange import Sizes
-from kvtrace.record.processes.local import address, here
 
 _NAMED_ATTENTION = re.compile(r"^(?!.*(Linear|Layer|Block|Norm|Output)).*(Attention|Attn)")
 
@@ -53,13 +53,13 @@ class FlowWatch:
         self._only = only
         self._forwards = Forwards(self._around)
         self._listening = Listening(Outlet(self._forwards, sink))
-        self._mode = RoutedMode(self._listening, self._owns)
+        self._owned = Owned()
+        self._mode = RoutedMode(self._listening, self._owned.has)
         self._listening.last_parameter = lambda: self._mode.products.last_parameter
         self._fast_paths = FastPaths(self._listening)
         self._hearing = Hearing(self._listening, self._mode, late)
         self._waking = Waking(self._mode, self._missed, self._hearing)
         self._modules: dict[str, None] = {}
-        self._storages: set[int] = set()
         self._chosen: dict[int, bool] = {}
         self._depth = 0
         self.of_parts = False
@@ -98,9 +98,7 @@ class FlowWatch:
         """Watch one more model."""
         self._forwards.adopt(model, self._only)
         self._modules |= dict.fromkeys(type(module).__module__ for module in model.modules())
-        for parameter in model.parameters():
-            if parameter.device.type != "meta" and parameter.numel():
-                self._storages.add(address(here(parameter)))
+        self._owned.add(model.parameters())
         for path in self._forwards.compiled:
             name = path or type(model).__name__
             self._listening.notes[f"{name}: compiled code was run eagerly"] = None
@@ -278,11 +276,6 @@ class FlowWatch:
 
     def _missed(self, path: str, why: str) -> None:
         self._listening.reasons.setdefault((path, "in a step"), why)
-
-    def _owns(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in the memory of a parameter."""
-        place = address(tensor)
-        return place != 0 and place in self._storages
 
 
 def _sizes_of(frame: Frame, two_sided: bool) -> Sizes:
