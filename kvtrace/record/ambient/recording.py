@@ -80,7 +80,7 @@ class AmbientRecording:
             self._adopt,
             self._harmless,
             self._is_fork,
-            self._training.begins,
+            self._training.begins_by_hand,
         )
         self._stack = contextlib.ExitStack()
 

@@ -36,9 +36,7 @@ class Training:
         """Losses and gradients are, inside."""
         return self._evidence
 
-    def begins(
-        self, one: Met, recording: Recording, kind: tuple[object, ...] = ("by hand",)
-    ) -> None:
+    def begins(self, one: Met, recording: Recording, kind: tuple[object, ...]) -> None:
         """A call of a model that is recorded begins.
 
         Args:
@@ -46,8 +44,15 @@ class Training:
             recording: Of it.
             kind: What calls of a training loop have in common.
         """
-        recording.undecided.settle(keep=True)
         one.calls += 1
+        self._step(one, recording, kind)
+
+    def begins_by_hand(self, one: Met, recording: Recording) -> None:
+        """A step begins that is no call of its model."""
+        self._step(one, recording, ("by hand",))
+
+    def _step(self, one: Met, recording: Recording, kind: tuple[object, ...]) -> None:
+        recording.undecided.settle(keep=True)
         one.losses, one.kind = self._evidence.losses, kind
         self._last = one
 

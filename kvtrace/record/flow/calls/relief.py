@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kvtrace.record.flow.calls.prove import FlowCall
+from kvtrace.record.modes import unseen_by_modes
 
 
 @dataclass(slots=True)
@@ -31,7 +32,9 @@ class Relief:
         if path not in self._place:
             self._place[path] = self._relieved(path, call, here) or path
         place = self._place[path]
-        self._rows[place] = _attended(call)
+        # who goes on with its text itself needs no relief
+        prompt = call.queries.shape[2] > 1 or call.keys.shape[2] == 1
+        self._rows[place] = _attended(call) if prompt else 0
         return place
 
     @property
@@ -55,4 +58,5 @@ def _attended(call: FlowCall) -> int:
     """How many rows a call attended to, of all that a buffer has room for."""
     if call.visible is None:
         return call.keys.shape[2]
-    return int(call.visible.flatten(0, -2).any(0).sum())
+    with unseen_by_modes():
+        return int(call.visible.flatten(0, -2).any(0).sum())
