@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from kvtrace.errors import UsageError
 from kvtrace.files import open_trace
@@ -22,19 +22,6 @@ Recorded = Trace | str | PathLike[str]
 """A trace, or the path of one."""
 
 
-@overload
-def check(model: Recorded, /) -> Report: ...
-@overload
-def check(
-    model: nn.Module,
-    prompts: Prompts | None = None,
-    *,
-    tokenizer: object = None,
-    new_tokens: int = 16,
-    ways: Sequence[str] | None = None,
-    run: Callable[[], object] | None = None,
-    keep: str | Path | None = None,
-) -> Report: ...
 def check(
     model: nn.Module | Recorded,
     prompts: Prompts | None = None,

@@ -49,9 +49,10 @@ def test_a_copied_output_of_transformers_keeps_its_order():
     from transformers.modeling_outputs import BaseModelOutput
 
     from kvtrace.record.lanes.as_it_was.private import Copier
+    from kvtrace.record.lanes.as_it_was.tensors import Tensors
 
     given = BaseModelOutput(last_hidden_state=torch.ones(1, 2, 3))
-    copied = Copier([]).of(given)
+    copied = Copier(Tensors([])).of(given)
 
     assert list(copied.keys()) == ["last_hidden_state"]
     assert torch.equal(copied[0], given[0])

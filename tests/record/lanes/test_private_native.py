@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kvtrace.record.lanes.as_it_was.private import Copier
+from kvtrace.record.lanes.as_it_was.tensors import Tensors
 
 
 class Named(int):
@@ -15,7 +16,7 @@ class Named(int):
 
 @pytest.mark.parametrize("value", [np.float32(0.125), np.int64(7), Named(3), np.float64(0.1)])
 def test_numbers_of_other_kinds_keep_their_value(value):
-    copied = Copier([]).of({"scale": value})["scale"]
+    copied = Copier(Tensors([])).of({"scale": value})["scale"]
     assert (copied, type(copied)) == (value, type(value))
 
 
@@ -33,7 +34,7 @@ def test_numbers_of_other_kinds_keep_their_value(value):
 def test_a_random_generator_goes_on_alike_and_leaves_the_first_alone(make, draw):
     mine, fresh = make(), make()
     draw(mine), draw(fresh)
-    copied = Copier([]).of([mine])[0]
+    copied = Copier(Tensors([])).of([mine])[0]
     drawn = [draw(copied) for _ in range(3)]
     assert drawn == [draw(fresh) for _ in range(3)]
     assert [draw(mine) for _ in range(3)] == drawn
@@ -41,4 +42,4 @@ def test_a_random_generator_goes_on_alike_and_leaves_the_first_alone(make, draw)
 
 def test_what_can_not_be_copied_is_shared():
     store = torch.distributed.HashStore()
-    assert Copier([]).of([store])[0] is store
+    assert Copier(Tensors([])).of([store])[0] is store

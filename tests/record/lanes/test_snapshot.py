@@ -11,6 +11,7 @@ from builders.tiny_models import tiny_model
 from kvtrace.analysis.checks import UNCHECKED, check
 from kvtrace.record.lanes.as_it_was.private import Copier
 from kvtrace.record.lanes.as_it_was.snapshot import copied
+from kvtrace.record.lanes.as_it_was.tensors import Tensors
 
 PROMPT, TOTAL = 6, 12
 REPLAYED = ("buffers_start_pos", "ring_window")
@@ -190,7 +191,7 @@ def test_a_copy_shares_weights_and_nothing_that_changes():
     model = build("sinks_prealloc")
     model.cache = model.make_cache(1, 40)
     model.view = model.cache[0]
-    copy = Copier(model.parameters()).of(model)
+    copy = Copier(Tensors(model.parameters())).of(model)
     assert all(a is b for a, b in zip(model.parameters(), copy.parameters(), strict=True))
     copy.view.fill_(1)
     assert float(copy.cache[0].min()) == 1
@@ -200,7 +201,7 @@ def test_a_copy_shares_weights_and_nothing_that_changes():
 def test_hooks_of_a_copy_fill_its_own_cache():
     model = build("hooked_dict")
     cache, _ = model.install_kv_cache_hooks()
-    copy = Copier(model.parameters()).of(model)
+    copy = Copier(Tensors(model.parameters())).of(model)
     with torch.no_grad():
         copy(ids(4))
         copy(ids(4))
@@ -215,7 +216,7 @@ def test_what_cannot_be_copied_is_shared_and_named():
     model = build("tuple_cat")
     model.strange = Strange(1)
     model.lock = __import__("threading").Lock()
-    copier = Copier(model.parameters())
+    copier = Copier(Tensors(model.parameters()))
     copy = copier.of(model)
     assert copy.strange is model.strange
     assert copy.lock is model.lock
@@ -232,7 +233,7 @@ def test_what_functions_bind_as_defaults_is_copied_with_them():
             return before(x)
 
         layer.forward = forward
-    copied = Copier(model.parameters()).of(model)
+    copied = Copier(Tensors(model.parameters())).of(model)
     copied(torch.zeros(1, 4))
     for mine, theirs in zip(model, copied, strict=True):
         assert theirs.forward.__defaults__[0].__self__ is theirs

@@ -16,6 +16,7 @@ from kvtrace.record.capture.replaced.compiled import eagerly
 from kvtrace.record.chance import own_chance
 from kvtrace.record.lanes.as_it_was.outside import Outside, Space
 from kvtrace.record.lanes.as_it_was.private import Copier
+from kvtrace.record.lanes.as_it_was.tensors import Tensors
 from kvtrace.record.whose import of_frameworks
 
 _PACKED = (torch.uint8, torch.int8)
@@ -29,7 +30,7 @@ def private_copy(model: nn.Module) -> nn.Module:
         TypeError: Something in it can't be copied.
     """
     # packed weights are the size of the model, and no cache is an integer of one byte
-    copier = Copier(model.parameters(), constant=lambda tensor: tensor.dtype in _PACKED)
+    copier = Copier(Tensors(model.parameters(), constant=lambda one: one.dtype in _PACKED))
     made: nn.Module = copier.of(model)
     if copier.odd:
         raise TypeError(f"{copier.odd[0]} is shared by copies")

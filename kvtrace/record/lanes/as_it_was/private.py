@@ -63,24 +63,10 @@ class Copier:
         odd: What could not be copied, and is shared.
     """
 
-    def __init__(
-        self,
-        weights: Iterable[Tensor],
-        *,
-        dtype: torch.dtype | None = None,
-        zeros: Iterable[int] = (),
-        constant: Callable[[Tensor], bool] = lambda _: False,
-    ) -> None:
-        """Nothing is copied yet.
-
-        Args:
-            weights: Shared, and so is every view of them.
-            dtype: Floating tensors are copied in this one, weights too; None: as they are.
-            zeros: Addresses of memory that is known to hold zeros only.
-            constant: Whether a large tensor is believed never to change, and is shared.
-        """
+    def __init__(self, tensors: Tensors) -> None:
+        """Nothing is copied yet."""
         self.odd: list[str] = []
-        self.tensors = Tensors(weights, dtype, zeros, constant)
+        self.tensors = tensors
         self._memo: dict[int, object] = {}
         self._alive: list[object] = []
 

@@ -22,6 +22,7 @@ from kvtrace.record.capture.attention.levels import looks_like_attention
 from kvtrace.record.capture.tokens.bare_rows import rows_in
 from kvtrace.record.capture.tokens.inputs import tokens_in
 from kvtrace.record.lanes.as_it_was.private import Copier
+from kvtrace.record.lanes.as_it_was.tensors import Tensors
 from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.given.written_to import written_to
 from kvtrace.record.parts import part_in
@@ -58,7 +59,9 @@ class Snapshot(Struct, frozen=True):
             dtype: Floating tensors are taken in this one, weights too.
         """
         copier = Copier(
-            self.model.parameters(), dtype=dtype, zeros=self.zeros, constant=self._is_shared
+            Tensors(
+                self.model.parameters(), dtype=dtype, zeros=self.zeros, constant=self._is_shared
+            )
         )
         model, arguments = copier.of((self.model, dict(self.call.arguments)))
         call = self.call
@@ -113,7 +116,7 @@ def take(
             or _CONSTANT.search(names.get(id(tensor), "").rpartition(".")[2]) is not None
         )
 
-    copier = Copier(model.parameters(), constant=constant)
+    copier = Copier(Tensors(model.parameters(), constant=constant))
     try:
         copied, kept = copier.of((model, dict(arguments)))
     except Exception as error:  # whatever a class of the user's does when it is copied
@@ -142,7 +145,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    made: nn.Module = Copier(model.parameters()).of(model)
+    made: nn.Module = Copier(Tensors(model.parameters())).of(model)
     known: dict[int, object] = {}
     for part in made.modules():
         if "config" in vars(part):

@@ -27,9 +27,10 @@ class Tensors:
     def __init__(
         self,
         weights: Iterable[Tensor],
-        dtype: torch.dtype | None,
-        zeros: Iterable[int],
-        constant: Callable[[Tensor], bool],
+        *,
+        dtype: torch.dtype | None = None,
+        zeros: Iterable[int] = (),
+        constant: Callable[[Tensor], bool] = lambda _: False,
     ) -> None:
         """Nothing is copied yet.
 
