@@ -184,9 +184,9 @@ class Recording:
         """Forwards recorded so far."""
         return 0 if self.recorder is None else self.recorder.num_steps
 
-    def stop(self, ending: Ending | None = None) -> None:
+    def stop(self) -> None:
         """End the recording now; the model goes on unwatched. Safe to call twice."""
-        self._close(ending or self._ending or Ending("stopped"))
+        self._close(self._ending or Ending("stopped"))
 
     def drop(self) -> None:
         """End it, with nothing more in its file."""

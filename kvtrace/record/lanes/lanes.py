@@ -182,9 +182,7 @@ class Lanes:
         with self.unwatched(), self._depth.whole(), lent:
             yield
 
-    def finish(
-        self, meta: Meta, sink: LaneSink, on_progress: Callable[[int, int], None] | None = None
-    ) -> Meta:
+    def finish(self, meta: Meta, sink: LaneSink) -> Meta:
         """The run is over, or the weights are about to change: compute what is still missing.
 
         Returns:
@@ -201,7 +199,7 @@ class Lanes:
                 sink.extend(meta)
             self._leave_out_changed(len(trace), over=True)
             if self._since < len(trace):
-                meta = self._run(trace, meta, sink, on_progress, wanted)
+                meta = self._run(trace, meta, sink, wanted)
                 self._since = len(trace)
             for note in self._sources.notes(trace):
                 sink.note(note)
@@ -231,7 +229,6 @@ class Lanes:
         trace: Trace,
         meta: Meta,
         sink: LaneSink,
-        on_progress: Callable[[int, int], None] | None,
         wanted: Sequence[tuple[str, str, str | None]],
     ) -> Meta:
         """Every lane that is wanted over the steps that have none yet."""
@@ -240,11 +237,10 @@ class Lanes:
             trace,
             self._logits,
             self._extras,
-            self.options.keep_rows,
-            on_progress,
-            self._since,
-            self._passes,
-            Memory(MOST_BYTES if len(wanted) > 1 else 0),
+            keep_rows=self.options.keep_rows,
+            since=self._since,
+            passes=self._passes,
+            memory=Memory(MOST_BYTES if len(wanted) > 1 else 0),
         )
         with self._again_as_it_was():
             batches = self._batches(one, sink, wanted)

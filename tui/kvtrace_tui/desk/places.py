@@ -82,14 +82,14 @@ def expression(cursor: Cursor, trace: Trace, tensor: Tensor) -> str:
     return f"{opened}.{name}({where})[{cursor.head}, {cursor.query}, {cursor.dim}]"
 
 
-def find_token(text: str, cursor: Cursor, trace: Trace, direction: int = 1) -> Cursor | None:
+def find_token(text: str, cursor: Cursor, trace: Trace) -> Cursor | None:
     """The nearest row whose token has this text, looking on from the crosshair and round again.
 
     None: no token of the step's rows has it.
     """
     texts = row_texts(cursor, trace)
     count = len(texts)
-    order = [(cursor.row + direction * by) % count for by in range(1, count + 1)]
+    order = [(cursor.row + by) % count for by in range(1, count + 1)]
     found = next((row for row in order if text in texts[row]), None)
     return None if found is None else replace(cursor, row=found)
 

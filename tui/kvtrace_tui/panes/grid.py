@@ -131,9 +131,9 @@ class GridPane(Pane):
         self._high: dict[Measure, float] = {}
         self._layout = GridLayout.fit(0, 0, (1, 1), (0, 0))
 
-    def next_measure(self, by: int = 1) -> Measure:
+    def next_measure(self) -> Measure:
         """Show another measure."""
-        self.measure = _ORDER[(_ORDER.index(self.measure) + by) % len(_ORDER)]
+        self.measure = _ORDER[(_ORDER.index(self.measure) + 1) % len(_ORDER)]
         self.redraw()
         return self.measure
 

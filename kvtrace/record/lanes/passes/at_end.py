@@ -6,7 +6,7 @@ step's recomputed q, k, v and output. Rows of the cached lane are read back from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -48,7 +48,6 @@ class OncePass:
         logits: The cached lane's.
         extras: Arguments of the run besides tokens and cache.
         keep_rows: Keep every pass, however large.
-        on_progress: Told how many of how many paths are done.
         since: The first step that is compared; earlier ones were before, or can't be any more.
         passes: Passes kept so far, by lane.
         memory: Rows that were read for one lane, for the others.
@@ -59,7 +58,6 @@ class OncePass:
     logits: KeptLogits
     extras: Extras = field(default_factory=Extras)
     keep_rows: bool = False
-    on_progress: Callable[[int, int], None] | None = None
     since: int = 0
     passes: dict[str, int] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
@@ -84,7 +82,7 @@ class OncePass:
         left = _nodes_left(paths.paths)
         held: dict[int, tuple[Tally, int]] = {}
         compared = asked = False
-        for done, given in enumerate(batches):
+        for given in batches:
             try:
                 batch, forward = self._whole(given, dtype, comparer)
             except CannotRecomputeError as error:
@@ -97,8 +95,6 @@ class OncePass:
                 ahead = looks_ahead(self.again, self.trace, lane, (batch, forward), self.extras)
                 if ahead is not None:
                     comparer.findings.setdefault(ahead.text, ahead)
-            if self.on_progress is not None:
-                self.on_progress(done + 1, len(batches))
         if paths.unknown and paths.unknown[0] not in self.extras.apart:
             text = f"{lane.name} lane: {len(paths.unknown)} steps went on from tokens not recorded"
             comparer.findings.setdefault(text, Note("note", text, step=paths.unknown[0]))
