@@ -6,50 +6,29 @@ compared in causal order: position, layer, tensor. Reads one stretch of rows at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from kvtrace.analysis.checks.noise import Noise, noise
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding
-from kvtrace.analysis.two_runs.align import Pair, paired, paths, readable, stretches, unreadable
+from kvtrace.analysis.two_runs.align import Pair, stretches, unreadable
 from kvtrace.analysis.two_runs.flips import Flip, Flips, flips
+from kvtrace.analysis.two_runs.limits import limits
 from kvtrace.analysis.two_runs.logits import LogitsPart, Rounding, kept, logits_part
 from kvtrace.analysis.two_runs.rows import Parting, Rows
+from kvtrace.analysis.two_runs.settings import differing, other_model
 from kvtrace.analysis.two_runs.stage import diagnosed
-from kvtrace.errors import TraceError
-from kvtrace.trace import Site, Trace
-
-LANE = "recomputed"
+from kvtrace.analysis.two_runs.tokens import (
+    TokensPart,
+    aligned,
+    nothing_shared,
+    parted,
+    shared,
+)
+from kvtrace.trace import Trace
 
 _NOTHING_RECORDED = "no rows of these tokens were recorded in both"
-
-_ROUND_OTHERWISE = ("dtype", "attention", "device", "torch")
-"""What two runs may differ in, so that numbers are rounded elsewhere."""
-
-_TIMES = 4.0
-"""Measured: at most 2.1, on tiny models of 24 architectures with 4 and with 12 layers."""
-
-
-class TokensPart(Struct, frozen=True):
-    """Where the runs were fed different tokens.
-
-    Attributes:
-        sequence, position: Of the token.
-        old, new: Its id in each run; None: the run ended before.
-        chosen: By the runs; else the prompts part.
-        margin: How far the old run's choice led its next one, in logits; None where unknown.
-    """
-
-    sequence: int
-    position: int
-    old: int | None
-    new: int | None
-    chosen: bool
-    margin: float | None
 
 
 class Diff(Struct, frozen=True):
@@ -125,53 +104,75 @@ def diff(old: Trace, new: Trace) -> Diff:
 
 
 def _compared(old: Trace, new: Trace) -> Diff:
-    settings = tuple(_settings(old, new))
-    why = _other_model(old, new)
+    settings = tuple(differing(old, new))
+    why = other_model(old, new)
     if why:
         return Diff(UNCHECKED, why, settings)
-    pairs, told = _aligned(old, new)
-    parts = tuple(_parts(old, pairs))
-    total = _shared(pairs)
+    pairs, told = aligned(old, new)
+    parts = tuple(parted(old, pairs))
+    total = shared(pairs)
     steps = tuple(word for trace in (old, new) for word in unreadable(trace))
     if not total:
-        return Diff(
-            UNCHECKED, _nothing_shared(old, new, parts), settings, parts=parts, unread=steps
-        )
-    limits, reason, lanes = _limits(old, new, settings)
-    rows = Rows(old, new, limits)
-    first: Parting | None = None
-    whose: Pair | None = None
-    chosen = Flips()
-    for pair in pairs:
-        here = flips(old, new, pair)
-        for stretch in stretches(pair.old, pair.new, pair.shared):
-            found = rows.compare(stretch, here)
-            if found is not None and (first is None or found.position < first.position):
-                first, whose, chosen = found, pair, here
+        why = nothing_shared(old, new, parts)
+        return Diff(UNCHECKED, why, settings, parts=parts, unread=steps)
+    threshold, reason, lanes = limits(old, new, settings)
+    rows = Rows(old, new, threshold)
+    first = _first(rows, old, new, pairs)
     lost = (*steps, *rows.unread)
     unread = (*lost, *lanes)
     if np.isnan(rows.growth).all():
         why = "no rows of these tokens can be read in both" if lost else _NOTHING_RECORDED
         return Diff(UNCHECKED, why, settings, total, unread=unread)
-    compared = rows.growth, limits
-    if first is not None and whose is not None:
-        finding = diagnosed(old, new, first, whose, pairs, told=told)
-        finding = _with_choice(finding, chosen.before(old.site(first.layer).layer, first.position))
-        more = (parts, first, finding, *compared)
-        return Diff(DIVERGED, reason, settings, total, *more, unread=unread)
+    found = Diff(
+        DIVERGED,
+        reason,
+        settings,
+        total,
+        parts,
+        growth=rows.growth,
+        limits=threshold,
+        unread=unread,
+    )
+    if first is not None:
+        finding = diagnosed(old, new, first.parting, first.pair, pairs, told=told)
+        return replace(found, first=first.parting, finding=_with_choice(finding, first.choice(old)))
     if rows.tie is not None:
         tie = Finding("TIE", rows.tie.step, 0, "", rows.tie.said)
-        return Diff(
-            UNCHECKED, _undecided(tie), settings, total, parts, None, tie, *compared, None, unread
-        )
+        return replace(found, verdict=UNCHECKED, reason=_undecided(tie), finding=tie)
     same = not (lost or np.nan_to_num(rows.growth).any())
     seen = float(np.nanmax(rows.growth))
-    rounding = Rounding(same, float(limits.min() if same else limits.max()), seen)
+    rounding = Rounding(same, float(threshold.min() if same else threshold.max()), seen)
     behind = (logits_part(old, new, (pair.old, pair.new), pair.shared, rounding) for pair in pairs)
     logits = next(filter(None, behind), None)
-    verdict = _equal(total, reason, parts, lost) if logits is None else (DIVERGED, reason)
-    most = kept(old, new)
-    return Diff(*verdict, settings, total, parts, None, None, *compared, logits, unread, most)
+    if logits is None:
+        verdict, reason = _equal(total, reason, parts, lost)
+        found = replace(found, verdict=verdict, reason=reason)
+    return replace(found, logits=logits, kept=kept(old, new))
+
+
+class _First(Struct, frozen=True):
+    """The first place that differs by more than rounding, in which sequences, and their choices."""
+
+    parting: Parting
+    pair: Pair
+    choices: Flips
+
+    def choice(self, old: Trace) -> Flip | None:
+        """A choice that fell otherwise before it."""
+        layer = old.site(self.parting.layer).layer
+        return self.choices.before(layer, self.parting.position)
+
+
+def _first(rows: Rows, old: Trace, new: Trace, pairs: list[Pair]) -> _First | None:
+    """Compare all rows; where the first of them differs."""
+    first: _First | None = None
+    for pair in pairs:
+        here = flips(old, new, pair)
+        for stretch in stretches(pair.old, pair.new, pair.shared):
+            found = rows.compare(stretch, here)
+            if found is not None and (first is None or found.position < first.parting.position):
+                first = _First(found, pair, here)
+    return first
 
 
 def _undecided(tie: Finding) -> str:
@@ -204,130 +205,3 @@ def _equal(
         return EQUAL, reason
     why = f"the prompts part at position {prompts.position}; the {total} tokens before are equal"
     return UNCHECKED, f"{why} within rounding"
-
-
-def _aligned(old: Trace, new: Trace) -> tuple[list[Pair], bool]:
-    """Sequences of both, and whether their places are positions that were told.
-
-    Positions may be what differs: then more tokens agree in the order in which they were fed.
-    """
-    by_position, by_order = (
-        paired(paths(old, told=told), paths(new, told=told)) for told in (True, False)
-    )
-    more = _shared(by_order) > _shared(by_position)
-    return (by_order, False) if more else (by_position, True)
-
-
-def _shared(pairs: list[Pair]) -> int:
-    """Tokens that both runs were fed."""
-    return sum(len(pair.shared) for pair in pairs)
-
-
-def _limits(
-    old: Trace, new: Trace, settings: tuple[tuple[str, str, str], ...]
-) -> tuple[NDArray[np.float64], str, tuple[str, ...]]:
-    """What is rounding: the less exact run decides; last, what could not be asked for it.
-
-    Lanes of one run share its weights and its kernels. Two runs whose types or kernels differ
-    round what those share as well.
-    """
-    (mine, lost), (theirs, gone) = _noise(old), _noise(new)
-    larger = theirs if theirs.threshold.max() > mine.threshold.max() else mine
-    limits, reason = np.fmax(mine.threshold, theirs.threshold), larger.reason
-    names = [name for name, *_ in settings if name in _ROUND_OTHERWISE]
-    wide = {trace.meta.model.dtype for trace in (old, new)} <= {"float32", "float64"}
-    if not names or (wide and "dtype" not in names):
-        return limits, reason, (*lost, *gone)
-    why = f"; {_TIMES:.0f} times that, as the runs differ in {' and '.join(names)}"
-    return _TIMES * limits, reason + why, (*lost, *gone)
-
-
-def _noise(trace: Trace) -> tuple[Noise, tuple[str, ...]]:
-    """What is rounding in a run, without its lanes where those are damaged."""
-    try:
-        return noise(trace, LANE), ()
-    except TraceError as error:
-        return noise(trace, LANE, referee=False), (str(error),)
-
-
-def _other_model(old: Trace, new: Trace) -> str:
-    """Why the runs can't be of one model; empty when they can."""
-    for trace in (old, new):
-        if not (len(trace) and trace.meta.sites):
-            what = "steps" if not len(trace) else "attention"
-            return f"{trace.name} has no {what} to compare"
-    mine, theirs = old.meta.sites, new.meta.sites
-    cards = old.meta.model, new.meta.model
-    names = f"{cards[0].name} ({cards[0].class_name}) and {cards[1].name} ({cards[1].class_name})"
-    if len(mine) != len(theirs):
-        return f"not the same model: {names} attend in {len(mine)} and {len(theirs)} places"
-    for one, other in zip(mine, theirs, strict=True):
-        if _shape(one) != _shape(other):
-            return f"not the same model: layer {one.index} of {names} has {_said(one, other)}"
-    counts = {card.parameter_count for card in cards if card.parameter_count}
-    if len(counts) > 1:
-        return f"not the same model: {names} have {' and '.join(map(str, sorted(counts)))} numbers"
-    return ""
-
-
-def _shape(site: Site) -> tuple[int, int, int, int]:
-    return site.num_heads, site.num_kv_heads, site.key_dim, site.value_dim
-
-
-def _said(one: Site, other: Site) -> str:
-    def words(site: Site) -> str:
-        return f"{site.num_heads} heads over {site.num_kv_heads} of {site.key_dim}"
-
-    return f"{words(one)}, and {words(other)}"
-
-
-def _settings(old: Trace, new: Trace) -> Iterator[tuple[str, str, str]]:
-    """How the runs differ before anything was computed."""
-    for name in ("name", "class_name", "weights", "dtype", "attention", "device", "tokenizer"):
-        mine, theirs = getattr(old.meta.model, name), getattr(new.meta.model, name)
-        if mine != theirs:
-            yield name.replace("_name", ""), mine or "–", theirs or "–"
-    for name in sorted(set(old.meta.versions) | set(new.meta.versions)):
-        mine, theirs = (trace.meta.versions.get(name, "–") for trace in (old, new))
-        if mine != theirs:
-            yield name, mine, theirs
-    counts = [max((step.num_sequences for step in readable(t)), default=0) for t in (old, new)]
-    if counts[0] != counts[1]:
-        yield "sequences", str(counts[0]), str(counts[1])
-    kinds = [", ".join(dict.fromkeys(one.kind for one in t.meta.cache_layers)) for t in (old, new)]
-    if kinds[0] != kinds[1]:
-        yield "cache", kinds[0], kinds[1]
-    types = [", ".join(dict.fromkeys(one.dtype for one in t.meta.cache_layers)) for t in (old, new)]
-    if types[0] != types[1]:
-        yield "cache dtype", types[0], types[1]
-
-
-def _parts(old: Trace, pairs: list[Pair]) -> Iterator[TokensPart]:
-    for pair in pairs:
-        mine, theirs, positions = pair.old, pair.new, pair.shared
-        rest = sorted((set(mine) | set(theirs)) - set(positions))
-        if not rest:
-            continue
-        at = rest[0]
-        here = mine[at].token if at in mine else None
-        there = theirs[at].token if at in theirs else None
-        chosen = bool(positions) and all(
-            at not in path or path[at].step != path[positions[-1]].step for path in (mine, theirs)
-        )
-        margin = None
-        if chosen and here is not None:
-            last = mine[positions[-1]]
-            top = old.step(last.step).top
-            margin = top[last.sequence].margin if last.sequence < len(top) else None
-        yield TokensPart(pair.sequence, at, here, there, chosen, margin)
-
-
-def _nothing_shared(old: Trace, new: Trace, parts: tuple[TokensPart, ...]) -> str:
-    if not parts:
-        return "the runs have no tokens in common"
-    one = parts[0]
-    words = [
-        "nothing" if token is None else repr(trace.token_text(token))
-        for trace, token in ((old, one.old), (new, one.new))
-    ]
-    return f"the prompts differ from the first token on: {words[0]} and {words[1]}"

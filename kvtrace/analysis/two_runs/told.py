@@ -12,9 +12,10 @@ from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED
 from kvtrace.analysis.checks.scenes.place_names import spoken
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS, NAMES
 from kvtrace.analysis.two_runs.causes import cause
-from kvtrace.analysis.two_runs.diff import Diff, TokensPart
+from kvtrace.analysis.two_runs.diff import Diff
 from kvtrace.analysis.two_runs.logits import LogitsPart
 from kvtrace.analysis.two_runs.rows import Parting
+from kvtrace.analysis.two_runs.tokens import TokensPart
 from kvtrace.tables import table
 from kvtrace.text import safe, token
 from kvtrace.trace import Tensor, Trace
