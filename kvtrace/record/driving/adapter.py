@@ -9,6 +9,7 @@ Both are optional; `step` may return logits alone where the cache is filled in p
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -40,6 +41,7 @@ class Adapted:
         make_cache: The user's; None where the cache begins as None.
         capacity: Tokens a cache must hold.
         shape: Of the model's output.
+        singly: Their step feeds its tokens one after the other by itself: so does this.
     """
 
     step_of: Callable[..., object]
@@ -47,6 +49,7 @@ class Adapted:
     make_cache: Callable[..., object] | None
     capacity: int
     shape: Shape = field(default_factory=Shape)
+    singly: bool = False
     _fed: int = -1
     _cache: object = None
 
@@ -59,15 +62,20 @@ class Adapted:
         if self._fed < 0:
             self._fed = 0
             self._cache = begun(self.make_cache, self.model, self.capacity)
-        device = device_of(self.model)
-        new = len(tokens) - self._fed
-        ids = torch.tensor([list(tokens[self._fed :])], device=device)
+        if self.singly:
+            for end in range(self._fed + 1, len(tokens)):
+                self._feed(tokens[end - 1 : end])
+        return self._feed(tokens[self._fed :])
+
+    def _feed(self, new: Sequence[int]) -> Tensor:
+        """One call; logits of its last token, [vocab]."""
+        ids = torch.tensor([list(new)], device=device_of(self.model))
         with torch.no_grad():
             result = self.step_of(ids, self._cache, self._fed)
-        where = self._where(result, new)
+        where = self._where(result, len(new))
         if isinstance(result, tuple) and len(result) == 2 and where.path[:1] == (0,):
             self._cache = result[1]
-        self._fed = len(tokens)
+        self._fed += len(new)
         return last_row(result, where)
 
     def _where(self, result: object, new: int) -> Logits:
@@ -117,28 +125,39 @@ def adapted(
 
         return forward
 
-    if _calls_the_model(model, bound, script):
+    if _called(model, bound, script, 1).get(""):
         return Adapted(bound(model), model, make, capacity, shape), model
     watched = called_by(model, bound)
-    return Adapted(watched, model, make, capacity, shape), watched
+    singly = _loops(*(_called(model, bound, script, new) for new in (1, 2)))
+    return Adapted(watched, model, make, capacity, shape, singly), watched
 
 
-def _calls_the_model(
+def _called(
     model: nn.Module,
     bound: Callable[[nn.Module], Callable[..., object]],
     script: ModuleType | None,
-) -> bool:
-    """Whether a step goes through the model's own call; tried on a copy."""
-    seen: list[bool] = []
+    new: int,
+) -> Counter[str]:
+    """How often a step of so many tokens calls each module, the model's own name empty.
+
+    Tried on a copy.
+    """
+    seen: Counter[str] = Counter()
     try:
         with nothing_left(model, script):
             one = private_copy(model)
-            one.register_forward_pre_hook(lambda *_: seen.append(True))
+            for name, part in one.named_modules():
+                part.register_forward_pre_hook(lambda *_, name=name: seen.update([name]))
             device = device_of(one)
-            bound(one)(torch.zeros(1, 1, dtype=torch.long, device=device))
+            bound(one)(torch.zeros(1, new, dtype=torch.long, device=device))
     except Exception:
-        return True  # what is wrong shows in the run, with the user's line
-    return bool(seen)
+        return Counter([""])  # what is wrong shows in the run, with the user's line
+    return seen
+
+
+def _loops(one: Counter[str], two: Counter[str]) -> bool:
+    """Whether a step of two tokens does all that it does with one twice over."""
+    return bool(one) and two == one + one
 
 
 def begun(make: Callable[..., object] | None, model: nn.Module, capacity: int) -> object:

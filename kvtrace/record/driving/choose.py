@@ -80,7 +80,8 @@ def _chosen(model: nn.Module, wish: Wish) -> Driven:
         call = f"your step(model, ids, cache, pos){made}"
         shape = shape_of(model, wish)
         drive, watched = adapted(model, wish.functions, wish.capacity, shape, wish.script)
-        return Driven(drive, wish.prompt, call, (f"driven by {call}",), watched)
+        singly = "your step takes one token at a time" if drive.singly else ""
+        return Driven(drive, wish.prompt, call, (f"driven by {call}",), watched, singly)
     if called_as_transformers(model):
         return _as_its_own_loop(model, wish) or as_transformers(model, wish.prompt)
     return _by_trying(model, wish)

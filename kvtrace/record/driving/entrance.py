@@ -23,6 +23,9 @@ _ENTRANCES = re.compile(
 )
 
 
+_BEHIND = "behind this entrance"
+"""Where the class of an entrance keeps that of its model; no name that a person could give."""
+
 _LOGITS = re.compile(r"(forward|call|run|predict)_\w+|(get_|compute_|lm_)?logits")
 
 
@@ -80,10 +83,16 @@ def called_by(model: nn.Module, bound: Callable[[nn.Module], Callable[..., objec
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     forward.__signature__ = inspect.Signature([itself, *parameters_of(own)])  # type: ignore[attr-defined]
     # a `__call__` of the model's own is the way to its own forward, or refuses to be one
-    body = {"forward": forward, "__call__": called, "__module__": kind.__module__}
+    body = {"forward": forward, "__call__": called, "__module__": kind.__module__, _BEHIND: kind}
     made: nn.Module = nn.Module.__new__(type(kind.__name__, (kind,), body))
     made.__dict__ = model.__dict__
     return made
+
+
+def behind(model: nn.Module) -> nn.Module | None:
+    """The model that an entrance leads to, with its own forward; None: it is no entrance."""
+    kind = vars(type(model)).get(_BEHIND)
+    return None if kind is None else _itself(kind, model)
 
 
 def _itself(kind: type[nn.Module], entrance: nn.Module) -> nn.Module:

@@ -44,7 +44,9 @@ def found_cached(
     theirs = ", as its own code does" if best.as_theirs else ""
     said = [f"called as {way}{theirs}: {_feeding(way)}{_cache_of(way, best.back)}"]
     if best.alone and best.verdict == "agrees":
-        said.append("it takes no more than one token, so that no pass over all of them is at hand")
+        said.append(
+            "it takes no more than one token: there was no pass over all of them to try it against"
+        )
         return FoundWay(way, tuple(said), True)
     if best.verdict == "agrees":
         if otherwise is not None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Mapping
 from itertools import product
 
 from kvtrace.record.driving.ways import way as forms
-from kvtrace.record.driving.ways.roles import Parameter, Signature
+from kvtrace.record.driving.ways.roles import Parameter, Signature, with_roles
 from kvtrace.record.driving.ways.way import Argument
 
 Choice = tuple[Argument, ...]
+
+_NOTHING = "None"
 
 SOURCE_SIDE = re.compile(r"src|source|enc|memory|mem_|cross", re.IGNORECASE)
 _BESIDE = re.compile(r"pad|key_|src|source|enc|memory|mem_|cross|loss", re.IGNORECASE)
@@ -44,6 +48,18 @@ def masks(signature: Signature, *, plain: bool = False) -> list[Choice]:
     return [(*one, *other) for other, one in product(of_source, _own(own, plain))]
 
 
+def hiding_later(parameters: Mapping[str, inspect.Parameter]) -> list[Choice]:
+    """Masks that hide later tokens, where a forward may be given some.
+
+    Args:
+        parameters: Of it, by name.
+    """
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = [one for one in parameters.values() if one.kind not in kinds]
+    choices = masks(Signature("", with_roles(named)), plain=True)
+    return [choice for choice in choices if any(one.said != _NOTHING for one in choice)]
+
+
 def padded(signature: Signature) -> Choice:
     """Masks that may be left out, given over all that a cache can hold."""
     takers = [one for one in signature.of("mask") if not one.required]
@@ -56,7 +72,7 @@ def padded(signature: Signature) -> Choice:
 def _own(takers: list[Parameter], plain: bool) -> list[Choice]:
     """Of the tokens: none, then every form, for the mask proper, each of several, and all alike."""
     needed = [one for one in takers if one.required]
-    nothing = tuple(Argument(one.name, "None", lambda *_: None) for one in needed)
+    nothing = tuple(Argument(one.name, _NOTHING, lambda *_: None) for one in needed)
     if not needed and not plain:
         return [()]
     choices = [nothing]
@@ -79,7 +95,7 @@ def _of_source(takers: list[Parameter]) -> list[Choice]:
     """Of what is encoded, all of which may be seen."""
     if not takers:
         return [()]
-    nothing = tuple(Argument(one.name, "None", lambda *_: None) for one in takers)
+    nothing = tuple(Argument(one.name, _NOTHING, lambda *_: None) for one in takers)
     shown = [
         tuple(Argument(one.name, said, form, of_source=True) for one in takers)
         for said, form in _SOURCE_SHAPES

@@ -172,7 +172,7 @@ def signature_of(module: nn.Module) -> Signature:
     if not names and is_open:
         anything = (Parameter("ids", "ids", True, positional=True),)
         return Signature(name, anything, True, _place(module))
-    return Signature(name, _with_roles(names), is_open, _place(module))
+    return Signature(name, with_roles(names), is_open, _place(module))
 
 
 def _place(module: nn.Module) -> str:
@@ -235,7 +235,8 @@ def parameters_of(function: Callable[..., object]) -> list[inspect.Parameter]:
         return []
 
 
-def _with_roles(names: list[inspect.Parameter]) -> tuple[Parameter, ...]:
+def with_roles(names: list[inspect.Parameter]) -> tuple[Parameter, ...]:
+    """What each parameter is for, in order; without `*args` and `**kwargs`."""
     places = {one.name: _role(one) for one in names}
     required = [one.name for one in names if one.default is one.empty]
     chosen = _ids_among(names, places, required)

@@ -21,6 +21,8 @@ from torch.utils._pytree import TreeSpec
 from kvtrace.record.capture.attention.levels import looks_like_attention
 from kvtrace.record.capture.tokens.bare_rows import rows_in
 from kvtrace.record.capture.tokens.inputs import tokens_in
+from kvtrace.record.driving.entrance import behind
+from kvtrace.record.driving.ways.roles import signature_of
 from kvtrace.record.lanes.as_it_was.private import Copier
 from kvtrace.record.lanes.as_it_was.tensors import Tensors
 from kvtrace.record.lanes.given.first_call import FirstCall
@@ -131,6 +133,21 @@ def take(
         frozenset(copier.tensors.zeros),
         tuple((one, version(one)) for one in copier.tensors.shared),
     )
+
+
+def take_whole(model: nn.Module, tokens: Tensor | None) -> Snapshot | None:
+    """The whole forward of a model that is called by another method, one token at a time say.
+
+    Args:
+        model: About to be called for the first time.
+        tokens: With which, [sequences, new].
+    """
+    whole = behind(model)
+    if whole is None or tokens is None or type(whole).forward is nn.Module.forward:
+        return None
+    ids = signature_of(whole).ids
+    taken = "" if ids is None else take(whole, {ids.name: tokens})
+    return None if isinstance(taken, str) else taken
 
 
 def copied(model: nn.Module) -> nn.Module:

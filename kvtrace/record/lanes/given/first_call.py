@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.capture.tokens.inputs import is_source
+from kvtrace.record.driving.ways.masks import Choice, hiding_later
 from kvtrace.record.driving.ways.roles import CACHE_FLAG
 from kvtrace.record.lanes.given.extend import (
     CACHE,
@@ -51,6 +52,7 @@ class FirstCall(Struct, frozen=True):
         rows: Names of the arguments that held rows in place of ids; the first is `ids`.
         written: Arguments that the call itself wrote to, as to a cache.
         paths: That it is made again for.
+        hidden: What masks are given besides, to hide later tokens.
     """
 
     ids: str
@@ -64,6 +66,7 @@ class FirstCall(Struct, frozen=True):
     rows: tuple[str, ...] = ()
     written: frozenset[str] = frozenset()
     paths: tuple[Made, ...] = ()
+    hidden: Choice = ()
 
     @property
     def layouts(self) -> tuple[FirstCall, ...]:
@@ -71,7 +74,10 @@ class FirstCall(Struct, frozen=True):
         single = self.shape == (1, 1)
         ids = (self, replace(self, turned=True)) if single else (self,)
         masks = any(is_single(name, value, self.new) for name, value in self.arguments.items())
-        return (*ids, *(replace(one, tables=True) for one in ids)) if masks else ids
+        known = (*ids, *(replace(one, tables=True) for one in ids)) if masks else ids
+        # one token needs no mask, and does not tell how several want theirs
+        lacks = hiding_later(self.parameters) if self.new == 1 and not self.masked else []
+        return (*known, *(replace(one, hidden=hides) for hides in lacks for one in ids))
 
     @property
     def held(self) -> object:
@@ -94,6 +100,11 @@ class FirstCall(Struct, frozen=True):
         """Whether it was given a mask, whatever that hides."""
         given = (value for name, value in flat(self.arguments) if MASK.search(name))
         return any(isinstance(value, Tensor) for value in given)
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether it may be given one."""
+        return any(map(MASK.search, self.parameters))
 
     def given(self, tokens: Tensor, rows: Sequence[int]) -> Tensor:
         """Ids for whole paths: where its own made more rows than they are, those and what follows.
@@ -152,7 +163,8 @@ class FirstCall(Struct, frozen=True):
         for name in self.parameters:
             if _FLAG.match(name):
                 out[name] = False
-        return out
+        hides = {one.name: one.form(0, tokens.shape[1], tokens.device) for one in self.hidden}
+        return out | hides
 
     @property
     def switches(self) -> dict[str, object]:

@@ -21,7 +21,7 @@ from kvtrace.record.lanes.as_it_was.attributes import Kept, Place
 from kvtrace.record.lanes.as_it_was.contexts import Contexts
 from kvtrace.record.lanes.as_it_was.outside import Outside
 from kvtrace.record.lanes.as_it_was.settings import Settings, as_set
-from kvtrace.record.lanes.as_it_was.snapshot import Snapshot, keeps_nothing, take
+from kvtrace.record.lanes.as_it_was.snapshot import Snapshot, keeps_nothing, take, take_whole
 from kvtrace.record.lanes.choices.held import held
 from kvtrace.record.lanes.choices.ties import Ties
 from kvtrace.record.lanes.given.codes import layout_of
@@ -57,6 +57,9 @@ _SINGLY = (
 )
 
 _ALONE = ("bare", "unswitched")
+
+_WHOLE = "forward"
+"""Of a model that is called by another method: its own."""
 
 
 @dataclass(slots=True)
@@ -131,6 +134,8 @@ class Recomputer:
             self._none = taken
             return
         self.snapshot, self._written = taken, Outside.of_model(self.model)
+        whole = take_whole(self.model, beginning.tokens)
+        self._also += [] if whole is None else [(_WHOLE, whole)]
         for odd in taken.odd:
             self.notes[f"recomputed lane: shares {odd} with the model"] = None
 
@@ -227,19 +232,22 @@ class Recomputer:
             return found
         reasons: dict[str, str] = {}
         for method, snapshot in self._snapshots:
-            ways = ["replayed", "bare"] if method else ["bare", "replayed"]
+            hides = bool(snapshot.call.hidden)
+            ways = ["bare", "replayed"] if method in ("", _WHOLE) else ["replayed", "bare"]
             ways += ["told"] * bool(self.told.of(batch.paths, snapshot.call))
             ways += ["beside"] * self.contexts.there
             ways += ["unswitched"] * bool(snapshot.call.switches)
-            for name in [self._way] if self._way else ways:
+            for name in [self._way] if self._way else ways[:1] if hides else ways:
                 try:
                     found = self._called(snapshot, name, batch, dtype, settings)
                 except (CannotRecomputeError, CannotExtendError) as error:
+                    if hides:
+                        continue  # of the many forms that a mask may have, one will go
                     through = f"through {method}, " if method else ""
                     reasons.setdefault(str(error), f"{through}{_TRIED[name]}")
                     continue
                 self.snapshot, self._also = snapshot, []
-                self._settled(name)
+                self._settled(name, snapshot)
                 return found
         said = [f"{how}: {why}" for why, how in reasons.items()]
         if self._singly and batch.rows > 1:
@@ -279,11 +287,9 @@ class Recomputer:
         calls = self._like.named(forward.calls, always=outside)
         calls = [trimmed(crossing(one, self._like.crossing), batch.rows) for one in calls]
         forward = replace(forward, calls=tuple(calls))
-        # one that was given a mask may hide nothing by itself
-        masks = name not in _ALONE
-        why = self._like.misfit(
-            forward, batch, outside=outside, given_masks=masks, masked=call.masked
-        )
+        # one that was given a mask may hide nothing by itself, nor may one that takes one
+        given, masked = name not in _ALONE, call.masked or call.takes_mask
+        why = self._like.misfit(forward, batch, outside=outside, given_masks=given, masked=masked)
         if why:
             raise CannotRecomputeError(why)
         return forward
@@ -294,9 +300,13 @@ class Recomputer:
             return self._outside()
         return nullcontext() if self._written is None else self._written.as_before()
 
-    def _settled(self, name: str) -> None:
+    def _settled(self, name: str, snapshot: Snapshot) -> None:
         if self.reference:
             return
+        for one in snapshot.call.hidden:
+            self.notes[f"recomputed lane: given {one.name} ({one.said}), to hide later tokens"] = (
+                None
+            )
         self._way, self.reference = name, "bare" if name in _ALONE else "replayed"
         if name not in _ALONE:
             self.notes[
