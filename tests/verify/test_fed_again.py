@@ -73,3 +73,44 @@ def test_other_tokens_at_positions_that_are_taken_were_counted_wrong():
         model(TEXT[:, 5:], past_key_values=cache, position_ids=positions)
 
     assert checked(drive).findings[0].name == "POSITION-ROPE"
+
+
+def greedy(model, text, again, steps=5):
+    """Feeds the likeliest token, after `again`, once the prompt is there."""
+    cache = DynamicCache()
+    out = model(text, past_key_values=cache)
+    for step in range(steps):
+        fed = again if step == 0 and again is not None else out.logits[:, -1:].argmax(-1)
+        out = model(fed, past_key_values=cache)
+
+
+def test_a_prompt_whose_last_token_is_fed_once_more_is_told():
+    report = checked(lambda model: greedy(model, TEXT, TEXT[:, -1:]))
+    assert (report.verdict, report.findings) == (EQUAL, ())
+    assert any(
+        "step 1 was fed token 60, as the step before it was last" in one for one in report.caveats
+    )
+
+
+def test_prompts_with_unlike_ends_that_are_fed_once_more_have_a_row_twice():
+    def loop(model):
+        for text in (TEXT, TEXT[:, :5]):
+            greedy(model, text, text[:, -1:])
+
+    (found,) = checked(loop).findings
+    assert (found.name, found.step) == ("DUPLICATE-ROWS", 1)
+    assert "fed token 60 again, the last one of its prompt, and so were those after 1 other" in (
+        found.evidence
+    )
+
+
+def test_a_loop_that_feeds_what_was_chosen_or_something_else_is_silent():
+    def sampled(model):
+        cache = DynamicCache()
+        model(TEXT, past_key_values=cache)
+        for token in (60, 7, 81, 3, 5):
+            model(torch.tensor([[token]]), past_key_values=cache)
+
+    for drive in (lambda model: greedy(model, TEXT, None), sampled):
+        report = checked(drive)
+        assert (report.verdict, report.findings, report.caveats) == (EQUAL, (), ())

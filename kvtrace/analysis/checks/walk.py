@@ -28,6 +28,7 @@ from kvtrace.analysis.checks.report import Finding
 from kvtrace.analysis.checks.scenes.place_names import spoken
 from kvtrace.analysis.checks.texts import Texts
 from kvtrace.analysis.checks.whole_run.held import otherwise_than_held
+from kvtrace.analysis.checks.whole_run.last_twice import LastTwice
 from kvtrace.analysis.checks.whole_run.unused import FedAgain
 from kvtrace.analysis.checks.wrong_output.carried import carried
 from kvtrace.trace import Step, Trace
@@ -62,18 +63,20 @@ def findings(
     """
     told = list(_said_by_the_recorder(trace, lane))
     yield from told
-    looking, fed = ahead(trace, lane, limits, told), FedAgain()
+    looking, fed, last = ahead(trace, lane, limits, told), FedAgain(), LastTwice()
     walk = _Walk(trace, lane, limits, survey, looking, Texts(trace, lane, limits, fresh))
     for step in walk.causes.steps():
         survey.add(step)
         fed.add(step)
+        last.add(step)
         looking.add(step)
         yield from walk.step(step)
     if walk.later is not None and walk.causes.first is None:
         yield from (where_it_begins(trace, one) for one in looking.beside([walk.later]))
-    unused, survey.again = fed.finding(trace), fed.once
-    if unused is not None:
-        yield placed(trace, unused, None, None)
+    survey.again = fed.once or last.once
+    again = fed.finding(trace) or last.finding()
+    if again is not None:
+        yield placed(trace, again, None, None)
 
 
 @dataclass(slots=True)
