@@ -9,6 +9,9 @@ from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.tokens.positions import Positions
 from kvtrace.trace import Step
 
+_FEWEST_DRAFTS, _MOST_DRAFTS = 3, 32
+"""Tokens of a step that may be drafts, the one before them included."""
+
 
 class Phases(threading.local):
     """Tells the phases apart; a loop that knows its prompt says how long it is, in its thread."""
@@ -36,7 +39,7 @@ class Phases(threading.local):
             return "decode" if longer and forward.part == "model" else "prefill"
         if self.prompt_rows is not None:
             return "decode" if start >= self.prompt_rows else "prefill"
-        return "decode" if forward.new == 1 else "prefill"
+        return "decode" if forward.new == 1 or _all_chosen(forward) else "prefill"
 
     def decodes(self, new: int, before: Step) -> bool:
         """Whether `new` tokens after a step continue it, instead of being more of a prompt."""
@@ -44,3 +47,17 @@ class Phases(threading.local):
             return new == 1
         ends = [row[-1] + 1 for row in before.positions if row]
         return bool(ends) and max(ends) >= self.prompt_rows
+
+
+def _all_chosen(forward: Forward) -> bool:
+    """Whether each token is the likeliest after the one before it: drafts, all of which stay.
+
+    A few tokens of a prompt may be so by chance, and so might one alone.
+    """
+    logits, tokens = forward.logits, forward.tokens
+    if logits is None or tokens is None or not _FEWEST_DRAFTS <= forward.new <= _MOST_DRAFTS:
+        return False
+    if logits.dim() != 3 or tokens.shape != logits.shape[:2]:
+        return False
+    chosen = logits[:, :-1].argmax(-1)
+    return bool((chosen == tokens[:, 1:].to(chosen.device)).all())
