@@ -4,9 +4,12 @@ from msgspec.structs import replace
 
 from builders.screens import app_of, press, shown, until
 from kvtrace.trace import Note
+from kvtrace_tui.actions import ACTIONS
+from kvtrace_tui.drawing import ink
 from kvtrace_tui.found import Answer
 from kvtrace_tui.panes.cost import CostPane
 from kvtrace_tui.screens.pages.choices import ChoiceScreen
+from kvtrace_tui.screens.pages.page import Lines, PageScreen
 
 
 async def test_the_list_of_findings_goes_to_the_one_that_is_chosen(trace):
@@ -64,3 +67,29 @@ async def test_the_lines_that_are_meant_are_in_sight_in_a_small_terminal(
         await until(pilot, lambda: "▸" in "\n".join(shown(app)))
         meant = [line.split()[1] for line in shown(app) if line.strip().startswith("▸")]
         assert meant == ["33", "37"]
+
+
+async def test_the_last_column_of_a_page_is_the_scroll_bars(trace):
+    words = "0123456789" * 8
+    app = app_of(trace)
+    async with app.run_test(size=(80, 24)) as pilot:
+        rows = [[(words[:79], ink.TEXT)] for _ in range(40)]
+        app.push_screen(PageScreen("many", lambda width: [[(str(width), ink.TEXT)], *rows]))
+        await until(pilot, lambda: "many" in shown(app)[0])
+        await pilot.pause()
+        lines = shown(app)
+    assert lines[1].split() == ["79"]
+    assert all(line[:79] == words[:79] for line in lines[2:24])
+
+
+async def test_help_breaks_between_words_in_a_small_terminal(trace):
+    app = app_of(trace)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await press(pilot, "question_mark")
+        await until(pilot, lambda: "keys" in shown(app)[0])
+        page = app.screen.query_one(Lines)
+        said = ["".join(words for words, _ in row) for row in page._make(page.room)]
+    assert max(map(len, said)) <= 79
+    told = " ".join(" ".join(said).split())
+    for action in ACTIONS:
+        assert " ".join(action.help.split()) in told, action.id

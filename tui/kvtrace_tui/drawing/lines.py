@@ -21,7 +21,7 @@ def line(width: int, *pieces: Piece, fill: Style = ink.TEXT, right: Sequence[Pie
     """One line, exactly `width` cells.
 
     Args:
-        width: Cells; what does not fit is cut, wide characters included.
+        width: Cells; where more was to be said, the last one shows `…`.
         pieces: Text with its style, already safe to show.
         fill: Style of the rest.
         right: Pieces at the right end; they give way to the left ones.
@@ -32,14 +32,9 @@ def line(width: int, *pieces: Piece, fill: Style = ink.TEXT, right: Sequence[Pie
 @lru_cache(2048)
 def _line(width: int, pieces: tuple[Piece, ...], fill: Style, right: tuple[Piece, ...]) -> Strip:
     """A line that was shown before is the same object: nothing of it is made or written again."""
-    segments: list[Segment] = []
-    room = width
-    for text, style in pieces:
-        if room <= 0:
-            break
-        size = cell_len(text)
-        segments.append(Segment(text if size <= room else set_cell_size(text, room), style))
-        room -= size
+    pieces = tuple(elided(pieces, width))
+    segments = [Segment(text, style) for text, style in pieces]
+    room = width - sum(cell_len(text) for text, _ in pieces)
     tail = sum(cell_len(text) for text, _ in right)
     if right and tail < room:
         segments.append(Segment(" " * (room - tail), fill))
@@ -61,24 +56,22 @@ def padded(text: str, width: int, *, right: bool = False) -> str:
 
 
 def elided(pieces: Sequence[Piece], width: int) -> list[Piece]:
-    """Pieces that fit; `…` where they would be cut: half a number is another number."""
+    """Pieces that fit; `…` where words would be cut: half a number is another number."""
+    over = sum(cell_len(words) for words, _ in pieces) - width
+    if over <= 0 or width <= 0:
+        return list(pieces) if over <= 0 else []
+    whole = "".join(words for words, _ in pieces)
+    only_spaces = len(whole) - len(whole.rstrip(" ")) >= over
+    room = width if only_spaces else width - 1
     found: list[Piece] = []
-    room = width
     for words, style in pieces:
         size = cell_len(words)
         if size > room:
-            return [*found, (padded(words, room), style)] if room > 0 else _marked(found)
+            found.append((set_cell_size(words, room) + ("" if only_spaces else "…"), style))
+            break
         found.append((words, style))
         room -= size
     return found
-
-
-def _marked(pieces: list[Piece]) -> list[Piece]:
-    """`…` over the last cell of pieces that fill all there is."""
-    if not pieces:
-        return pieces
-    words, style = pieces[-1]
-    return [*pieces[:-1], (padded(words + " ", cell_len(words)), style)]
 
 
 def columns(width: int, *cells: tuple[str, int, Style]) -> Strip:

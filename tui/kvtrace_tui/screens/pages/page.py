@@ -13,9 +13,10 @@ from textual.strip import Strip
 from kvtrace_tui.actions import ACTIONS, GROUPS
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import depth_of
-from kvtrace_tui.drawing.lines import Piece, elided, line, padded, shown_in
+from kvtrace_tui.drawing.lines import Piece, line, padded, shown_in
 from kvtrace_tui.drawing.title import title
 from kvtrace_tui.panes.lined import Lined
+from kvtrace_tui.panes.pane import broken
 from kvtrace_tui.screens.once import LeavesOnce
 
 Row = Sequence[Piece]
@@ -57,14 +58,19 @@ class Lines(ScrollView, can_focus=True):
         """Lines may depend on the width."""
         self.reload()
 
+    @property
+    def room(self) -> int:
+        """Cells of a line: the last column is the scroll bar's, whether there is one or not yet."""
+        return max(self.size.width - self.styles.scrollbar_size_vertical, 0)
+
     def reload(self) -> None:
         """Ask for the lines again; a log stays at its end if that is where we are."""
         at_end = self._from_end and self.scroll_offset.y >= self.max_scroll_y
-        rows = self._make(self.size.width)
+        rows = self._make(self.room)
         if rows == self._rows:
             return
         self._rows = rows
-        self.virtual_size = Size(self.size.width, len(rows))
+        self.virtual_size = Size(self.room, len(rows))
         if at_end:
             self.scroll_end(animate=False)
         self.refresh()
@@ -73,7 +79,7 @@ class Lines(ScrollView, can_focus=True):
         """One line of the visible part."""
         at = y if y < self._pinned else y + int(self.scroll_offset.y)
         row = self._rows[at] if at < len(self._rows) else ()
-        strip = line(self.size.width, *elided(row, self.size.width))
+        strip = line(self.room, *row)
         depth = depth_of(self.app.console.color_system, no_color=self.app.no_color)
         return shown_in([strip], depth)[0]
 
@@ -136,21 +142,17 @@ class TitleLine(Lined):
         return shown_in([strip], self.terminal)
 
 
-def help_rows() -> list[Row]:
-    """All keys, by group."""
+def help_rows(width: int) -> list[Row]:
+    """All keys, by group; what is said of one is broken between words."""
     rows: list[Row] = [[(" Time is global, arrows belong to the focused pane,", ink.DIM)],
                        [(" upper case is the reverse.", ink.DIM)]]  # fmt: skip
     for group in GROUPS:
         rows += [[], [(f" {group}", ink.ACCENT)]]
-        rows += [
-            [
-                (f"  {padded(action.shown_keys or '^p', 10)}", ink.STRONG),
-                (padded(action.title, 16), ink.TOKEN),
-                (action.help, ink.TEXT),
-            ]
-            for action in ACTIONS
-            if action.group == group
-        ]
+        for action in ACTIONS:
+            if action.group == group:
+                keys, title = padded(action.shown_keys or "^p", 10), padded(action.title, 16)
+                lead = [(f"  {keys}", ink.STRONG), (title, ink.TOKEN)]
+                rows += broken([*lead, (action.help, ink.TEXT)], width, indent=28)
     return rows
 
 
@@ -168,7 +170,7 @@ def page_of(name: str, log: Iterable[str], *, listens: bool) -> PageScreen:
         listens: Whether there is, or was, a recorder to hear.
     """
     if name == "help":
-        return PageScreen("keys", lambda _: help_rows())
+        return PageScreen("keys", help_rows)
     empty = (
         "the recorder has printed nothing"
         if listens
