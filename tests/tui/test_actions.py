@@ -96,6 +96,15 @@ def test_n_stops_at_the_end_and_says_so(desk):
     assert desk.message == "this is the first step"
 
 
+def test_a_key_that_leads_no_further_says_so(desk):
+    for key, last in (("layer_down", "last layer"), ("layer_up", "first layer"),
+                      ("head_down", "last head"), ("head_up", "first head"),
+                      ("far_right", "last row"), ("up", "first feature")):  # fmt: skip
+        before = press(desk, *[key] * 9).cursor
+        assert desk.message == f"this is the {last}"
+        assert press(desk, key).cursor == before
+
+
 def test_n_at_the_end_of_a_paused_run_computes_a_step(desk):
     press(desk, "last_step")
     desk.recording = Recording.PAUSED

@@ -1,13 +1,9 @@
 import pytest
 from msgspec.structs import replace
 
-import kvtrace
-from builders.written import write_trace
-from kvtrace.analysis.heads.tensors import head_rows
 from kvtrace.errors import UsageError
-from kvtrace.trace import Tensor
 from kvtrace_tui.desk import moves
-from kvtrace_tui.desk.places import expression, find_token, go_to, row_texts
+from kvtrace_tui.desk.places import find_token, go_to, row_texts
 
 
 @pytest.mark.parametrize(
@@ -54,18 +50,6 @@ def test_a_step_that_is_not_there_is_refused_with_the_steps_there_are(trace):
 def test_a_place_that_is_not_there_is_refused_with_those_there_are(trace, text, last):
     with pytest.raises(UsageError, match=f"from 0 to {last}"):
         go_to(text, moves.start(trace), trace)
-
-
-@pytest.mark.parametrize("tensor", list(Tensor))
-def test_the_expression_gives_the_value_under_the_crosshair(tmp_path, monkeypatch, trace, tensor):
-    write_trace(tmp_path / "a b.kvt", trace)
-    monkeypatch.chdir(tmp_path)
-    opened = kvtrace.open(tmp_path / "a b.kvt")
-    cursor = replace(moves.start(opened), step=2, layer=1, head=3, row=4, dim=5)
-    code = expression(cursor, opened, tensor)
-    rows = head_rows(opened, 2, 1, tensor, 3)
-    cached = tensor in (Tensor.KEYS, Tensor.VALUES)
-    assert eval(code, {"kvtrace": kvtrace}) == rows[4 if cached else 0, 5]
 
 
 def test_a_token_is_found_from_the_crosshair_on_and_round_again(trace):

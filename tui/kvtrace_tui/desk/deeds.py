@@ -7,12 +7,10 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from kvtrace import text
-from kvtrace.analysis.heads.tensors import CACHE_TENSORS, head_rows
 from kvtrace.analysis.nature import latents_of
 from kvtrace.errors import UsageError
-from kvtrace.trace import Tensor
 from kvtrace_tui.arrangement import PANES
-from kvtrace_tui.desk import breakpoints, moves, places, reasons
+from kvtrace_tui.desk import breakpoints, copying, moves, places, reasons
 from kvtrace_tui.desk.cursor import Axis, Cursor
 from kvtrace_tui.desk.desk import TRAITS, Desk, Recording
 from kvtrace_tui.drawing.palettes import PALETTES
@@ -21,6 +19,9 @@ Deed = Callable[[Desk], None]
 
 FAR = 16
 PAGE = 64
+
+_AXES = {Axis.DIM: "feature"}
+"""What people call an axis, where that is another word."""
 
 
 # -- time ----------------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def along(axis: Axis, by: int) -> Deed:
     """Move along one axis, whatever has the focus."""
 
     def deed(desk: Desk) -> None:
-        desk.go(moves.along(desk.cursor, desk.recorded, axis, by))
+        _move(desk, axis, by)
 
     return deed
 
@@ -141,9 +142,18 @@ def arrow(direction: str, by: int) -> Deed:
     def deed(desk: Desk) -> None:
         axis = getattr(desk.traits, direction)
         if axis is not None:
-            desk.go(moves.along(desk.cursor, desk.recorded, axis, by))
+            _move(desk, axis, by)
 
     return deed
+
+
+def _move(desk: Desk, axis: Axis, by: int) -> None:
+    """Go along an axis; at its end, say so."""
+    before = desk.cursor
+    desk.go(moves.along(before, desk.recorded, axis, by))
+    if desk.cursor == before:
+        end, words = ("last" if by > 0 else "first"), _AXES.get(axis, axis.value)
+        desk.say(f"this is the {end} {words}")
 
 
 def show_pane(index: int) -> Deed:
@@ -231,37 +241,18 @@ def back(desk: Desk) -> None:
 # -- out -----------------------------------------------------------------------------------------
 
 
-def value_at(desk: Desk) -> float:
-    """The value under the crosshair, of the tensor that the focused pane shows.
-
-    Raises:
-        KvtraceError: It is not in the trace.
-    """
-    cursor, trace, tensor = desk.cursor, desk.recorded, desk.traits.tensor
-    _refuse_kept(cursor, tensor)
-    rows = head_rows(trace, cursor.step, cursor.layer, tensor, cursor.head, cursor.sequence)
-    row = cursor.row if tensor in (Tensor.KEYS, Tensor.VALUES) else cursor.query
-    if rows is None or row >= rows.shape[0] or cursor.dim >= rows.shape[1]:
-        raise UsageError(f"{tensor.name.lower()}: no value at row {row}, dim {cursor.dim}.")
-    return float(rows[row, cursor.dim])
-
-
-def _refuse_kept(cursor: Cursor, tensor: Tensor) -> None:
-    if cursor.kept and tensor in CACHE_TENSORS:
-        raise UsageError("only what was attended to can be copied: press a first.")
-
-
 def copy_value(desk: Desk) -> None:
-    """Copy the number under the crosshair, all its digits."""
-    value = repr(value_at(desk))
+    """Copy the number under the crosshair as it is shown, all its digits."""
+    cursor, tensor = desk.cursor, desk.traits.tensor
+    value = repr(copying.value_at(cursor, desk.recorded, tensor))
     desk.stage.copy(value)
-    desk.say(f"copied {value} ({desk.traits.tensor.name.lower()})")
+    shows = "" if cursor.shows == "value" else f", {cursor.shows}"
+    desk.say(f"copied {value} ({tensor.name.lower()}{shows})")
 
 
 def copy_expression(desk: Desk) -> None:
     """Copy Python that gives the same number."""
-    _refuse_kept(desk.cursor, desk.traits.tensor)
-    code = places.expression(desk.cursor, desk.recorded, desk.traits.tensor)
+    code = copying.expression(desk.cursor, desk.recorded, desk.traits.tensor)
     desk.stage.copy(code)
     desk.say(f"copied {text.safe(code)}")
 

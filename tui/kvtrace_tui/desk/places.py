@@ -1,4 +1,4 @@
-"""Places as people type them, and how a place is said in Python.
+"""Places as people type them, and the tokens that are found there.
 
 Pure; knows nothing of keys.
 """
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from kvtrace.analysis.rows.origin import tokens_of_rows
 from kvtrace.errors import UsageError
-from kvtrace.trace import Tensor, Trace
+from kvtrace.trace import Trace
 from kvtrace_tui.desk import moves
 from kvtrace_tui.desk.cursor import Axis, Cursor
 
@@ -65,21 +65,6 @@ def go_to(text: str, cursor: Cursor, trace: Trace) -> Cursor:
             last = getattr(moves.at(moved, trace, Axis(name), 1 << 60), name)
             raise UsageError(f"{name} {at}: here they go from 0 to {last}.")
     return moved
-
-
-def expression(cursor: Cursor, trace: Trace, tensor: Tensor) -> str:
-    """The value under the crosshair as Python: what to type to get the same number."""
-    site = trace.site(cursor.layer)
-    opened = f"kvtrace.open({trace.name!r})"
-    batch = f", {cursor.sequence}" if cursor.sequence else ""
-    if tensor in (Tensor.KEYS, Tensor.VALUES):
-        kv_head = site.kv_head(cursor.head)
-        name = tensor.name.lower()
-        where = f"{cursor.step}, {cursor.layer}{batch}"
-        return f"{opened}.cache({where}).{name}[{kv_head}, {cursor.row}, {cursor.dim}]"
-    name = "queries" if tensor is Tensor.QUERIES else "output"
-    where = f"{cursor.step}, {cursor.layer}{batch}"
-    return f"{opened}.{name}({where})[{cursor.head}, {cursor.query}, {cursor.dim}]"
 
 
 def find_token(text: str, cursor: Cursor, trace: Trace) -> Cursor | None:
