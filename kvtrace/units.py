@@ -8,6 +8,9 @@ from __future__ import annotations
 _DECIMAL = ("", "k", "M", "G", "T", "P", "E")
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
+NAMES = frozenset((*(f"{prefix}FLOP" for prefix in _DECIMAL), *_BINARY, "ms", "s"))
+"""Every unit as it is written here after a number and a space."""
+
 
 def _scaled(value: float, base: float, last: int) -> tuple[float, int]:
     """Divide by `base` until the printed number has at most three digits before the point."""

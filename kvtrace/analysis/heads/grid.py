@@ -32,7 +32,7 @@ class Measure(StrEnum):
     INDUCTION = "weight after an earlier occurrence"
     SAME_TOKEN = "weight on the same token"
     SINK = "weight on the sink"
-    DIVERGENCE = "difference of the lanes"
+    DIVERGENCE = "difference of lanes"
     QUERY_NORM = "norm of Q"
     OUTPUT_NORM = "norm of the output"
 

@@ -17,7 +17,9 @@ def sites(found: Sequence[Site]) -> list[str]:
     rows = []
     for shape, members in groupby(found, key=_site_shape):
         group = list(members)
-        rows.append([span(group[0].index, group[-1].index), safe(group[0].module), *shape])
+        rows.append(
+            [span(group[0].index, group[-1].index), safe(group[0].module) or "the model", *shape]
+        )
     return table([["layer", "module", "heads", "K, V dim", "scale", "source", "more"], *rows])
 
 

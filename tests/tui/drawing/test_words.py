@@ -253,3 +253,17 @@ def test_what_is_cut_says_so(width, words):
 
 def test_a_piece_that_ends_where_the_line_does_is_marked_when_more_follows():
     assert elided([("ab", ink.TEXT), ("cd", ink.DIM)], 2) == [("a…", ink.TEXT)]
+
+
+def test_no_line_is_cut_without_a_mark_and_spaces_are_no_loss():
+    assert line(6, ("cached", ink.TEXT), (" 7.25", ink.STRONG)).text == "cache…"
+    assert line(6, ("cached ", ink.TEXT)).text == "cached"
+    assert line(6, ("cached", ink.TEXT), ("  ", ink.STRONG)).text == "cached"
+
+
+def test_a_number_with_fewer_digits_fits_in_seven_cells():
+    assert [number(v, True) for v in (1.23456789, 999.96, 0.0)] == ["+1.2346", "+1000", "+0.0000"]
+    for size in range(-9, 12):
+        for value in (9.999999 * 10.0**size, 1.234567 * 10.0**size):
+            assert len(number(-value, True)) <= 7, value
+            assert len(number(-value)) <= 8, value

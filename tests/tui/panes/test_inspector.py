@@ -51,6 +51,21 @@ async def test_a_low_inspector_says_all_of_it_in_one_table(one_pane):
         assert f"{trace.cache(4, 1).keys[1, 6, 5]:+.5f}" in text
 
 
+async def test_the_one_table_fits_into_the_narrowest_inspector(one_pane):
+    trace = synthetic_trace()
+    value = f"{trace.cache(4, 1).keys[1, 6, 5]:+.4f}"
+    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(28, 20))
+    head = next(at for at, line in enumerate(lines) if "cached recomputed  Δ rel." in line)
+    assert f"{value} {value} ✓ " in lines[head + 1]
+    assert lines[head].index("recomputed") + 9 == lines[head + 1].rindex(value) + 6
+    assert row_of(lines, "check").rstrip().endswith(" of out")
+    assert not any(line.rstrip().endswith("…") for line in lines)
+    for words in ("lanes", "did", "module", "cache "):
+        assert row_of(lines, words).strip()
+    low = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(28, 12))
+    assert "✓ rounding" in row_of(low, "lanes")
+
+
 async def test_the_inspector_says_what_recurrent_layers_keep_beside_the_rows(one_pane):
     trace = synthetic_trace()
     meta = trace.meta
@@ -60,6 +75,14 @@ async def test_the_inspector_says_what_recurrent_layers_keep_beside_the_rows(one
     trace.source.meta = replace(meta, cache_layers=(*meta.cache_layers, *states))
     lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 40))
     assert "2.00 KiB in 2 layers" in row_of(lines, "states")
+
+
+async def test_attention_that_no_submodule_does_is_the_models(one_pane):
+    trace = synthetic_trace()
+    sites = tuple(replace(site, module="") for site in trace.meta.sites)
+    trace.source.meta = replace(trace.meta, sites=sites)
+    lines = await drawn(one_pane, InspectorPane(Shelf()), trace, size=(60, 30))
+    assert row_of(lines, "module").split() == ["module", "the", "model"]
 
 
 async def test_a_bug_is_named_with_its_place(one_pane):

@@ -314,3 +314,13 @@ async def test_slots_stand_below_positions_where_the_two_part(one_pane):
     assert lines[places + 1].split() == ["slot", "0", "▲1", "2", "3"]
     assert lines[places].index("7") == lines[places + 1].index("2")
     assert not any(line.startswith("slot") for line in await drawn(one_pane, synthetic_trace(), AT))
+
+
+async def test_the_title_tells_kinds_of_difference_apart_where_there_is_little_room(one_pane):
+    trace = synthetic_trace()
+    said = {
+        view: (await drawn(one_pane, trace, replace(AT, view=view), size=(43, 12)))[0]
+        for view in (View.ABSOLUTE, View.RELATIVE)
+    }
+    assert said[View.ABSOLUTE].rstrip().endswith("[9×8] |Δ| ✓")
+    assert said[View.RELATIVE].rstrip().endswith("[9×8] Δ rel. ✓")

@@ -5,7 +5,7 @@ from textual.geometry import Region
 
 from builders import Shape, synthetic_trace
 from builders.panes import AT, drawn
-from kvtrace.trace import CacheEvent, Sampling, TopLogits
+from kvtrace.trace import CacheEvent, Sampling, TopLogits, Trace
 from kvtrace_tui.panes.timeline import TimelinePane
 
 
@@ -168,3 +168,11 @@ async def test_thousands_of_steps_share_columns_and_keep_their_marks(one_pane):
     lines = await drawn(one_pane, pane, trace, replace(AT, step=0, layer=0, head=0), size=(80, 4))
     assert lines[2].rstrip().endswith("●")
     assert lines[2][9] == "▲"
+
+
+async def test_the_number_of_a_step_is_never_cut(one_pane):
+    trace = synthetic_trace()
+    trace.source.steps[12345] = replace(trace.step(6), number=12345, parent=6)
+    lines = await drawn(one_pane, TimelinePane(), Trace(trace.source), replace(AT, step=12345))
+    assert lines[2].split()[0] == "12345"
+    assert lines[2].startswith(" 12345   ")

@@ -98,3 +98,8 @@ class Cursor(Struct, frozen=True):
             return self.lane
         gap = f"|{self.base} − {self.lane}|"
         return gap if self.view is View.ABSOLUTE else f"{gap} ÷ max|{self.lane}|"
+
+    @property
+    def shows_briefly(self) -> str:
+        """The same where there is no room for the names of the lanes: "|Δ|", "Δ rel."."""
+        return {View.ABSOLUTE: "|Δ|", View.RELATIVE: "Δ rel."}.get(self.view, self.shows)

@@ -100,7 +100,8 @@ def absent_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
 def _written_in(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     """Where the layer is, in the model and in its code, and who else reads its rows."""
     site = trace.site(cursor.layer)
-    lines = [pair(width, "module", (_ending(text.safe(site.module, 120), width), ink.TEXT))]
+    module = _ending(text.safe(site.module, 120) or "the model", width)
+    lines = [pair(width, "module", (module, ink.TEXT))]
     others = readers(trace, cursor.layer)
     if others:
         lines.append(pair(width, "read by", (f"L{', L'.join(map(str, others))} too", ink.TEXT)))
@@ -121,7 +122,9 @@ def _ending(words: str, width: int) -> str:
 def memory_lines(trace: Trace, cursor: Cursor, width: int) -> list[Strip]:
     """What the cache takes, and what part of it is recurrent."""
     size = units.byte_size(trace.step(cursor.step).cost.cache_bytes)
-    lines = [pair(width, "cache", (f"{size}, all layers", ink.TEXT))]
+    ways = f"{size}, all layers", f"{size} in all"
+    said = ways[len(ways[0]) > width - NAME_WIDTH - 1]
+    lines = [pair(width, "cache", (said, ink.TEXT))]
     states = [layer for layer in trace.meta.cache_layers if layer.kind == "state"]
     if states:
         each = units.byte_size(sum(layer.state_bytes for layer in states))

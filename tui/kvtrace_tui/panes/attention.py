@@ -64,12 +64,11 @@ class AttentionPane(Pane):
             0 if keys is None else len(keys),
             lambda: attention(trace, *where, cursor.query, keys=keys),
         )
-        about, word = f"L{cursor.layer} H{cursor.head}", ""
+        lane = "cached " if _of_another_lane(cursor) else ""  # its weights all the same
+        about, word = f"{lane}L{cursor.layer} H{cursor.head}", ""
         if found.query_token >= 0:
             word = shown_token(trace.token_text(found.query_token), 12)
             about = f"{about} of {found.query_position} {word}"
-        if _of_another_lane(cursor):
-            about += " cached"  # the weights are those of the recorded run all the same
         lines = [self.title_line(width, "attention", about), *_summary(found, word, width)]
         self._rows = {}
         room = height - len(lines)

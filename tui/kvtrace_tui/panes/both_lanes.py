@@ -30,8 +30,11 @@ _VERDICT_INKS: dict[Verdict, Style] = {
 _BESIDE = 14
 """Cells of a line of the short table that are no numbers of a lane."""
 
-SHORT = 32
-"""Columns from which the short table has room for all digits."""
+SHORT = 28
+"""Columns from which there is room for the short table."""
+
+_ALL_DIGITS = 9
+"""Cells of a column from which a number has all its digits there."""
 
 
 class Inspected:
@@ -92,10 +95,16 @@ def number_lines(found: dict[Tensor, Inspected], cursor: Cursor, width: int) -> 
     return lines
 
 
-def _lane_names(cursor: Cursor, size: int) -> list[Piece]:
-    """Above two columns; a name longer than its column reaches into the room of the one before."""
+def _lane_names(cursor: Cursor, size: int, more: int = 0) -> list[Piece]:
+    """Above two columns; a name longer than its column reaches into the room of the one before.
+
+    Args:
+        cursor: Names the lanes.
+        size: Cells of a column.
+        more: Cells that the first has besides.
+    """
     second = max(size, len(cursor.lane))
-    columns = (cursor.base, 2 * size - second), (cursor.lane, second)
+    columns = (cursor.base, 2 * size - second + more), (cursor.lane, second)
     return [
         (padded(lane, cells, right=True) + " ", LANE_INKS.get(lane, ink.TEXT))
         for lane, cells in columns
@@ -108,8 +117,10 @@ def short_lines(
     """The numbers in both lanes, and how far these are apart in the head, in one table."""
     compared = _compared(found)
     size = (width - _BESIDE) // 2
-    head = _lane_names(cursor, size)
-    lines = [pair(width, "", *head, (" Δ rel.", ink.DIM), names=4)]
+    names = 4 - max(len(cursor.base) + max(size, len(cursor.lane)) - 2 * size, 0)
+    head = _lane_names(cursor, size, 4 - names)
+    lines = [pair(width, "", *head, (" Δ rel.", ink.DIM), names=names)]
+    fewer = size < _ALL_DIGITS
     for tensor, read in found.items():
         value = read.element(read.value)
         if value is None:
@@ -119,8 +130,8 @@ def short_lines(
             pair(
                 width,
                 LETTERS[tensor],
-                (padded(number(value), size, right=True) + " ", ink.STRONG),
-                (padded(_other(other), size, right=True) + " ", ink.TEXT),
+                (padded(number(value, fewer), size, right=True) + " ", ink.STRONG),
+                (padded(_other(other, fewer), size, right=True) + " ", ink.TEXT),
                 _apart_in_head(compared.get(tensor)),
                 names=4,
             )
@@ -135,8 +146,8 @@ def _apart_in_head(both: Comparison | None) -> Piece:
     return f"{sign_of(both.verdict)} {_share(share, 0)}", _VERDICT_INKS[meant]
 
 
-def _other(value: float | None) -> str:
-    return "–" if value is None or np.isnan(value) else number(value)
+def _other(value: float | None, fewer: bool = False) -> str:
+    return "–" if value is None or np.isnan(value) else number(value, fewer)
 
 
 def difference_lines(

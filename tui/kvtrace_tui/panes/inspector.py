@@ -117,9 +117,9 @@ class InspectorPane(Pane):
             return [pair(width, "check", ("output not recorded", ink.DIM))]
         sign, style = ("✓", ink.GOOD) if found.passed else ("✗", ink.BAD)
         words = f"{sign} {found.error:.1e}"
-        what = f" {text.safe(trace.site(where[1]).rule, 20)}(qkᵀ)v − out"
-        if len(words) + len(what) > width - NAME_WIDTH - 1:
-            what = " |Δ| of out"  # half of it would be another formula
+        formula = f" {text.safe(trace.site(where[1]).rule, 20)}(qkᵀ)v − out"
+        room = width - NAME_WIDTH - 1 - len(words)  # half of it would be another formula
+        what = next((one for one in (formula, " |Δ| of out") if len(one) <= room), " of out")
         return [pair(width, "check", (words, style), (what, ink.DIM))]
 
     def _statistics_lines(

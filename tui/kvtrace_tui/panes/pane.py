@@ -13,7 +13,7 @@ from textual import events
 from textual.message import Message
 from textual.strip import Strip
 
-from kvtrace import text
+from kvtrace import text, units
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Trace
 from kvtrace_tui.desk.cursor import Cursor
@@ -230,6 +230,11 @@ def _with_what_follows(pieces: Sequence[Piece]) -> list[tuple[Piece, int]]:
 
 
 def _words(words: str) -> list[str]:
-    """Words, each with the space before it."""
-    parts = words.split(" ")
-    return [parts[0], *(f" {part}" for part in parts[1:])]
+    """Words, each with the space before it; a unit stays with its number."""
+    found: list[str] = []
+    for part in words.split(" "):
+        if found and found[-1][-1:].isdecimal() and part.rstrip(",.:;)") in units.NAMES:
+            found[-1] += f" {part}"
+        else:
+            found.append(f" {part}" if found else part)
+    return found

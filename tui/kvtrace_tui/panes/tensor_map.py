@@ -127,17 +127,17 @@ class MapPane(Pane):
         if not dim:
             return f"L{cursor.layer} {head}"
         shape = f"[{rows}×{dim}]"
-        verdict = "" if seen.comparison is None else f" {seen.comparison.verdict}"
         if width < _TIGHT:
             return f"{shape} {seen.sign}".rstrip()
         if self._cached and cursor.kept:
             one = "all heads" if latents_of(trace, cursor.layer) is not None else head
             words = f"L{cursor.layer} {one} {shape}"
             return f"{words} after the step" if width >= _WIDE else words
-        words = f"L{cursor.layer} {head} {shape} {cursor.shows}"
-        if seen.comparison is not None and _NAMED + len(words) + len(verdict) > width:
-            verdict = f" {seen.sign}"
-        return words + verdict
+        where = f"L{cursor.layer} {head} {shape}"
+        verdict = "" if seen.comparison is None else str(seen.comparison.verdict)
+        ways = (cursor.shows, verdict), (cursor.shows, seen.sign), (cursor.shows_briefly, seen.sign)
+        said = [" ".join((where, *words)).rstrip() for words in ways]
+        return next((one for one in said if _NAMED + len(one) <= width), said[-1])
 
     # -- map ---------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class TimelinePane(Pane):
             line(width, (" ms/step ", ink.DIM), *self._times(trace, at)),
             line(
                 width,
-                (padded(f" step {cursor.step}", _GUTTER), ink.STRONG),
+                (padded(_numbered(cursor.step), _GUTTER), ink.STRONG),
                 *self._marks(trace, at),
             ),
             *self._branch_lines(trace, cursor, width, height - 4),
@@ -185,6 +185,12 @@ class TimelinePane(Pane):
                 cell = bins.cells_of(index).start
                 row[cell], inks[cell] = sign, style
         return _merged(row, inks)
+
+
+def _numbered(step: int) -> str:
+    """The step, before its marks; a long number stands alone."""
+    said = f" step {step}"
+    return said if len(said) <= _GUTTER else f" {step}"
 
 
 def _way(tree: Branches, trace: Trace, sequence: int, lit: set[int], bins: Binning) -> list[Piece]:

@@ -15,16 +15,20 @@ from kvtrace_tui.drawing.maps.filling import window
 _CELL = 9
 
 
-def number(value: float) -> str:
-    """One value in at most 9 cells, with its sign: `+1.23456`, `-4.2e-07`, `NaN`."""
+def number(value: float, fewer: bool = False) -> str:
+    """One value in at most 8 cells, with its sign: `+1.23456`, `-4.2e-07`, `NaN`.
+
+    With fewer digits in at most 7: `+1.2346`, `-4e-07`.
+    """
     if np.isnan(value):
         return "NaN"
     if np.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
     size = abs(value)
-    if size and (size < 1e-3 or size >= 1e5):
-        return f"{value:+.1e}"
-    return f"{value:+.{5 if size < 10 else 3 if size < 1000 else 1}f}"
+    if size and (size < 1e-3 or size >= 99999):
+        return f"{value:+.{0 if fewer else 1}e}"
+    digits = 5 if size < 9.9999 else 3 if size < 999.9 else 1  # rounding adds no digit in front
+    return f"{value:+.{digits - fewer}f}"
 
 
 def exactly(value: float, absent: bool) -> str:

@@ -53,7 +53,7 @@ def _about(site: Site) -> Iterator[Row]:
     call = f", call {site.call} in a forward" if site.call else ""
     yield [
         (f" layer {site.index}  ", ink.STRONG),
-        (safe(site.module, 120) or "(no module)", ink.TOKEN),
+        (safe(site.module, 120) or "the model", ink.TOKEN),
         (f"{call}  {safe(site.kind, 20)}-attention, ", ink.DIM),
         (_LEVELS.get(site.level, f"level {site.level}"), ink.DIM),
     ]
