@@ -39,8 +39,7 @@ class Weights:
         """Whether any was changed since last asked.
 
         Args:
-            whole: Look, too, for other weights in their places or other numbers in them, and at
-                which adapters are in use.
+            whole: Look, too, for other weights in their places or other numbers in them.
         """
         asked, whole = whole, whole or self._lent
         before, self._versions = self._versions, self._count()
@@ -80,13 +79,9 @@ class Weights:
         return sum(version(one) for one in self._weights)
 
     def _identities(self) -> list[object]:
-        """Of the weights that stay where they are, and what modules say of adapters."""
+        """Of the weights that stay where they are."""
         there = [one for one in self._model.parameters() if not one.is_meta]
-        found: list[object] = [(0 if self._lent else id(one), one.dtype) for one in there]
-        for module in self._model.modules():
-            said = (value for name, value in vars(module).items() if "adapter" in name)
-            found += (repr(value) for value in said if isinstance(value, bool | str | list))
-        return [*found, *_samples(there)]
+        return [*((0 if self._lent else id(one), one.dtype) for one in there), *_samples(there)]
 
 
 def _samples(weights: Sequence[Tensor]) -> Iterator[object]:
