@@ -110,8 +110,10 @@ def without_attention(products: Sequence[Product], calls: Sequence[AttentionCall
 def _of_other_modules(products: Sequence[Product], calls: Sequence[AttentionCall]) -> set[int]:
     """Which products are none of an attention's, whatever they cost: a recurrent scan's, say.
 
-    Between an attention's products and its call no weight of another layer is multiplied.
+    Between an attention's products and its call no weight is multiplied but those of its own
+    module, or of the layer around a module that has none.
     """
+    weighty = {key[0] for key in (one.key for one in products) if key[1]}
     if max((one.calls_before for one in products), default=0) != len(calls):
         return set()  # calls were told late, or some of them are left out
     found: set[int] = set()
@@ -123,6 +125,12 @@ def _of_other_modules(products: Sequence[Product], calls: Sequence[AttentionCall
         if not weight:
             found.update([number] * apart)
         elif not apart:
-            layer = calls[until].module.rpartition(".")[0]
-            apart = not (path + ".").startswith(layer + "." if layer else "")
+            own = calls[until].module
+            if not any(_is_inside(one, own) for one in weighty):
+                own = own.rpartition(".")[0]
+            apart = not _is_inside(path, own)
     return found
+
+
+def _is_inside(path: str, module: str) -> bool:
+    return not module or path == module or path.startswith(module + ".")

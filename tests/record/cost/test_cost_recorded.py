@@ -98,3 +98,10 @@ def test_products_of_another_layer_that_cost_what_an_attention_does_are_counted(
     # at 12 tokens its scan has a product as large as q·kᵀ, and its attention is fused
     model = ready(tiny_model("nemotron_h", attn_implementation="sdpa"))
     assert_told_as_counted(model, generate(model), tmp_path / "run.kvt")
+
+
+def test_products_beside_attention_in_its_own_layer_are_counted(tmp_path):
+    # what it predicts for its streams costs what q·kᵀ does over a window of 8, or half of 16 rows
+    model = ready(tiny_model("gemma3n_text", attn_implementation="sdpa"))
+    run = generate(model, cache_implementation="static", max_new_tokens=5)
+    assert_told_as_counted(model, run, tmp_path / "run.kvt")
