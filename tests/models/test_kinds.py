@@ -6,7 +6,7 @@ import pytest
 
 from builders.encoder_decoders import bart, whisper
 from builders.tiny_models import tiny_model
-from kvtrace.models.hub.architecture import auto_class
+from kvtrace.models.hub.decoders import auto_class
 
 
 def test_an_encoder_that_hears_is_refused_by_what_it_reads(child, tmp_path):

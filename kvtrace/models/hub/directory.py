@@ -19,10 +19,7 @@ from kvtrace.errors import MemoryLimitError, ModelError
 from kvtrace.models import memory
 from kvtrace.models.caching import check_caches
 from kvtrace.models.hub.architecture import (
-    AutoClass,
-    auto_class,
     check_outline,
-    known,
     load_config,
     outline,
     positions,
@@ -30,6 +27,7 @@ from kvtrace.models.hub.architecture import (
 )
 from kvtrace.models.hub.blame import check_counts
 from kvtrace.models.hub.config import CONFIG, check_sizes, code_files, needs_trust, read_config
+from kvtrace.models.hub.decoders import AutoClass, auto_class, known
 from kvtrace.models.hub.generation import left_out
 from kvtrace.models.hub.missing import check_complete
 from kvtrace.models.hub.own_code import advised, runs_own_code
