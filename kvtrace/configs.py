@@ -6,15 +6,27 @@ for one of all.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+_CONTEXT = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "block_size",
+    "context_length",
+    "max_seq_length",
+    "ctx_len",
+)
 _PORTS = {"https": 443, "socks5": 1080, "socks5h": 1080}
 
 
 def setting(config: object, name: str) -> object:
     """A setting; None where it is not said, or not once for all layers."""
     try:
-        return getattr(config, name, None)
+        return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
     except Exception:
         return None
 
@@ -29,6 +41,11 @@ def count(config: object, *names: str) -> int:
     """The first of some settings that is a positive integer; 0: none is."""
     found = (setting(config, name) for name in names)
     return next((one for one in found if type(one) is int and one > 0), 0)
+
+
+def context_length(config: object) -> int:
+    """Positions that a model was made for; 0 when it does not say."""
+    return count(config, *_CONTEXT)
 
 
 NO_ADDRESS = "is not an address such as https://HOST:PORT; correct or unset it"

@@ -1,6 +1,6 @@
 """Settings of configurations that may raise when they are asked for."""
 
-from kvtrace.configs import count, setting, word
+from kvtrace.configs import context_length, count, setting, word
 
 
 class PerLayer:
@@ -27,3 +27,10 @@ def test_a_word_is_text_and_nothing_else():
     assert word(PerLayer(), "num_hidden_layers") == ""
     assert word(PerLayer(), "head_dim") == ""
     assert word(PerLayer, "__name__") == "PerLayer"
+
+
+def test_a_dictionary_is_asked_as_an_object_is():
+    assert setting({"head_dim": 8}, "head_dim") == 8
+    assert setting({"head_dim": 8}, "items") is None
+    assert context_length({"n_ctx": 32}) == 32
+    assert context_length(PerLayer()) == 0

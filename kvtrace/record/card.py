@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
 
-from kvtrace.configs import count, word
+from kvtrace.configs import context_length, count, word
 from kvtrace.record.cache.stores import dtype_name
 from kvtrace.record.precision import product_dtype, product_eps
 from kvtrace.record.processes.local import here
@@ -40,7 +40,7 @@ def card(model: nn.Module, name: str | None = None) -> ModelCard:
         parameter_count=sum(one.numel() for one in parameters),
         weight_bytes=sum(here(one).nbytes for one in parameters),
         vocab_size=count(text, "vocab_size"),
-        context_length=count(text, "max_position_embeddings"),
+        context_length=context_length(text),
     )
 
 

@@ -18,7 +18,6 @@ from kvtrace.analysis.checks.whole_run.leftover import beyond
 from kvtrace.analysis.checks.whole_run.one_at_a_time import excused
 from kvtrace.errors import KvtraceError, RecordError, UsageError
 from kvtrace.files import open_trace
-from kvtrace.models.hub.architecture import positions
 from kvtrace.models.scripts.vocabulary import positions_of, vocabulary_of
 from kvtrace.paths import OURS, line_of
 from kvtrace.record import record
@@ -153,8 +152,7 @@ class _Check:
 
     def _sizes(self) -> tuple[int, int]:
         """Positions and tokens that the model knows; 0 when unknown."""
-        context = positions(getattr(self.model, "config", None)) or positions_of(self.model)
-        return context, vocabulary_of(self.model)
+        return positions_of(self.model), vocabulary_of(self.model)
 
     def _unknown(self, ids: Sequence[int]) -> str:
         """That a model which could not be called may not know a token, in a sentence, or empty."""

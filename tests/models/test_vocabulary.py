@@ -27,3 +27,17 @@ def test_a_table_of_positions_says_how_long_a_text_may_be(path):
 def test_a_table_of_distances_does_not(path):
     assert positions_of(model(path)) == 0
     assert vocabulary_of(model(path)) == 256
+
+
+def test_what_a_config_says_comes_before_a_table_of_positions():
+    made = model("wpe")
+    made.config = {"max_seq_len": 64, "vocab_size": 200}
+    assert (positions_of(made), vocabulary_of(made)) == (64, 200)
+
+
+def test_a_config_by_any_name_says_how_long_a_text_may_be():
+    made = model("tables")
+    made.hparams = {"n_ctx": 32}
+    assert positions_of(made) == 32
+    made.block_size = 16
+    assert positions_of(made) == 16

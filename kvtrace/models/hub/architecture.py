@@ -14,7 +14,6 @@ import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from kvtrace.configs import count
 from kvtrace.errors import ModelError
 from kvtrace.models.hub.blame import explained
 from kvtrace.models.hub.config import CONFIG, Json, read_config
@@ -27,15 +26,6 @@ from kvtrace.models.request import AUTO, LoadRequest
 from kvtrace.models.tokens import guarded
 from kvtrace.text import safe
 
-_POSITIONS = (
-    "max_position_embeddings",
-    "n_positions",
-    "n_ctx",
-    "max_seq_len",
-    "max_sequence_length",
-    "block_size",
-    "context_length",
-)
 # What a config.json may name that would be fetched, patched in, or read from another file.
 _NOT_ITS_CHOICE = ("_attn_implementation", "_experts_implementation")
 _DROPPED = ("transformers_weights", "fusion_config", "kernel_config", "distributed_config")
@@ -93,11 +83,6 @@ def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a configuration that speaks of the decoder of text."""
     part = guarded(CONFIG, lambda: config.get_text_config(decoder=True))
     return part if isinstance(part, PreTrainedConfig) else config
-
-
-def positions(config: object) -> int:
-    """Positions that the model was made for; 0 when it does not say."""
-    return count(config, *_POSITIONS)
 
 
 def outline(

@@ -14,7 +14,7 @@ from msgspec import Struct
 from torch import nn
 from transformers import PreTrainedConfig
 
-from kvtrace.configs import count
+from kvtrace.configs import context_length, count
 from kvtrace.errors import MemoryLimitError, ModelError
 from kvtrace.models import memory
 from kvtrace.models.caching import check_caches
@@ -22,7 +22,6 @@ from kvtrace.models.hub.architecture import (
     check_outline,
     load_config,
     outline,
-    positions,
     text_part,
 )
 from kvtrace.models.hub.blame import check_counts
@@ -147,7 +146,7 @@ def _plan(folder: Path, origin: Origin, request: LoadRequest, wait: Patience) ->
     vocab_size = count(text, "vocab_size")
     tokenizer = read_tokenizer(folder, origin.commit, request.trust_remote_code, wait)
     prompt = encode_prompt(request.prompt, tokenizer, vocab_size)
-    context = positions(text)
+    context = context_length(text)
     encoded = bool(getattr(config, "is_encoder_decoder", False))
     steps = steps_that_fit(prompt, request, context, apart=encoded)
     lacks = left_out(folder, encoded=encoded)

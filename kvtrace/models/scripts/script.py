@@ -20,7 +20,6 @@ from torch import nn
 from kvtrace.configs import word
 from kvtrace.errors import ModelError
 from kvtrace.models import memory
-from kvtrace.models.hub.architecture import positions
 from kvtrace.models.loaded import Loaded, Progress, Tokenizer
 from kvtrace.models.options import device_named, dtype_named
 from kvtrace.models.prompts import encode_prompt, steps_that_fit
@@ -60,7 +59,7 @@ def load_script(source: Source, request: LoadRequest, progress: Progress) -> Loa
     vocab_size = vocabulary_of(model)
     tokenizer, where = _tokenizer(made, module, request.prompt or "", vocab_size)
     said.append(where)
-    context = positions(getattr(model, "config", None)) or positions(model) or positions_of(model)
+    context = positions_of(model)
     prompt = encode_prompt(request.prompt, tokenizer, vocab_size)
     encoded = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     steps = steps_that_fit(prompt, request, context, apart=encoded)

@@ -6,14 +6,13 @@ import re
 
 from torch import nn
 
-from kvtrace.configs import count
+from kvtrace.configs import context_length, count
 
 _POSITIONS = re.compile(
     r"(.*_)?(w?pe|pos|position|positions?|positional)(_?(emb|embed|embedding|embeddings|enc|encoding"
     r"|table|ids?))*(_table|_emb\w*)?"
 )
 _DISTANCES = re.compile(r"rel(ative)?_|_rel\b|bias|bucket|distance|offset")
-_CONTEXT = ("block_size", "context_length", "max_seq_len", "max_seq_length", "n_ctx", "ctx_len")
 
 
 def vocabulary_of(model: nn.Module) -> int:
@@ -38,12 +37,14 @@ def _of_distances(path: str) -> bool:
 
 
 def positions_of(model: nn.Module) -> int:
-    """Rows of a learned table of positions, or what a config dict says; 0 when unknown."""
+    """What a config says, or the rows of a learned table of positions; 0 when unknown."""
+    told = context_length(getattr(model, "config", None)) or context_length(model)
+    if told:
+        return told
     for name, each in model.named_modules():
         if isinstance(each, nn.Embedding) and _of_positions(name) and not _of_distances(name):
             return int(each.num_embeddings)
     for held in vars(model).values():
-        for key in _CONTEXT if isinstance(held, dict) else ():
-            if isinstance(held.get(key), int):
-                return int(held[key])
+        if isinstance(held, dict) and (told := context_length(held)):
+            return told
     return 0
