@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,23 +12,20 @@ from msgspec.structs import replace
 from kvtrace.cli.shared import options, outputs
 from kvtrace.cli.shared.grammar import Verb
 from kvtrace.cli.shared.is_trace import is_trace
-from kvtrace.errors import RecordError, UsageError
-from kvtrace.live.messages import Progress, Request, Tried
+from kvtrace.errors import UsageError
 from kvtrace.paths import is_file, is_folder
-from kvtrace.verify.ways import WAYS, beside, named
+from kvtrace.verify.ways import WAYS, beside
 
 if TYPE_CHECKING:
-    from kvtrace.analysis.checks.noise import Noise
-    from kvtrace.analysis.checks.report import Finding, Report, Trial
-    from kvtrace.cli.shared.verdicts import Teller
+    from kvtrace.analysis.checks.report import Report
+    from kvtrace.cli.check.verdicts import Teller
 
 _UNASKED_TOKENS = 16
-_TICK = 0.2
 
 
 def run(values: argparse.Namespace) -> int:
     """Check; the exit code says the verdict."""
-    from kvtrace.cli.shared.verdicts import Teller, write_junit
+    from kvtrace.cli.check.verdicts import Teller, write_junit
 
     how = next((name for name in ("json", "quiet", "verbose") if getattr(values, name)), "text")
     teller = Teller(how)
@@ -68,62 +64,9 @@ def _is_trace(word: str) -> bool:
 def _of_traces(paths: list[Path], teller: Teller) -> Report:
     """Traces as they are."""
     from kvtrace.analysis.checks.report import together
+    from kvtrace.cli.check.judge import look
 
-    return together([_look(path, teller) for path in paths])
-
-
-def _look(
-    path: Path,
-    teller: Teller,
-    at_least: Noise | None = None,
-    way: str = "decode",
-    fresh: Mapping[int, int] | None = None,
-    presumed: bool = False,
-) -> Trial:
-    """One trace; its findings are told at once, unless they may be excused."""
-    from kvtrace.analysis.checks.report import Report, Trial
-    from kvtrace.analysis.checks.verdict import check
-    from kvtrace.analysis.checks.whole_run.one_at_a_time import excused
-    from kvtrace.analysis.course import course
-    from kvtrace.files import open_trace
-
-    trace = open_trace(path)
-    known = Trial(named(way, course(trace)), Report(""), str(path), essential=way == "decode")
-    line = _Looking(path.name, len(trace))
-
-    def found(one: Finding) -> None:
-        line.clear()
-        teller.found(one, known)
-
-    told = None if presumed else found
-    report = check(trace, on_finding=told, at_least=at_least, on_step=line.step, fresh=fresh)
-    if presumed:
-        report = excused(trace, report)
-        for one in report.findings:
-            found(one)
-    line.clear()
-    return replace(known, report=report)
-
-
-class _Looking:
-    """How far a long trace has been looked at, on a terminal's stderr."""
-
-    def __init__(self, name: str, steps: int) -> None:
-        from kvtrace.cli.shared.follow import StatusLine
-
-        self._line = StatusLine(debug=False)
-        self.clear = self._line.clear
-        self._name, self._steps, self._done = name, steps, 0
-        self._shown = time.monotonic()
-
-    def step(self, _number: int) -> None:
-        """Another step."""
-        self._done += 1
-        now = time.monotonic()
-        if now - self._shown > _TICK:
-            self._shown = now
-            share = self._done / max(self._steps, 1)
-            self._line.show(Progress(f"checking {self._name}, step {self._done}", share))
+    return together([look(path, teller) for path in paths])
 
 
 # -- a script ------------------------------------------------------------------------------
@@ -139,12 +82,13 @@ def _script(values: argparse.Namespace) -> Path | None:
 def _of_script(script: Path, values: argparse.Namespace, teller: Teller) -> Report:
     """Run it untouched, and judge every trace that it left."""
     from kvtrace.analysis.checks.report import UNCHECKED, Report, Trial, together
-    from kvtrace.cli.shared.check_script import recorded
+    from kvtrace.cli.check.judge import look
+    from kvtrace.cli.check.script import recorded
 
     output = outputs.temporary(script.name) if values.output is None else values.output
     outputs.chosen(output, force=values.force)
     paths, ended = recorded(script, values.after, output, values)
-    trials = [_look(path, teller) for path in paths]
+    trials = [look(path, teller) for path in paths]
     if any(one.report.verdict != UNCHECKED for one in trials):
         # a model that was called once only, say, has no cache to check, and spoils nothing
         trials = [replace(one, essential=one.report.verdict != UNCHECKED) for one in trials]
@@ -166,6 +110,8 @@ def _in(folder: Path, paths: list[Path]) -> set[Path]:
 
 def _of_model(values: argparse.Namespace, teller: Teller) -> Report:
     """Record the model in every way, and judge each as soon as it is recorded."""
+    from kvtrace.cli.check.judge import Judge
+
     model, prompt = options.model_and_prompt(values, verb="check")
     if values.recompute == "off":
         raise UsageError("--recompute off leaves nothing to hold the cache against")
@@ -180,57 +126,10 @@ def _of_model(values: argparse.Namespace, teller: Teller) -> Report:
         keep_rows=True,
         ways=(",".join(ways) or "none") if values.ways else "all",
     )
-    judge = _Judge(teller)
-    report = judge.report(request, debug=values.debug)
+    report = Judge(teller).report(request, debug=values.debug)
     if values.output is not None:
         return report
     return _tidied(report, {output, *(beside(output, way) for way in ways)})
-
-
-class _Judge:
-    """Looks at each trace as soon as it is there."""
-
-    def __init__(self, teller: Teller) -> None:
-        self._teller = teller
-        self._trials: list[Trial] = []
-        self._limits: Noise | None = None
-        self._fresh: Mapping[int, int] | None = None
-
-    def report(self, request: Request, *, debug: bool) -> Report:
-        """All of them together.
-
-        Raises:
-            KvtraceError: What the recorder gave up with, unless it just could not record.
-        """
-        from kvtrace.analysis.checks.report import UNCHECKED, Report, Trial, together
-        from kvtrace.cli.shared.follow import follow
-
-        try:
-            follow(request, debug=debug, on_tried=self._tried)
-        except RecordError as error:
-            failed = Report(UNCHECKED, reason=str(error))
-            name = "the ways after it" if self._trials else ""
-            self._trials.append(Trial(name, failed, essential=not self._trials))
-        return together(self._trials)
-
-    def _tried(self, event: Tried) -> None:
-        """A way was tried."""
-        from kvtrace.analysis.checks.report import UNCHECKED, Report, Trial
-        from kvtrace.analysis.checks.whole_run.leftover import beyond
-        from kvtrace.files import open_trace
-
-        first = event.way == "decode"
-        if not event.path:
-            failed = Report(UNCHECKED, reason=event.trouble)
-            self._trials.append(Trial(event.title, failed, essential=first))
-            return
-        path = Path(event.path)
-        fresh = self._fresh if event.way in ("again", "own") else None
-        looked = _look(path, self._teller, self._limits, event.way, fresh, presumed=event.presumed)
-        self._trials.append(looked)
-        limits = self._trials[0].report.limits
-        if first and limits is not None:
-            self._limits, self._fresh = limits, beyond(open_trace(path))
 
 
 def _ways(text: str) -> Sequence[str]:
