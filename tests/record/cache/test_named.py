@@ -2,7 +2,8 @@
 
 import torch
 
-from kvtrace.record.cache.own.holders import Holder, find
+from kvtrace.record.cache.own.find_holder import find
+from kvtrace.record.cache.own.holders import Holder
 
 
 def test_no_more_rows_are_looked_at_than_tell_who_holds_them():

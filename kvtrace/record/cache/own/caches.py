@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from kvtrace.record.cache import runs
 from kvtrace.record.cache.books import Book, Entry
-from kvtrace.record.cache.own import holders
 from kvtrace.record.cache.own.call_effect import (
     CallEffect,
     Line,
@@ -18,6 +17,7 @@ from kvtrace.record.cache.own.call_effect import (
     told_places,
 )
 from kvtrace.record.cache.own.derived import Derived
+from kvtrace.record.cache.own.find_holder import nbytes_of
 from kvtrace.record.cache.own.learn import Learning, say
 from kvtrace.record.cache.own.seen_call import SeenCall, seen_of
 from kvtrace.record.cache.own.site_use import SiteUse, Slots
@@ -259,4 +259,4 @@ class OwnCaches:
             row = layer.num_kv_heads * layer.held_dim * made.rows[0].element_size()
             each += row
             total += row * sum(runs.count(one) for one in made.entry.after.held)
-        return total, each, holders.nbytes(buffers)
+        return total, each, nbytes_of(buffers)

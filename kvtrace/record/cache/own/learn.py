@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from kvtrace.record.cache.own import holders
 from kvtrace.record.cache.own.call_effect import CallEffect
-from kvtrace.record.cache.own.holders import FoundHolder, Holder
+from kvtrace.record.cache.own.find_holder import FoundHolder, find, held_by
+from kvtrace.record.cache.own.holders import Holder, going_on, holders
 from kvtrace.record.cache.own.seen_call import SeenCall
 from kvtrace.record.cache.own.site_use import SiteUse
 from kvtrace.record.cache.own.unrotated import find_turned
@@ -70,7 +70,7 @@ class Learning:
         for name, rows in (("keys", call.keys), ("values", call.values)):
             self._learn_holder(use, name, rows, old, new)
         use.counted = use.counted or bool(
-            holders.held_by(forward.updates).intersection(one.storage for one in use.found)
+            held_by(forward.updates).intersection(one.storage for one in use.found)
         )
         if use.keys is None and use.values is not None and use.turned is None:
             use.turned = find_turned(call.keys, old[::-1].tolist(), around)
@@ -80,25 +80,25 @@ class Learning:
         around = self._around(forward)
         rows = [call.keys] * (use.keys is not None) + [call.values] * (use.values is not None)
         slots = seen.step.slots[::-1].tolist()
-        found = (holders.find(one, slots, around, which=False) for one in rows)
+        found = (find(one, slots, around, which=False) for one in rows)
         return not rows or any(one is not None for one in found)
 
     def _around(self, forward: Forward) -> list[Holder]:
         """All that may hold rows, looked for once in a forward."""
         if self.holders is None:
-            self.holders = holders.holders(forward.model, forward.arguments, forward.result)
+            self.holders = holders(forward.model, forward.arguments, forward.result)
         return self.holders
 
     def _learn_holder(
         self, use: SiteUse, name: str, rows: Tensor, old: Numbers, new: Numbers
     ) -> None:
         """What holds the keys, or the values: rows of before first, those of this step else."""
-        among = holders.going_on(self.holders or [], self._held_last.get(name))
+        among = going_on(self.holders or [], self._held_last.get(name))
         lasting = [one for one in among if one.rank]
         # there the rows of the step before are: too few by those of this
-        found = holders.find(rows, old[::-1].tolist(), lasting, which=False) if len(old) else None
+        found = find(rows, old[::-1].tolist(), lasting, which=False) if len(old) else None
         if found is None:
-            found = holders.find(rows, new[::-1].tolist(), among)
+            found = find(rows, new[::-1].tolist(), among)
             if found is None:
                 return
         use.room, self._held_last[name] = max(use.room, found.slots), found.name

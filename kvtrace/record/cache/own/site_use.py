@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvtrace.record.cache.own.holders import FoundHolder
+from kvtrace.record.cache.own.find_holder import FoundHolder
 from kvtrace.record.flow.rows.row_step import RowStep
 
 Slots = tuple[int, ...]

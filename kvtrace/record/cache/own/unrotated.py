@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvtrace.record.cache.own.holders import LARGEST, FoundHolder, Holder, described
+from kvtrace.record.cache.own.find_holder import LARGEST, FoundHolder, described
+from kvtrace.record.cache.own.holders import Holder
 
 _SAME = 1e-4
 """Of the longest pair; half precision rounds more."""
