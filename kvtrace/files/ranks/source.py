@@ -11,7 +11,7 @@ from kvtrace.errors import MissingError, TraceError
 from kvtrace.files.ranks.agree import agreement
 from kvtrace.files.ranks.heads import Heads
 from kvtrace.files.ranks.join import counted_once, join_comparisons, join_steps
-from kvtrace.files.ranks.plan import Plan, plan
+from kvtrace.files.ranks.plan import plan
 from kvtrace.files.reading.damage import DamageList
 from kvtrace.files.reading.recent import Recent
 from kvtrace.files.reading.source import FileSource
@@ -57,11 +57,6 @@ class JoinedSource:
         self._numbers = frozenset(self._agreed.numbers)
 
     # -- the whole run ---------------------------------------------------------------------
-
-    @property
-    def plan(self) -> Plan:
-        """Which rank has which heads."""
-        return self._plan
 
     @property
     def meta(self) -> Meta:
