@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kvtrace.verify.plans import Plan
 
 
-def try_others(
+def try_other_ways(
     loaded: Loaded, driven: Driven, request: Request, voice: Voice, orders: Orders
 ) -> None:
     """Drive the model in every way that was asked for, into traces beside the run's own.

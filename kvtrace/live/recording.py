@@ -16,7 +16,7 @@ from kvtrace.errors import HubError, KvtraceError
 from kvtrace.files.notes import append_note
 from kvtrace.live.messages import Ended, Progress, Request, Said, Stepped
 from kvtrace.live.orders import Orders
-from kvtrace.live.others import try_others
+from kvtrace.live.other_ways import try_other_ways
 from kvtrace.live.turn import Turn
 from kvtrace.live.voice import Voice
 from kvtrace.trace import Ending, Meta, Note, Sampling
@@ -55,7 +55,7 @@ class Recording:
         self._progress("reading the prompt", None)
         driven, ending = self._decode(loaded)
         if ending.reason != "stopped":
-            try_others(loaded, driven, self._request, self._voice, self._orders)
+            try_other_ways(loaded, driven, self._request, self._voice, self._orders)
         self._voice.say(Ended(ending.reason, ending.text, self._request.output))
 
     def _decode(self, loaded: Loaded) -> tuple[Driven, Ending]:
