@@ -24,7 +24,7 @@ from kvtrace.trace import Ending, Meta, Note, Sampling
 if TYPE_CHECKING:
     from kvtrace.models import Loaded, Tokenizer
     from kvtrace.record import Recording as Recorded
-    from kvtrace.record.driving import Driven
+    from kvtrace.record.driving import Driven, Wish
 
 PATIENCE = 300.0
 """Seconds without CPU time while loading; network waits have shorter limits of their own."""
@@ -65,27 +65,13 @@ class Recording:
 
     def _drive(self, loaded: Loaded) -> Driven:
         """How the model is called."""
-        from kvtrace.record.driving import (
-            Wish,
-            as_transformers,
-            called_as_transformers,
-            choose_drive,
-        )
+        from kvtrace.record.driving import as_transformers, called_as_transformers, choose_drive
 
         # the code of a repository may call its models otherwise
         if loaded.script is None and called_as_transformers(loaded.model):
             return as_transformers(loaded.model, loaded.prompt.ids)
         self._progress("finding out how the model is called", None)
-        wish = Wish(
-            loaded.prompt.ids,
-            loaded.new_tokens,
-            loaded.context_length,
-            loaded.card.vocab_size,
-            loaded.script,
-            loaded.functions,
-            loaded.remake,
-        )
-        return choose_drive(loaded.model, wish)
+        return choose_drive(loaded.model, wish_of(loaded))
 
     def _driven(self, loaded: Loaded, driven: Driven) -> Ending:
         """Record the decode, and say what there is to say of it."""
@@ -204,3 +190,18 @@ def _named(tokenizer: Tokenizer, token: int) -> str:
     except KvtraceError:
         text = ""
     return text or f"token {token}"
+
+
+def wish_of(loaded: Loaded) -> Wish:
+    """What a loaded model shall be driven to do, and what is known of it."""
+    from kvtrace.record.driving import Wish
+
+    return Wish(
+        loaded.prompt.ids,
+        loaded.new_tokens,
+        loaded.context_length,
+        loaded.card.vocab_size,
+        loaded.script,
+        loaded.functions,
+        loaded.remake,
+    )

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from kvtrace.live.recording import wish_of
 from kvtrace.models import LoadRequest, load
 from kvtrace.record.decode import Limits, decode
-from kvtrace.record.driving import Wish, choose_drive
+from kvtrace.record.driving import choose_drive
 
 SMALL = """
 import torch
@@ -67,20 +68,6 @@ def run_file(spec, prompt="hello", new_tokens=6, **options):
     return Run(loaded, driven, tokens)
 
 
-def wish_of(loaded):
-    """What the recorder asks for."""
-    return Wish(
-        loaded.prompt.ids,
-        loaded.new_tokens,
-        loaded.context_length,
-        loaded.card.vocab_size,
-        loaded.script,
-        loaded.functions,
-        loaded.remake,
-    )
-
-
-@torch.no_grad()
 def greedy(full, prompt, new_tokens):
     """Tokens by a naive pass over everything at each step; `full` gives logits of all rows."""
     tokens = list(prompt)

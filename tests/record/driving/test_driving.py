@@ -6,9 +6,10 @@ import textwrap
 import pytest
 import torch
 
-from builders.driven import forgotten, greedy, run_file, wish_of
+from builders.driven import forgotten, greedy, run_file
 from builders.people import HERE
 from kvtrace.errors import ModelError
+from kvtrace.live.recording import wish_of
 from kvtrace.models import LoadRequest, load
 from kvtrace.record.driving import choose_drive
 from kvtrace.record.driving.trying.private import private_copy
