@@ -22,6 +22,26 @@ if TYPE_CHECKING:
 EQUAL, DIVERGED, UNCHECKED = "equal within rounding", "diverged", "could not check"
 
 
+class Judged(Struct, frozen=True):
+    """What a comparison comes to.
+
+    Attributes:
+        verdict: `EQUAL`, `DIVERGED` or `UNCHECKED`.
+    """
+
+    verdict: str
+
+    @property
+    def ok(self) -> bool:
+        """Nothing but rounding."""
+        return self.verdict == EQUAL
+
+    @property
+    def exit_code(self) -> int:
+        """0 equal, 1 diverged, 3 could not check."""
+        return {EQUAL: 0, DIVERGED: 1}.get(self.verdict, 3)
+
+
 class Finding(Struct, frozen=True):
     """One thing that is wrong, or truly different, with its evidence.
 
@@ -122,11 +142,10 @@ class Flip(Struct, frozen=True):
     apart: float
 
 
-class Report(Struct, frozen=True):
+class Report(Judged, frozen=True):
     """The answer to "rounding or bug?".
 
     Attributes:
-        verdict: `EQUAL`, `DIVERGED` or `UNCHECKED`.
         findings: In causal order.
         reason: Why this verdict: thresholds with their reason, or why it could not be checked.
         largest: Largest relative difference seen, per tensor name.
@@ -139,7 +158,6 @@ class Report(Struct, frozen=True):
         keeps_nothing: The run has no cache, so that there was nothing to check.
     """
 
-    verdict: str
     findings: tuple[Finding, ...] = ()
     reason: str = ""
     largest: tuple[tuple[str, float], ...] = ()
@@ -150,16 +168,6 @@ class Report(Struct, frozen=True):
     trials: tuple[Trial, ...] = ()
     limits: Noise | None = None
     keeps_nothing: bool = False
-
-    @property
-    def ok(self) -> bool:
-        """Nothing but rounding."""
-        return self.verdict == EQUAL
-
-    @property
-    def exit_code(self) -> int:
-        """0 equal, 1 diverged, 3 could not check."""
-        return {EQUAL: 0, DIVERGED: 1}.get(self.verdict, 3)
 
     def __str__(self) -> str:
         """As `kvtrace check` prints it."""

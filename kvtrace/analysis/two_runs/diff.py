@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding
+from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Judged
 from kvtrace.analysis.two_runs.align import Pair, stretches, unreadable
 from kvtrace.analysis.two_runs.flips import Flip, Flips, flips
 from kvtrace.analysis.two_runs.limits import limits
@@ -31,11 +31,10 @@ from kvtrace.trace import Trace
 _NOTHING_RECORDED = "no rows of these tokens were recorded in both"
 
 
-class Diff(Struct, frozen=True):
+class Diff(Judged, frozen=True):
     """What two runs have in common.
 
     Attributes:
-        verdict: `EQUAL`, `DIVERGED` or `UNCHECKED`.
         reason: What counts as rounding, or why they can't be compared.
         settings: What differs between the runs themselves: (name, old, new).
         tokens: Tokens that both were fed, over all sequences.
@@ -49,7 +48,6 @@ class Diff(Struct, frozen=True):
         kept: Of how many tokens, those with the highest, logits were compared after each step.
     """
 
-    verdict: str
     reason: str
     settings: tuple[tuple[str, str, str], ...] = ()
     tokens: int = 0
@@ -69,16 +67,6 @@ class Diff(Struct, frozen=True):
         if self._traces is None:
             raise ValueError("a diff of no traces")
         return self._traces
-
-    @property
-    def ok(self) -> bool:
-        """Nothing but rounding."""
-        return self.verdict == EQUAL
-
-    @property
-    def exit_code(self) -> int:
-        """0 equal, 1 diverged, 3 could not check."""
-        return {EQUAL: 0, DIVERGED: 1}.get(self.verdict, 3)
 
     def __str__(self) -> str:
         """As `kvtrace diff` prints it."""
