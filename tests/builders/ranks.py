@@ -15,9 +15,13 @@ from kvtrace.trace import Cost, Flops, Rank, Tensor, Trace
 
 def write_ranks(folder: Path, trace: Trace, size: int, name: str = "run") -> list[Path]:
     """Each rank's file, `run.rank0.kvt` and so on."""
+    return write_each(folder, deal(trace, size), name)
+
+
+def write_each(folder: Path, ranks: list[Trace], name: str = "run") -> list[Path]:
+    """The files of what ranks recorded, which need not be alike."""
     return [
-        write_trace(folder / f"{name}.rank{number}.kvt", one)
-        for number, one in enumerate(deal(trace, size))
+        write_trace(folder / f"{name}.rank{number}.kvt", one) for number, one in enumerate(ranks)
     ]
 
 

@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
-from builders.ranks import deal, write_ranks
+from builders.ranks import deal, write_each, write_ranks
 from builders.reading import read_all, same
 from builders.written import write_trace
 from kvtrace.errors import MissingError, OutputExistsError, TraceError
@@ -55,7 +55,7 @@ def test_kv_heads_that_several_ranks_hold_are_shown_once(tmp_path):
 def test_a_kv_head_that_is_not_the_same_in_two_ranks_is_named(tmp_path):
     ranks = deal(synthetic_trace(replace(SHAPE, kv_heads=1)), 2)
     ranks[1].source.cell_tensors[1, Tensor.VALUES][0, 71, 3] += 1
-    paths = [write_trace(tmp_path / f"run.rank{i}.kvt", one) for i, one in enumerate(ranks)]
+    paths = write_each(tmp_path, ranks)
     done = merge(paths, tmp_path / "whole.kvt")
     assert done.lossy
     assert done.text == (
@@ -70,7 +70,7 @@ def test_kv_heads_stay_apart_where_their_readers_would_stand_elsewhere(tmp_path)
     for one in ranks:
         layers = [replace(x, first_kv_head=0, all_kv_heads=2) for x in one.meta.cache_layers]
         one.source.meta = replace(one.meta, cache_layers=tuple(layers))
-    paths = [write_trace(tmp_path / f"run.rank{i}.kvt", one) for i, one in enumerate(ranks)]
+    paths = write_each(tmp_path, ranks)
     trace = open_ranks(paths)
     assert [site.num_kv_heads for site in trace.meta.sites] == [4, 4]
     assert np.array_equal(
@@ -109,7 +109,7 @@ def test_steps_from_another_token_on_are_left_out_and_named(tmp_path, whole):
     steps[3] = replace(steps[3], tokens=((11,),))
     steps[2] = replace(steps[2], chosen=(11,))
     assert whole.step(3).tokens != ((11,),)
-    paths = [write_trace(tmp_path / f"run.rank{i}.kvt", one) for i, one in enumerate(ranks)]
+    paths = write_each(tmp_path, ranks)
     trace = open_trace(tmp_path)
     assert list(trace.numbers) == [0, 1]
     assert "step 2: run.rank1.kvt has another chosen token (11) than" in trace.damage[0].text
@@ -120,8 +120,7 @@ def test_a_choice_that_only_one_rank_tells_is_the_choice_of_all(tmp_path, whole)
     ranks = deal(whole, 2)
     steps = ranks[1].source.steps
     steps[3] = replace(steps[3], chosen=())
-    for index, one in enumerate(ranks):
-        write_trace(tmp_path / f"run.rank{index}.kvt", one)
+    write_each(tmp_path, ranks)
     trace = open_trace(tmp_path)
     assert trace.step(3).chosen == whole.step(3).chosen
     assert not trace.damage
@@ -133,7 +132,7 @@ def test_a_rank_that_ends_early_is_named(tmp_path, whole):
         del ranks[0].source.steps[number], ranks[0].source.lane_steps["recomputed", number]
     for one in ranks:
         one.source.passes.clear()
-    paths = [write_trace(tmp_path / f"run.rank{i}.kvt", one) for i, one in enumerate(ranks)]
+    paths = write_each(tmp_path, ranks)
     trace = open_trace(tmp_path)
     assert list(trace.numbers) == [0, 1, 2, 3]
     said = "run.rank0.kvt ends before step 4: later steps are left out"
@@ -150,7 +149,7 @@ def test_a_rank_without_an_end_may_still_be_written(tmp_path, whole):
         del ranks[0].source.steps[number], ranks[0].source.lane_steps["recomputed", number]
     for one in ranks:
         one.source.passes.clear()
-    paths = [write_trace(tmp_path / f"run.rank{i}.kvt", one) for i, one in enumerate(ranks)]
+    paths = write_each(tmp_path, ranks)
     trace = open_trace(tmp_path)
     assert (trace.ending, trace.damage) == (None, ())
     said = merge(paths, tmp_path / "w.kvt").text
@@ -185,7 +184,7 @@ def test_ranks_of_different_models_are_refused(tmp_path, whole):
     ranks = deal(whole, 2)
     source = ranks[1].source
     source.meta = replace(source.meta, model=replace(source.meta.model, vocab_size=9))
-    paths = [write_trace(tmp_path / f"run.rank{i}.kvt", one) for i, one in enumerate(ranks)]
+    paths = write_each(tmp_path, ranks)
     with pytest.raises(TraceError, match=r"run.rank1.kvt: the model has vocab_size 9, but in run"):
         open_ranks(paths)
 
@@ -246,8 +245,7 @@ def test_an_error_of_any_rank_is_how_the_whole_ended(tmp_path, whole):
     ranks[1].source.ending = Ending("error", "ValueError: no")
     ranks[0].source.notes.append(Note("note", "the same"))
     ranks[1].source.notes += [Note("note", "the same"), Note("note", "mine")]
-    for i, one in enumerate(ranks):
-        write_trace(tmp_path / f"run.rank{i}.kvt", one)
+    write_each(tmp_path, ranks)
     trace = open_trace(tmp_path)
     assert trace.ending == Ending("error", "ValueError: no")
     assert [note.text for note in trace.notes] == ["the same", "mine"]
@@ -276,8 +274,7 @@ def test_nan_of_a_kv_head_that_both_ranks_hold_counts_once(tmp_path):
         step = one.step(2)
         group = replace(step.sites[0], nonfinite=(1, 0))
         one.source.steps[2] = replace(step, sites=(group,))
-    for i, one in enumerate(ranks):
-        write_trace(tmp_path / f"run.rank{i}.kvt", one)
+    write_each(tmp_path, ranks)
     assert open_trace(tmp_path).step(2).sites[0].nonfinite == (1, 0)
 
 
@@ -288,8 +285,7 @@ def test_nan_in_heads_of_different_ranks_adds_up(tmp_path, whole):
         step = one.step(2)
         group = replace(step.sites[0], nonfinite=(0, 1))
         one.source.steps[2] = replace(step, sites=(group,))
-    for i, one in enumerate(ranks):
-        write_trace(tmp_path / f"run.rank{i}.kvt", one)
+    write_each(tmp_path, ranks)
     assert open_trace(tmp_path).step(2).sites[0].nonfinite == (0, 2)
 
 

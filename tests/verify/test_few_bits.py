@@ -284,8 +284,8 @@ def test_levels_that_a_narrow_type_blurs_are_few_bits_too(dtype, sharp):
     assert report.verdict == EQUAL, report
 
 
-class RollsValues(FarApart):
-    """Hands back the old values one row too far, from its fifth call on or at once."""
+class SpoilsValues(FarApart):
+    """Hands back its old values otherwise than it took them, from its fifth call on."""
 
     good = 4
 
@@ -294,7 +294,14 @@ class RollsValues(FarApart):
         self.good -= 1
         if self.good >= 0:
             return keys, values
-        return keys, torch.cat([values[:, :, :-1].roll(1, 2), values[:, :, -1:]], 2)
+        return keys, torch.cat([self.spoilt(values[:, :, :-1]), values[:, :, -1:]], 2)
+
+
+class RollsValues(SpoilsValues):
+    """One row too far."""
+
+    def spoilt(self, values: Tensor) -> Tensor:
+        return values.roll(1, 2)
 
 
 class RollsAtOnce(RollsValues):
@@ -322,17 +329,11 @@ def one_layer(wrong):
     return layer
 
 
-class HalvesValues(FarApart):
-    """Hands back half of its old values, from its fifth call on."""
+class HalvesValues(SpoilsValues):
+    """Half of each."""
 
-    good = 4
-
-    def update(self, keys: Tensor, values: Tensor, *args, **more) -> tuple[Tensor, Tensor]:
-        keys, values = super().update(keys, values, *args, **more)
-        self.good -= 1
-        if self.good >= 0:
-            return keys, values
-        return keys, torch.cat([values[:, :, :-1] / 2, values[:, :, -1:]], 2)
+    def spoilt(self, values: Tensor) -> Tensor:
+        return values / 2
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from textual.geometry import Region
 
 from builders import Shape, synthetic_trace
+from builders.panes import damage_from
 from kvtrace.analysis.rows.origin import tokens_of_rows
-from kvtrace.errors import TraceError
 from kvtrace.trace import ROWS_LEFT_OUT, CacheStep, Note, Run, Tensor
 from kvtrace_tui.desk.cursor import ColourScale, Cursor, View
 from kvtrace_tui.drawing.depth import Depth
@@ -262,14 +262,7 @@ def test_the_range_depends_on_the_cursor_alone_not_on_what_was_seen(
 
 def test_a_damaged_cell_beside_those_shown_changes_no_range_with_what_was_seen():
     trace = synthetic_trace(Shape(decode=6))
-    source, real = trace.source, trace.source.cells
-
-    def cells(layer, tensor, first, count, head):
-        if first + count > 9:
-            raise TraceError("memory.kvt: cell 9 is damaged.")
-        return real(layer, tensor, first, count, head)
-
-    source.cells = cells
+    damage_from(trace, cell=9)
     store, ranges = RowStore(trace), Ranges()
     for step in (4, 1, 3):
         cursor = Cursor(step=step, layer=1, head=2)

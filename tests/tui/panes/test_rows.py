@@ -5,6 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
+from builders.panes import damage_from
 from kvtrace.analysis.heads.tensors import head_rows
 from kvtrace.errors import TraceError
 from kvtrace.trace import Run, Tensor
@@ -73,14 +74,7 @@ def test_a_growing_trace_reads_only_what_was_added():
 
 def test_damage_further_on_does_not_hide_what_can_be_read():
     trace = synthetic_trace(Shape(decode=6))
-    source, real = trace.source, trace.source.cells
-
-    def cells(layer, tensor, first, count, head):
-        if first + count > 9:
-            raise TraceError("memory.kvt: cell 9 is damaged.")
-        return real(layer, tensor, first, count, head)
-
-    source.cells = cells
+    damage_from(trace, cell=9)
     store = RowStore(trace)
     assert store.head(4, 0, Tensor.KEYS, 0).shape == (9, 8)
     with pytest.raises(TraceError, match="cell 9 is damaged"):
