@@ -22,11 +22,10 @@ from kvtrace.analysis.checks.wrong_rows.contents import (
     check_heads,
     check_misaligned,
     check_swapped,
-    check_unfilled_heads,
-    check_zero_rows,
 )
 from kvtrace.analysis.checks.wrong_rows.owners import check_owner, check_stale
 from kvtrace.analysis.checks.wrong_rows.queries import check_queries
+from kvtrace.analysis.checks.wrong_rows.unwritten import check_unfilled_heads, check_zero_rows
 
 
 def check_nonfinite(scene: Scene) -> Finding | None:

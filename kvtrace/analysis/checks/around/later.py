@@ -14,8 +14,8 @@ from kvtrace.analysis.checks.scenes.identify import identify
 from kvtrace.analysis.checks.scenes.stage import stage
 from kvtrace.analysis.checks.whole_run.chosen import chosen
 from kvtrace.analysis.checks.whole_run.few_bits import bits_of, explained
-from kvtrace.analysis.checks.wrong_rows.contents import check_zero_rows
 from kvtrace.analysis.checks.wrong_rows.turned import rotation, shift
+from kvtrace.analysis.checks.wrong_rows.unwritten import check_zero_rows
 from kvtrace.trace import WEIGHTS_CHANGED, Tensor, Trace
 
 _DIFFERENT = 3

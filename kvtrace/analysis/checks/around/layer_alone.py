@@ -18,11 +18,10 @@ from kvtrace.analysis.checks.wrong_rows.contents import (
     check_contents,
     check_heads,
     check_swapped,
-    check_unfilled_heads,
     check_values,
-    check_zero_rows,
 )
 from kvtrace.analysis.checks.wrong_rows.owners import check_owner
+from kvtrace.analysis.checks.wrong_rows.unwritten import check_unfilled_heads, check_zero_rows
 
 _HELD = (
     *("DTYPE", "OLD-ROWS-SCALED", "OLD-ROWS-CHANGED", "CONTENT", "HEAD-MAP"),

@@ -1,10 +1,9 @@
-"""What the attended rows hold: zero, swapped, scaled, rotated, rounded, somebody else's."""
+"""What attended rows hold that are none of the recomputed: swapped, scaled, rotated, rounded."""
 
 from __future__ import annotations
 
 import numpy as np
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.classes import VAGUE_ROWS
 from kvtrace.analysis.checks.report import Finding
@@ -32,7 +31,8 @@ from kvtrace.analysis.checks.scenes.rows import (
 from kvtrace.analysis.checks.scenes.scene import Scene
 from kvtrace.analysis.checks.wrong_rows.inexact import inexact
 from kvtrace.analysis.checks.wrong_rows.partly_right import parted_features, parted_heads
-from kvtrace.analysis.checks.wrong_rows.turned import Rotation, rotation, shift, slope, whole
+from kvtrace.analysis.checks.wrong_rows.rotated_keys import rotated
+from kvtrace.analysis.checks.wrong_rows.turned import rotation
 from kvtrace.trace.dtypes import Floats
 
 _PLANES = 4
@@ -43,19 +43,6 @@ _SHARE = 0.02
 
 _NUMBERS = 16
 """So many are not by chance the same in another order."""
-
-
-def check_unfilled_heads(scene: Scene, identity: Identity) -> Finding | None:
-    """Whole kv heads that are zero in every row: more were allocated than were written."""
-    seen = scene.seen
-    keys, values = scene.cached.keys[:, seen], scene.cached.values[:, seen]
-    empty = np.flatnonzero(((keys == 0).all((1, 2))) & ((values == 0).all((1, 2))))
-    if not len(seen) or not 0 < len(empty) < len(keys):
-        return None
-    if (scene.reference.keys[empty] == 0).all():
-        return None
-    evidence = f"kv heads {empty.tolist()} of {len(keys)} are zero in every row"
-    return finding(scene, "KV-HEADS", "k", evidence, seen)
 
 
 def check_heads(scene: Scene, identity: Identity) -> Finding | None:
@@ -75,60 +62,6 @@ def _heads(scene: Scene, tensor: str, found: Indices) -> Finding | None:
         return None
     evidence = f"kv heads {list(order)} of {tensor} stand where 0, 1, 2 … should"
     return finding(scene, "HEAD-MAP", tensor, evidence, rows)
-
-
-def check_zero_rows(scene: Scene, identity: Identity) -> Finding | None:
-    """Rows that are visible and were never written."""
-    seen = scene.seen
-    key, value = identity.key_is_zero[seen], identity.value_is_zero[seen]
-    key &= ~_reference_zero(scene, seen, scene.reference.keys)
-    value &= ~_reference_zero(scene, seen, scene.reference.values)
-    both = seen[key & value]
-    if not len(both):
-        apart = _written_apart(scene, identity, seen[key | value])
-        if apart is not None:
-            return apart
-        for name, tensor, zero in (("K-NOT-WRITTEN", "k", key), ("V-NOT-WRITTEN", "v", value)):
-            if zero.any():
-                rows = seen[zero]
-                evidence = f"{tensor} of {named_slots(scene, rows)} is all zero, the other is not"
-                return finding(scene, name, tensor, evidence, rows)
-        return None
-    newest = int(scene.places[scene.live[-1]])
-    written = np.flatnonzero((identity.by_key == newest) & (identity.by_value == newest))
-    if len(written) and newest in scene.slots[both]:
-        return _misplaced(scene, int(written[0]), both, newest)
-    if newest in scene.supposed[both]:
-        evidence = f"the slot of place {newest} is zero, and no other that is seen holds its row"
-        return finding(scene, "WRITE-POSITION", "k", evidence, both)
-    after = scene.slots[both].min() > scene.slots[seen[~(key & value)]].max(initial=-1)
-    name = "ZERO-ROWS-VISIBLE" if after else "ZERO-GAP"
-    are = "row is" if len(both) == 1 else "rows are"
-    evidence = f"{len(both)} all-zero {are} visible, {named_slots(scene, both)}"
-    return finding(scene, name, "k", evidence, both)
-
-
-def _written_apart(scene: Scene, identity: Identity, half: Indices) -> Finding | None:
-    """A row of which one half is zero, and that half stands in another slot."""
-    for row in half.tolist():
-        place = identity.place[row]
-        for tensor, found in (("k", identity.by_key), ("v", identity.by_value)):
-            there = np.flatnonzero((found == place) & (np.arange(len(found)) != row))
-            if found[row] < 0 <= place and len(there):
-                evidence = (
-                    f"{tensor} of place {place} stands in slot {scene.slots[there[0]]}, "
-                    f"the other half in slot {scene.slots[row]}"
-                )
-                return finding(scene, "MISALIGNED", tensor, evidence, there)
-    return None
-
-
-def _misplaced(scene: Scene, row: int, zero: Indices, newest: int) -> Finding:
-    slot = int(scene.slots[row])
-    evidence = (
-        f"the row of place {newest} stands in slot {slot}, {named_slots(scene, zero)} is still zero"
-    )
-    return finding(scene, "WRITE-POSITION", "k", evidence, np.array([row]))
 
 
 def check_swapped(scene: Scene, identity: Identity) -> Finding | None:
@@ -237,7 +170,7 @@ def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Findin
     if known is not None:
         return found(*known)
     s = factor(mine, theirs, atol)
-    turned = _turned(scene, rows, mine, theirs, atol) if tensor == "k" and s is None else None
+    turned = rotated(scene, rows, mine, theirs, atol) if tensor == "k" and s is None else None
     if turned is not None:
         return found(*turned)
     each = (s, "") if s is not None else factors(mine, theirs, atol)
@@ -275,72 +208,3 @@ def _rearranged(
         "k and v together hold the same numbers, shared out otherwise: one tensor of both is split "
         "or viewed wrongly"
     )
-
-
-def _turned(
-    scene: Scene, rows: Indices, mine: Floats, theirs: Floats, atol: float
-) -> tuple[str, str] | None:
-    """Keys that are rotated: by the same for all, or in proportion to their position."""
-    turn = rotation(mine, theirs, atol)
-    if turn is None:
-        return None
-    places = scene.supposed[rows] - scene.padding
-    old = bool(len(changed_before(scene, rows)))
-    rated = _rated(scene, turn, places, old)
-    if rated is not None:
-        return rated
-    n = shift(turn, int(scene.reference.keys.shape[1]) + 64)
-    by = "by angles that vary" if n is None else f"by {n:+d} positions"
-    if old and n is not None and len(rows) == 1 and n == -int(places[0]):
-        return "KEYS-NOT-ROTATED", f"k of place {places[0]} lost its rotation: it is rotated {by}"
-    if old:
-        return "KEYS-ROTATED-AGAIN", f"{len(rows)} old rows are rotated {by} more"
-    if n is not None and n == -int(places[0]) and not _others_turned(scene, rows) and n < -1:
-        return "KEYS-NOT-ROTATED", f"k of place {places[0]} is rotated {by}"
-    if n is not None and len(rows) == 1 and n == -int(places[0]) and n < -1:
-        by += ", all of its position (as at position 0, or not rotated at all)"
-    return "POSITION-ROPE-K", f"k of {counted(len(rows))} is rotated {by}, q is right"
-
-
-def _rated(scene: Scene, turn: Rotation, places: Indices, old: bool) -> tuple[str, str] | None:
-    """Keys that are rotated in proportion to their position, or to their distance to the end."""
-    rate = slope(turn, places)
-    if rate is not None and (len(places) > 1 or places[0] == 0):
-        return _in_proportion(len(places), rate, old)
-    newest = int(scene.supposed.max()) - scene.padding
-    rate = slope(turn, places - newest) if len(places) > 1 else None
-    if rate is None or not whole(rate) or rate[0] > 0:
-        return None
-    # what the newest row is rotated with is laid over all of them
-    evidence = f"k of {counted(len(places))} is rotated to position {newest}, as the newest one is"
-    return "KEYS-ROTATED-AGAIN" if old else "POSITION-ROPE-K", evidence
-
-
-def _others_turned(scene: Scene, rows: Indices) -> bool:
-    """Whether rows beside these are seen, beyond the first, whose rotation is none."""
-    others = np.setdiff1d(scene.seen, rows)
-    return bool((scene.supposed[others] > scene.padding).any())
-
-
-def _in_proportion(rows: int, rates: NDArray[np.float64], old: bool) -> tuple[str, str]:
-    """Row p is rotated by rate·p in each plane."""
-    rate = float(rates[0])
-    if whole(rates) and rate > 0:
-        which = "old rows" if old else "rows"
-        return "KEYS-ROTATED-AGAIN", f"row p of {rows} {which} is rotated by {rate:+.2g}·p"
-    if whole(rates):
-        evidence = f"row p of {rows} rows is the recomputed one rotated by {rate:+.2g}·p"
-        return "KEYS-NOT-ROTATED", evidence
-    return (
-        "LENGTH-DEPENDENT-POSITIONS",
-        f"k of {rows} rows is rotated in proportion to its position, with other frequencies "
-        f"than the recomputed one (plane 0: {rate:+.2g} radians a position)",
-    )
-
-
-def _reference_zero(scene: Scene, rows: Indices, reference: Floats) -> NDArray[np.bool_]:
-    """Rows that are zero without the cache too."""
-    inside = supposed_inside(scene, rows)
-    out = np.zeros(len(rows), bool)
-    out[inside] = (reference[:, scene.supposed[rows[inside]]] == 0).all(axis=(0, 2))
-    return out
