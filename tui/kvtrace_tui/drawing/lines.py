@@ -88,6 +88,11 @@ def page(strips: Iterable[Strip], width: int, height: int, fill: Style = ink.TEX
     return found + [blank] * (height - len(found))
 
 
+def length(pieces: Sequence[Piece]) -> int:
+    """Cells that they take."""
+    return sum(cell_len(text) for text, _ in pieces)
+
+
 def beside(parts: Sequence[tuple[Sequence[Strip], int]], fill: Style = ink.TEXT) -> list[Strip]:
     """Blocks of lines side by side: (lines, width) each; short blocks are filled."""
     height = max((len(strips) for strips, _ in parts), default=0)

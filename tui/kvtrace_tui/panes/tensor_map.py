@@ -5,11 +5,10 @@ As numbers it shows the same rows as a table around the crosshair.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.cells import cell_len
 from textual.strip import Strip
 
 from kvtrace.analysis.heads.tensors import CACHE_TENSORS, attended_runs
@@ -26,10 +25,10 @@ from kvtrace.trace import Tensor, Trace, stands_for_none
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
-from kvtrace_tui.drawing.lines import Piece, elided, line
+from kvtrace_tui.drawing.lines import Piece, elided, length, line
 from kvtrace_tui.drawing.maps.axis import GUTTER, across_labels, down_labels
 from kvtrace_tui.drawing.maps.filling import Filling
-from kvtrace_tui.drawing.maps.heat import Look, heat_map, legend
+from kvtrace_tui.drawing.maps.heat import Look, heat_map, legend_beside, legend_line
 from kvtrace_tui.drawing.maps.numbers import exactly, number_table
 from kvtrace_tui.drawing.maps.pool import pooling_label
 from kvtrace_tui.drawing.palettes import PALETTES
@@ -38,7 +37,6 @@ from kvtrace_tui.panes.pane import Pane, blank, wrapped
 from kvtrace_tui.panes.rows import Shelf
 from kvtrace_tui.panes.views import LETTERS, Ranges, Shown, shown
 
-_LEGEND = 12
 _WIDE = 56
 _TIGHT = 24
 _NAMED = 10
@@ -113,8 +111,8 @@ class MapPane(Pane):
         if narrow:
             foot = [line(width, *elided(one, width)) for one in (colours, *reading)]
             return [*lines, *drawn, *foot]
-        colours = _beside(colours, width + 1 - _length([*reading[0], *reading[1]]))
-        side = min(_length(colours), width)
+        colours = legend_beside(colours, width + 1 - length([*reading[0], *reading[1]]))
+        side = min(length(colours), width)
         foot = [line(width - side, *reading[0], *reading[1]), line(side, *colours)]
         return [*lines, *drawn, Strip.join(foot)]
 
@@ -165,7 +163,8 @@ class MapPane(Pane):
         sides = labels, blank(rest) if rest > 0 else None
         lines = heat_map(seen.values.T, down, across, look, mark, sides)
         axes = self._axes(trace, cursor, across, mark[1], width)
-        return [*lines, *axes], _colours(look, pooling_label(down, across), width)
+        pooling = pooling_label(down, across)
+        return [*lines, *axes], legend_line(look, pooling, width, narrow=width < _WIDE)
 
     def _axes(
         self, trace: Trace, cursor: Cursor, across: Filling, mark: int, width: int
@@ -308,30 +307,3 @@ def _label(trace: Trace, position: int, token: int) -> str:
         return f" {NO_SINGLE if stands_for_none(position) else 'padding'}"
     word = "" if token == UNKNOWN else f" {shown_token(trace.token_text(token), 12)}"
     return f"{position}{word}"
-
-
-def _length(pieces: Sequence[Piece]) -> int:
-    return sum(cell_len(words) for words, _ in pieces)
-
-
-def _beside(colours: list[Piece], room: int) -> list[Piece]:
-    """What fits beside a number: the bar goes first, then what a cell stands for, not the range."""
-    shorter = (colours, colours[-2:], colours[-2:-1])
-    return next((pieces for pieces in shorter if _length(pieces) <= room), shorter[-1])
-
-
-def _colours(look: Look, pooling: str, width: int) -> list[Piece]:
-    """The colour bar, its range and what a cell stands for; the bar gives way to the words."""
-    if width < _WIDE:
-        shade, bins = look.shade, pooling.rpartition(" ")[2]
-        longest, long, brief = (
-            f" {words}"
-            for words in (
-                f"{shade.label} {pooling.replace(' of ', ' ')}",
-                f"{shade.label} {bins}",
-                f"{shade.brief} {bins}",
-            )
-        )
-        return [(next((one for one in (longest, long) if cell_len(one) <= width), brief), ink.DIM)]
-    said = f" {pooling.replace(' of ', ' ')} " if pooling else " "
-    return [*legend(look, _LEGEND if width >= _LEGEND * 6 else _LEGEND // 2), (said, ink.DIM)]

@@ -18,7 +18,7 @@ from textual.timer import Timer
 from kvtrace.errors import KvtraceError
 from kvtrace.trace import Trace
 from kvtrace_tui.actions import ACTIONS, BY_ID
-from kvtrace_tui.arrangement import Boxes, arrange
+from kvtrace_tui.arrangement import Boxes
 from kvtrace_tui.desk import breakpoints, moves
 from kvtrace_tui.desk.cursor import Axis, Cursor
 from kvtrace_tui.desk.desk import TRAITS, Desk, Recording
@@ -27,9 +27,9 @@ from kvtrace_tui.panes.lined import Lined
 from kvtrace_tui.panes.pane import Moved, Pane
 from kvtrace_tui.panes.timeline import TimelinePane
 from kvtrace_tui.screens.ahead import Ahead
-from kvtrace_tui.screens.bars import Drawn, FooterBar, StatusBar, said_in
+from kvtrace_tui.screens.bars import Drawn, FooterBar, StatusBar
 from kvtrace_tui.screens.direct import DirectScreen
-from kvtrace_tui.screens.placed import Placed
+from kvtrace_tui.screens.placed import Placed, Places
 from kvtrace_tui.screens.stage import ScreenStage
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         self._bars: list[Drawn] = []
         self._making = self._made(make_panes)
         self._player: Timer | None = None
-        self._boxes: tuple[tuple[object, ...], Boxes] | None = None
         self._placed_boxes: Boxes = {}
         self._wanted: set[Lined] | None = None
-        self._placed = Placed(self._arranged)
+        self._arranged = Places(self.desk)
+        self._placed = Placed(self._arranged.boxes)
         self._ahead = Ahead(lambda seconds, call: self.set_timer(seconds, call))
         if follower.trace is not None:
             self.desk.trace = follower.trace
@@ -134,27 +134,6 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         """Parts stand where the arrangement says."""
         return self._placed
 
-    def _arranged(self, width: int, height: int) -> Boxes:
-        """Boxes for the present size, focus and trace; made once for each."""
-        desk = self.desk
-        layers = 12 if desk.trace is None else len(desk.trace.meta.sites)
-        shown = desk.focus if desk.maximised else desk.shown
-        sequences = _sequences(desk.trace)
-        foot = len(said_in(desk.message, width)) or 1
-        key = (width, height, shown, desk.maximised, layers, sequences, foot)
-        if self._boxes is None or self._boxes[0] != key:
-            boxes = arrange(
-                width,
-                height,
-                shown,
-                maximised=desk.maximised,
-                layers=layers,
-                sequences=sequences,
-                foot=foot,
-            )
-            self._boxes = key, boxes
-        return self._boxes[1]
-
     def pane(self, name: str) -> Pane | None:
         """The pane of that name."""
         return self._panes.get(name)
@@ -177,7 +156,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
             self._wanted.add(part)
 
     def _tell_parts(self) -> None:
-        boxes = self._arranged(*self.size)
+        boxes = self._arranged.boxes(*self.size)
         self._focus_what_is_shown()
         if self._placed_boxes is not boxes:
             self._placed_boxes = boxes
@@ -200,7 +179,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
     def _focus_what_is_shown(self) -> None:
         """The arrows never belong to a pane that can't be seen."""
         desk = self.desk
-        boxes = self._arranged(*self.size)
+        boxes = self._arranged.boxes(*self.size)
         if desk.focus not in boxes:
             visible = [name for name in TRAITS if name in boxes]
             desk.focus = desk.shown if desk.shown in boxes else next(iter(visible), desk.focus)
@@ -230,7 +209,7 @@ class MainScreen(DirectScreen, inherit_bindings=False):
 
     def _expect_more(self, before: Cursor | None) -> None:
         """The same move once more is the likeliest next key, where no step may still change."""
-        trace, boxes = self.desk.trace, self._arranged(*self.size)
+        trace, boxes = self.desk.trace, self._arranged.boxes(*self.size)
         panes = [pane for name, pane in self._panes.items() if name in boxes]
         if trace is not None and panes and not self._follower.may_change:
             self._ahead.expect(before, self.desk.cursor, trace, panes)
@@ -342,9 +321,3 @@ class MainScreen(DirectScreen, inherit_bindings=False):
         """What a thread tells, unless the screen is gone."""
         if self.is_running:
             self.call_later(deed)
-
-
-def _sequences(trace: Trace | None) -> int:
-    """Most sequences of any step, where there are several; else 0."""
-    most = 0 if trace is None else int(trace.overview["sequences"].max(initial=0))
-    return most if most > 1 else 0

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
@@ -19,6 +20,7 @@ from textual.strip import Strip
 from kvtrace.trace.dtypes import Floats
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth
+from kvtrace_tui.drawing.lines import length
 from kvtrace_tui.drawing.maps.filling import Filling
 from kvtrace_tui.drawing.maps.heatstrip import Painter, heat_strip, painter
 from kvtrace_tui.drawing.maps.pool import pooled
@@ -33,6 +35,7 @@ _NEGATIVE = "#=~-"
 _POSITIVE = "░▒▓█"
 _SIGNED_GLYPHS = _NEGATIVE + "·" + _POSITIVE
 _UNSIGNED_GLYPHS = " ·:-=░▒▓█"
+_BAR = 12
 _ABSENT, _NOT_FINITE, _CROSSHAIR = " ", "!", "◆"
 
 
@@ -104,6 +107,31 @@ def legend(look: Look, width: int) -> list[tuple[str, Style]]:
         return [*bar, (f" {look.shade.label}", ink.DIM)]
     glyphs = glyphs_of(look.shade.signed)
     return [(f"{glyphs} {look.shade.label}", ink.DIM)]
+
+
+def legend_line(look: Look, pooling: str, width: int, *, narrow: bool) -> list[tuple[str, Style]]:
+    """The colour bar, its range and what a cell stands for, as pieces of a line.
+
+    Args:
+        look: How the map is painted.
+        pooling: What a cell stands for; empty: for one value.
+        width: Cells there are.
+        narrow: The bar gives way to the words.
+    """
+    shade, words = look.shade, pooling.replace(" of ", " ")
+    if not narrow:
+        bar = legend(look, _BAR if width >= _BAR * 6 else _BAR // 2)
+        return [*bar, (f" {words} " if pooling else " ", ink.DIM)]
+    bins = pooling.rpartition(" ")[2]
+    brief = f" {shade.brief} {bins}"
+    longer = (f" {shade.label} {words}", f" {shade.label} {bins}")
+    return [(next((one for one in longer if cell_len(one) <= width), brief), ink.DIM)]
+
+
+def legend_beside(pieces: list[tuple[str, Style]], room: int) -> list[tuple[str, Style]]:
+    """What fits beside a number: the bar goes first, then what a cell stands for, not the range."""
+    shorter = (pieces, pieces[-2:], pieces[-2:-1])
+    return next((one for one in shorter if length(one) <= room), shorter[-1])
 
 
 @lru_cache(64)
