@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 from kvtrace.cli.shared import terminal
 from kvtrace.cli.shared.grammar import Verb
 
 if TYPE_CHECKING:
+    import argparse
+
     from kvtrace.cli.show.pick import Place, Wish
     from kvtrace.trace import Trace
 
@@ -31,7 +33,6 @@ def run(values: argparse.Namespace) -> int:
 
 def show_trace(path: Path, wish: Wish | None = None, *, mouse: bool = True) -> int:
     """Open a file on whatever there is to show it on."""
-    from kvtrace.cli.show import exit_code
     from kvtrace.files import open_trace
 
     trace = open_trace(path)
@@ -41,6 +42,8 @@ def show_trace(path: Path, wish: Wish | None = None, *, mouse: bool = True) -> i
     from kvtrace_tui.app import run as run_screen
 
     code = run_screen(lambda: trace, at=asked, mouse=mouse)
+    from kvtrace.cli.show import exit_code
+
     return code or exit_code(trace)
 
 
@@ -72,6 +75,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
 
 
+def _lone(word: str) -> argparse.Namespace:
+    """The first picture does not wait for a parser where there is only a file."""
+    values = SimpleNamespace(file=Path(word), at=None, no_mouse=False, debug=False, after=[])
+    return cast("argparse.Namespace", values)
+
+
 VERB = Verb(
     name="open",
     usage="FILE [--at STEP/LAYER/HEAD/TENSOR] [--no-mouse]",
@@ -83,4 +92,5 @@ VERB = Verb(
     ),
     arguments=_arguments,
     run=run,
+    lone=_lone,
 )

@@ -165,3 +165,11 @@ def test_a_prompt_from_an_input_that_the_shell_closed_is_a_usage_error(kvtrace, 
     code, _, err = kvtrace("demo", "--prompt-file", "-")
     assert code == 2
     assert "standard input is closed" in err
+
+
+def test_a_lone_file_is_read_as_the_parser_reads_it(tmp_path):
+    verb = load("open")
+    for word in ("a.kvt", "", "a b", str(tmp_path)):
+        parsed = verb.parser().parse_intermixed_args([word])
+        parsed.after = []
+        assert vars(verb.parsed([word])) == vars(parsed)

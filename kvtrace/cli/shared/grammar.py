@@ -1,19 +1,20 @@
-"""How commands are written: the verbs, the parser, and what its values must be.
+"""How commands are written: the verbs, and what each says of itself.
 
-argparse takes 6 ms to import; libraries that draw prettier help take more than `kvtrace open`
-may spend before its first screen.
+Their parser is made only where there is something to parse: argparse takes 6 ms to import, and
+libraries that draw prettier help take more than `kvtrace open` may spend before its first screen.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from kvtrace.errors import UsageError
+if TYPE_CHECKING:
+    import argparse
+
+    from kvtrace.cli.shared.parser import Parser
 
 VERBS = {
     "record": "record a run to a file, without a screen",
@@ -28,18 +29,6 @@ VERBS = {
     "zoo": "models with a planted bug in their cache, to look at",
 }
 """Name of each verb to what it does; the module of the same name holds it."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser whose complaints are our errors."""
-
-    def error(self, message: str) -> NoReturn:
-        """Complain.
-
-        Raises:
-            UsageError: Always.
-        """
-        raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
 def _ours(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -58,6 +47,7 @@ class Verb(Struct, frozen=True):
         arguments: Adds its arguments to a parser.
         run: Does it; returns the exit code.
         divided: Parts the words of a command into ours and somebody else's behind them.
+        lone: What its parser makes of a single word that is no option, without the parser.
     """
 
     name: str
@@ -67,24 +57,27 @@ class Verb(Struct, frozen=True):
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     divided: Callable[[Sequence[str]], tuple[Sequence[str], Sequence[str]]] = _ours
+    lone: Callable[[str], argparse.Namespace] | None = None
 
     def parsed(self, words: Sequence[str]) -> argparse.Namespace:
         """What its words mean; those that are not ours are its `after`."""
         own, after = self.divided(words)
+        if self.lone is not None and len(words) == len(own) == 1 and own[0][:1] != "-":
+            return self.lone(own[0])
         values = self.parser().parse_intermixed_args(own)
         values.after = list(after)
         return values
 
     def parser(self) -> Parser:
         """A parser for its arguments."""
+        from kvtrace.cli.shared.parser import Parser
+
         prog = f"kvtrace {self.name}".rstrip()
         parser = Parser(
             prog=prog,
             usage=f"{prog} {self.usage}",
             description=self.summary,
             epilog=self.epilog(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
         self.arguments(parser)
         parser.add_argument(
@@ -108,29 +101,3 @@ def overview(bare: Verb) -> str:
         f"{text}\nverbs:\n{verbs}\n\n`kvtrace VERB --help` explains each. A model called like a "
         "verb is written ./NAME or after `--`."
     )
-
-
-def natural(text: str) -> int:
-    """A whole number, 0 or more.
-
-    Raises:
-        argparse.ArgumentTypeError: It is not.
-    """
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
-
-
-def temperature(text: str) -> float:
-    """A finite number, 0 or more.
-
-    Raises:
-        argparse.ArgumentTypeError: It is not.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
-    return value

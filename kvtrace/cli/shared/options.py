@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from kvtrace.cli.shared import prompts
-from kvtrace.cli.shared.grammar import natural, temperature
+from kvtrace.cli.shared.parser import natural, temperature
 from kvtrace.errors import UsageError
 from kvtrace.live.messages import Request
 

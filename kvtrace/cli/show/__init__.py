@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrace.cli.shared.grammar import Verb, natural
+from kvtrace.cli.shared.grammar import Verb
+from kvtrace.cli.shared.parser import natural
 
 if TYPE_CHECKING:
     from kvtrace.cli.show import pick
