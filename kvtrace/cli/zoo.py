@@ -77,7 +77,8 @@ def _named(name: str) -> Bug:
 
     found = catalogue().get(name)
     if found is None:
-        near = difflib.get_close_matches(name, catalogue(), 3, 0.4)
+        near = [one for one in catalogue() if name in one][:3]
+        near = near or difflib.get_close_matches(name, catalogue(), 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`kvtrace zoo` lists them"
         raise UsageError(f"zoo: there is no bug {safe(name)!r}; {hint}")
     return found

@@ -23,6 +23,7 @@ from kvtrace.record.capture.caches.handing import (
 from kvtrace.record.prepared import as_overridden, positions_of, prepared, prepares, wants_more
 from kvtrace.record.processes.local import device_of
 from kvtrace.trace import Ending
+from kvtrace.units import counted
 
 
 class Control(Protocol):
@@ -211,11 +212,11 @@ def decode(
         if token in limits.eos:
             return Ending("eos", f"the model ended the text with {limits.named(token)}")
         if made >= limits.new_tokens:
-            return Ending("length", f"{made} new tokens, as asked for")
+            return Ending("length", f"{counted(limits.new_tokens, 'new token')}, as asked for")
         if limits.context_length and len(tokens) > limits.context_length:
             text = f"the model's context of {limits.context_length} positions is full"
             return Ending("context full", text)
-    return Ending("stopped", f"stopped after {made} new tokens")
+    return Ending("stopped", f"stopped after {counted(made, 'new token')}")
 
 
 def last_logits(result: Any) -> Tensor:

@@ -28,8 +28,13 @@ def test_the_list_needs_no_torch():
 
 
 def test_a_name_that_is_not_there_is_told_what_is_near(capsys):
-    assert main(["zoo", "rope-restart"]) == 2
-    assert "did you mean rope-restarts" in capsys.readouterr().err
+    for typed, near in (
+        ("rope-restart", "did you mean rope-restarts?"),
+        ("roep-restarts", "did you mean rope-restarts"),
+        ("nope", "`kvtrace zoo` lists them"),
+    ):
+        assert main(["zoo", typed]) == 2
+        assert near in capsys.readouterr().err
 
 
 def test_a_bug_is_recorded_and_then_found(tmp_path, capsys):

@@ -8,6 +8,7 @@ import torch
 import kvtrace
 from builders.tiny_models import tiny_model
 from kvtrace.record.decode import Choice, Limits, decode
+from kvtrace.trace import Ending
 
 IDS = torch.tensor([[7, 3, 21, 9, 30]])
 
@@ -52,11 +53,14 @@ def test_sampling_repeats_with_its_seed(model):
     assert run(1) != run(2)
 
 
-def test_the_loop_ends_at_eos_and_when_the_context_is_full(model):
+def test_the_loop_ends_at_eos_as_asked_for_and_when_the_context_is_full(model):
     first = model.generate(IDS, do_sample=False, max_new_tokens=1)[0, -1].item()
     prompt = IDS[0].tolist()
     ended = decode(model, prompt, limits=Limits(eos=frozenset([first])))
     assert ended.reason == "eos"
+    for asked, words in ((0, "0 new tokens"), (1, "1 new token"), (2, "2 new tokens")):
+        enough = decode(model, prompt, limits=Limits(new_tokens=asked))
+        assert enough == Ending("length", f"{words}, as asked for")
     full = decode(model, prompt, limits=Limits(new_tokens=9, context_length=7))
     assert full.reason == "context full"
 

@@ -91,7 +91,7 @@ def _run(sampling: Sampling) -> str:
         return "the recorded program gave the tokens"
     parts = [safe(sampling.driver)]
     if sampling.max_new_tokens:
-        parts.append(f"{sampling.max_new_tokens} new tokens asked for")
+        parts.append(f"{units.counted(sampling.max_new_tokens, 'new token')} asked for")
     if sampling.temperature:
         parts.append(f"temperature {sampling.temperature:g}, top-k {sampling.top_k or 'all'}")
         parts.append(f"seed {sampling.seed}")

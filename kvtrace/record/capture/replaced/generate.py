@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kvtrace.record.capture.replaced.patch import Method, Patches
 from kvtrace.record.modes import unseen_by_modes
 from kvtrace.trace import Ending, Step
+from kvtrace.units import counted
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class Generation:
         last = self.sequences[:, -1].tolist()
         if self.eos and any(token in self.eos for token in last):
             return Ending("eos", f"generate ended the text after {new} new tokens")
-        return Ending("length", f"generate made {new} new tokens")
+        return Ending("length", f"generate made {counted(new, 'new token')}")
 
 
 _arrivals: list[Callable[[nn.Module], None]] = []
