@@ -248,6 +248,16 @@ def test_recorder_keys_are_refused_without_a_recorder(desk):
     assert not [action for action in footer(desk) if action.group == "recorder"]
 
 
+def test_while_something_records_its_keys_stand_beside_play(desk):
+    for recording in (Recording.PAUSED, Recording.RUNNING):
+        desk.recording = recording
+        assert [one.id for one in footer(desk)][2:5] == ["play", "run", "stop"]
+    desk.following = True
+    press(desk, "run")
+    assert desk.message == "the recorder is running: space pauses it"
+    assert desk.stage.sent == []
+
+
 def test_another_token_is_chosen_by_its_text_or_id(desk):
     desk.recording = Recording.PAUSED
     press(desk, "last_step")

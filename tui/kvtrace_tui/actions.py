@@ -115,9 +115,9 @@ def _view() -> Iterable[Action]:
 
 def _run() -> Iterable[Action]:
     yield Action("run", ("r",), "Run", "Let the recorder go on.", RUN, deeds.run_on,
-                 reasons.needs_recorder, weight=20)
+                 reasons.needs_waiting, weight=3)
     yield Action("stop", ("x",), "Stop", "End the recording after the step under way.", RUN,
-                 deeds.stop_recorder, reasons.needs_recorder, weight=21)
+                 deeds.stop_recorder, reasons.needs_recorder, weight=3)
     yield Action("choose", (), "Choose a token",
                  "Go on with another token than the model's choice.", RUN,
                  deeds.choose_token, reasons.needs_pause)

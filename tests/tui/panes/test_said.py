@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
 from builders.panes import AT, drawn, row_of
-from builders.screens import app_of, press, shown
+from builders.screens import app_of, press, shown, until
 from kvtrace.trace import TopLogits
 from kvtrace_tui.panes.inspector import InspectorPane
 from kvtrace_tui.panes.rows import Shelf
@@ -129,3 +129,6 @@ async def test_a_long_name_of_a_trace_leaves_the_status_line_to_the_model():
         await press(pilot, "n")
         assert "demo-2026" not in shown(app)[0]
         assert f"  {trace.meta.model.name}  step 2/6" in shown(app)[0]
+    async with app_of(trace).run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: "lanes equal" in shown(pilot.app)[0])
+        assert "3L×4H(2kv) d8 f32" in shown(pilot.app)[0]

@@ -88,6 +88,13 @@ def needs_recorder(desk: Desk) -> str | None:
     return "no recorder is running: this is what was recorded"
 
 
+def needs_waiting(desk: Desk) -> str | None:
+    """Nothing records, or it goes on already and is followed."""
+    if desk.recording is Recording.RUNNING and desk.following:
+        return "the recorder is running: space pauses it"
+    return needs_recorder(desk)
+
+
 def needs_pause(desk: Desk) -> str | None:
     """The recorder does not wait for us."""
     missing = needs_recorder(desk) or needs_trace(desk)

@@ -30,6 +30,7 @@ _SIGNS = {
     Recording.FAILED: ("✗ recorder failed", ink.BAR_BAD),
 }
 _MOST_SAID = 3
+_LEAST_NAME = 16
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
 
 
@@ -93,7 +94,8 @@ class StatusBar(Drawn):
         answer = _answer(self.desk)
         right = [*answer, (f"{sign} ", style)]
         room = width - len(sign) - 3 - sum(len(words) for words, _ in answer)
-        return [line(width, *_fitting(_status(self.desk), room), fill=ink.BAR, right=right)]
+        status = _status(self.desk, max(width // 5, _LEAST_NAME))
+        return [line(width, *_fitting(status, room), fill=ink.BAR, right=right)]
 
 
 def _answer(desk: Desk) -> list[Piece]:
@@ -107,13 +109,14 @@ def _answer(desk: Desk) -> list[Piece]:
     return [(f"{answer.verdict}  ", ink.BAR_DIM)] if answer.verdict else []
 
 
-def _status(desk: Desk) -> list[tuple[int, Piece]]:
-    """(importance, piece): 0 is never left out."""
+def _status(desk: Desk, most: int) -> list[tuple[int, Piece]]:
+    """(importance, piece): 0 is never left out; a name beyond `most` cells gives way to others."""
     found: list[tuple[int, Piece]] = [(9, (" kvtrace", ink.BAR_KEY))]
     trace, cursor = desk.trace, desk.cursor
     if trace is None:
         return found
-    found.append((4, (f" {safe(trace.name, 32)}", ink.BAR_STRONG)))
+    name = safe(trace.name, 32)
+    found.append((4 if len(name) <= most else 7, (f" {name}", ink.BAR_STRONG)))
     found.append((5, (f"  {safe(trace.meta.model.name, 28)}", ink.BAR)))
     if trace.meta.sites and cursor.layer < len(trace.meta.sites):
         found.append((6, (f" {_shape(trace, trace.site(cursor.layer))}", ink.BAR_DIM)))
