@@ -236,7 +236,9 @@ def _behind(match: Match, given: GivenRows, written: Numbers) -> Numbers | None:
         ways = [(_agree(one, given.new, written), one) for one in (told, told - given.new)]
         agree, first = max(ways, key=lambda way: way[0])
         slots_are_places = bool((first + given.new <= seq).all())  # not those of a window
-        return first if agree and slots_are_places and _fits(first, last, match.text.new) else None
+        if not agree or not slots_are_places or _counts_shown(given, first, last):
+            return None
+        return first if _fits(first, last, match.text.new) else None
     if given.visible.shape[0] != sequences:
         return None
     shown = np.stack([_shown_last(given, b) for b in range(sequences)])
@@ -245,6 +247,12 @@ def _behind(match: Match, given: GivenRows, written: Numbers) -> Numbers | None:
     alone = np.array_equal(shown, np.arange(seq) < counts[:, None]) and bool((first == last).any())
     all_written = _agree(first, given.new, written) == sequences
     return first if alone and all_written and _fits(first, last, match.text.new) else None
+
+
+def _counts_shown(given: GivenRows, first: Numbers, last: Numbers) -> bool:
+    """Whether positions count what is shown: all sequences end alike, and are filled at the left."""
+    hidden = [int(_shown_last(given, b).argmax()) for b in range(len(last))]
+    return np.array_equal(hidden, last - first)
 
 
 def _shown_last(given: GivenRows, b: int) -> Flags:

@@ -112,7 +112,10 @@ def branches(forward: Forward) -> bool:
     if call.keys.shape[2] <= forward.new or call.visible.shape[-2] not in (1, forward.new):
         return False
     shown = call.visible.expand(*call.visible.shape[:-2], forward.new, call.keys.shape[2])
-    mine = shown.reshape(-1, *shown.shape[-2:])[0, :, _own_rows(forward, call, shown)]
+    shown = shown.reshape(-1, *shown.shape[-2:])[0]
+    mine = shown[:, _own_rows(forward, call, shown)]
+    # padding that is shown itself, so that its softmax is one: no branch goes on from nothing
+    mine = mine & ~((shown.sum(-1) == 1) & (mine.sum(0) == 1) & mine.diagonal())[:, None]
     return any(_side_by_side(where, mine) for where in _places(forward, mine))
 
 
