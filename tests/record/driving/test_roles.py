@@ -46,6 +46,11 @@ ROLES = {
         "kv_cache": "cache",
         "current_position_ids": "position",
     },
+    "def forward(self, tokens, segment_pos, cache=None): ...": {
+        "tokens": "ids",
+        "segment_pos": "position",
+        "cache": "cache",
+    },
     "def forward(self, q, /, k_cache, v_cache, *, offset=0): ...": {
         "q": "ids",
         "k_cache": "cache",
