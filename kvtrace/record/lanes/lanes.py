@@ -272,6 +272,8 @@ class Lanes:
             return []
         if wanted and not batches:
             why = self._unlike or _earlier(one.trace)
+            if not why and (apart := set(self._extras.apart.said.values())):
+                why, self._said = "; ".join(sorted(apart)), self._said - apart
             self._said.add(f"not recomputed: {why or 'which tokens went in was not recorded'}")
         return batches
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from kvtrace.record.capture.forward import Forward
+from kvtrace.record.lanes.given.packed import packed
 from kvtrace.record.lanes.given.shown import branches
 from kvtrace.text import safe
 
@@ -23,6 +24,7 @@ class Apart:
     _steps: set[int] = field(default_factory=set)
     _model: nn.Module | None = None
     _attended: set[str] = field(default_factory=set)
+    _began: set[int] = field(default_factory=set)
 
     def add(self, step: int, forward: Forward) -> None:
         """A forward became a step: it may be one."""
@@ -32,6 +34,16 @@ class Apart:
                 f"step {step} was fed several branches of the text at once, as trees of drafts "
                 "are: it is not compared, nor what goes on from it"
             )
+        elif texts := packed(forward):
+            if not texts.go_on:
+                self._began.add(step)
+                return
+            kind, held = "packed", len(texts.tokens)
+            text = (
+                f"step {step} was fed tokens of {held} texts that are packed in one row and don't "
+                "see each other: it is shown as one sequence, and no such step is compared"
+            )
+            self._steps |= self._began
         elif self._is_elsewhere(forward):
             kind = safe(type(forward.model).__name__, 100)
             text = f"{kind} is called by itself, too, and attends elsewhere: that is not compared"
