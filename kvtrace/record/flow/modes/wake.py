@@ -226,7 +226,7 @@ class Waking:
 
     def _product(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function that makes products is called, by whomever."""
-        if get_ident() != self._thread:
+        if get_ident() != self._thread or self._within_another:
             return original(*args, **kwargs)
         on = _stack_length() > self._base
         if self._trial:
@@ -260,7 +260,7 @@ class Waking:
 
     def _heard(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same in a forward of which only the score is heard."""
-        if get_ident() != self._thread or self._is_none(args):
+        if get_ident() != self._thread or self._is_none(args) or self._within_another:
             return original(*args, **kwargs)
         if _stack_length() > self._base or not self.hearing.expects(original):
             self.hearing.leave()
@@ -273,11 +273,17 @@ class Waking:
         """A softmax is called: nothing wakes, but it is heard."""
         out = original(*args, **kwargs)
         hearing = self.hearing
-        if (hearing.follows or hearing.learns) and get_ident() == self._thread:
+        heard = (hearing.follows or hearing.learns) and not self._within_another
+        if heard and get_ident() == self._thread:
             ours = self._is_none(args) or not (hearing.learns or hearing.expects(original))
             if not ours:
                 hearing.note(original, args, kwargs, out)
         return out
+
+    @property
+    def _within_another(self) -> bool:
+        """Whether a mode that was on before the forward began calls a function that was seen."""
+        return _stack_length() < self._base
 
     def _is_none(self, args: tuple[Any, ...]) -> bool:
         """Whether a function is work of ours, or is given a parameter."""
