@@ -78,6 +78,7 @@ class Implicit:
         self._function = StepFunction()
         self._frames: list[FrameType] = []
         self._beside: dict[str, object] = {}
+        self._read: Tensor | None = None
 
     @property
     def under_way(self) -> bool:
@@ -162,6 +163,7 @@ class Implicit:
             isinstance(each, Followed) and each.call.kind == "encoder" for each in one.calls
         )
         if encoded:
+            self._read = ids.clone()
             self._function = StepFunction()  # what encodes is not what decodes
         part = "encoder" if encoded else "model" if one.calls else ""
         watch.end_step({**self._beside, self._name: ids, **given}, part)
@@ -171,8 +173,14 @@ class Implicit:
         if watch is not None and self._ids is not None:
             self.begins()
             self._frames = theirs(callers(FRAMES)) if self.begins_at_once else []
-            self._beside = _beside(watch.model, self._frames, self._ids)
+            self._beside = self._source(watch.model)
+            self._beside |= _beside(watch.model, self._frames, self._ids)
             self._open = watch.begin_step({**self._beside, self._name: self._ids})
+
+    def _source(self, model: nn.Module) -> dict[str, object]:
+        """What its forward would be given for its encoder, which ran before the step."""
+        takes = signature_of(model).of("source")
+        return {} if self._read is None or not takes else {takes[0].name: self._read}
 
 
 class Lookups(Beneath):

@@ -79,7 +79,9 @@ def read_beside(ids: str, batch: Batch, dtype: torch.dtype | None) -> dict[str, 
     """
     if ids != DECODER:
         return {}
-    given = {name: one for name, one in batch.extra.items() if name != CODES and one is not None}
+    known = {name: one for name, one in batch.extra.items() if name != CODES and one is not None}
+    # what a loop has at hand is no argument, and is called `local cache`
+    given = {name: one for name, one in known.items() if name.isidentifier()}
     return given if dtype is None else {name: cast(one, dtype) for name, one in given.items()}
 
 

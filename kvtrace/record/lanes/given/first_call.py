@@ -163,8 +163,14 @@ class FirstCall(Struct, frozen=True):
         for name in self.parameters:
             if _FLAG.match(name):
                 out[name] = False
-        hides = {one.name: one.form(0, tokens.shape[1], tokens.device) for one in self.hidden}
-        return out | hides
+        return out | self._hiding(tokens)
+
+    def _hiding(self, tokens: Tensor) -> dict[str, object]:
+        """The masks that hide later tokens, and those of what an encoder reads, which hide none."""
+        source = next((one for name, one in self.arguments.items() if is_source(name, one)), tokens)
+        assert isinstance(source, Tensor)
+        rows = {True: source.shape[-1], False: tokens.shape[1]}
+        return {one.name: one.form(0, rows[one.of_source], tokens.device) for one in self.hidden}
 
     @property
     def switches(self) -> dict[str, object]:

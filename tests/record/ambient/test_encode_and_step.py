@@ -1,0 +1,128 @@
+"""Translators that a loop drives by methods of their own: encode, begin a state, take a step."""
+
+import pytest
+import torch
+from torch import nn
+
+import kvtrace
+from kvtrace.analysis.checks.report import EQUAL
+from kvtrace.analysis.checks.verdict import check
+from kvtrace.analysis.course import course
+
+SOURCES = ([5, 9, 3, 7, 2, 4], [8, 1, 13, 17, 6])
+
+
+class Mixing(nn.Module):
+    """Attention to whatever it is given, with a cache that grows, or is filled once."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x, read, mask, cache, grows):
+        q, k, v = (
+            mix(one).unflatten(-1, (2, 8)).transpose(1, 2) for mix, one in self.given(x, read)
+        )
+        if cache and not grows:
+            k, v = cache["k"], cache["v"]
+        elif cache:
+            k, v = torch.cat((cache["k"], k), 2), torch.cat((cache["v"], v), 2)
+        if cache is not None:
+            cache |= {"k": k, "v": v}
+        scores = q @ k.transpose(-2, -1) * 8**-0.5
+        if mask is not None:
+            scores = scores.masked_fill(mask == 0, -1e9)
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    def given(self, x, read):
+        return (self.q, x), (self.k, read), (self.v, read)
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn, self.src_attn = Mixing(), Mixing()
+
+    def forward(self, x, memory, mask, own=None, other=None):
+        x = x + self.self_attn(x, x, mask, own, True)
+        return x + self.src_attn(x, memory, None, other, False)
+
+
+class Translator(nn.Module):
+    further = 1
+    """Positions that a step goes on by."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.src_embed, self.tgt_embed = nn.Embedding(20, 16), nn.Embedding(20, 16)
+        self.places, self.head = nn.Embedding(64, 16), nn.Linear(16, 20)
+        self.encoder = nn.ModuleList(Mixing() for _ in range(2))
+        self.decoder = nn.ModuleList(Layer() for _ in range(2))
+
+    def forward(self, src, tgt, tgt_mask):
+        x, memory = self.tgt_embed(tgt) + self.places.weight[: tgt.shape[1]], self.encode(src)
+        for layer in self.decoder:
+            x = layer(x, memory, tgt_mask)
+        return self.head(x)
+
+    def encode(self, src):
+        x = self.src_embed(src) + self.places.weight[: src.shape[1]]
+        for layer in self.encoder:
+            x = x + layer(x, x, None, None, False)
+        return x
+
+    def init_state(self, memory):
+        return {"memory": memory, "at": 0, "layers": [({}, {}) for _ in self.decoder]}
+
+    def decode_step(self, token, state):
+        x = self.tgt_embed(token)[:, None] + self.places.weight[state["at"]]
+        for layer, (own, other) in zip(self.decoder, state["layers"], strict=True):
+            x = layer(x, state["memory"], None, own, other)
+        state["at"] += self.further
+        return self.head(x)[:, -1], state
+
+
+class Named(Translator):
+    """Its forward calls the two texts otherwise, and hides later tokens itself."""
+
+    def forward(self, input_ids, decoder_input_ids):
+        new = decoder_input_ids.shape[1]
+        return super().forward(input_ids, decoder_input_ids, torch.ones(new, new).tril())
+
+
+class Skipping(Translator):
+    further = 2
+
+
+@torch.no_grad()
+def translated(model, path, sources=SOURCES):
+    model = model()
+    with kvtrace.record(path):
+        for source in sources:
+            state, token = model.init_state(model.encode(torch.tensor([source]))), 1
+            for _ in range(9):
+                logits, state = model.decode_step(torch.tensor([token]), state)
+                token = int(logits.argmax())
+    return kvtrace.open(path)
+
+
+@pytest.mark.parametrize("model", [Translator, Named])
+def test_steps_are_held_against_the_forward_over_both_texts(tmp_path, model):
+    trace = translated(model, tmp_path / "a.kvt")
+    assert check(trace).verdict == EQUAL
+    assert course(trace) == "encoder over 6, prefill of 1, 8 decode steps, and 1 more start"
+
+
+def test_a_position_that_a_step_counts_wrongly_is_found(tmp_path):
+    first = check(translated(Skipping, tmp_path / "a.kvt", SOURCES[:1])).findings[0]
+    assert (first.name, first.step, first.layer) == ("POSITION-EMBEDDING", 2, 2)
+
+
+def test_every_attention_is_seen_once_in_whichever_text(tmp_path):
+    trace = translated(Translator, tmp_path / "a.kvt")
+    assert [site.module for site in trace.meta.sites] == [
+        *("encoder.0", "encoder.1", "decoder.0.self_attn", "decoder.0.src_attn"),
+        *("decoder.1.self_attn", "decoder.1.src_attn"),
+    ]
+    assert torch._C._len_torch_function_stack() == 0
