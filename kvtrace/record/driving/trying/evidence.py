@@ -27,7 +27,8 @@ from kvtrace.record.chance import OTHER_SEED
 from kvtrace.record.driving.trying.contents import contents
 from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.trying.private import nothing_left
-from kvtrace.record.driving.ways.calls import Calls, CannotBeginError, NoCacheError, Shape
+from kvtrace.record.driving.ways.calls import Calls, CannotBeginError, Shape
+from kvtrace.record.driving.ways.passed_on import NoCacheError
 from kvtrace.record.driving.ways.way import Way
 
 NOT_FINITE = "no logit is finite"

@@ -14,8 +14,8 @@ from types import FunctionType, MethodType, ModuleType
 from msgspec.structs import replace
 from torch import nn
 
-from kvtrace.record.driving.ways.calls import is_empty
 from kvtrace.record.driving.ways.classes import classes, of_class
+from kvtrace.record.driving.ways.passed_on import is_empty
 from kvtrace.record.driving.ways.roles import Parameter, parameters_of
 from kvtrace.record.driving.ways.sizes import Sizes, UnknownSizeError
 from kvtrace.record.driving.ways.way import Begin, Room

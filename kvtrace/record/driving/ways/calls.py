@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,29 +15,17 @@ from kvtrace.record.driving.trying.patterns import Pattern, pattern
 from kvtrace.record.driving.ways.outputs import (
     Logits,
     NoLogitsError,
-    Path,
     all_rows,
-    find_caches,
     find_logits,
     last_row,
     part_of,
-    spelled,
 )
+from kvtrace.record.driving.ways.passed_on import NoCacheError, PassedOn
 from kvtrace.record.driving.ways.sizes import room_inside
 from kvtrace.record.driving.ways.way import LENGTHS, Argument, Begin, Room, Way
 from kvtrace.record.processes.local import device_of
 
 _COMPARED = 3
-_DEEP = 4
-"""How far into a cache its tensors are looked for."""
-_OFFSET = re.compile(
-    r"_?(\w*offset|(cur|curr|current|start|seq|cache)?_?pos(ition)?|(seen|past|cur|current)_\w+"
-    r"|(seq_?)?len(gth)?|size|step|n_past|t)"
-)
-
-
-class NoCacheError(ModelError):
-    """The way has a cache, and none was kept; the message says how that showed."""
 
 
 class CannotBeginError(ModelError):
@@ -81,9 +68,7 @@ class Calls:
     _fed: int = 0
     _room: int = 0
     _begun: bool = False
-    _caches: list[object] = field(default_factory=list)
-    _began_empty: bool = False
-    _back: tuple[Path, ...] | None = None
+    _passed: PassedOn | None = None
     _logits: dict[bool, Logits] = field(default_factory=dict)
     _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -116,21 +101,19 @@ class Calls:
         return all_rows(*self._call(tokens))[-len(tokens) :]
 
     @property
-    def comes_back(self) -> str:
-        """Where the cache is found after a call, for people; empty before the first."""
-        if self.way.cache is None or self._back is None:
-            return ""
-        return " and ".join(map(spelled, self._back)) if self._back else "filled in place"
-
-    @property
     def fed(self) -> int:
         """How many tokens went in so far, in calls that went well."""
         return self._fed
 
     @property
+    def comes_back(self) -> str:
+        """Where the cache is found after a call, for people; empty before the first."""
+        return "" if self._passed is None else self._passed.comes_back
+
+    @property
     def kept(self) -> list[Tensor]:
         """The tensors of the cache that is passed on, as they are now."""
-        return [one for cache in self._caches for one in _tensors_in(cache, _DEEP)]
+        return [] if self._passed is None else self._passed.tensors
 
     def _call(self, tokens: Sequence[int]) -> tuple[object, Logits]:
         if not self._begun:
@@ -139,15 +122,13 @@ class Calls:
         given = list(tokens if self.way.again else tokens[before:])
         new = len(tokens) - before
         first, named = self._arguments(given, before, new)
-        offsets = [_offsets(one) for one in self._caches]
-        stood = _versions(self.kept)
+        passed = self._passed
+        stood = None if passed is None else passed.stand()
         with torch.no_grad():
             result = self.model(*first, **named)
         where = self._where(result, len(given), new)
-        if self.way.cache is not None:
-            self._keep(result, where, stood)
-            if self.way.cache.moved:
-                self._move(offsets, new)
+        if passed is not None and stood is not None:
+            passed.over(stood, result, where, new, first=not self._fed)
         self._fed = len(tokens)
         return result, where
 
@@ -159,10 +140,10 @@ class Calls:
         if any(one.padded for one in self.way.given):
             self._room = room_inside(self.model) or self.capacity
         if (cache := self.way.cache) is not None:
-            self._caches = [self._made(cache.begin) for _ in cache.names]
-            if any(isinstance(one, type(self.model)) for one in self._caches):
+            caches = [self._made(cache.begin) for _ in cache.names]
+            if any(isinstance(one, type(self.model)) for one in caches):
                 raise CannotBeginError(f"{cache.begin.said}: the model came back, no cache")
-            self._began_empty = all(map(is_empty, self._caches))
+            self._passed = PassedOn(cache, caches)
 
     def _made(self, begin: Begin) -> object:
         try:
@@ -185,8 +166,8 @@ class Calls:
         for parameter in self.way.signature.of("source"):
             rows = [self.source] * (1 + len(self.beside))
             values[parameter.name] = self.way.batch(rows, self._device)
-        if self.way.cache is not None:
-            values.update(zip(self.way.cache.names, self._caches, strict=True))
+        if self._passed is not None:
+            values.update(zip(self._passed.how.names, self._passed.caches, strict=True))
         for one in self.way.given:
             span = (0, len(self.source)) if one.of_source else (before, new)
             value = one.form(*span, self._device)
@@ -227,52 +208,6 @@ class Calls:
                 raise
             return find_logits(result, rows, *shape)  # of the last token of each
 
-    def _keep(self, result: object, where: Logits, stood: list[tuple[Tensor, int]]) -> None:
-        """The cache for the next call: what came back, or what was passed, where that was filled.
-
-        A call for a prompt may make it and return it, and calls after that fill it in place.
-        """
-        cache = self.way.cache
-        assert cache is not None
-        if self._back is None:
-            self._back = self._places(result, where, cache.pick)
-        if self._back:
-            kept = [None if path == where.path else part_of(result, path) for path in self._back]
-            if not any(one is None for one in kept):
-                self._caches = kept
-            elif not self._fed or _stand_still(stood, _versions(self.kept)):
-                raise NoCacheError(f"no cache came back at {spelled(self._back[0])}")
-        elif all(is_empty(one) for one in self._caches):
-            raise NoCacheError(
-                "no cache came back" if self._caches[0] is None else "the cache stayed empty"
-            )
-
-    def _move(self, offsets: list[dict[str, int]], new: int) -> None:
-        """Offsets of the caches that the model leaves alone are the caller's to move on."""
-        for cache, before in zip(self._caches, offsets, strict=True):
-            still = [name for name, value in before.items() if getattr(cache, name) == value]
-            if not still:
-                raise NoCacheError("the cache has no offset that is left to the caller")
-            for name in still:
-                setattr(cache, name, before[name] + new)
-
-    def _places(self, result: object, where: Logits, pick: int) -> tuple[Path, ...]:
-        """Where the caches come back; nowhere where they are filled in place."""
-        count = len(self._caches)
-        found = find_caches(result, where)
-        same = any(part_of(result, path) is one for path in found for one in self._caches)
-        if count > 1:
-            ordered = found if found and isinstance(found[0][0], str) else found[::-1]
-            options = [tuple(ordered[:count])] if len(ordered) >= count else []
-        else:
-            options = [] if same else [(path,) for path in found]
-        filled = not all(map(is_empty, self._caches))
-        in_place = same or not options or (self._began_empty and filled)
-        options = [(), *options] if in_place else [*options, ()]
-        if pick >= len(options):
-            raise NoCacheError("no other cache came back")
-        return options[pick]
-
 
 def _for_each(value: object, sequences: int, one: Argument) -> object:
     """What one sequence is given, for each; one new row of a mask is no batch."""
@@ -281,48 +216,6 @@ def _for_each(value: object, sequences: int, one: Argument) -> object:
     if value.dim() == 1 and not one.said.startswith(LENGTHS):
         return value
     return value.repeat(sequences, *[1] * (value.dim() - 1))
-
-
-def _offsets(cache: object) -> dict[str, int]:
-    """Numbers of a cache object that say how many tokens it has seen, by their names."""
-    held = getattr(cache, "__dict__", {})
-    return {
-        name: value
-        for name, value in held.items()
-        if type(value) is int and _OFFSET.fullmatch(name.lower())
-    }
-
-
-def _tensors_in(value: object, deep: int) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif deep:
-        named = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-        for one in value if isinstance(value, list | tuple) else list(named.values()):
-            yield from _tensors_in(one, deep - 1)
-
-
-def _versions(tensors: list[Tensor]) -> list[tuple[Tensor, int]]:
-    """The tensors that stand there, and how often each of them was written to."""
-    return [(one, 0 if one.is_inference() else one._version) for one in tensors]
-
-
-def _stand_still(before: list[tuple[Tensor, int]], now: list[tuple[Tensor, int]]) -> bool:
-    return len(before) == len(now) and all(
-        one is other and times == then
-        for (one, times), (other, then) in zip(before, now, strict=True)
-    )
-
-
-def is_empty(cache: object) -> bool:
-    """Whether a cache holds nothing: None, or containers of nothing but None."""
-    if cache is None:
-        return True
-    if isinstance(cache, dict):
-        return all(is_empty(one) for one in cache.values())
-    if isinstance(cache, list | tuple):
-        return all(is_empty(one) for one in cache)
-    return False
 
 
 def _lengths(given: int, before: int) -> str:
