@@ -5,85 +5,35 @@ followed begins with a product of two tensors that are no parameters. So the fun
 one are replaced while a forward runs; the mode is on from a product of queries and keys until the
 weights have met the values, and off elsewhere. What is followed, and how, stays the same.
 
-A forward is only slept through once the mode, awake all along, has shown that every product went
-through a replaced function, and that nothing else it saw mattered. It looks again now and then.
+Which forwards are slept through, `asleep` tells.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import get_ident
-from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kvtrace.record.capture.replaced.overlay import Overlay, Overlays
 from kvtrace.record.capture.running import depth_of_our_work
+from kvtrace.record.flow.modes.asleep import Learnt
 from kvtrace.record.flow.modes.heard import Hearing
 from kvtrace.record.flow.modes.mode import FlowMode
 from kvtrace.record.flow.modes.modules import Frame
+from kvtrace.record.flow.modes.producers import FUNCTIONS, METHODS, SOFTMAX, imported
 from kvtrace.record.flow.modes.routed import RoutedMode
 from kvtrace.record.modes import FUNCTION_MODES, beneath
 
 _stack_length = torch._C._len_torch_function_stack
 
-FUNCTIONS = (
-    *((torch, name) for name in ("matmul", "bmm", "mm", "mv", "baddbmm", "addmm")),
-    *((torch, name) for name in ("einsum", "tensordot")),
-    *((torch.functional, name) for name in ("einsum", "tensordot")),
-    (torch.linalg, "matmul"),
-    *((F, name) for name in ("linear", "scaled_dot_product_attention")),
-)
-"""Where functions that make products are looked up: replaced while a forward runs, no longer."""
-
-METHODS = (
-    *("__matmul__", "__rmatmul__", "matmul", "bmm", "mm", "mv"),
-    *("baddbmm", "baddbmm_", "addmm"),
-)
-"""Methods of tensors that make products: to replace one costs every tensor its caches."""
-
-SOFTMAX = ((torch, "softmax"), (torch.special, "softmax"))
-"""Where functions are looked up that are heard of, too; `F.softmax` calls the method."""
-
-SEEN, SEEN_MOST = (1, 16), 128
-"""Forwards that are looked at by a mode that is awake; later one in so many."""
-
-
-DOUBT = 4
-"""Forwards that are followed awake after one in which attention may have been missed."""
-
 _FEWER = (
     "attention of a step before was not seen, where its code changed; or it skipped a layer there"
 )
-
-
-@dataclass(slots=True)
-class _Learnt:
-    """What is known of the forwards of one module.
-
-    Attributes:
-        forwards: There were so far.
-        plain: The first one showed nothing that needs a mode that is always awake.
-        good: The last one that was followed awake may have been slept through.
-        attended: Attention calls of the last one.
-        doubted: Attention calls of the last one, where it had fewer than those before; else None.
-        since: Forwards since then, followed awake, with more calls than that one.
-        bad: So many were followed awake to no avail.
-    """
-
-    forwards: int = 0
-    plain: bool = False
-    good: bool = False
-    attended: int = 0
-    doubted: int | None = None
-    since: int = 0
-    bad: int = 0
 
 
 @dataclass(slots=True)
@@ -107,14 +57,15 @@ class Waking:
     _thread: int = 0
     _base: int = 0
     _depth: int = 0
-    _learnt: dict[str, _Learnt] = field(default_factory=dict)
+    _learnt: dict[str, Learnt] = field(default_factory=dict)
     _methods: list[Overlay] = field(default_factory=list)
     _functions: Overlays | None = None
 
     def stop(self) -> None:
         """Give all functions back."""
         for path, known in self._learnt.items():
-            self._doubt(path, known)
+            if known.missed():
+                self.tell(path, _FEWER)
         while self._methods:
             self._methods.pop().stop()
         self._functions = None
@@ -127,12 +78,8 @@ class Waking:
             frame: Its.
             modules: Names of the Python modules that the model's code is in.
         """
-        known = self._learnt.setdefault(frame.path, _Learnt())
-        known.forwards += 1
-        number = known.forwards
-        looks = number in SEEN or number % SEEN_MOST == 0
-        sleeps = known.good and not looks and known.doubted is None
-        trial = not sleeps and known.plain and (known.bad < 2 or looks)
+        known = self._learnt.setdefault(frame.path, Learnt())
+        sleeps, trial = known.begin()
         self.mode.families.look()
         with self._replaced(modules) if sleeps or trial else nullcontext():
             try:
@@ -153,31 +100,8 @@ class Waking:
             finally:
                 self._trial = False
                 self.hearing.stop()
-        if not sleeps:
-            seen = self.mode.families
-            known.plain = not (seen.odd or seen.twice or seen.by_taint)
-            known.good = trial and seen.may_sleep
-            known.bad += trial and not known.good
-        self._count(known, frame, slept=sleeps)
-
-    def _count(self, known: _Learnt, frame: Frame, *, slept: bool) -> None:
-        """Doubt a forward that was slept through and attended less; say so if one more attends."""
-        seen = self.mode.families
-        if slept and (frame.attended < known.attended or seen.twice or seen.odd):
-            known.doubted, known.since = frame.attended, 0
-        elif not slept:
-            known.since += 1
-            if known.doubted is not None and known.doubted >= frame.attended:
-                known.doubted = None  # as few, awake: layers are skipped in some steps
-            elif known.since > DOUBT:
-                self._doubt(frame.path, known)
-        known.attended = frame.attended
-
-    def _doubt(self, path: str, known: _Learnt) -> None:
-        """Say so if a forward that was slept through had fewer calls than all that followed."""
-        if known.doubted is not None and known.since:
-            self.tell(path, _FEWER)
-        known.doubted = None
+        if known.over(frame.attended, self.mode.families, slept=sleeps, trial=trial):
+            self.tell(frame.path, _FEWER)
 
     # -- while a forward runs --------------------------------------------------------------
 
@@ -186,7 +110,7 @@ class Waking:
         """The functions replaced; those of tensors stay so until all is over."""
         functions = self._functions
         if functions is None:
-            places = [*FUNCTIONS, *SOFTMAX, *_imported(modules)]
+            places = [*FUNCTIONS, *SOFTMAX, *imported(modules)]
             functions = self._functions = Overlays(places, self._wrapper)
             names = (*METHODS, "softmax")
             self._methods = [Overlay(Tensor, name, self._method(name)) for name in names]
@@ -342,15 +266,3 @@ def _is_numbered(original: Any, args: tuple[Any, ...]) -> bool:
     """Whether an einsum numbers its axes: torch spells them as letters for modes alone."""
     name = getattr(original, "__name__", "")
     return name == "einsum" and bool(args) and not isinstance(args[0], str)
-
-
-def _imported(modules: Iterable[str]) -> list[tuple[ModuleType, str]]:
-    """Where the model's own code has taken such functions by name."""
-    known = {id(getattr(owner, name)) for owner, name in (*FUNCTIONS, *SOFTMAX)}
-    own = [sys.modules[name] for name in dict.fromkeys(modules) if name in sys.modules]
-    return [
-        (module, name)
-        for module in own
-        for name, value in list(vars(module).items())
-        if id(value) in known and (module, name) not in FUNCTIONS
-    ]
