@@ -110,6 +110,18 @@ def test_a_ring_overwrites_one_slot():
     assert (step.positions.tolist(), step.gone, step.again) == ([[4, 1, 2, 3]], 1, 0)
 
 
+def test_equal_values_in_other_slots_give_a_ring_no_rows_of_another_sequence():
+    site, (keys, values), (key, value) = Site(), rows(6, sequences=2), rows(1, sequences=2)
+    values[1, :, :2] = values[0, :, 4:]  # the same two tokens, where a ring is to hold them
+    site.step((keys, values), 6)
+    ring = (
+        torch.cat([x[:, :, [4, 5]], y, x[:, :, [3]]], 2) for x, y in ((keys, key), (values, value))
+    )
+    step = site.step(tuple(ring))
+    assert step.taken.tolist() == [0, 1]
+    assert step.positions.tolist() == [[4, 5, 6, 3], [4, 5, 6, 3]]
+
+
 def test_a_chunk_that_goes_around_the_ring_keeps_its_order():
     site, buffer = Site(), rows(6)
     site.step(buffer, 5, sees(*range(5), of=6, new=5))

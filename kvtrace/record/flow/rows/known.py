@@ -158,8 +158,23 @@ def _source(mine: Glance, then: Glance, live: Flags, row: int) -> int:
     if len(live) == 1 or known >= live[source, :seq].sum():
         return source
     alone = (best(slice(1)), best(slice(1, 2)))
-    moved = [one for one, count in alone if one != row and count > known]
-    return moved[0] if moved else source
+    moved = [(one, count) for one, count in alone if one != row and count > known]
+    if moved and row < len(live):
+        # values of equal tokens are equal anywhere: a ring's rows may all be its own, elsewhere
+        own = _anywhere(mine, then[:, row, live[row]])
+        moved = [(one, count) for one, count in moved if count > own]
+        source = row if own > known else source
+    return moved[0][0] if moved else source
+
+
+def _anywhere(mine: Glance, then: Glance) -> int:
+    """How many rows are among those of a sequence, in whichever slots.
+
+    Args:
+        mine: Digests of keys and values, [2, seq].
+        then: Of the sequence's, [2, slots].
+    """
+    return int(np.isin(mine[0] * 3 + mine[1], then[0] * 3 + then[1]).sum())
 
 
 def gone_on(texts: Sequence[Text], given: GivenRows) -> Match:
