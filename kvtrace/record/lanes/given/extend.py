@@ -110,6 +110,9 @@ class Extension(Struct, frozen=True):
             return _causal(value, self.rows)
         if hides_padding(name, value, self.new) or _masks_keys(name, value, self.new):
             return _longer(value, self.rows, 0)
+        if _hides_filling(name, value, self.new) and not seen_in(value, self.new):
+            more = value.new_ones(*value.shape[:-1], max(0, self.rows - self.new))
+            return torch.cat((value, more), -1)[..., : self.rows]
         whole = not value.is_floating_point() and value.dtype != torch.bool
         whole = whole and not (MASK.search(name) and seen_in(value, self.new))
         return (self._whole if whole else self._table)(name, value)
@@ -128,6 +131,8 @@ class Extension(Struct, frozen=True):
         late = (steps[..., 1:] >= steps[..., :-1]) & (steps[..., 1:] <= 1)
         if steps.shape[-1] > 1 and bool(late.all()) and bool((steps[..., -1] == 1).all()):
             return _longer(value, rows, 1)
+        if POSITION.search(name) and bool(_stands_still(steps).all()):
+            return _longer(value, rows, 1)  # behind its filling a text goes on where it ended
         raise CannotExtendError(f"`{name}` neither counts nor stays the same")
 
     def _table(self, name: str, value: Tensor) -> Tensor:
@@ -176,6 +181,24 @@ def hides_padding(name: str, value: object, new: int) -> bool:
     shown = value != 0
     later = bool((shown[..., 1:] >= shown[..., :-1]).all())
     return value.shape[-1] == new and later and bool(shown[..., -1].all())
+
+
+def _hides_filling(name: str, value: Tensor, new: int) -> bool:
+    """Whether it shows each sequence's text and hides what fills it up behind, [.., new]."""
+    if not MASK.search(name) or not 0 < value.dim() <= 2 or value.shape[-1] != new:
+        return False
+    if value.is_floating_point() or bool(((value != 0) & (value != 1)).any()):
+        return False
+    steps = value[..., 1:].int() - value[..., :-1].int()
+    once = (steps == 1).sum(-1) + value[..., 0] == 1
+    ends_once = (steps == -1).sum(-1) <= 1
+    return bool((once & ends_once).all()) and bool(value.all(-1).any())
+
+
+def _stands_still(steps: Tensor) -> Tensor:
+    """Whether positions count, and stand still behind their text at most, of each sequence."""
+    counts = (steps == 1).to(torch.int8)
+    return ((steps == 0) | (steps == 1)).all(-1) & (counts[..., 1:] <= counts[..., :-1]).all(-1)
 
 
 def _masks_keys(name: str, value: Tensor, new: int) -> bool:
