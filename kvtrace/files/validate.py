@@ -117,9 +117,9 @@ def check_step(step: Step, meta: Meta, file_bytes: int, where: str) -> None:
     """
     where = f"{where}: step {step.number}"
     _check_place(step, where)
-    if len(step.positions) != len(step.tokens) or any(
-        len(row) != step.new for row in (*step.tokens, *step.positions)
-    ):
+    each = (*step.tokens, *step.positions, *step.likeliest)
+    told = len(step.positions), len(step.likeliest) or len(step.tokens)
+    if told != (len(step.tokens),) * 2 or any(len(row) != step.new for row in each):
         raise TraceError(f"{where}: tokens and positions are not rectangular.")
     for group in step.caches:
         if not _sound_caches(group, len(meta.cache_layers), file_bytes):

@@ -186,6 +186,8 @@ class Step(Struct, frozen=True, omit_defaults=True):
         texts: Text of token ids first seen here.
         packed: Its place among the requests of a packed forward.
         picks: What modules chose for its tokens, in order; empty where nobody asked.
+        likeliest: Token that each new row holds for the next, per sequence, [sequences][new]: of a
+            step of several tokens that goes on with others; empty where not all rows told.
     """
 
     number: int
@@ -204,6 +206,7 @@ class Step(Struct, frozen=True, omit_defaults=True):
     texts: Mapping[int, str] = field(default_factory=dict)
     packed: Packed | None = None
     picks: tuple[Picks, ...] = ()
+    likeliest: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_sequences(self) -> int:

@@ -17,6 +17,7 @@ from kvtrace.analysis.checks.whole_run.forgotten import Forgotten
 from kvtrace.analysis.checks.whole_run.leftover import leftover
 from kvtrace.analysis.checks.whole_run.not_reordered import NotReordered
 from kvtrace.analysis.checks.whole_run.padded import padded_inside
+from kvtrace.analysis.checks.whole_run.rejected import Rejected
 from kvtrace.errors import TraceError
 from kvtrace.trace import Step, Trace
 
@@ -41,9 +42,11 @@ class Texts:
     _before: Step | None = None
     _lost: Forgotten = field(init=False)
     _beams: NotReordered = field(init=False)
+    _rejected: Rejected = field(init=False)
 
     def __post_init__(self) -> None:
         self._lost, self._beams = Forgotten(self.trace), NotReordered(self.trace)
+        self._rejected = Rejected(self.trace)
 
     def tell(self, survey: Survey) -> None:
         """Tell what the comparison of lanes does not cover."""
@@ -65,6 +68,10 @@ class Texts:
         trace = self.trace
         lost, other = self._lost.add(step, before, looking=looking), None
         mixed = self._beams.add(step, before)
+        self._rejected.add(step)
+        # the whole run must be known: what samples may take the likeliest token for a while
+        tried = looking and step.number == self.trace.numbers[-1]
+        kept = self._rejected.finding if tried and not self._lost.named else None
         filled = filled_up(trace, step, before)
         self.padded |= set(filled.sequences if filled else ())
         self.padded |= set(padded_inside(trace, step))
@@ -78,7 +85,7 @@ class Texts:
             other = None
         self._stale = self._stale or other is not None
         self.astray = other is not None and step.parent is not None and step.new > 1
-        return [one for one in (lost, mixed, filled, other) if one is not None]
+        return [one for one in (lost, mixed, filled, kept, other) if one is not None]
 
     def _known_better(self, step: Step, found: Finding) -> bool:
         """Whether comparing lanes tells whose rows were there before a text began."""

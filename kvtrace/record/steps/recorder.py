@@ -36,7 +36,7 @@ from kvtrace.record.steps.scribe import Scribe, Sink
 from kvtrace.record.steps.sites import Sites
 from kvtrace.record.steps.steady import WaitingStep, parts_of, parts_of_own
 from kvtrace.record.steps.texts import Texts
-from kvtrace.record.steps.top import last_rows
+from kvtrace.record.steps.top import last_rows, likeliest
 from kvtrace.trace import CacheLayer, Cost, Meta, Note, Site, Step
 
 Check = Callable[[Forward], Mapping[int, Checked]]
@@ -324,10 +324,13 @@ class Recorder:
     ) -> Waiting:
         """The step, but for its logits and what its sites did."""
         number, layers = self.num_steps, self._ledger.stores.layers
+        phase = self._lineage.phase(forward, where, entry, tokens)
+        parent = self._lineage.parent(number, entry, tokens, where, layers)
+        best = () if parent is None else likeliest(forward.logits, len(tokens), forward.new)
         step = Step(
             number=number,
-            phase=self._lineage.phase(forward, where, entry, tokens),
-            parent=self._lineage.parent(number, entry, tokens, where, layers),
+            phase=phase,
+            parent=parent,
             tokens=tokens,
             positions=where,
             chosen=(None,) * len(tokens),
@@ -337,6 +340,7 @@ class Recorder:
             elapsed_ns=forward.took.called_ns,
             packed=packed_of(forward.part_of),
             picks=picks_of(forward),
+            likeliest=best,
         )
         self._lineage.enter(number, entry, tokens)
         return Waiting(step, forward.took, frozenset(entry.caches), kept=kept)

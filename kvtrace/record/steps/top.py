@@ -13,6 +13,8 @@ TOP = 20
 _GROUP = 64
 """Logits looked at together: the best are among the groups whose best is among the best."""
 
+_ROWS = 64
+"""More rows than these are a piece of a prompt, not tokens that were tried."""
 
 _SAFE = 60.0
 """Σ exp of a whole vocabulary of such logits neither overflows nor vanishes in float32."""
@@ -84,6 +86,20 @@ def last_rows(logits: Tensor | None, sequences: int) -> Tensor | None:
     if logits is None or logits.dim() != 3 or logits.shape[0] != sequences:
         return None
     return logits.detach()[:, -1] if logits.shape[1] else None
+
+
+@torch.no_grad()
+def likeliest(logits: Tensor | None, sequences: int, new: int) -> tuple[tuple[int, ...], ...]:
+    """The best token after each of several rows, [sequences][new]; empty if not all rows tell.
+
+    Args:
+        logits: [sequences, rows, vocab].
+        sequences: Rows of the batch.
+        new: Tokens that came in, of each.
+    """
+    if logits is None or logits.shape[:-1] != (sequences, new) or not 1 < new <= _ROWS:
+        return ()
+    return tuple(tuple(row) for row in logits.detach().argmax(-1).tolist())
 
 
 def _highest(rows: Tensor) -> tuple[list[list[int]], list[list[float]]]:

@@ -14,6 +14,7 @@ from kvtrace.analysis.checks.scenes.identify import identify
 from kvtrace.analysis.checks.scenes.stage import stage
 from kvtrace.analysis.checks.whole_run.chosen import chosen
 from kvtrace.analysis.checks.whole_run.few_bits import bits_of, explained
+from kvtrace.analysis.checks.whole_run.rejected import cropped_elsewhere
 from kvtrace.analysis.checks.wrong_rows.turned import rotation, shift
 from kvtrace.analysis.checks.wrong_rows.unwritten import check_zero_rows
 from kvtrace.trace import WEIGHTS_CHANGED, Tensor, Trace
@@ -62,7 +63,7 @@ def _otherwise(trace: Trace, found: Finding, lane: str, limits: Noise) -> Findin
     if found.name == "LENGTH-DEPENDENT-POSITIONS" and found.tensor == "q":
         return _turned_for_good(*about)
     if found.name == "POSITION-ROPE" and found.tensor == "q":
-        return _written_over(*about) or _fed_twice(*about)
+        return _written_over(*about) or _fed_twice(*about) or _cropped_elsewhere(trace, found)
     if found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
         return _written_apart(*about)
     if found.tensor in ("weights", "output"):
@@ -182,6 +183,20 @@ def _written_over(trace: Trace, found: Finding, lane: str, limits: Noise) -> Fin
         f"of position {place}"
     )
     return replace(found, name="ROW-OVERWRITTEN", tensor="k", evidence=evidence, row=int(slot))
+
+
+def _cropped_elsewhere(trace: Trace, found: Finding) -> Finding | None:
+    """A query at the position of its token, behind rows of which one too few or too many is left.
+
+    Which of both is wrong, the rows or the position, the tokens tell.
+    """
+    parent = trace.step(found.step).parent
+    if parent is None or not trace.step(parent).likeliest:
+        return None
+    other = cropped_elsewhere(trace)
+    if other is None or other.step != found.step:
+        return None
+    return replace(other, evidence=f"{other.evidence}; {found.evidence}", layer=found.layer)
 
 
 def _fed_twice(trace: Trace, found: Finding, lane: str, limits: Noise) -> Finding | None:
