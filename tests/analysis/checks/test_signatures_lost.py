@@ -116,6 +116,16 @@ def test_a_row_older_than_a_window_that_keeps_the_first_rows():
     assert "sees 1 row older than its window: 6" in found.evidence
 
 
+def test_a_window_that_keeps_the_first_rows_and_is_one_too_short():
+    toy, place = Toy(), np.arange(12)
+    scene = toy.scene()
+    right = toy.scene(visible=((place < 2) | (place > 6))[None]).cached
+    shorter = toy.scene(visible=((place < 2) | (place > 7))[None])
+    found = diagnose(replace(shorter, reference=replace(scene.reference, **seen_of(right))))
+    assert (found.name, found.tensor) == ("EVICTED-EARLY", "mask")
+    assert "does not see place 7: the first 2 are seen, and the newest" in found.evidence
+
+
 def seen_of(side):
     """What a side sees, and makes of it."""
     return {"visible": side.visible, "output": side.output}

@@ -181,7 +181,8 @@ def _kept_first(sight: Sight) -> int:
     kept = ordered.index(sight.missing[0])
     behind = ordered[kept : kept + len(sight.missing)] == sight.missing
     newest = len(ordered) - kept - len(sight.missing)
-    few = 0 < kept <= _SINKS and len(sight.missing) > 1 and newest > 1
+    apart = kept > 0 and ordered[kept - 1] + 1 < sight.missing[0]  # a window begins with it
+    few = 0 < kept <= _SINKS and (apart or len(sight.missing) > 1) and newest > 1
     return kept if few and behind and not sight.cross else 0
 
 
