@@ -96,6 +96,13 @@ def test_a_batch_that_keeps_the_rows_of_the_text_that_ended_is_told():
     assert "one of the likeliest after sequence 2 and not after its own" in found.evidence
 
 
+def test_a_batch_that_keeps_rows_in_another_order_than_its_tokens_is_told():
+    model = made()
+    report = kvtrace.check(model, run=lambda: ended(model, [1, 0]))
+    found = report.findings[0]
+    assert (found.name, found.step, found.sequences) == ("WRONG-BATCH-ROW", 4, (0, 1))
+
+
 def test_a_batch_that_drops_the_rows_of_the_text_that_ended_is_right():
     model = made()
     report = kvtrace.check(model, run=lambda: ended(model, [0, 2]))

@@ -76,7 +76,7 @@ class NotReordered:
     def _of_those_that_left(
         self, step: Step, own: list[int], likeliest: list[tuple[int, ...]]
     ) -> dict[int, int]:
-        """Sequences that go on with the likeliest token of one whose rows are gone, and of which.
+        """Sequences that go on with the likeliest token of another one's text, and of which.
 
         Args:
             step: It.
@@ -90,9 +90,10 @@ class NotReordered:
             return {}
         sure = self._greedy >= _STEPS and not self._strayed
         self._strayed = True
-        left = [n for n in range(len(best)) if n not in own]
+        # those whose rows are gone first: theirs are the likelier ones to be taken for others
+        every = sorted(range(len(best)), key=lambda n: n in own)
         found = {
-            sequence: next((n for n in left if best[n] == token), -1)
+            sequence: next((n for n in every if best[n] == token), -1)
             for sequence, token in astray.items()
         }
         most = len(tokens) + _SLACK
