@@ -5,6 +5,7 @@ import numpy as np
 from builders.scenes import Toy, replace, rope
 from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.wrong_rows.grid import quantised
+from kvtrace.analysis.checks.wrong_rows.inexact import inexact
 
 
 def told(scene):
@@ -66,6 +67,19 @@ def test_quantised_rows_are_told_from_changed_ones():
 def test_numbers_at_random_lie_on_no_grid():
     rows = np.random.default_rng(0).standard_normal((2, 9, 16)).astype(np.float32)
     assert quantised(rows + 1e-3, rows) is None
+
+
+def test_a_few_numbers_that_all_heads_share_lie_on_a_grid_by_chance():
+    mine, right = [0.3, 0.4, 0.8, 1.1], [0.3593, 1.3221, -0.0141, 1.0427]
+    shared = [np.float32(numbers).reshape(1, 1, 4).repeat(4, 0) for numbers in (mine, right)]
+    assert quantised(*shared) is None
+
+
+def test_a_scale_that_is_lost_is_no_negative_one():
+    right = np.random.default_rng(3).standard_normal((1, 2, 16)).astype(np.float32)
+    kept = levels(right, 8, 2)
+    assert inexact("k", 0.5 * kept, right, 3.0, 1e-4)[0] == "OLD-ROWS-SCALED"
+    assert inexact("k", -0.5 * kept, right, 3.0, 1e-4) is None
 
 
 def test_groups_of_four_are_known_by_what_quantising_the_right_numbers_gives():

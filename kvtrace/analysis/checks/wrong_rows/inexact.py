@@ -88,6 +88,6 @@ def _scales(mine: Floats, theirs: Floats) -> tuple[float, float] | None:
     factors = (wide * right).sum(axis=2) / length
     left = np.abs(wide - factors[..., None] * right).max()
     explained = left < _LEFT * np.abs(wide - right).max()
-    if not explained or np.abs(factors - 1).max() < _SCALED:
+    if not explained or factors.min() <= 0 or np.abs(factors - 1).max() < _SCALED:
         return None
     return float(factors.min()), float(factors.max())
