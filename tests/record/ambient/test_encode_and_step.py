@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import kvtrace
-from kvtrace.analysis.checks.report import EQUAL
+from kvtrace.analysis.checks.report import DIVERGED, EQUAL
 from kvtrace.analysis.checks.verdict import check
 from kvtrace.analysis.course import course
 
@@ -91,19 +91,30 @@ class Named(Translator):
         return super().forward(input_ids, decoder_input_ids, torch.ones(new, new).tril())
 
 
-class Skipping(Translator):
+class Looping(Translator):
+    """Translates by itself; its forward has no cache."""
+
+    def translate(self, src, max_len=20, start=1):
+        return run(self, src, max_len, start)
+
+
+class Skipping(Looping):
     further = 2
 
 
 @torch.no_grad()
+def run(model, source, steps, token):
+    state = model.init_state(model.encode(source))
+    for _ in range(steps):
+        logits, state = model.decode_step(torch.tensor([token]), state)
+        token = int(logits.argmax())
+
+
 def translated(model, path, sources=SOURCES):
     model = model()
     with kvtrace.record(path):
         for source in sources:
-            state, token = model.init_state(model.encode(torch.tensor([source]))), 1
-            for _ in range(9):
-                logits, state = model.decode_step(torch.tensor([token]), state)
-                token = int(logits.argmax())
+            run(model, torch.tensor([source]), 9, 1)
     return kvtrace.open(path)
 
 
@@ -126,3 +137,10 @@ def test_every_attention_is_seen_once_in_whichever_text(tmp_path):
         *("decoder.1.self_attn", "decoder.1.src_attn"),
     ]
     assert torch._C._len_torch_function_stack() == 0
+
+
+@pytest.mark.parametrize(("model", "names"), [(Looping, []), (Skipping, ["POSITION-EMBEDDING"])])
+def test_a_translator_is_checked_by_its_own_loop(model, names):
+    report = kvtrace.check(model(), [SOURCES[0]], new_tokens=4)
+    assert report.verdict == (DIVERGED if names else EQUAL)
+    assert [one.name for one in report.findings] == names

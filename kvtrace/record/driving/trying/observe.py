@@ -38,7 +38,8 @@ FORMS: tuple[Form, ...] = ("tensor", "list", "lists")
 NEW_TOKENS = 3
 _WINDOW = 1024
 _GENERATES = re.compile(
-    r"(\w+_)?(generate|generation|sample|greedy|decode|complete|infer|inference|beam_?search)(_\w+)?"
+    r"(\w+_)?(generate|generation|sample|greedy|decode|complete|infer|inference|beam_?search"
+    r"|translate)(_\w+)?"
 )
 _COUNTS = re.compile(
     r"(max_?)?(new_?)?(tokens?|steps?|length|len|n|num|count|gen_len)(_to_(generate|sample))?"
@@ -46,7 +47,10 @@ _COUNTS = re.compile(
     r"|max_gen_len|total_len"
 )
 _TOTALS = re.compile(r"(max_)?(seq_)?len(gth)?|seq_len|total_len|max_length")
-_IDS = re.compile(r"(\w+_)?(ids?|idx|tokens?|prompts?|input_ids|inputs?|x|context|start\w*|seq)s?")
+_IDS = re.compile(
+    r"(\w+_)?(ids?|idx|tokens?|prompts?|input_ids|inputs?|x|context|start\w*|seq)s?"
+    r"|(src|source)(_\w+)?"
+)
 
 
 class SeenEnoughError(Exception):
@@ -204,7 +208,10 @@ def generation_arguments(
         return (hidden if first is None else (first, *hidden)), {}
     if first is not None and declared:
         values[declared.pop(0).name] = first
+    needed = {one.name for one in declared if one.default is one.empty}
     named = [one.name for one in declared if _IDS.fullmatch(one.name.lower())]
+    # a token to begin with has a default where the text has none
+    named.sort(key=lambda name: name not in needed)
     place = next(iter(named or [one.name for one in declared[:1] if one.default is one.empty]), "")
     for one in declared:
         name = one.name.lower()
