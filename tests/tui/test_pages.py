@@ -9,7 +9,7 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.found import Answer
 from kvtrace_tui.panes.cost import CostPane
 from kvtrace_tui.screens.pages.choices import ChoiceScreen
-from kvtrace_tui.screens.pages.page import Lines, PageScreen
+from kvtrace_tui.screens.pages.page import Lines, PageScreen, text_rows
 
 
 async def test_the_list_of_findings_goes_to_the_one_that_is_chosen(trace):
@@ -93,3 +93,12 @@ async def test_help_breaks_between_words_in_a_small_terminal(trace):
     told = " ".join(" ".join(said).split())
     for action in ACTIONS:
         assert " ".join(action.help.split()) in told, action.id
+
+
+def test_the_log_breaks_long_lines_between_words():
+    said = ["Loading weights", "a warning that " + "goes on and on " * 9 + "to its end"]
+    rows = ["".join(words for words, _ in row) for row in text_rows(said, "nothing", 79)]
+    assert max(map(len, rows)) <= 79
+    assert rows[0] == " Loading weights"
+    assert " ".join(" ".join(rows[1:]).split()) == said[1]
+    assert len(text_rows([], "nothing", 79)) == 1

@@ -156,9 +156,10 @@ def help_rows(width: int) -> list[Row]:
     return rows
 
 
-def text_rows(lines: Sequence[str], empty: str) -> list[Row]:
-    """Lines that are already safe; a sentence when there are none."""
-    return [[(f" {text}", ink.TEXT)] for text in lines] or [[(f" {empty}", ink.DIM)]]
+def text_rows(lines: Sequence[str], empty: str, width: int) -> list[Row]:
+    """Lines that are already safe, broken between words; a sentence when there are none."""
+    said: list[Piece] = [(f" {text}", ink.TEXT) for text in lines] or [(f" {empty}", ink.DIM)]
+    return [row for one in said for row in broken([one], width, indent=3)]
 
 
 def page_of(name: str, log: Iterable[str], *, listens: bool) -> PageScreen:
@@ -176,4 +177,4 @@ def page_of(name: str, log: Iterable[str], *, listens: bool) -> PageScreen:
         if listens
         else "what a recorder prints is shown while it runs here; a trace does not hold it"
     )
-    return PageScreen("log", lambda _: text_rows(list(log), empty), reload_every=0.5)
+    return PageScreen("log", lambda width: text_rows(list(log), empty, width), reload_every=0.5)
