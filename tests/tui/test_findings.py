@@ -111,3 +111,11 @@ def test_a_finding_is_listed_with_its_meaning_and_cause():
     assert "✗ DTYPE  step 3, layer 1, k" in text
     for part in ("off by 2e-3", "rows are rounded", "usual cause  a smaller type", "model.py:7"):
         assert part in text
+
+
+def test_the_list_counts_bugs_and_remarks_apart_as_the_status_line_does():
+    bug = Found(3, "DTYPE", "off by 2e-3", means="rows are rounded", grave=True)
+    note = Found(None, "note", "the model is odd")
+    for found, count in (([bug, note], "1 finding · 1 remark"), ([note, note], "2 remarks")):
+        rows = words(answer_rows(Answer("diverged"), found, 80))
+        assert rows[1].endswith(f"diverged · {count}")

@@ -20,7 +20,7 @@ async def test_the_list_of_findings_goes_to_the_one_that_is_chosen(trace):
         await press(pilot, "f")
         await until(pilot, lambda: "equal within rounding" in "\n".join(shown(app)))
         lines = "\n".join(shown(app))
-        assert "✓ equal within rounding · 2 found" in lines
+        assert "✓ equal within rounding · 2 findings" in lines
         assert "planted 2" in lines
         await press(pilot, "down", "enter")
         assert app.screen.desk.cursor.step == 5

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from kvtrace.text import safe
 from kvtrace.trace import Damage
+from kvtrace.units import counted
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece
 from kvtrace_tui.found import Answer, Found
@@ -50,15 +51,21 @@ def answer_rows(answer: Answer, found: Sequence[Found], width: int) -> Iterator[
     style = ink.GOOD if answer.equal else ink.BAD if answer.diverged else ink.WARN
     sign = "✓ " if answer.equal else "✗ " if answer.diverged else ""
     verdict = answer.verdict or "only the cached lane was recorded: there is nothing to hold it to"
-    count = f" · {len(found)} found" if found else ""
     yield []
-    yield [(f" {sign}{verdict}", style), (count, ink.DIM)]
+    yield [(f" {sign}{verdict}", style), (_counts(found), ink.DIM)]
     for text in answer.lines:
         for part in textwrap.wrap(text, max(width - 6, 20)):
             yield [(f"   {part}", ink.TEXT)]
     yield []
     if not found and not answer.awaited:
         yield [(" Nothing was found, and nobody wrote anything into this trace.", ink.DIM)]
+
+
+def _counts(found: Sequence[Found]) -> str:
+    """How many, as the status line counts: what is no bug is no finding."""
+    grave = sum(one.grave for one in found)
+    parts = ((grave, "finding"), (len(found) - grave, "remark"))
+    return "".join(f" · {counted(count, noun)}" for count, noun in parts if count)
 
 
 def found_rows(one: Found, width: int, chosen: bool) -> Iterator[Row]:
