@@ -210,6 +210,15 @@ def test_without_a_terminal_open_prints_the_summary(kvtrace, trace_file):
     assert "step 3, layer 1, head 2" in out
 
 
+def test_a_place_may_be_named_as_check_names_it(kvtrace, trace_file):
+    spelled = ("--step", "3", "--layer", "1", "--head", "2", "--tensor", "keys")
+    _, out, _ = kvtrace("show", trace_file, *spelled)
+    assert kvtrace("show", trace_file, "--at", "3/1/2/k") == (0, out, "")
+    assert kvtrace("show", trace_file, "--at", "5/1/0/k", "--step", "3", "--head", "2")[1] == out
+    code, _, err = kvtrace("show", trace_file, "--at", "x")
+    assert (code, "'x' is no place in a trace" in err) == (2, True)
+
+
 def test_foreign_strings_reach_the_terminal_sanitised(kvtrace, tmp_path):
     base = synthetic_trace()
     source: MemorySource = base.source

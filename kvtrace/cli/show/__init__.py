@@ -25,6 +25,8 @@ def run(values: argparse.Namespace) -> int:
     wish = pick.Wish(
         values.step, values.layer, values.head, values.tensor, values.sequence, values.lane
     )
+    if values.at:
+        wish = wish.over(pick.parse(values.at))
     wanted = pick.step_range(values.steps) if values.steps else None
     trace = open_trace(values.file)
     numbers = [number for number in trace.numbers if wanted is None or number in wanted]
@@ -85,6 +87,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON, nothing rounded")
     parser.add_argument("--steps", metavar="A:B", help="only these steps (B excluded)")
     place = parser.add_argument_group("one place")
+    place.add_argument(
+        "--at", metavar="STEP/LAYER/HEAD/TENSOR", help="as check names it and open takes it"
+    )
     place.add_argument("--step", metavar="N", type=natural, help="default: the last one")
     place.add_argument("--layer", metavar="L", type=natural, help="default: the first one")
     place.add_argument("--head", metavar="H", type=natural, help="query head, default 0")
@@ -96,13 +101,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 VERB = Verb(
     name="show",
-    usage="FILE [--json] [--steps A:B] [--step N --layer L --head H --tensor T] [--numbers]",
+    usage="FILE [--json] [--steps A:B] [--at STEP/LAYER/HEAD/TENSOR] [--numbers]",
     summary="Print what a trace says: model, steps, costs, comparison, self-check; and for one "
     "place\nstatistics, where its head looks, and the numbers. Exit code 4: it was read but is "
     "incomplete.",
     examples=(
         ("kvtrace show a.kvt", "everything"),
-        ("kvtrace show a.kvt --step 7 --layer 3 --head 0", "one head in one step"),
+        ("kvtrace show a.kvt --at 7/3/0", "step 7, layer 3, head 0"),
         ("kvtrace show a.kvt --step 7 --tensor keys --numbers", "every number of K"),
         ("kvtrace show a.kvt --json | jq .steps[7].sentence", "for programs"),
     ),

@@ -44,6 +44,17 @@ class Wish(Struct, frozen=True):
         """Whether any of it was said."""
         return self != Wish()
 
+    def over(self, other: Wish) -> Wish:
+        """What this one says, and where it says nothing, what another one does."""
+        return Wish(
+            other.step if self.step is None else self.step,
+            other.layer if self.layer is None else self.layer,
+            other.head if self.head is None else self.head,
+            self.tensor or other.tensor,
+            self.sequence or other.sequence,
+            self.lane,
+        )
+
 
 def parse(text: str) -> Wish:
     """`step/layer/head/tensor/sequence`, as much of it as wanted: `7`, `7/3`, `7/3/0/keys`.
