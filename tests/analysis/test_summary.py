@@ -156,6 +156,16 @@ def test_a_model_without_a_cache_is_told_what_one_would_save(head, told, would):
     )
 
 
+def test_rows_that_nothing_kept_are_not_read_though_they_are_as_they_were():
+    trace = synthetic_trace()
+    group = replace(trace.step(2).caches[0], kept=((),), length_before=0, length_after=0)
+    fields = {"tokens": ((0,) * 7,), "positions": (tuple(range(7)),)}
+    trace = with_step(trace, 2, caches=(group,), **fields)
+    assert group.rows == 1  # of the seven that it was given, six are in the trace already
+    assert extent(trace, 2).read_most == 0
+    assert "computed 7 rows of Q, K, V though only 1 row was new" in summary(trace, 2).sentence
+
+
 def test_the_summary_names_layers_and_events():
     event = CacheEvent("crop", (0, 1, 2), (9, 9, 9), (6, 6, 6))
     trace = with_step(synthetic_trace(), 2, events=(event,))

@@ -104,7 +104,8 @@ def _change(
         appended=appended,
         rewritten=group.rewritten,
         attended=attended,
-        read=read if layer.held else 0,
+        # rows that come out as they did before are no rows that were kept
+        read=read if layer.held and group.length_before else 0,
         evicted=max(lost, gone) if layer.held else 0,
         length_before=group.length_before,
         length_after=group.length_after,

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from kvtrace.record.processes.local import address, here
 
+Owner = tuple[str, str, bool]
+"""Path of the owner of a parameter, its name, and whether the owner is no plain linear."""
+
 
 def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) features of a module that is one matrix product and nothing else, or None.
@@ -112,12 +115,23 @@ class Plan:
         return tuple(found.values())
 
     @cached_property
-    def weights(self) -> Mapping[int, tuple[str, str, bool]]:
-        """Address of each parameter → (owner, name, whether the owner is no plain linear)."""
-        found: dict[int, tuple[str, str, bool]] = {}
+    def weights(self) -> Mapping[int, Owner]:
+        """Address of each parameter → whose it is."""
+        found: dict[int, Owner] = {}
         for path, name, parameter, at in self.parameters:
             found.setdefault(at, (path, name, parameter.ndim > 1 and path not in self.plain))
         found.pop(0, None)
+        return found
+
+    @cached_property
+    def matrices(self) -> Mapping[tuple[int, ...], list[tuple[Owner, Tensor]]]:
+        """Shape → parameters, as they lie and as linear layers multiply them: transposed."""
+        found: dict[tuple[int, ...], list[tuple[Owner, Tensor]]] = {}
+        for path, name, parameter, at in self.parameters:
+            if parameter.ndim == 2 and at:
+                owner, matrix = (path, name, path not in self.plain), parameter.detach()
+                for one in (matrix, matrix.t()):
+                    found.setdefault(tuple(one.shape), []).append((owner, one))
         return found
 
     @cached_property

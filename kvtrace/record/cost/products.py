@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
+from kvtrace.record.cost.copies import is_copy
 from kvtrace.record.cost.formulas import matters, picks, product_flops
-from kvtrace.record.cost.plan import Plan
+from kvtrace.record.cost.plan import Owner, Plan
 from kvtrace.record.modes import OPERATOR_MODES, beneath, unseen_by_modes
 from kvtrace.record.processes.local import address
 
@@ -132,7 +133,8 @@ class ProductWatch:
         self._handles: list[RemovableHandle] = []
         self._inside: list[tuple[str, nn.Module]] = []
         self._thread = get_ident()
-        self._picks: dict[int, tuple[ReferenceType[Tensor], tuple[str, str, bool]]] = {}
+        self._picks: dict[int, tuple[ReferenceType[Tensor], Owner]] = {}
+        self._copies: set[tuple[str, str]] = set()
         self._mode = _Counting(self._operator, self._picked)
         self._enter_absent()
         self._whole = plan.whole
@@ -176,8 +178,8 @@ class ProductWatch:
             self._handles.append(module.register_forward_pre_hook(partial(enter, path)))
             self._handles.append(module.register_forward_hook(leave, always_call=True))
 
-    def _owner(self, operand: Tensor) -> tuple[str, str, bool] | None:
-        """(owner, name, whether the owner is no plain linear) of a parameter in a product."""
+    def _owner(self, operand: Tensor) -> Owner | None:
+        """Whose parameter an operand of a product is."""
         at = address(operand)
         found = self._plan.weights.get(at)
         if found is not None or not at:
@@ -189,7 +191,21 @@ class ProductWatch:
             for name, parameter in module._parameters.items():
                 if parameter is not None and address(parameter) == at:
                     return path, name, parameter.ndim > 1 and path not in self._plan.plain
-        return None
+        return self._copied(operand)
+
+    def _copied(self, operand: Tensor) -> Owner | None:
+        """Whose parameter it is a copy of, as autocast makes them; the next one of several."""
+        if operand.ndim != 2 or operand.is_meta:
+            return None
+        found: Owner | None = None
+        with unseen_by_modes():
+            for owner, parameter in self._plan.matrices.get(operand.shape, ()):
+                if is_copy(operand, parameter):
+                    found = found or owner
+                    if owner[:2] not in self._copies:
+                        self._copies.add(owner[:2])
+                        return owner
+        return found
 
     def _linear(
         self, path: str, entering: int, leaving: int

@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 import kvtrace
 from builders.attentions import Model, matmul
 from builders.tiny_models import tiny_model
+from kvtrace_fixtures.custom.tuple_cat import GPT
 
 
 def test_following_rows_by_content_is_no_matrix_product_of_the_model(tmp_path):
@@ -52,3 +53,26 @@ def test_a_layer_without_width_costs_nothing_and_stops_no_recording(tmp_path):
     with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"), torch.no_grad():
         model(torch.tensor([[3, 4, 5, 6, 7]]))
     assert kvtrace.open(tmp_path / "a.kvt").step(0).cost.cached.qkv
+
+
+def _costs(model, path, dtype):
+    """Of a prefill of five and two decode steps, under autocast where there is a dtype."""
+    casts = torch.autocast("cpu", dtype, enabled=dtype is not None)
+    with casts, torch.no_grad():
+        model(torch.tensor([[7]]))  # autocast keeps the copies that it makes of the weights
+        with kvtrace.record(model, path, recompute="off"):
+            model.generate(torch.tensor([[3, 4, 5, 6, 7]]), 3)
+    return [step.cost for step in kvtrace.open(path)]
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_weights_that_autocast_has_copied_cost_what_they_do_without_it(zero, tmp_path):
+    torch.manual_seed(0)
+    model = GPT(vocab=40).eval()
+    for block in model.blocks if zero else ():  # copies of one layer are those of all
+        nn.init.zeros_(block.attn.c_proj.weight)
+    plain = _costs(model, tmp_path / "a.kvt", None)
+    cast = _costs(model, tmp_path / "b.kvt", torch.bfloat16)
+    assert [one.cached for one in cast] == [one.cached for one in plain]
+    assert [one.weight_bytes for one in cast] == [one.weight_bytes for one in plain]
+    assert all(one.cached.qkv and one.cached.mlp and not one.cached.other for one in cast)
