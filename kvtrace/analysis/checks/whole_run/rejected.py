@@ -73,7 +73,7 @@ class Rejected:
         if here is None or wrote is None or wrote.rows != tried.new:
             return None
         cells = cells_of(here.attended[0])
-        seen = cells[self.trace.visible(step.number, site, 0, 0).any(0)[0]]
+        seen = cells[self.trace.visible(step.number, site, 0, 0)[:, 0].any(axis=0)]
         there = np.isin(wrote.first_cell + np.arange(wrote.rows), seen)
         count = int(there.sum())
         return count if there[:count].all() else None
