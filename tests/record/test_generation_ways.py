@@ -154,6 +154,23 @@ def test_two_texts_of_rows_are_told_apart_by_the_rows_alone(tmp_path, mode):
 
 
 @pytest.mark.parametrize("mode", ["once", "each"])
+def test_rows_before_ids_are_not_compared_where_no_table_of_the_ids_is_told(tmp_path, mode):
+    model = ready(tiny_model("llama"))
+    rows = model.get_input_embeddings()(IDS).detach() + 0.01
+
+    def no_table():
+        raise NotImplementedError("override it")
+
+    model.get_input_embeddings = no_table
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute=mode):
+        cache = model(inputs_embeds=rows).past_key_values
+        model(IDS[:, :1], past_key_values=cache)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings) == (UNCHECKED, ())
+    assert "in which table ids are looked up" in report.reason
+
+
+@pytest.mark.parametrize("mode", ["once", "each"])
 def test_rows_that_a_model_adds_its_positions_to_in_place_are_given_again_as_they_were(
     tmp_path, mode
 ):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.forward import Forward
+from kvtrace.record.lanes.given.extend import CannotExtendError
 from kvtrace.record.lanes.paths import Path
 
 NAME = "inputs_embeds"
@@ -96,12 +98,21 @@ def joined(model: nn.Module, ids: Tensor, given: Tensor) -> Tensor:
         model: Has the table.
         ids: Negative where rows were given, [paths, rows].
         given: [paths, rows, width].
+
+    Raises:
+        CannotExtendError: The model does not say which table that is.
     """
     if bool((ids < 0).all()):
         return given.clone()  # nothing is looked up: it need not have a table
-    table = getattr(model, "get_input_embeddings", lambda: None)()
+    try:
+        table: Any = getattr(model, "get_input_embeddings", lambda: None)()
+    except (AttributeError, NotImplementedError):
+        table = None
     if table is None:
-        return given.clone()
+        raise CannotExtendError(
+            "rows were given for some tokens and ids for others, and the model does not say in "
+            "which table ids are looked up"
+        )
     with torch.no_grad():
         looked_up: Tensor = table(ids.clamp(min=0))
     return torch.where((ids < 0)[..., None], given.to(looked_up), looked_up)

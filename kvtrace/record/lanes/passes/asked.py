@@ -22,6 +22,7 @@ from kvtrace.record.chance import own_chance
 from kvtrace.record.lanes.choices.held import held
 from kvtrace.record.lanes.choices.ties import Ties
 from kvtrace.record.lanes.given.cache_arguments import arguments_for, cast, cast_all
+from kvtrace.record.lanes.given.extend import CannotExtendError
 from kvtrace.record.lanes.given.tables import too_short
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 
@@ -57,7 +58,10 @@ def recompute(
     why = too_short(batch.extra, batch.rows)
     if why:
         raise CannotRecomputeError(why)
-    arguments = arguments_for(model, batch, device)
+    try:
+        arguments = arguments_for(model, batch, device)
+    except CannotExtendError as error:
+        raise CannotRecomputeError(str(error)) from error
     choosing = held(ties, batch.paths, batch.rows, told=dtype is None)
     if dtype is None:
         with _untouched(model):
