@@ -132,7 +132,32 @@ def mllama():
     return _built(MllamaForConditionalGeneration, config), ids, asked
 
 
-SEEING = {"gemma3": gemma3, "paligemma": paligemma, "qwen2_vl": qwen2_vl, "mllama": mllama}
+def llava():
+    """Rows of images stand in the places of their tokens, and are rows as any."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    looks = {"model_type": "clip_vision_model", "projection_dim": 32, "image_size": 8}
+    config = LlavaConfig(
+        vision_config=LOOKS | looks,
+        text_config=READS | {"model_type": "llama"},
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+    )
+    return _built(LlavaForConditionalGeneration, config), _ids(1), {"pixel_values": pixels(1)}
+
+
+def pixels(count, seed=1):
+    """Images for `llava`."""
+    return _pixels(count, 3, 8, 8, seed=seed)
+
+
+SEEING = {
+    "llava": llava,
+    "gemma3": gemma3,
+    "paligemma": paligemma,
+    "qwen2_vl": qwen2_vl,
+    "mllama": mllama,
+}
 
 
 def _built(cls, config):
@@ -147,5 +172,5 @@ def _ids(first, count=4):
     return ids
 
 
-def _pixels(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+def _pixels(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -7,7 +7,7 @@ from torch import nn
 import kvtrace
 from builders.encoder_decoders import LISTENERS, READERS
 from builders.recorded import record
-from builders.seeing import SEEING
+from builders.seeing import IMAGE, SEEING, pixels
 from builders.tiny_models import tiny_config, tiny_model
 from builders.ways import ready
 from kvtrace.analysis.checks import EQUAL, UNCHECKED, check
@@ -42,6 +42,40 @@ def test_beams_that_look_at_an_image_are_compared_each_with_its_own(name, tmp_pa
         generate(model, input_ids=ids, num_beams=3, **asked)
     report = check(kvtrace.open(tmp_path / "a.kvt"))
     assert (report.verdict, report.findings, report.steps) == (EQUAL, (), 5), report.reason
+
+
+def turns(model, sequences, *images):
+    """A turn with each image, or None, and a token behind it, all in one cache that is returned."""
+    cache, seen = None, [IMAGE] * 4
+    for number, image in enumerate(images):
+        ids = torch.tensor([[9 + number, *(seen if image is not None else []), 5]] * sequences)
+        asked = {} if image is None else {"pixel_values": image}
+        cache = model(input_ids=ids, past_key_values=cache, **asked).past_key_values
+        model(input_ids=ids[:, -1:] + 1, past_key_values=cache)
+    return cache
+
+
+@pytest.mark.parametrize("mode", ["once", "each"])
+@pytest.mark.parametrize("sequences", [1, 2])
+@pytest.mark.parametrize("begins", [pixels, lambda count: None])
+def test_images_of_later_turns_are_looked_at_behind_those_before(begins, sequences, mode, tmp_path):
+    model, *_ = SEEING["llava"]()
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute=mode):
+        turns(model, sequences, begins(sequences), pixels(sequences, 2), pixels(sequences, 3))
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings, report.steps) == (EQUAL, (), 6), report.reason
+
+
+def test_a_turn_that_is_taken_back_takes_its_image_along(tmp_path):
+    model, *_ = SEEING["llava"]()
+    ids = torch.tensor([[8, *[IMAGE] * 4, 5]])
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        cache = turns(model, 1, pixels(1))
+        for seed in (2, 3):
+            model(input_ids=ids, pixel_values=pixels(1, seed), past_key_values=cache)
+            cache.crop(-ids.shape[1])
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings, report.steps) == (EQUAL, (), 4), report.reason
 
 
 def test_an_image_that_is_encoded_ahead_of_the_model_is_said_and_called_no_miss(tmp_path):

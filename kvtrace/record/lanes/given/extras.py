@@ -15,6 +15,7 @@ from torch import Tensor
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.tokens.inputs import is_source
 from kvtrace.record.lanes.given.apart import Apart
+from kvtrace.record.lanes.given.brought import Brought
 from kvtrace.record.lanes.given.codes import Codes
 from kvtrace.record.lanes.given.embedded import Embedded, along
 from kvtrace.record.lanes.given.tables import table_of
@@ -55,11 +56,13 @@ class Extras:
         embedded: Rows that went in instead of ids.
         codes: Ids, where a position has several.
         apart: Steps that lie on no path.
+        brought: Images and sounds of later turns.
     """
 
     embedded: Embedded = field(default_factory=Embedded)
     codes: Codes = field(default_factory=Codes)
     apart: Apart = field(default_factory=Apart)
+    brought: Brought = field(default_factory=Brought)
     _texts: dict[int, tuple[int, Mapping[str, object]]] = field(default_factory=dict)
     _last: tuple[int, ...] | None = None
     _told: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -69,10 +72,12 @@ class Extras:
         """A forward became a step: where it begins a text, keep what it was called with."""
         self.codes.add(step, forward)
         self.apart.add(step, forward)
-        if any(
+        goes_on = any(
             update.part == "self" and update.length > update.new_keys.shape[2]
             for update in forward.updates
-        ):
+        )
+        self.brought.add(step, forward, _of_its_tokens(forward), begins=not goes_on)
+        if goes_on:
             if self._names:
                 given = {name: forward.argument(name) for name in self._names}
                 self._tell(step, given, forward, begins=False)
@@ -90,6 +95,7 @@ class Extras:
             del self._texts[next(iter(self._texts))]
             first = next(iter(self._texts))
             self._told = {one: rows for one, rows in self._told.items() if one >= first}
+            self.brought.forget(first)
 
     def _tell(
         self, step: int, kinds: Mapping[str, Tensor | None], forward: Forward, *, begins: bool
@@ -139,7 +145,8 @@ class Extras:
                 else _rows(value, rows, sequences)
                 for name, value in extra.items()
             }
-        return {**extra, **self._of_tokens(paths), **self._of_rows(paths)}
+        later = self.brought.behind(extra, paths)
+        return {**extra, **later, **self._of_tokens(paths), **self._of_rows(paths)}
 
     def _of_rows(self, paths: Sequence[Path]) -> Mapping[str, Tensor]:
         """What went in instead of an id for each position."""
@@ -211,6 +218,15 @@ def _extra(forward: Forward) -> Mapping[str, object]:
     elif forward.argument("attention_mask") is not None and not takes_decoder:
         found["position_ids"] = None  # the model counts for itself, padding included
     return found
+
+
+def _of_its_tokens(forward: Forward) -> set[str]:
+    """Arguments that say something of a step's own tokens, or are an encoder's."""
+    return {
+        name
+        for name, one in forward.arguments.items()
+        if name in _REPLACED or _MASK.search(name) or is_source(name, one)
+    } | _per_token(forward).keys()
 
 
 def _per_token(forward: Forward) -> Mapping[str, Tensor]:
