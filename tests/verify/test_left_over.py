@@ -8,7 +8,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 import kvtrace
 from builders.custom_drives import build
 from builders.tiny_models import tiny_model
-from kvtrace.analysis.checks import DIVERGED, EQUAL, check
+from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED, check
 from kvtrace.analysis.checks.whole_run.leftover import beyond, leftover
 from kvtrace.files import open_trace
 from verify import bugs
@@ -166,3 +166,60 @@ def test_a_shorter_text_of_which_fewer_rows_are_left_out_is_not_stale(tmp_path):
     fresh = beyond(traces[0])
     assert (fresh, beyond(traces[1])) == ({0: 15 - 29}, {0: 6 - 12})
     assert leftover(traces[1], traces[1].step(0), None, fresh) is None
+
+
+class Segments(nn.Module):
+    """Attends to a segment and to the one before it, of which it keeps what went in.
+
+    Args:
+        alone: A layer comes before that attends to the segment alone.
+    """
+
+    SIZE = 5
+
+    def __init__(self, *, alone=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head, self.alone = nn.Embedding(40, 16), nn.Linear(16, 40), alone
+        self.qkv = nn.ModuleList([nn.Linear(16, 48), nn.Linear(16, 48)])
+        self.places = nn.Parameter(torch.randn(2 * self.SIZE, 16))
+
+    def mix(self, x, rows, qkv):
+        q, k, v = qkv(rows + self.places[: rows.shape[1]]).chunk(3, -1)
+        new = x.shape[1]
+        mask = torch.ones(new, rows.shape[1]).tril(rows.shape[1] - new).bool()
+        scores = (q[:, -new:] @ k.mT / 4).masked_fill(~mask, -torch.inf)
+        return x + scores.softmax(-1) @ v
+
+    def forward(self, ids, memory=None):
+        x = self.embed(ids)
+        x = self.mix(x, x, self.qkv[0]) if self.alone else x
+        rows = x if memory is None else torch.cat((memory, x), 1)
+        return self.head(self.mix(x, rows, self.qkv[1])), x if x.shape[1] == self.SIZE else memory
+
+
+@pytest.mark.parametrize("recompute", ["once", "each"])
+def test_segments_behind_a_memory_are_no_stale_cache_and_not_compared(tmp_path, recompute):
+    model, ids, begin, memory = Segments(), torch.randperm(40)[None], 0, None
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute=recompute):
+        for end in range(3, 14):
+            _, after = model(ids[:, begin:end], memory)
+            if end - begin == model.SIZE:
+                begin, memory = end, after
+    report = check(open_trace(tmp_path / "a.kvt"))
+    assert (report.verdict, report.findings) == (UNCHECKED, ())
+    assert "step 8 begins behind 5 rows that it made itself" in report.reason
+
+
+def test_a_segment_that_is_computed_again_is_no_new_text(tmp_path):
+    model, ids, memory = Segments(alone=True), torch.randperm(40)[None], None
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        for end in (3, 4, 5):
+            _, memory = model(ids[:, :end])
+        for end in (6, 7, 8, 9):
+            model(ids[:, 5:end], memory)
+    trace = open_trace(tmp_path / "a.kvt")
+    again, before = trace.step(4), trace.step(3)
+    assert again.tokens[0][:-1] == before.tokens[0]
+    assert beyond(trace, before) == beyond(trace, again) == {1: 5}
+    assert leftover(trace, again, before, None) is None

@@ -31,11 +31,12 @@ def leftover(
         before: The one recorded before it; None: there is none.
         fresh: What `beyond` said of the first run of the model; None: compare with other layers.
     """
-    if step.packed is not None:
-        return None
-    if step.parent is not None and (before is None or step.new < 2):
+    alone = step.parent is not None and (before is None or step.new < 2)
+    if step.packed is not None or alone:
         return None
     more = beyond(trace, step)
+    if before is not None and _repeats(trace, step, before, more):
+        return None
     if step.parent is not None or not fresh:
         usual = _usual(trace, step, before, more)
     else:  # a window or a summary shows fewer rows than tokens: none are left over by that
@@ -52,6 +53,19 @@ def leftover(
                 return Finding("WRONG-LAYER", step.number, site, "k", evidence, row=0)
             return Finding("STALE-CACHE", step.number, site, "k", evidence, row=0)
     return None
+
+
+def _repeats(trace: Trace, step: Step, before: Step, more: Mapping[int, int]) -> bool:
+    """Whether a step computes the one before it again and goes on, behind the same rows.
+
+    So do models with a memory of segments: the one that is being written is no part of it. Where a
+    cache was left over, the row of the token that came last is among what is left.
+    """
+    tokens = (row[: before.new] for row in step.tokens)
+    if step.new <= before.new or tuple(tokens) != before.tokens:
+        return False
+    earlier = beyond(trace, before)
+    return all(count <= earlier.get(site, 0) for site, count in more.items())
 
 
 def _left(trace: Trace, step: Step, site: int) -> bool:
@@ -88,7 +102,9 @@ def _usual(
 ) -> Mapping[int, int]:
     """Rows beyond its own that each site may see in a step; empty: it begins no text."""
     if step.parent is None:
-        return dict.fromkeys(more, max(0, min(more.values(), default=0)))
+        # rows that went with this step are beyond its tokens as well: in all layers, mostly
+        fewest = min((_seen(trace, step, site) - step.new for site in more), default=0)
+        return dict.fromkeys(more, max(0, fewest))
     # it goes on with rows of the step before it: several tokens in one call, after single ones,
     # are another text where they are counted from 0, or half the layers begin empty
     after = before is not None and before.new == 1

@@ -20,6 +20,7 @@ from kvtrace.record.lanes.compared.tally import Tally
 from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.limits.causal import looks_ahead
 from kvtrace.record.lanes.limits.hidden import Hidden, ends, hidden_in
+from kvtrace.record.lanes.limits.remembered import Memories
 from kvtrace.record.lanes.limits.room import at_once, in_room, is_whole, only_first, within
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.portions import portions
@@ -273,9 +274,12 @@ class OncePass:
     def _paths(self) -> Paths:
         paths = Paths(fed=self.extras.embedded, apart=self.extras.apart)
         encoders = {one.index for one in self.trace.meta.sites if one.kind == "encoder"}
-        hidden: set[Hidden] = set()
+        hidden, memories = set[Hidden](), Memories()
         for step in self.trace:
             hidden.update(hidden_in(self.trace, step))
+            behind, said = memories.look(self.trace, step)
+            hidden |= behind
+            self.again.notes |= dict.fromkeys([said] if said else [])
             sites = set(step.attending)
             # what an encoder read is no path of the decoder, also where nobody saw it attend
             encoded = sites <= encoders if sites else not (step.caches or step.top)

@@ -24,6 +24,7 @@ from kvtrace.record.lanes.given.extras import Extras
 from kvtrace.record.lanes.limits.apart import relative
 from kvtrace.record.lanes.limits.hidden import Hidden, ends, hidden_in
 from kvtrace.record.lanes.limits.otherwise import rounds_inside, varies
+from kvtrace.record.lanes.limits.remembered import Memories
 from kvtrace.record.lanes.limits.room import in_room
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
 from kvtrace.record.lanes.passes.recompute import Recomputer
@@ -59,6 +60,7 @@ class EachPass:
     extras: Extras = field(default_factory=Extras)
     _paths: Paths = field(default_factory=Paths)
     _hidden: set[Hidden] = field(default_factory=set)
+    _memories: Memories = field(default_factory=Memories)
     _before: tuple[Batch, Tensor] | None = None
     _said: set[str] = field(default_factory=set)
     _parted: bool = False
@@ -88,6 +90,10 @@ class EachPass:
         self._paths.add(step)
         self._paths.forget(step.number - 64)
         self._hidden.update(hidden_in(trace, step))
+        behind, said = self._memories.look(trace, step)
+        self._hidden |= behind
+        if said:
+            self._say(Note("note", said, step=step.number), sink)
         roots = {path.root for path in self._paths.paths}
         self.again.settings.judge(roots, step.number + 1)
         comparer, found = Comparer(trace, self.lane), self._passed(step, sink)
