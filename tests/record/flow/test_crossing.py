@@ -83,3 +83,40 @@ def test_a_batch_of_as_many_sequences_as_rows_is_no_other_text(tmp_path):
         with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
             model(IDS[:, 1:2].expand(2, 1), past)
     assert [site.kind for site in kvtrace.open(tmp_path / "a.kvt").meta.sites] == ["self"] * 4
+
+
+class Mix(nn.Module):
+    """Attends to rows that whoever calls it keeps."""
+
+    def forward(self, q, kv):
+        k, v = kv.chunk(2, -1)
+        q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v))
+        return ((q @ k.mT / 8**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+class Handing(nn.Module):
+    """Its cache is kept outside of the module that attends, as are the rows of an encoder."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.embed, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+        self.q, self.kv = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.decoder = nn.ModuleList([Mix(), Mix()])
+        self.encoder = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids, source, past=None):
+        x = self.embed(ids)
+        rows = self.kv(x) if past is None else torch.cat((past, self.kv(x)), 1)
+        x = x + self.decoder[0](self.q(x), rows)
+        return self.head(x + self.decoder[1](self.q(x), self.kv(self.encoder(source)))), rows
+
+
+def test_rows_that_grow_by_one_a_query_are_its_own_text_though_they_are_handed_to_it(tmp_path):
+    model, past, source = Handing().eval(), None, torch.randn(1, 6, WIDTH)
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        for place in range(4):
+            _, past = model(IDS[:, place : place + 1], source, past)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [site.kind for site in trace.meta.sites] == ["self", "cross"]
+    assert [step.positions for step in trace] == [((0,),), ((1,),), ((2,),), ((3,),)]

@@ -20,12 +20,13 @@ _DEEPEST = 3
 class Crossing:
     """What is known of a model's modules.
 
-    A call tells by the rows that its module was given. Ready keys and values tell in a module's
-    first call only, while its own text has no rows but those of the tokens that came in.
+    A call tells by the rows that its module was given, unless these are those of the call before
+    and a row for each query: its own text, kept by whoever calls. Ready keys and values tell in a
+    module's first call only, while its own text has no rows but those of the tokens that came in.
     """
 
     _found: set[str] = field(default_factory=set)
-    _met: set[str] = field(default_factory=set)
+    _met: dict[str, int] = field(default_factory=dict)
     _begun: dict[str, bool] = field(default_factory=dict)
     _in_turn: set[str] = field(default_factory=set)
     _heard: int = 0
@@ -36,10 +37,13 @@ class Crossing:
 
     def attended(self, frame: Frame, call: FlowCall) -> None:
         """A module attended that no name calls one side's."""
-        first = frame.path not in self._met
-        self._met.add(frame.path)
+        first, seq = frame.path not in self._met, call.keys.shape[2]
+        grows = self._met.get(frame.path) == seq - call.queries.shape[2]
+        self._met[frame.path] = seq
         handed = first and self._is_handed(_layer_of(frame.path), call)
-        if _gave_both(frame, call) or (handed and not self._is_of_its_own(frame, call)):
+        if (_gave_both(frame, call) and not grows) or (
+            handed and not self._is_of_its_own(frame, call)
+        ):
             self._found.add(frame.path)
 
     def is_only_named(self, path: str, call: FlowCall) -> bool:
