@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.capture.replaced.compiled import eagerly
-from kvtrace.record.capture.tokens.inputs import named, tokens_of
+from kvtrace.record.capture.tokens.inputs import named, says_length, tokens_of
 from kvtrace.record.flow.calls.listen import Listening
 from kvtrace.record.flow.calls.outlet import Outlet, Sink
 from kvtrace.record.flow.marks.mark import Stage
@@ -285,10 +285,15 @@ def _sizes_of(frame: Frame, two_sided: bool) -> Sizes:
         if ids is not None and ids.dim() == 2:
             return Sizes(ids.shape[0], (ids.shape[1],))
     tensors = list(frame.tensors())
-    for x in tensors:
-        if x.dtype in (torch.int32, torch.int64) and x.numel() and x.dim() in (1, 2):
+    rows = next((x for x in tensors if x.dtype.is_floating_point and x.dim() == 3), None)
+    whole = (x for x in tensors if x.dtype in (torch.int32, torch.int64))
+    for x in whole:
+        if x.numel() and x.dim() in (1, 2) and not (rows is not None and _counts(frame, x)):
             return Sizes(x.shape[0] if x.dim() == 2 else 1, (x.shape[-1],))
-    for x in tensors:
-        if x.dtype.is_floating_point and x.dim() == 3:
-            return Sizes(x.shape[0], (x.shape[1],))
-    return Sizes()
+    return Sizes() if rows is None else Sizes(rows.shape[0], (rows.shape[1],))
+
+
+def _counts(frame: Frame, given: Tensor) -> bool:
+    """Whether an argument says how long texts are, by its name."""
+    by_name = {} if frame.module is None else named(frame.module, *frame.arguments)
+    return any(one is given and says_length(name) for name, one in by_name.items())

@@ -65,3 +65,8 @@ def test_a_model_of_several_ids_for_one_position_is_given_all_of_them_again(tmp_
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert [step.tokens for step in trace] == [((0, 1, 2, 3, 4),), ((5,),)]
     assert check(trace).verdict == EQUAL
+
+
+@pytest.mark.parametrize("name", ["valid_length", "src_lengths", "seqlens", "x_len"])
+def test_how_long_texts_are_is_no_text(name):
+    assert tokens_in({"data": torch.zeros(1, 3, 8), name: IDS}) is None

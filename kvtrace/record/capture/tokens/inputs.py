@@ -20,6 +20,7 @@ UNKNOWN = -1
 
 _BESIDE = re.compile(r"mask|pos|offset|start|len|index|segment|type|label|target", re.IGNORECASE)
 _NEVER = re.compile(r"mask|pos|offset|segment|type|label|layer|batch", re.IGNORECASE)
+_LENGTH = re.compile(r"len(gth)?s?(_|$)", re.IGNORECASE)
 _IDS = re.compile(r"^(input_?)?(ids|idx|tokens?|x|inputs?)$", re.IGNORECASE)
 _HELD_IDS = re.compile(
     r"^((input|token|decoder_input)_?)?(ids|idx|tokens?|inputs?)$", re.IGNORECASE
@@ -58,7 +59,10 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
     found = {**tables, **rows, **listed} or {
         name: one
         for name, one in arguments.items()
-        if not _NEVER.search(name) and isinstance(one, Tensor) and one.dim() == 2 and _whole(one)
+        if not (_NEVER.search(name) or says_length(name))
+        and isinstance(one, Tensor)
+        and one.dim() == 2
+        and _whole(one)
     }
     codes = {name: one for name, one in whole.items() if one.dim() == 3}
     return next(iter((found or codes).items()), None) or _held(arguments)
@@ -76,6 +80,11 @@ def _held(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
             if held and isinstance(one, Tensor) and one.dim() in (1, 2) and _whole(one):
                 return part_named(name, part), one if one.dim() == 2 else one[None]
     return None
+
+
+def says_length(name: str) -> bool:
+    """Whether an argument says how long texts are, by its name."""
+    return bool(_LENGTH.search(name))
 
 
 def is_source(name: str, value: object) -> bool:

@@ -132,14 +132,14 @@ def _query(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence)
     """The letter of the query rows; empty when there is one row."""
     free, sizes = found.free, _of_texts(found, letters, sizes)
     if not free or (sizes.tokens and sizes.tokens[0] == 1 and max(sizes.tokens) == 1):
-        return ""
+        return _beside_one(free, evidence)
     exact = [x for x in free if letters.sizes[x] in sizes.tokens]
     if len(exact) == 1:
         return exact[0]
     if len(free) == 1:
         alone = 1 in (*sizes.tokens, *sizes.around)
         if alone and not any(n > 1 and not letters.sizes[free[0]] % n for n in sizes.tokens):
-            return ""  # heads of the one row, which share one set of keys
+            return _beside_one(free, evidence)
         return _unmerged(free[0], letters, sizes, evidence)
     varied = evidence.masked_along(exact or free)
     if len(varied) == 1:
@@ -148,6 +148,15 @@ def _query(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence)
         return free[evidence.before[0]]
     names = " and ".join(str(letters.sizes[x]) for x in exact or free)
     raise AmbiguousError(f"axes of {names} entries could both hold the queries")
+
+
+def _beside_one(free: list[str], evidence: Evidence) -> str:
+    """The query letter of a step of one token: none, but where a model puts rows of its own to it.
+
+    Else they are heads of the one row, which share one set of keys.
+    """
+    rows = evidence.masked_along(free) if len(free) == 1 else []
+    return rows[0] if rows else ""
 
 
 def _of_texts(found: Structure, letters: Letters, sizes: Sizes) -> Sizes:
@@ -169,12 +178,18 @@ def _unmerged(letter: str, letters: Letters, sizes: Sizes, evidence: Evidence) -
     if not fits or size == fits[0]:
         return letter
     inside = letters.split(letter, fits[0])
-    if evidence.masked_along(inside) == inside[1:]:
+    within = evidence.masked_along(inside)
+    if within == inside[1:]:
         return inside[1]
     del letters.parts[letter]
     outside = letters.split(letter, size // fits[0])
-    if evidence.masked_along(outside) == outside[:1]:
+    without = evidence.masked_along(outside)
+    if without == outside[:1]:
         return outside[0]
+    if within == inside and without == outside:
+        # no head sees other rows than the next: these are all rows, some of the model's own
+        del letters.parts[letter]
+        return letter
     raise AmbiguousError(f"an axis of {size} holds {fits[0]} queries and heads in unknown order")
 
 
