@@ -14,6 +14,8 @@ from builders.ways import IDS as TEXT
 from builders.ways import ready
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED
 from kvtrace.analysis.checks.verdict import check
+from kvtrace.record.lanes.as_it_was.attributes import Kept, Place
+from kvtrace.record.lanes.as_it_was.settings import as_set
 
 WIDTH, HEADS, VOCAB = 16, 2, 40
 IDS = torch.arange(3, 12)[None]
@@ -176,3 +178,11 @@ def test_a_model_that_keeps_nothing_has_each_text_with_what_it_had_and_is_left_a
         attention.scaling = 7.0
     assert attention.scaling == 7.0
     assert check(kvtrace.open(tmp_path / "a.kvt")).verdict == EQUAL
+
+
+def test_a_copy_of_another_module_is_run_without_what_it_has_no_place_for():
+    there, elsewhere = Place("", "", "window"), Place("part", "", "window")
+    model = nn.Linear(2, 2)
+    with as_set(model, {elsewhere: Kept(7), there: Kept(9)}):
+        assert model.window == 9
+    assert not hasattr(model, "window")

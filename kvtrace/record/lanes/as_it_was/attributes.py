@@ -184,6 +184,15 @@ def holders(model: nn.Module) -> list[Holder]:
     return found
 
 
+def has(model: nn.Module, place: Place) -> bool:
+    """Whether a model has what a place names."""
+    try:
+        holder: object = model.get_submodule(place.module)
+    except AttributeError:
+        return False
+    return not place.inside or hasattr(holder, place.inside)
+
+
 def put(model: nn.Module, place: Place, value: object) -> object:
     """Set an attribute of a model, or take it away; returns what it was.
 

@@ -21,6 +21,7 @@ from kvtrace.record.lanes.as_it_was.attributes import (
     Holder,
     Kept,
     Place,
+    has,
     holders,
     put,
 )
@@ -162,14 +163,14 @@ def as_set(
     """A model with attributes that it had; it has its own again afterwards.
 
     Args:
-        model: Live, or a copy.
+        model: Live, or a copy; or of another one, which has none of those modules.
         found: They.
         dtype: Of floating tensors; None: as they were.
     """
     undo: list[tuple[Place, object]] = []
     try:
         for place, kept in found.items():
-            if kept.known:
+            if kept.known and has(model, place):
                 value = kept.then
                 wide = isinstance(value, Tensor) and value.is_floating_point()
                 value = value.to(dtype) if isinstance(value, Tensor) and wide else value
