@@ -86,3 +86,33 @@ def test_sequences_in_the_place_of_tokens_are_no_queries(tmp_path, heads):
     assert {(site.num_heads, site.num_kv_heads) for site in trace.meta.sites} == {(heads, 1)}
     assert trace.queries(3, 0, 1).shape == (heads, 1, 8)
     assert all(np.nanmax(trace.compared(step.number).relative) < 1e-5 for step in trace)
+
+
+class Remembering(nn.Module):
+    """One head by hand over [tokens, sequences, features]; what it made goes back in."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wte, self.q, self.head = nn.Embedding(VOCAB, 24), nn.Linear(24, 24), nn.Linear(24, 40)
+
+    def forward(self, x, mems=None):
+        h = self.wte(x)
+        rows = h if mems is None else torch.cat([mems, h])
+        hidden = torch.full((len(h), len(rows)), -torch.inf).triu(1 + len(rows) - len(h))
+        q, k = (t.transpose(0, 1)[:, None] for t in (self.q(h), rows))
+        weights = (q @ k.transpose(-1, -2) / 24**0.5 + hidden.view(1, 1, *hidden.shape)).softmax(-1)
+        y = (weights @ k).transpose(1, 2).flatten(2).transpose(0, 1)
+        return self.head(h + y), rows
+
+
+def test_one_text_that_comes_tokens_first_is_no_batch_of_single_tokens(tmp_path):
+    model, mems = Remembering().eval(), None
+    with kvtrace.record(model, tmp_path / "a.kvt"), torch.no_grad():
+        for ids in torch.arange(3, 11)[:, None].split([5, 1, 1, 1]):
+            _, mems = model(ids, mems)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [(site.num_heads, site.num_kv_heads) for site in trace.meta.sites] == [(1, 1)]
+    assert trace.queries(0, 0).shape == (1, 5, 24)
+    assert trace.cache(3, layer=0).keys.shape == (1, 8, 24)
+    assert all(np.nanmax(trace.compared(step.number).relative) < 1e-5 for step in trace)

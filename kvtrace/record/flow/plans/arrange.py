@@ -121,7 +121,8 @@ def roles(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence) 
     rows = any(letters.sizes[x] % n == 0 for x in found.free for n in sizes.tokens if n > 1)
     if own and not rows and sizes.tokens[-1] > 1 and not known:
         raise NotOverTokensError("each token attends to a set of its own")
-    query = _query(found, letters, sizes, evidence)
+    ways = found, letters, sizes, evidence
+    query = _tokens_first(*ways) or _query(*ways)
     batch, assumed = _batch(found, letters, sizes, evidence, query)
     rest = [letters.whole(x) for x in (*found.shared, *found.free, *found.spread)]
     heads = "".join(x for x in "".join(rest) if x not in batch + query)
@@ -169,6 +170,19 @@ def _of_texts(found: Structure, letters: Letters, sizes: Sizes) -> Sizes:
     if not batch or batch == 1 or not sizes.tokens or sizes.tokens[-1] != 1 or not apart:
         return sizes
     return replace(sizes, tokens=tuple(n for n in sizes.tokens if n != batch))
+
+
+def _tokens_first(found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence) -> str:
+    """The rows of one text that was given tokens first: it looks like as many texts of a token.
+
+    No axis of keys holds so many texts, and the mask tells the rows of that axis apart.
+    """
+    batch = sizes.batch or 1
+    apart = any(letters.sizes[x] % batch == 0 for x in found.shared)
+    if batch == 1 or apart or max(sizes.tokens, default=0) != 1:
+        return ""
+    fits = [x for x in found.free if letters.sizes[x] == batch]
+    return fits[0] if len(fits) == 1 and evidence.masked_along(fits) == fits else ""
 
 
 def _unmerged(letter: str, letters: Letters, sizes: Sizes, evidence: Evidence) -> str:
