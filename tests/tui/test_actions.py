@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from builders import MemorySource, Shape, synthetic_trace
 from builders.latents import latent_trace
-from kvtrace.errors import KvtraceError
+from kvtrace.errors import KvtraceError, UsageError
 from kvtrace.trace import Meta, ModelCard, Trace
 from kvtrace_tui.actions import ACTIONS, BY_ID, footer
 from kvtrace_tui.desk import moves
@@ -279,6 +279,21 @@ def test_a_token_of_the_prompt_may_be_typed_as_it_is_shown_or_with_its_space(des
     assert desk.stage.sent == [("choose", token)] * 2
 
 
+def test_a_word_that_is_no_token_is_refused_and_nothing_is_sent(desk):
+    desk.recording = Recording.PAUSED
+    press(desk, "last_step")
+    desk.stage.answer = "no such\x1b[2Jtoken"
+    with pytest.raises(UsageError, match=r"'no such␛\[2Jtoken' is no rival, token of the prompt"):
+        press(desk, "choose")
+    assert desk.stage.sent == []
+
+
+def test_a_paused_recorder_that_runs_on_is_followed(desk):
+    desk.recording = Recording.PAUSED
+    press(desk, "run")
+    assert (desk.stage.sent, desk.following) == ([("run", -1)], True)
+
+
 def test_what_was_ordered_is_said_until_it_is_done(desk):
     press(desk, "last_step")
     for order, done in (
@@ -332,6 +347,8 @@ def test_page_keys_move_along_what_a_pane_is_about(desk, focus, axis):
 def test_of_latents_it_is_said_that_they_and_not_k_and_v_are_kept(desk):
     press(desk, "kept")
     assert desk.message == "K and V as the cache keeps them after the step"
+    press(desk, "kept")
+    assert desk.message == "K and V as they were attended to"
     trace = latent_trace()
     latents = Desk(Stage(), trace, moves.start(trace))
     press(latents, "kept")

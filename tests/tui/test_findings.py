@@ -1,6 +1,7 @@
 import numpy as np
 from msgspec.structs import replace
 
+from kvtrace.analysis.checks import verdict
 from kvtrace.trace import Damage, Note, Tensor
 from kvtrace_tui import findings
 from kvtrace_tui.desk import moves
@@ -119,3 +120,24 @@ def test_the_list_counts_bugs_and_remarks_apart_as_the_status_line_does():
     for found, count in (([bug, note], "1 finding · 1 remark"), ([note, note], "2 remarks")):
         rows = words(answer_rows(Answer("diverged"), found, 80))
         assert rows[1].endswith(f"diverged · {count}")
+
+
+def test_a_place_is_said_in_words():
+    at = Found(3, "A", "b", layer=1, head=2, tensor="k", slot=7)
+    assert at.place == "step 3, layer 1, kv head 2, k, slot 7"
+    assert replace(at, tensor="q", slot=None).place == "step 3, layer 1, head 2, q"
+    assert Found(None, "A", "b").place == "the whole trace"
+
+
+def test_what_a_finding_does_not_say_moves_no_cursor(trace):
+    at = moves.start(trace)
+    assert show_found(at, trace, Found(None, "A", "b")) == at
+    assert show_found(at, trace, Found(3, "A", "b")) == moves.to_step(at, trace, 3)
+
+
+def test_checks_that_stumble_leave_an_answer_and_no_error(trace, monkeypatch):
+    def stumbles(*_):
+        raise RuntimeError("od\x1b[2Jd")
+
+    monkeypatch.setattr(verdict, "check", stumbles)
+    assert findings.search(trace, LANE, print) == Answer("could not check", ("od␛[2Jd",))
