@@ -59,6 +59,13 @@ def ratio(larger: float, smaller: float) -> str:
     return f"{_three_digits(larger / smaller)}×" if smaller else "–"
 
 
+def weight(value: float) -> str:
+    """A share of attention with the digits that tell it from others: `0.4521`, `3.1e-05`, `0`."""
+    if value == 0:
+        return "0"
+    return f"{value:.1e}" if value < 0.001 else f"{value:.4f}"
+
+
 def count(number: int) -> str:
     """A plain count with thin thousands: `124 439 808`."""
     return f"{number:,}".replace(",", "\u202f")

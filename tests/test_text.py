@@ -45,6 +45,10 @@ def test_a_tokens_leading_space_is_seen():
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
+        (units.weight(0.45214), "0.4521"),
+        (units.weight(0.000031), "3.1e-05"),
+        (units.weight(0.0), "0"),
+        (units.weight(float("nan")), "nan"),
         (units.counted(0, "step"), "0 steps"),
         (units.counted(1, "step"), "1 step"),
         (units.flops(999), "999 FLOP"),

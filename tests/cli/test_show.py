@@ -7,9 +7,10 @@ from msgspec.structs import replace
 
 from builders.memory import MemorySource
 from builders.raw_frames import joined, split
-from builders.synthetic import synthetic_trace
+from builders.synthetic import Shape, synthetic_trace
 from builders.written import write_trace
 from kvtrace.analysis.cost.costs import step_cost
+from kvtrace.analysis.heads.attention import attention
 from kvtrace.analysis.lanes.compare import compare
 from kvtrace.analysis.summary import summary
 from kvtrace.cli.show.plain import plain
@@ -208,6 +209,17 @@ def test_without_a_terminal_open_prints_the_summary(kvtrace, trace_file):
     assert code == 0
     assert "step 3 computed 1 row" in out
     assert "step 3, layer 1, head 2" in out
+
+
+def test_small_weights_keep_their_digits(kvtrace, tmp_path):
+    shape = Shape(layers=1, heads=8, kv_heads=1, dim=1, prompt=1300, decode=1)
+    trace = synthetic_trace(shape)
+    path = write_trace(tmp_path / "long.kvt", trace)
+    weights = [sorted(attention(trace, 1, 0, head).weights)[:-11:-1] for head in range(8)]
+    head = min(range(8), key=lambda one: weights[one][0])  # it looks nearly everywhere alike
+    _, out, _ = kvtrace("show", path, "--at", f"1/0/{head}")
+    listed = out.partition("written in step")[2].split("\n")[1:11]
+    assert [line.split()[0] for line in listed] == [f"{one:.1e}" for one in weights[head]]
 
 
 def test_a_place_may_be_named_as_check_names_it(kvtrace, trace_file):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from kvtrace import units
 from kvtrace.analysis.heads.attention import Attention
 from kvtrace.analysis.rows.origin import NO_SINGLE, UNKNOWN, origin
 from kvtrace.analysis.rows.packed import pool_text
@@ -82,7 +83,7 @@ def _looks(trace: Trace, found: At, looks: Attention) -> list[str]:
             written = None
         rows.append(
             [
-                f"{looks.weights[row]:.4f}",
+                units.weight(float(looks.weights[row])),
                 token(text) if looks.tokens[row] != UNKNOWN else NO_SINGLE if for_none else "–",
                 "–" if for_none else str(looks.positions[row]),
                 str(looks.slots[row]),
@@ -94,8 +95,8 @@ def _looks(trace: Trace, found: At, looks: Attention) -> list[str]:
     seen = int(looks.seen.sum())
     measures = f"entropy {looks.entropy:.2f} bits of {math.log2(max(seen, 1)):.2f}"
     if looks.induction > 0 or looks.same_token > 0:  # else there is no earlier one, as known
-        measures += f", after an earlier {asks or 'same token'}: {looks.induction:.4f}"
-    measures += f", sink {looks.sink_share:.4f}" if looks.sink_share else ""
+        measures += f", after an earlier {asks or 'same token'}: {units.weight(looks.induction)}"
+    measures += f", sink {units.weight(looks.sink_share)}" if looks.sink_share else ""
     asking = f"asking: {asks or '–'} at position {looks.query_position}; {measures}"
     return [asking, *table(rows, right=(0, 2, 3, 4, 5))]
 

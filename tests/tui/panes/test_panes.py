@@ -19,7 +19,7 @@ from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.depth import Depth
 from kvtrace_tui.found import Found
 from kvtrace_tui.panes import all_panes, cost
-from kvtrace_tui.panes.attention import AttentionPane, weight_text
+from kvtrace_tui.panes.attention import AttentionPane
 from kvtrace_tui.panes.cost import CostPane
 from kvtrace_tui.panes.grid import GridPane
 from kvtrace_tui.panes.pane import broken
@@ -159,7 +159,7 @@ async def test_the_strongest_row_comes_first_with_its_exact_weight(one_pane):
     found = attention(trace, 4, 1, 3)
     lines = await drawn(one_pane, AttentionPane(Shelf()), trace)
     first = found.top(1)[0]
-    listed = [line for line in lines if weight_text(float(found.weights[first])) in line]
+    listed = [line for line in lines if units.weight(float(found.weights[first])) in line]
     assert listed[0].split()[0] == str(found.positions[first])
     assert f"entropy {found.entropy:.2f} bits of 9 rows" in " ".join(lines)
 
@@ -174,7 +174,7 @@ async def test_rows_behind_the_mask_are_called_masked_and_not_counted(one_pane):
 async def test_what_followed_the_asking_token_before_has_its_weight_whole(one_pane):
     trace = synthetic_trace(Shape(prompt=60))
     found = attention(trace, 4, 1, 3)
-    share = weight_text(found.induction)
+    share = units.weight(found.induction)
     for width, words in ((60, "·key"), (29, "·key"), (27, "·…")):
         lines = await drawn(one_pane, AttentionPane(Shelf()), trace, size=(width, 24))
         assert lines[2].rstrip() == f" after an earlier {words} {share}", width
@@ -207,13 +207,6 @@ async def test_a_click_on_a_listed_row_moves_the_crosshair(one_pane):
         await pilot.click(offset=(3, y))
         await pilot.pause()
     assert app.moves == [{"row": strongest}]
-
-
-def test_small_weights_keep_digits_that_tell_them_apart():
-    assert weight_text(0.45214) == "0.4521"
-    assert weight_text(0.000031) == "3.1e-05"
-    assert weight_text(0.0) == "0"
-    assert weight_text(float("nan")) == "nan"
 
 
 # -- cost ----------------------------------------------------------------------------------------

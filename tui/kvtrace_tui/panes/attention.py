@@ -105,7 +105,7 @@ def _row(trace: Trace, found: Attention, row: int, chosen: int, scale: tuple[int
         word = "no token"
     if token >= 0 and not word:
         word = shown_token(trace.token_text(token), 16)
-    value = weight_text(weight) if found.seen[row] else "masked"
+    value = units.weight(weight) if found.seen[row] else "masked"
     return _listed(position, word, value, weight / high, (row == chosen, width))
 
 
@@ -126,13 +126,6 @@ def _listed(position: int, word: str, weight: str, part: float, place: tuple[boo
     )
 
 
-def weight_text(weight: float) -> str:
-    """A weight with the digits that tell it from its neighbours: `0.4521`, `3.1e-05`, `0`."""
-    if weight == 0:
-        return "0"
-    return f"{weight:.1e}" if weight < 0.001 else f"{weight:.4f}"
-
-
 def _summary(found: Attention, asking: str, width: int) -> list[Strip]:
     """Entropy; the weight on a sink, and on what followed the asking token before, if any."""
     seen = int(found.seen.sum())
@@ -145,9 +138,9 @@ def _summary(found: Attention, asking: str, width: int) -> list[Strip]:
         words.append((f", {hidden} masked", ink.DIM))
     rows = [words]
     if found.sink_share > 0:
-        rows.append([(" sink ", ink.DIM), (weight_text(found.sink_share), ink.WARN)])
+        rows.append([(" sink ", ink.DIM), (units.weight(found.sink_share), ink.WARN)])
     if found.induction > 0 or found.same_token > 0:
-        lead, share = " after an earlier ", f" {weight_text(found.induction)}"
+        lead, share = " after an earlier ", f" {units.weight(found.induction)}"
         word = padded(asking, min(cell_len(asking), width - len(lead) - len(share)))
         rows.append([(lead, ink.DIM), (word or "self", ink.TOKEN), (share, ink.TEXT)])
     return [line(width, *elided(row, width)) for row in rows]
