@@ -109,6 +109,10 @@ def test_why_tells_a_step_that_was_held_up_from_what_such_steps_usually_take():
 
 def test_why_says_when_nothing_is_saved_or_counted():
     assert "Nothing is saved yet" in why(step_cost(synthetic_trace(), 0))
+    first = step_cost(synthetic_trace(), 0)
+    assert "first pass" not in why(first)
+    slow = replace(first, cached=replace(first.cached, elapsed_ns=4 * first.recomputed.elapsed_ns))
+    assert "That it took 4.0× the time is not the cache's doing" in why(slow)
     assert "not counted" in why(step_cost(with_cost(Cost()), 3))
     uncached = replace(step_cost(synthetic_trace(), 0), cache_bytes=0)
     assert "Nothing is saved: no row is kept" in why(uncached)

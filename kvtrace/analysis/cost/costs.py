@@ -193,7 +193,7 @@ def why(cost: StepCost) -> str:
         return "FLOPs were not counted for this step."
     if cost.recomputed.flops <= cost.cached.flops:
         if cost.cache_bytes:
-            return "Nothing is saved yet: both compute every row once."
+            return f"Nothing is saved yet: both compute every row once.{_set_up(cost)}"
         return "Nothing is saved: no row is kept, so every step computes all of them again."
     fewer = f"{units.ratio(cost.recomputed.flops, cost.cached.flops)} fewer FLOPs"
     time = cost.time_ratio
@@ -216,6 +216,17 @@ def why(cost: StepCost) -> str:
         f"{measured}: {_weights(cost)}, the cached step reads "
         f"{units.byte_size(read)} of its cache besides and does {mine} FLOP per byte instead of "
         f"{theirs}, so {_bound(cost)}."
+    )
+
+
+def _set_up(cost: StepCost) -> str:
+    """That a first pass takes longer, where the same work took far longer in the cached lane."""
+    time = cost.time_ratio
+    if time is None or time * _SLOW > 1:
+        return ""
+    return (
+        f" That it took {1 / time:.1f}× the time is not the cache's doing: a program's first pass "
+        "also sets up what later ones use."
     )
 
 
