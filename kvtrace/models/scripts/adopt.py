@@ -12,6 +12,14 @@ from typing import Protocol, cast
 
 from kvtrace.errors import ModelError
 from kvtrace.models.loaded import Tokenizer
+from kvtrace.models.scripts.coders import (
+    Encode,
+    answered,
+    decoder_of,
+    encoder_of,
+    table_among,
+    table_of,
+)
 from kvtrace.models.tokens import HubTokenizer, WrappedTokenizer, guarded
 from kvtrace.text import safe
 
@@ -87,16 +95,29 @@ def adopt_tokenizer(brought: object) -> Tokenizer:
         return cast("Tokenizer", brought)
     if hasattr(brought, "convert_ids_to_tokens"):
         return WrappedTokenizer(cast("HubTokenizer", brought))
-    kind = type(brought).__name__
     if isinstance(brought, tuple) and len(brought) == 2 and all(map(callable, brought)):
-        return _of_functions("encode and decode functions", brought[0], brought[1])
-    table = brought if isinstance(brought, Mapping) else getattr(brought, "stoi", None)
-    if isinstance(table, Mapping):
-        return _of_table(table)
+        return _of_functions("encode and decode functions", *map(answered, brought))
+    found = table_among([brought, getattr(brought, "stoi", None)])
+    if found is None and isinstance(brought, tuple | list):
+        found = table_among(brought)
+    if found is not None:
+        return _of_table(found)
+    return _of_methods(brought)
+
+
+def _of_methods(brought: object) -> Tokenizer:
+    """Of an object, by what it can do.
+
+    Raises:
+        ModelError: Nothing of it helps.
+    """
     if hasattr(brought, "decode_single_token_bytes"):
         return _of_tiktoken(cast("TiktokenEncoding", brought))
-    encode, decode = getattr(brought, "encode", None), getattr(brought, "decode", None)
-    if callable(encode) and callable(decode):
+    kind, table = type(brought).__name__, table_of(brought)
+    encode, decode = encoder_of(brought), decoder_of(brought)
+    if table is not None and decode is None:
+        return _of_table(table, encode)
+    if encode is not None and decode is not None:
         return _of_functions(kind, encode, decode)
     raise ModelError(
         f"the factory returned a {kind} as its tokenizer; possible are objects with encode(text) "
@@ -110,25 +131,41 @@ def _of_tiktoken(encoding: TiktokenEncoding) -> CallableTokenizer:
         lambda text: encoding.encode(text, disallowed_special=()),
         lambda token: _text(encoding.decode_single_token_bytes(token)),
         encoding.n_vocab,
-        frozenset({encoding.eot_token}),
+        _end_of(encoding),
     )
+
+
+def _end_of(encoding: TiktokenEncoding) -> frozenset[int]:
+    """The token that ends a text, where the encoding has one."""
+    try:
+        return frozenset({encoding.eot_token})
+    except KeyError:
+        return frozenset()
 
 
 def _of_functions(
     name: str, encode: Callable[[str], object], decode: Callable[[Sequence[int]], object]
 ) -> CallableTokenizer:
     """`encode` may return ids or an object that has them; `decode` takes a list."""
+    return CallableTokenizer(name, _ids_by(encode), lambda token: str(decode([token])))
 
+
+def _ids_by(encode: Encode) -> Callable[[str], Iterable[int]]:
     def ids(text: str) -> Iterable[int]:
         coded = encode(text)
         return cast("Iterable[int]", getattr(coded, "ids", coded))
 
-    return CallableTokenizer(name, ids, lambda token: str(decode([token])))
+    return ids
 
 
-def _of_table(table: Mapping[object, object]) -> CallableTokenizer:
-    """One id per character, as in many small models; per word where the entries are words."""
-    ids = {str(entry): int(cast("int", index)) for entry, index in table.items()}
+def _of_table(table: Mapping[str, int], theirs: Encode | None = None) -> CallableTokenizer:
+    """One id per character, as in many small models; per word where the entries are words.
+
+    Args:
+        table: Ids by text.
+        theirs: What makes ids of a text, where they have that.
+    """
+    ids = dict(table)
     entries = {index: entry for entry, index in ids.items()}
     words = sum(len(entry) > 1 for entry in ids) > len(ids) / 2
     kind = "word" if words else "character"
@@ -150,7 +187,7 @@ def _of_table(table: Mapping[object, object]) -> CallableTokenizer:
         entry = entries.get(token, f"<{token}>")
         return f" {entry}" if words and entry[:1].isalnum() else entry
 
-    return CallableTokenizer(f"{kind}s", encode, decode, len(ids))
+    return CallableTokenizer(f"{kind}s", _ids_by(theirs or encode), decode, len(ids))
 
 
 def _text(raw: bytes) -> str:
