@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import kvtrace
+from kvtrace.analysis.checks import UNCHECKED, check
 
 PROMPT, STEPS, BLOCK = (3, 1, 4, 1, 5, 9), 7, 4
 
@@ -74,3 +75,15 @@ def test_a_row_that_is_written_to_another_slot_differs_from_the_other_lane(tmp_p
     trace = kvtrace.open(tmp_path / "a.kvt")
     differ = [bool((trace.compared(n).beyond > 0).any()) for n in range(STEPS)]
     assert differ[:4] == [False, False, False, True]
+
+
+def test_a_pass_whose_rows_would_lie_in_one_slot_is_no_reference(tmp_path):
+    model = Engine(gathers=True)
+    with kvtrace.record(model, tmp_path / "a.kvt"):
+        serve(model, wrong=2)  # the slot of the token before
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    compared = [trace.compared(n) is not None for n in range(STEPS)]
+    assert compared == [True, True, *[False] * (STEPS - 2)]
+    report = check(trace)
+    assert (report.verdict, report.findings) == (UNCHECKED, ())
+    assert "`slots` gives token 7 the place of token 6, whose row is lost" in report.reason

@@ -79,6 +79,23 @@ class Told:
                 found[name] = _as(_whole(calls, each), call.arguments[name])
         return found
 
+    def twice(self, path: Path) -> tuple[str, int, int] | None:
+        """The first token that is given a number of an earlier one's, where others have their own.
+
+        Two rows in one place, if it is where rows lie: (name, place of the earlier, its own place).
+        """
+        calls = self._along(path)
+        for name, first in calls[0].given.items() if len(calls) > 1 else ():
+            numbers: dict[int, int] = {}
+            each = [one.given[name].flatten().tolist() for one in calls if name in one.given]
+            fits = [len(one) for one in each] == [one.end - one.start for one in calls]
+            if not fits or len(set(each[0])) < max(2, first.numel()):
+                continue
+            for place, number in enumerate(one for part in each for one in part):
+                if numbers.setdefault(number, place) != place:
+                    return name, numbers[number], place
+        return None
+
     def of_prompt(self, path: Path) -> dict[str, object]:
         """Numbers that tell of the prompt and were the same in all calls of a path, by name."""
         calls = self._along(path)
@@ -94,7 +111,8 @@ class Told:
 
     def _along(self, path: Path) -> list[_Call]:
         """The calls that a path is made of; none where some are not known."""
-        nodes = sorted((*path.shared, *path.nodes), key=lambda node: node.start)
+        whole = (node for node in (*path.shared, *path.nodes) if node.end <= len(path.tokens))
+        nodes = sorted(whole, key=lambda node: node.start)
         calls: list[_Call] = []
         for node in nodes:
             follows = node.start == (calls[-1].end if calls else 0)

@@ -21,6 +21,9 @@ _LIKE_FIRST = FirstCall.replayed
 _WAYS: dict[str, Way] = {"bare": FirstCall.bare, "replayed": _LIKE_FIRST, "told": _LIKE_FIRST}
 _WAYS |= {"beside": _LIKE_FIRST, "unswitched": FirstCall.unswitched}
 
+TELLING = ("told", "beside")
+"""Ways in which a call is given what the steps were."""
+
 
 def called_with(
     name: str, call: FirstCall, batch: Batch, steps: Told, kind: torch.dtype | None
@@ -43,7 +46,7 @@ def called_with(
     tokens = call.given(tokens, [path.row for path in batch.paths])
     hides = _hides(call)
     call = replace(call, paths=_made(call, batch, beside=hides is not None))
-    told = steps.of(batch.paths, call) if name in ("told", "beside") else {}
+    told = steps.of(batch.paths, call) if name in TELLING else {}
     arguments = told | _WAYS[name](rest(call, told), tokens)
     stays = steps.of_prompt(batch.paths[0]) if len(batch.paths) == 1 else {}
     arguments |= {name: one for name, one in stays.items() if type(arguments.get(name)) is int}

@@ -35,12 +35,13 @@ from kvtrace.record.lanes.given.shown import (
     trimmed,
 )
 from kvtrace.record.lanes.given.told import Told
+from kvtrace.record.lanes.limits.one_place import written_over
 from kvtrace.record.lanes.passes.apart import Apart
 from kvtrace.record.lanes.passes.as_first import AsFirst, as_first
 from kvtrace.record.lanes.passes.asked import DTYPES, forward_of, recompute
 from kvtrace.record.lanes.passes.autocast import Autocast, as_then, autocast_of
 from kvtrace.record.lanes.passes.batch import Batch, CannotRecomputeError
-from kvtrace.record.lanes.passes.called_with import called_with
+from kvtrace.record.lanes.passes.called_with import TELLING, called_with
 from kvtrace.record.parts import unread
 
 _TRIED = {
@@ -289,7 +290,10 @@ class Recomputer:
         forward = replace(forward, calls=tuple(calls))
         # one that was given a mask may hide nothing by itself, nor may one that takes one
         given, masked = name not in _ALONE, call.masked or call.takes_mask
-        why = self._like.misfit(forward, batch, outside=outside, given_masks=given, masked=masked)
+        why = written_over(forward, batch.paths, self.told) if name in TELLING else ""
+        why = why or self._like.misfit(
+            forward, batch, outside=outside, given_masks=given, masked=masked
+        )
         if why:
             raise CannotRecomputeError(why)
         return forward
