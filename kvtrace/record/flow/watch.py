@@ -105,8 +105,7 @@ class FlowWatch:
 
     def name(self, model: nn.Module) -> None:
         """Call the modules of a model by their paths, without watching them."""
-        for path, module in model.named_modules():
-            self._forwards.paths.setdefault(id(module), path)
+        self._forwards.name(model)
 
     def briefly(self, modules: Mapping[str, nn.Module], *, alone: bool) -> None:
         """Watch these, by path, only until they are known to ask for their attention.

@@ -104,6 +104,12 @@ class Forwards:
         for path, parameter in root.named_parameters(remove_duplicate=False):
             self.parameters.setdefault(id(parameter), path)
 
+    def name(self, model: nn.Module) -> None:
+        """Call the modules of a model by their paths, without patching them."""
+        for path, module in model.named_modules():
+            self.paths.setdefault(id(module), path)
+        self.two_sided = self.two_sided or is_two_sided(self.paths.values())
+
     def _adopt(self, path: str, module: nn.Module, patched: bool = True) -> None:
         self.paths.setdefault(id(module), path)
         if isinstance(module, torch.jit.ScriptModule):
