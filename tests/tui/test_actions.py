@@ -105,6 +105,17 @@ def test_a_key_that_leads_no_further_says_so(desk):
         assert press(desk, key).cursor == before
 
 
+def test_at_the_end_of_a_whole_recording_nothing_plays_on_and_that_is_said(desk):
+    for key in ("play", "last_step"):
+        desk.message = ""
+        press(desk, "last_step", key)
+        assert desk.message == "this is the last step: the recording ends here"
+        assert not desk.playing
+    desk.recording = Recording.GROWING
+    press(desk, "last_step")
+    assert desk.following
+
+
 def test_n_at_the_end_of_a_paused_run_computes_a_step(desk):
     press(desk, "last_step")
     desk.recording = Recording.PAUSED

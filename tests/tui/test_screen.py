@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("truecolor")
 async def test_the_screen_says_where_we_are_and_what_the_step_saved(trace):
     app = app_of(trace)
     async with app.run_test(size=(160, 45)) as pilot:
-        await pilot.pause()
+        await until(pilot, lambda: "step 1 computed" in shown(app)[1])
         lines = shown(app)
         assert "memory.kvt" in lines[0]
         assert "3L×4H(2kv) d8 f32" in lines[0]

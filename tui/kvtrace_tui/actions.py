@@ -38,13 +38,13 @@ def _time() -> Iterable[Action]:
                  TIME, deeds.walk_by(-1))
     yield Action("play", ("space",), "Play",
                  "Play or pause; in a live run, pause recording or let it go on.",
-                 TIME, deeds.toggle_play, weight=3)
+                 TIME, deeds.toggle_play, reasons.over, weight=3)
     yield Action("go_to", ("g",), "Go to", "Go to a step, layer, head, row, feature or sequence.",
                  TIME, deeds.go_to, weight=10)
     yield Action("first_step", ("home",), "First", "Go to the first step.",
                  TIME, deeds.to_edge(last=False), reasons.at_first)
     yield Action("last_step", ("end",), "Last", "Go to the last step; a growing run is followed.",
-                 TIME, deeds.to_edge(last=True))
+                 TIME, deeds.to_edge(last=True), reasons.over)
     yield Action("break", ("b",), "Break", "Set or clear a breakpoint at this step.",
                  TIME, deeds.toggle_break, weight=13)
     yield Action("edit_breaks", ("B",), "Conditions",

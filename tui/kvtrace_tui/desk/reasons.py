@@ -40,6 +40,11 @@ def no_later(desk: Desk) -> str | None:
     return None if desk.recording is Recording.PAUSED else at_last(desk)
 
 
+def over(desk: Desk) -> str | None:
+    """There is no later step, and none will come."""
+    return needs_trace(desk) if desk.recording.grows else at_last(desk)
+
+
 def at_first(desk: Desk) -> str | None:
     """There is no earlier step."""
     missing = needs_trace(desk)
