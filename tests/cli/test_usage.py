@@ -6,6 +6,7 @@ import pytest
 
 from kvtrace.cli.entry import load
 from kvtrace.cli.shared.grammar import VERBS
+from kvtrace.cli.shared.parser import narrowed
 
 WRONG = {
     ("--frobnicate",): "unrecognized arguments: --frobnicate",
@@ -173,3 +174,28 @@ def test_a_lone_file_is_read_as_the_parser_reads_it(tmp_path):
         parsed = verb.parser().parse_intermixed_args([word])
         parsed.after = []
         assert vars(verb.parsed([word])) == vars(parsed)
+
+
+@pytest.mark.parametrize("verb", [(), *((name,) for name in VERBS)])
+@pytest.mark.parametrize("columns", ["60", "80", "120"])
+def test_help_fits_the_terminal_and_says_the_same_in_any(kvtrace, monkeypatch, verb, columns):
+    monkeypatch.setenv("COLUMNS", "400")
+    _, wide, _ = kvtrace(*verb, "--help")
+    monkeypatch.setenv("COLUMNS", columns)
+    code, out, _ = kvtrace(*verb, "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= int(columns)
+    assert out.split() == wide.split()
+
+
+def test_a_long_text_of_a_table_goes_on_under_itself(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    told = "  file.py   a function that\n            gives a model\n  ./folder  a directory"
+    assert narrowed(told).split("\n") == told.split("\n")
+    told = told.replace("function that", "function or a class that")
+    assert narrowed(told).split("\n") == [
+        "  file.py   a function or a",
+        "            class that gives a",
+        "            model",
+        "  ./folder  a directory",
+    ]

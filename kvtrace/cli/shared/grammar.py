@@ -94,10 +94,12 @@ class Verb(Struct, frozen=True):
 
 def overview(bare: Verb) -> str:
     """The help of `kvtrace` itself: the bare command's, and the verbs."""
+    from kvtrace.cli.shared.parser import narrowed
+
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name.ljust(width)}   {what}" for name, what in VERBS.items())
     text = bare.parser().format_help()
-    return (
+    return narrowed(
         f"{text}\nverbs:\n{verbs}\n\n`kvtrace VERB --help` explains each. A model called like a "
         "verb is written ./NAME or after `--`."
     )
