@@ -53,10 +53,17 @@ class Standard:
     Args:
         masked: Say of every token that it is no padding, as `generate` does, though it goes
             without saying.
+        beside: Texts of further sequences that go in with the first one, each as long as it gets.
     """
 
-    def __init__(self, model: nn.Module, *, masked: bool = False) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        masked: bool = False,
+        beside: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self._model, self._beside = model, beside
         self._prepares = prepares(model)
         self._positions = positions_of(model)
         self._device = device_of(model)
@@ -64,6 +71,10 @@ class Standard:
         self._cache: object = cache_to_begin(model)
         self._fed = 0
         self._masked = masked
+
+    def again(self, beside: Sequence[Sequence[int]]) -> Standard:
+        """The same from the beginning, with further texts."""
+        return Standard(self._model, masked=self._masked, beside=beside)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Feed the new tokens with the cache; all of them where none came back.
@@ -88,7 +99,8 @@ class Standard:
         return last_logits(result)
 
     def _given(self, tokens: Sequence[int]) -> dict[str, Any]:
-        ids = torch.tensor([list(tokens)], device=self._device)
+        rows = [list(tokens), *(list(text[: len(tokens)]) for text in self._beside)]
+        ids = torch.tensor(rows, device=self._device)
         if self._prepares:
             return prepared(self._model, ids, self._fed, self._cache)
         given = {"input_ids": ids[:, self._fed :], self._name: self._cache, "use_cache": True}

@@ -196,18 +196,28 @@ def _abreast(model: nn.Module, prompts: Sequence[Sequence[int]], start: Start) -
     title = f"batch of {len(prompts)}, equally long"
     rows = _equally_long(prompts)
     driven = start(rows[0], 0)
-    if not (isinstance(driven.drive, Calls) and driven.drive.way.caches):
-        why = "no cache was found" if isinstance(driven.drive, Calls) else "it takes one text"
-        return Plan("padded", title, model, None, why_not=why)
-    if driven.drive.way.layout not in ("batch", "time first"):
-        return Plan("padded", title, model, None, why_not="it takes ids of one text")
-    drive = driven.drive.again(driven.drive.capacity, driven.drive.source, rows[1:])
+    drive = _with_more(driven.drive, rows[1:])
+    if isinstance(drive, str):
+        return Plan("padded", title, model, None, why_not=drive)
 
     def feed() -> None:
         for end in range(len(rows[0]) - _SINGLE, len(rows[0]) + 1):
             drive.step(rows[0][:end])
 
     return Plan("padded", title, driven.model, feed, presumed=True)
+
+
+def _with_more(drive: Drive, texts: Sequence[Sequence[int]]) -> Drive | str:
+    """A drive that takes further texts beside the first one, or why there is none."""
+    if isinstance(drive, Standard):
+        return drive.again(texts)
+    if not isinstance(drive, Calls):
+        return "it takes one text"
+    if not drive.way.caches:
+        return "no cache was found"
+    if drive.way.layout not in ("batch", "time first"):
+        return "it takes ids of one text"
+    return drive.again(drive.capacity, drive.source, texts)
 
 
 def _equally_long(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
