@@ -18,6 +18,7 @@ from kvtrace.record.decode import Drive, Standard
 from kvtrace.record.driving.adapter import adapted
 from kvtrace.record.driving.encoded import EncoderDecoder, is_encoder_decoder
 from kvtrace.record.driving.entrance import entrances, plain_entrances, through
+from kvtrace.record.driving.gathered import gathered, object_of
 from kvtrace.record.driving.generating import Generating, by_generating
 from kvtrace.record.driving.paired import Pair, pairs, together
 from kvtrace.record.driving.trying.found import FoundWay
@@ -152,7 +153,7 @@ def _by_trying(model: nn.Module, wish: Wish) -> Driven:
     try:
         search, found = _searched(model, wish)
     except ModelError as error:
-        ways = (_by_pair, _by_entrance, _by_inner, _by_plain_entrance)
+        ways = (_by_object, _by_pair, _by_entrance, _by_inner, _by_plain_entrance)
         driven = next((made for way in ways if (made := way(model, wish))), None)
         driven = driven or _with_more(model, wish, error) or _by_generating(model, wish)
         if driven is None:
@@ -208,6 +209,19 @@ def _driven(search: Search, found: FoundWay, name: str = "model") -> Driven:
 def _source(wish: Wish) -> Sequence[int]:
     """Shorter than the text: rows of the one side are never as many as those of the other."""
     return wish.prompt[:-1] or wish.prompt
+
+
+def _by_object(model: nn.Module, wish: Wish) -> Driven | None:
+    """By the fields of the object that its forward takes."""
+    kind = object_of(model)
+    if kind is None:
+        return None
+    remake = None if wish.remake is None else partial(_remade_gathered, wish.remake, kind)
+    try:
+        search, found = _searched(gathered(model, kind), replace(wish, remake=remake))
+    except ModelError:
+        return None
+    return _driven(search, found, f"model of {kind.__name__}")
 
 
 def _by_entrance(model: nn.Module, wish: Wish) -> Driven | None:
@@ -283,6 +297,10 @@ def _by_generating(model: nn.Module, wish: Wish) -> Driven | None:
 
 def _remade_through(remake: Callable[[], nn.Module], name: str) -> nn.Module:
     return through(remake(), name)
+
+
+def _remade_gathered(remake: Callable[[], nn.Module], kind: type) -> nn.Module:
+    return gathered(remake(), kind)
 
 
 def _remade_together(remake: Callable[[], nn.Module], pair: Pair) -> nn.Module:

@@ -180,6 +180,11 @@ def _place(module: nn.Module) -> str:
     return f"{file_of(code)}:{code.co_firstlineno}" if code is not None else ""
 
 
+def named_as_ids(name: str) -> bool:
+    """Whether a name says that ids are meant."""
+    return _IDS.fullmatch(name.lower()) is not None
+
+
 def widened(signature: Signature, names: Iterable[str]) -> Signature:
     """With parameters for names that are not declared, where `**kwargs` takes them.
 
