@@ -252,6 +252,16 @@ def test_copying_gives_the_exact_value_and_code_for_it(desk):
     assert code == "kvtrace.open('memory.kvt').cache(1, 0).keys[0, 5, 0]"
 
 
+def test_in_the_list_of_weights_a_weight_is_copied(desk):
+    desk.focus = "attention"
+    press(desk, "copy")
+    weights = desk.trace.weights(1, 0, 0).weights[0, -1]
+    assert float(desk.stage.copied[0]) == float(weights[desk.cursor.row])
+    assert desk.message.endswith(f"(weight on row {desk.cursor.row})")
+    press(desk, "copy_code")
+    assert ".weights(1, 0, 0, 0, 0).weights[0, 0, 5]" in desk.stage.copied[1]
+
+
 def test_recorder_keys_are_refused_without_a_recorder(desk):
     for id_ in ("run", "stop", "choose"):
         press(desk, id_)

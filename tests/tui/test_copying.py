@@ -5,10 +5,11 @@ from msgspec.structs import replace
 
 import kvtrace
 from builders.written import write_trace
+from kvtrace.analysis.heads.attention import attention
 from kvtrace.errors import UsageError
 from kvtrace.trace import Tensor
 from kvtrace_tui.desk import moves
-from kvtrace_tui.desk.copying import expression, value_at
+from kvtrace_tui.desk.copying import expression, value_at, weight_at, weight_expression
 from kvtrace_tui.desk.cursor import View
 from kvtrace_tui.panes.rows import RowStore
 from kvtrace_tui.panes.views import shown
@@ -50,3 +51,15 @@ def test_what_another_lane_lacks_is_not_copied(trace):
     cursor = replace(_place(trace), view=View.RECOMPUTED, lane="referee")
     with pytest.raises(UsageError, match="keys: not recorded in the referee lane"):
         value_at(cursor, trace, Tensor.KEYS)
+
+
+def test_where_weights_are_listed_the_weight_is_copied(tmp_path, monkeypatch, trace):
+    write_trace(tmp_path / "a.kvt", trace)
+    monkeypatch.chdir(tmp_path)
+    opened = kvtrace.open("a.kvt")
+    cursor = _place(opened)
+    weight = float(attention(opened, 2, 1, 3).weights[4])
+    assert weight_at(cursor, opened) == weight
+    assert eval(weight_expression(cursor, opened), {"kvtrace": kvtrace}) == weight
+    with pytest.raises(UsageError, match="no row 99"):
+        weight_at(replace(cursor, row=99), opened)

@@ -49,6 +49,25 @@ def expression(cursor: Cursor, trace: Trace, tensor: Tensor) -> str:
     return value if cursor.view is View.VALUE else other
 
 
+def weight_at(cursor: Cursor, trace: Trace) -> float:
+    """The attention weight on the crosshair's row.
+
+    Raises:
+        KvtraceError: It is not in the trace.
+    """
+    where = cursor.step, cursor.layer, cursor.head, cursor.sequence, cursor.query
+    found = trace.weights(*where).weights[0, 0]
+    if cursor.row >= found.size:
+        raise UsageError(f"weights: no row {cursor.row}.")
+    return float(found[cursor.row])
+
+
+def weight_expression(cursor: Cursor, trace: Trace) -> str:
+    """What to type to get the same weight."""
+    where = f"{cursor.step}, {cursor.layer}, {cursor.head}, {cursor.sequence}, {cursor.query}"
+    return f"kvtrace.open({trace.name!r}).weights({where}).weights[0, 0, {cursor.row}]"
+
+
 def _read(cursor: Cursor, trace: Trace, tensor: Tensor, lane: str) -> str:
     """Python for the number of one lane."""
     opened = f"kvtrace.open({trace.name!r})"

@@ -244,15 +244,21 @@ def back(desk: Desk) -> None:
 def copy_value(desk: Desk) -> None:
     """Copy the number under the crosshair as it is shown, all its digits."""
     cursor, tensor = desk.cursor, desk.traits.tensor
-    value = repr(copying.value_at(cursor, desk.recorded, tensor))
-    desk.stage.copy(value)
-    shows = "" if cursor.shows == "value" else f", {cursor.shows}"
-    desk.say(f"copied {value} ({tensor.name.lower()}{shows})")
+    if desk.focus == "attention":
+        value, what = copying.weight_at(cursor, desk.recorded), f"weight on row {cursor.row}"
+    else:
+        value, what = copying.value_at(cursor, desk.recorded, tensor), tensor.name.lower()
+        what += "" if cursor.shows == "value" else f", {cursor.shows}"
+    desk.stage.copy(repr(value))
+    desk.say(f"copied {value!r} ({what})")
 
 
 def copy_expression(desk: Desk) -> None:
     """Copy Python that gives the same number."""
-    code = copying.expression(desk.cursor, desk.recorded, desk.traits.tensor)
+    if desk.focus == "attention":
+        code = copying.weight_expression(desk.cursor, desk.recorded)
+    else:
+        code = copying.expression(desk.cursor, desk.recorded, desk.traits.tensor)
     desk.stage.copy(code)
     desk.say(f"copied {text.safe(code)}")
 
