@@ -22,7 +22,7 @@ from kvtrace.record.driving.trying.observe import (
     generations,
 )
 from kvtrace.record.driving.trying.private import nothing_left, private_copy
-from kvtrace.record.driving.ways.begins import resets
+from kvtrace.record.driving.ways.inside import resets
 from kvtrace.record.driving.ways.way import Room
 
 _MOST_CALLS = 16

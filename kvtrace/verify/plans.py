@@ -22,8 +22,8 @@ from kvtrace.record.decode import Drive, Limits, Standard, decode
 from kvtrace.record.driving import Driven
 from kvtrace.record.driving.adapter import beside_model
 from kvtrace.record.driving.encoded import EncoderDecoder, is_encoder_decoder
-from kvtrace.record.driving.ways.begins import resets
 from kvtrace.record.driving.ways.calls import Calls
+from kvtrace.record.driving.ways.inside import resets
 from kvtrace.record.processes.local import device_of
 from kvtrace.verify.own_loops import own_loops, run_loops
 from kvtrace.verify.ways import WAYS

@@ -13,7 +13,7 @@ from types import MethodType
 
 from torch import nn
 
-from kvtrace.record.driving.ways.begins import methods
+from kvtrace.record.driving.ways.offered import methods
 from kvtrace.record.driving.ways.roles import parameters_of, signature_of
 
 _ENTRANCES = re.compile(

@@ -11,7 +11,7 @@ from msgspec import Struct
 from torch import Tensor, nn
 
 from kvtrace.record.driving.entrance import called_by, through
-from kvtrace.record.driving.ways.begins import methods
+from kvtrace.record.driving.ways.offered import methods
 from kvtrace.record.driving.ways.roles import Signature, parameters_of, signature_of
 
 _PROMPT = re.compile(

@@ -7,7 +7,7 @@ from builders.driven import run_file
 from kvtrace.record.driving.choose import choose_drive
 from kvtrace.record.driving.entrance import through
 from kvtrace.record.driving.trying.private import private_copy
-from kvtrace.record.driving.ways.begins import resets
+from kvtrace.record.driving.ways.inside import resets
 from kvtrace.record.driving.wish import Wish
 
 INFERENCE = """

@@ -23,7 +23,7 @@ from kvtrace.record.capture.replaced.stand_in import in_place_of
 from kvtrace.record.driving.trying.evidence import Trials
 from kvtrace.record.driving.trying.patterns import Pattern, pattern
 from kvtrace.record.driving.trying.private import nothing_left
-from kvtrace.record.driving.ways.begins import methods
+from kvtrace.record.driving.ways.offered import methods
 from kvtrace.record.driving.ways.roles import Signature, parameters_of, widened
 from kvtrace.record.processes.local import device_of
 

@@ -11,15 +11,9 @@ import torch
 from torch import nn
 
 from kvtrace.record.driving.ways import way as forms
-from kvtrace.record.driving.ways.begins import (
-    begins_of,
-    called,
-    inner_makers,
-    makers,
-    resets,
-    switches,
-    transformers_cache,
-)
+from kvtrace.record.driving.ways.begins import begins_of, transformers_cache
+from kvtrace.record.driving.ways.inside import called, inner_makers, resets, switches
+from kvtrace.record.driving.ways.makers import makers
 from kvtrace.record.driving.ways.masks import SOURCE_SIDE, Choice, masks, padded
 from kvtrace.record.driving.ways.roles import Parameter, Signature
 from kvtrace.record.driving.ways.way import Argument, Begin, Layout, Passed, Way

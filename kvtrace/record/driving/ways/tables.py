@@ -14,7 +14,7 @@ import torch
 from msgspec import Struct
 from torch import Tensor, nn
 
-from kvtrace.record.driving.ways.begins import spaces
+from kvtrace.record.driving.ways.offered import spaces
 from kvtrace.record.driving.ways.roles import Parameter, Signature, parameters_of
 from kvtrace.record.driving.ways.sizes import Sizes, UnknownSizeError
 
