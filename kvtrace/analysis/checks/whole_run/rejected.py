@@ -40,7 +40,8 @@ class Rejected:
     def add(self, step: Step) -> None:
         """A step, in the order of the run."""
         tried = None if step.parent is None else self._tried.get(step.parent)
-        if step.likeliest and step.num_sequences == 1 and step.packed is None and step.caches:
+        alone = step.num_sequences == 1 and step.packed is None
+        if step.likeliest and alone and any(one.length_after for one in step.caches):
             self._tried[step.number] = step
         if tried is None or step.num_sequences > 1 or not step.caches:
             return

@@ -76,6 +76,10 @@ class OwnCaches:
         """
         seen = self.derived.of(call, limit)
         use = self._uses.setdefault(seen.store, SiteUse())
+        capacity = self.stores.layers[seen.store].capacity
+        kept = seen.step.parent is not None and not seen.step.computed
+        if kept and use.found and use.outgrown(len(seen.step.slots), capacity, call.keys):
+            use.move()
         if origin is None and use.goes_on(seen.step):
             entry, rows = self._entry(seen, None, None, cached=True), (seen.keys, seen.values)
             return self._note(
@@ -105,6 +109,8 @@ class OwnCaches:
         line, found = self._line, self.derived.steady_step(calls)
         if line is None or found is None or found.sites.stores != line.stores:
             return None
+        if line.room is not None and len(seen_of(found, 0).step.slots) > line.room:
+            return None
         self.begin()
         entry = self._entry(seen_of(found, 0), None, None, cached=True)
         self._last.update(dict.fromkeys(line.stores, (self.derived.number, entry.attended)))
@@ -121,7 +127,9 @@ class OwnCaches:
             for one in made
         ):
             _, row_bytes, buffer_bytes = self._memory()
-            self._line = Line(tuple(self._made), row_bytes, buffer_bytes)
+            rooms = [self.stores.layers[store].capacity for store in self._made]
+            room = min([one for one in rooms if one is not None], default=None)
+            self._line = Line(tuple(self._made), row_bytes, buffer_bytes, room)
         self.derived.over()
 
     def _note(self, call: AttentionCall, made: CallEffect) -> CallEffect:

@@ -46,11 +46,13 @@ class Line(Struct, frozen=True):
         stores: They, one a call.
         row_bytes: Of a row in all of those that hold no more than their rows.
         buffer_bytes: Memory of the others.
+        room: Rows that the smallest of those has room for; None: there are none.
     """
 
     stores: tuple[int, ...]
     row_bytes: int
     buffer_bytes: int
+    room: int | None
 
 
 def told_places(seen: SeenCall, origin: Entry, update: CacheUpdate) -> Sequence[Numbers]:

@@ -16,7 +16,7 @@ from kvtrace.record.cache.own.call_effect import CallEffect
 from kvtrace.record.cache.own.find_holder import FoundHolder, find, held_by
 from kvtrace.record.cache.own.holders import Holder, going_on, holders
 from kvtrace.record.cache.own.seen_call import SeenCall
-from kvtrace.record.cache.own.site_use import SiteUse
+from kvtrace.record.cache.own.site_use import LOOKS, SiteUse
 from kvtrace.record.cache.own.unrotated import find_turned
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -56,7 +56,11 @@ class Learning:
         if again:
             use.repeated = True
         elif step.parent is not None and not step.computed and self_attention:
+            if not use.read:  # texts without a cache told nothing of where it is
+                use.looks = min(use.looks, LOOKS - 2)
             use.read = True
+        elif step.parent is None and use.repeated and not use.read:
+            use.looks, use.repeated = min(use.looks, LOOKS - 1), False  # this text may have one
         if call.kind == "encoder" or call.level == 1:
             return
         if use.settled:
@@ -123,7 +127,9 @@ def say(stores: Stores, use: SiteUse, made: CallEffect, *, derived: bool) -> Non
     layer = stores.layers[store]
     room = use.room if step.whole else max(use.room, step.cells.shape[1])
     part = bool(use.left) and not use.beside
-    capacity = layer.capacity or (room if room > rows or part else None)
+    capacity = layer.capacity
+    if capacity is None or capacity < rows:
+        capacity = room if room > rows or part else None
     if capacity is not None and capacity < rows:
         capacity = None  # one row does not tell along which axis there is room for more
     window = layer.window

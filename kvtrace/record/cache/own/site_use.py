@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from kvtrace.record.cache.own.find_holder import FoundHolder
 from kvtrace.record.flow.rows.row_step import RowStep
 
@@ -23,6 +25,7 @@ class SiteUse:
         keys, values: What holds them.
         turned: What holds the keys as they were before RoPE.
         looks: Forwards in which that was looked for.
+        moves: It was looked for once more, as it had no room for the rows any longer.
         room: Slots of what was found in this forward; 0: it was not looked for.
         left: Slots of the rows that were kept of the last step, where not all were.
         beside: Rows that stand for no token are not kept: the model adds them each time.
@@ -35,6 +38,7 @@ class SiteUse:
     values: FoundHolder | None = None
     turned: FoundHolder | None = None
     looks: int = 0
+    moves: bool = False
     room: int = 0
     left: Slots | None = None
     beside: bool = False
@@ -55,6 +59,25 @@ class SiteUse:
         """Whether there is nothing more to look for."""
         best = len(self.found) == 2 and min(one.rank for one in self.found) > 0
         return best or self.looks >= LOOKS
+
+    def outgrown(self, rows: int, capacity: int | None, keys: Tensor) -> bool:
+        """Whether the rows must have gone to other memory, which has room for more.
+
+        Args:
+            rows: Attended to.
+            capacity: Of what held the rows so far; None: of no more than the rows.
+            keys: As attended to.
+        """
+        if capacity is not None:
+            return rows > capacity and self.left is None and not self.beside
+        # a cache that was made for the prompt alone, and one for all that follows
+        filled = any(0 < one.slots < rows for one in self.found)
+        return filled and not self.moves and keys.untyped_storage().nbytes() > keys.nbytes
+
+    def move(self) -> None:
+        """Whatever held the rows, look for it anew."""
+        self.keys = self.values = self.turned = None
+        self.looks, self.moves = min(self.looks, LOOKS - 1), True
 
     def goes_on(self, step: RowStep) -> bool:
         """Whether rows were added to those of before, as ever, and all else has been said."""
