@@ -10,6 +10,7 @@ from builders.recorded import assert_attention_explains_itself, assert_caches_ag
 from builders.tiny_models import tiny_model
 from builders.ways import IDS, ready
 from kvtrace.analysis.checks import EQUAL, UNCHECKED, check
+from kvtrace.record.lanes.given.extend import CannotExtendError, Extension
 from kvtrace.record.lanes.given.tables import table_of
 
 PROMPT = IDS.shape[1]
@@ -110,3 +111,12 @@ def test_booleans_that_eager_attention_adds_hide_nothing(name, tmp_path):
     assert set(bias.ravel().tolist()) == {0.0, 1.0}
     # and so the model sees later tokens, with a cache or without
     assert [one.name for one in check(trace).findings] == ["NOT-CAUSAL"]
+
+
+def test_a_mask_of_a_first_single_token_that_shows_several_keys_is_of_another_text():
+    one = Extension(new=1, rows=5, most=1, tables=False, paths=())
+    source = torch.tensor([[[[True, True, True, False, False, False]]]])
+    assert one.extended("attention_mask", source, opened=False) is source
+    buffer = torch.arange(6)[None, None, None] < 1
+    with pytest.raises(CannotExtendError, match="belongs to its tokens"):
+        one.extended("attention_mask", buffer, opened=False)

@@ -146,7 +146,7 @@ class Extension(Struct, frozen=True):
                 raise CannotExtendError(f"`{name}` hides the same padding of all sequences")
             return mask
         axes = [axis for axis, size in enumerate(value.shape) if size == self.new]
-        if not axes:
+        if not axes or (self.new == 1 and MASK.search(name) and _is_of_another_text(value)):
             return value
         whole = value._base
         axis = axes[0]
@@ -220,6 +220,18 @@ def _causal(value: Tensor, rows: int) -> Tensor:
         hidden = (value == 0).to(value.dtype)
     later = torch.ones(rows, rows, dtype=torch.bool, device=value.device).triu(1)
     return torch.where(later, hidden, value)
+
+
+def _is_of_another_text(mask: Tensor) -> bool:
+    """Whether a mask of a single first token, [.., 1, keys], shows and hides several keys.
+
+    Of its own text there is one key that it may see: itself.
+    """
+    keys = mask.shape[-1]
+    if mask.dim() < 2 or mask.shape[-2] != 1 or keys < 2:
+        return False
+    counts = (mask != 0).sum(-1)
+    return bool(((counts > 1) & (counts < keys - 1)).any())
 
 
 def _longer(value: Tensor, rows: int, step: int) -> Tensor:
