@@ -120,3 +120,50 @@ def test_rows_that_grow_by_one_a_query_are_its_own_text_though_they_are_handed_t
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert [site.kind for site in trace.meta.sites] == ["self", "cross"]
     assert [step.positions for step in trace] == [((0,),), ((1,),), ((2,),), ((3,),)]
+
+
+class LoneDecoder(nn.Module):
+    """Called without its encoder, whose rows it is given; its cache is a buffer that it hands on.
+
+    No name of a module says which text that one attends to.
+    """
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.embed, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+        self.layers = nn.ModuleList([Hidden(), Hidden()])
+
+    def forward(self, ids, source, rows, place):
+        x = self.embed(ids)
+        shown = torch.arange(rows.shape[1]) <= place
+        x = x + self.layers[0](x, rows.index_copy_(1, place, self.layers[0].kv(x)), shown)
+        every = torch.ones(source.shape[1], dtype=torch.bool)
+        return self.head(x + self.layers[1](x, self.layers[1].kv(source), every))
+
+
+class Hidden(Mix):
+    """The same with a mask of keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.kv = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x, kv, shown):
+        q, k, v = (
+            x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (self.q(x), *kv.chunk(2, -1))
+        )
+        scores = (q @ k.mT / 8**0.5).masked_fill(~shown, -torch.inf)
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_a_decoder_that_is_called_alone_attends_to_two_texts_and_a_buffer_is_its_own(tmp_path):
+    model, rows = LoneDecoder().eval(), torch.zeros(1, 16, 2 * WIDTH)
+    source = torch.randn(1, 6, WIDTH)
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt", recompute="off"):
+        for place in range(4):
+            model(IDS[:, place : place + 1], source, rows, torch.tensor([place]))
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [site.kind for site in trace.meta.sites] == ["self", "cross"]
+    seen = [int(trace.visible(step.number, 0)[..., -1, :].sum()) for step in trace]
+    assert seen == [1, 2, 3, 4]

@@ -61,12 +61,14 @@ def linear(unseen: Iterable[str], states: Container[int]) -> tuple[tuple[str, ..
     return tuple(others), f"{found[0]}{more}: {says}" if found else ""
 
 
-def is_two_sided(paths: Iterable[str]) -> bool:
-    """Whether a model with these modules has a decoder; BERT calls a mere projection that."""
-    known = list(paths)
-    if any("decoder" in path.split(".")[:-1] for path in known):
-        return True
-    return {"enc", "dec"} <= {side[1] for path in known if (side := _side(path)) is not None}
+def is_two_sided(paths: Iterable[str], name: str = "") -> bool:
+    """Whether a model with these modules has a decoder; BERT calls a mere projection that.
+
+    Args:
+        paths: Of its modules.
+        name: Of its class: a decoder may be called alone.
+    """
+    return name.endswith("Decoder") or "dec" in {side[1] for path in paths if (side := _side(path))}
 
 
 def _side(path: str) -> tuple[int, str] | None:

@@ -20,9 +20,10 @@ _DEEPEST = 3
 class Crossing:
     """What is known of a model's modules.
 
-    A call tells by the rows that its module was given, unless these are those of the call before
-    and a row for each query: its own text, kept by whoever calls. Ready keys and values tell in a
-    module's first call only, while its own text has no rows but those of the tokens that came in.
+    A call tells by the rows that its module was given, unless it sees those of the call before, if
+    any, and one more for each query: its own text, kept by whoever calls. Ready keys and values
+    tell in a module's first call only, while its own text has no rows but those of the tokens that
+    came in.
     """
 
     _found: set[str] = field(default_factory=set)
@@ -37,11 +38,11 @@ class Crossing:
 
     def attended(self, frame: Frame, call: FlowCall) -> None:
         """A module attended that no name calls one side's."""
-        first, seq = frame.path not in self._met, call.keys.shape[2]
-        grows = self._met.get(frame.path) == seq - call.queries.shape[2]
-        self._met[frame.path] = seq
+        first, seen = frame.path not in self._met, _seen(call)
+        own = seen == self._met.get(frame.path, 0) + call.queries.shape[2]
+        self._met[frame.path] = seen
         handed = first and self._is_handed(_layer_of(frame.path), call)
-        if (_gave_both(frame, call) and not grows) or (
+        if (_gave_both(frame, call) and not own) or (
             handed and not self._is_of_its_own(frame, call)
         ):
             self._found.add(frame.path)
@@ -128,6 +129,14 @@ def _is_in_turn(call: FlowCall) -> bool:
     places = torch.arange(1, seen.shape[-1] + 1, device=seen.device)
     newest = (seen * places).amax(-1)
     return bool((newest.diff(dim=-1) == 1).flatten(1).all(-1).any())
+
+
+def _seen(call: FlowCall) -> int:
+    """Keys that a query sees, in the sequence in which it sees most."""
+    seq = call.keys.shape[2]
+    if call.visible is None:
+        return seq
+    return int(call.visible.expand(*call.visible.shape[:-1], seq).sum(-1).max())
 
 
 def _is_buffer(call: FlowCall) -> bool:

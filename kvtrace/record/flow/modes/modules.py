@@ -100,7 +100,7 @@ class Forwards:
             if only is not None and not _within(name, chosen) and only(name, module):
                 chosen = name
             self._adopt(name, module, only is None or module is root or _within(name, chosen))
-        self.two_sided = self.two_sided or is_two_sided(self.paths.values())
+        self.two_sided |= is_two_sided(self.paths.values(), type(root).__name__)
         for path, parameter in root.named_parameters(remove_duplicate=False):
             self.parameters.setdefault(id(parameter), path)
 
