@@ -68,7 +68,8 @@ class Translator(nn.Module):
         memory, x = self.read(src), self.write(tgt)
         for n, layer in enumerate(self.decoder):
             given = None
-            layer.cross.times = 3.0 if self.wrong and self.shares and caches is not None else 1.0
+            if self.wrong and self.shares:
+                layer.cross.times = 3.0 if caches is not None else 1.0
             if n and self.shares:
                 given = self.decoder[0].cross.rows(memory)
             elif n and self.wrong and caches is not None:
@@ -77,8 +78,8 @@ class Translator(nn.Module):
         return self.head(x)
 
 
-def checked(*, wrong: bool, shares: bool = False):
-    model = Translator(wrong=wrong, shares=shares)
+def checked(*, wrong: bool, shares: bool = False, made: type[Translator] = Translator):
+    model = made(wrong=wrong, shares=shares)
 
     def run() -> None:
         caches, token = [{}, {}], torch.tensor([[1]])
@@ -105,3 +106,17 @@ def test_rows_that_layers_share_by_design_are_no_other_layers():
     names = {one.name for one in checked(wrong=True, shares=True).findings}
     assert names
     assert "WRONG-LAYER" not in names
+
+
+class Scaling(Translator):
+    """Queries of its second layer are three times as long in steps that read kept rows."""
+
+    def forward(self, src: Tensor, tgt: Tensor, caches=None) -> Tensor:
+        later = caches is not None and "cross" in caches[1]
+        self.decoder[1].cross.times = 3.0 if later else 1.0
+        return super().forward(src, tgt, caches)
+
+
+def test_queries_to_an_encoder_that_are_scaled_are_told_apart_from_its_rows():
+    first = checked(wrong=False, made=Scaling).findings[0]
+    assert (first.name, first.step, first.tensor) == ("SCALE", 1, "q"), first

@@ -12,9 +12,14 @@ from kvtrace.analysis.checks.diagnose import diagnose
 from kvtrace.analysis.checks.noise import Noise
 from kvtrace.analysis.checks.placed import named, placed
 from kvtrace.analysis.checks.report import Finding
-from kvtrace.analysis.checks.scenes.cross import cross_of_other_layer, stale_cross
+from kvtrace.analysis.checks.scenes.cross import (
+    beside_queries,
+    cross_of_other_layer,
+    stale_cross,
+)
 from kvtrace.analysis.checks.scenes.stage import stage
 from kvtrace.analysis.checks.wrong_output.carried import carried
+from kvtrace.analysis.checks.wrong_rows.queries import check_queries
 from kvtrace.analysis.heads.tensors import NAMES
 from kvtrace.trace import Step, Tensor, Trace
 
@@ -33,6 +38,8 @@ def at_site(
         scene = stage(trace, step.number, layer, sequence, tolerance, lane)
         staged = staged and scene is not None
         one = named(diagnose, scene)
+        if one is None and scene is not None and scene.site.kind == "cross":
+            one = named(check_queries, beside_queries(trace, scene, lane))
         if one is not None:
             groups.setdefault(one.name, []).append(replace(one, sequences=(sequence,)))
     if groups:

@@ -1,12 +1,13 @@
 """Sets a scene for attention to an encoder, whose rows never change.
 
-The first step that read them is what every later one must be given. Says nothing of queries and
-outputs, and nothing of the first step.
+The first step that read them is what every later one must be given. Says nothing of outputs, and
+nothing of the first step; of queries, where those of a lane are laid beside them.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.report import Finding
@@ -72,6 +73,22 @@ def stage_cross(
         layers=len(trace.meta.sites),
         sequences=step.num_sequences,
         spoken=lambda other: spoken(trace.meta, other),
+    )
+
+
+def beside_queries(trace: Trace, scene: Scene, lane: str) -> Scene | None:
+    """The same scene with a lane's queries as the right ones; None: they are not known."""
+    reference = trace.reference(scene.step, scene.sequence, lane)
+    if reference is None:
+        return None
+    right = reference.new_rows(scene.layer, Tensor.QUERIES, None)
+    if right is None or right.shape != scene.cached.queries.shape:
+        return None
+    return replace(
+        scene,
+        reference=replace(scene.reference, queries=right),
+        places=np.arange(reference.first, reference.places),
+        supposed=np.full_like(scene.supposed, -1),  # no row is one of the queries' own text
     )
 
 
