@@ -97,7 +97,7 @@ class OwnCaches:
         entry = self._entry(seen, origin, use.left if cached else None, cached=cached)
         slots = None if seen.step.whole else seen.step.slots
         made = CallEffect(seen.store, entry, (seen.keys, seen.values), slots, cached, seen)
-        say(self.stores, use, made, derived=origin is not None)
+        say(self.stores, use, made, call.visible, derived=origin is not None)
         return self._note(call, made)
 
     def steady_step(self, calls: Sequence[AttentionCall]) -> tuple[Entry, SteadyStep, int] | None:

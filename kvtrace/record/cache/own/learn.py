@@ -21,6 +21,7 @@ from kvtrace.record.cache.own.unrotated import find_turned
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
+from kvtrace.record.flow.rows.row_step import RowStep
 from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Numbers
 from kvtrace.record.match import holds
 
@@ -114,8 +115,18 @@ class Learning:
         use.left = kept and tuple(n for n in kept if n in (found.kept or kept))
 
 
-def say(stores: Stores, use: SiteUse, made: CallEffect, *, derived: bool) -> None:
-    """Fill in what is known of a cache layer now."""
+def say(
+    stores: Stores, use: SiteUse, made: CallEffect, visible: Tensor | None, *, derived: bool
+) -> None:
+    """Fill in what is known of a cache layer now.
+
+    Args:
+        stores: Where it is told.
+        use: What is known of the site that reads it.
+        made: What the call did to it.
+        visible: What its queries see, as the call says it.
+        derived: Its rows are made of what another one holds.
+    """
     step, store = made.seen.step, made.store
     if derived:
         stores.say(store, kind="derived")
@@ -134,7 +145,7 @@ def say(stores: Stores, use: SiteUse, made: CallEffect, *, derived: bool) -> Non
         capacity = None  # one row does not tell along which axis there is room for more
     window = layer.window
     if step.gone and not step.computed and rows == step.before and not step.cropped:
-        window = window or rows
+        window = window or _reach(step, visible)
     kind = "sliding" if window else "static" if capacity else "dynamic"
     remark = layer.remark
     if step.rotated and step.again > 1:
@@ -148,3 +159,15 @@ def say(stores: Stores, use: SiteUse, made: CallEffect, *, derived: bool) -> Non
     if len(use.found) == 1:
         where = f"{'keys' if use.keys else 'values'}: {where}"
     stores.say(store, kind=kind, capacity=capacity, window=window, where=where, remark=remark)
+
+
+def _reach(step: RowStep, visible: Tensor | None) -> int:
+    """Rows that the newest query can see: a mask may hide the oldest of those it is given."""
+    rows = len(step.slots)
+    sequences, seq = step.cells.shape
+    if visible is None or visible.shape[-1] != seq:
+        return rows
+    last = visible[..., -1, :].any(1).expand(sequences, seq).cpu().numpy()[:, step.slots]
+    places = step.positions[:, step.slots]
+    oldest = np.where(last, places, places.max()).min(1)
+    return min(rows, int((places.max(1) - oldest).max()) + 1)
