@@ -29,8 +29,9 @@ class Weights:
             own: Those that it has while nobody calls it, as far as that is known.
         """
         self._model, self._own = model, list(own)
-        self._lent, self._ever = not self._has(own), False
+        self._lent, self._ever = not self._has(own) or not self._are_parameters, False
         self._weights = list(model.parameters())
+        self._first = [id(one) for one in self._weights]
         self._places = self._by_place() if self._lent else []
         self._versions = self._count()
         self._which = self._identities()
@@ -54,7 +55,14 @@ class Weights:
     @property
     def given_back(self) -> bool:
         """Whether all calls were lent the same, and the model has its own again."""
-        return self._lent and not self._ever and self._has(self._own)
+        # who met the model in a call, met what it was lent: its own are known by their kind
+        known = self._has(self._own) or [id(one) for one in self._own] == self._first
+        return self._lent and not self._ever and known and self._are_parameters
+
+    @property
+    def _are_parameters(self) -> bool:
+        """Whether what it has are parameters; plain tensors are lent."""
+        return all(isinstance(one, nn.Parameter) for one in self._model.parameters())
 
     @contextmanager
     def as_lent(self) -> Iterator[None]:

@@ -42,10 +42,10 @@ def report(path):
 
 
 @torch.no_grad()
-def told(path, lent, spoil=None):
+def told(path, lent, spoil=None, met=False):
     model, ids, past = Model().eval(), IDS, None
     other = {name: one * 1.5 for name, one in model.named_parameters()}
-    with kvtrace.record(model, path):
+    with kvtrace.record(path) if met else kvtrace.record(model, path):
         for step in range(4):
             given = lent(step, other)
             logits, past = functional_call(model, given, (ids,), {"past": past})
@@ -65,6 +65,10 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_that_is_lent_weights_is_compared_with_them(way, tmp_path):
     assert told(tmp_path / "a.kvt", WAYS[way]) == ("equal within rounding", 4, [])
+
+
+def test_so_is_one_that_is_met_while_it_has_them(tmp_path):
+    assert told(tmp_path / "a.kvt", WAYS["the same"], met=True) == ("equal within rounding", 4, [])
 
 
 def test_a_row_that_changes_is_found_with_lent_weights(tmp_path):
