@@ -14,6 +14,12 @@ from kvtrace.text import safe
 
 _RAISED = re.compile(r"\w+(Error|Exception|Interrupt|Exit)\b")
 
+_FIXED = re.compile(
+    r"Guard failed: \w+\.size\(\)\[\d+\] == (\d+)"
+    r"|Expected input at \S+\.shape\[\d+\] to be equal to (\d+)"
+)
+"""What torch.export's models say of a length that they were not exported for."""
+
 _ANY_SHAPE = re.compile(r"\[.*?\]|\d+")
 
 
@@ -55,6 +61,14 @@ class Failures:
 
     def complaint(self, signature: Signature) -> str:
         """That none works: what was tried, and what to add."""
+        fixed = next(filter(None, map(_FIXED.search, self.why)), None)
+        if fixed is not None:
+            return (
+                f"{safe(signature.name)} was exported for {fixed[1] or fixed[2]} tokens and takes "
+                "no other number: export it again with dynamic_shapes that leave their number "
+                'open, as {"ids": {1: torch.export.Dim("tokens")}}, or give the model that it was '
+                "made of"
+            )
         alike: dict[str, str] = {}
         for why, way in self.why.items():
             alike.setdefault(_ANY_SHAPE.sub("", why), f"{way}: {why}")

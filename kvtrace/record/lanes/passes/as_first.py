@@ -70,7 +70,12 @@ class AsFirst(Struct, frozen=True):
                 return f"{site[0] or 'the model'} did not attend"
             found = (call.queries.shape[0], call.queries.shape[2])
             if found != wanted:
-                return f"{site[0] or 'the model'} had {found[1]} new rows for {wanted[1]} tokens"
+                left = found[0] == wanted[0] and found[1] < wanted[1]
+                why = (
+                    "; it leaves tokens out, and which rows are whose is not known" if left else ""
+                )
+                named = site[0] or "the model"
+                return f"{named} had {found[1]} new rows for {wanted[1]} tokens{why}"
             if outside and self.only_own and call.keys.shape[2] != wanted[1]:
                 return f"{site[0]} read rows that it keeps outside of what it is given"
             if given_masks and self.only_own and call.keys.shape[2] < wanted[1]:
