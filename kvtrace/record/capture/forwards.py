@@ -117,7 +117,9 @@ class Forwards:
             seen = _Seen(tokens, shape, batch.calls(), batch.before, batch.updates(), used)
         else:
             seen = self._in_full(part, one, arguments, result, flow, (tokens, shape))
-            like = pattern_of(one, seen.updates, seen.calls, self.reader.facts) or like
+            # what else its cache holds is counted beside what it was given
+            made = pattern_of(one, seen.updates, seen.calls, self.reader.facts)
+            like = like if made is None or seen.left else made
             self._pattern = like
         met = () if batch is not None else copies(self._tracker, seen.updates)
         donors = frozenset[int]().union(*(each.donors for each in met)) - seen.used

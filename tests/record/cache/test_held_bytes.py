@@ -90,3 +90,17 @@ def test_of_memory_that_a_model_changes_where_it_lies(tmp_path, monkeypatch):
     layers = [(layer.conv_states, layer.recurrent_states) for layer in cache.layers]
     held = sum(one.nbytes for two in layers for part in two for one in part.values())
     assert told == [held] * 3
+
+
+def test_of_layers_that_a_step_skips(tmp_path):
+    model = ready(tiny_model("llama"))
+    layers, cache = model.model.layers, DynamicCache(config=model.config)
+
+    def run():
+        model(IDS, past_key_values=cache)
+        for count in (2, 2, 4, 3):
+            model.model.layers = layers[:count]
+            model(IDS[:, :1], past_key_values=cache)
+        model.model.layers = layers
+
+    assert_bytes_are_live(model, tmp_path / "a.kvt", run)

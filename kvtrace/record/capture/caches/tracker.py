@@ -186,6 +186,19 @@ class CacheTracker:
         """Changes of these caches that no forward used yet, and that go on waiting."""
         return tuple(one for one in self.changes if one.cache in caches)
 
+    def beyond(self, updated: Set[tuple[int, int]]) -> bool:
+        """Whether a cache holds layers besides those of it that were updated.
+
+        Args:
+            updated: (serial, layer).
+        """
+        serials = {serial for serial, _ in updated}
+        return any(
+            serial in serials and (serial, layer) not in updated
+            for key, serial in list(self._serials.items())
+            for layer in self._layers.get(key, ())
+        )
+
     def live(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """(serial, layer, keys, values) of everything held.
 
@@ -208,6 +221,8 @@ def lingering(
 ) -> tuple[Lingering, ...]:
     """What else is in the caches, if a call read something that no update handed back.
 
+    Or where a cache that was updated has layers that were not, as models that skip some leave it.
+
     Args:
         tracker: Knows them.
         calls: Of a forward.
@@ -215,9 +230,9 @@ def lingering(
         cross: The second half of the cache that it was given, if that is an encoder-decoder's.
     """
     handed = {update.keys.data_ptr() for update in updates}
-    if all(call.keys.data_ptr() in handed for call in calls):
-        return ()
     updated = {(update.cache, update.layer) for update in updates}
+    if all(call.keys.data_ptr() in handed for call in calls) and not tracker.beyond(updated):
+        return ()
     half = None if cross is None else tracker.serial(cross)
     return tuple(
         Lingering(serial, layer, keys, values, serial == half)
