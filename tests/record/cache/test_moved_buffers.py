@@ -13,12 +13,12 @@ PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 class Buffer:
     """One tensor for all layers; `more` rows are added where there is no room left."""
 
-    def __init__(self, rows, more=0):
-        self.kept, self.pos, self.more = self.empty(rows), 0, more
+    def __init__(self, rows, more=0, batch=1):
+        self.batch, self.more, self.pos = batch, more, 0
+        self.kept = self.empty(rows)
 
-    @staticmethod
-    def empty(rows):
-        return torch.zeros(LAYERS, 2, 1, HEADS, rows, WIDTH // HEADS)
+    def empty(self, rows):
+        return torch.zeros(LAYERS, 2, self.batch, HEADS, rows, WIDTH // HEADS)
 
     def put(self, layer, k, v):
         end = self.pos + k.shape[2]
@@ -32,24 +32,29 @@ class Buffer:
 
 
 class Attention(nn.Module):
-    def __init__(self, layer):
+    """Sees no more than its last rows where a token is alone."""
+
+    def __init__(self, layer, window):
         super().__init__()
+        self.window = window
         self.layer, self.qkv = layer, nn.Linear(WIDTH, 3 * WIDTH)
 
     def forward(self, x, cache):
         q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.put(self.layer, k, v)
+            if x.shape[1] == 1:
+                k, v = k[:, :, -self.window :], v[:, :, -self.window :]
         hidden = torch.full((q.shape[2], k.shape[2]), -torch.inf).triu(k.shape[2] - q.shape[2] + 1)
         return ((q @ k.mT / 3 + hidden).softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
 class Model(nn.Module):
-    def __init__(self):
+    def __init__(self, window=99):
         super().__init__()
         torch.manual_seed(0)
         self.tokens, self.places = nn.Embedding(VOCAB, WIDTH), nn.Embedding(60, WIDTH)
-        self.layers = nn.ModuleList(Attention(n) for n in range(LAYERS))
+        self.layers = nn.ModuleList(Attention(n, window) for n in range(LAYERS))
 
     def forward(self, ids, cache=None):
         start = 0 if cache is None else cache.pos
@@ -96,3 +101,44 @@ def test_bytes_are_those_of_the_memory_that_holds_the_rows_now(begin, tmp_path):
     layer = trace.meta.cache_layers[0]
     assert (layer.kind, layer.capacity) == ("static", cache.kept.shape[4])
     assert str(list(cache.kept.shape)) in layer.where
+
+
+def test_a_layer_that_sees_some_rows_of_a_buffer_is_held_by_the_whole_of_it(tmp_path):
+    model = Model(window=4).eval()
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"), torch.no_grad():
+        token, cache, live = prefill_alone(model, PROMPT)
+        for _ in range(4):
+            token = model(token, cache)[:, -1:].argmax(-1)
+            live.append(cache.kept.nbytes)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert [step.cost.cache_bytes for step in trace] == live
+    assert (trace.meta.cache_layers[0].window, trace.meta.cache_layers[0].capacity) == (4, 12)
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"), [([0, 0, 0], "repeat"), ([0, 0, 0, 1, 1, 1], "repeat"), ([1, 0], "reorder")]
+)
+def test_a_prompt_that_is_gone_on_with_several_times_is_repeated_and_no_beams(rows, kind, tmp_path):
+    model = Model().eval()
+    prompts = torch.stack((PROMPT[0], PROMPT[0] + 7))[: max(rows) + 1]
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"), torch.no_grad():
+        first = Buffer(5, batch=len(prompts))
+        model(prompts, first)
+        cache = Buffer(12, batch=len(rows))
+        cache.kept[:, :, :, :, :5], cache.pos = first.kept[:, :, rows], 5
+        for token in (8, 9):
+            model(torch.arange(len(rows))[:, None] + token, cache)
+    step = kvtrace.open(tmp_path / "a.kvt").step(1)
+    assert [(one.kind, list(one.order)) for one in step.events] == [(kind, rows)]
+
+
+def test_a_text_that_is_over_leaves_its_batch(tmp_path):
+    model = Model().eval()
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"), torch.no_grad():
+        cache = Buffer(12, batch=3)
+        model(torch.cat((PROMPT, PROMPT + 7, PROMPT + 9)), cache)
+        cache.kept, cache.batch = cache.kept[:, :, [0, 2]], 2
+        for token in (8, 9):
+            model(torch.tensor([[token], [token + 1]]), cache)
+    step = kvtrace.open(tmp_path / "a.kvt").step(1)
+    assert [(one.kind, one.order) for one in step.events] == [("select", (0, 2))]

@@ -26,6 +26,8 @@ def remembered(trace: Trace, step: Step) -> int:
         return 0
     first, most = beyond(trace), 0
     for site, count in beyond(trace, step).items():
+        if trace.site(site).level == 1:
+            continue  # what a known cache hands over lay in it: rows of an earlier text, if any
         if count > max(0, first.get(site, 0)) and _is_made_here(trace, step, site):
             most = max(most, count)
     return most

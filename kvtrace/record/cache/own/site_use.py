@@ -70,9 +70,11 @@ class SiteUse:
         """
         if capacity is not None:
             return rows > capacity and self.left is None and not self.beside
+        if self.moves or keys.untyped_storage().nbytes() <= keys.nbytes:
+            return False
         # a cache that was made for the prompt alone, and one for all that follows
-        filled = any(0 < one.slots < rows for one in self.found)
-        return filled and not self.moves and keys.untyped_storage().nbytes() > keys.nbytes
+        memory = keys.untyped_storage().data_ptr()
+        return all(one.slots and one.storage != memory for one in self.found)
 
     def move(self) -> None:
         """Whatever held the rows, look for it anew."""

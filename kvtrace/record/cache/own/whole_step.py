@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
+from itertools import pairwise
 
 from kvtrace.record.cache.own.call_effect import CallEffect
 from kvtrace.record.flow.rows.row_step import RowStep
@@ -58,8 +59,18 @@ def events_of(made: Mapping[int, CallEffect], of_text: Set[int]) -> tuple[CacheE
         )
         if order != same:
             sizes = tuple(cached[store].before for store in layers)
-            out.append(CacheEvent("reorder", layers, sizes, sizes, order))
+            among = max(cached[store].among for store in layers)
+            out.append(CacheEvent(_kind(order, among), layers, sizes, sizes, order))
     return tuple(out)
+
+
+def _kind(order: Sequence[int], among: int) -> str:
+    """How sequences were taken over: each several times, some of them, or in any order."""
+    if len(order) > among and list(order) == sorted(order):
+        return "repeat"
+    if len(order) < among and all(a < b for a, b in pairwise(order)):
+        return "select"
+    return "reorder"
 
 
 def _cropped(step: RowStep) -> int:

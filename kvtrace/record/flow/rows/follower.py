@@ -95,6 +95,7 @@ class RowFollower:
             cropped,
             again,
             rotated,
+            among=0 if before is None else len(before.ends),
         )
 
     def _recognised(

@@ -32,6 +32,7 @@ class RowStep(Struct, frozen=True, eq=False):
         gone: Rows there were that are nowhere now, of those most of any sequence.
         cropped: Of them, rows that somebody had taken off the end.
         fresh: A copy of the keys and values written, where the step only added rows at the end.
+        among: Sequences of the text that this one goes on with.
         again: Written rows per sequence that stand for a token which had a row before.
         rotated: All of those kept their values, and their keys their lengths: they were rotated.
     """
@@ -53,6 +54,7 @@ class RowStep(Struct, frozen=True, eq=False):
     again: int = 0
     rotated: bool = False
     fresh: tuple[Tensor, Tensor] | None = None
+    among: int = 0
 
     def with_rows(self, before: Text, fresh: tuple[Tensor, Tensor]) -> RowStep:
         """The same of another text with the same cells and positions.
