@@ -234,3 +234,25 @@ def test_rows_that_all_sequences_share_are_rows_of_each():
     (call,) = calls
     assert torch.equal(call.keys, rows.expand(3, -1, -1, -1))
     assert torch.equal(call.values, call.keys)
+
+
+@pytest.mark.parametrize("sequences", [2, 3])
+@pytest.mark.parametrize("new", [1, 4])
+def test_so_are_those_that_a_product_spreads_over_the_sequences(sequences, new):
+    class Shares(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(20, 32)
+
+        def forward(self, ids, rows):
+            q = self.embed(ids).unflatten(-1, (4, 8)).transpose(1, 2)
+            weights = (q @ rows.transpose(-2, -1) * 8**-0.5).softmax(-1)
+            return (weights @ rows).transpose(1, 2).flatten(2)
+
+    ids, rows = torch.arange(sequences * new).view(sequences, new), torch.randn(1, 4, 7, 8)
+    with torch.no_grad(), FlowWatch(model := Shares(), sink=(calls := []).append):
+        output = model(ids, rows)
+    (call,) = calls
+    assert torch.equal(call.keys, rows.expand(sequences, -1, -1, -1))
+    assert call.queries.shape == (sequences, 4, new, 8)
+    assert torch.allclose(call.output.transpose(1, 2).flatten(2), output, atol=1e-6)

@@ -64,12 +64,14 @@ class Structure(Struct, frozen=True):
         free: Only queries have them: rows, and groups of heads that share keys.
         key: The softmax axis.
         spread: Neither has them: an added term brought them in (heads of a bias).
+        outer: The outermost one of all, where queries have it; empty: none, or they lack it.
     """
 
     shared: list[str]
     free: list[str]
     key: str
     spread: list[str] = field(default_factory=list)
+    outer: str = ""
 
 
 class Evidence(Struct, frozen=True):
@@ -100,7 +102,8 @@ def structure(weights: Axes, query: Axes, key: str, key_axes: Axes, letters: Let
     if only_key:
         raise AmbiguousError("keys have an axis that queries lack")
     spread = [x for x in rest if x not in in_query and x not in in_key]
-    return Structure(shared, free, key, spread)
+    outer = rest[0] if rest and rest[0] in in_query else ""
+    return Structure(shared, free, key, spread, outer)
 
 
 def wide(axes: Axes, letters: Letters) -> list[str]:
@@ -211,7 +214,10 @@ def _batch(
     found: Structure, letters: Letters, sizes: Sizes, evidence: Evidence, query: str
 ) -> tuple[str, str]:
     """The letter of the sequences, empty for one; and what was assumed."""
-    batch, shared = sizes.batch, found.shared
+    batch, shared, outer = sizes.batch, found.shared, found.outer
+    alone = outer in found.free and outer != query and letters.sizes[outer] == batch
+    if alone and all(letters.sizes[x] != batch for x in shared):
+        return outer, ""  # sequences that share one set of keys, as beams do what an encoder said
     if batch == 1 or not shared:
         return "", ""
     if batch is None:
