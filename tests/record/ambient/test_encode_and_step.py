@@ -144,3 +144,18 @@ def test_a_translator_is_checked_by_its_own_loop(model, names):
     report = kvtrace.check(model(), [SOURCES[0]], new_tokens=4)
     assert report.verdict == (DIVERGED if names else EQUAL)
     assert [one.name for one in report.findings] == names
+
+
+class Inline(Translator):
+    """Its method attends by itself, in no module of an encoder."""
+
+    def encode(self, src):
+        x = self.src_embed(src)
+        q, k, v = (x.unflatten(-1, (2, 8)).transpose(1, 2) for _ in range(3))
+        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_a_method_that_encodes_by_itself_is_no_text_that_looks_ahead(tmp_path):
+    trace = translated(Inline, tmp_path / "a.kvt")
+    assert (trace.site(0).module, trace.site(0).kind) == ("Inline.encode", "encoder")
+    assert check(trace).findings == ()

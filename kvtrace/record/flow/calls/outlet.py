@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ from kvtrace.record.flow.calls.relief import Relief
 from kvtrace.record.flow.modes.modules import Forwards, Frame
 
 Sink = Callable[[AttentionCall], None]
+
+
+_ENCODES = re.compile(r"(\w+\.)?_?encode(_\w+)?")
+"""A method that attends by itself, in no module of its own: `Translator.encode`."""
 
 
 @dataclass(slots=True)
@@ -164,7 +169,15 @@ class Outlet:
         kind = kind_of(path, two_sided=self.forwards.two_sided)
         if kind == "cross" and self._crossing.is_only_named(path, call):
             return "self"
+        if kind == "self" and _ENCODES.fullmatch(path) and _sees_all(call):
+            return "encoder"
         return "cross" if kind == "self" and path in self._crossing else kind
+
+
+def _sees_all(call: FlowCall) -> bool:
+    """Whether each row of a text sees all others, as no decoder lets them."""
+    rows = call.queries.shape[2]
+    return call.visible is None and rows == call.keys.shape[2] > 1
 
 
 def _of_each(rows: Tensor, sequences: int) -> Tensor:
