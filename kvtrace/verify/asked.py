@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvtrace.errors import UsageError
 from kvtrace.files import open_trace
+from kvtrace.files.reading.stored import held
 from kvtrace.trace import Trace
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def check(
                 f"check: found {type(model).__name__} with a prompt or run=, expected a "
                 "torch.nn.Module; a trace is given alone"
             )
-        return verdict.check(_opened(model))
+        return verdict.check(held(_opened(model)))
     from kvtrace.verify import api
 
     return api.check(

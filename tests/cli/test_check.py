@@ -71,6 +71,21 @@ def test_a_cut_trace_is_exit_3(kvtrace, cut_file):
     assert "incomplete" in out
 
 
+def test_rows_that_fail_their_checksum_are_never_a_pass(kvtrace, tmp_path):
+    path = write_trace(tmp_path / "a.kvt", synthetic_trace())
+    rows = synthetic_trace().source.site_tensors[3, 1, Tensor.QUERIES].tobytes()
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(rows[:16])] ^= 1  # the comparisons that were stored are as they were
+    path.write_bytes(raw)
+    code, out, _ = kvtrace("check", path)
+    assert code == 3
+    assert "7 of 7 steps were compared and are equal within rounding, but a.kvt is damaged: " in (
+        " ".join(out.split())
+    )
+    assert "step 3, layer 1, queries" in out
+    assert "Mind" not in out
+
+
 def test_what_is_no_trace_is_exit_65(kvtrace, tmp_path):
     path = tmp_path / "a.kvt"
     path.write_bytes(b"garbage" * 100)

@@ -155,14 +155,13 @@ def _report(
         return Report(UNCHECKED, (), reason, steps=survey.compared, logits=survey.logits)
     banner = trace.meta.model.banner  # heads of a rank that is missing, weights left random
     caveats = (banner, *survey.caveats) if banner else survey.caveats
-    if trouble:
-        caveats = (f"damaged: {trouble.rstrip('.')}", *caveats)
-    if trace.ending is None or trace.damage:
-        caveats = (f"{trace.name} is incomplete: the first {len(trace)} steps are there", *caveats)
     if verdict == EQUAL:
         gap = trouble or _chosen(found) or _gap(trace, survey)
         if gap:
             verdict, reason = UNCHECKED, gap
+    lost = f"damaged: {trouble.rstrip('.')}" if trouble else _lost(trace)
+    if lost and lost not in reason:
+        caveats = (lost, *caveats)
     return Report(
         verdict,
         tuple(found),
@@ -194,8 +193,8 @@ def _gap(trace: Trace, survey: Survey) -> str:
         said = dict.fromkeys(n.text for n in trace.notes if n.text.endswith(SET_WITHIN))
         why = "".join(f": {text}" for text in said)
         return f"{equal}; step {survey.missing[0]} is the first that was not{why}"
-    if trace.ending is None or trace.damage:
-        return f"{equal}, but {trace.name} is incomplete"
+    if lost := _lost(trace):
+        return f"{equal}, but {lost}"
     if not survey.reused:
         return _no_cache(trace)
     left = [trace.site(index).module for index in survey.uncompared_sites]
@@ -203,6 +202,16 @@ def _gap(trace: Trace, survey: Survey) -> str:
         # equal logits would have answered for what was not compared
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         return f"{equal}, but {left[0]}{more} could not be compared, nor all logits"
+    return ""
+
+
+def _lost(trace: Trace) -> str:
+    """What is missing of a trace, in words; empty: nothing is."""
+    if trace.damage:
+        more = f", and {len(trace.damage) - 1} more" if len(trace.damage) > 1 else ""
+        return f"{trace.name} is damaged: {trace.damage[0].text}{more}"
+    if trace.ending is None:
+        return f"{trace.name} is incomplete: the first {len(trace)} steps are there"
     return ""
 
 

@@ -66,7 +66,7 @@ def _of_traces(paths: list[Path], teller: Teller) -> Report:
     from kvtrace.analysis.checks.report import together
     from kvtrace.cli.check.judge import look
 
-    return together([look(path, teller) for path in paths])
+    return together([look(path, teller, stored=True) for path in paths])
 
 
 # -- a script ------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from kvtrace.cli.check.verdicts import Teller
 from kvtrace.cli.shared.follow import StatusLine, follow
 from kvtrace.errors import RecordError
 from kvtrace.files import open_trace
+from kvtrace.files.reading.stored import held
 from kvtrace.live.messages import Progress, Request, Tried
 from kvtrace.verify.ways import named
 
@@ -70,11 +71,24 @@ def look(
     way: str = "decode",
     fresh: Mapping[int, int] | None = None,
     presumed: bool = False,
+    stored: bool = False,
 ) -> Trial:
-    """One trace; its findings are told at once, unless they may be excused."""
+    """One trace; its findings are told at once, unless they may be excused.
+
+    Args:
+        path: Of the trace.
+        teller: Hears of findings.
+        at_least: What counted as rounding in another run.
+        way: How it was recorded.
+        fresh: What the first run of the model saw beyond its tokens.
+        presumed: Findings may be excused.
+        stored: It was not recorded just now: all of it is held against its checksums.
+    """
     trace = open_trace(path)
-    known = Trial(named(way, course(trace)), Report(""), str(path), essential=way == "decode")
     line = _Looking(path.name, len(trace))
+    if stored:
+        held(trace, line.read)
+    known = Trial(named(way, course(trace)), Report(""), str(path), essential=way == "decode")
 
     def found(one: Finding) -> None:
         line.clear()
@@ -99,11 +113,18 @@ class _Looking:
         self._name, self._steps, self._done = name, steps, 0
         self._shown = time.monotonic()
 
+    def read(self, share: float) -> None:
+        """So much of it was held against its checksums."""
+        self._tell(f"reading {self._name}", share)
+
     def step(self, _number: int) -> None:
         """Another step."""
         self._done += 1
+        share = self._done / max(self._steps, 1)
+        self._tell(f"checking {self._name}, step {self._done}", share)
+
+    def _tell(self, what: str, share: float) -> None:
         now = time.monotonic()
         if now - self._shown > _TICK:
             self._shown = now
-            share = self._done / max(self._steps, 1)
-            self._line.show(Progress(f"checking {self._name}, step {self._done}", share))
+            self._line.show(Progress(what, share))
