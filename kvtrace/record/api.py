@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
@@ -31,7 +31,7 @@ class Wishes(TypedDict, total=False):
 
     recompute: str
     tokenizer: object
-    prompt: str
+    prompt: str | Sequence[int]
     name: str | None
     force: bool
     referee: bool
@@ -51,7 +51,7 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
     *,
     recompute: str = "once",
     tokenizer: object = None,
-    prompt: str = "",
+    prompt: str | Sequence[int] = "",
     name: str | None = None,
     force: bool = False,
     referee: bool = False,
@@ -72,7 +72,7 @@ def record(  # noqa: PLR0913 - the public face: one keyword for each thing a cal
             writes its own: `run.kvt` becomes `run.rank0.kvt` (see `Recording.path`).
         recompute: "once", "each" or "off": how the same tokens are computed without a cache.
         tokenizer: Gives texts of ids: has `decode`, or is called with one id.
-        prompt: Text of the prompt, for the reader.
+        prompt: Text of the prompt, for the reader; or its token ids, for the checks.
         name: What to call the model; by default its class.
         force: Replace an existing file.
         referee: Compute the same tokens in a higher precision too.
@@ -122,7 +122,7 @@ class _Says(Struct, frozen=True):
     """What the caller says of the run."""
 
     name: str | None
-    prompt: str
+    prompt: str | Sequence[int]
     card: ModelCard | None
     sampling: Sampling | None
     tokenizer: object
@@ -132,11 +132,13 @@ class _Says(Struct, frozen=True):
         """The head of a trace of a model, and what its recorder works with."""
         with unseen_by_modes():
             described = self.card or card(model, self.name)
+        text, ids = (self.prompt, ()) if isinstance(self.prompt, str) else ("", tuple(self.prompt))
         meta = Meta(
             model=described,
             sampling=self.sampling or Sampling(driver="caller"),
             versions=versions(),
-            prompt=self.prompt,
+            prompt=text,
+            prompt_ids=ids,
         )
         options = Options(Texts(_text_of(self.tokenizer)), SelfCheck(), self.on_step)
         rank = rank_of(model)

@@ -279,6 +279,7 @@ class Meta(Struct, frozen=True, omit_defaults=True):
         sampling: How tokens were chosen.
         versions: Library name to version.
         prompt: Text of the prompt as given, may be empty.
+        prompt_ids: Its token ids, where who drove the model knows them; each text begins with them.
         not_recorded: Sentences: what this trace leaves out.
         unseen: Modules that look like attention and were not seen, with the reason.
         version: Of the format.
@@ -292,6 +293,7 @@ class Meta(Struct, frozen=True, omit_defaults=True):
     sampling: Sampling = field(default_factory=Sampling)
     versions: Mapping[str, str] = field(default_factory=dict)
     prompt: str = ""
+    prompt_ids: tuple[int, ...] = ()
     not_recorded: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     version: int = FORMAT_VERSION

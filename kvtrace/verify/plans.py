@@ -48,6 +48,7 @@ class Plan(Struct, frozen=True):
         why_not: Why it is not possible.
         keeps: It may keep rows inside, and the model has no method that empties them.
         presumed: Nothing shows that the model was written to be driven so.
+        prompt: Token ids that each text begins with, where somebody else's loop feeds them.
     """
 
     way: str
@@ -58,6 +59,7 @@ class Plan(Struct, frozen=True):
     why_not: str = ""
     keeps: bool = False
     presumed: bool = False
+    prompt: tuple[int, ...] = ()
 
 
 Start = Callable[[Sequence[int], int], Driven]
@@ -238,7 +240,8 @@ def _own(model: nn.Module, script: ModuleType | None, tokens: Sequence[int], alo
         why = "no method or function that generates was found, or none that runs with a prompt"
         return Plan("own", title, model, None, why_not=why)
     drive = partial(run_loops, model, loops, prompt, steps)
-    return Plan("own", title, model, drive, keeps=not (alone or resets(model)))
+    keeps = not (alone or resets(model))
+    return Plan("own", title, model, drive, keeps=keeps, prompt=tuple(prompt))
 
 
 def _filled(row: Sequence[int], width: int, filler: int, right: bool) -> list[int]:

@@ -91,6 +91,7 @@ def _tried(
     wishes: Wishes = {
         "tokenizer": tokenizer,
         "model_card": card,
+        "prompt": plan.prompt,
         "keep_rows": True,
         "force": True,
     }

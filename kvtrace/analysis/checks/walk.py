@@ -63,7 +63,11 @@ def findings(
     """
     told = list(_said_by_the_recorder(trace, lane))
     yield from told
-    looking, fed, last = ahead(trace, lane, limits, told), FedAgain(), LastTwice()
+    looking, fed, last = (
+        ahead(trace, lane, limits, told),
+        FedAgain(),
+        LastTwice(trace.meta.prompt_ids),
+    )
     walk = _Walk(trace, lane, limits, survey, looking, Texts(trace, lane, limits, fresh))
     for step in walk.causes.steps():
         survey.add(step)
