@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kvtrace.record.capture.forward import Forward
+from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.replaced.choices import Chooser
 from kvtrace.record.capture.replaced.entrances import asking
 from kvtrace.record.capture.replaced.interface import without_pool
@@ -76,7 +77,7 @@ def forward_of(model: nn.Module, run: Callable[[], object], choosing: Chooser | 
     """What is seen of a model while something runs."""
     found: list[Forward] = []
     asked = None if choosing is None else lambda: choosing
-    watch = Watch(model, found.append, choosing=asked)
+    watch = Watch(model, found.append, on_begin=_as_they_are, choosing=asked)
     watch.bind()  # an engine may still run the model in its own thread
     with asking(), torch.no_grad(), own_chance(model), without_pool(), watch:
         try:
@@ -88,6 +89,13 @@ def forward_of(model: nn.Module, run: Callable[[], object], choosing: Chooser | 
     if not forwards:
         raise CannotRecomputeError("its forward was not seen")
     return forwards[-1]
+
+
+def _as_they_are(beginning: Beginning) -> None:
+    """Keep queries and output of each call as they are then: a model may go on in their memory."""
+    beginning.keep(
+        lambda call: replace(call, queries=call.queries.clone(), output=call.output.clone()), None
+    )
 
 
 @contextmanager
