@@ -65,6 +65,7 @@ class Listening:
     _other: dict[str, int] = field(default_factory=dict)
     _plans: Plans = field(default_factory=Plans)
     _sigmoids: set[str] = field(default_factory=set)
+    _last: Mix | None = None
 
     def __post_init__(self) -> None:
         self.forwards, self.loop = self.outlet.forwards, self.outlet.loop
@@ -72,6 +73,7 @@ class Listening:
     def begin(self, sizes: Sizes, *, goes_on: bool = False) -> None:
         """A new step, in which calls of a module are counted from 0 again, or a part of one."""
         self.outlet.flush()
+        self._last = None
         if not goes_on:
             self.outlet.counts.clear()
         self.sizes = sizes
@@ -98,7 +100,7 @@ class Listening:
             if self._path() in self._plans.proven:
                 self.notes[f"{self._path()}: {OTHER_AXIS}"] = None
             return False
-        if self._is_other(mix.place, mix.weights[0].shape[:-1]):
+        if self._is_other(mix.place, mix.weights[0].shape[:-1]) or self._is_beside(mix):
             return True
         if mix.mark.normaliser == SIGMOIDAL:
             return self._gated(mix)
@@ -114,7 +116,20 @@ class Listening:
             call = self._read(mix)
         if call is not None:
             self._take(call, mix.product.out)
+            self._last = mix
         return call is not None or not scripted
+
+    def _is_beside(self, mix: Mix) -> bool:
+        """Whether weights that met their values meet other rows, to add to what came of those.
+
+        Rows of a table of distances, say: one for each pair of a query and a key, or the same for
+        all heads. The attention was read.
+        """
+        last = self._last
+        if last is None or mix.mark.logits is None or mix.mark.logits is not last.mark.logits:
+            return False
+        alike = mix.product.out.numel() == last.product.out.numel()
+        return alike and mix.values[0].numel() != last.values[0].numel()
 
     def _gated(self, mix: Mix) -> bool:
         """Sigmoids of scores met values: attention once a prompt hid later rows, else gates.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from enum import Enum
 
+import torch
 from msgspec import Struct
 from msgspec.structs import replace
 from torch import Tensor
@@ -125,7 +126,8 @@ def summed(first: Mark, second: Mark) -> Mark:
 
     Where the axes can't be matched one to one, or the second is not linear in its product any
     more, the second counts as a bias of the first. So does one of a table that has a row for each
-    pair of a query and a key, as relative positions have: no such row is that of a key.
+    pair of a query and a key, as relative positions have: no such row is that of a key. And so does
+    another product of the same queries.
     """
     as_bias = replace(first, added=True)
     if first.axes is None or second.axes is None or len(first.axes) != len(second.axes):
@@ -151,14 +153,24 @@ def summed(first: Mark, second: Mark) -> Mark:
         )
         for part in second.products
     )
-    tables = [_of_pairs(part, first.products[0]) for part in parts]
+    table = _table_of(first, parts)
+    if table is None:
+        return replace(first, products=first.products + parts, added=first.added or second.added)
+    return replace(second, added=True) if table is first else as_bias
+
+
+def _table_of(first: Mark, parts: tuple[Product, ...]) -> Mark | tuple[Product, ...] | None:
+    """Which of two, scores or products to add to them, is one of a table; None: neither is."""
+    assert first.axes is not None
+    rows = _rows_of_same(first.products[0], parts[0])
+    if rows is not None:
+        return first if _is_table(*rows, first) else parts
+    tables = any(_of_pairs(part, first.products[0]) for part in parts)
     if any(_of_pairs(part, parts[0]) for part in first.products):
         # to each the other looks like one: rows of queries and of keys are neighbours
         nearer = _apart(first.axes, first.products[0]) <= _apart(first.axes, parts[0])
-        return as_bias if any(tables) and nearer else replace(second, added=True)
-    if any(tables):
-        return as_bias
-    return replace(first, products=first.products + parts, added=first.added or second.added)
+        return parts if tables and nearer else first
+    return parts if tables else None
 
 
 def _of_pairs(product: Product, plain: Product) -> bool:
@@ -167,6 +179,49 @@ def _of_pairs(product: Product, plain: Product) -> bool:
     return len(pair) > 1 and any(
         pair <= _letters(axes) for axes in (product.left_axes, product.right_axes)
     )
+
+
+_Side = tuple[Tensor, Axes]
+
+
+def _rows_of_same(first: Product, second: Product) -> tuple[_Side, _Side] | None:
+    """What either product multiplies the same queries with: keys, and a table; None: it does not.
+
+    Queries of a latent and a rotary part are others, and each part has keys of its own.
+    """
+    for one, mine in _either(first):
+        for other, theirs in _either(second):
+            if _same_numbers(one[0], other[0]) and not _same_numbers(mine[0], theirs[0]):
+                return mine, theirs
+    return None
+
+
+def _either(product: Product) -> tuple[tuple[_Side, _Side], ...]:
+    left, right = (product.left, product.left_axes), (product.right, product.right_axes)
+    return (left, right), (right, left)
+
+
+def _is_table(rows: _Side, others: _Side, scores: Mark) -> bool:
+    """Whether rows that meet the same queries as others are those of the table.
+
+    It has an axis of the queries, which is neighbour to that of the keys. With a single query it
+    has none, and is at most as large as the keys: the same for all heads, say.
+    """
+    sizes, axes = scores.letters.sizes, scores.axes or ()
+    mine, theirs = (
+        {x for x in _letters(one) if sizes.get(x, 1) > 1} for one in (rows[1], others[1])
+    )
+    shared = [place for place, axis in enumerate(axes) if mine & theirs & set(axis)]
+    beside = {x for at in shared for axis in axes[max(0, at - 1) : at + 2] for x in axis}
+    has, have = bool(beside & mine - theirs), bool(beside & theirs - mine)
+    return has if has != have else rows[0].numel() < others[0].numel()
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether two operands hold the same in the same order, whatever axes are merged."""
+    if one.dtype != other.dtype or one.device != other.device or one.numel() != other.numel():
+        return False
+    return torch.equal(one.reshape(-1), other.reshape(-1))
 
 
 def _pair(product: Product) -> set[str]:
