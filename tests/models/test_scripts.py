@@ -49,6 +49,19 @@ def test_a_class_is_a_factory_too(mine):
     assert type(loaded("mine.py:Small").model).__name__ == "Small"
 
 
+OWN_TO = """
+    def to(self, device_or_dtype):
+        super().to(device_or_dtype)
+"""
+
+
+def test_a_model_with_a_way_of_its_own_to_be_moved_is_moved(mine):
+    mine(PLAIN.replace("\ndef make", OWN_TO + "\ndef make"))
+    assert loaded("mine.py:make").card.dtype == "float32"
+    found = loaded("mine.py:make", dtype="bfloat16")
+    assert next(found.model.parameters()).dtype == torch.bfloat16
+
+
 BY_CLASS = """
     @classmethod
     def of_size(cls, vocabulary=400):

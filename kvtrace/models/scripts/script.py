@@ -156,7 +156,12 @@ def _ready(model: nn.Module, device: torch.device | None, dtype: torch.dtype | N
     """Where and as it was asked for, in evaluation mode; an exported one is for good as it was."""
     with suppress(NotImplementedError):
         model.eval()
-    return model.to(device=device, dtype=dtype)
+    for wish in (device, dtype):
+        if wish is not None:
+            # a class may have its own `to`, which takes one thing and returns nothing
+            moved = model.to(wish)
+            model = moved if isinstance(moved, nn.Module) else model
+    return model
 
 
 def _tokenizer(

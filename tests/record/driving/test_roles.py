@@ -28,6 +28,11 @@ ROLES = {
         "attention_mask": "mask",
         "decoder_input_ids": "ids",
     },
+    "def forward(self, input, return_type=None, tokens=None): ...": {
+        "input": "ids",
+        "return_type": "flag",
+        "tokens": "other",
+    },
     "def forward(self, input_ids, targets): ...": {"input_ids": "ids", "targets": "other"},
     "def forward(self, tokens, use_cache=False, past_key_values=None, cache_position=None): ...": {
         "tokens": "ids",

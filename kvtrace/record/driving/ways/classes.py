@@ -14,6 +14,7 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
+from kvtrace.record.driving.ways.makers import makes_something
 from kvtrace.record.driving.ways.roles import Parameter
 from kvtrace.record.driving.ways.sizes import Sizes, UnknownSizeError
 from kvtrace.record.driving.ways.way import Begin, Room
@@ -93,19 +94,38 @@ def of_class(kind: type, annotation: str) -> list[Begin]:
 def _constructed(kind: type, sizes: Sizes) -> object:
     if of_transformers(kind):
         return kind()
-    made = kind(**sizes.fill(kind))
-    if not _holds_tensors(made):
-        _allocate(made, sizes)
-    return made
+    try:
+        made = kind(**sizes.fill(kind))
+    except UnknownSizeError:
+        return _made_by(kind, sizes)
+    return made if _holds_tensors(made) else _allocated(made, sizes)
 
 
-def _allocate(made: object, sizes: Sizes) -> None:
-    """Call the method by which an object gets its memory, where there is one such method."""
+def _made_by(kind: type, sizes: Sizes) -> object:
+    """What a class method makes, where the class itself can't be called.
+
+    Raises:
+        UnknownSizeError: No such method can be called either.
+    """
+    for name, one in vars(kind).items():
+        if isinstance(one, classmethod | staticmethod) and makes_something(name):
+            method = getattr(kind, name)
+            with contextlib.suppress(UnknownSizeError):
+                made = method(**sizes.fill(method))
+                if isinstance(made, kind):
+                    return made
+    raise UnknownSizeError(kind.__name__)
+
+
+def _allocated(made: object, sizes: Sizes) -> object:
+    """An object after the method by which it gets its memory, where there is one such method."""
     named = [name for name in vars(type(made)) if _ALLOCATES.fullmatch(name.lower())]
     for name in named[:1]:
         method = getattr(made, name)
         with contextlib.suppress(UnknownSizeError):
-            method(**sizes.fill(method))
+            other = method(**sizes.fill(method))
+            return other if isinstance(other, type(made)) else made
+    return made
 
 
 def _holds_tensors(value: object, depth: int = 2) -> bool:

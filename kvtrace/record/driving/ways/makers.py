@@ -97,6 +97,12 @@ def is_maker(name: str) -> bool:
     return bool(_MAKES.fullmatch(name)) and not (_RESETS.fullmatch(name) or _TABLES.search(name))
 
 
+def makes_something(name: str) -> bool:
+    """Whether what has this name may make anything: of a class, its objects."""
+    name = name.lower()
+    return name.startswith(("from_", "for_")) or bool(_MAKES_SOMETHING.fullmatch(name))
+
+
 def is_reset(name: str, method: Callable[..., object], model: nn.Module) -> bool:
     """Whether a method empties caches by its name, and needs nothing but sizes.
 

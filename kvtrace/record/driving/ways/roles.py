@@ -289,8 +289,13 @@ def _ids_among(
     names: list[inspect.Parameter], places: dict[str, Role], required: list[str]
 ) -> str | None:
     """The parameter for ids: by name, else the first that is for nothing else."""
+    # what must be given first is no less likely than what may be left out
+    first = names[0].name if names and names[0].name in required else ""
+    begins = _PLAIN_IDS.fullmatch(first.lower()) is not None
     for pattern in (_IDS, _PLAIN_IDS):
         for one in names:
+            if begins and pattern is _IDS and one.name not in required:
+                continue
             if pattern.fullmatch(one.name.lower()) and not isinstance(one.default, bool):
                 return one.name
     free = [name for name in required if places[name] == "other"]
