@@ -43,7 +43,13 @@ def find(
     if best is not None and most > sequences * int(seen.sum()) - own and not given.again:
         best = _left_alone(texts, now, part, sequences * int(seen.sum()) - own) or best
     if best is not None and most < sequences * (seq - given.new):
-        best = joined(texts, now, part, given.new, seen) or best
+        together = joined(texts, now, part, given.new, seen)
+        # a batch that decodes already has rows that the prompts it was joined of had not
+        larger = best is None or len(best.live) < sequences
+        if together and (
+            larger or _likeness(now, together.looked_at(part), together, seen) >= most
+        ):
+            best = together
     if best is None and texts and _all_there(now, texts[-1], part):
         best = texts[-1]
     if best is None:

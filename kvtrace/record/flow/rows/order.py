@@ -252,7 +252,7 @@ def _behind(match: Match, given: GivenRows, written: Numbers) -> Numbers | None:
 def _counts_shown(given: GivenRows, first: Numbers, last: Numbers) -> bool:
     """Whether positions count what is shown: all end alike, and are filled at the left."""
     hidden = [int(_shown_last(given, b).argmax()) for b in range(len(last))]
-    return np.array_equal(hidden, last - first)
+    return any(hidden) and np.array_equal(hidden, last - first)
 
 
 def _shown_last(given: GivenRows, b: int) -> Flags:
