@@ -45,6 +45,8 @@ class Path:
         shared: Stretches before those, which are compared along the path it parted from.
         until: The first step whose rows are not compared; None: all are.
         first: Position of its first token that is no padding: some models count from 1.
+        slid: Whether it is the text of the step before without its oldest tokens, whose positions
+            it goes on with: a window that moves over a text, with no cache.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -55,6 +57,7 @@ class Path:
     shared: list[Node] = field(default_factory=list)
     until: int | None = None
     first: int = 0
+    slid: bool = False
 
     def compares(self, step: int) -> bool:
         """Whether rows of a step are compared along it."""
@@ -85,6 +88,7 @@ class Paths:
     fed: Container[int] = ()
     apart: Container[int] = ()
     _ends: dict[int, list[End | None]] = field(default_factory=dict)
+    _newest: list[End | None] = field(default_factory=list)
     _kept: dict[int, Kept] = field(default_factory=dict)
     _writers: Writers = field(default_factory=Writers)
 
@@ -104,7 +108,7 @@ class Paths:
         ]
         if None in ends:
             self.unknown.append(step.number)
-        self._ends[step.number] = ends
+        self._ends[step.number] = self._newest = ends
         self._writers.add(step)
         self._kept[step.number] = {group.layers[0]: group.kept for group in step.caches}
 
@@ -133,10 +137,21 @@ class Paths:
         if path.root < 0:
             path.root, path.row = step.number, sequence
             path.first = next((place for place in step.positions[sequence] if place >= 0), 0)
+            path.slid = self._slid(path, sequence)
         if start in (0, path.padding):  # a first chunk may be padding alone
             path.padding = start + sum(place < 0 for place in step.positions[sequence])
         path.nodes.append(Node(step.number, sequence, start, start + len(tokens)))
         return path, start + len(tokens)
+
+    def _slid(self, path: Path, sequence: int) -> bool:
+        """Whether a text that begins is a window which moved on since the step before."""
+        last = self._newest[sequence] if sequence < len(self._newest) else None
+        if last is None:
+            return False
+        before, dropped = last[0].tokens[: last[1]], path.first - last[0].first
+        stayed = len(before) - dropped
+        kept = before[dropped:] == path.tokens[: max(0, stayed)]
+        return 0 < dropped < len(before) and kept and 2 * stayed >= len(path.tokens) > stayed
 
     def _sources(self, step: Step, parents: int) -> Sequence[Origin | None]:
         """The step and sequence that each sequence goes on with, as far as there is one.

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.lanes.given.cache_arguments import beside_ids, filled, padded_for, read_beside
+from kvtrace.record.lanes.given.extend import POSITION
 from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.given.of_text import of_text
 from kvtrace.record.lanes.given.seen import Made
@@ -50,7 +51,7 @@ def called_with(
     arguments = told | _WAYS[name](rest(call, told), tokens)
     stays = steps.of_prompt(batch.paths[0]) if len(batch.paths) == 1 else {}
     arguments |= {name: one for name, one in stays.items() if type(arguments.get(name)) is int}
-    arguments |= beside_ids(call, batch.extra, kind)
+    arguments |= _moved_on(call, batch) | beside_ids(call, batch.extra, kind)
     arguments |= read_beside(call.ids, batch, kind) | of_text(call, arguments, batch, kind)
     like_first = _WAYS[name] is _LIKE_FIRST
     # nor is a later text without padding called as a first one that had some
@@ -61,6 +62,17 @@ def called_with(
     elif batch.paths[0].root == 0:
         arguments |= _unplaced(call, tokens, arguments)
     return tokens, arguments
+
+
+def _moved_on(call: FirstCall, batch: Batch) -> dict[str, object]:
+    """Where a window over a text begins, as its step was told, where it moved on by just that."""
+    begins = {path.first if path.slid else 0 for path in batch.paths}
+    return {
+        name: one
+        for name, one in batch.extra.items()
+        if type(one) is int and one and {one} == begins
+        if name in call.parameters and POSITION.search(name)
+    }
 
 
 def _unplaced(

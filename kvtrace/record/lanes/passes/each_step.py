@@ -151,6 +151,7 @@ class EachPass:
                     shared = list(path.shared)
                     at = path.root, path.row
                     one = Path(tokens, path.padding, [node], *at, shared, first=path.first)
+                    one.slid = path.slid
                     one.until = ends(one, self._hidden, self.again.settings)
                     chosen.append(one)
             path.shared += path.nodes
