@@ -117,6 +117,39 @@ def test_a_module_that_only_asks_for_the_attention_of_prompts_is_seen_whole(tmp_
     assert all(len(step.sites[0].sites) == 4 for step in trace)
 
 
+class Around(nn.Module):
+    """Holds an attention of transformers, and calls it, or calculates what it would say.
+
+    Args:
+        original: It.
+        alone: Of these numbers of tokens it is not asked.
+    """
+
+    def __init__(self, original, alone):
+        super().__init__()
+        self.original, self.alone = original, alone
+        self._mix = by_hand(type(original)).forward
+
+    def forward(self, hidden_states, **given):
+        if hidden_states.shape[1] in self.alone:
+            return self._mix(self.original, hidden_states, **given)
+        return self.original(hidden_states, **given)
+
+    def weights(self, scores):
+        return scores.softmax(-1)
+
+
+@pytest.mark.parametrize("alone", [range(99), (), (1,)])
+def test_a_module_around_one_that_asks_is_seen_whether_or_not_it_asks_it(alone, tmp_path):
+    model = ready(tiny_model("llama"))
+    for layer in model.model.layers:
+        layer.self_attn = Around(layer.self_attn, alone)
+    trace = seen(model, tmp_path)
+    assert all(len(step.sites[0].sites) == 4 for step in trace)
+    paths = {site.module for site in trace.meta.sites if site.level > 1}
+    assert paths == ({f"model.layers.{n}.self_attn" for n in range(4)} if alone else set())
+
+
 def test_a_model_that_asked_is_watched_for_nothing_from_then_on():
     from kvtrace.record.capture.watch import Watch
 

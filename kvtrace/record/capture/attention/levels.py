@@ -66,6 +66,14 @@ def may_bypass(kind: type) -> bool:
     return any(_mentions(code, _WRITES) for code in _methods(kind))
 
 
+def _goes_around(module: nn.Module) -> bool:
+    """Whether somebody's module holds one that asks, and may calculate attention in its place."""
+    kind = type(module)
+    if of_transformers(kind) or asks(module) or not any(map(asks, module.children())):
+        return False
+    return may_bypass(kind)
+
+
 def _methods(kind: type) -> Iterator[CodeType]:
     """What runs when methods of a class are called: not what a subclass has replaced."""
     replaced: set[str] = set()
@@ -114,6 +122,7 @@ def lower_levels(model: nn.Module, modules: Mapping[str, nn.Module]) -> FlowWatc
     }
     if getattr(getattr(model, "config", None), "_attn_implementation", "eager") != "eager":
         doubted = {path: theirs for path, theirs in doubted.items() if not theirs}
+    doubted |= {path: False for path, one in modules.items() if _goes_around(one)}
 
     def deliver(call: AttentionCall) -> None:
         for one in passes():
