@@ -155,7 +155,9 @@ def _too_soon(sight: Sight) -> tuple[str, str, str]:
     if sight.hidden:
         are = "they are" if len(missing) > 1 else "it is"
         if missing[-1] + 1 in sight.scene.paddings():
-            whose = "the padding of another sequence is hidden here"
+            own = missing[-1] + 1 == sight.scene.padding
+            whose = "its own padding" if own else "the padding of another sequence"
+            whose += " is hidden here" + (", and is not without the cache" if own else "")
             return "MASK", "mask", f"{evidence}; {are} still there: {whose}"
         return "EVICTED-EARLY", "mask", f"{evidence}; {are} still there, hidden by the mask"
     return "EVICTED-EARLY", "k", evidence
