@@ -5,6 +5,7 @@ from kvtrace.trace.lane import LaneStep, LogitDiff
 from kvtrace.trace.mask import Mask
 from kvtrace.trace.meta import CacheLayer, Lane, Meta, ModelCard, Rank, Sampling, Site, Tensor
 from kvtrace.trace.notes import (
+    HANDED_BACK,
     HOOKS_CHANGED,
     INEXACT,
     NOT_REPEATABLE,
@@ -41,6 +42,7 @@ from kvtrace.trace.weights import Weights
 
 __all__ = [
     "CACHED",
+    "HANDED_BACK",
     "HOOKS_CHANGED",
     "INEXACT",
     "NOT_REPEATABLE",

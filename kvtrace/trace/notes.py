@@ -25,6 +25,9 @@ HOOKS_CHANGED = "hooks on the model came or went after it"
 SET_WITHIN = "from there on it is not compared"
 """How a note ends about what parts a model from its other lane in the middle of a text."""
 
+HANDED_BACK = "which a step handed back and its text began without"
+"""What a note says of state that a text goes on with, in place of rows of its cache, maybe."""
+
 ROWS_LEFT_OUT = "lane: rows of a long pass were compared, and not kept; --keep-rows keeps them"
 """What a note says after the name of a lane whose rows took too much to be kept unasked."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from kvtrace.analysis.checks.report import Finding
-from kvtrace.trace import Step, Trace
+from kvtrace.trace import HANDED_BACK, Step, Trace
 
 _SURE = 3
 """Steps that were fed the likeliest token, and none another one: this is how the run goes on."""
@@ -56,7 +56,8 @@ class Forgotten:
         starts = set(self._starts)
         if step.parent is None:
             self._starts.update(row[0] for row in step.tokens if row)
-        if before is None or step.packed is not None or not step.caches:
+        odd = before is None or step.packed is not None or not step.caches
+        if before is None or odd or _is_summed_up(self.trace, step):
             return None
         empty = not any(group.length_before for group in step.caches)
         if step.parent is None and empty and _told_to_go_on(step, before):
@@ -132,6 +133,13 @@ class Forgotten:
         are = "row is" if missing == 1 else "rows are"
         evidence = f"the step {where}, but its cache {has}: {missing} {are} missing"
         return Finding("HISTORY-LOST", *at, evidence, row=0)
+
+
+def _is_summed_up(trace: Trace, step: Step) -> bool:
+    """Whether a step is given what an earlier one summed up, and its cache is empty on purpose."""
+    if step.parent is not None or trace.compared(step.number) is not None:
+        return False
+    return any(HANDED_BACK in note.text for note in trace.notes if note.kind == "note")
 
 
 def _told_to_go_on(step: Step, before: Step) -> bool:

@@ -18,6 +18,7 @@ from kvtrace.record.lanes.given.apart import Apart
 from kvtrace.record.lanes.given.brought import Brought
 from kvtrace.record.lanes.given.codes import Codes
 from kvtrace.record.lanes.given.embedded import Embedded, along
+from kvtrace.record.lanes.given.handed import Handed
 from kvtrace.record.lanes.given.tables import table_of
 from kvtrace.record.lanes.passes.batch import CannotRecomputeError
 from kvtrace.record.lanes.paths import Path
@@ -57,12 +58,14 @@ class Extras:
         codes: Ids, where a position has several.
         apart: Steps that lie on no path.
         brought: Images and sounds of later turns.
+        handed: State that steps handed back, and later ones were given.
     """
 
     embedded: Embedded = field(default_factory=Embedded)
     codes: Codes = field(default_factory=Codes)
     apart: Apart = field(default_factory=Apart)
     brought: Brought = field(default_factory=Brought)
+    handed: Handed = field(default_factory=Handed)
     _texts: dict[int, tuple[int, Mapping[str, object]]] = field(default_factory=dict)
     _last: tuple[int, ...] | None = None
     _told: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -72,6 +75,7 @@ class Extras:
         """A forward became a step: where it begins a text, keep what it was called with."""
         self.codes.add(step, forward)
         self.apart.add(step, forward)
+        self.handed.add(step, forward)
         goes_on = any(
             update.part == "self" and update.length > update.new_keys.shape[2]
             for update in forward.updates

@@ -1,4 +1,4 @@
-"""Texts that begin behind a memory: the other lane runs over their tokens alone, and has none."""
+"""Texts that begin, or go on, behind a memory: the other lane has their tokens alone."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ from dataclasses import dataclass, field
 
 from kvtrace.analysis.checks.whole_run.remembered import remembered
 from kvtrace.errors import TraceError
+from kvtrace.record.lanes.given.handed import Handed
 from kvtrace.record.lanes.limits.hidden import Hidden
-from kvtrace.trace import SET_WITHIN, Step, Trace
+from kvtrace.trace import HANDED_BACK, SET_WITHIN, Step, Trace
 
 
 @dataclass(slots=True)
 class Memories:
-    """Steps behind a memory: those that begin there, and those that go on with them."""
+    """Steps behind a memory: those that begin there, and those that go on with them.
 
+    Attributes:
+        handed: State that steps handed back, and later ones were given.
+    """
+
+    handed: Handed
     _steps: set[int] = field(default_factory=set)
+    _named: set[str] = field(default_factory=set)
 
     def look(self, trace: Trace, step: Step) -> tuple[set[Hidden], str]:
         """Sequences of a step that are not compared, and what is said where it is the first.
@@ -23,14 +30,27 @@ class Memories:
             trace: Whose step.
             step: The next one.
         """
-        text = "" if step.parent in self._steps else _said(trace, step)
-        if not text and step.parent not in self._steps:
-            return set(), ""
+        text, name = "", self.handed.state(trace, step)
+        if step.parent not in self._steps:
+            text = _begins(trace, step)
+            if name and name not in self._named:
+                text = text or _goes_on(step.number, name)
+                self._named.add(name)
+            if not (text or name):
+                return set(), ""
         self._steps.add(step.number)
         return {(step.number, row) for row in range(step.num_sequences)}, text
 
 
-def _said(trace: Trace, step: Step) -> str:
+def _goes_on(number: int, name: str) -> str:
+    """What is said of the first step that is given state."""
+    return (
+        f"step {number} goes on with `{name}`, {HANDED_BACK} (a memory of segments, say), and no "
+        f"other pass has it: {SET_WITHIN}"
+    )
+
+
+def _begins(trace: Trace, step: Step) -> str:
     """What is said of a step that begins behind a memory; empty: it does not."""
     try:
         count = remembered(trace, step)

@@ -274,7 +274,7 @@ class OncePass:
     def _paths(self) -> Paths:
         paths = Paths(fed=self.extras.embedded, apart=self.extras.apart)
         encoders = {one.index for one in self.trace.meta.sites if one.kind == "encoder"}
-        hidden, memories = set[Hidden](), Memories()
+        hidden, memories = set[Hidden](), Memories(self.extras.handed)
         for step in self.trace:
             hidden.update(hidden_in(self.trace, step))
             behind, said = memories.look(self.trace, step)

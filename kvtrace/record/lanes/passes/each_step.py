@@ -60,12 +60,13 @@ class EachPass:
     extras: Extras = field(default_factory=Extras)
     _paths: Paths = field(default_factory=Paths)
     _hidden: set[Hidden] = field(default_factory=set)
-    _memories: Memories = field(default_factory=Memories)
+    _memories: Memories = field(init=False)
     _before: tuple[Batch, Tensor] | None = None
     _said: set[str] = field(default_factory=set)
     _parted: bool = False
 
     def __post_init__(self) -> None:
+        self._memories = Memories(self.extras.handed)
         self._paths.fed, self._paths.apart = self.extras.embedded, self.extras.apart
 
     def settle(self, step: Step) -> None:

@@ -1,0 +1,70 @@
+"""Arguments that a text is given only once it has gone on without: state that a step handed back.
+
+A memory of segments is one: when a segment is full, its cache is emptied, and what was summed up of
+it is given instead. A cache is given from the first step on that goes on with a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from kvtrace.record.capture.forward import Forward
+from kvtrace.record.nested import tensors_in
+from kvtrace.text import safe
+from kvtrace.trace import Step, Trace
+
+_DEEP = 3
+
+_Place = tuple[int, int]
+"""Where a tensor's memory begins, and its size."""
+
+
+@dataclass(slots=True)
+class Handed:
+    """By step, the arguments that held numbers, and those that the step before had handed back."""
+
+    _given: dict[int, tuple[frozenset[str], frozenset[str]]] = field(default_factory=dict)
+    _left: frozenset[_Place] = frozenset()
+    _states: set[str] = field(default_factory=set)
+
+    def add(self, step: int, forward: Forward) -> None:
+        """A forward became a step."""
+        places = {name: _places(one) for name, one in forward.arguments.items()}
+        given = frozenset(name for name, found in places.items() if found)
+        back = frozenset(name for name in given if places[name] & self._left)
+        self._given[step] = given, back
+        self._left = frozenset(_places(forward.result))
+
+    def state(self, trace: Trace, step: Step) -> str:
+        """The argument in which a step is given such state; empty: it is given none.
+
+        Args:
+            trace: Whose step.
+            step: The next one.
+        """
+        given, back = self._given.get(step.number, (frozenset(), frozenset()))
+        if given:
+            self._states |= {name for name in back if self._is_late(trace, step, name)}
+        return safe(min(given & self._states, default=""))
+
+    def _is_late(self, trace: Trace, step: Step, name: str) -> bool:
+        """Whether its text, or the one that it ends by emptying its cache, went on without."""
+        number = step.number - 1 if step.parent is None else step.parent
+        if number < trace.numbers[0]:
+            return False
+        begun = trace.step(number)
+        both = (self._given.get(one) for one in (begun.number, begun.parent) if one is not None)
+        without = [one is not None and name not in one[0] for one in both]
+        return len(without) == 2 and all(without)
+
+
+def _places(value: object) -> set[_Place]:
+    """Of the numbers in a value that are no ids."""
+    found = set()
+    for one in tensors_in(value, _DEEP):
+        if type(one) is Tensor and one.is_floating_point() and one.numel():
+            memory = one.untyped_storage()
+            found.add((memory.data_ptr(), memory.nbytes()))
+    return found
