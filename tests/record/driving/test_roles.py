@@ -7,6 +7,10 @@ from kvtrace.record.driving.ways.roles import signature_of
 
 ROLES = {
     "def forward(self, idx, targets=None): ...": {"idx": "ids", "targets": "other"},
+    "def forward(self, tokens, tokens_position): ...": {
+        "tokens": "ids",
+        "tokens_position": "position",
+    },
     "def forward(self, x, start_pos: int): ...": {"x": "ids", "start_pos": "position"},
     "def forward(self, mask, idx, input_pos=None): ...": {
         "mask": "mask",

@@ -36,7 +36,7 @@ _TARGET = re.compile(
 _DECODER = re.compile(rf"(dec|decoder)_{_TEXTS}")
 LABELS = re.compile(r"targets?|labels?|y|ys|loss_mask|label_ids")
 _POSITION = re.compile(
-    r"(start|input|cache|cur|curr|current|seq|token|segment|begin|first|new|query|abs|absolute"
+    r"(start|input|cache|cur|curr|current|seq|tokens?|segment|begin|first|new|query|abs|absolute"
     r"|rope|rotary)_?pos(ition)?s?(_?(ids?|idx|index|indices))?"
     r"|pos(ition)?s?(_?ids?|_?idx|_?offset|ition)?|(\w+_)?offset|n_?past|index_?pos"
     r"|(past|cache|cached|kv|prefix|prev|past_kv|past_key_values|seen)_?(len|length|size|lens"
