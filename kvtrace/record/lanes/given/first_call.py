@@ -77,7 +77,7 @@ class FirstCall(Struct, frozen=True):
         known = (*ids, *(replace(one, tables=True) for one in ids)) if masks else ids
         # one token needs no mask, and does not tell how several want theirs
         lacks = hiding_later(self.parameters) if self.new == 1 and not self.masked else []
-        return (*known, *(replace(one, hidden=hides) for hides in lacks for one in ids))
+        return (*known, *(replace(one, hidden=hides) for one in ids for hides in lacks))
 
     @property
     def held(self) -> object:
@@ -131,6 +131,12 @@ class FirstCall(Struct, frozen=True):
         known = self.parameters.get(name)
         return known is None or known.default is not inspect.Parameter.empty
 
+    def _unknown(self, name: str) -> bool:
+        """Whether it does not take an argument: another method of the model was given that."""
+        known = self.parameters.values()
+        takes_any = not known or any(one.kind is one.VAR_KEYWORD for one in known)
+        return not takes_any and name not in self.parameters
+
     def bare(self, tokens: Tensor) -> dict[str, object]:
         """Arguments of a call with the tokens alone.
 
@@ -143,7 +149,7 @@ class FirstCall(Struct, frozen=True):
         extension = self._extension(tokens)
         out: dict[str, object] = {self._alone: self._shaped(tokens)}
         for name, value in self.arguments.items():
-            if name in (self.ids, *self.rows) or _TRAINING.match(name):
+            if name in (self.ids, *self.rows) or _TRAINING.match(name) or self._unknown(name):
                 continue
             if is_source(name, value):
                 out[name] = value

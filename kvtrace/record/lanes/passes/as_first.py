@@ -18,6 +18,7 @@ class AsFirst(Struct, frozen=True):
 
     Attributes:
         order: Module and number of every call.
+        codes: Where in somebody's code every call lies.
         heads: How many query heads every call had, and their size.
         sites: Those that attended to the text itself.
         crossing: Modules that attended to another text.
@@ -27,6 +28,7 @@ class AsFirst(Struct, frozen=True):
     """
 
     order: tuple[tuple[str, int], ...] = ()
+    codes: tuple[str, ...] = ()
     heads: tuple[tuple[int, int], ...] = ()
     sites: frozenset[tuple[str, int]] = frozenset()
     crossing: frozenset[str] = frozenset()
@@ -41,6 +43,9 @@ class AsFirst(Struct, frozen=True):
             calls: Of another forward.
             always: As many calls are the same ones, whatever they are called.
         """
+        if len(calls) > len(self.order):  # a forward that encodes too, and in no module of its own
+            there = [one for one in calls if one.code in self.codes]
+            calls = there if tuple(one.code for one in there) == self.codes else calls
         same = len(calls) == len(self.order)
         if not same or not (always or renamed(calls, self.order, self.heads)):
             return calls
@@ -95,6 +100,7 @@ def as_first(forward: Forward) -> AsFirst:
     own = [call for call in forward.calls if call.kind == "self"]
     return AsFirst(
         order=tuple((call.module, call.call) for call in forward.calls),
+        codes=tuple(call.code for call in forward.calls),
         heads=tuple(heads_of(call) for call in forward.calls),
         sites=frozenset((call.module, call.call) for call in own),
         crossing=frozenset(one.module for one in forward.calls if one.kind == "cross"),
