@@ -1,6 +1,7 @@
 """A model driven by another method than its forward is held against that forward."""
 
 import importlib
+import itertools
 
 import pytest
 import torch
@@ -122,3 +123,28 @@ def test_an_adapter_that_feeds_its_tokens_one_by_one_is_fed_so(
     with forgotten():
         report = kvtrace.check(importlib.import_module("adapted").Own(), [PROMPT], new_tokens=4)
     assert report.verdict == verdict
+
+
+class Heedless(LookingAhead):
+    """Takes masks, and hides nothing whatever they say."""
+
+    called = 0
+
+    def forward(self, ids, own_mask, other_mask, third_mask):
+        Heedless.called += 1
+        return self.run(ids, None, 0, None)[0]
+
+
+def test_masks_are_not_tried_for_long_where_a_pass_takes_long(tmp_path, monkeypatch):
+    called = []
+    for seconds in (0, 1):
+        clock = itertools.count(step=seconds)
+        name = "kvtrace.record.lanes.passes.recompute.monotonic"
+        monkeypatch.setattr(name, lambda clock=clock: next(clock))
+        Heedless.called = 0
+        model, cache = Heedless(), None
+        with torch.no_grad(), kvtrace.record(tmp_path / f"{seconds}.kvt"):
+            for pos, token in enumerate(PROMPT):
+                cache = model.step(torch.tensor([token]), cache, pos)[1]
+        called.append(Heedless.called)
+    assert called[1] < called[0] / 2

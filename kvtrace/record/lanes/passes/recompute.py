@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from time import monotonic
 
 import torch
 from msgspec.structs import replace
@@ -58,6 +59,9 @@ _SINGLY = (
 )
 
 _ALONE = ("bare", "unswitched")
+
+_HIDING_TRIES, _HIDING_SECONDS = 16, 3.0
+"""So many of the forms that a mask may have are tried, and for so long the others, each a pass."""
 
 _WHOLE = "forward"
 """Of a model that is called by another method: its own."""
@@ -135,7 +139,7 @@ class Recomputer:
             self._none = taken
             return
         self.snapshot, self._written = taken, Outside.of_model(self.model)
-        whole = take_whole(self.model, beginning.tokens)
+        whole = take_whole(self.model, beginning.tokens, beginning.arguments)
         self._also += [] if whole is None else [(_WHOLE, whole)]
         for odd in taken.odd:
             self.notes[f"recomputed lane: shares {odd} with the model"] = None
@@ -232,8 +236,12 @@ class Recomputer:
             self.reference = "bare"
             return found
         reasons: dict[str, str] = {}
+        hiding, began = 0, monotonic()
         for method, snapshot in self._snapshots:
             hides = bool(snapshot.call.hidden)
+            if hides and hiding >= _HIDING_TRIES and monotonic() > began + _HIDING_SECONDS:
+                continue
+            hiding += hides
             ways = ["bare", "replayed"] if method in ("", _WHOLE) else ["replayed", "bare"]
             ways += ["told"] * bool(self.told.of(batch.paths, snapshot.call))
             ways += ["beside"] * self.contexts.there
