@@ -21,6 +21,7 @@ from kvtrace.record.driving.entrance import entrances, plain_entrances, through
 from kvtrace.record.driving.gathered import gathered, object_of
 from kvtrace.record.driving.generating import Generating, by_generating
 from kvtrace.record.driving.paired import Pair, pairs, together
+from kvtrace.record.driving.translating import Translating, translated, translating
 from kvtrace.record.driving.trying.found import FoundWay
 from kvtrace.record.driving.trying.lengths import lengths
 from kvtrace.record.driving.trying.observe import generators
@@ -153,14 +154,16 @@ def _by_trying(model: nn.Module, wish: Wish) -> Driven:
     try:
         search, found = _searched(model, wish)
     except ModelError as error:
-        ways = (_by_object, _by_pair, _by_entrance, _by_inner, _by_plain_entrance)
+        ways = (_by_object, _by_pair, _by_entrance, _by_translating, _by_inner, _by_plain_entrance)
         driven = next((made for way in ways if (made := way(model, wish))), None)
         driven = driven or _with_more(model, wish, error) or _by_generating(model, wish)
         if driven is None:
             raise
         return driven
-    if not found.way.caches and (driven := _by_pair(model, wish) or _by_entrance(model, wish)):
-        return driven
+    if not found.way.caches:
+        driven = _by_pair(model, wish) or _by_entrance(model, wish)
+        if driven := driven or _by_translating(model, wish):
+            return driven
     # what only their own method for single tokens sets may not be meant for a prompt
     known = not found.way.caches or found.agrees or found.as_theirs
     if not known and (driven := _by_pair(model, wish, named_so=True)):
@@ -256,6 +259,19 @@ def _by_single(model: nn.Module, wish: Wish, pair: Pair) -> Driven | None:
     return next((driven for driven, way in found if way.caches and way.singly), None)
 
 
+def _by_translating(model: nn.Module, wish: Wish) -> Driven | None:
+    """By a method that encodes and one that takes a step, whose steps see those before."""
+    for by in translating(model):
+        remake = None if wish.remake is None else partial(_remade_translated, wish.remake, by)
+        try:
+            search, found = _searched(translated(model, by), replace(wish, remake=remake))
+        except ModelError:
+            continue
+        if found.way.caches and found.agrees and found.way.singly:
+            return replace(_driven(search, found, str(by)), singly=_SINGLY["one"])
+    return None
+
+
 def _by_plain_entrance(model: nn.Module, wish: Wish) -> Driven | None:
     """By the first other method that gives logits, with a cache or without."""
     return next((way for way, _ in _through_each(model, wish, plain_entrances(model))), None)
@@ -301,6 +317,10 @@ def _remade_through(remake: Callable[[], nn.Module], name: str) -> nn.Module:
 
 def _remade_gathered(remake: Callable[[], nn.Module], kind: type) -> nn.Module:
     return gathered(remake(), kind)
+
+
+def _remade_translated(remake: Callable[[], nn.Module], by: Translating) -> nn.Module:
+    return translated(remake(), by)
 
 
 def _remade_together(remake: Callable[[], nn.Module], pair: Pair) -> nn.Module:

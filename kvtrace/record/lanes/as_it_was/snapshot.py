@@ -20,7 +20,7 @@ from torch.utils._pytree import TreeSpec
 
 from kvtrace.record.capture.attention.levels import looks_like_attention
 from kvtrace.record.capture.tokens.bare_rows import rows_in
-from kvtrace.record.capture.tokens.inputs import tokens_in
+from kvtrace.record.capture.tokens.inputs import is_source, tokens_in
 from kvtrace.record.driving.entrance import behind
 from kvtrace.record.driving.ways.roles import signature_of
 from kvtrace.record.lanes.as_it_was.private import Copier
@@ -135,18 +135,23 @@ def take(
     )
 
 
-def take_whole(model: nn.Module, tokens: Tensor | None) -> Snapshot | None:
+def take_whole(
+    model: nn.Module, tokens: Tensor | None, arguments: Mapping[str, object]
+) -> Snapshot | None:
     """The whole forward of a model that is called by another method, one token at a time say.
 
     Args:
         model: About to be called for the first time.
         tokens: With which, [sequences, new].
+        arguments: That it is given, by name: of them, what an encoder reads.
     """
     whole = behind(model)
     if whole is None or tokens is None or type(whole).forward is nn.Module.forward:
         return None
-    ids = signature_of(whole).ids
-    taken = "" if ids is None else take(whole, {ids.name: tokens})
+    signature = signature_of(whole)
+    sources = (one for name, one in arguments.items() if is_source(name, one))
+    read = {one.name: text for one, text in zip(signature.of("source"), sources, strict=False)}
+    taken = "" if signature.ids is None else take(whole, {**read, signature.ids.name: tokens})
     return None if isinstance(taken, str) else taken
 
 
