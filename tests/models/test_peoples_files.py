@@ -59,6 +59,21 @@ def test_a_global_of_the_same_name_fills_a_parameter(mine):
     assert found.card.vocab_size == 280
 
 
+def test_what_was_filled_in_is_said_where_it_makes_no_model(mine):
+    code = """
+        class ModelConfig:
+            def __init__(self, vocab=None):
+                self.vocab = vocab
+
+        class Own(Small):
+            def __init__(self, config):
+                super().__init__(config.vocab)
+        """
+    said = r"TypeError.*; config of Own is ModelConfig\(\); if .*, add def build\(\): return Own"
+    with pytest.raises(ModelError, match=said):
+        mine(code, "Own")
+
+
 def test_a_parameter_that_nothing_fills_is_named_with_the_remedy(mine):
     with pytest.raises(ModelError, match=r"make needs depth, .* add def build\(\): return make"):
         mine("def make(depth):\n    return Small()\n", "make")

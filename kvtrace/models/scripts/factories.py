@@ -69,7 +69,14 @@ def _of_value(value: object, name: str, module: ModuleType, source: Source) -> F
         return Factory(lambda: value, once=True)
     function: Callable[..., object] = value  # type: ignore[assignment]
     filled, said = _arguments(function, name, module, source)
-    return Factory(lambda: theirs(source, lambda: function(**filled())), said)
+    hint = f"{', '.join(said)}; if that is not what it needs, {_build(name)}" if said else ""
+    return Factory(lambda: theirs(source, lambda: function(**filled()), hint=hint), said)
+
+
+def _build(name: str) -> str:
+    """What to write where we can't call a function or class ourselves."""
+    mine = "build" if name != "build" else "build_small"
+    return f"add def {mine}(): return {safe(name)}(…), and name {mine}"
 
 
 def _is_adapter(value: object) -> bool:
@@ -101,10 +108,10 @@ def _arguments(
         text, makers[one.name] = found
         said.append(f"{one.name} of {name} is {text}")
     if unknown:
-        mine = "build" if name != "build" else "build_small"
+        names = "that name" if len(unknown) == 1 else "those names"
         raise ModelError(
             f"{source.name}: {safe(name)} needs {safe(', '.join(unknown))}, and the file has no "
-            f"value of that name; add def {mine}(): return {safe(name)}(…), and name {mine}"
+            f"value of {names}; {_build(name)}"
         )
     return lambda: {key: make() for key, make in makers.items()}, tuple(said)
 
