@@ -14,6 +14,7 @@ from kvtrace.errors import WriteError
 from kvtrace.files import open_trace
 from kvtrace.record import record
 from kvtrace.record.api import Wishes
+from kvtrace.record.driving.trying.evidence import reason_of
 from kvtrace.text import safe
 from kvtrace.trace import ModelCard, Trace
 from kvtrace.verify.plans import Plan
@@ -126,7 +127,7 @@ def _driven(recording: AbstractContextManager[object], drive: Callable[[], objec
             raise
         except Exception as error:
             # a model need not be able to do this
-            return safe(f"{type(error).__name__}: {error}".partition("\n")[0], 300)
+            return safe(reason_of(error), 300)
     return ""
 
 
