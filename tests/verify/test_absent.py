@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from confusion.score import recorded
-from kvtrace.analysis.checks import DIVERGED, check
+from kvtrace.analysis.checks import DIVERGED, UNCHECKED, check
 
 WIDTH, HEADS = 32, 4
 
@@ -62,3 +62,35 @@ def test_a_difference_begins_at_attention_that_was_not_seen():
     first = report.findings[0]
     assert (first.name, first.step, first.layer) == ("WEIGHTS-NOT-NORMALISED", 1, 0)
     assert "attention of layers.0 drops weights out in this step" in first.evidence
+
+
+def test_a_step_whose_attention_could_not_be_read_is_not_compared():
+    torch.manual_seed(0)
+
+    class Mapped(Layer):
+        """The last step runs where no row can be read, with scores a little larger."""
+
+        def other(self, q, k, v):
+            if k.shape[2] < 11:
+                return F.scaled_dot_product_attention(q, k, v)
+
+            def single(q, k, v):
+                return (q @ k.mT * 1.1 * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+            return torch.vmap(single)(q, k, v)
+
+    model, tokens = Model().eval(), torch.arange(3, 17)[None]
+    model.layers = nn.ModuleList(Mapped() for _ in range(2)).eval()
+
+    @torch.no_grad()
+    def drive():
+        cache = {}
+        for start, end in ((0, 9), (9, 10), (10, 11)):
+            model(tokens[:, start:end], cache)
+
+    trace = recorded(model, drive)
+    assert not trace.step(2).attending
+    assert trace.meta.unseen
+    report = check(trace)
+    assert (report.verdict, report.findings) == (UNCHECKED, ())
+    assert "step 2 is the first that was not" in report.reason

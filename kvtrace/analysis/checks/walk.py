@@ -12,7 +12,12 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from kvtrace.analysis.checks.around.absent import none_compared, some_absent, where_it_begins
+from kvtrace.analysis.checks.around.absent import (
+    none_compared,
+    not_read,
+    some_absent,
+    where_it_begins,
+)
 from kvtrace.analysis.checks.around.ahead import Ahead, ahead
 from kvtrace.analysis.checks.around.begin import begins
 from kvtrace.analysis.checks.around.later import reconsidered
@@ -132,6 +137,9 @@ class _Walk:
         broken = _lost_numbers(step)
         about = (self.lane, self.limits)
         found = _after_attention(self.trace, step, *about)
+        if found is not None and not_read(self.trace, found):
+            self.survey.leave_out(step)
+            found = None
         self.later = self.later or found
         if found is not None and none_compared(self.trace, step.number):
             rest = self.causes.unknown(step, self.texts.padded)

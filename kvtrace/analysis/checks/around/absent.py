@@ -41,6 +41,21 @@ def where_it_begins(trace: Trace, found: Finding) -> Finding:
     )
 
 
+def not_read(trace: Trace, found: Finding) -> bool:
+    """Whether logits differ, and attention before them could not be read in that step.
+
+    What it was given is not known then, nor whether it is to blame.
+    """
+    site = _absent(trace, found)
+    told = "" if site is None else _told(trace, site.module or "the model")
+    return bool(told) and "dropout" not in told
+
+
+def _told(trace: Trace, module: str) -> str:
+    """Why attention of a module was not read somewhere; empty: it always was."""
+    return next((one for one in trace.meta.unseen if one.startswith(f"{module} (")), "")
+
+
 def none_compared(trace: Trace, step: int) -> bool:
     """Whether logits are all that was compared of a step, in any lane."""
     lanes = [trace.compared(step, lane.name) for lane in trace.meta.lanes]
@@ -112,7 +127,7 @@ def _why(trace: Trace, site: Site, module: str) -> tuple[str, str, str]:
     if f"{site.module}: {OTHER_AXIS}" in trace.meta.not_recorded:
         seen = f"no softmax over the keys was seen in {site.module} in this step, one over another"
         return "WEIGHTS-NOT-NORMALISED", "weights", f"{seen} axis was"
-    told = next((one for one in trace.meta.unseen if one.startswith(f"{module} (")), "")
+    told = _told(trace, module)
     if "dropout" in told:
         seen = f"attention of {module} drops weights out in this step"
         return "WEIGHTS-NOT-NORMALISED", "weights", f"{seen}, and was not recorded for it"

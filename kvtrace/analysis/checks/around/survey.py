@@ -74,6 +74,11 @@ class Survey:
             if one.best != one.lane_best and len(self.flips) < _FLIPS_KEPT:
                 self.flips.append(Flip(step.number, row, one.margin, one.max_abs))
 
+    def leave_out(self, step: Step) -> None:
+        """Count a step that was just taken in as one that can't be compared."""
+        self.compared -= 1
+        self.missing.append(step.number)
+
     def _self_checks(self, step: Step) -> None:
         """Sites whose recorded rows do not explain their recorded output."""
         for group in step.sites:
