@@ -116,18 +116,21 @@ def _stepping(model: nn.Module, by: Translating) -> Callable[..., object]:
     assert signature.ids is not None
     ids, state = signature.ids.name, signature.of("cache")[0].name
     step = getattr(model, by.step)
-    source = inspect.Parameter(_SOURCE, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    whole = signature_of(model)  # which it is held against: the texts are called as there
+    reads = next((one.name for one in whole.of("source")), _SOURCE)
+    writes = whole.ids.name if whole.of("source") and whole.ids is not None else ids
+    source = inspect.Parameter(reads, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     others = [one for one in parameters_of(step) if one.name not in (ids, state, by.memory)]
     declared = inspect.Signature(
         [
-            *(source, source.replace(name=ids), source.replace(name=state, default=None)),
+            *(source, source.replace(name=writes), source.replace(name=state, default=None)),
             *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in others),
         ]
     )
 
     def run(*args: object, **named: object) -> object:
         given = declared.bind(*args, **named).arguments
-        text, token, held = given.pop(_SOURCE), given.pop(ids), given.pop(state, None)
+        text, token, held = given.pop(reads), given.pop(writes), given.pop(state, None)
         assert isinstance(token, Tensor)
         if token.shape[-1] != 1:
             raise ValueError(f"{by.step} takes one token at a time")
