@@ -283,6 +283,27 @@ def test_a_text_can_be_gone_on_with_after_another():
     assert (step.parent, step.cells.tolist()) == (1, [[3, 4, 6]])
 
 
+def test_a_text_read_again_goes_on_with_itself_though_its_cache_rounds_rows_as_then():
+    site, prompt, more = Site(), rows(3), [rows(1) for _ in range(3)]
+    kept = tuple(x.bfloat16().float() for x in prompt)
+    site.step(prompt, 3)
+    first = site.step(joined(kept, more[0]))
+    kept = tuple(x.bfloat16().float() for x in joined(kept, more[0]))
+    site.step(joined(kept, more[1]))
+    site.step(prompt, 3)
+    again = site.step(joined(picked(kept, slice(3)), more[2]))
+    assert (first.parent, again.parent) == (0, 3)
+    assert again.positions.tolist() == [[0, 1, 2, 3]]
+
+
+def test_a_text_cut_back_to_the_length_of_another_is_not_taken_for_that():
+    site, one, other = Site(), rows(5), rows(3)
+    site.step(one, 5)
+    site.step(other, 3)
+    step = site.step(joined(picked(one, slice(3)), rows(1)))
+    assert (step.parent, step.cells.tolist()) == (0, [[0, 1, 2, 8]])
+
+
 def test_a_text_that_was_forked_can_be_gone_on_with_on_both_sides():
     site, prompt = Site(), rows(3)
     site.step(prompt, 3)

@@ -9,9 +9,11 @@ from msgspec.structs import replace
 
 from kvtrace.record.flow.rows.joined import joined
 from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Flags, Numbers, equal_slots, paired
-from kvtrace.record.flow.rows.texts import GivenRows, Match, Text
+from kvtrace.record.flow.rows.texts import GivenRows, Match, Text, lengths
 from kvtrace.record.match import Digests, digest
 
+ROUNDING = 0.03
+"""By how much of its length a key is off that was rounded, to 4 bits say."""
 Glance = Digests
 """Digests of keys and values, [2, sequences, seq]."""
 
@@ -54,6 +56,8 @@ def find(
         best = texts[-1]
     if best is None:
         return unknown(sequences, seq)
+    if best is not texts[-1] and _rounded(texts[-1], best, given):
+        best = texts[-1]
     return _matched(now, best.looked_at(part), best, given.new)
 
 
@@ -75,6 +79,26 @@ def _left_alone(texts: Sequence[Text], now: Glance, part: int | None, old: int) 
             if int((equal & live[:, : equal.shape[1]]).sum()) == old:
                 return text
     return None
+
+
+def _rounded(newest: Text, best: Text, given: GivenRows) -> bool:
+    """Whether the text just left goes on, its rows rounded, and one that was read before doesn't.
+
+    Of a text that is read again, rows that were rounded then are those that are rounded now, and
+    none is one of those that it has just been computed with. Their keys are as long as those.
+    """
+    old = newest.live.shape[1]
+    if newest.number != given.number - 1 or len(newest.live) != given.keys.shape[0]:
+        return False
+    if not _fits(newest, given) or _fits(best, given):
+        return False
+    off = np.abs(lengths(given.keys[:, :, :old]) - newest.lengths)
+    return bool(np.median(off) <= ROUNDING * np.median(newest.lengths))
+
+
+def _fits(text: Text, given: GivenRows) -> bool:
+    """Whether there are just as many rows as a text had, and those of the step's tokens."""
+    return given.keys.shape[2] == text.live.shape[1] + given.new
 
 
 def unknown(sequences: int, seq: int) -> Match:
@@ -198,8 +222,8 @@ def gone_on(texts: Sequence[Text], given: GivenRows) -> Match:
     if given.start is not None:
         follows = given.start > 0 and bool((text.ends == given.start).all())
     else:
-        grown = seq == text.live.shape[1] + given.new
-        follows = text.count > 0 and (grown or (given.resumed and given.new == 1))
+        resumed = given.resumed and given.new == 1
+        follows = text.count > 0 and (_fits(text, given) or resumed)
     return Match(text, none.origin, none.taken, none.changed) if follows else none
 
 
