@@ -93,7 +93,8 @@ class Recogniser:
         new = digests(update.new_keys, update.new_values)
         seen = digests(keys, values)
         first = self._stores.next_cell[store]
-        whole = [_stretched(line, seq) for line in places]
+        lines = zip(places, seen, new, strict=True)
+        whole = [_stretched(line, mine, own) for line, mine, own in lines]
         if any(row.cell == _NONE for line in known for row in line):
             whole = [_told(line, mine) for line, mine in zip(places, known, strict=True)]
         rows, fresh = books.recognise(seen, known, new, first, whole)
@@ -171,11 +172,16 @@ def _told(places: Sequence[int], known: Sequence[Row]) -> list[int]:
     return [row.position for row in known] + list(places)
 
 
-def _stretched(places: Sequence[int], seq: int) -> list[int]:
-    """Positions for every slot, the given ones at the end."""
-    new = len(places)
+def _stretched(places: Sequence[int], seen: Sequence[int], new: Sequence[int]) -> list[int]:
+    """Positions for every slot: the given ones at the end, or where a buffer has the new rows."""
+    seq, last = len(seen), len(seen) - len(new)
+    slots = range(last, -1, -1) if new and new[0] in seen else ()
+    there = (slot for slot in slots if seen[slot : slot + len(new)] == new)
+    first = next(there, seq - len(places))
     start = places[0] if places else 0
-    return list(range(start - (seq - new), start)) + list(places)
+    before, behind = range(start - first, start), range(first + len(places), seq)
+    past = (places[-1] + 1 if places else start) - first - len(places)
+    return [*before, *places, *(slot + past for slot in behind)][:seq]
 
 
 def _slots(rows: Tensor, slots: list[int]) -> Tensor:
