@@ -1,11 +1,13 @@
 """Cache classes of one's own: buffers handed back whole, copies, rows rounded anew."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 import kvtrace
 from kvtrace.analysis.checks import DIVERGED, EQUAL
@@ -53,6 +55,17 @@ class Late(Buffer):
     off = 1
 
 
+class Appending(DynamicLayer):
+    """What transformers' own does, in words of one's own."""
+
+    def update(self, keys, values, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self.keys = torch.cat((self.keys, keys), 2)
+        self.values = torch.cat((self.values, values), 2)
+        return self.keys, self.values
+
+
 def cache_of(layer, model):
     cache = DynamicCache()
     cache.layers = [layer() for _ in range(model.config.num_hidden_layers)]
@@ -78,6 +91,19 @@ def test_a_row_written_one_slot_late_into_such_a_buffer_is_named():
     report = kvtrace.check(model, run=lambda: decode(model, PROMPT, cache_of(Late, model)))
     assert report.verdict == DIVERGED
     assert (report.findings[0].name, report.findings[0].step) == ("WRITE-POSITION", 1)
+
+
+def test_a_copy_of_a_cache_of_ones_own_goes_on_with_its_text(tmp_path):
+    model = llama()
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "run.kvt"):
+        prefix = cache_of(Appending, model)
+        model(PROMPT, past_key_values=prefix, use_cache=True)
+        for question in ([[3, 8, 40]], [[12, 6]]):
+            decode(model, torch.tensor(question), copy.deepcopy(prefix))
+    trace = kvtrace.open(tmp_path / "run.kvt")
+    assert [step.parent for step in trace] == [None, 0, 1, 2, 3, 4, 5, 0, 7, 8, 9, 10, 11]
+    report = kvtrace.check(tmp_path / "run.kvt")
+    assert report.verdict == EQUAL, report
 
 
 class Rounding(nn.Module):

@@ -118,8 +118,9 @@ class Copies:
                 known[update.cache, store] = moment.book
                 return update._replace(continuous=True)
         self._donors |= donors.keys()
-        if not found.whole:
+        if not (found.whole and update.known):  # its rows are followed by content
             self.laid = tuple((one, p.first) for one, p in zip(held, found.pieces, strict=True))
+        if not found.whole:
             return update
         alike = (tuple(one.history for one in donors.values()), found.rows, found.pieces)
         if alike not in self._made:

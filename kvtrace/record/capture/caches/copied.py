@@ -34,7 +34,7 @@ def copies(tracker: CacheTracker, updates: Sequence[CacheUpdate]) -> tuple[CopyO
             live.setdefault(update.layer, []).append((update.cache, *update.earlier))
     tried = [(index, _copy_of(index, one, live.get(one.layer, ()))) for index, one in met]
     found = {index: one for index, one in tried if one is not None}
-    others = [(index, one, _before(one)) for index, one in met if index not in found]
+    others = [(i, one, _before(one)) for i, one in met if one.known and i not in found]
     return (*found.values(), *(remade(others, live) if others else ()))
 
 
@@ -44,7 +44,7 @@ def _is_met_filled(update: CacheUpdate) -> bool:
     fresh = not update.continuous and (
         earlier is None or earlier[0].shape[0] != update.keys.shape[0]
     )
-    return fresh and update.known and update.placed is None and _before(update) > 0
+    return fresh and update.placed is None and _before(update) > 0
 
 
 def _before(update: CacheUpdate) -> int:
