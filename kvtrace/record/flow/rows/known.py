@@ -98,7 +98,7 @@ def _rounded(newest: Text, best: Text, given: GivenRows) -> bool:
 
 def _fits(text: Text, given: GivenRows) -> bool:
     """Whether there are just as many rows as a text had, and those of the step's tokens."""
-    return given.keys.shape[2] == text.live.shape[1] + given.new
+    return bool(given.keys.shape[2] == text.live.shape[1] + given.new)
 
 
 def unknown(sequences: int, seq: int) -> Match:
