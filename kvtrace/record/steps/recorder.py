@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from kvtrace.configs import setting
 from kvtrace.errors import KvtraceError, WriteError
-from kvtrace.record.cache.bytes import held_bytes, step_bytes
 from kvtrace.record.cache.ledger import Ledger
 from kvtrace.record.cache.step import LedgerStep
 from kvtrace.record.capture.attention import kinds
@@ -24,7 +23,7 @@ from kvtrace.record.capture.forward import Beginning, Forward
 from kvtrace.record.capture.symbolic import TRANSFORMED
 from kvtrace.record.capture.tokens.positions import Positions, positions
 from kvtrace.record.card import text_config
-from kvtrace.record.cost import CostMeter, Measured
+from kvtrace.record.cost import CostMeter
 from kvtrace.record.paged.places import packed_of
 from kvtrace.record.steps.attended import Attended, Checked
 from kvtrace.record.steps.backlog import Backlog, Chosen, Waiting
@@ -32,12 +31,13 @@ from kvtrace.record.steps.lineage import Lineage, Tokens
 from kvtrace.record.steps.masks import Compactor
 from kvtrace.record.steps.phases import Phases
 from kvtrace.record.steps.picks import picks_of
+from kvtrace.record.steps.price import price
 from kvtrace.record.steps.scribe import Scribe, Sink
 from kvtrace.record.steps.sites import Sites
 from kvtrace.record.steps.steady import WaitingStep, parts_of, parts_of_own
 from kvtrace.record.steps.texts import Texts
 from kvtrace.record.steps.top import last_rows, likeliest
-from kvtrace.trace import CacheLayer, Cost, Meta, Note, Site, Step
+from kvtrace.trace import CacheLayer, Meta, Note, Site, Step
 
 Check = Callable[[Forward], Mapping[int, Checked]]
 """Self-check of a forward: place of a call to (error, scale); may leave calls out."""
@@ -336,7 +336,7 @@ class Recorder:
             chosen=(None,) * len(tokens),
             caches=entry.groups,
             events=entry.events,
-            cost=self._cost(forward, entry, where),
+            cost=price(self._meter, forward, entry, where, self._ledger.stores),
             elapsed_ns=forward.took.called_ns,
             packed=packed_of(forward.part_of),
             picks=picks_of(forward),
@@ -344,26 +344,6 @@ class Recorder:
         )
         self._lineage.enter(number, entry, tokens)
         return Waiting(step, forward.took, frozenset(entry.caches), kept=kept)
-
-    def _cost(self, forward: Forward, entry: LedgerStep, where: Positions) -> Cost:
-        past = max([row[0] for row in where if row], default=0)
-        logits = None if forward.logits is None else tuple(forward.logits.shape)
-        if forward.part_of is not None and forward.part_of.whole is not None:
-            self._meter.measure(forward.part_of.whole)  # learns what a token costs
-        alike = None if forward.batch is None else forward.batch.attended
-        sizes = Measured(forward.calls, forward.sequences, forward.new, max(0, past), logits, alike)
-        cached, recomputed = self._meter.measure(sizes)
-        weights, uncached_weights = self._meter.weight_bytes(sizes)
-        read, written = step_bytes(entry.groups, self._ledger.stores)
-        return Cost(
-            cached,
-            recomputed,
-            weights,
-            read,
-            written,
-            held_bytes(forward, entry.caches) + entry.own_bytes,
-            uncached_weights,
-        )
 
     def _extend(self) -> None:
         """More META, if there is more to say of sites or cache layers than it does yet."""
