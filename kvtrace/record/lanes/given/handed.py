@@ -20,12 +20,17 @@ _DEEP = 3
 _Place = tuple[int, int]
 """Where a tensor's memory begins, and its size."""
 
+_Names = tuple[frozenset[str], frozenset[str]]
+"""Arguments that held numbers, and of them those that the step before had handed back."""
+
 
 @dataclass(slots=True)
 class Handed:
     """By step, the arguments that held numbers, and those that the step before had handed back."""
 
-    _given: dict[int, tuple[frozenset[str], frozenset[str]]] = field(default_factory=dict)
+    _given: dict[int, _Names] = field(default_factory=dict)
+    # most steps are given the same: one pair for all of them
+    _alike: dict[_Names, _Names] = field(default_factory=dict)
     _left: frozenset[_Place] = frozenset()
     _states: set[str] = field(default_factory=set)
 
@@ -34,7 +39,7 @@ class Handed:
         places = {name: _places(one) for name, one in forward.arguments.items()}
         given = frozenset(name for name, found in places.items() if found)
         back = frozenset(name for name in given if places[name] & self._left)
-        self._given[step] = given, back
+        self._given[step] = self._alike.setdefault((given, back), (given, back))
         self._left = frozenset(_places(forward.result))
 
     def state(self, trace: Trace, step: Step) -> str:
