@@ -87,15 +87,19 @@ def once_without(model, ids):
     return prefill_alone(model, ids)
 
 
-@pytest.mark.parametrize("begin", [prefill_alone, grown, once_without])
-def test_bytes_are_those_of_the_memory_that_holds_the_rows_now(begin, tmp_path):
-    model = Model().eval()
-    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"), torch.no_grad():
+def recorded(model, path, begin, steps):
+    """The trace of a text, its cache at the end, and how large that was after every step."""
+    with kvtrace.record(model, path, recompute="off"), torch.no_grad():
         token, cache, live = begin(model, PROMPT)
-        for _ in range(6):
+        for _ in range(steps):
             token = model(token, cache)[:, -1:].argmax(-1)
             live.append(cache.kept.nbytes)
-    trace = kvtrace.open(tmp_path / "a.kvt")
+    return kvtrace.open(path), cache, live
+
+
+@pytest.mark.parametrize("begin", [prefill_alone, grown, once_without])
+def test_bytes_are_those_of_the_memory_that_holds_the_rows_now(begin, tmp_path):
+    trace, cache, live = recorded(Model().eval(), tmp_path / "a.kvt", begin, 6)
     told = [step.cost.cache_bytes for step in trace]
     assert told == [0] * (len(told) - len(live)) + live
     layer = trace.meta.cache_layers[0]
@@ -104,13 +108,7 @@ def test_bytes_are_those_of_the_memory_that_holds_the_rows_now(begin, tmp_path):
 
 
 def test_a_layer_that_sees_some_rows_of_a_buffer_is_held_by_the_whole_of_it(tmp_path):
-    model = Model(window=4).eval()
-    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"), torch.no_grad():
-        token, cache, live = prefill_alone(model, PROMPT)
-        for _ in range(4):
-            token = model(token, cache)[:, -1:].argmax(-1)
-            live.append(cache.kept.nbytes)
-    trace = kvtrace.open(tmp_path / "a.kvt")
+    trace, _, live = recorded(Model(window=4).eval(), tmp_path / "a.kvt", prefill_alone, 4)
     assert [step.cost.cache_bytes for step in trace] == live
     assert (trace.meta.cache_layers[0].window, trace.meta.cache_layers[0].capacity) == (4, 12)
 

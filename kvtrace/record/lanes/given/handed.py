@@ -6,9 +6,10 @@ it is given instead. A cache is given from the first step on that goes on with a
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.nested import tensors_in
@@ -31,16 +32,21 @@ class Handed:
     _given: dict[int, _Names] = field(default_factory=dict)
     # most steps are given the same: one pair for all of them
     _alike: dict[_Names, _Names] = field(default_factory=dict)
-    _left: frozenset[_Place] = frozenset()
+    _before: frozenset[str] = frozenset()
+    _left: Set[_Place] = frozenset()
     _states: set[str] = field(default_factory=set)
 
     def add(self, step: int, forward: Forward) -> None:
         """A forward became a step."""
-        places = {name: _places(one) for name, one in forward.arguments.items()}
-        given = frozenset(name for name, found in places.items() if found)
-        back = frozenset(name for name in given if places[name] & self._left)
+        arguments = forward.arguments
+        given = frozenset(
+            name for name, one in arguments.items() if next(_numbers(one), None) is not None
+        )
+        # what the step before was given, too, is none that comes late
+        late = given - self._before
+        back = frozenset(name for name in late if _places(arguments[name]) & self._left)
         self._given[step] = self._alike.setdefault((given, back), (given, back))
-        self._left = frozenset(_places(forward.result))
+        self._before, self._left = given, _places(forward.result)
 
     def state(self, trace: Trace, step: Step) -> str:
         """The argument in which a step is given such state; empty: it is given none.
@@ -65,11 +71,13 @@ class Handed:
         return len(without) == 2 and all(without)
 
 
-def _places(value: object) -> set[_Place]:
-    """Of the numbers in a value that are no ids."""
-    found = set()
+def _numbers(value: object) -> Iterator[UntypedStorage]:
+    """The memory of the numbers in a value that are no ids."""
     for one in tensors_in(value, _DEEP):
         if type(one) is Tensor and one.is_floating_point() and one.numel():
-            memory = one.untyped_storage()
-            found.add((memory.data_ptr(), memory.nbytes()))
-    return found
+            yield one.untyped_storage()
+
+
+def _places(value: object) -> Set[_Place]:
+    """Where the numbers in a value lie."""
+    return {(one.data_ptr(), one.nbytes()) for one in _numbers(value)}
