@@ -54,11 +54,19 @@ def fused():
     return Model(with_sdpa).eval(), own_loop
 
 
+class Decoder(Model):
+    """Called by its name one of two sides: it is asked whose rows it attends to."""
+
+
+def of_two_sides():
+    return Decoder(matmul).eval(), own_loop
+
+
 def of_the_hub():
     return tiny_model("llama"), generated
 
 
-MODELS = pytest.mark.parametrize("make", [matmuls, fused, of_the_hub])
+MODELS = pytest.mark.parametrize("make", [matmuls, fused, of_two_sides, of_the_hub])
 MODES = pytest.mark.parametrize("mode", [Functions, Operators])
 AMBIENT = pytest.mark.parametrize("ambient", [True, False], ids=["whatever runs", "a model"])
 

@@ -21,6 +21,7 @@ from kvtrace.record.flow.calls.newest_first import oldest_first
 from kvtrace.record.flow.calls.prove import FlowCall
 from kvtrace.record.flow.calls.relief import Relief
 from kvtrace.record.flow.modes.modules import Forwards, Frame
+from kvtrace.record.modes import unseen_by_modes
 
 Sink = Callable[[AttentionCall], None]
 
@@ -76,7 +77,8 @@ class Outlet:
         if frame is not None:
             frame.attended += 1
             if self.forwards.two_sided:
-                self._sort(frame, call)
+                with unseen_by_modes():
+                    self._sort(frame, call)
         one = Waiting(call.detached, path, None if frame is None else type(frame.module))
         if call.queries.shape[1] > 1 or call.weights is not None:
             self.flush()
@@ -114,11 +116,13 @@ class Outlet:
         each = max(call.queries.shape[0], call.keys.shape[0])
         number = self.counts[path]
         self.counts[path] += 1
+        with unseen_by_modes():
+            kind = self._kind(path, call)
         told = AttentionCall(
             module=path,
             call=number,
             layer=number_in(path, number),
-            kind=self._kind(path, call),
+            kind=kind,
             queries=_of_each(call.queries, each),
             keys=_of_each(call.keys, each),
             values=_of_each(call.values, each),
