@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kvtrace
-from builders.attentions import Model, matmul, token_ids, with_sdpa
+from builders.attentions import DIM, Model, matmul, token_ids, turned, with_sdpa
 from builders.tiny_models import tiny_model
 from kvtrace.record.modes import FUNCTION_MODES, OPERATOR_MODES, unseen_by_modes
 
@@ -54,6 +54,20 @@ def fused():
     return Model(with_sdpa).eval(), own_loop
 
 
+def beside_a_table(q, k, v):
+    """Scores of keys, and of a row for each distance."""
+    places = torch.arange(k.shape[1])
+    far = places - places[-q.shape[1] :, None]
+    table = torch.sin(torch.arange(-20.0, 20)[:, None] * torch.arange(1.0, DIM + 1))[far + 20]
+    q, k, v = turned(q, k, v)
+    scores = q @ k.mT + torch.einsum("bhtd,tsd->bhts", q, table)
+    return (scores.masked_fill(far > 0, -1e9).softmax(-1) @ v).transpose(1, 2)
+
+
+def with_distances():
+    return Model(beside_a_table).eval(), own_loop
+
+
 class Decoder(Model):
     """Called by its name one of two sides: it is asked whose rows it attends to."""
 
@@ -66,7 +80,7 @@ def of_the_hub():
     return tiny_model("llama"), generated
 
 
-MODELS = pytest.mark.parametrize("make", [matmuls, fused, of_two_sides, of_the_hub])
+MODELS = pytest.mark.parametrize("make", [matmuls, fused, with_distances, of_two_sides, of_the_hub])
 MODES = pytest.mark.parametrize("mode", [Functions, Operators])
 AMBIENT = pytest.mark.parametrize("ambient", [True, False], ids=["whatever runs", "a model"])
 
