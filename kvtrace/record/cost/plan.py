@@ -23,18 +23,22 @@ def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
 
     Known by its attributes, so that quantised layers count too: `in_features`/`out_features` as
     in `nn.Linear`, or transformers' Conv1D with `nx`/`nf`. Of a matrix that several processes
-    share, the part that is here counts.
+    share, the part that is here counts; of one that was exchanged since, as a head is for another
+    vocabulary, what is there.
     """
     if module._modules or not module._parameters.keys() <= {"weight", "bias"}:
         return None
     for first, second in (("in_features", "out_features"), ("nx", "nf")):
-        sizes = (_said(module, first), _said(module, second))
-        if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+        entering, leaving = (_said(module, first), _said(module, second))
+        if isinstance(entering, int) and isinstance(leaving, int):
             weight = module._parameters.get("weight")
-            if weight is None or here(weight) is weight:
-                return sizes[0], sizes[1]
+            if weight is None or weight.ndim != 2:
+                return entering, leaving
             rows, columns = here(weight).shape
-            return (columns, rows) if first == "in_features" else (rows, columns)
+            there = (columns, rows) if first == "in_features" else (rows, columns)
+            # packed numbers have a shape that is neither
+            kept = here(weight) is not weight or entering == there[0] or leaving == there[1]
+            return there if kept else (entering, leaving)
     return None
 
 

@@ -55,6 +55,16 @@ def test_a_layer_without_width_costs_nothing_and_stops_no_recording(tmp_path):
     assert kvtrace.open(tmp_path / "a.kvt").step(0).cost.cached.qkv
 
 
+def test_a_head_that_was_exchanged_for_more_tokens_costs_what_its_matrix_does(tmp_path):
+    model = tiny_model("llama")
+    model.lm_head.weight = nn.Parameter(torch.zeros(160 + 7, 64))  # it still says 160
+    with kvtrace.record(model, tmp_path / "a.kvt", recompute="off"), torch.no_grad():
+        model(torch.tensor([[3, 4, 5, 6, 7]]))
+    cost = kvtrace.open(tmp_path / "a.kvt").step(0).cost.cached
+    assert model.lm_head.out_features == 160
+    assert cost.head == 2 * 5 * 64 * 167
+
+
 def _costs(model, path, dtype):
     """Of a prefill of five and two decode steps, under autocast where there is a dtype."""
     casts = torch.autocast("cpu", dtype, enabled=dtype is not None)
