@@ -12,7 +12,7 @@ from kvtrace.errors import TraceError
 from kvtrace.files.layout import Kind
 from kvtrace.files.reading.source import FileSource
 from kvtrace.files.reading.stored import read_everything
-from kvtrace.trace import Ending
+from kvtrace.trace import Ending, Trace
 
 
 class FileReport(Struct, frozen=True):
@@ -26,7 +26,7 @@ class FileReport(Struct, frozen=True):
         frames: Kind of frame to (number, bytes).
         steps: Number of steps.
         ending: How it ended; None: incomplete.
-        damage: Sentences: what can't be read.
+        damage: Sentences: what can't be read, or is missing between what can.
         strings: Every string in the file, raw, with how often it occurs, in order of appearance.
     """
 
@@ -75,7 +75,7 @@ def describe(path: Path, told: Callable[[float], None] = lambda _: None) -> File
         frames=frames,
         steps=len(catalog.numbers),
         ending=catalog.ending,
-        damage=tuple(one.text for one in catalog.damage.all()),
+        damage=(*(one.text for one in catalog.damage.all()), *Trace(source).missing),
         strings=dict(strings),
     )
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from msgspec import Struct
@@ -14,9 +13,7 @@ from kvtrace.files.disk import check_other
 from kvtrace.files.reading.source import FileSource
 from kvtrace.files.reading.stored import Stored, rows_of_pass, rows_of_step
 from kvtrace.files.writer import TraceWriter
-from kvtrace.trace import RECOVERED, Ending, Note, Step
-
-_MOST_LOST = 1000
+from kvtrace.trace import RECOVERED, Ending, Note, Step, Trace
 
 
 class Recovery(Struct, frozen=True):
@@ -53,7 +50,7 @@ def recover(path: Path, output: Path, *, force: bool = False) -> Recovery:
         )
     with TraceWriter(output, source.meta, force=force) as writer:
         saved, lost = copy(source, writer)
-        lost += [f"step {number} is not in the file" for number in _gaps(source.step_numbers())]
+        lost += Trace(source).missing
         if source.ending is None:
             lost.append("the recording did not end: steps after the last one are not in the file")
         writer.end(source.ending or Ending(RECOVERED, "recovered from an incomplete trace"))
@@ -111,13 +108,6 @@ def _kept(copy: Callable[[], None], lost: list[str]) -> bool:
         lost.append(str(error))
         return False
     return True
-
-
-def _gaps(numbers: Sequence[int]) -> list[int]:
-    """Numbers that are missing between the steps that are there."""
-    pairs = zip([-1, *numbers], numbers, strict=False)
-    missing = (number for before, after in pairs for number in range(before + 1, after))
-    return list(islice(missing, _MOST_LOST))
 
 
 def _copy_step(source: Stored, writer: TraceWriter, number: int, lost: list[str]) -> None:

@@ -8,6 +8,7 @@ where that was recorded).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from kvtrace.trace import dtypes
 from kvtrace.trace.cells import rows_elsewhere, rows_of
 from kvtrace.trace.chosen import Chosen
 from kvtrace.trace.dtypes import Floats
+from kvtrace.trace.gaps import MOST_TOLD, gaps
 from kvtrace.trace.lane import LaneStep
 from kvtrace.trace.mask import only_sequence
 from kvtrace.trace.meta import CacheLayer, Meta, Site, Tensor
@@ -75,6 +77,17 @@ class Trace:
     def damage(self) -> Sequence[Damage]:
         """Parts of the file that can't be read."""
         return self._source.damage
+
+    @property
+    def missing(self) -> Sequence[str]:
+        """Steps that others follow and that are not in the file, in words: of many the first."""
+        gone = islice(gaps(self.numbers), MOST_TOLD)
+        return [f"step {number} is not in the file" for number in gone]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the recording ended, and nothing of it is damaged or missing."""
+        return self.ending is not None and not self.damage and not self.missing
 
     @property
     def source(self) -> Source:

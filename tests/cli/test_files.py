@@ -5,10 +5,12 @@ import stat
 
 import pytest
 
+from builders.raw_frames import split
 from kvtrace.cli.shared import outputs
 from kvtrace.errors import OutputExistsError
 from kvtrace.files import open_trace
 from kvtrace.files.disk import Appender
+from kvtrace.files.layout import Kind
 from kvtrace.files.writer import TraceWriter
 from kvtrace.units import byte_size
 
@@ -51,6 +53,26 @@ def test_recover_of_a_cut_file_says_what_was_lost(kvtrace, cut_file):
     assert (code, err) == (4, "")
     assert "lost: the recording did not end" in out
     assert open_trace(cut_file.with_name("cut.recovered.kvt")).ending is not None
+
+
+@pytest.mark.parametrize("lost", [0, 3])
+def test_a_step_that_is_gone_is_missed_by_every_verb_after_recovery_too(
+    kvtrace, trace_file, tmp_path, lost
+):
+    raw = bytearray(trace_file.read_bytes())
+    steps = [frame for frame in split(trace_file)[1] if frame.kind == Kind.STEP]
+    raw[steps[lost].offset + 70] ^= 1
+    broken, saved = tmp_path / "broken.kvt", tmp_path / "saved.kvt"
+    broken.write_bytes(raw)
+    assert kvtrace("recover", broken, "-o", saved)[0] == 4
+    trace = open_trace(saved)
+    assert (trace.damage, trace.missing) == ([], [f"step {lost} is not in the file"])
+    assert not trace.is_whole
+    told = [kvtrace(*words) for words in (("show", saved), ("info", saved), ("check", saved))]
+    assert [code for code, _, _ in told] == [4, 4, 3]
+    assert all(f"step {lost} is not in the file" in out for _, out, _ in told)
+    assert kvtrace("diff", trace_file, saved)[0] == kvtrace("diff", saved, trace_file)[0] == 3
+    assert kvtrace("recover", saved, "-o", tmp_path / "again.kvt")[0] == 4
 
 
 def test_recover_overwrites_only_with_force(kvtrace, trace_file, tmp_path):

@@ -210,6 +210,8 @@ def _lost(trace: Trace) -> str:
     if trace.damage:
         more = f", and {len(trace.damage) - 1} more" if len(trace.damage) > 1 else ""
         return f"{trace.name} is damaged: {trace.damage[0].text}{more}"
+    if trace.missing:
+        return f"{trace.name} is incomplete: {trace.missing[0]}"
     if trace.ending is None:
         return f"{trace.name} is incomplete: the first {len(trace)} steps are there"
     return ""

@@ -105,7 +105,8 @@ def readable(trace: Trace) -> Iterator[Step]:
 
 
 def unreadable(trace: Trace) -> Iterator[str]:
-    """What is wrong with the others."""
+    """What is wrong with the others, and those that are not there."""
+    yield from (f"{trace.name}: {text}" for text in trace.missing)
     for number in trace.numbers:
         try:
             trace.step(number)

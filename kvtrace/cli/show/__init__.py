@@ -47,7 +47,7 @@ def run(values: argparse.Namespace) -> int:
 
 def exit_code(trace: Trace) -> int:
     """0 for a whole trace, 4 for one that is incomplete or damaged."""
-    return 0 if trace.ending is not None and not trace.damage else 4
+    return 0 if trace.is_whole else 4
 
 
 def _json(

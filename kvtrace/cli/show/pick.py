@@ -96,7 +96,7 @@ def place(trace: Trace, wish: Wish) -> Place:
     try:
         return _place(trace, wish)
     except MissingError as error:
-        if trace.ending is None or trace.damage or not wish.particular:
+        if not (trace.is_whole and wish.particular):
             raise
         raise UsageError(str(error)) from None
 

@@ -107,6 +107,7 @@ def warnings(trace: Trace) -> list[str]:
     found += [f"not seen: {text}" for text in meta.unseen]
     found += meta.not_recorded
     found += [f"damaged: {damage.text}" for damage in trace.damage]
+    found += [f"missing: {text}" for text in trace.missing]
     return [safe(text, 1000) for text in found]
 
 
