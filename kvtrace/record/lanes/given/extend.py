@@ -36,6 +36,7 @@ class Extension(Struct, frozen=True):
         most: Sequences that the call takes at once.
         tables: Masks of one number are tables of queries and keys, as one token does not tell.
         paths: That it is made again for.
+        beside: Lengths of what else is given to attend to, such as an encoder's output.
     """
 
     new: int
@@ -43,6 +44,7 @@ class Extension(Struct, frozen=True):
     most: int
     tables: bool
     paths: Sequence[Made]
+    beside: frozenset[int] = frozenset()
 
     def extended(self, name: str, value: object, *, opened: bool) -> object:
         """An argument over all tokens.
@@ -145,6 +147,8 @@ class Extension(Struct, frozen=True):
             if mask is None:
                 raise CannotExtendError(f"`{name}` hides the same padding of all sequences")
             return mask
+        if self._is_beside(name, value):
+            return value if self.new == 1 else _for_each(value, rows)
         axes = [axis for axis, size in enumerate(value.shape) if size == self.new]
         if not axes or (self.new == 1 and MASK.search(name) and _is_of_another_text(value)):
             return value
@@ -156,6 +160,19 @@ class Extension(Struct, frozen=True):
         if first + rows > whole.shape[axis]:
             raise CannotExtendError(f"`{name}` is cut from a table too short for {rows} tokens")
         return whole.narrow(axis, first, rows)
+
+    def _is_beside(self, name: str, value: Tensor) -> bool:
+        """Whether a mask, [.., new, keys], is of what else is attended to, the same for each query.
+
+        Of a single first token the same may be said of its own row in a buffer of as many.
+        """
+        if not MASK.search(name) or value.dim() < 2 or value.shape[-1] not in self.beside:
+            return False
+        keys = value.shape[-1]
+        if value.shape[-2] != self.new or keys == self.new or value.dim() == 2 < self.most:
+            return False
+        odd = _counts_one(value) if self.new == 1 else False
+        return not odd and bool((value == value[..., :1, :]).all())
 
 
 def is_single(name: str, value: object, new: int) -> bool:
@@ -220,6 +237,17 @@ def _causal(value: Tensor, rows: int) -> Tensor:
         hidden = (value == 0).to(value.dtype)
     later = torch.ones(rows, rows, dtype=torch.bool, device=value.device).triu(1)
     return torch.where(later, hidden, value)
+
+
+def _for_each(mask: Tensor, rows: int) -> Tensor:
+    """A mask that is the same for each query, for more of them, [.., rows, keys]."""
+    return mask[..., :1, :].expand(*mask.shape[:-2], rows, mask.shape[-1])
+
+
+def _counts_one(mask: Tensor) -> bool:
+    """Whether it shows a single key somewhere, or hides a single one."""
+    counts = (mask != 0).sum(-1)
+    return bool(((counts == 1) | (counts == mask.shape[-1] - 1)).any())
 
 
 def _is_of_another_text(mask: Tensor) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -236,7 +236,16 @@ class FirstCall(Struct, frozen=True):
         return self._extension(tokens).extended(name, self.arguments[name], opened=False)
 
     def _extension(self, tokens: Tensor) -> Extension:
-        return Extension(self.new, tokens.shape[1], self.most, self.tables, self.paths)
+        beside = frozenset(self._beside())
+        return Extension(self.new, tokens.shape[1], self.most, self.tables, self.paths, beside)
+
+    def _beside(self) -> Iterator[int]:
+        """Lengths of what else it is given to attend to, [sequences, rows, width] or turned."""
+        for name, one in self.arguments.items():
+            if not isinstance(one, Tensor) or one.dim() != 3 or name in (self.ids, *self.rows):
+                continue
+            if one.is_floating_point() and (is_source(name, one) or self._is_read_only(name, one)):
+                yield one.shape[0 if one.shape[1] == self.most != one.shape[0] else 1]
 
     @property
     def most(self) -> int:
