@@ -118,17 +118,20 @@ class Rounded(nn.Linear):
         return super().forward((x / step).round() * step)
 
 
-def test_layers_that_round_by_all_rows_at_once_are_no_bug_of_a_cache(tmp_path):
+@pytest.mark.parametrize("layers", [1, 4], ids=["first", "every"])
+def test_layers_that_round_by_all_rows_at_once_are_no_bug_of_a_cache(layers, tmp_path):
     model = ready(tiny_model("llama"))
     for layer in model.model.layers:
         for part in (layer.self_attn, layer.mlp):
             for child in part.children():
                 if isinstance(child, nn.Linear):
                     child.__class__ = Rounded
-    # the largest number of the text is in its prompt, whatever follows
+    # the largest number that layers see of the text is in its prompt, whatever follows
     with torch.no_grad():
         model.model.embed_tokens.weight[9] *= 0.01
         model.model.embed_tokens.weight[9, 0] = 9
+        for layer in model.model.layers[layers:]:
+            layer.input_layernorm.weight[0] = layer.post_attention_layernorm.weight[0] = 0
     with kvtrace.record(model, tmp_path / "a.kvt", recompute="once"):
         generate(model)()
     report = check(kvtrace.open(tmp_path / "a.kvt"))

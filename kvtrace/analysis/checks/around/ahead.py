@@ -55,10 +55,10 @@ class Ahead:
     def _follows(self, found: Finding) -> bool:
         if self.since is None or self.trace.site(found.layer).layer < self.since:
             return False
-        if not self._moved:
+        if found.layer not in self._moved:
             return True  # they did with fewer tokens: how far they do with more is chance
         # rows that see later ones have other weights in a longer pass, whatever the scores are
-        moved = {NAMES[one] for one in self._moved.get(found.layer, ())}
+        moved = {NAMES[one] for one in self._moved[found.layer]}
         return found.tensor not in _GIVEN or found.tensor in moved
 
 

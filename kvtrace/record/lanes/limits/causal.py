@@ -122,8 +122,8 @@ class _Question(Struct, frozen=True):
         """
         short = self.again.run(cut, dtype=self.dtype)
         found, text = self.moved(short, cut) if self.wide else None, (cut, short)
-        if self.wide and found is None:
-            found, text = self.first_few(end, text)
+        if self.wide and not (found and (_sees_later(found.call) or self.is_first(found))):
+            found, text = self.first_few(end, (found, text))
         otherwise = self.what_else(cut, short, found)
         if otherwise is not None or found is None:
             return otherwise
@@ -152,26 +152,43 @@ class _Question(Struct, frozen=True):
             if one.kind == "self"
         )
 
-    def first_few(
-        self, end: int, text: tuple[Batch, Forward]
-    ) -> tuple[Moved | None, tuple[Batch, Forward]]:
-        """What moved of a text that is shorter yet, and that text.
+    def is_first(self, found: Moved) -> bool:
+        """Whether no attention came before the one whose rows moved."""
+        return found.whole is next(one for one in self.whole.calls if one.kind == "self")
 
-        Layers that round by the largest number of a text: it may have been among the first `end`.
-        What a mask shows of a prompt, to its own tokens, does not move when later ones follow.
+    def first_few(
+        self, end: int, so_far: tuple[Moved | None, tuple[Batch, Forward]]
+    ) -> tuple[Moved | None, tuple[Batch, Forward]]:
+        """What moved of a text that is shorter yet, and that text; else what is known `so_far`.
+
+        Layers that round by the largest number of a text: it may have been among the first `end`,
+        in some of them. What a mask shows of a prompt, to its own tokens, does not move when later
+        ones follow.
         """
+        known, text = so_far
         paths = self.batch.paths
         few = max(path.padding for path in paths) + FEW
         # where the caller said who sees whom, the first tokens see later ones on purpose
         if few >= end or given_table(text[0].extra) is not None:
-            return None, text
+            return so_far
         fewer = _cut(paths, few, self.extras)
         with suppress(CannotRecomputeError):
             short = self.again.run(fewer, dtype=self.dtype)
             found = self.moved(short, fewer)
             shown = found is not None and _sees_later(found.whole)
-            return None if shown else found, (fewer, short)
-        return None, text
+            if found is not None and not shown and self.is_earlier(found, known):
+                return found, (fewer, short)
+        return so_far
+
+    def is_earlier(self, found: Moved, known: Moved | None) -> bool:
+        """Whether rows moved in an attention before the one that is known to have."""
+        calls = self.whole.calls
+        places = [
+            next(n for n, call in enumerate(calls) if call is one.whole)
+            for one in (found, known)
+            if one is not None
+        ]
+        return places == sorted(set(places))
 
     def what_else(self, cut: Batch, short: Forward, found: Moved | None) -> Note | None:
         """Why rows come out otherwise in any call, of the same tokens too; None: they don't."""
