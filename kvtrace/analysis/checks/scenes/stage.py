@@ -12,6 +12,7 @@ from kvtrace.analysis.checks.scenes.place_names import spoken
 from kvtrace.analysis.checks.scenes.scene import Scales, Scene, Side
 from kvtrace.analysis.checks.scenes.supposed import supposed_places
 from kvtrace.trace import CacheView, Reference, Site, Step, Tensor, Trace
+from kvtrace.trace.weights import derive, mix
 
 
 def stage(
@@ -37,7 +38,7 @@ def stage(
     if reference is None:
         return None
     same = _kept_as(trace, reference, layer)
-    own = _own(trace, same)
+    own = _own(trace, reference, same)
     reference = reference.leading(own)
     theirs = _reference_side(reference, same, own)
     if theirs is None:
@@ -116,11 +117,11 @@ def _kept_as(trace: Trace, reference: Reference, layer: int) -> int:
     return next(kept, layer)
 
 
-def _own(trace: Trace, layer: int) -> int:
+def _own(trace: Trace, reference: Reference, layer: int) -> int:
     """The site whose keys and values are right here.
 
     A call that reads another layer's rows in some steps and wrote its own in others should read
-    its own in all.
+    its own in all; one that never wrote any, those of which the lane's own output was made.
     """
     site, sites = trace.site(layer), trace.meta.sites
 
@@ -131,14 +132,29 @@ def _own(trace: Trace, layer: int) -> int:
 
     if wrote(site):
         return layer
-    same = (
-        one.index
+    same = [
+        one
         for one in sites
         if (one.module, one.call, one.kind) == (site.module, site.call, site.kind)
         and (one.num_kv_heads, one.key_dim) == (site.num_kv_heads, site.key_dim)
-        and wrote(one)
-    )
-    return next(same, layer)
+    ]
+    written = next((one for one in same if wrote(one)), None)
+    if written is not None:
+        return written.index
+    if len({one.reads for one in same}) == 1:
+        return layer
+    errors = {one.index: _unproved(trace, reference, layer, one.index) for one in same}
+    return min(errors, key=errors.__getitem__)
+
+
+def _unproved(trace: Trace, reference: Reference, layer: int, own: int) -> float:
+    """How far the lane's output at a site is from what its weights make of other rows."""
+    side, led = _reference_side(reference.leading(own), layer, own), reference.leading(own)
+    visible = led.visible(layer)
+    if side is None or visible is None:
+        return np.inf
+    weights = derive(trace.site(layer), side.queries, side.keys, visible, led.bias(layer)).weights
+    return float(np.abs(mix(weights, side.values) - side.output).max(initial=0))
 
 
 def _comes_first(trace: Trace, number: int, layer: int) -> bool:
