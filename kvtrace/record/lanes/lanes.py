@@ -23,7 +23,7 @@ from kvtrace.record.lanes.compared.cached import MOST_BYTES, Memory
 from kvtrace.record.lanes.compared.logits import KeptLogits
 from kvtrace.record.lanes.depth import Depth
 from kvtrace.record.lanes.given.extras import Extras, bound
-from kvtrace.record.lanes.given.shown import rows_beyond_ids
+from kvtrace.record.lanes.given.shown import led_by
 from kvtrace.record.lanes.given.sources import Sources
 from kvtrace.record.lanes.hooks import Hooks
 from kvtrace.record.lanes.outlive import never_kept, nobody_holds
@@ -119,13 +119,14 @@ class Lanes:
             self.again.told.add(step, forward, self.again.snapshot.call.ids)
             if self.again.snapshot.call.rows:
                 self._extras.embedded.add(step, forward, self.again.snapshot.call.ids)
+            ids = led_by(forward, first=not self._arguments_seen)
+            if ids is not None:
+                self._extras.embedded.led[step] = ids
         self._sources.add(step, forward)
         if not self._arguments_seen:
             self._arguments_seen = True
             self._unlike = _unlike(forward)
             self.again.first(forward)
-            if self.again.snapshot is not None and rows_beyond_ids(forward):
-                self._extras.embedded.first = step
             self._weights, self._hooks = Weights(self.model, self._own), Hooks(self.model)
             self._unheld = nobody_holds(forward)
         else:

@@ -77,7 +77,7 @@ class Snapshot(Struct, frozen=True):
             more: Of them, those of no id.
             after: What it was given, as that is now.
         """
-        call = replace(self.call, more=more) if more else replace(self.call, new=new)
+        call = self.call if more else replace(self.call, new=new)
         return replace(self, call=replace(call, written=written_to(call.arguments, after)))
 
     def _is_shared(self, tensor: Tensor) -> bool:

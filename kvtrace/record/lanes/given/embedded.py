@@ -19,22 +19,25 @@ from kvtrace.record.lanes.paths import Path
 
 NAME = "inputs_embeds"
 
+LED = "ids behind rows"
+"""Ids that texts begin with where an image made rows besides them: no argument has such a name."""
+
 
 @dataclass(slots=True)
 class Embedded:
     """By step, what went in: [sequences, new, width].
 
     Attributes:
-        first: The first step, where its rows are more than its ids: its call is made again as it
-            was, so that they need not be kept.
+        led: Ids that a text began with, where its rows are more than these: its call is made
+            again as it was, so that the rows need not be kept.
     """
 
-    first: int | None = None
+    led: dict[int, Tensor] = field(default_factory=dict)
     _given: dict[int, Tensor] = field(default_factory=dict)
     _rows: Tensor | None = None
 
     def __contains__(self, step: object) -> bool:
-        return step in self._given or step == self.first
+        return step in self._given or step in self.led
 
     def begin(self, arguments: Mapping[str, object]) -> None:
         """A forward begins: some models add their positions to the very rows they are given."""
@@ -61,9 +64,15 @@ class Embedded:
             self._given[step] = kept
 
     def of(self, paths: Sequence[Path]) -> dict[str, Tensor]:
-        """The rows that were given along these paths, [paths, rows, width]; 0 where ids were."""
+        """What was given along these paths.
+
+        Rows, [paths, rows, width], 0 where ids were; or ids that texts began with behind others.
+        """
         found = along(paths, self._given)
-        return {} if found is None else {NAME: found}
+        if found is not None:
+            return {NAME: found}
+        ids = [self.led[path.root][path.row] for path in paths if path.root in self.led]
+        return {LED: torch.stack(ids)} if ids and len(ids) == len(paths) else {}
 
 
 def along(paths: Sequence[Path], given: Mapping[int, Tensor]) -> Tensor | None:

@@ -48,7 +48,6 @@ class FirstCall(Struct, frozen=True):
         parameters: What `forward` takes, by name.
         turned: The ids of a longer text are [new, sequences], as a single one does not tell.
         tables: Masks of one number are tables of queries and keys, as one token does not tell.
-        more: Rows that were made of it beyond its ids: of an image, say.
         rows: Names of the arguments that held rows in place of ids; the first is `ids`.
         written: Arguments that the call itself wrote to, as to a cache.
         paths: That it is made again for.
@@ -62,7 +61,6 @@ class FirstCall(Struct, frozen=True):
     parameters: Mapping[str, inspect.Parameter]
     turned: bool = False
     tables: bool = False
-    more: int = 0
     rows: tuple[str, ...] = ()
     written: frozenset[str] = frozenset()
     paths: tuple[Made, ...] = ()
@@ -106,17 +104,18 @@ class FirstCall(Struct, frozen=True):
         """Whether it may be given one."""
         return any(map(MASK.search, self.parameters))
 
-    def given(self, tokens: Tensor, rows: Sequence[int]) -> Tensor:
-        """Ids for whole paths: where its own made more rows than they are, those and what follows.
+    @staticmethod
+    def given(tokens: Tensor, led: object) -> Tensor:
+        """Ids for whole paths: those they begin with behind other rows, and what follows.
 
         Args:
             tokens: [paths, rows]; negative where no id stands for a row.
-            rows: Sequence of the first call that each path goes on with.
+            led: Ids that the texts begin with, [paths, ids]; no tensor: they made no more.
         """
-        ids = self.held
-        if not self.more or not isinstance(ids, Tensor) or bool((tokens[:, 0] >= 0).any()):
+        if not isinstance(led, Tensor):
             return tokens
-        return torch.cat((ids[list(rows)], tokens[:, self.new + self.more :]), 1)
+        rows = int((tokens[0] < 0).sum())
+        return torch.cat((led.to(tokens), tokens[:, rows:]), 1)
 
     def filled(self, rows: Tensor) -> dict[str, object]:
         """The arguments that hold rows in place of ids, with those of whole paths.

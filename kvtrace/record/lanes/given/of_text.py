@@ -44,12 +44,21 @@ def of_text(
         hides = first.dim() > 1 and (first.shape[0], first.shape[-1]) in lengths
         hides = hides and not first.is_floating_point() and first.shape[-1] != call.new
         read = is_source(name, first) or name in rows or hides
-        if not (read and isinstance(own, Tensor) and own.dim() == first.dim()):
+        if arguments.get(name) is not first:
             continue
-        if arguments.get(name) is first:
-            cast = dtype is not None and own.is_floating_point()
-            found[name] = own.to(dtype) if cast else own
+        if read and isinstance(own, Tensor) and own.dim() == first.dim():
+            found[name] = _cast(own, dtype)
+        elif own is None and name in rows and call.optional(name):
+            found[name] = None  # this text has no image
+    for name, one in batch.extra.items():
+        other = name in call.parameters and call.arguments.get(name) is None
+        if other and isinstance(one, Tensor) and _are_rows(name, one, call):
+            found[name] = _cast(one, dtype)  # the first had none
     return found
+
+
+def _cast(one: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return one if dtype is None or not one.is_floating_point() else one.to(dtype)
 
 
 def _are_rows(name: str, one: Tensor, call: FirstCall) -> bool:

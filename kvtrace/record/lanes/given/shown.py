@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
 from kvtrace.record.capture.tokens.inputs import tokens_of
+from kvtrace.record.lanes.given.extend import MASK
 from kvtrace.record.parts import flat
 
 
@@ -102,6 +103,24 @@ def rows_beyond_ids(forward: Forward) -> int:
     if forward.tokens is not None or ids is None or ids.dim() != 2:
         return 0
     return max(0, forward.new - ids.shape[1]) if ids.shape[0] == forward.sequences else 0
+
+
+def led_by(forward: Forward, *, first: bool) -> torch.Tensor | None:
+    """The ids of a text that begins with more rows than ids, [sequences, ids]; None: there is none.
+
+    What a mask hides in a later text is not known of its rows.
+
+    Args:
+        forward: It begins with.
+        first: Its call is the one that is made again.
+    """
+    ids = tokens_of(forward.arguments)
+    if ids is None or not rows_beyond_ids(forward):
+        return None
+    masks = [one for name, one in forward.arguments.items() if MASK.search(name)]
+    hides = any(isinstance(one, torch.Tensor) and bool((one == 0).any()) for one in masks)
+    goes_on = any(one.kind == "self" and one.keys.shape[2] > forward.new for one in forward.calls)
+    return None if not first and (hides or goes_on) else ids.detach().clone()
 
 
 def branches(forward: Forward) -> bool:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from kvtrace.record.lanes.given.cache_arguments import beside_ids, filled, padded_for, read_beside
+from kvtrace.record.lanes.given.embedded import LED
 from kvtrace.record.lanes.given.extend import POSITION
 from kvtrace.record.lanes.given.first_call import FirstCall
 from kvtrace.record.lanes.given.of_text import of_text
@@ -44,7 +45,7 @@ def called_with(
     ids = call.held
     device = ids.device if isinstance(ids, Tensor) else torch.device("cpu")
     tokens = filled(batch, device).to(ids.dtype if isinstance(ids, Tensor) else torch.long)
-    tokens = call.given(tokens, [path.row for path in batch.paths])
+    tokens = call.given(tokens, batch.extra.get(LED))
     hides = _hides(call)
     call = replace(call, paths=_made(call, batch, beside=hides is not None))
     told = steps.of(batch.paths, call) if name in TELLING else {}
