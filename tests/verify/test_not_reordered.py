@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import kvtrace
 from kvtrace.analysis.checks import DIVERGED, EQUAL
@@ -100,6 +101,47 @@ def test_a_batch_that_keeps_rows_in_another_order_than_its_tokens_is_told():
     model = made()
     report = kvtrace.check(model, run=lambda: ended(model, [1, 0]))
     found = report.findings[0]
+    assert (found.name, found.step, found.sequences) == ("WRONG-BATCH-ROW", 4, (0, 1))
+    assert "holds sequence 1's rows: rows were not reordered as tokens were" in found.evidence
+
+
+class Padded(nn.Module):
+    """Hides padding at the left, and counts none of it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.places = nn.Embedding(60, 32), nn.Embedding(40, 32)
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 60)
+
+    def forward(self, ids, attention_mask, past=None):
+        new = ids.shape[1]
+        places = (attention_mask.cumsum(-1) - 1).clamp_min(0)[:, -new:]
+        x = self.tokens(ids) + self.places(places)
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
+        seen = torch.ones(new, k.shape[2], dtype=torch.bool).tril(k.shape[2] - new)
+        seen = seen & attention_mask[:, None, None].bool()
+        scores = (q @ k.mT / 8**0.5).masked_fill(~seen, torch.finfo(k.dtype).min)
+        return self.out(x + (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)), (k, v)
+
+
+@torch.no_grad()
+def turned(model):
+    """Two texts, one behind padding; after three tokens the rows of both change places."""
+    ids, past = torch.tensor([[0, 0, 5, 6, 7, 8], [1, 2, 3, 4, 9, 9]]), None
+    mask = (ids > 0).long()
+    for step in range(6):
+        if step == 4:
+            past = tuple(rows.flip(0) for rows in past)
+        logits, past = model(ids, mask, past)
+        ids, mask = logits[:, -1:].argmax(-1), torch.cat((mask, mask.new_ones(2, 1)), 1)
+
+
+def test_rows_that_change_places_are_not_told_of_their_padding_as_well():
+    model = Padded().eval()
+    (found,) = kvtrace.check(model, run=lambda: turned(model)).findings
     assert (found.name, found.step, found.sequences) == ("WRONG-BATCH-ROW", 4, (0, 1))
 
 

@@ -29,7 +29,8 @@ class Texts:
     Attributes:
         trace, lane, limits, fresh: As `findings` was given them.
         padded: Sequences of the text under way that are padded behind or within it.
-        astray: A text was taken for the rest of another: its lanes are compared for nothing.
+        astray: A text was taken for the rest of another, or has another's rows: its lanes are
+            compared for nothing.
     """
 
     trace: Trace
@@ -85,6 +86,7 @@ class Texts:
             other = None
         self._stale = self._stale or other is not None
         self.astray = other is not None and step.parent is not None and step.new > 1
+        self.astray = self.astray or (mixed is not None and self._beams.moved)
         return [one for one in (lost, mixed, filled, kept, other) if one is not None]
 
     def _known_better(self, step: Step, found: Finding) -> bool:

@@ -36,9 +36,11 @@ class NotReordered:
 
     Attributes:
         trace: Whose steps.
+        moved: A sequence holds rows of another one: as its text, they are its own nowhere.
     """
 
     trace: Trace
+    moved: bool = False
     _first: Finding | None = None
     _steps: int = 0
     _over: bool = False
@@ -61,12 +63,12 @@ class NotReordered:
         others = self._of_those_that_left(step, own, likeliest)
         if others:
             self._over = True
-            return self._finding(step, others)
+            return self._finding(step, others, own)
         astray = _astray([row[0] for row in step.tokens], own, likeliest)
         self._over = astray is None
         if astray:
             self._steps += 1
-            self._first = self._first or self._finding(step, astray)
+            self._first = self._first or self._finding(step, astray, own)
         if not astray or self._first is None or self._steps < _STEPS:
             return None
         self._over = True
@@ -100,14 +102,18 @@ class NotReordered:
         far = any(token not in likeliest[own[n]][:most] for n, token in astray.items())
         return found if sure and far and -1 not in found.values() else {}
 
-    def _finding(self, step: Step, astray: dict[int, int]) -> Finding:
+    def _finding(self, step: Step, astray: dict[int, int], own: list[int]) -> Finding:
         layer = step.caches[0].layers[0]
         site = next((one.index for one in self.trace.meta.sites if one.reads == layer), 0)
         sequence, other = next(iter(astray.items()))
+        holder = own[sequence]
+        self.moved = holder != sequence
+        whose, what = "its own", "tokens were reordered, rows were not"
+        if self.moved:
+            whose, what = f"sequence {holder}'s", "rows were not reordered as tokens were"
         evidence = (
             f"sequence {sequence} was fed token {step.tokens[sequence][0]}, one of the likeliest "
-            f"after sequence {other} and not after its own, but holds its own rows: tokens were "
-            "reordered, rows were not"
+            f"after sequence {other} and not after {whose}, but holds {whose} rows: {what}"
         )
         return Finding(
             "WRONG-BATCH-ROW", step.number, site, "k", evidence, row=0, sequences=tuple(astray)
