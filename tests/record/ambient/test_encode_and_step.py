@@ -212,6 +212,34 @@ def mixed(q, k, v, *, causal):
 def test_methods_that_attend_by_themselves_are_held_against_the_forward(tmp_path):
     trace = translated(Inner, tmp_path / "a.kvt")
     assert check(trace).verdict == EQUAL
-    assert [one.kind for one in trace.meta.sites] == ["encoder", "self", "self"]
+    assert [one.kind for one in trace.meta.sites] == ["encoder", "self", "cross"]
     first = check(translated(InnerSkipping, tmp_path / "b.kvt", SOURCES[:1])).findings[0]
     assert (first.name, first.step, first.layer) == ("POSITION-EMBEDDING", 2, 1)
+
+
+class Helped(Inner):
+    """Whoever attends calls one helper, which is given a mask or none."""
+
+    def encode(self, src):
+        return self.src_embed(src) + mixed(*split(self.reads(self.src_embed(src)), 3), causal=False)
+
+
+def test_a_helper_that_both_sides_call_attends_for_the_one_that_called_it(tmp_path):
+    trace = translated(Helped, tmp_path / "a.kvt")
+    sites = [(one.module, one.call, one.kind) for one in trace.meta.sites]
+    assert sites == [("Helped.encode", 0, "encoder"), ("mixed", 0, "self"), ("mixed", 1, "cross")]
+    assert check(trace).verdict == EQUAL
+
+
+class Reading(Inner):
+    """A decoder alone: what `encode` reads is hidden from earlier tokens, as in any other text."""
+
+    def encode(self, src):
+        x = self.src_embed(src)
+        return x + mixed(*split(self.reads(x), 3), causal=True)
+
+
+def test_a_function_that_encodes_without_looking_ahead_is_no_encoder(tmp_path):
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
+        Reading().encode(torch.tensor([SOURCES[0]]))
+    assert [one.kind for one in kvtrace.open(tmp_path / "a.kvt").meta.sites] == ["self"]

@@ -190,3 +190,13 @@ def test_a_text_that_counts_from_one_is_fed_again_from_its_first_token_on(mode, 
     compared = [trace.compared(number) for number in trace.numbers]
     assert all(one is not None and not (one.beyond > 0).any() for one in compared)
     assert not any(note.kind == "finding" for note in trace.notes)
+
+
+def test_a_model_that_is_given_one_token_at_a_time_need_not_hide_later_ones(tmp_path):
+    model, tokens, past = Prefix(), torch.tensor([[3, 1, 4, 1, 5]]), None
+    with torch.no_grad(), kvtrace.record(tmp_path / "a.kvt"):
+        for at in range(5):
+            _, past = model(tokens[:, at : at + 1], past)
+    report = check(kvtrace.open(tmp_path / "a.kvt"))
+    assert report.verdict == UNCHECKED
+    assert "nothing hides them, for it was given one token at a time" in report.reason

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from kvtrace.record.flow.calls.prove import FlowCall
@@ -14,6 +15,25 @@ from kvtrace.record.nested import tensors_in
 
 _DEEPEST = 3
 """Collections within one another: keys and values, of layers, of a cache."""
+
+
+class Place(Struct, frozen=True):
+    """Where a call is made: a module attends to one text, then to the other, or one of them does.
+
+    Attributes:
+        path: Of the module, or the name of a function.
+        number: Calls of it before this one, in the same step.
+        frame: The module; None where none runs.
+    """
+
+    path: str
+    number: int
+    frame: Frame | None
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """Rows of texts that the module was given."""
+        return [] if self.frame is None else [x for x in self.frame.tensors() if _is_rows(x)]
 
 
 @dataclass(slots=True)
@@ -26,8 +46,8 @@ class Crossing:
     came in.
     """
 
-    _found: set[str] = field(default_factory=set)
-    _met: dict[str, int] = field(default_factory=dict)
+    _found: set[tuple[str, int]] = field(default_factory=set)
+    _met: dict[tuple[str, int], int] = field(default_factory=dict)
     _begun: dict[str, bool] = field(default_factory=dict)
     _in_turn: set[str] = field(default_factory=set)
     _heard: int = 0
@@ -36,16 +56,17 @@ class Crossing:
         """An encoder attended to its own text."""
         self._heard = call.keys.shape[2]
 
-    def attended(self, frame: Frame, call: FlowCall) -> None:
-        """A module attended that no name calls one side's."""
-        first, seen = frame.path not in self._met, _seen(call)
-        own = seen == self._met.get(frame.path, 0) + call.queries.shape[2]
-        self._met[frame.path] = seen
-        handed = first and self._is_handed(_layer_of(frame.path), call)
-        if (_gave_both(frame, call) and not own) or (
-            handed and not self._is_of_its_own(frame, call)
+    def attended(self, place: Place, call: FlowCall) -> None:
+        """A call was made that no name gives to one side."""
+        key = place.path, place.number
+        first, seen = key not in self._met, _seen(call)
+        own = seen == self._met.get(key, 0) + call.queries.shape[2]
+        self._met[key] = seen
+        handed = first and self._is_handed(_layer_of(place.path), call)
+        if (_gave_both(place, call) and not own) or (
+            handed and not self._is_of_its_own(place, call)
         ):
-            self._found.add(frame.path)
+            self._found.add(key)
 
     def is_only_named(self, path: str, call: FlowCall) -> bool:
         """Whether a module that a name calls crossing attends to its own text, one row a query."""
@@ -53,26 +74,29 @@ class Crossing:
             self._in_turn.add(path)
         return path in self._in_turn
 
-    def __contains__(self, path: str) -> bool:
-        """Whether a module, or one inside of it, attends to another text."""
-        return any(one == path or one.startswith(f"{path}.") for one in self._found)
+    def is_found(self, path: str, number: int) -> bool:
+        """Whether a call of a module, or of one inside of it, attends to another text."""
+        inside = f"{path}."
+        return (path, number) in self._found or any(
+            one.startswith(inside) for one, _ in self._found
+        )
 
-    def _is_of_its_own(self, frame: Frame, call: FlowCall) -> bool:
+    def _is_of_its_own(self, place: Place, call: FlowCall) -> bool:
         """Whether keys and values were made of the very rows that queries were made of.
 
         A module that is given these alone may hold ready ones, made of an encoder's rows.
         """
         if call.queries.shape[2] != call.keys.shape[2]:
             return False
-        given = [x for x in frame.tensors() if _is_rows(x)]
+        given = place.rows
         if not given or any(not torch.equal(x, given[0]) for x in given[1:]):
             return False
-        return len(given) > 1 or not (self._heard or _has_ready(frame, call))
+        return len(given) > 1 or not (self._heard or _has_ready(place.frame, call))
 
     def _is_handed(self, layer: str, call: FlowCall) -> bool:
         """Whether the rows of a module's first call can't be those of its tokens."""
         new, seq = call.queries.shape[2], call.keys.shape[2]
-        ordered = _is_ordered(call)
+        ordered = is_ordered(call)
         if ordered or (seq > new and _is_buffer(call)):
             self._begun[layer] = self._begun.get(layer, False) or ordered
             return False
@@ -85,16 +109,18 @@ class Crossing:
         return seq == self._heard or layer in self._begun
 
 
-def _gave_both(frame: Frame, call: FlowCall) -> bool:
+def _gave_both(place: Place, call: FlowCall) -> bool:
     """Whether keys come from rows that a module was given beside those of its queries."""
     new, seq = call.queries.shape[2], call.keys.shape[2]
-    rows = [x.shape for x in frame.tensors() if _is_rows(x)]
+    rows = [x.shape for x in place.rows]
     # along one axis, for along the other stand sequences
     return seq != new and any({seq, new} <= {shape[axis] for shape in rows} for axis in (0, 1))
 
 
-def _has_ready(frame: Frame, call: FlowCall) -> bool:
+def _has_ready(frame: Frame | None, call: FlowCall) -> bool:
     """Whether a module was given, or keeps, a tensor of the size of keys or values."""
+    if frame is None:
+        return False
     modules = () if frame.module is None else frame.module.modules()
     kept = [x for one in modules for x in (*vars(one).values(), *one.buffers(recurse=False))]
     given, named = frame.arguments
@@ -114,7 +140,7 @@ def _layer_of(path: str) -> str:
     return found[0][1:] if found else path.rpartition(".")[0]
 
 
-def _is_ordered(call: FlowCall) -> bool:
+def is_ordered(call: FlowCall) -> bool:
     """Whether queries see one row after the other, as tokens see those before them."""
     if call.visible is None:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from torch import Tensor
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.attention.kinds import kind_of, number_in
 from kvtrace.record.flow.calls.call import aside, unrepeated
-from kvtrace.record.flow.calls.crossing import Crossing
+from kvtrace.record.flow.calls.crossing import Crossing, Place
+from kvtrace.record.flow.calls.encoders import Encoders
 from kvtrace.record.flow.calls.kvheads import blank, by_weights
 from kvtrace.record.flow.calls.loops import Loop, Waiting, together
 from kvtrace.record.flow.calls.newest_first import oldest_first
@@ -24,10 +24,6 @@ from kvtrace.record.flow.modes.modules import Forwards, Frame
 from kvtrace.record.modes import unseen_by_modes
 
 Sink = Callable[[AttentionCall], None]
-
-
-_ENCODES = re.compile(r"(\w+\.)?_?encode(_\w+)?")
-"""A method that attends by itself, in no module of its own: `Translator.encode`."""
 
 
 @dataclass(slots=True)
@@ -41,6 +37,7 @@ class Outlet:
         told: Calls that were told of lately, where somebody wants to know; else None.
         counts: Calls of each module that were handed on in this step.
         relief: Knows which modules share a place.
+        encoders: Knows functions that encode a text, and attend in no module of their own.
     """
 
     forwards: Forwards
@@ -49,6 +46,7 @@ class Outlet:
     told: list[AttentionCall] | None = None
     counts: Counter[str] = field(default_factory=Counter)
     relief: Relief = field(default_factory=Relief)
+    encoders: Encoders = field(default_factory=Encoders)
     _crossing: Crossing = field(default_factory=Crossing)
     # kv heads of modules, where rows that are not all zero told
     _kv_heads: dict[str, int] = field(default_factory=dict)
@@ -74,27 +72,29 @@ class Outlet:
             output: The tensor the model goes on with.
         """
         frame = self.forwards.stack[-1] if self.forwards.stack else None
+        with unseen_by_modes():
+            path = self.encoders.around(path, call)
         if frame is not None:
             frame.attended += 1
-            if self.forwards.two_sided:
-                with unseen_by_modes():
-                    self._sort(frame, call)
         one = Waiting(call.detached, path, None if frame is None else type(frame.module))
-        if call.queries.shape[1] > 1 or call.weights is not None:
+        alone = call.queries.shape[1] > 1 or call.weights is not None
+        if alone or not self.loop.fits(one):
             self.flush()
+        if self.forwards.two_sided or self.encoders:
+            with unseen_by_modes():
+                self._sort(path, frame, call)
+        if alone:
             self._emit(one)
-            return
-        if not self.loop.fits(one):
-            self.flush()
-        self.loop.add(one, output)
+        else:
+            self.loop.add(one, output)
 
-    def _sort(self, frame: Frame, call: FlowCall) -> None:
-        """Learn from a call of a model of two sides which of its texts a module attends to."""
-        kind = kind_of(frame.path, two_sided=True)
+    def _sort(self, path: str, frame: Frame | None, call: FlowCall) -> None:
+        """Learn from a call of a model of two sides which of its texts it attends to."""
+        kind = "encoder" if path in self.encoders else kind_of(path, two_sided=True)
         if kind == "encoder":
             self._crossing.encoded(call)
         elif kind == "self":
-            self._crossing.attended(frame, call)
+            self._crossing.attended(Place(path, self.counts[path], frame), call)
 
     def flush(self) -> None:
         """Hand on the heads that wait."""
@@ -117,7 +117,7 @@ class Outlet:
         number = self.counts[path]
         self.counts[path] += 1
         with unseen_by_modes():
-            kind = self._kind(path, call)
+            kind = self._kind(path, number, call)
         told = AttentionCall(
             module=path,
             call=number,
@@ -168,20 +168,14 @@ class Outlet:
         for call in calls:
             self.counts[call.module] = max(self.counts[call.module], call.call + 1)
 
-    def _kind(self, path: str, call: FlowCall) -> str:
+    def _kind(self, path: str, number: int, call: FlowCall) -> str:
         """By the module's name, unless the call belies it, else by what it was given."""
+        if path in self.encoders:
+            return "encoder"
         kind = kind_of(path, two_sided=self.forwards.two_sided)
         if kind == "cross" and self._crossing.is_only_named(path, call):
             return "self"
-        if kind == "self" and _ENCODES.fullmatch(path) and _sees_all(call):
-            return "encoder"
-        return "cross" if kind == "self" and path in self._crossing else kind
-
-
-def _sees_all(call: FlowCall) -> bool:
-    """Whether each row of a text sees all others, as no decoder lets them."""
-    rows = call.queries.shape[2]
-    return call.visible is None and rows == call.keys.shape[2] > 1
+        return "cross" if kind == "self" and self._crossing.is_found(path, number) else kind
 
 
 def _of_each(rows: Tensor, sequences: int) -> Tensor:

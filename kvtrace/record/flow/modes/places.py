@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 
 import torch
 
@@ -41,3 +42,18 @@ def place() -> tuple[str, str]:
     while (name := _user_file(frame.f_code)) is None and frame.f_back is not None:
         frame = frame.f_back
     return f"{name}:{frame.f_lineno}", frame.f_code.co_qualname
+
+
+def callers(most: int) -> Iterator[tuple[str, str]]:
+    """(name, name with its class) of functions outside of libraries that run, the innermost first.
+
+    Args:
+        most: Frames that are looked at.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(most):
+        if frame is None:
+            return
+        if _user_file(frame.f_code) is not None:
+            yield frame.f_code.co_name, frame.f_code.co_qualname
+        frame = frame.f_back

@@ -71,14 +71,14 @@ def renamed(
     return same and not any(call.module in known for call in calls)
 
 
-def crossing(call: AttentionCall, modules: Container[str]) -> AttentionCall:
+def crossing(call: AttentionCall, places: Container[tuple[str, int]]) -> AttentionCall:
     """The call as a first forward showed it: two texts of one length look like one.
 
     Args:
         call: Of a forward over a whole path.
-        modules: Those that attended to another text in the first forward.
+        places: Modules and numbers of calls that attended to another text in the first forward.
     """
-    crosses = call.kind == "self" and call.module in modules
+    crosses = call.kind == "self" and (call.module, call.call) in places
     return replace(call, kind="cross") if crosses else call
 
 

@@ -21,7 +21,7 @@ class AsFirst(Struct, frozen=True):
         codes: Where in somebody's code every call lies.
         heads: How many query heads every call had, and their size.
         sites: Those that attended to the text itself.
-        crossing: Modules that attended to another text.
+        crossing: Those that attended to another text.
         causal: No query of a site saw a later row.
         several: It had more than one new token, without which the mask does not tell.
         only_own: Every site attended to the new rows alone.
@@ -31,7 +31,7 @@ class AsFirst(Struct, frozen=True):
     codes: tuple[str, ...] = ()
     heads: tuple[tuple[int, int], ...] = ()
     sites: frozenset[tuple[str, int]] = frozenset()
-    crossing: frozenset[str] = frozenset()
+    crossing: frozenset[tuple[str, int]] = frozenset()
     causal: bool = False
     several: bool = False
     only_own: bool = False
@@ -44,6 +44,8 @@ class AsFirst(Struct, frozen=True):
             always: As many calls are the same ones, whatever they are called.
         """
         if len(calls) > len(self.order):  # a forward that encodes too, and in no module of its own
+            met = frozenset(self.order)
+            calls = [x for x in calls if x.kind != "encoder" or (x.module, x.call) in met]
             there = [one for one in calls if one.code in self.codes]
             calls = there if tuple(one.code for one in there) == self.codes else calls
         same = len(calls) == len(self.order)
@@ -56,7 +58,14 @@ class AsFirst(Struct, frozen=True):
         ]
 
     def misfit(
-        self, forward: Forward, batch: Batch, *, outside: bool, given_masks: bool, masked: bool
+        self,
+        forward: Forward,
+        batch: Batch,
+        *,
+        outside: bool,
+        given_masks: bool,
+        masked: bool,
+        singly: bool,
     ) -> str:
         """Why a forward is no other lane of these tokens; empty: it is one.
 
@@ -66,6 +75,7 @@ class AsFirst(Struct, frozen=True):
             outside: What is called keeps rows outside of what it is given.
             given_masks: It was called with what the first call was given.
             masked: A mask was among that.
+            singly: It was given one token at a time: there was none to hide from earlier ones.
         """
         wanted = (len(batch.paths), batch.rows)
         calls = {(call.module, call.call): call for call in forward.calls}
@@ -85,13 +95,16 @@ class AsFirst(Struct, frozen=True):
                 return f"{site[0]} read rows that it keeps outside of what it is given"
             if given_masks and self.only_own and call.keys.shape[2] < wanted[1]:
                 return f"{site[0]} read fewer rows than tokens, as an argument says"
-        tells = self.several or given_masks or masked
-        if self.causal and tells and batch.rows > 1:
+        asked = self.several or masked
+        if self.causal and (asked or given_masks or singly) and batch.rows > 1:
             loose = next(
                 (calls[one] for one in sorted(self.sites) if not is_causal(calls[one])), None
             )
             if loose is not None:
-                return f"{loose.module or 'the model'} saw later tokens: its mask is an argument"
+                why = "its mask is an argument"
+                if singly and not asked:
+                    why = "nothing hides them, for it was given one token at a time"
+                return f"{loose.module or 'the model'} saw later tokens: {why}"
         return ""
 
 
@@ -103,7 +116,7 @@ def as_first(forward: Forward) -> AsFirst:
         codes=tuple(call.code for call in forward.calls),
         heads=tuple(heads_of(call) for call in forward.calls),
         sites=frozenset((call.module, call.call) for call in own),
-        crossing=frozenset(one.module for one in forward.calls if one.kind == "cross"),
+        crossing=frozenset((one.module, one.call) for one in forward.calls if one.kind == "cross"),
         causal=all(is_causal(call) for call in own),
         several=forward.new > 1,
         only_own=all(call.keys.shape[2] == forward.new for call in own),

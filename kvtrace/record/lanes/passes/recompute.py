@@ -248,7 +248,8 @@ class Recomputer:
             ways += ["unswitched"] * bool(snapshot.call.switches)
             for name in [self._way] if self._way else ways[:1] if hides else ways:
                 try:
-                    found = self._called(snapshot, name, batch, dtype, settings)
+                    singly = self._singly and method != _WHOLE
+                    found = self._called(snapshot, name, batch, dtype, settings, singly=singly)
                 except (CannotRecomputeError, CannotExtendError) as error:
                     if hides:
                         continue  # of the many forms that a mask may have, one will go
@@ -272,8 +273,10 @@ class Recomputer:
         batch: Batch,
         dtype: str | None,
         settings: Mapping[Place, Kept],
+        *,
+        singly: bool,
     ) -> Forward:
-        """One way, on a fresh copy."""
+        """One way, on a fresh copy; singly: what is called was given one token at a time."""
         kind = None if dtype is None else DTYPES[dtype]
         model, call = snapshot.fresh(kind)
         tokens, arguments = called_with(name, call, batch, self.told, kind)
@@ -300,7 +303,7 @@ class Recomputer:
         given, masked = name not in _ALONE, call.masked or call.takes_mask
         why = written_over(forward, batch.paths, self.told) if name in TELLING else ""
         why = why or self._like.misfit(
-            forward, batch, outside=outside, given_masks=given, masked=masked
+            forward, batch, outside=outside, given_masks=given, masked=masked, singly=singly
         )
         if why:
             raise CannotRecomputeError(why)
