@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrace.files import open_trace
@@ -17,9 +18,17 @@ if TYPE_CHECKING:
 
 
 def try_other_ways(
-    loaded: Loaded, driven: Driven, request: Request, voice: Voice, orders: Orders
+    loaded: Loaded, driven: Driven, request: Request, path: Path, voice: Voice, orders: Orders
 ) -> None:
     """Drive the model in every way that was asked for, into traces beside the run's own.
+
+    Args:
+        loaded: What is driven.
+        driven: How it was called.
+        request: What was asked for; its output is how people call the run's own trace.
+        path: The same from everywhere: the model's code may be in another folder by now.
+        voice: Told of each way.
+        orders: Obeyed between them.
 
     Raises:
         WriteError: A trace can't be written.
@@ -33,7 +42,7 @@ def try_other_ways(
     from kvtrace.verify.trials import tokens_of, tried
 
     voice.say(Tried("decode", "", request.output))
-    trace = open_trace(request.output)
+    trace = open_trace(path)
     if not trace.meta.sites:
         return  # nothing that could be wrong, in any way of driving
 
@@ -53,10 +62,11 @@ def try_other_ways(
         )
         for one in tried(
             planned,
-            lambda way: beside(request.output, way),
+            lambda way: beside(path, way),
             tokenizer=loaded.tokenizer,
             card=loaded.card,
             fresh=beyond(trace),
             begin=begin,
         ):
-            voice.say(Tried(one.way, one.title, str(one.path or ""), one.trouble, one.presumed))
+            told = "" if one.path is None else str(beside(request.output, one.way))
+            voice.say(Tried(one.way, one.title, told, one.trouble, one.presumed))

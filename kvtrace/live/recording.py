@@ -37,6 +37,7 @@ class Recording:
 
     def __init__(self, request: Request, voice: Voice, orders: Orders) -> None:
         self._request = request
+        self._path = Path(request.output).absolute()  # the user's code may go to another folder
         self._voice = voice
         self._orders = orders
         self._pid = os.getpid()
@@ -55,7 +56,8 @@ class Recording:
         self._progress("reading the prompt", None)
         driven, ending = self._decode(loaded)
         if ending.reason != "stopped":
-            try_other_ways(loaded, driven, self._request, self._voice, self._orders)
+            asked = self._request
+            try_other_ways(loaded, driven, asked, self._path, self._voice, self._orders)
         self._voice.say(Ended(ending.reason, ending.text, self._request.output))
 
     def _decode(self, loaded: Loaded) -> tuple[Driven, Ending]:
@@ -75,7 +77,7 @@ class Recording:
 
     def _driven(self, loaded: Loaded, driven: Driven) -> Ending:
         """Record the decode, and say what there is to say of it."""
-        path, known = Path(self._request.output), _goes_without_saying(driven)
+        path, known = self._path, _goes_without_saying(driven)
         for text in driven.said[known:]:
             self._voice.say(Said(text))
         recording = self._recording(loaded, driven)
@@ -102,7 +104,7 @@ class Recording:
         sampling = Sampling(driver, loaded.new_tokens, asked.seed, asked.temperature, asked.top_k)
         return record(
             driven.model,
-            asked.output,
+            self._path,
             recompute=asked.recompute,
             referee=asked.referee,
             keep_rows=asked.keep_rows,

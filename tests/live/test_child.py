@@ -13,7 +13,17 @@ from safetensors.torch import save_file
 from builders.commands import SLOW_MODEL, is_gone
 from kvtrace.analysis.checks import EQUAL, check
 from kvtrace.files import open_trace
-from kvtrace.live.messages import Ended, Failed, Paused, Progress, Request, Said, Started, Stepped
+from kvtrace.live.messages import (
+    Ended,
+    Failed,
+    Paused,
+    Progress,
+    Request,
+    Said,
+    Started,
+    Stepped,
+    Tried,
+)
 from kvtrace.live.session import Session
 
 FACTS = """
@@ -139,6 +149,21 @@ def test_a_stop_in_a_pause_closes_the_trace(tmp_path):
     assert open_trace(path).ending.text == "stopped by the user"
     assert driven.session.ending.reason == "stopped"
     assert is_gone(driven.session.pid)
+
+
+def test_a_trace_is_where_it_was_asked_for_wherever_the_models_code_goes(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    script = tmp_path / "goes.py"
+    script.write_text(f"import os\nos.chdir({str(elsewhere)!r})\n{SLOW_MODEL}")
+    monkeypatch.chdir(tmp_path)
+    driven = Driven(Request(f"{script}:make", "a.kvt", "hello", new_tokens=3, ways="chunks"))
+    driven.to_the_end()
+    assert driven.events[-1] == Ended("length", "3 new tokens, as asked for", "a.kvt")
+    tried = [event.path for event in driven.events if isinstance(event, Tried)]
+    assert tried == ["a.kvt", "a-chunks.kvt"]
+    assert sorted(path.name for path in tmp_path.glob("*.kvt")) == ["a-chunks.kvt", "a.kvt"]
+    assert not any(elsewhere.iterdir())
 
 
 def test_code_that_forks_is_recorded_once(script, tmp_path):
