@@ -76,3 +76,14 @@ def safe_lines(text: str, max_lines: int, limit: int) -> list[str]:
     if len(lines) > max_lines:
         shown.append(f"… {len(lines) - max_lines} more lines")
     return shown
+
+
+def said_by(error: BaseException, limit: int = 300) -> str:
+    """An exception on one line, safe to show: its name, and the lines of its message joined.
+
+    Args:
+        error: It.
+        limit: As `safe` takes it.
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    return safe(f"{type(error).__name__}: {' '.join(filter(None, lines))}".rstrip(": "), limit)

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from kvtrace import units
-from kvtrace.text import safe, token
+from kvtrace.text import safe, said_by, token
 
 UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -26,6 +26,13 @@ def test_escape_sequences_and_bidi_become_visible():
     assert safe("\x1b[2J") == "␛[2J"
     assert safe("a\u202eb") == "a⟨202E⟩b"
     assert safe("a\nb\tc") == "a⏎b⇥c"
+
+
+def test_an_exception_of_many_lines_is_said_on_one():
+    error = RuntimeError("no weights:\n\tMissing: a.\n\n\tUnexpected: \x1b[2J")
+    assert said_by(error) == "RuntimeError: no weights: Missing: a. Unexpected: ␛[2J"
+    assert said_by(KeyError()) == "KeyError"
+    assert said_by(ValueError("x" * 50), 20) == "ValueError: " + "x" * 8 + "…"
 
 
 def test_zalgo_keeps_four_marks_and_a_leading_mark_gets_a_base():

@@ -59,7 +59,7 @@ def attention_is(trace: Trace, layer: int, number: int | None = None) -> tuple[s
     site = trace.site(layer)
     found = [
         {"cross": "cross-attention", "encoder": "encoder attention"}.get(site.kind, ""),
-        _latent(trace, layer) or _groups(site),
+        _latent(trace, layer) or _groups(site, trace.cache_layer(layer)),
         _window(trace, layer, number),
         _kept_as(trace, layer),
         "learned sinks" if site.sinks else "",
@@ -70,11 +70,16 @@ def attention_is(trace: Trace, layer: int, number: int | None = None) -> tuple[s
     return tuple(filter(None, found))
 
 
-def _groups(site: Site) -> str:
-    """How query heads share kv heads, unless each has its own."""
+def _groups(site: Site, store: CacheLayer) -> str:
+    """How query heads share kv heads, unless each has its own.
+
+    Rows that are keys and values at once may be latents, of which no rotary key tells.
+    """
     heads, kv_heads = site.num_heads, site.num_kv_heads
     if kv_heads == heads:
         return ""
+    if kv_heads == 1 and store.shared_dim == store.key_dim == store.value_dim:
+        return f"MQA or absorbed MLA: {heads} heads on 1 row, its K and V in one"
     if kv_heads == 1:
         return f"MQA: {heads} heads on 1 kv head"
     return f"GQA: {heads} heads on {kv_heads} kv heads"

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from kvtrace.errors import KvtraceError, ModelError
 from kvtrace.paths import OURS, line_of
-from kvtrace.text import safe
+from kvtrace.text import said_by
 
 T = TypeVar("T")
 _PYTHON = str(Path(traceback.__file__).parent)
@@ -56,7 +56,7 @@ def guarded(what: str, call: Callable[[], T]) -> T:
     except (KvtraceError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        cause = safe(f"{type(error).__name__}: {error}", 300)
+        cause = said_by(error)
         raise ModelError(f"{what}{_line_of(error)}: {cause}") from error
 
 

@@ -31,7 +31,7 @@ from kvtrace.record.steps.lineage import slides
 from kvtrace.record.steps.recorder import Options, Recorder
 from kvtrace.record.steps.scribe import Sink
 from kvtrace.record.undecided import Undecided
-from kvtrace.text import safe
+from kvtrace.text import said_by
 from kvtrace.trace import Ending, Meta, Step
 
 
@@ -127,7 +127,7 @@ class Recording:
     ) -> None:
         ending = self._ending or Ending("done")
         if error is not None:
-            text = safe(f"{type(error).__name__}: {error}", 500)
+            text = said_by(error, 500)
             interrupted = isinstance(error, KeyboardInterrupt)
             ending = Ending("stopped", text) if interrupted else Ending("error", text)
         self._close(ending)

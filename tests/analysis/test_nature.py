@@ -84,12 +84,15 @@ def test_absorbed_latents_say_what_of_a_key_is_rotary(trace):
     assert words == ("MLA: latent 16 + rotary 8, absorbed",)
 
 
-def test_peoples_own_latents_are_told_by_the_rotary_key_behind_each_and_tied_rows_are_none(trace):
+def test_peoples_own_latents_are_told_by_the_rotary_key_behind_each_and_tied_rows_may_be(trace):
     store = {"kind": "dynamic", "num_kv_heads": 1, "key_dim": 24, "value_dim": 16, "shared_dim": 16}
     words = attention_is(changed(trace, 1, {"num_kv_heads": 1}, store), 1)
     assert words == ("MLA: latent 16 + rotary 8, absorbed",)
     tied = store | {"key_dim": 16}
     words = attention_is(changed(trace, 1, {"num_kv_heads": 1}, tied), 1)
+    assert words == ("MQA or absorbed MLA: 4 heads on 1 row, its K and V in one",)
+    apart = tied | {"shared_dim": 0}
+    words = attention_is(changed(trace, 1, {"num_kv_heads": 1}, apart), 1)
     assert words == ("MQA: 4 heads on 1 kv head",)
 
 

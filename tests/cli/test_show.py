@@ -112,6 +112,15 @@ def test_text_calls_a_prompt_empty_only_where_kvtrace_was_given_it(trace, driver
     assert f"prompt    {said}" in "\n".join(head(trace))
 
 
+def test_text_says_how_to_name_a_tokenizer_where_only_ids_are_known(trace):
+    source = trace.source
+    card = replace(source.meta.model, tokenizer="")
+    source.meta, source.texts = replace(source.meta, model=card), {}
+    assert "ids are shown: kvtrace.record(…, tokenizer=…) names one" in "\n".join(head(trace))
+    source.texts = dict.fromkeys(trace.step(0).tokens[0], "a")
+    assert "tokens    no tokenizer; context" in "\n".join(head(trace))
+
+
 def test_text_prints_every_number_of_a_place_exactly(kvtrace, trace_file, trace):
     _, out, _ = kvtrace("show", trace_file, "--step", 2, "--tensor", "queries", "--numbers")
     last = out.split("queries, head 0\n")[1].split()

@@ -34,7 +34,9 @@ class Pairs(nn.Module):
                 new = torch.stack(split(self.kv[at // 2](y)).chunk(2, 1))
                 held.append(new if past is None else torch.cat([past[at // 2], new], 3))
             k, v = held[self.source(at, begin)]
-            x = x + self.o[at](self.attend[at](split(self.q[at](y)), k, v).transpose(1, 2).flatten(2))
+            x = x + self.o[at](
+                self.attend[at](split(self.q[at](y)), k, v).transpose(1, 2).flatten(2)
+            )
         return self.head(x), held
 
     def source(self, at: int, begin: int) -> int:

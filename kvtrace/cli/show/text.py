@@ -26,6 +26,7 @@ from kvtrace.trace import Lane, Sampling, Step, Trace
 
 _TOKENS_SHOWN = 8
 _RIVALS_SHOWN = 5
+_NO_TOKENIZER = "no tokenizer, so that ids are shown: kvtrace.record(…, tokenizer=…) names one"
 
 
 def whole(trace: Trace, numbers: Sequence[int]) -> list[str]:
@@ -55,6 +56,21 @@ def readable(tell: Callable[[], list[str]]) -> list[str]:
         return [f"can't be read: {safe(str(error), 1000)}"]
 
 
+def _tokenizer(trace: Trace) -> str:
+    """What made ids of text; where nobody named it and ids are all there is, how to name one."""
+    name = safe(trace.meta.model.tokenizer)
+    return name or ("no tokenizer" if _has_texts(trace) else _NO_TOKENIZER)
+
+
+def _has_texts(trace: Trace) -> bool:
+    """Whether tokens of the first step have a text, as far as it can be read."""
+    try:
+        fed = [one for number in trace.numbers[:1] for one in trace.step(number).tokens[0]]
+    except (KvtraceError, IndexError):
+        return True
+    return not fed or any(trace.token_text(one) != f"<{one}>" for one in fed)
+
+
 def head(trace: Trace) -> list[str]:
     """What was recorded: model, run, prompt, how it ended."""
     card = trace.meta.model
@@ -71,7 +87,7 @@ def head(trace: Trace) -> list[str]:
         ["weights", safe(card.weights or "not pinned")],
         [
             "tokens",
-            f"{safe(card.tokenizer or 'no tokenizer')}; context {card.context_length or '–'}",
+            f"{_tokenizer(trace)}; context {card.context_length or '–'}",
         ],
         ["run", _run(trace.meta.sampling)],
         ["prompt", safe(trace.meta.prompt, 2000) or _no_prompt(trace.meta.sampling)],

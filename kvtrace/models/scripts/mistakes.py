@@ -15,7 +15,7 @@ from kvtrace.errors import KvtraceError, ModelError
 from kvtrace.models.scripts.outdated import outdated
 from kvtrace.models.spec import Source
 from kvtrace.paths import OURS, line_of
-from kvtrace.text import safe
+from kvtrace.text import safe, said_by
 
 T = TypeVar("T")
 _GPU = re.compile(r"NVIDIA|CUDA|cuda|\bGPU\b|\bgpu\b")
@@ -47,7 +47,7 @@ def theirs(source: Source, call: Callable[[], T], *, hint: str = "") -> T:
 
 def blamed(error: BaseException, source: Source, hint: str) -> str:
     """`model.py:12: ValueError: …`: the innermost line of the user's own code."""
-    said = safe(f"{type(error).__name__}: {error}".rstrip(": "), 300)
+    said = said_by(error)
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}: {said}"
     own = _own_frames(error, source)

@@ -7,7 +7,7 @@ from kvtrace.record.lanes import Lanes
 from kvtrace.record.lanes.sink import LaneSink
 from kvtrace.record.processes.companions import Companions
 from kvtrace.record.steps.recorder import Recorder
-from kvtrace.text import safe
+from kvtrace.text import said_by
 from kvtrace.trace import Ending, Note, Step
 
 _ALONE = "not every rank that shares this model records, and it only runs on all of them together"
@@ -61,5 +61,5 @@ def _finish(lanes: Lanes, recorder: Recorder, writer: LaneSink) -> None:
     except WriteError:
         raise
     except Exception as error:
-        cause = safe(f"{type(error).__name__}: {error}", 300)
+        cause = said_by(error)
         writer.note(Note("note", f"the tokens were not recomputed: {cause}"))

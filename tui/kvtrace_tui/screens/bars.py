@@ -144,7 +144,7 @@ def _kind(trace: Trace, cursor: Cursor) -> list[tuple[int, Piece]]:
         return []
     words = attention_is(trace, cursor.layer, cursor.step)
     return [
-        (20 if word[:4] in ("GQA:", "MQA:") else 10 + at, (f"  {word}", ink.BAR))
+        (20 if word[:3] in ("GQA", "MQA") else 10 + at, (f"  {word}", ink.BAR))
         for at, word in enumerate(words)
     ]
 

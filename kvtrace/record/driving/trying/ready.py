@@ -15,7 +15,7 @@ from kvtrace.record.driving.ways.roles import signature_of
 from kvtrace.record.driving.ways.sizes import Sizes
 from kvtrace.record.driving.ways.way import Way
 from kvtrace.record.driving.wish import Wish
-from kvtrace.text import safe
+from kvtrace.text import said_by
 
 
 def trials_of(model: nn.Module, wish: Wish, count: int = FEW) -> Trials:
@@ -67,7 +67,7 @@ def _copier(model: nn.Module, wish: Wish) -> Callable[[], nn.Module]:
         private_copy(model)
     except Exception as error:
         if wish.remake is None:
-            cause = safe(f"{type(error).__name__}: {error}", 200)
+            cause = said_by(error, 200)
             raise ModelError(
                 f"{type(model).__name__} can't be copied to try how it is called "
                 f"({cause}); add step(model, ids, cache, pos) to your file"
