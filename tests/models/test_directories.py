@@ -149,7 +149,6 @@ def test_no_weights_says_what_was_found(child, copy):
 
 
 OTHERS = {
-    "adapter_config.json": "an adapter (LoRA)",
     "model.gguf": "weights packed for llama.cpp",
     "notes.txt": "no config.json",
 }

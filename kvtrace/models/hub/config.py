@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvtrace.errors import ModelError, TrustError
-from kvtrace.models.hub.weights import Weights, only_adapter
+from kvtrace.models.hub.weights import Weights
 from kvtrace.text import safe
 
 CONFIG = "config.json"
@@ -38,24 +38,33 @@ def read_config(folder: Path) -> Json:
     """Parse config.json.
 
     Raises:
-        ModelError: There is none, it is too large or deep, or not a JSON object.
+        ModelError: There is none, or as of `read_json`.
     """
-    path = folder / CONFIG
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         raise ModelError(_without(folder))
+    return read_json(folder, CONFIG)
+
+
+def read_json(folder: Path, name: str) -> Json:
+    """Parse a file of a directory that is there.
+
+    Raises:
+        ModelError: It is too large or deep, or not a JSON object.
+    """
+    path = folder / name
     if path.stat().st_size > _MAX_BYTES:
-        raise ModelError(f"{CONFIG}: {path.stat().st_size} bytes; a configuration is smaller")
+        raise ModelError(f"{name}: {path.stat().st_size} bytes; a configuration is smaller")
     raw = path.read_bytes()
     if raw.startswith(b"version https://git-lfs"):
-        raise ModelError(f"{CONFIG}: a git-lfs pointer; run `git lfs pull` in its directory")
+        raise ModelError(f"{name}: a git-lfs pointer; run `git lfs pull` in its directory")
     try:
         values = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{CONFIG}: not JSON ({safe(str(error), 100)})") from None
+        raise ModelError(f"{name}: not JSON ({safe(str(error), 100)})") from None
     if not isinstance(values, dict):
-        raise ModelError(f"{CONFIG}: {type(values).__name__} where a JSON object is expected")
+        raise ModelError(f"{name}: {type(values).__name__} where a JSON object is expected")
     if _deeper_than(values, _MAX_DEPTH):
-        raise ModelError(f"{CONFIG}: nested more than {_MAX_DEPTH} deep")
+        raise ModelError(f"{name}: nested more than {_MAX_DEPTH} deep")
     return values
 
 
@@ -63,8 +72,6 @@ def _without(folder: Path) -> str:
     """What is said of a directory whose configuration can't be read."""
     if os.path.lexists(folder / CONFIG):
         return f"{CONFIG}: not a regular file, or a link that leads to none; copy the file itself"
-    if adapter := only_adapter(folder):
-        return adapter
     if packed := sorted(folder.glob("*.gguf")):
         return (
             f"{safe(packed[0].name)}: weights packed for llama.cpp, without a {CONFIG}; take the "

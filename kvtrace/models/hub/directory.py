@@ -18,6 +18,7 @@ from kvtrace.configs import context_length, count
 from kvtrace.errors import MemoryLimitError, ModelError
 from kvtrace.models import memory
 from kvtrace.models.caching import check_caches
+from kvtrace.models.hub.adapter import beside
 from kvtrace.models.hub.architecture import (
     check_outline,
     load_config,
@@ -128,7 +129,7 @@ def load_directory(
         model=model,
         tokenizer=plan.tokenizer,
         card=card,
-        chosen=_chosen(origin, card, plan),
+        chosen=_chosen(origin, card, plan, beside(folder, model)),
         context_length=plan.context_length,
         prompt=plan.prompt,
         new_tokens=plan.new_tokens,
@@ -224,9 +225,9 @@ def _card(model: nn.Module, plan: _Plan, origin: Origin, banner: str) -> ModelCa
     )
 
 
-def _chosen(origin: Origin, card: ModelCard, plan: _Plan) -> str:
+def _chosen(origin: Origin, card: ModelCard, plan: _Plan, adapter: str) -> str:
     what = f"{card.class_name}, {card.dtype}, {card.attention} attention, on {card.device}"
     bare = isinstance(plan.tokenizer, ByteTokenizer)
     read = "it brings no tokenizer: the prompt is read as bytes" if bare else ""
-    parts = (origin.chosen, what, plan.unused_code, read, plan.left_out)
+    parts = (origin.chosen, what, adapter, plan.unused_code, read, plan.left_out)
     return "; ".join(part for part in parts if part)

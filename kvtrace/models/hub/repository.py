@@ -15,6 +15,7 @@ from typing import TypeVar
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 
 from kvtrace.errors import HubError, ModelError, TrustError
+from kvtrace.models.hub.adapter import ADAPTER
 from kvtrace.models.hub.config import CONFIG
 from kvtrace.models.hub.faults import (
     COMMIT,
@@ -122,6 +123,11 @@ class Hub:
             raise unreachable(self._repo, "HF_HUB_OFFLINE is set")
         self._probe()
         commit, names = self._list()
+        if ADAPTER in names and not {SAFETENSORS, INDEX, PICKLE, PICKLE_INDEX} & set(names):
+            raise ModelError(
+                f"{self._repo}: an adapter (LoRA), which is only part of a model; name a directory "
+                f"with its files: hf download {self._repo} --local-dir my-adapter"
+            )
         if CONFIG not in names:
             raise ModelError(f"{self._repo}: the repository has no {CONFIG}; it can't be loaded")
         folder = Path(self._download(CONFIG, self._revision)).parent

@@ -76,19 +76,7 @@ def find_weights(folder: Path, allow_pickle: bool) -> Weights:
     raise ModelError(_nothing_usable(folder))
 
 
-def only_adapter(folder: Path) -> str:
-    """What is said of a directory that holds an adapter; empty where it holds none."""
-    if not (folder / "adapter_config.json").is_file():
-        return ""
-    return (
-        "adapter_config.json: an adapter (LoRA), which is only part of a model; merge it into "
-        "its base model and save that"
-    )
-
-
 def _nothing_usable(folder: Path) -> str:
-    if adapter := only_adapter(folder):
-        return adapter
     if any(os.path.lexists(folder / name) for name in (SAFETENSORS, INDEX)):
         return f"{SAFETENSORS}: not a regular file, or a link that leads to none; copy the file"
     others = sorted({file.name for form in _OTHER_FORMATS for file in folder.glob(form)})
