@@ -45,3 +45,37 @@ def test_a_later_step_shows_whether_they_were_kept(tmp_path, keeps, said):
         model(torch.tensor([[5]]) if keeps else torch.tensor([[3, 1, 4, 1, 5]]))
     trace = kvtrace.open(tmp_path / "first.kvt")
     assert [changes(trace, number)[0].text for number in range(2)] == said
+
+
+class Heads(nn.Module):
+    """Four heads, whose keys and values stand heads first or rows first; given single tokens."""
+
+    def __init__(self, rows):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Embedding(20, 32), nn.Linear(32, 96), nn.Linear(32, 20)
+        self.rows = rows
+
+    def forward(self, ids, past=None):
+        q, k, v = (x.unflatten(-1, (4, 8)) for x in self.qkv(self.embed(ids)).chunk(3, -1))
+        if self.rows == 2:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        if past is not None:
+            k, v = (torch.cat(pair, self.rows) for pair in zip(past, (k, v), strict=True))
+        heads = (x.transpose(1, 2) if self.rows == 1 else x for x in (q, k, v))
+        out = nn.functional.scaled_dot_product_attention(*heads)
+        return self.head(out.transpose(1, 2).flatten(2)), (k, v)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_heads_are_no_room_for_rows_where_one_row_does_not_tell_them_apart(tmp_path, rows):
+    stores = []
+    for steps in (1, 2, 6):
+        model, past, path = Heads(rows).eval(), None, tmp_path / f"{steps}.kvt"
+        with torch.no_grad(), kvtrace.record(model, path, recompute="off"):
+            for token in range(steps):
+                _, past = model(torch.tensor([[token]]), past)
+        stores.append(kvtrace.open(path).meta.cache_layers[0])
+    assert [(one.kind, one.capacity) for one in stores] == [("dynamic", None)] * 3
+    assert ["rows" in one.where for one in stores] == [False, False, True]
+    assert ("[1, rows, 4, 8]" if rows == 1 else "[1, 4, rows, 8]") in stores[2].where

@@ -140,10 +140,16 @@ def _covers(tensor: Tensor, rows: Tensor) -> bool:
 
 
 def _axis_of(rows: Tensor, tensor: Tensor) -> int:
-    """The axis of a tensor along which rows in the same memory lie; -1: none."""
-    stride = rows.stride(2)
+    """The axis of a tensor along which rows in the same memory lie; -1: none, or not known which.
+
+    How far a row is from the next one says little where there is one: heads may be as far apart.
+    """
+    _, heads, count, _ = rows.shape
+    stride, across = rows.stride(2), rows.stride(1)
     for axis in range(tensor.dim()):
-        if tensor.stride(axis) == stride and tensor.shape[axis] >= rows.shape[2]:
+        size, step = tensor.shape[axis], tensor.stride(axis)
+        untold = count == 1 and (size == 1 or (size == heads and step == across))
+        if step == stride and size >= count and not untold:
             return axis
     return -1
 

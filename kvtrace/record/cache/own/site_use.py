@@ -57,7 +57,7 @@ class SiteUse:
     @property
     def settled(self) -> bool:
         """Whether there is nothing more to look for."""
-        best = len(self.found) == 2 and min(one.rank for one in self.found) > 0
+        best = len(self.found) == 2 and all(x.rank > 0 and x.axis >= 0 for x in self.found)
         return best or self.looks >= LOOKS
 
     def outgrown(self, rows: int, capacity: int | None, keys: Tensor) -> bool:
