@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from kvtrace.errors import ModelError
-from kvtrace.models.scripts.functional import as_module
+from kvtrace.models.scripts.functional import around, as_module
 from kvtrace.models.spec import Source
 
 FUNCTIONS = ("make_cache", "step")
@@ -85,7 +85,7 @@ def _parts(made: object) -> tuple[nn.Module | None, list[object], object]:
     elif callable(made) and not isinstance(made, type):
         return as_module(made), [], None
     else:
-        return None, [], None
+        return around(made) if hasattr(made, "__dict__") else None, [], None
     models = [one for one in held if isinstance(one, nn.Module)]
     if models:
         return models[0], [one for one in held if one is not models[0] and one is not None], None
