@@ -36,3 +36,20 @@ def test_a_part_that_generates_without_a_cache_is_compared_with_no_pass_of_the_m
     assert "GPT2LMHeadModel is called by itself, too" in " ".join(one.text for one in trace.notes)
     compared = [step.number for step in trace if trace.compared(step.number) is not None]
     assert compared == [0, len(trace) - 1]
+
+
+@pytest.mark.parametrize("length", [0, None])
+def test_a_model_that_has_a_length_is_compared_whatever_its_length_says(tmp_path, length):
+    class Long(Two):
+        def __len__(self):
+            if length is None:
+                raise TypeError("no model of mine has a length")
+            return length
+
+    path = tmp_path / "long.kvt"
+    model = Long().eval()
+    with torch.no_grad(), kvtrace.record(model, path):
+        model(TEXT)
+        model.small(TEXT[:, :3])
+    trace = kvtrace.open(path)
+    assert [trace.compared(step.number) is not None for step in trace] == [True, False]

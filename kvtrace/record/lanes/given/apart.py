@@ -54,7 +54,8 @@ class Apart:
 
     def _is_elsewhere(self, forward: Forward) -> bool:
         """Whether a part of the model was called, and none of what attends in the model did."""
-        self._model = self._model or forward.model
+        if self._model is None:  # models may have a length, and be false for it
+            self._model = forward.model
         modules = {call.module for call in forward.calls}
         if forward.model is self._model:
             self._attended |= modules
