@@ -183,6 +183,8 @@ def test_a_shard_that_is_missing_or_leaves_the_directory_is_named(child, copy):
     index = copy / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
     assert "the first is two.safetensors" in child.load(str(copy)).message
+    index.write_text(json.dumps({"weight_map": {"a": "a" * 5000}}))
+    assert "1 of 1 weight files are missing" in child.load(str(copy)).message
     index.write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
     assert "is not a plain file name" in child.load(str(copy)).message
     whole = {"metadata": {"total_size": 2118528}, "weight_map": {"a": "one.safetensors"}}

@@ -28,3 +28,11 @@ def test_what_generate_would_do_to_the_likeliest_tokens_is_said(child, copy):
     (copy / "generation_config.json").write_text(json.dumps(asked))
     chosen = child.load(str(copy), prompt="Anna").chosen
     assert "asks for no_repeat_ngram_size, num_beams: left out, the likeliest" in chosen
+
+
+@pytest.mark.parametrize("said", ["null", "[]", "5", '{"max_new_tokens": -1}', "[" * 100_000])
+def test_one_with_which_nothing_loads_is_named(child, copy, said):
+    (copy / "generation_config.json").write_text(said)
+    loaded = child.load(str(copy), prompt="Anna")
+    assert loaded.error == "ModelError"
+    assert loaded.message.startswith("generation_config.json: no model can be loaded with it (")

@@ -66,6 +66,14 @@ def test_a_configuration_that_is_none_is_named(child, copy, text):
     assert loaded.message.startswith("config.json: ")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_configuration_in_another_encoding_is_said_to_be_that(child, copy, encoding):
+    path = copy / "config.json"
+    path.write_text(path.read_text(), encoding=encoding)
+    said = {"utf-16": "config.json: not UTF-8", "utf-8-sig": "Unexpected UTF-8 BOM"}[encoding]
+    assert said in child.load(str(copy), prompt="Anna").message
+
+
 def test_an_attention_kernel_that_the_configuration_names_is_not_fetched(hub, child, copy):
     asked = len(hub.asked)
     named = "evil/kernel"

@@ -58,7 +58,9 @@ def read_json(folder: Path, name: str) -> Json:
     if raw.startswith(b"version https://git-lfs"):
         raise ModelError(f"{name}: a git-lfs pointer; run `git lfs pull` in its directory")
     try:
-        values = json.loads(raw)
+        values = json.loads(raw.decode("utf-8"))  # bytes would be taken in other encodings, too
+    except UnicodeDecodeError:
+        raise ModelError(f"{CONFIG}: not UTF-8; save it again in that encoding") from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{name}: not JSON ({safe(str(error), 100)})") from None
     if not isinstance(values, dict):

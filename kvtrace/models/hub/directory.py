@@ -28,7 +28,7 @@ from kvtrace.models.hub.architecture import (
 from kvtrace.models.hub.blame import check_counts
 from kvtrace.models.hub.config import CONFIG, check_sizes, code_files, needs_trust, read_config
 from kvtrace.models.hub.decoders import AutoClass, auto_class, known
-from kvtrace.models.hub.generation import left_out
+from kvtrace.models.hub.generation import damaged, left_out
 from kvtrace.models.hub.missing import check_complete
 from kvtrace.models.hub.own_code import advised, runs_own_code
 from kvtrace.models.hub.read_tokenizer import read_tokenizer
@@ -191,6 +191,8 @@ def _read(
     except ModelError as error:
         if isinstance(error.__cause__, MemoryError | torch.OutOfMemoryError):
             raise MemoryLimitError(f"out of memory while {error}; use a smaller model") from error
+        if why := damaged(folder):
+            raise ModelError(why) from error.__cause__
         raise (advised(error, raw, folder) if own_code else error) from error.__cause__
     if own_code:
         put_back(model, sketch, report)

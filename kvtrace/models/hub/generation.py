@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from kvtrace.models.hub.config import CONFIG, Json
+from kvtrace.text import safe
 
 GENERATION = "generation_config.json"
 _MAX_BYTES = 1 << 20
@@ -58,6 +59,20 @@ def left_out(folder: Path, *, encoded: bool) -> str:
     if not names:
         return ""
     return f"{GENERATION} asks for {', '.join(names)}: left out, the likeliest token is taken"
+
+
+def damaged(folder: Path) -> str:
+    """Why generation_config.json makes no model of the directory load; empty: it is not that."""
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:  # none there, or no JSON: transformers goes on without it
+        return ""
+    except Exception as error:
+        why = safe(f"{type(error).__name__}: {error}", 200)
+        return f"{GENERATION}: no model can be loaded with it ({why}); repair or remove it"
+    return ""
 
 
 def small_json(path: Path) -> Json:

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from kvtrace.errors import ModelError, TrustError
 from kvtrace.models.hub.headers import read_header
+from kvtrace.paths import is_file
 from kvtrace.text import safe
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -91,7 +92,7 @@ def _listed(folder: Path, single: str, index: str) -> tuple[Path, ...]:
     if not (folder / index).is_file():
         return ()
     names = shard_names(folder / index)
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not is_file(folder / name)]
     if missing:
         raise ModelError(
             f"{index}: {len(missing)} of {len(names)} weight files are missing, the first is "
