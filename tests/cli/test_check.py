@@ -147,6 +147,12 @@ def test_a_report_that_can_go_nowhere_is_refused_before_the_work(kvtrace, tmp_pa
         assert why in err
 
 
+def test_a_report_for_which_there_is_no_room_is_named(kvtrace, trace_file):
+    code, _, err = kvtrace("check", trace_file, "--junit", "/dev/full")
+    told = "kvtrace: /dev/full: the report can't be written: No space left on device\n"
+    assert (code, err) == (74, told)
+
+
 def test_a_case_of_junit_says_what_the_terminal_says(kvtrace, tmp_path):
     path, report = broken(tmp_path), tmp_path / "junit.xml"
     _, out, _ = kvtrace("check", path, "--junit", report)

@@ -8,6 +8,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from msgspec import Struct
 
+from kvtrace.errors import WriteError
 from kvtrace.text import safe
 
 
@@ -33,7 +34,7 @@ def write(path: Path, suite: str, cases: Sequence[Case]) -> None:
     """A test suite of these cases.
 
     Raises:
-        OSError: It can't be written.
+        WriteError: It can't be written.
     """
     failures, errors, skipped = (
         sum(one.outcome == outcome for one in cases) for outcome in ("failure", "error", "skipped")
@@ -44,7 +45,12 @@ def write(path: Path, suite: str, cases: Sequence[Case]) -> None:
     )
     told = (_case(one, suite) for one in cases)
     text = "\n".join(['<?xml version="1.0" encoding="utf-8"?>', head, *told, "</testsuite>", ""])
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:  # of a disk that is full, the system names no file
+        raise WriteError(
+            f"{safe(str(path))}: the report can't be written: {error.strerror}"
+        ) from None
 
 
 def _case(one: Case, suite: str) -> str:
