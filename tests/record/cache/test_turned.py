@@ -34,3 +34,12 @@ def test_keys_that_nothing_holds_are_not_found():
     assert find_turned(rows, [8, 7], [Holder("other", other, 1)]) is None
     assert find_turned(rows, [8, 7], [Holder("zeros", torch.zeros(1, 2, 16, 8), 1)]) is None
     assert find_turned(torch.zeros(1, 2, 9, 8), [8, 7], [Holder("zeros", other * 0, 1)]) is None
+
+
+@pytest.mark.parametrize("text", [[5, 5, 5, 5, 1, 2], [1, 5, 5, 5, 5, 2], [2, 3, 4, 1, 5, 5]])
+def test_rows_of_a_token_that_the_text_repeats_do_not_hide_who_holds_them(text):
+    table = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    kept = table[text][None, None]  # as the first layer has them: nothing tells places apart yet
+    slots = list(range(len(text)))[::-1]
+    found = find_turned(rotated(kept, True), slots, [Holder("kept", kept, 1)])
+    assert (found.name, found.axis) == ("kept", 2)

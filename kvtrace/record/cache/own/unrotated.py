@@ -18,6 +18,9 @@ _SAME = 1e-4
 """Of the longest pair; half precision rounds more."""
 _HALF = 2e-2
 
+_LOOKS = 8
+"""Rows that are looked for, at most: those of a token that stands often in the text are alike."""
+
 
 @torch.no_grad()
 def find_turned(rows: Tensor, slots: Sequence[int], among: Sequence[Holder]) -> FoundHolder | None:
@@ -31,7 +34,7 @@ def find_turned(rows: Tensor, slots: Sequence[int], among: Sequence[Holder]) -> 
     dim = rows.shape[3]
     if len(slots) < 2 or dim % 2:
         return None
-    wanted = rows[0, 0, list(slots[:2])]
+    wanted = rows[0, 0, list(slots[:_LOOKS])]
     for one in among:
         if one.tensor.dtype != rows.dtype or one.tensor.numel() > LARGEST:
             continue
@@ -44,7 +47,7 @@ def find_turned(rows: Tensor, slots: Sequence[int], among: Sequence[Holder]) -> 
 
 
 def _along(wanted: Tensor, tensor: Tensor, axis: int) -> int | None:
-    """The axis along which both rows lie; None: they don't."""
+    """The axis along which two of the rows lie; None: there is none, or some row is not held."""
     held = tensor.movedim(axis, -1)[..., : wanted.shape[-1]]
     others = [n for n in range(tensor.dim()) if n != axis]
     for pairs in (_neighbours, _halves):
@@ -53,9 +56,13 @@ def _along(wanted: Tensor, tensor: Tensor, axis: int) -> int | None:
             told, found = pairs(row), pairs(held)
             limit = (_SAME if row.dtype == torch.float32 else _HALF) * float(told.max())
             hits = ((found - told).abs() <= limit).all(-1).nonzero()
-            if limit == 0 or not len(hits) or len(hits) > 2:
+            if limit == 0 or not len(hits):
                 break
+            if len(hits) > 2 or hits[0].tolist() in places:
+                continue  # of a token that stands in several places
             places.append(hits[0].tolist())
+            if len(places) == 2:
+                break
         if len(places) == 2:
             apart = [n for n, a, b in zip(others, *places, strict=True) if a != b]
             if len(apart) == 1:
