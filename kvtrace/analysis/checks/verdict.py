@@ -14,6 +14,7 @@ from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, 
 from kvtrace.analysis.checks.telling import Telling, Told
 from kvtrace.analysis.checks.walk import findings
 from kvtrace.analysis.checks.whole_run.few_bits import in_few_bits
+from kvtrace.analysis.checks.whole_run.first_alone import first_alone
 from kvtrace.analysis.checks.whole_run.leftover import leftover
 from kvtrace.analysis.course import course
 from kvtrace.errors import TraceError
@@ -43,10 +44,10 @@ def check(
     """
     why = _hopeless(trace, lane)
     if why:
-        left = _left_alone(trace, fresh)
-        if left is None:
+        alone = _told_alone(trace, fresh)
+        if alone is None:
             return Report(UNCHECKED, reason=why, keeps_nothing=keeps_nothing(trace))
-        return Report(DIVERGED, (left,), noise(trace, lane).reason)
+        return Report(DIVERGED, (alone,), noise(trace, lane).reason)
     survey, trouble = Survey(trace, lane, on_step), ""
     telling = Telling(trace, on_finding)
     limits: Noise | None = None
@@ -105,14 +106,17 @@ def _hopeless(trace: Trace, lane: str) -> str:
     return "" if compared else _uncompared(trace, lane)
 
 
-def _left_alone(trace: Trace, fresh: Mapping[int, int] | None) -> Finding | None:
-    """Rows of another text in the first step of a run that nothing can be held against for them.
+def _told_alone(trace: Trace, fresh: Mapping[int, int] | None) -> Finding | None:
+    """What a run shows that nothing can be held against.
 
-    Only who knows how the model begins a text can tell: alone, a recording may have begun late.
+    Rows of another text in its first step, for one: only who knows how the model begins a text can
+    tell those, alone a recording may have begun late.
     """
-    if not fresh or not len(trace):
+    if not len(trace):
         return None
-    found = leftover(trace, trace.step(trace.numbers[0]), None, fresh)
+    begins = trace.step(trace.numbers[0])
+    found = leftover(trace, begins, None, fresh) if fresh else None
+    found = found or first_alone(trace)
     return None if found is None else placed(trace, found, None, None)
 
 
