@@ -6,7 +6,7 @@ begins with a look-up, and ends when ids are looked up again after attention was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
@@ -129,6 +129,17 @@ class Implicit:
         if self._open is None and self._ids is not None and self._ids.numel() == rows:
             self._function.looked_up(self._ids)
             self._begin()
+
+    def given_rows(self, model: nn.Module, arguments: Mapping[str, object]) -> None:
+        """The model itself is called within the step, with what was made of the ids.
+
+        Args:
+            model: It.
+            arguments: What it is given, by name.
+        """
+        again = self._recording.again
+        if self._open is not None and not self._open.calls and again is not None:
+            again.given_rows(model, arguments)
 
     def attended(self, call: AttentionCall) -> None:
         """An attention call outside of any module that is watched."""

@@ -122,6 +122,7 @@ class Lanes:
             ids = led_by(forward, first=not self._arguments_seen)
             if ids is not None:
                 self._extras.embedded.led[step] = ids
+            self._extras.made.keep(step, forward, self.again.rows_given())
         self._sources.add(step, forward)
         if not self._arguments_seen:
             self._arguments_seen = True

@@ -55,13 +55,23 @@ class Embedded:
         rows = forward.argument(name)
         if forward.tokens is not None or rows is None or rows.dim() != 3:
             return
-        shape = (forward.sequences, forward.new)
         before, self._rows = self._rows, None
-        kept = rows.detach().clone() if name != NAME or before is None else before
-        if tuple(kept.shape[:2]) == shape[::-1] != shape:
-            kept = kept.transpose(0, 1)
-        if tuple(kept.shape[:2]) == shape:
-            self._given[step] = kept
+        own = name == NAME and before is not None
+        self.keep(step, forward, before if own else rows.detach().clone())
+
+    def keep(self, step: int, forward: Forward, rows: Tensor | None) -> None:
+        """Keep rows of a step, if there is one for each of its tokens.
+
+        Args:
+            step: Its number.
+            forward: It.
+            rows: Nobody else's, [sequences, new, width] or turned; None: there are none.
+        """
+        shape = (forward.sequences, forward.new)
+        if rows is not None and tuple(rows.shape[:2]) == shape[::-1] != shape:
+            rows = rows.transpose(0, 1)
+        if rows is not None and tuple(rows.shape[:2]) == shape:
+            self._given[step] = rows
 
     def of(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """What was given along these paths.
@@ -73,6 +83,12 @@ class Embedded:
             return {NAME: found}
         ids = [self.led[path.root][path.row] for path in paths if path.root in self.led]
         return {LED: torch.stack(ids)} if ids and len(ids) == len(paths) else {}
+
+    def of_all(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """The same, if each step of these paths was given some; nothing if any was not."""
+        nodes = {node.step for path in paths for node in (*path.shared, *path.nodes)}
+        steps = nodes | {path.root for path in paths}
+        return self.of(paths) if steps <= self._given.keys() else {}
 
 
 def along(paths: Sequence[Path], given: Mapping[int, Tensor]) -> Tensor | None:

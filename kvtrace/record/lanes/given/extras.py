@@ -55,6 +55,7 @@ class Extras:
 
     Attributes:
         embedded: Rows that went in instead of ids.
+        made: Rows that were made of the ids before the model was called.
         codes: Ids, where a position has several.
         apart: Steps that lie on no path.
         brought: Images and sounds of later turns.
@@ -62,6 +63,7 @@ class Extras:
     """
 
     embedded: Embedded = field(default_factory=Embedded)
+    made: Embedded = field(default_factory=Embedded)
     codes: Codes = field(default_factory=Codes)
     apart: Apart = field(default_factory=Apart)
     brought: Brought = field(default_factory=Brought)
@@ -158,7 +160,7 @@ class Extras:
             raise CannotRecomputeError(
                 "some of its steps were given one id for each position, and others several"
             )
-        return {**self.embedded.of(paths), **self.codes.of(paths)}
+        return {**self.made.of_all(paths), **self.embedded.of(paths), **self.codes.of(paths)}
 
     def _of_tokens(self, paths: Sequence[Path]) -> Mapping[str, Tensor]:
         """What each token of these paths was called, [paths, rows, …]; what is not known 0.

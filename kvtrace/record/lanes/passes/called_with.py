@@ -45,7 +45,8 @@ def called_with(
     ids = call.held
     device = ids.device if isinstance(ids, Tensor) else torch.device("cpu")
     tokens = filled(batch, device).to(ids.dtype if isinstance(ids, Tensor) else torch.long)
-    tokens = call.given(tokens, batch.extra.get(LED))
+    if not call.rows:  # rows that it was given are all there are
+        tokens = call.given(tokens, batch.extra.get(LED))
     hides = _hides(call)
     call = replace(call, paths=_made(call, batch, beside=hides is not None))
     told = steps.of(batch.paths, call) if name in TELLING else {}

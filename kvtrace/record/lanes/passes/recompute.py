@@ -15,9 +15,10 @@ from time import monotonic
 
 import torch
 from msgspec.structs import replace
-from torch import nn
+from torch import Tensor, nn
 
 from kvtrace.record.capture.forward import Beginning, Forward
+from kvtrace.record.capture.tokens.bare_rows import rows_in
 from kvtrace.record.lanes.as_it_was.attributes import Kept, Place
 from kvtrace.record.lanes.as_it_was.contexts import Contexts
 from kvtrace.record.lanes.as_it_was.outside import Outside
@@ -101,6 +102,8 @@ class Recomputer:
     _also: list[tuple[str, Snapshot]] = field(default_factory=list)
     _like: AsFirst = field(default_factory=AsFirst)
     _singly: bool = True
+    _fed: bool = False
+    _rows: Tensor | None = None
     _ready: tuple[object, str | None, Forward] | None = None
     _apart: Apart = field(init=False)
 
@@ -166,6 +169,27 @@ class Recomputer:
         """
         self._none = ""
         self._also.append((method, snapshot))
+
+    def given_rows(self, model: nn.Module, arguments: Mapping[str, object]) -> None:
+        """A step whose ids are known gives the model rows that were made of them.
+
+        Args:
+            model: About to be called.
+            arguments: With which, by name.
+        """
+        found = rows_in(arguments)
+        if found is None or self.snapshot is None or not self._begun:
+            return
+        if not (self._fed or self._like.order):  # its first step: it is as it was before
+            taken = take(model, arguments)
+            self._fed = not isinstance(taken, str)
+            self._also += [] if isinstance(taken, str) else [(_WHOLE, taken)]
+        self._rows = found[1].detach().clone() if self._fed else None
+
+    def rows_given(self) -> Tensor | None:
+        """The rows that the model was given in the step that is over; None: it was given none."""
+        rows, self._rows = self._rows, None
+        return rows
 
     def first(self, forward: Forward) -> None:
         """The first forward is over: what it attended with is what others must."""
@@ -323,6 +347,11 @@ class Recomputer:
                 None
             )
         self._way, self.reference = name, "bare" if name in _ALONE else "replayed"
+        if snapshot.call.rows and self._fed:
+            self.notes[
+                "recomputed lane: given the rows that the program made of its tokens, as it made "
+                "them: what is wrong in those stays unseen"
+            ] = None
         if name not in _ALONE:
             self.notes[
                 "recomputed lane: the model was called with what its first call was given, "
