@@ -240,8 +240,8 @@ class Listening:
 
     def _take(self, call: FlowCall, output: Tensor) -> None:
         path = self._path()
-        if call.assumed:
-            self.notes[f"{path}: {call.assumed}"] = None
+        if call.assumed and not any(one.endswith(call.assumed) for one in self.notes):
+            self.notes[f"{path or 'the model'}: {call.assumed}"] = None
         self.outlet.take(computed(call, path, self.notes), path, output)
 
     # ------------------------------------------------------------------ what went wrong

@@ -65,6 +65,7 @@ class Structure(Struct, frozen=True):
         key: The softmax axis.
         spread: Neither has them: an added term brought them in (heads of a bias).
         outer: The outermost one of all, where queries have it; empty: none, or they lack it.
+        first: Letters of the first axis of all.
     """
 
     shared: list[str]
@@ -72,6 +73,7 @@ class Structure(Struct, frozen=True):
     key: str
     spread: list[str] = field(default_factory=list)
     outer: str = ""
+    first: str = ""
 
 
 class Evidence(Struct, frozen=True):
@@ -103,7 +105,7 @@ def structure(weights: Axes, query: Axes, key: str, key_axes: Axes, letters: Let
         raise AmbiguousError("keys have an axis that queries lack")
     spread = [x for x in rest if x not in in_query and x not in in_key]
     outer = rest[0] if rest and rest[0] in in_query else ""
-    return Structure(shared, free, key, spread, outer)
+    return Structure(shared, free, key, spread, outer, "".join(wide(weights[:1], letters)))
 
 
 def wide(axes: Axes, letters: Letters) -> list[str]:
@@ -219,7 +221,7 @@ def _batch(
     if alone and all(letters.sizes[x] != batch for x in shared):
         return outer, ""  # sequences that share one set of keys, as beams do what an encoder said
     if batch == 1 or not shared:
-        return "", ""
+        return "", _copies(found, letters)
     if batch is None:
         # nobody said: of two shared axes the outer one holds the sequences everywhere
         return (shared[0], "") if len(shared) > 1 else ("", "")
@@ -231,6 +233,18 @@ def _batch(
         return "".join(exact), ""
     outer = letters.split(merged[0], letters.sizes[merged[0]] // batch)[0]
     return outer, f"an axis of {letters.sizes[merged[0]]} is sequences × heads, in this order"
+
+
+def _copies(found: Structure, letters: Letters) -> str:
+    """What is to be said of one text whose first axis may hold copies of it; mostly nothing."""
+    if len(found.shared) < 2 or found.first not in found.shared:
+        return ""
+    count = letters.sizes[found.first]
+    return (
+        f"the first axis, of {count}, counts as heads, for one text came in; where that is "
+        f"computed {count} times at once, as classifier-free guidance does, heads of one copy "
+        "come before those of the next"
+    )
 
 
 def _outermost(
