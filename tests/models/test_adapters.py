@@ -117,6 +117,12 @@ def test_weights_of_an_adapter_are_no_pickle_unless_allowed(folder, peft):
     assert "no adapter_model.safetensors beside" in _message(folder)[1]
 
 
+def test_an_adapter_in_another_encoding_is_named(folder, peft):
+    peft()
+    (folder / "adapter_config.json").write_bytes('{"revision": "ä"}'.encode("latin-1"))
+    assert "adapter_config.json: not UTF-8" in _message(folder)[1]
+
+
 def test_an_adapter_beside_a_whole_model_is_told(folder):
     shutil.copy(folder / "adapter_config.json", folder.parent / "base")
     assert "the adapter beside its weights was not used" in _loaded(folder.parent / "base").chosen

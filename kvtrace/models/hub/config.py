@@ -60,7 +60,7 @@ def read_json(folder: Path, name: str) -> Json:
     try:
         values = json.loads(raw.decode("utf-8"))  # bytes would be taken in other encodings, too
     except UnicodeDecodeError:
-        raise ModelError(f"{CONFIG}: not UTF-8; save it again in that encoding") from None
+        raise ModelError(f"{name}: not UTF-8; save it again in that encoding") from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{name}: not JSON ({safe(str(error), 100)})") from None
     if not isinstance(values, dict):
