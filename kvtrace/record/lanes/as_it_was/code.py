@@ -6,6 +6,7 @@ Knows only somebody's own code: what libraries run is no place to keep rows in.
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from types import CodeType, FunctionType, ModuleType
@@ -26,18 +27,21 @@ def classes_of(model: nn.Module) -> list[type]:
 
 
 def functions_of(model: nn.Module) -> list[FunctionType]:
-    """Functions of its classes, and those that they call by a global name or find in a table."""
+    """Functions of its classes, and those that they call by a global name or find in a table.
+
+    The nearest first: what is called to print or to load leads to more files than are looked at.
+    """
     found: list[FunctionType] = []
     files: set[str] = set()
-    waiting = [
+    waiting = deque(
         one
         for kind in classes_of(model)
         for one in vars(kind).values()
         if isinstance(one, FunctionType)
-    ]
+    )
     seen: set[int] = set()
     while waiting and len(files) < _MOST:
-        function = inspect.unwrap(as_written(waiting.pop()))
+        function = inspect.unwrap(as_written(waiting.popleft()))
         if not isinstance(function, FunctionType):
             continue  # a library's, in C
         space = function.__globals__
