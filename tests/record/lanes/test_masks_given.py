@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import kvtrace
 from builders.recorded import assert_attention_explains_itself, assert_caches_agree, record
@@ -120,3 +121,27 @@ def test_a_mask_of_a_first_single_token_that_shows_several_keys_is_of_another_te
     buffer = torch.arange(6)[None, None, None] < 1
     with pytest.raises(CannotExtendError, match="belongs to its tokens"):
         one.extended("attention_mask", buffer, opened=False)
+
+
+class Frames(nn.Module):
+    """Tokens of a frame see each other, and those of earlier ones: the caller says which."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Embedding(20, 8), nn.Linear(8, 24), nn.Linear(8, 20)
+
+    def forward(self, ids, attn_mask=None):
+        q, k, v = self.qkv(self.embed(ids)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.head(out.transpose(1, 2).flatten(2))
+
+
+def test_without_the_mask_of_frames_that_it_was_given_a_model_is_no_reference(tmp_path):
+    model, ids = Frames(), torch.tensor([[3, 1, 4, 1, 5, 9]])
+    frame = torch.arange(6) // 3
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        model(ids, attn_mask=frame[:, None] >= frame)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.meta.lanes[0].reference == "replayed"
+    assert trace.compared(0).relative.max() < 1e-6

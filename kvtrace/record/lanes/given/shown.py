@@ -49,6 +49,15 @@ def is_causal(call: AttentionCall) -> bool:
     return first and not bool(table[:, 0].eq(table[:, -1]).all())
 
 
+def sees_alike(call: AttentionCall) -> bool:
+    """Whether all queries see the same keys, as far as the mask says."""
+    new, seq = call.queries.shape[2], call.keys.shape[2]
+    if call.causal or call.visible is None:
+        return not call.causal
+    table = call.visible.expand(*call.visible.shape[:-2], new, seq)
+    return bool(table.eq(table[..., :1, :]).all())
+
+
 def heads_of(call: AttentionCall) -> tuple[int, int]:
     """How many query heads a call has, and their size."""
     return call.queries.shape[1], call.queries.shape[3]

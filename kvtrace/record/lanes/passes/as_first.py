@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import Forward
-from kvtrace.record.lanes.given.shown import heads_of, is_causal, renamed
+from kvtrace.record.lanes.given.shown import heads_of, is_causal, renamed, sees_alike
 from kvtrace.record.lanes.passes.batch import Batch
 
 
@@ -25,6 +25,7 @@ class AsFirst(Struct, frozen=True):
         causal: No query of a site saw a later row.
         several: It had more than one new token, without which the mask does not tell.
         only_own: Every site attended to the new rows alone.
+        masked: Sites that saw later rows, and of which some queries saw other rows than others.
     """
 
     order: tuple[tuple[str, int], ...] = ()
@@ -35,6 +36,7 @@ class AsFirst(Struct, frozen=True):
     causal: bool = False
     several: bool = False
     only_own: bool = False
+    masked: frozenset[tuple[str, int]] = frozenset()
 
     def named(self, calls: Sequence[AttentionCall], *, always: bool) -> Sequence[AttentionCall]:
         """The calls under the sites that the first forward met, where they are the same ones.
@@ -96,15 +98,28 @@ class AsFirst(Struct, frozen=True):
             if given_masks and self.only_own and call.keys.shape[2] < wanted[1]:
                 return f"{site[0]} read fewer rows than tokens, as an argument says"
         asked = self.several or masked
-        if self.causal and (asked or given_masks or singly) and batch.rows > 1:
-            loose = next(
-                (calls[one] for one in sorted(self.sites) if not is_causal(calls[one])), None
-            )
-            if loose is not None:
-                why = "its mask is an argument"
-                if singly and not asked:
-                    why = "nothing hides them, for it was given one token at a time"
-                return f"{loose.module or 'the model'} saw later tokens: {why}"
+        tells = batch.rows > 1 and (asked or given_masks or singly)
+        why = "its mask is an argument"
+        if singly and not asked:
+            why = "nothing hides them, for it was given one token at a time"
+        return self._unmasked(calls, why, tells=tells)
+
+    def _unmasked(
+        self, calls: Mapping[tuple[str, int], AttentionCall], why: str, *, tells: bool
+    ) -> str:
+        """Which site saw what the first forward's mask hid; empty: none.
+
+        Args:
+            calls: By site.
+            why: It did, where the first was causal.
+            tells: Their masks say something.
+        """
+        for site in sorted(self.sites if self.causal and tells else ()):
+            if not is_causal(calls[site]):
+                return f"{site[0] or 'the model'} saw later tokens: {why}"
+        for site in sorted(self.masked):
+            if sees_alike(calls[site]):
+                return f"{site[0] or 'the model'} saw all tokens: its mask is an argument"
         return ""
 
 
@@ -120,4 +135,7 @@ def as_first(forward: Forward) -> AsFirst:
         causal=all(is_causal(call) for call in own),
         several=forward.new > 1,
         only_own=all(call.keys.shape[2] == forward.new for call in own),
+        masked=frozenset(
+            (call.module, call.call) for call in own if not (is_causal(call) or sees_alike(call))
+        ),
     )
