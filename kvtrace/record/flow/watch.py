@@ -44,6 +44,7 @@ class FlowWatch:
         followed: Anything was watched so far.
         of_parts: A step is under way in which parts of the model are called one by one.
         over: Nothing is watched any more; what was seen is known still.
+        projections: Modules that call themselves attention, and make its queries or rows only.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class FlowWatch:
         self.followed = False
         self.over = False
         self._brief_alone = False
+        self.projections = set[str]()
         self._stack = contextlib.ExitStack()
         self._silent: dict[str, str] = {}
         self._halves = set[str]()
@@ -233,6 +235,9 @@ class FlowWatch:
                 self._halves.add(frame.path)  # whoever called it multiplies them with the values
             if frame.path in self._halves:
                 return
+            if _only_projects(frame, out):
+                self.projections.add(frame.path)
+                return
             how = self._listening.apart.get(frame.path)
             why = "named attention, but none was seen in it"
             self._silent.setdefault(frame.path, f"{why}: {how}" if how else why)
@@ -290,6 +295,17 @@ def _sizes_of(frame: Frame, two_sided: bool) -> Sizes:
         if x.numel() and x.dim() in (1, 2) and not (rows is not None and _counts(frame, x)):
             return Sizes(x.shape[0] if x.dim() == 2 else 1, (x.shape[-1],))
     return Sizes() if rows is None else Sizes(rows.shape[0], (rows.shape[1],))
+
+
+def _only_projects(frame: Frame, out: object) -> bool:
+    """Whether all that a module does is one projection, for whoever calls it to attend with."""
+    assert frame.module is not None
+    matrices = [one for one in frame.module.parameters() if one.dim() == 2]
+    given = next(iter(frame.tensors()), None)
+    if len(matrices) != 1 or given is None or not isinstance(out, Tensor):
+        return False
+    made, taken = matrices[0].shape
+    return given.shape[-1] == taken and out.numel() * taken == given.numel() * made
 
 
 def _counts(frame: Frame, given: Tensor) -> bool:

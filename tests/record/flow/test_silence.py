@@ -225,6 +225,37 @@ def test_a_module_named_attention_that_was_not_seen_is_named():
     assert watch.unseen == ("mixer: named attention, but none was seen in it",)
 
 
+class PrepareForAttention(nn.Module):
+    """Projects for whoever calls it to attend with."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.linear(x).view(*x.shape[:-1], 4, 8)
+
+
+class Prepared(nn.Module):
+    """Attends with what modules named attention projected."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (PrepareForAttention() for _ in range(3))
+
+    def forward(self, x):
+        return matmul(self.q(x), self.k(x), self.v(x)).flatten(2)
+
+
+def test_a_module_named_attention_that_only_projects_is_not_missed():
+    model = Around(Prepared)
+    with FlowWatch(model, sink=(calls := []).append) as watch:
+        model(token_ids(1, 5))
+    assert [call.module for call in calls] == ["mixer"]
+    assert watch.unseen == ()
+    assert watch.projections == {"mixer.q", "mixer.k", "mixer.v"}
+
+
 class WeightsAttention(nn.Module):
     """Gives the weights to whoever called it."""
 
@@ -335,5 +366,30 @@ def test_what_attended_to_tokens_before_has_heads_where_they_are_as_many_as_toke
     assert [(*call.queries.shape[1:3], call.keys.shape[2]) for call in calls] == [
         (4, 4, 4),
         (4, 1, 5),
+    ]
+    assert watch.unseen == ()
+
+
+class TakesNewest(nn.Module):
+    """Is given all tokens so far, and computes the newest one's rows by a fused call."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.past = nn.Linear(32, 96), []
+
+    def forward(self, x):
+        q, k, v = self.qkv(x[:, -1:]).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        self.past.append((k, v))
+        k, v = (torch.cat(rows, 2) for rows in zip(*self.past, strict=True))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_a_fused_call_keeps_its_heads_in_a_step_of_as_many_tokens():
+    model = Around(TakesNewest)
+    with FlowWatch(model, sink=(calls := []).append) as watch, torch.no_grad():
+        for tokens in range(2, 7):
+            model(token_ids(1, tokens))
+    assert [(*call.queries.shape[1:3], call.keys.shape[2]) for call in calls] == [
+        (4, 1, rows) for rows in range(1, 6)
     ]
     assert watch.unseen == ()

@@ -206,7 +206,7 @@ def unseen(model: nn.Module, seen: Set[str], ran: Ran, flow: FlowWatch | None) -
     """
     told = [(one.split(" ")[0].rstrip(":"), one) for one in (() if flow is None else flow.unseen)]
     yield from (one for path, one in told if path not in ran.only_ahead)
-    named = {path for path, _ in told}
+    named = {path for path, _ in told} | (set() if flow is None else flow.projections)
     parts = dict(model.named_modules())
     # what several layers share has one path, and is within each of them
     attended = {id(parts[path]) for path in seen if path in parts}

@@ -28,16 +28,33 @@ def named(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 def of_sdpa(
-    args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor, sizes: Sizes, place: str
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    out: Tensor,
+    sizes: Sizes,
+    place: str,
+    heads: int | None = None,
 ) -> FlowCall:
-    """The call behind `scaled_dot_product_attention`."""
+    """The call behind `scaled_dot_product_attention`.
+
+    Args:
+        args: What it was given by place.
+        kwargs: By name.
+        out: What it gave.
+        sizes: Of the step.
+        place: In somebody's code.
+        heads: As many as its code had when there were more or fewer tokens; None: not known.
+
+    Raises:
+        NotOverTokensError: Each token has queries of its own, which see no other token's rows.
+    """
     given = named(_SDPA, args, kwargs)
     q, k, v = given["query"], given["key"], given["value"]
     tokens = sizes.tokens[-1] if sizes.tokens else 1
     # ids [tokens, sequences] are read the wrong way around: their attention shows it
     turned = q.dim() == 4 and (q.shape[0], q.shape[2]) == (tokens, sizes.batch)
     own = tokens > 1 and q.dim() > 3 and q.shape[-3] == tokens and q.shape[-2] != tokens
-    if own and not turned:
+    if own and not turned and q.shape[-3] != heads:
         raise NotOverTokensError("each token attends to a set of its own")
     scale = given.get("scale")
     lead = q.shape[:-2]

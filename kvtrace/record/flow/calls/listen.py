@@ -50,6 +50,7 @@ class Listening:
         refused: A fused kernel that hides its rows; set for the frame that called it.
         plan_of_last: How the tensors of the call that was read last lie.
         apart: Modules that attended to something else than tokens, and how that showed.
+        heads: How many a fused call has, by module and place, where tokens were more or fewer.
     """
 
     outlet: Outlet
@@ -62,6 +63,7 @@ class Listening:
     refused: Frame | None = None
     plan_of_last: Plan | None = None
     apart: dict[str, str] = field(default_factory=dict)
+    heads: dict[tuple[str, str], int] = field(default_factory=dict)
     _other: dict[str, int] = field(default_factory=dict)
     _plans: Plans = field(default_factory=Plans)
     _sigmoids: set[str] = field(default_factory=set)
@@ -227,7 +229,7 @@ class Listening:
         given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
         with aside(first, *given), self._telling(where):
             if kind == "sdpa":
-                whole = of_sdpa(args, kwargs, out, self.sizes_now, where)
+                whole = self._sdpa(args, kwargs, out, where)
             else:
                 whole = of_flex(args, kwargs, out, where)
             whole = unrepeated(whole.detached)
@@ -237,6 +239,15 @@ class Listening:
             call = whole
         if call is not None:
             self._take(call, first)
+
+    def _sdpa(self, args: Args, kwargs: Kwargs, out: Tensor, where: str) -> FlowCall:
+        """The call; a step may have as many tokens as its code has heads, which others tell."""
+        sizes, site = self.sizes_now, (self._path(), where)
+        call = of_sdpa(args, kwargs, out, sizes, where, self.heads.get(site))
+        heads = call.queries.shape[1]
+        if heads not in sizes.tokens:
+            self.heads[site] = heads
+        return call
 
     def _take(self, call: FlowCall, output: Tensor) -> None:
         path = self._path()

@@ -95,7 +95,8 @@ def _call(part: Part, call: FlowCall) -> AttentionCall:
 
 
 def _fused(part: Part, note: Note, listening: Listening, prove: bool) -> FlowCall:
-    call = of_sdpa(note.args, note.named, note.out, listening.sizes, part.like.code)
+    heads = listening.heads.get((part.like.module, part.like.code))
+    call = of_sdpa(note.args, note.named, note.out, listening.sizes, part.like.code, heads)
     if part.group > 1:
         keys, values = call.keys[:, :: part.group], call.values[:, :: part.group]
         call = replace(call, keys=keys, values=values)
