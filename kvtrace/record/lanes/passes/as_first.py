@@ -25,7 +25,7 @@ class AsFirst(Struct, frozen=True):
         causal: No query of a site saw a later row.
         several: It had more than one new token, without which the mask does not tell.
         only_own: Every site attended to the new rows alone.
-        masked: Sites that saw later rows, and of which some queries saw other rows than others.
+        divided: Sites that saw later rows, and of which some queries saw other rows than others.
     """
 
     order: tuple[tuple[str, int], ...] = ()
@@ -36,7 +36,7 @@ class AsFirst(Struct, frozen=True):
     causal: bool = False
     several: bool = False
     only_own: bool = False
-    masked: frozenset[tuple[str, int]] = frozenset()
+    divided: frozenset[tuple[str, int]] = frozenset()
 
     def named(self, calls: Sequence[AttentionCall], *, always: bool) -> Sequence[AttentionCall]:
         """The calls under the sites that the first forward met, where they are the same ones.
@@ -117,7 +117,7 @@ class AsFirst(Struct, frozen=True):
         for site in sorted(self.sites if self.causal and tells else ()):
             if not is_causal(calls[site]):
                 return f"{site[0] or 'the model'} saw later tokens: {why}"
-        for site in sorted(self.masked):
+        for site in sorted(self.divided):
             if sees_alike(calls[site]):
                 return f"{site[0] or 'the model'} saw all tokens: its mask is an argument"
         return ""
@@ -135,7 +135,7 @@ def as_first(forward: Forward) -> AsFirst:
         causal=all(is_causal(call) for call in own),
         several=forward.new > 1,
         only_own=all(call.keys.shape[2] == forward.new for call in own),
-        masked=frozenset(
+        divided=frozenset(
             (call.module, call.call) for call in own if not (is_causal(call) or sees_alike(call))
         ),
     )
