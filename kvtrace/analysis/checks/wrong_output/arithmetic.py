@@ -112,6 +112,7 @@ def _query(scene: Scene, identity: Identity, query: int) -> Query | None:
         scene.reference.output[:, query].astype(np.float64),
         places,
         _near(scene, query),
+        np.array(scene.site.sinks, np.float64) if scene.site.sinks else None,
     )
 
 

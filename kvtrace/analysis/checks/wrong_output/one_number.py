@@ -41,7 +41,7 @@ def bent(one: Query) -> tuple[str, str, str] | None:
 
 def _plain_scale(one: Query, output: Wide, grid: Wide) -> tuple[float, float]:
     """(factor, misfit) of the multiple of q·k that best explains an output."""
-    return least(lambda x: float(one.misfit(x * one.raw, output).max()), grid)
+    return least(lambda x: float(one.misfit_of_scores(x * one.raw, output).max()), grid)
 
 
 def _line(one: Query) -> tuple[str, str, str] | None:
@@ -68,18 +68,18 @@ def _line(one: Query) -> tuple[str, str, str] | None:
 def _nonlinear(one: Query) -> tuple[str, str, str] | None:
     """A cap or clamp that one lane has and the other has not."""
     added = np.ptp(one.raw - one.logits, axis=1).max()
-    if added > _ADDED and one.misfit(one.raw).max() <= one.atol:
+    if added > _ADDED and one.misfit_of_scores(one.raw).max() <= one.atol:
         if _capped(one):
             return "SCORE-NONLINEAR", "weights", "the cached lane uses q·k·scale without the cap"
         return "SCORE-BIAS", "weights", "the cached lane uses q·k·scale, and no bias is added to it"
     for scores, of in _totals(one):
-        if one.misfit(scores).max() <= one.atol:
+        if one.misfit_of_scores(scores).max() <= one.atol:
             continue  # they are as they are: a cap out of their reach explains nothing
         reach = float(np.abs(scores).max())
         for what, shape in _SHAPES:
 
             def off(cap: float, scores: Wide = scores, shape: Shape = shape) -> float:
-                return float(one.misfit(shape(scores, cap)).max())
+                return float(one.misfit_of_scores(shape(scores, cap)).max())
 
             cap, misfit = least(off, np.geomspace(reach / 64, reach * 8, 97))
             if misfit <= one.atol:
@@ -94,7 +94,7 @@ def _capped(one: Query) -> bool:
     for _, shape in _SHAPES:
 
         def off(cap: float, shape: Shape = shape) -> float:
-            return float(one.misfit(shape(one.raw, cap), one.right).max())
+            return float(one.misfit_of_scores(shape(one.raw, cap), one.right).max())
 
         if least(off, np.geomspace(reach / 64, reach * 256, 193))[1] <= one.atol:
             return True
