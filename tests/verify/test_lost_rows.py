@@ -208,3 +208,57 @@ def test_texts_that_begin_with_the_token_that_ends_them_lose_nothing():
         begun_anew(model, PROMPT, 4)
     report = kvtrace.check(model, run=lambda: begun_with(model, fed[5]))
     assert (report.verdict, report.findings) == (EQUAL, ())
+
+
+class Blocks(torch.nn.Module):
+    """Writes every row to a buffer, and reads whole blocks of four of it alone."""
+
+    whole = True
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = torch.nn.Embedding(90, 32), torch.nn.Embedding(40, 32)
+        self.qkv, self.head = torch.nn.Linear(32, 96), torch.nn.Linear(32, 90)
+        self.held, self.rows = torch.zeros(2, 4, 40, 8), 0
+
+    def forward(self, ids):
+        new, end = len(ids), self.rows + len(ids)
+        x = self.tokens(ids) + self.places(torch.arange(self.rows, end))
+        q, *kv = self.qkv(x).unflatten(-1, (3, 4, 8)).permute(1, 2, 0, 3)
+        self.held[:, :, self.rows : end] = torch.stack(kv)
+        seen = end // 4 * 4 if self.rows and self.whole else end
+        k, v = self.held[:, :, :seen]
+        hidden = torch.arange(seen)[None] > torch.arange(self.rows, end)[:, None]
+        scores = (q @ k.mT / 8**0.5).masked_fill(hidden, -1e9)
+        self.rows = end
+        return self.head(x + (scores.softmax(-1) @ v).transpose(0, 1).reshape(new, 32))
+
+
+class Rows(Blocks):
+    """Reads all rows."""
+
+    whole = False
+
+
+@torch.no_grad()
+def written(model, prompt, again=()):
+    """Continue a prompt; then go back to places and feed their tokens once more."""
+    token = model(torch.tensor(prompt))[-1:].argmax(-1)
+    for _ in range(3):
+        token = model(token)[-1:].argmax(-1)
+    for place in again:
+        model.rows = place
+        model(torch.tensor(prompt[place : place + 1]))
+
+
+def test_a_block_that_is_not_full_yet_and_is_not_read_lacks_its_newest_rows():
+    model = made(Blocks)
+    found = kvtrace.check(model, run=lambda: written(model, PROMPT[:6])).findings[0]
+    assert (found.name, found.step, found.layer) == ("EVICTED-EARLY", 1, 0)
+    assert "the query of place 6 does not see places 4, 5, 6" in found.evidence
+
+
+def test_a_token_that_is_fed_once_more_at_its_place_lacks_nothing():
+    model = made(Rows)
+    report = kvtrace.check(model, run=lambda: written(model, PROMPT, again=(5, 2)))
+    assert (report.verdict, report.findings) == (EQUAL, ())

@@ -249,9 +249,21 @@ def _begin(step: Step, sequence: int, before: End, removed: Sequence[int]) -> in
     path, end = before
     told = step.positions[sequence][0] - path.first + path.padding
     taken = end - told
+    if taken > 0 and _wrote_none_of(step, sequence, path.tokens[told:end]):
+        return end
     if taken in (0, *removed) or _apart(step, taken, removed):
         return told  # its place says what was taken off: the rest was lost, or forgotten
     return end - min(removed)
+
+
+def _wrote_none_of(step: Step, sequence: int, there: Sequence[int]) -> bool:
+    """Whether nothing was written, and other tokens were fed than those rows are of that are there.
+
+    What is fed once more leaves its rows as they were; any other token has lost its own.
+    """
+    fed = step.tokens[sequence]
+    other = min((*fed, *there), default=-1) >= 0 and list(fed) != list(there[: len(fed)])
+    return other and not any(group.rows for group in step.caches)
 
 
 def _growing(step: Step) -> Sequence[CacheStep]:
