@@ -127,8 +127,9 @@ _TABLE = (
     ),
     Kind(
         "OLD-ROWS-SCALED",
-        "cached rows are the right ones times a constant",
-        "A scale of a quantised cache is lost or applied twice, or old rows are normed once more.",
+        "cached rows are the right ones times a constant, or moved by one",
+        "A scale or a zero point of a quantised cache is lost or applied twice, or old rows are "
+        "normed once more.",
     ),
     Kind(
         "OLD-ROWS-CHANGED",

@@ -16,6 +16,9 @@ _LEFT = 0.25
 
 _SCALED = 0.02
 
+_NUMBERS = 4
+"""So many are not all off alike by chance."""
+
 
 def inexact(
     tensor: str, mine: Floats, theirs: Floats, size: float, atol: float
@@ -34,7 +37,8 @@ def inexact(
     if smaller is not None:
         return "DTYPE", f"every number of {counted(mine.shape[1])} of {tensor} fits in {smaller}"
     scaled = _scales(mine, theirs)
-    near = off < size or scaled is not None
+    shifted = None if scaled is not None else _shifts(mine, theirs)
+    near = off < size or scaled is not None or shifted is not None
     grid = quantised(mine, theirs) if near else None
     table = from_table(mine, theirs) if grid is None and off < 0.35 * size else None
     if table is not None:
@@ -53,6 +57,11 @@ def inexact(
         return "OLD-ROWS-SCALED", (
             f"{levels}, by another scale: about {scaled[0]:.3g} to {scaled[1]:.3g} × the "
             "recomputed ones, each head of a row by a factor of its own"
+        )
+    if shifted is not None:
+        return "OLD-ROWS-SCALED", (
+            f"{levels}, and are {shifted[1]:+.3g} to {shifted[2]:+.3g} away from the recomputed "
+            f"ones, each {shifted[0]} by one number: a zero point is lost, or added twice"
         )
     return ("DTYPE", levels) if off < 0.35 * size else None
 
@@ -79,6 +88,18 @@ def _made_from(tensor: str, rows: int, source: str) -> str:
         f"{rows} rows of {tensor} are off alike in every head, by as much as rounding what they "
         f"are made from (a latent, an input) to {source} makes"
     )
+
+
+def _shifts(mine: Floats, theirs: Floats) -> tuple[str, float, float] | None:
+    """What is off by one number, and the smallest and largest such; None where it explains little."""
+    off, found = mine.astype(np.float64) - theirs, list[tuple[float, str, float, float]]()
+    for axis, what in ((2, "head of a row"), (1, "feature of a head")):
+        each = off.mean(axis=axis, keepdims=True)
+        left = float(np.abs(off - each).max())
+        explained = left < _LEFT * np.abs(off).max() and left <= np.abs(each).min()
+        if explained and mine.shape[axis] >= _NUMBERS:
+            found.append((left, what, float(each.min()), float(each.max())))
+    return min(found)[1:] if found else None
 
 
 def _scales(mine: Floats, theirs: Floats) -> tuple[float, float] | None:
