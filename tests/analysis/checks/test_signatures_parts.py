@@ -5,6 +5,8 @@ import pytest
 
 from builders.scenes import Toy, replace, rope
 from kvtrace.analysis.checks.diagnose import diagnose
+from kvtrace.analysis.checks.scenes.identify import identify
+from kvtrace.analysis.checks.wrong_rows.contents import check_contents
 
 
 def named(scene):
@@ -35,6 +37,16 @@ def test_features_that_are_all_one_token_further_end_in_what_nobody_wrote(behind
     found = diagnose(toy.scene(k=k, changed=np.ones(toy.total, bool)))
     assert (found.name, found.tensor) == ("MISALIGNED", "k")
     assert "features 8 to 15 of k belong to place 1, the others to place 0" in found.evidence
+
+
+def test_a_row_made_of_the_one_before_has_its_own_features_where_it_differs_from_that():
+    toy = Toy()
+    k, v = toy.k.copy(), toy.v.copy()
+    k[:, -1, :8], v[:, -1] = k[:, -2, :8], v[:, -2]
+    scene = toy.scene(k=k, v=v)
+    found = check_contents(scene, identify(scene))
+    assert (found.name, found.tensor) == ("MISALIGNED", "k")
+    assert "features 8 to 15 of k belong to place 11, the others to place 10" in found.evidence
 
 
 def test_a_part_of_the_features_may_be_rounded_alone():

@@ -16,11 +16,15 @@ def pair(
     scene: Scene, tensor: str, rows: Indices, other: Indices | None = None
 ) -> tuple[Floats, Floats, float]:
     """Rows and what they should be: by the other tensor's identity, else the supposed place."""
-    places = scene.supposed[rows]
-    if other is not None:
-        places = np.where(other[rows] >= 0, other[rows], places)
+    places = places_of(scene, rows, other)
     held, there, atol = scene.both(tensor)
     return held[:, rows], there[:, places], atol
+
+
+def places_of(scene: Scene, rows: Indices, other: Indices | None) -> Indices:
+    """The place that each row should be: by the other tensor's identity, else the supposed one."""
+    places = scene.supposed[rows]
+    return places if other is None else np.where(other[rows] >= 0, other[rows], places)
 
 
 def unknown(scene: Scene, found: Indices) -> Indices:

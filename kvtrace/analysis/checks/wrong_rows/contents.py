@@ -25,6 +25,7 @@ from kvtrace.analysis.checks.scenes.rows import (
     named_slots,
     only_heads,
     pair,
+    places_of,
     supposed_inside,
     unknown,
 )
@@ -162,11 +163,12 @@ def _related(scene: Scene, tensor: str, rows: Indices, other: Indices) -> Findin
         return finding(scene, name, tensor, evidence + which, rows, head)
 
     size = float(np.abs(theirs).max())
-    known = None if head is None else parted_heads(scene, tensor, rows, heads)
+    held = rows, places_of(scene, rows, other)
+    known = None if head is None else parted_heads(scene, tensor, held, heads)
     known = known or inexact(tensor, mine, theirs, size, atol)
     if known is None and part is not None:
         known = inexact(tensor, mine[..., part], theirs[..., part], size, atol)
-        known = known or parted_features(scene, tensor, rows, (heads, part))
+        known = known or parted_features(scene, tensor, held, (heads, part))
     if known is not None:
         return found(*known)
     s = factor(mine, theirs, atol)

@@ -91,7 +91,7 @@ def _made_from(tensor: str, rows: int, source: str) -> str:
 
 
 def _shifts(mine: Floats, theirs: Floats) -> tuple[str, float, float] | None:
-    """What is off by one number, and the smallest and largest such; None where it explains little."""
+    """What is off by one number, and from which to which; None where that explains little."""
     off, found = mine.astype(np.float64) - theirs, list[tuple[float, str, float, float]]()
     for axis, what in ((2, "head of a row"), (1, "feature of a head")):
         each = off.mean(axis=axis, keepdims=True)

@@ -16,12 +16,19 @@ _ROWS = 2
 
 
 def parted_features(
-    scene: Scene, tensor: str, rows: Indices, where: tuple[Indices, Indices]
+    scene: Scene, tensor: str, held: tuple[Indices, Indices], where: tuple[Indices, Indices]
 ) -> tuple[str, str] | None:
-    """Some features of rows alone are wrong: they are zero, or those of another token."""
-    heads, part = where
-    held, there, atol = scene.both(tensor)
-    mine, theirs = held[heads][:, rows][..., part], there[heads][..., part]
+    """Some features of rows alone are wrong: they are zero, or those of another token.
+
+    Args:
+        scene: It.
+        tensor: Whose rows.
+        held: They, and the place of each by what else is known of it.
+        where: Heads and features that are wrong.
+    """
+    (rows, others), (heads, part) = held, where
+    ours, there, atol = scene.both(tensor)
+    mine, theirs = ours[heads][:, rows][..., part], there[heads][..., part]
     first, last = int(part[0]), int(part[-1])
     if len(part) * len(heads) < _FEATURES:
         return None
@@ -29,13 +36,13 @@ def parted_features(
         name = f"{tensor.upper()}-NOT-WRITTEN"
         which = f"features {first} to {last} of {tensor}, {named_slots(scene, rows)},"
         return name, f"{which} are all zero, the others are right"
-    places = matches(mine, theirs, scene.supposed[rows], atol)
-    known = _known(places, scene.supposed[rows])
+    places = matches(mine, theirs, others, atol)
+    known = _known(places, others)
     if known is None:
         return None
     evidence = (
         f"slot {scene.slots[rows[known]]}: features {first} to {last} of {tensor} belong to place "
-        f"{places[known]}, the others to place {scene.supposed[rows[known]]}"
+        f"{places[known]}, the others to place {others[known]}"
     )
     return "MISALIGNED", evidence
 
@@ -51,12 +58,20 @@ def _known(places: Indices, supposed: Indices) -> int | None:
 
 
 def parted_heads(
-    scene: Scene, tensor: str, rows: Indices, heads: Indices
+    scene: Scene, tensor: str, held: tuple[Indices, Indices], heads: Indices
 ) -> tuple[str, str] | None:
-    """Some heads of a row alone are zero, or hold another token than the rest of it."""
-    held, there, limit = scene.both(tensor)
-    held, there = held[heads][:, rows], there[heads]
-    if not held.any() and there.any():
+    """Some heads of a row alone are zero, or hold another token than the rest of it.
+
+    Args:
+        scene: It.
+        tensor: Whose rows.
+        held: They, and the place of each by what else is known of it.
+        heads: Those that are wrong.
+    """
+    rows, others = held
+    ours, there, limit = scene.both(tensor)
+    mine, there = ours[heads][:, rows], there[heads]
+    if not mine.any() and there.any():
         values, right, _ = scene.both("v")
         if tensor == "k" and not values[heads][:, rows].any() and right[heads].any():
             return "ZERO-GAP", f"k and v of {named_slots(scene, rows)} are all zero"
@@ -64,11 +79,11 @@ def parted_heads(
             f"{tensor.upper()}-NOT-WRITTEN",
             f"{tensor} of {named_slots(scene, rows)} is all zero",
         )
-    places = matches(held, there, scene.supposed[rows], limit)
+    places = matches(mine, there, others, limit)
     if (places < 0).any():
         return None
     evidence = (
         f"slot {scene.slots[rows[0]]}: {tensor} belongs to place {places[0]} in some heads, to "
-        f"place {scene.supposed[rows[0]]} in the others"
+        f"place {others[0]} in the others"
     )
     return "MISALIGNED", evidence
