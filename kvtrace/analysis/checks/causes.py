@@ -35,6 +35,10 @@ class Causes:
     _explained: set[int] = field(default_factory=set)
     _names: set[str] = field(default_factory=set)
 
+    def known(self, found: Finding) -> bool:
+        """Whether what was found explains it: a row that was written over is missing later."""
+        return found.name == "HISTORY-LOST" and "ROW-OVERWRITTEN" in self._names
+
     def of_all(self, step: Step) -> bool:
         """Whether every sequence of a step has its cause."""
         return self._explained >= set(range(step.num_sequences))

@@ -117,7 +117,7 @@ class _Walk:
     def step(self, step: Step) -> Iterator[Finding]:
         """What a step shows, as long as not everything has been explained."""
         look = not (self._astray or self.causes.of_all(step))
-        foreign = self.texts.add(step, looking=look)
+        foreign = [one for one in self.texts.add(step, looking=look) if not self.causes.known(one)]
         yield from foreign
         self.texts.tell(self.survey)
         self._astray = self._astray or self.texts.astray

@@ -17,7 +17,7 @@ from kvtrace.analysis.checks.whole_run.few_bits import bits_of, explained
 from kvtrace.analysis.checks.whole_run.rejected import cropped_elsewhere
 from kvtrace.analysis.checks.wrong_rows.turned import rotation, shift
 from kvtrace.analysis.checks.wrong_rows.unwritten import check_zero_rows
-from kvtrace.trace import WEIGHTS_CHANGED, Tensor, Trace
+from kvtrace.trace import WEIGHTS_CHANGED, Step, Tensor, Trace
 
 _DIFFERENT = 3
 """So many different tokens in a row are not those of an earlier place by chance."""
@@ -160,13 +160,16 @@ def _written_over(trace: Trace, found: Finding, lane: str, limits: Noise) -> Fin
     """A query at the position that follows, whose row took the slot of the one before.
 
     A single token that nobody rejected is not fed for another one: the text goes on, and the
-    buffer does not.
+    buffer does not. A row that is not there any more may have been taken off for a token that was
+    rejected, unless what is fed is the likeliest after that.
     """
     step = trace.step(found.step)
-    if step.parent is None or step.events or step.packed is not None:
+    if step.parent is None or step.packed is not None:
         return None
     before, sequence = trace.step(step.parent), found.sequences[0] if found.sequences else 0
     if (step.new, before.new) != (1, 1) or sequence >= before.num_sequences:
+        return None
+    if step.events and not _goes_on(step, before, sequence):
         return None
     place = step.positions[sequence][0]
     tolerance = limits.tolerance(found.layer)
@@ -183,6 +186,14 @@ def _written_over(trace: Trace, found: Finding, lane: str, limits: Noise) -> Fin
         f"of position {place}"
     )
     return replace(found, name="ROW-OVERWRITTEN", tensor="k", evidence=evidence, row=int(slot))
+
+
+def _goes_on(step: Step, before: Step, sequence: int) -> bool:
+    """Whether rows were taken off alone, and the likeliest token after them was fed."""
+    if sequence >= len(before.top) or any(one.kind != "crop" for one in step.events):
+        return False
+    fed = step.tokens[sequence]
+    return before.tokens[sequence] != fed == before.top[sequence].ids[:1]
 
 
 def _cropped_elsewhere(trace: Trace, found: Finding) -> Finding | None:
