@@ -194,9 +194,12 @@ def _gap(trace: Trace, survey: Survey) -> str:
     every = survey.compared + len(survey.missing)
     equal = f"{survey.compared} of {every} steps were compared and are equal within rounding"
     if survey.missing:
-        said = dict.fromkeys(n.text for n in trace.notes if n.text.endswith(SET_WITHIN))
+        missing, lane = survey.missing[0], f"{survey.lane} lane: "
+        of_it = [n.text for n in trace.notes if n.step == missing and n.text.startswith(lane)]
+        set_within = [n.text for n in trace.notes if n.text.endswith(SET_WITHIN)]
+        said = dict.fromkeys([*set_within, *(text.removeprefix(lane) for text in of_it)])
         why = "".join(f": {text}" for text in said)
-        return f"{equal}; step {survey.missing[0]} is the first that was not{why}"
+        return f"{equal}; step {missing} is the first that was not{why}"
     if lost := _lost(trace):
         return f"{equal}, but {lost}"
     if not survey.reused:

@@ -83,3 +83,12 @@ def test_a_bug_that_a_later_image_shows_is_named_there(tmp_path):
     texts = [([4, 5, 6], image(0, 5)), ([7, 8, 9], image(1, 3))]
     report = check(read(OneOff().eval(), texts, tmp_path / "a.kvt"))
     assert [(one.name, one.step) for one in report.findings] == [("POSITION-EMBEDDING", 6)]
+
+
+def test_an_image_within_a_text_is_why_nothing_behind_it_is_compared(tmp_path):
+    model = Seeing().eval()
+    with kvtrace.record(tmp_path / "a.kvt"), torch.no_grad():
+        for ids, seen in [([4, 5, 6, 9, 1], image(0, 3)), ([7], None), ([8, 9], image(1, 3))]:
+            model(torch.tensor([ids]), seen)
+    reason = check(kvtrace.open(tmp_path / "a.kvt")).reason
+    assert "step 2 is the first that was not: 1 steps went on from tokens not recorded" in reason
