@@ -66,7 +66,7 @@ def _otherwise(trace: Trace, found: Finding, lane: str, limits: Noise) -> Findin
         return _written_over(*about) or _fed_twice(*about) or _cropped_elsewhere(trace, found)
     if found.name in ("K-NOT-WRITTEN", "V-NOT-WRITTEN"):
         return _written_apart(*about)
-    if found.tensor in ("weights", "output"):
+    if found.tensor in ("weights", "output") or found.name == "WRONG-LAYER":
         return _switched(trace, found)
     if found.name == "EVICTED-EARLY" and found.tensor == "k" and found.head is None:
         return chosen(*about)
@@ -74,10 +74,7 @@ def _otherwise(trace: Trace, found: Finding, lane: str, limits: Noise) -> Findin
 
 
 def _switched(trace: Trace, found: Finding) -> Finding | None:
-    """A layer that reads another layer's cache than before.
-
-    Its rows are right then, as those of the cache that it reads: only the output is not.
-    """
+    """A layer that reads another layer's cache than before: its output shows it, or its rows do."""
     site = trace.site(found.layer)
     before = next(
         (
