@@ -27,6 +27,7 @@ _DENSE = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
 _GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
 _GEMV = ("aten::mv", "aten::addmv", "aten::dot", "aten::vdot")
 _PICKING = ("aten::index", "aten::index_select")
+_FUSED = "aten::_scaled_dot_product_"
 
 
 def attention_flops(call: AttentionCall) -> tuple[int, int]:
@@ -49,7 +50,7 @@ def matters(operator: object) -> bool:
         if isinstance(operator, torch._ops.OpOverload):
             name = operator._schema.name
             product = name.removeprefix("aten::") in _PRODUCTS
-            found = product or name in (*_GROUPED, *_GEMV, *_PICKING)
+            found = product or name in (*_GROUPED, *_GEMV, *_PICKING) or _is_fused(name)
         _matters[operator] = found
     return found
 
@@ -59,19 +60,38 @@ def picks(operator: torch._ops.OpOverload) -> bool:
     return operator._schema.name in _PICKING
 
 
+def _is_fused(name: str) -> bool:
+    return name.startswith(_FUSED) and not name.endswith("_backward")
+
+
+def fused_pairs(operator: torch._ops.OpOverload, args: tuple[object, ...]) -> int:
+    """Pairs of a query and a key in a fused attention; 0: the operator is none."""
+    if not _is_fused(operator._schema.name):
+        return 0
+    queries, keys = args[:2]
+    if not (isinstance(queries, Tensor) and isinstance(keys, Tensor)):
+        return 0
+    if queries.is_nested or keys.is_nested:
+        return 0
+    return queries.shape[:-1].numel() * int(keys.shape[-2])
+
+
 def product_flops(
     operator: torch._ops.OpOverload,
     args: tuple[object, ...],
     kwargs: dict[str, object],
     out: object,
 ) -> int:
-    """FLOPs of an aten operator; 0 for whatever multiplies no matrices, fused attention included.
+    """FLOPs of an aten operator; 0 for whatever multiplies no matrices.
 
     Matrix times vector is counted like the matrix product it is, although torch's counter leaves
     it out.
     """
     packet = operator.overloadpacket
     name = operator._schema.name
+    if pairs := fused_pairs(operator, args):
+        features = [int(one.shape[-1]) for one in args[1:3] if isinstance(one, Tensor)]
+        return 2 * pairs * sum(features)
     place = _DENSE.get(name)
     factors = () if place is None else args[place : place + 2]
     if len(factors) == 2:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from kvtrace.record.cost.copies import is_copy
-from kvtrace.record.cost.formulas import matters, picks, product_flops
+from kvtrace.record.cost.formulas import fused_pairs, matters, picks, product_flops
 from kvtrace.record.cost.plan import Owner, Plan
 from kvtrace.record.modes import OPERATOR_MODES, beneath, unseen_by_modes
 from kvtrace.record.processes.local import address
@@ -41,6 +41,7 @@ class Product(Struct, frozen=True):
         rows: Rows it processed; 0 for a product of activations.
         in_features: Features of a row; 0 for a product of activations.
         expert: Inside a module that holds matrices of its own, such as experts.
+        pairs: Of a query and a key, where it is a whole fused attention; 0 for a product.
     """
 
     key: Key
@@ -49,6 +50,7 @@ class Product(Struct, frozen=True):
     rows: int = 0
     in_features: int = 0
     expert: bool = False
+    pairs: int = 0
 
     def after(self, calls: int) -> Product:
         """The same, behind so many more attention calls."""
@@ -56,13 +58,13 @@ class Product(Struct, frozen=True):
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Hands every operator's FLOPs and tensors to `seen`, and what picks matrices to `picked`."""
+    """Hands FLOPs, tensors and pairs of operators to `seen`, what picks matrices to `picked`."""
 
     supports_higher_order_operators = True
 
     def __init__(
         self,
-        seen: Callable[[int, Sequence[Tensor]], None],
+        seen: Callable[[int, Sequence[Tensor], int], None],
         picked: Callable[[Tensor, Tensor], None],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -95,7 +97,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not (types or matters(func) or torch.is_inference_mode_enabled()):
             return func(*args, **kwargs)
         if isinstance(func, torch._ops.HigherOrderOperator):
-            return func(*args, **kwargs)  # flex_attention: as any fused attention, no product
+            return func(*args, **kwargs)  # flex_attention: no product
         if any(kind.__name__ == "DTensor" for kind in types):
             return NotImplemented  # what it does with the part that is here comes by again
         if torch.is_inference_mode_enabled():
@@ -111,7 +113,8 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(args[0], Tensor) and isinstance(out, Tensor):
                 self._picked(args[0], out)
         elif flops := product_flops(func, args, kwargs, out):
-            self._seen(flops, [a for a in args if isinstance(a, Tensor)])
+            operands = [a for a in args if isinstance(a, Tensor)]
+            self._seen(flops, operands, fused_pairs(func, args))
         return out
 
 
@@ -247,9 +250,9 @@ class ProductWatch:
         if owner is not None:
             self._picks[address(some)] = ref(some), owner
 
-    def _operator(self, flops: int, operands: Sequence[Tensor]) -> None:
+    def _operator(self, flops: int, operands: Sequence[Tensor], pairs: int) -> None:
         before = self._seen()
-        for operand in operands:
+        for operand in () if pairs else operands:
             found = self._owner(operand)
             if found is not None and operand.ndim > 1:
                 path, name, matrices = found
@@ -263,7 +266,8 @@ class ProductWatch:
         ordinal = self._ordinals.get(owner, 0)
         self._ordinals[owner] = ordinal + 1
         expert = bool(owner) and owner in self._plan.matrix_owners
-        self.products.append(Product((owner, "", ordinal), flops, before, expert=expert))
+        product = Product((owner, "", ordinal), flops, before, expert=expert, pairs=pairs)
+        self.products.append(product)
 
 
 def _is_count(out: object) -> bool:

@@ -75,21 +75,26 @@ def _role(
 def without_attention(products: Sequence[Product], calls: Sequence[AttentionCall]) -> list[Product]:
     """Drop q·kᵀ and weights·v where they were seen as products: the calls already count them.
 
-    One attention may take several products (scores as a sum over parts of the key, as in MLA);
-    they are told by their FLOPs and by running next to each other.
+    A fused attention that is none of the calls is one over something else than rows of a cache,
+    and stays; one that is a call took no other products. Else one attention may take several
+    products (scores as a sum over parts of the key, as in MLA); they are told by their FLOPs and
+    by running next to each other. What a loop over heads computes is one call as well.
     """
     wanted: dict[int, int] = {}
+    heads: dict[int, int] = {}
     joint = 0
-    for call in calls:
+    products, unfused = _without_fused(products, calls)
+    for call in unfused:
         scores, mix = attention_flops(call)
         joint = scores if call.mixes else joint + scores
         for flops in (scores, mix if call.mixes else joint):  # one product may be both scores
             wanted[flops] = wanted.get(flops, 0) + 1
+            heads[flops] = call.queries.shape[1]
     kept: list[Product] = []
     previous: Product | None = None
     others = _of_other_modules(products, calls)
     for number, product in enumerate(products):
-        if product.key[1] or number in others:
+        if product.key[1] or product.pairs or number in others:
             kept.append(product)
             previous = None
             continue
@@ -104,7 +109,53 @@ def without_attention(products: Sequence[Product], calls: Sequence[AttentionCall
         else:
             kept.append(product)
             previous = product
+    none = {products[number].key for number in others}
+    return _without_loops(kept, wanted, heads, none)
+
+
+def _without_loops(
+    products: Sequence[Product], missing: dict[int, int], heads: dict[int, int], others: set[Key]
+) -> list[Product]:
+    """Drop what a loop over heads multiplied one by one.
+
+    Args:
+        products: That are left.
+        missing: FLOPs of scores or a mix → of how many calls no product was seen.
+        heads: The same → how many heads such a call has.
+        others: Products that are none of an attention's.
+    """
+    kept = list(products)
+    for flops, calls in missing.items():
+        each, parts = flops // heads[flops], calls * heads[flops]
+        free = [one for one in kept if not (one.key[1] or one.pairs or one.key in others)]
+        found = [one for one in free if one.flops == each][:parts]
+        for one in found if len(found) == parts else ():
+            kept.remove(one)
     return kept
+
+
+def _without_fused(
+    products: Sequence[Product], calls: Sequence[AttentionCall]
+) -> tuple[list[Product], list[AttentionCall]]:
+    """Products that are no fused attention of a call, and calls that none was seen of.
+
+    They are told by their pairs: kernels may fill up features.
+    """
+    kept, unfused = list(products), []
+    fused = [one for one in products if one.pairs]
+    for call in calls:
+        heads, seq = call.queries.shape[1], int(call.keys.shape[2])
+        pairs = call.queries.shape[:3].numel() * seq
+        found = [one for one in fused if one.pairs == pairs][:1]
+        found = found or [one for one in fused if one.pairs * heads == pairs][:heads]
+        if len(found) not in (1, heads):
+            found = []
+        for one in found:
+            fused.remove(one)
+            kept.remove(one)
+        if not found:
+            unfused.append(call)
+    return kept, unfused
 
 
 def _of_other_modules(products: Sequence[Product], calls: Sequence[AttentionCall]) -> set[int]:

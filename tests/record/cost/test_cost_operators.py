@@ -47,6 +47,13 @@ def test_a_product_whose_factors_are_named_counts_the_same():
     assert ours.flops == 2 * 2 * 3 * 5
 
 
+def test_a_fused_attention_counts_scores_and_mix_of_every_query_head():
+    q, k, v = torch.ones(2, 4, 3, 8), torch.ones(2, 4, 5, 8), torch.ones(2, 4, 5, 8)
+    with Counting() as ours:
+        torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert ours.flops == 2 * (2 * 4 * 3 * 5) * (8 + 8)
+
+
 def test_a_matrix_times_a_vector_counts_though_torchs_counter_leaves_it_out():
     with Counting() as ours:
         torch.mv(torch.ones(4, 6), torch.ones(6))

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import StaticCache
 
 import kvtrace
+from builders.attentions import Model
 from builders.tiny_models import tiny_model
 from builders.ways import IDS, generate, ready
 
@@ -46,6 +47,42 @@ def assert_told_as_counted(model, run, path):
 def test_what_we_calculate_to_prove_a_fused_call_is_no_cost_of_the_models(tmp_path):
     model = ready(tiny_model("falcon"))  # its layers multiply weights of their own
     assert_told_as_counted(model, generate(model), tmp_path / "run.kvt")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "inkling2_text",  # attends over its layers, too
+        "dots3_note_text",  # what chooses rows costs what their attention does, behind 16 of them
+    ],
+)
+def test_a_fused_attention_is_counted_once_whether_it_is_over_rows_or_not(kind, tmp_path):
+    model = ready(tiny_model(kind))
+    assert_told_as_counted(model, generate(model, max_new_tokens=8), tmp_path / "run.kvt")
+
+
+def fused_heads(q, k, v):
+    """One head after the other; [sequences, time, heads, dim]."""
+    each = [one.unbind(2) for one in (q, k, v)]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    heads = [attend(*(one[:, None] for one in head)) for head in zip(*each, strict=True)]
+    return torch.stack([one[:, 0] for one in heads], 2)
+
+
+def multiplied_heads(q, k, v):
+    """The same by hand."""
+    each = [one.unbind(2) for one in (q, k, v)]
+    heads = [
+        (one @ other.transpose(1, 2) / one.shape[-1] ** 0.5).softmax(-1) @ values
+        for one, other, values in zip(*each, strict=True)
+    ]
+    return torch.stack(heads, 2)
+
+
+@pytest.mark.parametrize("loop", [fused_heads, multiplied_heads])
+def test_a_loop_over_heads_costs_what_all_at_once_do(loop, tmp_path):
+    model = Model(loop)
+    assert_told_as_counted(model, lambda: model(IDS), tmp_path / "run.kvt")
 
 
 def two_texts_with_one_beginning(model):
