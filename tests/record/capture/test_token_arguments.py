@@ -35,6 +35,27 @@ def test_indexes_beside_ids_are_not_taken_for_them():
     assert found[0] == "x"
 
 
+@pytest.mark.parametrize("places", [torch.arange(5, 8), torch.arange(3)[None], torch.ones(1, 1)])
+def test_numbers_that_count_the_rows_before_them_are_no_ids(places):
+    rows = torch.randn(1, places.shape[-1], 4)
+    assert tokens_in({"x": rows, "places": places.long()}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"), [("tokens", [[3, 4, 5]]), ("places", [[3, 1, 4]]), ("places", [[3, 4]])]
+)
+def test_numbers_beside_rows_that_do_not_count_them_are_ids(name, numbers):
+    found = tokens_in({"hidden": torch.randn(1, 3, 4), name: torch.tensor(numbers)})
+    assert found is not None
+    assert found[0] == name
+
+
+def test_ids_before_the_rows_that_they_are_read_beside_are_ids():
+    found = tokens_in({"said": torch.tensor([[3]]), "image": torch.randn(1, 1, 4)})
+    assert found is not None
+    assert found[0] == "said"
+
+
 class Mixing(nn.Module):
     """No attention at all: every row is the mean of those up to it."""
 

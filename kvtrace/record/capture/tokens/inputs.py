@@ -25,6 +25,9 @@ _IDS = re.compile(r"^(input_?)?(ids|idx|tokens?|x|inputs?)$", re.IGNORECASE)
 _HELD_IDS = re.compile(
     r"^((input|token|decoder_input)_?)?(ids|idx|tokens?|inputs?)$", re.IGNORECASE
 )
+_SPEAKS_OF_IDS = re.compile(
+    r"tok|ids?(_|$)|idx|code|char|word|text|input|cap|tgt|trg|target|prev|^[xy]$", re.IGNORECASE
+)
 _KEEPS = re.compile(r"cache|past|kv|state|mem", re.IGNORECASE)
 _SOURCE = re.compile(r"^(src|sources?|enc|encoder)(_|$)", re.IGNORECASE)
 _TARGET = re.compile(r"^(tgt|trg|targets?|dec|decoder)(_(?!mask|pad|pos|len)|$)", re.IGNORECASE)
@@ -34,7 +37,8 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
     """The argument that holds token ids, and the ids, [sequences, new].
 
     By name, else the first whole numbers of two dimensions, else of one, else a list of them. Where
-    names leave none, `token_indexes` and `start_tokens` are ids after all. Then come three
+    names leave none, `token_indexes` and `start_tokens` are ids after all. Numbers that count the
+    rows of hidden features beside them are places, whatever their name. Then come three
     dimensions: several ids for one position, as in music models. Last come ids that one argument
     holds beside others, as a batch does: `batch.tokens`.
     """
@@ -44,6 +48,8 @@ def tokens_in(arguments: Mapping[str, object]) -> tuple[str, Tensor] | None:
             return name, found if found.dim() > 1 else found.reshape(1, -1)
     if not {"inputs_embeds", "decoder_inputs_embeds"}.isdisjoint(_given(arguments)):
         return None
+    places = _places(arguments)
+    arguments = {n: one for n, one in arguments.items() if n not in places}
     encodes = any(is_source(name, one) for name, one in arguments.items())
     others = {
         name: one
@@ -142,6 +148,24 @@ def tokens_of(arguments: Mapping[str, object]) -> Tensor | None:
 def _row(part: object) -> bool:
     """Whether this is one sequence of ids, of those in a list."""
     return isinstance(part, Tensor) and part.dim() == 1 and _whole(part) and part.numel() > 0
+
+
+def _places(arguments: Mapping[str, object]) -> set[str]:
+    """Whole numbers that say where the rows of hidden features beside them stand.
+
+    They come after the rows, for what ids are read beside comes after the ids, and they count: one
+    for each row, every one by one more. Names that speak of ids are believed.
+    """
+    lengths, found = set[int](), set[str]()
+    for name, one in arguments.items():
+        if not isinstance(one, Tensor):
+            continue
+        if one.dim() == 3 and one.is_floating_point():
+            lengths.add(one.shape[1])
+        elif one.dim() in (1, 2) and one.shape[-1] in lengths and _whole(one):
+            believed = _SPEAKS_OF_IDS.search(name) is not None
+            found |= {name} if not believed and bool((one.diff() == 1).all()) else set()
+    return found
 
 
 def _whole(tensor: Tensor) -> bool:
