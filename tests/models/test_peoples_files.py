@@ -165,6 +165,10 @@ MISTAKES = {
         "def make():\n    yield Small()\n",
         "it returned a generator; .*: return it, where the factory yields",
     ),
+    "a configuration": (
+        "class Config: ...\n\ndef make():\n    return Config()\n",
+        "it returned Config; .*: return the model that is built from it",
+    ),
     "another size": (
         "def make():\n    other = Small()\n"
         "    other.load_state_dict({k: v[:1] for k, v in other.state_dict().items()})\n",
@@ -210,6 +214,14 @@ def test_a_mistake_in_somebody_elses_file_names_both_places(mine, tmp_path, monk
     code = "import lent_parts\n\ndef make():\n    return lent_parts.part()\n"
     with pytest.raises(ModelError, match=r"mine\.py:4: NameError.* \(in lent_parts\.py:2\)"):
         mine(code, "make", bare=True)
+
+
+def test_an_optimizer_beside_the_model_is_no_tokenizer(mine):
+    code = (
+        "def make():\n    model = Small()\n"
+        "    return model, torch.optim.AdamW(model.parameters())\n"
+    )
+    assert mine(code, "make").card.class_name == "Small"
 
 
 def test_dropout_in_training_mode_is_switched_off_and_said(mine):

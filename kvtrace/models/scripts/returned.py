@@ -111,12 +111,15 @@ def _is_tokenizer(value: object) -> bool:
 
 
 def _is_config(value: object) -> bool:
-    """Settings, numbers, modules: what may come along without being meant."""
+    """Settings, numbers, modules, what torch trains with: all that may come along unmeant."""
     plain = isinstance(value, Mapping | str | int | float | bool | nn.Module)
+    of_torch = any(one.__module__.startswith("torch.") for one in type(value).__mro__)
+    return plain or of_torch or _are_settings(value)
+
+
+def _are_settings(value: object) -> bool:
     name = type(value).__name__.lower()
-    return plain or any(
-        word in name for word in ("config", "args", "namespace", "params", "device")
-    )
+    return any(word in name for word in ("config", "args", "namespace", "params", "device"))
 
 
 def _coder(adapter: object) -> object:
@@ -125,17 +128,21 @@ def _coder(adapter: object) -> object:
 
 
 def _complaint(made: object) -> str:
-    kind = type(made).__name__
-    expected = "expected a torch.nn.Module, or (model, tokenizer)"
     if inspect.isclass(made) and issubclass(made, nn.Module):
         return f"it returned the class {made.__name__}; return {made.__name__}(…), an object of it"
-    if made is None:
-        return f"it returned NoneType; {expected}: is a return missing?"
-    if isinstance(made, Mapping) and any(hasattr(one, "shape") for one in made.values()):
-        return f"it returned a state dict; {expected}: load it into a model first"
     if inspect.iscoroutine(made):
         made.close()
-        return f"it returned a coroutine; {expected}: the factory can't be async"
-    if inspect.isgenerator(made):
-        return f"it returned a generator; {expected}: return it, where the factory yields"
-    return f"it returned {kind}; {expected}"
+    known = (
+        (made is None, "NoneType", "is a return missing?"),
+        (_is_state(made), "a state dict", "load it into a model first"),
+        (inspect.iscoroutine(made), "a coroutine", "the factory can't be async"),
+        (inspect.isgenerator(made), "a generator", "return it, where the factory yields"),
+        (_are_settings(made), type(made).__name__, "return the model that is built from it"),
+    )
+    found = ((kind, f": {remedy}") for is_it, kind, remedy in known if is_it)
+    kind, remedy = next(found, (type(made).__name__, ""))
+    return f"it returned {kind}; expected a torch.nn.Module, or (model, tokenizer){remedy}"
+
+
+def _is_state(made: object) -> bool:
+    return isinstance(made, Mapping) and any(hasattr(one, "shape") for one in made.values())

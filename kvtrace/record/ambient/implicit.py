@@ -19,6 +19,7 @@ from kvtrace.record.ambient.tables import FRAMES, place_of, self_of
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.running import Followed, Pass, passes
+from kvtrace.record.capture.symbolic import is_written_down
 from kvtrace.record.capture.watch import Watch
 from kvtrace.record.driving.ways.roles import signature_of
 from kvtrace.record.lanes.passes.recompute import Recomputer
@@ -206,7 +207,7 @@ class Lookups(Beneath):
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         looks_up = name in ("__getitem__", "embedding", "index_select")
-        if looks_up and isinstance(out, Tensor) and not is_asking():
+        if looks_up and isinstance(out, Tensor) and not (is_asking() or is_written_down()):
             found = _ids(name, args, kwargs or {})
             if found is not None:
                 self._tell(*found)

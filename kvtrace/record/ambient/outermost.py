@@ -202,12 +202,11 @@ class Outermost:
             def forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
                 if here.inside or overlay.over:
                     return original(module, *args, **kwargs)
-                before = _forward(kind)
 
                 def run(*given: Any, **named: Any) -> Any:
-                    # whoever begins to watch the model now has put something around its forward
-                    now = _forward(kind)
-                    return (original if now is before else now)(*given, **named)
+                    # who began to watch the model has put something upon this since it was bound
+                    upon = overlay.upon if here.inside else None
+                    return (upon or original)(*given, **named)
 
                 return enter(run, module, args, kwargs)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
+from torch import nn
 
 from kvtrace.record.ambient.evidence import Evidence
 from kvtrace.record.ambient.met import Met, Models
@@ -28,7 +29,7 @@ class Training:
         """
         self._models = models
         self._compare = compare
-        self._evidence = Evidence(self._loss, self._backward)
+        self._evidence = Evidence(self._loss, self._backward, self._load)
         self._last: Met | None = None
 
     @property
@@ -82,7 +83,18 @@ class Training:
         """A gradient is about to be computed; the weights are still what they were."""
         self._loss()
         for one in self._models:
-            recording = one.recording
-            if recording is not None and recording.steps > one.compared:
-                one.compared = recording.steps
-                self._compare(recording)
+            self._settle(one)
+
+    def _load(self, module: nn.Module) -> None:
+        """Other weights are about to be loaded."""
+        for one in self._models:
+            if one.recording is not None and any(part is module for part in one.module.modules()):
+                one.recording.undecided.settle(keep=True)
+                self._settle(one)
+
+    def _settle(self, one: Met) -> None:
+        """Compare what a model did so far, with the weights that it did it with."""
+        recording = one.recording
+        if recording is not None and recording.steps > one.compared:
+            one.compared = recording.steps
+            self._compare(recording)

@@ -154,6 +154,7 @@ class Beginning(Struct, frozen=True):
             what that returns is kept in the call's place. And takes what all of them are given to
             where the forward is over; None: nothing is.
         fed: First token of each request of a packed forward, by the number of its cache.
+        placed: Names of the arguments that were given by place.
     """
 
     arguments: Mapping[str, object]
@@ -163,6 +164,7 @@ class Beginning(Struct, frozen=True):
     seen: Callable[[], int]
     keep: Callable[[Keep, KeepLate | None], None] = lambda *_: None
     fed: Mapping[int, int] = field(default_factory=dict)
+    placed: tuple[str, ...] = ()
 
 
 class Piece(NamedTuple):

@@ -43,8 +43,13 @@ def transformed(name: str) -> str:
 
 
 def is_written_down() -> bool:
-    """Whether this runs in torch.fx.symbolic_trace, on what stands for all there will be."""
-    return is_fx_symbolic_tracing()
+    """Whether each operation becomes a part of a graph: of torch.fx, torch.export, torch.jit."""
+    return (
+        torch.compiler.is_compiling()
+        or _tracing() is not None
+        or _mode(_PROXY) is not None
+        or is_fx_symbolic_tracing()
+    )
 
 
 def is_shape_only(given: Iterable[object]) -> bool:

@@ -226,7 +226,7 @@ class Watch:
         def begin(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self._passes_by(module) and called is module:
                 with unseen_by_modes():
-                    self._begin(named(module, args, kwargs, self._takes))
+                    self._begin(named(module, args, kwargs, self._takes), len(args))
 
         def end(
             called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -264,8 +264,13 @@ class Watch:
         self._undo += [handle.remove for handle in handles]
         self._undo.append(around_forward(module, direct))
 
-    def _begin(self, arguments: Mapping[str, object]) -> None:
-        """A forward begins: the outermost one becomes a pass."""
+    def _begin(self, arguments: Mapping[str, object], placed: int = 0) -> None:
+        """A forward begins: the outermost one becomes a pass.
+
+        Args:
+            arguments: What it is given, by name.
+            placed: So many of the first ones were given by place.
+        """
         running = passes()
         for one in running:
             if one.names is self._names:
@@ -284,7 +289,7 @@ class Watch:
         try:
             self._requests.begin(one, arguments)
             if self._on_begin is not None:
-                self._on_begin(self._beginning(arguments, one))
+                self._on_begin(self._beginning(arguments, placed, one))
         except BaseException:
             self.turns.end()
             raise
@@ -327,7 +332,7 @@ class Watch:
                         self._on_failure()
             raise
 
-    def _beginning(self, arguments: Mapping[str, object], one: Pass) -> Beginning:
+    def _beginning(self, arguments: Mapping[str, object], placed: int, one: Pass) -> Beginning:
         fed = self._requests.fed(one)
         return Beginning(
             arguments,
@@ -337,6 +342,7 @@ class Watch:
             lambda: one.num_calls,
             one.kept_by,
             fed,
+            tuple(arguments)[:placed],
         )
 
     def _finish(

@@ -14,11 +14,12 @@ class Hooks:
 
     Attributes:
         before: Steps before this one ran with other hooks than there are now; 0: none did.
+        since: Steps from this one on ran with other hooks than the first did; 0: none did.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """As they are now."""
-        self.before = 0
+        self.before = self.since = 0
         self._model = model
         self._known = self._all()
 
@@ -26,7 +27,7 @@ class Hooks:
         """Look again, before a step."""
         known, self._known = self._known, self._all()
         if known != self._known:
-            self.before = step
+            self.before, self.since = step, self.since or step
 
     def _all(self) -> list[int]:
         return [hook for module in self._model.modules() for hook in _of(module)]

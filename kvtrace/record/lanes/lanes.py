@@ -207,8 +207,8 @@ class Lanes:
                 sink.note(note)
         except TraceError as error:
             sink.note(Note("note", f"lanes were not compared: {error}"))
-        if self._differed_before_hooks() and self._hooks is not None:
-            sink.note(Note("note", HOOKS_CHANGED, self._hooks.before - 1))
+        if (hooked := self._differed_by_hooks()) is not None:
+            sink.note(Note("note", HOOKS_CHANGED, hooked))
         for text in sorted(self._said.union(self.again.notes)):
             sink.note(Note("note", text))
         for note in self.again.ties.notes(meta.sites):
@@ -217,14 +217,22 @@ class Lanes:
         self.again.notes.clear()
         return meta
 
-    def _differed_before_hooks(self) -> bool:
-        """Whether steps differ that ran with other hooks than the lanes: most only look."""
-        before = 0 if self._hooks is None or self._each is not None else self._hooks.before
-        if not before:
-            return False
+    def _differed_by_hooks(self) -> int | None:
+        """The last step that ran with other hooks than the lanes, if any such step differs.
+
+        Most hooks only look. A copy has those of the first call, the model itself the last ones.
+        """
+        hooks = self._hooks
+        if hooks is None or not hooks.before or self._each is not None:
+            return None
         trace = Trace(FileSource(self.path))
-        found = (trace.compared(number) for number in trace.numbers if number < before)
-        return any(one is not None and bool((one.beyond > 0).any()) for one in found)
+        copied = self.again.snapshot is not None
+        numbers = [one for one in trace.numbers if copied or one < hooks.before]
+        found = (
+            trace.compared(number) for number in numbers if not copied or number >= hooks.since
+        )
+        differs = any(one is not None and bool((one.beyond > 0).any()) for one in found)
+        return numbers[-1] if differs else None
 
     def _run(
         self,

@@ -149,6 +149,18 @@ def test_what_torch_jit_makes_of_a_model_is_the_same_and_named(way, tmp_path):
     ]
 
 
+def test_what_is_exported_meanwhile_is_the_graph_that_it_is_alone(tmp_path):
+    model = Scored().eval()
+
+    def exported():
+        graph = torch.export.export(model, (ids(6),)).graph
+        return [str(node.target) for node in graph.nodes]
+
+    plain = exported()
+    with kvtrace.record(tmp_path / "a.kvt"):
+        assert exported() == plain
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_watched_model_can_be_scripted(tmp_path):
     model = Scored().eval()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import kvtrace
+from builders.custom_drives import build, ids, through_the_cache
 from builders.tiny_models import tiny_model
 from builders.ways import IDS, ready
 from kvtrace.analysis.checks.report import EQUAL, UNCHECKED
@@ -62,6 +63,20 @@ def test_a_hook_that_came_in_between_explains_what_differs_before(model, tmp_pat
     told = []
     check(kvtrace.open(tmp_path / "a.kvt"), on_finding=told.append)
     assert not told
+
+
+def test_a_hook_that_went_explains_what_differs_afterwards_from_a_copy_that_has_it(tmp_path):
+    own, path = build("tuple_cat"), tmp_path / "a.kvt"
+    handle = own.blocks[0].register_forward_hook(
+        lambda _module, _args, out: (out[0].roll(1, -1), out[1])
+    )
+    with kvtrace.record(own, path):
+        for tokens in (ids(10), ids(10, seed=2)):
+            through_the_cache("tuple_cat", own, tokens, 6)
+            handle.remove()
+    report = check(kvtrace.open(path))
+    assert report.verdict == UNCHECKED
+    assert "other hooks" in report.reason
 
 
 def test_a_hook_that_only_looks_is_no_matter(model, tmp_path):

@@ -52,6 +52,15 @@ class Overlay:
         _installed[id(mine)] = one
         return one
 
+    @property
+    def upon(self) -> Any:
+        """What stands upon this one and calls it; None: nothing, or something of somebody else."""
+        now = self._owner.__dict__.get(self._name)
+        one = _installed.get(id(now))
+        while one is not None and one is not self:
+            one = _installed.get(id(one.under))
+        return None if one is None or now is self._mine else now
+
     def stop(self) -> None:
         """Take it away, and those under it that are over; not what somebody else put upon it."""
         with _lock:

@@ -28,6 +28,8 @@ _HELD_IDS = re.compile(
 _SPEAKS_OF_IDS = re.compile(
     r"tok|ids?(_|$)|idx|code|char|word|text|input|cap|tgt|trg|target|prev|^[xy]$", re.IGNORECASE
 )
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_MORE_PLACES = 16
 _KEEPS = re.compile(r"cache|past|kv|state|mem", re.IGNORECASE)
 _SOURCE = re.compile(r"^(src|sources?|enc|encoder)(_|$)", re.IGNORECASE)
 _TARGET = re.compile(r"^(tgt|trg|targets?|dec|decoder)(_(?!mask|pad|pos|len)|$)", re.IGNORECASE)
@@ -120,7 +122,7 @@ def named(
     kwargs: Mapping[str, Any],
     known: dict[int, Sequence[str]] | None = None,
 ) -> Mapping[str, object]:
-    """All arguments of a call by name.
+    """All arguments of a call by name, those that were given by place first.
 
     Args:
         module: What is called.
@@ -132,11 +134,24 @@ def named(
         return kwargs
     takes = None if known is None else known.get(id(module))
     if takes is None:
-        takes = tuple(inspect.signature(module.forward).parameters)
+        takes = places_of(inspect.signature(module.forward).parameters)
         if known is not None:
             known[id(module)] = takes
     names = [name for name in takes if name not in kwargs]
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def places_of(parameters: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
+    """Names of what is given by place: `*args` is `args`, what follows in it `args[1]` and so on.
+
+    Args:
+        parameters: What is called takes.
+    """
+    star = next((name for name, one in parameters.items() if one.kind is one.VAR_POSITIONAL), None)
+    if star is None:  # what stands for a forward takes by place what that takes by name alone
+        return tuple(name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD)
+    names = [name for name, one in parameters.items() if one.kind in _BY_PLACE]
+    return (*names, star, *(f"{star}[{place}]" for place in range(1, _MORE_PLACES)))
 
 
 def tokens_of(arguments: Mapping[str, object]) -> Tensor | None:

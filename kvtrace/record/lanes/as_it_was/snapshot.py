@@ -90,13 +90,18 @@ class Snapshot(Struct, frozen=True):
 
 
 def take(
-    model: nn.Module, arguments: Mapping[str, object], *, weights_are_given: bool = False
+    model: nn.Module,
+    arguments: Mapping[str, object],
+    *,
+    placed: tuple[str, ...] = (),
+    weights_are_given: bool = False,
 ) -> Snapshot | str:
     """The snapshot, or why there is none.
 
     Args:
         model: About to be called for the first time.
         arguments: With which, by name.
+        placed: Names of those that are given by place.
         weights_are_given: They are no parameters of it: whatever is large is believed to be one,
             or another table that stays.
     """
@@ -123,7 +128,7 @@ def take(
         copied, kept = copier.of((model, dict(arguments)))
     except Exception as error:  # whatever a class of the user's does when it is copied
         return f"it can't be copied, {type(error).__name__}: {error}".splitlines()[0]
-    call = FirstCall(name, tokens.shape[1], shape, kept, parameters_of(model))
+    call = FirstCall(name, tokens.shape[1], shape, kept, parameters_of(model), placed)
     if tokens.is_floating_point():
         call = replace(call, rows=tuple(n for n, one in arguments.items() if one is tokens))
     return Snapshot(

@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from torch import Tensor
 
-from kvtrace.record.capture.tokens.inputs import is_source
+from kvtrace.record.capture.tokens.inputs import is_source, places_of
 from kvtrace.record.driving.ways.masks import Choice, hiding_later
 from kvtrace.record.driving.ways.roles import CACHE_FLAG
 from kvtrace.record.lanes.given.extend import (
@@ -34,6 +34,7 @@ from kvtrace.record.lanes.given.seen import Made, Seen, seen_in
 from kvtrace.record.parts import flat, part_in, with_parts
 
 _FLAG = re.compile(r"^(use|return|output|with)_?(kv_?)?(cach|past|present)", re.IGNORECASE)
+_HAVE_NAMES = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _TRAINING = re.compile(r"^(targets?|labels?|y)$")
 
 
@@ -46,6 +47,7 @@ class FirstCall(Struct, frozen=True):
         shape: Of the ids as they were given: (), (new,), (sequences, new) or (new, sequences).
         arguments: All of them, by name.
         parameters: What `forward` takes, by name.
+        placed: Names of the arguments that were given by place: hooks see them there.
         turned: The ids of a longer text are [new, sequences], as a single one does not tell.
         tables: Masks of one number are tables of queries and keys, as one token does not tell.
         rows: Names of the arguments that held rows in place of ids; the first is `ids`.
@@ -59,6 +61,7 @@ class FirstCall(Struct, frozen=True):
     shape: tuple[int, ...]
     arguments: Mapping[str, object]
     parameters: Mapping[str, inspect.Parameter]
+    placed: tuple[str, ...] = ()
     turned: bool = False
     tables: bool = False
     rows: tuple[str, ...] = ()
@@ -134,7 +137,7 @@ class FirstCall(Struct, frozen=True):
         """Whether it does not take an argument: another method of the model was given that."""
         known = self.parameters.values()
         takes_any = not known or any(one.kind is one.VAR_KEYWORD for one in known)
-        return not takes_any and name not in self.parameters
+        return not takes_any and name.partition("[")[0] not in self.parameters
 
     def bare(self, tokens: Tensor) -> dict[str, object]:
         """Arguments of a call with the tokens alone.
@@ -288,19 +291,29 @@ class FirstCall(Struct, frozen=True):
 
 
 def positional(
-    parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]
+    parameters: Mapping[str, inspect.Parameter],
+    arguments: Mapping[str, Any],
+    placed: Sequence[str] = (),
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments as a call takes them: those without a usable name by place.
+    """Arguments as a call takes them: by place those that were so, or have no usable name.
 
     Args:
         parameters: What is called takes.
         arguments: By name.
+        placed: Names of those that were given by place.
     """
+    names = places_of(parameters)
+    nameless = [
+        place
+        for place, name in enumerate(names)
+        if name in arguments
+        and (name not in parameters or parameters[name].kind not in _HAVE_NAMES)
+    ]
+    least = nameless[-1] + 1 if nameless else 0
     places: list[Any] = []
     named = dict(arguments)
-    for name, one in parameters.items():
-        by_place = one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL)
-        if not by_place or name not in named:
+    for place, name in enumerate(names):
+        if name not in named or not (place < least or name in placed):
             break
         places.append(named.pop(name))
     return places, named

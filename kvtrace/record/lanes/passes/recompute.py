@@ -137,7 +137,7 @@ class Recomputer:
                 else "there is no module that could be called again"
             )
             return
-        taken = take(self.model, beginning.arguments)
+        taken = take(self.model, beginning.arguments, placed=beginning.placed)
         if isinstance(taken, str):
             self._none = taken
             return
@@ -304,7 +304,7 @@ class Recomputer:
         kind = None if dtype is None else DTYPES[dtype]
         model, call = snapshot.fresh(kind)
         tokens, arguments = called_with(name, call, batch, self.told, kind)
-        places, named = positional(call.parameters, arguments)
+        places, named = positional(call.parameters, arguments, call.placed)
         if self._outside is not None and snapshot.changed:
             raise CannotRecomputeError("what it was first given was written to since")
         beside: AbstractContextManager[None] = nullcontext()
