@@ -33,3 +33,11 @@ def test_rows_that_lack_their_zero_point_say_so(axis: int, what: str) -> None:
 def test_rows_that_have_their_zero_point_are_rounded_alone() -> None:
     rows = np.random.default_rng(0).standard_normal((2, 12, 8)) - 3
     assert named(in_eight_bits(rows, 2)[0], rows)[0] == "DTYPE"
+
+
+def test_rows_that_rounding_moves_alike_by_chance_have_their_zero_point() -> None:
+    drawn = np.random.default_rng(0)
+    kept, low = in_eight_bits(drawn.standard_normal((2, 12, 8)) - 3, 2)
+    step = (kept.max(axis=2, keepdims=True) - low) / 255
+    right = kept - 0.4 * step + 0.05 * step * drawn.uniform(-1, 1, kept.shape)
+    assert named(kept, right)[0] == "DTYPE"

@@ -16,6 +16,9 @@ _LEFT = 0.25
 
 _SCALED = 0.02
 
+_STEPS = 2
+"""Of a grid, that rounding to it never moves a number."""
+
 _NUMBERS = 4
 """So many are not all off alike by chance."""
 
@@ -58,7 +61,7 @@ def inexact(
             f"{levels}, by another scale: about {scaled[0]:.3g} to {scaled[1]:.3g} × the "
             "recomputed ones, each head of a row by a factor of its own"
         )
-    if shifted is not None:
+    if shifted is not None and grid is not None and _far(mine, grid[0], shifted[1:]):
         return "OLD-ROWS-SCALED", (
             f"{levels}, and are {shifted[1]:+.3g} to {shifted[2]:+.3g} away from the recomputed "
             f"ones, each {shifted[0]} by one number: a zero point is lost, or added twice"
@@ -100,6 +103,12 @@ def _shifts(mine: Floats, theirs: Floats) -> tuple[str, float, float] | None:
         if explained and mine.shape[axis] >= _NUMBERS:
             found.append((left, what, float(each.min()), float(each.max())))
     return min(found)[1:] if found else None
+
+
+def _far(mine: Floats, bits: int, moved: tuple[float, float]) -> bool:
+    """Whether rows are moved by more than rounding them to so many bits does."""
+    step = float(np.ptp(mine)) / ((1 << bits) - 1)
+    return max(map(abs, moved)) > _STEPS * step
 
 
 def _scales(mine: Floats, theirs: Floats) -> tuple[float, float] | None:
