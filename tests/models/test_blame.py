@@ -42,6 +42,11 @@ CASES = {
         {"rope_parameters": {"rope_type": "spiral"}},
         "rope_parameters.rope_type: found 'spiral'; ",
     ),
+    "a window from which no cache can be made": (
+        "demo-gqa",
+        {"sliding_window": {"of": 1}},
+        "sliding_window; no model can be built with it (TypeError: ",
+    ),
     "a dtype nobody knows": ("demo", {"dtype": "float3"}, "dtype: found 'float3'; "),
     "text for a number": ("demo", {"n_layer": "4"}, "'n_layer' expected int, got str (value: '4')"),
     "one of several types": (

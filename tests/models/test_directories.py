@@ -192,6 +192,27 @@ def test_a_shard_that_is_missing_or_leaves_the_directory_is_named(child, copy):
     assert child.load(str(copy), prompt="Anna").error == ""
 
 
+@pytest.mark.parametrize("found", [None, [], 5])
+def test_an_index_without_the_object_that_transformers_needs_is_named(child, copy, found):
+    (copy / "model.safetensors").rename(copy / "one.safetensors")
+    named = {} if found is None else {"metadata": found}
+    index = {**named, "weight_map": {"a": "one.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = child.load(str(copy), prompt="Anna").message
+    assert message.startswith("model.safetensors.index.json, metadata: found ")
+
+
+def test_of_several_shards_the_damaged_one_is_named(child, copy):
+    data = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").unlink()
+    (copy / "one.safetensors").write_bytes(data)
+    (copy / "two.safetensors").write_bytes(data + b"more than its header says")
+    index = {"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = child.load(str(copy), prompt="Anna").message
+    assert message.startswith("two.safetensors: SafetensorError: ")
+
+
 def test_the_repositorys_own_code_runs_only_when_trusted(child, copy):
     code = (
         "from transformers import GPT2Config, GPT2LMHeadModel\n"

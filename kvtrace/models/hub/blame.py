@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from msgspec import Struct
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from torch import nn
+from transformers import CONFIG_MAPPING, DynamicCache, PreTrainedConfig
 
 from kvtrace.configs import setting
 from kvtrace.errors import KvtraceError, ModelError
 from kvtrace.models.hub.config import CONFIG, Json
 from kvtrace.models.patience import patiently
+from kvtrace.models.tokens import guarded
 from kvtrace.text import safe
 
 _AT_MOST_S = 20.0
@@ -67,6 +69,32 @@ def check_counts(text: PreTrainedConfig) -> None:
         if isinstance(value, int) and value < 1:
             own = text.attribute_map.get(name, name)
             raise ModelError(f"{CONFIG}, {own}: found {value}, expected at least 1")
+
+
+def check_cache_to_begin(model: nn.Module, raw: Json) -> None:
+    """Refuse a configuration from which transformers makes no cache for its own model.
+
+    Args:
+        model: Of transformers; what drives a decoder begins with the cache that this makes.
+        raw: The configuration, as parsed.
+
+    Raises:
+        ModelError: Says which field of config.json it is, where that can be found out.
+    """
+    able = getattr(model, "_supports_default_dynamic_cache", None)
+    config = model.config
+    if able is None or not able() or not isinstance(config, PreTrainedConfig):
+        return
+    if getattr(config, "is_encoder_decoder", False):
+        return
+
+    def begin(config: PreTrainedConfig) -> None:
+        DynamicCache(config=config.get_text_config(decoder=True))
+
+    try:
+        guarded(CONFIG, lambda: begin(config))
+    except ModelError as error:
+        raise explained(error, raw, begin) from error
 
 
 def explained(error: ModelError, raw: Json, attempt: Attempt) -> ModelError:

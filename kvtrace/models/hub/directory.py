@@ -25,7 +25,7 @@ from kvtrace.models.hub.architecture import (
     outline,
     text_part,
 )
-from kvtrace.models.hub.blame import check_counts
+from kvtrace.models.hub.blame import check_cache_to_begin, check_counts
 from kvtrace.models.hub.config import CONFIG, check_sizes, code_files, needs_trust, read_config
 from kvtrace.models.hub.decoders import AutoClass, auto_class, known
 from kvtrace.models.hub.generation import damaged, left_out
@@ -33,6 +33,7 @@ from kvtrace.models.hub.missing import check_complete
 from kvtrace.models.hub.own_code import advised, runs_own_code
 from kvtrace.models.hub.read_tokenizer import read_tokenizer
 from kvtrace.models.hub.tables import loaded_with_tables, put_back
+from kvtrace.models.hub.unread import unread
 from kvtrace.models.hub.weights import Weights, find_weights
 from kvtrace.models.loaded import Loaded, Progress, Prompt, Tokenizer
 from kvtrace.models.options import check_attention, device_named, dtype_named
@@ -123,6 +124,8 @@ def load_directory(
     model, banner = _read(folder, plan, request, sketch)
     model = _placed(model, device)
     check_caches(model)
+    if not runs_own_code(raw := read_config(folder), request.trust_remote_code):
+        check_cache_to_begin(model, raw)
     card = _card(model, plan, origin, banner)
     progress(f"{origin.name} is ready", 1.0)
     return Loaded(
@@ -191,7 +194,7 @@ def _read(
     except ModelError as error:
         if isinstance(error.__cause__, MemoryError | torch.OutOfMemoryError):
             raise MemoryLimitError(f"out of memory while {error}; use a smaller model") from error
-        if why := damaged(folder):
+        if why := damaged(folder) or unread(folder, plan.weights):
             raise ModelError(why) from error.__cause__
         raise (advised(error, raw, folder) if own_code else error) from error.__cause__
     if own_code:
