@@ -35,7 +35,9 @@ VERB = Verb(
     name="recover",
     usage="FILE [-o OUT] [--force]",
     summary="Copy every step that can be read to a new trace. Exit code 0: all of it; 4: something "
-    "was\nlost, and is named; 65: nothing could be read. FILE itself is never changed.",
+    "was\nlost, and is named; 65: nothing could be read. FILE itself is never changed.\n\nOf the "
+    "copy, `check` and `diff` tell what was lost, and answer 3 where the verdict rests on it:\na "
+    "step, a comparison (`check`), rows (`diff`).",
     examples=(
         ("kvtrace recover a.kvt", "writes a.recovered.kvt"),
         ("kvtrace recover a.kvt -o b.kvt", "writes b.kvt"),

@@ -31,6 +31,10 @@ HANDED_BACK = "which a step handed back and its text began without"
 ROWS_LEFT_OUT = "lane: rows of a long pass were compared, and not kept; --keep-rows keeps them"
 """What a note says after the name of a lane whose rows took too much to be kept unasked."""
 
+NOT_RECOVERED = "not recovered:"
+"""How a note begins about what this file is a copy without; one that names a step is about a step
+itself, or its rows, one that names none about anything else."""
+
 INEXACT = "its cache hands back other numbers than it was given: it does not keep rows exactly"
 """What a cache layer's remark says of a cache that compresses what it is given."""
 

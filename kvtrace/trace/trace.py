@@ -8,7 +8,7 @@ where that was recorded).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from kvtrace.trace.gaps import MOST_TOLD, gaps
 from kvtrace.trace.lane import LaneStep
 from kvtrace.trace.mask import only_sequence
 from kvtrace.trace.meta import CacheLayer, Meta, Site, Tensor
-from kvtrace.trace.notes import Damage, Ending, Note
+from kvtrace.trace.notes import NOT_RECOVERED, Damage, Ending, Note
 from kvtrace.trace.reference import Reference, covering
 from kvtrace.trace.source import CACHED, Source
 from kvtrace.trace.step import CacheStep, Run, Runs, SiteStep, Step
@@ -80,9 +80,16 @@ class Trace:
 
     @property
     def missing(self) -> Sequence[str]:
-        """Steps that others follow and that are not in the file, in words: of many the first."""
-        gone = islice(gaps(self.numbers), MOST_TOLD)
-        return [f"step {number} is not in the file" for number in gone]
+        """Steps that are known and not in the file, in words: of many the first."""
+        behind = self.numbers[-1] if len(self.numbers) else -1
+        noted = (note.step for note in self.not_recovered if note.step is not None)
+        gone = chain(gaps(self.numbers), dict.fromkeys(step for step in noted if step > behind))
+        return [f"step {number} is not in the file" for number in islice(gone, MOST_TOLD)]
+
+    @property
+    def not_recovered(self) -> Sequence[Note]:
+        """What could not be read where this was copied from, as the copy says."""
+        return [note for note in self.notes if note.text.startswith(NOT_RECOVERED)]
 
     @property
     def is_whole(self) -> bool:

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import kvtrace
-from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED
+from builders.raw_frames import split
+from kvtrace.analysis.checks import DIVERGED, EQUAL, UNCHECKED, check
 from kvtrace.analysis.two_runs.diff import diff
 from kvtrace.cli.entry import main
+from kvtrace.files.layout import Kind
+from kvtrace.files.recover import recover
 from kvtrace.trace import Tensor
 from verify import bugs
 
@@ -94,3 +97,52 @@ def test_a_step_that_is_gone_ends_what_is_compared(whole, tmp_path):
     found = diff(kvtrace.open(whole), kvtrace.open(path))
     assert (found.verdict, found.tokens) == (UNCHECKED, 5)
     assert "step 2 is damaged" in found.unread[0]
+
+
+def frames(path, kind):
+    return [frame for frame in split(path)[1] if frame.kind == kind]
+
+
+def test_rows_that_a_recovered_copy_lacks_are_no_pass_of_a_diff_and_told_by_a_check(
+    whole, tmp_path
+):
+    path, copy = (
+        damaged(whole, tmp_path, kvtrace.open(whole).rows(1, 1, Tensor.OUTPUT)),
+        tmp_path / "copy.kvt",
+    )
+    recover(path, copy)
+    code, text = said(whole, copy)
+    assert code == 3
+    assert "Mind: copy.kvt: not recovered: damaged.kvt: step 1, layer 1, output: damaged" in text
+    checked = check(kvtrace.open(copy))
+    assert (checked.verdict, checked.steps) == (EQUAL, 3)
+    assert (
+        "copy.kvt is a copy; not recovered: damaged.kvt: step 1, layer 1, output"
+        in (checked.caveats[0])
+    )
+
+
+def test_a_last_step_that_a_recovered_copy_lacks_is_missed_though_none_follows(whole, tmp_path):
+    data = bytearray(whole.read_bytes())
+    data[frames(whole, Kind.STEP)[-1].offset + 70] ^= 1
+    (tmp_path / "damaged.kvt").write_bytes(data)
+    copy = tmp_path / "copy.kvt"
+    assert recover(tmp_path / "damaged.kvt", copy).steps == 2
+    trace = kvtrace.open(copy)
+    assert (trace.missing, trace.is_whole) == (["step 2 is not in the file"], False)
+    checked = check(trace)
+    assert (checked.verdict, checked.exit_code) == (UNCHECKED, 3)
+    assert "copy.kvt is incomplete: step 2 is not in the file" in checked.reason
+    assert said(copy, whole)[0] == 3
+
+
+def test_a_lost_comparison_spoils_no_diff_and_is_told(whole, tmp_path):
+    data = bytearray(whole.read_bytes())
+    data[frames(whole, Kind.LANE)[1].offset + 70] ^= 1
+    (tmp_path / "damaged.kvt").write_bytes(data)
+    copy = tmp_path / "copy.kvt"
+    recover(tmp_path / "damaged.kvt", copy)
+    code, text = said(whole, copy)
+    assert code == 0
+    assert "Mind: copy.kvt: not recovered: damaged.kvt: step 1, comparison with the" in text
+    assert check(kvtrace.open(copy)).exit_code == 3

@@ -166,6 +166,8 @@ def _report(
     lost = f"damaged: {trouble.rstrip('.')}" if trouble else _lost(trace)
     if lost and lost not in reason:
         caveats = (lost, *caveats)
+    if copied := _not_copied(trace):
+        caveats = (copied, *caveats)
     return Report(
         verdict,
         tuple(found),
@@ -222,6 +224,15 @@ def _lost(trace: Trace) -> str:
     if trace.ending is None:
         return f"{trace.name} is incomplete: the first {len(trace)} steps are there"
     return ""
+
+
+def _not_copied(trace: Trace) -> str:
+    """What a recovered trace says that it lacks; empty: nothing. What was compared is in it."""
+    lost = [note.text for note in trace.not_recovered]
+    if not lost:
+        return ""
+    more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+    return f"{trace.name} is a copy; {lost[0].rstrip('.')}{more}"
 
 
 def keeps_nothing(trace: Trace) -> bool:

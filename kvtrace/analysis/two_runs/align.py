@@ -107,6 +107,7 @@ def readable(trace: Trace) -> Iterator[Step]:
 def unreadable(trace: Trace) -> Iterator[str]:
     """What is wrong with the others, and those that are not there."""
     yield from (f"{trace.name}: {text}" for text in trace.missing)
+    yield from (f"{trace.name}: {one.text}" for one in trace.not_recovered if one.step is not None)
     for number in trace.numbers:
         try:
             trace.step(number)

@@ -56,7 +56,9 @@ def lines(found: Diff, files: tuple[str, str] | None = None) -> list[str]:
     if found.verdict == EQUAL:
         out += textwrap.wrap(_of_logits(found.kept), _WIDTH)
     out += _unfinished(traces)
-    beside = (one.text for trace in traces for one in trace.damage)
+    beside = [one.text for trace in traces for one in trace.damage]
+    for trace in traces:
+        beside += [f"{trace.name}: {one.text}" for one in trace.not_recovered]
     out += _damaged(tuple(dict.fromkeys((*found.unread, *beside))))
     return out
 

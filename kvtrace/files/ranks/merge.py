@@ -8,7 +8,7 @@ from pathlib import Path
 from kvtrace.errors import TraceError
 from kvtrace.files.disk import check_other
 from kvtrace.files.ranks.find import open_ranks
-from kvtrace.files.recover import Recovery, copy
+from kvtrace.files.recover import Loss, Recovery, copy, write_down
 from kvtrace.files.writer import TraceWriter
 
 
@@ -29,10 +29,15 @@ def merge(paths: Sequence[Path], output: Path, *, force: bool = False) -> Recove
         raise TraceError(f"{source.name}: not one step is in all ranks; there is nothing to merge.")
     with TraceWriter(output, source.meta, force=force) as writer:
         saved, lost = copy(source, writer)
+        write_down(lost, writer)
         if source.ending is not None:
             writer.end(source.ending)
         else:
-            lost.append("not every rank says how the recording ended")
-    told = (*lost, *source.left_out(), *(damage.text for damage in source.damage))
+            lost.append(Loss("not every rank says how the recording ended"))
+    told = (
+        *(one.text for one in lost),
+        *source.left_out(),
+        *(damage.text for damage in source.damage),
+    )
     text = tuple(dict.fromkeys(told))
     return Recovery(saved, bool(text), text)
