@@ -24,7 +24,7 @@ class AsFirst(Struct, frozen=True):
         crossing: Those that attended to another text.
         causal: No query of a site saw a later row.
         several: It had more than one new token, without which the mask does not tell.
-        only_own: Every site attended to the new rows alone.
+        only_own: Sites that attended to the new rows alone.
         divided: Sites that saw later rows, and of which some queries saw other rows than others.
     """
 
@@ -35,7 +35,7 @@ class AsFirst(Struct, frozen=True):
     crossing: frozenset[tuple[str, int]] = frozenset()
     causal: bool = False
     several: bool = False
-    only_own: bool = False
+    only_own: frozenset[tuple[str, int]] = frozenset()
     divided: frozenset[tuple[str, int]] = frozenset()
 
     def named(self, calls: Sequence[AttentionCall], *, always: bool) -> Sequence[AttentionCall]:
@@ -81,6 +81,7 @@ class AsFirst(Struct, frozen=True):
         """
         wanted = (len(batch.paths), batch.rows)
         calls = {(call.module, call.call): call for call in forward.calls}
+        only_own = self.only_own == self.sites
         for site in sorted(self.sites):
             call = calls.get(site)
             if call is None:
@@ -93,28 +94,31 @@ class AsFirst(Struct, frozen=True):
                 )
                 named = site[0] or "the model"
                 return f"{named} had {found[1]} new rows for {wanted[1]} tokens{why}"
-            if outside and self.only_own and call.keys.shape[2] != wanted[1]:
+            if outside and only_own and call.keys.shape[2] != wanted[1]:
                 return f"{site[0]} read rows that it keeps outside of what it is given"
-            if given_masks and self.only_own and call.keys.shape[2] < wanted[1]:
+            if given_masks and only_own and call.keys.shape[2] < wanted[1]:
                 return f"{site[0]} read fewer rows than tokens, as an argument says"
         asked = self.several or masked
-        tells = batch.rows > 1 and (asked or given_masks or singly)
+        hiding = self.sites if asked or given_masks else self.only_own if singly else frozenset()
         why = "its mask is an argument"
         if singly and not asked:
             why = "nothing hides them, for it was given one token at a time"
-        return self._unmasked(calls, why, tells=tells)
+        return self._unmasked(calls, why, hiding if batch.rows > 1 else frozenset())
 
     def _unmasked(
-        self, calls: Mapping[tuple[str, int], AttentionCall], why: str, *, tells: bool
+        self,
+        calls: Mapping[tuple[str, int], AttentionCall],
+        why: str,
+        hiding: frozenset[tuple[str, int]],
     ) -> str:
         """Which site saw what the first forward's mask hid; empty: none.
 
         Args:
             calls: By site.
             why: It did, where the first was causal.
-            tells: Their masks say something.
+            hiding: Sites that should hide later tokens, if those of the first did.
         """
-        for site in sorted(self.sites if self.causal and tells else ()):
+        for site in sorted(hiding if self.causal else ()):
             if not is_causal(calls[site]):
                 return f"{site[0] or 'the model'} saw later tokens: {why}"
         for site in sorted(self.divided):
@@ -134,7 +138,9 @@ def as_first(forward: Forward) -> AsFirst:
         crossing=frozenset((one.module, one.call) for one in forward.calls if one.kind == "cross"),
         causal=all(is_causal(call) for call in own),
         several=forward.new > 1,
-        only_own=all(call.keys.shape[2] == forward.new for call in own),
+        only_own=frozenset(
+            (call.module, call.call) for call in own if call.keys.shape[2] == forward.new
+        ),
         divided=frozenset(
             (call.module, call.call) for call in own if not (is_causal(call) or sees_alike(call))
         ),
