@@ -33,7 +33,7 @@ def latents_of(trace: Trace, layer: int) -> CacheLayer | None:
 
 
 def rows_are(trace: Trace, layer: int) -> str:
-    """What K and V of a layer are: "cache", "cache of L2", "from latents", "not cached"."""
+    """What K and V of a layer are: "cache", "cache of L2", "from latents", "not cached" etc."""
     site, store = trace.site(layer), trace.cache_layer(layer)
     if site.kind == "encoder":
         return "of the encoder itself"
@@ -42,7 +42,8 @@ def rows_are(trace: Trace, layer: int) -> str:
     if site.source == "shared" and site.shared_from is not None:
         return f"cache of L{site.shared_from}"
     if store.kind == "derived":
-        return "from latents" if latents_of(trace, layer) is not None else "derived"
+        made = "copied from another layer" if site.source == "cache" else "derived"
+        return "from latents" if latents_of(trace, layer) is not None else made
     if site.source == "uncached" or store.kind == "uncached":
         return "not cached"
     return "cache"

@@ -66,7 +66,8 @@ class CacheLayer(Struct, frozen=True, omit_defaults=True):
             "quantised", "cross", "latent" (MLA: keys hold the latent, values the rotary key, which
             has no features where positions are not encoded),
             "state" (recurrent: constant in length), or "derived" (rows made anew from another
-            cache layer each step) and "uncached" (never kept); the last two hold no memory.
+            cache layer each step, or copied from it) and "uncached" (never kept); the last two
+            hold no memory.
         num_kv_heads, key_dim, value_dim: Shape of a row: keys [kv_heads, seq, key_dim].
         dtype: Of the stored rows; see `dtypes`.
         window: Rows a sliding layer keeps in view, None if all.

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from kvtrace.analysis.cost.extent import extent
 from kvtrace.analysis.rows.changes import row_count
-from kvtrace.trace import CacheLayer, CacheStep, Trace
+from kvtrace.trace import CacheLayer, CacheStep, Step, Trace
 from kvtrace.trace.dtypes import itemsize
 
 
@@ -98,7 +98,7 @@ def cache_memory(trace: Trace, number: int) -> CacheMemory:
         state_bytes=sum(trace.meta.cache_layers[i].state_bytes for i in by_layer),
         mha=_as_heads(trace, by_layer, step.num_sequences, one=False),
         mqa=_as_heads(trace, by_layer, step.num_sequences, one=True),
-        unshared=held + _shared_bytes(trace, by_layer, step.num_sequences),
+        unshared=held + _shared_bytes(trace, by_layer, step),
         unwindowed=held + full,
     )
 
@@ -155,9 +155,13 @@ def _rows_behind(
     return max(latents, default=0)
 
 
-def _shared_bytes(trace: Trace, held: dict[int, LayerMemory], sequences: int) -> int:
+def _shared_bytes(trace: Trace, held: dict[int, LayerMemory], step: Step) -> int:
     """What the sites that take over another's rows would hold if they kept their own."""
     shared = [site.reads for site in trace.meta.sites if site.source == "shared"]
-    return sum(
-        held[layer].rows * held[layer].row_bytes * sequences for layer in shared if layer in held
-    )
+    taken = [held[layer] for layer in shared if layer in held]
+    for site in trace.meta.sites:
+        layer = trace.meta.cache_layers[site.reads]
+        if layer.kind == "derived" and site.source == "cache":  # of rows alone, not of latents
+            copied = _layer(layer, step.cache_step(layer.index), 1)
+            taken += [copied] if copied else []
+    return sum(one.rows * one.row_bytes * step.num_sequences for one in taken)

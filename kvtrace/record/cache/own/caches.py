@@ -55,8 +55,9 @@ class OwnCaches:
 
     def begin(self) -> None:
         """A forward is entered."""
-        self._made, self._seen, self._memo, self._learning.holders = {}, {}, {}, None
+        self._made, self._seen, self._memo = {}, {}, {}
         self._grown, self._steady_step = {}, None
+        self._learning.begin()
 
     def made(
         self,
@@ -76,6 +77,7 @@ class OwnCaches:
         """
         seen = self.derived.of(call, limit)
         use = self._uses.setdefault(seen.store, SiteUse())
+        self._learning.twins.meet(use, seen)
         capacity = self.stores.layers[seen.store].capacity
         kept = seen.step.parent is not None and not seen.step.computed
         if kept and use.found and use.outgrown(len(seen.step.slots), capacity, call.keys):
@@ -258,7 +260,7 @@ class OwnCaches:
         """Of caches that hold no more than their rows: all, and a row of each; that of buffers."""
         total, each, buffers = 0, 0, []
         for store, made in self._made.items():
-            if not made.cached or self._uses[store].counted:
+            if not made.cached or self._uses[store].counted or self._uses[store].twin:
                 continue
             layer, found = self.stores.layers[store], self._uses[store].found
             if layer.capacity and len(found) == 2:

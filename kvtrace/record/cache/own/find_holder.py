@@ -93,7 +93,7 @@ def _kept(rows: Tensor, holder: Holder, among: Sequence[Holder]) -> tuple[int, .
     are named alike.
     """
     wanted = digest(rows[:1, :1])[0]
-    both = np.isin(wanted, _held(rows, holder.tensor))
+    both = np.isin(wanted, held_digests(rows, holder.tensor))
     if not both.any():
         return None
     beside = [one for one in among if one.rank == holder.rank and one.tensor.dtype == rows.dtype]
@@ -102,7 +102,7 @@ def _kept(rows: Tensor, holder: Holder, among: Sequence[Holder]) -> tuple[int, .
         looked += one.tensor.numel()
         if both.all() or looked > LARGEST:
             break
-        both |= np.isin(wanted, _held(rows, one.tensor))
+        both |= np.isin(wanted, held_digests(rows, one.tensor))
     return None if both.all() else tuple(np.flatnonzero(both).tolist())
 
 
@@ -112,7 +112,7 @@ def _alike(name: str, other: str) -> int:
     return next((n for n, (a, b) in enumerate(both) if a != b), min(len(name), len(other)))
 
 
-def _held(rows: Tensor, tensor: Tensor) -> np.ndarray:
+def held_digests(rows: Tensor, tensor: Tensor) -> np.ndarray:
     """Digests of what a tensor holds that may be rows of the first head, by its sizes."""
     dim = rows.shape[3]
     found = [digest(rows[:1, :1, :0])[0]]

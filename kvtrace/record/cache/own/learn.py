@@ -17,6 +17,7 @@ from kvtrace.record.cache.own.find_holder import FoundHolder, find, held_by
 from kvtrace.record.cache.own.holders import Holder, going_on, holders
 from kvtrace.record.cache.own.seen_call import SeenCall
 from kvtrace.record.cache.own.site_use import LOOKS, SiteUse
+from kvtrace.record.cache.own.twins import Twins
 from kvtrace.record.cache.own.unrotated import find_turned
 from kvtrace.record.cache.stores import Stores
 from kvtrace.record.capture.attention.calls import AttentionCall
@@ -35,10 +36,17 @@ class Learning:
 
     Attributes:
         holders: All that may hold rows in the forward that runs; None: not looked for yet.
+        twins: Which of its cache layers may be copies of others.
     """
 
     holders: list[Holder] | None = None
+    twins: Twins = field(default_factory=Twins)
     _held_last: dict[str, str] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """A forward is entered."""
+        self.holders = None
+        self.twins.begin()
 
     def learn(
         self, use: SiteUse, call: AttentionCall, seen: SeenCall, forward: Forward, *, again: bool
@@ -79,6 +87,7 @@ class Learning:
         )
         if use.keys is None and use.values is not None and use.turned is None:
             use.turned = find_turned(call.keys, old[::-1].tolist(), around)
+        use.twin = self.twins.is_one(use, seen, call.values, around)
 
     def _is_held(self, use: SiteUse, call: AttentionCall, seen: SeenCall, forward: Forward) -> bool:
         """Whether the rows of a text that begins are kept, too: it may be one without the cache."""
@@ -146,7 +155,7 @@ def say(
     window = layer.window
     if step.gone and not step.computed and rows == step.before and not step.cropped:
         window = window or _reach(step, visible)
-    kind = "sliding" if window else "static" if capacity else "dynamic"
+    kind = _kind(use, window, capacity)
     remark = layer.remark
     if step.rotated and step.again > 1:
         remark = ROTATED
@@ -159,6 +168,13 @@ def say(
     if len(use.found) == 1:
         where = f"{'keys' if use.keys else 'values'}: {where}"
     stores.say(store, kind=kind, capacity=capacity, window=window, where=where, remark=remark)
+
+
+def _kind(use: SiteUse, window: int | None, capacity: int | None) -> str:
+    """Class of a cache layer in a plain word."""
+    if use.twin:
+        return "derived"
+    return "sliding" if window else "static" if capacity else "dynamic"
 
 
 def _reach(step: RowStep, visible: Tensor | None) -> int:

@@ -30,6 +30,7 @@ class SiteUse:
         left: Slots of the rows that were kept of the last step, where not all were.
         beside: Rows that stand for no token are not kept: the model adds them each time.
         counted: They are held by a cache that was seen: its memory counts there.
+        twin: They are copies of another cache layer's, which are held once for both.
     """
 
     read: bool = False
@@ -43,6 +44,7 @@ class SiteUse:
     left: Slots | None = None
     beside: bool = False
     counted: bool = False
+    twin: bool = False
 
     @property
     def found(self) -> list[FoundHolder]:
@@ -58,7 +60,8 @@ class SiteUse:
     def settled(self) -> bool:
         """Whether there is nothing more to look for."""
         best = len(self.found) == 2 and all(x.rank > 0 and x.axis >= 0 for x in self.found)
-        return best or self.looks >= LOOKS
+        # places may hold the same rows until a step adds others to one of them
+        return (best and not self.twin) or self.looks >= LOOKS
 
     def outgrown(self, rows: int, capacity: int | None, keys: Tensor) -> bool:
         """Whether the rows must have gone to other memory, which has room for more.
