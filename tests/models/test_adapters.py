@@ -3,52 +3,48 @@
 import json
 import shutil
 import sys
-from types import SimpleNamespace
+from copy import copy
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from builders.hub import FakeHub, Repository
 from builders.load_child import LoadChild
 from kvtrace.errors import KvtraceError
-from kvtrace.models.hub import adapter
 from kvtrace.models.load import load
 from kvtrace.models.request import LoadRequest
 from kvtrace_fixtures import BUILT_IN
 
+# peft asks transformers for an attribute that has another name by now
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
-class Peft:
-    """As much of peft as is asked for: an adapter that adds to a bias, or a prompt."""
-
-    def __init__(self, prompt):
-        self.prompt, self.PeftModel = prompt, self
-
-    def from_pretrained(self, model, folder):
-        more = load_file(folder + "/adapter_model.safetensors")["bias"]
-        model.transformer.h[0].attn.c_attn.bias.data += more
-        config = SimpleNamespace(is_prompt_learning=self.prompt)
-        return SimpleNamespace(get_base_model=lambda: model, active_peft_config=config)
+SCALE = 4 / 2  # lora_alpha / r, as LoRA scales what it adds
+LORA = LoraConfig(
+    task_type="CAUSAL_LM",
+    r=2,
+    lora_alpha=4,
+    target_modules=["c_attn"],
+    fan_in_fan_out=True,
+    init_lora_weights=False,
+)
+PROMPT = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """An adapter of the built-in model's copy beside it."""
+    """LoRA for the built-in model's copy beside it."""
     shutil.copytree(BUILT_IN["demo"].directory, tmp_path / "base")
-    made = tmp_path / "mine"
-    made.mkdir()
-    save_file({"bias": torch.ones(288)}, made / "adapter_model.safetensors")
-    return _says(made, base_model_name_or_path=str(tmp_path / "base"))
+    return _adapter(tmp_path / "mine", tmp_path / "base", LORA)
 
 
-@pytest.fixture
-def peft(monkeypatch):
-    """Has it installed, where only the load gate sees it."""
-
-    def install(prompt=False):
-        monkeypatch.setattr(adapter, "import_module", lambda name: Peft(prompt))
-
-    return install
+def _adapter(folder, base, config):
+    """The directory that peft writes of an adapter for the model in another one."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, copy(config)).save_pretrained(folder)
+    return folder
 
 
 def _says(folder, **values):
@@ -66,11 +62,14 @@ def _message(folder, **options):
     return type(raised.value).__name__, str(raised.value)
 
 
-def test_an_adapter_is_put_on_the_base_model_that_it_names(folder, peft):
-    peft()
+def test_an_adapter_is_put_on_the_base_model_that_it_names(folder):
     base, adapted = _loaded(folder.parent / "base"), _loaded(folder)
-    one, other = (x.model.transformer.h[0].attn.c_attn.bias for x in (base, adapted))
-    assert torch.equal(other, one + 1)
+    told = load_file(folder / "adapter_model.safetensors")
+    first = "base_model.model.transformer.h.0.attn.c_attn.lora_{}.weight"
+    down, up = told[first.format("A")], told[first.format("B")]
+    one, other = (x.model.transformer.h[0].attn.c_attn for x in (base, adapted))
+    x = torch.eye(len(one.weight))
+    torch.testing.assert_close(other(x), one(x) + SCALE * (x @ down.T @ up.T))
     assert adapted.card.name == "./mine"
     assert adapted.card.weights.startswith(f"{base.card.weights} + sha256:")
     assert adapted.chosen.startswith("adapter ./mine on directory ./base; GPT2LMHeadModel")
@@ -84,8 +83,8 @@ def test_without_peft_it_is_said_what_to_do(folder, monkeypatch):
     assert "`pip install peft` has it put on its base model, or merge it" in message
 
 
-def test_a_prompt_that_was_learned_is_no_adapter_of_the_model(folder, peft):
-    peft(prompt=True)
+def test_a_prompt_that_was_learned_is_no_adapter_of_the_model(folder):
+    _adapter(folder, folder.parent / "base", PROMPT)
     assert "generate with it in a script of yours, `kvtrace run" in _message(folder)[1]
 
 
@@ -99,8 +98,7 @@ BASES = {
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_a_base_that_is_none_is_named_and_runs_no_code(folder, peft, base):
-    peft()
+def test_a_base_that_is_none_is_named_and_runs_no_code(folder, base):
     _says(folder, base_model_name_or_path=str(folder) if base == "itself" else base)
     kind, message = _message(folder)
     assert kind == "ModelError"
@@ -108,8 +106,7 @@ def test_a_base_that_is_none_is_named_and_runs_no_code(folder, peft, base):
     assert BASES[base] in message
 
 
-def test_weights_of_an_adapter_are_no_pickle_unless_allowed(folder, peft):
-    peft()
+def test_weights_of_an_adapter_are_no_pickle_unless_allowed(folder):
     path = folder / "adapter_model.safetensors"
     path.rename(folder / "adapter_model.bin")
     assert _message(folder)[0] == "TrustError"
@@ -117,15 +114,33 @@ def test_weights_of_an_adapter_are_no_pickle_unless_allowed(folder, peft):
     assert "no adapter_model.safetensors beside" in _message(folder)[1]
 
 
-def test_an_adapter_in_another_encoding_is_named(folder, peft):
-    peft()
+def test_an_adapter_in_another_encoding_is_named(folder):
     (folder / "adapter_config.json").write_bytes('{"revision": "ä"}'.encode("latin-1"))
     assert "adapter_config.json: not UTF-8" in _message(folder)[1]
 
 
-def test_an_adapter_beside_a_whole_model_is_told(folder):
-    shutil.copy(folder / "adapter_config.json", folder.parent / "base")
-    assert "the adapter beside its weights was not used" in _loaded(folder.parent / "base").chosen
+@pytest.fixture
+def both(folder):
+    """A whole model with the adapter beside it."""
+    return shutil.copytree(folder, folder.parent / "base", dirs_exist_ok=True)
+
+
+def test_an_adapter_beside_a_whole_model_is_put_on_it(both):
+    loaded = _loaded(both)
+    assert hasattr(loaded.model.transformer.h[0].attn.c_attn, "lora_A")
+    assert "the adapter beside its weights is on it" in loaded.chosen
+
+
+def test_a_pickled_adapter_beside_a_whole_model_is_refused(both):
+    (both / "adapter_model.safetensors").rename(both / "adapter_model.bin")
+    assert _message(both)[0] == "TrustError"
+
+
+def test_without_peft_an_adapter_beside_a_whole_model_is_not_used(both, monkeypatch):
+    for place in ("transformers.integrations.peft", "kvtrace.models.hub.adapter"):
+        monkeypatch.setattr(f"{place}.is_peft_available", lambda: False)
+    (both / "adapter_model.safetensors").unlink()
+    assert "the adapter beside its weights was not used" in _loaded(both).chosen
 
 
 def test_an_adapter_on_the_hub_is_to_be_downloaded(folder, tmp_path):

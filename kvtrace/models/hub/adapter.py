@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msgspec import Struct
 from torch import nn
+from transformers.utils import is_peft_available
 
 from kvtrace.errors import ModelError, TrustError
 from kvtrace.models.hub.config import read_json
@@ -56,6 +57,11 @@ def read_adapter(folder: Path, allow_pickle: bool) -> Adapter:
         raise ModelError(
             f"{ADAPTER}: no base_model_name_or_path, the model that it belongs to; write it there"
         )
+    weights = _weights(folder, allow_pickle)
+    return Adapter(folder, base, revision if isinstance(revision, str) else "", weights)
+
+
+def _weights(folder: Path, allow_pickle: bool) -> Weights:
     pickled = not (folder / _DATA).is_file()
     path = folder / (_PICKLED if pickled else _DATA)
     if not path.is_file():
@@ -65,8 +71,7 @@ def read_adapter(folder: Path, allow_pickle: bool) -> Adapter:
             f"{path.name}: the adapter's weights are a pickle, which can run any code when it is "
             "read; save them as safetensors, or pass --allow-pickle"
         )
-    weights = Weights((path,), pickled, {}, 0)
-    return Adapter(folder, base, revision if isinstance(revision, str) else "", weights)
+    return Weights((path,), pickled, {}, 0)
 
 
 def put_on(model: nn.Module, adapter: Adapter) -> nn.Module:
@@ -94,6 +99,17 @@ def put_on(model: nn.Module, adapter: Adapter) -> nn.Module:
             "the model itself; generate with it in a script of yours, `kvtrace run script.py`"
         )
     return changed.eval()
+
+
+def check_beside(folder: Path, allow_pickle: bool) -> None:
+    """Look at the files of an adapter that transformers puts on a whole model, if peft is there.
+
+    Raises:
+        ModelError: It has no weights.
+        TrustError: They are a pickle, and that is not allowed.
+    """
+    if (folder / ADAPTER).is_file() and is_peft_available():
+        _weights(folder, allow_pickle)
 
 
 def beside(folder: Path, model: nn.Module) -> str:

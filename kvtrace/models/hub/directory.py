@@ -18,7 +18,7 @@ from kvtrace.configs import context_length, count
 from kvtrace.errors import MemoryLimitError, ModelError
 from kvtrace.models import memory
 from kvtrace.models.caching import check_caches
-from kvtrace.models.hub.adapter import beside
+from kvtrace.models.hub.adapter import beside, check_beside
 from kvtrace.models.hub.architecture import (
     check_outline,
     load_config,
@@ -142,6 +142,7 @@ def load_directory(
 def _plan(folder: Path, origin: Origin, request: LoadRequest, wait: Patience) -> _Plan:
     unused = judge(folder, origin.commit, request.trust_remote_code)
     weights = find_weights(folder, request.allow_pickle)
+    check_beside(folder, request.allow_pickle)
     check_sizes(read_config(folder), weights)
     config = load_config(folder, request.trust_remote_code)
     text = text_part(config)
