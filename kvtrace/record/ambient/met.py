@@ -161,6 +161,27 @@ def silent_of(models: Iterable[Met]) -> dict[str, int]:
     }
 
 
+def unseen_anywhere(module: nn.Module, told: Iterable[str], models: Iterable[Met]) -> Iterator[str]:
+    """Those of the sentences of what a model was not seen to do, that no other one did for it.
+
+    Args:
+        module: Of which nothing was recorded.
+        told: "path: …" or "path (Class): …", of each module that was not seen to attend.
+        models: All that were met; several may share modules.
+    """
+    attended = set[int]()
+    for one in models:
+        recorder = None if one.recording is None else one.recording.recorder
+        parts = dict(one.module.named_modules(remove_duplicate=False))
+        sites = () if recorder is None else recorder.meta.sites
+        attended |= {id(parts[site.module]) for site in sites if site.module in parts}
+    parts = dict(module.named_modules(remove_duplicate=False))
+    for sentence in told:
+        part = parts.get(sentence.split(" ")[0].rstrip(":"))
+        if part is None or not any(id(inner) in attended for inner in part.modules()):
+            yield sentence
+
+
 def kind_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...]:
     """What calls of a training loop have in common."""
     shapes = tuple(tuple(x.shape) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))

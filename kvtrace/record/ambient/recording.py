@@ -159,7 +159,9 @@ class AmbientRecording:
             return None
         meta, name = recording.recorder.meta, type(one.module).__name__
         if late.writer is None:
-            self._faults += [f"{name}: {why}" for why in meta.unseen if one.given_tokens]
+            if one.given_tokens:
+                unseen = met.unseen_anywhere(one.module, meta.unseen, self._models)
+                self._faults += [f"{name}: {why}" for why in unseen]
             return None
         return of_model(recording, meta, name)
 

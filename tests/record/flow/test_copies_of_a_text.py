@@ -23,9 +23,13 @@ class Model(nn.Module):
         for layer in self.layers:
             q, k, v = self.heads(layer(x))
             scores = q @ k.mT * q.shape[-1] ** -0.5
-            scores = scores.masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
-            x = x + (scores.softmax(-1) @ v).movedim(-2, 1).flatten(2)
+            later = torch.ones(scores.shape[-2:]).triu(1).bool()
+            scores = scores.masked_fill(later, -torch.inf)
+            x = x + self.joined(scores.softmax(-1) @ v)
         return x
+
+    def joined(self, y):
+        return y.movedim(-2, 1).flatten(2)
 
 
 class Guided(Model):
@@ -36,6 +40,19 @@ class Guided(Model):
 
     def heads(self, x):
         return x.unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+
+
+class InWindows(Model):
+    """Heads in front, then windows of two tokens, each of which sees itself alone."""
+
+    def begun(self, x):
+        return x
+
+    def heads(self, x):
+        return x.unflatten(-1, (3, 2, 16)).unflatten(1, (2, 2)).permute(3, 0, 4, 1, 2, 5)[:, 0]
+
+    def joined(self, y):
+        return y.permute(1, 2, 0, 3).reshape(1, 4, 32)
 
 
 class Grouped(Model):
@@ -49,10 +66,10 @@ class Grouped(Model):
         return q, k[:, :, :1].expand_as(q), v[:, :, :1].expand_as(q)
 
 
-@pytest.mark.parametrize(("kind", "said"), [(Guided, 1), (Grouped, 0)])
-def test_copies_of_one_text_count_as_heads_and_that_is_said_once(kind, said):
+@pytest.mark.parametrize(("kind", "said"), [(Guided, 1), (InWindows, 1), (Grouped, 0)])
+def test_copies_and_pieces_of_one_text_count_as_heads_and_that_is_said_once(kind, said):
     calls, model = [], kind()
     with torch.no_grad(), FlowWatch(model, sink=calls.append) as watch:
         model(IDS)
     assert [one.queries.shape[:2] for one in calls] == [(1, 4)] * 2
-    assert len([one for one in watch.notes if "of 2, counts as heads" in one]) == said
+    assert len([one for one in watch.notes if "heads lie along several axes" in one]) == said

@@ -145,3 +145,12 @@ def test_without_the_mask_of_frames_that_it_was_given_a_model_is_no_reference(tm
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert trace.meta.lanes[0].reference == "replayed"
     assert trace.compared(0).relative.max() < 1e-6
+
+
+def test_a_table_of_any_name_and_sight_fits_as_many_tokens_and_no_more():
+    who_sees_whom = (torch.arange(16) % 3 > 0).view(4, 4)
+    as_many = Extension(new=4, rows=4, most=1, tables=False, paths=())
+    more = Extension(new=4, rows=5, most=1, tables=False, paths=())
+    assert as_many.extended("seen", who_sees_whom, opened=False) is who_sees_whom
+    with pytest.raises(CannotExtendError, match="belongs to its tokens"):
+        more.extended("seen", who_sees_whom, opened=False)

@@ -57,7 +57,7 @@ class Forgotten:
         if step.parent is None:
             self._starts.update(row[0] for row in step.tokens if row)
         odd = before is None or step.packed is not None or not step.caches
-        if before is None or odd or _is_summed_up(self.trace, step):
+        if before is None or odd or _reads_elsewhere(step, before) or self._is_summed_up(step):
             return None
         empty = not any(group.length_before for group in step.caches)
         if step.parent is None and empty and _told_to_go_on(step, before):
@@ -134,12 +134,20 @@ class Forgotten:
         evidence = f"the step {where}, but its cache {has}: {missing} {are} missing"
         return Finding("HISTORY-LOST", *at, evidence, row=0)
 
+    def _is_summed_up(self, step: Step) -> bool:
+        """Whether it is given what an earlier one summed up, and its cache is empty on purpose."""
+        if step.parent is not None or self.trace.compared(step.number) is not None:
+            return False
+        return any(HANDED_BACK in note.text for note in self.trace.notes if note.kind == "note")
 
-def _is_summed_up(trace: Trace, step: Step) -> bool:
-    """Whether a step is given what an earlier one summed up, and its cache is empty on purpose."""
-    if step.parent is not None or trace.compared(step.number) is not None:
-        return False
-    return any(HANDED_BACK in note.text for note in trace.notes if note.kind == "note")
+
+def _reads_elsewhere(step: Step, before: Step) -> bool:
+    """Whether a step attends at other places than the one before, of whose rows nothing is known.
+
+    As where a prompt is read in windows by one module, and the rest from a cache by another.
+    """
+    layers = (layer for group in step.caches for layer in group.layers)
+    return all(before.cache_step(layer) is None for layer in layers)
 
 
 def _told_to_go_on(step: Step, before: Step) -> bool:

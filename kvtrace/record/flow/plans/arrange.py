@@ -221,7 +221,7 @@ def _batch(
     if alone and all(letters.sizes[x] != batch for x in shared):
         return outer, ""  # sequences that share one set of keys, as beams do what an encoder said
     if batch == 1 or not shared:
-        return "", _copies(found, letters)
+        return "", _copies(found)
     if batch is None:
         # nobody said: of two shared axes the outer one holds the sequences everywhere
         return (shared[0], "") if len(shared) > 1 else ("", "")
@@ -235,15 +235,14 @@ def _batch(
     return outer, f"an axis of {letters.sizes[merged[0]]} is sequences × heads, in this order"
 
 
-def _copies(found: Structure, letters: Letters) -> str:
-    """What is to be said of one text whose first axis may hold copies of it; mostly nothing."""
+def _copies(found: Structure) -> str:
+    """What is to be said of one text, an axis of which may hold copies or pieces of it."""
     if len(found.shared) < 2 or found.first not in found.shared:
         return ""
-    count = letters.sizes[found.first]
     return (
-        f"the first axis, of {count}, counts as heads, for one text came in; where that is "
-        f"computed {count} times at once, as classifier-free guidance does, heads of one copy "
-        "come before those of the next"
+        "heads lie along several axes, for one text came in; where one of them holds copies of "
+        "it, as classifier-free guidance makes them, or pieces, as windows and patches are, those "
+        "count as heads as well"
     )
 
 

@@ -149,6 +149,8 @@ class Extension(Struct, frozen=True):
             return mask
         if self._is_beside(name, value):
             return value if self.new == 1 else _for_each(value, rows)
+        if rows == self.new and _is_table(value, rows):
+            return value
         axes = [axis for axis, size in enumerate(value.shape) if size == self.new]
         if not axes or (self.new == 1 and MASK.search(name) and _is_of_another_text(value)):
             return value
@@ -173,6 +175,12 @@ class Extension(Struct, frozen=True):
             return False
         odd = _counts_one(value) if self.new == 1 else False
         return not odd and bool((value == value[..., :1, :]).all())
+
+
+def _is_table(value: Tensor, rows: int) -> bool:
+    """Whether it says of each pair of tokens who sees whom, and fits as many others."""
+    square = tuple(value.shape[-2:]) == (rows, rows) and value.numel() == rows * rows
+    return square and value.dtype == torch.bool
 
 
 def is_single(name: str, value: object, new: int) -> bool:
