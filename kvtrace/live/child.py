@@ -54,7 +54,7 @@ def _record(request: Request, voice: Voice, orders: Orders) -> int:
     except BaseException as error:
         told = blame.error_of(error, recording.script)
         details = "".join(traceback.format_exception(error))
-        voice.say(Failed(told.exit_code, str(told), details))
+        voice.say(Failed(told.exit_code, recording.as_asked(str(told)), details))
         return told.exit_code
     return 0
 

@@ -60,6 +60,10 @@ class Recording:
             try_other_ways(loaded, driven, asked, self._path, self._voice, self._orders)
         self._voice.say(Ended(ending.reason, ending.text, self._request.output))
 
+    def as_asked(self, text: str) -> str:
+        """What is said of the trace, with the name that the user gave it."""
+        return text.replace(str(self._path), self._request.output)
+
     def _decode(self, loaded: Loaded) -> tuple[Driven, Ending]:
         with loaded.around():
             driven = self._drive(loaded)
