@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvtrace.cli.shared.grammar import Verb
 from kvtrace.cli.shared.outputs import report
+from kvtrace.cli.shared.parser import named
 
 if TYPE_CHECKING:
     from kvtrace.analysis.two_runs.diff import Diff
@@ -53,8 +54,8 @@ def _facts(found: Diff) -> object:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("old", metavar="OLD", type=Path, help="the run that is taken as right")
-    parser.add_argument("new", metavar="NEW", type=Path, help="the run that may differ")
+    parser.add_argument("old", metavar="OLD", type=named, help="the run that is taken as right")
+    parser.add_argument("new", metavar="NEW", type=named, help="the run that may differ")
     told = parser.add_mutually_exclusive_group()
     told.add_argument("--json", action="store_true", help="as JSON, nothing rounded")
     told.add_argument("-q", "--quiet", action="store_true", help="one line")

@@ -21,6 +21,9 @@ from kvtrace.errors import KvtraceError, UsageError
 from kvtrace.text import safe, safe_lines
 
 _LONGEST = 2000
+_NO_MEMORY = "there is not enough memory for this; free some, or record less"
+_UNMAPPED = "failed to map segment"
+"""What the system's loader says of a library for which there is no memory."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,14 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         code = 0  # the reader of our output has seen enough
     except MemoryError as error:
-        code = _tell(
-            3, "there is not enough memory for this; free some, or record less", error, debug
-        )
+        code = _tell(3, _NO_MEMORY, error, debug)
     except OSError as error:
         what = error.filename or "the terminal or a pipe"
         code = _tell(74, f"{what}: {error.strerror or error}", error, debug)
     except Exception as error:
         text = f"internal error, {type(error).__name__}: {error}; --debug shows where"
+        if isinstance(error, ImportError) and _UNMAPPED in str(error):
+            text = _NO_MEMORY
         code = _tell(3, text, error, debug)
     return _let_go_of_output(code)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrace.cli.shared.grammar import Verb
+from kvtrace.cli.shared.parser import named
 from kvtrace.cli.show.plain import plain
 from kvtrace.text import safe
 from kvtrace.units import byte_size, counted
@@ -80,7 +80,7 @@ def _ended(report: FileReport) -> str:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", type=Path, help="a trace (.kvt)")
+    parser.add_argument("file", metavar="FILE", type=named, help="a trace (.kvt)")
     parser.add_argument("--json", action="store_true", help="as JSON, strings in full")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from kvtrace import units
 from kvtrace.cli.shared import losses, outputs
 from kvtrace.cli.shared.grammar import Verb
+from kvtrace.cli.shared.parser import named
 from kvtrace.errors import UsageError
 from kvtrace.paths import is_folder
 from kvtrace.text import safe
@@ -36,10 +37,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        type=Path,
+        type=named,
         help="the trace of each rank (NAME.rank0.kvt …), or the folder that holds them",
     )
-    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the whole")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=named, required=True, help="the whole"
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
 

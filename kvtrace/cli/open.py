@@ -66,7 +66,9 @@ def _print(trace: Trace, asked: Place | None) -> int:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", type=Path, help="a trace (.kvt)")
+    from kvtrace.cli.shared.parser import named
+
+    parser.add_argument("file", metavar="FILE", type=named, help="a trace (.kvt)")
     parser.add_argument(
         "--at",
         metavar="STEP/LAYER/HEAD/TENSOR",

@@ -8,6 +8,7 @@ from pathlib import Path
 from kvtrace import units
 from kvtrace.cli.shared import losses, outputs
 from kvtrace.cli.shared.grammar import Verb
+from kvtrace.cli.shared.parser import named
 from kvtrace.text import safe
 
 
@@ -24,9 +25,9 @@ def run(values: argparse.Namespace) -> int:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", type=Path, help="a trace (.kvt)")
+    parser.add_argument("file", metavar="FILE", type=named, help="a trace (.kvt)")
     parser.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, help="default: FILE's name with .recovered.kvt"
+        "-o", "--output", metavar="OUT", type=named, help="default: FILE's name with .recovered.kvt"
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
 

@@ -15,6 +15,7 @@ from kvtrace.cli.shared import outputs
 from kvtrace.cli.shared.grammar import Verb
 from kvtrace.cli.shared.is_trace import is_trace
 from kvtrace.cli.shared.options import RECOMPUTE
+from kvtrace.cli.shared.parser import named
 from kvtrace.errors import UsageError
 from kvtrace.paths import NOTEBOOK
 
@@ -65,6 +66,8 @@ def _check(script: str) -> None:
     Raises:
         UsageError: There is none.
     """
+    if not script:
+        raise UsageError("the name of the script is empty; is a variable of the shell unset?")
     path = Path(script)
     if path.is_dir():
         raise UsageError(f"{script}: is a directory; name the script in it, or -m a module")
@@ -111,7 +114,7 @@ def _divided(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--module", action="store_true", help="run a module, not a file")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help="the trace; default: SCRIPT.kvt here"
+        "-o", "--output", metavar="FILE", type=named, help="the trace; default: SCRIPT.kvt here"
     )
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
     parser.add_argument(

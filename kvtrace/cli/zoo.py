@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kvtrace.cli.shared import outputs
 from kvtrace.cli.shared.grammar import Verb
+from kvtrace.cli.shared.parser import named
 from kvtrace.errors import RecordError, UsageError
 from kvtrace.text import safe
 from kvtrace.units import byte_size
@@ -108,7 +109,7 @@ def _show(path: Path, *, mouse: bool) -> int:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="which one; without it, a list")
     parser.add_argument("--record", action="store_true", help="record it, without a screen")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where to keep it")
+    parser.add_argument("-o", "--output", metavar="FILE", type=named, help="where to keep it")
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
     parser.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -250,7 +251,7 @@ class Session:
         if self._steps:
             kept = f" {len(self._steps)} steps are safe: kvtrace open {self.output}."
         if status == -signal.SIGKILL:
-            return self._fail(3, f"the recorder was killed (9), likely for memory.{kept}")
+            return self._fail(3, f"the recorder was killed (9), {_likely()}.{kept}")
         what = f"exited with status {status}"
         if status < 0:
             known = -status in list(signal.Signals)
@@ -258,6 +259,15 @@ class Session:
             what = f"was ended by {name} ({-status})"
         last = self._last_lines.told()
         return self._fail(3, f"the recorder {what} while {self._doing}.{kept}{last}")
+
+
+def _likely() -> str:
+    """What kills processes that nobody ended: the limit on their seconds, or too little memory."""
+    allowed = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    taken = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if allowed != resource.RLIM_INFINITY and taken.ru_utime + taken.ru_stime > allowed - 1:
+        return f"for it took the {allowed} s of CPU time that it is allowed (ulimit -t)"
+    return "likely for memory"
 
 
 def child_command() -> list[str]:

@@ -207,3 +207,14 @@ def test_an_error_that_nobody_can_hear_keeps_its_exit_code(folder):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([*command, "show", "absent.kvt"], stderr=full, cwd=folder)
     assert done.returncode == 65
+
+
+def test_a_recorder_that_took_its_seconds_of_cpu_is_told_so_and_not_of_memory(folder):
+    (folder / "busy.py").write_text("while True:\n    pass\n")
+    code, _, err = run(
+        "record", "busy.py:make", "hello", "-o", "a.kvt",
+        cwd=folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (3, 3)),
+    )  # fmt: skip
+    assert code == 3
+    (last,) = err.splitlines()[-1:]
+    assert "killed (9), for it took the 3 s of CPU time that it is allowed (ulimit -t)" in last

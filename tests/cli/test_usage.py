@@ -1,4 +1,5 @@
 import os
+import resource
 import subprocess
 import sys
 
@@ -33,6 +34,13 @@ WRONG = {
     ("open", "a.kvt", "--at", "1/2/3/4"): "is no place in a trace",
     ("show", "a.kvt", "--steps", "x"): "'x' is no range of steps",
     ("show", "a.kvt", "--tensor", "weight"): "invalid choice: 'weight'",
+    ("show", ""): "argument FILE: the name is empty",
+    ("open", ""): "argument FILE: the name is empty",
+    ("diff", "", "a.kvt"): "argument OLD: the name is empty",
+    ("merge", "", "-o", "a.kvt"): "argument FILE: the name is empty",
+    ("record", "demo", "x", "-o", ""): "argument -o/--output: the name is empty",
+    ("check", ""): "no model",
+    ("run", ""): "the name of the script is empty",
     ("info",): "required: FILE",
     ("recover",): "required: FILE",
 }
@@ -170,7 +178,7 @@ def test_a_prompt_from_an_input_that_the_shell_closed_is_a_usage_error(kvtrace, 
 
 def test_a_lone_file_is_read_as_the_parser_reads_it(tmp_path):
     verb = load("open")
-    for word in ("a.kvt", "", "a b", str(tmp_path)):
+    for word in ("a.kvt", "a b", str(tmp_path)):
         parsed = verb.parser().parse_intermixed_args([word])
         parsed.after = []
         assert vars(verb.parsed([word])) == vars(parsed)
@@ -199,3 +207,16 @@ def test_a_long_text_of_a_table_goes_on_under_itself(monkeypatch):
         "            model",
         "  ./folder  a directory",
     ]
+
+
+def test_a_library_that_memory_does_not_suffice_for_is_told_as_that():
+    ran = subprocess.run(
+        [sys.executable, "-m", "kvtrace", "show", "no.kvt"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (55_000 << 10,) * 2),
+    )
+    assert ran.returncode == 3
+    assert ran.stderr == (
+        "kvtrace: there is not enough memory for this; free some, or record less\n"
+    )

@@ -229,3 +229,15 @@ def test_an_error_of_ours_is_one_safe_line_and_debug_shows_where(path, debug):
         assert b"internal error, ValueError: planted" in terminal.output
         assert (b"Traceback" in terminal.output) == bool(debug)
         assert b"\x1b]0;owned" not in terminal.output
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("TEXTUAL_DRIVER", "no.such:Driver"), ("TEXTUAL_COLOR_SYSTEM", "purple")]
+)
+def test_a_screen_that_the_environment_makes_impossible_names_the_variable(
+    path, tmp_path, key, value
+):
+    errors = tmp_path / "errors.txt"
+    with kvtrace("open", path, errors=errors, environ={key: value}) as terminal:
+        assert terminal.ended() == 2
+    assert errors.read_text().startswith(f"kvtrace: {key}={value}: no screen can be made so (")

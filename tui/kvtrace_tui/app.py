@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from kvtrace.errors import KvtraceError
-from kvtrace.text import safe
+from kvtrace.errors import KvtraceError, UsageError
+from kvtrace.text import safe, said_by
 from kvtrace.trace import Trace
 from kvtrace_tui.desk import moves
 from kvtrace_tui.desk.cursor import Axis, Cursor
@@ -208,8 +209,8 @@ def run(
     name = "" if callable(trace) else safe(trace.name)
     follower = Follower(opener, live, None if live is not None else opener())
     gc.disable()
-    app = KvtraceApp(follower, name, make_panes, at)
     try:
+        app = _made(follower, name, make_panes, at)
         with writable(), short_turns():
             code = app.run(mouse=mouse)
     finally:
@@ -218,6 +219,24 @@ def run(
     if app.failure is not None:
         raise app.failure
     return code if code is not None else (app.return_code or 0)
+
+
+def _made(follower: Follower, name: str, make_panes: PaneMaker, at: At | None) -> KvtraceApp:
+    """The app, which Textual makes as its variables of the environment say.
+
+    Raises:
+        UsageError: It can't, by what they say.
+    """
+    try:
+        return KvtraceApp(follower, name, make_panes, at)
+    except Exception as error:
+        asked = [f"{key}={value}" for key, value in os.environ.items() if key.startswith("TEXTUAL")]
+        if not asked:
+            raise
+        raise UsageError(
+            f"{safe(', '.join(asked), 200)}: no screen can be made so ({said_by(error, 120)}); "
+            "unset it in the environment"
+        ) from error
 
 
 def _opener(path: Path) -> Callable[[], Trace]:
@@ -237,6 +256,4 @@ def _cursor(trace: Trace, at: At) -> Cursor:
 
 
 def _no_color() -> bool:
-    import os
-
     return "NO_COLOR" in os.environ

@@ -55,6 +55,8 @@ def _traces(words: list[str]) -> list[Path]:
 
 def _is_trace(word: str) -> bool:
     """Whether it names a trace, or a folder with those of ranks and no model."""
+    if not word:
+        return False
     path = Path(word)
     if word.endswith(".kvt") or is_trace(path):
         return True

@@ -62,7 +62,7 @@ class Verb(Struct, frozen=True):
     def parsed(self, words: Sequence[str]) -> argparse.Namespace:
         """What its words mean; those that are not ours are its `after`."""
         own, after = self.divided(words)
-        if self.lone is not None and len(words) == len(own) == 1 and own[0][:1] != "-":
+        if self.lone is not None and len(words) == len(own) == 1 and own[0][:1] not in ("", "-"):
             return self.lone(own[0])
         values = self.parser().parse_intermixed_args(own)
         values.after = list(after)

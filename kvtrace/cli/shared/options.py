@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from kvtrace.cli.shared import prompts
-from kvtrace.cli.shared.parser import natural, temperature
+from kvtrace.cli.shared.parser import named, natural, temperature
 from kvtrace.errors import UsageError
 from kvtrace.live.messages import Request
 
@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser, *, unasked_tokens: int = 32) -> None:
     _run_options(parser.add_argument_group("the run"), unasked_tokens)
     _model_options(parser.add_argument_group("the model"))
     output = parser.add_argument_group("the trace")
-    output.add_argument("-o", "--output", metavar="FILE", type=Path, help="where to keep it")
+    output.add_argument("-o", "--output", metavar="FILE", type=named, help="where to keep it")
     output.add_argument("--force", action="store_true", help="replace FILE if it exists")
 
 

@@ -9,6 +9,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import NoReturn
 
 from kvtrace.errors import UsageError
@@ -98,6 +99,17 @@ def _joined(lines: Sequence[str]) -> list[str]:
 def _last_column(line: str) -> int:
     """Where the last text begins that two spaces set apart from what is before it."""
     return max(match.end() for match in re.finditer(r"^ *|(?<=\S)   *", line))
+
+
+def named(text: str) -> Path:
+    """The path of a file; an empty word is none, and no name for the folder we are in.
+
+    Raises:
+        argparse.ArgumentTypeError: It is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; is a variable of the shell unset?")
+    return Path(text)
 
 
 def natural(text: str) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtrace.cli.shared.grammar import Verb
-from kvtrace.cli.shared.parser import natural
+from kvtrace.cli.shared.parser import named, natural
 
 if TYPE_CHECKING:
     from kvtrace.cli.show import pick
@@ -83,7 +82,7 @@ def place_lines(trace: Trace, place: pick.Place, *, every: bool = False, strict:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     from kvtrace.cli.show.names import TENSORS
 
-    parser.add_argument("file", metavar="FILE", type=Path, help="a trace (.kvt)")
+    parser.add_argument("file", metavar="FILE", type=named, help="a trace (.kvt)")
     parser.add_argument("--json", action="store_true", help="as JSON, nothing rounded")
     parser.add_argument("--steps", metavar="A:B", help="only these steps (B excluded)")
     place = parser.add_argument_group("one place")
