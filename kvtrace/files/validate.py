@@ -79,7 +79,15 @@ def _fixed_site(site: Site) -> Site:
 def _fixed_layer(layer: CacheLayer) -> CacheLayer:
     """What no later META may say otherwise: a layer that grows may turn out to be a buffer."""
     return replace(
-        layer, kind="", window=None, capacity=None, where="", remark="", shared_dim=0, block_slots=0
+        layer,
+        kind="",
+        window=None,
+        capacity=None,
+        where="",
+        remark="",
+        shared_dim=0,
+        block_slots=0,
+        latent_bytes=0,
     )
 
 
@@ -88,6 +96,7 @@ def _sound_layer(layer: CacheLayer) -> bool:
     least = 0 if layer.kind == "latent" else 1
     dims = 0 < layer.key_dim <= MAX_DIM and least <= layer.value_dim <= MAX_DIM
     dims = dims and 0 <= layer.shared_dim <= min(layer.key_dim, layer.value_dim)
+    dims = dims and 0 <= layer.latent_bytes <= MAX_DIM * MAX_HEADS
     heads = 0 < layer.num_kv_heads <= MAX_HEADS and dtypes.known(layer.dtype)
     return dims and heads and _part(layer.num_kv_heads, layer.first_kv_head, layer.all_kv_heads)
 

@@ -7,6 +7,8 @@ from enum import IntEnum
 
 from msgspec import Struct, field
 
+from kvtrace.trace.dtypes import itemsize
+
 FORMAT_VERSION = 1
 
 
@@ -82,6 +84,8 @@ class CacheLayer(Struct, frozen=True, omit_defaults=True):
             the keys are latent and rotary key, the values the latent).
         block_slots: Slots of a block, where the requests of an engine share one pool of blocks;
             `capacity` is then that of the pool. 0: there is none.
+        latent_bytes: What is kept of each row, where K and V are made anew of it in every step:
+            latents, the layer's input. 0: K and V themselves are kept.
     """
 
     index: int
@@ -100,6 +104,7 @@ class CacheLayer(Struct, frozen=True, omit_defaults=True):
     remark: str = ""
     shared_dim: int = 0
     block_slots: int = 0
+    latent_bytes: int = 0
 
     def dim(self, tensor: Tensor) -> int:
         """Features of a row of K or V."""
@@ -109,6 +114,11 @@ class CacheLayer(Struct, frozen=True, omit_defaults=True):
     def held_dim(self) -> int:
         """Features of a row of K and V together, as far as they are held apart."""
         return self.key_dim + self.value_dim - self.shared_dim
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that are kept of one row, all kv heads."""
+        return self.latent_bytes or self.num_kv_heads * self.held_dim * itemsize(self.dtype)
 
     @property
     def held(self) -> bool:

@@ -65,7 +65,7 @@ def row_bytes(layer: CacheLayer) -> int:
     """Bytes of one K row and its V row over all kv heads; 0 for recurrent layers."""
     if layer.kind == "state":
         return 0
-    return layer.num_kv_heads * layer.held_dim * itemsize(layer.dtype)
+    return layer.row_bytes
 
 
 def cache_memory(trace: Trace, number: int) -> CacheMemory:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.forward import CacheUpdate, Recurrent
 from kvtrace.record.match import digest, nearly, same
-from kvtrace.trace import INEXACT, CacheLayer, dtypes
+from kvtrace.trace import INEXACT, CacheLayer
 
 Key = tuple[object, ...]
 
@@ -98,7 +98,8 @@ class Stores:
         """Memory of one row of each of these layers; rows that no cache holds have none."""
         found = self._row_bytes.get(layers)
         if found is None:
-            found = sum(_row_bytes(self.layers[index]) for index in layers)
+            held = [self.layers[index] for index in layers if self.layers[index].held]
+            found = sum(one.row_bytes for one in held)
             self._row_bytes[layers] = found
         return found
 
@@ -143,11 +144,6 @@ class Stores:
 def _among(given: Tensor, rows: Tensor) -> bool:
     """Whether all rows that were given are, bit for bit, among others."""
     return bool(np.isin(digest(given), digest(rows.to(given.dtype))).all())
-
-
-def _row_bytes(layer: CacheLayer) -> int:
-    width = layer.held_dim * dtypes.itemsize(layer.dtype)
-    return layer.num_kv_heads * width if layer.held else 0
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -262,11 +262,12 @@ class OwnCaches:
         for store, made in self._made.items():
             if not made.cached or self._uses[store].counted or self._uses[store].twin:
                 continue
-            layer, found = self.stores.layers[store], self._uses[store].found
-            if layer.capacity and len(found) == 2:
-                buffers += found
+            layer, use = self.stores.layers[store], self._uses[store]
+            if layer.capacity and (use.latents or len(use.found) == 2):
+                buffers += use.found or use.latents
                 continue
             row = layer.num_kv_heads * layer.held_dim * made.rows[0].element_size()
+            row = layer.latent_bytes or row
             each += row
             total += row * sum(runs.count(one) for one in made.entry.after.held)
         return total, each, nbytes_of(buffers)

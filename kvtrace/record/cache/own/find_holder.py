@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from math import prod
 
 import numpy as np
 import torch
@@ -45,6 +46,13 @@ class FoundHolder(Struct, frozen=True):
     storage: int
     nbytes: int
     kept: tuple[int, ...] | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row of one sequence, which lies along the first axis that rows don't."""
+        each = self.nbytes // max(1, prod(self.shape))
+        sizes = [size for n, size in enumerate(self.shape) if n != self.axis]
+        return each * prod(sizes[1:] if len(sizes) > 1 else sizes)
 
     def told(self, *, grows: bool) -> str:
         """Name and shape; the axis that grows has no size."""

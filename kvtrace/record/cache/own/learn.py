@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kvtrace.record.cache.own.call_effect import CallEffect
 from kvtrace.record.cache.own.find_holder import FoundHolder, find, held_by
+from kvtrace.record.cache.own.find_latent import find_latent, layer_with_weights
 from kvtrace.record.cache.own.holders import Holder, going_on, holders
 from kvtrace.record.cache.own.seen_call import SeenCall
 from kvtrace.record.cache.own.site_use import LOOKS, SiteUse
@@ -27,6 +28,7 @@ from kvtrace.record.flow.rows.slots import NOWHERE, UNWRITTEN, Numbers
 from kvtrace.record.match import holds
 
 ROTATED = "keys are kept unrotated and rotated anew at each step; the tokens' rows stay the same"
+MADE_ANEW = "K and V are made anew from these rows in every step"
 UNROTATED = "keys are kept before RoPE"
 
 
@@ -77,7 +79,7 @@ class Learning:
                 use.left = None if self._is_held(use, call, seen, forward) else ()
             return
         use.looks += 1
-        around = self._around(forward)
+        self._around(forward)
         old = np.flatnonzero((step.origin[0] != NOWHERE) & (step.cells[0] != UNWRITTEN))
         new = step.written[0] if step.rows else old
         for name, rows in (("keys", call.keys), ("values", call.values)):
@@ -85,9 +87,21 @@ class Learning:
         use.counted = use.counted or bool(
             held_by(forward.updates).intersection(one.storage for one in use.found)
         )
+        self._learn_made_anew(use, call, old, forward)
+        use.twin = self.twins.is_one(use, seen, call.values, self._around(forward))
+
+    def _learn_made_anew(
+        self, use: SiteUse, call: AttentionCall, old: Numbers, forward: Forward
+    ) -> None:
+        """What holds that of which the rows are made, where they are not kept as they are."""
+        around = self._around(forward)
         if use.keys is None and use.values is not None and use.turned is None:
             use.turned = find_turned(call.keys, old[::-1].tolist(), around)
-        use.twin = self.twins.is_one(use, seen, call.values, around)
+        if use.read and not use.found and not use.latents:
+            lasting = [one for one in around if one.rank]
+            weights = layer_with_weights(forward.model, call.module)
+            use.latents = find_latent(call.keys, call.values, old.tolist(), lasting, weights)
+            use.room = max([one.slots for one in use.latents], default=use.room)
 
     def _is_held(self, use: SiteUse, call: AttentionCall, seen: SeenCall, forward: Forward) -> bool:
         """Whether the rows of a text that begins are kept, too: it may be one without the cache."""
@@ -164,9 +178,10 @@ def say(
     grows = capacity is None
     if use.looks <= 1 and not layer.shared_dim and holds(*made.rows):
         stores.say(store, shared_dim=layer.value_dim)
-    where = ", ".join(dict.fromkeys(one.told(grows=grows) for one in use.found))
-    if len(use.found) == 1:
-        where = f"{'keys' if use.keys else 'values'}: {where}"
+    where = _where(use, grows=grows)
+    if use.latents:
+        remark = MADE_ANEW
+        stores.say(store, latent_bytes=sum(one.row_bytes for one in use.latents))
     stores.say(store, kind=kind, capacity=capacity, window=window, where=where, remark=remark)
 
 
@@ -175,6 +190,14 @@ def _kind(use: SiteUse, window: int | None, capacity: int | None) -> str:
     if use.twin:
         return "derived"
     return "sliding" if window else "static" if capacity else "dynamic"
+
+
+def _where(use: SiteUse, *, grows: bool) -> str:
+    """What holds the rows, or that of which they are made."""
+    found = use.found or use.latents
+    where = ", ".join(dict.fromkeys(one.told(grows=grows) for one in found))
+    alone = len(use.found) == 1
+    return f"{'keys' if use.keys else 'values'}: {where}" if alone else where
 
 
 def _reach(step: RowStep, visible: Tensor | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ class SiteUse:
         read: A step attended to rows that it had not computed.
         repeated: A step computed all rows again.
         keys, values: What holds them.
+        latents: What holds that of which both are made anew in every step.
         turned: What holds the keys as they were before RoPE.
         looks: Forwards in which that was looked for.
         moves: It was looked for once more, as it had no room for the rows any longer.
@@ -38,6 +39,7 @@ class SiteUse:
     keys: FoundHolder | None = None
     values: FoundHolder | None = None
     turned: FoundHolder | None = None
+    latents: list[FoundHolder] = field(default_factory=list)
     looks: int = 0
     moves: bool = False
     room: int = 0
@@ -82,6 +84,7 @@ class SiteUse:
     def move(self) -> None:
         """Whatever held the rows, look for it anew."""
         self.keys = self.values = self.turned = None
+        self.latents = []
         self.looks, self.moves = min(self.looks, LOOKS - 1), True
 
     def goes_on(self, step: RowStep) -> bool:
