@@ -80,3 +80,43 @@ def test_a_benchmark_that_decodes_one_text_twice_without_a_cache_is_right(first,
             decode(model, cached, PROMPT[:, :1], 8)
     report = check(kvtrace.open(tmp_path / "a.kvt"))
     assert (report.verdict, report.findings) == ("equal within rounding", ())
+
+
+class Told(Model):
+    """Keeps rows in a buffer, and is told by a method where the tokens it is given begin."""
+
+    def __init__(self):
+        super().__init__(inside=True)
+        self.register_buffer("rows", torch.zeros(2, 1, HEADS, 30, WIDTH // HEADS))
+
+    def feed(self, ids, start):
+        end = start + ids.shape[1]
+        x = self.tokens(ids) + self.places(torch.arange(start, end))
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        self.rows[0, :, :, start:end], self.rows[1, :, :, start:end] = k, v
+        k, v = self.rows[:, :, :, :end]
+        hidden = torch.full((q.shape[2], end), -torch.inf).triu(start + 1)
+        y = ((q @ k.mT / 3 + hidden).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return (x + y) @ self.tokens.weight.T
+
+    def forward(self, ids):
+        return self.feed(ids, 0)
+
+
+@torch.no_grad()
+def fed_again(model):
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9]])
+    model.feed(ids[:, :4], 0)
+    model.feed(ids[:, :5], 0)
+    model.feed(ids, 1)
+
+
+def test_a_text_that_is_fed_again_one_place_later_stands_behind_the_row_that_stays(tmp_path):
+    model = Told()
+    with kvtrace.record(tmp_path / "a.kvt"):
+        fed_again(model)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert trace.step(2).positions[0] == (1, 2, 3, 4, 5, 6)
+    (change,) = changes(trace, 2)
+    assert (change.length_after, change.appended) == (7, 6)
+    assert kvtrace.check(model, run=lambda: fed_again(model)).ok

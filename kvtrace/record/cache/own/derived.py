@@ -174,6 +174,9 @@ class Derived:
         self._stores_of[call.module, call.call] = store
         step = follower.step(self._given(call, keys, values, visible))
         self._has_read(store, step)
+        anew = step.parent is not None and not step.computed and step.rows >= call.queries.shape[2]
+        if anew and call.kind == "self" and self.fed.grown:
+            self.fed.stands_behind()
         versions = version(call.keys), version(call.values)
         rows = step.fresh or (written_rows(keys, step), written_rows(values, step))
         return SeenCall(store, step, *rows, versions, follower.digests)

@@ -52,6 +52,10 @@ class Fed:
         """Tokens that this forward has more than the one before, which it repeats; else 0."""
         return self._longer if self.known[0] else 0
 
+    def stands_behind(self) -> None:
+        """Its tokens, those before among them, got rows of their own behind rows that are kept."""
+        self._told = False, *self.known[1:]
+
     @property
     def resumed(self) -> bool:
         """Whether an argument named for it holds what an earlier step left there."""
