@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrace.record.ambient.implicit import Implicit
+from kvtrace.record.ambient.left_out import LeftOut
 from kvtrace.record.ambient.tables import ids_of, place_of, table_of
 from kvtrace.record.capture.attention.levels import looks_like_attention
 from kvtrace.record.capture.inner import inner_models
@@ -46,12 +47,15 @@ class _ByHand:
         hooks: list[tuple[nn.Module, Hook]] = [(model, self._called)]
         hooks += [(one, self._called_inside) for one in inner]
         hooks += [(one, self._looked_up) for one in tables]
-        hooks += [
-            (one, self._part)
+        parts = [
+            one
             for one in model.modules()
             if (any(one.children()) or looks_like_attention(type(one)))
             and id(one) not in entered | within
         ]
+        hooks += [(one, self._part) for one in parts]
+        self._beside: LeftOut | None = None
+        self._heard = _plain(tables), [one for one in _plain(parts) if one is not model]
         self._undo = [
             one.register_forward_pre_hook(self._told(hook), with_kwargs=True, prepend=True).remove
             for one, hook in reversed(hooks)  # what is registered last is told first
@@ -67,6 +71,12 @@ class _ByHand:
         return told
 
     def stop(self) -> None:
+        """The step under way is over, there are no more, and nothing is listened to."""
+        self._close()
+        if self._beside is not None:
+            self._beside.stop()
+
+    def _close(self) -> None:
         """The step under way is over, and there are no more."""
         while self._undo:
             self._undo.pop()()
@@ -76,21 +86,33 @@ class _ByHand:
     @property
     def _is_nobodys(self) -> bool:
         """Whether a call is none of a loop by hand: a lane's, another thread's, a forward's own."""
-        watch = self._recording.watch
-        if not self._undo or watch is None or watch.paused or watch.is_fork:
-            return True
-        if watch.turns.are_others():
+        if not self._undo or self._is_ours:
             return True
         return bool(passes()) and not self._steps.under_way
 
+    @property
+    def _is_ours(self) -> bool:
+        """Whether a call is a lane's, or another thread's or process's."""
+        watch = self._recording.watch
+        if watch is None or watch.paused or watch.is_fork:
+            return True
+        return watch.turns.are_others()
+
     def _called(self, *_: object) -> None:
-        self.stop()
+        self._close()
+        if self._beside is None and self._recording.watch is not None:
+            said = self._recording.watch.says
+            self._beside = LeftOut(
+                *self._heard,
+                lambda: not (passes() or self._is_ours),
+                lambda words: said.update({words: None}),
+            )
 
     def _called_inside(self, part: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """A large part is called: in the model's place, if it is given tokens."""
         given = named(part, args, kwargs)
         if isinstance(given.get("inputs_embeds"), Tensor) or tokens_in(given) is not None:
-            self.stop()
+            self._called()
 
     def _looked_up(self, table: nn.Module, args: Args, kwargs: Kwargs) -> None:
         with unseen_by_modes():
@@ -106,6 +128,11 @@ class _ByHand:
         if rows is not None:
             with unseen_by_modes():
                 self._steps.part_called(rows.shape[:-1].numel())
+
+
+def _plain(modules: list[nn.Module]) -> list[nn.Module]:
+    """Those that take hooks."""
+    return [one for one in modules if not isinstance(one, torch.jit.ScriptModule)]
 
 
 def _tables(module: nn.Module) -> Iterator[nn.Module]:

@@ -105,3 +105,32 @@ def test_steps_by_hand_and_calls_of_the_model_are_each_their_own(order, new, tmp
 def test_what_is_wrong_in_layers_called_by_hand_is_named_after_a_loss_was_measured(tmp_path):
     report = check(run(Small(looks_ahead=True), tmp_path / "a.kvt", ("loss", "cached", "plain")))
     assert (report.findings[0].name, report.findings[0].step) == ("MASK-FUTURE", 0)
+
+
+def prompted_by_hand(model, ids):
+    """Fills the cache of the layers by hand, behind a call of the model."""
+    model(ids)
+    x = model.embed(ids) + model.places(torch.arange(ids.shape[1]))
+    for layer in model.layers:
+        x, _ = layer(x, use_cache=True)
+
+
+def test_layers_that_run_beside_calls_of_a_recorded_model_are_said_to_be_left_out(tmp_path):
+    model, ids = Small().eval(), torch.tensor([[3, 1, 4]])
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        prompted_by_hand(model, ids)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert len(trace) == 1
+    (note,) = [one for one in trace.meta.not_recorded if "outside of its calls" in one]
+    assert "without the model" in note
+    assert not any(one._forward_pre_hooks for one in model.modules())
+
+
+def test_rows_of_ids_that_a_program_looked_up_itself_are_no_layers_left_out(tmp_path):
+    model, ids = Small().eval(), torch.tensor([[3, 1, 4]])
+    with torch.no_grad(), kvtrace.record(model, tmp_path / "a.kvt"):
+        model(ids)
+        model.embed(ids)
+        model(ids)
+    trace = kvtrace.open(tmp_path / "a.kvt")
+    assert not any("outside of its calls" in one for one in trace.meta.not_recorded)
