@@ -34,8 +34,8 @@ def course(trace: Trace) -> str:
     phases = {step.number: phase(trace, step) for step in read}
     encoded = [step.new for step in read if phases[step.number] == ENCODER]
     steps = [step for step in read if phases[step.number] != ENCODER]
-    starts = [step for step in steps if step.parent is None]
-    first = steps[: _end_of_first(steps)]
+    starts = [at for at, step in enumerate(steps) if _begins(step, phases[step.number])]
+    first = steps[: next(filter(None, starts), len(steps))]
     prefill = [step.new for step in first if phases[step.number] == "prefill"]
     decoded = len(first) - len(prefill)
     decoded += beyond if len(starts) < 2 else 0
@@ -52,10 +52,10 @@ _MANY = 4096
 """Steps that are looked at; what follows is counted as decode steps."""
 
 
-def _end_of_first(steps: Sequence[Step]) -> int:
-    """Where a second start is, if there is one."""
-    later = (at for at, step in enumerate(steps) if at and step.parent is None)
-    return next(later, len(steps))
+def _begins(step: Step, phase: str) -> bool:
+    """Whether a text begins: in an empty cache, or at its first place over rows left there."""
+    places = [row[0] for row in step.positions if row]
+    return step.parent is None or (phase == "prefill" and bool(places) and max(places) == 0)
 
 
 def _words(prefill: Sequence[int], decoded: int) -> str:

@@ -58,6 +58,12 @@ def test_a_second_start_is_counted_and_reads_like_no_decode_step():
     assert course(trace) == "prefill of 5, 2 decode steps, and 2 more starts"
 
 
+def test_a_prompt_at_the_first_place_over_rows_left_there_is_another_start():
+    again = lambda step: replace(step, phase="prefill", positions=((0,),))  # noqa: E731
+    trace = altered(synthetic_trace(), s4=again)
+    assert course(trace) == "prefill of 5, 3 decode steps, and 1 more start"
+
+
 def test_rows_that_are_not_one_a_token_are_no_prefill_and_no_batch():
     trace = altered(synthetic_trace(Shape(decode=0)), s0=twice)
     trace.source.notes = [Note("note", f"not recomputed: 29 ids for 4 rows: {ROWS_UNKNOWN}")]

@@ -48,7 +48,7 @@ class LayerChange(Struct, frozen=True):
         if not self.held:
             return f"{_rows(self.attended)}, {_ANEW.get(self.kind, 'not cached')}"
         if self.appended and not (self.length_before or self.length_after):
-            return f"{_rows(self.appended)}, none kept"
+            return f"{_rows(self.attended)}, none kept"
         words = []
         if self.appended:
             words.append(f"+{_rows(self.appended)}")

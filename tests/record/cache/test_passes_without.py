@@ -116,6 +116,7 @@ def test_a_text_that_is_fed_again_one_place_later_stands_behind_the_row_that_sta
     with kvtrace.record(tmp_path / "a.kvt"):
         fed_again(model)
     trace = kvtrace.open(tmp_path / "a.kvt")
+    assert changes(trace, 1)[0].text == "5 rows, none kept"
     assert trace.step(2).positions[0] == (1, 2, 3, 4, 5, 6)
     (change,) = changes(trace, 2)
     assert (change.length_after, change.appended) == (7, 6)
