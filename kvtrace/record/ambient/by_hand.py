@@ -118,7 +118,7 @@ class _ByHand:
         with unseen_by_modes():
             weights, found = table_of(table), tokens_in(named(table, args, kwargs))
             if weights is not None and found is not None:
-                self._steps.looked_up(found[1], place_of(weights.weight))
+                self._steps.looked_up(found[1], place_of(weights))
 
     def _part(self, _: nn.Module, args: Args, kwargs: Kwargs) -> None:
         if self._steps.under_way or generates(self._model):

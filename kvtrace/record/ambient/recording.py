@@ -228,9 +228,10 @@ class AmbientRecording:
             found = tokens_in(arguments)
             root = tables.owner_of(module)
             if found is not None and (root is not None or self._uncalled.is_watched):
-                self._uncalled.step_of(root, found[1], tables.place_of(table.weight))
+                self._uncalled.step_of(root, found[1], tables.place_of(table))
             return None
-        if not any(module.children()) and not _holds_weights(module):
+        holds = any(module.children()) or tables.holds_unlisted(module)
+        if not holds and not _holds_weights(module):
             return None
         self._uncalled.leave()
         return self._models.kin(module) or self._adopt(module)

@@ -12,6 +12,8 @@ from kvtrace.record.driving.ways.roles import signature_of
 from kvtrace.record.processes.local import address
 from kvtrace.record.whose import of_frameworks
 
+_PARAMETERS = nn.ParameterList, nn.ParameterDict
+
 FRAMES = 12
 """Callers that are looked at for the module whose method is running."""
 
@@ -27,20 +29,40 @@ def ids_of(model: nn.Module) -> str:
     return "tokens" if found is None or "embed" in found.name else found.name
 
 
-def table_of(module: nn.Module) -> nn.Embedding | None:
+def table_of(module: nn.Module) -> Tensor | None:
     """The table of a module that looks ids up and does nothing more; None: it may do more.
 
-    Such are an embedding, and what people put around one: a scale, positions, a norm, dropout.
+    Such are an embedding, of torch or people's own, and what people put around one: a scale,
+    positions, a norm, dropout.
     """
-    tables = [one for one in module.modules() if isinstance(one, nn.Embedding)]
-    if not tables:
+    tables: list[Tensor] = [x.weight for x in module.modules() if isinstance(x, nn.Embedding)]
+    tables = tables or _own_tables(module)
+    if not tables or any(map(holds_unlisted, module.modules())):
         return None
-    theirs = {id(one.weight) for one in tables}
+    theirs = {id(one) for one in tables}
     others = [one for one in module.parameters() if id(one) not in theirs]
     # what attends has matrices; learned positions are a table of one text
     beyond = any(sum(size > 1 for size in one.shape) > 1 and one.dim() != 3 for one in others)
     beyond = beyond or any(map(_is_quantised, module.modules()))
-    return None if beyond else max(tables, key=lambda one: one.num_embeddings)
+    return None if beyond else max(tables, key=len)
+
+
+def _own_tables(module: nn.Module) -> list[Tensor]:
+    """What a module that calls itself an embedding, and has no parts but parameters, looks up in.
+
+    One that reads tokens off rows as well may have another matrix of that size for it.
+    """
+    parts = all(type(one) in _PARAMETERS for one in module.children())
+    matrices: list[Tensor] = [one for one in module.parameters() if one.dim() == 2]
+    alike = len({frozenset(one.shape) for one in matrices}) == 1
+    named = "embed" in type(module).__name__.lower()
+    return matrices if parts and named and alike else []
+
+
+def holds_unlisted(module: nn.Module) -> bool:
+    """Whether it keeps modules in a plain list, where torch does not know of them."""
+    kept = (one for one in vars(module).values() if isinstance(one, list | tuple))
+    return any(isinstance(part, nn.Module) for one in kept for part in one)
 
 
 def _is_quantised(module: nn.Module) -> bool:
@@ -60,7 +82,7 @@ def owner_of(module: nn.Module) -> nn.Module | None:
     frames = list(callers(FRAMES))
     for frame in frames:
         own = self_of(frame)
-        if isinstance(own, nn.Module) and _holds(own, module):
+        if isinstance(own, nn.Module) and own is not module and _holds(own, module):
             found = own
     if found is not None:
         return found
