@@ -37,7 +37,7 @@ from kvtrace.trace.step import (
     TopLogits,
     stands_for_none,
 )
-from kvtrace.trace.trace import Trace
+from kvtrace.trace.trace import NO_ATTENTION, Trace
 from kvtrace.trace.view import CacheView
 from kvtrace.trace.weights import Weights
 
@@ -48,6 +48,7 @@ __all__ = [
     "INEXACT",
     "NOT_RECOVERED",
     "NOT_REPEATABLE",
+    "NO_ATTENTION",
     "NO_TOKEN",
     "OTHER_AXIS",
     "OVERVIEW",

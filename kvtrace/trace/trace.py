@@ -32,6 +32,9 @@ from kvtrace.trace.weights import Weights, derive, of_head
 
 _T = TypeVar("_T")
 
+NO_ATTENTION = "no attention was seen in this run"
+"""What there is to say of a place in a trace that has none."""
+
 
 class Trace:
     """One recorded run: what `kvtrace.open` gives; iterating goes through its steps."""
@@ -151,6 +154,8 @@ class Trace:
             MissingError: There is no such site.
         """
         sites = self.meta.sites
+        if not sites:
+            raise MissingError(f"{self.name}: {NO_ATTENTION}")
         if not 0 <= layer < len(sites):
             raise MissingError(
                 f"{self.name}: layer {layer} was asked for, but the trace has {len(sites)} "

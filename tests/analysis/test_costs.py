@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from builders import Shape, synthetic_trace
+from builders import Shape, synthetic_trace, without_attention
 from kvtrace.analysis.cost.costs import Logits, step_cost, why
 from kvtrace.analysis.cost.history import history, so_far
 from kvtrace.analysis.cost.memory import cache_memory
@@ -116,6 +116,11 @@ def test_why_says_when_nothing_is_saved_or_counted():
     assert "not counted" in why(step_cost(with_cost(Cost()), 3))
     uncached = replace(step_cost(synthetic_trace(), 0), cache_bytes=0)
     assert "Nothing is saved: no row is kept" in why(uncached)
+
+
+def test_why_does_not_say_that_a_model_keeps_nothing_whose_attention_was_not_seen():
+    said = why(step_cost(without_attention(), 3))
+    assert said.startswith("No attention was seen: what a step goes on from is not known")
 
 
 def test_sums_so_far_add_up_every_step_once():

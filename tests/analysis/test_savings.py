@@ -1,5 +1,6 @@
 """What sharing, grouped heads and windows save, by hand."""
 
+import pytest
 from msgspec.structs import replace
 
 from builders import Shape, synthetic_trace
@@ -64,3 +65,16 @@ def test_a_cache_of_one_kv_head_of_bytes_can_be_no_smaller():
     (one,) = trace.meta.cache_layers
     trace.source.meta = replace(trace.meta, cache_layers=(replace(one, dtype="float8_e4m3fn"),))
     assert further(trace, 6) == ()
+
+
+@pytest.mark.parametrize("value_dim", [6, 8])
+def test_nobody_saw_what_heads_would_be_given_in_place_of_absorbed_latents(value_dim):
+    trace = synthetic_trace(Shape(layers=1, heads=4, kv_heads=1))
+    (one,) = trace.meta.cache_layers
+    latent = replace(one, value_dim=value_dim, shared_dim=value_dim)
+    trace.source.meta = replace(trace.meta, cache_layers=(latent,))
+    assert savings(trace, 6) == ()
+    assert [one.what for one in further(trace, 6)] == [
+        "if its rows had 16 bits",
+        "if its rows had 8 bits, without scales",
+    ]

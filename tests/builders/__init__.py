@@ -5,6 +5,6 @@ records, so self-checks and derived weights mean something.
 """
 
 from builders.memory import MemorySource
-from builders.synthetic import Shape, synthetic_trace
+from builders.synthetic import Shape, synthetic_trace, without_attention
 
-__all__ = ["MemorySource", "Shape", "synthetic_trace"]
+__all__ = ["MemorySource", "Shape", "synthetic_trace", "without_attention"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from builders.memory import MemorySource
 from kvtrace.trace import (
@@ -68,6 +69,15 @@ def synthetic_trace(shape: Shape = _SHAPE, *, seed: int = 0, noise: float = 1e-7
     for number in range(shape.decode + 1):
         _add_step(source, shape, number, tokens, rng, noise)
     return Trace(source)
+
+
+def without_attention() -> Trace:
+    """A run in which no attention was seen, as of a recurrent model."""
+    trace = synthetic_trace()
+    trace.source.meta = replace(trace.meta, sites=(), cache_layers=(), lanes=())
+    for number, step in trace.source.steps.items():
+        trace.source.steps[number] = replace(step, caches=(), sites=())
+    return trace
 
 
 def _add_pass(source, shape, tokens):

@@ -100,6 +100,7 @@ class StepCost(Struct, frozen=True):
         logits: The convention used for the last part.
         estimated: FLOPs without the cache are extrapolated, as the trace says of some modules.
         usual_ns: Median wall time of the run's steps with as many tokens; None: too few are timed.
+        blind: No attention was seen in the run, so that nobody knows what a step goes on from.
     """
 
     parts: tuple[Part, ...]
@@ -111,6 +112,7 @@ class StepCost(Struct, frozen=True):
     logits: Logits
     estimated: bool = False
     usual_ns: int | None = None
+    blind: bool = False
 
     @property
     def flops_ratio(self) -> float | None:
@@ -160,8 +162,8 @@ def step_cost(trace: Trace, number: int, logits: Logits = Logits.COMPUTED) -> St
     )
     weights = cost.weight_bytes, cost.uncached_weight_bytes or None
     sides = (*parts, head), cached, recomputed
-    estimated, usual_ns = extrapolates(trace), _usual_ns(trace, step)
-    return StepCost(*sides, *weights, cost.cache_bytes, logits, estimated, usual_ns)
+    more = extrapolates(trace), _usual_ns(trace, step), not trace.meta.sites
+    return StepCost(*sides, *weights, cost.cache_bytes, logits, *more)
 
 
 def _usual_ns(trace: Trace, step: Step) -> int | None:
@@ -191,6 +193,11 @@ def why(cost: StepCost) -> str:
     ratio = cost.flops_ratio
     if ratio is None:
         return "FLOPs were not counted for this step."
+    if cost.blind:
+        return (
+            "No attention was seen: what a step goes on from is not known, so recomputed counts "
+            "its own tokens, as cached does."
+        )
     if cost.recomputed.flops <= cost.cached.flops:
         if cost.cache_bytes:
             return f"Nothing is saved yet: both compute every row once.{_set_up(cost)}"

@@ -123,7 +123,9 @@ def _grows(layer: CacheLayer) -> bool:
 def _as_heads(trace: Trace, held: dict[int, LayerMemory], sequences: int, *, one: bool) -> int:
     """Bytes of the same rows if every site's K,V had one kv head, or as many as query heads.
 
-    Rows expanded from latents count by what the heads are given, not by the latent.
+    Rows expanded from latents count by what the heads are given, not by the latent. Rows that are
+    K and V in one, as absorbed latents are, stay as they are: what a head would be given instead
+    was not seen.
     """
     total = 0
     counted: set[int] = set()
@@ -133,6 +135,9 @@ def _as_heads(trace: Trace, held: dict[int, LayerMemory], sequences: int, *, one
         if rows == 0 or site.source == "shared" or layer.index in counted:
             continue
         counted.add(layer.index)
+        if layer.num_kv_heads == 1 and layer.shared_dim and layer.index in held:
+            total += held[layer.index].held_bytes
+            continue
         heads = 1 if one else site.num_heads
         width = (site.key_dim + site.value_dim) * itemsize(layer.dtype)
         total += rows * heads * width * sequences

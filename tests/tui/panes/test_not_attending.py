@@ -3,12 +3,13 @@
 import pytest
 from msgspec.structs import replace
 
-from builders import synthetic_trace
+from builders import synthetic_trace, without_attention
 from builders.panes import AT, drawn, row_of
 from kvtrace.analysis.attending import nearest
 from kvtrace.errors import MissingError
 from kvtrace.trace import Tensor
 from kvtrace_tui.panes.attention import AttentionPane
+from kvtrace_tui.panes.grid import GridPane
 from kvtrace_tui.panes.inspector import InspectorPane
 from kvtrace_tui.panes.rows import Shelf
 from kvtrace_tui.panes.tensor_map import MapPane
@@ -61,3 +62,17 @@ def test_a_step_that_is_damaged_is_not_named_as_the_one_to_look_at(monkeypatch):
 
     monkeypatch.setattr(trace.source, "step", damaged)
     assert nearest(trace, 4, AT.layer) == 5
+
+
+@pytest.mark.parametrize(
+    "pane", [lambda: MapPane(Tensor.KEYS, Shelf()), lambda: AttentionPane(Shelf()),
+             lambda: InspectorPane(Shelf()), lambda: GridPane(Shelf())],
+)  # fmt: skip
+async def test_where_no_attention_was_seen_every_pane_of_a_layer_says_just_that(one_pane, pane):
+    lines = await drawn(one_pane, pane(), without_attention())
+    assert [one.strip() for one in lines[1:3]] == ["no attention was seen in this run", ""]
+
+
+def test_a_layer_of_a_trace_that_has_none_is_not_said_to_be_out_of_range():
+    with pytest.raises(MissingError, match=r"memory\.kvt: no attention was seen in this run$"):
+        without_attention().site(0)

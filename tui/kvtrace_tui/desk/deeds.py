@@ -23,6 +23,9 @@ PAGE = 64
 _AXES = {Axis.DIM: "feature"}
 """What people call an axis, where that is another word."""
 
+_OF_ATTENTION = (Axis.LAYER, Axis.HEAD, Axis.QUERY, Axis.ROW, Axis.DIM)
+"""Axes that there are only where attention was seen."""
+
 
 # -- time ----------------------------------------------------------------------------------------
 
@@ -151,7 +154,9 @@ def _move(desk: Desk, axis: Axis, by: int) -> None:
     """Go along an axis; at its end, say so."""
     before = desk.cursor
     desk.go(moves.along(before, desk.recorded, axis, by))
-    if desk.cursor == before:
+    if desk.cursor == before and axis in _OF_ATTENTION and (why := reasons.blind(desk)):
+        desk.say(why)
+    elif desk.cursor == before:
         end, words = ("last" if by > 0 else "first"), _AXES.get(axis, axis.value)
         desk.say(f"this is the {end} {words}")
 

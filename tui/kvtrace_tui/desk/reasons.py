@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvtrace.errors import KvtraceError
+from kvtrace.trace import NO_ATTENTION
 from kvtrace_tui.desk import moves
 from kvtrace_tui.desk.desk import Desk, Recording
 
@@ -53,12 +54,21 @@ def at_first(desk: Desk) -> str | None:
     return "this is the first step"
 
 
+def blind(desk: Desk) -> str | None:
+    """No attention was seen at all."""
+    if desk.trace is None or desk.trace.meta.sites:
+        return None
+    return NO_ATTENTION
+
+
 def needs_lane(desk: Desk) -> str | None:
     """There is no other lane."""
     if (missing := needs_trace(desk)) is not None or desk.trace is None:
         return missing
     if desk.trace.meta.lanes:
         return None
+    if (unseen := blind(desk)) is not None:
+        return f"{unseen}: there is nothing to compare"
     if desk.trace.ending is None and desk.recording not in _OVER:
         return "other lanes are computed when the run is over: try again then"
     return "only the cached lane was recorded: record with --recompute once to compare"

@@ -33,6 +33,7 @@ def _of_another_lane(cursor: Cursor) -> bool:
 class AttentionPane(Pane):
     """A list of rows, the strongest first; below it the rows around the crosshair in order."""
 
+    of_layers = True
     spots = ("_rows",)
 
     def __init__(self, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002

@@ -116,6 +116,7 @@ class GridPane(Pane):
         measure: What is shown; in the views that compare lanes, their difference.
     """
 
+    of_layers = True
     speaks = True
     spots = None  # its measures are worked out when the keys are quiet anyway
 

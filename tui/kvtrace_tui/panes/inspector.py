@@ -45,6 +45,7 @@ _LOW = 24
 class InspectorPane(Pane):
     """Names at the left, numbers at the right; what matters most comes first."""
 
+    of_layers = True
     speaks = True
 
     def __init__(self, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002

@@ -15,7 +15,7 @@ from textual.strip import Strip
 
 from kvtrace import text, units
 from kvtrace.errors import KvtraceError
-from kvtrace.trace import Trace
+from kvtrace.trace import NO_ATTENTION, Trace
 from kvtrace_tui.desk.cursor import Cursor
 from kvtrace_tui.drawing import ink
 from kvtrace_tui.drawing.lines import Piece, line, page, shown_in
@@ -62,6 +62,8 @@ class Pane(Lined):
     """Whether it also shows steps that were added since."""
     speaks: ClassVar[bool] = False
     """Whether it shows what was found."""
+    of_layers: ClassVar[bool] = False
+    """Whether it shows a layer's attention, and nothing where no attention was seen at all."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's name
         super().__init__(id=id)
@@ -172,6 +174,9 @@ class Pane(Lined):
     def _made(self, trace: Trace | None, cursor: Cursor, width: int, height: int) -> list[Strip]:
         if trace is None or width <= 0 or height <= 0:
             return shown_in(page([], width, height), self.terminal)
+        if self.of_layers and not trace.meta.sites:
+            strips = [*self.name_line(width), *wrapped([(NO_ATTENTION, ink.WARN)], width)]
+            return shown_in(page(strips, width, height), self.terminal)
         try:
             strips = self.draw(trace, cursor, width, height)
         except KvtraceError as error:

@@ -50,6 +50,7 @@ class MapPane(Pane):
         tensor: Which.
     """
 
+    of_layers = True
     spots = ("_bins",)
 
     def __init__(self, tensor: Tensor, shelf: Shelf, *, id: str | None = None) -> None:  # noqa: A002

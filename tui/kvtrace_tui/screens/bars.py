@@ -126,9 +126,12 @@ def _status(desk: Desk, most: int) -> list[tuple[int, Piece]]:
         found.append((0, (f"  step {cursor.step}/{trace.numbers[-1]}", ink.BAR_STRONG)))
         phase, row = _of_step(trace, cursor)
         found.append((7, (f" {phase}", ink.BAR_DIM)))
-        found.append((1, (f"  L{cursor.layer} H{cursor.head}", ink.BAR_STRONG)))
+        if trace.meta.sites:
+            found.append((1, (f"  L{cursor.layer} H{cursor.head}", ink.BAR_STRONG)))
         if row:
             found.append((2, (f" {row}", ink.BAR_STRONG)))
+        if not trace.meta.sites:
+            return found
         view = f"  {cursor.shows}" + (" · sub-step" if cursor.inside else "")
         found.append((3, (view, ink.BAR_KEY if cursor.view.needs_lane else ink.BAR_DIM)))
         found += _kind(trace, cursor)
