@@ -67,9 +67,32 @@ def test_notes_are_listed_and_made_safe(trace):
     ]
     found = findings.noted(trace)
     assert [(one.step, one.said, one.stops) for one in found] == [
-        (None, "about all", False),
         (2, "␛[2Jlook", True),
+        (None, "about all", False),
     ]
+
+
+def test_what_was_not_compared_is_no_bug_and_stands_behind_those_that_are(trace):
+    trace.source.notes += [
+        Note("finding", "UNKNOWN: layers.0: rows are others; lane not compared there", site=0),
+        Note("finding", "MASK: planted", step=2),
+    ]
+    found = findings.noted(trace)
+    assert [(one.sign, one.name, one.said) for one in found] == [
+        ("✗", "finding", "MASK: planted"),
+        ("·", "not compared", "layers.0: rows are others; lane not compared there"),
+    ]
+
+
+def test_lanes_that_are_apart_as_they_are_made_to_be_are_not_called_equal_alone():
+    known = Found(3, "DTYPE", "4 bits", means="the cache keeps rounded rows")
+    note = Found(None, "note", "the model is odd")
+    for found, words_of_it in (
+        ([known], ", but for what is no bug · 1 remark"),
+        ([note], " · 1 remark"),
+    ):
+        rows = words(answer_rows(Answer("equal within rounding"), found, 80))
+        assert rows[1] == f" ✓ equal within rounding{words_of_it}"
 
 
 def test_a_note_that_says_what_a_check_says_is_listed_once():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvtrace.analysis.checks.report import Finding
 
 _LONGEST = 600
+_UNTOLD = "UNKNOWN: "
 _SHOWN = ("finding", "bookmark", "note")
 
 
@@ -56,15 +57,17 @@ def merged(found: tuple[Found, ...], one: Found) -> tuple[Found, ...]:
 
 
 def _of_note(note: Note) -> Found:
+    """What the recorder could not compare is no bug that it found, as the checks have it."""
+    untold = note.kind == "finding" and note.text.startswith(_UNTOLD)
     return Found(
         note.step,
-        safe(note.kind, 20),
-        safe(note.text, _LONGEST),
+        "not compared" if untold else safe(note.kind, 20),
+        safe(note.text.removeprefix(_UNTOLD) if untold else note.text, _LONGEST),
         layer=note.site,
         head=note.head,
         sequence=note.sequence,
-        grave=note.kind == "finding",
-        stops=note.kind != "note",
+        grave=note.kind == "finding" and not untold,
+        stops=note.kind != "note" and not untold,
     )
 
 

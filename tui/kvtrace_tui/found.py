@@ -5,6 +5,8 @@ Pure, and light: loaded with the first picture. What finds things is in `finding
 
 from __future__ import annotations
 
+import sys
+
 from msgspec import Struct
 
 
@@ -45,8 +47,8 @@ class Found(Struct, frozen=True):
 
     @property
     def order(self) -> tuple[int, int, int, str, str]:
-        """By step, then layer; what is about the whole trace comes first."""
-        step = -1 if self.step is None else self.step
+        """By step, then layer; what is about the whole trace first, mere remarks on it last."""
+        step = (-1 if self.grave else sys.maxsize) if self.step is None else self.step
         layer = -1 if self.layer is None else self.layer
         return step, layer, self.sequence, self.name, self.said
 
@@ -83,6 +85,11 @@ class Found(Struct, frozen=True):
         inside = f" in {self.tensor}{slot}" if self.tensor else ""
         told = f"{self.means}; {self.said}"
         return whole, f"{self.name}{inside}: {told}", f"{self.name}: {self.said}"
+
+    @property
+    def apart(self) -> bool:
+        """A true difference, and no bug."""
+        return bool(self.means) and not self.grave
 
     @property
     def sign(self) -> str:

@@ -162,8 +162,10 @@ def step_cost(trace: Trace, number: int, logits: Logits = Logits.COMPUTED) -> St
     )
     weights = cost.weight_bytes, cost.uncached_weight_bytes or None
     sides = (*parts, head), cached, recomputed
-    more = extrapolates(trace), _usual_ns(trace, step), not trace.meta.sites
-    return StepCost(*sides, *weights, cost.cache_bytes, logits, *more)
+    estimated, usual_ns = extrapolates(trace), _usual_ns(trace, step)
+    return StepCost(
+        *sides, *weights, cost.cache_bytes, logits, estimated, usual_ns, blind=not trace.meta.sites
+    )
 
 
 def _usual_ns(trace: Trace, step: Step) -> int | None:

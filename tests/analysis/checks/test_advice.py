@@ -32,6 +32,9 @@ def text(report, **options):
 
 def test_the_first_line_is_the_answer():
     assert headline(equal()) == "equal within rounding (8 steps compared)"
+    assert headline(equal(findings=(NTK,))) == (
+        "equal within rounding, but for what is no bug (8 steps compared)"
+    )
     assert (
         headline(Report(UNCHECKED, reason="it has no cache")) == "could not check: it has no cache"
     )

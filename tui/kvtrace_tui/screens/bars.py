@@ -102,7 +102,8 @@ def _answer(desk: Desk) -> list[Piece]:
     """Whether the lanes are equal, in a few words."""
     answer = desk.answer
     if answer.equal:
-        return [("✓ lanes equal  ", ink.BAR_GOOD)]
+        apart = any(one.apart for one in desk.found)
+        return [("✓ no bug (f)  " if apart else "✓ lanes equal  ", ink.BAR_GOOD)]
     if answer.diverged:
         count = sum(one.grave for one in desk.found)
         return [(f"✗ {count} finding{'s' if count != 1 else ''} (f)  ", ink.BAR_BAD)]

@@ -51,6 +51,8 @@ def answer_rows(answer: Answer, found: Sequence[Found], width: int) -> Iterator[
     style = ink.GOOD if answer.equal else ink.BAD if answer.diverged else ink.WARN
     sign = "✓ " if answer.equal else "✗ " if answer.diverged else ""
     verdict = answer.verdict or "only the cached lane was recorded: there is nothing to hold it to"
+    if answer.equal and any(one.apart for one in found):
+        verdict += ", but for what is no bug"
     yield []
     yield [(f" {sign}{verdict}", style), (_counts(found), ink.DIM)]
     for text in answer.lines:
