@@ -62,6 +62,12 @@ def _lines(report: FileReport) -> list[str]:
         lines += ["", "damage", *(f"  {safe(text, 1000)}" for text in report.damage)]
     lines += ["", f"strings ({len(report.strings)}), with how often each occurs"]
     lines += [f"  {number:>7}   {safe(text, 1000)}" for text, number in report.strings.items()]
+    if report.unlisted:
+        lines += [
+            "",
+            f"not listed: what {counted(report.unlisted, 'byte')} hold that belong to no frame "
+            "that can be read; `kvtrace recover` makes a copy without them",
+        ]
     return lines
 
 

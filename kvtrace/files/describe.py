@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from kvtrace.errors import TraceError
-from kvtrace.files.layout import Kind
+from kvtrace.files.layout import HEADER_BYTES, Kind
 from kvtrace.files.reading.source import FileSource
 from kvtrace.files.reading.stored import read_everything
 from kvtrace.trace import Ending, Trace
@@ -27,7 +27,8 @@ class FileReport(Struct, frozen=True):
         steps: Number of steps.
         ending: How it ended; None: incomplete.
         damage: Sentences: what can't be read, or is missing between what can.
-        strings: Every string in the file, raw, with how often it occurs, in order of appearance.
+        strings: Every string in its frames, raw, with how often it occurs, in order of appearance.
+        unlisted: Bytes that belong to no frame that could be read: their strings are not listed.
     """
 
     name: str
@@ -39,6 +40,7 @@ class FileReport(Struct, frozen=True):
     ending: Ending | None
     damage: tuple[str, ...]
     strings: dict[str, int]
+    unlisted: int
 
 
 def describe(path: Path, told: Callable[[float], None] = lambda _: None) -> FileReport:
@@ -77,6 +79,7 @@ def describe(path: Path, told: Callable[[float], None] = lambda _: None) -> File
         ending=catalog.ending,
         damage=(*(one.text for one in catalog.damage.all()), *Trace(source).missing),
         strings=dict(strings),
+        unlisted=file.size() - HEADER_BYTES - sum(size for _, size in frames.values()),
     )
 
 

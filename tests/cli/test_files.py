@@ -1,6 +1,7 @@
 import json
 import os
 import pwd
+import shutil
 import stat
 
 import pytest
@@ -24,6 +25,23 @@ def test_info_lists_every_string_of_the_file(kvtrace, trace_file):
     told = json.loads(out)
     assert told["steps"] == 7
     assert told["strings"]["model.layers.1.self_attn"] == 2  # META is said again at the end
+
+
+def test_info_says_how_many_bytes_hold_strings_that_it_can_not_list(kvtrace, trace_file, tmp_path):
+    trace_file = shutil.copy(trace_file, tmp_path / "copy.kvt")
+    assert "not listed" not in kvtrace("info", trace_file)[1]
+    _, whole = split(trace_file)
+    with trace_file.open("ab") as file:
+        file.write(b"what another file held")
+    told = json.loads(kvtrace("info", trace_file, "--json")[1])
+    assert told["unlisted"] == 22
+    assert "not listed: what 22 bytes hold" in kvtrace("info", trace_file)[1]
+    first = whole[-2]
+    with trace_file.open("r+b") as file:
+        file.seek(first.offset + 70)
+        file.write(b"!")
+    told = json.loads(kvtrace("info", trace_file, "--json")[1])
+    assert told["unlisted"] == 22 + len(first.packed())
 
 
 def test_info_of_a_cut_file_is_exit_4(kvtrace, cut_file):
