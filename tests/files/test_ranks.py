@@ -209,6 +209,22 @@ def test_the_same_rank_twice_is_refused(tmp_path, whole):
         open_ranks([paths[0], other[0]])
 
 
+def test_ranks_of_models_with_other_heads_are_refused(tmp_path, whole):
+    wider = synthetic_trace(replace(SHAPE, heads=16))
+    ranks = write_each(tmp_path, [deal(whole, 2)[0], deal(wider, 2)[1]])
+    with pytest.raises(TraceError, match=r"run.rank1.kvt: site 0 has all_heads 16, but .* is 8"):
+        open_ranks(ranks)
+
+
+def test_files_of_one_name_are_told_with_their_folders(tmp_path, whole):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one, _ = write_ranks(tmp_path / "one", whole, 2)
+    two, _ = write_ranks(tmp_path / "two", whole, 2)
+    with pytest.raises(TraceError, match=f"{two} and {one} are both rank 0 of 2"):
+        open_ranks([one, two])
+
+
 def test_ranks_of_different_sizes_are_refused(tmp_path, whole):
     paths = [*write_ranks(tmp_path, whole, 2)[:1], *write_ranks(tmp_path, whole, 4, "four")[1:2]]
     with pytest.raises(TraceError, match=r"four.rank1.kvt is one of 4 ranks, but run.rank0.kvt"):

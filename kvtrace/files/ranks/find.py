@@ -62,11 +62,12 @@ def open_ranks(paths: Sequence[Path], name: str | None = None) -> JoinedSource:
         TraceError: One is no trace of a rank, or they do not belong together.
     """
     found: dict[int, FileSource] = {}
+    files: dict[int, str] = {}
     sizes: dict[int, str] = {}
     for path in paths:
         source = FileSource(path)
         rank = _rank(source)
-        sizes.setdefault(rank.size, source.name)
+        sizes.setdefault(rank.size, _named(path, paths))
         if len(sizes) > 1:
             (one, first), (two, second) = sizes.items()
             raise TraceError(
@@ -74,13 +75,20 @@ def open_ranks(paths: Sequence[Path], name: str | None = None) -> JoinedSource:
                 "ranks of one run. Name the files of one run."
             )
         other = found.setdefault(rank.number, source)
+        file = files.setdefault(rank.number, _named(path, paths))
         if other is not source:
             raise TraceError(
-                f"{source.name} and {other.name} are both rank {rank.number} of {rank.size}"
+                f"{_named(path, paths)} and {file} are both rank {rank.number} of {rank.size}"
                 f"{_replicas(rank, _rank(other))}. Name one file for each rank."
             )
     ordered = [found[number] for number in sorted(found)]
     return JoinedSource(name or _common_name(paths, sorted(found)), ordered)
+
+
+def _named(path: Path, paths: Sequence[Path]) -> str:
+    """A file's name; with its folder where another of the files has the same."""
+    alike = sum(one.name == path.name for one in paths)
+    return safe(path.name if alike == 1 else str(path))
 
 
 def _rank(source: FileSource) -> Rank:

@@ -12,8 +12,13 @@ from kvtrace.files.ranks.heads import Heads, apart, said, side_by_side
 from kvtrace.trace import CacheLayer, Lane, Meta, ModelCard, Site
 
 _SAME_MODEL = ("class_name", "architecture", "vocab_size", "dtype", "parameter_count")
-_SAME_SITE = ("module", "call", "layer", "kind", "key_dim", "value_dim", "reads", "shared_from")
-_SAME_LAYER = ("layer", "key_dim", "value_dim", "dtype")
+_SAME_SITE = (
+    *("module", "call", "layer", "kind", "key_dim", "value_dim", "reads", "shared_from"),
+    "all_heads",
+)
+_SAME_LAYER = ("layer", "key_dim", "value_dim", "dtype", "all_kv_heads")
+_MAYBE_UNKNOWN = ("all_heads", "all_kv_heads")
+"""0 where a rank does not know."""
 
 
 class Plan(Struct, frozen=True):
@@ -86,6 +91,8 @@ def _all_same(
     for file, rank in zip(names[1:], ranks[1:], strict=True):
         for name in fields:
             here, there = getattr(ranks[0], name), getattr(rank, name)
+            if name in _MAYBE_UNKNOWN and 0 in (here, there):
+                continue
             if here != there:
                 raise TraceError(
                     f"{file}: {what} has {name} {there!r}, but in {names[0]} it is {here!r}: "
