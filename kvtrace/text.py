@@ -78,6 +78,14 @@ def safe_lines(text: str, max_lines: int, limit: int) -> list[str]:
     return shown
 
 
+def message(error: BaseException) -> str:
+    """The message of an exception; empty where asking for it raises another one."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 def said_by(error: BaseException, limit: int = 300) -> str:
     """An exception on one line, safe to show: its name, and the lines of its message joined.
 
@@ -85,5 +93,5 @@ def said_by(error: BaseException, limit: int = 300) -> str:
         error: It.
         limit: As `safe` takes it.
     """
-    lines = (line.strip() for line in str(error).splitlines())
+    lines = (line.strip() for line in message(error).splitlines())
     return safe(f"{type(error).__name__}: {' '.join(filter(None, lines))}".rstrip(": "), limit)

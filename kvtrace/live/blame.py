@@ -11,6 +11,7 @@ from types import ModuleType
 
 from kvtrace.errors import KvtraceError, MemoryLimitError, RecordError
 from kvtrace.paths import OURS, line_of
+from kvtrace.text import message
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "cannot allocate memory")
 
@@ -51,7 +52,7 @@ def error_of(error: BaseException, script: ModuleType | None) -> KvtraceError:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Python's, torch's, or an allocator's way of saying it."""
-    text = str(error).lower()
+    text = message(error).lower()
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
     )
@@ -71,7 +72,7 @@ def place(error: BaseException, script: ModuleType | None) -> str:
 
 def first_line(error: BaseException) -> str:
     """Of its message; its name when it has none."""
-    lines = str(error).strip().splitlines()
+    lines = message(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 

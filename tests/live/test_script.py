@@ -143,6 +143,18 @@ def test_arguments_name_and_exit_code_are_the_scripts_own(run, tmp_path):
     assert "compared with recomputed" in err
 
 
+@pytest.mark.parametrize(
+    "of_it", ["def __str__(self): raise ValueError", "__class__ = property(lambda self: 1 / 0)"]
+)
+def test_an_exception_that_can_not_be_asked_ends_a_script_as_without_us(run, tmp_path, of_it):
+    text = f"class Odd(Exception):\n    {of_it}\nraise Odd\n"
+    (tmp_path / "odd.py").write_text(text)
+    code, _, err = run("odd.py")
+    shown = [line for line in err.splitlines() if not line.startswith("kvtrace: ")]
+    assert (code, shown[-1].partition(":")[0]) == (1, "Odd")
+    assert not [line for line in shown if line.startswith("  File") and "odd.py" not in line]
+
+
 def test_a_module_is_run_as_python_runs_it(run):
     code, out, _ = run("arguments", "-n", "2", module=True)
     assert code == 7

@@ -15,7 +15,7 @@ from kvtrace.errors import KvtraceError, ModelError
 from kvtrace.models.scripts.outdated import outdated
 from kvtrace.models.spec import Source
 from kvtrace.paths import OURS, line_of
-from kvtrace.text import safe, said_by
+from kvtrace.text import message, safe, said_by
 
 T = TypeVar("T")
 _GPU = re.compile(r"NVIDIA|CUDA|cuda|\bGPU\b|\bgpu\b")
@@ -71,12 +71,12 @@ def wants_gpu(error: BaseException, source: Source) -> bool:
         error = error.__cause__
     own = _own_frames(error, source)
     asked = isinstance(error, AssertionError) and own and _GPU.search(own[-1].line or "")
-    return bool(asked or _GPU.search(str(error)))
+    return bool(asked or _GPU.search(message(error)))
 
 
 def gpu_remedy(error: BaseException) -> str:
     """What to do about a program that asked for a GPU where there is none; empty: it did not."""
-    if torch.cuda.is_available() or not _GPU.search(str(error)):
+    if torch.cuda.is_available() or not _GPU.search(message(error)):
         return ""
     return _ON_CPU
 
@@ -123,7 +123,7 @@ def _remedy(error: BaseException, source: Source, gpu: bool, at_import: bool) ->
     if gpu:
         return _ON_CPU
     if isinstance(error, FileNotFoundError):
-        what = "a checkpoint" if _CHECKPOINT.search(str(error)) else "a file"
+        what = "a checkpoint" if _CHECKPOINT.search(message(error)) else "a file"
         where = "start kvtrace in the directory from which the script finds it"
         other = "let the factory do without"
         if at_import:
@@ -135,7 +135,7 @@ def _remedy(error: BaseException, source: Source, gpu: bool, at_import: bool) ->
         return "it asks for input, and there is no keyboard here: let the factory do without"
     if at_import and not isinstance(error, ImportError):
         return "the file does this when imported: --definitions runs its definitions only"
-    sizes = isinstance(error, RuntimeError) and "size mismatch for" in str(error)
+    sizes = isinstance(error, RuntimeError) and "size mismatch for" in message(error)
     return _OTHER_SIZES if sizes else outdated(error)
 
 

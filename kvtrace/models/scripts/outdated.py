@@ -7,6 +7,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from kvtrace.text import message
+
 _LIBRARY = "transformers"
 _REPOSITORIES = "transformers_modules"
 """Where transformers puts the code of repositories."""
@@ -25,7 +27,7 @@ def outdated(error: BaseException) -> str:
         plain = isinstance(error.obj, list | tuple | dict)
         missing = _is_made_of(error.obj) or (plain and _raised_inside(error))
     elif isinstance(error, TypeError):
-        used = _USED.match(str(error))
+        used = _USED.match(message(error))
         missing = used is not None and _has(used[1] or used[2])
     else:
         plain = isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError)

@@ -34,6 +34,7 @@ from kvtrace.record.capture.watch import Watch
 from kvtrace.record.modes import unseen_by_modes
 from kvtrace.record.paged.engine import ENGINE
 from kvtrace.record.recording import Recording
+from kvtrace.text import message
 from kvtrace.trace import Ending, Meta
 
 MODELS = 4
@@ -299,7 +300,9 @@ class AmbientRecording:
         except OutputExistsError:
             raise
         except Exception as error:
-            self._faults.append(f"watching failed: {type(error).__name__}: {error}".splitlines()[0])
+            self._faults.append(
+                f"watching failed: {type(error).__name__}: {message(error)}".splitlines()[0]
+            )
 
 
 def _holds_weights(module: nn.Module) -> bool:
