@@ -48,10 +48,10 @@ class LosesScales(Rounded):
 
 
 class Lm(nn.Module):
-    def __init__(self, cache=Rounded, bits=8, layers=3) -> None:
+    def __init__(self, cache=Rounded, bits=8, layers=3, heads=4) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.cache, self.bits = cache, bits
+        self.cache, self.bits, self.heads = cache, bits, heads
         self.tokens, self.wpe = nn.Embedding(VOCAB, WIDTH), nn.Embedding(64, WIDTH)
         self.mixes = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(layers))
         self.head = nn.Linear(WIDTH, VOCAB)
@@ -66,7 +66,7 @@ class Lm(nn.Module):
         new, past = ids.shape[1], 0 if cache is None else len(cache[0])
         x = self.tokens(ids) + self.wpe(torch.arange(new) + self.begin(past))
         for n, mix in enumerate(self.mixes):
-            q, *kv = mix(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+            q, *kv = mix(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
             k, v = torch.stack(kv) if cache is None else self.kept(cache[n], torch.stack(kv), n)
             mask = torch.ones(new, past + new, dtype=torch.bool).tril(past)
             x = x + F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(
@@ -97,6 +97,12 @@ def test_a_cache_that_keeps_few_bits_everywhere_differs_and_has_no_bug(bits):
     assert report.verdict == EQUAL, report
     assert {(one.name, one.kind.bug, one.step) for one in report.findings} == {("DTYPE", False, 0)}
     assert f"k of {bits} bits and v of {bits} bits" in report.findings[0].evidence
+
+
+def test_a_scale_for_every_four_numbers_is_known_in_all_layers():
+    report = kvtrace.check(Lm(heads=16), PROMPT[:2], new_tokens=4, ways=())
+    assert report.verdict == EQUAL, report
+    assert "in each 4 numbers: k of 8 bits and v of 8 bits" in report.findings[0].evidence
 
 
 @pytest.mark.parametrize(

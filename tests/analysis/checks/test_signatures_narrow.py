@@ -83,7 +83,8 @@ def test_a_scale_that_is_lost_is_no_negative_one():
 
 
 def test_groups_of_four_are_known_by_what_quantising_the_right_numbers_gives():
-    right = np.random.default_rng(1).standard_normal((2, 8, 16)).astype(np.float32)
+    chance = np.random.default_rng(1)
+    right = chance.standard_normal((2, 8, 16)).astype(np.float32)
     for bits in (8, 4):
         by_feature = right.reshape(2, 2, 4, 16)
         mine = levels(by_feature, bits, 2).reshape(right.shape)
@@ -93,8 +94,19 @@ def test_groups_of_four_are_known_by_what_quantising_the_right_numbers_gives():
         assert quantised(mine, right) == (bits, "feature of 4 rows")
         mine = levels(right.reshape(2, 8, 4, 4), bits, 3).reshape(right.shape)
         assert quantised(mine, right) == (bits, "4 numbers")
-        assert quantised(mine + 0.1, right) is None
+        assert quantised(mine + 0.1 * chance.standard_normal(mine.shape), right) is None
     assert quantised(right, right) is None
+
+
+def test_groups_of_four_are_known_by_their_own_grids_where_other_numbers_were_quantised():
+    chance = np.random.default_rng(2)
+    right = chance.standard_normal((2, 3, 4)).astype(np.float32)
+    other = right + 0.01 * chance.standard_normal(right.shape).astype(np.float32)
+    assert quantised(other, right) is None
+    for bits in (8, 4):
+        step = np.abs(other).max(axis=2, keepdims=True) / (2 ** (bits - 1) - 1)
+        assert quantised(np.rint(other / step) * step, right) == (bits, "4 numbers")
+        assert quantised(levels(other, bits, 2), right) == (bits, "4 numbers")
 
 
 def test_values_that_are_all_zero_are_not_cut_off():

@@ -32,6 +32,9 @@ _MOST_ROUNDED = 0.15
 _FEW_NUMBERS = 4
 """In a group of which it is asked what quantising would have made of the right numbers."""
 
+_ENOUGH_GROUPS = 2
+"""Of four numbers, two of which set the grid: so many do not lie on one of given bits by chance."""
+
 _TIED = 0.02
 """Of a step: so near to the middle between two levels, rounding may go either way."""
 
@@ -96,7 +99,10 @@ def _on_levels(
 
 
 def _in_fours(rows: Floats, reference: Floats) -> tuple[int, str] | None:
-    """The same of groups of four numbers, which fit any grid: as quantising the right ones gives.
+    """The same of groups of four numbers, each of which fits a grid of some size.
+
+    They are what quantising the right ones gives; or all lie on grids of the same few bits, as
+    they do where what went into their layer was rounded before.
 
     Args:
         rows: [heads, rows, dim].
@@ -113,7 +119,20 @@ def _in_fours(rows: Floats, reference: Floats) -> tuple[int, str] | None:
             few = mine[:_FIRST], theirs[:_FIRST]
             if _rounded(*few, bits, anew=False) and _rounded(mine, theirs, bits, anew=True):
                 return bits, name
+            if _on_their_own(mine, bits) and not _on_their_own(theirs, bits):
+                return bits, name
     return None
+
+
+def _on_their_own(groups: NDArray[np.float64], bits: int) -> bool:
+    """Whether groups that are not zero, enough of them, lie on the grids that they span."""
+    some = groups[groups.any(axis=1)]
+    if len(some) < _ENOUGH_GROUPS:
+        return False
+    return any(
+        _lies_on(some[:_FIRST], low[:_FIRST], step[:_FIRST]) and _lies_on(some, low, step)
+        for low, step in _grids(some, bits)
+    )
 
 
 def _rounded(
