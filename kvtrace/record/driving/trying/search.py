@@ -23,6 +23,7 @@ from kvtrace.record.driving.trying.observe import matches, observed
 from kvtrace.record.driving.trying.patterns import Pattern
 from kvtrace.record.driving.trying.preferred import closest_first, unless_their_own
 from kvtrace.record.driving.trying.ready import trials_of
+from kvtrace.record.driving.trying.stirred import stirred
 from kvtrace.record.driving.trying.unnamed import shown, suspected
 from kvtrace.record.driving.ways.beside import given_beside
 from kvtrace.record.driving.ways.candidates import cached_ways, plain_ways
@@ -72,8 +73,7 @@ class Search:
             ModelError: None works; says what was tried and what to add.
         """
         signature = signature_of(self.model)
-        trials = trials_of(self.model, self.wish, self.count)
-        plain = self._plain(signature, trials)
+        trials, plain = self._begun(signature)
         others = given_beside(signature, self.model, self.wish.script) if plain is None else ()
         for told in others:
             if (plain := self._plain(told, trials)) is not None:
@@ -107,6 +107,20 @@ class Search:
         return found_uncached(plain, trials, self.wish, stumbled, left, own)
 
     # -- without a cache -----------------------------------------------------------------------
+
+    def _begun(self, signature: Signature) -> tuple[Trials, Way | None]:
+        """Where ways are tried, and a way without a cache.
+
+        Where the model's own weights let no logit show the text, but others do, with those.
+        """
+        trials = trials_of(self.model, self.wish, self.count)
+        plain = self._plain(signature, trials)
+        if plain is None or trials.sees_the_first_token(plain):
+            return trials, plain
+        others = stirred(trials)
+        found = self._plain(signature, others)
+        seen = found is not None and others.sees_the_first_token(found)
+        return (others, found) if seen else (trials, plain)
 
     def _plain(self, signature: Signature, trials: Trials) -> Way | None:
         """The first way without a cache that works, and in which rows see what they should."""
