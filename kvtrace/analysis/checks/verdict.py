@@ -47,7 +47,8 @@ def check(
         alone = _told_alone(trace, fresh)
         if alone is None:
             return Report(UNCHECKED, reason=why, keeps_nothing=keeps_nothing(trace))
-        return Report(DIVERGED, (alone,), noise(trace, lane).reason)
+        caveats = (f"nothing else was compared: {why}",)
+        return Report(DIVERGED, (alone,), noise(trace, lane).reason, caveats=caveats)
     survey, trouble = Survey(trace, lane, on_step), ""
     telling = Telling(trace, on_finding)
     limits: Noise | None = None
@@ -199,7 +200,8 @@ def _gap(trace: Trace, survey: Survey) -> str:
         missing, lane = survey.missing[0], f"{survey.lane} lane: "
         of_it = [n.text for n in trace.notes if n.step == missing and n.text.startswith(lane)]
         set_within = [n.text for n in trace.notes if n.text.endswith(SET_WITHIN)]
-        said = dict.fromkeys([*set_within, *(text.removeprefix(lane) for text in of_it)])
+        mine = filter(None, [survey.why.get(missing, "")])
+        said = dict.fromkeys([*set_within, *mine, *(text.removeprefix(lane) for text in of_it)])
         why = "".join(f": {text}" for text in said)
         return f"{equal}; step {missing} is the first that was not{why}"
     if lost := _lost(trace):

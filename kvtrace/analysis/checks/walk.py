@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kvtrace.analysis.checks.around.absent import (
+    calls_shifted,
     none_compared,
     not_read,
     some_absent,
@@ -126,11 +127,24 @@ class _Walk:
         places = _sites_beyond(self.trace, step, self.lane, self.limits)
         if not places and not self.causes.of_all(step):
             yield from self._behind_attention(step)
+        if unlike := self._unlike_calls(step, places):
+            self.survey.leave_out(step, unlike)
+            return
         places = self.causes.before(step, self.looking.left(places))
         yield from self._of_lanes(step, places, {one.name for one in foreign})
         if self.causes.first is None:
             yield from self._of_held_rows(step)
         self._searched += bool(places)
+
+    def _unlike_calls(self, step: Step, places: list[int]) -> str:
+        """Why calls can't be laid side by side in a step whose logits are equal; empty: they can.
+
+        What some module calculates then is written in another way for single tokens, and right.
+        """
+        found = calls_shifted(self.trace, step, places[0], self.lane) if places else None
+        if found is None or not _equal_logits(self.trace, step, self.lane, self.limits):
+            return ""
+        return f"{found.evidence}; its logits are equal"
 
     def _behind_attention(self, step: Step) -> Iterator[Finding]:
         """What the logits show of a step whose attention is all equal."""
@@ -214,6 +228,18 @@ def _after_attention(trace: Trace, step: Step, lane: str, limits: Noise) -> Find
             whose = spoken(trace.meta, last)
             return replace(found, apart=one.max_abs / size, limit=limit, spoken=whose)
     return None
+
+
+def _equal_logits(trace: Trace, step: Step, lane: str, limits: Noise) -> bool:
+    """Whether the logits of all sequences were compared, and differ by rounding alone."""
+    compared = trace.compared(step.number, lane)
+    if compared is None or not len(compared.logits) == len(step.top) == step.num_sequences:
+        return False
+    limit = _LOGITS_TIMES * float(limits.threshold.max())
+    return all(
+        one.max_abs <= limit * max(map(abs, (*top.logits, top.logsumexp)))
+        for one, top in zip(compared.logits, step.top, strict=True)
+    )
 
 
 def _said_by_the_recorder(trace: Trace, lane: str) -> Iterator[Finding]:

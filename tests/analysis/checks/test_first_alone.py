@@ -38,6 +38,8 @@ def test_steps_that_all_see_the_first_row_alone_are_named_without_another_lane()
 
     (found,) = report.findings
     assert (report.verdict, found.name, found.step) == (DIVERGED, "MASK-TOP-LEFT", 1)
+    (caveat,) = report.caveats
+    assert caveat.startswith("nothing else was compared: no step of memory.kvt was")
     assert (found.layer, found.tensor) == (0, "mask")
     assert found.evidence.startswith("the query of place 5 sees only place 0: in each of the 6")
 

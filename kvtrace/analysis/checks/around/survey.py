@@ -30,6 +30,7 @@ class Survey:
         on_step: Told the number of each step.
         compared: Steps that were.
         missing: Numbers of steps that attend and were not.
+        why: Of some of these, why not.
         flips: Steps whose lanes prefer different tokens.
         logits: Steps whose logits were compared.
         reused: Whether an attention was given rows that an earlier step computed.
@@ -44,6 +45,7 @@ class Survey:
     on_step: Callable[[int], None] | None = None
     compared: int = 0
     missing: list[int] = field(default_factory=list)
+    why: dict[int, str] = field(default_factory=dict)
     flips: list[Flip] = field(default_factory=list)
     logits: int = 0
     reused: bool = False
@@ -74,10 +76,11 @@ class Survey:
             if one.best != one.lane_best and len(self.flips) < _FLIPS_KEPT:
                 self.flips.append(Flip(step.number, row, one.margin, one.max_abs))
 
-    def leave_out(self, step: Step) -> None:
+    def leave_out(self, step: Step, why: str = "") -> None:
         """Count a step that was just taken in as one that can't be compared."""
         self.compared -= 1
         self.missing.append(step.number)
+        self.why[step.number] = why
 
     def _self_checks(self, step: Step) -> None:
         """Sites whose recorded rows do not explain their recorded output."""
