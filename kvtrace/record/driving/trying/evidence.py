@@ -127,8 +127,10 @@ class Trials(Struct, frozen=True):
         difference = max(map(_difference, steps[1:], whole), default=0.0)
         if difference <= self.tolerance and not (alone and self._forgets(way, steps)):
             return replace(told, difference=difference)
-        forgets = self._forgets(way, steps)
-        return replace(told, verdict="forgets" if forgets else "differs", difference=difference)
+        if not self._forgets(way, steps):
+            return replace(told, verdict="differs", difference=difference)
+        keeps = keeps and (not way.inside or self._keeps_of_tokens(way))
+        return replace(told, verdict="forgets", keeps=keeps, difference=difference)
 
     def plain(self, way: Way) -> Tried:
         """Try a way without a cache: once over all tokens."""
@@ -266,6 +268,19 @@ class Trials(Struct, frozen=True):
             before = contents(calls.model, self.script)
             calls.step(self.tokens[: self.prefill + 1])
             return contents(calls.model, self.script) != before
+
+    def _keeps_of_tokens(self, way: Way) -> bool:
+        """Whether what a step leaves inside depends on its tokens: tables of places do not."""
+        found = []
+        for tokens in (self.tokens, self.tokens, [self.tokens[1]] * len(self.tokens)):
+            with nothing_left(self.model, self.script):
+                calls = self._calls(way)
+                calls.step(tokens[: self.prefill])
+                calls.step(tokens[: self.prefill + 1])
+                found.append(contents(calls.model, self.script))
+        one, again, of_others = found
+        # what differs for the same tokens was drawn
+        return any(one[at] == again.get(at) != of_others.get(at) for at in one)
 
 
 @contextmanager
