@@ -259,3 +259,13 @@ def test_a_mask_as_wide_as_the_buffer_moves_no_position(tmp_path):
     assert [step.positions for step in list(trace)[1:]] == [((8 + n,), (12 + n,)) for n in range(4)]
     assert_lanes_agree(trace)
     assert check(trace).ok
+
+
+def test_a_text_beside_the_prompt_is_decoded_too_once_the_prompt_was_taken_in(tmp_path):
+    model = ready(tiny_model("llama"))
+    trace, _ = recorded(
+        model, generate(model, guidance_scale=1.5, max_new_tokens=4), tmp_path / "a"
+    )
+    # the prompt, its last token alone, and from then on a token of each
+    phases = [trace.step(number).phase for number in trace.numbers]
+    assert phases == ["prefill", "prefill", *["decode"] * 6]

@@ -17,8 +17,17 @@ class Phases(threading.local):
     """Tells the phases apart; a loop that knows its prompt says how long it is, in its thread."""
 
     def __init__(self) -> None:
-        self.prompt_rows: int | None = None
+        self._prompt_rows: int | None = None
+        self._taken_in = False  # all of the prompt, by a forward before
+
+    @property
+    def prompt_rows(self) -> int | None:
         """Tokens of the prompt under way, padding included; None: nobody said."""
+        return self._prompt_rows
+
+    @prompt_rows.setter
+    def prompt_rows(self, count: int | None) -> None:
+        self._prompt_rows, self._taken_in = count, False
 
     def of(self, forward: Forward, positions: Positions, entry: LedgerStep, grown: int) -> str:
         """The phase of a forward, by its name in the trace.
@@ -31,6 +40,9 @@ class Phases(threading.local):
         """
         past = max([group.length_before for group in entry.groups], default=0)
         start = max([row[0] for row in positions if row], default=0)
+        taken_in = self._taken_in
+        if self.prompt_rows is not None and forward.part == "model":
+            self._taken_in = taken_in or start + forward.new >= self.prompt_rows
         if forward.part == "encoder" or (past == 0 and start == 0 and forward.new > 0):
             whole = self.prompt_rows is not None and past == 0 and not forward.updates
             longer = whole and forward.new > (self.prompt_rows or 0)
@@ -38,7 +50,9 @@ class Phases(threading.local):
             longer = longer or (self.prompt_rows is None and grown == 1)
             return "decode" if longer and forward.part == "model" else "prefill"
         if self.prompt_rows is not None:
-            return "decode" if start >= self.prompt_rows else "prefill"
+            # a text beside it (classifier-free guidance) may begin with its last token
+            beside = taken_in and past > 0 and forward.new == 1
+            return "decode" if beside or start >= self.prompt_rows else "prefill"
         return "decode" if forward.new == 1 or _all_chosen(forward) else "prefill"
 
     def decodes(self, new: int, before: Step) -> bool:
