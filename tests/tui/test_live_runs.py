@@ -57,6 +57,14 @@ async def test_a_live_run_opens_at_once_and_is_followed_to_its_end(tmp_path, tra
         await until(pilot, lambda: "■ recorded" in shown(app)[0])
 
 
+async def test_what_is_told_while_it_loads_is_told_to_its_end(tmp_path):
+    run, told = Run(), "called as model(tokens [1, new], start_pos=start): " * 3 + "the very end"
+    app = app_of(None, run, lambda: open_trace(tmp_path / "none.kvt"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        run.waiting.append(LiveEvent(LiveKind.LOG, told))
+        await until(pilot, lambda: "the very end" in "\n".join(shown(app)))
+
+
 async def test_a_run_that_fails_before_its_first_step_ends_the_app(tmp_path):
     run = Run()
     app = app_of(None, run, lambda: open_trace(tmp_path / "none.kvt"))

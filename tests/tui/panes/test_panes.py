@@ -212,6 +212,17 @@ async def test_a_click_on_a_listed_row_moves_the_crosshair(one_pane):
 # -- cost ----------------------------------------------------------------------------------------
 
 
+async def test_rows_are_held_against_rows_and_not_against_the_room_for_more(one_pane):
+    trace = synthetic_trace()  # 3 layers, 2 kv heads of 8; after step 4 they hold 9 rows
+    step = trace.step(4)
+    roomy = replace(step, cost=replace(step.cost, cache_bytes=1 << 17))
+    first = (await drawn(one_pane, CostPane(), trace, size=(160, 12)))[0]
+    assert "cache 3.38 KiB (6.75 KiB if every head had its own K and V) · reads" in first
+    trace.source.steps[4] = roomy
+    first = (await drawn(one_pane, CostPane(), trace, size=(160, 12)))[0]
+    assert "cache 128 KiB, its rows 3.38 KiB (6.75 KiB if every head had" in first
+
+
 async def test_cost_shows_this_step_and_all_so_far_in_both_lanes(one_pane):
     lines = await drawn(one_pane, CostPane(), synthetic_trace(), size=(150, 12))
     assert "cached 17.3 kFLOP  recomputed 151 kFLOP  8.76×" in row_of(lines, "step")

@@ -208,7 +208,9 @@ def _times(mine: int | None, theirs: int | None, lane: str = "not measured") -> 
 def _bytes(cost: StepCost, saved: Sequence[Saving] = ()) -> str:
     """Memory, what it would be without the first thing that saves some, and traffic."""
     held = units.byte_size(cost.cache_bytes)
-    if saved and saved[0].otherwise_bytes > cost.cache_bytes:
+    if saved:
+        if saved[0].held_bytes != cost.cache_bytes:  # room for more rows was allocated, say
+            held += f", its rows {units.byte_size(saved[0].held_bytes)}"
         held += f" ({units.byte_size(saved[0].otherwise_bytes)} {saved[0].what})"
     read = units.byte_size(cost.cached.bytes_read - cost.weight_bytes)
     return f"cache {held} · reads {read} of it and {units.byte_size(cost.weight_bytes)} of weights"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from textwrap import wrap
 
 from textual.app import ComposeResult
 from textual.binding import Binding
@@ -46,7 +47,8 @@ class LoadingView(Lined):
             line(width),
         ]
         room = max(height - len(lines) - 1, 0)
-        log = list(self._follower.log)[-room:] if room else []
+        last = list(self._follower.log)[-room:] if room else []
+        log = [part for text in last for part in wrap(text, max(width - 4, 1)) or [""]][-room:]
         lines += [line(width, (f"  {padded(text, width - 3)}", ink.DIM)) for text in log]
         lines = page(lines, width, height - 1)
         return [*lines, line(width, (" q", ink.BAR_KEY), (" Quit", ink.BAR), fill=ink.BAR)]
