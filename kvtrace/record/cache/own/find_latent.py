@@ -16,7 +16,7 @@ from kvtrace.record.cache.own.find_holder import FoundHolder, described
 from kvtrace.record.cache.own.holders import Holder
 
 LARGEST = 1 << 27
-"""Numbers of matrices that are tried in one look."""
+"""Numbers of matrices that are tried in one look, a matrix as often as it is tried."""
 _CLOSE, _CLOSE_HALF = 1e-4, 3e-2
 _FEWEST = 4
 """Features of a value: fewer may agree by chance."""
@@ -55,10 +55,15 @@ def find_latent(
     two = [max(slots), min(slots)]
     wanted = values[0, 0, two]
     matrices, norms = _matrices(layer, wanted), _norms(layer)
+    tried = 0
     for one in among:
         axis, rows = _rows(one.tensor, two, wanted.dtype)
-        if rows is not None and any(_makes(matrix, rows, wanted, norms) for matrix in matrices):
-            return [described(one, axis), *_beside(keys[0, 0, two], two, among, one)]
+        for matrix in matrices if rows is not None else ():
+            tried += matrix[0].numel()
+            if tried > LARGEST:
+                return []
+            if rows is not None and _makes(matrix, rows, wanted, norms):
+                return [described(one, axis), *_beside(keys[0, 0, two], two, among, one)]
     return []
 
 
