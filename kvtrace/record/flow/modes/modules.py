@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kvtrace.record.capture.attention.kinds import is_two_sided
 from kvtrace.record.capture.replaced.overlay import Overlay
 from kvtrace.record.capture.symbolic import is_symbolic
+from kvtrace.record.driving.ways.roles import signature_of
 from kvtrace.record.flow.modes.inline import INLINED
 
 Forward = Callable[..., Any]
@@ -64,7 +65,8 @@ class Forwards:
         paused: Forwards run as if there were no patch.
         thread: The one in which they run.
         paths: Path of each known module, by identity.
-        two_sided: A model has an encoder and a decoder.
+        two_sided: A model has an encoder and a decoder: its modules are called so, or its forward
+            takes a text for each.
     """
 
     around: Around
@@ -101,6 +103,7 @@ class Forwards:
                 chosen = name
             self._adopt(name, module, only is None or module is root or _within(name, chosen))
         self.two_sided |= is_two_sided(self.paths.values(), type(root).__name__)
+        self.two_sided |= bool(signature_of(root).of("source"))
         for path, parameter in root.named_parameters(remove_duplicate=False):
             self.parameters.setdefault(id(parameter), path)
 
@@ -109,6 +112,7 @@ class Forwards:
         for path, module in model.named_modules():
             self.paths.setdefault(id(module), path)
         self.two_sided = self.two_sided or is_two_sided(self.paths.values())
+        self.two_sided = self.two_sided or bool(signature_of(model).of("source"))
 
     def _adopt(self, path: str, module: nn.Module, patched: bool = True) -> None:
         self.paths.setdefault(id(module), path)
