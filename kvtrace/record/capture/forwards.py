@@ -164,7 +164,7 @@ class Forwards:
         cross = cross_half(cache_given(arguments), result)
         updates = updates_of(self._tracker, one, cross)
         found = self.reader.calls(one, part, flow)
-        tokens, shape = fitted(*came, found[0], logits_of(result, came[1]))
+        tokens, shape = fitted(*came, found[0], logits_of(result, came[1]), arguments)
         calls, before = self.reader.fitting(found, *shape)
         left = lingering(self._tracker, calls, updates, cross)
         used = self.given(arguments) | {update.cache for update in updates}

@@ -243,6 +243,7 @@ def fitted(
     shape: tuple[int, int],
     calls: Sequence[AttentionCall],
     logits: Tensor | None,
+    arguments: Mapping[str, object],
 ) -> tuple[Tensor | None, tuple[int, int]]:
     """Tokens and (sequences, new) as the attention saw them.
 
@@ -251,7 +252,8 @@ def fitted(
     tokens and take the last ones, those that its cache does not have; it attends to a row of each,
     and may put rows of its own in front. One that has logits for every token took them all, though
     it attends to them in blocks; not where each place attends once, to a row of every token: then
-    it kept what came out of the earlier ones, too.
+    it kept what came out of the earlier ones, too. Where a text goes on in an argument of its own,
+    the last rows are no tokens of the first, and which they are is not known.
     """
     decoding = [call for call in calls if call.kind != "encoder"] or list(calls)
     if not decoding or any(_size(call) == shape for call in decoding):
@@ -268,9 +270,30 @@ def fitted(
         return tokens.t(), (sequences, new)
     rows = tokens.reshape(-1, tokens.shape[-1])
     if rows.shape[0] == sequences and decoding[0].keys.shape[2] >= rows.shape[1] > new:
-        return rows[:, -new:], (sequences, new)
+        goes_on = _goes_on_in_another(tokens, arguments, decoding[0])
+        return (None if goes_on else rows[:, -new:]), (sequences, new)
     fits = rows.shape[1] == new and not rows.shape[0] % sequences
     return (rows[:: rows.shape[0] // sequences] if fits else None), (sequences, new)
+
+
+def _goes_on_in_another(
+    tokens: Tensor, arguments: Mapping[str, object], call: AttentionCall
+) -> bool:
+    """Whether ids in another argument stand behind these: as many rows are seen as both have.
+
+    One more row may begin the text.
+    """
+    sequences, count = tokens.shape[0], tokens.shape[-1]
+    shown, rows = call.visible, call.keys.shape[2]
+    rows = rows if shown is None else int(shown.expand(*shown.shape[:-1], rows).sum(-1).max())
+    others = [
+        one.shape[1]
+        for name, one in arguments.items()
+        if isinstance(one, Tensor) and one is not tokens
+        if not _BESIDE.search(name) and not is_source(name, one)
+        if one.dim() == 2 and _whole(one) and one.shape[0] == sequences
+    ]
+    return any(0 <= rows - count - other <= 1 for other in others)
 
 
 def _size(call: AttentionCall) -> tuple[int, int]:
