@@ -300,3 +300,13 @@ def test_a_mask_or_bias_for_other_rows_than_were_attended_to_is_damage(tmp_path)
         with pytest.raises(TraceError, match="for 7 rows, and 4 were attended to"):
             read(1, 0)
         read(4, 0)
+
+
+def test_reads_that_give_less_than_was_asked_for_are_gone_on_with(tmp_path, monkeypatch):
+    path = write_trace(tmp_path / "a.kvt", synthetic_trace(Shape(prompt=9, decode=2)))
+    truth, whole = read_all(open_trace(path)), os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, count, at: whole(fd, min(count, 41), at))
+    monkeypatch.setattr(os, "preadv", lambda _fd, _parts, _at: 0)
+    found = read_all(open_trace(path))
+    assert found.keys() == truth.keys()
+    assert [address for address in found if not same(found[address], truth[address])] == []

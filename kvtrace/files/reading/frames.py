@@ -84,7 +84,7 @@ class FrameFile:
         self._path = path
         self._fd: int = self._open(path) if twin is None else os.dup(twin._fd)
         try:
-            header = os.pread(self._fd, HEADER_BYTES, 0)
+            header = _up_to(self._fd, HEADER_BYTES, 0)
         except OSError as error:
             raise _unreadable(self.name, error) from None
         version = header_version(header)
@@ -157,14 +157,10 @@ class FrameFile:
         """
         if count < 0 or offset < 0 or offset + count > self.size():
             raise TraceError(f"{self.name}: the file ends before byte {offset + count}.")
-        parts = []
-        while count:
-            part = self._pread(offset, count)
-            if not part:
-                raise TraceError(f"{self.name}: the file ends before byte {offset + count}.")
-            parts.append(part)
-            offset, count = offset + len(part), count - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        found = self._pread(offset, count)
+        if len(found) < count:
+            raise TraceError(f"{self.name}: the file ends before byte {offset + count}.")
+        return found
 
     def read_into(self, offset: int, parts: Sequence[memoryview]) -> None:
         """Consecutive bytes of the file, straight into `parts`.
@@ -192,7 +188,7 @@ class FrameFile:
     def _pread(self, offset: int, count: int) -> bytes:
         self._refuse_lost()
         try:
-            return os.pread(self._fd, count, offset)
+            return _up_to(self._fd, count, offset)
         except OSError as error:
             raise TraceError(
                 f"{self.name}: byte {offset} can't be read: {error.strerror}. "
@@ -304,3 +300,14 @@ def _not_ours(name: str, header: bytes, version: int | None) -> TraceError:
         f"{name}: written in format {version}; this kvtrace reads up to {FORMAT_VERSION}. "
         "Upgrade with `pip install -U kvtrace`."
     )
+
+
+def _up_to(fd: int, count: int, offset: int) -> bytes:
+    """So many bytes of a file, fewer only where it ends: one read may give less."""
+    found = os.pread(fd, count, offset)
+    while len(found) < count:
+        more = os.pread(fd, count - len(found), offset + len(found))
+        if not more:
+            break
+        found += more
+    return found
