@@ -78,10 +78,10 @@ def without_attention(products: Sequence[Product], calls: Sequence[AttentionCall
     A fused attention that is none of the calls is one over something else than rows of a cache,
     and stays; one that is a call took no other products. Else one attention may take several
     products (scores as a sum over parts of the key, as in MLA); they are told by their FLOPs and
-    by running next to each other. What a loop over heads computes is one call as well.
+    by running next to each other. What a loop over heads, or texts, computes is one call as well.
     """
     wanted: dict[int, int] = {}
-    heads: dict[int, int] = {}
+    loops: dict[int, tuple[int, int]] = {}
     joint = 0
     products, unfused = _without_fused(products, calls)
     for call in unfused:
@@ -89,7 +89,7 @@ def without_attention(products: Sequence[Product], calls: Sequence[AttentionCall
         joint = scores if call.mixes else joint + scores
         for flops in (scores, mix if call.mixes else joint):  # one product may be both scores
             wanted[flops] = wanted.get(flops, 0) + 1
-            heads[flops] = call.queries.shape[1]
+            loops[flops] = call.queries.shape[1], call.queries.shape[0]
     kept: list[Product] = []
     previous: Product | None = None
     others = _of_other_modules(products, calls)
@@ -110,27 +110,32 @@ def without_attention(products: Sequence[Product], calls: Sequence[AttentionCall
             kept.append(product)
             previous = product
     none = {products[number].key for number in others}
-    return _without_loops(kept, wanted, heads, none)
+    return _without_loops(kept, wanted, loops, none)
 
 
 def _without_loops(
-    products: Sequence[Product], missing: dict[int, int], heads: dict[int, int], others: set[Key]
+    products: Sequence[Product],
+    missing: dict[int, int],
+    loops: dict[int, tuple[int, int]],
+    others: set[Key],
 ) -> list[Product]:
-    """Drop what a loop over heads multiplied one by one.
+    """Drop what a loop over heads, or texts, multiplied one by one.
 
     Args:
         products: That are left.
         missing: FLOPs of scores or a mix → of how many calls no product was seen.
-        heads: The same → how many heads such a call has.
+        loops: The same → how many heads such a call has, and how many texts.
         others: Products that are none of an attention's.
     """
     kept = list(products)
     for flops, calls in missing.items():
-        each, parts = flops // heads[flops], calls * heads[flops]
         free = [one for one in kept if not (one.key[1] or one.pairs or one.key in others)]
-        found = [one for one in free if one.flops == each][:parts]
-        for one in found if len(found) == parts else ():
-            kept.remove(one)
+        for count in loops[flops]:
+            parts = calls * count
+            found = [one for one in free if one.flops * count == flops][:parts]
+            if found and len(found) == parts:
+                kept = [one for one in kept if not any(one is other for other in found)]
+                break
     return kept
 
 
@@ -146,10 +151,10 @@ def _without_fused(
     for call in calls:
         heads, seq = call.queries.shape[1], int(call.keys.shape[2])
         pairs = call.queries.shape[:3].numel() * seq
-        found = [one for one in fused if one.pairs == pairs][:1]
-        found = found or [one for one in fused if one.pairs * heads == pairs][:heads]
-        if len(found) not in (1, heads):
-            found = []
+        found: list[Product] = []
+        for parts in (1, heads, call.queries.shape[0]):
+            alike = [one for one in fused if one.pairs * parts == pairs][:parts]
+            found = found or (alike if len(alike) == parts else [])
         for one in found:
             fused.remove(one)
             kept.remove(one)

@@ -69,6 +69,13 @@ def fused_heads(q, k, v):
     return torch.stack([one[:, 0] for one in heads], 2)
 
 
+def fused_texts(q, k, v):
+    """One text after the other."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+    texts = zip(*(one.transpose(1, 2).split(1) for one in (q, k, v)), strict=True)
+    return torch.cat([attend(*text) for text in texts]).transpose(1, 2)
+
+
 def multiplied_heads(q, k, v):
     """The same by hand."""
     each = [one.unbind(2) for one in (q, k, v)]
@@ -83,6 +90,11 @@ def multiplied_heads(q, k, v):
 def test_a_loop_over_heads_costs_what_all_at_once_do(loop, tmp_path):
     model = Model(loop)
     assert_told_as_counted(model, lambda: model(IDS), tmp_path / "run.kvt")
+
+
+def test_a_loop_over_texts_costs_what_all_at_once_do(tmp_path):
+    model = Model(fused_texts)
+    assert_told_as_counted(model, lambda: model(IDS.repeat(2, 1)), tmp_path / "run.kvt")
 
 
 def two_texts_with_one_beginning(model):

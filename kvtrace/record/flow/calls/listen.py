@@ -247,12 +247,15 @@ class Listening:
         heads = call.queries.shape[1]
         if heads not in sizes.tokens:
             self.heads[site] = heads
-        return call
+        # without an axis of sequences, all of them were merged with the heads, or this is one
+        return replace(call, texts=sizes.batch or 0) if out.dim() == 3 else call
 
     def _take(self, call: FlowCall, output: Tensor) -> None:
         path = self._path()
         if call.assumed and not any(one.endswith(call.assumed) for one in self.notes):
             self.notes[f"{path or 'the model'}: {call.assumed}"] = None
+        if call.queries.shape[0] == 1 and (self.sizes.batch or 1) > 1:
+            call = replace(call, texts=self.sizes.batch)
         self.outlet.take(computed(call, path, self.notes), path, output)
 
     # ------------------------------------------------------------------ what went wrong

@@ -1,7 +1,7 @@
 """Heads that a loop, or sibling modules, calculate one at a time: one attention call again.
 
-Calls with one head wait until something uses an output. Heads of a loop are all there before the
-first output is used; layers are not, each uses the one before.
+Calls with one head, and those that may be of one text, wait until something uses an output. Heads
+of a loop are all there before the first output is used; layers are not, each uses the one before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COLLECTS = frozenset(("__setitem__", "__get__", "size", "dim", *COPIES, *VIEWS))
 
 
 class Waiting(Struct, frozen=True):
-    """A call with one head, and who made it.
+    """A call with one head, or of one text, and who made it.
 
     Attributes:
         call: The call.
@@ -38,7 +38,7 @@ class Waiting(Struct, frozen=True):
 
 @dataclass(slots=True)
 class Loop:
-    """Calls with one head that may belong together, in order."""
+    """Calls with one head, or of one text, that may belong together, in order."""
 
     waiting: list[Waiting] = field(default_factory=list)
     _outputs: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)

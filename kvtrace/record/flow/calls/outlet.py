@@ -17,6 +17,7 @@ from kvtrace.record.flow.calls.crossing import Crossing, Place
 from kvtrace.record.flow.calls.encoders import Encoders
 from kvtrace.record.flow.calls.kvheads import blank, by_weights
 from kvtrace.record.flow.calls.loops import Loop, Waiting, together
+from kvtrace.record.flow.calls.loops_of_texts import abreast, are_texts
 from kvtrace.record.flow.calls.newest_first import oldest_first
 from kvtrace.record.flow.calls.prove import FlowCall
 from kvtrace.record.flow.calls.relief import Relief
@@ -33,7 +34,7 @@ class Outlet:
     Attributes:
         forwards: Gives the modules that run.
         sink: Takes finished calls.
-        loop: Calls with one head that wait for the next one.
+        loop: Calls with one head, or one text, that wait for the next one.
         told: Calls that were told of lately, where somebody wants to know; else None.
         counts: Calls of each module that were handed on in this step.
         relief: Knows which modules share a place.
@@ -77,7 +78,8 @@ class Outlet:
         if frame is not None:
             frame.attended += 1
         one = Waiting(call.detached, path, None if frame is None else type(frame.module))
-        alone = call.queries.shape[1] > 1 or call.weights is not None
+        several = call.queries.shape[1] > 1 and call.texts < 2
+        alone = several or call.weights is not None
         if alone or not self.loop.fits(one):
             self.flush()
         if self.forwards.two_sided or self.encoders:
@@ -97,11 +99,18 @@ class Outlet:
             self._crossing.attended(Place(path, self.counts[path], frame), call)
 
     def flush(self) -> None:
-        """Hand on the heads that wait."""
+        """Hand on the heads, or texts, that wait."""
         waiting = self.loop.take()
-        if waiting:
-            one = together(waiting, self._around(waiting[0].path))
-            with aside(one.call.output):
+        if not waiting:
+            return
+        with aside(waiting[0].call.output):
+            if are_texts(waiting):
+                found = [abreast(waiting)]
+            elif waiting[0].call.queries.shape[1] > 1:
+                found = waiting
+            else:
+                found = [together(waiting, self._around(waiting[0].path))]
+            for one in found:
                 self._emit(replace(one, call=unrepeated(one.call)))
 
     def _around(self, path: str) -> str:

@@ -37,6 +37,7 @@ class FlowCall(Struct, frozen=True):
         level: 2 SDPA and other fused calls, 3 softmax pattern.
         place: "file.py:line" in the model's code.
         scored: The same of q·kᵀ, where it was seen.
+        texts: Sequences of the step, where this call may be that of one of them alone; else 0.
         weights: What the softmax made, where something random came after it.
         assumed: What was taken by convention, in a few words.
         rule: How scores become weights: "softmax" or "sigmoid".
@@ -59,6 +60,7 @@ class FlowCall(Struct, frozen=True):
     rule: str = "softmax"
     mixes: bool = True
     scored: str = ""
+    texts: int = 0
 
     @property
     def hides_later(self) -> bool:
