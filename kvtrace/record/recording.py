@@ -32,7 +32,7 @@ from kvtrace.record.steps.recorder import Options, Recorder
 from kvtrace.record.steps.scribe import Sink
 from kvtrace.record.undecided import Undecided
 from kvtrace.text import said_by
-from kvtrace.trace import Ending, Meta, Step
+from kvtrace.trace import STOPPED, Ending, Meta, Note, Step
 
 
 class Writer(Sink, LaneSink, Protocol):
@@ -331,7 +331,7 @@ class Recording:
                 failure = failure or error
         self.failure = failure
         if failure is not None and self._given is None:
-            warnings.warn(f"recording stopped: {failure}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"{STOPPED} {failure}", RuntimeWarning, stacklevel=3)
 
     def _last_words(
         self, writer: Writer, watch: Watch | None, ending: Ending
@@ -345,6 +345,8 @@ class Recording:
                 recorder.tell(watch.unseen, (*watch.notes, *self.said))
             if recorder.failure is not None:
                 self._due.failed()
+                if not isinstance(recorder.failure, WriteError):
+                    writer.note(Note("note", f"{STOPPED} {recorder.failure}"))
                 return recorder.failure
             self._due.at_end(self._lanes, recorder, writer, ending)
         writer.end(ending)

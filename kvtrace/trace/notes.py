@@ -70,6 +70,9 @@ def rounded_by(note: Note) -> float | None:
         return None
 
 
+STOPPED = "recording stopped:"
+"""How a note begins that says why a recording ended before the program that was recorded."""
+
 RECOVERED = "recovered"
 """Why a trace ended that was copied from one whose recording never said so."""
 

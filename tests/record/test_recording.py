@@ -12,7 +12,8 @@ import kvtrace
 from builders.recorded import record
 from builders.tiny_models import tiny_model
 from kvtrace.errors import OutputExistsError, UsageError
-from kvtrace.trace import Tensor
+from kvtrace.record.cost.meter import CostMeter
+from kvtrace.trace import STOPPED, Tensor
 
 IDS = torch.tensor([[7, 3, 21, 9, 30]])
 
@@ -167,6 +168,29 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(model, tmp_path, monkeyp
     assert torch.equal(result, expected)
     trace = kvtrace.open(tmp_path / "a.kvt")
     assert 0 < len(trace) < 4
+
+
+def test_a_fault_of_ours_ends_the_recording_and_the_trace_says_which(model, tmp_path, monkeypatch):
+    measure, path = CostMeter.measure, tmp_path / "a.kvt"
+
+    def faulty(meter, measured):
+        if measured.tokens == 7:
+            raise ValueError("no such formula")
+        return measure(meter, measured)
+
+    monkeypatch.setattr(CostMeter, "measure", faulty)
+    expected = model.generate(IDS, do_sample=False, max_new_tokens=4)
+    with (
+        pytest.warns(RuntimeWarning, match="step 2: ValueError: no such formula"),
+        kvtrace.record(model, path),
+    ):
+        result = generate(model)()
+    assert torch.equal(result, expected)
+    trace = kvtrace.open(path)
+    assert (len(trace), trace.ending) == (2, None)
+    why = f"{STOPPED} step 2: ValueError: no such formula; what was recorded so far is kept"
+    assert any(note.text.startswith(why) for note in trace.notes)
+    assert why in kvtrace.check(path).reason
 
 
 def test_nan_in_the_rows_is_counted_where_it_is(tmp_path):

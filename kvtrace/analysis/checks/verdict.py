@@ -18,7 +18,7 @@ from kvtrace.analysis.checks.whole_run.first_alone import first_alone
 from kvtrace.analysis.checks.whole_run.leftover import leftover
 from kvtrace.analysis.course import course
 from kvtrace.errors import TraceError
-from kvtrace.trace import RECOVERED, SET_WITHIN, WEIGHTS_CHANGED, Trace
+from kvtrace.trace import RECOVERED, SET_WITHIN, STOPPED, WEIGHTS_CHANGED, Trace
 
 
 def check(
@@ -124,7 +124,9 @@ def _told_alone(trace: Trace, fresh: Mapping[int, int] | None) -> Finding | None
 def _uncompared(trace: Trace, lane: str) -> str:
     """Why no step was compared, and what to do."""
     if trace.ending is None or trace.ending.reason == RECOVERED:
-        return f"{trace.name} is incomplete: it ends before its {lane} lane was computed"
+        return _early(trace) or (
+            f"{trace.name} is incomplete: it ends before its {lane} lane was computed"
+        )
     first = trace.step(trace.numbers[0])
     held = [group.length_before for group in first.caches]
     if first.parent is None and held and min(held) > 0:
@@ -224,8 +226,16 @@ def _lost(trace: Trace) -> str:
     if trace.missing:
         return f"{trace.name} is incomplete: {trace.missing[0]}"
     if trace.ending is None:
-        return f"{trace.name} is incomplete: the first {len(trace)} steps are there"
+        return _early(trace) or (
+            f"{trace.name} is incomplete: the first {len(trace)} steps are there"
+        )
     return ""
+
+
+def _early(trace: Trace) -> str:
+    """Why the recording ended before the program did, as it says itself; empty: it does not."""
+    said = next((note.text for note in trace.notes if note.text.startswith(STOPPED)), "")
+    return f"{trace.name} is incomplete: {said}" if said else ""
 
 
 def _not_copied(trace: Trace) -> str:
