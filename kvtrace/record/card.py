@@ -9,8 +9,10 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from kvtrace.configs import context_length, count, word
+from kvtrace.errors import UsageError
 from kvtrace.record.cache.stores import dtype_name
 from kvtrace.record.precision import product_dtype, product_eps
 from kvtrace.record.processes.local import here
@@ -23,7 +25,16 @@ def card(model: nn.Module, name: str | None = None) -> ModelCard:
     Args:
         model: Any module; a config is used where there is one.
         name: What to call it; by default its class.
+
+    Raises:
+        UsageError: Some of it has no weights yet.
     """
+    lazy = next((path for path, one in model.named_parameters() if is_lazy(one)), "")
+    if lazy:
+        raise UsageError(
+            f"{type(model).__name__}.{lazy}: a lazy layer has no weights before its first call; "
+            "call the model once, with any tokens, before it is recorded"
+        )
     config = getattr(model, "config", None)
     text = text_config(model)
     parameters = list({id(one): one for one in model.parameters()}.values())

@@ -169,6 +169,10 @@ MISTAKES = {
         "class Config: ...\n\ndef make():\n    return Config()\n",
         "it returned Config; .*: return the model that is built from it",
     ),
+    "lazy layers": (
+        "def make():\n    return torch.nn.Sequential(torch.nn.LazyLinear(3))\n",
+        "it has lazy layers, .*; call the model once, with any tokens, before it is returned",
+    ),
     "another size": (
         "def make():\n    other = Small()\n"
         "    other.load_state_dict({k: v[:1] for k, v in other.state_dict().items()})\n",

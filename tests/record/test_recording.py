@@ -193,6 +193,15 @@ def test_a_fault_of_ours_ends_the_recording_and_the_trace_says_which(model, tmp_
     assert why in kvtrace.check(path).reason
 
 
+def test_a_model_without_weights_yet_is_asked_to_be_called_once(tmp_path):
+    lazy = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.LazyLinear(9))
+    with pytest.raises(
+        UsageError, match=r"1\.weight: a lazy layer has no weights before its first"
+    ):
+        kvtrace.record(lazy, tmp_path / "a.kvt")
+    assert not (tmp_path / "a.kvt").exists()
+
+
 def test_nan_in_the_rows_is_counted_where_it_is(tmp_path):
     model = tiny_model("llama")
     with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 from msgspec import Struct, field
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 
 from kvtrace.errors import ModelError
 from kvtrace.models.scripts.functional import around, as_module
@@ -47,6 +48,11 @@ def take_apart(made: object, module: ModuleType, source: Source) -> Returned:
         raise ModelError(
             f"{source.name}: it returned a model that torch.jit runs, and that shows nothing of "
             "what it does; return the model that it was made of"
+        )
+    if any(map(is_lazy, model.parameters())):
+        raise ModelError(
+            f"{source.name}: it has lazy layers, which have no weights before their first call; "
+            "call the model once, with any tokens, before it is returned"
         )
     if any(one.is_meta for one in (*model.parameters(), *model.buffers())):
         raise ModelError(
