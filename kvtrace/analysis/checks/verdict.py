@@ -13,6 +13,7 @@ from kvtrace.analysis.checks.placed import of_its_place, placed
 from kvtrace.analysis.checks.report import DIVERGED, EQUAL, UNCHECKED, Finding, Report, Trial
 from kvtrace.analysis.checks.telling import Telling, Told
 from kvtrace.analysis.checks.walk import findings
+from kvtrace.analysis.checks.whole_run.begun_late import begun_late, cached_before
 from kvtrace.analysis.checks.whole_run.few_bits import in_few_bits
 from kvtrace.analysis.checks.whole_run.first_alone import first_alone
 from kvtrace.analysis.checks.whole_run.leftover import leftover
@@ -101,6 +102,8 @@ def _hopeless(trace: Trace, lane: str) -> str:
     if not meta.sites:
         text = f"no attention was seen in {meta.model.class_name or 'the model'}"
         return f"{text}: {meta.unseen[0]}" if meta.unseen else f"{text}, so no KV cache either"
+    if late := begun_late(trace):
+        return late
     compared = meta.lane(lane) is not None and any(
         trace.compared(number, lane) is not None for number in trace.numbers
     )
@@ -130,11 +133,7 @@ def _uncompared(trace: Trace, lane: str) -> str:
     first = trace.step(trace.numbers[0])
     held = [group.length_before for group in first.caches]
     if first.parent is None and held and min(held) > 0:
-        return (
-            f"step {first.number} already reads {min(held)} rows that were cached before the "
-            "recording began, of tokens that it has not seen; record from the first token on (if "
-            "a new text begins there, its cache was not reset)"
-        )
+        return cached_before(first, min(held))
     if keeps_nothing(trace):
         return _no_cache(trace)
     said = [note.text for note in trace.notes if note.kind == "note"]
