@@ -76,11 +76,45 @@ def of_two_sides():
     return Decoder(matmul).eval(), own_loop
 
 
+class OfRows(nn.Module):
+    """Called with rows, which the program looks up, and their places."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(32, 16), nn.Embedding(32, 16)
+        self.mix = nn.Linear(16, 48)
+
+    def forward(self, rows, places, past=None):
+        x = rows + self.places(places)
+        q, k, v = self.mix(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        return y.transpose(1, 2).flatten(2) @ self.tokens.weight.T, (k, v)
+
+
+def loop_of_rows(model):
+    ids, past, found = torch.tensor([[3, 1, 4, 1, 5]]), None, []
+    with torch.no_grad():
+        for start in (0, 5, 6, 7):
+            places = torch.arange(start, start + ids.shape[1])[None]
+            logits, past = model(model.tokens(ids), places, past)
+            ids = logits[:, -1:].argmax(-1)
+            found.append(ids.item())
+    return found
+
+
+def given_rows():
+    return OfRows().eval(), loop_of_rows
+
+
 def of_the_hub():
     return tiny_model("llama"), generated
 
 
-MODELS = pytest.mark.parametrize("make", [matmuls, fused, with_distances, of_two_sides, of_the_hub])
+MODELS = pytest.mark.parametrize(
+    "make", [matmuls, fused, with_distances, of_two_sides, given_rows, of_the_hub]
+)
 MODES = pytest.mark.parametrize("mode", [Functions, Operators])
 AMBIENT = pytest.mark.parametrize("ambient", [True, False], ids=["whatever runs", "a model"])
 

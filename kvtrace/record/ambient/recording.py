@@ -217,20 +217,23 @@ class AmbientRecording:
         """A module that nobody has called before: watched, if it is given tokens."""
         arguments = named(module, args, kwargs)
         embeds = any("embeds" in name and value is not None for name, value in arguments.items())
-        if not embeds and tokens_in(arguments) is None:
+        with unseen_by_modes():
+            found = tokens_in(arguments)
+        if not embeds and found is None:
             layer = any(module.children()) and rows_in(arguments) is not None
             if layer and not self._models.with_ids:
                 self._uncalled.leave()
                 return self._adopt(module, with_ids=False)
             self._others[type(module).__name__] += 1
             return None
-        if (table := tables.table_of(module)) is not None:
-            # an embedding on its own: some method of a model is running, or a plain function
-            found = tokens_in(arguments)
-            root = tables.owner_of(module)
-            if found is not None and (root is not None or self._uncalled.is_watched):
-                self._uncalled.step_of(root, found[1], tables.place_of(table))
-            return None
+        with unseen_by_modes():
+            table = tables.table_of(module)
+            if table is not None:
+                # an embedding on its own: some method of a model is running, or a plain function
+                root = tables.owner_of(module)
+                if found is not None and (root is not None or self._uncalled.is_watched):
+                    self._uncalled.step_of(root, found[1], tables.place_of(table))
+                return None
         holds = any(module.children()) or tables.holds_unlisted(module)
         if not holds and not _holds_weights(module):
             return None

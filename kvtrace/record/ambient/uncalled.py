@@ -19,7 +19,7 @@ from kvtrace.record.capture.attention.calls import AttentionCall
 from kvtrace.record.capture.replaced.entrances import is_asking
 from kvtrace.record.capture.tokens.inputs import tokens_in
 from kvtrace.record.flow import FlowWatch
-from kvtrace.record.modes import FUNCTION_MODES
+from kvtrace.record.modes import FUNCTION_MODES, unseen_by_modes
 from kvtrace.record.recording import Recording
 
 
@@ -76,12 +76,11 @@ class Uncalled:
         step = one.implicit
         if step is None or not step.under_way:
             return
-        if tokens_in(arguments) is None:
-            self._given_rows.add(id(one))
-            with self.harmless():
+        with self.harmless(), unseen_by_modes():
+            if tokens_in(arguments) is None:
+                self._given_rows.add(id(one))
                 step.given_rows(one.module, arguments)
-        else:
-            with self.harmless():
+            else:
                 step.close()
         self.leave()
 
@@ -92,7 +91,7 @@ class Uncalled:
 
     def _looked_up(self, ids: torch.Tensor, table: int) -> None:
         if not (self.outermost.inside or is_asking() or self.is_fork()):
-            with self.harmless():
+            with self.harmless(), unseen_by_modes():
                 one, owner = self.models.stepping, met.holder_of(self.models, table)
                 if one is not None and owner is None and tables.runs_within(one.module):
                     return  # places, in a table that the model keeps beside its weights

@@ -24,6 +24,7 @@ from torch.jit._builtins import _find_builtin, _register_builtin
 from kvtrace.record.capture.replaced.patch import Method, Patches
 from kvtrace.record.capture.replaced.stand_in import in_place_of
 from kvtrace.record.capture.running import our_work, passes
+from kvtrace.record.modes import unseen_by_modes
 
 _OURS = __name__.partition(".")[0] + "."
 _LIBRARIES = {"torch", *sys.stdlib_module_names} - {"__main__"}
@@ -127,7 +128,7 @@ def _shown(original: Method, read: Callable[..., Selection | None]) -> Method:
             return result
         start = perf_counter_ns()
         # the forward is not ours to break, whatever is selected from
-        with our_work(), torch.no_grad(), suppress(Exception):
+        with our_work(), unseen_by_modes(), torch.no_grad(), suppress(Exception):
             scores, *more = args if args else (kwargs.pop("input"),)
             result = _told(read(result, scores, *more, **kwargs), result, caller)
         running[-1].own_ns += perf_counter_ns() - start
